@@ -1,0 +1,197 @@
+"""ModelSpec + Workload + Layout -> list[Op]: the only formulas.
+
+`lower` walks a model from its embedding to its loss and says what every module holds, computes, moves, keeps and
+sends, on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over the result.
+"""
+
+from __future__ import annotations
+
+from llmbench.sizing.lower.attention import attention, latent
+from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.ffn import feed_forward
+from llmbench.sizing.lower.pairs import visible_pairs
+from llmbench.sizing.lower.recurrent import recurrent
+from llmbench.sizing.op import Component, Op
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
+from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+
+__all__ = ["lower", "lower_next_token_prediction", "visible_pairs"]
+
+ONE_GPU = Layout()
+
+
+def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
+    """The ops of the whole model on one GPU (the fullest, where shares are uneven), first to last.
+
+    Pipeline stages are not cut here: `layers` says which ops a stage has. Multi-token-prediction modules are apart,
+    see `lower_next_token_prediction`. Raises LayoutError where the layout does not divide the model.
+    """
+    ops: list[Op] = []
+    if spec.encoder is not None and workload.phase != "decode":
+        encoder = Builder(spec, workload, layout, encoder=True)
+        _stack(encoder, spec.encoder.layers, spec.encoder.order)
+        if spec.encoder.final_norm:
+            encoder.at("encoder.", "", ())
+            encoder.norm("final_norm", "norms", encoder.hidden, spec.norm)
+        ops += encoder.ops
+    decoder = Builder(spec, workload, layout)
+    _embedding(decoder)
+    _stack(decoder, spec.layers, spec.order)
+    decoder.at("", "", ())
+    _extra(decoder, spec.extra)
+    _head(decoder)
+    return ops + decoder.ops
+
+
+def lower_next_token_prediction(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
+    """The multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2): each norms the hidden state and
+    the next token's embedding, projects both to one, runs a layer and norms again; embedding and head are shared."""
+    mtp = spec.next_token_prediction
+    if mtp is None:
+        return []
+    b = Builder(spec, workload, layout)
+    b.stack = "mtp"
+    b.at("mtp.{}.", mtp.layer, range(mtp.count))
+    b.norm("embedding_norm", "norms", b.hidden, spec.norm)
+    b.norm("hidden_norm", "norms", b.hidden, spec.norm)
+    b.linear("proj", "other", product(Dim(2, "2"), b.hidden), b.hidden)
+    _layer(b, spec.layers[mtp.layer])
+    b.norm("final_norm", "norms", b.hidden, spec.norm)
+    return b.ops
+
+
+def _stack(b: Builder, layers: dict[str, Layer], order: tuple[str, ...]) -> None:
+    where: dict[str, list[int]] = {}
+    for index, name in enumerate(order):
+        where.setdefault(name, []).append(index)
+    prefix = "encoder.layers.{}." if b.stack == "encoder" else "layers.{}."
+    for name, indices in where.items():
+        b.at(prefix, name, indices)
+        _layer(b, layers[name])
+
+
+def _layer(b: Builder, layer: Layer) -> None:
+    norm = b.spec.norm if layer.norm is None else layer.norm
+    parallel = layer.placement in ("parallel", "parallel_two")
+
+    def norms(name: str, *, before: bool) -> None:
+        """The norms of one sublayer that stand before it, or after it."""
+        where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
+        if layer.placement in where:
+            b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm)
+
+    if layer.placement == "parallel":
+        b.norm("norm", "norms", b.hidden, norm)
+    sublayers = []
+    if layer.mixer is not None:
+        sublayers.append("mixer")
+    if layer.cross_attention is not None:
+        sublayers.append("cross")
+    if layer.ffn is not None:
+        sublayers.append("ffn")
+    for sublayer in sublayers:
+        norms(sublayer, before=True)
+        if sublayer == "mixer":
+            for mixer in branches(layer.mixer):
+                if isinstance(mixer, Attention):
+                    attention(b, mixer)
+                elif isinstance(mixer, LatentAttention):
+                    latent(b, mixer)
+                else:
+                    recurrent(b, mixer)
+        elif sublayer == "cross":
+            assert layer.cross_attention is not None
+            attention(b, layer.cross_attention, name="cross_attention", cross=True)
+        else:
+            assert layer.ffn is not None
+            feed_forward(b, layer.ffn)
+        norms(sublayer, before=False)
+        if not parallel or sublayer == sublayers[-1]:
+            b.residual(f"{sublayer}_residual")
+        if layer.placement == "post":
+            b.norm(f"{sublayer}_norm", "norms", b.hidden, norm)
+    _extra(b, layer.extra)
+
+
+def _embedding(b: Builder) -> None:
+    """Rows are looked up, not multiplied: no FLOPs; a row is read and written per token."""
+    spec = b.spec
+    tp = b.layout.tp
+    size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
+    vocab = Dim(spec.vocab_size, "vocab_size")
+
+    def table(name: str, component: Component, rows: Dim, *, ways: int = 1) -> None:
+        parameters = share(rows.size, ways) * size.size
+        looked_up = b.act(b.tokens * size.size)
+        b.add(
+            name,
+            component,
+            "embedding",
+            parameters=parameters,
+            active_parameters=parameters,
+            shards=ways,
+            formula=f"{rows.label} × {size.label}",
+            read_bytes=looked_up,
+            written_bytes=looked_up,
+            saved_bytes=8 * b.tokens,  # the token numbers, int64
+        )
+
+    table("embedding", "embedding", vocab, ways=tp)
+    if isinstance(spec.positions, LearnedPositions):
+        table("position_embedding", "position_embedding", Dim(spec.positions.num_positions, "num_positions"))
+    elif isinstance(spec.positions, SinusoidalPositions):
+        stream = b.stream_tokens * size.size
+        b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
+    if spec.embedding.token_types:
+        table("token_type_embedding", "token_type_embedding", Dim(spec.embedding.token_types, "token_types"))
+    if spec.embedding.norm:
+        b.norm("embedding_norm", "norms", size, spec.norm)
+    if spec.embedding.size is not None:
+        b.linear("embedding_projection", "other", size, b.hidden)
+
+
+def _head(b: Builder) -> None:
+    """Final norm, head and (training) the loss, at every position."""
+    spec = b.spec
+    w = b.workload
+    size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
+    if spec.final_norm:
+        b.norm("final_norm", "norms", b.hidden, spec.norm)
+    if spec.head.transform:
+        b.linear("head.transform", "other", b.hidden, size, bias=True)
+        b.norm("head.norm", "other", size, spec.norm)
+    elif size is not b.hidden:
+        b.linear("head.projection", "other", b.hidden, size)
+    vocab = Dim(spec.vocab_size, "vocab_size")
+    b.linear(
+        "lm_head",
+        "lm_head",
+        size,
+        vocab,
+        bias=spec.head.bias,
+        split="column",
+        tied=spec.tie_word_embeddings,
+        gathers=True,
+    )
+    if w.phase == "train":
+        logits = b.tokens * share(vocab.size, b.layout.tp)
+        b.add("loss", "lm_head", "loss", read_bytes=b.act(logits), saved_bytes=b.act(logits))
+
+
+def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
+    for weight in extra:
+        elements = 1
+        for size in weight.shape:
+            elements *= size
+        width = Dim(elements, " × ".join(map(str, weight.shape)))
+        if weight.role == "matmul":
+            inputs, outputs = weight.shape[-1], elements // weight.shape[-1]
+            b.linear(
+                weight.name, weight.component, Dim(inputs, str(inputs)), Dim(outputs, str(outputs)), saves_input=False
+            )
+        else:
+            b.vector(weight.name, weight.component, width, buffer=weight.role == "buffer")
+
+

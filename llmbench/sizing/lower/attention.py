@@ -1,0 +1,290 @@
+"""Attention and latent attention as ops.
+
+Per layer, MHA/GQA/MQA: q D·N·H, k and v D·K·H each, o N·H·D weights; scores and their use of the values cost
+2·(d_qk + d_v) FLOPs a pair and head. Latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): see `latent`.
+"""
+
+from __future__ import annotations
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.pairs import visible_pairs
+from llmbench.sizing.op import Cache, Collective, Component
+from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
+from llmbench.spec.model import Norm
+from llmbench.spec.position import RelativeBias, Rope
+
+
+def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
+    """Softmax attention; `cross` reads its keys and values from an encoder."""
+    tp = b.layout.tp
+    heads = Dim(mixer.num_attention_heads, "num_attention_heads")
+    kv_heads = Dim(mixer.num_key_value_heads, "num_key_value_heads")
+    head_dim = Dim(mixer.head_dim, "head_dim")
+    value_dim = head_dim if mixer.v_head_dim is None else Dim(mixer.v_head_dim, "v_head_dim")
+    if heads.size % tp or (kv_heads.size % tp and tp % kv_heads.size):
+        raise LayoutError(
+            f"layout tp={tp}: does not divide {heads.size} attention heads"
+            if heads.size % tp
+            else f"layout tp={tp}: neither divides nor is a multiple of {kv_heads.size} key-value heads",
+            hint="choose a tp that divides the heads",
+        )
+    kv_ways = min(tp, kv_heads.size)  # beyond that, GPUs hold copies of a key-value head
+    local_heads, local_kv_heads = heads.size // tp, kv_heads.size // kv_ways
+    source_tokens = share(b.workload.batch * b.workload.encoder_len, b.layout.cp) if cross else b.tokens
+    projects_kv = not mixer.shares_kv and not (cross and b.workload.phase == "decode")
+
+    queries = product(heads, head_dim)
+    if mixer.output_gate == "elementwise":
+        queries = product(Dim(2, "2"), heads, head_dim)
+    b.linear(f"{name}.q_proj", "attention", b.hidden, queries, bias=mixer.qkv_bias, split="column", gathers=True)
+    if not mixer.shares_kv:
+        for letter, dim in (("k", head_dim), ("v", value_dim)):
+            if letter == "v" and mixer.value_from_key:
+                continue
+            b.linear(
+                f"{name}.{letter}_proj",
+                "attention",
+                b.hidden,
+                product(kv_heads, dim),
+                bias=mixer.qkv_bias,
+                split="column",
+                ways=kv_ways,
+                tokens=source_tokens if projects_kv else 0,
+                saves_input=cross and letter == "k",
+            )
+    if mixer.output_gate == "headwise":
+        b.linear(f"{name}.g_proj", "attention", b.hidden, heads, split="column", saves_input=False)
+    if mixer.qk_norm is not None:
+        _qk_norm(b, mixer.qk_norm, f"{name}.q_norm", heads, head_dim, tp)
+        if not mixer.shares_kv:
+            _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_ways)
+    if mixer.sinks:
+        b.vector(f"{name}.sinks", "attention_extra", heads, shards=tp)
+    positions = b.spec.positions_of(mixer)
+    if isinstance(positions, RelativeBias) and not cross and (positions.per_layer or 0 in b.layers):
+        _relative_bias(b, name, positions, heads, tp)
+    if isinstance(positions, Rope) and not cross:
+        turned = b.tokens * (local_heads + (0 if mixer.shares_kv else local_kv_heads)) * head_dim.size
+        b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
+    source_len = b.workload.encoder_len if cross else b.kv_len
+    pairs = visible_pairs(
+        b.query_len,
+        source_len,
+        causal=mixer.causal and not cross,
+        window=mixer.sliding_window,
+        chunk=mixer.attention_chunk_size,
+        masked_too=b.workload.masked_pairs,
+    )
+    per_token = 0 if mixer.shares_kv else local_kv_heads * (head_dim.size + value_dim.size)
+    cache = None
+    if mixer.causal and b.stack == "decoder":
+        cache = Cache(cross_per_token=per_token) if cross else Cache(per_token=per_token, span=mixer.span)
+    core(
+        b,
+        f"{name}.core",
+        local_heads,
+        local_kv_heads,
+        qk_dim=head_dim.size,
+        v_dim=value_dim.size,
+        pairs=pairs,
+        source_len=source_len,
+        cache=cache,
+        seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
+    )
+    width = product(heads, value_dim)
+    if mixer.output_gate is not None:
+        gated = b.tokens * width.size // tp
+        b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
+    if mixer.output_norm:
+        b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
+    # The input of o_proj is the attention's own output, which flash attention saves already.
+    own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
+    b.linear(
+        f"{name}.o_proj", "attention", width, b.hidden, bias=mixer.output_bias, split="row", saves_input=own_input
+    )
+
+
+def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, ways: int) -> None:
+    kind = Norm(kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias)
+    everything = product(heads, head_dim)
+    local = heads.size // ways
+    if norm.over == "full":
+        b.norm(name, "attention_norms", everything, kind, rows=b.tokens, shards=ways)
+    else:
+        weight = everything if norm.over == "per_head" else head_dim
+        shards = ways if norm.over == "per_head" else 1
+        b.norm(
+            name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards
+        )
+
+
+def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
+    every = b.layers
+    if not positions.per_layer:
+        b.layers = (0,)
+    b.vector(
+        f"{name}.relative_bias",
+        "attention_extra",
+        product(Dim(positions.num_buckets, "num_buckets"), heads),
+        shards=tp,
+    )
+    b.layers = every
+
+
+def core(
+    b: Builder,
+    name: str,
+    heads: int,
+    kv_heads: int,
+    *,
+    qk_dim: int,
+    v_dim: int,
+    pairs: int,
+    source_len: int,
+    cache: Cache | None,
+    seen: int,
+    component: Component = "attention",
+) -> None:
+    """softmax(Q Kᵀ) V of `heads` heads on this GPU.
+
+    Forward 2·(d_qk + d_v) FLOPs a pair and head; backward twice that; flash computes Q Kᵀ once more. Flash saves
+    q, k, v, its output and one fp32 log-sum-exp a row and head; standard saves the probabilities in place of both
+    (and with dropout a mask and the dropped-out probabilities, which selective recomputation gives up).
+    """
+    w = b.workload
+    batch = w.batch
+    queries = share(batch * b.query_len, b.layout.cp)
+    keys = share(batch * source_len, b.layout.cp)
+    scored = heads * share(batch * pairs, b.layout.cp)
+    forward = 2 * (qk_dim + v_dim) * scored
+    square = heads * share(batch * b.query_len * source_len, b.layout.cp)
+    inputs = queries * heads * qk_dim + keys * kv_heads * (qk_dim + v_dim)
+    output = queries * heads * v_dim
+    selective = 0
+    if w.attention == "flash":
+        saved = b.act(inputs + output) + 4 * queries * heads
+        traffic_read, traffic_written = inputs, output
+    else:
+        selective = b.act(square) + (square + b.act(square) if w.dropout else 0)
+        saved = b.act(inputs) + selective
+        traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
+    new = 0 if cache is None else cache.per_token
+    cached = 0 if cache is None else cache.per_token + cache.cross_per_token
+    reads_cache = w.phase == "decode" and cached > 0
+    kv_width = kv_heads * (qk_dim + v_dim)
+    ring: tuple[Collective, ...] = ()
+    if b.layout.cp > 1:
+        moved = b.act(batch * source_len * kv_width)
+        ring = (
+            Collective("all_gather", moved, "cp", "forward"),
+            Collective("reduce_scatter", moved, "cp", "backward"),
+        )
+    b.add(
+        name,
+        component,
+        "attention",
+        forward_flops=forward,
+        backward_flops=2 * forward,
+        recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,
+        read_bytes=b.act(queries * heads * qk_dim) if reads_cache else b.act(traffic_read),
+        written_bytes=b.act(traffic_written),
+        kv_read_bytes=bytes_of(batch * seen * cached, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
+        saved_bytes=saved,
+        selective_bytes=selective,
+        cache=cache,
+        collectives=ring,
+    )
+
+
+def latent(b: Builder, mixer: LatentAttention) -> None:
+    """Multi-head latent attention.
+
+    q: D·r_q + r_q·N·(d_nope + d_rope), or D·N·(d_nope + d_rope) in full rank. kv: D·(r_kv + d_rope) down,
+    r_kv·N·(d_nope + d_v) up. Cached per token: r_kv + d_rope, once. Absorbed, the up-projection is applied to
+    queries and outputs instead of keys and values (the same FLOPs a token) and a pair costs 2·(2·r_kv + d_rope) a
+    head instead of 2·(d_nope + d_rope + d_v).
+    """
+    tp = b.layout.tp
+    name = "attention"
+    heads = Dim(mixer.num_attention_heads, "num_attention_heads")
+    if heads.size % tp:
+        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads")
+    qk_dim = Dim(mixer.qk_head_dim, "(qk_nope_head_dim + qk_rope_head_dim)")
+    kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
+    latent_norm = b.spec.norm
+    if mixer.q_lora_rank is None:
+        b.linear(f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True)
+    else:
+        q_rank = Dim(mixer.q_lora_rank, "q_lora_rank")
+        b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank, bias=mixer.latent_bias)
+        if mixer.latent_norms:
+            b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, latent_norm, rows=b.tokens)
+        b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True)
+    compressed = Dim(mixer.kv_lora_rank + mixer.qk_rope_head_dim, "(kv_lora_rank + qk_rope_head_dim)")
+    b.linear(
+        f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False
+    )
+    if mixer.latent_norms:
+        b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
+    expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
+    b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
+    local = heads.size // tp
+    if mixer.qk_rope_head_dim:
+        turned = b.tokens * (local + 1) * mixer.qk_rope_head_dim
+        b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
+    w = b.workload
+    visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
+    indexer = mixer.indexer
+    if indexer is not None:
+        _indexer(b, mixer, visible)
+        if not w.masked_pairs:
+            visible = visible_pairs(b.query_len, b.kv_len, window=indexer.top_k)
+    cache = Cache(
+        per_token=compressed.size,
+        span=mixer.sliding_window,
+        indexer_per_token=indexer.head_dim if indexer else 0,
+    )
+    core(
+        b,
+        f"{name}.core",
+        local,
+        1 if w.absorbed_mla else local,
+        qk_dim=compressed.size if w.absorbed_mla else qk_dim.size,
+        v_dim=mixer.kv_lora_rank if w.absorbed_mla else mixer.v_head_dim,
+        pairs=visible,
+        source_len=b.kv_len,
+        cache=cache,
+        seen=b.kv_len if indexer is None else min(b.kv_len, indexer.top_k),
+    )
+    b.linear(
+        f"{name}.o_proj",
+        "attention",
+        product(heads, Dim(mixer.v_head_dim, "v_head_dim")),
+        b.hidden,
+        bias=mixer.output_bias,
+        split="row",
+        saves_input=w.attention != "flash",
+    )
+
+
+def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
+    """DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` a token, a weight a head, and a
+    score of every visible pair: 2·heads·head_dim FLOPs each."""
+    indexer = mixer.indexer
+    assert indexer is not None
+    rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")
+    heads, head_dim = Dim(indexer.num_heads, "index_n_heads"), Dim(indexer.head_dim, "index_head_dim")
+    where = "attention.indexer"
+    b.linear(f"{where}.q_proj", "attention_extra", rank, product(heads, head_dim), saves_input=False)
+    b.linear(f"{where}.k_proj", "attention_extra", b.hidden, head_dim, saves_input=False)
+    b.norm(
+        f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens
+    )
+    b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
+    flops = 2 * indexer.num_heads * indexer.head_dim * share(b.workload.batch * pairs, b.layout.cp)
+    b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
+
+

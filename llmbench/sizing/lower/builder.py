@@ -1,0 +1,238 @@
+"""The few shapes of work that every layer is made of, each with its figures: the formulas of a matrix product, a
+norm, an elementwise function, an attention. The files beside this one say which of them a model consists of.
+
+Legend: B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.op import Collective, Component, Op, OpKind
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.model import ModelSpec, Norm
+
+Split = Literal["none", "column", "row"]
+
+
+class Dim(NamedTuple):
+    """A width and what it is called in the spec's terms."""
+
+    size: int
+    label: str
+
+
+def product(*dims: Dim) -> Dim:
+    """The width that is the product of several."""
+    size = 1
+    for dim in dims:
+        size *= dim.size
+    return Dim(size, " × ".join(dim.label for dim in dims))
+
+
+def share(size: int, ways: int) -> int:
+    """The largest of `ways` nearly equal shares of `size`."""
+    return -(-size // ways)
+
+
+class Builder:
+    """Collects the ops of one stack of layers, for one GPU.
+
+    `tokens` are the tokens this GPU works on; `stream_tokens` those of the residual stream it holds, fewer under
+    sequence parallelism.
+    """
+
+    def __init__(self, spec: ModelSpec, workload: Workload, layout: Layout, *, encoder: bool = False) -> None:
+        self.spec = spec
+        self.workload = workload
+        self.layout = layout
+        length = workload.encoder_len if encoder else workload.query_len
+        self.query_len = length
+        self.kv_len = length if encoder else workload.kv_len
+        self.sequence_tokens = workload.batch * length
+        self.tokens = share(self.sequence_tokens, layout.cp)
+        self.stream_tokens = share(self.tokens, layout.tp) if layout.sp else self.tokens
+        self.hidden = Dim(spec.hidden_size, "hidden_size")
+        self.stack: Literal["decoder", "encoder", "mtp"] = "encoder" if encoder else "decoder"
+        self.fused = workload.kernels == "fused"
+        self.prefix = ""
+        self.layer = ""
+        self.layers: tuple[int, ...] = ()
+        self.ops: list[Op] = []
+
+    def at(self, prefix: str, layer: str, layers: Iterable[int]) -> None:
+        """Ops added from now on stand in these layers."""
+        self.prefix, self.layer, self.layers = prefix, layer, tuple(layers)
+
+    def act(self, elements: int) -> int:
+        """Bytes of activations."""
+        return bytes_of(elements, self.workload.activation_dtype)
+
+    def add(self, name: str, component: Component, kind: OpKind, **figures: object) -> None:
+        """Append an op at the current place."""
+        self.ops.append(
+            Op(
+                name=self.prefix + name,
+                component=component,
+                kind=kind,
+                layers=self.layers,
+                layer=self.layer,
+                stack=self.stack,
+                **figures,  # type: ignore[arg-type]
+            )
+        )
+
+    def linear(
+        self,
+        name: str,
+        component: Component,
+        inputs: Dim,
+        outputs: Dim,
+        *,
+        bias: bool = False,
+        split: Split = "none",
+        ways: int | None = None,
+        tokens: int | None = None,
+        saves_input: bool = True,
+        tied: bool = False,
+        gathers: bool = False,
+    ) -> None:
+        """A matrix product: inputs × outputs weights (+ outputs of bias), 2 FLOPs a weight and token.
+
+        Backward is twice forward: one product for the input's gradient, one for the weight's. split "column" gives
+        each GPU a share of the outputs, "row" of the inputs (its outputs are then summed over the group; the bias is
+        added once, so every GPU has it). `saves_input`: this op keeps its input for backward; False where another op
+        keeps the same tensor. `gathers`: the first product of a tensor-parallel region, which gathers the sequence
+        (with sp) and whose input gradient is reduced. `tied`: the weights belong to another op.
+        """
+        ways = self.layout.tp if ways is None else ways
+        tokens = self.tokens if tokens is None else tokens
+        inside = share(inputs.size, ways) if split == "row" else inputs.size
+        outside = share(outputs.size, ways) if split == "column" else outputs.size
+        weights = inside * outside
+        own = (0 if tied else weights) + (outside if bias else 0)
+        formula = "" if tied else f"{inputs.label} × {outputs.label}"
+        if bias:
+            formula = f"{formula} + {outputs.label}" if formula else outputs.label
+        flops = 2 * tokens * weights
+        self.add(
+            name,
+            component,
+            "matmul",
+            parameters=own,
+            active_parameters=own,
+            matmul_elements=weights,
+            shards=1 if split == "none" else ways,
+            formula=formula,
+            forward_flops=flops,
+            backward_flops=2 * flops,
+            weight_bytes=bytes_of(weights + (outside if bias else 0), self.workload.weight_dtype),
+            read_bytes=self.act(tokens * inside),
+            written_bytes=self.act(tokens * outside),
+            saved_bytes=self.act(tokens * inside) if saves_input else 0,
+            collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
+        )
+
+    def _collectives(
+        self, split: Split, tokens: int, inputs: int, outputs: int, gathers: bool
+    ) -> tuple[Collective, ...]:
+        if self.layout.tp == 1:
+            return ()
+        if split == "row":
+            moved = self.act(tokens * outputs)
+            if self.layout.sp:
+                return (
+                    Collective("reduce_scatter", moved, "tp", "forward"),
+                    Collective("all_gather", moved, "tp", "backward"),
+                )
+            return (Collective("all_reduce", moved, "tp", "forward"),)
+        if gathers:
+            moved = self.act(tokens * inputs)
+            if self.layout.sp:
+                return (
+                    Collective("all_gather", moved, "tp", "forward"),
+                    Collective("all_gather", moved, "tp", "backward"),
+                    Collective("reduce_scatter", moved, "tp", "backward"),
+                )
+            return (Collective("all_reduce", moved, "tp", "backward"),)
+        return ()
+
+    def norm(
+        self,
+        name: str,
+        component: Component,
+        width: Dim,
+        norm: Norm,
+        *,
+        rows: int | None = None,
+        weight_width: Dim | None = None,
+        shards: int = 1,
+        saves_input: bool = True,
+    ) -> None:
+        """A norm over `width` of each of `rows` rows (default: the residual stream's tokens).
+
+        Saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics a row. `weight_width` where the weight is
+        wider than what is normalised together (a weight per head).
+        """
+        rows = self.stream_tokens if rows is None else rows
+        weight = width if weight_width is None else weight_width
+        vectors = int(norm.weight) + int(norm.bias)
+        parameters = vectors * share(weight.size, shards)
+        data = self.act(rows * width.size)
+        statistics = 4 * rows * (2 if norm.kind == "layernorm" else 1)
+        self.add(
+            name,
+            component,
+            "norm",
+            parameters=parameters,
+            active_parameters=parameters,
+            shards=shards,
+            formula="" if not vectors else (weight.label if vectors == 1 else f"2 × {weight.label}"),
+            weight_bytes=bytes_of(parameters, self.workload.weight_dtype),
+            read_bytes=data,
+            written_bytes=data,
+            saved_bytes=statistics + (data if saves_input else 0),
+        )
+
+    def vector(self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False) -> None:
+        """Trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
+        held = share(width.size, shards)
+        if buffer:
+            self.add(name, component, "elementwise", buffers=held, shards=shards)
+            return
+        self.add(
+            name,
+            component,
+            "elementwise",
+            parameters=held,
+            active_parameters=held,
+            shards=shards,
+            formula=width.label,
+            weight_bytes=bytes_of(held, self.workload.weight_dtype),
+        )
+
+    def elementwise(
+        self, name: str, component: Component, *, reads: int, writes: int, saves: int = 0, saved_bytes: int = 0
+    ) -> None:
+        """A function of its inputs, element by element; figures in elements, `saved_bytes` for other widths."""
+        self.add(
+            name,
+            component,
+            "elementwise",
+            read_bytes=self.act(reads),
+            written_bytes=self.act(writes),
+            saved_bytes=self.act(saves) + saved_bytes,
+        )
+
+    def residual(self, name: str) -> None:
+        """The sum of a sublayer's output and the residual stream; with dropout, its mask is saved (one byte)."""
+        elements = self.stream_tokens * self.hidden.size
+        self.elementwise(
+            name,
+            "other",
+            reads=2 * elements,
+            writes=elements,
+            saved_bytes=elements if self.workload.dropout else 0,
+        )

@@ -1,0 +1,139 @@
+"""Feed-forwards as ops: dense 2·D·F weights, gated 3·D·F, experts that many each, and their router D·E."""
+
+from __future__ import annotations
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.op import Collective, Component
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE
+
+
+def feed_forward(b: Builder, ffn: FFN) -> None:
+    """Any feed-forward."""
+    if isinstance(ffn, MoE):
+        _mixture(b, ffn)
+    else:
+        _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=False)
+
+
+def _dense(
+    b: Builder,
+    ffn: Dense | Gated,
+    name: str,
+    component: Component,
+    width: Dim,
+    *,
+    inputs_saved: bool,
+    inputs: Dim | None = None,
+    tokens: int | None = None,
+) -> None:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)); gate and up read one tensor, kept once."""
+    inputs = b.hidden if inputs is None else inputs
+    gated = isinstance(ffn, Gated)
+    first = "gate_proj" if gated else "up_proj"
+    linear = {"bias": ffn.bias, "tokens": tokens}
+    b.linear(
+        f"{name}.{first}", component, inputs, width, split="column", gathers=True, saves_input=not inputs_saved, **linear
+    )
+    if gated:
+        b.linear(f"{name}.up_proj", component, inputs, width, split="column", saves_input=False, **linear)
+    if isinstance(ffn, Dense) and ffn.activation_parameters:
+        b.vector(f"{name}.act", component, Dim(ffn.activation_parameters, "activation_parameters"))
+    else:
+        _activation(b, name, component, gated, (b.tokens if tokens is None else tokens) * share(width.size, b.layout.tp))
+    b.linear(f"{name}.down_proj", component, width, inputs, split="row", **linear)
+
+
+def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int) -> None:
+    """Saves its input; gated, both inputs, and plain torch also keeps act(gate) for the product's gradient."""
+    saves = elements * ((2 if b.fused else 3) if gated else 1)
+    b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
+
+
+def _mixture(b: Builder, moe: MoE) -> None:
+    """Router, experts and what stands beside them.
+
+    Every token meets num_experts_per_tok experts, wherever they are: with ep ranks that share their tokens evenly, a
+    GPU's experts see tokens × num_experts_per_tok rows in all. Capacity pads that to capacity_factor times as many.
+    """
+    ep, tp = b.layout.ep, b.layout.tp
+    experts = Dim(moe.num_experts, "num_experts")
+    if moe.num_experts % ep:
+        raise LayoutError(f"layout ep={ep}: does not divide {moe.num_experts} experts")
+    choices = Dim(moe.num_experts + moe.zero_experts, "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)")
+    b.linear("ffn.router", "router", b.hidden, choices, bias=moe.router.bias)
+    if moe.router.correction is not None:
+        b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
+    # Of a token's choices, the share that falls on experts that compute; exact without zero experts.
+    chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
+    rows = b.tokens * chosen
+    inputs = b.hidden
+    if moe.latent_size is not None:
+        inputs = Dim(moe.latent_size, "latent_size")
+        b.linear("ffn.latent_in", "mlp", b.hidden, inputs, saves_input=False)
+    _experts(b, moe, experts, inputs, rows, chosen)
+    if moe.latent_size is not None:
+        b.linear("ffn.latent_out", "mlp", inputs, b.hidden)
+    if moe.shared is not None:
+        width = Dim(moe.shared.intermediate_size, "shared.intermediate_size")
+        shape: Dense | Gated = (Gated if moe.gated else Dense)(
+            intermediate_size=width.size, activation=moe.activation, bias=moe.shared.bias
+        )
+        _dense(b, shape, "ffn.shared", "shared_experts", width, inputs_saved=True)
+        if moe.shared.gate:
+            b.linear("ffn.shared_gate", "shared_experts", b.hidden, Dim(1, "1"), saves_input=False)
+            gated = b.tokens * b.hidden.size
+            b.elementwise("ffn.shared_scale", "shared_experts", reads=gated, writes=gated, saves=gated)
+    if moe.beside is not None:
+        _dense(
+            b, moe.beside, "ffn.beside", "mlp", Dim(moe.beside.intermediate_size, "beside.intermediate_size"), inputs_saved=True
+        )
+    combined = b.tokens * b.hidden.size
+    b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows)
+    assert tp >= 1
+
+
+def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
+    """The experts' matrices as grouped products over `rows` token copies."""
+    tp, ep = b.layout.tp, b.layout.ep
+    width = Dim(moe.intermediate_size, "intermediate_size")
+    local_width, local_experts = share(width.size, tp), experts.size // ep
+    padded = rows if moe.capacity_factor is None else share(rows * round(moe.capacity_factor * 1000), 1000)
+    dispatch = b.act(padded * inputs.size)
+    exchange: tuple[Collective, ...] = ()
+    if ep > 1:
+        exchange = (Collective("all_to_all", dispatch, "ep", "forward"), Collective("all_to_all", dispatch, "ep", "backward"))
+    b.elementwise("ffn.dispatch", "experts", reads=rows * inputs.size, writes=padded * inputs.size)
+    # (name, weights of one expert, bias of one, its label, inputs per row, saves its input)
+    inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
+    for matrix, saves in [*inner, ("down_proj", True)]:
+        down = matrix == "down_proj"
+        weights = inputs.size * local_width
+        bias = 0 if not moe.bias else inputs.size if down else local_width
+        before, after = (local_width, inputs.size) if down else (inputs.size, local_width)
+        if down:
+            _activation(b, "ffn.experts", "experts", moe.gated, padded * local_width)
+        flops = 2 * padded * weights
+        label = f"{experts.label} × " + product(inputs, width).label
+        if moe.bias:
+            label += f" + {experts.label} × {inputs.label if down else width.label}"
+        # Every expert that meets a token is read once: all of them, unless there are fewer rows than experts.
+        met = min(local_experts, padded) if b.workload.phase == "decode" else local_experts
+        b.add(
+            f"ffn.experts.{matrix}",
+            "experts",
+            "matmul",
+            parameters=local_experts * (weights + bias),
+            active_parameters=moe.num_experts_per_tok * (weights + bias),
+            matmul_elements=chosen * weights,
+            shards=ep * tp,
+            formula=label,
+            forward_flops=flops,
+            backward_flops=2 * flops,
+            weight_bytes=bytes_of(met * (weights + bias), b.workload.weight_dtype),
+            read_bytes=b.act(padded * before),
+            written_bytes=b.act(padded * after),
+            saved_bytes=b.act(padded * before) if saves else 0,
+            collectives=exchange if matrix == inner[0][0] or down else (),
+        )

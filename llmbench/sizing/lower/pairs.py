@@ -1,0 +1,44 @@
+"""How many (query, key) pairs an attention scores."""
+
+from __future__ import annotations
+
+
+def visible_pairs(
+    query_len: int,
+    kv_len: int,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    chunk: int | None = None,
+    masked_too: bool = False,
+) -> int:
+    """Pairs of one sequence and head that the mask leaves, or all of them where `masked_too`.
+
+    Queries are the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1 keys,
+    at most `window` (itself included), and with `chunk` those since its chunk began. Not causal: every key, or those
+    at a distance of at most window // 2 to either side.
+    """
+    if masked_too:
+        return query_len * kv_len
+    first = kv_len - query_len
+    if not causal:
+        if window is None:
+            return query_len * kv_len
+        reach = window // 2
+        return sum(min(p + reach, kv_len - 1) - max(p - reach, 0) + 1 for p in range(first, kv_len))
+    if chunk is not None:
+        return _sum_chunked(kv_len, chunk) - _sum_chunked(first, chunk)
+    limit = kv_len if window is None else window
+    return _sum_capped(kv_len, limit) - _sum_capped(first, limit)
+
+
+def _sum_capped(length: int, limit: int) -> int:
+    """Σ min(p + 1, limit) over p < length."""
+    rising = min(length, limit)
+    return rising * (rising + 1) // 2 + (length - rising) * limit
+
+
+def _sum_chunked(length: int, chunk: int) -> int:
+    """Σ (p mod chunk + 1) over p < length."""
+    whole, rest = divmod(length, chunk)
+    return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2

@@ -1,0 +1,133 @@
+"""What is asked of a model (Workload) and how it is spread over GPUs (Layout)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.errors import LayoutError, SpecError
+from llmbench.sizing.dtypes import DType
+
+Phase = Literal["prefill", "decode", "train"]
+Recompute = Literal["none", "selective", "full"]
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One step of work. Prefill, decode and training differ only in their lengths and in having a backward pass.
+
+    batch: sequences at once (a micro-batch when training). query_len: new tokens of each sequence. kv_len: keys the
+    last of them can see, itself included; the first ones see fewer where attention is causal.
+    encoder_len: tokens the encoder read (encoder-decoders only).
+
+    masked_pairs: count score pairs that the mask throws away, S×S, as FLOP counters do.
+    absorbed_mla: latent attention works on the latent itself (decode in engines) instead of expanding it.
+    attention: "flash" never holds the scores; "standard" does.
+    kernels: "fused" (one kernel a norm, activation and loss, as in Megatron, Liger and our own) or "eager" (plain
+    torch modules): only what is saved for backward differs.
+    dropout: hidden and attention dropout, whose masks are saved.
+    """
+
+    phase: Phase
+    batch: int = 1
+    query_len: int
+    kv_len: int
+    encoder_len: int = 0
+    weight_dtype: DType = "bf16"
+    activation_dtype: DType = "bf16"
+    kv_dtype: DType = "bf16"
+    masked_pairs: bool = False
+    absorbed_mla: bool = False
+    attention: Literal["flash", "standard"] = "flash"
+    kernels: Literal["fused", "eager"] = "fused"
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise SpecError(f"batch: must be at least 1, not {self.batch}")
+        if self.query_len < 1:
+            raise SpecError(f"query_len: must be at least 1, not {self.query_len}")
+        if self.kv_len < self.query_len:
+            raise SpecError(f"kv_len: {self.kv_len} is less than query_len {self.query_len}")
+
+    @classmethod
+    def prefill(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+        """All tokens of `batch` sequences of `seq_len` at once."""
+        return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+
+    @classmethod
+    def decode(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+        """One new token for each sequence, after `seq_len` tokens that are in the cache."""
+        more.setdefault("absorbed_mla", True)
+        return cls(phase="decode", batch=batch, query_len=1, kv_len=seq_len + 1, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+
+    @classmethod
+    def train(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+        """Forward and backward of one micro-batch."""
+        return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is spread over tp × cp × pp × dp GPUs.
+
+    tp: tensor parallel (Megatron). sp: sequence parallel, norms and residuals split over the tp group as well.
+    pp: pipeline stages; interleave: chunks of layers a stage holds. dp: data parallel; zero: how much of the training
+    state is split over it (1 optimizer, 2 and gradients, 3 and weights = FSDP). cp: context parallel, the sequence
+    split. ep: experts split over ep of the dp × cp ranks.
+    """
+
+    tp: int = 1
+    sp: bool = False
+    pp: int = 1
+    interleave: int = 1
+    dp: int = 1
+    ep: int = 1
+    cp: int = 1
+    zero: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "interleave", "dp", "ep", "cp"):
+            value = getattr(self, name)
+            if not 1 <= value <= 1_000_000:
+                raise LayoutError(f"layout {name}: must be at least 1, not {value}")
+        if self.zero not in (0, 1, 2, 3):
+            raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
+        if self.interleave > 1 and self.pp == 1:
+            raise LayoutError("layout interleave: needs pp of at least 2")
+        if (self.dp * self.cp) % self.ep:
+            raise LayoutError(f"layout ep: {self.ep} does not divide dp × cp = {self.dp * self.cp}")
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the whole layout."""
+        return self.tp * self.cp * self.pp * self.dp
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """Read `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`; raises LayoutError naming the item."""
+        fields: dict[str, int | bool] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if key not in cls.__struct_fields__:
+                raise LayoutError(
+                    f"layout: unknown item `{key[:40]}`", hint=f"one of {', '.join(cls.__struct_fields__)}"
+                )
+            if key in fields:
+                raise LayoutError(f"layout: `{key}` stands twice")
+            if key == "sp" and value in ("", "0", "1", "true", "false"):
+                fields[key] = not equals or value in ("1", "true")
+            elif value.isascii() and value.isdigit() and len(value) < 8:
+                fields[key] = int(value)
+            else:
+                raise LayoutError(f"layout {key}: needs a whole number, not `{value[:40]}`", hint="like tp=8,pp=2,zero=1")
+        return cls(**fields)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        parts = []
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name == "sp":
+                parts += ["sp"] if value else []
+            elif value != (0 if name == "zero" else 1):
+                parts.append(f"{name}={value}")
+        return ",".join(parts) or "one GPU"

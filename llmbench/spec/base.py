@@ -1,0 +1,29 @@
+"""The base of every spec type, and the bounds that a number in a spec must keep.
+
+The bounds are not about any one model: they stop a typing error (`hidden_size = 4096000000`) and keep every
+product of a few dimensions an honest figure instead of an absurd one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+"""A dimension or a count of at least one."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+"""A dimension or a count that may be zero (absent)."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class Part(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A frozen, keyword-only piece of a spec; unknown fields are refused, defaults are left out when written."""
+
+
+class Kind(Part, tag_field="kind", tag=str.lower):
+    """A part that comes in kinds: `kind = "..."` says which (a tagged union)."""

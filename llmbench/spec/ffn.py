@@ -1,0 +1,83 @@
+"""What transforms each token by itself: dense, gated and mixture-of-experts feed-forwards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmbench.spec.base import Count, Kind, Part, Size
+
+Activation = Literal[
+    "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "swiglu_oai", "xielu"
+]
+"""relu2 is relu(x)²; gelu the erf form; swiglu_oai gpt-oss's clamped, shifted SwiGLU; xielu Apertus's."""
+
+
+class Dense(Kind, tag="dense"):
+    """Two matrices: down(act(up(x))). `activation_parameters` counts what a trained activation holds (xIELU: 2)."""
+
+    intermediate_size: Size
+    activation: Activation = "gelu"
+    bias: bool = False
+    activation_parameters: Count = 0
+
+
+class Gated(Kind, tag="gated"):
+    """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation."""
+
+    intermediate_size: Size
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+class Router(Part):
+    """Chooses the experts of a token.
+
+    correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
+        checkpoint stores, or a trained "parameter" (ERNIE).
+    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, or "sigmoid".
+    """
+
+    scores: Literal["softmax", "softmax_topk", "sigmoid"] = "softmax"
+    bias: bool = False
+    correction: Literal["buffer", "parameter"] | None = None
+    normalize: bool = False
+    scale: float = 1.0
+    n_group: Size = 1
+    topk_group: Size = 1
+
+
+class SharedExperts(Part):
+    """Experts that every token visits, written as one feed-forward of their joint width.
+
+    gate: a sigmoid gate of one output on their result (Qwen-MoE).
+    """
+
+    intermediate_size: Size
+    gate: bool = False
+    bias: bool = False
+
+
+class MoE(Kind, tag="moe"):
+    """A mixture of experts: `num_experts_per_tok` of `num_experts` feed-forwards a token.
+
+    gated: experts have three matrices (SwiGLU) or two. zero_experts: router outputs that compute nothing
+    (LongCat's identity experts). latent_size: experts work in a narrower space between two shared projections.
+    beside: a dense feed-forward on the same input whose output is added (Arctic, Gemma-4).
+    capacity_factor: tokens an expert takes, as a multiple of its even share; None drops none.
+    """
+
+    num_experts: Size
+    num_experts_per_tok: Size
+    intermediate_size: Size
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+    router: Router = Router()
+    shared: SharedExperts | None = None
+    beside: Dense | Gated | None = None
+    capacity_factor: float | None = None
+    zero_experts: Count = 0
+    latent_size: Size | None = None
+
+
+FFN = Dense | Gated | MoE

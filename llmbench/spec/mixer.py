@@ -1,0 +1,208 @@
+"""What mixes tokens: attention in its kinds, and the state-space and linear mixers.
+
+Names are Hugging Face's. Every width is explicit: nothing here is derived from `hidden_size`, because real models
+break every such rule (Gemma's heads, Mistral Nemo's, T5-11B's).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmbench.spec.base import Count, Kind, Part, Size
+from llmbench.spec.position import Positions
+
+
+class QKNorm(Part):
+    """A norm on queries and keys before their product.
+
+    `over`: "head" one weight of head_dim shared by all heads (Qwen3); "full" across all heads at once (OLMo-2);
+    "per_head" each head its own weight (Command-R+). `weight` False normalises without parameters (Llama-4).
+    """
+
+    over: Literal["head", "full", "per_head"] = "head"
+    norm: Literal["rmsnorm", "layernorm", "l2norm"] = "rmsnorm"
+    weight: bool = True
+    bias: bool = False
+    after_rope: bool = False
+
+
+class Attention(Kind, tag="attention"):
+    """Softmax attention: MHA, GQA or MQA by its head counts; also bidirectional and cross-attention.
+
+    sliding_window: keys visible to a query, itself included; None sees all before it.
+    attention_chunk_size: keys visible are those of the query's own chunk (Llama-4).
+    qkv_bias, output_bias: biases of the projections in and out.
+    output_gate: a gate on the heads' output, "elementwise" (Qwen3-Next: one per channel), "headwise" (one a head).
+    value_from_key: no v_proj, the value is the key before its norm and rotation (Gemma-4 global layers).
+    shares_kv: the layer reads an earlier layer's keys and values, projects none and caches none (Gemma-3n).
+    scale: multiplies the scores; None means head_dim ** -0.5.
+    """
+
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    v_head_dim: Size | None = None
+    causal: bool = True
+    sliding_window: Size | None = None
+    attention_chunk_size: Size | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: QKNorm | None = None
+    value_norm: bool = False
+    sinks: bool = False
+    logit_soft_cap: float | None = None
+    output_gate: Literal["elementwise", "headwise"] | None = None
+    value_from_key: bool = False
+    shares_kv: bool = False
+    output_norm: bool = False
+    scale: float | None = None
+    positions: Positions | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one value head."""
+        return self.head_dim if self.v_head_dim is None else self.v_head_dim
+
+    @property
+    def span(self) -> int | None:
+        """The most keys one query can see, or None for no bound."""
+        return self.sliding_window if self.sliding_window is not None else self.attention_chunk_size
+
+    @property
+    def label(self) -> str:
+        """MHA, GQA or MQA."""
+        if self.num_key_value_heads == self.num_attention_heads:
+            return "MHA"
+        return "MQA" if self.num_key_value_heads == 1 else "GQA"
+
+
+class Indexer(Part):
+    """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to."""
+
+    num_heads: Size
+    head_dim: Size
+    top_k: Size
+
+
+class LatentAttention(Kind, tag="mla"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values come from one latent vector of
+    `kv_lora_rank` plus one rotated key of `qk_rope_head_dim` shared by the heads, and only those are cached.
+
+    q_lora_rank None projects queries in full rank (V2-Lite). `latent_norms` are on the q and kv latents.
+    """
+
+    num_attention_heads: Size
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Count
+    v_head_dim: Size
+    q_lora_rank: Size | None = None
+    latent_bias: bool = False
+    output_bias: bool = False
+    latent_norms: bool = True
+    sliding_window: Size | None = None
+    indexer: Indexer | None = None
+    scale: float | None = None
+    positions: Positions | None = None
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query (and uncompressed key) head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+class Mamba(Kind, tag="mamba"):
+    """Selective state space (Mamba-1, arXiv 2312.00752).
+
+    inner_norms: norms with weights on dt, B and C (Jamba); "plain" the same without weights (Falcon-Mamba).
+    """
+
+    intermediate_size: Size
+    state_size: Size
+    conv_kernel: Size
+    time_step_rank: Size
+    conv_bias: bool = True
+    proj_bias: bool = False
+    inner_norms: Literal["none", "plain", "weighted"] = "none"
+
+
+class Mamba2(Kind, tag="mamba2"):
+    """State-space duality (Mamba-2, arXiv 2405.21060): heads that share B and C by group."""
+
+    num_heads: Size
+    head_dim: Size
+    state_size: Size
+    n_groups: Size
+    conv_kernel: Size
+    chunk_size: Size = 256
+    conv_bias: bool = True
+    proj_bias: bool = False
+    gated_norm: bool = True
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the values the heads carry."""
+        return self.num_heads * self.head_dim
+
+
+class GatedDeltaNet(Kind, tag="gated_delta_net"):
+    """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next."""
+
+    num_key_heads: Size
+    num_value_heads: Size
+    key_head_dim: Size
+    value_head_dim: Size
+    conv_kernel: Size
+    output_gate: bool = True
+
+
+class KimiDelta(Kind, tag="kimi_delta"):
+    """Kimi delta attention: a delta rule whose decay is per channel, from a low-rank projection."""
+
+    num_heads: Size
+    head_dim: Size
+    conv_kernel: Size
+
+
+class LightningAttention(Kind, tag="lightning"):
+    """Linear attention with a fixed decay a head and an output gate (MiniMax-Text-01, arXiv 2501.08313)."""
+
+    num_attention_heads: Size
+    head_dim: Size
+    block_size: Size = 256
+
+
+class RGLRU(Kind, tag="rg_lru"):
+    """Griffin's recurrent block (arXiv 2402.19427): a gated linear recurrence between two branches."""
+
+    lru_width: Size
+    num_heads: Size
+    conv_kernel: Size
+
+
+class ShortConv(Kind, tag="short_conv"):
+    """LFM2's gated short convolution: in-projection to three streams, depthwise convolution, out-projection."""
+
+    width: Size
+    conv_kernel: Size
+    bias: bool = False
+
+
+Recurrent = Mamba | Mamba2 | GatedDeltaNet | KimiDelta | LightningAttention | RGLRU | ShortConv
+SingleMixer = Attention | LatentAttention | Recurrent
+
+
+class Parallel(Kind, tag="parallel"):
+    """Several mixers on the same input whose outputs are added (Falcon-H1: attention beside Mamba-2)."""
+
+    branches: tuple[SingleMixer, ...]
+
+
+Mixer = SingleMixer | Parallel
+
+
+def branches(mixer: Mixer | None) -> tuple[SingleMixer, ...]:
+    """The single mixers inside `mixer`: none, itself, or its parallel branches."""
+    if mixer is None:
+        return ()
+    return mixer.branches if isinstance(mixer, Parallel) else (mixer,)

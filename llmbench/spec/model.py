@@ -1,0 +1,233 @@
+"""ModelSpec: the one description of a model that every figure comes from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from llmbench.errors import SpecError
+from llmbench.spec.base import Count, Name, Part, Size
+from llmbench.spec.ffn import FFN, MoE
+from llmbench.spec.mixer import Attention, LatentAttention, Mixer, branches
+from llmbench.spec.pattern import parse_pattern
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions
+
+Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
+"""Where a layer's norms stand.
+
+pre: before mixer and feed-forward (GPT-2, LLaMA). post: after each residual sum (the original Transformer, BERT).
+output: on each sublayer's output, before the residual sum (OLMo-2). sandwich: before and after (Gemma-2).
+parallel: one norm feeds mixer and feed-forward side by side (Falcon-7B, GPT-J). parallel_two: one norm each, side by
+side (Falcon-40B, GPT-NeoX). none: no norm.
+"""
+
+
+class Norm(Part):
+    """A norm over the hidden width. `unit_offset` multiplies by 1 + weight (Gemma)."""
+
+    kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    weight: bool = True
+    bias: bool = False
+    eps: float = 1e-5
+    unit_offset: bool = False
+
+
+class ExtraWeight(Part):
+    """A weight of a layer (or of the model) that no named part of a spec describes, counted by its shape.
+
+    role: "matmul" is multiplied with every token (counts as 2 FLOPs an element); "vector" is elementwise or added;
+    "table" is looked up; "buffer" is stored but not trained. Sizing is exact; the real model refuses to build it.
+    """
+
+    name: Name
+    shape: tuple[Size, ...]
+    role: Literal["matmul", "vector", "table", "buffer"]
+    component: Literal["attention", "attention_norms", "attention_extra", "mixer_ssm", "mlp", "norms", "other"] = "other"
+
+
+class Layer(Part):
+    """One kind of layer: a mixer, a feed-forward (either may be absent), and the norms around them.
+
+    cross_attention: between mixer and feed-forward, to an encoder's output (T5).
+    norm: where this kind's norm differs from the model's. residual_scale multiplies each sublayer's output (Granite).
+    """
+
+    mixer: Mixer | None = None
+    ffn: FFN | None = None
+    placement: Placement = "pre"
+    cross_attention: Attention | None = None
+    norm: Norm | None = None
+    residual_scale: float = 1.0
+    extra: tuple[ExtraWeight, ...] = ()
+
+    @property
+    def num_norms(self) -> int:
+        """How many norms over the hidden width the layer has."""
+        if self.placement == "none":
+            return 0
+        if self.placement == "parallel":
+            return 1
+        sublayers = sum(part is not None for part in (self.mixer, self.cross_attention, self.ffn))
+        return 2 * sublayers if self.placement == "sandwich" else sublayers
+
+
+class Embedding(Part):
+    """What happens between a token's number and the first layer.
+
+    size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
+    the head (OPT-350m). token_types: rows of BERT's segment table. scale multiplies the embedding (Gemma).
+    """
+
+    size: Size | None = None
+    token_types: Count = 0
+    norm: bool = False
+    scale: float = 1.0
+
+
+class Head(Part):
+    """The language-model head. transform: BERT's dense layer with activation and norm before the vocabulary.
+
+    scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2). num_outputs: columns where they
+    are not the vocabulary. none: no head at all (an encoder used by a decoder).
+    """
+
+    bias: bool = False
+    transform: bool = False
+    soft_cap: float | None = None
+    scale: float = 1.0
+
+
+class Stack(Part):
+    """A sequence of layers: the encoder of an encoder-decoder."""
+
+    layers: dict[Name, Layer]
+    pattern: str
+    final_norm: bool = True
+    positions: Positions | None = None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The name of each layer, first to last."""
+        return _parsed(self.pattern)
+
+
+class NextTokenPrediction(Part):
+    """Multi-token-prediction modules (DeepSeek-V3): each a layer of kind `layer` behind a projection of two hidden
+    states to one, two norms and a norm before the shared head. Outside the usual parameter count."""
+
+    count: Size
+    layer: Name
+
+
+class ModelSpec(Part):
+    """A language model: hyper-parameters, exact enough to build it.
+
+    Raises SpecError from `check` where fields contradict each other. `approximate` lists why figures may be inexact
+    (empty: they are exact); every output repeats the mark. `published_parameters` is what the source says, for
+    comparison only. `family` is the Hugging Face model_type where there is one.
+    """
+
+    name: Name
+    source: str
+    layers: dict[Name, Layer]
+    pattern: str
+    vocab_size: Size
+    hidden_size: Size
+    tie_word_embeddings: bool
+    aliases: tuple[str, ...] = ()
+    family: str = ""
+    published_parameters: Size | None = None
+    max_position_embeddings: Size | None = None
+    approximate: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    positions: Positions = NoPositions()
+    norm: Norm = Norm()
+    final_norm: bool = True
+    embedding: Embedding = Embedding()
+    head: Head = Head()
+    encoder: Stack | None = None
+    next_token_prediction: NextTokenPrediction | None = None
+    extra: tuple[ExtraWeight, ...] = ()
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The name of each layer, first to last."""
+        return _parsed(self.pattern)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the decoder (or of the only stack)."""
+        return len(self.order)
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether any layer has experts."""
+        stacks = [self.layers] + ([self.encoder.layers] if self.encoder else [])
+        return any(isinstance(layer.ffn, MoE) for stack in stacks for layer in stack.values())
+
+    def positions_of(self, mixer: Attention | LatentAttention) -> Positions:
+        """The positions an attention uses: its own where it has any, else the model's."""
+        return self.positions if mixer.positions is None else mixer.positions
+
+    def check(self) -> ModelSpec:
+        """Hold the fields against each other; returns self. Raises SpecError naming the field."""
+        _check_stack("", self.layers, self.order)
+        if self.encoder is not None:
+            _check_stack("encoder.", self.encoder.layers, self.encoder.order)
+        for name, layer in self.layers.items():
+            if layer.cross_attention is not None and self.encoder is None:
+                raise SpecError(f"layers.{name}.cross_attention: the model has no encoder")
+        if isinstance(self.positions, LearnedPositions) and self.positions.num_positions <= self.positions.offset:
+            raise SpecError("positions.offset: leaves no position in the table")
+        mtp = self.next_token_prediction
+        if mtp is not None and mtp.layer not in self.layers:
+            raise SpecError(f"next_token_prediction.layer: no layer kind `{mtp.layer}` in layers")
+        return self
+
+
+@lru_cache(maxsize=4096)
+def _parsed(pattern: str) -> tuple[str, ...]:
+    return parse_pattern(pattern)
+
+
+def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -> None:
+    used = set(order)
+    if not order:
+        raise SpecError(f"{where}pattern: no layers")
+    for name in order:
+        if name not in layers:
+            raise SpecError(
+                f"{where}pattern: no layer kind `{name}`", hint=f"{where}layers has: {', '.join(layers) or 'none'}"
+            )
+    for name, layer in layers.items():
+        at = f"{where}layers.{name}"
+        if name not in used:
+            raise SpecError(f"{at}: never used in {where}pattern")
+        for mixer in branches(layer.mixer):
+            if isinstance(mixer, Attention):
+                _check_attention(f"{at}.mixer", mixer)
+        if isinstance(layer.ffn, MoE):
+            _check_moe(f"{at}.ffn", layer.ffn)
+
+
+def _check_attention(at: str, mixer: Attention) -> None:
+    if mixer.num_attention_heads % mixer.num_key_value_heads:
+        raise SpecError(
+            f"{at}.num_key_value_heads: {mixer.num_key_value_heads} does not divide num_attention_heads "
+            f"{mixer.num_attention_heads}"
+        )
+    if mixer.sliding_window is not None and mixer.attention_chunk_size is not None:
+        raise SpecError(f"{at}: sliding_window and attention_chunk_size exclude each other")
+    if mixer.value_from_key and mixer.value_dim != mixer.head_dim:
+        raise SpecError(f"{at}.v_head_dim: must equal head_dim where value_from_key is true")
+
+
+def _check_moe(at: str, ffn: MoE) -> None:
+    if ffn.num_experts_per_tok > ffn.num_experts + ffn.zero_experts:
+        raise SpecError(
+            f"{at}.num_experts_per_tok: {ffn.num_experts_per_tok} is more than num_experts {ffn.num_experts}"
+        )
+    if ffn.num_experts % ffn.router.n_group:
+        raise SpecError(f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}")
+
+

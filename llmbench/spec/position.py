@@ -1,0 +1,72 @@
+"""How a model knows where a token stands."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmbench.spec.base import Count, Kind, Part, Size
+
+
+class RopeScaling(Part):
+    """A change of RoPE's frequencies so that a model reads further than it was trained.
+
+    `kind`: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware, base grows with length),
+    "yarn" (arXiv 2309.00071), "llama3" (the Llama 3.1 report), "longrope" (arXiv 2402.13753),
+    "proportional" (Gemma 4: only a part of the frequencies turns).
+    No figure of the sizing commands depends on it; the real model does.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope", "proportional"]
+    factor: float = 1.0
+    original_max_position_embeddings: Size | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+class Rope(Kind, tag="rope"):
+    """Rotary embedding (arXiv 2104.09864). `rotary_dim` None turns the whole head; `interleaved` pairs
+    neighbours (GPT-J) instead of halves (GPT-NeoX)."""
+
+    theta: float = 10000.0
+    rotary_dim: Size | None = None
+    interleaved: bool = False
+    scaling: RopeScaling | None = None
+
+
+class LearnedPositions(Kind, tag="learned"):
+    """A trained table of `num_positions` rows, the first `offset` of which no token uses (OPT: 2)."""
+
+    num_positions: Size
+    offset: Count = 0
+
+
+class SinusoidalPositions(Kind, tag="sinusoidal"):
+    """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters."""
+
+
+class Alibi(Kind, tag="alibi"):
+    """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters."""
+
+
+class RelativeBias(Kind, tag="relative_bias"):
+    """T5's learned bias per bucket of distance and head. T5 keeps one table a stack, in its first layer;
+    `per_layer` gives every layer its own (UMT5)."""
+
+    num_buckets: Size = 32
+    max_distance: Size = 128
+    per_layer: bool = False
+
+
+class NoPositions(Kind, tag="none"):
+    """Nothing tells the order: NoPE layers, and state-space mixers that know it by recurrence."""
+
+
+Positions = Rope | LearnedPositions | SinusoidalPositions | Alibi | RelativeBias | NoPositions
