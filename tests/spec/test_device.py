@@ -1,4 +1,4 @@
-"""The device datasheets: they load strictly, cite sources, obey arithmetic, and are never taken for others."""
+"""Device datasheets: they load strictly, cite sources, obey arithmetic, and are never taken for others."""
 
 from __future__ import annotations
 
