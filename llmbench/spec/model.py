@@ -85,14 +85,15 @@ class Embedding(Part):
 
 
 class Head(Part):
-    """The language-model head. transform: BERT's dense layer with activation and norm before the vocabulary.
+    """The language-model head. transform: a dense layer with activation and norm before the vocabulary; "bert" keeps
+    the vocabulary's bias with the transform, "roberta" with the head (they name, and so count, it there).
 
     scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2). num_outputs: columns where they
     are not the vocabulary. none: no head at all (an encoder used by a decoder).
     """
 
     bias: bool = False
-    transform: bool = False
+    transform: Literal["bert", "roberta"] | None = None
     soft_cap: float | None = None
     scale: float = 1.0
 

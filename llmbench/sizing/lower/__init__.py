@@ -159,7 +159,7 @@ def _head(b: Builder) -> None:
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     if spec.final_norm:
         b.norm("final_norm", "norms", b.hidden, spec.norm)
-    if spec.head.transform:
+    if spec.head.transform is not None:
         b.linear("head.transform", "other", b.hidden, size, bias=True)
         b.norm("head.norm", "other", size, spec.norm)
     elif size is not b.hidden:
@@ -170,11 +170,13 @@ def _head(b: Builder) -> None:
         "lm_head",
         size,
         vocab,
-        bias=spec.head.bias,
+        bias=spec.head.bias and spec.head.transform != "bert",
         split="column",
         tied=spec.tie_word_embeddings,
         gathers=True,
     )
+    if spec.head.bias and spec.head.transform == "bert":
+        b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if w.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
         b.add("loss", "lm_head", "loss", read_bytes=b.act(logits), saved_bytes=b.act(logits))

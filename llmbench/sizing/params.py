@@ -1,0 +1,83 @@
+"""Parameters of a model: sums over its ops."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+
+from llmbench.sizing.lower import lower, lower_next_token_prediction
+from llmbench.sizing.op import Component, Op
+from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.model import ModelSpec
+
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+_TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
+ONE_TOKEN = Workload.prefill(1)
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of elements; all integers.
+
+    total: trained elements, a tied head once, multi-token prediction and buffers apart.
+    active: what one token uses: total with each layer's experts replaced by the chosen ones.
+    active_no_embeddings: active without any table and without the head.
+    active_no_input_embedding: that plus the head (vocab × width, tied or not, and its bias).
+    active_matmul: elements of matrices a token is multiplied with; 2 × this is a token's forward FLOPs without scores.
+    buffers: stored, not trained. next_token_prediction: of the extra modules, embedding and head shared.
+    rule_12_l_d2: the rule of thumb 12·L·d², which leaves embeddings out.
+    """
+
+    total: int
+    active: int
+    active_no_embeddings: int
+    active_no_input_embedding: int
+    active_matmul: int
+    buffers: int
+    next_token_prediction: int
+    rule_12_l_d2: int
+    components: dict[str, int]
+    layers: dict[str, int]
+
+
+def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameters:
+    """All counts of a model, or of one GPU's share under a layout."""
+    ops = lower(spec, ONE_TOKEN, layout or Layout())
+    components = dict.fromkeys(COMPONENTS, 0)
+    layers: dict[str, int] = {}
+    active = matmul = buffers = head = tables = 0
+    for op in ops:
+        count = op.count
+        components[op.component] += count * op.parameters
+        active += count * op.active_parameters
+        matmul += count * op.matmul_elements
+        buffers += count * op.buffers
+        if op.component in _TABLES:
+            tables += count * op.parameters
+        if op.name == "lm_head":
+            head += op.matmul_elements
+        if op.name in ("lm_head", "head.bias"):
+            head += op.parameters % op.matmul_elements if op.matmul_elements else op.parameters
+        group = layer_group(op)
+        if group:
+            layers[group] = layers.get(group, 0) + op.parameters
+    mtp = sum(op.count * op.parameters for op in lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout()))
+    return Parameters(
+        total=sum(components.values()),
+        active=active,
+        active_no_embeddings=active - tables,
+        active_no_input_embedding=active - tables + head,
+        active_matmul=matmul,
+        buffers=buffers,
+        next_token_prediction=mtp,
+        rule_12_l_d2=12 * spec.num_hidden_layers * spec.hidden_size**2,
+        components=components,
+        layers=layers,
+    )
+
+
+def layer_group(op: Op) -> str:
+    """The kind of layer an op stands in, with its stack where that is not the decoder; empty outside layers."""
+    if not op.layer:
+        return ""
+    return op.layer if op.stack == "decoder" else f"{op.stack}.{op.layer}"

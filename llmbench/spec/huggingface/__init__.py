@@ -1,0 +1,127 @@
+"""A Hugging Face config.json becomes a ModelSpec, or an honest refusal.
+
+Known model types are read exactly (`families`). A multimodal config stands for its text part, and a note says so. An
+unknown model type that has the usual keys is read as a LLaMA-style decoder and marked approximate; anything else is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmbench.errors import SpecError, UnsupportedError, suggestion
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.model import ModelSpec
+
+__all__ = ["from_config", "load_config", "supported_model_types"]
+
+_TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
+    """Read config.json (or the folder that holds it). Raises SpecError, UnsupportedError."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
+    try:
+        values = json.loads(text)  # the standard parser, because it accepts the NaN and Infinity that configs hold
+    except (ValueError, RecursionError) as problem:
+        raise SpecError(f"{file} is not JSON: {problem}") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{file} does not hold a JSON object")
+    stem = path.name if path.is_dir() else path.parent.name if path.name == "config.json" else path.stem
+    return from_config(values, name=name or stem or "model", source=str(path))
+
+
+def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Face config") -> ModelSpec:
+    """A parsed config as a spec. Raises SpecError where a value is wrong, UnsupportedError where it is not known."""
+    from llmbench.spec.huggingface.families import FAMILIES
+
+    notes: list[str] = []
+    values = _text_part(values, notes)
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise SpecError("config has no model_type", hint="is it the config.json of a transformers model?")
+    facts = _facts().get(model_type, {})
+    config = Config(
+        values, model_type=model_type, defaults=facts.get("defaults", {}), aliases=facts.get("attribute_map", {})
+    )
+    config.notes += notes
+    importer = FAMILIES.get(model_type)
+    if importer is None:
+        importer = _unknown(config)
+    try:
+        spec = importer(config)
+    except msgspec.ValidationError as problem:
+        raise SpecError(f"config: {problem}") from None
+    config.doubt_unread()
+    named = msgspec.structs.replace(
+        spec,
+        name=name,
+        source=source,
+        approximate=spec.approximate + tuple(config.approximate),
+        notes=spec.notes + tuple(config.notes),
+    )
+    return validated(named)
+
+
+def validated(spec: ModelSpec) -> ModelSpec:
+    """Hold a spec that was put together in code to the same bounds as one that was read from a file."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec), ModelSpec).check()
+    except msgspec.ValidationError as problem:
+        raise SpecError(f"config gives an impossible model: {problem}") from None
+
+
+def supported_model_types() -> list[str]:
+    """Every model_type that is read exactly."""
+    from llmbench.spec.huggingface.families import FAMILIES
+
+    return sorted(FAMILIES)
+
+
+def _text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
+    """The language model inside a multimodal config. Keys of the outer config that speak of the whole stay behind,
+    except tying, which older configs keep outside."""
+    for key in _TEXT_KEYS:
+        inner = values.get(key)
+        if not isinstance(inner, dict) or depth > 3:
+            continue
+        outer_type = values.get("model_type")
+        default = _facts().get(str(outer_type), {}).get("text_config") or {}
+        part = dict(inner)
+        part.setdefault("model_type", default.get("model_type"))
+        if "tie_word_embeddings" in values:
+            part.setdefault("tie_word_embeddings", values["tie_word_embeddings"])
+        notes.append(f"multimodal config `{outer_type}`: the figures are of its text part, {key}")
+        return _text_part(part, notes, depth + 1)
+    return values
+
+
+def _unknown(c: Config) -> Any:
+    from llmbench.spec.huggingface.families import FAMILIES
+
+    near = suggestion(c.model_type, FAMILIES)
+    raise UnsupportedError(
+        f"model type `{c.model_type[:60]}` is not known",
+        hint=(f"the nearest known one is `{near}`; " if near else "") + "`llmbench specs list --model-types` shows all",
+    )
+
+
+@lru_cache(maxsize=1)
+def _facts() -> dict[str, Any]:
+    """Defaults and key aliases of each model type's class."""
+    file = Path(__file__).with_name("defaults.json")
+    facts: dict[str, Any] = msgspec.json.decode(file.read_bytes())["types"]
+    return facts
+
+
+def _reason(problem: Exception) -> str:
+    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)

@@ -1,0 +1,247 @@
+"""Reading a Hugging Face config: typed access that remembers what was read.
+
+A key that is missing means the default of the model's class, which is a fact of each family (`defaults.json`, taken
+from transformers' classes). A key that nothing read, whose value is not that default, and that is not known to be
+harmless, might change a number: it makes the result approximate, and says so.
+"""
+
+from __future__ import annotations
+
+
+from typing import Any
+
+from llmbench.errors import SpecError
+
+HARMLESS_KEYS = frozenset(
+    """
+    _name_or_path _commit_hash _attn_implementation attn_implementation architectures auto_map transformers_version model_type
+    torch_dtype dtype use_cache gradient_checkpointing return_dict output_attentions output_hidden_states
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id eod_token_id
+    im_start_token_id im_end_token_id image_token_id video_token_id audio_token_id boi_token_id eoi_token_id
+    image_token_index video_token_index boa_token_id eoa_token_id boi_token_index eoi_token_index eoa_token_index
+    vision_start_token_id vision_end_token_id vision_token_id forced_bos_token_id forced_eos_token_id
+    bad_words_ids begin_suppress_tokens suppress_tokens mask_token_id cls_token_id tokenizer_class task_specific_params
+    initializer_range initializer_factor init_std init_method initializer_cutoff_factor embedding_initializer_range
+    use_mup w_init_variance_scale
+    attention_dropout attention_probs_dropout_prob attn_dropout attn_pdrop embd_pdrop emb_pdrop embed_dropout
+    dropout dropout_rate hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout activation_dropout
+    classifier_dropout summary_first_dropout layerdrop encoder_layerdrop decoder_layerdrop embedding_dropout
+    router_dropout moe_token_dropout ffn_dropout resid_dropout
+    layer_norm_eps layer_norm_epsilon rms_norm_eps norm_eps norm_epsilon norm_topk_eps
+    summary_activation summary_proj_to_labels summary_type summary_use_proj summary_first_dropout
+    id2label label2id num_labels problem_type finetuning_task prune_heads pruned_heads
+    output_router_logits router_aux_loss_coef router_z_loss_coef aux_loss_alpha seq_aux router_jitter_noise
+    input_jitter_noise router_jitter_eps moe_jitter_eps moe_loss_weight output_expert_logits router_ignore_padding_tokens
+    router_dtype router_bias_update_speed load_balance_coeff moe_aux_loss_coeff use_aux_loss balance_loss_weight
+    pretraining_tp slow_but_exact skip_bias_add_qkv use_flash_attn use_flash_attention use_mamba_kernels flash_attn
+    mamba_chunk_size chunk_size_feed_forward use_mambapy use_falcon_mambapy reorder_and_upcast_attn scale_attn_by_inverse_layer_idx
+    n_ctx n_positions_train seq_length model_max_length max_seq_len max_sequence_length
+    keys_to_ignore_at_inference tie_encoder_decoder is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
+    temperature top_k top_p do_sample num_beams max_length min_length repetition_penalty length_penalty
+    diversity_penalty early_stopping no_repeat_ngram_size num_beam_groups num_return_sequences
+    remove_invalid_values encoder_no_repeat_ngram_size exponential_decay_length_penalty typical_p output_scores
+    return_dict_in_generate tf_legacy_loss torchscript use_bfloat16 prefix architecture gen_num_layers
+    quantization_config quantization compression_config unsloth_version unsloth_fixed
+    time_step_floor time_step_limit time_step_max time_step_min time_step_init_scheme time_step_scale
+    rescale_prenorm_residual residual_in_fp32 num_logits_to_keep logits_to_keep rescale_every
+    scale_fmt ep_size expert_parallel_size world_size tp_plan
+    embd_layer_norm force_bos_token_to_be_generated scale_base sample_rate is_llama_config llama_config
+    rotary_scaling_note z_loss_weight loss_type use_return_dict attention_softmax_in_fp32 scale_attention_softmax_in_fp32
+    gradient_checkpointing_kwargs attn_logit_softcapping_note vision_config audio_config vision_feature_layer
+    vision_feature_select_strategy mm_tokens_per_image multimodal_projector_bias projector_hidden_act
+    cache_implementation transformers.js_config pad_key_length validate_runner_input bias_dropout_fusion masked_softmax_fusion
+    offset_alibi skip_bias_add output_past full_attn_mod interpolate_factor predict_special_tokens fused_add_norm
+    image_seq_length spatial_merge_size freeze_filter deepstack_visual_indexes use_audio_in_video
+    """.split()
+)
+"""Keys that no figure and no weight shape of a text model depends on."""
+
+_NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
+"""A value that switches nothing on; an unknown key that holds one is harmless."""
+
+_REQUIRED: Any = object()
+
+
+class Config:
+    """One Hugging Face config (or its text part) with its class's defaults behind it."""
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        *,
+        model_type: str,
+        defaults: dict[str, Any],
+        aliases: dict[str, str],
+        path: str = "",
+    ) -> None:
+        self.model_type = model_type
+        self.path = path
+        self.approximate: list[str] = []
+        self.notes: list[str] = []
+        self._standard = {own: standard for standard, own in aliases.items()}
+        self._values = {self._name(key): value for key, value in values.items()}
+        self._defaults = {self._name(key): value for key, value in defaults.items()}
+        self._read: set[str] = set()
+
+    def _name(self, key: str) -> str:
+        """The standard name of a key that the class calls otherwise (n_embd is hidden_size)."""
+        return self._standard.get(key, key)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the config itself has the key (not only its class)."""
+        return self._name(key) in self._values
+
+    def put(self, key: str, value: Any) -> None:
+        """Replace a value that the family derives from another key."""
+        self._values[self._name(key)] = value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it stands, or the class's default, or `default`."""
+        key = self._name(key)
+        self._read.add(key)
+        if key in self._values:
+            return self._values[key]
+        return self._defaults.get(key, default)
+
+    def first(self, *keys: str) -> Any:
+        """The first of several names of one thing that has a value."""
+        found = None
+        for key in keys:
+            value = self.get(key)
+            found = value if found is None else found
+        return found
+
+    def ignore(self, *keys: str) -> None:
+        """Say that these keys were considered and change nothing here."""
+        self._read.update(map(self._name, keys))
+
+    def size(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number of at least one."""
+        value = self.get(key)
+        if value is None and default is not _REQUIRED:
+            return int(default)
+        return self._whole(key, value, 1)
+
+    def optional_size(self, key: str) -> int | None:
+        """A whole number of at least one, or None where it is null, absent, or not positive."""
+        value = self.get(key)
+        if value is None or (type(value) is int and value <= 0):
+            return None
+        return self._whole(key, value, 1)
+
+    def count(self, key: str, default: int = 0) -> int:
+        """A whole number that may be zero; `default` where it is null or absent."""
+        value = self.get(key)
+        return default if value is None else self._whole(key, value, 0)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; `default` where it is null or absent."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if value not in (0, 1) or not isinstance(value, (bool, int)):
+            raise self.error(key, f"must be true or false, not {_shown(value)}")
+        return bool(value)
+
+    def number(self, key: str, default: float) -> float:
+        """A real number."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, f"must be a number, not {_shown(value)}")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """A real number, or None where it is null or absent."""
+        return None if self.get(key) is None else self.number(key, 0.0)
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.error(key, f"must be a string, not {_shown(value)}")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        """An object, empty where it is null or absent."""
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(key, f"must be an object, not {_shown(value)}")
+        return value
+
+    def entries(self, key: str, length: int | None = None) -> list[Any] | None:
+        """A list (of exactly `length` entries), or None where it is null or absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise self.error(key, f"must be a list, not {_shown(value)}")
+        if length is not None and len(value) != length:
+            raise self.error(key, f"must have {length} entries, one a layer, not {len(value)}")
+        return value
+
+    def sub(self, key: str) -> Config:
+        """A nested object as a config of its own; what it leaves unread counts as unread here."""
+        nested = Config(
+            self.table(key), model_type=self.model_type, defaults=self._defaults.get(key) or {}, aliases={},
+            path=f"{self.path}{key}.",
+        )
+        nested.approximate, nested.notes = self.approximate, self.notes
+        return nested
+
+    def require(self, key: str, *allowed: Any) -> None:
+        """Refuse to go on unless the key has one of these values (or is absent)."""
+        value = self.get(key)
+        if value is not None and value not in allowed:
+            self.doubt(f"{self.path}{key} = {_shown(value)} is not understood")
+
+    def doubt(self, reason: str) -> None:
+        """Make the result approximate, for this reason."""
+        if reason not in self.approximate:
+            self.approximate.append(reason)
+
+    def note(self, text: str) -> None:
+        """Say something beside the figures."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def doubt_unread(self) -> None:
+        """Doubt every key that was not read and might matter."""
+        for key, value in self._values.items():
+            if key in self._read or key in HARMLESS_KEYS or key.startswith("_"):
+                continue
+            if key in self._defaults:
+                if _same(value, self._defaults[key]):
+                    continue
+            elif any(value is nothing or value == nothing for nothing in _NOTHING):
+                continue
+            self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood")
+
+    def error(self, key: str, what: str) -> SpecError:
+        """A SpecError that names the key."""
+        return SpecError(f"config {self.path}{key}: {what}")
+
+    def _whole(self, key: str, value: Any, least: int) -> int:
+        if value is None:
+            raise self.error(key, f"is missing; `{self.model_type}` needs it")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not least <= value <= 2**31:
+            raise self.error(key, f"must be a whole number of at least {least}, not {_shown(value)}")
+        return value
+
+
+def _same(left: Any, right: Any) -> bool:
+    return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+

@@ -1,0 +1,162 @@
+"""Decoders of GPT's line: LayerNorm with biases, two-matrix feed-forwards, and all ways to tell positions."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.parts import attention, block, decoder, dense, norm, rope
+from llmbench.spec.mixer import QKNorm
+from llmbench.spec.model import Embedding, Head, ModelSpec
+from llmbench.spec.position import Alibi, LearnedPositions
+
+
+@family("gpt2", "gpt_bigcode")
+def gpt2(c: Config) -> ModelSpec:
+    """GPT-2 and, with one key-value head, StarCoder: learned positions, biases everywhere."""
+    heads = c.size("num_attention_heads")
+    kv_heads = 1 if c.model_type == "gpt_bigcode" and c.flag("multi_query", True) else heads
+    mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True)
+    width = c.size("n_inner", 4 * c.size("hidden_size"))
+    c.require("scale_attn_weights", True)
+    ffn = dense(c, bias=True, width=width, keys=("activation_function",))
+    positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
+    return decoder(c, block(mixer, ffn), norm=norm(c, "layernorm"), positions=positions)
+
+
+@family("opt")
+def opt(c: Config) -> ModelSpec:
+    """OPT: learned positions with two rows no token uses; 350m projects its embedding and is post-norm."""
+    bias = c.flag("enable_bias", True)
+    hidden = c.size("hidden_size")
+    mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=bias, output_bias=bias)
+    ffn = dense(c, bias=bias, width=c.size("ffn_dim"), keys=("activation_function",), default="relu")
+    affine = c.flag("layer_norm_elementwise_affine", True)
+    layer_norm = norm(c, "layernorm", weight=affine, bias=affine)
+    pre = c.flag("do_layer_norm_before", True)
+    size = c.size("word_embed_proj_dim", hidden)
+    positions = LearnedPositions(num_positions=c.size("max_position_embeddings") + 2, offset=2)
+    return decoder(
+        c,
+        block(mixer, ffn, "pre" if pre else "post"),
+        norm=layer_norm,
+        positions=positions,
+        final_norm=pre and not c.flag("_remove_final_layer_norm"),
+        embedding=Embedding(size=None if size == hidden else size),
+    )
+
+
+@family("bloom")
+def bloom(c: Config) -> ModelSpec:
+    """BLOOM: ALiBi, and a LayerNorm after the embedding. The first configs say `n_embed` for the hidden size."""
+    for old, new in (("n_embed", "hidden_size"), ("num_attention_heads", "n_head")):
+        if old in c and new not in c:
+            c.put(new, c.get(old))
+    hidden = c.size("hidden_size")
+    mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
+    c.ignore("apply_residual_connection_post_layernorm")
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")),
+        norm=norm(c, "layernorm"),
+        positions=Alibi(),
+        embedding=Embedding(norm=True),
+    )
+
+
+@family("mpt")
+def mpt(c: Config) -> ModelSpec:
+    """MPT: ALiBi or learned positions, LayerNorm without bias, no biases, grouped heads in a few sizes."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    inner = c.sub("attn_config")
+    inner.require("attn_type", "multihead_attention", "grouped_query_attention", "multiquery_attention")
+    kv_heads = inner.size("kv_n_heads", heads)
+    inner.ignore("attn_impl", "attn_pdrop", "prefix_lm", "alibi_bias_max", "attn_uses_sequence_id", "softmax_scale", "clip_qkv", "qk_ln")
+    c.require("no_bias", True)
+    c.require("norm_type", "low_precision_layernorm", "layer_norm", "layernorm")
+    c.ignore("learned_pos_emb", "logit_scale", "verbose", "init_device", "embedding_fraction", "ffn_config", "fc_type",
+             "init_config", "tokenizer_name", "use_cache", "expansion_ratio", "init_div_is_residual")
+    mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads)
+    if inner.flag("alibi", True):
+        positions = Alibi()
+    else:
+        positions = Alibi()
+        c.doubt("MPT without ALiBi has learned positions, which transformers' class does not build")
+    inner.doubt_unread()
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=False, width=c.size("expansion_ratio", 4) * hidden, keys=("hidden_act",))),
+        norm=norm(c, "layernorm", bias=False),
+        positions=positions,
+    )
+
+
+@family("falcon", "RefinedWeb", "RefinedWebModel")
+def falcon(c: Config) -> ModelSpec:
+    """Falcon: 7B a parallel block behind one norm with one key-value head, 40B and 180B behind two with groups."""
+    heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
+    new = c.flag("new_decoder_architecture", c.model_type == "RefinedWeb")
+    bias = c.flag("bias")
+    grouped = c.first("num_kv_heads", "n_head_kv")
+    one = c.flag("multi_query", True)
+    kv_heads = int(grouped) if new and isinstance(grouped, int) else 1 if one and not new else heads
+    parallel = c.flag("parallel_attn", True)
+    norms_each = c.first("num_ln_in_parallel_attn")
+    placement = "pre"
+    if new:
+        placement = "parallel" if norms_each == 1 else "parallel_two"
+    elif parallel:
+        placement = "parallel"
+    mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
+    c.ignore("apply_residual_connection_post_layernorm")
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=bias, width=c.size("ffn_hidden_size", 4 * hidden), keys=("activation",)), placement),
+        norm=norm(c, "layernorm"),
+        positions=Alibi() if c.flag("alibi") else rope(c, head_dim=mixer.head_dim),
+    )
+
+
+@family("gpt_neox")
+def gpt_neox(c: Config) -> ModelSpec:
+    """GPT-NeoX and Pythia: two norms side by side, a quarter of each head rotated, no biases on the head."""
+    bias = c.flag("attention_bias", True)
+    heads = c.size("num_attention_heads")
+    mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
+    placement = "parallel_two" if c.flag("use_parallel_residual", True) else "pre"
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, keys=("hidden_act",)), placement),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, partial=0.25),
+    )
+
+
+@family("gptj")
+def gptj(c: Config) -> ModelSpec:
+    """GPT-J: one norm before both, rotation of 64 neighbours in pairs, a bias on the head and nowhere in attention."""
+    heads = c.size("num_attention_heads")
+    mixer = attention(c, num_key_value_heads=heads)
+    width = c.size("n_inner", 4 * c.size("hidden_size"))
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, width=width, keys=("activation_function",)), "parallel"),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, interleaved=True),
+        head=Head(bias=True),
+    )
+
+
+@family("phi")
+def phi(c: Config) -> ModelSpec:
+    """Phi-1 to Phi-2: parallel block behind one norm, biases everywhere, a bias on the head."""
+    qk_norm = QKNorm(norm="layernorm", bias=True) if c.flag("qk_layernorm") else None
+    mixer = attention(c, qkv_bias=True, output_bias=True, qk_norm=qk_norm)
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True), "parallel"),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, partial=0.5),
+        head=Head(bias=True),
+    )
+
+

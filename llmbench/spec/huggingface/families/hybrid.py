@@ -1,0 +1,241 @@
+"""State-space models, linear attention, and hybrids of these with attention."""
+
+from __future__ import annotations
+
+import math
+
+from llmbench.spec.ffn import FFN, Router, SharedExperts
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.mixture import TOPK_SOFTMAX
+from llmbench.spec.huggingface.parts import (
+    attention,
+    block,
+    decoder,
+    dense,
+    gated,
+    head_dim_of,
+    layer_types,
+    moe,
+    norm,
+    rope,
+)
+from llmbench.spec.mixer import RGLRU, GatedDeltaNet, LightningAttention, Mamba, Mamba2, Mixer, QKNorm
+from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
+from llmbench.spec.position import NoPositions
+
+
+@family("mamba", "falcon_mamba")
+def mamba(c: Config) -> ModelSpec:
+    """Mamba and Falcon-Mamba (which norms dt, B and C without weights): no attention, no feed-forward."""
+    hidden = c.size("hidden_size")
+    rank = c.get("time_step_rank")
+    mixer = Mamba(
+        intermediate_size=c.size("intermediate_size", c.size("expand", 2) * hidden),
+        state_size=c.size("state_size"),
+        conv_kernel=c.size("conv_kernel"),
+        time_step_rank=rank if isinstance(rank, int) and rank > 0 else math.ceil(hidden / 16),
+        conv_bias=c.flag("use_conv_bias", True),
+        proj_bias=c.flag("use_bias"),
+        inner_norms="plain" if c.model_type == "falcon_mamba" else "none",
+    )
+    c.ignore("n_layer", "d_model", "rms_norm", "expand", "mixer_rms_eps", "hidden_act", "use_associative_scan", "intermediate_size")
+    return decoder(c, block(mixer, None), norm=norm(c))
+
+
+@family("mamba2")
+def mamba2(c: Config) -> ModelSpec:
+    """Mamba-2."""
+    mixer = Mamba2(
+        num_heads=c.size("num_heads"),
+        head_dim=c.size("head_dim"),
+        state_size=c.size("state_size"),
+        n_groups=c.size("n_groups"),
+        conv_kernel=c.size("conv_kernel"),
+        chunk_size=c.size("chunk_size", 256),
+        conv_bias=c.flag("use_conv_bias", True),
+        proj_bias=c.flag("use_bias"),
+    )
+    c.ignore("expand", "time_step_rank", "hidden_act", "rms_norm", "norm_before_gate")
+    if mixer.intermediate_size != c.size("expand", 2) * c.size("hidden_size"):
+        raise c.error("num_heads", "× head_dim must equal expand × hidden_size")
+    return decoder(c, block(mixer, None), norm=norm(c))
+
+
+@family("jamba")
+def jamba(c: Config) -> ModelSpec:
+    """Jamba: one attention layer without positions to seven of Mamba, experts in every other layer."""
+    hidden = c.size("hidden_size")
+    rank = c.get("mamba_dt_rank")
+    ssm = Mamba(
+        intermediate_size=c.size("mamba_expand") * hidden,
+        state_size=c.size("mamba_d_state"),
+        conv_kernel=c.size("mamba_d_conv"),
+        time_step_rank=rank if isinstance(rank, int) and rank > 0 else math.ceil(hidden / 16),
+        conv_bias=c.flag("mamba_conv_bias", True),
+        proj_bias=c.flag("mamba_proj_bias"),
+        inner_norms="weighted",
+    )
+    c.ignore("sliding_window")
+    full = attention(c)
+    count = min(c.size("num_hidden_layers"), 10_001)
+    period, offset = c.size("attn_layer_period"), c.count("attn_layer_offset")
+    kinds = c.entries("layers_block_type", count) or c.entries("layer_types", count)
+    expert_period, expert_offset = c.size("expert_layer_period"), c.count("expert_layer_offset")
+    experts: FFN | None = None
+    if c.size("num_experts") > 1:
+        experts = moe(c, width="intermediate_size", router=Router())
+    layers = []
+    for index in range(count):
+        attends = index % period == offset % period if kinds is None else "attention" in str(kinds[index])
+        sparse = experts is not None and index % expert_period == expert_offset % expert_period
+        mixer: Mixer = full if attends else ssm
+        name = f"{'attention' if attends else 'mamba'}_{'moe' if sparse else 'dense'}"
+        layers.append((name, block(mixer, experts if sparse else gated(c, bias=False))))
+    return decoder(c, layers, norm=norm(c), positions=NoPositions())
+
+
+@family("nemotron_h")
+def nemotron_h(c: Config) -> ModelSpec:
+    """Nemotron-H: every layer is one thing, Mamba-2 (M), attention (*), a two-matrix feed-forward (-) or experts (E)."""
+    count = c.get("num_hidden_layers")
+    pattern = c.get("hybrid_override_pattern")
+    kinds = c.entries("layers_block_type")
+    letters = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+    if isinstance(pattern, str):
+        kinds = [letters.get(letter, letter) for letter in pattern]
+    if kinds is None or not kinds:
+        raise c.error("hybrid_override_pattern", "is missing")
+    if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:
+        raise c.error("num_hidden_layers", f"is {count}, but the pattern has {len(kinds)} layers")
+    ssm = Mamba2(
+        num_heads=c.size("mamba_num_heads"),
+        head_dim=c.size("mamba_head_dim"),
+        state_size=c.size("ssm_state_size"),
+        n_groups=c.size("n_groups"),
+        conv_kernel=c.size("conv_kernel"),
+        chunk_size=c.size("chunk_size", 128),
+        conv_bias=c.flag("use_conv_bias", True),
+        proj_bias=c.flag("use_bias") or c.flag("mamba_proj_bias"),
+    )
+    c.ignore("expand", "mamba_hidden_act", "time_step_rank", "sliding_window", "norm_before_gate", "moe_latent_size")
+    bias = c.flag("attention_bias")
+    head_dim = c.optional_size("attention_head_dim") or c.optional_size("head_dim")
+    full = attention(c, head_dim=head_dim or head_dim_of(c), qkv_bias=bias, output_bias=bias)
+    layers: list[tuple[str, Layer]] = []
+    for kind in kinds:
+        if kind in ("mamba", "mamba2", "linear_attention"):
+            layers.append(("mamba", block(ssm, None)))
+        elif kind in ("attention", "full_attention"):
+            layers.append(("attention", block(full, None)))
+        elif kind == "mlp":
+            ffn = dense(c, bias=c.flag("mlp_bias"), keys=("mlp_hidden_act",), default="relu2")
+            layers.append(("mlp", block(None, ffn)))
+        elif kind == "moe":
+            layers.append(("moe", block(None, _nemotron_experts(c))))
+        else:
+            raise c.error("hybrid_override_pattern", f"has an unknown layer kind {kind!r}")
+    return _sized(c, layers, len(kinds))
+
+
+def _sized(c: Config, layers: list[tuple[str, Layer]], count: int) -> ModelSpec:
+    c.put("num_hidden_layers", count)
+    return decoder(c, layers, norm=norm(c), positions=NoPositions())
+
+
+def _nemotron_experts(c: Config) -> FFN:
+    bias = c.flag("mlp_bias")
+    shared_width = c.count("moe_shared_expert_intermediate_size") * max(1, c.count("n_shared_experts", 1))
+    return moe(
+        c,
+        experts="n_routed_experts",
+        gated=False,
+        bias=bias,
+        activation="relu2",
+        latent_size=c.optional_size("moe_latent_size"),
+        router=Router(scores="sigmoid", correction="buffer", normalize=c.flag("norm_topk_prob")),
+        shared=SharedExperts(intermediate_size=shared_width, bias=bias) if shared_width else None,
+    )
+
+
+@family("recurrent_gemma")
+def recurrent_gemma(c: Config) -> ModelSpec:
+    """RecurrentGemma (Griffin): two recurrent blocks to one local attention; `intermediate_size` counts both halves."""
+    hidden = c.size("hidden_size")
+    kinds = c.entries("block_types") or ["recurrent", "recurrent", "attention"]
+    count = min(c.size("num_hidden_layers"), 10_001)
+    local = attention(
+        c,
+        qkv_bias=c.flag("attention_bias"),
+        output_bias=True,
+        sliding_window=c.optional_size("attention_window_size"),
+    )
+    lru = RGLRU(
+        lru_width=c.size("lru_width", hidden),
+        num_heads=c.size("num_attention_heads"),
+        conv_kernel=c.size("conv1d_width"),
+    )
+    ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
+    c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
+    layers = []
+    for index in range(count):
+        attends = kinds[index % len(kinds)] == "attention"
+        mixer: Mixer = local if attends else lru
+        layers.append(("attention" if attends else "recurrent", block(mixer, ffn)))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, unit_offset=True),
+        positions=rope(c, head_dim=local.head_dim, partial=0.5),
+        embedding=Embedding(scale=hidden**0.5),
+        head=Head(soft_cap=c.optional_number("logits_soft_cap")),
+    )
+
+
+@family("minimax")
+def minimax(c: Config) -> ModelSpec:
+    """MiniMax-Text-01: seven lightning-attention layers to one of softmax attention, experts in all."""
+    full = attention(c, sliding_window=c.optional_size("sliding_window"))
+    linear = LightningAttention(
+        num_attention_heads=full.num_attention_heads, head_dim=full.head_dim, block_size=c.size("block_size", 256)
+    )
+    c.ignore("full_attn_alpha_factor", "full_attn_beta_factor", "linear_attn_alpha_factor", "linear_attn_beta_factor",
+             "mlp_alpha_factor", "mlp_beta_factor")
+    count = min(c.size("num_hidden_layers"), 10_001)
+    kinds = layer_types(c, ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)])
+    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
+    layers = [
+        ("attention", block(full, ffn)) if kind == "full_attention" else ("linear", block(linear, ffn)) for kind in kinds
+    ]
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
+
+
+@family("qwen3_next")
+def qwen3_next(c: Config) -> ModelSpec:
+    """Qwen3-Next: three layers of gated delta net to one of gated attention; a gated shared expert."""
+    bias = c.flag("attention_bias")
+    full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
+    delta = GatedDeltaNet(
+        num_key_heads=c.size("linear_num_key_heads"),
+        num_value_heads=c.size("linear_num_value_heads"),
+        key_head_dim=c.size("linear_key_head_dim"),
+        value_head_dim=c.size("linear_value_head_dim"),
+        conv_kernel=c.size("linear_conv_kernel_dim"),
+    )
+    count = min(c.size("num_hidden_layers"), 10_001)
+    every = c.size("full_attention_interval", 4)
+    kinds = layer_types(c, ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)])
+    c.ignore("intermediate_size")
+    step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
+    experts = moe(
+        c,
+        router=Router(normalize=c.flag("norm_topk_prob")),
+        shared=SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True),
+    )
+    layers = []
+    for index, kind in enumerate(kinds):
+        mixer: Mixer = full if kind == "full_attention" else delta
+        name = "attention" if kind == "full_attention" else "linear"
+        sparse = index not in only_dense and step > 0 and (index + 1) % step == 0
+        layers.append((name if sparse else f"{name}_dense", block(mixer, experts if sparse else gated(c, bias=False))))
+    return decoder(c, layers, norm=norm(c, unit_offset=True), positions=rope(c, head_dim=full.head_dim, partial=0.25))

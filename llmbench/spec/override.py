@@ -1,0 +1,167 @@
+"""`--set key=value`: a spec with some fields changed.
+
+A key is a dotted path into the spec: `hidden_size`, `layers.block.mixer.num_key_value_heads`. Two shorthands make
+experiments short: `*` stands for every name at its place, and a bare field of mixers or feed-forwards
+(`num_key_value_heads`, `intermediate_size`, `num_experts`) means everywhere it occurs. `num_hidden_layers=N` keeps the
+pattern's kinds and gives it N layers. A value is written as in TOML; a bare word is a string, `none` removes the field.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from llmbench.errors import SpecError, suggestion
+from llmbench.spec.files import invalid
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.pattern import format_pattern
+
+_REMOVE = object()
+
+
+def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping. Raises SpecError naming the text that is not one."""
+    assignments: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise SpecError(f"--set {item[:60]}: is not key=value", hint="like --set num_key_value_heads=8")
+        if key in assignments:
+            raise SpecError(f"--set {key}: stands twice")
+        assignments[key] = _value(value.strip())
+    return assignments
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return _REMOVE
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError, RecursionError, ValueError):
+        return text
+
+
+def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
+    """The spec with these fields changed; values are plain (as TOML gives them), None removes a field.
+
+    Raises SpecError with the path of a field that does not exist or a value that does not fit.
+    """
+    if not assignments:
+        return spec
+    tree: dict[str, Any] = msgspec.to_builtins(spec)
+    for key, value in assignments.items():
+        wanted = _REMOVE if value is None else value
+        if key == "num_hidden_layers":
+            tree["pattern"] = _repeated(spec, wanted)
+        else:
+            _assign(spec, tree, key, wanted)
+    tree.pop("published_parameters", None)  # what was published is of the model as it is, not of this variant
+    try:
+        return msgspec.convert(tree, ModelSpec).check()
+    except msgspec.ValidationError as problem:
+        raise invalid("--set", problem) from None
+    except SpecError as problem:
+        raise SpecError(f"--set: {problem}", hint=problem.hint) from None
+
+
+def _repeated(spec: ModelSpec, count: Any) -> str:
+    """The pattern with `count` layers: first layers that stand apart stay, the rest goes on as it did."""
+    if type(count) is not int or not 1 <= count <= 10_000:
+        raise SpecError(f"--set num_hidden_layers: must be a whole number from 1 to 10000, not {count!r}")
+    order = spec.order
+    kept = list(order[:count])
+    if count > len(order):
+        if len(set(order)) == 1:
+            kept += [order[0]] * (count - len(order))
+        else:
+            raise SpecError(
+                f"--set num_hidden_layers: {spec.name} has {len(set(order))} kinds of layers in the order "
+                f"`{spec.pattern}`; how {count} layers continue it is not known",
+                hint="set the order itself: --set 'pattern=...'",
+            )
+    missing = set(order) - set(kept)
+    if missing:
+        raise SpecError(
+            f"--set num_hidden_layers: {count} layers leave out `{sorted(missing)[0]}` of the order `{spec.pattern}`",
+            hint="set the order itself: --set 'pattern=...' and remove what it does not use",
+        )
+    return format_pattern(kept)
+
+
+def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None:
+    path = key.split(".")
+    if len(path) == 1 and key not in ModelSpec.__struct_fields__:
+        places = list(_places(tree, spec, key))
+        if not places:
+            known = suggestion(key, _known_fields(spec))
+            raise SpecError(
+                f"--set {key}: {spec.name} has no such field",
+                hint=f"did you mean `{known}`?" if known else f"`llmbench specs show {spec.name}` shows its fields",
+            )
+    else:
+        places = list(_resolve(tree, path, key))
+    for place, field in places:
+        if value is _REMOVE:
+            place.pop(field, None)
+        else:
+            place[field] = value
+
+
+def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, Any], str]]:
+    """The mappings (and the field in each) that a dotted path with `*` names."""
+    nodes = [tree]
+    for step, part in enumerate(path[:-1]):
+        found: list[Any] = []
+        for node in nodes:
+            if isinstance(node, dict) and part == "*":
+                found += node.values()
+            elif isinstance(node, dict) and part in node:
+                found.append(node[part])
+            elif isinstance(node, list) and (part == "*" or (part.isdigit() and int(part) < len(node))):
+                found += node if part == "*" else [node[int(part)]]
+        if not found:
+            here = ".".join(path[: step + 1])
+            names = sorted({name for node in nodes if isinstance(node, dict) for name in node})
+            near = suggestion(part, names)
+            raise SpecError(
+                f"--set {key}: no `{here}` in this spec",
+                hint=f"did you mean `{near}`?" if near else f"there is: {', '.join(names)}" if names else None,
+            )
+        nodes = found
+    places = [(node, path[-1]) for node in nodes if isinstance(node, dict)]
+    if not places:
+        raise SpecError(f"--set {key}: `{'.'.join(path[:-1])}` has no fields")
+    return places
+
+
+def _places(tree: dict[str, Any], spec: ModelSpec, field: str) -> Iterable[tuple[dict[str, Any], str]]:
+    """Every mixer and feed-forward whose type has `field`."""
+    stacks = [(tree["layers"], spec.layers)]
+    if spec.encoder is not None:
+        stacks.append((tree["encoder"]["layers"], spec.encoder.layers))
+    for nodes, layers in stacks:
+        for name, layer in layers.items():
+            for part in ("mixer", "cross_attention", "ffn"):
+                typed = getattr(layer, part)
+                if typed is not None:
+                    yield from _fields_in(nodes[name][part], typed, field)
+
+
+def _fields_in(node: dict[str, Any], typed: Any, field: str) -> Iterable[tuple[dict[str, Any], str]]:
+    if field in typed.__struct_fields__:
+        yield node, field
+    for branch, inner in zip(node.get("branches", ()), getattr(typed, "branches", ()), strict=False):
+        yield from _fields_in(branch, inner, field)
+
+
+def _known_fields(spec: ModelSpec) -> set[str]:
+    fields = set(ModelSpec.__struct_fields__) | {"num_hidden_layers"}
+    for layer in spec.layers.values():
+        for part in (layer.mixer, layer.ffn):
+            if part is not None:
+                fields.update(part.__struct_fields__)
+    return fields
