@@ -1,0 +1,462 @@
+"""Exact counts from the transformers classes, built on the meta device: an oracle for our arithmetic.
+
+``measure(config)`` takes a Hugging Face ``config.json`` as a dict, builds the class that a user would load,
+without memory for its weights, and sorts every parameter into one of the components below by its name and
+by the classes of the modules around it. It knows nothing of our formulas, so agreement means something.
+
+Conventions
+-----------
+* total: unique parameters, a tied matrix once. Buffers are no parameters, stored ones are listed apart.
+  Layers for multi-token prediction are absent, because no transformers class builds them.
+* Repositories with vision or audio: the text part only, with the tying of the whole checkpoint.
+* Components are disjoint and sum to the total:
+  embedding (token tables, per-layer ones included), position_embedding, token_type_embedding, lm_head (0
+  when tied; its bias stays here), attention (q, k, v, o, output gates, latent projections, biases),
+  attention_norms (norms of q, k, v and of latents), attention_extra (sinks, relative bias, indexer,
+  compressor and other things beside the projections), mixer_ssm (state-space and linear mixers whole, inner
+  norms and convolutions included), mlp (dense feed-forward), experts (routed only), shared_experts (with
+  their gate), router, norms (layer, final and embedding norms), other (MLM heads, projections of
+  embeddings, hyper-connections, scales).
+* active: all but the experts, plus ``top_k / num_experts`` of the experts.
+  active_no_embeddings: less embedding, position_embedding, token_type_embedding and lm_head.
+  active_no_input_embedding: the former plus vocab x hidden and the head's bias; the head counts even when
+  tied.
+  active_matmul: of these, elements of matrices that a token is multiplied with; no norms, biases,
+  convolutions, state-space vectors, sinks or tables. Forward FLOPs without attention scores are twice this.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+COMPONENTS = (
+    "embedding",
+    "position_embedding",
+    "token_type_embedding",
+    "lm_head",
+    "attention",
+    "attention_norms",
+    "attention_extra",
+    "mixer_ssm",
+    "mlp",
+    "experts",
+    "shared_experts",
+    "router",
+    "norms",
+    "other",
+)
+
+# The language-model class of types which are no decoders, or whose decoder alone is not what people load.
+HEADS = {
+    "albert": "AlbertForMaskedLM",
+    "bart": "BartForConditionalGeneration",
+    "bert": "BertForMaskedLM",
+    "camembert": "CamembertForMaskedLM",
+    "deberta": "DebertaForMaskedLM",
+    "deberta-v2": "DebertaV2ForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
+    "longt5": "LongT5ForConditionalGeneration",
+    "m2m_100": "M2M100ForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "modernbert": "ModernBertForMaskedLM",
+    "mt5": "MT5ForConditionalGeneration",
+    "nllb-moe": "NllbMoeForConditionalGeneration",
+    "pegasus": "PegasusForConditionalGeneration",
+    "roberta": "RobertaForMaskedLM",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
+    "t5": "T5ForConditionalGeneration",
+    "t5gemma": "T5GemmaForConditionalGeneration",
+    "umt5": "UMT5ForConditionalGeneration",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+}
+
+# Types that live on the hub as remote code. A transformers class of the same shapes stands in for three of
+# them; others have no oracle here. The keys are what the stand-in needs and the original lacks.
+STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
+    # W_pack is q, k and v fused; the 13B has ALiBi instead of rotation. Neither changes a count.
+    "baichuan": ("llama", {}),
+    # wqkv is fused; the key `bias` is the stand-in's attention_bias.
+    "internlm2": ("llama", {}),
+    # Same blocks without q/k norms; the stand-in's correction buffer of the router is not in the original.
+    "deepseek": ("glm4_moe", {"use_qk_norm": False, "attention_bias": False, "n_group": 1, "topk_group": 1}),
+}
+# Where composite types keep the configuration of their text part.
+TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
+# Buffers of a stand-in which the original does not have.
+_NOT_IN_ORIGINAL = {"deepseek": "e_score_correction_bias"}
+
+# Families whose code says how many experts a token takes.
+_FIXED_TOP_K = {"switch_transformers": 1, "nllb-moe": 2}
+_TOP_K_KEYS = (
+    "num_experts_per_tok",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+    "num_experts_per_token",
+    "num_selected_experts",
+    "top_k",
+)
+
+# Mixers without a KV cache, by the class of the module that holds all their parameters.
+_SSM_CLASS = re.compile(
+    r"(Mixer|MambaLayer|GatedDeltaNet|LightningAttention|RecurrentBlock|ShortConv|RwkvSelfAttention|DeltaAttention|"
+    r"LinearAttention|KDA)$"
+)
+_SSM_NAME = re.compile(r"^(mamba|linear_attn|mlstm_layer)$")
+
+# Anchored at the end: JambaAttentionDecoderLayer holds a feed-forward too.
+_ATTENTION_CLASS = re.compile(r"(Attention|Attention2|SelfAttn|AttentionV2|MoA)$")
+_ATTENTION_NAME = re.compile(r"attn|attention|^self_att$", re.I)
+_NORM = re.compile(r"norm|^ln($|_)|^ln\d|_ln$", re.I)
+# DbrxNormAttentionNorm is a block, not a norm.
+_NORM_CLASS = re.compile(r"(?<!Attention)Norm(Gated|1P|\d?d)?$")
+_INNER_NORM = re.compile(
+    r"^(q|k|v|kv|query|key|value|qk)(_[a-z]+)*?_?(norm|layernorm|layer_norm|ln)$|^attn_sub_norm$|^temp$"
+)
+_EXTRA = re.compile(
+    r"sink|relative|^rel_|rel_pos|indexer|compressor|lambda_[qk]\d|sconv|conv|^r_proj$|_l2_clip|^r_[rsw]_bias$|"
+    r"^seg_embed$|^r$|^A$|^dt_proj$"
+)
+_MLP_NAME = re.compile(
+    r"^(mlps?|feed_forward\w*|ffn?|ffn_output|mlp_block|fc1|fc2|lin1|lin2|intermediate|DenseReluDense|wi(_\d)?|wo|"
+    r"block_sparse_moe)$"
+)
+_MLP_CLASS = re.compile(r"(MLP|Mlp|FeedForward|FFN|DenseActDense|DenseGatedActDense|Intermediate|Output)$")
+_POSITION = re.compile(r"^(wpe|embed_positions|position_embeddings?|positions_embed|pos_emb)$")
+_NO_MATMUL = re.compile(
+    r"(^|[._])(bias|A_log|D|A|norm|sinks?|scale|lambda\w*|time_\w+|static_weight|temp|query|recurrent_param)$|"
+    r"relative|rel_pos|_bias$|seg_embed|mask_emb$"
+)
+# Parts of a checkpoint that are not its text model, where a class builds them all the same.
+_NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|multi_modal|embed_tokens_extend")
+
+
+class NoOracleError(Exception):
+    """No transformers class describes this configuration: remote code, or a type unknown to this release."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Counts of one configuration in elements; see the module's docstring for what each contains."""
+
+    class_name: str
+    total: int
+    tied: bool
+    components: dict[str, int]
+    active: int
+    active_no_embeddings: int
+    active_no_input_embedding: int
+    active_matmul: int
+    persistent_buffers: dict[str, int] = field(default_factory=dict)
+    flops: int | None = None
+
+
+def collapse(name: str) -> str:
+    """A parameter's name with every index replaced by N: what is equal over layers gets one name."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|(?<=expert_)\d+(?=\.)", "N", name)
+
+
+def make_config(config: dict[str, Any]) -> tuple[Any, str]:
+    """The transformers config object of a config.json, and the model type that the file names."""
+    config = dict(config)
+    model_type = config.get("model_type", "")
+    if model_type in STAND_INS:
+        stand_in, extra = STAND_INS[model_type]
+        config = {**config, **extra, "model_type": stand_in}
+        if model_type == "internlm2":
+            config["attention_bias"] = config.get("bias", True)
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise NoOracleError(
+            f"transformers {transformers.__version__} does not know model type {model_type!r}"
+        )
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    return made, model_type
+
+
+def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, Any, str]:
+    """The language model on the meta device, its text configuration, and the prefix that its text part has.
+
+    The prefix is empty unless only the class of the whole checkpoint exists, vision included.
+    """
+    made, model_type = make_config(config)
+    text = _text_config(made)
+    kind = text.model_type
+    names = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **HEADS}
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(made.model_type)
+    if whole is not None and whole.endswith("ForCausalLM"):
+        names.setdefault(made.model_type, whole)
+    prefix = ""
+    if kind in names:
+        chosen, class_name = text, names[kind]
+        if text is not made and getattr(made, "tie_word_embeddings", None) is not None:
+            text.tie_word_embeddings = made.tie_word_embeddings
+    elif whole is not None and text is not made:
+        chosen, class_name, prefix = made, whole, "language_model"
+    else:
+        raise NoOracleError(f"no language model class for {model_type!r} (text part {kind!r})")
+    if eager:
+        chosen._attn_implementation = "eager"
+        chosen._experts_implementation = "batched_mm"
+    with torch.device("meta"):
+        model = getattr(transformers, class_name)(chosen)
+        if config.get("tie_word_embeddings") is False and getattr(made, "is_encoder_decoder", False):
+            _untie(model)
+    return model.eval(), text, prefix
+
+
+def _untie(model: nn.Module) -> None:
+    """Give the head its own matrix where the class ties whatever the config says.
+
+    flan-t5 says ``tie_word_embeddings: false`` and its checkpoints hold both; T5Config of transformers 5
+    overrules it, because the key also decides there whether the stacks share one table, which they do.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is table.weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
+
+
+def _text_config(made: Any) -> Any:
+    """The configuration of the text part: a sub-configuration of a multimodal type, or the object itself."""
+    for key in TEXT_KEYS:
+        inner = getattr(made, key, None)
+        if inner is not None and hasattr(inner, "model_type"):
+            return _text_config(inner)
+    return made
+
+
+def classify(model: nn.Module, prefix: str = "") -> dict[str, tuple[str, nn.Parameter, bool]]:
+    """Name -> (component, parameter, used as a matrix) for each unique parameter of the text part."""
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    table = model.get_input_embeddings()
+    table_weight = getattr(table, "weight", None)
+    sorted_out: dict[str, tuple[str, nn.Parameter, bool]] = {}
+    # A shared bias goes by the name it has inside the head, wherever else the class keeps it.
+    head_parameters = {id(p) for p in head.parameters(recurse=False)} if head is not None else set()
+    for name, parameter in model.named_parameters():
+        if not _is_text(name, prefix) and id(parameter) not in head_parameters:
+            continue
+        path = name.split(".")
+        around = [(path[i], modules[".".join(path[: i + 1])]) for i in range(len(path) - 1)]
+        owner = around[-1][1] if around else model
+        if parameter is table_weight or (
+            isinstance(owner, nn.Embedding) and id(parameter) in head_parameters
+        ):
+            component = "embedding"  # the second: t5gemma ties its head to the decoder's table
+        elif id(parameter) in head_parameters:
+            component = "lm_head"
+        else:
+            component = _component(path, around, owner, modules)
+        sorted_out[name] = (component, parameter, _is_matrix(name, parameter, owner))
+    return sorted_out
+
+
+def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.Module, modules: Any) -> str:
+    """The component of one parameter: the first rule that fits, from the particular to the general."""
+    segments = path[:-1]
+    classes = [type(module).__name__ for _, module in around]
+    last = segments[-1] if segments else ""
+    is_norm = any(_NORM_CLASS.search(c) for c in classes) or bool(
+        _NORM.search(last) or _NORM.search(path[-1])
+    )
+    if last in ("token_type_embeddings", "segment_embedding"):
+        return "token_type_embedding"
+    if any(_POSITION.match(s) for s in segments) or path[-1] in ("position_embeddings", "pos_embed"):
+        return "position_embedding"
+    if segments and segments[0] in ("cls", "lm_head", "generator_predictions", "head", "predictions"):
+        return "other"
+    if segments and segments[0].startswith("vocab_"):  # distilbert: vocab_transform, vocab_layer_norm
+        return "other"
+    if any(_SSM_CLASS.search(c) for c in classes) or any(_SSM_NAME.match(s) for s in segments):
+        return "mixer_ssm"
+    if isinstance(owner, nn.Embedding) and not any(_ATTENTION_CLASS.search(c) for c in classes):
+        if "relative" in last or "rel_" in last:
+            return "attention_extra"
+        if last in ("down_embed", "up_embed"):  # doge: rows of two tables are its experts
+            return "experts"
+        return "embedding"
+    if any(s in ("router", "gate", "ffn_gate", "expert_bias", "moe_statics") for s in segments) or path[
+        -1
+    ] in (
+        "expert_bias",
+        "e_score_correction_bias",
+    ):
+        return "router"
+    if any(s.startswith("shared_expert") for s in segments):
+        return "shared_experts"
+    if any(s == "experts" for s in segments):
+        return "experts"
+    if "shared_mlp" in segments:
+        # Granite's and Hunyuan's shared expert; the dense feed-forward where the layer has no router at all.
+        layer = ".".join(path[: path.index("shared_mlp")])
+        routed = any(
+            n.startswith(layer + ".") and n.endswith((".experts", ".router", ".gate")) for n in modules
+        )
+        return "shared_experts" if routed else "mlp"
+    if any(s.endswith(("hyper_connection", "_hc")) or s in ("hc_head", "altup", "laurel") for s in segments):
+        return "other"
+    inside = [i for i, (s, c) in enumerate(zip(segments, classes, strict=True)) if _is_attention(s, c)]
+    if inside:
+        inner = [*segments[inside[0] + 1 :], path[-1]]
+        if any(_EXTRA.search(s) for s in inner):
+            return "attention_extra"
+        if any(_INNER_NORM.match(s) for s in inner):
+            return "attention_norms"
+        return "norms" if is_norm else "attention"
+    if any(_INNER_NORM.match(s) for s in segments):
+        return "attention_norms"
+    if is_norm:
+        return "norms"
+    if any("relative" in s for s in path):
+        return "attention_extra"
+    if any(_MLP_NAME.match(s) for s in segments) or any(_MLP_CLASS.search(c) for c in classes):
+        return "mlp"
+    return "other"
+
+
+def _is_attention(segment: str, class_name: str) -> bool:
+    """Is this module an attention block, and not a layer norm or a gate that is merely named after one?"""
+    if _NORM.search(segment) or _NORM_CLASS.search(class_name):
+        return False
+    if segment.endswith(("hyper_connection", "_hc", "_residual", "_residual_scale", "_input", "_gate")):
+        return False
+    return bool(_ATTENTION_CLASS.search(class_name) or _ATTENTION_NAME.search(segment))
+
+
+def _is_text(name: str, prefix: str) -> bool:
+    return not _NOT_TEXT.search(name) and (not prefix or prefix in name.split("."))
+
+
+def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
+    """Is a token multiplied with this parameter in a matmul? Not tables, convolutions, vectors, biases."""
+    if parameter.dim() < 2 or isinstance(owner, (nn.Embedding, nn.Conv1d, nn.Conv2d)):
+        return False
+    tail = ".".join(name.split(".")[-2:])
+    return not (_NO_MATMUL.search(tail) or _NORM_CLASS.search(type(owner).__name__))
+
+
+def _share_of_experts(text: Any, parameters: dict[str, tuple[str, nn.Parameter, bool]]) -> tuple[int, int]:
+    """(experts used by a token, experts in a layer), from the configuration and the expert weights."""
+    top_k = None
+    for key in _TOP_K_KEYS:
+        value = getattr(text, key, None)
+        if isinstance(value, list) and len(set(value)) == 1:  # hunyuan gives one for each layer
+            value = value[0]
+        if top_k is None and isinstance(value, int) and value > 0:
+            top_k = value
+    ffn = getattr(text, "ffn_config", None)  # dbrx keeps its experts' numbers one level down
+    if top_k is None and ffn is not None:
+        top_k = getattr(ffn, "moe_top_k", None)
+    if top_k is None:
+        top_k = _FIXED_TOP_K.get(text.model_type)
+    of_experts = [
+        (name, parameter) for name, (component, parameter, _) in parameters.items() if component == "experts"
+    ]
+    if top_k is None and of_experts:
+        raise NoOracleError(
+            f"how many experts a token of {text.model_type!r} uses is not in its configuration"
+        )
+    if top_k is None or not of_experts:
+        return 1, 1
+    indices: set[int] = set()
+    for name, parameter in of_experts:
+        index = re.search(r"experts\.(?:expert_)?(\d+)\.", name)
+        if index:
+            indices.add(int(index[1]))
+        elif parameter.dim() >= 2:
+            count = parameter.shape[0]
+            ffn_experts = getattr(ffn, "moe_num_experts", None)
+            return top_k, ffn_experts or count
+    return top_k, max(len(indices), 1)
+
+
+def measure(config: dict[str, Any], *, sequence_length: int | None = None) -> Truth:
+    """Counts of the configuration's language model, and the FLOPs of a prefill if a sequence length is given.
+
+    FLOPs: batch 1, logits for all positions, a multiply-add is two, eager attention (scores are full, no
+    causal halving, windows not cut), ``top_k`` experts per token where the class computes no more (Llama 4
+    runs all); encoder-decoders get as many tokens on both sides.
+    ``flops`` stays None where the class's forward looks at values, which the meta device has not.
+    Raises NoOracleError where transformers has no class for the configuration.
+    """
+    model, text, prefix = build(config, eager=sequence_length is not None)
+    parameters = classify(model, prefix)
+    components = dict.fromkeys(COMPONENTS, 0)
+    for component, parameter, _ in parameters.values():
+        components[component] += parameter.numel()
+    total = sum(components.values())
+    if total == 0:
+        raise NoOracleError(f"no part named {prefix!r} in {type(model).__name__}")
+
+    head = model.get_output_embeddings()
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = head is not None and id(head.weight) in tables
+    head_bias = 0 if head is None or getattr(head, "bias", None) is None else head.bias.numel()
+    head_matrix = 0 if head is None else head.weight.numel()
+
+    top_k, experts = _share_of_experts(text, parameters)
+
+    def used(component: str, numel: int) -> int:
+        return numel * top_k // experts if component == "experts" else numel
+
+    active = sum(used(name, n) for name, n in components.items())
+    no_embeddings = active - sum(
+        components[name] for name in ("embedding", "position_embedding", "token_type_embedding", "lm_head")
+    )
+    matmul = head_matrix + sum(
+        used(component, p.numel())
+        for component, p, matrix in parameters.values()
+        if matrix and component not in ("lm_head", "embedding")
+    )
+    skipped = _NOT_IN_ORIGINAL.get(config.get("model_type", ""))
+    buffers: dict[str, int] = {}
+    names = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in names or not _is_text(name, prefix) or (skipped and skipped in name):
+            continue
+        buffers[collapse(name)] = buffers.get(collapse(name), 0) + tensor.numel()
+    return Truth(
+        class_name=type(model).__name__,
+        total=total,
+        tied=tied,
+        components=components,
+        active=active,
+        active_no_embeddings=no_embeddings,
+        active_no_input_embedding=no_embeddings + head_matrix + head_bias,
+        active_matmul=matmul,
+        persistent_buffers=buffers,
+        flops=None if sequence_length is None else prefill_flops(model, sequence_length),
+    )
+
+
+def prefill_flops(model: nn.Module, sequence_length: int) -> int | None:
+    """What FlopCounterMode counts for one forward on meta; None where the forward needs values."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Without a cache the mask code looks for packed sequences in the positions' values, which meta has not.
+    if getattr(model.config, "use_cache", None) is False:
+        model.config.use_cache = True
+    tokens = torch.zeros((1, sequence_length), dtype=torch.long, device="meta")
+    inputs = {"input_ids": tokens}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = tokens
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            model(**inputs)
+    except (NotImplementedError, RuntimeError):
+        return None
+    return counter.get_total_flops()

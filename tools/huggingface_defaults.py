@@ -1,0 +1,292 @@
+"""Write llmbench/spec/huggingface/defaults.json: what a key missing from a config.json means, by model type.
+
+    python tools/huggingface_defaults.py            # write the file from the installed transformers
+    python tools/huggingface_defaults.py --check    # compare; exit 1 and name the types that differ
+
+A config.json leaves out what equals its class's default, so those defaults are facts which an importer
+needs. They are read here from the configuration classes of one transformers release, as the classes declare
+them: before any ``__post_init__`` derives one key from another. Per model type, on one line:
+
+- ``class``: the language-model class; absent for a text part that only exists inside a composite.
+- ``defaults``: each key that the class or its parents declare, without those that change no figure (DROPPED
+  below). ``tie_word_embeddings`` is always there and is what an instance made of defaults says, since a few
+  classes overrule their field. A nested configuration without a model type of its own is a nested object
+  here.
+- ``attribute_map``: standard name -> the class's own name of the key; a config.json may use either.
+- ``default_theta``: the base of rotary embeddings where the config gives none; a number, or one for each
+  kind of layer.
+- ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal
+  defaults.
+- ``text_config``: key and model type of a composite's text part, and the values it gets where the whole
+  part is missing (``when_missing``).
+- ``sub_configs``: model types of the other parts that belong to the language model (the encoder of
+  t5gemma).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+VERSION = "5.23.0"
+"""The transformers release whose facts the file states."""
+
+PATH = Path(__file__).resolve().parent.parent / "llmbench" / "spec" / "huggingface" / "defaults.json"
+
+ENCODERS = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "roberta",
+    "xlm-roberta",
+)
+"""Types read as masked language models."""
+
+ENCODER_DECODERS = (
+    "bart",
+    "longt5",
+    "m2m_100",
+    "mbart",
+    "mt5",
+    "nllb-moe",
+    "pegasus",
+    "switch_transformers",
+    "t5",
+    "t5gemma",
+    "umt5",
+)
+"""Types read with both their stacks."""
+
+TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+"""Where composites keep their text part, in the order of preference."""
+
+DROPPED = re.compile(
+    "|".join(
+        [
+            # Which ids mean what; sizes come from vocab_size.
+            r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
+            r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
+            # Regularisation: off when a model is sized, served or timed.
+            r"dropout|_pdrop$|layerdrop|^drop_|^label_smoothing$",
+            # How weights are drawn before training.
+            r"initializer|init_std|init_scale|_init$|^init_device$|init_variance|^rescale_prenorm_residual$",
+            r"^time_step_(min|max|floor|scale|init_scheme)$|^linear_(a_log|dt)_|^learnable_sink_init$|_std_dev$",
+            # What a forward pass hands back, and generation.
+            r"^use_cache$|^return_|^output_(attentions|hidden_states|router_logits|past)$|^num_logits_to_keep$|^id2label$",
+            r"^label2id$|^forced_|^decoder_start|suppress_tokens$|^no_repeat|^encoder_no_repeat|^num_beams|^(start|end)_n_top$",
+            # Training objectives.
+            r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
+            # Heads for classification, and the pooled vector they see.
+            r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
+            # Same result by another kernel.
+            r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
+            r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
+            r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
+            # The parts of a composite that see and hear; its text part is what we describe.
+            r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer|^vq_|speech",
+            r"^mm_|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_|^dit_config$",
+        ]
+    )
+)
+"""Keys that change neither a count nor what the text model computes."""
+
+
+def facts() -> dict[str, dict[str, Any]]:
+    """Model type -> its record, from the installed transformers."""
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    logging.disable(logging.WARNING)
+    classes: dict[str, str | None] = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    classes |= auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    classes |= {name: auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES[name] for name in ENCODERS}
+    classes |= {name: auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES[name] for name in ENCODER_DECODERS}
+    records: dict[str, dict[str, Any]] = {}
+    waiting: list[tuple[str, type]] = [(name, CONFIG_MAPPING[name]) for name in classes]
+    while waiting:
+        name, config_class = waiting.pop()
+        if name in records:
+            continue
+        records[name], parts = _record(config_class, classes.get(name))
+        waiting += [(part.model_type, part) for part in parts]
+    return dict(sorted(records.items()))
+
+
+def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any], list[type]]:
+    """One type's record, and the classes of its parts that need records of their own."""
+    from transformers.configuration_utils import PreTrainedConfig
+
+    try:
+        # Not getattr: a key that differs by layer raises when asked for.
+        made = vars(config_class())
+    except Exception:
+        made = {}  # a class whose own defaults contradict each other; its fields still say what they are
+    parts = {
+        key: value
+        for key, value in made.items()
+        if isinstance(value, PreTrainedConfig) and (key in TEXT_KEYS or not _is_dropped(key))
+    }
+    defaults = {key: value for key, value in _declared(config_class).items() if key not in parts}
+    defaults["tie_word_embeddings"] = bool(
+        made.get("tie_word_embeddings", defaults.get("tie_word_embeddings"))
+    )
+    record: dict[str, Any] = {"defaults": defaults}
+    if model_class is not None:
+        record["class"] = model_class
+    if config_class.attribute_map:
+        record["attribute_map"] = dict(config_class.attribute_map)
+    if "rope_parameters" in _fields(config_class):
+        record["default_theta"] = config_class.default_theta
+    if undeclared := {k: v for k, v in _undeclared(config_class).items() if k not in defaults}:
+        record["undeclared"] = undeclared
+
+    own = {key: part for key, part in parts.items() if part.model_type}
+    defaults |= {key: _declared(type(part)) for key, part in parts.items() if not part.model_type}
+    text_key = next((key for key in TEXT_KEYS if key in own), None)
+    if text_key is not None:
+        text: dict[str, Any] = {"key": text_key, "model_type": own[text_key].model_type}
+        spec = config_class.sub_configs_defaults.get(text_key)
+        if spec is not None and (missing := _plain(spec.init_kwargs)):
+            text["when_missing"] = missing
+        record["text_config"] = text
+    if others := {key: part.model_type for key, part in own.items() if key != text_key}:
+        record["sub_configs"] = others
+    return record, [type(part) for part in own.values()]
+
+
+def _fields(config_class: type) -> dict[str, Any]:
+    """The fields that the class and its parents below PreTrainedConfig declare."""
+    from transformers.configuration_utils import PreTrainedConfig
+
+    common = set(PreTrainedConfig.__mro__)
+    own = [c for c in config_class.__mro__ if c not in common]
+    declared = {name for c in own for name in inspect.get_annotations(c)}
+    return {f.name: f for f in dataclasses.fields(config_class) if f.name in declared}
+
+
+def _declared(config_class: type) -> dict[str, Any]:
+    """Key -> declared default; without dropped keys and values that JSON cannot say."""
+    found: dict[str, Any] = {}
+    for name, f in _fields(config_class).items():
+        value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if not _is_dropped(name) and _sayable(value):
+            found[name] = _plain(value)
+    return found
+
+
+def _undeclared(config_class: type) -> dict[str, Any]:
+    """Keys that ``__post_init__`` takes out of its ``kwargs``; null where the default is computed."""
+    from transformers.configuration_utils import PreTrainedConfig
+
+    found: dict[str, Any] = {}
+    for parent in config_class.__mro__:
+        if parent is PreTrainedConfig:
+            break
+        method = parent.__dict__.get("__post_init__")
+        if method is None:
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method)))):
+            if not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("pop", "get", "setdefault")
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "kwargs"
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+                and isinstance(node.args[0].value, str)
+            ):
+                continue
+            key = node.args[0].value
+            try:
+                default = ast.literal_eval(node.args[1]) if len(node.args) > 1 else None
+            except ValueError:
+                default = None
+            if not _is_dropped(key) and _sayable(default):
+                found.setdefault(key, _plain(default))
+    return found
+
+
+def _is_dropped(key: str) -> bool:
+    return bool(DROPPED.search(key))
+
+
+def _sayable(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, (list, tuple)):
+        return all(_sayable(v) for v in value)
+    if isinstance(value, dict):
+        return all(_sayable(v) for v in value.values())
+    return value is None or isinstance(value, (bool, int, str))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if not _is_dropped(str(k)) and _sayable(v)}
+    return value
+
+
+def render(records: dict[str, dict[str, Any]]) -> str:
+    """The file's text: sorted and compact, a model type on each line so that a diff names the types."""
+    lines = [
+        f"{json.dumps(name)}:{json.dumps(record, sort_keys=True, separators=(',', ':'))}"
+        for name, record in records.items()
+    ]
+    return f'{{"transformers":{json.dumps(VERSION)},"types":{{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def check() -> list[str]:
+    """What differs between the file and the installed transformers, a line for each model type."""
+    fresh = json.loads(render(facts()))["types"]
+    stored = json.loads(PATH.read_text(encoding="utf-8"))["types"]
+    problems = [f"{name}: not in the file" for name in fresh.keys() - stored.keys()]
+    problems += [f"{name}: in the file, not in transformers" for name in stored.keys() - fresh.keys()]
+    for name in fresh.keys() & stored.keys():
+        if fresh[name] != stored[name]:
+            parts = [p for p in {**fresh[name], **stored[name]} if fresh[name].get(p) != stored[name].get(p)]
+            problems.append(f"{name}: {', '.join(sorted(parts))}")
+    return sorted(problems)
+
+
+def main() -> int:
+    """Run the command line; the result is the exit status."""
+    parser = argparse.ArgumentParser(description="Write or check llmbench/spec/huggingface/defaults.json.")
+    parser.add_argument("--check", action="store_true", help="compare with the installed transformers")
+    arguments = parser.parse_args()
+    import transformers
+
+    if transformers.__version__ != VERSION:
+        print(
+            f"error: transformers {transformers.__version__} is installed, {VERSION} is needed",
+            file=sys.stderr,
+        )
+        return 3
+    if arguments.check:
+        problems = check()
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return 1 if problems else 0
+    PATH.write_text(render(facts()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
