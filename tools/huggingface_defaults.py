@@ -10,8 +10,8 @@ them: before any ``__post_init__`` derives one key from another. Per model type,
 - ``class``: the language-model class; absent for a text part that only exists inside a composite.
 - ``defaults``: each key that the class or its parents declare, without those that change no figure (DROPPED
   below). ``tie_word_embeddings`` is always there and is what an instance made of defaults says, since a few
-  classes overrule their field. A nested configuration without a model type of its own is a nested object
-  here.
+  classes overrule their field; that of a composite says less than its text part's (mistral3 is not tied).
+  A nested configuration without a model type of its own is a nested object here.
 - ``attribute_map``: standard name -> the class's own name of the key; a config.json may use either.
 - ``default_theta``: the base of rotary embeddings where the config gives none; a number, or one for each
   kind of layer.

@@ -8,7 +8,7 @@ Conventions
 -----------
 * total: unique parameters, a tied matrix once. Buffers are no parameters, stored ones are listed apart.
   Layers for multi-token prediction are absent, because no transformers class builds them.
-* Repositories with vision or audio: the text part only, with the tying of the whole checkpoint.
+* Repositories with vision or audio: the text part only, tied as config.json says or else its own class.
 * Components are disjoint and sum to the total:
   embedding (token tables, per-layer ones included), position_embedding, token_type_embedding, lm_head (0
   when tied; its bias stays here), attention (q, k, v, o, output gates, latent projections, biases),
@@ -201,12 +201,12 @@ def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, An
     prefix = ""
     if kind in names:
         chosen, class_name = text, names[kind]
-        if text is not made and getattr(made, "tie_word_embeddings", None) is not None:
-            text.tie_word_embeddings = made.tie_word_embeddings
     elif whole is not None and text is not made:
         chosen, class_name, prefix = made, whole, "language_model"
     else:
         raise NoOracleError(f"no language model class for {model_type!r} (text part {kind!r})")
+    if text is not made and (tied := _stated_tying(config)) is not None:
+        chosen.tie_word_embeddings = tied
     if eager:
         chosen._attn_implementation = "eager"
         chosen._experts_implementation = "batched_mm"
@@ -215,6 +215,16 @@ def build(config: dict[str, Any], *, eager: bool = False) -> tuple[nn.Module, An
         if config.get("tie_word_embeddings") is False and getattr(made, "is_encoder_decoder", False):
             _untie(model)
     return model.eval(), text, prefix
+
+
+def _stated_tying(config: dict[str, Any]) -> bool | None:
+    """What a composite's config.json says of tying: on its top level, or else in its text part.
+
+    The defaults of composite classes are no guide: those of mistral3 and kimi_k25 say tied, and rely on the
+    loader, which leaves apart what a checkpoint stores twice. The defaults of their text classes are right.
+    """
+    inner = next((config[key] for key in TEXT_KEYS if isinstance(config.get(key), dict)), {})
+    return config.get("tie_word_embeddings", inner.get("tie_word_embeddings"))
 
 
 def _untie(model: nn.Module) -> None:
@@ -337,6 +347,7 @@ def _is_attention(segment: str, class_name: str) -> bool:
 
 
 def _is_text(name: str, prefix: str) -> bool:
+    """Does the parameter belong to the text part, by its name?"""
     return not _NOT_TEXT.search(name) and (not prefix or prefix in name.split("."))
 
 
