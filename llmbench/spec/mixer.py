@@ -35,6 +35,7 @@ class Attention(Kind, tag="attention"):
     output_gate: a gate on the heads' output, "elementwise" (Qwen3-Next: one per channel), "headwise" (one a head).
     value_from_key: no v_proj, the value is the key before its norm and rotation (Gemma-4 global layers).
     shares_kv: the layer reads an earlier layer's keys and values, projects none and caches none (Gemma-3n).
+    input_size: width of what q, k and v read where it is not hidden_size (Zamba: hidden state beside the embedding).
     scale: multiplies the scores; None means head_dim ** -0.5.
     """
 
@@ -55,6 +56,7 @@ class Attention(Kind, tag="attention"):
     value_from_key: bool = False
     shares_kv: bool = False
     output_norm: bool = False
+    input_size: Size | None = None
     scale: float | None = None
     positions: Positions | None = None
 
@@ -127,7 +129,10 @@ class Mamba(Kind, tag="mamba"):
 
 
 class Mamba2(Kind, tag="mamba2"):
-    """State-space duality (Mamba-2, arXiv 2405.21060): heads that share B and C by group."""
+    """State-space duality (Mamba-2, arXiv 2405.21060): heads that share B and C by group.
+
+    proj_bias: on the projections in and out; out_proj_bias where the latter differs (Falcon-H1).
+    """
 
     num_heads: Size
     head_dim: Size
@@ -137,6 +142,7 @@ class Mamba2(Kind, tag="mamba2"):
     chunk_size: Size = 256
     conv_bias: bool = True
     proj_bias: bool = False
+    out_proj_bias: bool | None = None
     gated_norm: bool = True
 
     @property
@@ -157,11 +163,15 @@ class GatedDeltaNet(Kind, tag="gated_delta_net"):
 
 
 class KimiDelta(Kind, tag="kimi_delta"):
-    """Kimi delta attention: a delta rule whose decay is per channel, from a low-rank projection."""
+    """Kimi delta attention: a delta rule whose decay is per channel, from a low-rank projection.
+
+    full_rank_gates: the decay and the output gate each come from one whole matrix (Ling 2.5 and later).
+    """
 
     num_heads: Size
     head_dim: Size
     conv_kernel: Size
+    full_rank_gates: bool = False
 
 
 class LightningAttention(Kind, tag="lightning"):

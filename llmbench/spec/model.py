@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from llmbench.errors import SpecError
 from llmbench.spec.base import Count, Name, Part, Size
@@ -42,7 +44,9 @@ class ExtraWeight(Part):
     name: Name
     shape: tuple[Size, ...]
     role: Literal["matmul", "vector", "table", "buffer"]
-    component: Literal["attention", "attention_norms", "attention_extra", "mixer_ssm", "mlp", "norms", "other"] = "other"
+    component: Literal[
+        "embedding", "attention", "attention_norms", "attention_extra", "mixer_ssm", "mlp", "router", "norms", "other"
+    ] = "other"
 
 
 class Layer(Part):
@@ -50,6 +54,8 @@ class Layer(Part):
 
     cross_attention: between mixer and feed-forward, to an encoder's output (T5).
     norm: where this kind's norm differs from the model's. residual_scale multiplies each sublayer's output (Granite).
+    shared_weights: all layers of this kind are one set of weights used again and again (ALBERT, Zamba); the name tells
+    sets of one shape apart.
     """
 
     mixer: Mixer | None = None
@@ -58,6 +64,7 @@ class Layer(Part):
     cross_attention: Attention | None = None
     norm: Norm | None = None
     residual_scale: float = 1.0
+    shared_weights: Name | None = None
     extra: tuple[ExtraWeight, ...] = ()
 
     @property
@@ -75,10 +82,13 @@ class Embedding(Part):
     """What happens between a token's number and the first layer.
 
     size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
-    the head (OPT-350m). token_types: rows of BERT's segment table. scale multiplies the embedding (Gemma).
+    the head (OPT-350m). positions_after: learned positions are added behind that projection, so their table has
+    hidden_size (OPT), and not before it (ALBERT). token_types: rows of BERT's segment table. scale multiplies the
+    embedding (Gemma).
     """
 
     size: Size | None = None
+    positions_after: bool = False
     token_types: Count = 0
     norm: bool = False
     scale: float = 1.0
@@ -99,12 +109,20 @@ class Head(Part):
 
 
 class Stack(Part):
-    """A sequence of layers: the encoder of an encoder-decoder."""
+    """A sequence of layers: the encoder of an encoder-decoder. Its token table is the decoder's unless it has its own.
+
+    positions: a learned table of its own, or None where it has none beside the layers' (T5, RoPE).
+    embedding_norm: a norm on its embeddings (BART). own_embedding: a token table of its own (T5Gemma).
+    hidden_size: where it is not the decoder's.
+    """
 
     layers: dict[Name, Layer]
     pattern: str
     final_norm: bool = True
     positions: Positions | None = None
+    embedding_norm: bool = False
+    own_embedding: bool = False
+    hidden_size: Size | None = None
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -137,7 +155,7 @@ class ModelSpec(Part):
     tie_word_embeddings: bool
     aliases: tuple[str, ...] = ()
     family: str = ""
-    published_parameters: Size | None = None
+    published_parameters: Annotated[int, msgspec.Meta(ge=1, le=10**15)] | None = None
     max_position_embeddings: Size | None = None
     approximate: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -6,6 +6,8 @@ sends, on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums ove
 
 from __future__ import annotations
 
+import msgspec
+
 from llmbench.sizing.lower.attention import attention, latent
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.ffn import feed_forward
@@ -14,7 +16,7 @@ from llmbench.sizing.lower.recurrent import recurrent
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import Attention, LatentAttention, branches
-from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
+from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
 __all__ = ["lower", "lower_next_token_prediction", "visible_pairs"]
@@ -31,6 +33,7 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
     ops: list[Op] = []
     if spec.encoder is not None and workload.phase != "decode":
         encoder = Builder(spec, workload, layout, encoder=True)
+        _encoder_embedding(encoder, spec.encoder)
         _stack(encoder, spec.encoder.layers, spec.encoder.order)
         if spec.encoder.final_norm:
             encoder.at("encoder.", "", ())
@@ -69,7 +72,21 @@ def _stack(b: Builder, layers: dict[str, Layer], order: tuple[str, ...]) -> None
     prefix = "encoder.layers.{}." if b.stack == "encoder" else "layers.{}."
     for name, indices in where.items():
         b.at(prefix, name, indices)
+        start = len(b.ops)
         _layer(b, layers[name])
+        if layers[name].shared_weights is not None and len(indices) > 1:
+            b.ops[start:] = [part for op in b.ops[start:] for part in _used_again(op)]
+
+
+def _used_again(op: Op) -> list[Op]:
+    """An op of layers that are one set of weights: the first holds them, the others compute with them."""
+    if not (op.parameters or op.buffers or op.matmul_elements):
+        return [op]
+    again = {"parameters": 0, "active_parameters": 0, "matmul_elements": 0, "buffers": 0, "formula": ""}
+    return [
+        msgspec.structs.replace(op, layers=op.layers[:1]),
+        msgspec.structs.replace(op, layers=op.layers[1:], **again),
+    ]
 
 
 def _layer(b: Builder, layer: Layer) -> None:
@@ -123,24 +140,13 @@ def _embedding(b: Builder) -> None:
     vocab = Dim(spec.vocab_size, "vocab_size")
 
     def table(name: str, component: Component, rows: Dim, *, ways: int = 1) -> None:
-        parameters = share(rows.size, ways) * size.size
-        looked_up = b.act(b.tokens * size.size)
-        b.add(
-            name,
-            component,
-            "embedding",
-            parameters=parameters,
-            active_parameters=parameters,
-            shards=ways,
-            formula=f"{rows.label} × {size.label}",
-            read_bytes=looked_up,
-            written_bytes=looked_up,
-            saved_bytes=8 * b.tokens,  # the token numbers, int64
-        )
+        _table(b, name, component, rows, size, ways=ways)
 
     table("embedding", "embedding", vocab, ways=tp)
     if isinstance(spec.positions, LearnedPositions):
-        table("position_embedding", "position_embedding", Dim(spec.positions.num_positions, "num_positions"))
+        rows = Dim(spec.positions.num_positions, "num_positions")
+        width = b.hidden if spec.embedding.positions_after else size
+        _table(b, "position_embedding", "position_embedding", rows, width)
     elif isinstance(spec.positions, SinusoidalPositions):
         stream = b.stream_tokens * size.size
         b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
@@ -152,10 +158,39 @@ def _embedding(b: Builder) -> None:
         b.linear("embedding_projection", "other", size, b.hidden)
 
 
+def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1) -> None:
+    """One table of rows."""
+    parameters = share(rows.size, ways) * size.size
+    looked_up = b.act(b.tokens * size.size)
+    b.add(
+        name,
+        component,
+        "embedding",
+        parameters=parameters,
+        active_parameters=parameters,
+        shards=ways,
+        formula=f"{rows.label} × {size.label}",
+        read_bytes=looked_up,
+        written_bytes=looked_up,
+        saved_bytes=8 * b.tokens,  # the token numbers, int64
+    )
+
+
+def _encoder_embedding(b: Builder, stack: Stack) -> None:
+    """What an encoder has before its layers beside the decoder's token table."""
+    b.at("encoder.", "", ())
+    if stack.own_embedding:
+        _table(b, "embedding", "embedding", Dim(b.spec.vocab_size, "vocab_size"), b.hidden, ways=b.layout.tp)
+    if isinstance(stack.positions, LearnedPositions):
+        rows = Dim(stack.positions.num_positions, "encoder.num_positions")
+        _table(b, "position_embedding", "position_embedding", rows, b.hidden)
+    if stack.embedding_norm:
+        b.norm("embedding_norm", "norms", b.hidden, b.spec.norm)
+
+
 def _head(b: Builder) -> None:
     """Final norm, head and (training) the loss, at every position."""
     spec = b.spec
-    w = b.workload
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     if spec.final_norm:
         b.norm("final_norm", "norms", b.hidden, spec.norm)
@@ -177,9 +212,24 @@ def _head(b: Builder) -> None:
     )
     if spec.head.bias and spec.head.transform == "bert":
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
-    if w.phase == "train":
-        logits = b.tokens * share(vocab.size, b.layout.tp)
-        b.add("loss", "lm_head", "loss", read_bytes=b.act(logits), saved_bytes=b.act(logits))
+    if b.workload.phase == "train":
+        _loss(b, b.tokens * share(vocab.size, b.layout.tp))
+
+
+def _loss(b: Builder, logits: int) -> None:
+    """Cross-entropy over so many logits.
+
+    Plain torch: logits to fp32, a log-softmax that is saved (4 bytes), and in backward two more of its size. Fused:
+    an fp32 softmax that backward overwrites with the gradient, beside that gradient in the activations' format.
+    """
+    b.add(
+        "loss",
+        "lm_head",
+        "loss",
+        read_bytes=b.act(logits),
+        saved_bytes=4 * logits,
+        backward_bytes=b.act(logits) if b.fused else 8 * logits,
+    )
 
 
 def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
@@ -193,6 +243,9 @@ def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
             b.linear(
                 weight.name, weight.component, Dim(inputs, str(inputs)), Dim(outputs, str(outputs)), saves_input=False
             )
+        elif weight.role == "table":
+            row = weight.shape[-1]
+            _table(b, weight.name, weight.component, Dim(elements // row, str(elements // row)), Dim(row, str(row)))
         else:
             b.vector(weight.name, weight.component, width, buffer=weight.role == "buffer")
 

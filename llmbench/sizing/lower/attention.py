@@ -35,10 +35,12 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     source_tokens = share(b.workload.batch * b.workload.encoder_len, b.layout.cp) if cross else b.tokens
     projects_kv = not mixer.shares_kv and not (cross and b.workload.phase == "decode")
 
+    inputs = b.hidden if mixer.input_size is None else Dim(mixer.input_size, "input_size")
+    sources = b.encoder_hidden if cross else inputs
     queries = product(heads, head_dim)
     if mixer.output_gate == "elementwise":
         queries = product(Dim(2, "2"), heads, head_dim)
-    b.linear(f"{name}.q_proj", "attention", b.hidden, queries, bias=mixer.qkv_bias, split="column", gathers=True)
+    b.linear(f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True)
     if not mixer.shares_kv:
         for letter, dim in (("k", head_dim), ("v", value_dim)):
             if letter == "v" and mixer.value_from_key:
@@ -46,7 +48,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
             b.linear(
                 f"{name}.{letter}_proj",
                 "attention",
-                b.hidden,
+                sources,
                 product(kv_heads, dim),
                 bias=mixer.qkv_bias,
                 split="column",
@@ -55,7 +57,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
                 saves_input=cross and letter == "k",
             )
     if mixer.output_gate == "headwise":
-        b.linear(f"{name}.g_proj", "attention", b.hidden, heads, split="column", saves_input=False)
+        b.linear(f"{name}.g_proj", "attention", inputs, heads, split="column", saves_input=False)
     if mixer.qk_norm is not None:
         _qk_norm(b, mixer.qk_norm, f"{name}.q_norm", heads, head_dim, tp)
         if not mixer.shares_kv:
@@ -165,10 +167,17 @@ def core(
     selective = 0
     if w.attention == "flash":
         saved = b.act(inputs + output) + 4 * queries * heads
+        # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all of them.
+        expanded = 0 if kv_heads == heads else keys * heads * (qk_dim + v_dim)
+        scratch = 4 * queries * heads * (1 + (qk_dim if w.activation_dtype != "fp32" else 0)) + b.act(expanded)
         traffic_read, traffic_written = inputs, output
     else:
-        selective = b.act(square) + (square + b.act(square) if w.dropout else 0)
-        saved = b.act(inputs) + selective
+        # Plain torch takes the softmax in fp32 and keeps it beside its copy in the activations' format.
+        kept = b.act(square) if b.fused or w.activation_dtype == "fp32" else 4 * square + b.act(square)
+        selective = kept + (square + b.act(square) if w.dropout else 0)
+        expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
+        saved = b.act(expanded) + selective
+        scratch = (2 * b.act(square) if b.fused else 8 * square) + b.act(expanded - inputs)
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     cached = 0 if cache is None else cache.per_token + cache.cross_per_token
@@ -194,6 +203,7 @@ def core(
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
         saved_bytes=saved,
         selective_bytes=selective,
+        backward_bytes=b.act(inputs + output) + scratch,
         cache=cache,
         collectives=ring,
     )

@@ -7,7 +7,7 @@ Legend: B batch, S query length, T key length, D hidden, N query heads, K KV hea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.op import Collective, Component, Op, OpKind
@@ -54,7 +54,9 @@ class Builder:
         self.sequence_tokens = workload.batch * length
         self.tokens = share(self.sequence_tokens, layout.cp)
         self.stream_tokens = share(self.tokens, layout.tp) if layout.sp else self.tokens
-        self.hidden = Dim(spec.hidden_size, "hidden_size")
+        own = spec.encoder.hidden_size if spec.encoder is not None else None
+        self.encoder_hidden = Dim(own or spec.hidden_size, "encoder.hidden_size" if own else "hidden_size")
+        self.hidden = self.encoder_hidden if encoder else Dim(spec.hidden_size, "hidden_size")
         self.stack: Literal["decoder", "encoder", "mtp"] = "encoder" if encoder else "decoder"
         self.fused = workload.kernels == "fused"
         self.prefix = ""
@@ -70,8 +72,10 @@ class Builder:
         """Bytes of activations."""
         return bytes_of(elements, self.workload.activation_dtype)
 
-    def add(self, name: str, component: Component, kind: OpKind, **figures: object) -> None:
-        """Append an op at the current place."""
+    def add(self, name: str, component: Component, kind: OpKind, **figures: Any) -> None:
+        """Append an op at the current place. While its backward runs, the gradients of what it read and wrote are held,
+        unless it says otherwise."""
+        figures.setdefault("backward_bytes", figures.get("read_bytes", 0) + figures.get("written_bytes", 0))
         self.ops.append(
             Op(
                 name=self.prefix + name,
@@ -80,7 +84,7 @@ class Builder:
                 layers=self.layers,
                 layer=self.layer,
                 stack=self.stack,
-                **figures,  # type: ignore[arg-type]
+                **figures,
             )
         )
 
@@ -124,6 +128,7 @@ class Builder:
             parameters=own,
             active_parameters=own,
             matmul_elements=weights,
+            matrix=(1, inside, outside),
             shards=1 if split == "none" else ways,
             formula=formula,
             forward_flops=flops,

@@ -71,10 +71,10 @@ def _mixture(b: Builder, moe: MoE) -> None:
     inputs = b.hidden
     if moe.latent_size is not None:
         inputs = Dim(moe.latent_size, "latent_size")
-        b.linear("ffn.latent_in", "mlp", b.hidden, inputs, saves_input=False)
+        b.linear("ffn.latent_in", "other", b.hidden, inputs, saves_input=False)
     _experts(b, moe, experts, inputs, rows, chosen)
     if moe.latent_size is not None:
-        b.linear("ffn.latent_out", "mlp", inputs, b.hidden)
+        b.linear("ffn.latent_out", "other", inputs, b.hidden)
     if moe.shared is not None:
         width = Dim(moe.shared.intermediate_size, "shared.intermediate_size")
         shape: Dense | Gated = (Gated if moe.gated else Dense)(
@@ -127,6 +127,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             parameters=local_experts * (weights + bias),
             active_parameters=moe.num_experts_per_tok * (weights + bias),
             matmul_elements=chosen * weights,
+            matrix=(local_experts, before, after),
             shards=ep * tp,
             formula=label,
             forward_flops=flops,

@@ -118,7 +118,8 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
     _scan(b, "mamba.scan", width.size * m.state_size, inputs=channels.size + m.num_heads, outputs=width.size)
     if m.gated_norm:
         b.norm("mamba.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
-    b.linear("mamba.out_proj", "mixer_ssm", width, b.hidden, bias=m.proj_bias, split="row")
+    out_bias = m.proj_bias if m.out_proj_bias is None else m.out_proj_bias
+    b.linear("mamba.out_proj", "mixer_ssm", width, b.hidden, bias=out_bias, split="row")
 
 
 def _gated_delta_net(b: Builder, m: GatedDeltaNet) -> None:
@@ -153,6 +154,9 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
         b.linear(f"{name}.{letter}_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=letter == "q", gathers=letter == "q")
     _conv(b, f"{name}.conv", product(Dim(3, "3"), width), m.conv_kernel, bias=False)
     for gate in "fg":
+        if m.full_rank_gates:
+            b.linear(f"{name}.{gate}_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
+            continue
         b.linear(f"{name}.{gate}_a_proj", "mixer_ssm", b.hidden, head_dim, saves_input=False)
         b.linear(f"{name}.{gate}_b_proj", "mixer_ssm", head_dim, width, split="column")
     b.linear(f"{name}.b_proj", "mixer_ssm", b.hidden, heads, split="column", saves_input=False)

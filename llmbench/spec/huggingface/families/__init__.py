@@ -26,4 +26,14 @@ def family(*model_types: str) -> Callable[[Importer], Importer]:
     return register
 
 
-from llmbench.spec.huggingface.families import dense, gemma, gpt, hybrid, latent, mixture, other  # noqa: E402, F401
+from llmbench.spec.huggingface.families import (  # noqa: E402, F401
+    dense,
+    encoders,
+    gemma,
+    gpt,
+    hybrid,
+    latent,
+    linear,
+    mixture,
+    state_space,
+)

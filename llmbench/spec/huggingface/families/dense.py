@@ -22,7 +22,7 @@ from llmbench.spec.position import Alibi, NoPositions
 HEAD_NORM = QKNorm()
 
 
-@family("llama", "internlm2", "Yi", "xverse")
+@family("llama", "internlm2", "internlm3", "iquestcoder", "emu3_text_model", "Yi", "xverse")
 def llama(c: Config) -> ModelSpec:
     """LLaMA 1 to 3, and what was rewritten in its shape. `attention_bias` is on all four projections."""
     if c.model_type == "internlm2":
@@ -82,9 +82,11 @@ def exaone4(c: Config) -> ModelSpec:
     window = c.optional_size("sliding_window")
     count = min(c.size("num_hidden_layers"), 10_001)
     pattern = c.get("sliding_window_pattern")
-    every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) else 4
+    spelled = isinstance(pattern, str)  # "LLLG": then the last layer is global wherever the pattern stands
+    every = max(1, len(pattern) if spelled else pattern if isinstance(pattern, int) else 4)
     derived = [
-        "sliding_attention" if window and (i + 1) % max(every, 1) and i < count - 1 else "full_attention" for i in range(count)
+        "sliding_attention" if window and (i + 1) % every and not (spelled and i == count - 1) else "full_attention"
+        for i in range(count)
     ]
     kinds = layer_types(c, derived)
     ffn = gated(c, bias=False)
@@ -180,7 +182,7 @@ def granite(c: Config) -> ModelSpec:
     return granite_model(c, layer, mixer.head_dim)
 
 
-def granite_model(c: Config, layers: Layer, head_dim: int) -> ModelSpec:
+def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: int) -> ModelSpec:
     """Granite's multipliers around its layers."""
     return decoder(
         c,
@@ -192,7 +194,7 @@ def granite_model(c: Config, layers: Layer, head_dim: int) -> ModelSpec:
     )
 
 
-@family("phi3")
+@family("phi3", "phi4_multimodal")
 def phi3(c: Config) -> ModelSpec:
     """Phi-3 and Phi-4: LLaMA with fused projections, sometimes a window or a partial rotation."""
     mixer = attention(c, sliding_window=c.optional_size("sliding_window"))

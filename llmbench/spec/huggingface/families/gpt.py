@@ -10,14 +10,15 @@ from llmbench.spec.model import Embedding, Head, ModelSpec
 from llmbench.spec.position import Alibi, LearnedPositions
 
 
-@family("gpt2", "gpt_bigcode")
+@family("gpt2", "gpt_bigcode", "gpt-sw3")
 def gpt2(c: Config) -> ModelSpec:
     """GPT-2 and, with one key-value head, StarCoder: learned positions, biases everywhere."""
+    c.require("add_cross_attention", False)
     heads = c.size("num_attention_heads")
     kv_heads = 1 if c.model_type == "gpt_bigcode" and c.flag("multi_query", True) else heads
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
-    c.require("scale_attn_weights", True)
+    c.ignore("scale_attn_weights")
     ffn = dense(c, bias=True, width=width, keys=("activation_function",))
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
     return decoder(c, block(mixer, ffn), norm=norm(c, "layernorm"), positions=positions)
@@ -41,7 +42,7 @@ def opt(c: Config) -> ModelSpec:
         norm=layer_norm,
         positions=positions,
         final_norm=pre and not c.flag("_remove_final_layer_norm"),
-        embedding=Embedding(size=None if size == hidden else size),
+        embedding=Embedding(size=None if size == hidden else size, positions_after=size != hidden),
     )
 
 
@@ -68,13 +69,20 @@ def mpt(c: Config) -> ModelSpec:
     """MPT: ALiBi or learned positions, LayerNorm without bias, no biases, grouped heads in a few sizes."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     inner = c.sub("attn_config")
-    inner.require("attn_type", "multihead_attention", "grouped_query_attention", "multiquery_attention")
-    kv_heads = inner.size("kv_n_heads", heads)
-    inner.ignore("attn_impl", "attn_pdrop", "prefix_lm", "alibi_bias_max", "attn_uses_sequence_id", "softmax_scale", "clip_qkv", "qk_ln")
+    kv_heads = 1 if inner.text("attn_type") == "multiquery_attention" else inner.size("kv_n_heads", heads)
+    if kv_heads != heads:
+        c.doubt("MPT's class in transformers builds a key-value head for every head whatever attn_config says")
+    inner.require("qk_ln", False)
+    inner.ignore("attn_impl", "attn_pdrop", "prefix_lm", "alibi_bias_max", "attn_uses_sequence_id", "softmax_scale",
+                 "clip_qkv", "rope", "rope_theta", "rope_impl", "sliding_window_size")
     c.require("no_bias", True)
     c.require("norm_type", "low_precision_layernorm", "layer_norm", "layernorm")
     c.ignore("learned_pos_emb", "logit_scale", "verbose", "init_device", "embedding_fraction", "ffn_config", "fc_type",
-             "init_config", "tokenizer_name", "use_cache", "expansion_ratio", "init_div_is_residual")
+             "init_config", "tokenizer_name", "use_cache", "init_div_is_residual")
+    if c.size("expansion_ratio", 4) != 4:
+        c.doubt("MPT's class in transformers builds feed-forwards of 4 × hidden whatever expansion_ratio says")
+    if hidden % heads:
+        c.doubt("num_attention_heads does not divide hidden_size")
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads)
     if inner.flag("alibi", True):
         positions = Alibi()
@@ -93,6 +101,11 @@ def mpt(c: Config) -> ModelSpec:
 @family("falcon", "RefinedWeb", "RefinedWebModel")
 def falcon(c: Config) -> ModelSpec:
     """Falcon: 7B a parallel block behind one norm with one key-value head, 40B and 180B behind two with groups."""
+    for old, new_name in (("n_embed", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers")):
+        if old in c:  # RefinedWeb's names, from before the class was part of transformers
+            c.put(new_name, c.get(old))
+    if c.model_type != "falcon" and "tie_word_embeddings" not in c:
+        c.put("tie_word_embeddings", True)
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     new = c.flag("new_decoder_architecture", c.model_type == "RefinedWeb")
     bias = c.flag("bias")
@@ -107,7 +120,7 @@ def falcon(c: Config) -> ModelSpec:
     elif parallel:
         placement = "parallel"
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
-    c.ignore("apply_residual_connection_post_layernorm")
+    c.ignore("apply_residual_connection_post_layernorm", "ff_factor")
     return decoder(
         c,
         block(mixer, dense(c, bias=bias, width=c.size("ffn_hidden_size", 4 * hidden), keys=("activation",)), placement),
@@ -131,9 +144,10 @@ def gpt_neox(c: Config) -> ModelSpec:
     )
 
 
-@family("gptj")
+@family("gptj", "codegen")
 def gptj(c: Config) -> ModelSpec:
-    """GPT-J: one norm before both, rotation of 64 neighbours in pairs, a bias on the head and nowhere in attention."""
+    """GPT-J and CodeGen: one norm before both, rotation of 64 neighbours in pairs, a bias on the head and nowhere in
+    attention."""
     heads = c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=heads)
     width = c.size("n_inner", 4 * c.size("hidden_size"))

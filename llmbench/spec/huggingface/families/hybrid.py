@@ -12,6 +12,7 @@ from llmbench.spec.huggingface.parts import (
     attention,
     block,
     decoder,
+    deepseek_router,
     dense,
     gated,
     head_dim_of,
@@ -20,7 +21,7 @@ from llmbench.spec.huggingface.parts import (
     norm,
     rope,
 )
-from llmbench.spec.mixer import RGLRU, GatedDeltaNet, LightningAttention, Mamba, Mamba2, Mixer, QKNorm
+from llmbench.spec.mixer import RGLRU, LightningAttention, Mamba, Mamba2, Mixer
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
 
@@ -98,14 +99,24 @@ def jamba(c: Config) -> ModelSpec:
 @family("nemotron_h")
 def nemotron_h(c: Config) -> ModelSpec:
     """Nemotron-H: every layer is one thing, Mamba-2 (M), attention (*), a two-matrix feed-forward (-) or experts (E)."""
+    for old, new in (
+        ("mamba_n_groups", "n_groups"),
+        ("mamba_d_conv", "conv_kernel"),
+        ("mamba_conv_bias", "use_conv_bias"),
+        ("mamba_chunk_size", "chunk_size"),
+    ):
+        if old in c:
+            c.put(new, c.get(old))
     count = c.get("num_hidden_layers")
     pattern = c.get("hybrid_override_pattern")
     kinds = c.entries("layers_block_type")
     letters = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-    if isinstance(pattern, str):
+    if kinds is None and isinstance(pattern, str):
         kinds = [letters.get(letter, letter) for letter in pattern]
-    if kinds is None or not kinds:
-        raise c.error("hybrid_override_pattern", "is missing")
+    elif kinds is None:
+        kinds = ["mamba", "moe", "attention", "mlp"]  # what the class takes where a config says nothing
+    if not kinds:
+        raise c.error("hybrid_override_pattern", "has no layers")
     if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:
         raise c.error("num_hidden_layers", f"is {count}, but the pattern has {len(kinds)} layers")
     ssm = Mamba2(
@@ -116,12 +127,16 @@ def nemotron_h(c: Config) -> ModelSpec:
         conv_kernel=c.size("conv_kernel"),
         chunk_size=c.size("chunk_size", 128),
         conv_bias=c.flag("use_conv_bias", True),
-        proj_bias=c.flag("use_bias") or c.flag("mamba_proj_bias"),
+        proj_bias=c.flag("use_bias"),
     )
-    c.ignore("expand", "mamba_hidden_act", "time_step_rank", "sliding_window", "norm_before_gate", "moe_latent_size")
-    bias = c.flag("attention_bias")
+    c.ignore("expand", "mamba_expand", "mamba_hidden_act", "time_step_rank", "sliding_window", "norm_before_gate", "moe_latent_size",
+             "mamba_proj_bias", "attention_bias", "moe_shared_expert_overlap", "mamba_ssm_cache_dtype",
+             "mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_nextn_predict_layers", "tie_word_embeddings",
+             "n_shared_experts")
+    if c.count("num_nextn_predict_layers"):
+        c.note("multi-token-prediction layers are not counted")
     head_dim = c.optional_size("attention_head_dim") or c.optional_size("head_dim")
-    full = attention(c, head_dim=head_dim or head_dim_of(c), qkv_bias=bias, output_bias=bias)
+    full = attention(c, head_dim=head_dim or head_dim_of(c))
     layers: list[tuple[str, Layer]] = []
     for kind in kinds:
         if kind in ("mamba", "mamba2", "linear_attention"):
@@ -140,20 +155,22 @@ def nemotron_h(c: Config) -> ModelSpec:
 
 def _sized(c: Config, layers: list[tuple[str, Layer]], count: int) -> ModelSpec:
     c.put("num_hidden_layers", count)
-    return decoder(c, layers, norm=norm(c), positions=NoPositions())
+    # The class never ties, and has no biases on attention whatever `attention_bias` says.
+    return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False)
 
 
 def _nemotron_experts(c: Config) -> FFN:
     bias = c.flag("mlp_bias")
-    shared_width = c.count("moe_shared_expert_intermediate_size") * max(1, c.count("n_shared_experts", 1))
+    if bias and c.optional_size("moe_latent_size"):
+        c.doubt("mlp_bias = True: biases of the latent projections are not counted")
+    shared_width = c.count("moe_shared_expert_intermediate_size")
     return moe(
         c,
         experts="n_routed_experts",
         gated=False,
-        bias=bias,
         activation="relu2",
         latent_size=c.optional_size("moe_latent_size"),
-        router=Router(scores="sigmoid", correction="buffer", normalize=c.flag("norm_topk_prob")),
+        router=deepseek_router(c),
         shared=SharedExperts(intermediate_size=shared_width, bias=bias) if shared_width else None,
     )
 
@@ -175,6 +192,8 @@ def recurrent_gemma(c: Config) -> ModelSpec:
         num_heads=c.size("num_attention_heads"),
         conv_kernel=c.size("conv1d_width"),
     )
+    if lru.lru_width % lru.num_heads:
+        raise c.error("lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}")
     ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
     c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
     layers = []
@@ -208,34 +227,3 @@ def minimax(c: Config) -> ModelSpec:
         ("attention", block(full, ffn)) if kind == "full_attention" else ("linear", block(linear, ffn)) for kind in kinds
     ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
-
-
-@family("qwen3_next")
-def qwen3_next(c: Config) -> ModelSpec:
-    """Qwen3-Next: three layers of gated delta net to one of gated attention; a gated shared expert."""
-    bias = c.flag("attention_bias")
-    full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
-    delta = GatedDeltaNet(
-        num_key_heads=c.size("linear_num_key_heads"),
-        num_value_heads=c.size("linear_num_value_heads"),
-        key_head_dim=c.size("linear_key_head_dim"),
-        value_head_dim=c.size("linear_value_head_dim"),
-        conv_kernel=c.size("linear_conv_kernel_dim"),
-    )
-    count = min(c.size("num_hidden_layers"), 10_001)
-    every = c.size("full_attention_interval", 4)
-    kinds = layer_types(c, ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)])
-    c.ignore("intermediate_size")
-    step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
-    experts = moe(
-        c,
-        router=Router(normalize=c.flag("norm_topk_prob")),
-        shared=SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True),
-    )
-    layers = []
-    for index, kind in enumerate(kinds):
-        mixer: Mixer = full if kind == "full_attention" else delta
-        name = "attention" if kind == "full_attention" else "linear"
-        sparse = index not in only_dense and step > 0 and (index + 1) % step == 0
-        layers.append((name if sparse else f"{name}_dense", block(mixer, experts if sparse else gated(c, bias=False))))
-    return decoder(c, layers, norm=norm(c, unit_offset=True), positions=rope(c, head_dim=full.head_dim, partial=0.25))

@@ -39,9 +39,14 @@ def t5(c: Config) -> ModelSpec:
         max_distance=c.size("relative_attention_max_distance", 128),
         per_layer=c.model_type == "umt5",
     )
+
     def layer_of(ffn: FFN, *, causal: bool) -> Layer:
-        own = Attention(num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=causal, scale=1.0)
-        cross = Attention(num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=False, scale=1.0)
+        own = Attention(
+            num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=causal, scale=1.0
+        )
+        cross = Attention(
+            num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=False, scale=1.0
+        )
         return Layer(mixer=own, ffn=ffn, cross_attention=cross if causal else None)
 
     ffn = _t5_ffn(c)
@@ -63,8 +68,19 @@ def t5(c: Config) -> ModelSpec:
         return layers
 
     encoder_layers, encoder_pattern = per_layer(c, stack(depth, "num_sparse_encoder_layers", causal=False))
-    c.ignore("encoder_sparse_step", "decoder_sparse_step", "is_gated_act", "dense_act_fn", "expert_capacity", "add_router_probs",
-             "router_type", "router_bias", "batch_prioritized_routing", "num_selected_experts", "n_positions")
+    c.ignore(
+        "encoder_sparse_step",
+        "decoder_sparse_step",
+        "is_gated_act",
+        "dense_act_fn",
+        "expert_capacity",
+        "add_router_probs",
+        "router_type",
+        "router_bias",
+        "batch_prioritized_routing",
+        "num_selected_experts",
+        "n_positions",
+    )
     c.put("num_hidden_layers", decoder_depth)
     return decoder(
         c,
