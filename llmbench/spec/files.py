@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -36,10 +39,90 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def write_spec(spec: ModelSpec) -> str:
-    """A spec as TOML that `read_spec` reads back to an equal one; defaults are left out."""
-    import tomli_w  # here, because only `specs import` and `specs show` write
+    """A spec as TOML that `read_spec` reads back to an equal one; defaults are left out.
 
-    return tomli_w.dumps(msgspec.to_builtins(spec))
+    What identifies the model comes first, then its sizes, then a table for each kind of layer. A part that fits on
+    one line is an inline table.
+    """
+    lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
+    rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
+    sizes = _written(spec, [*rest, "pattern"])
+    inline = [line for field, value in sizes if len(line := _assigned(field, value)) <= _WIDTH or not _nested(value)]
+    tables = [pair for pair in sizes if _nested(pair[1]) and len(_assigned(*pair)) > _WIDTH]
+    lines += ["", *inline]
+    for field, value in [*tables, ("layers", spec.layers)]:
+        lines += _table(field, value)
+    return "\n".join(lines).strip() + "\n"
+
+
+_WIDTH = 110
+_IDENTITY = ["name", "aliases", "source", "published_parameters", "family", "approximate", "notes"]
+_ALWAYS = {"ModelSpec": {"norm", "positions"}, "Norm": {"kind", "eps"}, "QKNorm": {"over"}, "Router": {"scores"}}
+"""Fields worth reading even where they hold the default."""
+
+
+def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]]:
+    """The fields of a part that are written, in this order: those that are not the default, and _ALWAYS."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
+    always = _ALWAYS.get(type(part).__name__, set())
+    pairs = [(name, getattr(part, name)) for name in names]
+    return [(name, value) for name, value in pairs if name in always or value != defaults[name]]
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    """What a struct (its kind first) or a mapping holds."""
+    if isinstance(value, dict):
+        return list(value.items())
+    tag = value.__struct_config__.tag
+    kind = [(value.__struct_config__.tag_field, tag)] if tag else []
+    return kind + _written(value, value.__struct_fields__)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, (msgspec.Struct, dict))
+
+
+def _table(path: str, value: Any) -> list[str]:
+    """A part as a table: what fits on one line, then tables of its own. A table that holds only tables is left out."""
+    short, long = [], []
+    for name, inner in _fields(value):
+        line = _assigned(name, inner)
+        if _nested(inner) and (len(line) > _WIDTH or name == "layers" or isinstance(value, dict)):
+            long.append((name, inner))
+        else:
+            short.append(line)
+    lines = ["", f"[{path}]", *short] if short else []
+    for name, inner in long:
+        lines += _table(f"{path}.{_key(name)}", inner)
+    return lines or ["", f"[{path}]"]
+
+
+def _assigned(name: str, value: Any) -> str:
+    if name in ("aliases", "notes", "approximate"):
+        return "\n".join([f"{name} = [", *(f"    {_text(item)}," for item in value), "]"])
+    return f"{_key(name)} = {_inline(value, grouped=name == 'published_parameters')}"
+
+
+def _inline(value: Any, *, grouped: bool = False) -> str:
+    if _nested(value):
+        pairs = [f"{_key(name)} = {_inline(inner)}" for name, inner in _fields(value)]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_inline, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    return f"{value:_}" if grouped else repr(value)
+
+
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else _text(name)
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
