@@ -49,6 +49,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 2048, "ffn_hidden_size": 3584, "moe_num_experts": 4, "moe_top_k": 1},
         "tie_word_embeddings": False,
     },
+    "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {
         "n_routed_experts": 16,
         "n_shared_experts": 1,
