@@ -79,11 +79,15 @@ class Attention(Kind, tag="attention"):
 
 
 class Indexer(Part):
-    """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to."""
+    """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to.
+
+    shared: the layer takes the choice of the indexer before it, and has no weights or keys of its own (GLM-5).
+    """
 
     num_heads: Size
     head_dim: Size
     top_k: Size
+    shared: bool = False
 
 
 class LatentAttention(Kind, tag="mla"):

@@ -169,7 +169,9 @@ def core(
         saved = b.act(inputs + output) + 4 * queries * heads
         # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all of them.
         expanded = 0 if kv_heads == heads else keys * heads * (qk_dim + v_dim)
-        scratch = 4 * queries * heads * (1 + (qk_dim if w.activation_dtype != "fp32" else 0)) + b.act(expanded)
+        rows = 4 * queries * heads
+        accumulator = rows * qk_dim if w.activation_dtype != "fp32" else 0
+        scratch = b.act(inputs + output + expanded) + rows + accumulator
         traffic_read, traffic_written = inputs, output
     else:
         # Plain torch takes the softmax in fp32 and keeps it beside its copy in the activations' format.
@@ -177,7 +179,9 @@ def core(
         selective = kept + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = b.act(expanded) + selective
-        scratch = (2 * b.act(square) if b.fused else 8 * square) + b.act(expanded - inputs)
+        # At the softmax's backward, plain torch holds three fp32 squares (probabilities, their gradient, the scores')
+        # and has let the copy and the output's gradient go.
+        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     cached = 0 if cache is None else cache.per_token + cache.cross_per_token
@@ -203,7 +207,7 @@ def core(
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
         saved_bytes=saved,
         selective_bytes=selective,
-        backward_bytes=b.act(inputs + output) + scratch,
+        backward_bytes=scratch,
         cache=cache,
         collectives=ring,
     )
@@ -249,13 +253,14 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
     visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
     indexer = mixer.indexer
     if indexer is not None:
-        _indexer(b, mixer, visible)
+        if not indexer.shared:
+            _indexer(b, mixer, visible)
         if not w.masked_pairs:
             visible = visible_pairs(b.query_len, b.kv_len, window=indexer.top_k)
     cache = Cache(
         per_token=compressed.size,
         span=mixer.sliding_window,
-        indexer_per_token=indexer.head_dim if indexer else 0,
+        indexer_per_token=indexer.head_dim if indexer and not indexer.shared else 0,
     )
     core(
         b,
@@ -282,7 +287,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
 
 def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
     """DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` a token, a weight a head, and a
-    score of every visible pair: 2·heads·head_dim FLOPs each."""
+    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs each."""
     indexer = mixer.indexer
     assert indexer is not None
     rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")
@@ -294,7 +299,7 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
         f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens
     )
     b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
-    flops = 2 * indexer.num_heads * indexer.head_dim * share(b.workload.batch * pairs, b.layout.cp)
+    flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
     b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
 
 

@@ -28,12 +28,16 @@ def family(*model_types: str) -> Callable[[Importer], Importer]:
 
 from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     dense,
+    dense_kin,
     encoders,
     gemma,
+    gemma_edge,
     gpt,
+    gpt_kin,
     hybrid,
     latent,
     linear,
     mixture,
+    shared_moe,
     state_space,
 )

@@ -41,8 +41,8 @@ def after_first(c: Config, default: int = 0) -> list[bool]:
 
 
 def local_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> list[bool]:
-    """Whether each layer has a window: by `layer_types`, or as the class derives it. `kinds` are the names of layers
-    with and without a window."""
+    """Whether each layer has a window: by `layer_types`, or as the class derives it. `kinds` are the names of
+    layers with and without a window."""
     local, full = kinds or ("sliding_attention", "full_attention")
     names = layer_types(c, [local if derived(index) else full for index in range(num_layers(c))])
     for name in names:
@@ -60,7 +60,7 @@ def shared_experts(
 
 
 def arrange(
-    mixers: Sequence[tuple[str, Mixer]] | tuple[str, Mixer],
+    mixers: Mixer | Sequence[tuple[str, Mixer]],
     sparse: Iterable[bool],
     experts: MoE,
     dense: Gated | None,
@@ -70,19 +70,21 @@ def arrange(
     sparse_extra: tuple[ExtraWeight, ...] = (),
     **fields: Any,
 ) -> list[tuple[str, Layer]]:
-    """One layer each: `mixers` are one for all or one (name, mixer) a layer, `sparse` says which have experts.
+    """One layer each: `mixers` is one for all or one (name, mixer) a layer, `sparse` says which have experts.
 
     Where there is no `dense` feed-forward, every layer has experts. `extra` weights are in every layer,
     `sparse_extra` beside the experts.
     """
     layers = []
     flags = list(sparse)
-    each = [mixers] * len(flags) if isinstance(mixers[0], str) else mixers
-    for (name, mixer), has_experts in zip(each, flags, strict=True):  # type: ignore[misc]
+    each = list(mixers) if isinstance(mixers, Sequence) else [("", mixers)] * len(flags)
+    for (name, mixer), has_experts in zip(each, flags, strict=True):
         ffn: FFN = experts if has_experts or dense is None else dense
         kind = "moe" if isinstance(ffn, MoE) else "dense"
         weights = extra + (sparse_extra if isinstance(ffn, MoE) else ())
-        layers.append((f"{name}_{kind}" if name else kind, block(mixer, ffn, placement, extra=weights, **fields)))
+        layers.append(
+            (f"{name}_{kind}" if name else kind, block(mixer, ffn, placement, extra=weights, **fields))
+        )
     return layers
 
 

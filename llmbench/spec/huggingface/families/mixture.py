@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llmbench.spec.ffn import Gated, MoE, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.arrange import (
+    arrange,
+    local_layers,
+    num_layers,
+    shared_experts,
+    sparse_layers,
+)
 from llmbench.spec.huggingface.families.dense import HEAD_NORM, granite_model
 from llmbench.spec.huggingface.parts import (
     activation,
@@ -22,10 +27,34 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import Head, Layer, ModelSpec, NextTokenPrediction
+from llmbench.spec.model import Head, ModelSpec, NextTokenPrediction, Placement
 from llmbench.spec.position import NoPositions
 
 TOPK_SOFTMAX = Router(scores="softmax_topk")
+
+
+def divisible(c: Config) -> None:
+    """Refuse a hidden width that the heads do not divide where the class has no head_dim of its own."""
+    if "head_dim" not in c and c.size("hidden_size") % c.size("num_attention_heads"):
+        raise c.error("hidden_size", "is not a multiple of num_attention_heads")
+
+
+@family("aria_text", "aria_moe_lm")
+def aria(c: Config) -> ModelSpec:
+    """Aria: LLaMA with experts; two of every token's experts are shared, and only those may have biases."""
+    bias = c.flag("attention_bias")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    width = c.size("intermediate_size")
+    ffn = MoE(
+        num_experts=c.size("moe_num_experts"),
+        num_experts_per_tok=c.size("moe_topk"),
+        intermediate_size=width,
+        activation=activation(c),
+        router=TOPK_SOFTMAX,
+        shared=shared_experts(c, "moe_num_shared_experts", width, bias=c.flag("mlp_bias")),
+    )
+    c.ignore("moe_intermediate_size", "moe_z_loss_coeff", "moe_aux_loss_coeff")
+    return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("mixtral")
@@ -36,43 +65,56 @@ def mixtral(c: Config) -> ModelSpec:
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
-@family("qwen2_moe", "qwen3_moe")
+@family("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
 def qwen_moe(c: Config) -> ModelSpec:
-    """Qwen1.5/2-MoE (with a gated shared expert) and Qwen3-MoE; `decoder_sparse_step` and `mlp_only_layers` say which
-    layers have experts."""
+    """Qwen1.5/2-MoE (with a gated shared expert) and Qwen3-MoE; `decoder_sparse_step` and `mlp_only_layers`
+    say which layers have experts."""
     old = c.model_type == "qwen2_moe"
     bias = c.flag("qkv_bias", True) if old else c.flag("attention_bias")
-    c.ignore("sliding_window", "intermediate_size")
+    c.ignore("sliding_window", "max_window_layers", "use_sliding_window")
     c.require("use_qk_norm", not old)
-    window = c.optional_size("sliding_window") if c.flag("use_sliding_window") else None
-    first = c.count("max_window_layers")
-    count = min(c.size("num_hidden_layers"), 10_001)
+    window = None
+    always, never = c.model_type == "qwen3_omni_moe_text", c.model_type == "qwen3_vl_moe_text"
+    if not never and (always or c.flag("use_sliding_window")):
+        window = c.optional_size("sliding_window")
+    count, first = num_layers(c), c.count("max_window_layers")
     step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
     shared = None
     if old:
         shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True)
-    experts = moe(c, router=Router(normalize=c.flag("norm_topk_prob")), shared=shared)
-    derived = ["sliding_attention" if window and old and i >= first else "full_attention" for i in range(count)]
-    kinds = layer_types(c, derived)
-    layers = []
-    for index, kind in enumerate(kinds):
-        own_window = window if kind == "sliding_attention" or not old else None
-        mixer = attention(
-            c, qkv_bias=bias, output_bias=bias and not old, qk_norm=None if old else HEAD_NORM, sliding_window=own_window
-        )
-        sparse = index not in only_dense and c.size("num_experts") > 0 and step > 0 and (index + 1) % step == 0
-        layers.append(("moe", block(mixer, experts)) if sparse else ("dense", block(mixer, gated(c, bias=False))))
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
+        local = local_layers(c, lambda index: window is not None and (index + 1) % 2 == 1 and index < first)
+    else:
+        local = [window is not None] * count
+    common = {"qkv_bias": bias, "output_bias": bias and not old, "qk_norm": None if old else HEAD_NORM}
+    mixers = [
+        ("local" if near else "", attention(c, sliding_window=window if near else None, **common))
+        for near in local
+    ]
+    sparse = [
+        index not in only_dense and c.size("num_experts") > 0 and step > 0 and (index + 1) % step == 0
+        for index in range(count)
+    ]
+    ffn = moe(c, router=Router(normalize=c.flag("norm_topk_prob")), shared=shared)
+    if all(sparse):
+        c.ignore("intermediate_size")
+    layers = arrange(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
+    # The class of the text part alone says tied, the one of the whole, which is what is loaded, does not.
+    tied = c.flag("tie_word_embeddings") and (not never or "tie_word_embeddings" in c)
+    return decoder(
+        c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied
+    )
 
 
-@family("olmoe")
+@family("olmoe", "flex_olmo")
 def olmoe(c: Config) -> ModelSpec:
-    """OLMoE: qk-norm over the full width, 8 of 64 small experts."""
+    """OLMoE: qk-norm over the full width, 8 of 64 small experts. FlexOlmo: OLMo 2's norms on outputs."""
     bias = c.flag("attention_bias")
     c.ignore("clip_qkv")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))
+    divisible(c)
     ffn = moe(c, width="intermediate_size", router=Router(normalize=c.flag("norm_topk_prob")))
-    return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+    placement: Placement = "output" if c.model_type == "flex_olmo" else "pre"
+    return decoder(c, block(mixer, ffn, placement), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("phimoe")
@@ -116,14 +158,40 @@ def gpt_oss(c: Config) -> ModelSpec:
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
-@family("granitemoe")
+@family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(c: Config) -> ModelSpec:
-    """Granite 3 with experts."""
+    """Granite 3 with experts; later a shared one, then sinks and windows in three layers of four."""
     bias = c.flag("attention_bias")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
-    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
-    layer = block(mixer, ffn, residual_scale=c.number("residual_multiplier", 1.0))
-    return granite_model(c, layer, mixer.head_dim)
+    swa = c.model_type == "granitemoe_swa"
+    window = c.optional_size("sliding_window") if swa else None
+    common = {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "scale": c.optional_number("attention_multiplier"),
+        "sinks": swa,
+    }
+    width = c.count("shared_intermediate_size") if c.model_type != "granitemoe" else 0
+    shared = SharedExperts(intermediate_size=width) if width else None
+    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX, shared=shared)
+    scale = c.number("residual_multiplier", 1.0)
+    if not swa:
+        mixer = attention(c, **common)
+        return granite_model(c, block(mixer, ffn, residual_scale=scale), mixer.head_dim)
+    thetas = c.entries("layer_rope_theta", num_layers(c)) or [1.0] * num_layers(c)
+    mixers = [
+        (
+            "local" if near else "global",
+            attention(
+                c,
+                sliding_window=window if near else None,
+                positions=None if theta else NoPositions(),
+                **common,
+            ),
+        )
+        for near, theta in zip(local_layers(c, lambda index: index % 4 != 0), thetas, strict=True)
+    ]
+    layers = arrange(mixers, [True] * num_layers(c), ffn, None, residual_scale=scale)
+    return granite_model(c, layers, head_dim_of(c))
 
 
 @family("dbrx")
@@ -144,107 +212,63 @@ def dbrx(c: Config) -> ModelSpec:
     )
     inner.doubt_unread()
     ffn.doubt_unread()
+    divisible(c)
     theta = inner.number("rope_theta", 10000.0)
     positions = rope(c, head_dim=mixer.head_dim)
     return decoder(
-        c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=type(positions)(theta=theta)
-    )
-
-
-@family("glm4_moe")
-def glm4_moe(c: Config) -> ModelSpec:
-    """GLM-4.5: DeepSeek's experts behind grouped attention with q/k/v biases; a few dense layers first."""
-    mixer = attention(
-        c, qkv_bias=c.flag("attention_bias"), qk_norm=HEAD_NORM if c.flag("use_qk_norm") else None
-    )
-    return deepseek_experts(c, mixer, norm_kind="rmsnorm", head_dim=mixer.head_dim)
-
-
-@family("deepseek")
-def deepseek_moe(c: Config) -> ModelSpec:
-    """DeepSeekMoE-16B: fine-grained softmax experts and shared ones; `moe_layer_freq` and the first layers dense."""
-    bias = c.flag("attention_bias")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias)
-    return deepseek_experts(c, mixer, norm_kind="rmsnorm", head_dim=mixer.head_dim, scores="softmax", correction=None)
-
-
-def deepseek_experts(
-    c: Config,
-    mixer: Any,
-    *,
-    norm_kind: str,
-    head_dim: int,
-    scores: str = "sigmoid",
-    correction: str | None = "buffer",
-    interleaved: bool = False,
-    bias: bool = False,
-) -> ModelSpec:
-    """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every `moe_layer_freq`-th),
-    `n_shared_experts` of the same width beside them, and multi-token prediction apart."""
-    shared_count = c.count("n_shared_experts")
-    width = c.size("moe_intermediate_size")
-    shared = SharedExperts(intermediate_size=shared_count * width, bias=bias) if shared_count else None
-    c.ignore("topk_method", "scoring_func", "moe_layer_freq_note", "num_local_experts")
-    if c.text("scoring_func") in ("softmax", "sigmoid"):
-        scores = c.text("scoring_func")
-    ffn = moe(
-        c, experts="n_routed_experts", router=deepseek_router(c, correction=correction, scores=scores), shared=shared
-    )
-    count, first = min(c.size("num_hidden_layers"), 10_001), c.count("first_k_dense_replace")
-    frequency = c.size("moe_layer_freq", 1)
-    kinds = c.entries("mlp_layer_types", count)
-    layers: list[tuple[str, Layer]] = []
-    for index in range(count):
-        sparse = index >= first and index % frequency == 0
-        if kinds is not None:
-            sparse = kinds[index] == "sparse"
-        layers.append(("moe", block(mixer, ffn)) if sparse else ("dense", block(mixer, gated(c, bias=bias))))
-    mtp = c.count("num_nextn_predict_layers")
-    last = "moe" if any(name == "moe" for name, _ in layers) else "dense"
-    return decoder(
         c,
-        layers,
-        norm=norm(c, norm_kind),
-        positions=rope(c, head_dim=head_dim, interleaved=interleaved),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer=last) if mtp else None,
+        block(mixer, experts),
+        norm=norm(c, "layernorm", bias=False),
+        positions=type(positions)(theta=theta),
     )
 
 
-@family("ernie4_5_moe")
+@family("ernie4_5_moe", "ernie4_5_vl_moe_text")
 def ernie_moe(c: Config) -> ModelSpec:
-    """ERNIE 4.5: the router's correction is a parameter; experts from `moe_layer_start_index` to `..end_index`."""
+    """ERNIE 4.5: the router's correction is a parameter; experts from `moe_layer_start_index` to
+    `..end_index`. In the vision-language models, the experts of text."""
     bias = c.flag("use_bias")
+    text = c.model_type == "ernie4_5_vl_moe_text"
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
-    width, shared_count = c.size("moe_intermediate_size"), c.count("moe_num_shared_experts")
-    shared = SharedExperts(intermediate_size=shared_count * width, bias=bias) if shared_count else None
+    widths = c.get("moe_intermediate_size") or [1536, 512]
+    if text and isinstance(widths, list):
+        c.put("moe_intermediate_size", widths[0])  # the second is that of the experts of vision
+        c.note("the experts of vision are not counted")
+    width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
-    c.ignore("moe_capacity", "moe_gate", "moe_norm_min", "moe_group", "moe_multimodal_paths", "num_nextn_predict_layers")
+    c.ignore(
+        "moe_capacity",
+        "moe_gate",
+        "moe_norm_min",
+        "moe_group",
+        "moe_multimodal_paths",
+        "num_nextn_predict_layers",
+    )
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
         num_experts_per_tok=c.size("moe_k"),
         intermediate_size=width,
         activation=activation(c),
         router=Router(correction="parameter", normalize=True),
-        shared=shared,
+        shared=shared_experts(c, "moe_num_shared_experts", width, bias=bias),
     )
-    count = min(c.size("num_hidden_layers"), 10_001)
-    first, interval = c.count("moe_layer_start_index"), c.size("moe_layer_interval", 1)
-    last = c.get("moe_layer_end_index")
-    last = count - 1 if not isinstance(last, int) or last == -1 else last
-    layers = [
-        ("moe", block(mixer, ffn))
-        if (index + 1) % interval == 0 and first <= index <= last
-        else ("dense", block(mixer, gated(c, bias=bias)))
-        for index in range(count)
-    ]
+    count = num_layers(c)
+    if text:
+        sparse = sparse_layers(c, lambda index: index > 0)
+    else:
+        first, interval = c.count("moe_layer_start_index"), c.size("moe_layer_interval", 1)
+        last = c.get("moe_layer_end_index")
+        last = count - 1 if not isinstance(last, int) or last == -1 else last
+        sparse = [(index + 1) % interval == 0 and first <= index <= last for index in range(count)]
     mtp = c.count("num_nextn_predict_layers")
+    layers = arrange(mixer, sparse, ffn, gated(c, bias=bias))
     return decoder(
         c,
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=mixer.head_dim, interleaved=True),
-        head=Head(bias=bias),
-        next_token_prediction=NextTokenPrediction(count=mtp, layer="dense") if mtp else None,
+        head=Head(bias=bias and not text),
+        next_token_prediction=NextTokenPrediction(count=mtp, layer=layers[0][0]) if mtp else None,
     )
 
 
@@ -253,9 +277,25 @@ def hunyuan_moe(c: Config) -> ModelSpec:
     """Hunyuan-A13B: a shared feed-forward beside each layer's experts, qk-norm after the rotation."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
-    c.ignore("attention_head_dim", "norm_type", "use_mixed_mlp_moe", "moe_intermediate_size", "num_shared_expert", "use_cla",
-             "cla_share_factor", "moe_layer_num_skipped", "group_limited_greedy", "n_group", "topk_group", "routed_scaling_factor",
-             "norm_topk_prob", "moe_drop_tokens", "moe_random_routing_dropped_token", "use_rotary_pos_emb", "mask_init_id")
+    c.ignore(
+        "attention_head_dim",
+        "norm_type",
+        "use_mixed_mlp_moe",
+        "moe_intermediate_size",
+        "num_shared_expert",
+        "use_cla",
+        "cla_share_factor",
+        "moe_layer_num_skipped",
+        "group_limited_greedy",
+        "n_group",
+        "topk_group",
+        "routed_scaling_factor",
+        "norm_topk_prob",
+        "moe_drop_tokens",
+        "moe_random_routing_dropped_token",
+        "use_rotary_pos_emb",
+        "mask_init_id",
+    )
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     width = c.size("intermediate_size")
     top_k, experts = c.get("moe_topk"), c.get("num_experts")
@@ -268,7 +308,11 @@ def hunyuan_moe(c: Config) -> ModelSpec:
             raise c.error("num_experts", "and moe_topk must be whole numbers or lists of one a layer")
         shared = SharedExperts(intermediate_size=width)
         ffn = MoE(
-            num_experts=number, num_experts_per_tok=chosen, intermediate_size=width, activation=activation(c), shared=shared
+            num_experts=number,
+            num_experts_per_tok=chosen,
+            intermediate_size=width,
+            activation=activation(c),
+            shared=shared,
         )
         layers.append(("moe", block(mixer, ffn)))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
@@ -279,7 +323,14 @@ def minimax_m2(c: Config) -> ModelSpec:
     """MiniMax-M2: qk-norm over the full width, sigmoid router with a stored correction."""
     c.require("use_qk_norm", True)
     c.require("qk_norm_type", "per_layer")
-    c.ignore("use_routing_bias", "scoring_func", "mtp_transformer_layers", "use_mtp", "shared_intermediate_size", "attn_type_list")
+    c.ignore(
+        "use_routing_bias",
+        "scoring_func",
+        "mtp_transformer_layers",
+        "use_mtp",
+        "shared_intermediate_size",
+        "attn_type_list",
+    )
     mixer = attention(c, qk_norm=QKNorm(over="full"))
     ffn = moe(
         c,
@@ -299,48 +350,52 @@ def minimax_m2(c: Config) -> ModelSpec:
 
 @family("mimo_v2_flash")
 def mimo(c: Config) -> ModelSpec:
-    """MiMo-V2-Flash: keys 192 wide and values 128, five local layers with sinks to one global, other head counts each."""
-    count = min(c.size("num_hidden_layers"), 10_001)
+    """MiMo-V2-Flash: keys 192 wide and values 128, five local layers with sinks to one global, each its
+    heads."""
+    count = num_layers(c)
     bias = c.flag("attention_bias")
-    pattern = c.entries("hybrid_layer_pattern", count) or [0] * count
-    kinds = layer_types(c, ["sliding_attention" if local else "full_attention" for local in pattern])
-    frequency = c.get("moe_layer_freq")
-    sparse = frequency if isinstance(frequency, list) else [int(bool(frequency))] * count
-    if isinstance(frequency, list) and len(frequency) != count:
-        raise c.error("moe_layer_freq", f"must have {count} entries")
-    mlp_kinds = c.entries("mlp_layer_types", count)
-    if mlp_kinds is not None:
-        sparse = [int(kind == "sparse") for kind in mlp_kinds]
+    pattern = c.entries("hybrid_layer_pattern", count)
+    near = local_layers(
+        c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0
+    )
+    frequency = c.entries("moe_layer_freq", count)
+    sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
     window = c.optional_size("sliding_window")
-    c.ignore("sliding_window_size", "attention_chunk_size", "swa_rope_theta", "attention_value_scale", "topk_method", "scoring_func")
+    c.ignore(
+        "sliding_window_size",
+        "attention_chunk_size",
+        "swa_rope_theta",
+        "attention_value_scale",
+        "topk_method",
+        "scoring_func",
+    )
     full = attention(
-        c, v_head_dim=c.optional_size("v_head_dim"), qkv_bias=bias, sinks=c.flag("add_full_attention_sink_bias")
+        c,
+        v_head_dim=c.optional_size("v_head_dim"),
+        qkv_bias=bias,
+        sinks=c.flag("add_full_attention_sink_bias"),
     )
     local = attention(
         c,
         num_attention_heads=c.size("swa_num_attention_heads", full.num_attention_heads),
-        num_key_value_heads=c.size("swa_num_key_value_heads", full.num_key_value_heads),
+        num_key_value_heads=c.size("swa_num_key_value_heads", 2 * full.num_key_value_heads),
         head_dim=c.size("swa_head_dim", full.head_dim),
         v_head_dim=c.optional_size("swa_v_head_dim") or full.v_head_dim,
         qkv_bias=bias,
         sliding_window=window,
-        sinks=c.flag("add_swa_attention_sink_bias"),
+        sinks=c.flag("add_swa_attention_sink_bias", True),
     )
-    shared_count = c.count("n_shared_experts")
-    shared = SharedExperts(intermediate_size=shared_count * c.size("moe_intermediate_size")) if shared_count else None
+    shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"))
     ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
-    dense = gated(c, bias=False)
-    layers = []
-    for kind, experts in zip(kinds, sparse, strict=True):
-        mixer, name = (local, "local") if kind == "sliding_attention" else (full, "global")
-        layers.append((f"{name}_moe" if experts else f"{name}_dense", block(mixer, ffn if experts else dense)))
+    mixers = [("local", local) if is_local else ("global", full) for is_local in near]
+    layers = arrange(mixers, sparse, ffn, gated(c, bias=False))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
 
 
 @family("llama4_text")
 def llama4(c: Config) -> ModelSpec:
-    """Llama 4: a shared expert beside one routed, chunked attention in three layers of four, no positions in the
-    fourth; layers without experts have another width."""
+    """Llama 4: a shared expert beside one routed, chunked attention in three layers of four, no positions in
+    the fourth; layers without experts have another width."""
     bias = c.flag("attention_bias")
     count = min(c.size("num_hidden_layers"), 10_001)
     chunk = c.optional_size("attention_chunk_size")

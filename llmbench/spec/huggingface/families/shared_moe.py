@@ -1,4 +1,5 @@
-"""Mixtures with ordinary attention in DeepSeek's manner: small experts, shared ones beside them, dense layers first."""
+"""Mixtures with ordinary attention in DeepSeek's manner: small experts, shared ones beside them, dense layers
+first."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def mtp_of(count: int, layers: list[tuple[str, object]]) -> NextTokenPrediction 
 
 @family("glm4_moe", "glm4v_moe_text", "solar_open")
 def glm4_moe(c: Config) -> ModelSpec:
-    """GLM-4.5 and Solar Open: biases on q, k and v only, half of each head rotated; Solar has no dense layers."""
+    """GLM-4.5 (half of each head rotated) and Solar Open (no dense layers): biases on q, k and v only."""
     solar = c.model_type == "solar_open"
     if solar:
         c.ignore("first_k_dense_replace", "intermediate_size", "partial_rotary_factor", "use_qk_norm")
@@ -50,13 +51,17 @@ def glm4_moe(c: Config) -> ModelSpec:
         qk_norm=HEAD_NORM if c.model_type == "glm4_moe" and c.flag("use_qk_norm") else None,
     )
     return deepseek_experts(
-        c, mixer, positions_dim=mixer.head_dim, partial=1.0 if solar else 0.5, sparse=[True] * num_layers(c) if solar else None
+        c,
+        mixer,
+        positions_dim=mixer.head_dim,
+        partial=1.0 if solar else 0.5,
+        sparse=[True] * num_layers(c) if solar else None,
     )
 
 
 @family("deepseek")
 def deepseek_moe(c: Config) -> ModelSpec:
-    """DeepSeekMoE-16B: fine-grained softmax experts and shared ones; `moe_layer_freq` and the first layers dense."""
+    """DeepSeekMoE-16B: fine-grained softmax experts and shared ones, the first layers dense."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return deepseek_experts(c, mixer, positions_dim=mixer.head_dim, scores="softmax", correction=None)
@@ -75,14 +80,14 @@ def deepseek_experts(
     first: int = 0,
     sparse: list[bool] | None = None,
 ) -> ModelSpec:
-    """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every `moe_layer_freq`-th),
-    `n_shared_experts` of the same width beside them, and multi-token prediction apart."""
+    """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every
+    `moe_layer_freq`-th), `n_shared_experts` of the same width beside them, and multi-token prediction apart."""
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = after_first(c, first) if sparse is None else sparse
     dense = None if all(flags) else gated(c, bias=bias)
     if dense is None:
         c.ignore("intermediate_size")
-    layers = arrange(("", mixer), flags, ffn, dense)
+    layers = arrange(mixer, flags, ffn, dense)
     return decoder(
         c,
         layers,
@@ -92,25 +97,33 @@ def deepseek_experts(
     )
 
 
-def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
+def deepseek_ffn(
+    c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False
+) -> MoE:
     """DeepSeek's experts; `scoring_func` and `topk_method` change no figure."""
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
     c.ignore("topk_method", "scoring_func", "num_local_experts")
     if c.text("scoring_func") in ("softmax", "sigmoid"):
         scores = c.text("scoring_func")
     return moe(
-        c, experts="n_routed_experts", router=deepseek_router(c, correction=correction, scores=scores), shared=shared
+        c,
+        experts="n_routed_experts",
+        router=deepseek_router(c, correction=correction, scores=scores),
+        shared=shared,
     )
 
 
 @family("dots1")
 def dots1(c: Config) -> ModelSpec:
-    """dots.llm1: Qwen3's attention, DeepSeek's experts, a window in the layers from `max_window_layers` on."""
+    """dots.llm1: Qwen3's attention, DeepSeek's experts, windows from layer `max_window_layers` on."""
     bias = c.flag("attention_bias")
     window, first = c.optional_size("sliding_window"), c.count("max_window_layers")
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
     local = local_layers(c, lambda index: window is not None and index >= first)
-    mixers = [("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local]
+    mixers = [
+        ("local" if near else "", attention(c, sliding_window=window if near else None, **common))
+        for near in local
+    ]
     sparse = after_first(c)
     layers = arrange(mixers, sparse, deepseek_ffn(c), None if all(sparse) else gated(c, bias=False))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
@@ -118,10 +131,13 @@ def dots1(c: Config) -> ModelSpec:
 
 @family("exaone_moe")
 def exaone_moe(c: Config) -> ModelSpec:
-    """K-EXAONE: EXAONE 4's attention (no positions in global layers) before DeepSeek's experts, norms before."""
+    """K-EXAONE: EXAONE 4's attention (no positions in global layers), DeepSeek's experts, norms before
+    each."""
     window = c.optional_size("sliding_window")
     pattern = c.get("sliding_window_pattern")
-    every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
+    every = (
+        len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
+    )
     last = pattern[-1:] if isinstance(pattern, str) else "G"
     if last not in ("G", "g"):
         c.doubt(f"sliding_window_pattern = {pattern!r} is not understood")
@@ -161,13 +177,16 @@ def hy_v3(c: Config) -> ModelSpec:
     ffn = moe(c, router=SIGMOID, shared=shared)
     sparse = after_first(c, 1)
     return decoder(
-        c, arrange(("", mixer), sparse, ffn, gated(c)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim)
+        c,
+        arrange(mixer, sparse, ffn, gated(c)),
+        norm=norm(c),
+        positions=rope(c, head_dim=mixer.head_dim),
     )
 
 
 @family("kolibri1")
 def kolibri(c: Config) -> ModelSpec:
-    """Kolibri 1: four local layers to one global without positions, norms before and after, experts in all layers."""
+    """Kolibri 1: four local layers to one global without positions, four norms a layer, experts in all."""
     window = c.optional_size("sliding_window")
     local = local_layers(c, lambda index: (index + 1) % 5 != 0)
     mixers = [
@@ -184,7 +203,7 @@ def kolibri(c: Config) -> ModelSpec:
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """Laguna: each layer its own number of query heads, a gate a head (or a channel), the correction a parameter."""
+    """Laguna: each layer its own number of query heads, a gate a head (or a channel)."""
     bias, gating = c.flag("attention_bias"), c.get("gating")
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
@@ -208,17 +227,26 @@ def laguna(c: Config) -> ModelSpec:
         )
         mixers.append(("local" if near else "global", mixer))
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
-    c.ignore("moe_routed_scaling_factor", "moe_router_logit_softcapping", "moe_apply_router_weight_on_input", "swa_attention_sink_enabled")
+    c.ignore(
+        "moe_routed_scaling_factor",
+        "moe_router_logit_softcapping",
+        "moe_apply_router_weight_on_input",
+        "swa_attention_sink_enabled",
+    )
     ffn = moe(c, router=Router(scores="sigmoid", correction="parameter", normalize=True), shared=shared)
     sparse = sparse_layers(c, lambda index: index > 0)
     return decoder(
-        c, arrange(mixers, sparse, ffn, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=head_dim_of(c))
+        c,
+        arrange(mixers, sparse, ffn, gated(c, bias=False)),
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim_of(c)),
     )
 
 
 @family("afmoe")
 def afmoe(c: Config) -> ModelSpec:
-    """Arcee's Trinity: gated attention, three local layers to one global without positions, norms before and after."""
+    """Arcee's Trinity: gated attention, three local layers to one global without positions, four norms a
+    layer."""
     bias = c.flag("attention_bias")
     if bias:
         c.doubt("attention_bias: the gate's bias is counted too")
@@ -231,18 +259,23 @@ def afmoe(c: Config) -> ModelSpec:
         for near in local_layers(c, lambda index: (index + 1) % every != 0)
     ]
     width = c.size("moe_intermediate_size")
-    router = Router(scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0))
+    router = Router(
+        scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0)
+    )
     ffn = moe(c, router=router, shared=shared_experts(c, "num_shared_experts", width))
     c.ignore("mup_enabled", "route_norm", "score_func", "n_group", "topk_group", "num_expert_groups",
              "num_limited_groups", "use_grouped_mm")  # fmt: skip
     first = c.count("num_dense_layers")
-    layers = arrange(mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich")
+    layers = arrange(
+        mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich"
+    )
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
 @family("beam")
 def beam(c: Config) -> ModelSpec:
-    """Beam: a gate with a bias a head, five local layers to one global, norms before and after, three dense layers."""
+    """Beam: a gate with a bias a head, five local layers to one global without positions, four norms a
+    layer."""
     bias = c.flag("attention_bias")
     if bias:
         c.doubt("attention_bias: the gate's bias is counted too")
@@ -280,13 +313,17 @@ def flint(c: Config) -> ModelSpec:
     only_dense = {0, 1} if given is None else set(given)
     sparse = [step > 0 and (index + 1) % step == 0 and index not in only_dense for index in range(count)]
     return decoder(
-        c, arrange(mixers, sparse, ffn, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=head_dim_of(c))
+        c,
+        arrange(mixers, sparse, ffn, gated(c, bias=False)),
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim_of(c)),
     )
 
 
 @family("cohere2_moe")
 def cohere2_moe(c: Config) -> ModelSpec:
-    """Cohere's mixture: parallel blocks, three local layers to one global without positions, wide dense layers first."""
+    """Cohere's mixture: parallel blocks, three local layers to one global without positions, dense layers
+    first."""
     bias = c.flag("attention_bias")
     window = c.optional_size("sliding_window")
     first = c.count("first_k_dense_replace")
@@ -301,7 +338,10 @@ def cohere2_moe(c: Config) -> ModelSpec:
     for is_local, has_experts in zip(local, sparse, strict=True):
         rotates = is_local or (not has_experts and before == 1)
         mixer = attention(
-            c, sliding_window=window if is_local else None, positions=None if rotates else NoPositions(), **common
+            c,
+            sliding_window=window if is_local else None,
+            positions=None if rotates else NoPositions(),
+            **common,
         )
         mixers.append(("local" if is_local else "global", mixer))
     width = c.size("intermediate_size")
@@ -310,7 +350,9 @@ def cohere2_moe(c: Config) -> ModelSpec:
         num_experts_per_tok=c.size("num_experts_per_tok"),
         intermediate_size=width,
         activation=activation(c),
-        router=Router(scores="softmax_topk" if c.text("expert_selection_fn", "softmax") == "softmax" else "sigmoid"),
+        router=Router(
+            scores="softmax_topk" if c.text("expert_selection_fn", "softmax") == "softmax" else "sigmoid"
+        ),
         shared=shared_experts(c, "num_shared_experts", width),
     )
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)
