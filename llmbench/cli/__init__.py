@@ -1,0 +1,105 @@
+"""The command line: one module a command, imported only when it is called. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from llmbench._version import __version__
+from llmbench.errors import LLMBenchError, suggestion
+
+COMMANDS = {
+    "specs": "llmbench.cli.specs",
+    "params": "llmbench.cli.params",
+    "flops": "llmbench.cli.flops",
+    "kvcache": "llmbench.cli.kvcache",
+    "memory": "llmbench.cli.memory",
+    "compare": "llmbench.cli.compare",
+    "env": "llmbench.cli.env",
+}
+"""Every command and the module that has it, in the order of the help."""
+
+BUG = 101
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 negative verdict, 2 bad input, 3 cannot run here, 101 a bug of ours."""
+    raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code. Errors go to stderr, with a hint where there is one."""
+    usage_error = typer.BadParameter.__mro__[2]  # what every complaint of the parser descends from
+    try:
+        result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LLMBenchError as problem:
+        _complain(str(problem), problem.hint)
+        return problem.exit_code
+    except usage_error as problem:
+        _complain(problem.format_message(), _usage_hint(problem))  # type: ignore[attr-defined]
+        return 2
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as `head` does; nothing is wrong
+        return 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
+        return BUG
+
+
+def build(arguments: list[str]) -> Any:
+    """The application with the command that `arguments` name, or with all of them for help."""
+    app = typer.Typer(
+        name="llmbench",
+        help="Size, profile and benchmark language models: one description, every figure from it.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    names = [wanted] if wanted in COMMANDS else list(COMMANDS)
+    for name in names:
+        command = import_module(COMMANDS[name]).command
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"llmbench {__version__}")
+        raise typer.Exit
+
+
+def _complain(message: str, hint: str | None = None) -> None:
+    text = f"error: {message}\n"
+    if hint:
+        text += f"\nhint: {hint}\n"
+    sys.stderr.write(text)
+
+
+def _usage_hint(problem: Any) -> str:
+    context = getattr(problem, "ctx", None)
+    path = context.command_path if context is not None else "llmbench"
+    message = problem.format_message()
+    if message.startswith("No such command '"):
+        near = suggestion(message.split("'")[1], COMMANDS)
+        if near:
+            return f"did you mean `{near}`? `llmbench --help` lists all commands"
+    return f"`{path} --help` shows what it takes"

@@ -1,0 +1,62 @@
+"""What several commands share: options, reading models, writing the answer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmbench.errors import LLMBenchError
+from llmbench.report.document import Document
+from llmbench.report.render import Format, render
+from llmbench.spec.catalog import find_model
+from llmbench.spec.model import ModelSpec
+
+MODEL_HELP = "A bundled name, a spec .toml, a config.json or its folder, or hf:organisation/name."
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
+OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec, as in num_key_value_heads=8.", show_default=False),
+]
+As = Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead.", show_default=False)]
+Explain = Annotated[bool, typer.Option("--explain", help="Show each formula with the numbers put in.")]
+Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31)]
+Batch = Annotated[int, typer.Option("--batch", help="Sequences at once.", min=1, max=2**31)]
+
+
+def load(text: str, changes: list[str] | None) -> ModelSpec:
+    """The spec that `text` names, with `--set` applied."""
+    spec = find_model(text)
+    if changes:
+        from llmbench.spec.override import override, parse_assignments
+
+        spec = override(spec, parse_assignments(changes))
+    return spec
+
+
+def approximate_lines(spec: ModelSpec) -> list[str]:
+    """Why figures of this spec may be inexact, and what else there is to say of it."""
+    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
+
+
+def title(spec: ModelSpec) -> str:
+    """The name, marked where figures are approximate."""
+    return f"{spec.name} (approximate)" if spec.approximate else spec.name
+
+
+def answer(document: Document, format: Format, output: Path | None) -> None:
+    """Write a document to stdout or to a file."""
+    if output is None:
+        render(document, format, sys.stdout)
+        return
+    try:
+        with output.open("w", encoding="utf-8") as stream:
+            render(document, format, stream)
+    except OSError as problem:
+        raise LLMBenchError(f"cannot write {output}: {problem.strerror}") from None
+    sys.stderr.write(f"wrote {output}\n")

@@ -1,0 +1,46 @@
+"""What a command answers: rows of plain values for machines, tables of the same values for people."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Unit = Literal["text", "count", "bytes", "gib", "percent", "flops", "ratio", "seconds", "number"]
+"""How a value is shown. Values are always held in base units: bytes, FLOPs, seconds, fractions of one."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column: its heading (with the unit a person reads) and how its values are shown."""
+
+    title: str
+    unit: Unit = "text"
+    wraps: bool = False
+
+
+class Table(msgspec.Struct, kw_only=True):
+    """Rows under columns; None is unknown, which is never zero. `total` sets the last row apart."""
+
+    columns: list[Column]
+    rows: list[list[Any]]
+    title: str = ""
+    total: bool = False
+
+
+class Block(msgspec.Struct, kw_only=True):
+    """One part of a report for people: a headline, a table, lines under it."""
+
+    headline: str = ""
+    table: Table | None = None
+    lines: list[str] = []
+
+
+class Document(msgspec.Struct, kw_only=True):
+    """A command's answer. `rows_key` names its rows in JSON ("models"); `rows` are plain mappings in base units."""
+
+    command: str
+    inputs: dict[str, Any]
+    rows_key: str
+    rows: list[dict[str, Any]]
+    blocks: list[Block]
+    version: int = 1

@@ -1,0 +1,136 @@
+"""A Document as a table for a terminal, JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any, Literal, TextIO
+
+import msgspec
+
+from llmbench._version import __version__
+from llmbench.report.document import Document, Table
+from llmbench.report.units import shown
+
+Format = Literal["table", "json", "csv", "markdown"]
+PIPED_WIDTH = 240
+"""Columns of a table that goes to a file: wide enough that nothing is cut."""
+
+
+def render(document: Document, format: Format, stream: TextIO) -> None:
+    """Write the document to `stream`."""
+    if format == "json":
+        stream.write(to_json(document))
+    elif format == "csv":
+        stream.write(_csv(document))
+    elif format == "markdown":
+        stream.write(_markdown(document))
+    else:
+        _table(document, stream)
+
+
+def to_json(document: Document) -> str:
+    """`{"schema": "llmbench.<command>/1", "inputs", "environment", "<rows>"}`, base units, null for unknown."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    content = {
+        "schema": f"llmbench.{document.command}/{document.version}",
+        "inputs": document.inputs,
+        "environment": {"llmbench": __version__, "python": python},
+        document.rows_key: document.rows,
+    }
+    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+
+
+def _csv(document: Document) -> str:
+    """The tables' values in base units; several tables follow each other with an empty line between."""
+    import csv
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for index, table in enumerate(_tables(document)):
+        if index:
+            text.write("\n")
+        writer.writerow(["table", *(column.title for column in table.columns)] if table.title else [c.title for c in table.columns])
+        for row in table.rows:
+            values = ["" if value is None else value for value in row]
+            writer.writerow([table.title, *values] if table.title else values)
+    return text.getvalue()
+
+
+def _markdown(document: Document) -> str:
+    parts: list[str] = []
+    for block in document.blocks:
+        if block.headline:
+            parts.append(f"**{block.headline}**")
+        if block.table is not None:
+            parts.append(_markdown_table(block.table))
+        parts += block.lines
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    head = [column.title for column in table.columns]
+    rule = ["---" if column.unit == "text" else "---:" for column in table.columns]
+    rows = [line(_cells(table, row)) for row in table.rows]
+    title = [f"*{table.title}*", ""] if table.title else []
+    return "\n".join([*title, line(head), line(rule), *rows])
+
+
+def _table(document: Document, stream: TextIO) -> None:
+    from rich.console import Console
+
+    piped = not stream.isatty()
+    buffer = io.StringIO()
+    console = Console(file=buffer if piped else stream, width=PIPED_WIDTH if piped else None, highlight=False, emoji=False, markup=False)
+    _print(document, console)
+    if piped:  # rich pads every line to its width
+        stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+
+
+def _print(document: Document, console: Any) -> None:
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    for index, block in enumerate(document.blocks):
+        if index:
+            console.print()
+        if block.headline:
+            console.print(Text(block.headline, style="bold"))
+        if block.table is not None:
+            if block.headline:
+                console.print()
+            grid = RichTable(
+                box=None, show_edge=False, padding=(0, 2, 0, 0), header_style="dim", title_justify="left", title_style="bold"
+            )
+            for column in block.table.columns:
+                right = column.unit != "text"
+                grid.add_column(
+                    column.title,
+                    justify="right" if right else "left",
+                    no_wrap=right or not column.wraps,
+                    overflow="fold" if column.wraps else "ellipsis",
+                )
+            last = len(block.table.rows) - 1
+            for number, row in enumerate(block.table.rows):
+                style = "bold" if block.table.total and number == last else None
+                grid.add_row(*_cells(block.table, row), style=style)
+            if block.table.title:
+                console.print(Padding(Text(block.table.title, style="bold"), (0, 0, 0, 2)))
+            console.print(Padding(grid, (0, 0, 0, 2)))
+        if block.lines:
+            if block.table is not None:
+                console.print()
+            for line in block.lines:
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+
+
+def _cells(table: Table, row: list[Any]) -> list[str]:
+    return [shown(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
+
+
+def _tables(document: Document) -> list[Table]:
+    return [block.table for block in document.blocks if block.table is not None]

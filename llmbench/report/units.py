@@ -1,0 +1,89 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmbench.report.document import Unit
+
+UNKNOWN = "–"
+_PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY = ((2**60, "EiB"), (2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def shown(value: Any, unit: Unit) -> str:
+    """A value in its unit; – where it is unknown."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, str):
+        return value
+    return _SHOWN[unit](value)
+
+
+def count(value: float) -> str:
+    """6,738,415,616"""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes in the largest unit that keeps them above one: 512.0 KiB, 12.55 GiB."""
+    for scale, name in _BINARY:
+        if abs(value) >= scale:
+            return f"{value / scale:,.2f} {name}"
+    return f"{value:,.0f} B"
+
+
+def gib(value: float) -> str:
+    """Bytes as GiB for a column whose heading says so; small amounts keep three digits."""
+    amount = value / 2**30
+    if value and abs(amount) < 0.0995:
+        return f"{amount:.3g}" if abs(amount) >= 1e-4 else f"{amount:.1e}"
+    return f"{amount:,.2f}"
+
+
+def si(value: float, digits: int = 2) -> str:
+    """1.85 T, 6.74 G: decimal prefixes."""
+    for scale, name in _PREFIXES:
+        if abs(value) >= scale:
+            return f"{value / scale:,.{digits}f} {name}"
+    return f"{value:,.{digits}f} " if value % 1 else f"{value:,.0f} "
+
+
+def billions(value: float) -> str:
+    """Parameters as the field says them: 6.74 B, 494 M."""
+    if abs(value) >= 1e12:
+        return f"{value / 1e12:,.2f} T"
+    if abs(value) >= 1e9:
+        return f"{value / 1e9:,.2f} B"
+    return f"{value / 1e6:,.1f} M"
+
+
+def percent(value: float) -> str:
+    """A fraction of one as per cent."""
+    return f"{100 * value:.1f}%"
+
+
+def change(value: float, reference: float) -> str:
+    """How far `value` is from `reference`, signed: −4.4%."""
+    if not reference:
+        return UNKNOWN
+    difference = 100 * (value - reference) / reference
+    return f"{difference:+.1f}%".replace("-", "−")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+_SHOWN: dict[Unit, Callable[[Any], str]] = {
+    "text": str,
+    "count": count,
+    "bytes": size,
+    "gib": gib,
+    "percent": percent,
+    "flops": lambda value: si(value).strip(),
+    "ratio": lambda value: f"{value:.2f}×",
+    "seconds": lambda value: f"{value:.3g}",
+    "number": _number,
+}

@@ -1,0 +1,77 @@
+"""FLOPs of one step: sums over the ops."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.workload import Recompute, Workload
+from llmbench.spec.model import ModelSpec
+
+
+class Flops(msgspec.Struct, frozen=True, kw_only=True):
+    """FLOPs of one step over `tokens` new tokens (batch × query length); a multiply-add is 2.
+
+    total: forward, and when training backward, as the model needs them. matmul: products with weights. attention:
+    scores and their use. recurrent: convolutions and recurrences. recompute: what is computed a second time
+    (flash attention's scores in backward, recomputed layers); not in total.
+    rule: 2·N a token forward or 6·N training, with N the active parameters without the embedding tables.
+    """
+
+    total: int
+    matmul: int
+    attention: int
+    recurrent: int
+    recompute: int
+    tokens: int
+    rule: int
+    components: dict[str, int]
+
+    @property
+    def per_token(self) -> float:
+        """FLOPs a token."""
+        return self.total / self.tokens
+
+
+def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none") -> Flops:
+    """The FLOPs of a workload on the whole model."""
+    ops = lower(spec, workload)
+    sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
+    components: dict[str, int] = {}
+    again = 0
+    for op in ops:
+        flops = step_flops(op, workload)
+        kind = op.kind if op.kind in ("matmul", "attention") else "recurrent"
+        sums[kind] += flops
+        if flops:
+            components[op.component] = components.get(op.component, 0) + flops
+        again += recomputed_flops(op, workload, recompute)
+    tokens = workload.batch * workload.query_len
+    active = count_parameters(spec).active_no_embeddings
+    return Flops(
+        total=sum(sums.values()),
+        recompute=again,
+        tokens=tokens,
+        rule=(6 if workload.phase == "train" else 2) * active * tokens,
+        components=components,
+        **sums,
+    )
+
+
+def step_flops(op: Op, workload: Workload) -> int:
+    """All instances of an op: forward, and backward when training."""
+    return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))
+
+
+def recomputed_flops(op: Op, workload: Workload, recompute: Recompute) -> int:
+    """What training computes twice: flash scores always, the scores (selective) or whole layers (full)."""
+    if workload.phase != "train":
+        return 0
+    again = op.recompute_flops
+    if (recompute == "full" and op.layer) or (recompute == "selective" and op.kind == "attention"):
+        again += op.forward_flops
+    return op.count * again
+
+

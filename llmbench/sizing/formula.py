@@ -1,0 +1,135 @@
+"""Formulas as people write them: sums of products of the spec's terms, simplified, and with the numbers put in.
+
+An op carries the formula of its parameters (`hidden_size × num_attention_heads × head_dim`). Here several of them
+become one (`4 × hidden²`), and names become numbers. Nothing is computed from these texts: they explain figures
+whose arithmetic is in `lower`; a test evaluates each and holds it against the figure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from llmbench.sizing.op import Op
+from llmbench.spec.mixer import Attention, branches
+from llmbench.spec.model import Layer, ModelSpec
+
+Term = tuple[str, ...]
+"""The factors of a product, sorted."""
+
+_SHORT = {
+    "hidden_size": "hidden",
+    "intermediate_size": "intermediate",
+    "vocab_size": "vocab",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "num_experts": "experts",
+    "moe_intermediate_size": "intermediate",
+}
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_ORDER = ("vocab", "hidden", "experts", "heads", "kv_heads", "head_dim")
+
+
+def terms(formula: str) -> Counter[Term]:
+    """The products of a formula with how often each stands; sums in brackets stay one factor."""
+    counted: Counter[Term] = Counter()
+    for product in _split(formula, "+"):
+        coefficient, factors = 1, []
+        for factor in _split(product, "×"):
+            if factor.isdigit():
+                coefficient *= int(factor)
+            elif factor.startswith("(") and "+" not in factor and factor.count("(") == 1:
+                factors += _split(factor[1:-1], "×")
+            else:
+                factors.append(factor)
+        counted[tuple(sorted(factors))] += coefficient
+    return counted
+
+
+def _split(text: str, sign: str) -> list[str]:
+    """`text` at `sign`, outside brackets."""
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == sign and not depth:
+            parts.append(text[start:index].strip())
+            start = index + 1
+    parts.append(text[start:].strip())
+    return [part for part in parts if part]
+
+
+def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> str:
+    """One formula for the sum of several; heads × head_dim becomes hidden where they are equal."""
+    total: Counter[Term] = Counter()
+    attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, Attention)), None)
+    for formula in formulas:
+        for term, count in terms(formula).items():
+            total[tuple(sorted(_merged(term, attention, spec)))] += count
+    shown = [_shown(term, count) for term, count in total.items()]
+    return " + ".join(shown)
+
+
+def _merged(term: Term, attention: Attention | None, spec: ModelSpec) -> list[str]:
+    factors = list(term)
+    if attention is not None:
+        if attention.num_key_value_heads == attention.num_attention_heads:
+            factors = ["num_attention_heads" if f == "num_key_value_heads" else f for f in factors]
+        if attention.num_key_value_heads == 1:
+            factors = [f for f in factors if f != "num_key_value_heads"]
+        whole = attention.num_attention_heads * attention.head_dim == spec.hidden_size
+        if whole and "num_attention_heads" in factors and "head_dim" in factors:
+            factors.remove("num_attention_heads")
+            factors.remove("head_dim")
+            factors.append("hidden_size")
+    return factors
+
+
+def _shown(term: Term, count: int) -> str:
+    powers = Counter(_SHORT.get(factor, factor) for factor in term)
+    order = sorted(powers, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    factors = [name + {1: "", 2: "²", 3: "³"}.get(powers[name], f"^{powers[name]}") for name in order]
+    if count != 1 or not factors:
+        factors.insert(0, str(count))
+    return " × ".join(factors)
+
+
+def with_numbers(formula: str, values: Mapping[str, int]) -> str:
+    """The formula with every known name replaced by its number."""
+    long = {_SHORT.get(name, name): value for name, value in values.items()}
+    return _NAME.sub(lambda match: str({**long, **values}.get(match[0], match[0])), formula)
+
+
+def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
+    """What the names in an op's formula stand for."""
+    values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
+    values["embedding_size"] = spec.embedding.size or spec.hidden_size
+    values["token_types"] = spec.embedding.token_types
+    values |= _numbers(spec.positions)
+    layers = spec.encoder.layers if op.stack == "encoder" and spec.encoder else spec.layers
+    layer = layers.get(op.layer)
+    if layer is None:
+        return values
+    parts: list[Any] = [*branches(layer.mixer)]
+    if ".cross_attention." in op.name:
+        parts = [layer.cross_attention]
+    elif ".ffn." in op.name:
+        parts = [layer.ffn]
+    for part in parts:
+        values |= _numbers(part)
+        for inner in ("shared", "beside"):
+            nested = getattr(part, inner, None)
+            if nested is not None:
+                values |= {f"{inner}.{name}": value for name, value in _numbers(nested).items()}
+        indexer = getattr(part, "indexer", None)
+        if indexer is not None:
+            values |= {"index_n_heads": indexer.num_heads, "index_head_dim": indexer.head_dim}
+    return values
+
+
+def _numbers(part: msgspec.Struct) -> dict[str, int]:
+    found = {name: getattr(part, name) for name in part.__struct_fields__}
+    return {name: value for name, value in found.items() if type(value) is int}

@@ -1,0 +1,85 @@
+"""How numbers are held while training or serving: formats of weights and gradients, and what an optimizer keeps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.errors import SpecError
+from llmbench.sizing.dtypes import DType, bytes_of
+from llmbench.sizing.op import Op
+
+Optimizer = Literal["adamw", "adamw-8bit", "sgd", "sgd-momentum", "adafactor", "muon"]
+PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp8", "int8", "int4"]
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True):
+    """Formats of one way to train or serve.
+
+    master: an fp32 copy of the weights that the optimizer updates. states: format of the optimizer's states.
+    """
+
+    name: PrecisionName
+    weights: DType
+    activations: DType
+    gradients: DType
+    master: bool
+    states: DType
+
+
+_TRAINING: dict[str, Precision] = {
+    # 16 bytes a parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section 3.1)
+    "mixed": Precision(name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
+    # 18 bytes: Megatron accumulates gradients in fp32
+    "mixed-fp32-grads": Precision(
+        name="mixed-fp32-grads", weights="bf16", activations="bf16", gradients="fp32", master=True, states="fp32"
+    ),
+    "bf16": Precision(name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"),
+    "fp32": Precision(name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"),
+    # products in fp8 cast on the fly; what is held stays in bf16, as in torchao's float8 training
+    "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
+}
+_SERVING: dict[str, DType] = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8", "int8": "int8", "int4": "int4"}
+
+
+def training_precision(name: str) -> Precision:
+    """How a training run holds its numbers. Raises SpecError for a format that nobody trains in."""
+    if name not in _TRAINING:
+        raise SpecError(f"precision `{name}` is for inference", hint=f"training knows {', '.join(_TRAINING)}")
+    return _TRAINING[name]
+
+
+def serving_dtype(name: str) -> DType:
+    """The format weights are served in. Raises SpecError for a training recipe."""
+    if name not in _SERVING:
+        raise SpecError(f"precision `{name}` is for training", hint=f"inference knows {', '.join(_SERVING)}")
+    return _SERVING[name]
+
+
+def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
+    """Bytes an optimizer keeps for one instance of an op's parameters here, the master copy included.
+
+    adamw: two moments. adamw-8bit: two of one byte and an fp32 scale for every 256 elements each (arXiv 2110.02861).
+    sgd: none; sgd-momentum: one. adafactor: a row and a column sum a matrix, without momentum, whole for vectors (arXiv
+    1804.04235). muon: one momentum for matrices inside layers, AdamW for everything else.
+    """
+    n = op.parameters
+    if not n:
+        return 0
+    master = 4 * n if precision.master else 0
+    two = bytes_of(2 * n, precision.states)
+    if optimizer == "adamw":
+        return master + two
+    if optimizer == "adamw-8bit":
+        return master + 2 * n + 2 * 4 * -(-n // 256)
+    if optimizer == "sgd":
+        return master
+    if optimizer == "sgd-momentum":
+        return master + two // 2
+    if optimizer == "adafactor":
+        if op.matrix is None:
+            return master + two // 2
+        copies, rows, columns = op.matrix
+        return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
+    return master + (two // 2 if op.matrix is not None and op.layer else two)
