@@ -41,13 +41,15 @@ def read_spec(path: Path) -> ModelSpec:
 def write_spec(spec: ModelSpec) -> str:
     """A spec as TOML that `read_spec` reads back to an equal one; defaults are left out.
 
-    What identifies the model comes first, then its sizes, then a table for each kind of layer. A part that fits on
-    one line is an inline table.
+    What identifies the model comes first, then its sizes, then a table for each kind of layer. A part that
+    fits on one line is an inline table.
     """
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
     sizes = _written(spec, [*rest, "pattern"])
-    inline = [line for field, value in sizes if len(line := _assigned(field, value)) <= _WIDTH or not _nested(value)]
+    inline = [
+        line for field, value in sizes if len(line := _assigned(field, value)) <= _WIDTH or not _nested(value)
+    ]
     tables = [pair for pair in sizes if _nested(pair[1]) and len(_assigned(*pair)) > _WIDTH]
     lines += ["", *inline]
     for field, value in [*tables, ("layers", spec.layers)]:
@@ -57,7 +59,12 @@ def write_spec(spec: ModelSpec) -> str:
 
 _WIDTH = 110
 _IDENTITY = ["name", "aliases", "source", "published_parameters", "family", "approximate", "notes"]
-_ALWAYS = {"ModelSpec": {"norm", "positions"}, "Norm": {"kind", "eps"}, "QKNorm": {"over"}, "Router": {"scores"}}
+_ALWAYS = {
+    "ModelSpec": {"norm", "positions"},
+    "Norm": {"kind", "eps"},
+    "QKNorm": {"over"},
+    "Router": {"scores"},
+}
 """Fields worth reading even where they hold the default."""
 
 
@@ -83,7 +90,7 @@ def _nested(value: Any) -> bool:
 
 
 def _table(path: str, value: Any) -> list[str]:
-    """A part as a table: what fits on one line, then tables of its own. A table that holds only tables is left out."""
+    """A part as a table: what fits on one line, then tables of its own; no header over only those."""
     short, long = [], []
     for name, inner in _fields(value):
         line = _assigned(name, inner)
