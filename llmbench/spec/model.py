@@ -45,7 +45,16 @@ class ExtraWeight(Part):
     shape: tuple[Size, ...]
     role: Literal["matmul", "vector", "table", "buffer"]
     component: Literal[
-        "embedding", "attention", "attention_norms", "attention_extra", "mixer_ssm", "mlp", "router", "norms", "other"
+        "embedding",
+        "position_embedding",
+        "attention",
+        "attention_norms",
+        "attention_extra",
+        "mixer_ssm",
+        "mlp",
+        "router",
+        "norms",
+        "other",
     ] = "other"
 
 
@@ -83,12 +92,13 @@ class Embedding(Part):
 
     size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
     the head (OPT-350m). positions_after: learned positions are added behind that projection, so their table has
-    hidden_size (OPT), and not before it (ALBERT). token_types: rows of BERT's segment table. scale multiplies the
+    hidden_size (OPT), and not before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of BERT's segment table. scale multiplies the
     embedding (Gemma).
     """
 
     size: Size | None = None
     positions_after: bool = False
+    projection_bias: bool = False
     token_types: Count = 0
     norm: bool = False
     scale: float = 1.0
@@ -97,6 +107,7 @@ class Embedding(Part):
 class Head(Part):
     """The language-model head. transform: a dense layer with activation and norm before the vocabulary; "bert" keeps
     the vocabulary's bias with the transform, "roberta" with the head (they name, and so count, it there).
+    transform_bias: whether that dense layer has a bias.
 
     scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2). num_outputs: columns where they
     are not the vocabulary. none: no head at all (an encoder used by a decoder).
@@ -104,6 +115,7 @@ class Head(Part):
 
     bias: bool = False
     transform: Literal["bert", "roberta"] | None = None
+    transform_bias: bool = True
     soft_cap: float | None = None
     scale: float = 1.0
 
@@ -112,8 +124,8 @@ class Stack(Part):
     """A sequence of layers: the encoder of an encoder-decoder. Its token table is the decoder's unless it has its own.
 
     positions: a learned table of its own, or None where it has none beside the layers' (T5, RoPE).
-    embedding_norm: a norm on its embeddings (BART). own_embedding: a token table of its own (T5Gemma).
-    hidden_size: where it is not the decoder's.
+    embedding_norm: a norm on its embeddings (BART). vocab_size: rows of a token table of its own
+    (T5Gemma). hidden_size: where it is not the decoder's.
     """
 
     layers: dict[Name, Layer]
@@ -121,13 +133,24 @@ class Stack(Part):
     final_norm: bool = True
     positions: Positions | None = None
     embedding_norm: bool = False
-    own_embedding: bool = False
+    vocab_size: Size | None = None
     hidden_size: Size | None = None
 
     @property
     def order(self) -> tuple[str, ...]:
         """The name of each layer, first to last."""
         return _parsed(self.pattern)
+
+
+class HyperConnections(Part):
+    """Several residual streams in place of one (arXiv 2409.19606). Before each sublayer, a small matrix over all of
+    them says how they enter it and how its output is shared out; another, before the head, how they become one.
+
+    mixes: the streams are mixed with each other at each sublayer too, by a matrix of streams × streams (DeepSeek-V4).
+    """
+
+    streams: Size
+    mixes: bool = True
 
 
 class NextTokenPrediction(Part):
@@ -166,6 +189,7 @@ class ModelSpec(Part):
     head: Head = Head()
     encoder: Stack | None = None
     next_token_prediction: NextTokenPrediction | None = None
+    hyper_connections: HyperConnections | None = None
     extra: tuple[ExtraWeight, ...] = ()
 
     @property

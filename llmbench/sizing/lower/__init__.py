@@ -10,12 +10,14 @@ import msgspec
 
 from llmbench.sizing.lower.attention import attention, latent
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.compressed import compressed
 from llmbench.sizing.lower.ffn import feed_forward
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.recurrent import recurrent
+from llmbench.sizing.lower.streams import join_head, join_streams
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
@@ -109,6 +111,8 @@ def _layer(b: Builder, layer: Layer) -> None:
     if layer.ffn is not None:
         sublayers.append("ffn")
     for sublayer in sublayers:
+        if b.spec.hyper_connections is not None:
+            join_streams(b, f"{sublayer}_hc", b.spec.hyper_connections)
         norms(sublayer, before=True)
         if sublayer == "mixer":
             for mixer in branches(layer.mixer):
@@ -116,6 +120,8 @@ def _layer(b: Builder, layer: Layer) -> None:
                     attention(b, mixer)
                 elif isinstance(mixer, LatentAttention):
                     latent(b, mixer)
+                elif isinstance(mixer, CompressedAttention):
+                    compressed(b, mixer)
                 else:
                     recurrent(b, mixer)
         elif sublayer == "cross":
@@ -155,7 +161,7 @@ def _embedding(b: Builder) -> None:
     if spec.embedding.norm:
         b.norm("embedding_norm", "norms", size, spec.norm)
     if spec.embedding.size is not None:
-        b.linear("embedding_projection", "other", size, b.hidden)
+        b.linear("embedding_projection", "other", size, b.hidden, bias=spec.embedding.projection_bias)
 
 
 def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1) -> None:
@@ -179,8 +185,9 @@ def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *,
 def _encoder_embedding(b: Builder, stack: Stack) -> None:
     """What an encoder has before its layers beside the decoder's token table."""
     b.at("encoder.", "", ())
-    if stack.own_embedding:
-        _table(b, "embedding", "embedding", Dim(b.spec.vocab_size, "vocab_size"), b.hidden, ways=b.layout.tp)
+    if stack.vocab_size is not None:
+        rows = Dim(stack.vocab_size, "encoder.vocab_size")
+        _table(b, "embedding", "embedding", rows, b.hidden, ways=b.layout.tp)
     if isinstance(stack.positions, LearnedPositions):
         rows = Dim(stack.positions.num_positions, "encoder.num_positions")
         _table(b, "position_embedding", "position_embedding", rows, b.hidden)
@@ -192,10 +199,12 @@ def _head(b: Builder) -> None:
     """Final norm, head and (training) the loss, at every position."""
     spec = b.spec
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
+    if spec.hyper_connections is not None:
+        join_head(b, spec.hyper_connections)
     if spec.final_norm:
         b.norm("final_norm", "norms", b.hidden, spec.norm)
     if spec.head.transform is not None:
-        b.linear("head.transform", "other", b.hidden, size, bias=True)
+        b.linear("head.transform", "other", b.hidden, size, bias=spec.head.transform_bias)
         b.norm("head.norm", "other", size, spec.norm)
     elif size is not b.hidden:
         b.linear("head.projection", "other", b.hidden, size)

@@ -116,7 +116,12 @@ def _factors(value: Any) -> tuple[float, ...]:
 def head_dim_of(c: Config) -> int:
     """Explicit, or hidden_size / num_attention_heads."""
     explicit = c.optional_size("head_dim")
-    return explicit if explicit is not None else max(1, c.size("hidden_size") // c.size("num_attention_heads"))
+    if explicit is not None:
+        return explicit
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    if hidden % heads:
+        c.doubt(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
+    return max(1, hidden // heads)
 
 
 def attention(c: Config, **fields: Any) -> Attention:

@@ -16,7 +16,7 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
+from llmbench.spec.model import Embedding, Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import Alibi, NoPositions
 
 HEAD_NORM = QKNorm()
@@ -168,7 +168,7 @@ def cohere2(c: Config) -> ModelSpec:
 def glm(c: Config) -> ModelSpec:
     """GLM-4: biases on q, k, v by `attention_bias`, half of each head rotated; GLM-4-0414 has four norms a layer."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
-    placement = "sandwich" if c.model_type == "glm4" else "pre"
+    placement: Placement = "sandwich" if c.model_type == "glm4" else "pre"
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
     return decoder(c, block(mixer, gated(c, bias=False), placement), norm=norm(c), positions=positions)
 
@@ -206,7 +206,7 @@ def stablelm(c: Config) -> ModelSpec:
     """StableLM: LayerNorm with biases, partial rotation, optional q/k/v biases, qk-norm and parallel block."""
     qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("qk_layernorm") else None
     mixer = attention(c, qkv_bias=c.flag("use_qkv_bias"), qk_norm=qk_norm)
-    placement = "parallel" if c.flag("use_parallel_residual") else "pre"
+    placement: Placement = "parallel" if c.flag("use_parallel_residual") else "pre"
     return decoder(
         c,
         block(mixer, gated(c, bias=False), placement),

@@ -1,4 +1,4 @@
-"""Dense decoders that differ from LLaMA in one thing or two: another feed-forward, more norms, layers of two kinds."""
+"""Dense decoders that differ from LLaMA in a thing or two: feed-forwards, norms, two kinds of layer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import NoPositions
 
 
 @family("arcee", "jais2")
 def arcee(c: Config) -> ModelSpec:
-    """AFM and Jais 2: LLaMA with two matrices and squared ReLU in its feed-forwards; Jais 2 with LayerNorms."""
+    """AFM and Jais 2: LLaMA with feed-forwards of two matrices and squared ReLU; Jais 2 with LayerNorms."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     ffn = dense(c, bias=c.flag("mlp_bias"), default="relu2")
@@ -59,12 +59,14 @@ def apertus(c: Config) -> ModelSpec:
     if ffn.activation == "xielu":
         ffn = Dense(intermediate_size=ffn.intermediate_size, activation="xielu", activation_parameters=2)
         extra = (ExtraWeight(name="ffn.act.constants", shape=(2,), role="buffer"),)
-    return decoder(c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+    return decoder(
+        c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim)
+    )
 
 
 @family("bitnet")
 def bitnet(c: Config) -> ModelSpec:
-    """BitNet b1.58: a norm before each sublayer's last matrix; counts are of the weights, however few bits they have."""
+    """BitNet b1.58: a norm before each sublayer's last matrix; weights count however few bits they have."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, output_norm=True)
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
@@ -77,7 +79,7 @@ def bitnet(c: Config) -> ModelSpec:
 
 @family("cwm", "ministral")
 def windowed_by_layer(c: Config) -> ModelSpec:
-    """CWM (every fourth layer global, from the first) and Ministral (all local): a window by `layer_types`."""
+    """CWM (every fourth layer global, from the first) and Ministral (all local): windows by `layer_types`."""
     window = c.optional_size("sliding_window")
     count = min(c.size("num_hidden_layers"), 10_001)
     if c.model_type == "cwm":
@@ -102,10 +104,15 @@ def diffllama(c: Config) -> ModelSpec:
     c.ignore("lambda_std_dev")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     extra = tuple(
-        ExtraWeight(name=f"attention.lambda_{name}", shape=(mixer.head_dim,), role="vector", component="attention_extra")
+        ExtraWeight(
+            name=f"attention.lambda_{name}",
+            shape=(mixer.head_dim,),
+            role="vector",
+            component="attention_extra",
+        )
         for name in ("q1", "k1", "q2", "k2")
     )
-    c.doubt("differential attention: its scores weigh values of twice the head's width, which FLOPs do not count")
+    c.doubt("differential attention: FLOPs leave out that its values are twice as wide as its heads")
     layer = block(mixer, gated(c, bias=False), extra=extra)
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -116,14 +123,23 @@ def doge(c: Config) -> ModelSpec:
     if c.flag("is_moe"):
         raise UnsupportedError("Doge's cross-domain mixture of experts (`is_moe`) is not supported")
     bias = c.flag("attention_bias")
-    c.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size")
+    c.ignore(
+        "keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size"
+    )
     mixer = attention(
-        c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM, sliding_window=c.optional_size("sliding_window")
+        c,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=HEAD_NORM,
+        sliding_window=c.optional_size("sliding_window"),
     )
     kv_heads, hidden = mixer.num_key_value_heads, c.size("hidden_size")
     extra = [
         ExtraWeight(
-            name="attention.dt_proj", shape=(kv_heads, kv_heads * mixer.head_dim), role="matmul", component="attention_extra"
+            name="attention.dt_proj",
+            shape=(kv_heads, kv_heads * mixer.head_dim),
+            role="matmul",
+            component="attention_extra",
         ),
         ExtraWeight(name="attention.A", shape=(kv_heads,), role="vector", component="attention_extra"),
         ExtraWeight(name="mixer_residual.scale", shape=(hidden,), role="vector"),
@@ -131,7 +147,9 @@ def doge(c: Config) -> ModelSpec:
     ]
     if bias:
         extra.append(
-            ExtraWeight(name="attention.dt_bias", shape=(kv_heads,), role="vector", component="attention_extra")
+            ExtraWeight(
+                name="attention.dt_bias", shape=(kv_heads,), role="vector", component="attention_extra"
+            )
         )
     layer = block(mixer, gated(c), extra=tuple(extra))
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
@@ -156,6 +174,21 @@ def helium(c: Config) -> ModelSpec:
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=positions)
 
 
+# fmt: off
+_HUNYUAN_KEYS = [
+    "norm_type", "use_rotary_pos_emb", "cla_share_factor", "moe_topk", "num_shared_expert",
+    "moe_intermediate_size", "org_vocab_size", "moe_layer_num_skipped", "group_limited_greedy", "n_group",
+    "topk_group", "capacity_factor", "routed_scaling_factor", "norm_topk_prob", "moe_drop_tokens",
+    "moe_random_routing_dropped_token", "mask_init_id", "add_classification_head", "class_num",
+    "pool_type", "dense_list", "position_embedding_xdrope", "text_start_id", "text_end_id",
+    "image_token_id", "im_start_id", "im_end_id", "im_newline_id", "eod_token_id", "pad_id", "eos_id",
+    "bos_id", "enable_lm_head_fp32", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "v_head_dim", "rope_theta",
+]
+# fmt: on
+"""Keys of the whole Hunyuan line that change nothing in a dense model without latent attention."""
+
+
 @family("hunyuan_v1_dense")
 def hunyuan_dense(c: Config) -> ModelSpec:
     """Hunyuan's dense sizes: qk-norm after the rotation. Their configs carry the keys of the mixture's."""
@@ -166,15 +199,7 @@ def hunyuan_dense(c: Config) -> ModelSpec:
     for switch in ("mlp_bias", "use_cla", "use_mla", "use_mixed_mlp_moe"):
         c.require(switch, False)
     c.require("num_experts", 1)
-    c.ignore(
-        "norm_type", "use_rotary_pos_emb", "cla_share_factor", "moe_topk", "num_shared_expert", "moe_intermediate_size",
-        "org_vocab_size", "moe_layer_num_skipped", "group_limited_greedy", "n_group", "topk_group", "capacity_factor",
-        "routed_scaling_factor", "norm_topk_prob", "moe_drop_tokens", "moe_random_routing_dropped_token",
-        "mask_init_id", "add_classification_head", "class_num", "pool_type", "dense_list", "position_embedding_xdrope",
-        "text_start_id", "text_end_id", "image_token_id", "im_start_id", "im_end_id", "im_newline_id", "eod_token_id",
-        "pad_id", "eos_id", "bos_id", "enable_lm_head_fp32", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim",
-        "qk_rope_head_dim", "v_head_dim", "rope_theta",
-    )  # fmt: skip
+    c.ignore(*_HUNYUAN_KEYS)
     layer = block(mixer, gated(c, bias=False))
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -184,7 +209,7 @@ def hyperclovax(c: Config) -> ModelSpec:
     """HyperCLOVA X: Granite's multipliers, and norms on both sides of each sublayer by `use_post_norm`."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
-    placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
+    placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
     return granite_model(c, layer, mixer.head_dim)
 
@@ -246,7 +271,9 @@ def smollm3(c: Config) -> ModelSpec:
     turned = turned if turned and len(turned) >= count else [(i + 1) % every != 0 for i in range(count)]
     window = c.optional_size("sliding_window") if c.flag("use_sliding_window") else None
     c.ignore("sliding_window", "max_window_layers")
-    kinds = layer_types(c, ["sliding_attention" if window and not turned[i] else "full_attention" for i in range(count)])
+    kinds = layer_types(
+        c, ["sliding_attention" if window and not turned[i] else "full_attention" for i in range(count)]
+    )
     bias = c.flag("attention_bias")
     ffn = gated(c)
     layers: list[tuple[str, Layer]] = []
@@ -277,12 +304,14 @@ def mellum(c: Config) -> ModelSpec:
         mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM, sliding_window=own)
         name = ("local" if own else "global") + ("" if feed == "sparse" else "_dense")
         layers.append((name, block(mixer, experts if feed == "sparse" else plain)))
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c), layer_type="full_attention"))
+    return decoder(
+        c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
+    )
 
 
 @family("cohere_compass_text")
 def cohere_compass(c: Config) -> ModelSpec:
-    """Command A Vision's kin: Command-R's parallel block, windows by `layer_types`, NoPE where a type has no rotation."""
+    """North Vision: Command-R's parallel block, windows by `layer_types`, NoPE types."""
     bias = c.flag("attention_bias")
     window = c.optional_size("sliding_window")
     kinds = layer_types(c, ["full_attention"] * min(c.size("num_hidden_layers"), 10_001))
@@ -292,7 +321,7 @@ def cohere_compass(c: Config) -> ModelSpec:
     layers: list[tuple[str, Layer]] = []
     for kind in kinds:
         local = kind == "sliding_attention"
-        turned = not any(known in rotations for known in ("full_attention", "sliding_attention")) or rotations.get(kind)
+        turned = rotations.get(kind) or not {"full_attention", "sliding_attention"} & rotations.keys()
         mixer = attention(
             c,
             qkv_bias=bias,

@@ -6,7 +6,7 @@ from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import attention, block, decoder, dense, norm, rope
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import Embedding, Head, ModelSpec
+from llmbench.spec.model import Embedding, Head, ModelSpec, Placement
 from llmbench.spec.position import Alibi, LearnedPositions
 
 
@@ -114,7 +114,7 @@ def falcon(c: Config) -> ModelSpec:
     kv_heads = int(grouped) if new and isinstance(grouped, int) else 1 if one and not new else heads
     parallel = c.flag("parallel_attn", True)
     norms_each = c.first("num_ln_in_parallel_attn")
-    placement = "pre"
+    placement: Placement = "pre"
     if new:
         placement = "parallel" if norms_each == 1 else "parallel_two"
     elif parallel:
@@ -135,7 +135,7 @@ def gpt_neox(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias", True)
     heads = c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
-    placement = "parallel_two" if c.flag("use_parallel_residual", True) else "pre"
+    placement: Placement = "parallel_two" if c.flag("use_parallel_residual", True) else "pre"
     return decoder(
         c,
         block(mixer, dense(c, bias=True, keys=("hidden_act",)), placement),
