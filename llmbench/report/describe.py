@@ -6,6 +6,7 @@ from llmbench.spec.ffn import FFN, Dense, MoE
 from llmbench.spec.mixer import (
     RGLRU,
     Attention,
+    CompressedAttention,
     GatedDeltaNet,
     KimiDelta,
     LatentAttention,
@@ -23,6 +24,7 @@ from llmbench.spec.position import Alibi, LearnedPositions, Positions, RelativeB
 _GLU = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU", "sigmoid": "GLU", "swiglu_oai": "SwiGLU"}
 _ACTIVATION = {"gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU", "relu2": "ReLU²", "silu": "SiLU", "xielu": "xIELU"}
 _MIXER = {
+    CompressedAttention: "compressed attention",
     Mamba: "Mamba",
     Mamba2: "Mamba-2",
     GatedDeltaNet: "gated delta net",

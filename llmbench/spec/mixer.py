@@ -26,6 +26,21 @@ class QKNorm(Part):
     after_rope: bool = False
 
 
+class DisentangledScores(Part):
+    """DeBERTa's scores by relative position (arXiv 2006.03654), beside those by content.
+
+    A table has 2 × `span` rows. content_to_position: queries meet its projection as keys; position_to_content: keys
+    meet its projection as queries. shared_projections: by the content's own projections (DeBERTa-v3), else by two more,
+    of which that of keys has a bias where `key_bias`.
+    """
+
+    span: Size
+    content_to_position: bool = True
+    position_to_content: bool = True
+    shared_projections: bool = False
+    key_bias: bool = True
+
+
 class Attention(Kind, tag="attention"):
     """Softmax attention: MHA, GQA or MQA by its head counts; also bidirectional and cross-attention.
 
@@ -36,6 +51,7 @@ class Attention(Kind, tag="attention"):
     value_from_key: no v_proj, the value is the key before its norm and rotation (Gemma-4 global layers).
     shares_kv: the layer reads an earlier layer's keys and values, projects none and caches none (Gemma-3n).
     input_size: width of what q, k and v read where it is not hidden_size (Zamba: hidden state beside the embedding).
+    disentangled: scores by relative position beside those by content (DeBERTa).
     scale: multiplies the scores; None means head_dim ** -0.5.
     """
 
@@ -57,6 +73,7 @@ class Attention(Kind, tag="attention"):
     shares_kv: bool = False
     output_norm: bool = False
     input_size: Size | None = None
+    disentangled: DisentangledScores | None = None
     scale: float | None = None
     positions: Positions | None = None
 
@@ -115,6 +132,27 @@ class LatentAttention(Kind, tag="mla"):
     def qk_head_dim(self) -> int:
         """Width of one query (and uncompressed key) head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+class CompressedAttention(Kind, tag="compressed"):
+    """DeepSeek-V4's attention: one key a token, which is its value too, for all heads, seen within a window; and before
+    that, where `compress_rate` is set, one entry for every so many tokens, which two projections and a trained bias make.
+
+    overlap: an entry sums up the tokens before its own as well, so that the projections are twice as wide.
+    indexer: chooses `top_k` entries a query; it makes entries of its own. Queries come from a latent of `q_lora_rank`;
+    the output goes through `output_groups` narrow matrices of `output_lora_rank` columns, then one to hidden_size.
+    """
+
+    num_attention_heads: Size
+    head_dim: Size
+    q_lora_rank: Size
+    output_groups: Size
+    output_lora_rank: Size
+    sliding_window: Size
+    compress_rate: Size | None = None
+    overlap: bool = False
+    indexer: Indexer | None = None
+    positions: Positions | None = None
 
 
 class Mamba(Kind, tag="mamba"):
@@ -203,7 +241,7 @@ class ShortConv(Kind, tag="short_conv"):
 
 
 Recurrent = Mamba | Mamba2 | GatedDeltaNet | KimiDelta | LightningAttention | RGLRU | ShortConv
-SingleMixer = Attention | LatentAttention | Recurrent
+SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 
 
 class Parallel(Kind, tag="parallel"):

@@ -11,7 +11,7 @@ from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.op import Cache, Collective, Component
-from llmbench.spec.mixer import Attention, LatentAttention, QKNorm
+from llmbench.spec.mixer import Attention, DisentangledScores, LatentAttention, QKNorm
 from llmbench.spec.model import Norm
 from llmbench.spec.position import RelativeBias, Rope
 
@@ -70,6 +70,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     if isinstance(positions, Rope) and not cross:
         turned = b.tokens * (local_heads + (0 if mixer.shares_kv else local_kv_heads)) * head_dim.size
         b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
+    if mixer.disentangled is not None:
+        _disentangled(b, name, mixer.disentangled, inputs, product(heads, head_dim))
     source_len = b.workload.encoder_len if cross else b.kv_len
     pairs = visible_pairs(
         b.query_len,
@@ -120,6 +122,28 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, way
         b.norm(
             name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards
         )
+
+
+def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
+    """Scores by relative position: the table's rows are projected once a sequence, 2·rows·D·N·H FLOPs, and every query
+    (or key) meets all rows, 2·rows·N·H FLOPs a token."""
+    rows, ways = 2 * scores.span, b.layout.tp
+    projected = 2 if scores.shared_projections else 0
+    met = 0
+    for letter, used, bias in (
+        ("k", scores.content_to_position, scores.key_bias),
+        ("q", scores.position_to_content, True),
+    ):
+        if not used:
+            continue
+        met += 1
+        if not scores.shared_projections:
+            b.linear(
+                f"{name}.position_{letter}_proj", "attention", inputs, width, bias=bias, split="column", tokens=rows
+            )
+    local = share(width.size, ways)
+    flops = met * 2 * rows * b.tokens * local + projected * 2 * rows * inputs.size * local
+    b.add(f"{name}.position_scores", "attention", "attention", forward_flops=flops, backward_flops=2 * flops)
 
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:

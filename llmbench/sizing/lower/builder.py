@@ -121,6 +121,11 @@ class Builder:
         if bias:
             formula = f"{formula} + {outputs.label}" if formula else outputs.label
         flops = 2 * tokens * weights
+        # Under sequence parallelism each GPU keeps its part of the input and gathers it again in backward.
+        kept = tokens * inside
+        gathered = 0
+        if gathers and self.layout.sp:
+            kept, gathered = share(kept, self.layout.tp), kept
         self.add(
             name,
             component,
@@ -136,7 +141,8 @@ class Builder:
             weight_bytes=bytes_of(weights + (outside if bias else 0), self.workload.weight_dtype),
             read_bytes=self.act(tokens * inside),
             written_bytes=self.act(tokens * outside),
-            saved_bytes=self.act(tokens * inside) if saves_input else 0,
+            saved_bytes=self.act(kept) if saves_input else 0,
+            backward_bytes=self.act(tokens * (inside + outside) + gathered),
             collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
         )
 

@@ -42,3 +42,19 @@ def _sum_chunked(length: int, chunk: int) -> int:
     """Σ (p mod chunk + 1) over p < length."""
     whole, rest = divmod(length, chunk)
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
+
+
+def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False) -> int:
+    """Pairs of a query and an entry for `rate` tokens: entries that were complete at the query's position,
+    the best `top_k` of them; or all pairs where `masked_too`."""
+    if masked_too:
+        return query_len * (kv_len // rate)
+    return _sum_entries(kv_len, rate, top_k) - _sum_entries(kv_len - query_len, rate, top_k)
+
+
+def _sum_entries(length: int, rate: int, top_k: int | None) -> int:
+    """Σ min((p + 1) // rate, top_k) over p < length."""
+    free = length if top_k is None else min(length, top_k * rate)
+    whole, rest = divmod(free, rate)
+    rising = rate * (whole - 1) * whole // 2 + whole * (rest + 1) if whole else 0
+    return rising + (length - free) * (top_k or 0)

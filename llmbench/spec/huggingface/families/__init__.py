@@ -27,6 +27,7 @@ def family(*model_types: str) -> Callable[[Importer], Importer]:
 
 
 from llmbench.spec.huggingface.families import (  # noqa: E402, F401
+    compressed,
     dense,
     dense_kin,
     encoders,
@@ -39,5 +40,6 @@ from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     linear,
     mixture,
     shared_moe,
+    seq2seq,
     state_space,
 )

@@ -1,115 +1,356 @@
-"""Encoders and encoder-decoders: BERT, T5, Switch."""
+"""Encoders with their masked-LM heads: BERT and its kin, ALBERT, ELECTRA, DeBERTa, ModernBERT."""
 
 from __future__ import annotations
 
-from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
+from typing import Any, Literal
+
+from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.parts import activation, attention, block, decoder, dense, norm, per_layer
-from llmbench.spec.mixer import Attention
-from llmbench.spec.model import Embedding, Head, Layer, ModelSpec, Stack
-from llmbench.spec.position import LearnedPositions, RelativeBias
+from llmbench.spec.huggingface.parts import activation, attention, block, decoder, dense, gated, norm, rope
+from llmbench.spec.mixer import Attention, DisentangledScores
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
+
+Transform = Literal["bert", "roberta"]
 
 
-@family("bert", "roberta", "xlm-roberta", "camembert")
-def bert(c: Config) -> ModelSpec:
-    """BERT and RoBERTa with their masked-LM heads: bidirectional, post-norm, segment embeddings."""
-    heads = c.size("num_attention_heads")
-    mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True, causal=False)
+def _assume(c: Config, **defaults: Any) -> None:
+    """The class's defaults of types that `defaults.json` does not list."""
+    for key, value in defaults.items():
+        if key not in c:
+            c.put(key, value)
+
+
+def _bidirectional(c: Config, **fields: Any) -> Attention:
+    """Attention with biases everywhere, over the whole sequence unless the config makes a decoder of it."""
+    if c.flag("add_cross_attention"):
+        c.doubt("add_cross_attention = True: cross-attention is not counted")
+    causal = c.flag("is_decoder")
+    fields = {"qkv_bias": True, "output_bias": True, "causal": causal, **fields}
+    return attention(c, num_key_value_heads=c.size("num_attention_heads"), **fields)
+
+
+def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
+    """The bias that stands beside the head and is the head's own, unless nothing is tied."""
+    if transform is None or c.flag("tie_word_embeddings"):
+        return ()
+    return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
+
+
+def _learned(c: Config) -> LearnedPositions:
+    return LearnedPositions(num_positions=c.size("max_position_embeddings"))
+
+
+def _encoder(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
+    """BERT's frame: tables, a norm on the embedding, layers, and a head with a transform."""
     c.require("position_embedding_type", "absolute")
-    positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
+    c.ignore("classifier_activation", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+             "pooler_size_per_head", "pooler_type", "directionality")
+    fields = {"final_norm": False, **fields}
+    fields.setdefault("embedding", Embedding(token_types=c.count("type_vocab_size"), norm=True))
+    fields["extra"] = (*fields.get("extra", ()), *_extra_bias(c, transform))
     return decoder(
         c,
-        block(mixer, dense(c, bias=True), "post"),
+        layer,
         norm=norm(c, "layernorm"),
         positions=positions,
-        final_norm=False,
-        embedding=Embedding(token_types=c.count("type_vocab_size"), norm=True),
-        head=Head(bias=True, transform="bert" if c.model_type == "bert" else "roberta"),
+        head=Head(bias=True, transform=transform),
+        **fields,
     )
 
 
-@family("t5", "mt5", "umt5", "switch_transformers")
-def t5(c: Config) -> ModelSpec:
-    """T5 in all versions, and Switch with its experts in every `*_sparse_step`-th layer."""
+@family("bert", "ernie")
+def bert(c: Config) -> ModelSpec:
+    """BERT, and ERNIE 1 to 3, which may have a table of tasks: bidirectional, post-norm, segment embeddings."""
+    tasks: tuple[ExtraWeight, ...] = ()
+    if c.model_type == "ernie":
+        shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
+        if c.flag("use_task_id"):
+            tasks = (ExtraWeight(name="task_embedding", shape=shape, role="table", component="embedding"),)
+    return _encoder(c, block(_bidirectional(c), dense(c, bias=True), "post"), "bert", _learned(c), extra=tasks)
+
+
+@family("roberta", "xlm-roberta", "camembert", "data2vec-text")
+def roberta(c: Config) -> ModelSpec:
+    """RoBERTa: BERT whose head names its bias with the vocabulary."""
+    return _encoder(c, block(_bidirectional(c), dense(c, bias=True), "post"), "roberta", _learned(c))
+
+
+@family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
+def bert_pre_norm(c: Config) -> ModelSpec:
+    """BERT with norms before the sublayers and one at the end; no norm on the embedding, but for fairseq's RoBERTa."""
+    embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
+    transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
+    layer = block(_bidirectional(c), dense(c, bias=True), "pre")
+    return _encoder(c, layer, transform, _learned(c), embedding=embedding, final_norm=True)
+
+
+@family("roformer")
+def roformer(c: Config) -> ModelSpec:
+    """RoFormer: BERT with RoPE, whose sines the class keeps as a table of its parameters."""
+    mixer = _bidirectional(c)
     hidden = c.size("hidden_size")
-    heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
-    positions = RelativeBias(
-        num_buckets=c.size("relative_attention_num_buckets"),
-        max_distance=c.size("relative_attention_max_distance", 128),
-        per_layer=c.model_type == "umt5",
+    size = c.size("embedding_size", hidden)
+    c.ignore("rotary_value")
+    sines = ExtraWeight(
+        name="rotary_table",
+        shape=(c.size("max_position_embeddings"), mixer.head_dim),
+        role="table",
+        component="position_embedding",
     )
-
-    def layer_of(ffn: FFN, *, causal: bool) -> Layer:
-        own = Attention(
-            num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=causal, scale=1.0
-        )
-        cross = Attention(
-            num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, causal=False, scale=1.0
-        )
-        return Layer(mixer=own, ffn=ffn, cross_attention=cross if causal else None)
-
-    ffn = _t5_ffn(c)
-    depth = c.size("num_hidden_layers")
-    decoder_depth = c.size("num_decoder_layers", depth)
-    if max(depth, decoder_depth) > 10_000:
-        raise c.error("num_layers", "is more than 10000")
-
-    def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
-        layers = []
-        step = 0
-        if c.model_type == "switch_transformers":
-            sparse = c.count(sparse_key)
-            step = count // sparse if sparse else 0
-        for index in range(count):
-            has_experts = step > 0 and (index % step == 1 or step == 1)
-            name = "moe" if has_experts else "block"
-            layers.append((name, layer_of(_switch_experts(c, ffn) if has_experts else ffn, causal=causal)))
-        return layers
-
-    encoder_layers, encoder_pattern = per_layer(c, stack(depth, "num_sparse_encoder_layers", causal=False))
-    c.ignore(
-        "encoder_sparse_step",
-        "decoder_sparse_step",
-        "is_gated_act",
-        "dense_act_fn",
-        "expert_capacity",
-        "add_router_probs",
-        "router_type",
-        "router_bias",
-        "batch_prioritized_routing",
-        "num_selected_experts",
-        "n_positions",
+    embedding = Embedding(
+        size=None if size == hidden else size,
+        projection_bias=True,
+        token_types=c.count("type_vocab_size"),
+        norm=True,
     )
-    c.put("num_hidden_layers", decoder_depth)
+    layer = block(mixer, dense(c, bias=True), "post")
+    positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
+    return _encoder(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
+
+
+@family("mpnet")
+def mpnet(c: Config) -> ModelSpec:
+    """MPNet: RoBERTa with T5's relative bias beside learned positions, no segments."""
+    _assume(c, vocab_size=30527, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, hidden_act="gelu",
+            intermediate_size=3072, max_position_embeddings=512, relative_attention_num_buckets=32,
+            tie_word_embeddings=True)
+    buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
+    layer = block(_bidirectional(c, positions=buckets), dense(c, bias=True), "post")
+    return _encoder(c, layer, "roberta", _learned(c), embedding=Embedding(norm=True))
+
+
+@family("nomic_bert")
+def nomic_bert(c: Config) -> ModelSpec:
+    """Nomic's BERT: RoPE, SwiGLU, no biases outside the head; files on the hub use GPT-2's names."""
+    for old, new in (
+        ("n_embd", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_inner", "intermediate_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_positions", "max_position_embeddings"),
+        ("rotary_emb_base", "rope_theta"),
+    ):
+        if old in c and new not in c:
+            c.put(new, c.get(old))
+    _assume(c, vocab_size=30528, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, hidden_act="silu",
+            intermediate_size=3072, max_position_embeddings=2048, type_vocab_size=2, rope_theta=1000.0)
+    for key, value in (("prenorm", False), ("qkv_proj_bias", False), ("mlp_fc1_bias", False), ("mlp_fc2_bias", False),
+                       ("rotary_emb_fraction", 1.0), ("use_rms_norm", False), ("activation_function", "swiglu"),
+                       ("parallel_block", False), ("causal", False)):
+        c.require(key, value)
+    c.ignore("n_embd", "n_head", "n_inner", "n_layer", "n_positions", "rotary_emb_base", "rotary_emb_scale_base",
+             "rotary_emb_interleaved", "pad_vocab_size_multiple", "layer_norm_epsilon", "max_trained_positions",
+             "tie_word_embeddings", "dense_seq_output", "last_layer_subset", "fused_bias_fc", "fused_dropout_add_ln",
+             "rotary_scaling_factor", "use_xentropy", "parallel_block_tied_norm", "summary_first_dropout")
+    mixer = _bidirectional(c, qkv_bias=False, output_bias=False)
+    layer = block(mixer, gated(c, bias=False), "post")
+    positions = rope(c, head_dim=mixer.head_dim)
+    return _encoder(c, layer, "bert", positions, tie_word_embeddings=True)
+
+
+@family("eurobert")
+def eurobert(c: Config) -> ModelSpec:
+    """EuroBERT: LLaMA without the causal mask."""
+    _assume(c, vocab_size=128256, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, hidden_act="silu",
+            num_attention_heads=12, max_position_embeddings=8192)
+    bias = c.flag("attention_bias")
+    c.ignore("classifier_pooling", "clf_pooling")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, causal=False)
+    head = Head(bias=c.flag("mlp_bias"))
+    positions = rope(c, head_dim=mixer.head_dim)
+    return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=positions, head=head)
+
+
+@family("albert")
+def albert(c: Config) -> ModelSpec:
+    """ALBERT: a narrow embedding, and `num_hidden_groups` sets of weights that the layers use in turn."""
+    mixer, ffn = _bidirectional(c), dense(c, bias=True)
+    depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
+    if depth * inner > 10_000:
+        raise c.error("num_hidden_layers", f"× inner_group_num is {depth * inner}, more than 10000")
+    if groups > depth:
+        raise c.error("num_hidden_groups", f"{groups} is more than num_hidden_layers {depth}")
+    c.ignore("gap_size", "net_structure_type", "num_memory_blocks", "down_scale_factor")
+    layers = []
+    for index in range(depth):
+        group = int(index / (depth / groups))
+        for sub in range(inner):
+            tag = f"group{group}" if inner == 1 else f"group{group}_{sub}"
+            layers.append((tag, block(mixer, ffn, "post", shared_weights=tag)))
+    c.put("num_hidden_layers", len(layers))
+    token_types = c.count("type_vocab_size")
+    embedding = Embedding(size=c.size("embedding_size"), projection_bias=True, token_types=token_types, norm=True)
     return decoder(
         c,
-        stack(decoder_depth, "num_sparse_decoder_layers", causal=True),
-        norm=norm(c),
-        positions=positions,
-        encoder=Stack(layers=encoder_layers, pattern=encoder_pattern, positions=positions),
-        head=Head(scale=hidden**-0.5 if c.flag("tie_word_embeddings") else 1.0),
+        layers,
+        norm=norm(c, "layernorm"),
+        positions=_learned(c),
+        final_norm=False,
+        embedding=embedding,
+        head=Head(bias=True, transform="bert"),
+        extra=_extra_bias(c, "bert"),
     )
 
 
-def _t5_ffn(c: Config) -> Dense | Gated:
-    projection = c.text("feed_forward_proj", "relu")
-    width = c.size("d_ff")
-    is_gated = projection.startswith("gated-")
-    act = activation(c, "dense_act_fn", default=projection.removeprefix("gated-"))
-    if projection == "gated-gelu":
-        act = "gelu_tanh"
-    if is_gated:
-        return Gated(intermediate_size=width, activation=act)
-    return Dense(intermediate_size=width, activation=act)
+@family("distilbert")
+def distilbert(c: Config) -> ModelSpec:
+    """DistilBERT: BERT without segments; its table of sines, where it has one, is a parameter too."""
+    c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
+    ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
+    layer = block(_bidirectional(c), ffn, "post")
+    # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
+    return decoder(
+        c,
+        layer,
+        norm=norm(c, "layernorm"),
+        positions=_learned(c),
+        final_norm=False,
+        embedding=Embedding(norm=True),
+        head=Head(bias=True, transform="roberta"),
+    )
 
 
-def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
-    return MoE(
-        num_experts=c.size("num_experts"),
-        num_experts_per_tok=1,
-        intermediate_size=ffn.intermediate_size,
-        activation=ffn.activation,
-        gated=isinstance(ffn, Gated),
-        router=Router(bias=c.flag("router_bias")),
+@family("electra")
+def electra(c: Config) -> ModelSpec:
+    """ELECTRA's generator: BERT with a narrower embedding."""
+    hidden = c.size("hidden_size")
+    size = c.size("embedding_size", hidden)
+    embedding = Embedding(
+        size=None if size == hidden else size,
+        projection_bias=True,
+        token_types=c.count("type_vocab_size"),
+        norm=True,
+    )
+    c.require("position_embedding_type", "absolute")
+    return decoder(
+        c,
+        block(_bidirectional(c), dense(c, bias=True), "post"),
+        norm=norm(c, "layernorm"),
+        positions=_learned(c),
+        final_norm=False,
+        embedding=embedding,
+        head=Head(bias=True, transform="roberta"),
+    )
+
+
+def _position_scores(c: Config) -> tuple[list[str], int] | None:
+    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without them."""
+    kinds = c.get("pos_att_type") or []
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else list(kinds)
+    span = c.get("max_relative_positions")
+    if not isinstance(span, int) or span < 1:
+        span = c.size("max_position_embeddings")
+    return ([str(kind) for kind in kinds], span) if c.flag("relative_attention") else None
+
+
+def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
+    c.ignore("pooler_hidden_act", "pooler_hidden_size", "pooler_dropout", "max_relative_positions", "pos_att_type",
+             "relative_attention")
+    c.require("legacy", True)
+    c.require("embedding_size", c.size("hidden_size"))
+    positions: Positions = _learned(c) if c.flag("position_biased_input", True) else NoPositions()
+    return _encoder(c, layer, "bert", positions, extra=tuple(extra))
+
+
+def _relative_table(rows: int, hidden: int) -> ExtraWeight:
+    return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
+
+
+@family("deberta")
+def deberta(c: Config) -> ModelSpec:
+    """DeBERTa 1: scores by content and by relative position; biases on queries and values only."""
+    hidden = c.size("hidden_size")
+    scores, extra = _position_scores(c), []
+    disentangled = None
+    if scores is not None:
+        kinds, span = scores
+        extra.append(_relative_table(2 * span, hidden))
+        disentangled = DisentangledScores(
+            span=span, content_to_position="c2p" in kinds, position_to_content="p2c" in kinds, key_bias=False
+        )
+    mixer = _bidirectional(c, qkv_bias=False, disentangled=disentangled)
+    width = mixer.num_attention_heads * mixer.head_dim
+    biases = tuple(
+        ExtraWeight(name=f"attention.{letter}_bias", shape=(width,), role="vector", component="attention")
+        for letter in "qv"
+    )
+    return _deberta(c, block(mixer, dense(c, bias=True), "post", extra=biases), extra)
+
+
+@family("deberta-v2")
+def deberta_v2(c: Config) -> ModelSpec:
+    """DeBERTa 2 and 3: positions in buckets, whose keys and queries may come from the content's projections."""
+    hidden = c.size("hidden_size")
+    scores = _position_scores(c)
+    extra: list[ExtraWeight] = []
+    disentangled = None
+    buckets, shared = c.get("position_buckets"), c.flag("share_att_key")
+    if scores is not None:
+        kinds, span = scores
+        span = buckets if isinstance(buckets, int) and buckets > 0 else span
+        extra.append(_relative_table(2 * span, hidden))
+        disentangled = DisentangledScores(
+            span=span,
+            content_to_position="c2p" in kinds,
+            position_to_content="p2c" in kinds,
+            shared_projections=shared,
+        )
+    if "layer_norm" in c.text("norm_rel_ebd", "none").lower():
+        extra.append(ExtraWeight(name="relative_norm", shape=(2, hidden), role="vector", component="norms"))
+    kernel = c.get("conv_kernel_size")
+    if isinstance(kernel, int) and kernel > 0:
+        c.doubt(f"conv_kernel_size = {kernel}: the convolution beside the first layer is not counted")
+    c.ignore("attention_head_size", "conv_act", "conv_groups")
+    mixer = _bidirectional(c, head_dim=c.optional_size("attention_head_size"), disentangled=disentangled)
+    return _deberta(c, block(mixer, dense(c, bias=True), "post"), extra)
+
+
+@family("modernbert", "modernbert-decoder")
+def modernbert(c: Config) -> ModelSpec:
+    """ModernBERT: pre-norm without biases, GEGLU, two local layers to a global one; the first layer has no norm before
+    its attention, for the embedding has one."""
+    causal = c.model_type == "modernbert-decoder"
+    bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
+    every, count = c.size("global_attn_every_n_layers", 3), min(c.size("num_hidden_layers"), 10_001)
+    given = c.entries("layer_types", count)
+    kinds = given or ["sliding_attention" if index % every else "full_attention" for index in range(count)]
+    c.ignore("global_rope_theta", "local_rope_theta", "deterministic_flash_attn", "sparse_prediction", "reference_compile",
+             "sparse_pred_ignore_index", "classifier_pooling", "classifier_activation", "repad_logits_with_grad",
+             "embedding_size", "layer_norm_eps", "position_embedding_type")
+    window = c.optional_size("local_attention")
+    if causal and window is not None:
+        window = max(1, window // 2)  # the file says the width to both sides
+    plain = norm(c, "layernorm", bias=c.flag("norm_bias"))
+    ffn: Gated | Dense = Gated(
+        intermediate_size=c.size("intermediate_size"),
+        activation=activation(c, "hidden_activation", default="gelu"),
+        bias=c.flag("mlp_bias"),
+    )
+    first_norm = ExtraWeight(
+        name="ffn_norm", shape=(1 + int(plain.bias), hidden), role="vector", component="norms"
+    )
+    layers = []
+    for index, kind in enumerate(kinds):
+        local = kind == "sliding_attention"
+        mixer = attention(
+            c,
+            num_key_value_heads=c.size("num_attention_heads"),
+            qkv_bias=bias,
+            output_bias=bias,
+            causal=causal,
+            sliding_window=window if local else None,
+        )
+        placement: Placement = "pre" if index else "none"
+        name = ("local" if local else "global") if index else "first"
+        layers.append((name, block(mixer, ffn, placement, extra=() if index else (first_norm,))))
+    head_dim = hidden // c.size("num_attention_heads")
+    return decoder(
+        c,
+        layers,
+        norm=plain,
+        positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
+        embedding=Embedding(norm=True),
+        head=Head(bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")),
     )

@@ -29,7 +29,7 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import Indexer, LatentAttention
-from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
+from llmbench.spec.model import Embedding, Head, HyperConnections, Layer, ModelSpec
 
 
 @family("deepseek_v2")
@@ -185,31 +185,22 @@ def axk2(c: Config) -> ModelSpec:
 def hy_v4(c: Config) -> ModelSpec:
     """Hunyuan 4: gated latent attention with sinks and shared indexers, over several residual streams that
     two small matrices a layer mix (hyper-connections)."""
-    hidden, streams = c.size("hidden_size"), c.size("hc_mult")
-    count = num_layers(c)
+    count, hidden = num_layers(c), c.size("hidden_size")
     given = c.entries("indexer_types", count)
     shared = (
         [kind == "shared" for kind in given] if given else [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
     )
     mixers = [("shared" if again else "", indexed(c, indexer_of(c, shared=again))) for again in shared]
     heads, value = c.size("num_attention_heads"), c.size("v_head_dim")
-    extra = [
+    extra = (
         matrix("attention.gate_proj", "attention", heads * value, hidden),
         vector("attention.sinks", "attention_extra", heads),
-    ]
-    for name in ("attention_hc", "ffn_hc"):
-        extra += [
-            matrix(f"{name}.fn", "other", 2 * streams, streams * hidden),
-            vector(f"{name}.base", "other", 2 * streams + 2),
-        ]
-    head = (
-        matrix("head_hc.fn", "other", streams, streams * hidden),
-        vector("head_hc.base", "other", streams + 1),
     )
     c.ignore("layer_types", "hc_magnitude", "hc_eps", "learnable_sink_init", "swiglu_limit")
-    layers = arrange(mixers, after_first(c, 1), deepseek_ffn(c), gated(c, bias=False), extra=tuple(extra))
+    layers = arrange(mixers, after_first(c, 1), deepseek_ffn(c), gated(c, bias=False), extra=extra)
     positions = rope(c, head_dim=c.size("qk_rope_head_dim"))
-    return decoder(c, layers, norm=norm(c), positions=positions, extra=head)
+    streams = HyperConnections(streams=c.size("hc_mult"), mixes=False)
+    return decoder(c, layers, norm=norm(c), positions=positions, hyper_connections=streams)
 
 
 @family("minicpm3", "youtu")
@@ -263,8 +254,8 @@ def longcat_flash(c: Config) -> ModelSpec:
     )
     if zero:
         c.doubt(
-            f"a token computes with {experts.num_experts_per_tok} experts at most, fewer where it chooses one of "
-            f"{zero} that do nothing"
+            f"a token computes with {experts.num_experts_per_tok} experts at most, fewer where it "
+            f"chooses one of {zero} that do nothing"
         )
     layers: list[tuple[str, Layer]] = [("moe", block(mixer, experts)), ("dense", block(mixer, dense))] * count
     return decoder(

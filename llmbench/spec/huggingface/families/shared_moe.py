@@ -81,7 +81,7 @@ def deepseek_experts(
     sparse: list[bool] | None = None,
 ) -> ModelSpec:
     """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every
-    `moe_layer_freq`-th), `n_shared_experts` of the same width beside them, and multi-token prediction apart."""
+    `moe_layer_freq`-th), `n_shared_experts` of the same width beside them, multi-token prediction apart."""
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = after_first(c, first) if sparse is None else sparse
     dense = None if all(flags) else gated(c, bias=bias)

@@ -1,0 +1,106 @@
+"""DeepSeek-V4's compressed attention as ops.
+
+Weights a layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, the output N·H·r_o in groups, then
+g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap; its
+indexer two of D·c·h, a bias rate·c·h, queries r_q·n·h and a weight a head. Cached: H a token within the window, H a
+`compress_rate` tokens, and the indexer's h likewise; the tokens that wait for an entry to be complete are left out.
+"""
+
+from __future__ import annotations
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.attention import core
+from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.pairs import compressed_pairs, visible_pairs
+from llmbench.sizing.op import Cache
+from llmbench.spec.mixer import CompressedAttention
+
+_NAME = "attention"
+
+
+def compressed(b: Builder, mixer: CompressedAttention) -> None:
+    """Attention to a window, and to entries that stand for several tokens each."""
+    tp = b.layout.tp
+    heads, groups = (
+        Dim(mixer.num_attention_heads, "num_attention_heads"),
+        Dim(mixer.output_groups, "output_groups"),
+    )
+    head_dim, q_rank = Dim(mixer.head_dim, "head_dim"), Dim(mixer.q_lora_rank, "q_lora_rank")
+    if heads.size % tp or groups.size % tp:
+        raise LayoutError(
+            f"layout tp={tp}: does not divide {heads.size} attention heads in {groups.size} groups"
+        )
+    norm = b.spec.norm
+    b.linear(f"{_NAME}.q_a_proj", "attention", b.hidden, q_rank)
+    b.norm(f"{_NAME}.q_a_norm", "attention_norms", q_rank, norm, rows=b.tokens)
+    b.linear(f"{_NAME}.q_b_proj", "attention", q_rank, product(heads, head_dim), split="column", gathers=True)
+    b.linear(f"{_NAME}.kv_proj", "attention", b.hidden, head_dim, saves_input=False)
+    b.norm(f"{_NAME}.kv_norm", "attention_norms", head_dim, norm, rows=b.tokens)
+    b.vector(f"{_NAME}.sinks", "attention_extra", heads, shards=tp)
+    w = b.workload
+    pairs = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
+    if mixer.compress_rate is not None:
+        pairs += _compressor(b, mixer, mixer.compress_rate)
+    local = heads.size // tp
+    turned = b.tokens * (local + 1) * head_dim.size
+    b.elementwise(f"{_NAME}.rope", "attention", reads=turned, writes=turned)
+    core(
+        b,
+        f"{_NAME}.core",
+        local,
+        1,
+        qk_dim=head_dim.size,
+        v_dim=head_dim.size,
+        pairs=pairs,
+        source_len=b.kv_len,
+        cache=Cache(per_token=head_dim.size, span=mixer.sliding_window),
+        seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
+    )
+    rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
+    inside = Dim(
+        heads.size * head_dim.size // groups.size, "(num_attention_heads × head_dim / output_groups)"
+    )
+    b.linear(f"{_NAME}.o_a_proj", "attention", inside, rank, split="column", saves_input=False)
+    b.linear(f"{_NAME}.o_b_proj", "attention", rank, b.hidden, split="row")
+
+
+def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
+    """What makes, keeps and chooses the entries; the pairs that attention scores with them."""
+    indexer, w = mixer.indexer, b.workload
+    entries = b.kv_len // rate
+    _entries(b, f"{_NAME}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
+    top_k = None if indexer is None else indexer.top_k
+    pairs = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=top_k, masked_too=w.masked_pairs)
+    seen = entries if top_k is None else min(entries, top_k)
+    # A whole number of elements a token wherever the rate divides the width, as in every model there is.
+    per_token = share(mixer.head_dim, rate)
+    index_per_token = 0
+    if indexer is not None:
+        where = f"{_NAME}.indexer"
+        q_rank, width = Dim(mixer.q_lora_rank, "q_lora_rank"), Dim(indexer.head_dim, "index_head_dim")
+        heads = Dim(indexer.num_heads, "index_n_heads")
+        _entries(b, where, width, rate, overlap=mixer.overlap)
+        b.linear(f"{where}.q_proj", "attention_extra", q_rank, product(heads, width), saves_input=False)
+        b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
+        scored = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=None, masked_too=w.masked_pairs)
+        flops = 2 * indexer.num_heads * indexer.head_dim * share(w.batch * scored, b.layout.cp)
+        b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
+        index_per_token = share(indexer.head_dim, rate)
+    b.add(
+        f"{_NAME}.compressed_kv",
+        "attention_extra",
+        "attention",
+        kv_read_bytes=bytes_of(w.batch * seen * mixer.head_dim, w.kv_dtype) if w.phase == "decode" else 0,
+        cache=Cache(per_token=per_token, indexer_per_token=index_per_token),
+    )
+    return pairs
+
+
+def _entries(b: Builder, where: str, width: Dim, rate: int, *, overlap: bool) -> None:
+    """Tokens become entries: a weighted sum of `rate` projections by gates and biases, normed."""
+    wide = product(Dim(2, "2"), width) if overlap else width
+    b.linear(f"{where}.kv_proj", "attention_extra", b.hidden, wide, saves_input=False)
+    b.linear(f"{where}.gate_proj", "attention_extra", b.hidden, wide, saves_input=False)
+    b.vector(f"{where}.position_bias", "attention_extra", product(Dim(rate, "compress_rate"), wide))
+    b.norm(f"{where}.kv_norm", "attention_extra", width, b.spec.norm, rows=b.tokens)
