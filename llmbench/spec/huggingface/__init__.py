@@ -8,20 +8,18 @@ refused.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from llmbench.errors import SpecError, UnsupportedError, suggestion
+from llmbench.spec.huggingface.composite import text_part
 from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.facts import facts as _facts
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
-
-_TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
-
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     """Read config.json (or the folder that holds it). Raises SpecError, UnsupportedError."""
@@ -45,7 +43,7 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     from llmbench.spec.huggingface.families import FAMILIES
 
     notes: list[str] = []
-    values = _text_part(values, notes)
+    values = text_part(values, notes)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="is it the config.json of a transformers model?")
@@ -87,24 +85,6 @@ def supported_model_types() -> list[str]:
     return sorted(FAMILIES)
 
 
-def _text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
-    """The language model inside a multimodal config. Keys of the outer config that speak of the whole stay behind,
-    except tying, which older configs keep outside."""
-    for key in _TEXT_KEYS:
-        inner = values.get(key)
-        if not isinstance(inner, dict) or depth > 3:
-            continue
-        outer_type = values.get("model_type")
-        default = _facts().get(str(outer_type), {}).get("text_config") or {}
-        part = dict(inner)
-        part.setdefault("model_type", default.get("model_type"))
-        if "tie_word_embeddings" in values:
-            part.setdefault("tie_word_embeddings", values["tie_word_embeddings"])
-        notes.append(f"multimodal config `{outer_type}`: the figures are of its text part, {key}")
-        return _text_part(part, notes, depth + 1)
-    return values
-
-
 def _unknown(c: Config) -> Any:
     from llmbench.spec.huggingface.families import FAMILIES
 
@@ -113,14 +93,6 @@ def _unknown(c: Config) -> Any:
         f"model type `{c.model_type[:60]}` is not known",
         hint=(f"the nearest known one is `{near}`; " if near else "") + "`llmbench specs list --model-types` shows all",
     )
-
-
-@lru_cache(maxsize=1)
-def _facts() -> dict[str, Any]:
-    """Defaults and key aliases of each model type's class."""
-    file = Path(__file__).with_name("defaults.json")
-    facts: dict[str, Any] = msgspec.json.decode(file.read_bytes())["types"]
-    return facts
 
 
 def _reason(problem: Exception) -> str:

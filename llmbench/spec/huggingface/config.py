@@ -185,10 +185,14 @@ class Config:
             raise self.error(key, f"must have {length} entries, one a layer, not {len(value)}")
         return value
 
-    def sub(self, key: str) -> Config:
-        """A nested object as a config of its own; what it leaves unread counts as unread here."""
+    def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
+        """A nested object as a config of its own (call its `doubt_unread` too), with the defaults of its class where
+        that has a model type of its own."""
         nested = Config(
-            self.table(key), model_type=self.model_type, defaults=self._defaults.get(key) or {}, aliases={},
+            self.table(key),
+            model_type=self.model_type,
+            defaults=defaults or self._defaults.get(key) or {},
+            aliases={},
             path=f"{self.path}{key}.",
         )
         nested.approximate, nested.notes = self.approximate, self.notes

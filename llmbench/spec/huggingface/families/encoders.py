@@ -45,8 +45,15 @@ def _learned(c: Config) -> LearnedPositions:
 def _encoder(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
     """BERT's frame: tables, a norm on the embedding, layers, and a head with a transform."""
     c.require("position_embedding_type", "absolute")
-    c.ignore("classifier_activation", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-             "pooler_size_per_head", "pooler_type", "directionality")
+    c.ignore(
+        "classifier_activation",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+        "directionality",
+    )
     fields = {"final_norm": False, **fields}
     fields.setdefault("embedding", Embedding(token_types=c.count("type_vocab_size"), norm=True))
     fields["extra"] = (*fields.get("extra", ()), *_extra_bias(c, transform))
@@ -68,7 +75,9 @@ def bert(c: Config) -> ModelSpec:
         shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
         if c.flag("use_task_id"):
             tasks = (ExtraWeight(name="task_embedding", shape=shape, role="table", component="embedding"),)
-    return _encoder(c, block(_bidirectional(c), dense(c, bias=True), "post"), "bert", _learned(c), extra=tasks)
+    return _encoder(
+        c, block(_bidirectional(c), dense(c, bias=True), "post"), "bert", _learned(c), extra=tasks
+    )
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
@@ -113,9 +122,18 @@ def roformer(c: Config) -> ModelSpec:
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
     """MPNet: RoBERTa with T5's relative bias beside learned positions, no segments."""
-    _assume(c, vocab_size=30527, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, hidden_act="gelu",
-            intermediate_size=3072, max_position_embeddings=512, relative_attention_num_buckets=32,
-            tie_word_embeddings=True)
+    _assume(
+        c,
+        vocab_size=30527,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_act="gelu",
+        intermediate_size=3072,
+        max_position_embeddings=512,
+        relative_attention_num_buckets=32,
+        tie_word_embeddings=True,
+    )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     layer = block(_bidirectional(c, positions=buckets), dense(c, bias=True), "post")
     return _encoder(c, layer, "roberta", _learned(c), embedding=Embedding(norm=True))
@@ -134,27 +152,72 @@ def nomic_bert(c: Config) -> ModelSpec:
     ):
         if old in c and new not in c:
             c.put(new, c.get(old))
-    _assume(c, vocab_size=30528, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, hidden_act="silu",
-            intermediate_size=3072, max_position_embeddings=2048, type_vocab_size=2, rope_theta=1000.0)
-    for key, value in (("prenorm", False), ("qkv_proj_bias", False), ("mlp_fc1_bias", False), ("mlp_fc2_bias", False),
-                       ("rotary_emb_fraction", 1.0), ("use_rms_norm", False), ("activation_function", "swiglu"),
-                       ("parallel_block", False), ("causal", False)):
+    _assume(
+        c,
+        vocab_size=30528,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_act="silu",
+        intermediate_size=3072,
+        max_position_embeddings=2048,
+        type_vocab_size=2,
+        rope_theta=1000.0,
+    )
+    c.put("tie_word_embeddings", True)  # whatever a file says
+    for key, value in (
+        ("prenorm", False),
+        ("qkv_proj_bias", False),
+        ("mlp_fc1_bias", False),
+        ("mlp_fc2_bias", False),
+        ("rotary_emb_fraction", 1.0),
+        ("use_rms_norm", False),
+        ("activation_function", "swiglu"),
+        ("parallel_block", False),
+        ("causal", False),
+    ):
         c.require(key, value)
-    c.ignore("n_embd", "n_head", "n_inner", "n_layer", "n_positions", "rotary_emb_base", "rotary_emb_scale_base",
-             "rotary_emb_interleaved", "pad_vocab_size_multiple", "layer_norm_epsilon", "max_trained_positions",
-             "tie_word_embeddings", "dense_seq_output", "last_layer_subset", "fused_bias_fc", "fused_dropout_add_ln",
-             "rotary_scaling_factor", "use_xentropy", "parallel_block_tied_norm", "summary_first_dropout")
+    c.ignore(
+        "n_embd",
+        "n_head",
+        "n_inner",
+        "n_layer",
+        "n_positions",
+        "rotary_emb_base",
+        "rotary_emb_scale_base",
+        "rotary_emb_interleaved",
+        "pad_vocab_size_multiple",
+        "layer_norm_epsilon",
+        "max_trained_positions",
+        "tie_word_embeddings",
+        "dense_seq_output",
+        "last_layer_subset",
+        "fused_bias_fc",
+        "fused_dropout_add_ln",
+        "rotary_scaling_factor",
+        "use_xentropy",
+        "parallel_block_tied_norm",
+        "summary_first_dropout",
+    )
     mixer = _bidirectional(c, qkv_bias=False, output_bias=False)
     layer = block(mixer, gated(c, bias=False), "post")
     positions = rope(c, head_dim=mixer.head_dim)
-    return _encoder(c, layer, "bert", positions, tie_word_embeddings=True)
+    return _encoder(c, layer, "bert", positions)
 
 
 @family("eurobert")
 def eurobert(c: Config) -> ModelSpec:
     """EuroBERT: LLaMA without the causal mask."""
-    _assume(c, vocab_size=128256, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, hidden_act="silu",
-            num_attention_heads=12, max_position_embeddings=8192)
+    _assume(
+        c,
+        vocab_size=128256,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        hidden_act="silu",
+        num_attention_heads=12,
+        max_position_embeddings=8192,
+    )
     bias = c.flag("attention_bias")
     c.ignore("classifier_pooling", "clf_pooling")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, causal=False)
@@ -181,7 +244,9 @@ def albert(c: Config) -> ModelSpec:
             layers.append((tag, block(mixer, ffn, "post", shared_weights=tag)))
     c.put("num_hidden_layers", len(layers))
     token_types = c.count("type_vocab_size")
-    embedding = Embedding(size=c.size("embedding_size"), projection_bias=True, token_types=token_types, norm=True)
+    embedding = Embedding(
+        size=c.size("embedding_size"), projection_bias=True, token_types=token_types, norm=True
+    )
     return decoder(
         c,
         layers,
@@ -246,8 +311,14 @@ def _position_scores(c: Config) -> tuple[list[str], int] | None:
 
 
 def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
-    c.ignore("pooler_hidden_act", "pooler_hidden_size", "pooler_dropout", "max_relative_positions", "pos_att_type",
-             "relative_attention")
+    c.ignore(
+        "pooler_hidden_act",
+        "pooler_hidden_size",
+        "pooler_dropout",
+        "max_relative_positions",
+        "pos_att_type",
+        "relative_attention",
+    )
     c.require("legacy", True)
     c.require("embedding_size", c.size("hidden_size"))
     positions: Positions = _learned(c) if c.flag("position_biased_input", True) else NoPositions()
@@ -316,9 +387,20 @@ def modernbert(c: Config) -> ModelSpec:
     every, count = c.size("global_attn_every_n_layers", 3), min(c.size("num_hidden_layers"), 10_001)
     given = c.entries("layer_types", count)
     kinds = given or ["sliding_attention" if index % every else "full_attention" for index in range(count)]
-    c.ignore("global_rope_theta", "local_rope_theta", "deterministic_flash_attn", "sparse_prediction", "reference_compile",
-             "sparse_pred_ignore_index", "classifier_pooling", "classifier_activation", "repad_logits_with_grad",
-             "embedding_size", "layer_norm_eps", "position_embedding_type")
+    c.ignore(
+        "global_rope_theta",
+        "local_rope_theta",
+        "deterministic_flash_attn",
+        "sparse_prediction",
+        "reference_compile",
+        "sparse_pred_ignore_index",
+        "classifier_pooling",
+        "classifier_activation",
+        "repad_logits_with_grad",
+        "embedding_size",
+        "layer_norm_eps",
+        "position_embedding_type",
+    )
     window = c.optional_size("local_attention")
     if causal and window is not None:
         window = max(1, window // 2)  # the file says the width to both sides
@@ -352,5 +434,7 @@ def modernbert(c: Config) -> ModelSpec:
         norm=plain,
         positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
         embedding=Embedding(norm=True),
-        head=Head(bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")),
+        head=Head(
+            bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")
+        ),
     )
