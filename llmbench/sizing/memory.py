@@ -42,6 +42,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     peak_bytes: the highest moment; parts_bytes: what it consists of. held_bytes: weights, gradients and optimizer in
     full, and the activations saved when backward starts, whether or not the peak has them all at once.
+    reserved_bytes: what PyTorch's allocator has taken from the device: the peak, and with plain cross-entropy the block
+    of the bf16 logits, which is free by then but too small for the fp32 tensors that follow.
     moment: the op whose work the peak falls in. stage: the pipeline stage, from 0; stage_peaks: of every stage.
     """
 
@@ -56,11 +58,12 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     stage: int
     stage_peaks: tuple[int, ...]
     parameters: int
+    reserved_bytes: int
 
     @property
     def needed_bytes(self) -> int:
-        """What a device must have: the peak and the context beside it."""
-        return self.peak_bytes + CONTEXT_BYTES
+        """What a device must have: what the allocator takes and the context beside it."""
+        return self.reserved_bytes + CONTEXT_BYTES
 
 
 class _Moment(msgspec.Struct, frozen=True):
@@ -133,7 +136,7 @@ class _Run(msgspec.Struct):
     def stage_peak(self, stage: Stage) -> Memory:
         """Follow one stage through backward, while it holds as many micro-batches as the schedule asks."""
         ops = stage.ops
-        fsdp = self.layout.zero == 3
+        fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
         # FSDP keeps the fp32 weights (counted with the optimizer, as the master copy) and gathers bf16 ones to compute.
         held_twice = fsdp and self.recipe.master
         weights = 0 if held_twice else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
@@ -144,9 +147,10 @@ class _Run(msgspec.Struct):
         top = max((moment for chunk in stage.chunks for moment in self.moments(chunk)), key=lambda m: m.bytes)
         if self.optimizer_moment(gradients) > top.bytes + others:
             top, others = _Moment(0, 0, 0 if self.persistent else gradients, "optimizer"), 0
+        passing = top.gradients + self.placeholders(ops)
         parts = {
             "weights": weights + (self.gathered(stage) if fsdp else 0),
-            "gradients": top.gradients + (gradients if self.persistent else 0),
+            "gradients": passing + (gradients if self.persistent else 0),
             "optimizer": states,
             "activations": top.activations + others,
             "logits": top.logits,
@@ -170,6 +174,7 @@ class _Run(msgspec.Struct):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
+            reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
         )
 
     @property
@@ -177,6 +182,23 @@ class _Run(msgspec.Struct):
         """Whether gradients of all weights exist throughout: accumulated over micro-batches, or in buffers of their
         own format (Megatron's fp32)."""
         return self.passes > 1 or self.recipe.gradients != self.recipe.weights
+
+    @property
+    def accumulates_in_place(self) -> bool:
+        """Whether products add their weight gradient straight to an fp32 buffer (Megatron with Transformer Engine)."""
+        return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
+
+    def placeholders(self, ops: list[Op]) -> int:
+        """Where gradients are accumulated in place, autograd is handed an empty weight gradient; Transformer Engine
+        keeps one of every shape for good. (gate and up, and q, k and v, are one matrix each there.)"""
+        if not self.accumulates_in_place:
+            return 0
+        shapes = {
+            (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
+            for op in ops
+            if op.matrix is not None and op.layer
+        }
+        return sum(shapes.values())
 
     def optimizer_moment(self, gradients: int) -> int:
         """Gradients that only exist once all of backward is done, while the optimizer uses them."""
@@ -286,6 +308,8 @@ class _Run(msgspec.Struct):
     def _weight_gradient(self, op: Op) -> int:
         """The gradient of an op's weights as its backward makes it; a tied head's is made twice, and summed apart."""
         elements = op.parameters
+        if self.accumulates_in_place and op.matrix is not None and op.layer:
+            return 0
         if op.name == "lm_head" and self.spec.tie_word_embeddings:
             elements += op.matmul_elements
         if op.name == "embedding" and self.spec.tie_word_embeddings:
@@ -354,6 +378,7 @@ def inference_memory(
                 stage=stage.index,
                 stage_peaks=(),
                 parameters=sum(op.parameters for op in stage.ops),
+                reserved_bytes=sum(parts.values()),
             )
         )
     return _fullest(peaks)

@@ -228,16 +228,18 @@ def _head(b: Builder) -> None:
 def _loss(b: Builder, logits: int) -> None:
     """Cross-entropy over so many logits.
 
-    Plain torch: logits to fp32, a log-softmax that is saved (4 bytes), and in backward two more of its size. Fused:
-    an fp32 softmax that backward overwrites with the gradient, beside that gradient in the activations' format.
+    Plain torch: logits to fp32, a log-softmax that is saved (4 bytes), and in backward two more of its size; split
+    over a tensor-parallel group three, because torch's loss_parallel writes that backward out. Fused: an fp32 softmax
+    that backward overwrites with the gradient, beside that gradient in the activations' format.
     """
+    passing = 8 * logits if b.layout.tp == 1 else 12 * logits
     b.add(
         "loss",
         "lm_head",
         "loss",
         read_bytes=b.act(logits),
         saved_bytes=4 * logits,
-        backward_bytes=b.act(logits) if b.fused else 8 * logits,
+        backward_bytes=b.act(logits) if b.fused else passing,
     )
 
 

@@ -121,10 +121,11 @@ class Builder:
         if bias:
             formula = f"{formula} + {outputs.label}" if formula else outputs.label
         flops = 2 * tokens * weights
-        # Under sequence parallelism each GPU keeps its part of the input and gathers it again in backward.
+        # Under sequence parallelism Megatron keeps a GPU's part of the input and gathers it again in backward; plain
+        # torch (DTensor) keeps what it gathered.
         kept = tokens * inside
         gathered = 0
-        if gathers and self.layout.sp:
+        if gathers and self.layout.sp and self.fused:
             kept, gathered = share(kept, self.layout.tp), kept
         self.add(
             name,

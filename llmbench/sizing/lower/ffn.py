@@ -62,7 +62,10 @@ def _mixture(b: Builder, moe: MoE) -> None:
     if moe.num_experts % ep:
         raise LayoutError(f"layout ep={ep}: does not divide {moe.num_experts} experts")
     choices = Dim(moe.num_experts + moe.zero_experts, "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)")
-    b.linear("ffn.router", "router", b.hidden, choices, bias=moe.router.bias)
+    scored = b.hidden
+    if moe.router.hidden_size is not None:
+        scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
+    b.linear("ffn.router", "router", scored, choices, bias=moe.router.bias)
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
     # Of a token's choices, the share that falls on experts that compute; exact without zero experts.
@@ -92,6 +95,15 @@ def _mixture(b: Builder, moe: MoE) -> None:
     combined = b.tokens * b.hidden.size
     b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows)
     assert tp >= 1
+
+
+def _router_network(b: Builder, width: Dim) -> Dim:
+    """What a router of its own width has before the choice."""
+    b.linear("ffn.router.in_proj", "router", b.hidden, width, bias=True)
+    b.norm("ffn.router.norm", "router", width, b.spec.norm, rows=b.tokens)
+    for name in ("fc1", "fc2"):
+        b.linear(f"ffn.router.{name}", "router", width, width, bias=True)
+    return width
 
 
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
