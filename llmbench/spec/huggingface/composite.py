@@ -13,13 +13,12 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _FLAT = {
     "qwen2_vl": "qwen2_vl_text",
     "qwen2_5_vl": "qwen2_5_vl_text",
-    "phi3_v": "phi3",
 }
 """Older files of these types keep the text part's keys at the top; as which type those are read."""
 
 _VISION_KEYS = frozenset(
     """
-    vision_config img_processor embd_layer image_token_id video_token_id vision_start_token_id vision_end_token_id
+    vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id
     vision_token_id
     """.split()
 )
@@ -28,7 +27,6 @@ _REFUSED = {
     "florence2": "its text part is an encoder-decoder inside a larger one",
     "minicpmv": "which language model it holds is only in its code",
     "minicpmo": "which language model it holds is only in its code",
-    "mllama": "its cross-attention layers read image tokens",
 }
 
 
@@ -36,7 +34,7 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     """The text part of a config, or the config itself where it has no parts.
 
     Keys of the outer config speak of the whole and stay behind, except tying: what the outer config states goes before
-    what the text part states, and a text part of which neither speaks is tied as its own class is.
+    what the text part states; where neither speaks, the default is that of the class that holds the head.
     """
     outer_type = values.get("model_type")
     kind = str(outer_type)
@@ -74,4 +72,10 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
                 f"tie_word_embeddings: {stated} outside the text part, which says otherwise, is followed"
             )
         part["tie_word_embeddings"] = stated
+    elif "tie_word_embeddings" not in part and "class" not in facts().get(
+        part["model_type"], {"class": None}
+    ):
+        # A text part without a class of its own: the class of the whole holds its head.
+        whole = facts().get(kind, {}).get("defaults", {})
+        part["tie_word_embeddings"] = whole.get("tie_word_embeddings", False)
     return text_part(part, notes, depth + 1)

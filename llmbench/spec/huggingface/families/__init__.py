@@ -39,7 +39,10 @@ from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     latent,
     linear,
     mixture,
-    shared_moe,
+    odd_moe,
+    remote,
     seq2seq,
+    shared_moe,
     state_space,
+    vision_text,
 )
