@@ -141,7 +141,8 @@ class _Run(msgspec.Struct):
         held_twice = fsdp and self.recipe.master
         weights = 0 if held_twice else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         states = sum(self.kept(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
-        gradients = sum(self.kept(op, 2, bytes_of(op.parameters, self.recipe.gradients)) for op in ops)
+        split_from = 4 if self.gathers_stage else 2
+        gradients = sum(self.kept(op, split_from, bytes_of(op.parameters, self.recipe.gradients)) for op in ops)
         saved = [self.saved(chunk) for chunk in stage.chunks]
         others = (in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved)
         top = max((moment for chunk in stage.chunks for moment in self.moments(chunk)), key=lambda m: m.bytes)
@@ -184,6 +185,12 @@ class _Run(msgspec.Struct):
         return self.passes > 1 or self.recipe.gradients != self.recipe.weights
 
     @property
+    def gathers_stage(self) -> bool:
+        """Whether FSDP holds a whole stage's weights and gradients: torch's pipeline schedules gather once and reduce
+        after the last micro-batch."""
+        return self.layout.zero == 3 and self.layout.pp > 1
+
+    @property
     def accumulates_in_place(self) -> bool:
         """Whether products add their weight gradient straight to an fp32 buffer (Megatron with Transformer Engine)."""
         return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
@@ -223,7 +230,7 @@ class _Run(msgspec.Struct):
         outside = sum(
             bytes_of(op.parameters, self.recipe.weights) for chunk in stage.chunks for op in (*chunk.before, *chunk.after)
         )
-        return sum(layers[:2]) + outside
+        return sum(layers if self.gathers_stage else layers[:2]) + outside
 
     def stream(self) -> int:
         """The residual stream of a micro-batch on this GPU: what a checkpointed layer keeps, and the gradient that

@@ -12,6 +12,7 @@ from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import (
     RGLRU,
+    RWKV,
     GatedDeltaNet,
     KimiDelta,
     LightningAttention,
@@ -37,6 +38,8 @@ def recurrent(b: Builder, mixer: Recurrent) -> None:
         _lightning(b, mixer)
     elif isinstance(mixer, RGLRU):
         _rg_lru(b, mixer)
+    elif isinstance(mixer, RWKV):
+        _rwkv(b, mixer)
     else:
         _short_conv(b, mixer)
 
@@ -214,3 +217,17 @@ def _short_conv(b: Builder, m: ShortConv) -> None:
     b.linear("conv.in_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), bias=m.bias, split="column", gathers=True)
     _conv(b, "conv.conv", width, m.conv_kernel, bias=m.bias)
     b.linear("conv.out_proj", "mixer_ssm", width, b.hidden, bias=m.bias, split="row")
+
+
+def _rwkv(b: Builder, m: RWKV) -> None:
+    """Kept between steps: numerator, denominator and largest exponent a channel, and a token for each of two mixings."""
+    width, tp, name = Dim(m.width, "width"), b.layout.tp, "rwkv"
+    for mix in ("key", "value", "receptance"):
+        b.vector(f"{name}.time_mix_{mix}", "mixer_ssm", b.hidden)
+    for vector in ("time_decay", "time_first"):
+        b.vector(f"{name}.{vector}", "mixer_ssm", width, shards=tp)
+    for letter in "kvr":
+        b.linear(f"{name}.{letter}_proj", "mixer_ssm", b.hidden, width, split="column", gathers=letter == "k")
+    _scan(b, f"{name}.scan", 3 * width.size, inputs=3 * width.size, outputs=width.size)
+    b.add(f"{name}.shift", "mixer_ssm", "elementwise", cache=Cache(conv_state=2 * b.hidden.size))
+    b.linear(f"{name}.out_proj", "mixer_ssm", width, b.hidden, split="row")

@@ -1,7 +1,7 @@
 """Hyper-connections as ops: several residual streams, and the small matrices that join and share them out.
 
-A sublayer with m streams: a matrix m·D × (2·m, and m² more where the streams mix), as many biases, and 2 or 3 scales;
-mixing costs 2·m²·D FLOPs a token. Before the head: m·D × m, m biases and a scale.
+A sublayer with m streams: a matrix m·D × (2·m, and m² more where the streams mix), as many biases, and 2 or 3
+scales; mixing costs 2·m²·D FLOPs a token. Before the head: m·D × m, m biases and a scale.
 """
 
 from __future__ import annotations
