@@ -41,6 +41,7 @@ from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     mixture,
     odd_moe,
     remote,
+    remote_dense,
     seq2seq,
     shared_moe,
     state_space,

@@ -194,17 +194,22 @@ def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: 
     )
 
 
-@family("phi3", "phi4_multimodal")
+@family("phi3", "phi4_multimodal", "phi3_v", "phi4mm")
 def phi3(c: Config) -> ModelSpec:
     """Phi-3 and Phi-4: LLaMA with fused projections, sometimes a window or a partial rotation."""
+    if c.model_type in ("phi3_v", "phi4mm"):
+        c.note(f"multimodal config `{c.model_type}`: the figures are of its text part, without adapters")
+        c.ignore("embd_layer", "img_processor", "audio_processor", "vision_lora", "speech_lora")
+    c.require("lm_head_bias", False)
     mixer = attention(c, sliding_window=c.optional_size("sliding_window"))
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
-@family("stablelm")
+@family("stablelm", "stablelm_epoch")
 def stablelm(c: Config) -> ModelSpec:
     """StableLM: LayerNorm with biases, partial rotation, optional q/k/v biases, qk-norm and parallel block."""
     qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("qk_layernorm") else None
+    c.ignore("num_heads", "rotary_scaling_factor")
     mixer = attention(c, qkv_bias=c.flag("use_qkv_bias"), qk_norm=qk_norm)
     placement: Placement = "parallel" if c.flag("use_parallel_residual") else "pre"
     return decoder(

@@ -40,7 +40,7 @@ def nemotron(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     c.require("kv_channels", mixer.head_dim)
-    c.ignore("rope_percentage", "rotary_percentage", "rotary_percent")
+    c.ignore("rope_percentage", "rotary_percentage", "rope_percent")
     ffn = dense(c, bias=c.flag("mlp_bias"), default="relu2")
     positions = rope(c, head_dim=mixer.head_dim, partial=0.5)
     return decoder(c, block(mixer, ffn), norm=norm(c, "layernorm", unit_offset=True), positions=positions)
@@ -209,6 +209,7 @@ def hyperclovax(c: Config) -> ModelSpec:
     """HyperCLOVA X: Granite's multipliers, and norms on both sides of each sublayer by `use_post_norm`."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
+    c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
     return granite_model(c, layer, mixer.head_dim)

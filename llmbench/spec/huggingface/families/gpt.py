@@ -149,6 +149,7 @@ def gptj(c: Config) -> ModelSpec:
     """GPT-J and CodeGen: one norm before both, rotation of 64 neighbours in pairs, a bias on the head and nowhere in
     attention."""
     heads = c.size("num_attention_heads")
+    c.ignore("scale_attn_weights")
     mixer = attention(c, num_key_value_heads=heads)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
     return decoder(
@@ -160,14 +161,21 @@ def gptj(c: Config) -> ModelSpec:
     )
 
 
-@family("phi")
+@family("phi", "phi-msft")
 def phi(c: Config) -> ModelSpec:
     """Phi-1 to Phi-2: parallel block behind one norm, biases everywhere, a bias on the head."""
+    if c.model_type == "phi-msft":  # the first files of Phi-1.5 and 2, with GPT-2's names
+        names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
+        for old, new in (*names, ("n_positions", "max_position_embeddings")):
+            c.put(new, c.size(old))
+        c.put("num_key_value_heads", c.size("n_head_kv", c.get("num_attention_heads")))
+        c.put("intermediate_size", c.size("n_inner", 4 * c.size("hidden_size")))
+        c.ignore("fused_dense", "flash_rotary", "img_processor")
     qk_norm = QKNorm(norm="layernorm", bias=True) if c.flag("qk_layernorm") else None
     mixer = attention(c, qkv_bias=True, output_bias=True, qk_norm=qk_norm)
     return decoder(
         c,
-        block(mixer, dense(c, bias=True), "parallel"),
+        block(mixer, dense(c, bias=True, keys=("hidden_act", "activation_function")), "parallel"),
         norm=norm(c, "layernorm"),
         positions=rope(c, head_dim=mixer.head_dim, partial=0.5),
         head=Head(bias=True),

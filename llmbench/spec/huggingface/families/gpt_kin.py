@@ -123,6 +123,7 @@ def persimmon(c: Config) -> ModelSpec:
     for key, value in flat.items():
         if c.get(key) is None:
             c.put(key, value)
+    c.require("num_key_value_heads", c.size("num_attention_heads"))
     qk_norm = QKNorm(norm="layernorm", bias=True) if c.flag("qk_layernorm", True) else None
     mixer = attention(
         c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True, qk_norm=qk_norm
