@@ -35,6 +35,8 @@ class Router(Part):
     correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
         checkpoint stores, or a trained "parameter" (ERNIE).
     scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, or "sigmoid".
+    hidden_size: the router is a network of this width: a projection into it, a norm, two square layers (all three with
+        biases), then the choice (ZAYA1).
     """
 
     scores: Literal["softmax", "softmax_topk", "sigmoid"] = "softmax"
@@ -44,6 +46,7 @@ class Router(Part):
     scale: float = 1.0
     n_group: Size = 1
     topk_group: Size = 1
+    hidden_size: Size | None = None
 
 
 class SharedExperts(Part):

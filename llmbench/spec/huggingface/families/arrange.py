@@ -17,6 +17,11 @@ def num_layers(c: Config) -> int:
     return min(c.size("num_hidden_layers"), 10_001)
 
 
+def no_effect(c: Config, keys: str) -> None:
+    """Say that these keys, separated by spaces, were considered and change no figure of the family."""
+    c.ignore(*keys.split())
+
+
 def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
     """Whether each layer has experts: by `mlp_layer_types`, or as the class derives it."""
     count = num_layers(c)

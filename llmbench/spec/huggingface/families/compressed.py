@@ -5,7 +5,14 @@ from __future__ import annotations
 from llmbench.spec.ffn import Gated, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.arrange import arrange, matrix, num_layers, sparse_layers, vector
+from llmbench.spec.huggingface.families.arrange import (
+    arrange,
+    matrix,
+    no_effect,
+    num_layers,
+    sparse_layers,
+    vector,
+)
 from llmbench.spec.huggingface.families.dense import HEAD_NORM
 from llmbench.spec.huggingface.families.latent import indexer_of
 from llmbench.spec.huggingface.families.shared_moe import mtp_of
@@ -37,9 +44,14 @@ def deepseek_v4(c: Config) -> ModelSpec:
         shared=shared,
     )
     table = ExtraWeight(name="ffn.router.table", shape=(vocab, top_k), role="buffer", component="router")
-    c.ignore("hc_sinkhorn_iters", "hc_eps", "swiglu_limit", "scoring_func", "topk_method", "expert_dtype",
-             "compress_rope_theta", "num_key_value_heads", "norm_topk_prob", "qk_rope_head_dim", "partial_rotary_factor",
-             "num_local_experts", "intermediate_size", "n_group", "topk_group", "first_k_dense_replace")  # fmt: skip
+    no_effect(
+        c,
+        """
+        hc_sinkhorn_iters hc_eps swiglu_limit scoring_func topk_method expert_dtype compress_rope_theta
+        num_key_value_heads norm_topk_prob qk_rope_head_dim partial_rotary_factor num_local_experts
+        intermediate_size n_group topk_group first_k_dense_replace
+        """,
+    )
     kinds = c.entries("mlp_layer_types", count)
     if kinds is None:
         first = min(count, c.count("num_hash_layers", 3))
@@ -116,8 +128,13 @@ def minimax_m3(c: Config) -> ModelSpec:
     for key, old in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
         if old in legacy:
             c.put(key, legacy[old])
-    c.ignore("index_block_size", "index_topk_blocks", "index_local_blocks", "rotary_dim", "swiglu_alpha", "use_qk_norm",
-             "use_gemma_norm", "qk_norm_type", "use_routing_bias", "scoring_func", "num_mtp_modules", "use_mtp")  # fmt: skip
+    no_effect(
+        c,
+        """
+        index_block_size index_topk_blocks index_local_blocks rotary_dim swiglu_alpha use_qk_norm
+        use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
+        """,
+    )
     c.ignore("swiglu_limit", "mtp_transformer_layers", "index_n_heads", "index_head_dim")
     given = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")
@@ -153,7 +170,7 @@ def minimax_m3(c: Config) -> ModelSpec:
         extra: tuple[ExtraWeight, ...] = ()
         if kind == "minimax_m3_sparse":
             c.doubt(
-                "attention to chosen blocks is counted as attention to all keys, without the indexer's scores and keys"
+                "attention to chosen blocks is counted as to all keys, without the indexer's scores and keys"
             )
             width, heads = c.size("index_head_dim"), c.size("index_n_heads")
             extra = (

@@ -8,6 +8,7 @@ from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.arrange import (
     arrange,
     local_layers,
+    no_effect,
     num_layers,
     shared_experts,
     sparse_layers,
@@ -18,7 +19,6 @@ from llmbench.spec.huggingface.parts import (
     attention,
     block,
     decoder,
-    deepseek_router,
     gated,
     head_dim_of,
     layer_types,
@@ -236,13 +236,11 @@ def ernie_moe(c: Config) -> ModelSpec:
         c.note("the experts of vision are not counted")
     width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
-    c.ignore(
-        "moe_capacity",
-        "moe_gate",
-        "moe_norm_min",
-        "moe_group",
-        "moe_multimodal_paths",
-        "num_nextn_predict_layers",
+    no_effect(
+        c,
+        """
+        moe_capacity moe_gate moe_norm_min moe_group moe_multimodal_paths num_nextn_predict_layers
+        """,
     )
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
@@ -277,24 +275,14 @@ def hunyuan_moe(c: Config) -> ModelSpec:
     """Hunyuan-A13B: a shared feed-forward beside each layer's experts, qk-norm after the rotation."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
-    c.ignore(
-        "attention_head_dim",
-        "norm_type",
-        "use_mixed_mlp_moe",
-        "moe_intermediate_size",
-        "num_shared_expert",
-        "use_cla",
-        "cla_share_factor",
-        "moe_layer_num_skipped",
-        "group_limited_greedy",
-        "n_group",
-        "topk_group",
-        "routed_scaling_factor",
-        "norm_topk_prob",
-        "moe_drop_tokens",
-        "moe_random_routing_dropped_token",
-        "use_rotary_pos_emb",
-        "mask_init_id",
+    no_effect(
+        c,
+        """
+        attention_head_dim norm_type use_mixed_mlp_moe moe_intermediate_size num_shared_expert use_cla
+        cla_share_factor moe_layer_num_skipped group_limited_greedy n_group topk_group
+        routed_scaling_factor norm_topk_prob moe_drop_tokens moe_random_routing_dropped_token
+        use_rotary_pos_emb mask_init_id
+        """,
     )
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     width = c.size("intermediate_size")
@@ -323,13 +311,12 @@ def minimax_m2(c: Config) -> ModelSpec:
     """MiniMax-M2: qk-norm over the full width, sigmoid router with a stored correction."""
     c.require("use_qk_norm", True)
     c.require("qk_norm_type", "per_layer")
-    c.ignore(
-        "use_routing_bias",
-        "scoring_func",
-        "mtp_transformer_layers",
-        "use_mtp",
-        "shared_intermediate_size",
-        "attn_type_list",
+    no_effect(
+        c,
+        """
+        use_routing_bias scoring_func mtp_transformer_layers use_mtp shared_intermediate_size
+        attn_type_list
+        """,
     )
     mixer = attention(c, qk_norm=QKNorm(over="full"))
     ffn = moe(
@@ -346,50 +333,6 @@ def minimax_m2(c: Config) -> ModelSpec:
         positions=rope(c, head_dim=mixer.head_dim),
         next_token_prediction=NextTokenPrediction(count=mtp, layer="block") if mtp else None,
     )
-
-
-@family("mimo_v2_flash")
-def mimo(c: Config) -> ModelSpec:
-    """MiMo-V2-Flash: keys 192 wide and values 128, five local layers with sinks to one global, each its
-    heads."""
-    count = num_layers(c)
-    bias = c.flag("attention_bias")
-    pattern = c.entries("hybrid_layer_pattern", count)
-    near = local_layers(
-        c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0
-    )
-    frequency = c.entries("moe_layer_freq", count)
-    sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
-    window = c.optional_size("sliding_window")
-    c.ignore(
-        "sliding_window_size",
-        "attention_chunk_size",
-        "swa_rope_theta",
-        "attention_value_scale",
-        "topk_method",
-        "scoring_func",
-    )
-    full = attention(
-        c,
-        v_head_dim=c.optional_size("v_head_dim"),
-        qkv_bias=bias,
-        sinks=c.flag("add_full_attention_sink_bias"),
-    )
-    local = attention(
-        c,
-        num_attention_heads=c.size("swa_num_attention_heads", full.num_attention_heads),
-        num_key_value_heads=c.size("swa_num_key_value_heads", 2 * full.num_key_value_heads),
-        head_dim=c.size("swa_head_dim", full.head_dim),
-        v_head_dim=c.optional_size("swa_v_head_dim") or full.v_head_dim,
-        qkv_bias=bias,
-        sliding_window=window,
-        sinks=c.flag("add_swa_attention_sink_bias", True),
-    )
-    shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"))
-    ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
-    mixers = [("local", local) if is_local else ("global", full) for is_local in near]
-    layers = arrange(mixers, sparse, ffn, gated(c, bias=False))
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
 
 
 @family("llama4_text")

@@ -10,6 +10,7 @@ from llmbench.spec.huggingface.families.arrange import (
     after_first,
     arrange,
     local_layers,
+    no_effect,
     num_layers,
     shared_experts,
     sparse_layers,
@@ -227,11 +228,12 @@ def laguna(c: Config) -> ModelSpec:
         )
         mixers.append(("local" if near else "global", mixer))
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
-    c.ignore(
-        "moe_routed_scaling_factor",
-        "moe_router_logit_softcapping",
-        "moe_apply_router_weight_on_input",
-        "swa_attention_sink_enabled",
+    no_effect(
+        c,
+        """
+        moe_routed_scaling_factor moe_router_logit_softcapping moe_apply_router_weight_on_input
+        swa_attention_sink_enabled
+        """,
     )
     ffn = moe(c, router=Router(scores="sigmoid", correction="parameter", normalize=True), shared=shared)
     sparse = sparse_layers(c, lambda index: index > 0)
@@ -263,8 +265,13 @@ def afmoe(c: Config) -> ModelSpec:
         scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0)
     )
     ffn = moe(c, router=router, shared=shared_experts(c, "num_shared_experts", width))
-    c.ignore("mup_enabled", "route_norm", "score_func", "n_group", "topk_group", "num_expert_groups",
-             "num_limited_groups", "use_grouped_mm")  # fmt: skip
+    no_effect(
+        c,
+        """
+        mup_enabled route_norm score_func n_group topk_group num_expert_groups num_limited_groups
+        use_grouped_mm
+        """,
+    )
     first = c.count("num_dense_layers")
     layers = arrange(
         mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich"
