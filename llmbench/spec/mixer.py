@@ -31,7 +31,7 @@ class DisentangledScores(Part):
 
     A table has 2 × `span` rows. content_to_position: queries meet its projection as keys; position_to_content: keys
     meet its projection as queries. shared_projections: by the content's own projections (DeBERTa-v3), else by two more,
-    of which that of keys has a bias where `key_bias`.
+    of which that of keys has a bias where `key_bias`. clipped: rows beyond the sequence's length are left out.
     """
 
     span: Size
@@ -39,6 +39,7 @@ class DisentangledScores(Part):
     position_to_content: bool = True
     shared_projections: bool = False
     key_bias: bool = True
+    clipped: bool = False
 
 
 class Attention(Kind, tag="attention"):
@@ -240,7 +241,14 @@ class ShortConv(Kind, tag="short_conv"):
     bias: bool = False
 
 
-Recurrent = Mamba | Mamba2 | GatedDeltaNet | KimiDelta | LightningAttention | RGLRU | ShortConv
+class RWKV(Kind, tag="rwkv"):
+    """RWKV-4's time mixing (arXiv 2305.13048): a decayed average of values, a channel at a time, gated; it and the
+    channel mixing behind it each see the token before as well."""
+
+    width: Size
+
+
+Recurrent = Mamba | Mamba2 | GatedDeltaNet | KimiDelta | LightningAttention | RGLRU | ShortConv | RWKV
 SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 
 

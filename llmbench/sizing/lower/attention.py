@@ -127,7 +127,7 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, way
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
     """Scores by relative position: the table's rows are projected once a sequence, 2·rows·D·N·H FLOPs, and every query
     (or key) meets all rows, 2·rows·N·H FLOPs a token."""
-    rows, ways = 2 * scores.span, b.layout.tp
+    rows, ways = 2 * (min(scores.span, b.kv_len) if scores.clipped else scores.span), b.layout.tp
     projected = 2 if scores.shared_projections else 0
     met = 0
     for letter, used, bias in (

@@ -65,6 +65,9 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         raise UnsupportedError(f"config `{kind}`: the model type of its text part is not known")
     if part.get("use_mla") is False:
         raise UnsupportedError(f"config `{kind}`: a text part with use_mla = false is not supported")
+    for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):  # DeepSeek-VL2
+        if part.get(name) is usual:
+            del part[name]
     stated = values.get("tie_word_embeddings")
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:

@@ -52,9 +52,14 @@ HARMLESS_KEYS = frozenset(
     cache_implementation transformers.js_config pad_key_length validate_runner_input bias_dropout_fusion masked_softmax_fusion
     offset_alibi skip_bias_add output_past full_attn_mod interpolate_factor predict_special_tokens fused_add_norm
     image_seq_length spatial_merge_size freeze_filter deepstack_visual_indexes use_audio_in_video
+    classifier_dropout_prob qa_dropout seq_classif_dropout classif_dropout mlp_dropout padding_side padding_idx tie_weights_
+    num_image_tokens perceiver_config pixel_shuffle_factor neftune_noise_alpha use_resampler
     """.split()
 )
 """Keys that no figure and no weight shape of a text model depends on."""
+
+_TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
+"""How keys end that name a token of the vocabulary."""
 
 _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 """A value that switches nothing on; an unknown key that holds one is harmless."""
@@ -217,7 +222,7 @@ class Config:
     def doubt_unread(self) -> None:
         """Doubt every key that was not read and might matter."""
         for key, value in self._values.items():
-            if key in self._read or key in HARMLESS_KEYS or key.startswith("_"):
+            if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
                 continue
             if key in self._defaults:
                 if _same(value, self._defaults[key]):

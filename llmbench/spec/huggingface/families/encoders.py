@@ -198,6 +198,7 @@ def nomic_bert(c: Config) -> ModelSpec:
         "use_xentropy",
         "parallel_block_tied_norm",
         "summary_first_dropout",
+        "scale_attn_weights",
     )
     mixer = _bidirectional(c, qkv_bias=False, output_bias=False)
     layer = block(mixer, gated(c, bias=False), "post")
@@ -339,7 +340,11 @@ def deberta(c: Config) -> ModelSpec:
         kinds, span = scores
         extra.append(_relative_table(2 * span, hidden))
         disentangled = DisentangledScores(
-            span=span, content_to_position="c2p" in kinds, position_to_content="p2c" in kinds, key_bias=False
+            span=span,
+            content_to_position="c2p" in kinds,
+            position_to_content="p2c" in kinds,
+            key_bias=False,
+            clipped=True,
         )
     mixer = _bidirectional(c, qkv_bias=False, disentangled=disentangled)
     width = mixer.num_attention_heads * mixer.head_dim

@@ -36,6 +36,8 @@ def gemma3n(c: Config) -> ModelSpec:
     if isinstance(widths, list) and len(widths) != count:
         raise c.error("intermediate_size", f"must be a number or {count} of them")
     c.ignore(
+        "query_pre_attn_scalar",
+        "altup_lr_multiplier",
         "activation_sparsity_pattern",
         "altup_active_idx",
         "altup_coef_clip",
@@ -56,7 +58,7 @@ def gemma3n(c: Config) -> ModelSpec:
     layer_extra += _per_layer_input(c)
     window = c.optional_size("sliding_window")
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
-    first_shared = count - c.count("num_kv_shared_layers")
+    first_shared = _first_shared(c, count)
     layers: list[tuple[str, Layer]] = []
     for index, kind in enumerate(kinds):
         local = kind == "sliding_attention"
@@ -98,7 +100,7 @@ def gemma4(c: Config) -> ModelSpec:
     global_heads = c.optional_size("num_global_key_value_heads") if keys_are_values else None
     c.ignore("num_global_key_value_heads")
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
-    first_shared = count - c.count("num_kv_shared_layers")
+    first_shared = _first_shared(c, count)
     double = c.flag("use_double_wide_mlp")
     hidden, width = c.size("hidden_size"), c.size("intermediate_size")
     layer_extra = [ExtraWeight(name="layer_scalar", shape=(1,), role="buffer"), *_per_layer_input(c)]
@@ -176,6 +178,14 @@ def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
         ExtraWeight(name="per_layer_model_projection", shape=(count * width, hidden), role="matmul"),
         ExtraWeight(name="per_layer_projection_norm", shape=(width,), role="vector", component="norms"),
     ]
+
+
+def _first_shared(c: Config, count: int) -> int:
+    """The first layer that reads the keys and values of an earlier one of its type."""
+    shared = c.count("num_kv_shared_layers")
+    if shared >= count:
+        raise c.error("num_kv_shared_layers", f"{shared} of {count} layers leaves none to share from")
+    return count - shared
 
 
 def _width(c: Config, value: object) -> int:

@@ -18,7 +18,7 @@ def gpt2(c: Config) -> ModelSpec:
     kv_heads = 1 if c.model_type == "gpt_bigcode" and c.flag("multi_query", True) else heads
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
-    c.ignore("scale_attn_weights")
+    c.ignore("scale_attn_weights", "apply_query_key_layer_scaling", "normalize_attention_scores")
     ffn = dense(c, bias=True, width=width, keys=("activation_function",))
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
     return decoder(c, block(mixer, ffn), norm=norm(c, "layernorm"), positions=positions)
@@ -149,7 +149,7 @@ def gptj(c: Config) -> ModelSpec:
     """GPT-J and CodeGen: one norm before both, rotation of 64 neighbours in pairs, a bias on the head and nowhere in
     attention."""
     heads = c.size("num_attention_heads")
-    c.ignore("scale_attn_weights")
+    c.ignore("scale_attn_weights", "rotary")
     mixer = attention(c, num_key_value_heads=heads)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
     return decoder(

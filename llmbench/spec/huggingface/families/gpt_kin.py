@@ -35,7 +35,9 @@ def gpt_neo(c: Config) -> ModelSpec:
             isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int
         ):
             raise c.error("attention_types", 'must be a list like [[["global", "local"], 12]]')
-        kinds += [str(kind) for kind in item[0]] * min(item[1], 10_001)
+        kinds += [str(kind) for kind in item[0]] * min(item[1], -(-count // max(1, len(item[0]))))
+        if len(kinds) >= count:
+            break
     if len(kinds) < count:
         raise c.error("attention_types", f"names {len(kinds)} layers of {count}")
     ffn = dense(

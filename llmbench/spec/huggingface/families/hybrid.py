@@ -132,7 +132,7 @@ def nemotron_h(c: Config) -> ModelSpec:
     c.ignore("expand", "mamba_expand", "mamba_hidden_act", "time_step_rank", "sliding_window", "norm_before_gate", "moe_latent_size",
              "mamba_proj_bias", "attention_bias", "moe_shared_expert_overlap", "mamba_ssm_cache_dtype",
              "mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_nextn_predict_layers", "tie_word_embeddings",
-             "n_shared_experts")
+             "n_shared_experts", "intermediate_size", "rope_theta", "partial_rotary_factor", "num_query_groups")
     if c.count("num_nextn_predict_layers"):
         c.note("multi-token-prediction layers are not counted")
     head_dim = c.optional_size("attention_head_dim") or c.optional_size("head_dim")

@@ -308,6 +308,7 @@ def lfm2(c: Config) -> ModelSpec:
         "theta",
         "tie_word_embeddings",
         "full_attn_idxs",
+        "use_pos_enc",
     )
     for key in ("conv_dim", "conv_dim_out", "block_dim"):
         c.require(key, c.size("hidden_size"))

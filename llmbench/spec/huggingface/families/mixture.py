@@ -239,7 +239,8 @@ def ernie_moe(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        moe_capacity moe_gate moe_norm_min moe_group moe_multimodal_paths num_nextn_predict_layers
+        moe_capacity moe_gate moe_norm_min moe_group moe_multimodal_paths use_rmsnorm fuse_rope
+        compression_ratio moe_dropout_prob
         """,
     )
     ffn = MoE(
@@ -278,14 +279,25 @@ def hunyuan_moe(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        attention_head_dim norm_type use_mixed_mlp_moe moe_intermediate_size num_shared_expert use_cla
-        cla_share_factor moe_layer_num_skipped group_limited_greedy n_group topk_group
+        attention_head_dim norm_type cla_share_factor group_limited_greedy n_group topk_group
         routed_scaling_factor norm_topk_prob moe_drop_tokens moe_random_routing_dropped_token
-        use_rotary_pos_emb mask_init_id
+        use_rotary_pos_emb mask_init_id org_vocab_size pool_type class_num position_embedding_xdrope
+        dense_list num_media_embeds text_start_id text_end_id image_token_length eod_id
         """,
     )
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     width = c.size("intermediate_size")
+    c.require("use_cla", False)
+    c.require("use_mixed_mlp_moe", True)
+    c.require("moe_layer_num_skipped", 0)
+    for key, usual in (
+        ("moe_intermediate_size", width),
+        ("expert_hidden_dim", width),
+        ("num_shared_expert", 1),
+    ):
+        given = c.get(key)
+        if given is not None and set(given if isinstance(given, list) else [given]) != {usual}:
+            c.doubt(f"{key} other than {usual} is not understood")
     top_k, experts = c.get("moe_topk"), c.get("num_experts")
     count = min(c.size("num_hidden_layers"), 10_001)
     layers = []
@@ -314,10 +326,15 @@ def minimax_m2(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        use_routing_bias scoring_func mtp_transformer_layers use_mtp shared_intermediate_size
-        attn_type_list
+        scoring_func mtp_transformer_layers use_mtp shared_moe_mode mlp_intermediate_size
+        layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta
         """,
     )
+    c.require("use_routing_bias", True)
+    c.require("shared_intermediate_size", 0)
+    c.require("moe_intermediate_size", c.size("intermediate_size"))
+    if any(kind != 1 for kind in c.entries("attn_type_list") or []):
+        c.doubt("attn_type_list with other than full attention is not understood")
     mixer = attention(c, qk_norm=QKNorm(over="full"))
     ffn = moe(
         c,

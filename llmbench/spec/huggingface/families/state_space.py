@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmbench.spec.ffn import FFN, Gated, SharedExperts
+from llmbench.spec.ffn import FFN, Dense, Gated, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.mixture import TOPK_SOFTMAX
@@ -19,7 +19,7 @@ from llmbench.spec.huggingface.parts import (
     norm,
     rope,
 )
-from llmbench.spec.mixer import Attention, Mamba, Mamba2, Mixer, Parallel
+from llmbench.spec.mixer import RWKV, Attention, Mamba, Mamba2, Mixer, Parallel
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
 
@@ -230,6 +230,7 @@ def zamba2(c: Config) -> ModelSpec:
         "num_hidden_layers",
         "use_conv_bias",
         "use_mem_eff_path",
+        "use_shared_mlp_adapter",
     )
     _doubt_untied(c)
     head_dim = 2 * hidden // c.size("num_attention_heads")
@@ -277,3 +278,19 @@ def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) ->
         ExtraWeight(name=f"{name}.down", shape=(rank, inputs), **place),  # type: ignore[arg-type]
         ExtraWeight(name=f"{name}.up", shape=(outputs, rank), **place),  # type: ignore[arg-type]
     ]
+
+
+@family("rwkv")
+def rwkv(c: Config) -> ModelSpec:
+    """RWKV-4: no attention; the channel mixing is a squared-ReLU feed-forward behind a gate of the hidden width."""
+    hidden = c.size("hidden_size")
+    width = c.optional_size("attention_hidden_size") or hidden
+    ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")
+    c.ignore("context_length", "rescale_every")
+    extra = (
+        ExtraWeight(name="ffn.receptance", shape=(hidden, hidden), role="matmul", component="mlp"),
+        ExtraWeight(name="ffn.time_mix_key", shape=(hidden,), role="vector", component="mlp"),
+        ExtraWeight(name="ffn.time_mix_receptance", shape=(hidden,), role="vector", component="mlp"),
+    )
+    layer = block(RWKV(width=width), ffn, extra=extra)
+    return decoder(c, layer, norm=norm(c, "layernorm"), embedding=Embedding(norm=True))

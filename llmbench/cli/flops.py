@@ -1,0 +1,175 @@
+"""`llmbench flops`: the arithmetic of a prefill, a decoding step or a training step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from llmbench.cli.options import As, Batch, Explain, Models, Output, Seq, Set, answer, approximate_lines, load
+from llmbench.report.describe import headline
+from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.units import change, si
+from llmbench.sizing.flops import Flops, count_flops, step_flops
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.workload import Phase, Recompute, Workload
+from llmbench.spec.model import ModelSpec
+
+OfPhase = Annotated[Phase, typer.Option("--phase", help="prefill and train take --seq tokens, decode one after --seq cached.")]
+Counted = Annotated[
+    Literal["causal", "full"],
+    typer.Option("--attention", help="Score pairs: those the mask leaves, or all S×S as FLOP counters do."),
+]
+Again = Annotated[Recompute, typer.Option("--recompute", help="What training computes twice.")]
+By = Annotated[Literal["component", "op"], typer.Option("--by", help="What a row of the table is.")]
+
+
+def command(
+    models: Models,
+    phase: OfPhase = "prefill",
+    seq: Seq = 2048,
+    batch: Batch = 1,
+    attention: Counted = "causal",
+    recompute: Again = "none",
+    by: By = "component",
+    explain: Explain = False,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """FLOPs of a step, by component or op; a multiply-add is 2, logits at every position, experts by those chosen.
+
+    Elementwise work (norms, activations, softmax) is not counted.
+
+    Examples:
+
+      llmbench flops llama2-7b --seq 4096
+
+      llmbench flops mixtral-8x7b --phase decode --seq 8192 --batch 32
+
+      llmbench flops llama3-8b --phase train --recompute full --by op
+
+      llmbench flops gemma3-27b --attention full --format json
+    """
+    specs = [load(text, set) for text in models]
+    workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
+    counts = [count_flops(spec, workload, recompute=recompute) for spec in specs]
+    document = Document(
+        command="flops",
+        inputs={
+            "models": models, "phase": phase, "seq_len": seq, "batch": batch, "attention": attention,
+            "recompute": recompute, "set": set or [],
+        },
+        rows_key="models",
+        rows=[
+            {
+                "model": spec.name,
+                "approximate": bool(spec.approximate),
+                "approximate_because": list(spec.approximate),
+                "phase": phase,
+                "seq_len": seq,
+                "batch": batch,
+                "attention": attention,
+                "total_flops": flops.total,
+                "matmul_flops": flops.matmul,
+                "attention_flops": flops.attention,
+                "recurrent_flops": flops.recurrent,
+                "recompute_flops": flops.recompute,
+                "tokens": flops.tokens,
+                "flops_per_token": flops.per_token,
+                "rule_of_thumb_flops": flops.rule,
+                "components": flops.components,
+            }
+            for spec, flops in zip(specs, counts, strict=True)
+        ],
+        blocks=[],
+    )
+    if format != "json":
+        document.blocks += [
+            _block(spec, flops, workload, by, explain, recompute) for spec, flops in zip(specs, counts, strict=True)
+        ]
+    answer(document, format, output)
+
+
+def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
+    """The workload of a phase."""
+    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
+
+
+def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute) -> Block:
+    ops = [op for op in lower(spec, workload) if step_flops(op, workload)]
+    rows = _by_op(ops, workload, explain) if by == "op" else _by_component(flops, ops, workload, explain)
+    rows = [[*row, row[-1] / flops.total if flops.total else None] for row in rows]
+    rows.append(["total", "", "", flops.total, 1.0])
+    columns = [
+        Column(by),
+        Column("FLOPs" if not explain else "FLOPs, with the numbers", wraps=True),
+        Column("per token", "flops"),
+        Column("step", "count"),
+        Column("share", "percent"),
+    ]
+    return Block(
+        headline=f"{headline(spec)}\n{_context(workload)}",
+        table=Table(columns=columns, rows=rows, total=True),
+        lines=[*_lines(flops, workload, recompute), *approximate_lines(spec)],
+    )
+
+
+def _context(w: Workload) -> str:
+    what = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
+    length = w.kv_len - 1 if w.phase == "decode" else w.query_len
+    pairs = "all S×S score pairs" if w.masked_pairs else "score pairs that the mask leaves"
+    return f"{what} {length:,} tokens · batch {w.batch} · {pairs}"
+
+
+def _lines(flops: Flops, w: Workload, recompute: Recompute) -> list[str]:
+    rule = "6·N a token" if w.phase == "train" else "2·N a token"
+    lines = [
+        f"{si(flops.per_token)}FLOPs a token · {si(flops.total)}FLOPs a step · rule of thumb {rule}, N active without "
+        f"embeddings = {si(flops.rule)}FLOPs ({change(flops.rule, flops.total)})"
+    ]
+    if flops.recompute:
+        again = "flash attention's scores" + (f" and recompute {recompute}" if recompute != "none" else "")
+        lines.append(f"computed again in backward, beside the total: {si(flops.recompute)}FLOPs ({again})")
+    if flops.recurrent:
+        lines.append("recurrences are counted in their step form; chunked kernels compute other products")
+    return lines
+
+
+def _by_component(flops: Flops, ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    groups: dict[str, list[Op]] = {}
+    for op in ops:
+        kind = "attention scores" if op.kind == "attention" else "recurrence" if op.kind in ("scan", "conv") else op.component
+        groups.setdefault(kind, []).append(op)
+    for name, chosen in groups.items():
+        total = sum(step_flops(op, w) for op in chosen)
+        rows.append([name, _text(name, chosen, w, explain), total / flops.tokens, total])
+    return rows
+
+
+def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
+    times = 6 if w.phase == "train" else 2
+    if name == "attention scores":
+        return f"{times} × (d_qk + d_v) × pairs × heads"
+    if name == "recurrence":
+        return f"{times} × state and taps × tokens"
+    elements = sum(op.count * op.matmul_elements for op in ops)
+    if explain:
+        tokens = w.batch * w.query_len
+        return f"{times} × tokens × weights = {times} × {tokens:,} × {elements:,}"
+    return f"{times} × tokens × weights"
+
+
+def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
+    tokens = w.batch * w.query_len
+    rows: list[list[Any]] = []
+    for op in ops:
+        total = step_flops(op, w)
+        text = _text("attention scores" if op.kind == "attention" else "", [op], w, explain)
+        where = op.name if op.count == 1 else f"{op.count} × {op.name}"
+        rows.append([where, text, total / tokens, total])
+    return rows
+
+
