@@ -22,7 +22,7 @@ from llmbench.spec.position import Alibi, NoPositions
 HEAD_NORM = QKNorm()
 
 
-@family("llama", "internlm2", "internlm3", "iquestcoder", "emu3_text_model", "Emu3", "Yi", "xverse")
+@family("llama", "internlm2", "internlm3", "iquestcoder", "emu3_text_model", "Emu3", "Yi")
 def llama(c: Config) -> ModelSpec:
     """LLaMA 1 to 3, and what was rewritten in its shape. `attention_bias` is on all four projections."""
     if c.model_type == "internlm2":

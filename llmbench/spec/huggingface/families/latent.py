@@ -11,6 +11,7 @@ from llmbench.spec.huggingface.families.arrange import (
     after_first,
     arrange,
     matrix,
+    no_effect,
     num_layers,
     shared_experts,
     sparse_layers,
@@ -19,6 +20,7 @@ from llmbench.spec.huggingface.families.arrange import (
 from llmbench.spec.huggingface.families.shared_moe import deepseek_experts, deepseek_ffn, mtp_of
 from llmbench.spec.huggingface.parts import (
     activation,
+    attention,
     block,
     decoder,
     deepseek_router,
@@ -28,18 +30,27 @@ from llmbench.spec.huggingface.parts import (
     norm,
     rope,
 )
-from llmbench.spec.mixer import Indexer, LatentAttention
+from llmbench.spec.mixer import Attention, Indexer, LatentAttention
 from llmbench.spec.model import Embedding, Head, HyperConnections, Layer, ModelSpec
 
 
 @family("deepseek_v2")
 def deepseek_v2(c: Config) -> ModelSpec:
-    """DeepSeek-V2 and V2-Lite: softmax router limited to groups, no correction."""
-    mixer = latent_attention(c)
+    """DeepSeek-V2 and V2-Lite: softmax router limited to groups, no correction. Small DeepSeek-VL2 models do
+    without latent attention (`use_mla`)."""
+    mixer: Attention | LatentAttention
+    if c.flag("use_mla", True):
+        mixer = latent_attention(c)
+        turned = mixer.qk_rope_head_dim
+    else:
+        bias = c.flag("attention_bias")
+        mixer = attention(c, qkv_bias=bias, output_bias=bias)
+        turned = mixer.head_dim
+        no_effect(c, "q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim")
     return deepseek_experts(
         c,
         mixer,
-        positions_dim=mixer.qk_rope_head_dim,
+        positions_dim=turned,
         scores="softmax",
         correction=None,
         interleaved=True,
@@ -70,7 +81,7 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
     return deepseek_experts(c, mixer, positions_dim=mixer.qk_rope_head_dim, interleaved=True, first=1)
 
 
-@family("axk1")
+@family("axk1", "AXK1")
 def axk1(c: Config) -> ModelSpec:
     """A.X K1: DeepSeek-V3 with a norm on the output of the experts."""
     mixer = latent_attention(c)

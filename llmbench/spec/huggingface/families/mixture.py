@@ -223,24 +223,33 @@ def dbrx(c: Config) -> ModelSpec:
     )
 
 
-@family("ernie4_5_moe", "ernie4_5_vl_moe_text")
+@family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
 def ernie_moe(c: Config) -> ModelSpec:
     """ERNIE 4.5: the router's correction is a parameter; experts from `moe_layer_start_index` to
     `..end_index`. In the vision-language models, the experts of text."""
     bias = c.flag("use_bias")
     text = c.model_type == "ernie4_5_vl_moe_text"
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
-    widths = c.get("moe_intermediate_size") or [1536, 512]
-    if text and isinstance(widths, list):
-        c.put("moe_intermediate_size", widths[0])  # the second is that of the experts of vision
+    if c.model_type != "ernie4_5_moe":
         c.note("the experts of vision are not counted")
+        if text and c.get("moe_intermediate_size") is None:
+            c.put("moe_intermediate_size", [1536, 512])
+        for key in (
+            "moe_intermediate_size",
+            "moe_num_experts",
+            "moe_layer_start_index",
+            "moe_layer_end_index",
+        ):
+            given = c.get(key)
+            if isinstance(given, list) and given:
+                c.put(key, given[0])  # the second is that of the experts of vision
     width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
     no_effect(
         c,
         """
         moe_capacity moe_gate moe_norm_min moe_group moe_multimodal_paths use_rmsnorm fuse_rope
-        compression_ratio moe_dropout_prob
+        compression_ratio moe_dropout_prob im_patch_id
         """,
     )
     ffn = MoE(
@@ -266,7 +275,7 @@ def ernie_moe(c: Config) -> ModelSpec:
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=mixer.head_dim, interleaved=True),
-        head=Head(bias=bias and not text),
+        head=Head(bias=bias and c.model_type == "ernie4_5_moe"),
         next_token_prediction=NextTokenPrediction(count=mtp, layer=layers[0][0]) if mtp else None,
     )
 

@@ -7,7 +7,7 @@ from llmbench.spec.ffn import Gated, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.arrange import arrange, no_effect, num_layers, shared_experts, vector
-from llmbench.spec.huggingface.families.dense import HEAD_NORM
+from llmbench.spec.huggingface.families.dense import HEAD_NORM, llama
 from llmbench.spec.huggingface.families.mixture import TOPK_SOFTMAX
 from llmbench.spec.huggingface.families.shared_moe import mtp_of
 from llmbench.spec.huggingface.parts import activation, attention, block, decoder, gated, moe, norm, rope
@@ -115,3 +115,20 @@ def arctic(c: Config) -> ModelSpec:
         mixer, sparse, ffn, Gated(intermediate_size=width, activation=act), sparse_extra=own_norm
     )
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
+
+
+@family("xverse")
+def xverse(c: Config) -> ModelSpec:
+    """XVERSE: LLaMA's shapes; the mixture has 6 of 64 small experts and two shared ones."""
+    if "num_experts" not in c:
+        return llama(c)
+    width = c.size("intermediate_size")
+    mixer = attention(c)
+    ffn = MoE(
+        num_experts=c.size("num_experts"),
+        num_experts_per_tok=c.size("moe_top_k"),
+        intermediate_size=width,
+        activation=activation(c),
+        shared=shared_experts(c, "num_shared_experts", width),
+    )
+    return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
