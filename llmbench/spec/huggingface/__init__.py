@@ -16,7 +16,7 @@ import msgspec
 from llmbench.errors import SpecError, UnsupportedError, suggestion
 from llmbench.spec.huggingface.composite import text_part
 from llmbench.spec.huggingface.config import Config
-from llmbench.spec.huggingface.facts import facts as _facts
+from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
@@ -47,9 +47,9 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="is it the config.json of a transformers model?")
-    facts = _facts().get(model_type, {})
+    known = facts().get(model_type, {})
     config = Config(
-        values, model_type=model_type, defaults=facts.get("defaults", {}), aliases=facts.get("attribute_map", {})
+        values, model_type=model_type, defaults=known.get("defaults", {}), aliases=known.get("attribute_map", {})
     )
     config.notes += notes
     importer = FAMILIES.get(model_type)

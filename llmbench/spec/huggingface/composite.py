@@ -1,4 +1,5 @@
-"""The language model inside a config of several parts (vision, audio, speech): the figures are of it alone."""
+"""The language model inside a config of several parts (vision, audio, speech): the figures are of it
+alone."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ _FLAT = {
 }
 """Older files of these types keep the text part's keys at the top; as which type those are read."""
 
-_VISION_KEYS = frozenset(
-    """
-    vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id
-    vision_token_id
-    """.split()
+_VISION_KEYS = (
+    "vision_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
 )
 
 _REFUSED = {
@@ -33,9 +36,9 @@ _REFUSED = {
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
     """The text part of a config, or the config itself where it has no parts.
 
-    Keys of the outer config speak of the whole and stay behind, except tying: what the outer config states goes before
-    what the text part states; where neither speaks, the default is that of the class that holds the head.
-    """
+    Keys of the outer config speak of the whole and stay behind, except tying: what the outer config states
+    goes before what the text part states; where neither speaks, the default is that of the class that holds
+    the head."""
     outer_type = values.get("model_type")
     kind = str(outer_type)
     if kind in _REFUSED:
@@ -50,6 +53,8 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     elif kind in _FLAT and "hidden_size" in values:
         part = {name: value for name, value in values.items() if name not in _VISION_KEYS}
         part["model_type"] = _FLAT[kind]
+        whole = facts().get(kind, {}).get("defaults", {})
+        part.setdefault("tie_word_embeddings", whole.get("tie_word_embeddings", False))
         notes.append(f"multimodal config `{kind}`: the figures are of its text part")
         return part
     elif default.get("key") in TEXT_KEYS:

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from llmbench.errors import LLMBenchError, UnsupportedError
-from llmbench.spec.huggingface import _facts, from_config
+from llmbench.spec.huggingface import from_config
 from llmbench.spec.huggingface.export_forms import FORMS
 from llmbench.spec.huggingface.export_parts import View
+from llmbench.spec.huggingface.facts import facts as all_facts
 from llmbench.spec.model import Layer, ModelSpec
 
 __all__ = ["exportable_model_types", "same_model", "to_config"]
@@ -39,7 +40,7 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
             f"{spec.name} has no Hugging Face form: {what}",
             hint="families that can be written: " + ", ".join(exportable_model_types()),
         )
-    facts = _facts().get(_KEYS_OF.get(spec.family, spec.family), {})
+    facts = all_facts().get(_KEYS_OF.get(spec.family, spec.family), {})
     view = View(spec, facts.get("defaults", {}), facts.get("undeclared", {}))
     values: dict[str, Any] = {}
     try:

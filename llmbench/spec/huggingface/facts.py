@@ -1,4 +1,5 @@
-"""What transformers' configuration classes say of each model type: defaults, other names of keys, text parts."""
+"""What transformers' configuration classes say of each model type: defaults, other names of keys, text
+parts."""
 
 from __future__ import annotations
 

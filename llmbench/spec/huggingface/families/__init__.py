@@ -28,6 +28,7 @@ def family(*model_types: str) -> Callable[[Importer], Importer]:
 
 from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     compressed,
+    deberta,
     dense,
     dense_kin,
     encoders,

@@ -1,4 +1,4 @@
-"""Encoders with their masked-LM heads: BERT and its kin, ALBERT, ELECTRA, DeBERTa, ModernBERT."""
+"""Encoders with their masked-LM heads: BERT and its kin, ALBERT, ELECTRA, ModernBERT."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import activation, attention, block, decoder, dense, gated, norm, rope
-from llmbench.spec.mixer import Attention, DisentangledScores
+from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
+from llmbench.spec.position import LearnedPositions, Positions, RelativeBias
 
 Transform = Literal["bert", "roberta"]
 
@@ -22,7 +22,7 @@ def _assume(c: Config, **defaults: Any) -> None:
             c.put(key, value)
 
 
-def _bidirectional(c: Config, **fields: Any) -> Attention:
+def bidirectional(c: Config, **fields: Any) -> Attention:
     """Attention with biases everywhere, over the whole sequence unless the config makes a decoder of it."""
     if c.flag("add_cross_attention"):
         c.doubt("add_cross_attention = True: cross-attention is not counted")
@@ -38,11 +38,13 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
 
 
-def _learned(c: Config) -> LearnedPositions:
+def learned_positions(c: Config) -> LearnedPositions:
     return LearnedPositions(num_positions=c.size("max_position_embeddings"))
 
 
-def _encoder(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
+def masked_lm(
+    c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any
+) -> ModelSpec:
     """BERT's frame: tables, a norm on the embedding, layers, and a head with a transform."""
     c.require("position_embedding_type", "absolute")
     c.ignore(
@@ -69,36 +71,38 @@ def _encoder(c: Config, layer: Layer, transform: Transform, positions: Positions
 
 @family("bert", "ernie")
 def bert(c: Config) -> ModelSpec:
-    """BERT, and ERNIE 1 to 3, which may have a table of tasks: bidirectional, post-norm, segment embeddings."""
+    """BERT, and ERNIE 1 to 3, which may have a table of tasks: bidirectional, post-norm, segment
+    embeddings."""
     tasks: tuple[ExtraWeight, ...] = ()
     if c.model_type == "ernie":
         shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
         if c.flag("use_task_id"):
             tasks = (ExtraWeight(name="task_embedding", shape=shape, role="table", component="embedding"),)
-    return _encoder(
-        c, block(_bidirectional(c), dense(c, bias=True), "post"), "bert", _learned(c), extra=tasks
+    return masked_lm(
+        c, block(bidirectional(c), dense(c, bias=True), "post"), "bert", learned_positions(c), extra=tasks
     )
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
 def roberta(c: Config) -> ModelSpec:
     """RoBERTa: BERT whose head names its bias with the vocabulary."""
-    return _encoder(c, block(_bidirectional(c), dense(c, bias=True), "post"), "roberta", _learned(c))
+    return masked_lm(c, block(bidirectional(c), dense(c, bias=True), "post"), "roberta", learned_positions(c))
 
 
 @family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
 def bert_pre_norm(c: Config) -> ModelSpec:
-    """BERT with norms before the sublayers and one at the end; no norm on the embedding, but for fairseq's RoBERTa."""
+    """BERT with norms before the sublayers and one at the end; no norm on the embedding, but for fairseq's
+    RoBERTa."""
     embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
     transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
-    layer = block(_bidirectional(c), dense(c, bias=True), "pre")
-    return _encoder(c, layer, transform, _learned(c), embedding=embedding, final_norm=True)
+    layer = block(bidirectional(c), dense(c, bias=True), "pre")
+    return masked_lm(c, layer, transform, learned_positions(c), embedding=embedding, final_norm=True)
 
 
 @family("roformer")
 def roformer(c: Config) -> ModelSpec:
     """RoFormer: BERT with RoPE, whose sines the class keeps as a table of its parameters."""
-    mixer = _bidirectional(c)
+    mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
     c.ignore("rotary_value")
@@ -116,7 +120,7 @@ def roformer(c: Config) -> ModelSpec:
     )
     layer = block(mixer, dense(c, bias=True), "post")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
-    return _encoder(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
+    return masked_lm(c, layer, "bert", positions, embedding=embedding, extra=(sines,))
 
 
 @family("mpnet")
@@ -135,8 +139,8 @@ def mpnet(c: Config) -> ModelSpec:
         tie_word_embeddings=True,
     )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
-    layer = block(_bidirectional(c, positions=buckets), dense(c, bias=True), "post")
-    return _encoder(c, layer, "roberta", _learned(c), embedding=Embedding(norm=True))
+    layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
+    return masked_lm(c, layer, "roberta", learned_positions(c), embedding=Embedding(norm=True))
 
 
 @family("nomic_bert")
@@ -200,10 +204,10 @@ def nomic_bert(c: Config) -> ModelSpec:
         "summary_first_dropout",
         "scale_attn_weights",
     )
-    mixer = _bidirectional(c, qkv_bias=False, output_bias=False)
+    mixer = bidirectional(c, qkv_bias=False, output_bias=False)
     layer = block(mixer, gated(c, bias=False), "post")
     positions = rope(c, head_dim=mixer.head_dim)
-    return _encoder(c, layer, "bert", positions)
+    return masked_lm(c, layer, "bert", positions)
 
 
 @family("eurobert")
@@ -230,7 +234,7 @@ def eurobert(c: Config) -> ModelSpec:
 @family("albert")
 def albert(c: Config) -> ModelSpec:
     """ALBERT: a narrow embedding, and `num_hidden_groups` sets of weights that the layers use in turn."""
-    mixer, ffn = _bidirectional(c), dense(c, bias=True)
+    mixer, ffn = bidirectional(c), dense(c, bias=True)
     depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
     if depth * inner > 10_000:
         raise c.error("num_hidden_layers", f"× inner_group_num is {depth * inner}, more than 10000")
@@ -252,7 +256,7 @@ def albert(c: Config) -> ModelSpec:
         c,
         layers,
         norm=norm(c, "layernorm"),
-        positions=_learned(c),
+        positions=learned_positions(c),
         final_norm=False,
         embedding=embedding,
         head=Head(bias=True, transform="bert"),
@@ -265,13 +269,13 @@ def distilbert(c: Config) -> ModelSpec:
     """DistilBERT: BERT without segments; its table of sines, where it has one, is a parameter too."""
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
-    layer = block(_bidirectional(c), ffn, "post")
+    layer = block(bidirectional(c), ffn, "post")
     # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
     return decoder(
         c,
         layer,
         norm=norm(c, "layernorm"),
-        positions=_learned(c),
+        positions=learned_positions(c),
         final_norm=False,
         embedding=Embedding(norm=True),
         head=Head(bias=True, transform="roberta"),
@@ -292,101 +296,19 @@ def electra(c: Config) -> ModelSpec:
     c.require("position_embedding_type", "absolute")
     return decoder(
         c,
-        block(_bidirectional(c), dense(c, bias=True), "post"),
+        block(bidirectional(c), dense(c, bias=True), "post"),
         norm=norm(c, "layernorm"),
-        positions=_learned(c),
+        positions=learned_positions(c),
         final_norm=False,
         embedding=embedding,
         head=Head(bias=True, transform="roberta"),
     )
 
 
-def _position_scores(c: Config) -> tuple[list[str], int] | None:
-    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without them."""
-    kinds = c.get("pos_att_type") or []
-    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else list(kinds)
-    span = c.get("max_relative_positions")
-    if not isinstance(span, int) or span < 1:
-        span = c.size("max_position_embeddings")
-    return ([str(kind) for kind in kinds], span) if c.flag("relative_attention") else None
-
-
-def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
-    c.ignore(
-        "pooler_hidden_act",
-        "pooler_hidden_size",
-        "pooler_dropout",
-        "max_relative_positions",
-        "pos_att_type",
-        "relative_attention",
-    )
-    c.require("legacy", True)
-    c.require("embedding_size", c.size("hidden_size"))
-    positions: Positions = _learned(c) if c.flag("position_biased_input", True) else NoPositions()
-    return _encoder(c, layer, "bert", positions, extra=tuple(extra))
-
-
-def _relative_table(rows: int, hidden: int) -> ExtraWeight:
-    return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
-
-
-@family("deberta")
-def deberta(c: Config) -> ModelSpec:
-    """DeBERTa 1: scores by content and by relative position; biases on queries and values only."""
-    hidden = c.size("hidden_size")
-    scores, extra = _position_scores(c), []
-    disentangled = None
-    if scores is not None:
-        kinds, span = scores
-        extra.append(_relative_table(2 * span, hidden))
-        disentangled = DisentangledScores(
-            span=span,
-            content_to_position="c2p" in kinds,
-            position_to_content="p2c" in kinds,
-            key_bias=False,
-            clipped=True,
-        )
-    mixer = _bidirectional(c, qkv_bias=False, disentangled=disentangled)
-    width = mixer.num_attention_heads * mixer.head_dim
-    biases = tuple(
-        ExtraWeight(name=f"attention.{letter}_bias", shape=(width,), role="vector", component="attention")
-        for letter in "qv"
-    )
-    return _deberta(c, block(mixer, dense(c, bias=True), "post", extra=biases), extra)
-
-
-@family("deberta-v2")
-def deberta_v2(c: Config) -> ModelSpec:
-    """DeBERTa 2 and 3: positions in buckets, whose keys and queries may come from the content's projections."""
-    hidden = c.size("hidden_size")
-    scores = _position_scores(c)
-    extra: list[ExtraWeight] = []
-    disentangled = None
-    buckets, shared = c.get("position_buckets"), c.flag("share_att_key")
-    if scores is not None:
-        kinds, span = scores
-        span = buckets if isinstance(buckets, int) and buckets > 0 else span
-        extra.append(_relative_table(2 * span, hidden))
-        disentangled = DisentangledScores(
-            span=span,
-            content_to_position="c2p" in kinds,
-            position_to_content="p2c" in kinds,
-            shared_projections=shared,
-        )
-    if "layer_norm" in c.text("norm_rel_ebd", "none").lower():
-        extra.append(ExtraWeight(name="relative_norm", shape=(2, hidden), role="vector", component="norms"))
-    kernel = c.get("conv_kernel_size")
-    if isinstance(kernel, int) and kernel > 0:
-        c.doubt(f"conv_kernel_size = {kernel}: the convolution beside the first layer is not counted")
-    c.ignore("attention_head_size", "conv_act", "conv_groups")
-    mixer = _bidirectional(c, head_dim=c.optional_size("attention_head_size"), disentangled=disentangled)
-    return _deberta(c, block(mixer, dense(c, bias=True), "post"), extra)
-
-
 @family("modernbert", "modernbert-decoder")
 def modernbert(c: Config) -> ModelSpec:
-    """ModernBERT: pre-norm without biases, GEGLU, two local layers to a global one; the first layer has no norm before
-    its attention, for the embedding has one."""
+    """ModernBERT: pre-norm without biases, GEGLU, two local layers to a global one; the first layer has no
+    norm before its attention, for the embedding has one."""
     causal = c.model_type == "modernbert-decoder"
     bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
     every, count = c.size("global_attn_every_n_layers", 3), min(c.size("num_hidden_layers"), 10_001)

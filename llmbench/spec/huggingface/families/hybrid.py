@@ -40,7 +40,16 @@ def mamba(c: Config) -> ModelSpec:
         proj_bias=c.flag("use_bias"),
         inner_norms="plain" if c.model_type == "falcon_mamba" else "none",
     )
-    c.ignore("n_layer", "d_model", "rms_norm", "expand", "mixer_rms_eps", "hidden_act", "use_associative_scan", "intermediate_size")
+    c.ignore(
+        "n_layer",
+        "d_model",
+        "rms_norm",
+        "expand",
+        "mixer_rms_eps",
+        "hidden_act",
+        "use_associative_scan",
+        "intermediate_size",
+    )
     return decoder(c, block(mixer, None), norm=norm(c))
 
 
@@ -98,7 +107,8 @@ def jamba(c: Config) -> ModelSpec:
 
 @family("nemotron_h")
 def nemotron_h(c: Config) -> ModelSpec:
-    """Nemotron-H: every layer is one thing, Mamba-2 (M), attention (*), a two-matrix feed-forward (-) or experts (E)."""
+    """Nemotron-H: every layer is one thing, Mamba-2 (M), attention (*), a two-matrix feed-forward (-) or
+    experts (E)."""
     for old, new in (
         ("mamba_n_groups", "n_groups"),
         ("mamba_d_conv", "conv_kernel"),
@@ -129,10 +139,28 @@ def nemotron_h(c: Config) -> ModelSpec:
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
     )
-    c.ignore("expand", "mamba_expand", "mamba_hidden_act", "time_step_rank", "sliding_window", "norm_before_gate", "moe_latent_size",
-             "mamba_proj_bias", "attention_bias", "moe_shared_expert_overlap", "mamba_ssm_cache_dtype",
-             "mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_nextn_predict_layers", "tie_word_embeddings",
-             "n_shared_experts", "intermediate_size", "rope_theta", "partial_rotary_factor", "num_query_groups")
+    c.ignore(
+        "expand",
+        "mamba_expand",
+        "mamba_hidden_act",
+        "time_step_rank",
+        "sliding_window",
+        "norm_before_gate",
+        "moe_latent_size",
+        "mamba_proj_bias",
+        "attention_bias",
+        "moe_shared_expert_overlap",
+        "mamba_ssm_cache_dtype",
+        "mtp_layers_block_type",
+        "mtp_hybrid_override_pattern",
+        "num_nextn_predict_layers",
+        "tie_word_embeddings",
+        "n_shared_experts",
+        "intermediate_size",
+        "rope_theta",
+        "partial_rotary_factor",
+        "num_query_groups",
+    )
     if c.count("num_nextn_predict_layers"):
         c.note("multi-token-prediction layers are not counted")
     head_dim = c.optional_size("attention_head_dim") or c.optional_size("head_dim")
@@ -177,7 +205,8 @@ def _nemotron_experts(c: Config) -> FFN:
 
 @family("recurrent_gemma")
 def recurrent_gemma(c: Config) -> ModelSpec:
-    """RecurrentGemma (Griffin): two recurrent blocks to one local attention; `intermediate_size` counts both halves."""
+    """RecurrentGemma (Griffin): two recurrent blocks to one local attention; `intermediate_size` counts both
+    halves."""
     hidden = c.size("hidden_size")
     kinds = c.entries("block_types") or ["recurrent", "recurrent", "attention"]
     count = min(c.size("num_hidden_layers"), 10_001)
@@ -193,7 +222,9 @@ def recurrent_gemma(c: Config) -> ModelSpec:
         conv_kernel=c.size("conv1d_width"),
     )
     if lru.lru_width % lru.num_heads:
-        raise c.error("lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}")
+        raise c.error(
+            "lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}"
+        )
     ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
     c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
     layers = []
@@ -216,14 +247,23 @@ def minimax(c: Config) -> ModelSpec:
     """MiniMax-Text-01: seven lightning-attention layers to one of softmax attention, experts in all."""
     full = attention(c, sliding_window=c.optional_size("sliding_window"))
     linear = LightningAttention(
-        num_attention_heads=full.num_attention_heads, head_dim=full.head_dim, block_size=c.size("block_size", 256)
+        num_attention_heads=full.num_attention_heads,
+        head_dim=full.head_dim,
+        block_size=c.size("block_size", 256),
     )
-    c.ignore("full_attn_alpha_factor", "full_attn_beta_factor", "linear_attn_alpha_factor", "linear_attn_beta_factor",
-             "mlp_alpha_factor", "mlp_beta_factor")
+    c.ignore(
+        "full_attn_alpha_factor",
+        "full_attn_beta_factor",
+        "linear_attn_alpha_factor",
+        "linear_attn_beta_factor",
+        "mlp_alpha_factor",
+        "mlp_beta_factor",
+    )
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)])
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     layers = [
-        ("attention", block(full, ffn)) if kind == "full_attention" else ("linear", block(linear, ffn)) for kind in kinds
+        ("attention", block(full, ffn)) if kind == "full_attention" else ("linear", block(linear, ffn))
+        for kind in kinds
     ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))

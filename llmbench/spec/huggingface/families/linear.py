@@ -1,4 +1,5 @@
-"""Hybrids of attention with delta rules or short convolutions: Qwen3-Next and 3.5, Kimi-Linear, Ling, OLMo, LFM."""
+"""Hybrids of attention with delta rules or short convolutions: Qwen3-Next and 3.5, Kimi-Linear, Ling, OLMo,
+LFM."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def _kinds(c: Config, default: list[str]) -> list[str]:
 
 @family("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 def qwen3_next(c: Config) -> ModelSpec:
-    """Qwen3-Next and Qwen3.5: three layers of gated delta net to one of gated attention; dense, or experts with a gated
-    shared one. Qwen3.5 has experts in every layer or in none, and says so by its type."""
+    """Qwen3-Next and Qwen3.5: three layers of gated delta net to one of gated attention; dense, or experts
+    with a gated shared one. Qwen3.5 has experts in every layer or in none, and says so by its type."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
     c.require("attn_output_gate", True)
@@ -188,8 +189,8 @@ def kimi_linear(c: Config) -> ModelSpec:
 
 @family("bailing_hybrid")
 def bailing_hybrid(c: Config) -> ModelSpec:
-    """Ling hybrids: delta attention with whole gates, and in every `layer_group_size`-th layer latent attention with a
-    gate a head. `head_dim` is the delta attention's."""
+    """Ling hybrids: delta attention with whole gates, and in every `layer_group_size`-th layer latent
+    attention with a gate a head. `head_dim` is the delta attention's."""
     head_dim = c.size("head_dim")
     c.ignore(
         "kda_safe_gate",
@@ -228,7 +229,8 @@ def bailing_hybrid(c: Config) -> ModelSpec:
 
 @family("olmo_hybrid")
 def olmo_hybrid(c: Config) -> ModelSpec:
-    """OLMo hybrid: delta-net layers with norms before, every fourth an attention layer with norms after, as in OLMo 2."""
+    """OLMo hybrid: delta-net layers with norms before, every fourth an attention layer with norms after, as
+    in OLMo 2."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))
     heads = c.size("num_attention_heads")
@@ -277,8 +279,8 @@ def _lfm_ties(c: Config) -> bool:
 
 @family("lfm2")
 def lfm2(c: Config) -> ModelSpec:
-    """LFM2: short convolutions with attention at `full_attn_idxs`; the feed-forward's width is two thirds of what is
-    written, times a multiplier, rounded up."""
+    """LFM2: short convolutions with attention at `full_attn_idxs`; the feed-forward's width is two thirds of
+    what is written, times a multiplier, rounded up."""
     full = attention(c, qk_norm=QKNorm())
     count = min(c.size("num_hidden_layers"), 10_001)
     attending = c.entries("full_attn_idxs")
@@ -351,7 +353,8 @@ def lfm2_moe(c: Config) -> ModelSpec:
 
 @family("lfm3")
 def lfm3(c: Config) -> ModelSpec:
-    """LFM3: convolutions, windowed and full attention with a gate a head, and norms on both sides of a sublayer."""
+    """LFM3: convolutions, windowed and full attention with a gate a head, and norms on both sides of a
+    sublayer."""
     bias = c.flag("attention_bias")
     count = min(c.size("num_hidden_layers"), 10_001)
     derived = [

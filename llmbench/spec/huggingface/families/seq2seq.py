@@ -31,7 +31,8 @@ def _both_depths(c: Config, encoder: int, decoder_depth: int) -> None:
 
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
-    """T5 in all versions; LongT5 with a local encoder; Switch with its experts in every `*_sparse_step`-th layer."""
+    """T5 in all versions; LongT5 with a local encoder; Switch with its experts in every `*_sparse_step`-th
+    layer."""
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
     positions = RelativeBias(
@@ -49,7 +50,8 @@ def t5(c: Config) -> ModelSpec:
             "head_dim": head_dim,
             "scale": 1.0,
         }
-        own = Attention(causal=causal, sliding_window=None if causal else window, **same)  # type: ignore[arg-type]
+        local = None if causal else window
+        own = Attention(causal=causal, sliding_window=local, **same)  # type: ignore[arg-type]
         cross = Attention(causal=False, **same)  # type: ignore[arg-type]
         return Layer(mixer=own, ffn=ffn, cross_attention=cross if causal else None)
 
@@ -177,8 +179,8 @@ _FORMS = {
 
 @family(*_FORMS)
 def bart(c: Config) -> ModelSpec:
-    """BART and its kin: one token table for both stacks and the head, a position table each (Pegasus's and Marian's
-    sines are stored as one, M2M-100's are not), and a stored, untrained bias of the logits."""
+    """BART and its kin: one token table for both stacks and the head, a position table each (Pegasus's and
+    Marian's sines are stored as one, M2M-100's are not), and a stored, untrained bias of the logits."""
     form = _FORMS[c.model_type]
     hidden, depth, decoder_depth = (
         c.size("hidden_size"),

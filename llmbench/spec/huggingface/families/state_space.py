@@ -14,7 +14,6 @@ from llmbench.spec.huggingface.parts import (
     block,
     decoder,
     gated,
-    head_dim_of,
     moe,
     norm,
     rope,
@@ -25,7 +24,8 @@ from llmbench.spec.position import NoPositions
 
 
 def ssm_kind(kind: object) -> str:
-    """Old and new names of a layer's kind: "mamba" and "linear_attention", "attention" and "full_attention"."""
+    """Old and new names of a layer's kind: "mamba" and "linear_attention", "attention" and
+    "full_attention"."""
     return {"mamba": "linear_attention", "mamba2": "linear_attention", "attention": "full_attention"}.get(
         str(kind), str(kind)
     )
@@ -74,7 +74,8 @@ def bamba(c: Config) -> ModelSpec:
 
 @family("falcon_h1")
 def falcon_h1(c: Config) -> ModelSpec:
-    """Falcon-H1: attention and Mamba-2 side by side in every layer; multipliers in place of learned scales."""
+    """Falcon-H1: attention and Mamba-2 side by side in every layer; multipliers in place of learned
+    scales."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     width = c.optional_size("mamba_d_ssm") or c.size("mamba_expand") * c.size("hidden_size")
@@ -104,8 +105,8 @@ def falcon_h1(c: Config) -> ModelSpec:
 
 @family("granitemoehybrid")
 def granitemoehybrid(c: Config) -> ModelSpec:
-    """Granite 4: Mamba-2 and attention by `layer_types`; a shared feed-forward in every layer, beside experts or alone;
-    no positions unless `position_embedding_type` is rope."""
+    """Granite 4: Mamba-2 and attention by `layer_types`; a shared feed-forward in every layer, beside experts
+    or alone; no positions unless `position_embedding_type` is rope."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     count = min(c.size("num_hidden_layers"), 10_001)
@@ -144,7 +145,8 @@ def granitemoehybrid(c: Config) -> ModelSpec:
 
 
 def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
-    """Zamba's shared block: attention on the hidden state beside the embedding, then a feed-forward, no residuals."""
+    """Zamba's shared block: attention on the hidden state beside the embedding, then a feed-forward, no
+    residuals."""
     assert mixer.input_size is not None
     norms = (
         ExtraWeight(name="input_norm", shape=(mixer.input_size,), role="vector", component="norms"),
@@ -167,7 +169,8 @@ def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:
 
 @family("zamba")
 def zamba(c: Config) -> ModelSpec:
-    """Zamba: Mamba with one attention block whose single set of weights is used again in every hybrid layer."""
+    """Zamba: Mamba with one attention block whose single set of weights is used again in every hybrid
+    layer."""
     hidden, count = c.size("hidden_size"), min(c.size("num_hidden_layers"), 10_001)
     rank = c.get("mamba_dt_rank")
     # The mixer's heads split x_proj and dt_proj into blocks that together have the one-head shape.
@@ -200,7 +203,8 @@ def zamba(c: Config) -> ModelSpec:
 
 @family("zamba2")
 def zamba2(c: Config) -> ModelSpec:
-    """Zamba-2: Mamba-2 with `num_mem_blocks` shared blocks in turn, each use with low-rank adapters of its own."""
+    """Zamba-2: Mamba-2 with `num_mem_blocks` shared blocks in turn, each use with low-rank adapters of its
+    own."""
     hidden = c.size("hidden_size")
     kinds = [ssm_kind(kind) for kind in c.entries("layers_block_type") or _ZAMBA2_LAYERS]
     heads, width = c.size("n_mamba_heads"), c.size("mamba_expand") * hidden
@@ -282,7 +286,8 @@ def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) ->
 
 @family("rwkv")
 def rwkv(c: Config) -> ModelSpec:
-    """RWKV-4: no attention; the channel mixing is a squared-ReLU feed-forward behind a gate of the hidden width."""
+    """RWKV-4: no attention; the channel mixing is a squared-ReLU feed-forward behind a gate of the hidden
+    width."""
     hidden = c.size("hidden_size")
     width = c.optional_size("attention_hidden_size") or hidden
     ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")

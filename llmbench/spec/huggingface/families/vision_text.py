@@ -11,7 +11,8 @@ from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 
 @family("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
 def qwen2_vl(c: Config) -> ModelSpec:
-    """Qwen2-VL, Qwen2.5-VL and the thinker of Qwen2.5-Omni: Qwen2 whose RoPE turns in time, height and width."""
+    """Qwen2-VL, Qwen2.5-VL and the thinker of Qwen2.5-Omni: Qwen2 whose RoPE turns in time, height and
+    width."""
     return windowed_after(c, qkv_bias=True)
 
 
@@ -26,7 +27,8 @@ def qwen3_vl(c: Config) -> ModelSpec:
 
 @family("glm4v_text", "glm_ocr_text")
 def glm4v(c: Config) -> ModelSpec:
-    """GLM-4.1V (always with biases on q, k and v) and GLM-OCR (never): norms before and after each sublayer."""
+    """GLM-4.1V (always with biases on q, k and v) and GLM-OCR (never): norms before and after each
+    sublayer."""
     c.ignore("attention_bias")
     mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
@@ -55,8 +57,8 @@ def hunyuan_vl(c: Config) -> ModelSpec:
 
 @family("mllama_text_model")
 def mllama(c: Config) -> ModelSpec:
-    """Llama 3.2 Vision's text part: eight more rows in the token table than in the head, and layers whose attention
-    reads image tokens instead of text."""
+    """Llama 3.2 Vision's text part: eight more rows in the token table than in the head, and layers whose
+    attention reads image tokens instead of text."""
     hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
     own = attention(c)
     kv_width, width = own.num_key_value_heads * own.head_dim, own.num_attention_heads * own.head_dim
