@@ -109,6 +109,8 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
     values |= _numbers(spec.positions)
+    if spec.hyper_connections is not None:
+        values["streams"] = spec.hyper_connections.streams
     layers = spec.encoder.layers if op.stack == "encoder" and spec.encoder else spec.layers
     layer = layers.get(op.layer)
     if layer is None:
@@ -120,7 +122,7 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
         parts = [layer.ffn]
     for part in parts:
         values |= _numbers(part)
-        for inner in ("shared", "beside"):
+        for inner in ("shared", "beside", "router"):
             nested = getattr(part, inner, None)
             if nested is not None:
                 values |= {f"{inner}.{name}": value for name, value in _numbers(nested).items()}

@@ -58,10 +58,10 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
-    inside = Dim(
-        heads.size * head_dim.size // groups.size, "(num_attention_heads × head_dim / output_groups)"
-    )
-    b.linear(f"{_NAME}.o_a_proj", "attention", inside, rank, split="column", saves_input=False)
+    # Each group of heads has a matrix of its own: N·H/g inputs, g·r_o outputs, and the groups cancel in the formula.
+    inside = Dim(heads.size * head_dim.size // groups.size, product(heads, head_dim).label)
+    narrow = Dim(rank.size, "output_lora_rank")
+    b.linear(f"{_NAME}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
     b.linear(f"{_NAME}.o_b_proj", "attention", rank, b.hidden, split="row")
 
 
