@@ -13,7 +13,7 @@ from llmbench.report.units import size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
@@ -184,6 +184,11 @@ def _formula(mixer: object, explain: bool) -> str:
         text = "kv_lora_rank + qk_rope_head_dim"
         total = mixer.kv_lora_rank + mixer.qk_rope_head_dim
         return f"{text} = {mixer.kv_lora_rank} + {mixer.qk_rope_head_dim} = {total:,}" if explain else text
+    if isinstance(mixer, CompressedAttention):
+        rate = mixer.compress_rate
+        text = "head_dim" if rate is None else "head_dim, + head_dim / compress_rate"
+        numbers = f"{mixer.head_dim}" if rate is None else f"{mixer.head_dim}, + {mixer.head_dim} / {rate}"
+        return f"{text} = {numbers}" if explain else text
     if not isinstance(mixer, Attention):
         return "a fixed state"
     if mixer.shares_kv:
@@ -201,6 +206,8 @@ def _formula(mixer: object, explain: bool) -> str:
 
 def _span(mixer: object) -> str:
     span = getattr(mixer, "sliding_window", None) or getattr(mixer, "attention_chunk_size", None)
+    if isinstance(mixer, CompressedAttention):
+        return f"the last {span:,}" + (", + every token" if mixer.compress_rate else "")
     if not isinstance(mixer, (Attention, LatentAttention)):
         return "always the same"
     return f"the last {span:,}" if span else "every token"
