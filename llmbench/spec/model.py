@@ -246,6 +246,9 @@ def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -
         at = f"{where}layers.{name}"
         if name not in used:
             raise SpecError(f"{at}: never used in {where}pattern")
+        tag = layer.shared_weights
+        if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
+            raise SpecError(f"{at}.shared_weights: `{tag}` names the weights of another kind of layer too")
         for mixer in branches(layer.mixer):
             if isinstance(mixer, Attention):
                 _check_attention(f"{at}.mixer", mixer)
