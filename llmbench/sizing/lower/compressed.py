@@ -2,8 +2,10 @@
 
 Weights a layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, the output N·H·r_o in groups, then
 g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap; its
-indexer two of D·c·h, a bias rate·c·h, queries r_q·n·h and a weight a head. Cached: H a token within the
-window, H an entry, and the indexer's h likewise; the tokens that wait for an entry to be complete are left out.
+indexer two of D·c·h, a bias rate·c·h, queries r_q·n·h and a weight a head.
+
+Cached: H a token within the window, H an entry, and the indexer's h likewise; the tokens that wait for an entry to
+be complete are left out.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
-    # Each group of heads has a matrix of its own: N·H/g inputs, g·r_o outputs; in the formula the groups cancel.
+    # Each group of heads has its own matrix: N·H/g inputs, g·r_o outputs; in the formula the groups cancel.
     inside = Dim(heads.size * head_dim.size // groups.size, product(heads, head_dim).label)
     narrow = Dim(rank.size, "output_lora_rank")
     b.linear(f"{_NAME}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
