@@ -13,6 +13,8 @@ from llmbench.report.units import billions, size
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memory, training_memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Layout, Recompute
+from llmbench.spec.catalog import device_rooms
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
 OfPhase = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
@@ -95,7 +97,7 @@ def command(
         "moment": memory.moment,
         "stage": memory.stage,
         "stage_peak_bytes": list(memory.stage_peaks),
-        "fits_on": [name for name, _ in fitting(memory)],
+        "fits_on": fitting(memory),
     }
     document = Document(
         command="memory",
@@ -110,17 +112,9 @@ def command(
     answer(document, format, output)
 
 
-def fitting(memory: Memory) -> list[tuple[str, int]]:
-    """Bundled devices with room for it, smallest first, with their usable bytes."""
-    from llmbench.spec.catalog import bundled_devices, load_device
-
-    rooms = []
-    for name in bundled_devices():
-        device = load_device(name)
-        figure = device.usable_memory_bytes or device.memory_bytes
-        if figure is not None and figure.value >= memory.needed_bytes:
-            rooms.append((name, int(figure.value)))
-    return sorted(rooms, key=lambda room: (room[1], room[0]))
+def fitting(memory: Memory) -> list[str]:
+    """Bundled devices with room for it, smallest first."""
+    return [name for name, room in device_rooms() if room >= memory.needed_bytes]
 
 
 _WHAT = {
@@ -169,18 +163,14 @@ def _lines(spec: ModelSpec, memory: Memory, layout: Layout) -> list[str]:
         )
     elif stage:
         lines.append(f"the fullest GPU is{stage[4:]}")
-    rooms = fitting(memory)
-    names = [f"{name}" for name, _ in rooms]
+    names = fitting(memory)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} larger" if len(names) > 8 else "")
     lines.append(f"with {size(CONTEXT_BYTES)} of CUDA context {size(memory.needed_bytes)}: " + (f"fits on {shown}" if names else "fits on no bundled device"))
-    if any(op in spec_kinds(spec) for op in ("recurrent",)) and memory.phase == "train":
+    if memory.phase == "train" and _is_recurrent(spec):
         lines.append("approximate: what recurrent kernels save for backward differs between implementations")
     return lines
 
 
-def spec_kinds(spec: ModelSpec) -> set[str]:
-    """Whether a model has recurrent mixers."""
-    from llmbench.spec.mixer import Attention, LatentAttention, branches
-
+def _is_recurrent(spec: ModelSpec) -> bool:
     mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    return {"attention" if isinstance(m, (Attention, LatentAttention)) else "recurrent" for m in mixers}
+    return any(not isinstance(mixer, (Attention, LatentAttention, CompressedAttention)) for mixer in mixers)

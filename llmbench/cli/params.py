@@ -10,7 +10,6 @@ from llmbench.cli.options import As, Explain, Models, Output, Set, answer, appro
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions, change, size
-from llmbench.sizing.formula import simplify, values_of, with_numbers
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
@@ -117,6 +116,8 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
     """What one layer's share of a component is; kinds of layers that differ stand beside each other, what stands
     outside layers is added at the end."""
+    from llmbench.sizing.formula import simplify, values_of, with_numbers  # JSON does without
+
     texts: list[str] = []
     once = ""
     for group in dict.fromkeys(layer_group(op) for op in ops if op.formula):
@@ -179,6 +180,8 @@ def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool
 
 
 def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+    from llmbench.sizing.formula import values_of, with_numbers
+
     rows: list[list[Any]] = []
     for op in ops:
         if not op.parameters:

@@ -14,7 +14,7 @@ from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions
 from llmbench.sizing.params import count_parameters
-from llmbench.spec.catalog import bundled_devices, bundled_models, find_device, load_bundled, load_device
+from llmbench.spec.catalog import bundled_devices, bundled_models, device_text, find_device, load_bundled, load_device
 from llmbench.spec.files import read_spec, write_spec
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
@@ -137,14 +137,8 @@ def show(
             device = find_device(name)
         except LLMBenchError:
             raise problem from None
-        text = _device_text(device.name)
+        text = device_text(device.name)
     _write(text, output)
-
-
-def _device_text(name: str) -> str:
-    from importlib.resources import files
-
-    return (files("llmbench") / "specs" / "devices" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 @command.command("import")

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import tomllib
 from functools import lru_cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, suggestion
-from llmbench.spec.device import DeviceSpec
 from llmbench.spec.files import parse_spec, read_spec
 from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.spec.device import DeviceSpec
+
+SPECS = Path(__file__).parent.parent / "specs"
+"""The bundled files. By path, not importlib.resources: that import is a tenth of a command's start."""
 
 __all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
 
@@ -75,22 +79,46 @@ def bundled_devices() -> tuple[str, ...]:
 
 def load_bundled(name: str) -> ModelSpec:
     """A bundled model by its exact name."""
-    return parse_spec(_folder("models").joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"spec {name}")
+    return parse_spec(_text("models", name), f"spec {name}")
 
 
 @lru_cache(maxsize=64)
 def load_device(name: str) -> DeviceSpec:
     """A bundled device by its exact name."""
-    text = _folder("devices").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return msgspec.toml.decode(text, type=DeviceSpec)
+    from llmbench.spec.device import DeviceSpec  # here, because most commands have no device
+
+    return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
 
-def _folder(kind: str) -> Traversable:
-    return files("llmbench") / "specs" / kind
+def device_rooms() -> list[tuple[str, int]]:
+    """Every bundled device that a driver reports as one (not a card of two), with its usable memory in bytes (the
+    datasheet's where the driver's figure is not known), smallest first."""
+    rooms = []
+    for name in bundled_devices():
+        head = _head("devices", name)
+        figure = head.get("usable_memory_bytes") or head.get("memory_bytes")
+        if figure is not None and head.get("nvml_names"):
+            rooms.append((name, int(figure["value"])))
+    return sorted(rooms, key=lambda room: (room[1], room[0]))
+
+
+def device_text(name: str) -> str:
+    """The file of a bundled device."""
+    return _text("devices", name)
+
+
+def _text(kind: str, name: str) -> str:
+    return (SPECS / kind / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _head(kind: str, name: str) -> dict[str, Any]:
+    """The first paragraph of a spec file: names and, of a device, its memory. Quick to read, and all that a search
+    over every file needs."""
+    return tomllib.loads(_text(kind, name).partition("\n\n")[0])
 
 
 def _stems(kind: str) -> tuple[str, ...]:
-    return tuple(sorted(file.name[:-5] for file in _folder(kind).iterdir() if file.name.endswith(".toml")))
+    return tuple(sorted(file.stem for file in (SPECS / kind).glob("*.toml")))
 
 
 def _plain(name: str) -> str:
@@ -105,17 +133,9 @@ def _lookup(text: str, names: tuple[str, ...], kind: str) -> str | None:
         if _plain(name) == wanted:
             return name
     for name in names:
-        if any(_plain(alias) == wanted for alias in _aliases(kind, name)):
+        if any(_plain(alias) == wanted for alias in _head(kind, name).get("aliases", ())):
             return name
     return None
-
-
-def _aliases(kind: str, name: str) -> list[str]:
-    """The aliases at the top of a spec file, without reading what follows its first table header."""
-    text = _folder(kind).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    top = tomllib.loads(text.partition("\n[")[0])
-    aliases = top.get("aliases", [])
-    return [str(alias) for alias in aliases]
 
 
 def _from_hub(repository: str) -> ModelSpec:

@@ -13,7 +13,6 @@ from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.compressed import compressed
 from llmbench.sizing.lower.ffn import feed_forward
 from llmbench.sizing.lower.pairs import visible_pairs
-from llmbench.sizing.lower.recurrent import recurrent
 from llmbench.sizing.lower.streams import join_head, join_streams
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
@@ -123,6 +122,8 @@ def _layer(b: Builder, layer: Layer) -> None:
                 elif isinstance(mixer, CompressedAttention):
                     compressed(b, mixer)
                 else:
+                    from llmbench.sizing.lower.recurrent import recurrent  # a fifth of this package, seldom used
+
                     recurrent(b, mixer)
         elif sublayer == "cross":
             assert layer.cross_attention is not None
