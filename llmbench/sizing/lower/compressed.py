@@ -4,8 +4,8 @@ Weights a layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, 
 g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap; its
 indexer two of D·c·h, a bias rate·c·h, queries r_q·n·h and a weight a head.
 
-Cached: H a token within the window, H an entry, and the indexer's h likewise; the tokens that wait for an entry
-to be complete are left out.
+Cached: H a token within the window, H an entry, and the indexer's h likewise; the tokens that wait
+for an entry to be complete are left out.
 """
 
 from __future__ import annotations
