@@ -107,7 +107,7 @@ def test_published_totals(model_type: str, values: dict[str, Any], total: int) -
 
 
 def test_puzzle_blocks() -> None:
-    """Blocks that say LLaMA are LLaMA; one without attention keeps no keys; a matrix in its place is refused."""
+    """Blocks that say LLaMA are LLaMA; without attention one keeps no keys; a matrix instead is refused."""
     plain = {"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 4.03125}}
     without = {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": plain["ffn"]}
     whole = read("nemotron-nas", **LLAMA_7B, block_configs=[plain] * 32)
