@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
@@ -14,17 +15,17 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 _FLAT = {
     "qwen2_vl": "qwen2_vl_text",
     "qwen2_5_vl": "qwen2_5_vl_text",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
 }
 """Older files of these types keep the text part's keys at the top; as which type those are read."""
 
-_VISION_KEYS = (
-    "vision_config",
-    "image_token_id",
-    "video_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "vision_token_id",
+_VISION_KEYS = re.compile(
+    "vision_config$|(image|video|vision_start|vision_end|vision)_token_id$|"
+    "mm_|image_|vision_tower|(tune|freeze|unfreeze|use)_mm_|tokenizer_(model_max_length|padding_side)"
 )
+"""Keys of such files that speak of images."""
 
 _REFUSED = {
     "florence2": "its text part is an encoder-decoder inside a larger one",
@@ -51,7 +52,7 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         part = dict(values[key])
         notes.append(f"multimodal config `{kind}`: the figures are of its text part, {key}")
     elif kind in _FLAT and "hidden_size" in values:
-        part = {name: value for name, value in values.items() if name not in _VISION_KEYS}
+        part = {name: value for name, value in values.items() if not _VISION_KEYS.match(name)}
         part["model_type"] = _FLAT[kind]
         whole = facts().get(kind, {}).get("defaults", {})
         part.setdefault("tie_word_embeddings", whole.get("tie_word_embeddings", False))

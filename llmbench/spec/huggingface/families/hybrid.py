@@ -242,9 +242,10 @@ def recurrent_gemma(c: Config) -> ModelSpec:
     )
 
 
-@family("minimax")
+@family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")
 def minimax(c: Config) -> ModelSpec:
-    """MiniMax-Text-01: seven lightning-attention layers to one of softmax attention, experts in all."""
+    """MiniMax-Text-01 and M1: seven lightning-attention layers to one of softmax attention, experts in all.
+    The first files on the hub list the kinds of layers as zeros and ones in `attn_type_list`."""
     full = attention(c, sliding_window=c.optional_size("sliding_window"))
     linear = LightningAttention(
         num_attention_heads=full.num_attention_heads,
@@ -260,10 +261,21 @@ def minimax(c: Config) -> ModelSpec:
         "mlp_beta_factor",
     )
     count = min(c.size("num_hidden_layers"), 10_001)
-    kinds = layer_types(c, ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)])
+    derived = ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)]
+    if c.model_type != "minimax":
+        softmax = c.entries("attn_type_list", count)
+        if softmax is None:
+            raise c.error("attn_type_list", f"is missing; `{c.model_type}` needs it")
+        derived = ["full_attention" if kind == 1 else "linear_attention" for kind in softmax]
+        if c.count("shared_intermediate_size"):
+            c.doubt("shared_intermediate_size: a shared expert is not counted")
+        for kind in ("full_attention", "linear_attention", "mlp"):
+            c.ignore(f"layernorm_{kind}_alpha", f"layernorm_{kind}_beta")
+        c.ignore("postnorm", "shared_moe_mode")
+    kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     layers = [
-        ("attention", block(full, ffn)) if kind == "full_attention" else ("linear", block(linear, ffn))
+        ("linear", block(linear, ffn)) if kind == "linear_attention" else ("attention", block(full, ffn))
         for kind in kinds
     ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
