@@ -23,7 +23,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     active: what one token uses: total with each layer's experts replaced by the chosen ones.
     active_no_embeddings: active without any table and without the head.
     active_no_input_embedding: that plus the head (vocab × width, tied or not, and its bias).
-    active_matmul: elements of matrices a token is multiplied with; 2 × this is a token's forward FLOPs without scores.
+    active_matmul: elements of matrices a token is multiplied with; 2 × this is a token's forward FLOPs without scores,
+        save where layers share one set of weights (ALBERT, Zamba), which counts once here as in all counts.
     buffers: stored, not trained. next_token_prediction: of the extra modules, embedding and head shared.
     rule_12_l_d2: the rule of thumb 12·L·d², which leaves embeddings out.
     """
@@ -43,7 +44,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameters:
     """All counts of a model, or of one GPU's share under a layout."""
     ops = lower(spec, ONE_TOKEN, layout or Layout())
-    components = dict.fromkeys(COMPONENTS, 0)
+    components: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
     layers: dict[str, int] = {}
     active = matmul = buffers = head = tables = 0
     for op in ops:
