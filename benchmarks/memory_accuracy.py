@@ -36,7 +36,11 @@ def model_of(described: dict[str, Any]) -> ModelSpec:
     if described.get("preset") == "gpt":
         hidden, heads, layers = described["hidden_size"], described["heads"], described["num_hidden_layers"]
         mixer = Attention(
-            num_attention_heads=heads, num_key_value_heads=heads, head_dim=hidden // heads, qkv_bias=True, output_bias=True
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=hidden // heads,
+            qkv_bias=True,
+            output_bias=True,
         )
         return ModelSpec(
             name=f"gpt-{layers}x{hidden}",
@@ -73,11 +77,16 @@ def figure(run: dict[str, Any], memory: Memory) -> float:
     """The bytes of `memory` that the run's published figure is about."""
     if run["quantity"] == "activations":
         return memory.held_bytes["activations"]
-    if run["quantity"] == "states":  # the source counts 12·L·h² parameters of layers, spread over all stages alike
+    if (
+        run["quantity"] == "states"
+    ):  # the source counts 12·L·h² parameters of layers, spread over all stages alike
         layout, sizes = Layout.parse(run["layout"]), run["model"]
         count = model_of(sizes)
         layers = training_memory(
-            override(count, {"vocab_size": 1, "positions": {"kind": "none"}}), run["seq"], layout=layout, precision="mixed-fp32-grads"
+            override(count, {"vocab_size": 1, "positions": {"kind": "none"}}),
+            run["seq"],
+            layout=layout,
+            precision="mixed-fp32-grads",
         )
         return sum(layers.held_bytes[part] for part in ("weights", "gradients", "optimizer"))
     return memory.reserved_bytes if run["quantity"] == "reserved" else memory.peak_bytes
@@ -93,7 +102,17 @@ def main() -> None:
         error = ours / measured - 1
         bound = BOUNDS[run["source"]]
         rows.append(
-            [run["id"], run["quantity"], run["layout"], measured, ours, f"{error:+.1%}", f"{bound:.0%}", "yes" if abs(error) <= bound else "NO", memory.moment]
+            [
+                run["id"],
+                run["quantity"],
+                run["layout"],
+                measured,
+                ours,
+                f"{error:+.1%}",
+                f"{bound:.0%}",
+                "yes" if abs(error) <= bound else "NO",
+                memory.moment,
+            ]
         )
     columns = [
         Column("run"),
@@ -106,8 +125,15 @@ def main() -> None:
         Column("within"),
         Column("peak falls in"),
     ]
-    block = Block(headline="training memory: published measurements and predictions", table=Table(columns=columns, rows=rows))
-    render(Document(command="memory_accuracy", inputs={}, rows_key="runs", rows=[], blocks=[block]), "table", sys.stdout)
+    block = Block(
+        headline="training memory: published measurements and predictions",
+        table=Table(columns=columns, rows=rows),
+    )
+    render(
+        Document(command="memory_accuracy", inputs={}, rows_key="runs", rows=[], blocks=[block]),
+        "table",
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; the exit code. Errors go to stderr, with a hint where there is one."""
-    usage_error = typer.BadParameter.__mro__[2]  # what every complaint of the parser descends from
+    # What every complaint of the parser descends from; typer does not export it.
+    usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> int:
         _complain(str(problem), problem.hint)
         return problem.exit_code
     except usage_error as problem:
-        _complain(problem.format_message(), _usage_hint(problem))  # type: ignore[attr-defined]
+        _complain(problem.format_message(), _usage_hint(problem))
         return 2
     except typer.Exit as stop:
         return stop.exit_code
@@ -53,7 +54,9 @@ def run(arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
+        _complain(
+            "this is a bug in llmbench", "please report it with the lines above and the command you ran"
+        )
         return BUG
 
 
@@ -80,7 +83,9 @@ def build(arguments: list[str]) -> Any:
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         print(f"llmbench {__version__}")

@@ -17,7 +17,9 @@ from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 
-def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "table", output: Output = None) -> None:
+def command(
+    models: Models, seq: Seq = 4096, set: Set = None, format: As = "table", output: Output = None
+) -> None:
     """Architectures side by side: what they are made of, and what it costs.
 
     Examples:
@@ -35,7 +37,11 @@ def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "tabl
         inputs={"models": models, "seq_len": seq, "set": set or []},
         rows_key="models",
         rows=[
-            {"model": spec.name, "approximate": bool(spec.approximate), **{key: raw for key, (raw, _) in fields.items()}}
+            {
+                "model": spec.name,
+                "approximate": bool(spec.approximate),
+                **{key: raw for key, (raw, _) in fields.items()},
+            }
             for spec, fields in zip(specs, described, strict=True)
         ],
         blocks=[],
@@ -49,7 +55,11 @@ def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "tabl
         columns = [Column(""), *(Column(spec.name, wraps=True) for spec in specs)]
         lines = [f"{spec.name}: {line}" for spec in specs for line in approximate_lines(spec)]
         document.blocks.append(
-            Block(headline=f"FLOPs and cache at {seq:,} tokens, bf16", table=Table(columns=columns, rows=rows), lines=lines)
+            Block(
+                headline=f"FLOPs and cache at {seq:,} tokens, bf16",
+                table=Table(columns=columns, rows=rows),
+                lines=lines,
+            )
         )
     answer(document, format, output)
 
@@ -69,12 +79,18 @@ def _describe(spec: ModelSpec, seq: int) -> dict[str, tuple[Any, str]]:
         "attention": _each(mixer_text(layer.mixer) for layer in layers if layer.mixer is not None) or "none",
         "head_dim": _each(_heads(m) for m in _attentions(spec)) or "none",
         "window": _each(_window(m) for m in _attentions(spec)) or "none",
-        "qk_norm": _each(m.qk_norm.over if m.qk_norm else "none" for m in _attentions(spec) if isinstance(m, Attention)) or "none",
+        "qk_norm": _each(
+            m.qk_norm.over if m.qk_norm else "none" for m in _attentions(spec) if isinstance(m, Attention)
+        )
+        or "none",
         "biases": _biases(layers),
         "feed_forward": _each(ffn_text(layer.ffn) for layer in layers if layer.ffn is not None) or "none",
-        "activation": _each(activation_text(_activation(layer)) for layer in layers if layer.ffn is not None) or "none",
+        "activation": _each(activation_text(_activation(layer)) for layer in layers if layer.ffn is not None)
+        or "none",
         "moe": _each(_moe(layer) for layer in layers if layer.ffn is not None) or "none",
-        "layers": str(spec.num_hidden_layers) if spec.encoder is None else f"{len(spec.encoder.order)} + {spec.num_hidden_layers}",
+        "layers": str(spec.num_hidden_layers)
+        if spec.encoder is None
+        else f"{len(spec.encoder.order)} + {spec.num_hidden_layers}",
         "pattern": spec.pattern,
     }
     context = spec.max_position_embeddings
@@ -112,7 +128,9 @@ def _norm(spec: ModelSpec) -> str:
 def _heads(mixer: Attention | LatentAttention) -> str:
     if isinstance(mixer, LatentAttention):
         return f"{mixer.qk_head_dim} / {mixer.v_head_dim}"
-    return f"{mixer.head_dim}" if mixer.head_dim == mixer.value_dim else f"{mixer.head_dim} / {mixer.value_dim}"
+    return (
+        f"{mixer.head_dim}" if mixer.head_dim == mixer.value_dim else f"{mixer.head_dim} / {mixer.value_dim}"
+    )
 
 
 def _window(mixer: Attention | LatentAttention) -> str:

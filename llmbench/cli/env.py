@@ -13,7 +13,17 @@ from llmbench.report.document import Block, Column, Document, Table
 from llmbench.spec.catalog import bundled_devices, load_device
 from llmbench.spec.device import device_matching
 
-PACKAGES = ("typer", "rich", "msgspec", "nvidia-ml-py", "torch", "triton", "transformers", "huggingface_hub", "matplotlib")
+PACKAGES = (
+    "typer",
+    "rich",
+    "msgspec",
+    "nvidia-ml-py",
+    "torch",
+    "triton",
+    "transformers",
+    "huggingface_hub",
+    "matplotlib",
+)
 
 
 def command(format: As = "table", output: Output = None) -> None:
@@ -27,7 +37,7 @@ def command(format: As = "table", output: Output = None) -> None:
     """
     packages = {name: _version(name) for name in PACKAGES}
     driver, gpus, problem = _gpus()
-    row = {
+    row: dict[str, Any] = {
         "llmbench": __version__,
         "python": platform.python_version(),
         "os": platform.platform(),
@@ -37,12 +47,25 @@ def command(format: As = "table", output: Output = None) -> None:
         "gpus": gpus,
         "gpu_problem": problem,
     }
-    about = [["llmbench", __version__], ["Python", row["python"]], ["OS", row["os"]], ["CPUs", str(row["cpu_count"])], ["GPU driver", driver]]
+    about: list[list[Any]] = [
+        ["llmbench", __version__],
+        ["Python", row["python"]],
+        ["OS", row["os"]],
+        ["CPUs", str(row["cpu_count"])],
+        ["GPU driver", driver],
+    ]
     about += [[name, found] for name, found in packages.items()]
     blocks = [Block(table=Table(columns=[Column(""), Column("version")], rows=about))]
     if gpus:
-        rows = [[gpu["index"], gpu["name"], gpu["memory_bytes"], gpu["device"] or "unknown GPU"] for gpu in gpus]
-        columns = [Column("GPU", "number"), Column("name"), Column("memory (GiB)", "gib"), Column("datasheet")]
+        rows = [
+            [gpu["index"], gpu["name"], gpu["memory_bytes"], gpu["device"] or "unknown GPU"] for gpu in gpus
+        ]
+        columns = [
+            Column("GPU", "number"),
+            Column("name"),
+            Column("memory (GiB)", "gib"),
+            Column("datasheet"),
+        ]
         blocks.append(Block(table=Table(columns=columns, rows=rows)))
     else:
         blocks[0].lines.append(f"no GPU: {problem}")
@@ -72,7 +95,14 @@ def _gpus() -> tuple[str | None, list[dict[str, Any]], str | None]:
             name = _text(pynvml.nvmlDeviceGetName(handle))
             memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             match = device_matching(name, memory, devices)
-            gpus.append({"index": index, "name": name, "memory_bytes": memory, "device": match.name if match else None})
+            gpus.append(
+                {
+                    "index": index,
+                    "name": name,
+                    "memory_bytes": memory,
+                    "device": match.name if match else None,
+                }
+            )
         return _text(pynvml.nvmlSystemGetDriverVersion()), gpus, None if gpus else "the driver reports none"
     except pynvml.NVMLError as problem:
         return None, [], str(problem)

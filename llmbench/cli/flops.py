@@ -16,7 +16,9 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.model import ModelSpec
 
-OfPhase = Annotated[Phase, typer.Option("--phase", help="prefill and train take --seq tokens, decode one after --seq cached.")]
+OfPhase = Annotated[
+    Phase, typer.Option("--phase", help="prefill and train take --seq tokens, decode one after --seq cached.")
+]
 Counted = Annotated[
     Literal["causal", "full"],
     typer.Option("--attention", help="Score pairs: those the mask leaves, or all S×S as FLOP counters do."),
@@ -58,8 +60,13 @@ def command(
     document = Document(
         command="flops",
         inputs={
-            "models": models, "phase": phase, "seq_len": seq, "batch": batch, "attention": attention,
-            "recompute": recompute, "set": set or [],
+            "models": models,
+            "phase": phase,
+            "seq_len": seq,
+            "batch": batch,
+            "attention": attention,
+            "recompute": recompute,
+            "set": set or [],
         },
         rows_key="models",
         rows=[
@@ -87,17 +94,22 @@ def command(
     )
     if format != "json":
         document.blocks += [
-            _block(spec, flops, workload, by, explain, recompute) for spec, flops in zip(specs, counts, strict=True)
+            _block(spec, flops, workload, by, explain, recompute)
+            for spec, flops in zip(specs, counts, strict=True)
         ]
     answer(document, format, output)
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
     """The workload of a phase."""
-    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
+    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](
+        seq, batch, **more
+    )
 
 
-def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute) -> Block:
+def _block(
+    spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute
+) -> Block:
     ops = [op for op in lower(spec, workload) if step_flops(op, workload)]
     rows = _by_op(ops, workload, explain) if by == "op" else _by_component(flops, ops, workload, explain)
     rows = [[*row, row[-1] / flops.total if flops.total else None] for row in rows]
@@ -141,7 +153,13 @@ def _by_component(flops: Flops, ops: list[Op], w: Workload, explain: bool) -> li
     rows: list[list[Any]] = []
     groups: dict[str, list[Op]] = {}
     for op in ops:
-        kind = "attention scores" if op.kind == "attention" else "recurrence" if op.kind in ("scan", "conv") else op.component
+        kind = (
+            "attention scores"
+            if op.kind == "attention"
+            else "recurrence"
+            if op.kind in ("scan", "conv")
+            else op.component
+        )
         groups.setdefault(kind, []).append(op)
     for name, chosen in groups.items():
         total = sum(step_flops(op, w) for op in chosen)
@@ -171,5 +189,3 @@ def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
         where = op.name if op.count == 1 else f"{op.count} × {op.name}"
         rows.append([where, text, total / tokens, total])
     return rows
-
-

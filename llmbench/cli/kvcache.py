@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import MODEL_HELP, As, Batch, Explain, Output, Seq, Set, answer, approximate_lines, load, title
+from llmbench.cli.options import (
+    MODEL_HELP,
+    As,
+    Batch,
+    Explain,
+    Output,
+    Seq,
+    Set,
+    answer,
+    approximate_lines,
+    load,
+    title,
+)
 from llmbench.report.describe import distinct, headline, kind_text
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import size
@@ -17,12 +29,16 @@ from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention,
 from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
-    list[str] | None, typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Without one, the bundled models are compared.")
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Without one, the bundled models are compared."),
 ]
 CacheType = Annotated[
-    Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"], typer.Option("--kv-dtype", help="Format of the cache, without its scales.")
+    Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"],
+    typer.Option("--kv-dtype", help="Format of the cache, without its scales."),
 ]
-BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens of an engine's cache block.", min=1, max=2**20)]
+BlockSize = Annotated[
+    int, typer.Option("--block-size", help="Tokens of an engine's cache block.", min=1, max=2**20)
+]
 
 
 def command(
@@ -53,7 +69,11 @@ def command(
     document = Document(
         command="kvcache",
         inputs={
-            "models": models or [], "seq_len": seq, "batch": batch, "kv_dtype": kv_dtype, "block_size": block_size,
+            "models": models or [],
+            "seq_len": seq,
+            "batch": batch,
+            "kv_dtype": kv_dtype,
+            "block_size": block_size,
             "set": set or [],
         },
         rows_key="models",
@@ -104,8 +124,15 @@ def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size
     if sorted_by_size:
         pairs.sort(key=lambda pair: pair[1].bytes_total)
     rows = [
-        [title(spec), _kinds(spec), cache.bytes_per_token, cache.bytes_per_sequence, cache.state_bytes_per_sequence or None,
-         cache.bytes_total, cache.reserved_bytes]
+        [
+            title(spec),
+            _kinds(spec),
+            cache.bytes_per_token,
+            cache.bytes_per_sequence,
+            cache.state_bytes_per_sequence or None,
+            cache.bytes_total,
+            cache.reserved_bytes,
+        ]
         for spec, cache in pairs
     ]
     columns = [
@@ -119,11 +146,15 @@ def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size
     ]
     first = caches[0]
     left_out = len(specs) - len(pairs)
-    lines = ["total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"]
+    lines = [
+        "total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"
+    ]
     if left_out:
         lines.append(f"{left_out} without a cache (encoders) left out")
     for spec, _ in pairs:
-        lines += [f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")]
+        lines += [
+            f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")
+        ]
     return Block(headline=_context(first), table=Table(columns=columns, rows=rows), lines=lines)
 
 
@@ -140,7 +171,16 @@ def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> lis
     for name, layer in spec.layers.items():
         for mixer in branches(layer.mixer):
             count = spec.order.count(name)
-            rows.append([name, count, kind_text(mixer), _formula(mixer, explain), _span(mixer), _share(spec, cache, name)])
+            rows.append(
+                [
+                    name,
+                    count,
+                    kind_text(mixer),
+                    _formula(mixer, explain),
+                    _span(mixer),
+                    _share(spec, cache, name),
+                ]
+            )
     columns = [
         Column("layers"),
         Column("count", "count"),
@@ -149,7 +189,9 @@ def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> lis
         Column("keeps"),
         Column("a sequence (GiB)", "gib"),
     ]
-    lines = [f"a token {size(cache.bytes_per_token)} · a sequence {size(cache.bytes_per_sequence)} · total {size(cache.bytes_total)}"]
+    lines = [
+        f"a token {size(cache.bytes_per_token)} · a sequence {size(cache.bytes_per_sequence)} · total {size(cache.bytes_total)}"
+    ]
     apart = [
         f"{what} {size(value)} a sequence"
         for what, value in (
@@ -217,14 +259,21 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
     """What the cache would be with other key-value heads."""
     rows: list[list[Any]] = []
     for kind in ("mha", "gqa", "mqa"):
-        other = as_heads(spec, kind)  # type: ignore[arg-type]
+        other = as_heads(spec, kind)
         if other is None:
             continue
-        each = kv_cache(other, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size)
+        each = kv_cache(
+            other, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
+        )
         name = {"mha": "MHA", "gqa": "GQA, 8 KV heads", "mqa": "MQA"}[kind]
         rows.append([name, each.bytes_per_token, each.bytes_total, each.bytes_total / cache.bytes_total])
     if not rows:
         return None
     rows.append(["as it is", cache.bytes_per_token, cache.bytes_total, 1.0])
-    columns = [Column("it would be as"), Column("a token (B)", "count"), Column("total (GiB)", "gib"), Column("ratio", "ratio")]
+    columns = [
+        Column("it would be as"),
+        Column("a token (B)", "count"),
+        Column("total (GiB)", "gib"),
+        Column("ratio", "ratio"),
+    ]
     return Table(columns=columns, rows=rows)

@@ -17,22 +17,45 @@ from llmbench.spec.catalog import device_rooms
 from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
-OfPhase = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
+OfPhase = Annotated[
+    Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")
+]
 Micro = Annotated[
-    int, typer.Option("--batch", "--micro-batch", help="Sequences at once: of a micro-batch, or served together.", min=1, max=2**31)
+    int,
+    typer.Option(
+        "--batch",
+        "--micro-batch",
+        help="Sequences at once: of a micro-batch, or served together.",
+        min=1,
+        max=2**31,
+    ),
 ]
 Held = Annotated[
     PrecisionName | None,
-    typer.Option("--precision", help="How numbers are held; mixed (training) or bf16 (inference) unless given.", show_default=False),
+    typer.Option(
+        "--precision",
+        help="How numbers are held; mixed (training) or bf16 (inference) unless given.",
+        show_default=False,
+    ),
 ]
 Opt = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states are kept.")]
-Again = Annotated[Recompute, typer.Option("--recompute", help="What backward computes again instead of keeping.")]
+Again = Annotated[
+    Recompute, typer.Option("--recompute", help="What backward computes again instead of keeping.")
+]
 Spread = Annotated[
-    str, typer.Option("--layout", metavar="LAYOUT", help="As in tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1.", show_default=False)
+    str,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="As in tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1.",
+        show_default=False,
+    ),
 ]
 Kernels = Annotated[
     Literal["fused", "eager", "standard"],
-    typer.Option("--kernels", help="fused and flash; plain torch with flash; plain torch that holds the scores."),
+    typer.Option(
+        "--kernels", help="fused and flash; plain torch with flash; plain torch that holds the scores."
+    ),
 ]
 
 
@@ -102,8 +125,16 @@ def command(
     document = Document(
         command="memory",
         inputs={
-            "model": model, "phase": phase, "seq_len": seq, "micro_batch": batch, "precision": precision,
-            "optimizer": optimizer, "recompute": recompute, "layout": layout, "kernels": kernels, "set": set or [],
+            "model": model,
+            "phase": phase,
+            "seq_len": seq,
+            "micro_batch": batch,
+            "precision": precision,
+            "optimizer": optimizer,
+            "recompute": recompute,
+            "layout": layout,
+            "kernels": kernels,
+            "set": set or [],
         },
         rows_key="models",
         rows=[row],
@@ -130,7 +161,12 @@ _WHAT = {
 
 def _block(spec: ModelSpec, memory: Memory, layout: Layout) -> Block:
     rows: list[list[Any]] = [
-        [_WHAT[part], memory.parts_bytes[part], memory.parts_bytes[part] / memory.peak_bytes, memory.held_bytes.get(part)]
+        [
+            _WHAT[part],
+            memory.parts_bytes[part],
+            memory.parts_bytes[part] / memory.peak_bytes,
+            memory.held_bytes.get(part),
+        ]
         for part in PARTS
         if memory.parts_bytes[part] or memory.held_bytes.get(part)
     ]
@@ -165,7 +201,10 @@ def _lines(spec: ModelSpec, memory: Memory, layout: Layout) -> list[str]:
         lines.append(f"the fullest GPU is{stage[4:]}")
     names = fitting(memory)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} larger" if len(names) > 8 else "")
-    lines.append(f"with {size(CONTEXT_BYTES)} of CUDA context {size(memory.needed_bytes)}: " + (f"fits on {shown}" if names else "fits on no bundled device"))
+    lines.append(
+        f"with {size(CONTEXT_BYTES)} of CUDA context {size(memory.needed_bytes)}: "
+        + (f"fits on {shown}" if names else "fits on no bundled device")
+    )
     if memory.phase == "train" and _is_recurrent(spec):
         lines.append("approximate: what recurrent kernels save for backward differs between implementations")
     return lines

@@ -20,10 +20,18 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP
 OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec, as in num_key_value_heads=8.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a field of the spec, as in num_key_value_heads=8.",
+        show_default=False,
+    ),
 ]
 As = Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead.", show_default=False)]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead.", show_default=False),
+]
 Explain = Annotated[bool, typer.Option("--explain", help="Show each formula with the numbers put in.")]
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31)]
 Batch = Annotated[int, typer.Option("--batch", help="Sequences at once.", min=1, max=2**31)]
@@ -41,7 +49,9 @@ def load(text: str, changes: list[str] | None) -> ModelSpec:
 
 def approximate_lines(spec: ModelSpec) -> list[str]:
     """Why figures of this spec may be inexact, and what else there is to say of it."""
-    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
+    return [f"approximate: {reason}" for reason in spec.approximate] + [
+        f"note: {note}" for note in spec.notes
+    ]
 
 
 def title(spec: ModelSpec) -> str:

@@ -19,7 +19,12 @@ By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="W
 
 
 def command(
-    models: Models, by: By = "component", explain: Explain = False, set: Set = None, format: As = "table", output: Output = None
+    models: Models,
+    by: By = "component",
+    explain: Explain = False,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
 ) -> None:
     """Parameters of a model, exactly: by component, by layer, by op, and how many a token uses.
 
@@ -65,7 +70,8 @@ def _row(spec: ModelSpec, counted: Parameters) -> dict[str, Any]:
         },
         "components": counted.components,
         "layers": {
-            name: {"count": count, "parameters": counted.layers.get(name, 0)} for name, count in _layer_counts(spec).items()
+            name: {"count": count, "parameters": counted.layers.get(name, 0)}
+            for name, count in _layer_counts(spec).items()
         },
         "persistent_buffers": counted.buffers,
         "next_token_prediction": counted.next_token_prediction,

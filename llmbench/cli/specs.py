@@ -14,16 +14,29 @@ from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions
 from llmbench.sizing.params import count_parameters
-from llmbench.spec.catalog import bundled_devices, bundled_models, device_text, find_device, load_bundled, load_device
+from llmbench.spec.catalog import (
+    bundled_devices,
+    bundled_models,
+    device_text,
+    find_device,
+    load_bundled,
+    load_device,
+)
 from llmbench.spec.files import read_spec, write_spec
 
-command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
+command = typer.Typer(
+    no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None
+)
 
 
 @command.command("list")
 def list_specs(
-    devices: Annotated[bool, typer.Option("--devices", help="The bundled devices instead of models.")] = False,
-    model_types: Annotated[bool, typer.Option("--model-types", help="The Hugging Face model types that are read exactly.")] = False,
+    devices: Annotated[
+        bool, typer.Option("--devices", help="The bundled devices instead of models.")
+    ] = False,
+    model_types: Annotated[
+        bool, typer.Option("--model-types", help="The Hugging Face model types that are read exactly.")
+    ] = False,
     format: As = "table",
     output: Output = None,
 ) -> None:
@@ -46,12 +59,14 @@ def list_specs(
         rows, table = _devices()
     else:
         rows, table = _models()
-    document = Document(command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=table)])
+    document = Document(
+        command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=table)]
+    )
     answer(document, format, output)
 
 
 def _models() -> tuple[list[dict[str, Any]], Table]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in bundled_models():
         spec = load_bundled(name)
         counted = count_parameters(spec)
@@ -69,19 +84,31 @@ def _models() -> tuple[list[dict[str, Any]], Table]:
             }
         )
     columns = [
-        Column("name"), Column("parameters", "count"), Column("active", "count"), Column("layers", "count"),
-        Column("hidden", "count"), Column("family"), Column("source", wraps=True),
+        Column("name"),
+        Column("parameters", "count"),
+        Column("active", "count"),
+        Column("layers", "count"),
+        Column("hidden", "count"),
+        Column("family"),
+        Column("source", wraps=True),
     ]
     cells = [
-        [row["name"], billions(row["parameters"]), None if row["active_parameters"] == row["parameters"] else billions(row["active_parameters"]),
-         row["layers"], row["hidden_size"], row["family"] or None, row["source"]]
+        [
+            row["name"],
+            billions(row["parameters"]),
+            None if row["active_parameters"] == row["parameters"] else billions(row["active_parameters"]),
+            row["layers"],
+            row["hidden_size"],
+            row["family"] or None,
+            row["source"],
+        ]
         for row in rows
     ]
     return rows, Table(columns=columns, rows=cells)
 
 
 def _devices() -> tuple[list[dict[str, Any]], Table]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in bundled_devices():
         device = load_device(name)
         bandwidth = device.memory_bandwidth_bytes_per_s
@@ -102,13 +129,26 @@ def _devices() -> tuple[list[dict[str, Any]], Table]:
         return None if value is None else value / 1e12
 
     columns = [
-        Column("name"), Column("architecture"), Column("memory (GiB)", "gib"), Column("bandwidth (GB/s)", "count"),
-        Column("bf16 (TFLOP/s)", "number"), Column("fp8 (TFLOP/s)", "number"), Column("fp32 (TFLOP/s)", "number"),
+        Column("name"),
+        Column("architecture"),
+        Column("memory (GiB)", "gib"),
+        Column("bandwidth (GB/s)", "count"),
+        Column("bf16 (TFLOP/s)", "number"),
+        Column("fp8 (TFLOP/s)", "number"),
+        Column("fp32 (TFLOP/s)", "number"),
     ]
     cells = [
-        [row["name"], row["architecture"], row["memory_bytes"],
-         None if row["memory_bandwidth_bytes_per_s"] is None else row["memory_bandwidth_bytes_per_s"] / 1e9,
-         tera(row, "bf16"), tera(row, "fp8"), tera(row, "fp32")]
+        [
+            row["name"],
+            row["architecture"],
+            row["memory_bytes"],
+            None
+            if row["memory_bandwidth_bytes_per_s"] is None
+            else row["memory_bandwidth_bytes_per_s"] / 1e9,
+            tera(row, "bf16"),
+            tera(row, "fp8"),
+            tera(row, "fp32"),
+        ]
         for row in rows
     ]
     return rows, Table(columns=columns, rows=cells)
@@ -116,7 +156,12 @@ def _devices() -> tuple[list[dict[str, Any]], Table]:
 
 @command.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model as for other commands, or a bundled device.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A model as for other commands, or a bundled device.", show_default=False
+        ),
+    ],
     set: Set = None,
     output: Output = None,
 ) -> None:
@@ -143,7 +188,12 @@ def show(
 
 @command.command("import")
 def import_config(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config.json, its folder, or hf:organisation/name.", show_default=False)],
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A config.json, its folder, or hf:organisation/name.", show_default=False
+        ),
+    ],
     output: Output = None,
 ) -> None:
     """A Hugging Face config as a spec file; what could not be read exactly is said and stays marked in the spec.
@@ -177,16 +227,26 @@ def check(
     spec = read_spec(file)
     counted = count_parameters(spec)
     row = {
-        "file": str(file), "name": spec.name, "approximate": bool(spec.approximate), "parameters": counted.total,
+        "file": str(file),
+        "name": spec.name,
+        "approximate": bool(spec.approximate),
+        "parameters": counted.total,
         "published_parameters": spec.published_parameters,
     }
     lines = [f"{file}: {title(spec)} is sound, {counted.total:,} parameters"]
     published = spec.published_parameters
     if published is not None:
         same = "the same" if published == counted.total else f"{counted.total - published:+,} from"
-        lines.append(f"{same} as published ({published:,})" if published == counted.total else f"{same} the published {published:,}")
+        lines.append(
+            f"{same} as published ({published:,})"
+            if published == counted.total
+            else f"{same} the published {published:,}"
+        )
     document = Document(
-        command="specs.check", inputs={"file": str(file)}, rows_key="specs", rows=[row],
+        command="specs.check",
+        inputs={"file": str(file)},
+        rows_key="specs",
+        rows=[row],
         blocks=[Block(headline=headline(spec), lines=lines + approximate_lines(spec))],
     )
     answer(document, format, output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmbench.spec.ffn import FFN, Dense, MoE
 from llmbench.spec.mixer import (
     RGLRU,
@@ -21,8 +23,22 @@ from llmbench.spec.mixer import (
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Alibi, LearnedPositions, Positions, RelativeBias, Rope, SinusoidalPositions
 
-_GLU = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU", "sigmoid": "GLU", "swiglu_oai": "SwiGLU"}
-_ACTIVATION = {"gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU", "relu2": "ReLU²", "silu": "SiLU", "xielu": "xIELU"}
+_GLU = {
+    "silu": "SwiGLU",
+    "gelu": "GEGLU",
+    "gelu_tanh": "GEGLU",
+    "relu": "ReGLU",
+    "sigmoid": "GLU",
+    "swiglu_oai": "SwiGLU",
+}
+_ACTIVATION = {
+    "gelu": "GELU",
+    "gelu_tanh": "GELU (tanh)",
+    "relu": "ReLU",
+    "relu2": "ReLU²",
+    "silu": "SiLU",
+    "xielu": "xIELU",
+}
 _MIXER = {
     CompressedAttention: "compressed attention",
     Mamba: "Mamba",
@@ -106,6 +122,6 @@ def positions_text(positions: Positions) -> str:
     return "sinusoidal" if isinstance(positions, SinusoidalPositions) else "none"
 
 
-def distinct(texts: object) -> list[str]:
+def distinct(texts: Iterable[str]) -> list[str]:
     """The texts in order, each once."""
-    return list(dict.fromkeys(texts))  # type: ignore[call-overload, no-any-return]
+    return list(dict.fromkeys(texts))

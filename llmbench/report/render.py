@@ -50,7 +50,11 @@ def _csv(document: Document) -> str:
     for index, table in enumerate(_tables(document)):
         if index:
             text.write("\n")
-        writer.writerow(["table", *(column.title for column in table.columns)] if table.title else [c.title for c in table.columns])
+        writer.writerow(
+            ["table", *(column.title for column in table.columns)]
+            if table.title
+            else [c.title for c in table.columns]
+        )
         for row in table.rows:
             values = ["" if value is None else value for value in row]
             writer.writerow([table.title, *values] if table.title else values)
@@ -84,7 +88,13 @@ def _table(document: Document, stream: TextIO) -> None:
 
     piped = not stream.isatty()
     buffer = io.StringIO()
-    console = Console(file=buffer if piped else stream, width=PIPED_WIDTH if piped else None, highlight=False, emoji=False, markup=False)
+    console = Console(
+        file=buffer if piped else stream,
+        width=PIPED_WIDTH if piped else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
     _print(document, console)
     if piped:  # rich pads every line to its width
         stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
@@ -104,7 +114,12 @@ def _print(document: Document, console: Any) -> None:
             if block.headline:
                 console.print()
             grid = RichTable(
-                box=None, show_edge=False, padding=(0, 2, 0, 0), header_style="dim", title_justify="left", title_style="bold"
+                box=None,
+                show_edge=False,
+                padding=(0, 2, 0, 0),
+                header_style="dim",
+                title_justify="left",
+                title_style="bold",
             )
             for column in block.table.columns:
                 right = column.unit != "text"

@@ -73,5 +73,3 @@ def recomputed_flops(op: Op, workload: Workload, recompute: Recompute) -> int:
     if (recompute == "full" and op.layer) or (recompute == "selective" and op.kind == "attention"):
         again += op.forward_flops
     return op.count * again
-
-

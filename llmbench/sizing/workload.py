@@ -55,7 +55,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @classmethod
     def prefill(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
         """All tokens of `batch` sequences of `seq_len` at once."""
-        return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+        return cls(
+            phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more
+        )  # type: ignore[arg-type]
 
     @classmethod
     def decode(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
@@ -121,7 +123,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             elif value.isascii() and value.isdigit() and len(value) < 8:
                 fields[key] = int(value)
             else:
-                raise LayoutError(f"layout {key}: needs a whole number, not `{value[:40]}`", hint="like tp=8,pp=2,zero=1")
+                raise LayoutError(
+                    f"layout {key}: needs a whole number, not `{value[:40]}`", hint="like tp=8,pp=2,zero=1"
+                )
         return cls(**fields)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

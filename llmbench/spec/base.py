@@ -19,11 +19,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
-class Part(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A frozen, keyword-only piece of a spec; unknown fields are refused, defaults are left out when written."""
 
 
-class Kind(Part, tag_field="kind", tag=str.lower):
+class Kind(Part, frozen=True, tag_field="kind", tag=str.lower):
     """A part that comes in kinds: `kind = "..."` says which (a tagged union)."""

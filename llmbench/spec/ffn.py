@@ -7,12 +7,22 @@ from typing import Literal
 from llmbench.spec.base import Count, Kind, Part, Size
 
 Activation = Literal[
-    "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "swiglu_oai", "xielu"
+    "relu",
+    "relu2",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "mish",
+    "swiglu_oai",
+    "xielu",
 ]
 """relu2 is relu(x)²; gelu the erf form; swiglu_oai gpt-oss's clamped, shifted SwiGLU; xielu Apertus's."""
 
 
-class Dense(Kind, tag="dense"):
+class Dense(Kind, frozen=True, tag="dense"):
     """Two matrices: down(act(up(x))). `activation_parameters` counts what a trained activation holds (xIELU: 2)."""
 
     intermediate_size: Size
@@ -21,7 +31,7 @@ class Dense(Kind, tag="dense"):
     activation_parameters: Count = 0
 
 
-class Gated(Kind, tag="gated"):
+class Gated(Kind, frozen=True, tag="gated"):
     """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation."""
 
     intermediate_size: Size
@@ -29,7 +39,7 @@ class Gated(Kind, tag="gated"):
     bias: bool = False
 
 
-class Router(Part):
+class Router(Part, frozen=True):
     """Chooses the experts of a token.
 
     correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
@@ -49,7 +59,7 @@ class Router(Part):
     hidden_size: Size | None = None
 
 
-class SharedExperts(Part):
+class SharedExperts(Part, frozen=True):
     """Experts that every token visits, written as one feed-forward of their joint width.
 
     gate: a sigmoid gate of one output on their result (Qwen-MoE).
@@ -60,7 +70,7 @@ class SharedExperts(Part):
     bias: bool = False
 
 
-class MoE(Kind, tag="moe"):
+class MoE(Kind, frozen=True, tag="moe"):
     """A mixture of experts: `num_experts_per_tok` of `num_experts` feed-forwards a token.
 
     gated: experts have three matrices (SwiGLU) or two. zero_experts: router outputs that compute nothing

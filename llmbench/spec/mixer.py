@@ -12,7 +12,7 @@ from llmbench.spec.base import Count, Kind, Part, Size
 from llmbench.spec.position import Positions
 
 
-class QKNorm(Part):
+class QKNorm(Part, frozen=True):
     """A norm on queries and keys before their product.
 
     `over`: "head" one weight of head_dim shared by all heads (Qwen3); "full" across all heads at once (OLMo-2);
@@ -26,7 +26,7 @@ class QKNorm(Part):
     after_rope: bool = False
 
 
-class DisentangledScores(Part):
+class DisentangledScores(Part, frozen=True):
     """DeBERTa's scores by relative position (arXiv 2006.03654), beside those by content.
 
     A table has 2 × `span` rows. content_to_position: queries meet its projection as keys; position_to_content: keys
@@ -42,7 +42,7 @@ class DisentangledScores(Part):
     clipped: bool = False
 
 
-class Attention(Kind, tag="attention"):
+class Attention(Kind, frozen=True, tag="attention"):
     """Softmax attention: MHA, GQA or MQA by its head counts; also bidirectional and cross-attention.
 
     sliding_window: keys visible to a query, itself included; None sees all before it.
@@ -96,7 +96,7 @@ class Attention(Kind, tag="attention"):
         return "MQA" if self.num_key_value_heads == 1 else "GQA"
 
 
-class Indexer(Part):
+class Indexer(Part, frozen=True):
     """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to.
 
     shared: the layer takes the choice of the indexer before it, and has no weights or keys of its own (GLM-5).
@@ -108,7 +108,7 @@ class Indexer(Part):
     shared: bool = False
 
 
-class LatentAttention(Kind, tag="mla"):
+class LatentAttention(Kind, frozen=True, tag="mla"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values come from one latent vector of
     `kv_lora_rank` plus one rotated key of `qk_rope_head_dim` shared by the heads, and only those are cached.
 
@@ -135,7 +135,7 @@ class LatentAttention(Kind, tag="mla"):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
 
-class CompressedAttention(Kind, tag="compressed"):
+class CompressedAttention(Kind, frozen=True, tag="compressed"):
     """DeepSeek-V4's attention: one key a token, which is its value too, for all heads, seen within a window; and before
     that, where `compress_rate` is set, one entry for every so many tokens, which two projections and a trained bias make.
 
@@ -156,7 +156,7 @@ class CompressedAttention(Kind, tag="compressed"):
     positions: Positions | None = None
 
 
-class Mamba(Kind, tag="mamba"):
+class Mamba(Kind, frozen=True, tag="mamba"):
     """Selective state space (Mamba-1, arXiv 2312.00752).
 
     inner_norms: norms with weights on dt, B and C (Jamba); "plain" the same without weights (Falcon-Mamba).
@@ -171,7 +171,7 @@ class Mamba(Kind, tag="mamba"):
     inner_norms: Literal["none", "plain", "weighted"] = "none"
 
 
-class Mamba2(Kind, tag="mamba2"):
+class Mamba2(Kind, frozen=True, tag="mamba2"):
     """State-space duality (Mamba-2, arXiv 2405.21060): heads that share B and C by group.
 
     proj_bias: on the projections in and out; out_proj_bias where the latter differs (Falcon-H1).
@@ -194,7 +194,7 @@ class Mamba2(Kind, tag="mamba2"):
         return self.num_heads * self.head_dim
 
 
-class GatedDeltaNet(Kind, tag="gated_delta_net"):
+class GatedDeltaNet(Kind, frozen=True, tag="gated_delta_net"):
     """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next."""
 
     num_key_heads: Size
@@ -205,7 +205,7 @@ class GatedDeltaNet(Kind, tag="gated_delta_net"):
     output_gate: bool = True
 
 
-class KimiDelta(Kind, tag="kimi_delta"):
+class KimiDelta(Kind, frozen=True, tag="kimi_delta"):
     """Kimi delta attention: a delta rule whose decay is per channel, from a low-rank projection.
 
     full_rank_gates: the decay and the output gate each come from one whole matrix (Ling 2.5 and later).
@@ -217,7 +217,7 @@ class KimiDelta(Kind, tag="kimi_delta"):
     full_rank_gates: bool = False
 
 
-class LightningAttention(Kind, tag="lightning"):
+class LightningAttention(Kind, frozen=True, tag="lightning"):
     """Linear attention with a fixed decay a head and an output gate (MiniMax-Text-01, arXiv 2501.08313)."""
 
     num_attention_heads: Size
@@ -225,7 +225,7 @@ class LightningAttention(Kind, tag="lightning"):
     block_size: Size = 256
 
 
-class RGLRU(Kind, tag="rg_lru"):
+class RGLRU(Kind, frozen=True, tag="rg_lru"):
     """Griffin's recurrent block (arXiv 2402.19427): a gated linear recurrence between two branches."""
 
     lru_width: Size
@@ -233,7 +233,7 @@ class RGLRU(Kind, tag="rg_lru"):
     conv_kernel: Size
 
 
-class ShortConv(Kind, tag="short_conv"):
+class ShortConv(Kind, frozen=True, tag="short_conv"):
     """LFM2's gated short convolution: in-projection to three streams, depthwise convolution, out-projection."""
 
     width: Size
@@ -241,7 +241,7 @@ class ShortConv(Kind, tag="short_conv"):
     bias: bool = False
 
 
-class RWKV(Kind, tag="rwkv"):
+class RWKV(Kind, frozen=True, tag="rwkv"):
     """RWKV-4's time mixing (arXiv 2305.13048): a decayed average of values, a channel at a time, gated; it and the
     channel mixing behind it each see the token before as well."""
 
@@ -252,7 +252,7 @@ Recurrent = Mamba | Mamba2 | GatedDeltaNet | KimiDelta | LightningAttention | RG
 SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 
 
-class Parallel(Kind, tag="parallel"):
+class Parallel(Kind, frozen=True, tag="parallel"):
     """Several mixers on the same input whose outputs are added (Falcon-H1: attention beside Mamba-2)."""
 
     branches: tuple[SingleMixer, ...]

@@ -24,7 +24,7 @@ side (Falcon-40B, GPT-NeoX). none: no norm.
 """
 
 
-class Norm(Part):
+class Norm(Part, frozen=True):
     """A norm over the hidden width. `unit_offset` multiplies by 1 + weight (Gemma)."""
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -34,7 +34,7 @@ class Norm(Part):
     unit_offset: bool = False
 
 
-class ExtraWeight(Part):
+class ExtraWeight(Part, frozen=True):
     """A weight of a layer (or of the model) that no named part of a spec describes, counted by its shape.
 
     role: "matmul" is multiplied with every token (counts as 2 FLOPs an element); "vector" is elementwise or added;
@@ -58,7 +58,7 @@ class ExtraWeight(Part):
     ] = "other"
 
 
-class Layer(Part):
+class Layer(Part, frozen=True):
     """One kind of layer: a mixer, a feed-forward (either may be absent), and the norms around them.
 
     cross_attention: between mixer and feed-forward, to an encoder's output (T5).
@@ -87,7 +87,7 @@ class Layer(Part):
         return 2 * sublayers if self.placement == "sandwich" else sublayers
 
 
-class Embedding(Part):
+class Embedding(Part, frozen=True):
     """What happens between a token's number and the first layer.
 
     size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
@@ -104,7 +104,7 @@ class Embedding(Part):
     scale: float = 1.0
 
 
-class Head(Part):
+class Head(Part, frozen=True):
     """The language-model head. transform: a dense layer with activation and norm before the vocabulary; "bert" keeps
     the vocabulary's bias with the transform, "roberta" with the head (they name, and so count, it there).
     transform_bias: whether that dense layer has a bias.
@@ -120,7 +120,7 @@ class Head(Part):
     scale: float = 1.0
 
 
-class Stack(Part):
+class Stack(Part, frozen=True):
     """A sequence of layers: the encoder of an encoder-decoder. Its token table is the decoder's unless it has its own.
 
     positions: a learned table of its own, or None where it has none beside the layers' (T5, RoPE).
@@ -142,7 +142,7 @@ class Stack(Part):
         return _parsed(self.pattern)
 
 
-class HyperConnections(Part):
+class HyperConnections(Part, frozen=True):
     """Several residual streams in place of one (arXiv 2409.19606). Before each sublayer, a small matrix over all of
     them says how they enter it and how its output is shared out; another, before the head, how they become one.
 
@@ -153,7 +153,7 @@ class HyperConnections(Part):
     mixes: bool = True
 
 
-class NextTokenPrediction(Part):
+class NextTokenPrediction(Part, frozen=True):
     """Multi-token-prediction modules (DeepSeek-V3): each a layer of kind `layer` behind a projection of two hidden
     states to one, two norms and a norm before the shared head. Outside the usual parameter count."""
 
@@ -161,7 +161,7 @@ class NextTokenPrediction(Part):
     layer: Name
 
 
-class ModelSpec(Part):
+class ModelSpec(Part, frozen=True):
     """A language model: hyper-parameters, exact enough to build it.
 
     Raises SpecError from `check` where fields contradict each other. `approximate` lists why figures may be inexact
@@ -220,7 +220,10 @@ class ModelSpec(Part):
         for name, layer in self.layers.items():
             if layer.cross_attention is not None and self.encoder is None:
                 raise SpecError(f"layers.{name}.cross_attention: the model has no encoder")
-        if isinstance(self.positions, LearnedPositions) and self.positions.num_positions <= self.positions.offset:
+        if (
+            isinstance(self.positions, LearnedPositions)
+            and self.positions.num_positions <= self.positions.offset
+        ):
             raise SpecError("positions.offset: leaves no position in the table")
         mtp = self.next_token_prediction
         if mtp is not None and mtp.layer not in self.layers:
@@ -240,14 +243,17 @@ def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -
     for name in order:
         if name not in layers:
             raise SpecError(
-                f"{where}pattern: no layer kind `{name}`", hint=f"{where}layers has: {', '.join(layers) or 'none'}"
+                f"{where}pattern: no layer kind `{name}`",
+                hint=f"{where}layers has: {', '.join(layers) or 'none'}",
             )
     for name, layer in layers.items():
         at = f"{where}layers.{name}"
         if name not in used:
             raise SpecError(f"{at}: never used in {where}pattern")
         tag = layer.shared_weights
-        if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
+        if tag is not None and any(
+            tag == other.shared_weights for key, other in layers.items() if key != name
+        ):
             raise SpecError(f"{at}.shared_weights: `{tag}` names the weights of another kind of layer too")
         for mixer in branches(layer.mixer):
             if isinstance(mixer, Attention):
@@ -274,6 +280,6 @@ def _check_moe(at: str, ffn: MoE) -> None:
             f"{at}.num_experts_per_tok: {ffn.num_experts_per_tok} is more than num_experts {ffn.num_experts}"
         )
     if ffn.num_experts % ffn.router.n_group:
-        raise SpecError(f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}")
-
-
+        raise SpecError(
+            f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}"
+        )

@@ -7,7 +7,7 @@ from typing import Literal
 from llmbench.spec.base import Count, Kind, Part, Size
 
 
-class RopeScaling(Part):
+class RopeScaling(Part, frozen=True):
     """A change of RoPE's frequencies so that a model reads further than it was trained.
 
     `kind`: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware, base grows with length),
@@ -31,7 +31,7 @@ class RopeScaling(Part):
     long_factor: tuple[float, ...] = ()
 
 
-class Rope(Kind, tag="rope"):
+class Rope(Kind, frozen=True, tag="rope"):
     """Rotary embedding (arXiv 2104.09864). `rotary_dim` None turns the whole head; `interleaved` pairs
     neighbours (GPT-J) instead of halves (GPT-NeoX)."""
 
@@ -41,22 +41,22 @@ class Rope(Kind, tag="rope"):
     scaling: RopeScaling | None = None
 
 
-class LearnedPositions(Kind, tag="learned"):
+class LearnedPositions(Kind, frozen=True, tag="learned"):
     """A trained table of `num_positions` rows, the first `offset` of which no token uses (OPT: 2)."""
 
     num_positions: Size
     offset: Count = 0
 
 
-class SinusoidalPositions(Kind, tag="sinusoidal"):
+class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):
     """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters."""
 
 
-class Alibi(Kind, tag="alibi"):
+class Alibi(Kind, frozen=True, tag="alibi"):
     """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters."""
 
 
-class RelativeBias(Kind, tag="relative_bias"):
+class RelativeBias(Kind, frozen=True, tag="relative_bias"):
     """T5's learned bias per bucket of distance and head. T5 keeps one table a stack, in its first layer;
     `per_layer` gives every layer its own (UMT5)."""
 
@@ -65,7 +65,7 @@ class RelativeBias(Kind, tag="relative_bias"):
     per_layer: bool = False
 
 
-class NoPositions(Kind, tag="none"):
+class NoPositions(Kind, frozen=True, tag="none"):
     """Nothing tells the order: NoPE layers, and state-space mixers that know it by recurrence."""
 
 

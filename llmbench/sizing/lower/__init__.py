@@ -122,7 +122,9 @@ def _layer(b: Builder, layer: Layer) -> None:
                 elif isinstance(mixer, CompressedAttention):
                     compressed(b, mixer)
                 else:
-                    from llmbench.sizing.lower.recurrent import recurrent  # a fifth of this package, seldom used
+                    from llmbench.sizing.lower.recurrent import (
+                        recurrent,
+                    )  # a fifth of this package, seldom used
 
                     recurrent(b, mixer)
         elif sublayer == "cross":
@@ -253,12 +255,20 @@ def _extra(b: Builder, extra: tuple[ExtraWeight, ...]) -> None:
         if weight.role == "matmul":
             inputs, outputs = weight.shape[-1], elements // weight.shape[-1]
             b.linear(
-                weight.name, weight.component, Dim(inputs, str(inputs)), Dim(outputs, str(outputs)), saves_input=False
+                weight.name,
+                weight.component,
+                Dim(inputs, str(inputs)),
+                Dim(outputs, str(outputs)),
+                saves_input=False,
             )
         elif weight.role == "table":
             row = weight.shape[-1]
-            _table(b, weight.name, weight.component, Dim(elements // row, str(elements // row)), Dim(row, str(row)))
+            _table(
+                b,
+                weight.name,
+                weight.component,
+                Dim(elements // row, str(elements // row)),
+                Dim(row, str(row)),
+            )
         else:
             b.vector(weight.name, weight.component, width, buffer=weight.role == "buffer")
-
-

@@ -40,7 +40,9 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     queries = product(heads, head_dim)
     if mixer.output_gate == "elementwise":
         queries = product(Dim(2, "2"), heads, head_dim)
-    b.linear(f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True)
+    b.linear(
+        f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True
+    )
     if not mixer.shares_kv:
         for letter, dim in (("k", head_dim), ("v", value_dim)):
             if letter == "v" and mixer.value_from_key:
@@ -106,12 +108,20 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     # The input of o_proj is the attention's own output, which flash attention saves already.
     own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
     b.linear(
-        f"{name}.o_proj", "attention", width, b.hidden, bias=mixer.output_bias, split="row", saves_input=own_input
+        f"{name}.o_proj",
+        "attention",
+        width,
+        b.hidden,
+        bias=mixer.output_bias,
+        split="row",
+        saves_input=own_input,
     )
 
 
 def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, ways: int) -> None:
-    kind = Norm(kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias)
+    kind = Norm(
+        kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias
+    )
     everything = product(heads, head_dim)
     local = heads.size // ways
     if norm.over == "full":
@@ -139,7 +149,13 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
         met += 1
         if not scores.shared_projections:
             b.linear(
-                f"{name}.position_{letter}_proj", "attention", inputs, width, bias=bias, split="column", tokens=rows
+                f"{name}.position_{letter}_proj",
+                "attention",
+                inputs,
+                width,
+                bias=bias,
+                split="column",
+                tokens=rows,
             )
     local = share(width.size, ways)
     flops = met * 2 * rows * b.tokens * local + projected * 2 * rows * inputs.size * local
@@ -254,20 +270,26 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
     kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
     latent_norm = b.spec.norm
     if mixer.q_lora_rank is None:
-        b.linear(f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True)
+        b.linear(
+            f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True
+        )
     else:
         q_rank = Dim(mixer.q_lora_rank, "q_lora_rank")
         b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank, bias=mixer.latent_bias)
         if mixer.latent_norms:
             b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, latent_norm, rows=b.tokens)
-        b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True)
+        b.linear(
+            f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True
+        )
     compressed = Dim(mixer.kv_lora_rank + mixer.qk_rope_head_dim, "(kv_lora_rank + qk_rope_head_dim)")
     b.linear(
         f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False
     )
     if mixer.latent_norms:
         b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
-    expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
+    expanded = product(
+        heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)")
+    )
     b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
     local = heads.size // tp
     if mixer.qk_rope_head_dim:
@@ -319,11 +341,7 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
     where = "attention.indexer"
     b.linear(f"{where}.q_proj", "attention_extra", rank, product(heads, head_dim), saves_input=False)
     b.linear(f"{where}.k_proj", "attention_extra", b.hidden, head_dim, saves_input=False)
-    b.norm(
-        f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens
-    )
+    b.norm(f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens)
     b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
     flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
     b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
-
-

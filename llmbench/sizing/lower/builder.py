@@ -208,7 +208,9 @@ class Builder:
             saved_bytes=statistics + (data if saves_input else 0),
         )
 
-    def vector(self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False) -> None:
+    def vector(
+        self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False
+    ) -> None:
         """Trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
         held = share(width.size, shards)
         if buffer:
@@ -226,7 +228,14 @@ class Builder:
         )
 
     def elementwise(
-        self, name: str, component: Component, *, reads: int, writes: int, saves: int = 0, saved_bytes: int = 0
+        self,
+        name: str,
+        component: Component,
+        *,
+        reads: int,
+        writes: int,
+        saves: int = 0,
+        saved_bytes: int = 0,
     ) -> None:
         """A function of its inputs, element by element; figures in elements, `saved_bytes` for other widths."""
         self.add(

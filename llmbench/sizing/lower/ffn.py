@@ -25,30 +25,38 @@ def _dense(
     width: Dim,
     *,
     inputs_saved: bool,
-    inputs: Dim | None = None,
-    tokens: int | None = None,
 ) -> None:
-    """down(act(up(x))), or down(act(gate(x)) * up(x)); gate and up read one tensor, kept once."""
-    inputs = b.hidden if inputs is None else inputs
+    """down(act(up(x))), or down(act(gate(x)) * up(x)); gate and up read one tensor, kept once (`inputs_saved`: not
+    even that, because another op keeps it)."""
     gated = isinstance(ffn, Gated)
     first = "gate_proj" if gated else "up_proj"
-    linear = {"bias": ffn.bias, "tokens": tokens}
+    saves = not inputs_saved
     b.linear(
-        f"{name}.{first}", component, inputs, width, split="column", gathers=True, saves_input=not inputs_saved, **linear
+        f"{name}.{first}",
+        component,
+        b.hidden,
+        width,
+        bias=ffn.bias,
+        split="column",
+        gathers=True,
+        saves_input=saves,
     )
     if gated:
-        b.linear(f"{name}.up_proj", component, inputs, width, split="column", saves_input=False, **linear)
+        b.linear(
+            f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False
+        )
     if isinstance(ffn, Dense) and ffn.activation_parameters:
-        b.vector(f"{name}.act", component, Dim(ffn.activation_parameters, "activation_parameters"))
-    else:
-        _activation(b, name, component, gated, (b.tokens if tokens is None else tokens) * share(width.size, b.layout.tp))
-    b.linear(f"{name}.down_proj", component, width, inputs, split="row", **linear)
+        b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
+    _activation(b, name, component, gated, b.tokens * share(width.size, b.layout.tp))
+    b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row")
 
 
 def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int) -> None:
     """Saves its input; gated, both inputs, and plain torch also keeps act(gate) for the product's gradient."""
     saves = elements * ((2 if b.fused else 3) if gated else 1)
-    b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
+    b.elementwise(
+        f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves
+    )
 
 
 def _mixture(b: Builder, moe: MoE) -> None:
@@ -57,11 +65,14 @@ def _mixture(b: Builder, moe: MoE) -> None:
     Every token meets num_experts_per_tok experts, wherever they are: with ep ranks that share their tokens evenly, a
     GPU's experts see tokens × num_experts_per_tok rows in all. Capacity pads that to capacity_factor times as many.
     """
-    ep, tp = b.layout.ep, b.layout.tp
+    ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
     if moe.num_experts % ep:
         raise LayoutError(f"layout ep={ep}: does not divide {moe.num_experts} experts")
-    choices = Dim(moe.num_experts + moe.zero_experts, "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)")
+    choices = Dim(
+        moe.num_experts + moe.zero_experts,
+        "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)",
+    )
     scored = b.hidden
     if moe.router.hidden_size is not None:
         scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
@@ -90,11 +101,15 @@ def _mixture(b: Builder, moe: MoE) -> None:
             b.elementwise("ffn.shared_scale", "shared_experts", reads=gated, writes=gated, saves=gated)
     if moe.beside is not None:
         _dense(
-            b, moe.beside, "ffn.beside", "mlp", Dim(moe.beside.intermediate_size, "beside.intermediate_size"), inputs_saved=True
+            b,
+            moe.beside,
+            "ffn.beside",
+            "mlp",
+            Dim(moe.beside.intermediate_size, "beside.intermediate_size"),
+            inputs_saved=True,
         )
     combined = b.tokens * b.hidden.size
     b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows)
-    assert tp >= 1
 
 
 def _router_network(b: Builder, width: Dim) -> Dim:
@@ -115,7 +130,10 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
     dispatch = b.act(padded * inputs.size)
     exchange: tuple[Collective, ...] = ()
     if ep > 1:
-        exchange = (Collective("all_to_all", dispatch, "ep", "forward"), Collective("all_to_all", dispatch, "ep", "backward"))
+        exchange = (
+            Collective("all_to_all", dispatch, "ep", "forward"),
+            Collective("all_to_all", dispatch, "ep", "backward"),
+        )
     b.elementwise("ffn.dispatch", "experts", reads=rows * inputs.size, writes=padded * inputs.size)
     # (name, weights of one expert, bias of one, its label, inputs per row, saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]

@@ -90,7 +90,15 @@ def _mamba(b: Builder, m: Mamba) -> None:
     width = Dim(m.intermediate_size, "intermediate_size")
     state = Dim(m.state_size, "state_size")
     rank = Dim(m.time_step_rank, "time_step_rank")
-    b.linear("mamba.in_proj", "mixer_ssm", b.hidden, product(Dim(2, "2"), width), bias=m.proj_bias, split="column", gathers=True)
+    b.linear(
+        "mamba.in_proj",
+        "mixer_ssm",
+        b.hidden,
+        product(Dim(2, "2"), width),
+        bias=m.proj_bias,
+        split="column",
+        gathers=True,
+    )
     _conv(b, "mamba.conv", width, m.conv_kernel, bias=m.conv_bias)
     packed = Dim(m.time_step_rank + 2 * m.state_size, "(time_step_rank + 2 × state_size)")
     b.linear("mamba.x_proj", "mixer_ssm", width, packed, split="row", saves_input=False)
@@ -109,11 +117,17 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
     tp = b.layout.tp
     if m.num_heads % tp:
         raise LayoutError(f"layout tp={tp}: does not divide {m.num_heads} state-space heads")
-    heads, groups, state = Dim(m.num_heads, "num_heads"), Dim(m.n_groups, "n_groups"), Dim(m.state_size, "state_size")
+    heads, groups, state = (
+        Dim(m.num_heads, "num_heads"),
+        Dim(m.n_groups, "n_groups"),
+        Dim(m.state_size, "state_size"),
+    )
     width = product(heads, Dim(m.head_dim, "head_dim"))
     shared = 2 * m.n_groups * m.state_size
     channels = Dim(width.size + shared, f"{width.label} + 2 × {groups.label} × {state.label}")
-    packed = Dim(2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)")
+    packed = Dim(
+        2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)"
+    )
     b.linear("mamba.in_proj", "mixer_ssm", b.hidden, packed, bias=m.proj_bias, split="column", gathers=True)
     _conv(b, "mamba.conv", channels, m.conv_kernel, bias=m.conv_bias)
     for name in ("A_log", "D", "dt_bias"):
@@ -128,7 +142,10 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
 def _gated_delta_net(b: Builder, m: GatedDeltaNet) -> None:
     tp = b.layout.tp
     keys = product(Dim(m.num_key_heads, "num_key_heads"), Dim(m.key_head_dim, "key_head_dim"))
-    value_heads, value_dim = Dim(m.num_value_heads, "num_value_heads"), Dim(m.value_head_dim, "value_head_dim")
+    value_heads, value_dim = (
+        Dim(m.num_value_heads, "num_value_heads"),
+        Dim(m.value_head_dim, "value_head_dim"),
+    )
     values = product(value_heads, value_dim)
     name = "delta_net"
     b.linear(f"{name}.q_proj", "mixer_ssm", b.hidden, keys, split="column", gathers=True)
@@ -154,7 +171,15 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
     width = product(heads, head_dim)
     name = "delta_net"
     for letter in "qkv":
-        b.linear(f"{name}.{letter}_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=letter == "q", gathers=letter == "q")
+        b.linear(
+            f"{name}.{letter}_proj",
+            "mixer_ssm",
+            b.hidden,
+            width,
+            split="column",
+            saves_input=letter == "q",
+            gathers=letter == "q",
+        )
     _conv(b, f"{name}.conv", product(Dim(3, "3"), width), m.conv_kernel, bias=False)
     for gate in "fg":
         if m.full_rank_gates:
@@ -175,7 +200,9 @@ def _lightning(b: Builder, m: LightningAttention) -> None:
     heads, head_dim = Dim(m.num_attention_heads, "num_attention_heads"), Dim(m.head_dim, "head_dim")
     width = product(heads, head_dim)
     name = "linear_attention"
-    b.linear(f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True)
+    b.linear(
+        f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True
+    )
     b.linear(f"{name}.g_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
     _scan(b, f"{name}.scan", width.size * m.head_dim, inputs=3 * width.size, outputs=width.size)
     b.norm(f"{name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
@@ -187,7 +214,16 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
     width, heads = Dim(m.lru_width, "lru_width"), Dim(m.num_heads, "num_heads")
     block = Dim(m.lru_width // m.num_heads, "(lru_width / num_heads)")
     for branch in ("y", "x"):
-        b.linear(f"recurrent.linear_{branch}", "mixer_ssm", b.hidden, width, bias=True, split="column", saves_input=branch == "y", gathers=branch == "y")
+        b.linear(
+            f"recurrent.linear_{branch}",
+            "mixer_ssm",
+            b.hidden,
+            width,
+            bias=True,
+            split="column",
+            saves_input=branch == "y",
+            gathers=branch == "y",
+        )
     _conv(b, "recurrent.conv", width, m.conv_kernel, bias=True)
     for gate in ("input_gate", "recurrent_gate"):  # block-diagonal: every head its own square matrix
         weights = share(m.num_heads, tp) * block.size * block.size
@@ -214,7 +250,15 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
 
 def _short_conv(b: Builder, m: ShortConv) -> None:
     width = Dim(m.width, "width")
-    b.linear("conv.in_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), bias=m.bias, split="column", gathers=True)
+    b.linear(
+        "conv.in_proj",
+        "mixer_ssm",
+        b.hidden,
+        product(Dim(3, "3"), width),
+        bias=m.bias,
+        split="column",
+        gathers=True,
+    )
     _conv(b, "conv.conv", width, m.conv_kernel, bias=m.bias)
     b.linear("conv.out_proj", "mixer_ssm", width, b.hidden, bias=m.bias, split="row")
 

@@ -78,7 +78,7 @@ def rope(c: Config, *, head_dim: int, layer_type: str | None = None, interleaved
 
 
 def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
-    kind = raw.get("rope_type") or raw.get("type")
+    kind: Any = raw.get("rope_type") or raw.get("type")
     kind = {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(str(kind), kind)
     if kind in (None, "default"):
         return None
