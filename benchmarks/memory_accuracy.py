@@ -77,9 +77,7 @@ def figure(run: dict[str, Any], memory: Memory) -> float:
     """The bytes of `memory` that the run's published figure is about."""
     if run["quantity"] == "activations":
         return memory.held_bytes["activations"]
-    if (
-        run["quantity"] == "states"
-    ):  # the source counts 12·L·h² parameters of layers, spread over all stages alike
+    if run["quantity"] == "states":  # the source counts 12·L·h² parameters of layers, spread over all stages alike
         layout, sizes = Layout.parse(run["layout"]), run["model"]
         count = model_of(sizes)
         layers = training_memory(

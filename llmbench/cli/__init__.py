@@ -54,9 +54,7 @@ def run(arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        _complain(
-            "this is a bug in llmbench", "please report it with the lines above and the command you ran"
-        )
+        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
         return BUG
 
 
@@ -83,9 +81,7 @@ def build(arguments: list[str]) -> Any:
 
 
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(f"llmbench {__version__}")

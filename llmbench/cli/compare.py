@@ -17,9 +17,7 @@ from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 
-def command(
-    models: Models, seq: Seq = 4096, set: Set = None, format: As = "table", output: Output = None
-) -> None:
+def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "table", output: Output = None) -> None:
     """Architectures side by side: what they are made of, and what it costs.
 
     Examples:
@@ -79,14 +77,11 @@ def _describe(spec: ModelSpec, seq: int) -> dict[str, tuple[Any, str]]:
         "attention": _each(mixer_text(layer.mixer) for layer in layers if layer.mixer is not None) or "none",
         "head_dim": _each(_heads(m) for m in _attentions(spec)) or "none",
         "window": _each(_window(m) for m in _attentions(spec)) or "none",
-        "qk_norm": _each(
-            m.qk_norm.over if m.qk_norm else "none" for m in _attentions(spec) if isinstance(m, Attention)
-        )
+        "qk_norm": _each(m.qk_norm.over if m.qk_norm else "none" for m in _attentions(spec) if isinstance(m, Attention))
         or "none",
         "biases": _biases(layers),
         "feed_forward": _each(ffn_text(layer.ffn) for layer in layers if layer.ffn is not None) or "none",
-        "activation": _each(activation_text(_activation(layer)) for layer in layers if layer.ffn is not None)
-        or "none",
+        "activation": _each(activation_text(_activation(layer)) for layer in layers if layer.ffn is not None) or "none",
         "moe": _each(_moe(layer) for layer in layers if layer.ffn is not None) or "none",
         "layers": str(spec.num_hidden_layers)
         if spec.encoder is None
@@ -128,9 +123,7 @@ def _norm(spec: ModelSpec) -> str:
 def _heads(mixer: Attention | LatentAttention) -> str:
     if isinstance(mixer, LatentAttention):
         return f"{mixer.qk_head_dim} / {mixer.v_head_dim}"
-    return (
-        f"{mixer.head_dim}" if mixer.head_dim == mixer.value_dim else f"{mixer.head_dim} / {mixer.value_dim}"
-    )
+    return f"{mixer.head_dim}" if mixer.head_dim == mixer.value_dim else f"{mixer.head_dim} / {mixer.value_dim}"
 
 
 def _window(mixer: Attention | LatentAttention) -> str:

@@ -57,9 +57,7 @@ def command(format: As = "table", output: Output = None) -> None:
     about += [[name, found] for name, found in packages.items()]
     blocks = [Block(table=Table(columns=[Column(""), Column("version")], rows=about))]
     if gpus:
-        rows = [
-            [gpu["index"], gpu["name"], gpu["memory_bytes"], gpu["device"] or "unknown GPU"] for gpu in gpus
-        ]
+        rows = [[gpu["index"], gpu["name"], gpu["memory_bytes"], gpu["device"] or "unknown GPU"] for gpu in gpus]
         columns = [
             Column("GPU", "number"),
             Column("name"),

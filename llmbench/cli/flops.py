@@ -94,22 +94,17 @@ def command(
     )
     if format != "json":
         document.blocks += [
-            _block(spec, flops, workload, by, explain, recompute)
-            for spec, flops in zip(specs, counts, strict=True)
+            _block(spec, flops, workload, by, explain, recompute) for spec, flops in zip(specs, counts, strict=True)
         ]
     answer(document, format, output)
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
     """The workload of a phase."""
-    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](
-        seq, batch, **more
-    )
+    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 
-def _block(
-    spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute
-) -> Block:
+def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute) -> Block:
     ops = [op for op in lower(spec, workload) if step_flops(op, workload)]
     rows = _by_op(ops, workload, explain) if by == "op" else _by_component(flops, ops, workload, explain)
     rows = [[*row, row[-1] / flops.total if flops.total else None] for row in rows]

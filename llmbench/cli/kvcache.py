@@ -36,9 +36,7 @@ CacheType = Annotated[
     Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"],
     typer.Option("--kv-dtype", help="Format of the cache, without its scales."),
 ]
-BlockSize = Annotated[
-    int, typer.Option("--block-size", help="Tokens of an engine's cache block.", min=1, max=2**20)
-]
+BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens of an engine's cache block.", min=1, max=2**20)]
 
 
 def command(
@@ -146,15 +144,11 @@ def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size
     ]
     first = caches[0]
     left_out = len(specs) - len(pairs)
-    lines = [
-        "total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"
-    ]
+    lines = ["total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"]
     if left_out:
         lines.append(f"{left_out} without a cache (encoders) left out")
     for spec, _ in pairs:
-        lines += [
-            f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")
-        ]
+        lines += [f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")]
     return Block(headline=_context(first), table=Table(columns=columns, rows=rows), lines=lines)
 
 
@@ -163,7 +157,9 @@ def _has_cache(cache: KVCache) -> bool:
 
 
 def _context(cache: KVCache) -> str:
-    return f"KV cache · {cache.seq_len:,} tokens · batch {cache.batch} · {cache.kv_dtype} · blocks of {cache.block_size}"
+    return (
+        f"KV cache · {cache.seq_len:,} tokens · batch {cache.batch} · {cache.kv_dtype} · blocks of {cache.block_size}"
+    )
 
 
 def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[Block]:
@@ -262,9 +258,7 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
         other = as_heads(spec, kind)
         if other is None:
             continue
-        each = kv_cache(
-            other, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
-        )
+        each = kv_cache(other, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size)
         name = {"mha": "MHA", "gqa": "GQA, 8 KV heads", "mqa": "MQA"}[kind]
         rows.append([name, each.bytes_per_token, each.bytes_total, each.bytes_total / cache.bytes_total])
     if not rows:

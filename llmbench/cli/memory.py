@@ -17,9 +17,7 @@ from llmbench.spec.catalog import device_rooms
 from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
-OfPhase = Annotated[
-    Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")
-]
+OfPhase = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
 Micro = Annotated[
     int,
     typer.Option(
@@ -39,9 +37,7 @@ Held = Annotated[
     ),
 ]
 Opt = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states are kept.")]
-Again = Annotated[
-    Recompute, typer.Option("--recompute", help="What backward computes again instead of keeping.")
-]
+Again = Annotated[Recompute, typer.Option("--recompute", help="What backward computes again instead of keeping.")]
 Spread = Annotated[
     str,
     typer.Option(
@@ -53,9 +49,7 @@ Spread = Annotated[
 ]
 Kernels = Annotated[
     Literal["fused", "eager", "standard"],
-    typer.Option(
-        "--kernels", help="fused and flash; plain torch with flash; plain torch that holds the scores."
-    ),
+    typer.Option("--kernels", help="fused and flash; plain torch with flash; plain torch that holds the scores."),
 ]
 
 

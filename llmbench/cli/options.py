@@ -49,9 +49,7 @@ def load(text: str, changes: list[str] | None) -> ModelSpec:
 
 def approximate_lines(spec: ModelSpec) -> list[str]:
     """Why figures of this spec may be inexact, and what else there is to say of it."""
-    return [f"approximate: {reason}" for reason in spec.approximate] + [
-        f"note: {note}" for note in spec.notes
-    ]
+    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
 
 
 def title(spec: ModelSpec) -> str:

@@ -24,16 +24,12 @@ from llmbench.spec.catalog import (
 )
 from llmbench.spec.files import read_spec, write_spec
 
-command = typer.Typer(
-    no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None
-)
+command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
 
 
 @command.command("list")
 def list_specs(
-    devices: Annotated[
-        bool, typer.Option("--devices", help="The bundled devices instead of models.")
-    ] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="The bundled devices instead of models.")] = False,
     model_types: Annotated[
         bool, typer.Option("--model-types", help="The Hugging Face model types that are read exactly.")
     ] = False,
@@ -59,9 +55,7 @@ def list_specs(
         rows, table = _devices()
     else:
         rows, table = _models()
-    document = Document(
-        command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=table)]
-    )
+    document = Document(command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=table)])
     answer(document, format, output)
 
 
@@ -142,9 +136,7 @@ def _devices() -> tuple[list[dict[str, Any]], Table]:
             row["name"],
             row["architecture"],
             row["memory_bytes"],
-            None
-            if row["memory_bandwidth_bytes_per_s"] is None
-            else row["memory_bandwidth_bytes_per_s"] / 1e9,
+            None if row["memory_bandwidth_bytes_per_s"] is None else row["memory_bandwidth_bytes_per_s"] / 1e9,
             tera(row, "bf16"),
             tera(row, "fp8"),
             tera(row, "fp32"),
@@ -158,9 +150,7 @@ def _devices() -> tuple[list[dict[str, Any]], Table]:
 def show(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME", help="A model as for other commands, or a bundled device.", show_default=False
-        ),
+        typer.Argument(metavar="NAME", help="A model as for other commands, or a bundled device.", show_default=False),
     ],
     set: Set = None,
     output: Output = None,

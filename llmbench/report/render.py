@@ -51,9 +51,7 @@ def _csv(document: Document) -> str:
         if index:
             text.write("\n")
         writer.writerow(
-            ["table", *(column.title for column in table.columns)]
-            if table.title
-            else [c.title for c in table.columns]
+            ["table", *(column.title for column in table.columns)] if table.title else [c.title for c in table.columns]
         )
         for row in table.rows:
             values = ["" if value is None else value for value in row]

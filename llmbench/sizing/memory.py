@@ -146,16 +146,10 @@ class _Run(msgspec.Struct):
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
         # FSDP keeps the fp32 weights (counted with the optimizer, as the master copy) and gathers bf16 ones to compute.
         held_twice = fsdp and self.recipe.master
-        weights = (
-            0
-            if held_twice
-            else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
-        )
+        weights = 0 if held_twice else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         states = sum(self.kept(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
         split_from = 4 if self.gathers_stage else 2
-        gradients = sum(
-            self.kept(op, split_from, bytes_of(op.parameters, self.recipe.gradients)) for op in ops
-        )
+        gradients = sum(self.kept(op, split_from, bytes_of(op.parameters, self.recipe.gradients)) for op in ops)
         saved = [self.saved(chunk) for chunk in stage.chunks]
         others = (in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved)
         top = max((moment for chunk in stage.chunks for moment in self.moments(chunk)), key=lambda m: m.bytes)
@@ -188,8 +182,7 @@ class _Run(msgspec.Struct):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
-            reserved_bytes=sum(parts.values())
-            + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
+            reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
         )
 
     @property
@@ -296,9 +289,7 @@ class _Run(msgspec.Struct):
             own, added = cache[id(layer[0])]
             best = max(own, key=lambda moment: moment.bytes)
             found.append(
-                _Moment(
-                    best.activations + first + below[index], best.logits, best.gradients + gradients, best.op
-                )
+                _Moment(best.activations + first + below[index], best.logits, best.gradients + gradients, best.op)
             )
             gradients += added
         self._through(chunk.before, 0, gradients, found, inside=False)
@@ -379,9 +370,7 @@ def inference_memory(
     peaks = []
     for stage in stages(spec, ops, layout):
         weights = sum(bytes_of(op.parameters, dtype) for op in stage.ops)
-        widest = max(
-            (op.read_bytes + op.written_bytes for op in stage.ops if op.name != "lm_head"), default=0
-        )
+        widest = max((op.read_bytes + op.written_bytes for op in stage.ops if op.name != "lm_head"), default=0)
         has_head = any(op.name == "lm_head" for op in stage.ops)
         cache = 0
         for chunk in stage.chunks:

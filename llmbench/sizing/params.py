@@ -62,9 +62,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         group = layer_group(op)
         if group:
             layers[group] = layers.get(group, 0) + op.parameters
-    mtp = sum(
-        op.count * op.parameters for op in lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout())
-    )
+    mtp = sum(op.count * op.parameters for op in lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout()))
     return Parameters(
         total=sum(components.values()),
         active=active,

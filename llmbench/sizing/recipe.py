@@ -30,9 +30,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
 
 _TRAINING: dict[str, Precision] = {
     # 16 bytes a parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section 3.1)
-    "mixed": Precision(
-        name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"
-    ),
+    "mixed": Precision(name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
     # 18 bytes: Megatron accumulates gradients in fp32
     "mixed-fp32-grads": Precision(
         name="mixed-fp32-grads",
@@ -42,16 +40,10 @@ _TRAINING: dict[str, Precision] = {
         master=True,
         states="fp32",
     ),
-    "bf16": Precision(
-        name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"
-    ),
-    "fp32": Precision(
-        name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"
-    ),
+    "bf16": Precision(name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"),
+    "fp32": Precision(name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"),
     # products in fp8 cast on the fly; what is held stays in bf16, as in torchao's float8 training
-    "fp8": Precision(
-        name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"
-    ),
+    "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
 }
 _SERVING: dict[str, DType] = {
     "bf16": "bf16",
@@ -101,7 +93,5 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
         if op.matrix is None:
             return master + two // 2
         copies, rows, columns = op.matrix
-        return master + bytes_of(
-            copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states
-        )
+        return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
     return master + (two // 2 if op.matrix is not None and op.layer else two)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,22 +53,20 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SpecError(f"kv_len: {self.kv_len} is less than query_len {self.query_len}")
 
     @classmethod
-    def prefill(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+    def prefill(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
         """All tokens of `batch` sequences of `seq_len` at once."""
-        return cls(
-            phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more
-        )  # type: ignore[arg-type]
+        return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
     @classmethod
-    def decode(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+    def decode(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
         """One new token for each sequence, after `seq_len` tokens that are in the cache."""
         more.setdefault("absorbed_mla", True)
-        return cls(phase="decode", batch=batch, query_len=1, kv_len=seq_len + 1, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+        return cls(phase="decode", batch=batch, query_len=1, kv_len=seq_len + 1, encoder_len=seq_len, **more)
 
     @classmethod
-    def train(cls, seq_len: int, batch: int = 1, **more: object) -> Workload:
+    def train(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
         """Forward and backward of one micro-batch."""
-        return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)  # type: ignore[arg-type]
+        return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +107,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @classmethod
     def parse(cls, text: str) -> Layout:
         """Read `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`; raises LayoutError naming the item."""
-        fields: dict[str, int | bool] = {}
+        fields: dict[str, Any] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             key, equals, value = (part.strip() for part in item.partition("="))
             if key not in cls.__struct_fields__:
@@ -126,7 +124,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise LayoutError(
                     f"layout {key}: needs a whole number, not `{value[:40]}`", hint="like tp=8,pp=2,zero=1"
                 )
-        return cls(**fields)  # type: ignore[arg-type]
+        return cls(**fields)
 
     def __str__(self) -> str:
         parts = []

@@ -13,9 +13,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-DType: TypeAlias = Literal[
-    "fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp6", "fp4", "int4"
-]
+DType: TypeAlias = Literal["fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp6", "fp4", "int4"]
 """What a peak is quoted for. `fp64` and `fp32` are the plain vector units; `fp64_tensor` and every dtype from
 `tf32` down are the matrix units (tensor cores, matrix cores)."""
 
@@ -108,9 +106,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Every figure present, by its dotted name (`memory_bytes`, `dense_flops_per_s.bf16`)."""
         present = {field: getattr(self, field) for field in _MEASURES if getattr(self, field) is not None}
         present |= {f"dense_flops_per_s.{dtype}": figure for dtype, figure in self.dense_flops_per_s.items()}
-        present |= {
-            f"sparse_flops_per_s.{dtype}": figure for dtype, figure in self.sparse_flops_per_s.items()
-        }
+        present |= {f"sparse_flops_per_s.{dtype}": figure for dtype, figure in self.sparse_flops_per_s.items()}
         return present
 
     def peak_flops_per_s(self, dtype: DType, *, sparse: bool = False) -> float | None:

@@ -47,9 +47,7 @@ def write_spec(spec: ModelSpec) -> str:
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
     sizes = _written(spec, [*rest, "pattern"])
-    inline = [
-        line for field, value in sizes if len(line := _assigned(field, value)) <= _WIDTH or not _nested(value)
-    ]
+    inline = [line for field, value in sizes if len(line := _assigned(field, value)) <= _WIDTH or not _nested(value)]
     tables = [pair for pair in sizes if _nested(pair[1]) and len(_assigned(*pair)) > _WIDTH]
     lines += ["", *inline]
     for field, value in [*tables, ("layers", spec.layers)]:

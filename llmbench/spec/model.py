@@ -220,10 +220,7 @@ class ModelSpec(Part, frozen=True):
         for name, layer in self.layers.items():
             if layer.cross_attention is not None and self.encoder is None:
                 raise SpecError(f"layers.{name}.cross_attention: the model has no encoder")
-        if (
-            isinstance(self.positions, LearnedPositions)
-            and self.positions.num_positions <= self.positions.offset
-        ):
+        if isinstance(self.positions, LearnedPositions) and self.positions.num_positions <= self.positions.offset:
             raise SpecError("positions.offset: leaves no position in the table")
         mtp = self.next_token_prediction
         if mtp is not None and mtp.layer not in self.layers:
@@ -251,9 +248,7 @@ def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -
         if name not in used:
             raise SpecError(f"{at}: never used in {where}pattern")
         tag = layer.shared_weights
-        if tag is not None and any(
-            tag == other.shared_weights for key, other in layers.items() if key != name
-        ):
+        if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
             raise SpecError(f"{at}.shared_weights: `{tag}` names the weights of another kind of layer too")
         for mixer in branches(layer.mixer):
             if isinstance(mixer, Attention):
@@ -280,6 +275,4 @@ def _check_moe(at: str, ffn: MoE) -> None:
             f"{at}.num_experts_per_tok: {ffn.num_experts_per_tok} is more than num_experts {ffn.num_experts}"
         )
     if ffn.num_experts % ffn.router.n_group:
-        raise SpecError(
-            f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}"
-        )
+        raise SpecError(f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}")

@@ -100,9 +100,7 @@ def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None
             known = suggestion(key, _known_fields(spec))
             raise SpecError(
                 f"--set {key}: {spec.name} has no such field",
-                hint=f"did you mean `{known}`?"
-                if known
-                else f"`llmbench specs show {spec.name}` shows its fields",
+                hint=f"did you mean `{known}`?" if known else f"`llmbench specs show {spec.name}` shows its fields",
             )
     else:
         places = list(_resolve(tree, path, key))
@@ -131,11 +129,7 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
             near = suggestion(part, names)
             raise SpecError(
                 f"--set {key}: no `{here}` in this spec",
-                hint=f"did you mean `{near}`?"
-                if near
-                else f"there is: {', '.join(names)}"
-                if names
-                else None,
+                hint=f"did you mean `{near}`?" if near else f"there is: {', '.join(names)}" if names else None,
             )
         nodes = found
     places = [(node, path[-1]) for node in nodes if isinstance(node, dict)]

@@ -31,16 +31,12 @@ def _items(pattern: str, at: int, *, nested: bool) -> tuple[list[str], int]:
     while pattern[at:].strip():
         match = _TOKEN.match(pattern, at)
         if match is None:
-            raise SpecError(
-                f"pattern `{_shown(pattern)}`: cannot read `{_shown(pattern[at:].strip())}`", hint=_HINT
-            )
+            raise SpecError(f"pattern `{_shown(pattern)}`: cannot read `{_shown(pattern[at:].strip())}`", hint=_HINT)
         at = match.end()
         count, name, bracket, _comma = match.groups()
         if count is not None:
             if pending or len(count) > 5:
-                raise SpecError(
-                    f"pattern `{_shown(pattern)}`: unexpected count `{_shown(count)}*`", hint=_HINT
-                )
+                raise SpecError(f"pattern `{_shown(pattern)}`: unexpected count `{_shown(count)}*`", hint=_HINT)
             times, pending = int(count), True
             continue
         if bracket == ")":

@@ -40,9 +40,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     queries = product(heads, head_dim)
     if mixer.output_gate == "elementwise":
         queries = product(Dim(2, "2"), heads, head_dim)
-    b.linear(
-        f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True
-    )
+    b.linear(f"{name}.q_proj", "attention", inputs, queries, bias=mixer.qkv_bias, split="column", gathers=True)
     if not mixer.shares_kv:
         for letter, dim in (("k", head_dim), ("v", value_dim)):
             if letter == "v" and mixer.value_from_key:
@@ -119,9 +117,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
 
 
 def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, ways: int) -> None:
-    kind = Norm(
-        kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias
-    )
+    kind = Norm(kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias)
     everything = product(heads, head_dim)
     local = heads.size // ways
     if norm.over == "full":
@@ -129,9 +125,7 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, way
     else:
         weight = everything if norm.over == "per_head" else head_dim
         shards = ways if norm.over == "per_head" else 1
-        b.norm(
-            name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards
-        )
+        b.norm(name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards)
 
 
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
@@ -270,26 +264,18 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
     kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
     latent_norm = b.spec.norm
     if mixer.q_lora_rank is None:
-        b.linear(
-            f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True
-        )
+        b.linear(f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True)
     else:
         q_rank = Dim(mixer.q_lora_rank, "q_lora_rank")
         b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank, bias=mixer.latent_bias)
         if mixer.latent_norms:
             b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, latent_norm, rows=b.tokens)
-        b.linear(
-            f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True
-        )
+        b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True)
     compressed = Dim(mixer.kv_lora_rank + mixer.qk_rope_head_dim, "(kv_lora_rank + qk_rope_head_dim)")
-    b.linear(
-        f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False
-    )
+    b.linear(f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False)
     if mixer.latent_norms:
         b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
-    expanded = product(
-        heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)")
-    )
+    expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
     b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
     local = heads.size // tp
     if mixer.qk_rope_head_dim:

@@ -208,9 +208,7 @@ class Builder:
             saved_bytes=statistics + (data if saves_input else 0),
         )
 
-    def vector(
-        self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False
-    ) -> None:
+    def vector(self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False) -> None:
         """Trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
         held = share(width.size, shards)
         if buffer:

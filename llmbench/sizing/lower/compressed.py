@@ -30,9 +30,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     )
     head_dim, q_rank = Dim(mixer.head_dim, "head_dim"), Dim(mixer.q_lora_rank, "q_lora_rank")
     if heads.size % tp or groups.size % tp:
-        raise LayoutError(
-            f"layout tp={tp}: does not divide {heads.size} attention heads in {groups.size} groups"
-        )
+        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads in {groups.size} groups")
     norm = b.spec.norm
     b.linear(f"{_NAME}.q_a_proj", "attention", b.hidden, q_rank)
     b.norm(f"{_NAME}.q_a_norm", "attention_norms", q_rank, norm, rows=b.tokens)

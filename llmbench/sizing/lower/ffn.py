@@ -42,9 +42,7 @@ def _dense(
         saves_input=saves,
     )
     if gated:
-        b.linear(
-            f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False
-        )
+        b.linear(f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False)
     if isinstance(ffn, Dense) and ffn.activation_parameters:
         b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
     _activation(b, name, component, gated, b.tokens * share(width.size, b.layout.tp))
@@ -54,9 +52,7 @@ def _dense(
 def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int) -> None:
     """Saves its input; gated, both inputs, and plain torch also keeps act(gate) for the product's gradient."""
     saves = elements * ((2 if b.fused else 3) if gated else 1)
-    b.elementwise(
-        f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves
-    )
+    b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
 
 
 def _mixture(b: Builder, moe: MoE) -> None:

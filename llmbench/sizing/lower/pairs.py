@@ -44,9 +44,7 @@ def _sum_chunked(length: int, chunk: int) -> int:
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
 
 
-def compressed_pairs(
-    query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False
-) -> int:
+def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False) -> int:
     """Pairs of a query and an entry for `rate` tokens: entries that were complete at the query's position,
     the best `top_k` of them; or all pairs where `masked_too`."""
     if masked_too:

@@ -125,9 +125,7 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
     width = product(heads, Dim(m.head_dim, "head_dim"))
     shared = 2 * m.n_groups * m.state_size
     channels = Dim(width.size + shared, f"{width.label} + 2 × {groups.label} × {state.label}")
-    packed = Dim(
-        2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)"
-    )
+    packed = Dim(2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)")
     b.linear("mamba.in_proj", "mixer_ssm", b.hidden, packed, bias=m.proj_bias, split="column", gathers=True)
     _conv(b, "mamba.conv", channels, m.conv_kernel, bias=m.conv_bias)
     for name in ("A_log", "D", "dt_bias"):
@@ -200,9 +198,7 @@ def _lightning(b: Builder, m: LightningAttention) -> None:
     heads, head_dim = Dim(m.num_attention_heads, "num_attention_heads"), Dim(m.head_dim, "head_dim")
     width = product(heads, head_dim)
     name = "linear_attention"
-    b.linear(
-        f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True
-    )
+    b.linear(f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True)
     b.linear(f"{name}.g_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
     _scan(b, f"{name}.scan", width.size * m.head_dim, inputs=3 * width.size, outputs=width.size)
     b.norm(f"{name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)

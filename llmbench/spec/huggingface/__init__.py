@@ -21,6 +21,7 @@ from llmbench.spec.model import ModelSpec
 
 __all__ = ["from_config", "load_config", "supported_model_types"]
 
+
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     """Read config.json (or the folder that holds it). Raises SpecError, UnsupportedError."""
     file = path / "config.json" if path.is_dir() else path

@@ -60,9 +60,7 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         return part
     elif default.get("key") in TEXT_KEYS:
         part = dict(default.get("when_missing") or {})
-        notes.append(
-            f"multimodal config `{kind}` without {default['key']}: the figures are of its default text part"
-        )
+        notes.append(f"multimodal config `{kind}` without {default['key']}: the figures are of its default text part")
     else:
         return values
     if part.get("model_type") is None:
@@ -77,13 +75,9 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     stated = values.get("tie_word_embeddings")
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:
-            notes.append(
-                f"tie_word_embeddings: {stated} outside the text part, which says otherwise, is followed"
-            )
+            notes.append(f"tie_word_embeddings: {stated} outside the text part, which says otherwise, is followed")
         part["tie_word_embeddings"] = stated
-    elif "tie_word_embeddings" not in part and "class" not in facts().get(
-        part["model_type"], {"class": None}
-    ):
+    elif "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
         # A text part without a class of its own: the class of the whole holds its head.
         whole = facts().get(kind, {}).get("defaults", {})
         part["tie_word_embeddings"] = whole.get("tie_word_embeddings", False)

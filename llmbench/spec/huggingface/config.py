@@ -7,54 +7,12 @@ harmless, might change a number: it makes the result approximate, and says so.
 
 from __future__ import annotations
 
-
 from typing import Any
 
 from llmbench.errors import SpecError
 
 HARMLESS_KEYS = frozenset(
-    """
-    _name_or_path _commit_hash _attn_implementation attn_implementation architectures auto_map transformers_version model_type
-    torch_dtype dtype use_cache gradient_checkpointing return_dict output_attentions output_hidden_states
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id eod_token_id
-    im_start_token_id im_end_token_id image_token_id video_token_id audio_token_id boi_token_id eoi_token_id
-    image_token_index video_token_index boa_token_id eoa_token_id boi_token_index eoi_token_index eoa_token_index
-    vision_start_token_id vision_end_token_id vision_token_id forced_bos_token_id forced_eos_token_id
-    bad_words_ids begin_suppress_tokens suppress_tokens mask_token_id cls_token_id tokenizer_class task_specific_params
-    initializer_range initializer_factor init_std init_method initializer_cutoff_factor embedding_initializer_range
-    use_mup w_init_variance_scale
-    attention_dropout attention_probs_dropout_prob attn_dropout attn_pdrop embd_pdrop emb_pdrop embed_dropout
-    dropout dropout_rate hidden_dropout hidden_dropout_prob resid_pdrop residual_dropout activation_dropout
-    classifier_dropout summary_first_dropout layerdrop encoder_layerdrop decoder_layerdrop embedding_dropout
-    router_dropout moe_token_dropout ffn_dropout resid_dropout
-    layer_norm_eps layer_norm_epsilon rms_norm_eps norm_eps norm_epsilon norm_topk_eps
-    summary_activation summary_proj_to_labels summary_type summary_use_proj summary_first_dropout
-    id2label label2id num_labels problem_type finetuning_task prune_heads pruned_heads
-    output_router_logits router_aux_loss_coef router_z_loss_coef aux_loss_alpha seq_aux router_jitter_noise
-    input_jitter_noise router_jitter_eps moe_jitter_eps moe_loss_weight output_expert_logits router_ignore_padding_tokens
-    router_dtype router_bias_update_speed load_balance_coeff moe_aux_loss_coeff use_aux_loss balance_loss_weight
-    pretraining_tp slow_but_exact skip_bias_add_qkv use_flash_attn use_flash_attention use_mamba_kernels flash_attn
-    mamba_chunk_size chunk_size_feed_forward use_mambapy use_falcon_mambapy reorder_and_upcast_attn scale_attn_by_inverse_layer_idx
-    n_ctx n_positions_train seq_length model_max_length max_seq_len max_sequence_length
-    keys_to_ignore_at_inference tie_encoder_decoder is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
-    temperature top_k top_p do_sample num_beams max_length min_length repetition_penalty length_penalty
-    diversity_penalty early_stopping no_repeat_ngram_size num_beam_groups num_return_sequences
-    remove_invalid_values encoder_no_repeat_ngram_size exponential_decay_length_penalty typical_p output_scores
-    return_dict_in_generate tf_legacy_loss torchscript use_bfloat16 prefix architecture gen_num_layers
-    quantization_config quantization compression_config unsloth_version unsloth_fixed
-    time_step_floor time_step_limit time_step_max time_step_min time_step_init_scheme time_step_scale
-    rescale_prenorm_residual residual_in_fp32 num_logits_to_keep logits_to_keep rescale_every
-    scale_fmt ep_size expert_parallel_size world_size tp_plan
-    embd_layer_norm force_bos_token_to_be_generated scale_base sample_rate is_llama_config llama_config
-    rotary_scaling_note z_loss_weight loss_type use_return_dict attention_softmax_in_fp32 scale_attention_softmax_in_fp32
-    gradient_checkpointing_kwargs attn_logit_softcapping_note vision_config audio_config vision_feature_layer
-    vision_feature_select_strategy mm_tokens_per_image multimodal_projector_bias projector_hidden_act
-    cache_implementation transformers.js_config pad_key_length validate_runner_input bias_dropout_fusion masked_softmax_fusion
-    offset_alibi skip_bias_add output_past full_attn_mod interpolate_factor predict_special_tokens fused_add_norm
-    image_seq_length spatial_merge_size freeze_filter deepstack_visual_indexes use_audio_in_video
-    classifier_dropout_prob qa_dropout seq_classif_dropout classif_dropout mlp_dropout padding_side padding_idx tie_weights_
-    num_image_tokens perceiver_config pixel_shuffle_factor neftune_noise_alpha use_resampler
-    """.split()
+    ["_name_or_path", "_commit_hash", "_attn_implementation", "attn_implementation", "architectures", "auto_map", "transformers_version", "model_type", "torch_dtype", "dtype", "use_cache", "gradient_checkpointing", "return_dict", "output_attentions", "output_hidden_states", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "eod_token_id", "im_start_token_id", "im_end_token_id", "image_token_id", "video_token_id", "audio_token_id", "boi_token_id", "eoi_token_id", "image_token_index", "video_token_index", "boa_token_id", "eoa_token_id", "boi_token_index", "eoi_token_index", "eoa_token_index", "vision_start_token_id", "vision_end_token_id", "vision_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "begin_suppress_tokens", "suppress_tokens", "mask_token_id", "cls_token_id", "tokenizer_class", "task_specific_params", "initializer_range", "initializer_factor", "init_std", "init_method", "initializer_cutoff_factor", "embedding_initializer_range", "use_mup", "w_init_variance_scale", "attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop", "embd_pdrop", "emb_pdrop", "embed_dropout", "dropout", "dropout_rate", "hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "residual_dropout", "activation_dropout", "classifier_dropout", "summary_first_dropout", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "embedding_dropout", "router_dropout", "moe_token_dropout", "ffn_dropout", "resid_dropout", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps", "norm_epsilon", "norm_topk_eps", "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj", "summary_first_dropout", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "prune_heads", "pruned_heads", "output_router_logits", "router_aux_loss_coef", "router_z_loss_coef", "aux_loss_alpha", "seq_aux", "router_jitter_noise", "input_jitter_noise", "router_jitter_eps", "moe_jitter_eps", "moe_loss_weight", "output_expert_logits", "router_ignore_padding_tokens", "router_dtype", "router_bias_update_speed", "load_balance_coeff", "moe_aux_loss_coeff", "use_aux_loss", "balance_loss_weight", "pretraining_tp", "slow_but_exact", "skip_bias_add_qkv", "use_flash_attn", "use_flash_attention", "use_mamba_kernels", "flash_attn", "mamba_chunk_size", "chunk_size_feed_forward", "use_mambapy", "use_falcon_mambapy", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "n_ctx", "n_positions_train", "seq_length", "model_max_length", "max_seq_len", "max_sequence_length", "keys_to_ignore_at_inference", "tie_encoder_decoder", "is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size", "temperature", "top_k", "top_p", "do_sample", "num_beams", "max_length", "min_length", "repetition_penalty", "length_penalty", "diversity_penalty", "early_stopping", "no_repeat_ngram_size", "num_beam_groups", "num_return_sequences", "remove_invalid_values", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "typical_p", "output_scores", "return_dict_in_generate", "tf_legacy_loss", "torchscript", "use_bfloat16", "prefix", "architecture", "gen_num_layers", "quantization_config", "quantization", "compression_config", "unsloth_version", "unsloth_fixed", "time_step_floor", "time_step_limit", "time_step_max", "time_step_min", "time_step_init_scheme", "time_step_scale", "rescale_prenorm_residual", "residual_in_fp32", "num_logits_to_keep", "logits_to_keep", "rescale_every", "scale_fmt", "ep_size", "expert_parallel_size", "world_size", "tp_plan", "embd_layer_norm", "force_bos_token_to_be_generated", "scale_base", "sample_rate", "is_llama_config", "llama_config", "rotary_scaling_note", "z_loss_weight", "loss_type", "use_return_dict", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "gradient_checkpointing_kwargs", "attn_logit_softcapping_note", "vision_config", "audio_config", "vision_feature_layer", "vision_feature_select_strategy", "mm_tokens_per_image", "multimodal_projector_bias", "projector_hidden_act", "cache_implementation", "transformers.js_config", "pad_key_length", "validate_runner_input", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "output_past", "full_attn_mod", "interpolate_factor", "predict_special_tokens", "fused_add_norm", "image_seq_length", "spatial_merge_size", "freeze_filter", "deepstack_visual_indexes", "use_audio_in_video", "classifier_dropout_prob", "qa_dropout", "seq_classif_dropout", "classif_dropout", "mlp_dropout", "padding_side", "padding_idx", "tie_weights_", "num_image_tokens", "perceiver_config", "pixel_shuffle_factor", "neftune_noise_alpha", "use_resampler"]
 )
 """Keys that no figure and no weight shape of a text model depends on."""
 
@@ -252,5 +210,3 @@ def _same(left: Any, right: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-

@@ -38,9 +38,13 @@ def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
     return cast(Activation, name)
 
 
-def norm(c: Config, kind: str = "rmsnorm", *, bias: bool | None = None, weight: bool = True, unit_offset: bool = False) -> Norm:
+def norm(
+    c: Config, kind: str = "rmsnorm", *, bias: bool | None = None, weight: bool = True, unit_offset: bool = False
+) -> Norm:
     """RMSNorm, or LayerNorm with a bias unless it says otherwise."""
-    eps = c.first("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon")
+    eps = c.first(
+        "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"
+    )
     return Norm(
         kind="layernorm" if kind == "layernorm" else "rmsnorm",
         bias=(kind == "layernorm") if bias is None else bias,
@@ -50,7 +54,9 @@ def norm(c: Config, kind: str = "rmsnorm", *, bias: bool | None = None, weight: 
     )
 
 
-def rope(c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0) -> Rope:
+def rope(
+    c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0
+) -> Rope:
     """RoPE from either spelling: `rope_theta` and `rope_scaling`, or `rope_parameters` (possibly one a layer type)."""
     scaling = c.table("rope_scaling")
     parameters = c.table("rope_parameters")

@@ -87,9 +87,7 @@ def arrange(
         ffn: FFN = experts if has_experts or dense is None else dense
         kind = "moe" if isinstance(ffn, MoE) else "dense"
         weights = extra + (sparse_extra if isinstance(ffn, MoE) else ())
-        layers.append(
-            (f"{name}_{kind}" if name else kind, block(mixer, ffn, placement, extra=weights, **fields))
-        )
+        layers.append((f"{name}_{kind}" if name else kind, block(mixer, ffn, placement, extra=weights, **fields)))
     return layers
 
 

@@ -92,9 +92,7 @@ def _compressed_layers(c: Config) -> list[tuple[str, int]]:
         heavy, light = "heavily_compressed_attention", "compressed_sparse_attention"
         given = [light if index > 2 and index % 2 else heavy for index in range(count)]
     if not isinstance(given, list) or len(given) < count or any(kind not in _KINDS for kind in given[:count]):
-        raise c.error(
-            "layer_types" if ratios is None else "compress_ratios", f"is not understood for {count} layers"
-        )
+        raise c.error("layer_types" if ratios is None else "compress_ratios", f"is not understood for {count} layers")
     layers = []
     for kind in given[:count]:
         name, usual = _KINDS[kind]
@@ -140,9 +138,7 @@ def minimax_m3(c: Config) -> ModelSpec:
     frequency = legacy.get("sparse_attention_freq")
     if given is None and isinstance(frequency, list):
         if len(frequency) != count:
-            raise c.error(
-                "sparse_attention_config", f"must say it of {count} layers, not of {len(frequency)}"
-            )
+            raise c.error("sparse_attention_config", f"must say it of {count} layers, not of {len(frequency)}")
         given = ["minimax_m3_sparse" if chosen else "full_attention" for chosen in frequency]
     kinds = given or ["full_attention"] * count
     chosen = c.entries("moe_layer_freq", count)
@@ -169,9 +165,7 @@ def minimax_m3(c: Config) -> ModelSpec:
             raise c.error("layer_types", f"has the unknown kind `{str(kind)[:40]}`")
         extra: tuple[ExtraWeight, ...] = ()
         if kind == "minimax_m3_sparse":
-            c.doubt(
-                "attention to chosen blocks is counted as to all keys, without the indexer's scores and keys"
-            )
+            c.doubt("attention to chosen blocks is counted as to all keys, without the indexer's scores and keys")
             width, heads = c.size("index_head_dim"), c.size("index_n_heads")
             extra = (
                 matrix("attention.indexer.q_proj", "attention_extra", heads * width, hidden),

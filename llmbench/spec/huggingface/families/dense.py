@@ -72,7 +72,9 @@ def windowed_after(c: Config, **fields: object) -> ModelSpec:
     kinds = layer_types(c, derived)
     ffn = gated(c, bias=False)
     local = attention(c, sliding_window=window, **fields)
-    layers = [("local", block(local, ffn)) if kind == "sliding_attention" else ("block", block(full, ffn)) for kind in kinds]
+    layers = [
+        ("local", block(local, ffn)) if kind == "sliding_attention" else ("block", block(full, ffn)) for kind in kinds
+    ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
 
 
@@ -93,7 +95,10 @@ def exaone4(c: Config) -> ModelSpec:
     layers = [
         ("local", block(attention(c, qk_norm=HEAD_NORM, sliding_window=window), ffn, "output"))
         if kind == "sliding_attention"
-        else ("global", block(attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None), ffn, "output"))
+        else (
+            "global",
+            block(attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None), ffn, "output"),
+        )
         for kind in kinds
     ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
@@ -146,9 +151,19 @@ def cohere2(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     window = c.optional_size("sliding_window")
     every = c.size("sliding_window_pattern", 4)
-    c.ignore("_sliding_window_pattern", "order_of_interleaved_layers", "rotary_pct", "use_gated_activation",
-             "use_parallel_block", "use_parallel_embedding", "use_embedding_sharing", "use_qk_norm", "position_embedding_type",
-             "layer_switch", "attention_bias")
+    c.ignore(
+        "_sliding_window_pattern",
+        "order_of_interleaved_layers",
+        "rotary_pct",
+        "use_gated_activation",
+        "use_parallel_block",
+        "use_parallel_embedding",
+        "use_embedding_sharing",
+        "use_qk_norm",
+        "position_embedding_type",
+        "layer_switch",
+        "attention_bias",
+    )
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)])
     common = {"qkv_bias": bias, "output_bias": bias}
@@ -235,4 +250,3 @@ def starcoder2(c: Config) -> ModelSpec:
         norm=norm(c, "layernorm"),
         positions=rope(c, head_dim=mixer.head_dim),
     )
-

@@ -59,9 +59,7 @@ def apertus(c: Config) -> ModelSpec:
     if ffn.activation == "xielu":
         ffn = Dense(intermediate_size=ffn.intermediate_size, activation="xielu", activation_parameters=2)
         extra = (ExtraWeight(name="ffn.act.constants", shape=(2,), role="buffer"),)
-    return decoder(
-        c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim)
-    )
+    return decoder(c, block(mixer, ffn, extra=extra), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("bitnet")
@@ -123,9 +121,7 @@ def doge(c: Config) -> ModelSpec:
     if c.flag("is_moe"):
         raise UnsupportedError("Doge's cross-domain mixture of experts (`is_moe`) is not supported")
     bias = c.flag("attention_bias")
-    c.ignore(
-        "keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size"
-    )
+    c.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size")
     mixer = attention(
         c,
         qkv_bias=bias,
@@ -147,9 +143,7 @@ def doge(c: Config) -> ModelSpec:
     ]
     if bias:
         extra.append(
-            ExtraWeight(
-                name="attention.dt_bias", shape=(kv_heads,), role="vector", component="attention_extra"
-            )
+            ExtraWeight(name="attention.dt_bias", shape=(kv_heads,), role="vector", component="attention_extra")
         )
     layer = block(mixer, gated(c), extra=tuple(extra))
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
@@ -305,9 +299,7 @@ def mellum(c: Config) -> ModelSpec:
         mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM, sliding_window=own)
         name = ("local" if own else "global") + ("" if feed == "sparse" else "_dense")
         layers.append((name, block(mixer, experts if feed == "sparse" else plain)))
-    return decoder(
-        c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
-    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c), layer_type="full_attention"))
 
 
 @family("cohere_compass_text")

@@ -42,9 +42,7 @@ def learned_positions(c: Config) -> LearnedPositions:
     return LearnedPositions(num_positions=c.size("max_position_embeddings"))
 
 
-def masked_lm(
-    c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any
-) -> ModelSpec:
+def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
     """BERT's frame: tables, a norm on the embedding, layers, and a head with a transform."""
     c.require("position_embedding_type", "absolute")
     c.ignore(
@@ -78,9 +76,7 @@ def bert(c: Config) -> ModelSpec:
         shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
         if c.flag("use_task_id"):
             tasks = (ExtraWeight(name="task_embedding", shape=shape, role="table", component="embedding"),)
-    return masked_lm(
-        c, block(bidirectional(c), dense(c, bias=True), "post"), "bert", learned_positions(c), extra=tasks
-    )
+    return masked_lm(c, block(bidirectional(c), dense(c, bias=True), "post"), "bert", learned_positions(c), extra=tasks)
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
@@ -249,9 +245,7 @@ def albert(c: Config) -> ModelSpec:
             layers.append((tag, block(mixer, ffn, "post", shared_weights=tag)))
     c.put("num_hidden_layers", len(layers))
     token_types = c.count("type_vocab_size")
-    embedding = Embedding(
-        size=c.size("embedding_size"), projection_bias=True, token_types=token_types, norm=True
-    )
+    embedding = Embedding(size=c.size("embedding_size"), projection_bias=True, token_types=token_types, norm=True)
     return decoder(
         c,
         layers,
@@ -337,9 +331,7 @@ def modernbert(c: Config) -> ModelSpec:
         activation=activation(c, "hidden_activation", default="gelu"),
         bias=c.flag("mlp_bias"),
     )
-    first_norm = ExtraWeight(
-        name="ffn_norm", shape=(1 + int(plain.bias), hidden), role="vector", component="norms"
-    )
+    first_norm = ExtraWeight(name="ffn_norm", shape=(1 + int(plain.bias), hidden), role="vector", component="norms")
     layers = []
     for index, kind in enumerate(kinds):
         local = kind == "sliding_attention"
@@ -361,7 +353,5 @@ def modernbert(c: Config) -> ModelSpec:
         norm=plain,
         positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
         embedding=Embedding(norm=True),
-        head=Head(
-            bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")
-        ),
+        head=Head(bias=c.flag("decoder_bias", True), transform="roberta", transform_bias=c.flag("classifier_bias")),
     )

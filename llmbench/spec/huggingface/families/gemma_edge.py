@@ -24,14 +24,10 @@ from llmbench.spec.position import Rope
 def gemma3n(c: Config) -> ModelSpec:
     """Gemma 3n: four streams of hidden states mixed by AltUp, LAuReL beside attention, per-layer embeddings;
     the last layers share keys and values."""
-    c.note(
-        "FLOPs leave out AltUp's mixing of its streams, which multiplies with no stored matrix (under 0.1%)"
-    )
+    c.note("FLOPs leave out AltUp's mixing of its streams, which multiplies with no stored matrix (under 0.1%)")
     hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
     count = min(c.size("num_hidden_layers"), 10_001)
-    kinds = layer_types(
-        c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)]
-    )
+    kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
     widths = c.get("intermediate_size")
     if isinstance(widths, list) and len(widths) != count:
         raise c.error("intermediate_size", f"must be a number or {count} of them")
@@ -136,9 +132,7 @@ def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
     for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
         extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
     extra.append(ExtraWeight(name="ffn.router.scale", shape=(hidden,), role="vector", component="router"))
-    extra.append(
-        ExtraWeight(name="ffn.router.expert_scale", shape=(number,), role="vector", component="router")
-    )
+    extra.append(ExtraWeight(name="ffn.router.expert_scale", shape=(number,), role="vector", component="router"))
     return MoE(
         num_experts=number,
         num_experts_per_tok=c.size("top_k_experts"),
@@ -172,9 +166,7 @@ def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
         return []
     hidden = c.size("hidden_size")
     return [
-        ExtraWeight(
-            name="embedding_per_layer", shape=(vocab, count * width), role="table", component="embedding"
-        ),
+        ExtraWeight(name="embedding_per_layer", shape=(vocab, count * width), role="table", component="embedding"),
         ExtraWeight(name="per_layer_model_projection", shape=(count * width, hidden), role="matmul"),
         ExtraWeight(name="per_layer_projection_norm", shape=(width,), role="vector", component="norms"),
     ]
@@ -201,9 +193,7 @@ def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
     return positions if isinstance(given, dict) else Rope(theta=base)
 
 
-def _gemma_model(
-    c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int
-) -> ModelSpec:
+def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int) -> ModelSpec:
     return decoder(
         c,
         layers,

@@ -73,12 +73,34 @@ def mpt(c: Config) -> ModelSpec:
     if kv_heads != heads:
         c.doubt("MPT's class in transformers builds a key-value head for every head whatever attn_config says")
     inner.require("qk_ln", False)
-    inner.ignore("attn_impl", "attn_pdrop", "prefix_lm", "alibi_bias_max", "attn_uses_sequence_id", "softmax_scale",
-                 "clip_qkv", "rope", "rope_theta", "rope_impl", "sliding_window_size")
+    inner.ignore(
+        "attn_impl",
+        "attn_pdrop",
+        "prefix_lm",
+        "alibi_bias_max",
+        "attn_uses_sequence_id",
+        "softmax_scale",
+        "clip_qkv",
+        "rope",
+        "rope_theta",
+        "rope_impl",
+        "sliding_window_size",
+    )
     c.require("no_bias", True)
     c.require("norm_type", "low_precision_layernorm", "layer_norm", "layernorm")
-    c.ignore("learned_pos_emb", "logit_scale", "verbose", "init_device", "embedding_fraction", "ffn_config", "fc_type",
-             "init_config", "tokenizer_name", "use_cache", "init_div_is_residual")
+    c.ignore(
+        "learned_pos_emb",
+        "logit_scale",
+        "verbose",
+        "init_device",
+        "embedding_fraction",
+        "ffn_config",
+        "fc_type",
+        "init_config",
+        "tokenizer_name",
+        "use_cache",
+        "init_div_is_residual",
+    )
     if c.size("expansion_ratio", 4) != 4:
         c.doubt("MPT's class in transformers builds feed-forwards of 4 × hidden whatever expansion_ratio says")
     if hidden % heads:
@@ -101,7 +123,11 @@ def mpt(c: Config) -> ModelSpec:
 @family("falcon", "RefinedWeb", "RefinedWebModel")
 def falcon(c: Config) -> ModelSpec:
     """Falcon: 7B a parallel block behind one norm with one key-value head, 40B and 180B behind two with groups."""
-    for old, new_name in (("n_embed", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers")):
+    for old, new_name in (
+        ("n_embed", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_layer", "num_hidden_layers"),
+    ):
         if old in c:  # RefinedWeb's names, from before the class was part of transformers
             c.put(new_name, c.get(old))
     if c.model_type != "falcon" and "tie_word_embeddings" not in c:
@@ -180,5 +206,3 @@ def phi(c: Config) -> ModelSpec:
         positions=rope(c, head_dim=mixer.head_dim, partial=0.5),
         head=Head(bias=True),
     )
-
-

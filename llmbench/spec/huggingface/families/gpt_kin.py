@@ -31,9 +31,7 @@ def gpt_neo(c: Config) -> ModelSpec:
     c.ignore("attention_layers")  # the class derives it from attention_types
     kinds: list[str] = []
     for item in c.entries("attention_types") or [[["global", "local"], -(-count // 2)]]:
-        if not (
-            isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int
-        ):
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
             raise c.error("attention_types", 'must be a list like [[["global", "local"], 12]]')
         kinds += [str(kind) for kind in item[0]] * min(item[1], -(-count // max(1, len(item[0]))))
         if len(kinds) >= count:
@@ -91,9 +89,7 @@ def fairseq(c: Config) -> ModelSpec:
         c,
         block(mixer, dense(c, bias=True, width=width, keys=("hidden_act", "activation_function"))),
         norm=norm(c, "layernorm"),
-        positions=LearnedPositions(num_positions=positions + 2, offset=2)
-        if learned
-        else SinusoidalPositions(),
+        positions=LearnedPositions(num_positions=positions + 2, offset=2) if learned else SinusoidalPositions(),
         embedding=Embedding(scale=hidden**0.5 if c.flag("scale_embedding", True) else 1.0),
     )
 

@@ -222,9 +222,7 @@ def recurrent_gemma(c: Config) -> ModelSpec:
         conv_kernel=c.size("conv1d_width"),
     )
     if lru.lru_width % lru.num_heads:
-        raise c.error(
-            "lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}"
-        )
+        raise c.error("lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}")
     ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
     c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
     layers = []

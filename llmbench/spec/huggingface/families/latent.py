@@ -187,9 +187,7 @@ def axk2(c: Config) -> ModelSpec:
         extra=(rest, *gate("mixer_norm")),
         sparse_extra=gate("ffn_norm"),
     )
-    return decoder(
-        c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True)
-    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))
 
 
 @family("hy_v4")
@@ -198,9 +196,7 @@ def hy_v4(c: Config) -> ModelSpec:
     two small matrices a layer mix (hyper-connections)."""
     count, hidden = num_layers(c), c.size("hidden_size")
     given = c.entries("indexer_types", count)
-    shared = (
-        [kind == "shared" for kind in given] if given else [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
-    )
+    shared = [kind == "shared" for kind in given] if given else [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
     mixers = [("shared" if again else "", indexed(c, indexer_of(c, shared=again))) for again in shared]
     heads, value = c.size("num_attention_heads"), c.size("v_head_dim")
     extra = (
@@ -242,9 +238,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     """LongCat-Flash: layers in pairs, each with latent attention and a dense feed-forward; the first of a
     pair has experts beside it, some of which compute nothing."""
     count = (
-        c.size("num_layers")
-        if "num_layers" in c or "num_hidden_layers" not in c
-        else c.size("num_hidden_layers") // 2
+        c.size("num_layers") if "num_layers" in c or "num_hidden_layers" not in c else c.size("num_hidden_layers") // 2
     )
     c.ignore("num_layers", "num_hidden_layers")
     c.put("num_hidden_layers", 2 * min(count, 10_001))
@@ -257,9 +251,7 @@ def longcat_flash(c: Config) -> ModelSpec:
         num_experts_per_tok=c.size("num_experts_per_tok"),
         intermediate_size=c.size("moe_intermediate_size"),
         activation=activation(c),
-        router=Router(
-            correction="buffer", bias=c.flag("router_bias"), scale=c.number("routed_scaling_factor", 1.0)
-        ),
+        router=Router(correction="buffer", bias=c.flag("router_bias"), scale=c.number("routed_scaling_factor", 1.0)),
         beside=dense,
         zero_experts=zero,
     )
@@ -269,9 +261,7 @@ def longcat_flash(c: Config) -> ModelSpec:
             f"chooses one of {zero} that do nothing"
         )
     layers: list[tuple[str, Layer]] = [("moe", block(mixer, experts)), ("dense", block(mixer, dense))] * count
-    return decoder(
-        c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True)
-    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))
 
 
 @family("dots3_note_text")
@@ -281,9 +271,7 @@ def dots3_note(c: Config) -> ModelSpec:
     count, hidden = num_layers(c), c.size("hidden_size")
     given = c.entries("layer_types", count)
     windows = c.flag("use_sliding_window", True)
-    derived = [
-        "full_attention" if not windows or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)
-    ]
+    derived = ["full_attention" if not windows or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)]
     kinds = [str(kind) for kind in given or derived]
     sparse_attention = c.get("use_dsa")
     if "per_layer_config" in c:
@@ -291,10 +279,7 @@ def dots3_note(c: Config) -> ModelSpec:
     if sparse_attention is None and "per_layer_config" not in c:
         sparse_attention = True
     if sparse_attention is not None:
-        kinds = [
-            kind if kind == "sliding_attention" else "indexed" if sparse_attention else "full"
-            for kind in kinds
-        ]
+        kinds = [kind if kind == "sliding_attention" else "indexed" if sparse_attention else "full" for kind in kinds]
     window = c.optional_size("sliding_window") or c.size("sliding_window_size", 512)
     full = latent_attention(c)
     if full.q_lora_rank is None:
@@ -329,6 +314,4 @@ def dots3_note(c: Config) -> ModelSpec:
             matrix("attention.g_proj", "attention", mixer.num_attention_heads, hidden),
         )
         layers += arrange([(name, mixer)], [sparse], ffn, dense, extra=extra)
-    return decoder(
-        c, layers, norm=norm(c), positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True)
-    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True))

@@ -165,9 +165,7 @@ def kimi_linear(c: Config) -> ModelSpec:
     derived = ["full_attention" if index and index % 4 == 0 else "linear_attention" for index in range(count)]
     attending = own_config.get("full_attn_layers")
     if isinstance(attending, list) and isinstance(own_config.get("kda_layers"), list):
-        derived = [
-            "full_attention" if index + 1 in attending else "linear_attention" for index in range(count)
-        ]
+        derived = ["full_attention" if index + 1 in attending else "linear_attention" for index in range(count)]
         if len(attending) + len(own_config["kda_layers"]) != count:
             raise c.error("linear_attn_config", f"does not name each of the {count} layers once")
     kinds = _kinds(c, derived)
@@ -257,9 +255,7 @@ def olmo_hybrid(c: Config) -> ModelSpec:
         derived[-1] = "full_attention"
     ffn = gated(c, bias=False)
     layers = [
-        ("attention", block(full, ffn, "output"))
-        if kind == "full_attention"
-        else ("linear", block(delta, ffn))
+        ("attention", block(full, ffn, "output")) if kind == "full_attention" else ("linear", block(delta, ffn))
         for kind in _kinds(c, derived)
     ]
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
@@ -267,9 +263,7 @@ def olmo_hybrid(c: Config) -> ModelSpec:
 
 def _conv(c: Config) -> ShortConv:
     """LFM's gated short convolution."""
-    return ShortConv(
-        width=c.size("hidden_size"), conv_kernel=c.size("conv_L_cache"), bias=c.flag("conv_bias")
-    )
+    return ShortConv(width=c.size("hidden_size"), conv_kernel=c.size("conv_L_cache"), bias=c.flag("conv_bias"))
 
 
 def _lfm_ties(c: Config) -> bool:
@@ -284,9 +278,7 @@ def lfm2(c: Config) -> ModelSpec:
     full = attention(c, qk_norm=QKNorm())
     count = min(c.size("num_hidden_layers"), 10_001)
     attending = c.entries("full_attn_idxs")
-    kinds = layer_types(
-        c, ["full_attention" if attending is None or i in attending else "conv" for i in range(count)]
-    )
+    kinds = layer_types(c, ["full_attention" if attending is None or i in attending else "conv" for i in range(count)])
     width = c.size("block_ff_dim" if "block_ff_dim" in c else "intermediate_size")
     multiple, multiplier = c.size("block_multiple_of"), c.optional_number("block_ffn_dim_multiplier")
     if c.flag("block_auto_adjust_ff_dim"):
@@ -316,9 +308,7 @@ def lfm2(c: Config) -> ModelSpec:
         c.require(key, c.size("hidden_size"))
     ffn = gated(c, bias=False, width=width)
     conv = _conv(c)
-    layers = [
-        ("conv", block(conv, ffn)) if kind == "conv" else ("attention", block(full, ffn)) for kind in kinds
-    ]
+    layers = [("conv", block(conv, ffn)) if kind == "conv" else ("attention", block(full, ffn)) for kind in kinds]
     positions = rope(c, head_dim=full.head_dim)
     return decoder(c, layers, norm=norm(c), positions=positions, tie_word_embeddings=_lfm_ties(c))
 
@@ -358,8 +348,7 @@ def lfm3(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     count = min(c.size("num_hidden_layers"), 10_001)
     derived = [
-        "full_attention" if i % 4 == 2 else "sliding_attention" if i % 4 == 0 and i else "conv"
-        for i in range(count)
+        "full_attention" if i % 4 == 2 else "sliding_attention" if i % 4 == 0 and i else "conv" for i in range(count)
     ]
     kinds = layer_types(c, derived)
     placement: Placement = "sandwich" if c.flag("use_sandwich_norm", True) else "pre"

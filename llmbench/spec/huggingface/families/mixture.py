@@ -87,8 +87,7 @@ def qwen_moe(c: Config) -> ModelSpec:
         local = [window is not None] * count
     common = {"qkv_bias": bias, "output_bias": bias and not old, "qk_norm": None if old else HEAD_NORM}
     mixers = [
-        ("local" if near else "", attention(c, sliding_window=window if near else None, **common))
-        for near in local
+        ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
     ]
     sparse = [
         index not in only_dense and c.size("num_experts") > 0 and step > 0 and (index + 1) % step == 0
@@ -100,9 +99,7 @@ def qwen_moe(c: Config) -> ModelSpec:
     layers = arrange(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
     # The class of the text part alone says tied, the one of the whole, which is what is loaded, does not.
     tied = c.flag("tie_word_embeddings") and (not never or "tie_word_embeddings" in c)
-    return decoder(
-        c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied
-    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
 
 
 @family("olmoe", "flex_olmo")

@@ -42,9 +42,7 @@ def mimo(c: Config) -> ModelSpec:
     count = num_layers(c)
     bias = c.flag("attention_bias")
     pattern = c.entries("hybrid_layer_pattern", count)
-    near = local_layers(
-        c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0
-    )
+    near = local_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
     frequency = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
     window = c.optional_size("sliding_window")
@@ -110,11 +108,7 @@ def step3p5(c: Config) -> ModelSpec:
     mixers = [("local", local) if near else ("global", full) for near in local_layers(c, lambda index: False)]
     listed = c.get("moe_layers_enum")
     names = listed.split(",") if isinstance(listed, str) else listed if isinstance(listed, list) else None
-    chosen = (
-        set(range(3, count))
-        if names is None
-        else {int(name) for name in names if str(name).strip().isdigit()}
-    )
+    chosen = set(range(3, count)) if names is None else {int(name) for name in names if str(name).strip().isdigit()}
     keys = ("moe_num_experts", "n_routed_experts", "num_local_experts")
     experts = next((c.size(key) for key in keys if key in c), 288)
     mlp_bias = c.flag("mlp_bias")
@@ -168,9 +162,7 @@ def inkling(c: Config) -> ModelSpec:
     ffn = moe(
         c,
         experts="n_routed_experts",
-        router=Router(
-            scores="sigmoid", correction="buffer", normalize=True, scale=c.number("route_scale", 1.0)
-        ),
+        router=Router(scores="sigmoid", correction="buffer", normalize=True, scale=c.number("route_scale", 1.0)),
         shared=shared_experts(c, "n_shared_experts", width),
     )
     c.doubt("short convolutions and learned distance logits are counted as weights, not as work or state")
@@ -273,9 +265,7 @@ def jetmoe(c: Config) -> ModelSpec:
         aux_loss_coef bias rotary_percent rope_percent
         """,
     )
-    mixer = attention(
-        c, num_attention_heads=chosen * kv_heads, num_key_value_heads=kv_heads, head_dim=head_dim
-    )
+    mixer = attention(c, num_attention_heads=chosen * kv_heads, num_key_value_heads=kv_heads, head_dim=head_dim)
     ffn = moe(
         c,
         experts="num_local_experts",

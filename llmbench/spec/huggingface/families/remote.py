@@ -37,9 +37,7 @@ def bailing_moe(c: Config) -> ModelSpec:
         topk_group=c.size("topk_group", 1),
     )
     width = c.size("moe_intermediate_size")
-    shared = shared_experts(
-        c, "num_shared_experts", c.optional_size("moe_shared_expert_intermediate_size") or width
-    )
+    shared = shared_experts(c, "num_shared_experts", c.optional_size("moe_shared_expert_intermediate_size") or width)
     c.require("multi_gate", False)
     c.require("use_sliding_window", False)
     c.require("use_rmsnorm", True)
@@ -111,9 +109,7 @@ def arctic(c: Config) -> ModelSpec:
     )
     sparse = [(index + 1) % every == 0 for index in range(num_layers(c))]
     own_norm = (vector("ffn.residual_norm", "norms", hidden),) if residual else ()
-    layers = arrange(
-        mixer, sparse, ffn, Gated(intermediate_size=width, activation=act), sparse_extra=own_norm
-    )
+    layers = arrange(mixer, sparse, ffn, Gated(intermediate_size=width, activation=act), sparse_extra=own_norm)
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 

@@ -88,9 +88,7 @@ def chatglm(c: Config) -> ModelSpec:
         output_bias=bias,
     )
     c.ignore("vocab_size", "apply_query_key_layer_scaling", "apply_residual_connection_post_layernorm")
-    c.ignore(
-        "fp32_residual_connection", "original_rope", "rope_ratio", "prefix_projection", "quantization_bit"
-    )
+    c.ignore("fp32_residual_connection", "original_rope", "rope_ratio", "prefix_projection", "quantization_bit")
     kind = "rmsnorm" if c.flag("rmsnorm", True) else "layernorm"
     ffn = Gated(intermediate_size=c.size("ffn_hidden_size"), activation="silu", bias=bias)
     return decoder(
@@ -178,9 +176,7 @@ def openelm(c: Config) -> ModelSpec:
         raise c.error("num_query_heads", "num_kv_heads and ffn_multipliers must be lists of one a layer")
     head_dim, divisor = c.size("head_dim"), c.size("ffn_dim_divisor", 256)
     c.require("normalization_layer_name", "rms_norm")
-    c.ignore(
-        "num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_freq_constant", "rope_max_length"
-    )
+    c.ignore("num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_freq_constant", "rope_max_length")
     qk_norm = QKNorm() if c.flag("normalize_qk_projections") else None
     with_glu, act = c.flag("ffn_with_glu", True), activation(c, "activation_fn_name")
     layers: list[tuple[str, Layer]] = []

@@ -97,9 +97,7 @@ def t5(c: Config) -> ModelSpec:
         "n_positions",
     )
     if switch and not c.flag("tie_word_embeddings"):
-        c.doubt(
-            "tie_word_embeddings = False: transformers then also gives each stack a token table of its own"
-        )
+        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
     c.put("num_hidden_layers", decoder_depth)
     return decoder(
         c,
@@ -205,9 +203,7 @@ def bart(c: Config) -> ModelSpec:
         "encoder_layers",
     )
     if not c.flag("tie_word_embeddings"):
-        c.doubt(
-            "tie_word_embeddings = False: transformers then also gives each stack a token table of its own"
-        )
+        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
     if c.model_type == "mvp" and c.flag("use_prompt"):
         c.doubt("use_prompt = True: prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
@@ -247,9 +243,7 @@ def bart(c: Config) -> ModelSpec:
         positions=positions,
         vocab_size=vocab,
         final_norm=form.final_norm,
-        embedding=Embedding(
-            norm=form.embedding_norm, scale=hidden**0.5 if c.flag("scale_embedding") else 1.0
-        ),
+        embedding=Embedding(norm=form.embedding_norm, scale=hidden**0.5 if c.flag("scale_embedding") else 1.0),
         encoder=Stack(
             layers=encoder_layers,
             pattern=encoder_pattern,

@@ -98,9 +98,7 @@ def deepseek_experts(
     )
 
 
-def deepseek_ffn(
-    c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False
-) -> MoE:
+def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
     """DeepSeek's experts; `scoring_func` and `topk_method` change no figure."""
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
     c.ignore("topk_method", "scoring_func", "num_local_experts")
@@ -122,8 +120,7 @@ def dots1(c: Config) -> ModelSpec:
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
     local = local_layers(c, lambda index: window is not None and index >= first)
     mixers = [
-        ("local" if near else "", attention(c, sliding_window=window if near else None, **common))
-        for near in local
+        ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
     ]
     sparse = after_first(c)
     layers = arrange(mixers, sparse, deepseek_ffn(c), None if all(sparse) else gated(c, bias=False))
@@ -136,9 +133,7 @@ def exaone_moe(c: Config) -> ModelSpec:
     each."""
     window = c.optional_size("sliding_window")
     pattern = c.get("sliding_window_pattern")
-    every = (
-        len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
-    )
+    every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
     last = pattern[-1:] if isinstance(pattern, str) else "G"
     if last not in ("G", "g"):
         c.doubt(f"sliding_window_pattern = {pattern!r} is not understood")
@@ -261,9 +256,7 @@ def afmoe(c: Config) -> ModelSpec:
         for near in local_layers(c, lambda index: (index + 1) % every != 0)
     ]
     width = c.size("moe_intermediate_size")
-    router = Router(
-        scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0)
-    )
+    router = Router(scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0))
     ffn = moe(c, router=router, shared=shared_experts(c, "num_shared_experts", width))
     no_effect(
         c,
@@ -273,9 +266,7 @@ def afmoe(c: Config) -> ModelSpec:
         """,
     )
     first = c.count("num_dense_layers")
-    layers = arrange(
-        mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich"
-    )
+    layers = arrange(mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich")
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
@@ -357,9 +348,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
         num_experts_per_tok=c.size("num_experts_per_tok"),
         intermediate_size=width,
         activation=activation(c),
-        router=Router(
-            scores="softmax_topk" if c.text("expert_selection_fn", "softmax") == "softmax" else "sigmoid"
-        ),
+        router=Router(scores="softmax_topk" if c.text("expert_selection_fn", "softmax") == "softmax" else "sigmoid"),
         shared=shared_experts(c, "num_shared_experts", width),
     )
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)

@@ -61,9 +61,7 @@ def bamba(c: Config) -> ModelSpec:
     ssm = _mamba2(c, c.size("mamba_expand") * c.size("hidden_size"))
     attends = set(c.entries("attn_layer_indices") or [])
     # The class derives the kinds from the indices and the half rotation from nothing, whatever a file says.
-    c.ignore(
-        "layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor"
-    )
+    c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
     ffn = gated(c)
     layers = []
     for index in range(min(c.size("num_hidden_layers"), 10_001)):
@@ -130,9 +128,7 @@ def granitemoehybrid(c: Config) -> ModelSpec:
     layers = []
     for kind in kinds:
         mixer: Mixer | None = ssm if kind == "linear_attention" else full
-        layers.append(
-            ("mamba" if kind == "linear_attention" else "attention", block(mixer, ffn, residual_scale=scale))
-        )
+        layers.append(("mamba" if kind == "linear_attention" else "attention", block(mixer, ffn, residual_scale=scale)))
     positions = rope(c, head_dim=full.head_dim)
     return decoder(
         c,
@@ -157,9 +153,7 @@ def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
 
 def _doubt_untied(c: Config) -> None:
     if not c.flag("tie_word_embeddings"):
-        c.doubt(
-            "tie_word_embeddings = False: transformers then also gives every shared block weights of its own"
-        )
+        c.doubt("tie_word_embeddings = False: transformers then also gives every shared block weights of its own")
 
 
 def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:

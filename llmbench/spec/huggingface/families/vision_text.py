@@ -77,14 +77,10 @@ def mllama(c: Config) -> ModelSpec:
         )
     )
     extra += tuple(
-        ExtraWeight(
-            name=f"cross_attention.{name}", shape=(own.head_dim,), role="vector", component="attention_norms"
-        )
+        ExtraWeight(name=f"cross_attention.{name}", shape=(own.head_dim,), role="vector", component="attention_norms")
         for name in ("q_norm", "k_norm")
     )
-    extra += tuple(
-        ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate")
-    )
+    extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
     # The norm before the cross-attention, which as an extra weight has none.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
