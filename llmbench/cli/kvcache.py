@@ -186,7 +186,8 @@ def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> lis
         Column("a sequence (GiB)", "gib"),
     ]
     lines = [
-        f"a token {size(cache.bytes_per_token)} · a sequence {size(cache.bytes_per_sequence)} · total {size(cache.bytes_total)}"
+        f"a token {size(cache.bytes_per_token)} · a sequence {size(cache.bytes_per_sequence)} · "
+        f"total {size(cache.bytes_total)}"
     ]
     apart = [
         f"{what} {size(value)} a sequence"

@@ -65,9 +65,10 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops, backward_flops: a multiply-add is 2; matrix products, convolutions and recurrences only.
     recompute_flops: what flash attention's backward computes again.
     weight_bytes: weights read. read_bytes, written_bytes: activations. kv_read_bytes, kv_written_bytes: cache.
-    saved_bytes: what backward needs of it, beyond what an earlier op has saved. selective_bytes: the part that selective
-    recomputation gives up (the score matrices). backward_bytes: held only while its backward runs: gradients of what came in
-    and went out, and scratch. matrix: (copies, inputs, outputs) of its weights here, where they are matrices.
+    saved_bytes: what backward needs of it, beyond what an earlier op has saved. selective_bytes: the part of it that
+    selective recomputation gives up (the score matrices). backward_bytes: held only while its backward runs:
+    gradients of what came in and went out, and scratch. matrix: (copies, inputs, outputs) of its weights here, where
+    they are matrices.
     """
 
     name: str

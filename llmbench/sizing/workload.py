@@ -11,8 +11,8 @@ from llmbench.sizing.dtypes import DType
 
 Phase = Literal["prefill", "decode", "train"]
 Recompute = Literal["none", "selective", "every-second", "full"]
-"""What backward computes again: nothing; the score matrices (Megatron's selective); all but attention's output and every
-second matrix product (torchtitan's selective); whole layers from their inputs."""
+"""What backward computes again: nothing; the score matrices (Megatron's selective); all but attention's output and
+every second matrix product (torchtitan's selective); whole layers from their inputs."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

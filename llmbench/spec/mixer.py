@@ -136,8 +136,9 @@ class LatentAttention(Kind, frozen=True, tag="mla"):
 
 
 class CompressedAttention(Kind, frozen=True, tag="compressed"):
-    """DeepSeek-V4's attention: one key a token, which is its value too, for all heads, seen within a window; and before
-    that, where `compress_rate` is set, one entry for every so many tokens, which two projections and a trained bias make.
+    """DeepSeek-V4's attention: one key a token, which is its value too, for all heads, seen within a window; and
+    before that, where `compress_rate` is set, one entry for every so many tokens, which two projections and a trained
+    bias make.
 
     overlap: an entry sums up the tokens before its own as well, so that the projections are twice as wide.
     indexer: chooses `top_k` entries a query; it makes entries of its own. Queries come from a latent of `q_lora_rank`;

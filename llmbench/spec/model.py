@@ -92,8 +92,8 @@ class Embedding(Part, frozen=True):
 
     size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
     the head (OPT-350m). positions_after: learned positions are added behind that projection, so their table has
-    hidden_size (OPT), and not before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of BERT's segment table. scale multiplies the
-    embedding (Gemma).
+    hidden_size (OPT), and not before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of
+    BERT's segment table. scale multiplies the embedding (Gemma).
     """
 
     size: Size | None = None

@@ -260,7 +260,8 @@ def _short_conv(b: Builder, m: ShortConv) -> None:
 
 
 def _rwkv(b: Builder, m: RWKV) -> None:
-    """Kept between steps: numerator, denominator and largest exponent a channel, and a token for each of two mixings."""
+    """Kept between steps: numerator, denominator and largest exponent a channel, and a token for each of two
+    mixings."""
     width, tp, name = Dim(m.width, "width"), b.layout.tp, "rwkv"
     for mix in ("key", "value", "receptance"):
         b.vector(f"{name}.time_mix_{mix}", "mixer_ssm", b.hidden)
