@@ -38,7 +38,11 @@ class Config:
         self.approximate: list[str] = []
         self.notes: list[str] = []
         self._standard = {own: standard for standard, own in aliases.items()}
-        self._values = {self._name(key): value for key, value in values.items()}
+        self._values: dict[str, Any] = {}
+        for key, value in values.items():
+            if not _same(self._values.setdefault(self._name(key), value), value):
+                self.doubt(f"{path}{key} and {self._name(key)} are two names of one thing with two values")
+        self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()
 
@@ -49,6 +53,10 @@ class Config:
     def __contains__(self, key: str) -> bool:
         """Whether the config itself has the key (not only its class)."""
         return self._name(key) in self._values
+
+    def spells(self, key: str) -> bool:
+        """Whether the config has the key by this very name."""
+        return key in self._spelled
 
     def put(self, key: str, value: Any) -> None:
         """Replace a value that the family derives from another key."""

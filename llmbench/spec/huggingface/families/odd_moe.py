@@ -120,6 +120,8 @@ def step3p5(c: Config) -> ModelSpec:
         router=SIGMOID,
         shared=SharedExperts(intermediate_size=c.size("share_expert_dim"), bias=mlp_bias),
     )
+    if c.spells("num_local_experts") and not any(map(c.spells, keys[:2])):
+        c.doubt("num_local_experts alone is not the name that Step 3.5 reads")
     c.ignore(*keys)
     no_effect(
         c,
