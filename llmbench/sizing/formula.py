@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import Attention, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 Term = tuple[str, ...]
@@ -42,7 +42,7 @@ def terms(formula: str) -> Counter[Term]:
         for factor in _split(product, "×"):
             if factor.isdigit():
                 coefficient *= int(factor)
-            elif factor.startswith("(") and "+" not in factor and factor.count("(") == 1:
+            elif factor.startswith("(") and not {"+", "/"} & set(factor) and factor.count("(") == 1:
                 factors += _split(factor[1:-1], "×")
             else:
                 factors.append(factor)
@@ -111,16 +111,21 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     values |= _numbers(spec.positions)
     if spec.hyper_connections is not None:
         values["streams"] = spec.hyper_connections.streams
+    if spec.encoder is not None:
+        inside = _numbers(spec.encoder)
+        if spec.encoder.positions is not None:
+            inside |= _numbers(spec.encoder.positions)
+        values |= {f"encoder.{name}": value for name, value in inside.items()}
     layers = spec.encoder.layers if op.stack == "encoder" and spec.encoder else spec.layers
     layer = layers.get(op.layer)
     if layer is None:
         return values
-    parts: list[Any] = [*branches(layer.mixer)]
+    parts: list[Any] = _branches_of(op, layer)
     if ".cross_attention." in op.name:
         parts = [layer.cross_attention]
     elif ".ffn." in op.name:
         parts = [layer.ffn]
-    for part in parts:
+    for part in filter(None, parts):
         values |= _numbers(part)
         for inner in ("shared", "beside", "router"):
             nested = getattr(part, inner, None)
@@ -130,6 +135,16 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
         if indexer is not None:
             values |= {"index_n_heads": indexer.num_heads, "index_head_dim": indexer.head_dim}
     return values
+
+
+def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
+    """The mixers an op may belong to: of parallel branches, the attention or the others."""
+    mixers = [*branches(layer.mixer)]
+    if len(mixers) < 2:
+        return mixers
+    of_attention = ".attention." in op.name
+    attentions = (Attention, LatentAttention, CompressedAttention)
+    return [mixer for mixer in mixers if isinstance(mixer, attentions) == of_attention]
 
 
 def _numbers(part: msgspec.Struct) -> dict[str, int]:

@@ -83,8 +83,10 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     )
     per_token = 0 if mixer.shares_kv else local_kv_heads * (head_dim.size + value_dim.size)
     cache = None
-    if mixer.causal and b.stack == "decoder":
-        cache = Cache(cross_per_token=per_token) if cross else Cache(per_token=per_token, span=mixer.span)
+    if cross:
+        cache = Cache(cross_per_token=per_token)
+    elif mixer.causal and b.stack == "decoder":
+        cache = Cache(per_token=per_token, span=mixer.span)
     core(
         b,
         f"{name}.core",
