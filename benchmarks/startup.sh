@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# How long a sizing command takes as a whole process, beside bare Typer apps of the same environment.
+#
+#   benchmarks/startup.sh                    # the llmbench on PATH
+#   benchmarks/startup.sh path/to/venv/bin   # the one in this folder
+#   RUNS=40 benchmarks/startup.sh            # more runs of each (default 20)
+#
+# Rivals: a Typer app that prints one line, and one that prints a rich table. Goals: with --format json at most 1.5× the
+# first, as a table at most 2× the second. Exit code 1 if one is missed. Uses hyperfine where it is installed, else a
+# loop that runs all commands in turn, so that a slow moment of the machine falls on all of them.
+set -euo pipefail
+
+bin=${1:-$(dirname "$(command -v llmbench || { echo "no llmbench on PATH; give a bin folder" >&2; exit 3; })")}
+bin=$(cd "$bin" && pwd)
+[[ -x $bin/llmbench && -x $bin/python ]] || { echo "no llmbench and python in $bin" >&2; exit 3; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+cat > line.py <<'PYTHON'
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def main(name: str) -> None:
+    print(name)
+
+
+app()
+PYTHON
+
+cat > table.py <<'PYTHON'
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer()
+
+
+@app.command()
+def main(name: str) -> None:
+    table = Table("component", "formula", "per layer", "model", "share", title=name)
+    for component in ("embedding", "attention", "mlp", "norms", "lm_head", "total"):
+        table.add_row(component, "vocab × hidden", "67,108,864", "2,147,483,648", "31.9%")
+    Console().print(table)
+
+
+app()
+PYTHON
+
+"$bin/python" - "$bin" "${RUNS:-20}" <<'PYTHON'
+import importlib.metadata
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+BIN, RUNS = sys.argv[1], int(sys.argv[2])
+GOALS = {"json": ("line", 1.5), "table": ("table", 2.0)}
+commands = {name: [f"{BIN}/python", f"{name}.py", "llama2-7b"] for name in ("line", "table")}
+for command in ("params", "flops", "kvcache", "memory"):
+    for kind in GOALS:
+        commands[f"{command} {kind}"] = [f"{BIN}/llmbench", command, "llama2-7b", "--format", kind]
+
+
+def by_hyperfine():
+    names = list(commands)
+    subprocess.run(
+        ["hyperfine", "--shell=none", "--style=none", "--warmup=3", f"--runs={RUNS}", "--export-json=times.json"]
+        + [" ".join(commands[name]) for name in names],
+        check=True, stdout=subprocess.DEVNULL,
+    )
+    results = json.load(open("times.json"))["results"]
+    return {name: result["times"] for name, result in zip(names, results)}
+
+
+def by_loop():
+    times = {name: [] for name in commands}
+    for turn in range(RUNS + 2):  # the first two fill caches and write bytecode
+        for name, command in commands.items():
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            if turn >= 2:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def is_editable():
+    text = importlib.metadata.distribution("llmbench").read_text("direct_url.json")
+    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+
+
+how = "hyperfine" if shutil.which("hyperfine") else "an interleaved loop"
+times = by_hyperfine() if how == "hyperfine" else by_loop()
+median = {name: statistics.median(values) for name, values in times.items()}
+print(f"whole process, median of {RUNS} runs by {how}, Python {sys.version.split()[0]}, llmbench {importlib.metadata.version('llmbench')}")
+if is_editable():
+    print("editable install: its import hook is part of every llmbench time below; a wheel starts a little faster")
+print(f"\n  {'command':<34}{'ms':>7}{'± ms':>7}{'ratio':>8}{'goal':>8}")
+missed = 0
+for name, values in times.items():
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    line = f"{1000 * median[name]:>7.0f}{1000 * spread:>7.0f}"
+    if name in ("line", "table"):
+        title = {"line": "bare Typer app, one line", "table": "bare Typer app, a rich table"}[name]
+        print(f"  {title:<34}{line}")
+        continue
+    command, kind = name.split()
+    rival, goal = GOALS[kind]
+    ratio = median[name] / median[rival]
+    missed += ratio > goal
+    title = f"llmbench {command} --format {kind}"
+    print(f"  {title:<34}{line}{ratio:>7.2f}×{goal:>7.1f}×{'' if ratio <= goal else '  missed'}")
+print("\n  ratio: json to the one-line app, table to the table app" + (f"; {missed} missed" if missed else "; all goals met"))
+sys.exit(1 if missed else 0)
+PYTHON
