@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmbench._version import __version__
-from llmbench.errors import LLMBenchError, suggestion
+from llmbench.errors import LLMBenchError
 
 COMMANDS = {
     "specs": "llmbench.cli.specs",
@@ -41,7 +41,11 @@ def run(arguments: list[str]) -> int:
         _complain(str(problem), problem.hint)
         return problem.exit_code
     except usage_error as problem:
-        _complain(problem.format_message(), _usage_hint(problem))
+        message = problem.format_message()
+        if message.startswith("Usage:"):  # nothing was asked for, so the help is the answer
+            print(message)
+            return 0
+        _complain(message, _usage_hint(problem))
         return 2
     except typer.Exit as stop:
         return stop.exit_code
@@ -100,7 +104,5 @@ def _usage_hint(problem: Any) -> str:
     path = context.command_path if context is not None else "llmbench"
     message = problem.format_message()
     if message.startswith("No such command '"):
-        near = suggestion(message.split("'")[1], COMMANDS)
-        if near:
-            return f"did you mean `{near}`? `llmbench --help` lists all commands"
+        return "`llmbench --help` lists all commands"
     return f"`{path} --help` shows what it takes"

@@ -18,7 +18,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "table", output: Output = None) -> None:
-    """Architectures side by side: what they are made of, and what it costs.
+    """Architectures side by side, with what they cost.
 
     Examples:
 

@@ -27,7 +27,9 @@ PACKAGES = (
 
 
 def command(format: As = "table", output: Output = None) -> None:
-    """Python, packages and GPUs, each GPU with the datasheet it matches by its exact name, or none.
+    """This machine: Python, packages, GPUs.
+
+    Each GPU with the datasheet that matches its exact name and memory, or "unknown GPU".
 
     Examples:
 

@@ -40,9 +40,10 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """FLOPs of a step, by component or op; a multiply-add is 2, logits at every position, experts by those chosen.
+    """The arithmetic of a prefill, decode or training step.
 
-    Elementwise work (norms, activations, softmax) is not counted.
+    A multiply-add is 2; logits are counted at every position, experts by those chosen; elementwise work (norms,
+    activations, softmax) is not counted.
 
     Examples:
 

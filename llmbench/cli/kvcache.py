@@ -50,7 +50,9 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """KV cache and recurrent state: a token, a sequence, a batch; windows, latents and hybrids as they are.
+    """What a model keeps between steps: KV cache and states.
+
+    A token, a sequence, a batch; windows, latents and hybrids as they are; and what an engine reserves.
 
     Examples:
 

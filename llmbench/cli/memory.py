@@ -67,7 +67,9 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Peak memory of the fullest GPU, what it consists of, and the devices that hold it.
+    """Peak memory of a GPU, and the devices that hold it.
+
+    A training step is followed op by op through its backward; the fullest pipeline stage is shown.
 
     Examples:
 

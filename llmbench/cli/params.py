@@ -26,7 +26,9 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Parameters of a model, exactly: by component, by layer, by op, and how many a token uses.
+    """How many parameters, exactly, and where.
+
+    By component, by kind of layer or by op; with what a token uses of them, and what is stored apart.
 
     Examples:
 

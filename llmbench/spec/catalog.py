@@ -150,6 +150,9 @@ def _from_hub(repository: str) -> ModelSpec:
         raise CannotRunError(
             "reading from the Hugging Face hub needs the extra `hf`", hint="pip install 'llmbench[hf]'"
         ) from None
+    import logging
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:

@@ -52,6 +52,16 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
     """
     if not assignments:
         return spec
+    try:
+        return _changed(spec, assignments)
+    except msgspec.ValidationError as problem:
+        raise invalid(f"--set {_culprit(spec, assignments)}", problem) from None
+    except SpecError as problem:
+        where = "" if str(problem).startswith("--set") else "--set: "
+        raise SpecError(f"{where}{problem}", hint=problem.hint) from None
+
+
+def _changed(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
     tree: dict[str, Any] = msgspec.to_builtins(spec)
     for key, value in assignments.items():
         wanted = _REMOVE if value is None else value
@@ -60,12 +70,19 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
         else:
             _assign(spec, tree, key, wanted)
     tree.pop("published_parameters", None)  # what was published is of the model as it is, not of this variant
-    try:
-        return msgspec.convert(tree, ModelSpec).check()
-    except msgspec.ValidationError as problem:
-        raise invalid("--set", problem) from None
-    except SpecError as problem:
-        raise SpecError(f"--set: {problem}", hint=problem.hint) from None
+    return msgspec.convert(tree, ModelSpec).check()
+
+
+def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
+    """The assignment that fails even alone; msgspec does not name the layer."""
+    for key, value in assignments.items():
+        try:
+            _changed(spec, {key: value})
+        except msgspec.ValidationError:
+            return key
+        except SpecError:
+            continue
+    return ", ".join(assignments)
 
 
 def _repeated(spec: ModelSpec, count: Any) -> str:
