@@ -1,0 +1,132 @@
+"""The pages say what the program does: references are up to date, examples print what they show, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llmbench.cli import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    described = importlib.util.spec_from_file_location(f"llmbench_tools_{name}", ROOT / "tools" / f"{name}.py")
+    assert described is not None
+    assert described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    sys.modules[described.name] = module
+    described.loader.exec_module(module)
+    return module
+
+
+reference = tool("command_reference")
+fields = tool("spec_reference")
+examples = tool("doc_examples")
+COMMANDS = {name: (command, text) for name, command, text in reference.commands()}
+HELP_EXAMPLES = sorted(
+    {
+        re.sub(r"\s+", " ", example).strip()
+        for _, text in COMMANDS.values()
+        for example in re.findall(r"(?m)^    (llmbench .+(?:\n    (?!llmbench).+)*)", text)
+    }
+)
+relative = {path: str(path.relative_to(ROOT)) for path in PAGES}
+
+
+@pytest.mark.parametrize("module", [reference, fields], ids=["commands", "spec-fields"])
+def test_references_are_up_to_date(module: ModuleType) -> None:
+    assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run python {module.__file__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_documented(name: str) -> None:
+    page = reference.TARGET.read_text(encoding="utf-8")
+    command, _ = COMMANDS[name]
+    section = page.split(f" {name}\n\n```text\n")[1].partition("\n```")[0]
+    for parameter in command.params:
+        if not getattr(parameter, "hidden", False):
+            shown = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name]
+            assert all(text in section for text in shown), parameter.name
+            assert getattr(parameter, "help", "x"), f"{parameter.name} has no help text"
+    assert command.help
+
+
+@pytest.mark.parametrize("name", [name for name, (command, _) in COMMANDS.items() if not hasattr(command, "commands")])
+def test_every_command_has_examples(name: str) -> None:
+    assert any(example.startswith(name) for example in HELP_EXAMPLES)
+
+
+@pytest.mark.parametrize("example", [example for example in HELP_EXAMPLES if "hf:" not in example])
+def test_examples_of_the_help_run(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "path" / "to"
+    folder.mkdir(parents=True)
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run(["specs", "import", "path/to/config.json", "-o", "my-model.toml"]) == 0
+    capsys.readouterr()
+    assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative.get)
+def test_examples_of_the_pages_print_what_they_show(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for block in examples.BLOCK.finditer(text):
+        if block["body"].startswith(examples.PROMPT):
+            assert block["info"].strip() == "console", f"mark it as console: {block['body'][:60]}"
+    assert examples.actual(text) == text, "run python tools/doc_examples.py"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative.get)
+def test_python_examples_of_the_pages(path: Path) -> None:
+    import doctest
+
+    for block in examples.BLOCK.finditer(path.read_text(encoding="utf-8")):
+        if block["info"].strip() == "pycon":
+            example = doctest.DocTestParser().get_doctest(block["body"], {}, relative[path], str(path), 0)
+            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors a page's headings make."""
+    prose = examples.BLOCK.sub("", text)
+    titles = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative.get)
+def test_links_lead_somewhere(path: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "", examples.BLOCK.sub("", path.read_text(encoding="utf-8")))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name) if name else path
+        assert file.exists(), f"{target} leads nowhere"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"no heading for {target}"
+
+
+def test_every_page_of_the_docs_is_linked_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = str(path.relative_to(ROOT / "docs"))
+        assert name == "index.md" or f"({name})" in index, f"{name} is not in docs/index.md"
+
+
+def test_paths_named_in_the_pages_exist() -> None:
+    for path in PAGES:
+        for name in re.findall(r"`((?:llmbench|specs|tests|tools|benchmarks|kernels|docs|\.ci)/[\w./-]+)`", path.read_text()):
+            assert (ROOT / name).exists(), f"{relative[path]} names {name}"

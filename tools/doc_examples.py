@@ -1,0 +1,114 @@
+"""Run the examples of README.md and docs/, and compare what they print with what stands there.
+
+    python tools/doc_examples.py            # put the real output into the pages
+    python tools/doc_examples.py --check    # compare; exit 1 and show what differs
+
+An example is a fenced block marked `console` whose lines begin with `$ llmbench`; what follows a command is its output
+(stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run in one empty folder,
+in their order; a block marked `json file=NAME` or `toml file=NAME` is written there first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmbench.cli import run
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+PROMPT = "$ llmbench"
+ANYTHING = "…"
+
+
+def pages() -> list[Path]:
+    """Every page with examples."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def output_of(command: str) -> str:
+    """What `llmbench ...` prints, as when its output is piped."""
+    text = io.StringIO()
+    problems = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(problems):
+        run(shlex.split(command)[1:])
+    return text.getvalue() + problems.getvalue()
+
+
+def commands(body: str) -> Iterator[tuple[str, str]]:
+    """(command, output below it) of a console block."""
+    for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE):
+        first, _, rest = part.partition("\n")
+        if first.startswith("$ "):
+            yield first.removeprefix("$ "), rest
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[None]:
+    """Work in an empty folder."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as path:
+        os.chdir(path)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def actual(page: str) -> str:
+    """The page with the real output of its examples."""
+
+    def filled(match: re.Match[str]) -> str:
+        info, body = match["info"].strip(), match["body"]
+        _, _, name = info.partition(" file=")
+        if name:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(body, encoding="utf-8")
+        if info != "console":
+            return match[0]
+        done = []
+        for command, shown in commands(body):
+            printed = output_of(command)
+            done.append(f"$ {command}\n{shown if agrees(shown, printed) else printed}")
+        return f"```console\n{''.join(done)}```"
+
+    with folder():
+        return BLOCK.sub(filled, page)
+
+
+def agrees(shown: str, printed: str) -> bool:
+    """Whether the shown output is the printed one, `…` lines aside."""
+    parts = [re.escape(part) for part in re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)]
+    return re.fullmatch(r"(?:.*\n)*?".join(parts), printed.rstrip() + "\n") is not None
+
+
+def main() -> int:
+    """Write or compare all pages."""
+    stale = 0
+    for path in pages():
+        if not path.exists():
+            continue
+        before = path.read_text(encoding="utf-8")
+        after = actual(before)
+        if after == before:
+            continue
+        stale += 1
+        if "--check" in sys.argv[1:]:
+            name = str(path.relative_to(ROOT))
+            sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, "real output"))
+        else:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} rewritten")
+    return 1 if stale and "--check" in sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Write docs/spec-fields.md from the types of a spec: every part, its fields, their types and defaults.
+
+    python tools/spec_reference.py            # write it
+    python tools/spec_reference.py --check    # compare; exit 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import typing
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+
+from llmbench.spec import device, ffn, mixer, model, position
+
+TARGET = Path(__file__).parent.parent / "docs" / "spec-fields.md"
+
+HEAD = """\
+# Fields of a spec
+
+<!-- Written by tools/spec_reference.py from the types in llmbench/spec/. Do not edit; run it again. -->
+
+How the parts fit together is in [Specs](concepts/specs.md). A *size* is a whole number from 1 to 2³¹; a *count* may be
+0 as well. A field that is not required may be left out. An unknown field is an error that names its place.
+"""
+
+SECTIONS = (
+    ("The model", model),
+    ("Mixers", mixer),
+    ("Feed-forwards", ffn),
+    ("Positions", position),
+    ("Devices", device),
+)
+WORDS = {
+    "Size": "size",
+    "Count": "count",
+    "Name": "text",
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "Mixer": "a [mixer](#mixers)",
+    "SingleMixer": "a [mixer](#mixers)",
+    "FFN": "a [feed-forward](#feed-forwards)",
+    "Positions": "[positions](#positions)",
+    "int | float": "number",
+}
+
+
+def parts(module: ModuleType) -> list[type[msgspec.Struct]]:
+    """The struct types a module defines, in its order; a model first."""
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module.__name__
+    ]
+    return sorted(found, key=lambda part: part is not model.ModelSpec)
+
+
+def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:
+    """The named lists of values that a module defines (`Placement`)."""
+    return {
+        name: typing.get_args(value)
+        for name, value in vars(module).items()
+        if typing.get_origin(value) is typing.Literal
+    }
+
+
+def remarks(tree: ast.AST) -> dict[str, str]:
+    """The text that stands right below an assignment, by the assigned name."""
+    found = {}
+    for body in [getattr(node, "body", None) for node in ast.walk(tree)]:
+        for before, after in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
+            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+            target = getattr(before, "target", None) or (getattr(before, "targets", None) or [None])[0]
+            if isinstance(text, str) and isinstance(target, ast.Name):
+                found[target.id] = inspect.cleandoc(text)
+    return found
+
+
+def type_text(written: str) -> str:
+    """A field's type as a reader of specs says it."""
+    written = re.sub(r"\s+", " ", written).removesuffix(" | None").strip()
+    if written in WORDS:
+        return WORDS[written]
+    if written.startswith("Annotated["):
+        return type_text(written[10:].partition(",")[0])
+    if written.startswith("Literal["):
+        return ", ".join(f'`"{value}"`' for value in ast.literal_eval(f"({written[8:-1]},)"))
+    if written.startswith("tuple["):
+        return f"list of {type_text(written[6:].partition(', ...')[0])}"
+    if written.startswith("dict["):
+        return f"table of {type_text(written[5:-1].partition(', ')[2])}"
+    if " | " in written:
+        return " or ".join(type_text(part) for part in written.split(" | "))
+    return f"[{written}](#{written.lower()})"
+
+
+def default_text(field: msgspec.structs.FieldInfo) -> str:
+    """A field's default as a spec would say it."""
+    if field.required:
+        return "required"
+    if field.default_factory is not msgspec.NODEFAULT or field.default == ():
+        return "empty"
+    value = field.default
+    if value is None:
+        return "absent"
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        return f'`kind = "{tag}"`' if tag else "its defaults"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def section(part: type[msgspec.Struct]) -> str:
+    """One part: what it says of itself, and its fields."""
+    tag = part.__struct_config__.tag
+    lines = [f"### {part.__name__}", ""]
+    lines += [f'`kind = "{tag}"`', ""] if tag else []
+    lines += [inspect.cleandoc(part.__doc__ or ""), ""]
+    fields = msgspec.structs.fields(part)
+    if not fields:
+        return "\n".join([*lines, "No fields.", ""])
+    lines += ["| field | type | default |", "|---|---|---|"]
+    notes = remarks(ast.parse(inspect.getsource(part)))
+    for field in fields:
+        text = type_text(str(part.__annotations__[field.name]))
+        lines.append(f"| `{field.encode_name}` | {text} | {default_text(field)} |")
+    if notes:
+        lines += ["", *(f"- `{name}`: {' '.join(text.split())}" for name, text in notes.items())]
+    return "\n".join([*lines, ""])
+
+
+def reference() -> str:
+    """The whole page."""
+    texts = [HEAD]
+    for title, module in SECTIONS:
+        texts += [f"## {title}\n", *(section(part) for part in parts(module))]
+        said = remarks(ast.parse(inspect.getsource(module)))
+        for name, values in choices(module).items():
+            listed = ", ".join(f'`"{value}"`' for value in values)
+            texts.append(f"### {name}\n\nOne of {listed}.\n\n{said.get(name, '')}\n".replace("\n\n\n", "\n"))
+    return "\n".join(texts)
+
+
+def main() -> int:
+    """Write or compare."""
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
+            return 0
+        print(f"{TARGET} is out of date: run python tools/spec_reference.py", file=sys.stderr)
+        return 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
