@@ -84,7 +84,7 @@ def test_examples_of_the_help_run(
 def test_examples_of_the_pages_print_what_they_show(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for block in examples.BLOCK.finditer(text):
-        if block["body"].startswith(examples.PROMPT):
+        if block["body"].startswith(examples.PROMPTS):
             assert block["info"].strip() == "console", f"mark it as console: {block['body'][:60]}"
     assert examples.actual(text) == text, "run python tools/doc_examples.py"
 
@@ -128,5 +128,7 @@ def test_every_page_of_the_docs_is_linked_from_the_index() -> None:
 
 def test_paths_named_in_the_pages_exist() -> None:
     for path in PAGES:
-        for name in re.findall(r"`((?:llmbench|specs|tests|tools|benchmarks|kernels|docs|\.ci)/[\w./-]+)`", path.read_text()):
+        for name in re.findall(
+            r"`((?:llmbench|specs|tests|tools|benchmarks|kernels|docs|\.ci)/[\w./-]+)`", path.read_text()
+        ):
             assert (ROOT / name).exists(), f"{relative[path]} names {name}"

@@ -3,8 +3,8 @@
     python tools/doc_examples.py            # put the real output into the pages
     python tools/doc_examples.py --check    # compare; exit 1 and show what differs
 
-An example is a fenced block marked `console` whose lines begin with `$ llmbench`; what follows a command is its output
-(stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run in one empty folder,
+An example is a fenced block marked `console` whose commands begin with `$ llmbench` or `$ python`; what follows a
+command is its output (stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run in one empty folder,
 in their order; a block marked `json file=NAME` or `toml file=NAME` is written there first.
 """
 
@@ -16,6 +16,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from llmbench.cli import run
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-PROMPT = "$ llmbench"
+PROMPTS = ("$ llmbench", "$ python")
 ANYTHING = "…"
 
 
@@ -35,7 +36,10 @@ def pages() -> list[Path]:
 
 
 def output_of(command: str) -> str:
-    """What `llmbench ...` prints, as when its output is piped."""
+    """What a command prints, as when its output is piped: `llmbench ...` in this process, `python FILE` of this tree."""
+    if command.startswith("python "):
+        words = [sys.executable, *command.split()[1:]]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     text = io.StringIO()
     problems = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(problems):
@@ -103,7 +107,9 @@ def main() -> int:
         stale += 1
         if "--check" in sys.argv[1:]:
             name = str(path.relative_to(ROOT))
-            sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, "real output"))
+            sys.stdout.writelines(
+                difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, "real output")
+            )
         else:
             path.write_text(after, encoding="utf-8")
             print(f"{path.relative_to(ROOT)} rewritten")

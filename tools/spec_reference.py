@@ -1,13 +1,14 @@
 """Write docs/spec-fields.md from the types of a spec: every part, its fields, their types and defaults.
 
-    python tools/spec_reference.py            # write it
-    python tools/spec_reference.py --check    # compare; exit 1 where it is out of date
+python tools/spec_reference.py            # write it
+python tools/spec_reference.py --check    # compare; exit 1 where it is out of date
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import sys
 import typing
@@ -75,7 +76,7 @@ def remarks(tree: ast.AST) -> dict[str, str]:
     """The text that stands right below an assignment, by the assigned name."""
     found = {}
     for body in [getattr(node, "body", None) for node in ast.walk(tree)]:
-        for before, after in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
+        for before, after in itertools.pairwise(body) if isinstance(body, list) else ():
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
             target = getattr(before, "target", None) or (getattr(before, "targets", None) or [None])[0]
             if isinstance(text, str) and isinstance(target, ast.Name):
