@@ -69,6 +69,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
 
+_ONE_GPU = "one GPU"
+"""How a layout without any parallelism is written."""
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is spread over tp × cp × pp × dp GPUs.
 
@@ -108,6 +112,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def parse(cls, text: str) -> Layout:
         """Read `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`; raises LayoutError naming the item."""
         fields: dict[str, Any] = {}
+        if text.strip() == _ONE_GPU:
+            return cls()
         for item in filter(None, (part.strip() for part in text.split(","))):
             key, equals, value = (part.strip() for part in item.partition("="))
             if key not in cls.__struct_fields__:
@@ -134,4 +140,4 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 parts += ["sp"] if value else []
             elif value != (0 if name == "zero" else 1):
                 parts.append(f"{name}={value}")
-        return ",".join(parts) or "one GPU"
+        return ",".join(parts) or _ONE_GPU

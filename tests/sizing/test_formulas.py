@@ -18,12 +18,19 @@ from llmbench.spec.model import Layer, ModelSpec
 
 each_model = pytest.mark.parametrize("name", bundled_models())
 
-_OPERATORS = {ast.Add: operator.add, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Pow: operator.pow}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}
 
 
 def evaluate(text: str) -> int:
     """A formula without names: numbers, ×, +, /, brackets and powers."""
-    text = text.replace("×", "*").replace("/", "//").replace("²", "**2").replace("³", "**3").replace("^", "**")
+    text = (
+        text.replace("×", "*").replace("/", "//").replace("²", "**2").replace("³", "**3").replace("^", "**")
+    )
     return _value(ast.parse(text, mode="eval").body)
 
 

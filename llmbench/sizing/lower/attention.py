@@ -290,7 +290,8 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         if not indexer.shared:
             _indexer(b, mixer, visible)
         if not w.masked_pairs:
-            visible = visible_pairs(b.query_len, b.kv_len, window=indexer.top_k)
+            nearest = min(indexer.top_k, mixer.sliding_window or indexer.top_k)
+            visible = visible_pairs(b.query_len, b.kv_len, window=nearest)
     cache = Cache(
         per_token=compressed.size,
         span=mixer.sliding_window,

@@ -1,0 +1,346 @@
+"""Hypothesis strategies: any model that a spec can describe, small, and with widths that split evenly.
+
+Every width is a multiple of 8 and every head count of 4, so that a model can be cut over 2 or 4 GPUs without
+a remainder: shares then sum to the whole exactly, which is what the properties hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
+from llmbench.spec.mixer import (
+    RGLRU,
+    RWKV,
+    Attention,
+    CompressedAttention,
+    GatedDeltaNet,
+    Indexer,
+    KimiDelta,
+    LatentAttention,
+    LightningAttention,
+    Mamba,
+    Mamba2,
+    Parallel,
+    QKNorm,
+    ShortConv,
+    SingleMixer,
+)
+from llmbench.spec.model import (
+    Embedding,
+    ExtraWeight,
+    Head,
+    HyperConnections,
+    Layer,
+    ModelSpec,
+    NextTokenPrediction,
+    Norm,
+    Stack,
+)
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    SinusoidalPositions,
+)
+
+widths = st.integers(1, 8).map(lambda n: 8 * n)
+heads = st.sampled_from((4, 8))
+maybe = st.booleans()
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+reals = st.floats(-1e6, 1e6, allow_nan=False)
+PLACEMENTS = ("pre", "post", "output", "sandwich", "parallel", "parallel_two", "none")
+ACTIVATIONS = ("relu", "gelu", "silu", "relu2")
+
+
+def optional(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    """None half of the time."""
+    return st.one_of(st.none(), strategy)
+
+
+rope = st.builds(
+    Rope,
+    theta=st.floats(1.0, 1e8),
+    rotary_dim=optional(st.just(4)),
+    interleaved=maybe,
+    scaling=optional(
+        st.builds(RopeScaling, kind=st.sampled_from(("linear", "yarn", "llama3")), factor=st.floats(1, 64))
+    ),
+)
+positions = st.one_of(
+    rope,
+    st.builds(LearnedPositions, num_positions=st.integers(8, 64), offset=st.integers(0, 2)),
+    st.builds(Alibi),
+    st.builds(SinusoidalPositions),
+    st.builds(NoPositions),
+    st.builds(RelativeBias, num_buckets=st.integers(1, 32), per_layer=maybe),
+)
+norms = st.builds(
+    Norm,
+    kind=st.sampled_from(("rmsnorm", "layernorm")),
+    weight=maybe,
+    bias=maybe,
+    eps=st.floats(1e-9, 1e-2),
+    unit_offset=maybe,
+)
+qk_norms = st.builds(
+    QKNorm,
+    over=st.sampled_from(("head", "full", "per_head")),
+    norm=st.sampled_from(("rmsnorm", "layernorm")),
+    bias=maybe,
+)
+
+
+@st.composite
+def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
+    """MHA, GQA or MQA with a window, chunks or neither, and whatever else an attention may have."""
+    many = draw(heads)
+    head_dim = draw(widths)
+    from_key = draw(maybe)
+    span = draw(st.sampled_from(("none", "window", "chunk")))
+    return Attention(
+        num_attention_heads=many,
+        num_key_value_heads=draw(st.sampled_from([n for n in (1, 2, 4, 8) if many % n == 0])),
+        head_dim=head_dim,
+        v_head_dim=None if from_key else draw(optional(widths)),
+        causal=causal,
+        sliding_window=draw(st.integers(1, 24)) if span == "window" else None,
+        attention_chunk_size=draw(st.integers(1, 24)) if span == "chunk" else None,
+        qkv_bias=draw(maybe),
+        output_bias=draw(maybe),
+        qk_norm=draw(optional(qk_norms)),
+        sinks=draw(maybe),
+        output_gate=draw(st.sampled_from((None, "elementwise", "headwise"))),
+        value_from_key=from_key,
+        shares_kv=draw(st.sampled_from((False, False, False, True))),
+        output_norm=draw(maybe),
+        positions=draw(optional(st.one_of(rope, st.builds(NoPositions)))),
+        scale=draw(optional(st.floats(0.01, 1.0))),
+    )
+
+
+indexers = st.builds(
+    Indexer,
+    num_heads=heads,
+    head_dim=widths,
+    top_k=st.integers(1, 24),
+    shared=st.sampled_from((False, False, True)),
+)
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> LatentAttention:
+    """Multi-head latent attention, with a window or an indexer or neither."""
+    return LatentAttention(
+        num_attention_heads=draw(heads),
+        kv_lora_rank=draw(widths),
+        qk_nope_head_dim=draw(widths),
+        qk_rope_head_dim=draw(st.sampled_from((0, 8, 16))),
+        v_head_dim=draw(widths),
+        q_lora_rank=draw(optional(widths)),
+        latent_bias=draw(maybe),
+        output_bias=draw(maybe),
+        latent_norms=draw(maybe),
+        **draw(
+            st.one_of(
+                st.just({}),
+                st.builds(dict, sliding_window=st.integers(1, 24)),
+                st.builds(dict, indexer=indexers),
+            )
+        ),
+    )
+
+
+compressed = st.builds(
+    CompressedAttention,
+    num_attention_heads=heads,
+    head_dim=widths,
+    q_lora_rank=widths,
+    output_groups=st.just(4),
+    output_lora_rank=widths,
+    sliding_window=st.integers(1, 24),
+    compress_rate=optional(st.sampled_from((2, 4, 8))),
+    overlap=maybe,
+    indexer=optional(st.builds(Indexer, num_heads=heads, head_dim=widths, top_k=st.integers(1, 8))),
+)
+recurrents = st.one_of(
+    st.builds(
+        Mamba,
+        intermediate_size=widths,
+        state_size=widths,
+        conv_kernel=st.integers(1, 4),
+        time_step_rank=widths,
+        conv_bias=maybe,
+        proj_bias=maybe,
+        inner_norms=st.sampled_from(("none", "plain", "weighted")),
+    ),
+    st.builds(
+        Mamba2,
+        num_heads=heads,
+        head_dim=widths,
+        state_size=widths,
+        n_groups=st.sampled_from((1, 2, 4)),
+        conv_kernel=st.integers(1, 4),
+        conv_bias=maybe,
+        proj_bias=maybe,
+        out_proj_bias=optional(maybe),
+        gated_norm=maybe,
+    ),
+    st.builds(
+        GatedDeltaNet,
+        num_key_heads=heads,
+        num_value_heads=heads,
+        key_head_dim=widths,
+        value_head_dim=widths,
+        conv_kernel=st.integers(1, 4),
+        output_gate=maybe,
+    ),
+    st.builds(
+        KimiDelta, num_heads=heads, head_dim=widths, conv_kernel=st.integers(1, 4), full_rank_gates=maybe
+    ),
+    st.builds(LightningAttention, num_attention_heads=heads, head_dim=widths),
+    st.builds(RGLRU, lru_width=widths.map(lambda n: 8 * n), num_heads=heads, conv_kernel=st.integers(1, 4)),
+    st.builds(ShortConv, width=widths, conv_kernel=st.integers(1, 4), bias=maybe),
+    st.builds(RWKV, width=widths),
+)
+single: st.SearchStrategy[SingleMixer] = st.one_of(attentions(), latents(), compressed, recurrents)
+mixers = st.one_of(single, single, st.builds(Parallel, branches=st.tuples(attentions(), recurrents)))
+
+dense = st.builds(
+    Dense,
+    intermediate_size=widths,
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=maybe,
+    activation_parameters=st.sampled_from((0, 0, 2)),
+)
+gated = st.builds(Gated, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe)
+routers = st.builds(
+    Router,
+    scores=st.sampled_from(("softmax", "softmax_topk", "sigmoid")),
+    bias=maybe,
+    correction=st.sampled_from((None, "buffer", "parameter")),
+    n_group=st.sampled_from((1, 2, 4)),
+    hidden_size=st.sampled_from((None, None, 8)),
+)
+shared_experts = st.builds(SharedExperts, intermediate_size=widths, gate=maybe, bias=maybe)
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> MoE:
+    """Experts with whatever stands beside them."""
+    return MoE(
+        num_experts=draw(st.sampled_from((4, 8, 16))),
+        num_experts_per_tok=draw(st.integers(1, 4)),
+        intermediate_size=draw(widths),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        gated=draw(maybe),
+        bias=draw(maybe),
+        router=draw(routers),
+        shared=draw(optional(shared_experts)),
+        beside=draw(optional(st.one_of(dense, gated))),
+        zero_experts=draw(st.sampled_from((0, 0, 4))),
+        latent_size=draw(optional(widths)),
+    )
+
+
+ffns: st.SearchStrategy[FFN] = st.one_of(dense, gated, mixtures())
+extras = st.builds(
+    ExtraWeight,
+    name=st.sampled_from(("extra_a", "extra_b")),
+    shape=st.lists(widths, min_size=1, max_size=2).map(tuple),
+    role=st.sampled_from(("matmul", "vector", "table", "buffer")),
+)
+
+
+@st.composite
+def layers(draw: st.DrawFn, *, cross: bool, mixer: st.SearchStrategy = mixers) -> Layer:
+    """A layer with a mixer, a feed-forward, or both."""
+    parts = draw(st.sampled_from(("both", "both", "both", "mixer", "ffn")))
+    return Layer(
+        mixer=draw(mixer) if parts != "ffn" else None,
+        ffn=draw(ffns) if parts != "mixer" else None,
+        placement=draw(st.sampled_from(PLACEMENTS)),
+        cross_attention=draw(attentions().filter(lambda a: a.span is None))
+        if cross and parts != "ffn"
+        else None,
+        norm=draw(optional(norms)),
+        extra=tuple(draw(st.lists(extras, max_size=1))),
+    )
+
+
+def _pattern(draw: st.DrawFn, kinds: Iterable[str]) -> str:
+    return " ".join(f"{draw(st.integers(1, 3))}*{kind}" for kind in kinds)
+
+
+@st.composite
+def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStrategy = mixers) -> ModelSpec:
+    """A valid model; `encoder` None has one half of the time."""
+    with_encoder = draw(maybe) if encoder is None else encoder
+    kinds = {
+        f"kind{n}": draw(layers(cross=with_encoder, mixer=mixer)) for n in range(draw(st.integers(1, 3)))
+    }
+    encoder_stack = None
+    if with_encoder:
+        inner = {"enc": draw(layers(cross=False, mixer=attentions(causal=False)))}
+        encoder_stack = Stack(
+            layers=inner,
+            pattern=_pattern(draw, inner),
+            final_norm=draw(maybe),
+            positions=draw(optional(st.builds(LearnedPositions, num_positions=widths))),
+            embedding_norm=draw(maybe),
+            vocab_size=draw(optional(widths)),
+        )
+    return ModelSpec(
+        name=draw(names),
+        source=draw(texts),
+        aliases=tuple(draw(st.lists(texts, max_size=2))),
+        notes=tuple(draw(st.lists(texts, max_size=2))),
+        approximate=tuple(draw(st.lists(texts, max_size=1))),
+        layers=kinds,
+        pattern=_pattern(draw, kinds),
+        vocab_size=draw(widths),
+        hidden_size=draw(widths),
+        tie_word_embeddings=draw(maybe),
+        max_position_embeddings=draw(optional(st.integers(1, 2**20))),
+        positions=draw(positions),
+        norm=draw(norms),
+        final_norm=draw(maybe),
+        embedding=draw(
+            st.builds(
+                Embedding,
+                size=st.sampled_from((None, None, 16)),
+                positions_after=maybe,
+                token_types=st.sampled_from((0, 0, 2)),
+                norm=maybe,
+                scale=reals,
+            )
+        ),
+        head=draw(
+            st.builds(
+                Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=reals
+            )
+        ),
+        encoder=encoder_stack,
+        next_token_prediction=draw(
+            st.sampled_from(
+                (
+                    None,
+                    None,
+                    NextTokenPrediction(count=1, layer="kind0"),
+                    NextTokenPrediction(count=2, layer="kind0"),
+                )
+            )
+        ),
+        hyper_connections=draw(
+            st.sampled_from(
+                (None, None, None, HyperConnections(streams=2), HyperConnections(streams=4, mixes=False))
+            )
+        ),
+        extra=tuple(draw(st.lists(extras, max_size=1))),
+    ).check()
