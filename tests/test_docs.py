@@ -1,4 +1,4 @@
-"""The pages say what the program does: references are up to date, examples print what they show, links lead somewhere."""
+"""The pages say what the program does: references are current, examples print what they show, links lead somewhere."""
 
 from __future__ import annotations
 

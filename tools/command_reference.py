@@ -1,7 +1,7 @@
 """Write docs/commands.md from the help text of every command.
 
-    python tools/command_reference.py            # write it
-    python tools/command_reference.py --check    # compare; exit 1 where it is out of date
+python tools/command_reference.py            # write it
+python tools/command_reference.py --check    # compare; exit 1 where it is out of date
 """
 
 from __future__ import annotations

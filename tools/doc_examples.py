@@ -4,8 +4,8 @@
     python tools/doc_examples.py --check    # compare; exit 1 and show what differs
 
 An example is a fenced block marked `console` whose commands begin with `$ llmbench` or `$ python`; what follows a
-command is its output (stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run in one empty folder,
-in their order; a block marked `json file=NAME` or `toml file=NAME` is written there first.
+command is its output (stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run
+in one empty folder, in their order; a block marked `json file=NAME` or `toml file=NAME` is written there first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pages() -> list[Path]:
 
 
 def output_of(command: str) -> str:
-    """What a command prints, as when its output is piped: `llmbench ...` in this process, `python FILE` of this tree."""
+    """What a command prints when its output is piped: `llmbench ...` in this process, `python FILE` of this tree."""
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
