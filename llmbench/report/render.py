@@ -38,7 +38,13 @@ def to_json(document: Document) -> str:
         "environment": {"llmbench": __version__, "python": python},
         document.rows_key: document.rows,
     }
-    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+    try:
+        encoded = msgspec.json.encode(content)
+    except UnicodeEncodeError:  # an argument, repeated in the inputs, that is no UTF-8
+        import json
+
+        encoded = json.dumps(content).encode()
+    return msgspec.json.format(encoded, indent=2).decode() + "\n"
 
 
 def _csv(document: Document) -> str:

@@ -122,7 +122,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
             if key in fields:
                 raise LayoutError(f"layout: `{key}` stands twice")
-            if key == "sp" and value in ("", "0", "1", "true", "false"):
+            if key == "sp":
+                if value not in ("", "0", "1", "true", "false"):
+                    raise LayoutError(f"layout sp: is on or off, not `{value[:40]}`", hint="like tp=8,sp")
                 fields[key] = not equals or value in ("1", "true")
             elif value.isascii() and value.isdigit() and len(value) < 8:
                 fields[key] = int(value)

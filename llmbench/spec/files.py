@@ -33,8 +33,9 @@ def read_spec(path: Path) -> ModelSpec:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SpecError(f"{path} is not a text file") from None
-    except OSError as problem:
-        raise SpecError(f"cannot read {path}: {problem.strerror}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise SpecError(f"cannot read {path}: {reason}") from None
     return parse_spec(text, str(path))
 
 

@@ -30,6 +30,10 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise SpecError(f"--set {item[:60]}: is not key=value", hint="like --set num_key_value_heads=8")
+        if len(key) > 200:
+            raise SpecError(f"--set {key[:60]}...: no field has such a long name")
+        if any("\ud800" <= character <= "\udfff" for character in item):
+            raise SpecError(f"--set {key}: is not text that UTF-8 can hold")
         if key in assignments:
             raise SpecError(f"--set {key}: stands twice")
         assignments[key] = _value(value.strip())

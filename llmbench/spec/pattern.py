@@ -19,8 +19,7 @@ _TOKEN = re.compile(r"\s*(?:(\d+)\s*\*|([A-Za-z_][A-Za-z0-9_-]*)|([()])|(,))")
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
     """The name of each layer, first to last. Raises SpecError where the pattern cannot be read."""
-    names, rest = _items(pattern, 0, nested=False)
-    assert rest == len(pattern.rstrip()) or not pattern[rest:].strip()
+    names, _ = _items(pattern.rstrip(), 0, nested=False)
     return tuple(names)
 
 
@@ -28,10 +27,10 @@ def _items(pattern: str, at: int, *, nested: bool) -> tuple[list[str], int]:
     names: list[str] = []
     times = 1
     pending = False
-    while pattern[at:].strip():
+    while at < len(pattern):
         match = _TOKEN.match(pattern, at)
         if match is None:
-            raise SpecError(f"pattern `{_shown(pattern)}`: cannot read `{_shown(pattern[at:].strip())}`", hint=_HINT)
+            raise SpecError(f"pattern `{_shown(pattern)}`: cannot read `{_shown(pattern[at:].lstrip())}`", hint=_HINT)
         at = match.end()
         count, name, bracket, _comma = match.groups()
         if count is not None:
@@ -68,8 +67,9 @@ def _shown(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def format_pattern(names: Sequence[str]) -> str:
-    """The shortest pattern of this form for a sequence of layer names: runs, and one repeated period."""
+def format_pattern(names: Sequence[str], *, heads: int = 3) -> str:
+    """The shortest pattern of this form for a sequence of layer names: at most `heads` runs of first layers that
+    differ (DeepSeek, Jamba), then runs, or one repeated period."""
     plain = _runs(names)
     best = plain
     for period in range(2, min(len(names) // 2, 64) + 1):
@@ -85,8 +85,8 @@ def format_pattern(names: Sequence[str]) -> str:
     head = 1
     while head < len(names) and names[head] == names[0]:
         head += 1
-    if head < len(names) and head <= 8:  # first layers that differ, then a period (DeepSeek, Jamba)
-        candidate = f"{_runs(names[:head])} {format_pattern(names[head:])}"
+    if heads and head < len(names) and head <= 8:
+        candidate = f"{_runs(names[:head])} {format_pattern(names[head:], heads=heads - 1)}"
         if len(candidate) < len(best):
             best = candidate
     return best

@@ -27,7 +27,7 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     file = path / "config.json" if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or a name that no file can have
         raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
     try:
         values = json.loads(text)  # the standard parser, because it accepts the NaN and Infinity that configs hold
@@ -63,12 +63,17 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     config.doubt_unread()
     named = msgspec.structs.replace(
         spec,
-        name=name,
-        source=source,
-        approximate=spec.approximate + tuple(config.approximate),
-        notes=spec.notes + tuple(config.notes),
+        name=_text(name)[:200],
+        source=_text(source),
+        approximate=tuple(map(_text, (*spec.approximate, *config.approximate))),
+        notes=tuple(map(_text, (*spec.notes, *config.notes))),
     )
     return validated(named)
+
+
+def _text(text: str) -> str:
+    """The text without what UTF-8 cannot hold: the halves of characters that JSON and file names may have."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
