@@ -20,6 +20,9 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 
 _REQUIRED: Any = object()
 
+_HUGE = 1e30
+"""Far beyond any number in a config; neither infinity nor NaN."""
+
 
 class Config:
     """One Hugging Face config (or its text part) with its class's defaults behind it."""
@@ -111,12 +114,14 @@ class Config:
         return bool(value)
 
     def number(self, key: str, default: float) -> float:
-        """A real number."""
+        """A finite number."""
         value = self.get(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"must be a number, not {_shown(value)}")
+        if not -_HUGE <= value <= _HUGE:
+            raise self.error(key, f"must be a number of sensible size, not {_shown(value)}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -141,13 +146,16 @@ class Config:
             raise self.error(key, f"must be an object, not {_shown(value)}")
         return value
 
-    def entries(self, key: str, length: int | None = None) -> list[Any] | None:
-        """A list (of exactly `length` entries), or None where it is null or absent."""
+    def entries(self, key: str, length: int | None = None, *, nested: bool = False) -> list[Any] | None:
+        """A list (of exactly `length` entries), or None where it is null or absent; of plain values unless
+        `nested`."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, list):
             raise self.error(key, f"must be a list, not {_shown(value)}")
+        if not nested and any(isinstance(entry, (list, dict)) for entry in value):
+            raise self.error(key, f"must be a list of plain values, not {_shown(value)}")
         if length is not None and len(value) != length:
             raise self.error(key, f"must have {length} entries, one a layer, not {len(value)}")
         return value

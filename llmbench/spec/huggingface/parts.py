@@ -70,6 +70,8 @@ def rope(
     fraction = parameters.get("partial_rotary_factor") if fraction is None else fraction
     c.ignore("rope_interleave", "rope_interleaved", "original_max_position_embeddings", "max_rope_position")
     explicit = c.get("rotary_dim")
+    if isinstance(fraction, (int, float)) and not 0 <= fraction <= 1:
+        raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
     turned = head_dim if not isinstance(fraction, (int, float)) else int(head_dim * fraction)
     if fraction is None:
         turned = int(head_dim * partial)

@@ -15,7 +15,9 @@ def _position_scores(c: Config) -> tuple[list[str], int] | None:
     """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without
     them."""
     kinds = c.get("pos_att_type") or []
-    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else list(kinds)
+    if not isinstance(kinds, (str, list)):
+        raise c.error("pos_att_type", "must be a list, or names with | between them")
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
     span = c.get("max_relative_positions")
     if not isinstance(span, int) or span < 1:
         span = c.size("max_position_embeddings")

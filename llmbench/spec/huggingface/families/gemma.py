@@ -61,6 +61,8 @@ def _alternating(
 ) -> ModelSpec:
     bias = c.flag("attention_bias")
     scalar = c.optional_number("query_pre_attn_scalar")
+    if scalar is not None and scalar < 0:
+        raise c.error("query_pre_attn_scalar", f"must not be negative, not {scalar:g}")
     common = {
         "qkv_bias": bias,
         "output_bias": bias,

@@ -30,7 +30,7 @@ def gpt_neo(c: Config) -> ModelSpec:
     count = min(c.size("num_hidden_layers"), 10_001)
     c.ignore("attention_layers")  # the class derives it from attention_types
     kinds: list[str] = []
-    for item in c.entries("attention_types") or [[["global", "local"], -(-count // 2)]]:
+    for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
             raise c.error("attention_types", 'must be a list like [[["global", "local"], 12]]')
         kinds += [str(kind) for kind in item[0]] * min(item[1], -(-count // max(1, len(item[0]))))

@@ -108,7 +108,7 @@ def deci(c: Config) -> ModelSpec:
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     c.ignore("num_key_value_heads", "intermediate_size", "num_key_value_heads_per_layer")
     positions = rope(c, head_dim=head_dim_of(c))
-    blocks = c.entries("block_configs", count)
+    blocks = c.entries("block_configs", count, nested=True)
     layers: list[tuple[str, Layer]] = []
     if blocks is None:
         uniform = c.optional_size("num_key_value_heads") or heads

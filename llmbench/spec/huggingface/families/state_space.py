@@ -158,7 +158,7 @@ def _doubt_untied(c: Config) -> None:
 
 def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:
     """Attention over twice the hidden width; scores are scaled by half the head."""
-    return attention(c, head_dim=head_dim, input_size=width, scale=(head_dim / 2) ** -0.5)
+    return attention(c, head_dim=head_dim, input_size=width, scale=(max(1, head_dim) / 2) ** -0.5)
 
 
 @family("zamba")
