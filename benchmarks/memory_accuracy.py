@@ -202,8 +202,8 @@ def traced() -> Block:
 def summary(errors: dict[str, list[float]]) -> list[str]:
     """How each source's runs fared."""
     return [
-        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in found)} of {len(found)} within {BOUNDS[source]:.0%}, "
-        f"mean error {sum(map(abs, found)) / len(found):.1%}, largest {max(found, key=abs):+.1%}"
+        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in found)} of {len(found)} within "
+        f"{BOUNDS[source]:.0%}, mean error {sum(map(abs, found)) / len(found):.1%}, largest {max(found, key=abs):+.1%}"
         for source, found in errors.items()
     ]
 
