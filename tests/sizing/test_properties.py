@@ -146,7 +146,8 @@ def test_flops_grow(spec: ModelSpec, seq: int, batch: int, phase: str) -> None:
     make = getattr(Workload, phase)
     here = count_flops(spec, make(seq, batch))
     assert here.total == here.matmul + here.attention + here.recurrent == sum(here.components.values())
-    assert count_flops(spec, make(seq + 1, batch)).total >= here.total
+    if phase != "decode" or not has_chunks(spec):  # a token that opens a chunk sees only itself
+        assert count_flops(spec, make(seq + 1, batch)).total >= here.total
     assert count_flops(spec, make(seq, 2 * batch)).total == 2 * here.total
     assert count_flops(longer(spec), make(seq, batch)).total >= here.total
     full = count_flops(spec, make(seq, batch, masked_pairs=True))
