@@ -132,3 +132,11 @@ def test_paths_named_in_the_pages_exist() -> None:
             r"`((?:llmbench|specs|tests|tools|benchmarks|kernels|docs|\.ci)/[\w./-]+)`", path.read_text()
         ):
             assert (ROOT / name).exists(), f"{relative[path]} names {name}"
+
+
+def test_counts_that_the_pages_give() -> None:
+    models, devices = (len(list((ROOT / "specs" / kind).glob("*.toml"))) for kind in ("models", "devices"))
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert {int(number) for number in re.findall(r"(\d+) bundled models", text)} <= {models}, relative[path]
+        assert {int(number) for number in re.findall(r"(\d+) bundled devices", text)} <= {devices}, relative[path]

@@ -223,21 +223,21 @@ def check(
         "parameters": counted.total,
         "published_parameters": spec.published_parameters,
     }
-    lines = [f"{file}: {title(spec)} is sound, {counted.total:,} parameters"]
     published = spec.published_parameters
-    if published is not None:
-        same = "the same" if published == counted.total else f"{counted.total - published:+,} from"
-        lines.append(
-            f"{same} as published ({published:,})"
-            if published == counted.total
-            else f"{same} the published {published:,}"
-        )
+    difference = None if published is None else counted.total - published
+    columns = [
+        Column("sound"),
+        Column("parameters", "count"),
+        Column("published", "count"),
+        Column("difference", "count"),
+    ]
+    table = Table(columns=columns, rows=[[title(spec), counted.total, published, difference]])
     document = Document(
         command="specs.check",
         inputs={"file": str(file)},
         rows_key="specs",
         rows=[row],
-        blocks=[Block(headline=headline(spec), lines=lines + approximate_lines(spec))],
+        blocks=[Block(headline=headline(spec), table=table, lines=approximate_lines(spec))],
     )
     answer(document, format, output)
 
