@@ -99,7 +99,7 @@ times = by_hyperfine() if how == "hyperfine" else by_loop()
 median = {name: statistics.median(values) for name, values in times.items()}
 print(f"whole process, median of {RUNS} runs by {how}, Python {sys.version.split()[0]}, llmbench {importlib.metadata.version('llmbench')}")
 if is_editable():
-    print("editable install: its import hook is part of every llmbench time below; a wheel starts a little faster")
+    print("editable install: its import hook is part of every llmbench time below; install a wheel to hold it against the goals")
 print(f"\n  {'command':<34}{'ms':>7}{'± ms':>7}{'ratio':>8}{'goal':>8}")
 missed = 0
 for name, values in times.items():
