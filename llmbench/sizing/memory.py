@@ -210,7 +210,7 @@ class _Run(msgspec.Struct):
         shapes = {
             (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
             for op in ops
-            if op.matrix is not None and op.layer
+            if op.matrix is not None and op.kind == "matmul" and op.layer
         }
         return sum(shapes.values())
 
@@ -330,7 +330,7 @@ class _Run(msgspec.Struct):
     def _weight_gradient(self, op: Op) -> int:
         """The gradient of an op's weights as its backward makes it; a tied head's is made twice, and summed apart."""
         elements = op.parameters
-        if self.accumulates_in_place and op.matrix is not None and op.layer:
+        if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0
         if op.name == "lm_head" and self.spec.tie_word_embeddings:
             elements += op.matmul_elements

@@ -94,4 +94,4 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
             return master + two // 2
         copies, rows, columns = op.matrix
         return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
-    return master + (two // 2 if op.matrix is not None and op.layer else two)
+    return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)

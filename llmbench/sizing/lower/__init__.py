@@ -169,7 +169,8 @@ def _embedding(b: Builder) -> None:
 
 def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1) -> None:
     """One table of rows."""
-    parameters = share(rows.size, ways) * size.size
+    local_rows = share(rows.size, ways)
+    parameters = local_rows * size.size
     looked_up = b.act(b.tokens * size.size)
     b.add(
         name,
@@ -177,6 +178,7 @@ def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *,
         "embedding",
         parameters=parameters,
         active_parameters=parameters,
+        matrix=(1, local_rows, size.size),
         shards=ways,
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,

@@ -134,7 +134,7 @@ class Builder:
             parameters=own,
             active_parameters=own,
             matmul_elements=weights,
-            matrix=(1, inside, outside),
+            matrix=None if tied else (1, inside, outside),
             shards=1 if split == "none" else ways,
             formula=formula,
             forward_flops=flops,

@@ -1,0 +1,278 @@
+"""Training memory against traced steps and published runs; serving memory by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llmbench.sizing.dtypes import bits_of
+from llmbench.sizing.kvcache import kv_cache
+from llmbench.sizing.memory import (
+    CONTEXT_BYTES,
+    PARTS,
+    WORKSPACE_BYTES,
+    Memory,
+    inference_memory,
+    training_memory,
+)
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.ffn import Dense, Gated
+from llmbench.spec.mixer import Attention
+from llmbench.spec.model import Layer, ModelSpec, Norm
+from llmbench.spec.override import override
+from llmbench.spec.position import LearnedPositions, Rope
+
+from ..oracles.training_memory import Trace, trace
+from ..oracles.training_transformer import Dims, Setup
+
+BOUND = 0.03
+PRECISIONS = {"mixed": "bf16-mixed", "fp32": "fp32", "bf16": "bf16"}
+
+
+def dims(
+    vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, tied: bool = False
+) -> Dims:
+    """A shape whose heads fill the hidden width."""
+    return Dims(
+        vocab=vocab,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate=inner,
+        tied=tied,
+    )
+
+
+SMALL = {
+    "gpt-1k": ("gpt2", 256, 1, dims(1000, 256, 4, 4, 4, 1024, True)),
+    "gqa-32k": ("llama", 512, 2, dims(32000, 512, 6, 8, 2, 1376)),
+    "mha-8k": ("llama", 1024, 1, dims(8000, 1024, 8, 16, 16, 2816)),
+    "gpt-16k": ("gpt2", 1024, 2, dims(16000, 768, 12, 12, 12, 3072, True)),
+    "mqa-32k": ("llama", 256, 3, dims(32000, 256, 8, 8, 1, 704, True)),
+    "deep-4k": ("llama", 512, 1, dims(4000, 512, 16, 8, 4, 2048)),
+    "gpt-2k": ("gpt2", 512, 3, dims(2000, 384, 2, 6, 6, 1536, True)),
+    "tied-32k": ("llama", 1024, 2, dims(32000, 768, 3, 12, 4, 2048, True)),
+}
+FULL = {
+    "llama2-7b": ("llama", 4096, 1, dims(32000, 4096, 32, 32, 32, 11008)),
+    "llama3.2-1b": ("llama", 4096, 1, dims(128256, 2048, 16, 32, 8, 8192, True)),
+    "mistral-7b-v0.3": ("llama", 4096, 2, dims(32768, 4096, 32, 32, 8, 14336)),
+    "gpt2-xl": ("gpt2", 1024, 2, dims(50257, 1600, 48, 25, 25, 6400, True)),
+}
+
+
+def spec_of(style: str, seq: int, d: Dims) -> ModelSpec:
+    """The traced model as a spec."""
+    heads = {"num_attention_heads": d.heads, "num_key_value_heads": d.kv_heads, "head_dim": d.head_dim}
+    if style == "llama":
+        layer = Layer(mixer=Attention(**heads), ffn=Gated(intermediate_size=d.intermediate))
+        rest = {"positions": Rope(), "norm": Norm()}
+    else:
+        mixer = Attention(**heads, qkv_bias=True, output_bias=True)
+        layer = Layer(mixer=mixer, ffn=Dense(intermediate_size=d.intermediate, bias=True))
+        rest = {"positions": LearnedPositions(num_positions=seq), "norm": Norm(kind="layernorm", bias=True)}
+    return ModelSpec(
+        name="traced",
+        source="",
+        pattern=f"{d.layers}*block",
+        layers={"block": layer},
+        vocab_size=d.vocab,
+        hidden_size=d.hidden,
+        tie_word_embeddings=d.tied,
+        **rest,
+    ).check()
+
+
+def compare(spec: ModelSpec, traced: Trace, ours: Memory, *, recompute: str) -> None:
+    """Peak, and what is saved when backward starts, within the bound."""
+    assert ours.peak_bytes == sum(ours.parts_bytes.values())
+    assert ours.parts_bytes["overhead"] == WORKSPACE_BYTES
+    assert ours.parameters == traced.parameters == count_parameters(spec).total
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=BOUND)
+    if recompute == "none":
+        saved = traced.saved_bytes - traced.saved_by_module["loss"]
+        assert ours.held_bytes["activations"] == pytest.approx(saved, rel=BOUND)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("attention", ["flash", "standard"])
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_as_traced(name: str, attention: str, recompute: str) -> None:
+    style, seq, batch, shape = SMALL[name]
+    spec = spec_of(style, seq, shape)
+    precision = list(PRECISIONS)[(list(SMALL).index(name) + (recompute == "full")) % 3]
+    setup = Setup(style=style, precision=PRECISIONS[precision], attention=attention, recompute=recompute)
+    ours = training_memory(
+        spec,
+        seq,
+        micro_batch=batch,
+        precision=precision,
+        recompute=recompute,
+        attention=attention,
+        kernels="eager",
+    )
+    compare(spec, trace(shape, setup, batch=batch, seq=seq), ours, recompute=recompute)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(
+    ("name", "precision", "attention"),
+    [
+        ("llama2-7b", "mixed", "flash"),
+        ("llama2-7b", "bf16", "standard"),
+        ("llama3.2-1b", "mixed", "flash"),
+        ("llama3.2-1b", "fp32", "flash"),
+        ("mistral-7b-v0.3", "mixed", "flash"),
+        ("gpt2-xl", "mixed", "standard"),
+    ],
+)
+def test_full_size_models_as_traced(name: str, precision: str, attention: str, recompute: str) -> None:
+    style, seq, batch, shape = FULL[name]
+    spec = load_bundled(name)
+    setup = Setup(style=style, precision=PRECISIONS[precision], attention=attention, recompute=recompute)
+    ours = training_memory(
+        spec,
+        seq,
+        micro_batch=batch,
+        precision=precision,
+        recompute=recompute,
+        attention=attention,
+        kernels="eager",
+    )
+    compare(spec, trace(shape, setup, batch=batch, seq=seq), ours, recompute=recompute)
+
+
+def test_gradients_that_stay_as_traced() -> None:
+    """Megatron's fp32 gradient buffers: 18 bytes a parameter, at every moment."""
+    style, seq, batch, shape = SMALL["mha-8k"]
+    setup = Setup(style=style, gradients="fp32", persistent_gradients=True)
+    ours = training_memory(
+        spec_of(style, seq, shape), seq, micro_batch=batch, precision="mixed-fp32-grads", kernels="eager"
+    )
+    traced = trace(shape, setup, batch=batch, seq=seq)
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=BOUND)
+
+
+# Published runs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RUNS = {run["id"]: run for run in tomllib.loads((BENCHMARKS / "memory_published.toml").read_text())["runs"]}
+OURS = {"korthikanti": 0.02, "simumax": 0.05}
+"""The error we allow ourselves, by source."""
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> ModuleType:
+    """benchmarks/memory_accuracy.py, which knows how each source ran."""
+    where = importlib.util.spec_from_file_location("memory_accuracy", BENCHMARKS / "memory_accuracy.py")
+    assert where is not None
+    assert where.loader is not None
+    module = importlib.util.module_from_spec(where)
+    where.loader.exec_module(module)
+    return module
+
+
+def test_there_are_published_runs_of_both_sources() -> None:
+    sources = [run["source"] for run in RUNS.values()]
+    assert sources.count("korthikanti") >= 6
+    assert sources.count("simumax") >= 8
+
+
+@pytest.mark.parametrize("run", [key for key, run in RUNS.items() if run["source"] in OURS])
+def test_published_runs(run: str, accuracy: ModuleType) -> None:
+    described = RUNS[run]
+    figure = accuracy.figure(described, accuracy.predict(described)) / 2**30
+    assert figure == pytest.approx(described["gib"], rel=OURS[described["source"]])
+
+
+def test_korthikanti_by_the_papers_own_formula() -> None:
+    """Table 2: sbh(10 + 24/t + 5as/(ht)) a layer with tensor parallelism, sbh·34/t with sequence parallelism
+    and selective recomputation; of 22B on 8 GPUs (48 layers, no pipeline)."""
+    heads, hidden, seq, batch, tp = 64, 6144, 2048, 4, 8
+    mixer = Attention(
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        qkv_bias=True,
+        output_bias=True,
+    )
+    spec = ModelSpec(
+        name="22b",
+        source="arXiv 2205.05198",
+        pattern="48*block",
+        layers={"block": Layer(mixer=mixer, ffn=Dense(intermediate_size=4 * hidden, bias=True))},
+        vocab_size=51200,
+        hidden_size=hidden,
+        tie_word_embeddings=True,
+        positions=LearnedPositions(num_positions=seq),
+        norm=Norm(kind="layernorm", bias=True),
+    )
+    sbh = seq * batch * hidden
+    scores = 5 * heads * seq / hidden
+
+    def held(layout: str, recompute: str) -> int:
+        memory = training_memory(
+            spec,
+            seq,
+            micro_batch=batch,
+            layout=Layout.parse(layout),
+            recompute=recompute,
+            attention="standard",
+            dropout=True,
+        )
+        return memory.held_bytes["activations"]
+
+    assert held("tp=8", "none") == pytest.approx(48 * sbh * (10 + 24 / tp + scores / tp), rel=0.01)
+    assert held("tp=8,sp", "none") == pytest.approx(48 * sbh * (34 + scores) / tp, rel=0.01)
+    assert held("tp=8,sp", "selective") == pytest.approx(48 * sbh * 34 / tp, rel=0.01)
+    # beside the layers' inputs, which the paper counts, those of the final norm and of the head
+    assert held("tp=8", "full") == pytest.approx((48 + 2) * sbh * 2, rel=0.01)
+
+
+# Serving
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama2-7b", "deepseek-v3", "jamba-v0.1", "mistral-7b-v0.1"])
+def test_serving_is_weights_and_cache_and_a_little(name: str, precision: str) -> None:
+    spec = load_bundled(name)
+    memory = inference_memory(spec, 8192, batch=4, precision=precision)
+    weights = count_parameters(spec).total * bits_of(precision) / 8
+    assert memory.parts_bytes["weights"] == pytest.approx(weights, rel=1e-6)
+    assert memory.parts_bytes["kv_cache"] == kv_cache(spec, 8192, batch=4).bytes_total
+    assert memory.parts_bytes["logits"] == 4 * 4 * spec.vocab_size
+    assert memory.parts_bytes["gradients"] == memory.parts_bytes["optimizer"] == 0
+    assert set(memory.parts_bytes) == set(PARTS)
+    assert memory.needed_bytes == memory.peak_bytes + CONTEXT_BYTES
+
+
+def test_serving_halves_with_the_cache_and_the_gpus() -> None:
+    spec = load_bundled("llama2-70b")
+    bf16, fp8 = (inference_memory(spec, 4096, batch=8, kv_dtype=kind).parts_bytes for kind in ("bf16", "fp8"))
+    assert bf16["kv_cache"] == 2 * fp8["kv_cache"] == 8 * 4096 * 80 * 2 * 8 * 128 * 2
+    four = inference_memory(spec, 4096, batch=8, layout=Layout(tp=4)).parts_bytes
+    assert bf16["kv_cache"] == 4 * four["kv_cache"]
+    assert four["weights"] == pytest.approx(bf16["weights"] / 4, rel=0.001)
+    staged = inference_memory(spec, 4096, batch=8, layout=Layout(pp=4))
+    assert staged.parts_bytes["kv_cache"] == bf16["kv_cache"] // 4
+    assert len(staged.stage_peaks) == 4
+
+
+def test_every_precision_and_phase_in_its_place() -> None:
+    from llmbench.errors import SpecError
+
+    spec = override(load_bundled("gpt2"), {"num_hidden_layers": 2})
+    for name in ("int8", "int4", "fp16"):
+        with pytest.raises(SpecError, match="inference"):
+            training_memory(spec, 128, precision=name)
+    for name in ("mixed", "mixed-fp32-grads"):
+        with pytest.raises(SpecError, match="training"):
+            inference_memory(spec, 128, precision=name)
