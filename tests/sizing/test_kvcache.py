@@ -1,0 +1,215 @@
+"""The cache: figures by hand from each report, and bytes of the caches that transformers really fills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.errors import SpecError
+from llmbench.sizing.kvcache import as_heads, kv_cache
+from llmbench.sizing.workload import Layout
+from llmbench.spec.catalog import bundled_models, load_bundled
+from llmbench.spec.huggingface import from_config
+from llmbench.spec.override import override
+
+
+def test_llama2_7b() -> None:
+    cache = kv_cache(load_bundled("llama2-7b"), 4096)
+    assert cache.bytes_per_token == 2 * 32 * 32 * 128 * 2 == 512 * 1024
+    assert cache.bytes_per_sequence == cache.bytes_total == 2 * 2**30
+    assert cache.state_bytes_per_sequence == cache.indexer_bytes_per_sequence == 0
+    assert kv_cache(load_bundled("llama2-7b"), 4096, batch=7).bytes_total == 14 * 2**30
+
+
+def test_mistral_stops_growing_at_its_window() -> None:
+    spec = load_bundled("mistral-7b-v0.1")
+    each = 2 * 32 * 8 * 128 * 2
+    for seq, kept in ((1, 1), (4095, 4095), (4096, 4096), (4097, 4096), (32768, 4096)):
+        cache = kv_cache(spec, seq)
+        assert cache.bytes_per_token == each == 131_072
+        assert cache.bytes_per_sequence == kept * each
+        assert cache.reserved_bytes == -(-seq // 16) * 16 * each  # an engine sets aside all of it
+
+
+def test_deepseek_keeps_a_latent() -> None:
+    v3 = kv_cache(load_bundled("deepseek-v3"), 1000)
+    assert v3.bytes_per_token == 61 * (512 + 64) * 2 == 70_272
+    assert v3.bytes_per_sequence == 70_272_000
+    v32 = kv_cache(load_bundled("deepseek-v3.2"), 1000)
+    assert v32.bytes_per_token == 70_272
+    assert v32.indexer_bytes_per_sequence == 61 * 128 * 2 * 1000 == 15_616_000
+    assert v32.bytes_total == 70_272_000 + 15_616_000
+    split = kv_cache(load_bundled("deepseek-v3"), 1000, layout=Layout(tp=8))
+    assert split.bytes_per_token == 70_272  # a latent for all heads cannot be split over them
+
+
+def test_gemma3_keeps_five_windows_for_every_whole_layer() -> None:
+    spec = load_bundled("gemma3-27b")
+    each = 2 * 16 * 128 * 2
+    cache = kv_cache(spec, 32768)
+    assert cache.bytes_per_token == 62 * each
+    assert cache.bytes_per_sequence == each * (10 * 32768 + 52 * 1024)
+    assert kv_cache(spec, 1024).bytes_per_sequence == 62 * 1024 * each
+    assert cache.layers == {"local": 52 * 1024 * each, "global": 10 * 32768 * each}
+
+
+def test_qwen3_next_keeps_a_state() -> None:
+    """36 of 48 layers: 32 value heads of 128 × 128 in fp32, and 3 inputs of 8192 channels."""
+    cache = kv_cache(load_bundled("qwen3-next-80b-a3b"), 4096)
+    assert cache.bytes_per_token == 12 * 2 * 2 * 256 * 2
+    assert cache.state_bytes_per_sequence == 36 * (4 * 32 * 128 * 128 + 2 * 3 * (2 * 16 * 128 + 32 * 128))
+    assert cache.bytes_total == 4096 * cache.bytes_per_token + cache.state_bytes_per_sequence
+    assert (
+        kv_cache(load_bundled("qwen3-next-80b-a3b"), 1).state_bytes_per_sequence
+        == cache.state_bytes_per_sequence
+    )
+
+
+def test_jamba_keeps_both() -> None:
+    """4 of 32 layers attend with 8 key-value heads; 28 keep 8192 × 16 in fp32 and 3 inputs of 8192."""
+    cache = kv_cache(load_bundled("jamba-v0.1"), 262_144)
+    assert cache.bytes_per_token == 4 * 2 * 8 * 128 * 2
+    assert cache.bytes_per_sequence == 4 * 2**30  # the report: 4 GB at 256K tokens
+    assert cache.state_bytes_per_sequence == 28 * (8192 * 16 * 4 + 8192 * 3 * 2)
+
+
+def test_mamba_never_grows() -> None:
+    short, long = (kv_cache(load_bundled("mamba-130m"), seq) for seq in (1, 10**6))
+    assert short.bytes_per_token == 0
+    assert short.bytes_total == long.bytes_total == 24 * (1536 * 16 * 4 + 1536 * 3 * 2)
+
+
+def test_an_encoder_decoder_keeps_the_encoder_apart() -> None:
+    cache = kv_cache(load_bundled("t5-base"), 512, batch=2)
+    assert cache.bytes_per_token == 12 * 2 * 768 * 2
+    assert cache.cross_bytes_per_sequence == cache.bytes_per_sequence == 512 * cache.bytes_per_token
+    assert cache.bytes_total == 4 * cache.bytes_per_sequence
+
+
+def test_an_encoder_keeps_nothing() -> None:
+    assert kv_cache(load_bundled("bert-base"), 512).bytes_total == 0
+
+
+# Formats, blocks, heads
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_formats(name: str) -> None:
+    spec = load_bundled(name)
+    bf16, fp8, int8, int4, fp32 = (
+        kv_cache(spec, 100, kv_dtype=kind) for kind in ("bf16", "fp8", "int8", "int4", "fp32")
+    )
+    assert fp8.bytes_per_sequence == int8.bytes_per_sequence
+    assert fp8.bytes_per_token * 2 == bf16.bytes_per_token == fp32.bytes_per_token // 2
+    assert fp8.bytes_per_sequence * 2 == int4.bytes_per_sequence * 4 == bf16.bytes_per_sequence
+    assert fp8.cross_bytes_per_sequence * 2 == bf16.cross_bytes_per_sequence
+    assert fp8.reserved_bytes >= fp8.bytes_total
+
+
+@pytest.mark.parametrize(
+    ("block", "seq", "kept"), [(16, 1, 16), (16, 16, 16), (16, 17, 32), (1, 17, 17), (64, 65, 128)]
+)
+def test_blocks_are_whole(block: int, seq: int, kept: int) -> None:
+    cache = kv_cache(load_bundled("llama3-8b"), seq, batch=3, block_size=block)
+    assert cache.reserved_bytes == 3 * kept * 131_072
+    assert cache.bytes_total == 3 * seq * 131_072
+
+
+@pytest.mark.parametrize("seq", [1, 15, 16, 17, 4096])
+def test_odd_bits_are_rounded_up_a_layer(seq: int) -> None:
+    spec = override(
+        load_bundled("gpt2"),
+        {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 3, "v_head_dim": 4},
+    )
+    assert kv_cache(spec, seq, kv_dtype="int4").bytes_per_sequence == 12 * -(-7 * seq // 2)
+
+
+def test_other_key_value_heads() -> None:
+    spec = load_bundled("llama3-8b")
+    of = {kind: kv_cache(as_heads(spec, kind), 128).bytes_per_token for kind in ("mha", "gqa", "mqa")}
+    assert of["gqa"] == kv_cache(spec, 128).bytes_per_token
+    assert of["mha"] == 4 * of["gqa"]
+    assert of["mqa"] * 8 == of["gqa"]
+    assert as_heads(load_bundled("deepseek-v3"), "mha") is None
+    assert as_heads(load_bundled("mamba-130m"), "mqa") is None
+    assert as_heads(load_bundled("falcon-7b"), "gqa") is None  # 8 does not divide 71 heads
+    nemo = as_heads(load_bundled("jamba-v0.1"), "mqa")
+    assert nemo is not None
+    assert (
+        kv_cache(nemo, 128).state_bytes_per_sequence
+        == kv_cache(load_bundled("jamba-v0.1"), 128).state_bytes_per_sequence
+    )
+
+
+@pytest.mark.parametrize(("tp", "ways"), [(1, 1), (4, 4), (8, 8), (16, 8), (32, 8)])
+def test_heads_are_split_until_there_is_one(tp: int, ways: int) -> None:
+    cache = kv_cache(load_bundled("llama3-8b"), 128, layout=Layout(tp=tp))
+    assert cache.bytes_per_token == 131_072 // ways
+
+
+@pytest.mark.parametrize("wrong", [{"seq_len": 0}, {"seq_len": -5}, {"batch": 0}, {"block_size": 0}])
+def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        kv_cache(load_bundled("gpt2"), **{"seq_len": 1, **wrong})
+
+
+# transformers' own caches
+
+COMMON = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": COMMON,
+    "qwen3": COMMON | {"head_dim": 24},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 100},
+    "falcon": {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100},
+    "mistral": COMMON | {"sliding_window": 12},
+    "gemma2": COMMON | {"head_dim": 16, "sliding_window": 12},
+    "gemma3_text": COMMON | {"head_dim": 16, "sliding_window": 12, "num_hidden_layers": 7},
+}
+
+
+def filled(config: dict[str, Any], seq: int, batch: int) -> int:
+    """Bytes of keys and values in transformers' cache after a prefill of `seq` tokens and a decoding step."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).eval()
+    tokens = torch.zeros((batch, seq), dtype=torch.long)
+    with torch.no_grad():
+        cache = model(input_ids=tokens, use_cache=True).past_key_values
+        cache = model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True).past_key_values
+    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize("seq", [4, 10])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_below_the_window_as_transformers_fills_it(model_type: str, seq: int) -> None:
+    config = {"model_type": model_type, **FAMILIES[model_type]}
+    spec = from_config(config, name=model_type)
+    assert spec.approximate == ()
+    assert kv_cache(spec, seq + 1, batch=2).bytes_total == filled(config, seq, 2)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text"])
+def test_beyond_the_window_as_transformers_fills_it(model_type: str) -> None:
+    """transformers keeps the window less the token that is being made; ours counts that token too."""
+    config = {"model_type": model_type, **FAMILIES[model_type]}
+    spec = from_config(config, name=model_type)
+    windowed = sum(
+        spec.order.count(name) for name, layer in spec.layers.items() if layer.mixer.sliding_window
+    )
+    mixer = spec.layers[spec.order[0]].mixer
+    one_token = 2 * 2 * mixer.num_key_value_heads * mixer.head_dim * 2
+    assert kv_cache(spec, 41, batch=2).bytes_total - windowed * one_token == filled(config, 40, 2)
