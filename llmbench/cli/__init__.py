@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -27,6 +28,9 @@ BUG = 101
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 negative verdict, 2 bad input, 3 cannot run here, 101 a bug of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="replace")  # a × becomes a ?, where the terminal has none
     raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -51,9 +55,8 @@ def run(arguments: list[str]) -> int:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as `head` does; nothing is wrong
-        return 0
+    except SystemExit:
+        return 0  # how typer leaves where the reader went away, as `head` does; nothing is wrong
     except Exception:
         import traceback
 

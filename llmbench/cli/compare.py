@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmbench.cli.options import As, Models, Output, Seq, Set, answer, approximate_lines, load
+from llmbench.cli.options import As, Models, Output, Seq, Set, answer, approximate_lines, load, title
 from llmbench.report.describe import activation_text, distinct, ffn_text, mixer_text, positions_text
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions, si, size
@@ -50,7 +50,7 @@ def command(models: Models, seq: Seq = 4096, set: Set = None, format: As = "tabl
             for key in described[0]
             if any(fields[key][1] not in ("none", "no") for fields in described)
         ]
-        columns = [Column(""), *(Column(spec.name, wraps=True) for spec in specs)]
+        columns = [Column(""), *(Column(title(spec), wraps=True) for spec in specs)]
         lines = [f"{spec.name}: {line}" for spec in specs for line in approximate_lines(spec)]
         document.blocks.append(
             Block(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, Batch, Explain, Models, Output, Seq, Set, answer, approximate_lines, load
+from llmbench.cli.options import As, Batch, Explain, Models, Output, Seq, Set, answer, approximate_lines, load, title
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import change, si
@@ -118,6 +118,7 @@ def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: 
         Column("share", "percent"),
     ]
     return Block(
+        subject=title(spec),
         headline=f"{headline(spec)}\n{_context(workload)}",
         table=Table(columns=columns, rows=rows, total=True),
         lines=[*_lines(flops, workload, recompute), *approximate_lines(spec)],

@@ -205,6 +205,7 @@ def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> lis
     lines.append(f"reserved by an engine without hybrid caches: {size(cache.reserved_bytes)}")
     blocks = [
         Block(
+            subject=title(spec),
             headline=f"{headline(spec)}\n{_context(cache)}",
             table=Table(columns=columns, rows=rows),
             lines=lines + approximate_lines(spec),
@@ -212,7 +213,7 @@ def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> lis
     ]
     variants = _variants(spec, cache, kv_dtype)
     if variants is not None:
-        blocks.append(Block(table=variants))
+        blocks.append(Block(subject=title(spec), table=variants))
     return blocks
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, OneModel, Output, Seq, Set, answer, approximate_lines, load
+from llmbench.cli.options import As, OneModel, Output, Seq, Set, answer, approximate_lines, load, title
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions, size
@@ -177,6 +177,7 @@ def _block(spec: ModelSpec, memory: Memory, layout: Layout) -> Block:
     gpus = f"{layout.num_gpus} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     context = f"{what} · {memory.seq_len:,} tokens · batch {memory.micro_batch} · {gpus}"
     return Block(
+        subject=title(spec),
         headline=f"{headline(spec)}\n{context}",
         table=Table(columns=columns, rows=rows, total=True),
         lines=[*_lines(spec, memory, layout), *approximate_lines(spec)],

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, Explain, Models, Output, Set, answer, approximate_lines, load
+from llmbench.cli.options import As, Explain, Models, Output, Set, answer, approximate_lines, load, title
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import billions, change, size
@@ -107,7 +107,7 @@ def _block(spec: ModelSpec, counted: Parameters, by: str, explain: bool) -> Bloc
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
     if apart:
         lines.append("apart from the total: " + " · ".join(apart))
-    return Block(headline=headline(spec), table=table, lines=lines + approximate_lines(spec))
+    return Block(headline=headline(spec), subject=title(spec), table=table, lines=lines + approximate_lines(spec))
 
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:

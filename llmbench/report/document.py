@@ -28,9 +28,11 @@ class Table(msgspec.Struct, kw_only=True):
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """One part of a report for people: a headline, a table, lines under it."""
+    """One part of a report for people: a headline, a table, lines under it. `subject` is the model that the table is
+    about (marked where approximate), for formats that have no headline."""
 
     headline: str = ""
+    subject: str = ""
     table: Table | None = None
     lines: list[str] = []
 

@@ -39,29 +39,29 @@ def to_json(document: Document) -> str:
         document.rows_key: document.rows,
     }
     try:
-        encoded = msgspec.json.encode(content)
+        return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
     except UnicodeEncodeError:  # an argument, repeated in the inputs, that is no UTF-8
         import json
 
-        encoded = json.dumps(content).encode()
-    return msgspec.json.format(encoded, indent=2).decode() + "\n"
+        return json.dumps(content, indent=2) + "\n"
 
 
 def _csv(document: Document) -> str:
-    """The tables' values in base units; several tables follow each other with an empty line between."""
+    """The tables' values in base units; several tables follow each other with an empty line between. A column in
+    front says which model a table is about, and whether that is approximate."""
     import csv
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for index, table in enumerate(_tables(document)):
+    for index, block in enumerate(block for block in document.blocks if block.table is not None):
+        table = block.table
+        assert table is not None
         if index:
             text.write("\n")
-        writer.writerow(
-            ["table", *(column.title for column in table.columns)] if table.title else [c.title for c in table.columns]
-        )
+        front = {name: value for name, value in (("spec", block.subject), ("table", table.title)) if value}
+        writer.writerow([*front, *(column.title for column in table.columns)])
         for row in table.rows:
-            values = ["" if value is None else value for value in row]
-            writer.writerow([table.title, *values] if table.title else values)
+            writer.writerow([*front.values(), *("" if value is None else value for value in row)])
     return text.getvalue()
 
 
@@ -117,9 +117,12 @@ def _print(document: Document, console: Any) -> None:
         if block.table is not None:
             if block.headline:
                 console.print()
+            rows = [_cells(block.table, row) for row in block.table.rows]
+            narrow = _make_room(block.table, rows, console)
             grid = RichTable(
                 box=None,
                 show_edge=False,
+                pad_edge=False,
                 padding=(0, 2, 0, 0),
                 header_style="dim",
                 title_justify="left",
@@ -127,16 +130,16 @@ def _print(document: Document, console: Any) -> None:
             )
             for column in block.table.columns:
                 right = column.unit != "text"
+                wraps = not right and (narrow or column.wraps)
                 grid.add_column(
-                    column.title,
+                    column.title.replace(" ", "\n") if right and narrow else column.title,
                     justify="right" if right else "left",
-                    no_wrap=right or not column.wraps,
-                    overflow="fold" if column.wraps else "ellipsis",
+                    no_wrap=not wraps,
+                    overflow="fold" if wraps else "ellipsis",
                 )
-            last = len(block.table.rows) - 1
-            for number, row in enumerate(block.table.rows):
-                style = "bold" if block.table.total and number == last else None
-                grid.add_row(*_cells(block.table, row), style=style)
+            for number, cells in enumerate(rows):
+                style = "bold" if block.table.total and number == len(rows) - 1 else None
+                grid.add_row(*cells, style=style)
             if block.table.title:
                 console.print(Padding(Text(block.table.title, style="bold"), (0, 0, 0, 2)))
             console.print(Padding(grid, (0, 0, 0, 2)))
@@ -147,9 +150,21 @@ def _print(document: Document, console: Any) -> None:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
+def _make_room(table: Table, rows: list[list[str]], console: Any) -> bool:
+    """Whether the terminal is too narrow for the table as it is, so that headings and text must wrap. Numbers never
+    do: where they alone are too wide, lines run over the edge."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
+    gaps = 2 * len(table.columns)
+    whole = least = gaps
+    for column, cells in zip(table.columns, columns, strict=True):
+        widest = max(map(cell_len, cells), default=0)
+        whole += max(widest, cell_len(column.title))
+        least += min(widest, 8) if column.unit == "text" else max(widest, *map(cell_len, column.title.split()), 0)
+    console.width = max(console.width, least)
+    return bool(whole > console.width)
+
+
 def _cells(table: Table, row: list[Any]) -> list[str]:
     return [shown(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
-
-
-def _tables(document: Document) -> list[Table]:
-    return [block.table for block in document.blocks if block.table is not None]

@@ -1,0 +1,408 @@
+"""The command line in this process: answers, JSON fields, options, and what is said of wrong input."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmbench.cli
+from llmbench.cli import COMMANDS, run
+from llmbench.report.render import to_json
+from llmbench.sizing.op import Component
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.files import write_spec
+from llmbench.spec.huggingface.export import to_config
+
+Capture = pytest.CaptureFixture[str]
+
+
+def answer(capsys: Capture, *arguments: str) -> str:
+    """stdout of a command that succeeds and says nothing on stderr."""
+    code = run([*arguments])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, ""), err
+    return out
+
+
+def rows(capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
+    """The rows of a command's JSON."""
+    document = json.loads(answer(capsys, *arguments, "--format", "json"))
+    assert list(document)[:3] == ["schema", "inputs", "environment"]
+    (key,) = list(document)[3:]
+    return document[key]
+
+
+def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
+    """stderr of a command that fails as it should: nothing on stdout, an error, no traceback."""
+    assert run([*arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    return err
+
+
+# JSON
+
+INT, FLOAT, BOOL, TEXT = "int", "float", "bool", "str"
+COUNTS = dict.fromkeys(Component.__args__, INT)
+PARTS = dict.fromkeys(
+    ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"), INT
+)
+MARK = {"model": TEXT, "approximate": BOOL, "approximate_because": "list"}
+FIELDS: dict[str, dict[str, Any]] = {
+    "params": MARK
+    | {
+        "notes": "list",
+        "parameters": dict.fromkeys(
+            ("total", "active", "active_no_embeddings", "active_no_input_embedding", "active_matmul"), INT
+        ),
+        "components": COUNTS,
+        "layers": {"block": {"count": INT, "parameters": INT}},
+        "persistent_buffers": INT,
+        "next_token_prediction": INT,
+        "published_parameters": INT,
+        "rule_12_l_d2": INT,
+        "bf16_bytes": INT,
+    },
+    "flops": MARK
+    | {"phase": TEXT, "attention": TEXT, "flops_per_token": FLOAT}
+    | dict.fromkeys(
+        (
+            "seq_len",
+            "batch",
+            "total_flops",
+            "matmul_flops",
+            "attention_flops",
+            "recurrent_flops",
+            "recompute_flops",
+            "tokens",
+            "rule_of_thumb_flops",
+        ),
+        INT,
+    )
+    | {"components": {"attention": INT, "mlp": INT, "lm_head": INT}},
+    "kvcache": MARK
+    | {"kv_dtype": TEXT, "layers": {"block": INT}}
+    | dict.fromkeys(
+        (
+            "seq_len",
+            "batch",
+            "block_size",
+            "bytes_per_token",
+            "bytes_per_sequence",
+            "state_bytes_per_sequence",
+            "indexer_bytes_per_sequence",
+            "cross_bytes_per_sequence",
+            "bytes_total",
+            "reserved_bytes",
+        ),
+        INT,
+    ),
+    "memory": MARK
+    | {"phase": TEXT, "layout": TEXT, "moment": TEXT, "stage_peak_bytes": "list", "fits_on": "list"}
+    | dict.fromkeys(
+        ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
+    )
+    | {"parts_bytes": PARTS}
+    | {"held_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
+}
+"""Every field of a row and its type: what programs rely on."""
+
+
+def shape(value: Any) -> Any:
+    """The types of a value, field by field."""
+    return {k: shape(v) for k, v in value.items()} if isinstance(value, dict) else type(value).__name__
+
+
+@pytest.mark.parametrize("command", FIELDS)
+def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
+    document = json.loads(answer(capsys, command, "llama2-7b", "--format", "json"))
+    assert set(document) == {"schema", "inputs", "environment", "models"}
+    assert document["schema"] == f"llmbench.{command}/1"
+    assert document["environment"] == {
+        "llmbench": llmbench.cli.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+    assert [shape(row) for row in document["models"]] == [FIELDS[command]]
+
+
+@pytest.mark.parametrize(
+    ("command", "inputs"),
+    [
+        ("params", {"models", "set"}),
+        ("flops", {"models", "phase", "seq_len", "batch", "attention", "recompute", "set"}),
+        ("kvcache", {"models", "seq_len", "batch", "kv_dtype", "block_size", "set"}),
+        (
+            "memory",
+            {
+                "model",
+                "phase",
+                "seq_len",
+                "micro_batch",
+                "precision",
+                "optimizer",
+                "recompute",
+                "layout",
+                "kernels",
+                "set",
+            },
+        ),
+    ],
+)
+def test_json_repeats_what_was_asked(command: str, inputs: set[str], capsys: Capture) -> None:
+    text = answer(capsys, command, "gpt2", "--set", "num_hidden_layers=3", "--format", "json")
+    document = json.loads(text)
+    assert set(document["inputs"]) == inputs
+    assert document["inputs"]["set"] == ["num_hidden_layers=3"]
+
+
+def test_figures_of_the_readme(capsys: Capture) -> None:
+    (params,) = rows(capsys, "params", "llama2-7b")
+    assert params["parameters"]["total"] == params["published_parameters"] == 6_738_415_616
+    assert params["rule_12_l_d2"] == 12 * 32 * 4096**2
+    (cache,) = rows(capsys, "kvcache", "deepseek-v3", "--seq", "100", "--batch", "3")
+    assert (cache["bytes_per_token"], cache["bytes_total"]) == (70_272, 3 * 7_027_200)
+    (flops,) = rows(capsys, "flops", "llama2-7b", "--phase", "decode", "--seq", "4096", "--batch", "8")
+    assert (flops["phase"], flops["tokens"]) == ("decode", 8)
+    (memory,) = rows(capsys, "memory", "llama2-7b", "--layout", "tp=8,sp,zero=1", "--seq", "512")
+    assert memory["layout"] == "tp=8,sp,zero=1"
+    assert memory["peak_bytes"] == sum(memory["parts_bytes"].values())
+    assert "h100-sxm" in memory["fits_on"]
+
+
+def test_inference_is_its_own_phase(capsys: Capture) -> None:
+    (row,) = rows(
+        capsys, "memory", "llama2-7b", "--phase", "inference", "--precision", "int4", "--batch", "2"
+    )
+    assert row["phase"] == "inference"
+    assert row["parts_bytes"]["weights"] == pytest.approx(6_738_415_616 / 2, rel=1e-6)
+    assert row["held_bytes"] == {
+        "weights": row["parts_bytes"]["weights"],
+        "kv_cache": row["parts_bytes"]["kv_cache"],
+    }
+
+
+def test_numbers_keep_full_precision(capsys: Capture) -> None:
+    out = answer(capsys, "flops", "deepseek-v3", "--phase", "train", "--seq", "131072", "--format", "json")
+    total = json.loads(out)["models"][0]["total_flops"]
+    assert f'"total_flops": {total}' in out
+    assert total > 2**53
+    assert "e+" not in out.split('"flops_per_token"')[0]
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "llama2-7b",
+        "llama-2-7b",
+        "LLaMA2_7B",
+        "Llama 2 7B",
+        "meta-llama/Llama-2-7b-hf",
+        "meta-llama/llama-2-7b-HF",
+    ],
+)
+def test_a_model_by_any_of_its_names(typed: str, capsys: Capture) -> None:
+    assert rows(capsys, "params", typed)[0]["model"] == "llama2-7b"
+
+
+def test_several_models_in_their_order(capsys: Capture) -> None:
+    wanted = ["gpt2", "deepseek-v3", "mamba-130m"]
+    for command in ("params", "flops", "kvcache", "compare"):
+        assert [row["model"] for row in rows(capsys, command, *wanted)] == wanted
+
+
+def test_models_from_files(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_config(load_bundled("qwen3-8b"))))
+    (tmp_path / "other.toml").write_text(write_spec(load_bundled("gpt2")))
+    found = rows(capsys, "params", str(folder), str(folder / "config.json"), str(tmp_path / "other.toml"))
+    assert [row["parameters"]["total"] for row in found] == [8_190_735_360, 8_190_735_360, 124_439_808]
+    assert [row["model"] for row in found] == ["some-model", "some-model", "gpt2"]
+
+
+def test_without_a_model_the_bundled_ones_are_compared(capsys: Capture) -> None:
+    assert len(rows(capsys, "kvcache")) >= 100
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("change", "total"),
+    [
+        ("num_key_value_heads=8", 6_738_415_616 - 32 * 2 * 24 * 128 * 4096),
+        ("layers.block.mixer.num_key_value_heads=8", 6_738_415_616 - 32 * 2 * 24 * 128 * 4096),
+        ("layers.*.mixer.num_key_value_heads=8", 6_738_415_616 - 32 * 2 * 24 * 128 * 4096),
+        ("num_hidden_layers=16", 6_738_415_616 - 16 * 202_383_360),
+        ("tie_word_embeddings=true", 6_738_415_616 - 131_072_000),
+        ("vocab_size=32_001", 6_738_415_616 + 2 * 4096),
+        ("layers.block.ffn=none", 6_738_415_616 - 32 * (3 * 4096 * 11008 + 4096)),
+    ],
+)
+def test_a_field_is_changed(change: str, total: int, capsys: Capture) -> None:
+    (row,) = rows(capsys, "params", "llama2-7b", "--set", change)
+    assert row["parameters"]["total"] == total
+    assert row["published_parameters"] is None
+
+
+def test_none_removes_a_field(capsys: Capture) -> None:
+    arguments = ("kvcache", "mistral-7b-v0.1", "--seq", "10000")
+    assert rows(capsys, *arguments)[0]["bytes_per_sequence"] == 4096 * 131_072
+    assert (
+        rows(capsys, *arguments, "--set", "sliding_window=none")[0]["bytes_per_sequence"] == 10_000 * 131_072
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("hidden_sise=1", ["--set hidden_sise", "did you mean `hidden_size`?"]),
+        ("layers.blok.mixer.head_dim=64", ["no `layers.blok`", "did you mean `block`?"]),
+        ("layers.block.mixer.hed_dim=64", ["hed_dim", "did you mean `head_dim`?"]),
+        ("hidden_size=x", ["hidden_size", "int"]),
+        ("hidden_size=0", ["hidden_size", ">= 1"]),
+        ("num_key_value_heads=7", ["num_key_value_heads", "7 does not divide"]),
+        ("num_hidden_layers=0", ["num_hidden_layers", "from 1 to 10000"]),
+        ("hidden_size", ["is not key=value"]),
+    ],
+)
+def test_a_change_that_cannot_be(change: str, says: list[str], capsys: Capture) -> None:
+    err = refusal(capsys, "params", "llama2-7b", "--set", change)
+    for text in says:
+        assert text in err
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["params", "lama2-7b"], 2, ["`lama2-7b` not found", "did you mean `llama2-7b`?", "specs list"]),
+        (["params", "zzzz"], 2, ["`zzzz` not found", "specs list"]),
+        (["params", "./nothing.toml"], 2, ["no file `./nothing.toml`"]),
+        (["params", "nothing/at/all"], 2, ["nothing/at/all"]),
+        (["params"], 2, ["MODEL"]),
+        (["params", "gpt2", "--sequence", "4"], 2, ["--sequence"]),
+        (["flops", "gpt2", "--seq", "0"], 2, ["--seq"]),
+        (["flops", "gpt2", "--seq", "x"], 2, ["--seq"]),
+        (["flops", "gpt2", "--phase", "both"], 2, ["--phase", "prefill"]),
+        (["parms", "gpt2"], 2, ["parms", "Did you mean 'params'?"]),
+        (["memory", "gpt2", "--layout", "xp=3"], 2, ["unknown item `xp`", "tp"]),
+        (["memory", "gpt2", "--layout", "tp=5"], 2, ["tp=5", "12 attention heads"]),
+        (["memory", "gpt2", "--layout", "pp=99"], 2, ["pp=99", "12 layers"]),
+        (["memory", "gpt2", "--precision", "int4"], 2, ["int4", "inference"]),
+        (["kvcache", "--set", "head_dim=3"], 2, ["--set"]),
+        (["specs", "check", "nowhere.toml"], 2, ["no file"]),
+        (["specs", "show", "nowhere"], 2, ["not found"]),
+        (["params", "hf:gpt2"], 2, ["hf:organisation/name"]),
+        (["params", "gpt2", "-o", "no/such/folder/x"], 2, ["cannot write", "No such file"]),
+    ],
+)
+def test_wrong_input_is_explained(arguments: list[str], code: int, says: list[str], capsys: Capture) -> None:
+    err = refusal(capsys, *arguments, code=code)
+    for text in says:
+        assert text in err
+
+
+def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "llmbench[hf]" in refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
+
+
+def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    hub = types.ModuleType("huggingface_hub")
+
+    def hf_hub_download(*_: object) -> str:
+        raise ConnectionError("Name or service not known\nmore lines")
+
+    hub.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    err = refusal(capsys, "params", "hf:openai-community/gpt2", code=3)
+    assert "Name or service not known" in err
+    assert "hint: " in err
+
+
+def test_the_hub(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_config(load_bundled("gpt2"))))
+    hub = types.ModuleType("huggingface_hub")
+    hub.hf_hub_download = lambda *_: str(file)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (row,) = rows(capsys, "params", "hf:openai-community/gpt2")
+    assert (row["model"], row["parameters"]["total"]) == ("gpt2", 124_439_808)
+
+
+def test_a_bug_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    import llmbench.cli.params
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(llmbench.cli.params, "count_parameters", broken)
+    assert run(["params", "gpt2"]) == 101
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "RuntimeError: inside" in err
+    assert "this is a bug in llmbench" in err
+
+
+def test_json_holds_any_argument() -> None:
+    from llmbench.report.document import Document
+
+    text = to_json(
+        Document(command="x", inputs={"models": ["\udcff"]}, rows_key="models", rows=[], blocks=[])
+    )
+    assert json.loads(text)["inputs"] == {"models": ["\udcff"]}
+
+
+def test_every_command_has_a_module_and_help(capsys: Capture) -> None:
+    assert "Examples:" not in answer(capsys, "--help")
+    for name in COMMANDS:
+        text = answer(capsys, name, "--help")
+        assert "Usage: llmbench" in text
+        if name != "specs":
+            assert f"llmbench {name}" in text.split("Examples:")[1]
+    for name in ("list", "show", "import", "check"):
+        assert f"llmbench specs {name}" in answer(capsys, "specs", name, "--help").split("Examples:")[1]
+
+
+# The options, frozen: a new one must be wanted by more than one user
+
+OPTIONS = {
+    "params": "--by --explain --set --format --output",
+    "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
+    "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
+    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels --set --format "
+    "--output",
+    "compare": "--seq --set --format --output",
+    "env": "--format --output",
+    "specs list": "--devices --model-types --format --output",
+    "specs show": "--set --output",
+    "specs import": "--output",
+    "specs check": "--format --output",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_are_these(command: str) -> None:
+    import typer.main
+
+    found = typer.main.get_command(llmbench.cli.build([command.split()[0]]))
+    for name in command.split():
+        found = found.commands[name]
+    options = [option for option in found.params if option.param_type_name == "option"]
+    names = [option.opts[0] for option in options if "--help" not in option.opts]
+    assert " ".join(names) == OPTIONS[command]
+    assert len(names) <= 11
+    assert all(option.help for option in options)

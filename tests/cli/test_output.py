@@ -1,0 +1,330 @@
+"""What a command writes, and where: every format, terminals and pipes, files, exit codes of processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmbench.cli import run
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.files import write_spec
+from llmbench.spec.override import override
+
+Capture = pytest.CaptureFixture[str]
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LLMBENCH = [sys.executable, "-c", "from llmbench.cli import main; main()"]
+
+ANSWERS = [
+    ["params", "llama2-7b"],
+    ["params", "deepseek-v3", "--explain"],
+    ["params", "jamba-v0.1", "--by", "layer"],
+    ["params", "mixtral-8x7b", "--by", "op", "--explain"],
+    ["flops", "gpt2", "llama2-7b"],
+    ["flops", "deepseek-v3", "--phase", "train", "--recompute", "full", "--by", "op"],
+    ["flops", "gemma3-4b", "--phase", "decode", "--attention", "full", "--explain"],
+    ["kvcache"],
+    ["kvcache", "gemma3-27b", "--explain"],
+    ["kvcache", "llama2-7b", "jamba-v0.1", "t5-base"],
+    ["memory", "llama2-7b"],
+    ["memory", "deepseek-v3", "--layout", "pp=16,ep=64,dp=128,zero=1", "--recompute", "full"],
+    ["memory", "llama3-70b", "--phase", "inference", "--precision", "fp8"],
+    ["compare", "gpt2-xl", "llama2-7b", "deepseek-v3"],
+    ["env"],
+    ["specs", "list"],
+    ["specs", "list", "--devices"],
+    ["specs", "list", "--model-types"],
+    ["specs", "check", "specs/models/gpt2.toml"],
+]
+each_answer = pytest.mark.parametrize("arguments", ANSWERS, ids=" ".join)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run where the specs' folder is."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+def answer(capsys: Capture, *arguments: str) -> str:
+    """stdout of a command that succeeds and says nothing on stderr."""
+    code = run([*arguments])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, ""), err
+    return out
+
+
+def process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, its output in a pipe."""
+    return subprocess.run([*LLMBENCH, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+# Formats
+
+
+@each_answer
+def test_json(arguments: list[str], capsys: Capture) -> None:
+    text = answer(capsys, *arguments, "--format", "json")
+    document = json.loads(text)
+    command = ".".join(arguments[: 2 if arguments[0] == "specs" else 1])
+    assert document["schema"] == f"llmbench.{command}/1"
+    assert text.endswith("\n}\n")
+    assert document == json.loads(json.dumps(document))
+
+
+@each_answer
+def test_csv(arguments: list[str], capsys: Capture) -> None:
+    text = answer(capsys, *arguments, "--format", "csv")
+    for table in text.split("\n\n"):
+        rows = list(csv.reader(io.StringIO(table), strict=True))
+        assert len(rows) > 1
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert "–" not in [cell for row in rows[1:] for cell in row]  # unknown is empty to a machine
+
+
+def test_csv_has_base_units(capsys: Capture) -> None:
+    rows = list(csv.DictReader(io.StringIO(answer(capsys, "params", "llama2-7b", "-f", "csv"))))
+    by_name = {row["component"]: row for row in rows}
+    assert int(by_name["total"]["model"]) == 6_738_415_616
+    assert float(by_name["mlp"]["share"]) == 4_328_521_728 / 6_738_415_616
+    cache = list(csv.DictReader(io.StringIO(answer(capsys, "kvcache", "gpt2", "llama2-7b", "-f", "csv"))))
+    assert [row["model"] for row in cache] == ["gpt2", "llama2-7b"]
+    assert int(cache[1]["a token (B)"]) == 524_288
+
+
+@each_answer
+def test_markdown(arguments: list[str], capsys: Capture) -> None:
+    lines = answer(capsys, *arguments, "--format", "markdown").splitlines()
+    starts = [n for n, line in enumerate(lines) if re.fullmatch(r"\|( -+:? \|)+", line)]
+    assert starts
+    for start in starts:
+        width = len(re.findall(r"(?<!\\)\|", lines[start]))
+        table = [lines[start - 1]]
+        for line in lines[start + 1 :]:
+            if not line.startswith("|"):
+                break
+            table.append(line)
+        assert len(table) > 1
+        assert all(len(re.findall(r"(?<!\\)\|", line)) == width for line in table)
+
+
+@each_answer
+def test_a_table_in_a_pipe_is_whole(arguments: list[str], capsys: Capture) -> None:
+    text = answer(capsys, *arguments)
+    assert "\x1b" not in text
+    assert "…" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    assert text.endswith("\n")
+
+
+@each_answer
+def test_a_file_is_what_stdout_would_be(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
+    for format in ("table", "json", "csv", "markdown"):
+        file = tmp_path / f"answer.{format}"
+        assert run([*arguments, "--format", format, "--output", str(file)]) == 0
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == f"wrote {file}\n"
+        assert file.read_text(encoding="utf-8") == without_output(
+            answer(capsys, *arguments, "-f", format), file
+        )
+
+
+def without_output(text: str, _file: Path) -> str:
+    """The answer does not say where it was written."""
+    return text
+
+
+# Terminals
+
+
+def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
+    """What a person sees in a terminal of this width."""
+    master, slave = pty.openpty()
+    variables = {
+        **os.environ,
+        "COLUMNS": str(columns),
+        "LINES": "50",
+        "TERM": "xterm-256color",
+        **environment,
+    }
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        if name not in environment:
+            variables.pop(name, None)
+    child = subprocess.Popen([*LLMBENCH, *arguments], stdout=slave, stderr=slave, stdin=slave, env=variables)
+    os.close(slave)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:  # Linux says EIO at the end
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(master)
+    assert child.wait() == 0
+    return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["params", "deepseek-v3"],
+        ["params", "llama2-7b", "--explain"],
+        ["flops", "llama2-7b"],
+        ["kvcache", "gemma3-27b"],
+        ["kvcache"],
+        ["memory", "llama2-7b"],
+        ["compare", "gpt2-xl", "llama2-7b"],
+        ["specs", "list"],
+    ],
+    ids=" ".join,
+)
+def test_eighty_columns_are_kept_and_no_number_cut(arguments: list[str]) -> None:
+    text = on_terminal(*arguments)
+    assert ANSI.search(text)  # a person's terminal has styles
+    lines = [ANSI.sub("", line) for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    cut = [line for line in lines if re.search(r"[0-9.,]…", line)]
+    assert cut == []
+
+
+def test_no_color_is_respected() -> None:
+    text = on_terminal("params", "gpt2", NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
+
+
+def test_a_dumb_terminal_gets_plain_text() -> None:
+    assert "\x1b" not in on_terminal("params", "gpt2", TERM="dumb")
+
+
+# Processes
+
+
+def test_answers_and_errors_go_apart() -> None:
+    good = process("params", "gpt2", "--format", "json")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert json.loads(good.stdout)["models"][0]["parameters"]["total"] == 124_439_808
+    bad = process("params", "gpt3-175x")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: spec `gpt3-175x` not found\n\nhint: did you mean `gpt3-175b`?")
+
+
+def test_python_dash_m_and_the_script_are_one_program() -> None:
+    script = Path(sys.executable).parent / "llmbench"
+    if not script.exists():
+        pytest.skip("not installed as a script")
+    assert (
+        subprocess.run([script, "--version"], capture_output=True, text=True).stdout
+        == process("--version").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["kvcache", "--format", "json"], ["params", "gpt2"], ["specs", "show", "gpt2"], ["--help"]],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.Popen([*LLMBENCH, *arguments], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    _, err = child.communicate()
+    assert (child.returncode, err) == (0, b"")
+
+
+def test_head() -> None:
+    command = f"{' '.join(map(repr, LLMBENCH))} kvcache --format json | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+def test_bytes_that_are_no_text() -> None:
+    for arguments in (["params", b"\xff"], ["params", "gpt2", "--set", b"name=\xff"], [b"\xff"]):
+        done = subprocess.run([*LLMBENCH, *arguments], capture_output=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"error: ")
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_without_utf8_gets_no_traceback() -> None:
+    variables = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = process("params", "llama2-7b", env=variables)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert "6,738,415,616" in done.stdout
+
+
+# Approximate models
+
+
+@pytest.fixture
+def approximate(tmp_path: Path) -> str:
+    """A model whose figures are not exact, as a file."""
+    spec = override(
+        load_bundled("gpt2"), {"name": "guessed", "approximate": ["config key x = 1 is not understood"]}
+    )
+    file = tmp_path / "guessed.toml"
+    file.write_text(write_spec(spec), encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv", "markdown"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["params"],
+        ["params", "--by", "op"],
+        ["flops"],
+        ["kvcache"],
+        ["memory"],
+        ["compare"],
+        ["specs", "check"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_approximate_says_so(
+    arguments: list[str], format: str, approximate: str, capsys: Capture
+) -> None:
+    text = answer(capsys, *arguments, approximate, "--format", format)
+    assert "approximate" in text
+    if format == "json":
+        assert all(row["approximate"] for row in json.loads(text)[list(json.loads(text))[3]])
+    exact = answer(capsys, *arguments[:1], *(arguments[1:] or []), *exact_of(arguments), "--format", format)
+    if format != "json":
+        assert "approximate" not in exact
+
+
+def exact_of(arguments: list[str]) -> list[str]:
+    """The same command's argument for an exact model."""
+    return ["specs/models/gpt2.toml"] if arguments[0] == "specs" else ["gpt2"]
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv", "markdown"])
+def test_one_approximate_model_among_several(format: str, approximate: str, capsys: Capture) -> None:
+    for command in ("kvcache", "compare", "params", "flops"):
+        assert "approximate" in answer(capsys, command, "llama2-7b", approximate, "--format", format)
+
+
+def test_an_imported_config_that_is_doubted(tmp_path: Path, capsys: Capture) -> None:
+    from llmbench.spec.huggingface.export import to_config
+
+    config = to_config(load_bundled("llama2-7b")) | {"something_new": 17}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    assert run(["specs", "import", str(file), "-o", str(tmp_path / "x.toml")]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "approximate: config key something_new = 17 is not understood" in err
+    assert "approximate" in answer(capsys, "params", str(tmp_path / "x.toml"))
+    assert run(["specs", "import", str(file)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "x.toml").read_text(encoding="utf-8")
