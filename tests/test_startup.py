@@ -1,0 +1,216 @@
+"""What a command imports, and what may import what: sizing needs no torch, and imports go down the house."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "llmbench"
+
+HEAVY = (
+    "torch",
+    "numpy",
+    "transformers",
+    "pydantic",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "triton",
+    "huggingface_hub",
+)
+
+WITHOUT = f"""
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ImportError(f"{{name}} is blocked here")
+
+sys.meta_path.insert(0, Blocked())
+from llmbench.cli import run
+code = run(sys.argv[1:])
+sys.stderr.write(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+sys.exit(code)
+"""
+"""A process in which the heavy packages cannot be imported; it ends with what it has imported instead."""
+
+COMMANDS = [
+    ["params", "llama2-7b"],
+    ["params", "qwen3-next-80b-a3b", "--by", "op", "--explain"],
+    ["flops", "deepseek-v3", "--phase", "train"],
+    ["kvcache", "gemma3-27b"],
+    ["kvcache"],
+    ["memory", "llama3-70b", "--layout", "tp=8,sp,pp=4,dp=2,zero=1"],
+    ["memory", "jamba-v0.1", "--phase", "inference"],
+    ["compare", "gpt2", "t5-base", "mamba2-2.7b"],
+    ["specs", "list"],
+    ["specs", "list", "--devices"],
+    ["specs", "check", "specs/models/gpt2.toml"],
+    ["env"],
+    ["params", "CONFIG"],
+]
+
+
+def imported(arguments: list[str], tmp_path: Path) -> set[str]:
+    """The top-level modules a command has imported when it is done."""
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, '
+        '"num_attention_heads": 4, "intermediate_size": 96}'
+    )
+    arguments = [str(config) if argument == "CONFIG" else argument for argument in arguments]
+    command = [sys.executable, "-c", WITHOUT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("format", ["table", "json"])
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_sizing_needs_nothing_heavy(arguments: list[str], format: str, tmp_path: Path) -> None:
+    found = imported([*arguments, "--format", format], tmp_path)
+    assert not found & set(HEAVY)
+    if format == "json":
+        assert "rich" not in found
+
+
+def test_a_spec_is_shown_without_a_table_library(tmp_path: Path) -> None:
+    assert "rich" not in imported(["specs", "show", "llama2-7b"], tmp_path)
+    assert "rich" not in imported(["specs", "import", "CONFIG"], tmp_path)
+
+
+def test_the_block_works() -> None:
+    """The check above can fail: an import of torch is noticed."""
+    code = WITHOUT.replace("from llmbench.cli import run", "import torch")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "torch is blocked here" in done.stderr
+
+
+# The house
+
+FLOORS = {
+    "errors": set(),
+    "_version": set(),
+    "__init__": {"_version"},
+    "spec": {"errors"},
+    "sizing": {"errors", "spec"},
+    "kernels": {"errors"},
+    "model": {"errors", "spec", "sizing", "kernels"},
+    "measure": {"errors", "_version", "spec", "sizing", "model", "kernels"},
+    "bench": {"errors", "_version", "spec", "sizing", "model", "kernels", "measure", "report"},
+    "report": {"errors", "_version", "spec"},
+    "cli": {"errors", "_version", "spec", "sizing", "report", "model", "kernels", "measure", "bench"},
+}
+"""Each part of the package and what it may import beside itself: the parts below it."""
+
+THIRD_PARTY = {
+    "spec": {"msgspec", "huggingface_hub"},
+    "sizing": {"msgspec"},
+    "report": {"msgspec", "rich", "matplotlib"},
+    "cli": {"typer", "rich", "msgspec", "pynvml"},
+    "errors": set(),
+    "_version": set(),
+    "__init__": set(),
+}
+"""What else the parts that work without torch may import; the others are free."""
+
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if not {"kernels", "specs"} & set(path.relative_to(PACKAGE).parts)
+) + sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The floor a file stands on."""
+    if path.is_relative_to(ROOT / "kernels"):
+        return "kernels"
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(tree: ast.AST) -> list[str]:
+    """Every module that a file imports, wherever in it."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_the_house(path: Path) -> None:
+    part = part_of(path)
+    assert part in FLOORS, f"say in FLOORS what `{part}` may import"
+    for name in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
+        top, *rest = name.split(".")
+        if top == "llmbench":
+            target = "_version" if rest[:1] == ["__version__"] else rest[0]
+            assert target == part or target in FLOORS[part], f"{part} imports {name}"
+        elif part in THIRD_PARTY and top not in sys.stdlib_module_names:
+            assert top in THIRD_PARTY[part], f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_prints_or_exits(path: Path) -> None:
+    if part_of(path) == "cli":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "exit", "quit", "input"), f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
+            assert node.attr not in ("exit", "stdout", "stderr", "stdin", "argv"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_errors_are_ours(path: Path) -> None:
+    """A bare `except:` or `raise Exception` hides what went wrong."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}"
+        if (
+            isinstance(node, ast.Raise)
+            and isinstance(node.exc, ast.Call)
+            and isinstance(node.exc.func, ast.Name)
+        ):
+            assert node.exc.func.id not in ("Exception", "BaseException"), f"line {node.lineno}"
+
+
+# Speed, without a clock
+
+
+def test_ten_thousand_variants_are_sized() -> None:
+    """`benchmarks/sweep.py` prints the seconds; here every variant is sized and some are checked by hand."""
+    where = importlib.util.spec_from_file_location("sweep", ROOT / "benchmarks" / "sweep.py")
+    assert where is not None
+    assert where.loader is not None
+    sweep = importlib.util.module_from_spec(where)
+    where.loader.exec_module(sweep)
+
+    from llmbench.sizing.params import count_parameters
+    from llmbench.spec.catalog import load_bundled
+    from llmbench.spec.override import override
+
+    spec = load_bundled("llama2-7b")
+    checked = 0
+    for number, changes in zip(range(sweep.VARIANTS), sweep.variants(), strict=False):
+        total = count_parameters(override(spec, changes)).total
+        checked += 1
+        if number % 100 == 0:
+            hidden, kv = changes["hidden_size"], changes["num_key_value_heads"]
+            attention = 2 * hidden * 4096 + 2 * hidden * kv * 128
+            layer = attention + 3 * hidden * changes["intermediate_size"] + 2 * hidden
+            outside = 2 * changes["vocab_size"] * hidden + hidden
+            assert total == changes["num_hidden_layers"] * layer + outside
+    assert checked == sweep.VARIANTS == 10_000
