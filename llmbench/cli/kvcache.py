@@ -36,7 +36,9 @@ CacheType = Annotated[
     Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"],
     typer.Option("--kv-dtype", help="Format of the cache, without its scales."),
 ]
-BlockSize = Annotated[int, typer.Option("--block-size", help="Tokens of an engine's cache block.", min=1, max=2**20)]
+BlockSize = Annotated[
+    int, typer.Option("--block-size", metavar="TOKENS", help="Tokens of an engine's cache block.", min=1, max=2**20)
+]
 
 
 def command(

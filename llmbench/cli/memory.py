@@ -23,6 +23,7 @@ Micro = Annotated[
     typer.Option(
         "--batch",
         "--micro-batch",
+        metavar="N",
         help="Sequences at once: of a micro-batch, or served together.",
         min=1,
         max=2**31,

@@ -34,7 +34,7 @@ Output = Annotated[
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show each formula with the numbers put in.")]
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31)]
-Batch = Annotated[int, typer.Option("--batch", help="Sequences at once.", min=1, max=2**31)]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences at once.", min=1, max=2**31)]
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:

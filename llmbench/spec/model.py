@@ -109,8 +109,7 @@ class Head(Part, frozen=True):
     the vocabulary's bias with the transform, "roberta" with the head (they name, and so count, it there).
     transform_bias: whether that dense layer has a bias.
 
-    scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2). num_outputs: columns where they
-    are not the vocabulary. none: no head at all (an encoder used by a decoder).
+    scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2).
     """
 
     bias: bool = False

@@ -1,8 +1,8 @@
 """A Hugging Face config.json becomes a ModelSpec, or an honest refusal.
 
-Known model types are read exactly (`families`). A multimodal config stands for its text part, and a note says so. An
-unknown model type that has the usual keys is read as a LLaMA-style decoder and marked approximate; anything else is
-refused.
+Known model types are read by their family's importer (`families`); a key it does not understand makes the result
+approximate, and says so. A multimodal config stands for its text part, and a note says so. An unknown model type is
+refused: no figure is better than a wrong one.
 """
 
 from __future__ import annotations
