@@ -1,0 +1,184 @@
+"""Softmax attention as a module: projections, positions, norms, cache, and whichever implementation attends.
+
+B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.errors import UnsupportedError
+from llmbench.model.cache import LayerCache
+from llmbench.model.implementations import Implementation, Mask, Scores
+from llmbench.model.norms import NormLayer
+from llmbench.model.positions import alibi_slopes, relative_buckets, rotate, rotation
+from llmbench.spec.mixer import Attention, QKNorm
+from llmbench.spec.model import ModelSpec, Norm
+from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
+
+
+class Step(NamedTuple):
+    """What every layer of one forward pass shares.
+
+    positions: of the new tokens, [B, S]; valid: which of them are not padding, [B, S] or None for all. plain: positions
+    are 0..S-1 of every sequence and nothing is cached. seq_len: the longest context so far, which some rotary scalings
+    depend on. memory: an encoder's output [B, E, D], with memory_valid [B, E].
+    """
+
+    positions: Tensor
+    valid: Tensor | None
+    plain: bool
+    seq_len: int
+    implementation: Implementation
+    memory: Tensor | None = None
+    memory_valid: Tensor | None = None
+
+
+class AttentionLayer(nn.Module):
+    """MHA, GQA or MQA over [B, S, D]."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mixer: Attention,
+        *,
+        positions: Positions,
+        cross: bool = False,
+        owns_bias: bool = True,
+        where: str = "attention",
+    ) -> None:
+        super().__init__()
+        for field in ("shares_kv", "output_norm", "disentangled"):
+            if getattr(mixer, field):
+                raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
+        self.spec, self.mixer, self.cross = spec, mixer, cross
+        self.position_kind = positions
+        heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
+        width = spec.hidden_size if mixer.input_size is None else mixer.input_size
+        doubled = 2 if mixer.output_gate == "elementwise" else 1
+        self.q_proj = nn.Linear(width, doubled * heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.v_proj = None
+        if not mixer.value_from_key:
+            self.v_proj = nn.Linear(width, kv_heads * mixer.value_dim, bias=mixer.qkv_bias)
+        self.o_proj = nn.Linear(heads * mixer.value_dim, spec.hidden_size, bias=mixer.output_bias)
+        self.g_proj = nn.Linear(width, heads, bias=False) if mixer.output_gate == "headwise" else None
+        self.q_norm = self.k_norm = None
+        if mixer.qk_norm is not None:
+            self.q_norm = _head_norm(mixer.qk_norm, heads, mixer.head_dim, spec.norm)
+            self.k_norm = _head_norm(mixer.qk_norm, kv_heads, mixer.head_dim, spec.norm)
+        self.sinks = nn.Parameter(torch.empty(heads)) if mixer.sinks else None
+        self.relative_bias: nn.Parameter | None = None
+        if isinstance(positions, RelativeBias) and owns_bias and not cross:
+            self.relative_bias = nn.Parameter(torch.empty(positions.num_buckets, heads))
+        self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
+
+    def forward(
+        self, x: Tensor, step: Step, cache: LayerCache | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, S, D] to [B, S, D], and the relative bias that later layers of the stack share (T5)."""
+        mixer = self.mixer
+        q, gate = self._queries(x)
+        source = step.memory if self.cross else x
+        assert source is not None
+        k, v = self._keys_values(source)
+        norm = mixer.qk_norm
+        if norm is not None and not norm.after_rope:
+            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if isinstance(self.position_kind, Rope) and not self.cross:
+            cos, sin = rotation(
+                self.position_kind,
+                mixer.head_dim,
+                step.positions,
+                seq_len=step.seq_len,
+                max_positions=self.spec.max_position_embeddings,
+                dtype=torch.float32,
+            )
+            turn = self.position_kind.interleaved
+            q = rotate(q.float(), cos, sin, interleaved=turn).to(q.dtype)
+            k = rotate(k.float(), cos, sin, interleaved=turn).to(k.dtype)
+        if norm is not None and norm.after_rope:
+            q = self._normed(q.transpose(1, 2), self.q_norm).transpose(1, 2)
+            k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+        k, v, mask = self._context(k, v, step, cache)
+        if isinstance(self.position_kind, RelativeBias) and not self.cross:
+            bias = self._relative(mask) if self.relative_bias is not None else bias
+        scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks, self._added(mask, bias))
+        out = step.implementation.attend(q, k, v, mask, scores)
+        out = out.transpose(1, 2)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
+        elif self.g_proj is not None:
+            out = out * torch.sigmoid(self.g_proj(x))[..., None]
+        return self.o_proj(out.flatten(2)), bias
+
+    def _queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, S, N, H], and the gate [B, S, N, H] that the same projection makes, head by head."""
+        heads = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1))
+        if self.mixer.output_gate == "elementwise":
+            q, gate = heads.chunk(2, dim=-1)
+            return q, gate
+        return heads, None
+
+    def _keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, K, H] and [B, T, K, Hv]."""
+        k = self.k_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
+        v = k if self.v_proj is None else self.v_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
+        if self.mixer.value_norm:
+            v = torch.nn.functional.rms_norm(v.float(), (v.shape[-1],), None, self.spec.norm.eps).to(v.dtype)
+        return k, v
+
+    def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
+        """[B, S, N, H] normed by head, or across all heads."""
+        assert norm is not None
+        if norm.width == x.shape[-1]:
+            return norm(x)
+        return norm(x.flatten(2)).unflatten(-1, x.shape[2:])
+
+    def _context(self, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None) -> tuple[Tensor, Tensor, Mask]:
+        """All keys and values a query may see, with their positions."""
+        mixer = self.mixer
+        queries = step.positions
+        if self.cross:
+            assert step.memory is not None
+            keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
+            if step.memory_valid is not None:
+                keys = keys.masked_fill(~step.memory_valid, -1)
+            return k, v, Mask(queries, keys, False, None, None, step.memory_valid is None)
+        keys = queries if step.valid is None else queries.masked_fill(~step.valid, -1)
+        if cache is not None:
+            k, v, keys = cache.update(k, v, queries, step.valid)
+        plain = step.plain and step.valid is None and k.shape[2] == queries.shape[1]
+        return k, v, Mask(queries, keys, mixer.causal, mixer.sliding_window, mixer.attention_chunk_size, plain)
+
+    def _relative(self, mask: Mask) -> Tensor:
+        """T5's bias [B, N, S, T]."""
+        kind = self.position_kind
+        assert isinstance(kind, RelativeBias)
+        assert self.relative_bias is not None
+        buckets = relative_buckets(kind, mask.queries, mask.keys, bidirectional=not self.mixer.causal)
+        return self.relative_bias[buckets].permute(0, 3, 1, 2)
+
+    def _added(self, mask: Mask, bias: Tensor | None) -> Tensor | None:
+        """What positions add to the scores, if anything."""
+        if isinstance(self.position_kind, Alibi):
+            slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)
+            return slopes[None, :, None, None] * (mask.keys[:, None, None, :] - mask.queries[:, None, :, None])
+        return bias if isinstance(self.position_kind, RelativeBias) and not self.cross else None
+
+
+def _head_norm(norm: QKNorm, heads: int, head_dim: int, like: Norm) -> NormLayer:
+    kind = Norm(
+        kind="layernorm" if norm.norm == "layernorm" else "rmsnorm",
+        weight=norm.weight,
+        bias=norm.bias,
+        eps=like.eps,
+        unit_offset=like.unit_offset,
+    )
+    if norm.over == "full":
+        return NormLayer(heads * head_dim, kind)
+    return NormLayer(head_dim, kind, weight_shape=(heads, head_dim) if norm.over == "per_head" else None)

@@ -1,0 +1,207 @@
+"""The real model: one decoder for every ModelSpec, its modules named as the ops of the sizing table.
+
+B batch, S length, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.errors import UnsupportedError
+from llmbench.model.attention import Step
+from llmbench.model.ffn import feed_forward
+from llmbench.model.implementations import implementation
+from llmbench.model.mixers import build_mixer, build_state, mixer_name
+from llmbench.model.norms import NormLayer
+from llmbench.model.positions import sinusoids
+from llmbench.spec.mixer import branches
+from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+
+
+class Block(nn.Module):
+    """One layer: mixers and feed-forward with norms where the placement puts them."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__()
+        self.placement = layer.placement
+        self.scale = layer.residual_scale
+        hidden = spec.hidden_size
+        norm = spec.norm if layer.norm is None else layer.norm
+        self.mixers: list[str] = []
+        for mixer in branches(layer.mixer):
+            name, module = build_mixer(spec, mixer, index=index, where=f"{where}.mixer")
+            self.add_module(name, module)
+            self.mixers.append(name)
+        self.ffn = None if layer.ffn is None else feed_forward(hidden, layer.ffn)
+        self.norm = NormLayer(hidden, norm) if self.placement == "parallel" else None
+        self.mixer_norm = self.ffn_norm = self.post_mixer_norm = self.post_ffn_norm = None
+        if self.placement in ("pre", "sandwich", "parallel_two", "post"):
+            self.mixer_norm = NormLayer(hidden, norm) if self.mixers else None
+            self.ffn_norm = NormLayer(hidden, norm) if self.ffn is not None else None
+        if self.placement in ("output", "sandwich"):
+            self.post_mixer_norm = NormLayer(hidden, norm) if self.mixers else None
+            self.post_ffn_norm = NormLayer(hidden, norm) if self.ffn is not None else None
+
+    def forward(self, x: Tensor, step: Step, state: dict[str, Any] | None, shared: Any) -> tuple[Tensor, Any]:
+        """[B, S, D] to [B, S, D], and what later layers of the stack share."""
+        start = x
+        both = None if self.norm is None else self.norm(x)
+        if self.mixers:
+            inner = self._before(x, both, self.mixer_norm)
+            outs = []
+            for name in self.mixers:
+                out, shared = self.get_submodule(name)(inner, step, None if state is None else state[name], shared)
+                outs.append(out)
+            x = self._after(x, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm)
+        if self.ffn is not None:
+            source = start if self.placement == "parallel_two" else x
+            out = self.ffn(self._before(source, both, self.ffn_norm), step.implementation)
+            x = self._after(x, out, self.ffn_norm, self.post_ffn_norm)
+        return x, shared
+
+    def _before(self, x: Tensor, both: Tensor | None, norm: NormLayer | None) -> Tensor:
+        """What a sublayer reads."""
+        if both is not None:
+            return both
+        normed: Tensor = x if norm is None or self.placement == "post" else norm(x)
+        return normed
+
+    def _after(self, x: Tensor, out: Tensor, norm: NormLayer | None, post: NormLayer | None) -> Tensor:
+        """The residual stream with a sublayer's output in it."""
+        out = out if post is None else post(out)
+        x = x + out * self.scale if self.scale != 1.0 else x + out
+        return norm(x) if self.placement == "post" and norm is not None else x
+
+
+class Decoder(nn.Module):
+    """A decoder-only (or encoder-only) language model. Build it with `llmbench.model.build`."""
+
+    def __init__(self, spec: ModelSpec, *, impl: str = "sdpa") -> None:
+        super().__init__()
+        refuse(spec)
+        self.spec = spec
+        self.implementation = implementation(impl)
+        hidden = spec.hidden_size
+        width = spec.embedding.size or hidden
+        self.embedding = nn.Embedding(spec.vocab_size, width)
+        self.position_embedding: nn.Embedding | None = None
+        if isinstance(spec.positions, LearnedPositions):
+            after = hidden if spec.embedding.positions_after else width
+            self.position_embedding = nn.Embedding(spec.positions.num_positions, after)
+        types = spec.embedding.token_types
+        self.token_type_embedding = nn.Embedding(types, width) if types else None
+        self.embedding_norm = NormLayer(width, spec.norm) if spec.embedding.norm else None
+        self.embedding_projection = None
+        if spec.embedding.size is not None:
+            self.embedding_projection = nn.Linear(width, hidden, bias=spec.embedding.projection_bias)
+        self.layers = nn.ModuleList(
+            Block(spec, spec.layers[name], index=index, where=f"layers.{name}") for index, name in enumerate(spec.order)
+        )
+        self.final_norm = NormLayer(hidden, spec.norm) if spec.final_norm else None
+        if spec.head.transform is not None or (width != hidden):
+            raise UnsupportedError(f"{spec.name}: a head with a transform or a projection is sized, not built yet")
+        self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias)
+        if spec.tie_word_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, S, V] of tokens [B, S].
+
+        lengths [B]: how many of each row's tokens are real, the rest being padding at its end. cache: goes on where it
+        stands, and takes the new tokens in.
+        """
+        batch, length = tokens.shape
+        steps = torch.arange(length, device=tokens.device).expand(batch, -1)
+        valid = None if lengths is None else steps < lengths[:, None]
+        positions = steps if cache is None else steps + cache.lengths[:, None]
+        seen = length if cache is None else cache.longest + length
+        step = Step(positions, valid, cache is None, seen, self.implementation)
+        x = self.embed(tokens, positions, token_types)
+        shared: Any = None
+        for index, block in enumerate(self.layers):
+            x, shared = block(x, step, None if cache is None else cache.layers[index], shared)
+        if cache is not None:
+            cache.advance(length, lengths)
+        return self.logits(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+        """[B, S] to [B, S, D]."""
+        spec = self.spec
+        x = self.embedding(tokens)
+        if spec.embedding.scale != 1.0:
+            x = x * torch.tensor(spec.embedding.scale, dtype=x.dtype)
+        if self.token_type_embedding is not None:
+            kinds = torch.zeros_like(tokens) if token_types is None else token_types
+            x = x + self.token_type_embedding(kinds)
+        table = self.position_embedding
+        added: Tensor | None = None
+        if table is not None:
+            assert isinstance(spec.positions, LearnedPositions)
+            added = table(positions + spec.positions.offset)
+        elif isinstance(spec.positions, SinusoidalPositions):
+            added = sinusoids(positions, x.shape[-1], x.dtype)
+        after = spec.embedding.positions_after
+        if added is not None and not after:
+            x = x + added
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
+        return x + added if added is not None and after else x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, V]."""
+        head = self.spec.head
+        x = x if self.final_norm is None else self.final_norm(x)
+        out = self.lm_head(x)
+        if head.scale != 1.0:
+            out = out * head.scale
+        return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
+
+
+class Cache:
+    """The caches of all layers, and how long each sequence is."""
+
+    def __init__(self, layers: Sequence[dict[str, Any]], batch: int, device: torch.device | str) -> None:
+        self.layers = list(layers)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.longest = 0
+
+    def advance(self, length: int, lengths: Tensor | None) -> None:
+        """Take note of the tokens that a forward pass put in."""
+        self.lengths = self.lengths + (length if lengths is None else lengths)
+        self.longest += length
+
+    @classmethod
+    def dense(cls, spec: ModelSpec, batch: int, capacity: int, **where: Any) -> Cache:
+        """Room for `capacity` tokens a sequence; windowed layers are rings of their window."""
+        layers = []
+        for name in spec.order:
+            state = {}
+            for mixer in branches(spec.layers[name].mixer):
+                state[mixer_name(mixer)] = build_state(mixer, batch, capacity, **where)
+            layers.append(state)
+        return cls(layers, batch, where["device"])
+
+
+def refuse(spec: ModelSpec) -> None:
+    """Raise UnsupportedError for what a spec has and the real model does not."""
+    if spec.encoder is not None or any(layer.cross_attention for layer in spec.layers.values()):
+        raise UnsupportedError(f"{spec.name}: encoder-decoders are sized, not built yet")
+    if spec.extra or spec.hyper_connections is not None:
+        raise UnsupportedError(f"{spec.name}: has weights that are only sized")
+    for name, layer in spec.layers.items():
+        if layer.extra or layer.shared_weights is not None:
+            raise UnsupportedError(f"{spec.name}: layers.{name} has weights that are only sized")

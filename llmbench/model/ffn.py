@@ -1,0 +1,180 @@
+"""Feed-forwards as modules: dense, gated and mixtures of experts.
+
+B batch, S length, D hidden, F intermediate, E experts, k experts a token, t = B·S tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmbench.model.implementations import Implementation, activation
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
+
+
+class DenseLayer(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, hidden: int, ffn: Dense) -> None:
+        super().__init__()
+        self.act = activation(ffn.activation)
+        self.up_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
+        self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
+
+    def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        return self.down_proj(self.act(self.up_proj(x)))
+
+
+class GatedLayer(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, hidden: int, ffn: Gated) -> None:
+        super().__init__()
+        self.activation = ffn.activation
+        self.gate_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
+        self.up_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
+        self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
+
+    def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        return self.down_proj(implementation.glu(self.gate_proj(x), self.up_proj(x), self.activation))
+
+
+class RouterLayer(nn.Module):
+    """Scores of all experts and the choice among them, in fp32."""
+
+    def __init__(self, hidden: int, moe: MoE) -> None:
+        super().__init__()
+        self.router: Router = moe.router
+        self.top_k = moe.num_experts_per_tok
+        choices = moe.num_experts + moe.zero_experts
+        self.weight = nn.Parameter(torch.empty(choices, hidden))
+        self.bias = nn.Parameter(torch.empty(choices)) if moe.router.bias else None
+        self.correction: Tensor | None
+        if moe.router.correction == "buffer":
+            self.register_buffer("correction", torch.empty(choices, dtype=torch.float32))
+        elif moe.router.correction == "parameter":
+            self.correction = nn.Parameter(torch.empty(choices, dtype=torch.float32))
+        else:
+            self.correction = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [t, D] to logits [t, E], weights [t, k] and indices [t, k] of the chosen."""
+        logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        router = self.router
+        if router.scores == "softmax_topk":
+            top, chosen = logits.topk(self.top_k, dim=-1)
+            return logits, top.softmax(-1) * router.scale, chosen
+        scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
+        ranked = scores if self.correction is None else scores + self.correction
+        chosen = self._in_groups(ranked).topk(self.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(-1, chosen)
+        if router.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return logits, weights * router.scale, chosen
+
+    def _in_groups(self, ranked: Tensor) -> Tensor:
+        """Only experts of the best groups may be chosen: by their two best where a correction balances them
+        (DeepSeek-V3), else by their best (V2)."""
+        router = self.router
+        if router.n_group == 1:
+            return ranked
+        groups = ranked.unflatten(-1, (router.n_group, -1))
+        best = groups.amax(-1) if self.correction is None else groups.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(best).scatter_(-1, best.topk(router.topk_group, dim=-1, sorted=False).indices, 1.0)
+        return groups.masked_fill(kept[..., None] == 0, 0.0 if self.correction is None else float("-inf")).flatten(-2)
+
+
+class ExpertsLayer(nn.Module):
+    """The experts' matrices, stacked: gate and up [E, F, D], down [E, D, F]."""
+
+    def __init__(self, hidden: int, moe: MoE) -> None:
+        super().__init__()
+        experts, width = moe.num_experts, moe.intermediate_size
+        self.moe = moe
+        self.gate_proj = nn.Parameter(torch.empty(experts, width, hidden)) if moe.gated else None
+        self.up_proj = nn.Parameter(torch.empty(experts, width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.gate_bias = nn.Parameter(torch.empty(experts, width)) if moe.bias and moe.gated else None
+        self.up_bias = nn.Parameter(torch.empty(experts, width)) if moe.bias else None
+        self.down_bias = nn.Parameter(torch.empty(experts, hidden)) if moe.bias else None
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
+        """Tokens [t, D], weights and indices [t, k] to [t, D]: expert by expert, the tokens that chose it."""
+        out = torch.zeros_like(x)
+        for expert in range(self.moe.num_experts):
+            token, slot = (chosen == expert).nonzero(as_tuple=True)
+            rows = self.one(x[token], expert, implementation)
+            out = out.index_add(0, token, rows * weights[token, slot, None].to(rows.dtype))
+        return out
+
+    def one(self, rows: Tensor, expert: int, implementation: Implementation) -> Tensor:
+        """One expert on rows [r, D]; with no rows it still takes part, so that every weight has a gradient."""
+
+        def bias(of: Tensor | None) -> Tensor | None:
+            return None if of is None else of[expert]
+
+        up = F.linear(rows, self.up_proj[expert], bias(self.up_bias))
+        if self.gate_proj is not None:
+            gate = F.linear(rows, self.gate_proj[expert], bias(self.gate_bias))
+            inner = implementation.glu(gate, up, self.moe.activation)
+        else:
+            inner = activation(self.moe.activation)(up)
+        return F.linear(inner, self.down_proj[expert], bias(self.down_bias))
+
+
+class MixtureLayer(nn.Module):
+    """Router, experts, and what every token visits beside them.
+
+    After a forward, `last_logits` and `last_chosen` hold the routing, for balance losses and measurements.
+    """
+
+    def __init__(self, hidden: int, moe: MoE) -> None:
+        super().__init__()
+        self.moe = moe
+        self.router = RouterLayer(hidden, moe)
+        self.experts = ExpertsLayer(hidden, moe)
+        self.shared: nn.Module | None = None
+        self.shared_gate: nn.Linear | None = None
+        if moe.shared is not None:
+            shape: Dense | Gated = (Gated if moe.gated else Dense)(
+                intermediate_size=moe.shared.intermediate_size, activation=moe.activation, bias=moe.shared.bias
+            )
+            self.shared = feed_forward(hidden, shape)
+            self.shared_gate = nn.Linear(hidden, 1, bias=False) if moe.shared.gate else None
+        self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside)
+        self.last_logits: Tensor | None = None
+        self.last_chosen: Tensor | None = None
+
+    def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        tokens = x.flatten(0, -2)
+        logits, weights, chosen = self.router(tokens)
+        self.last_logits, self.last_chosen = logits, chosen
+        out = self.experts(tokens, weights, chosen, implementation).view_as(x)
+        if self.shared is not None:
+            shared = self.shared(x, implementation)
+            out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
+        if self.beside is not None:
+            out = out + self.beside(x, implementation)
+        return out
+
+
+def feed_forward(hidden: int, ffn: FFN) -> nn.Module:
+    """The module of any feed-forward."""
+    if isinstance(ffn, MoE):
+        return MixtureLayer(hidden, ffn)
+    return GatedLayer(hidden, ffn) if isinstance(ffn, Gated) else DenseLayer(hidden, ffn)
+
+
+def balance_losses(logits: Tensor, chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The load-balancing loss (Switch, arXiv 2101.03961, equation 4) and the z-loss (ST-MoE, arXiv 2202.08906).
+
+    balance = E · Σ_e (share of choices that fell on e) · (mean probability of e); 1 when even.
+    z = mean(log-sum-exp(logits)²).
+    """
+    share = F.one_hot(chosen, num_experts).float().mean((0, 1))
+    probability = logits.softmax(-1).mean(0)
+    return num_experts * (share * probability).sum(), logits.logsumexp(-1).square().mean()

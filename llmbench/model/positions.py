@@ -1,0 +1,157 @@
+"""Positions in the real model: rotary tables with every scaling, ALiBi slopes, sinusoids, T5's buckets.
+
+B batch, S query length, T key length, N heads, R rotated dims. Positions are integers [B, S]; tables are computed in
+fp32 and cast where they are used.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from llmbench.spec.position import RelativeBias, Rope, RopeScaling
+
+
+def inverse_frequencies(
+    rope: Rope, head_dim: int, *, seq_len: int, max_positions: int | None, device: torch.device
+) -> tuple[Tensor, float]:
+    """Frequencies [R/2] and the factor on cos and sin, after scaling.
+
+    theta ** (-2i/R), then: linear divides by the factor; dynamic grows theta with length (NTK-aware); llama3 divides
+    low frequencies and blends between (Llama 3.1 report); yarn blends by wavelength and scales by
+    0.1·ln(factor) + 1 (arXiv 2309.00071); longrope divides each frequency by its own factor (arXiv 2402.13753);
+    proportional turns only the first frequencies of the whole head (Gemma 4).
+    """
+    scaling = rope.scaling
+    dim = rope.rotary_dim or head_dim
+    theta = rope.theta
+    if scaling is not None and scaling.kind == "dynamic":
+        trained = scaling.original_max_position_embeddings or max_positions or seq_len
+        if seq_len > trained:
+            theta *= ((scaling.factor * seq_len / trained) - (scaling.factor - 1)) ** (dim / (dim - 2))
+    steps = torch.arange(0, dim, 2, dtype=torch.int64, device=device).to(torch.float32)
+    if scaling is not None and scaling.kind == "proportional":
+        frequencies = 1.0 / theta ** (steps / head_dim)
+        still = torch.zeros(head_dim // 2 - dim // 2, device=device)
+        return torch.cat((frequencies, still)) / scaling.factor, 1.0
+    frequencies = 1.0 / theta ** (steps / dim)
+    if scaling is None:
+        return frequencies, 1.0
+    return _scaled(scaling, frequencies, theta, dim, seq_len, max_positions)
+
+
+def _scaled(
+    scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, seq_len: int, max_positions: int | None
+) -> tuple[Tensor, float]:
+    factor = scaling.factor
+    original = scaling.original_max_position_embeddings or max_positions or seq_len
+    if scaling.kind == "linear":
+        return frequencies / factor, 1.0
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor or 1.0, scaling.high_freq_factor or 4.0
+        wavelength = 2 * math.pi / frequencies
+        blend = ((original / wavelength - low) / (high - low)).clamp(0, 1)
+        smooth = (1 - blend) * frequencies / factor + blend * frequencies
+        return smooth, 1.0
+    if scaling.kind == "longrope":
+        long = seq_len > original
+        factors = scaling.long_factor if long else scaling.short_factor
+        divisor = torch.tensor(factors, dtype=torch.float32, device=frequencies.device)
+        grown = factor if factor != 1.0 else (max_positions or original) / original
+        attention = scaling.attention_factor
+        if attention is None:
+            attention = 1.0 if grown <= 1 else math.sqrt(1 + math.log(grown) / math.log(original))
+        return frequencies / divisor, attention
+    if scaling.kind == "yarn":
+        return _yarn(scaling, frequencies, theta, dim, original)
+    return frequencies, 1.0
+
+
+def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, original: int) -> tuple[Tensor, float]:
+    factor = scaling.factor
+
+    def correction(turns: float) -> float:
+        """The dimension whose wave turns so often over the trained length."""
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = correction(32.0 if scaling.beta_fast is None else scaling.beta_fast)
+    high = correction(1.0 if scaling.beta_slow is None else scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high = high + 0.001 if low == high else high
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device=frequencies.device) - low) / (high - low)).clamp(0, 1)
+    blended = frequencies / factor * ramp + frequencies * (1 - ramp)
+    attention = scaling.attention_factor
+    if attention is None:
+        if scaling.mscale and scaling.mscale_all_dim:
+            attention = yarn_scale(factor, scaling.mscale) / yarn_scale(factor, scaling.mscale_all_dim)
+        else:
+            attention = yarn_scale(factor, 1.0)
+    return blended, attention
+
+
+def yarn_scale(factor: float, mscale: float) -> float:
+    """YaRN's temperature: 0.1·mscale·ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def rotation(
+    rope: Rope, head_dim: int, positions: Tensor, *, seq_len: int, max_positions: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, S, R/2] of integer positions [B, S]."""
+    frequencies, factor = inverse_frequencies(
+        rope, head_dim, seq_len=seq_len, max_positions=max_positions, device=positions.device
+    )
+    angles = positions[:, None, :, None].to(torch.float32) * frequencies
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """x [B, N, S, H] with its first R dims turned: pairs are neighbours (interleaved) or the two halves."""
+    turned = 2 * cos.shape[-1]
+    head, rest = x[..., :turned], x[..., turned:]
+    if interleaved:
+        first, second = head[..., 0::2], head[..., 1::2]
+        out = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+    else:
+        first, second = head.chunk(2, dim=-1)
+        out = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)
+
+
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
+    """Slopes [N]: 2 ** (-8i/n) for the nearest power of two n, the rest taken between (arXiv 2108.12409)."""
+    nearest = 2 ** math.floor(math.log2(num_heads))
+    base = 2.0 ** (-8.0 / nearest)
+    slopes = [base ** (i + 1) for i in range(nearest)]
+    if nearest < num_heads:
+        half = 2.0 ** (-4.0 / nearest)
+        slopes += [half ** (2 * i + 1) for i in range(num_heads - nearest)]
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
+
+
+def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """sin and cos of positions [B, S] as [B, S, width], interleaved ("Attention is all you need", section 3.5)."""
+    steps = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].to(torch.float32) * torch.exp(-math.log(10000.0) / width * steps)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :width].to(dtype)
+
+
+def relative_buckets(bias: RelativeBias, queries: Tensor, keys: Tensor, *, bidirectional: bool) -> Tensor:
+    """T5's bucket [B, S, T] of each distance: exact near by, logarithmic further off (arXiv 1910.10683, 2.1)."""
+    distance = keys[:, None, :] - queries[:, :, None]
+    buckets = bias.num_buckets
+    offset = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0).to(distance.dtype) * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    far = torch.log(distance.clamp(min=1).to(torch.float32) / exact) / math.log(bias.max_distance / exact)
+    far_bucket = (exact + (far * (buckets - exact)).to(distance.dtype)).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far_bucket)
