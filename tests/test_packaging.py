@@ -32,9 +32,7 @@ def held(folder: Path) -> list[Path]:
 def packages_in_the_tree() -> set[str]:
     """Every package there is, by its name."""
     links = [ROOT / name.replace(".", "/") for name in ELSEWHERE]
-    own = [
-        path for path in folders(ROOT / "llmbench") if not any(path.is_relative_to(link) for link in links)
-    ]
+    own = [path for path in folders(ROOT / "llmbench") if not any(path.is_relative_to(link) for link in links)]
     names = {".".join(path.relative_to(ROOT).parts) for path in own}
     for name, folder in ELSEWHERE.items():
         names.add(name)
@@ -54,9 +52,7 @@ def test_every_file_of_a_package_is_installed() -> None:
     patterns = SETUPTOOLS["package-data"]
     for name in SETUPTOOLS["packages"]:
         first = ".".join(name.split(".")[:2])
-        folder = ROOT / name.replace(first, ELSEWHERE.get(first, first.replace(".", "/")), 1).replace(
-            ".", "/"
-        )
+        folder = ROOT / name.replace(first, ELSEWHERE.get(first, first.replace(".", "/")), 1).replace(".", "/")
         for file in held(folder):
             if file.suffix != ".py":
                 assert any(file.match(pattern) for pattern in patterns.get(name, [])), f"{file} is left out"

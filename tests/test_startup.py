@@ -179,11 +179,7 @@ def test_errors_are_ours(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}"
-        if (
-            isinstance(node, ast.Raise)
-            and isinstance(node.exc, ast.Call)
-            and isinstance(node.exc.func, ast.Name)
-        ):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
             assert node.exc.func.id not in ("Exception", "BaseException"), f"line {node.lineno}"
 
 

@@ -142,9 +142,7 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
         if isinstance(value, PreTrainedConfig) and (key in TEXT_KEYS or not _is_dropped(key))
     }
     defaults = {key: value for key, value in _declared(config_class).items() if key not in parts}
-    defaults["tie_word_embeddings"] = bool(
-        made.get("tie_word_embeddings", defaults.get("tie_word_embeddings"))
-    )
+    defaults["tie_word_embeddings"] = bool(made.get("tie_word_embeddings", defaults.get("tie_word_embeddings")))
     record: dict[str, Any] = {"defaults": defaults}
     if model_class is not None:
         record["class"] = model_class

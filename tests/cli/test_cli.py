@@ -51,9 +51,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
 
 INT, FLOAT, BOOL, TEXT = "int", "float", "bool", "str"
 COUNTS = dict.fromkeys(Component.__args__, INT)
-PARTS = dict.fromkeys(
-    ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"), INT
-)
+PARTS = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"), INT)
 MARK = {"model": TEXT, "approximate": BOOL, "approximate_because": "list"}
 FIELDS: dict[str, dict[str, Any]] = {
     "params": MARK
@@ -163,9 +161,7 @@ def test_figures_of_the_readme(capsys: Capture) -> None:
 
 
 def test_inference_is_its_own_phase(capsys: Capture) -> None:
-    (row,) = rows(
-        capsys, "memory", "llama2-7b", "--phase", "inference", "--precision", "int4", "--batch", "2"
-    )
+    (row,) = rows(capsys, "memory", "llama2-7b", "--phase", "inference", "--precision", "int4", "--batch", "2")
     assert row["phase"] == "inference"
     assert row["parts_bytes"]["weights"] == pytest.approx(6_738_415_616 / 2, rel=1e-6)
     assert row["held_bytes"] == {
@@ -244,9 +240,7 @@ def test_a_field_is_changed(change: str, total: int, capsys: Capture) -> None:
 def test_none_removes_a_field(capsys: Capture) -> None:
     arguments = ("kvcache", "mistral-7b-v0.1", "--seq", "10000")
     assert rows(capsys, *arguments)[0]["bytes_per_sequence"] == 4096 * 131_072
-    assert (
-        rows(capsys, *arguments, "--set", "sliding_window=none")[0]["bytes_per_sequence"] == 10_000 * 131_072
-    )
+    assert rows(capsys, *arguments, "--set", "sliding_window=none")[0]["bytes_per_sequence"] == 10_000 * 131_072
 
 
 @pytest.mark.parametrize(
@@ -346,9 +340,7 @@ def test_a_bug_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
 def test_json_holds_any_argument() -> None:
     from llmbench.report.document import Document
 
-    text = to_json(
-        Document(command="x", inputs={"models": ["\udcff"]}, rows_key="models", rows=[], blocks=[])
-    )
+    text = to_json(Document(command="x", inputs={"models": ["\udcff"]}, rows_key="models", rows=[], blocks=[]))
     assert json.loads(text)["inputs"] == {"models": ["\udcff"]}
 
 
@@ -369,8 +361,7 @@ OPTIONS = {
     "params": "--by --explain --set --format --output",
     "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
     "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
-    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels --set --format "
-    "--output",
+    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels --set --format --output",
     "compare": "--seq --set --format --output",
     "env": "--format --output",
     "specs list": "--devices --model-types --format --output",

@@ -132,9 +132,7 @@ def test_a_file_is_what_stdout_would_be(arguments: list[str], tmp_path: Path, ca
         out, err = capsys.readouterr()
         assert out == ""
         assert err == f"wrote {file}\n"
-        assert file.read_text(encoding="utf-8") == without_output(
-            answer(capsys, *arguments, "-f", format), file
-        )
+        assert file.read_text(encoding="utf-8") == without_output(answer(capsys, *arguments, "-f", format), file)
 
 
 def without_output(text: str, _file: Path) -> str:
@@ -222,10 +220,7 @@ def test_python_dash_m_and_the_script_are_one_program() -> None:
     script = Path(sys.executable).parent / "llmbench"
     if not script.exists():
         pytest.skip("not installed as a script")
-    assert (
-        subprocess.run([script, "--version"], capture_output=True, text=True).stdout
-        == process("--version").stdout
-    )
+    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == process("--version").stdout
 
 
 @pytest.mark.parametrize(
@@ -270,9 +265,7 @@ def test_a_terminal_without_utf8_gets_no_traceback() -> None:
 @pytest.fixture
 def approximate(tmp_path: Path) -> str:
     """A model whose figures are not exact, as a file."""
-    spec = override(
-        load_bundled("gpt2"), {"name": "guessed", "approximate": ["config key x = 1 is not understood"]}
-    )
+    spec = override(load_bundled("gpt2"), {"name": "guessed", "approximate": ["config key x = 1 is not understood"]})
     file = tmp_path / "guessed.toml"
     file.write_text(write_spec(spec), encoding="utf-8")
     return str(file)
@@ -292,9 +285,7 @@ def approximate(tmp_path: Path) -> str:
     ],
     ids=" ".join,
 )
-def test_what_is_approximate_says_so(
-    arguments: list[str], format: str, approximate: str, capsys: Capture
-) -> None:
+def test_what_is_approximate_says_so(arguments: list[str], format: str, approximate: str, capsys: Capture) -> None:
     text = answer(capsys, *arguments, approximate, "--format", format)
     assert "approximate" in text
     if format == "json":

@@ -56,9 +56,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
         "first_k_dense_replace": 1,
     },
-    "granitemoehybrid": {
-        "layer_types": ["mamba", "attention", "mamba", "mamba", "mamba", "attention"] + ["mamba"] * 2
-    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "mamba", "attention"] + ["mamba"] * 2},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_vl_text": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
@@ -138,10 +136,7 @@ def text_parts(model_type: str) -> list[tuple[str, type[PreTrainedConfig]]]:
         return []
     for key in keys:
         inner = made.get(key)
-        if (
-            isinstance(inner, PreTrainedConfig)
-            and inner.model_type not in meta.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        ):
+        if isinstance(inner, PreTrainedConfig) and inner.model_type not in meta.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             found.append((key, type(inner)))
     return found
 

@@ -128,9 +128,7 @@ def test_peak_is_memtrackers(setup, shape):
         model.recompute_context = cuda.recompute
         theirs.track_external(model, ids, labels, *optimizer.states())
         with theirs, cuda:
-            run_step(
-                model, optimizer, ids, labels, lambda phase: setattr(cuda, "in_backward", phase == "backward")
-            )
+            run_step(model, optimizer, ids, labels, lambda phase: setattr(cuda, "in_backward", phase == "backward"))
     ours = trace(dims, setup, batch=shape[0], seq=shape[1])
     peak = theirs.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     assert peak == ours.peak_bytes
@@ -166,9 +164,7 @@ def real_peak(model, ids, labels):
 @pytest.mark.parametrize(("batch", "seq", "vocab"), [(2, 64, 1000), (1, 8, 1000), (1, 128, 64), (4, 32, 300)])
 def test_peak_is_that_of_a_real_step(recompute, tied, batch, seq, vocab):
     """A real fp32 step of ops that a CPU runs without scratch allocates what the trace says, to the byte."""
-    dims = Dims(
-        vocab=vocab, hidden=64, layers=3, heads=4, kv_heads=4, head_dim=16, intermediate=256, tied=tied
-    )
+    dims = Dims(vocab=vocab, hidden=64, layers=3, heads=4, kv_heads=4, head_dim=16, intermediate=256, tied=tied)
     setup = Setup(style="gpt2", precision="fp32", attention="standard", recompute=recompute)
     got = trace(dims, setup, batch=batch, seq=seq)
     traced = max(got.phase_peak_bytes[phase] for phase in ("forward", "loss", "backward")) - got.steady_bytes

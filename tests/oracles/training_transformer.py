@@ -140,9 +140,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_flash_backward.register_fake
-def _(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -304,9 +302,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             if self.setup.recompute == "full":
                 contexts = lambda: (contextlib.nullcontext(), self.recompute_context())  # noqa: E731
-                x = checkpoint(
-                    block, x, tables, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-                )
+                x = checkpoint(block, x, tables, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
             else:
                 x = block(x, tables)
         return self.head(self.norm(x))

@@ -179,9 +179,7 @@ def make_config(config: dict[str, Any]) -> tuple[Any, str]:
         if model_type == "internlm2":
             config["attention_bias"] = config.get("bias", True)
     if config["model_type"] not in CONFIG_MAPPING:
-        raise NoOracleError(
-            f"transformers {transformers.__version__} does not know model type {model_type!r}"
-        )
+        raise NoOracleError(f"transformers {transformers.__version__} does not know model type {model_type!r}")
     made = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     return made, model_type
 
@@ -262,9 +260,7 @@ def classify(model: nn.Module, prefix: str = "") -> dict[str, tuple[str, nn.Para
         path = name.split(".")
         around = [(path[i], modules[".".join(path[: i + 1])]) for i in range(len(path) - 1)]
         owner = around[-1][1] if around else model
-        if parameter is table_weight or (
-            isinstance(owner, nn.Embedding) and id(parameter) in head_parameters
-        ):
+        if parameter is table_weight or (isinstance(owner, nn.Embedding) and id(parameter) in head_parameters):
             component = "embedding"  # the second: t5gemma ties its head to the decoder's table
         elif id(parameter) in head_parameters:
             component = "lm_head"
@@ -279,9 +275,7 @@ def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.M
     segments = path[:-1]
     classes = [type(module).__name__ for _, module in around]
     last = segments[-1] if segments else ""
-    is_norm = any(_NORM_CLASS.search(c) for c in classes) or bool(
-        _NORM.search(last) or _NORM.search(path[-1])
-    )
+    is_norm = any(_NORM_CLASS.search(c) for c in classes) or bool(_NORM.search(last) or _NORM.search(path[-1]))
     if last in ("token_type_embeddings", "segment_embedding"):
         return "token_type_embedding"
     if any(_POSITION.match(s) for s in segments) or path[-1] in ("position_embeddings", "pos_embed"):
@@ -298,9 +292,7 @@ def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.M
         if last in ("down_embed", "up_embed"):  # doge: rows of two tables are its experts
             return "experts"
         return "embedding"
-    if any(s in ("router", "gate", "ffn_gate", "expert_bias", "moe_statics") for s in segments) or path[
-        -1
-    ] in (
+    if any(s in ("router", "gate", "ffn_gate", "expert_bias", "moe_statics") for s in segments) or path[-1] in (
         "expert_bias",
         "e_score_correction_bias",
     ):
@@ -312,9 +304,7 @@ def _component(path: list[str], around: list[tuple[str, nn.Module]], owner: nn.M
     if "shared_mlp" in segments:
         # Granite's and Hunyuan's shared expert; the dense feed-forward where the layer has no router at all.
         layer = ".".join(path[: path.index("shared_mlp")])
-        routed = any(
-            n.startswith(layer + ".") and n.endswith((".experts", ".router", ".gate")) for n in modules
-        )
+        routed = any(n.startswith(layer + ".") and n.endswith((".experts", ".router", ".gate")) for n in modules)
         return "shared_experts" if routed else "mlp"
     if any(s.endswith(("hyper_connection", "_hc")) or s in ("hc_head", "altup", "laurel") for s in segments):
         return "other"
@@ -373,13 +363,9 @@ def _share_of_experts(text: Any, parameters: dict[str, tuple[str, nn.Parameter, 
         top_k = getattr(ffn, "moe_top_k", None)
     if top_k is None:
         top_k = _FIXED_TOP_K.get(text.model_type)
-    of_experts = [
-        (name, parameter) for name, (component, parameter, _) in parameters.items() if component == "experts"
-    ]
+    of_experts = [(name, parameter) for name, (component, parameter, _) in parameters.items() if component == "experts"]
     if top_k is None and of_experts:
-        raise NoOracleError(
-            f"how many experts a token of {text.model_type!r} uses is not in its configuration"
-        )
+        raise NoOracleError(f"how many experts a token of {text.model_type!r} uses is not in its configuration")
     if top_k is None or not of_experts:
         return 1, 1
     indices: set[int] = set()

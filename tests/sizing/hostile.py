@@ -59,9 +59,7 @@ anything = st.recursive(
         st.text(max_size=20),
         st.sampled_from(JUNK),
     ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=10), inner, max_size=4)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=10), inner, max_size=4)),
     max_leaves=8,
 )
 

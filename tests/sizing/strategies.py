@@ -201,9 +201,7 @@ recurrents = st.one_of(
         conv_kernel=st.integers(1, 4),
         output_gate=maybe,
     ),
-    st.builds(
-        KimiDelta, num_heads=heads, head_dim=widths, conv_kernel=st.integers(1, 4), full_rank_gates=maybe
-    ),
+    st.builds(KimiDelta, num_heads=heads, head_dim=widths, conv_kernel=st.integers(1, 4), full_rank_gates=maybe),
     st.builds(LightningAttention, num_attention_heads=heads, head_dim=widths),
     st.builds(RGLRU, lru_width=widths.map(lambda n: 8 * n), num_heads=heads, conv_kernel=st.integers(1, 4)),
     st.builds(ShortConv, width=widths, conv_kernel=st.integers(1, 4), bias=maybe),
@@ -266,9 +264,7 @@ def layers(draw: st.DrawFn, *, cross: bool, mixer: st.SearchStrategy = mixers) -
         mixer=draw(mixer) if parts != "ffn" else None,
         ffn=draw(ffns) if parts != "mixer" else None,
         placement=draw(st.sampled_from(PLACEMENTS)),
-        cross_attention=draw(attentions().filter(lambda a: a.span is None))
-        if cross and parts != "ffn"
-        else None,
+        cross_attention=draw(attentions().filter(lambda a: a.span is None)) if cross and parts != "ffn" else None,
         norm=draw(optional(norms)),
         extra=tuple(draw(st.lists(extras, max_size=1))),
     )
@@ -282,9 +278,7 @@ def _pattern(draw: st.DrawFn, kinds: Iterable[str]) -> str:
 def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStrategy = mixers) -> ModelSpec:
     """A valid model; `encoder` None has one half of the time."""
     with_encoder = draw(maybe) if encoder is None else encoder
-    kinds = {
-        f"kind{n}": draw(layers(cross=with_encoder, mixer=mixer)) for n in range(draw(st.integers(1, 3)))
-    }
+    kinds = {f"kind{n}": draw(layers(cross=with_encoder, mixer=mixer)) for n in range(draw(st.integers(1, 3)))}
     encoder_stack = None
     if with_encoder:
         inner = {"enc": draw(layers(cross=False, mixer=attentions(causal=False)))}
@@ -321,11 +315,7 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
                 scale=reals,
             )
         ),
-        head=draw(
-            st.builds(
-                Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=reals
-            )
-        ),
+        head=draw(st.builds(Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=reals)),
         encoder=encoder_stack,
         next_token_prediction=draw(
             st.sampled_from(
@@ -338,9 +328,7 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
             )
         ),
         hyper_connections=draw(
-            st.sampled_from(
-                (None, None, None, HyperConnections(streams=2), HyperConnections(streams=4, mixes=False))
-            )
+            st.sampled_from((None, None, None, HyperConnections(streams=2), HyperConnections(streams=4, mixes=False)))
         ),
         extra=tuple(draw(st.lists(extras, max_size=1))),
     ).check()

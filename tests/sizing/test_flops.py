@@ -108,9 +108,7 @@ def test_backward_is_twice_forward_to_the_counter_too(model_type: str, batch: in
     config = {"model_type": model_type, **TINY[model_type]}
     spec = from_config(config, name=model_type)
     ours = count_flops(spec, Workload.train(32, batch, masked_pairs=True, attention="standard"))
-    rotation = (
-        0 if model_type == "gpt2" else 2 * batch * 32 * (spec.layers[spec.order[0]].mixer.head_dim // 2)
-    )
+    rotation = 0 if model_type == "gpt2" else 2 * batch * 32 * (spec.layers[spec.order[0]].mixer.head_dim // 2)
     counted = on_cpu(config, batch, 32, backward=True)
     assert counted - ours.total in (0, rotation, 2 * rotation)  # outer products that make the angles
     assert counted - ours.total <= counted / 2000
@@ -216,9 +214,7 @@ def test_recompute_is_beside_the_total() -> None:
     assert full.recompute == scores + none.total // 3 - head
     standard = Workload.train(2048, attention="standard")
     assert count_flops(spec, standard).recompute == 0
-    assert all(
-        recomputed_flops(op, Workload.prefill(8), "full") == 0 for op in lower(spec, Workload.prefill(8))
-    )
+    assert all(recomputed_flops(op, Workload.prefill(8), "full") == 0 for op in lower(spec, Workload.prefill(8)))
 
 
 def test_gpt3_by_the_paper() -> None:

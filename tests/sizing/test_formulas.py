@@ -28,9 +28,7 @@ _OPERATORS = {
 
 def evaluate(text: str) -> int:
     """A formula without names: numbers, ×, +, /, brackets and powers."""
-    text = (
-        text.replace("×", "*").replace("/", "//").replace("²", "**2").replace("³", "**3").replace("^", "**")
-    )
+    text = text.replace("×", "*").replace("/", "//").replace("²", "**2").replace("³", "**3").replace("^", "**")
     return _value(ast.parse(text, mode="eval").body)
 
 

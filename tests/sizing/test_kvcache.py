@@ -61,10 +61,7 @@ def test_qwen3_next_keeps_a_state() -> None:
     assert cache.bytes_per_token == 12 * 2 * 2 * 256 * 2
     assert cache.state_bytes_per_sequence == 36 * (4 * 32 * 128 * 128 + 2 * 3 * (2 * 16 * 128 + 32 * 128))
     assert cache.bytes_total == 4096 * cache.bytes_per_token + cache.state_bytes_per_sequence
-    assert (
-        kv_cache(load_bundled("qwen3-next-80b-a3b"), 1).state_bytes_per_sequence
-        == cache.state_bytes_per_sequence
-    )
+    assert kv_cache(load_bundled("qwen3-next-80b-a3b"), 1).state_bytes_per_sequence == cache.state_bytes_per_sequence
 
 
 def test_jamba_keeps_both() -> None:
@@ -207,9 +204,7 @@ def test_beyond_the_window_as_transformers_fills_it(model_type: str) -> None:
     """transformers keeps the window less the token that is being made; ours counts that token too."""
     config = {"model_type": model_type, **FAMILIES[model_type]}
     spec = from_config(config, name=model_type)
-    windowed = sum(
-        spec.order.count(name) for name, layer in spec.layers.items() if layer.mixer.sliding_window
-    )
+    windowed = sum(spec.order.count(name) for name, layer in spec.layers.items() if layer.mixer.sliding_window)
     mixer = spec.layers[spec.order[0]].mixer
     one_token = 2 * 2 * mixer.num_key_value_heads * mixer.head_dim * 2
     assert kv_cache(spec, 41, batch=2).bytes_total - windowed * one_token == filled(config, 40, 2)

@@ -35,9 +35,7 @@ BOUND = 0.03
 PRECISIONS = {"mixed": "bf16-mixed", "fp32": "fp32", "bf16": "bf16"}
 
 
-def dims(
-    vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, tied: bool = False
-) -> Dims:
+def dims(vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, tied: bool = False) -> Dims:
     """A shape whose heads fill the hidden width."""
     return Dims(
         vocab=vocab,

@@ -77,9 +77,7 @@ def kept(optimizer: str) -> int:
 
 def test_adamw_keeps_what_torch_keeps() -> None:
     assert (
-        kept("adamw")
-        == stepped(torch.optim.AdamW, lr=1e-3)
-        == 2 * count_parameters(from_config(TINY, name="t")).total
+        kept("adamw") == stepped(torch.optim.AdamW, lr=1e-3) == 2 * count_parameters(from_config(TINY, name="t")).total
     )
 
 

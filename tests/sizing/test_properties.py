@@ -54,9 +54,7 @@ def test_parameters_are_the_sum_of_the_ops(spec: ModelSpec) -> None:
     assert experts or spec.encoder is not None or counts.active == counts.total
     outside = sum(op.count * op.parameters for op in ops if not op.layer)
     in_layers = sum(counts.layers[name] for name in spec.order)
-    in_encoder = sum(
-        counts.layers.get(f"encoder.{name}", 0) for name in (spec.encoder.order if spec.encoder else ())
-    )
+    in_encoder = sum(counts.layers.get(f"encoder.{name}", 0) for name in (spec.encoder.order if spec.encoder else ()))
     first_only = _first_layer_only(ops)
     assert outside + in_layers + in_encoder - first_only == counts.total
 
@@ -65,8 +63,7 @@ def _first_layer_only(ops: list[Op]) -> int:
     """A relative-bias table stands in one layer of a kind, and `layers` speaks of that one."""
     tables = [op for op in ops if op.name.endswith("relative_bias")]
     kinds = {
-        (op.stack, op.layer): max(o.count for o in ops if (o.stack, o.layer) == (op.stack, op.layer))
-        for op in tables
+        (op.stack, op.layer): max(o.count for o in ops if (o.stack, o.layer) == (op.stack, op.layer)) for op in tables
     }
     return sum((kinds[op.stack, op.layer] - op.count) * op.parameters for op in tables)
 
@@ -94,9 +91,7 @@ def check_shards(spec: ModelSpec, layout: Layout) -> None:
         assert matrix_elements(part) * part.shards == matrix_elements(whole), part.name
         rest, whole_rest = (op.parameters - matrix_elements(op) for op in (part, whole))
         of_experts = layout.ep if part.component == "experts" else 1
-        split_inputs = (
-            part.matrix is not None and whole.matrix is not None and part.matrix[1] < whole.matrix[1]
-        )
+        split_inputs = part.matrix is not None and whole.matrix is not None and part.matrix[1] < whole.matrix[1]
         assert rest * (of_experts if split_inputs else part.shards) == whole_rest, part.name
 
 
@@ -113,9 +108,7 @@ def test_expert_parallel_shards_sum_to_the_whole(spec: ModelSpec, ep: int, tp: i
     check_shards(spec, layout)
     whole = sum(op.count * op.parameters for op in lower(spec, ONE_TOKEN) if op.component == "experts")
     part = sum(
-        op.count * op.parameters
-        for op in lower(spec, ONE_TOKEN, Layout(ep=ep, dp=ep))
-        if op.component == "experts"
+        op.count * op.parameters for op in lower(spec, ONE_TOKEN, Layout(ep=ep, dp=ep)) if op.component == "experts"
     )
     assert part * ep == whole
 
@@ -182,16 +175,9 @@ def test_training_memory_grows(spec: ModelSpec, seq: int, batch: int, recompute:
     here = training_memory(spec, seq, micro_batch=batch, recompute=recompute)
     assert here.peak_bytes == sum(here.parts_bytes.values())
     assert all(size >= 0 for size in here.parts_bytes.values())
-    assert (
-        training_memory(spec, seq + 1, micro_batch=batch, recompute=recompute).peak_bytes >= here.peak_bytes
-    )
-    assert (
-        training_memory(spec, seq, micro_batch=batch + 1, recompute=recompute).peak_bytes >= here.peak_bytes
-    )
-    assert (
-        training_memory(longer(spec), seq, micro_batch=batch, recompute=recompute).peak_bytes
-        >= here.peak_bytes
-    )
+    assert training_memory(spec, seq + 1, micro_batch=batch, recompute=recompute).peak_bytes >= here.peak_bytes
+    assert training_memory(spec, seq, micro_batch=batch + 1, recompute=recompute).peak_bytes >= here.peak_bytes
+    assert training_memory(longer(spec), seq, micro_batch=batch, recompute=recompute).peak_bytes >= here.peak_bytes
     assert training_memory(spec, seq, micro_batch=batch).peak_bytes >= here.peak_bytes
 
 
@@ -284,9 +270,7 @@ def test_pairs_by_brute_force(new: int, cached: int, causal: bool, limit: str, s
         for key in range(length)
     )
     assert visible_pairs(new, length, causal=causal, window=window, chunk=chunk) == by_hand
-    assert (
-        visible_pairs(new, length, causal=causal, window=window, chunk=chunk, masked_too=True) == new * length
-    )
+    assert visible_pairs(new, length, causal=causal, window=window, chunk=chunk, masked_too=True) == new * length
 
 
 @settings(common, max_examples=300)

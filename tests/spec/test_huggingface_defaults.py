@@ -12,9 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def tool():
     """The generator, loaded from its file: tools/ is no package."""
-    spec = importlib.util.spec_from_file_location(
-        "huggingface_defaults", ROOT / "tools" / "huggingface_defaults.py"
-    )
+    spec = importlib.util.spec_from_file_location("huggingface_defaults", ROOT / "tools" / "huggingface_defaults.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,9 +28,7 @@ def test_file_matches_installed_transformers(tool):
     """`--check` finds nothing."""
     transformers = pytest.importorskip("transformers")
     if transformers.__version__ != tool.VERSION:
-        pytest.skip(
-            f"the file states the facts of transformers {tool.VERSION}, not {transformers.__version__}"
-        )
+        pytest.skip(f"the file states the facts of transformers {tool.VERSION}, not {transformers.__version__}")
     assert tool.check() == []
 
 

@@ -238,9 +238,7 @@ def test_t5() -> None:
 def test_multi_token_prediction_is_apart() -> None:
     counts = parameters("deepseek-v3")
     assert counts.total == 671_026_404_352
-    shared_again = (
-        2 * 129_280 * 7_168
-    )  # the repository stores embedding and head a second time with the module
+    shared_again = 2 * 129_280 * 7_168  # the repository stores embedding and head a second time with the module
     assert round((counts.total + counts.next_token_prediction + shared_again) / 1e9, 1) == 684.5
 
 
@@ -398,9 +396,7 @@ def test_windows_and_heads_of_the_textbook() -> None:
     assert attention("mistral-7b-v0.3").sliding_window is None
     assert load_bundled("gpt2").layers["block"].placement == "pre"
     assert load_bundled("bloom-176b").layers["block"].placement == "pre"
-    assert (
-        attention("palm-540b").label == attention("falcon-7b").label == attention("starcoder").label == "MQA"
-    )
+    assert attention("palm-540b").label == attention("falcon-7b").label == attention("starcoder").label == "MQA"
     parallel = ("parallel", "parallel_two")
     for name in ("palm-8b", "gpt-j-6b", "gpt-neox-20b", "falcon-7b", "falcon-40b"):
         assert load_bundled(name).layers["block"].placement in parallel
