@@ -1,0 +1,113 @@
+"""Weights from files with Hugging Face names into the real model.
+
+`fill` gives every parameter its tensor by the family's table, and fails unless each tensor of the file is used and
+each parameter filled. Only families whose logits were shown equal to transformers' have a table; others are refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.errors import SpecError, UnsupportedError
+from llmbench.model.weights.rules import TRANSFORMS, At, Rule
+from llmbench.model.weights.safetensors import Checkpoint
+from llmbench.spec.ffn import MoE
+from llmbench.spec.model import Layer, ModelSpec
+
+__all__ = ["Checkpoint", "fill", "supported_families", "table_of"]
+
+
+def supported_families() -> list[str]:
+    """Every family (Hugging Face model_type) whose weights can be read."""
+    from llmbench.model.weights.families import TABLES
+
+    return sorted(TABLES)
+
+
+def table_of(spec: ModelSpec) -> tuple[Rule, ...]:
+    """The rules of the model's family. Raises UnsupportedError where there are none."""
+    from llmbench.model.weights.families import TABLES
+
+    if spec.family not in TABLES:
+        raise UnsupportedError(
+            f"{spec.name}: reading weights of the family `{spec.family}` is not supported",
+            hint=f"supported are {', '.join(supported_families())}",
+        )
+    return TABLES[spec.family].rules
+
+
+def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into the (materialised) model. Raises SpecError naming what is missing, left over or of another
+    shape."""
+    from llmbench.model.weights.families import TABLES
+
+    table = table_of(spec)
+    names = checkpoint.names
+    used: set[str] = set()
+    missing: list[str] = []
+    owners: dict[int, str] = {}
+    for ours, held in model.state_dict(keep_vars=True).items():
+        tied = owners.get(id(held))
+        at = At(spec, _layer_of(spec, ours), ours)
+        found = _sources(table, at, names)
+        if found is None:
+            if tied is None:
+                missing.append(ours)
+            continue
+        rule, sources = found
+        tensor = _made(rule, sources, at, checkpoint)
+        used.update(name for group in sources for name in group)
+        if tuple(tensor.shape) != tuple(held.shape):
+            raise SpecError(
+                f"{checkpoint.folder}: {sources[0][0]} gives {ours} the shape {tuple(tensor.shape)}, "
+                f"but the config says {tuple(held.shape)}"
+            )
+        if tied is not None:
+            if not torch.equal(tensor.to(held), held):
+                raise SpecError(f"{checkpoint.folder}: {ours} and {tied} are tied by the config, but differ")
+            continue
+        owners[id(held)] = ours
+        with torch.no_grad():
+            held.copy_(tensor)
+    left = sorted(name for name in names - used if not TABLES[spec.family].ignores(name))
+    problems = [f"no tensor for {_few(missing)}"] if missing else []
+    problems += [f"no use for {_few(left)}"] if left else []
+    if problems:
+        raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))
+
+
+def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
+    parts = name.split(".")
+    return spec.layers[spec.order[int(parts[1])]] if parts[0] == "layers" else None
+
+
+def _sources(table: tuple[Rule, ...], at: At, names: set[str]) -> tuple[Rule, list[list[str]]] | None:
+    """The first rule for a parameter whose tensors are all there."""
+    experts = at.layer.ffn.num_experts if at.layer is not None and isinstance(at.layer.ffn, MoE) else 0
+    for rule in table:
+        sources = rule.names(at.name, experts)
+        if sources and all(name in names for group in sources for name in group):
+            return rule, sources
+    return None
+
+
+def _made(rule: Rule, sources: list[list[str]], at: At, checkpoint: Checkpoint) -> Tensor:
+    made = []
+    for group in sources:
+        tensors = [checkpoint.tensor(name) for name in group]
+        tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        for name in rule.transforms:
+            try:
+                tensor = TRANSFORMS[name](tensor, at)
+            except (RuntimeError, IndexError) as problem:
+                raise SpecError(
+                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {at.name}: {problem}"
+                ) from None
+        made.append(tensor)
+    return torch.stack(made) if rule.stacked else made[0]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

@@ -1,0 +1,41 @@
+"""One table a family: which tensor of its files becomes which parameter.
+
+`table("llama", ...)` registers one for those model types. A family stands here only once its logits were shown equal to
+those of transformers, with weights that transformers wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from llmbench.model.weights.rules import Rule, rules
+
+_NEVER_WEIGHTS = r".*\.rotary_emb\.inv_freq"
+"""Buffers that older checkpoints hold and that follow from the config."""
+
+
+class Table(NamedTuple):
+    """The rules of a family, and a pattern of tensors in its files that hold nothing."""
+
+    rules: tuple[Rule, ...]
+    ignored: re.Pattern[str]
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor of a file says nothing that the config does not."""
+        return self.ignored.fullmatch(name) is not None
+
+
+TABLES: dict[str, Table] = {}
+
+
+def table(*families: str, top: str, layers: str, at: str = "model.layers.{i}.", ignored: str = "") -> None:
+    """Register the rules outside the layers and those of a layer; their names of a layer begin with `at`."""
+    found = rules(top) + rules(layers, ours="layers.{i}.", theirs=at)
+    pattern = re.compile(f"{_NEVER_WEIGHTS}|{ignored}" if ignored else _NEVER_WEIGHTS)
+    for name in families:
+        assert name not in TABLES, f"{name} has two tables"
+        TABLES[name] = Table(found, pattern)
+
+
+from llmbench.model.weights.families import gpt, llama  # noqa: E402, F401
