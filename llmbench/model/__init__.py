@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmbench.model.create import build, load
-    from llmbench.model.decoder import Cache, Decoder
+    from llmbench.model.decoder import Decoder
+    from llmbench.model.state import Cache
 
 __all__ = ["Cache", "Decoder", "build", "load"]
 
 _WHERE = {
-    "Cache": "llmbench.model.decoder",
+    "Cache": "llmbench.model.state",
     "Decoder": "llmbench.model.decoder",
     "build": "llmbench.model.create",
     "load": "llmbench.model.create",

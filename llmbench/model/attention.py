@@ -104,7 +104,12 @@ class AttentionLayer(nn.Module):
         if norm is not None and norm.after_rope:
             q = self._normed(q.transpose(1, 2), self.q_norm).transpose(1, 2)
             k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
-        k, v, mask = self._context(k, v, step, cache)
+        if self.cross:
+            mask = self._memory_mask(k, step)
+        else:
+            k, v, mask = context(
+                k, v, step, cache, causal=mixer.causal, window=mixer.sliding_window, chunk=mixer.attention_chunk_size
+            )
         if isinstance(self.position_kind, RelativeBias) and not self.cross:
             bias = self._relative(mask) if self.relative_bias is not None else bias
         scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks, self._added(mask, bias))
@@ -139,21 +144,12 @@ class AttentionLayer(nn.Module):
             return norm(x)
         return norm(x.flatten(2)).unflatten(-1, x.shape[2:])
 
-    def _context(self, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None) -> tuple[Tensor, Tensor, Mask]:
-        """All keys and values a query may see, with their positions."""
-        mixer = self.mixer
-        queries = step.positions
-        if self.cross:
-            assert step.memory is not None
-            keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
-            if step.memory_valid is not None:
-                keys = keys.masked_fill(~step.memory_valid, -1)
-            return k, v, Mask(queries, keys, False, None, None, step.memory_valid is None)
-        keys = queries if step.valid is None else queries.masked_fill(~step.valid, -1)
-        if cache is not None:
-            k, v, keys = cache.update(k, v, queries, step.valid)
-        plain = step.plain and step.valid is None and k.shape[2] == queries.shape[1]
-        return k, v, Mask(queries, keys, mixer.causal, mixer.sliding_window, mixer.attention_chunk_size, plain)
+    def _memory_mask(self, k: Tensor, step: Step) -> Mask:
+        """Every query sees every real token of the encoder."""
+        keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
+        if step.memory_valid is not None:
+            keys = keys.masked_fill(~step.memory_valid, -1)
+        return Mask(step.positions, keys, False, None, None, step.memory_valid is None)
 
     def _relative(self, mask: Mask) -> Tensor:
         """T5's bias [B, N, S, T]."""
@@ -169,6 +165,33 @@ class AttentionLayer(nn.Module):
             slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)
             return slopes[None, :, None, None] * (mask.keys[:, None, None, :] - mask.queries[:, None, :, None])
         return bias if isinstance(self.position_kind, RelativeBias) and not self.cross else None
+
+
+def context(
+    k: Tensor,
+    v: Tensor,
+    step: Step,
+    cache: LayerCache | None,
+    *,
+    causal: bool,
+    window: int | None,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor, Mask]:
+    """All keys and values [B, K, T, H] that the new tokens may see, with their positions; the cache takes the new in.
+
+    Where nothing was held before, the new tokens see just each other, and kernels may build the mask themselves:
+    padding stands at the end, where causality hides it from every real token.
+    """
+    queries = step.positions
+    if step.plain:
+        if cache is not None:
+            cache.fill(k, v, queries, step.valid)
+        if step.valid is None or causal:
+            return k, v, Mask(queries, queries, causal, window, chunk, True)
+        return k, v, Mask(queries, queries.masked_fill(~step.valid, -1), causal, window, chunk, False)
+    assert cache is not None
+    k, v, keys = cache.update(k, v, queries, step.valid)
+    return k, v, Mask(queries, keys, causal, window, chunk, False)
 
 
 def _head_norm(norm: QKNorm, heads: int, head_dim: int, like: Norm) -> NormLayer:

@@ -5,7 +5,6 @@ B batch, S length, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,10 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.ffn import feed_forward
 from llmbench.model.implementations import implementation
-from llmbench.model.mixers import build_mixer, build_state, mixer_name
+from llmbench.model.mixers import build_mixer
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import sinusoids
+from llmbench.model.state import Cache
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
@@ -116,8 +116,9 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         lengths: Tensor | None = None,
         token_types: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """Logits [B, S, V] of tokens [B, S].
+        """Logits [B, S, V] of tokens [B, S], or with `last_only` [B, 1, V] of each row's last real token.
 
         lengths [B]: how many of each row's tokens are real, the rest being padding at its end. cache: goes on where it
         stands, and takes the new tokens in.
@@ -126,14 +127,17 @@ class Decoder(nn.Module):
         steps = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else steps < lengths[:, None]
         positions = steps if cache is None else steps + cache.lengths[:, None]
-        seen = length if cache is None else cache.longest + length
-        step = Step(positions, valid, cache is None, seen, self.implementation)
+        plain = cache is None or cache.longest == 0
+        seen = length if cache is None else cache.reserve(length, lengths)
+        step = Step(positions, valid, plain, seen, self.implementation)
         x = self.embed(tokens, positions, token_types)
         shared: Any = None
         for index, block in enumerate(self.layers):
             x, shared = block(x, step, None if cache is None else cache.layers[index], shared)
         if cache is not None:
             cache.advance(length, lengths)
+        if last_only:
+            x = x[:, -1:] if lengths is None else x.take_along_dim((lengths - 1).clamp(min=0)[:, None, None], dim=1)
         return self.logits(x)
 
     def embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
@@ -169,31 +173,6 @@ class Decoder(nn.Module):
         if head.scale != 1.0:
             out = out * head.scale
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
-
-
-class Cache:
-    """The caches of all layers, and how long each sequence is."""
-
-    def __init__(self, layers: Sequence[dict[str, Any]], batch: int, device: torch.device | str) -> None:
-        self.layers = list(layers)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.longest = 0
-
-    def advance(self, length: int, lengths: Tensor | None) -> None:
-        """Take note of the tokens that a forward pass put in."""
-        self.lengths = self.lengths + (length if lengths is None else lengths)
-        self.longest += length
-
-    @classmethod
-    def dense(cls, spec: ModelSpec, batch: int, capacity: int, **where: Any) -> Cache:
-        """Room for `capacity` tokens a sequence; windowed layers are rings of their window."""
-        layers = []
-        for name in spec.order:
-            state = {}
-            for mixer in branches(spec.layers[name].mixer):
-                state[mixer_name(mixer)] = build_state(mixer, batch, capacity, **where)
-            layers.append(state)
-        return cls(layers, batch, where["device"])
 
 
 def refuse(spec: ModelSpec) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
-from llmbench.model.cache import SlotCache
-from llmbench.spec.mixer import Attention, SingleMixer
+from llmbench.model.cache import RowShape
+from llmbench.model.state import Cache, Store, open_store
+from llmbench.spec.mixer import Attention, SingleMixer, branches
 from llmbench.spec.model import ModelSpec
 
 
@@ -34,11 +35,22 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
     raise UnsupportedError(f"{spec.name}: {where} of kind {type(mixer).__name__} is sized, not built yet")
 
 
-def build_state(mixer: SingleMixer, batch: int, capacity: int, **place: Any) -> Any:
-    """What a mixer keeps between steps, with room for `capacity` tokens a sequence; `place` is dtype and device."""
+def build_state(mixer: SingleMixer, store: Store) -> Any:
+    """What a mixer keeps between steps. Raises UnsupportedError."""
     if isinstance(mixer, Attention):
-        window = mixer.sliding_window
-        ring = window is not None and window < capacity
-        slots = window if ring and window is not None else capacity
-        return SlotCache(batch, mixer.num_key_value_heads, slots, mixer.head_dim, mixer.value_dim, ring=ring, **place)
+        if not mixer.causal:
+            raise UnsupportedError("bidirectional attention has no cache: each token sees those after it")
+        shape = RowShape(mixer.num_key_value_heads, (mixer.head_dim,), (mixer.value_dim,))
+        return store.rows(shape, mixer.span)
     raise UnsupportedError(f"a cache for {type(mixer).__name__} is not built yet")
+
+
+def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rolling", **where: Any) -> Cache:
+    """An empty cache of a whole model, with room for `capacity` tokens of each of `batch` sequences; `where` is dtype
+    and device, and for paged kinds block_size and num_blocks."""
+    store = open_store(kind, batch, capacity, **where)
+    layers = []
+    for name in spec.order:
+        mixers = branches(spec.layers[name].mixer)
+        layers.append({mixer_name(mixer): build_state(mixer, store) for mixer in mixers})
+    return Cache(layers, store)
