@@ -13,6 +13,7 @@ from torch import nn
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.cache import RowShape
+from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
 from llmbench.model.state import Cache, Store, open_store
 from llmbench.spec.mixer import Attention, SingleMixer, branches
 from llmbench.spec.model import ModelSpec
@@ -23,7 +24,7 @@ def mixer_name(mixer: SingleMixer) -> str:
     return _NAMES[type(mixer)]
 
 
-_NAMES: dict[type, str] = {Attention: "attention"}
+_NAMES: dict[type, str] = {Attention: "attention", **NAMES}
 
 
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> tuple[str, nn.Module]:
@@ -32,6 +33,8 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
         return mixer_name(mixer), AttentionLayer(
             spec, mixer, positions=spec.positions_of(mixer), owns_bias=index == 0, where=where
         )
+    if isinstance(mixer, Built):
+        return mixer_name(mixer), recurrent_layer(spec, mixer, index=index)
     raise UnsupportedError(f"{spec.name}: {where} of kind {type(mixer).__name__} is sized, not built yet")
 
 
@@ -42,6 +45,8 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
             raise UnsupportedError("bidirectional attention has no cache: each token sees those after it")
         shape = RowShape(mixer.num_key_value_heads, (mixer.head_dim,), (mixer.value_dim,))
         return store.rows(shape, mixer.span)
+    if isinstance(mixer, Built):
+        return new_state(mixer, store.batch, dtype=store.dtype, device=store.device)
     raise UnsupportedError(f"a cache for {type(mixer).__name__} is not built yet")
 
 

@@ -160,7 +160,8 @@ class CompressedAttention(Kind, frozen=True, tag="compressed"):
 class Mamba(Kind, frozen=True, tag="mamba"):
     """Selective state space (Mamba-1, arXiv 2312.00752).
 
-    inner_norms: norms with weights on dt, B and C (Jamba); "plain" the same without weights (Falcon-Mamba).
+    inner_norms: norms with weights on dt, B and C (Jamba); "plain" the same without weights (Falcon-Mamba), with an
+    epsilon `norm_eps` where it is not the model's.
     """
 
     intermediate_size: Size
@@ -170,12 +171,15 @@ class Mamba(Kind, frozen=True, tag="mamba"):
     conv_bias: bool = True
     proj_bias: bool = False
     inner_norms: Literal["none", "plain", "weighted"] = "none"
+    norm_eps: float | None = None
 
 
 class Mamba2(Kind, frozen=True, tag="mamba2"):
     """State-space duality (Mamba-2, arXiv 2405.21060): heads that share B and C by group.
 
-    proj_bias: on the projections in and out; out_proj_bias where the latter differs (Falcon-H1).
+    proj_bias: on the projections in and out; out_proj_bias where the latter differs (Falcon-H1). gated_norm: a norm of
+    each group, behind the gate or (norm_before_gate) before it. time_step_min, time_step_max: limits of the step of
+    time (Nemotron-H).
     """
 
     num_heads: Size
@@ -188,6 +192,9 @@ class Mamba2(Kind, frozen=True, tag="mamba2"):
     proj_bias: bool = False
     out_proj_bias: bool | None = None
     gated_norm: bool = True
+    norm_before_gate: bool = False
+    time_step_min: float = 0.0
+    time_step_max: float | None = None
 
     @property
     def intermediate_size(self) -> int:

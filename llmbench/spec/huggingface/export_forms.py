@@ -147,7 +147,9 @@ def llama4(v: View) -> Keys:
 
 def mamba(v: View) -> Keys:
     m = v.mixer(Mamba)
+    eps = {} if m.norm_eps is None else {"mixer_rms_eps": m.norm_eps}
     return {
+        **eps,
         "intermediate_size": m.intermediate_size,
         "expand": m.intermediate_size // v.spec.hidden_size,
         "state_size": m.state_size,
@@ -161,6 +163,7 @@ def mamba(v: View) -> Keys:
 def mamba2(v: View) -> Keys:
     m = v.mixer(Mamba2)
     return {
+        "time_step_limit": [m.time_step_min, float("inf") if m.time_step_max is None else m.time_step_max],
         "num_heads": m.num_heads,
         "head_dim": m.head_dim,
         "state_size": m.state_size,
@@ -198,6 +201,7 @@ def nemotron_h(v: View) -> Keys:
         "mamba_num_heads": m.num_heads,
         "mamba_head_dim": m.head_dim,
         "ssm_state_size": m.state_size,
+        "time_step_min": m.time_step_min,
         "n_groups": m.n_groups,
         "conv_kernel": m.conv_kernel,
         "chunk_size": m.chunk_size,

@@ -26,6 +26,30 @@ from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import NoPositions
 
 
+def silu_only(c: Config, key: str) -> None:
+    """Convolution and gate of a state space have SiLU; another activation costs the same and is noted."""
+    name = c.text(key, "silu")
+    if name not in ("silu", "swish"):
+        c.note(f"activation `{name}` is counted as silu")
+
+
+def time_step_limits(c: Config) -> tuple[float, float | None]:
+    """The limits of Mamba-2's step of time; without bounds unless the config says so."""
+    limits = c.get("time_step_limit")
+    if limits is None:
+        return 0.0, None
+    if not isinstance(limits, (list, tuple)) or [type(limit) in (int, float) for limit in limits] != [True, True]:
+        raise c.error("time_step_limit", "must be two numbers")
+    low, high = (min(limit, _UNBOUNDED) for limit in limits)
+    if not 0 <= low <= high:
+        raise c.error("time_step_limit", "must be two numbers that are not negative, the smaller first")
+    return float(low), None if high == _UNBOUNDED else float(high)
+
+
+_UNBOUNDED = 10**6
+"""A limit of the step of time that no step reaches (the files say infinity)."""
+
+
 @family("mamba", "falcon_mamba")
 def mamba(c: Config) -> ModelSpec:
     """Mamba and Falcon-Mamba (which norms dt, B and C without weights): no attention, no feed-forward."""
@@ -39,14 +63,15 @@ def mamba(c: Config) -> ModelSpec:
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
         inner_norms="plain" if c.model_type == "falcon_mamba" else "none",
+        norm_eps=c.number("mixer_rms_eps", 1e-6) if c.model_type == "falcon_mamba" else None,
     )
+    silu_only(c, "hidden_act")
     c.ignore(
         "n_layer",
         "d_model",
         "rms_norm",
         "expand",
         "mixer_rms_eps",
-        "hidden_act",
         "use_associative_scan",
         "intermediate_size",
     )
@@ -56,6 +81,7 @@ def mamba(c: Config) -> ModelSpec:
 @family("mamba2")
 def mamba2(c: Config) -> ModelSpec:
     """Mamba-2."""
+    shortest, longest = time_step_limits(c)
     mixer = Mamba2(
         num_heads=c.size("num_heads"),
         head_dim=c.size("head_dim"),
@@ -65,8 +91,11 @@ def mamba2(c: Config) -> ModelSpec:
         chunk_size=c.size("chunk_size", 256),
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
+        time_step_min=shortest,
+        time_step_max=longest,
     )
-    c.ignore("expand", "time_step_rank", "hidden_act", "rms_norm", "norm_before_gate")
+    silu_only(c, "hidden_act")
+    c.ignore("expand", "time_step_rank", "rms_norm", "norm_before_gate")
     if mixer.intermediate_size != c.size("expand", 2) * c.size("hidden_size"):
         raise c.error("num_heads", "× head_dim must equal expand × hidden_size")
     return decoder(c, block(mixer, None), norm=norm(c))
@@ -138,11 +167,12 @@ def nemotron_h(c: Config) -> ModelSpec:
         chunk_size=c.size("chunk_size", 128),
         conv_bias=c.flag("use_conv_bias", True),
         proj_bias=c.flag("use_bias"),
+        time_step_min=c.number("time_step_min", 0.001),
     )
+    silu_only(c, "mamba_hidden_act")
     c.ignore(
         "expand",
         "mamba_expand",
-        "mamba_hidden_act",
         "time_step_rank",
         "sliding_window",
         "norm_before_gate",

@@ -1,0 +1,96 @@
+"""Gated recurrences without matrix states as modules: Griffin's RG-LRU (arXiv 2402.19427) and LFM2's short
+convolution.
+
+B batch, S length, D hidden, W recurrent width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmbench.model.attention import Step
+from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, passed_over
+from llmbench.model.recurrent.state import CausalConv, RecurrentState
+from llmbench.spec.mixer import RGLRU, ShortConv
+from llmbench.spec.model import ModelSpec
+
+SHARPNESS = 8.0
+"""The constant c of a = exp(−c · softplus(Λ) · r)."""
+
+
+class BlockDiagonal(nn.Module):
+    """Every head its own square matrix: weight [H, W/H in, W/H out], bias [H, W/H]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        block = width // heads
+        self.weight = nn.Parameter(torch.empty(heads, block, block))
+        self.bias = nn.Parameter(torch.empty(heads, block))
+
+    def reset_parameters(self) -> None:
+        """Normal with variance 1 / inputs, no bias."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, self.weight.shape[1] ** -0.5)
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, W] to [B, S, W]."""
+        heads = x.unflatten(-1, (self.weight.shape[0], -1)).unsqueeze(-2)  # [B, S, H, 1, W/H]
+        return ((heads @ self.weight).squeeze(-2) + self.bias).flatten(-2)
+
+
+class RGLRULayer(nn.Module):
+    """h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t with gates r and i of the input; beside it a GELU branch that
+    multiplies the result. The first token of a sequence enters unscaled."""
+
+    def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:
+        super().__init__()
+        self.mixer = mixer
+        width = mixer.lru_width
+        self.linear_y = nn.Linear(spec.hidden_size, width)
+        self.linear_x = nn.Linear(spec.hidden_size, width)
+        self.conv = CausalConv(width, mixer.conv_kernel, bias=True)
+        self.input_gate = BlockDiagonal(width, mixer.num_heads)
+        self.recurrent_gate = BlockDiagonal(width, mixer.num_heads)
+        self.recurrent_param = nn.Parameter(torch.empty(width))
+        self.linear_out = nn.Linear(width, spec.hidden_size)
+
+    def reset_parameters(self) -> None:
+        """Decays of an open gate uniform in 0.9 to 0.999 in their squares (Griffin, section 2.4)."""
+        with torch.no_grad():
+            squares = torch.empty_like(self.recurrent_param, dtype=torch.float32).uniform_(0.9**2, 0.999**2)
+            self.recurrent_param.copy_(inverse_softplus(-0.5 * squares.log() / SHARPNESS))
+
+    def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
+        """[B, S, D] to [B, S, D]."""
+        beside = F.gelu(self.linear_y(x), approximate="tanh")
+        u = self.conv(self.linear_x(x), state, step.valid)
+        forget = torch.sigmoid(self.recurrent_gate(u)).float()
+        log_decay = -SHARPNESS * forget * F.softplus(self.recurrent_param.float())
+        kept = (-torch.expm1(2 * log_decay)).clamp(min=1e-12).sqrt()  # a floor, so that the root has a gradient
+        kept = torch.where(step.positions[:, :, None] == 0, 1.0, kept)
+        inputs = (u * torch.sigmoid(self.input_gate(u))).float() * kept
+        decay = passed_over(log_decay, step.valid).exp()
+        held = None if state is None else state.state
+        start = torch.zeros_like(decay[:, 0]) if held is None else held
+        h = elementwise_scan(decay, passed_over(inputs, step.valid), start)
+        if state is not None:
+            state.state = h[:, -1]
+        return self.linear_out(h.to(x.dtype) * beside), shared
+
+
+class ShortConvLayer(nn.Module):
+    """out(c · conv(b · u)) with b, c and u from one projection."""
+
+    def __init__(self, spec: ModelSpec, mixer: ShortConv) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(spec.hidden_size, 3 * mixer.width, bias=mixer.bias)
+        self.conv = CausalConv(mixer.width, mixer.conv_kernel, bias=mixer.bias)
+        self.out_proj = nn.Linear(mixer.width, spec.hidden_size, bias=mixer.bias)
+
+    def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
+        """[B, S, D] to [B, S, D]."""
+        before, after, u = self.in_proj(x).chunk(3, dim=-1)
+        return self.out_proj(after * self.conv(before * u, state, step.valid)), shared

@@ -1,0 +1,106 @@
+"""Linear attention as modules: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
+
+B batch, S length, D hidden, K key heads, H value heads, N key width, P value width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmbench.model.attention import Step
+from llmbench.model.norms import NormLayer
+from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, passed_over
+from llmbench.model.recurrent.state import CausalConv, RecurrentState
+from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
+from llmbench.spec.model import ModelSpec, Norm
+
+DELTA_CHUNK = 64
+"""Tokens that the delta rule solves for at once."""
+
+
+class GatedDeltaNetLayer(nn.Module):
+    """S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}); keys and queries of unit length, queries by N ** −0.5;
+    a_t = exp(−exp(A) softplus(a(x) + bias)), β = sigmoid(b(x)); each head's output is normed, then gated."""
+
+    def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
+        super().__init__()
+        self.mixer = mixer
+        hidden = spec.hidden_size
+        keys, values = mixer.num_key_heads * mixer.key_head_dim, mixer.num_value_heads * mixer.value_head_dim
+        self.q_proj = nn.Linear(hidden, keys, bias=False)
+        self.k_proj = nn.Linear(hidden, keys, bias=False)
+        self.v_proj = nn.Linear(hidden, values, bias=False)
+        self.g_proj = nn.Linear(hidden, values, bias=False) if mixer.output_gate else None
+        self.a_proj = nn.Linear(hidden, mixer.num_value_heads, bias=False)
+        self.b_proj = nn.Linear(hidden, mixer.num_value_heads, bias=False)
+        self.conv = CausalConv(2 * keys + values, mixer.conv_kernel, bias=False)
+        self.A_log = nn.Parameter(torch.empty(mixer.num_value_heads))
+        self.dt_bias = nn.Parameter(torch.empty(mixer.num_value_heads))
+        self.norm = NormLayer(mixer.value_head_dim, Norm(eps=spec.norm.eps))
+        self.out_proj = nn.Linear(values, hidden, bias=False)
+
+    def reset_parameters(self) -> None:
+        """A uniform in (0, 16), the bias of the step of time one."""
+        with torch.no_grad():
+            self.A_log.copy_(torch.empty_like(self.A_log).uniform_(0.01, 16).log())
+            self.dt_bias.fill_(1.0)
+
+    def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
+        """[B, S, D] to [B, S, D]."""
+        mixer, valid = self.mixer, step.valid
+        keys, values = mixer.num_key_heads * mixer.key_head_dim, mixer.num_value_heads * mixer.value_head_dim
+        packed = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
+        packed = F.silu(self.conv(packed, state, valid)).float()
+        q, k, v = packed.split((keys, keys, values), dim=-1)
+        q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
+        v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
+        decay = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
+        decay, rate = passed_over(decay, valid), passed_over(self.b_proj(x).float().sigmoid(), valid)
+        held = None if state is None else state.state
+        if held is None:
+            held = v.new_zeros(v.shape[0], mixer.num_value_heads, mixer.key_head_dim, mixer.value_head_dim)
+        scale = mixer.key_head_dim**-0.5
+        y, last = matrix_scan(q * scale, k, v, decay, held, chunk=DELTA_CHUNK, beta=rate)
+        if state is not None:
+            state.state = last
+        y = self.norm(y.to(x.dtype))
+        if self.g_proj is not None:
+            y = y * F.silu(self.g_proj(x).float().view(y.shape))
+        return self.out_proj(y.flatten(2).to(x.dtype)), shared
+
+
+class LightningLayer(nn.Module):
+    """S_t = a S_{t-1} + k_tᵀ v_t with a fixed decay a head, which weakens with depth; SiLU on q, k and v, a norm over
+    all heads and a sigmoid gate on the output."""
+
+    def __init__(self, spec: ModelSpec, mixer: LightningAttention, *, index: int) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.depth = 1 - index / (spec.num_hidden_layers - 1 + 1e-5) + 1e-5
+        width = mixer.num_attention_heads * mixer.head_dim
+        self.qkv_proj = nn.Linear(spec.hidden_size, 3 * width, bias=False)
+        self.g_proj = nn.Linear(spec.hidden_size, width, bias=False)
+        self.norm = NormLayer(width, Norm(eps=1e-6))  # the class's own, whatever the model's norms have
+        self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """How fast each head [H] forgets: 2 ** (−8 i / H), less in deeper layers."""
+        heads = self.mixer.num_attention_heads
+        return 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, dtype=torch.float32, device=device)) * self.depth
+
+    def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
+        """[B, S, D] to [B, S, D]."""
+        mixer = self.mixer
+        packed = F.silu(self.qkv_proj(x)).unflatten(-1, (mixer.num_attention_heads, 3 * mixer.head_dim)).float()
+        q, k, v = packed.chunk(3, dim=-1)
+        decay = passed_over(-self.slopes(x.device).expand(*x.shape[:2], -1), step.valid)
+        held = None if state is None else state.state
+        if held is None:
+            held = v.new_zeros(v.shape[0], mixer.num_attention_heads, mixer.head_dim, mixer.head_dim)
+        y, last = matrix_scan(q, passed_over(k, step.valid), v, decay, held, chunk=mixer.block_size)
+        if state is not None:
+            state.state = last
+        y = self.norm(y.flatten(2).to(x.dtype))
+        return self.out_proj(torch.sigmoid(self.g_proj(x)) * y), shared

@@ -1,0 +1,118 @@
+"""Linear recurrences over a sequence: the mathematics of every mixer with a fixed state, in plain torch and fp32.
+
+B batch, S length, Q chunk length, H heads, N key (state) width, P value width.
+
+Elementwise (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
+Matrix states with a decay a head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
+The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
+
+Decays are kept as logarithms and only exponents ≤ 0 are taken, so nothing overflows. A token with log-decay 0 and
+u, k or β of 0 leaves a state as it is: that is how padding is passed over.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    """Every h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t, from h_0 = start [B, ...].
+
+    Rows of about √S tokens are walked side by side from zero, then joined by their products of decays: 2·√S steps
+    in place of S.
+    """
+    length = inputs.shape[1]
+    width = math.isqrt(length - 1) + 1
+    rows = -(-length // width)
+    decay = _chunked(decay, rows, width, 1.0)
+    inputs = _chunked(inputs, rows, width, 0.0)
+    local, products = [inputs[:, :, 0]], [decay[:, :, 0]]
+    for step in range(1, width):
+        local.append(decay[:, :, step] * local[-1] + inputs[:, :, step])
+        products.append(decay[:, :, step] * products[-1])
+    carried = [start]
+    for row in range(rows - 1):
+        carried.append(products[-1][:, row] * carried[-1] + local[-1][:, row])
+    before = torch.stack(carried, dim=1).unsqueeze(2)
+    out = torch.stack(local, dim=2) + torch.stack(products, dim=2) * before
+    return out.flatten(1, 2)[:, :length]
+
+
+def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
+    """[B, S, ...] as [B, rows, width, ...], filled up at the end."""
+    missing = rows * width - x.shape[1]
+    if missing:
+        x = torch.cat((x, x.new_full((x.shape[0], missing, *x.shape[2:]), filler)), dim=1)
+    return x.unflatten(1, (rows, width))
+
+
+def matrix_scan(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, chunk: int, beta: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y [B, S, H, P] and the last state [B, H, N, P], from `state`; fp32.
+
+    q, k [B, S, G, N] with G groups of heads, v [B, S, H, P], log_decay and beta [B, S, H]. With `beta`, the delta rule.
+    Chunks of `chunk` tokens are matrix products; only the state goes from one to the next.
+    """
+    q, k, v, log_decay = (x.float().transpose(1, 2) for x in (q, k, v, log_decay))
+    if beta is not None:
+        beta = beta.float().transpose(1, 2)
+    outputs = []
+    for start in range(0, q.shape[2], chunk):
+        part = slice(start, min(start + chunk, q.shape[2]))
+        rate = None if beta is None else beta[:, :, part]
+        y, state = _chunk(q[:, :, part], k[:, :, part], v[:, :, part], log_decay[:, :, part], state, rate)
+        outputs.append(y)
+    return torch.cat(outputs, dim=2).transpose(1, 2), state
+
+
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, beta: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One chunk: q, k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q], state [B, H, N, P].
+
+    With c_t the decays summed up to t, D_ts = exp(c_t − c_s) for s ≤ t: y = (q kᵀ ∘ D) v + exp(c) q S, and
+    S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule puts v − (what the state holds for k) in place of v, which
+    is solved for at once: (I + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
+    """
+    length, repeats = q.shape[2], v.shape[1] // k.shape[1]
+    total = log_decay.cumsum(dim=-1)
+    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~seen, -math.inf).exp()
+    scores = (q @ k.transpose(-1, -2)).repeat_interleave(repeats, dim=1) * decay
+    q, k = q.repeat_interleave(repeats, dim=1), k.repeat_interleave(repeats, dim=1)
+    since = total.exp()[..., None]
+    if beta is not None:
+        alike = (k @ k.transpose(-1, -2)) * decay * beta[..., None]
+        right = beta[..., None] * (v - since * (k @ state))
+        v = torch.linalg.solve_triangular(alike, right, upper=False, unitriangular=True)
+    y = scores @ v + since * (q @ state)
+    left = (total[..., -1:] - total).exp()[..., None]
+    state = since[..., -1:, :] * state + (k * left).transpose(-1, -2) @ v
+    return y, state
+
+
+def l2_normalised(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / √(Σ x² + eps) over the last dimension, fp32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The y with softplus(y) = x > 0."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def passed_over(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x [B, S, ...] with zeros where a token is padding (valid [B, S] is false)."""
+    return x if valid is None else x * valid.view(*valid.shape, *[1] * (x.dim() - 2))
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A depthwise convolution of x [B, k − 1 + S, C] whose first k − 1 tokens came before: [B, S, C]."""
+    out = F.conv1d(x.transpose(1, 2), weight, bias, groups=weight.shape[0])
+    return out.transpose(1, 2)
