@@ -5,6 +5,9 @@ B batch, S length, D hidden, F intermediate, E experts, k experts a token, t = B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,27 +105,45 @@ class ExpertsLayer(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(experts, hidden)) if moe.bias else None
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
-        """Tokens [t, D], weights and indices [t, k] to [t, D]: expert by expert, the tokens that chose it."""
-        out = torch.zeros_like(x)
-        for expert in range(self.moe.num_experts):
-            token, slot = (chosen == expert).nonzero(as_tuple=True)
-            rows = self.one(x[token], expert, implementation)
-            out = out.index_add(0, token, rows * weights[token, slot, None].to(rows.dtype))
-        return out
+        """Tokens [t, D], weights and indices [t, k] to [t, D]: the tokens' copies [t·k, D] in the order of their
+        experts, each expert on its own, and back. Experts beyond num_experts give a token back as it is."""
+        choices = chosen.flatten()
+        order = choices.argsort(stable=True)
+        *copies, beyond = x[order // chosen.shape[1]].split(self.rows(choices))
+        made = [self._one(rows, implementation, *own) for rows, *own in zip(copies, *self._each(), strict=True)]
+        back = torch.cat([*made, beyond])[order.argsort()].view(*chosen.shape, -1)
+        return (back * weights[..., None].to(back.dtype)).sum(1)
 
-    def one(self, rows: Tensor, expert: int, implementation: Implementation) -> Tensor:
+    def rows(self, choices: Tensor) -> list[int]:
+        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where there is
+        none (llmbench.model.trace), even shares stand in its place."""
+        counts = choices.bincount(minlength=self.moe.num_experts + self.moe.zero_experts).tolist()
+        return [*counts[: self.moe.num_experts], sum(counts[self.moe.num_experts :])]
+
+    def _each(self) -> list[Sequence[Any]]:
+        """Gate, up and down and their biases, each a list over the experts. Unbound at once, so that backward makes a
+        whole gradient once, not once an expert."""
+        held = (self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
+        return [[None] * self.moe.num_experts if of is None else of.unbind(0) for of in held]
+
+    def _one(
+        self,
+        rows: Tensor,
+        implementation: Implementation,
+        gate: Tensor | None,
+        up: Tensor,
+        down: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        down_bias: Tensor | None,
+    ) -> Tensor:
         """One expert on rows [r, D]; with no rows it still takes part, so that every weight has a gradient."""
-
-        def bias(of: Tensor | None) -> Tensor | None:
-            return None if of is None else of[expert]
-
-        up = F.linear(rows, self.up_proj[expert], bias(self.up_bias))
-        if self.gate_proj is not None:
-            gate = F.linear(rows, self.gate_proj[expert], bias(self.gate_bias))
-            inner = implementation.glu(gate, up, self.moe.activation)
+        if gate is None:
+            inner = activation(self.moe.activation)(F.linear(rows, up, up_bias))
         else:
-            inner = activation(self.moe.activation)(up)
-        return F.linear(inner, self.down_proj[expert], bias(self.down_bias))
+            gated = F.linear(rows, gate, gate_bias)
+            inner = implementation.glu(gated, F.linear(rows, up, up_bias), self.moe.activation)
+        return F.linear(inner, down, down_bias)
 
 
 class MixtureLayer(nn.Module):
