@@ -13,9 +13,10 @@ from torch import nn
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.cache import RowShape
+from llmbench.model.latent import LatentLayer, latent_row
 from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
 from llmbench.model.state import Cache, Store, open_store
-from llmbench.spec.mixer import Attention, SingleMixer, branches
+from llmbench.spec.mixer import Attention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import ModelSpec
 
 
@@ -24,7 +25,7 @@ def mixer_name(mixer: SingleMixer) -> str:
     return _NAMES[type(mixer)]
 
 
-_NAMES: dict[type, str] = {Attention: "attention", **NAMES}
+_NAMES: dict[type, str] = {Attention: "attention", LatentAttention: "attention", **NAMES}
 
 
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> tuple[str, nn.Module]:
@@ -35,6 +36,8 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
         )
     if isinstance(mixer, Built):
         return mixer_name(mixer), recurrent_layer(spec, mixer, index=index)
+    if isinstance(mixer, LatentAttention):
+        return mixer_name(mixer), LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
     raise UnsupportedError(f"{spec.name}: {where} of kind {type(mixer).__name__} is sized, not built yet")
 
 
@@ -47,6 +50,8 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
         return store.rows(shape, mixer.span)
     if isinstance(mixer, Built):
         return new_state(mixer, store.batch, dtype=store.dtype, device=store.device)
+    if isinstance(mixer, LatentAttention):
+        return store.rows(latent_row(mixer), mixer.sliding_window)
     raise UnsupportedError(f"a cache for {type(mixer).__name__} is not built yet")
 
 

@@ -100,19 +100,22 @@ class Indexer(Part, frozen=True):
     """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to.
 
     shared: the layer takes the choice of the indexer before it, and has no weights or keys of its own (GLM-5).
+    interleaved: its rotation pairs neighbours (GLM-5), not halves.
     """
 
     num_heads: Size
     head_dim: Size
     top_k: Size
     shared: bool = False
+    interleaved: bool = False
 
 
 class LatentAttention(Kind, frozen=True, tag="mla"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values come from one latent vector of
     `kv_lora_rank` plus one rotated key of `qk_rope_head_dim` shared by the heads, and only those are cached.
 
-    q_lora_rank None projects queries in full rank (V2-Lite). `latent_norms` are on the q and kv latents.
+    q_lora_rank None projects queries in full rank (V2-Lite). `latent_norms` are on the q and kv latents, with
+    `latent_eps` whatever the model's other norms have.
     """
 
     num_attention_heads: Size
@@ -124,6 +127,7 @@ class LatentAttention(Kind, frozen=True, tag="mla"):
     latent_bias: bool = False
     output_bias: bool = False
     latent_norms: bool = True
+    latent_eps: float = 1e-6
     sliding_window: Size | None = None
     indexer: Indexer | None = None
     scale: float | None = None

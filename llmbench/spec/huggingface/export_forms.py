@@ -118,6 +118,8 @@ def latent(v: View) -> Keys:
         "qk_rope_head_dim": m.qk_rope_head_dim,
         "v_head_dim": m.v_head_dim,
     }
+    if "rope_interleave" in v.declared and isinstance(v.positions, Rope):
+        keys["rope_interleave"] = v.positions.interleaved
     if m.indexer is not None:
         keys |= {
             "index_n_heads": m.indexer.num_heads,

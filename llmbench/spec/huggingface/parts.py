@@ -198,14 +198,19 @@ def moe(
 
 
 def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str = "sigmoid") -> Router:
-    """Group-limited routing with an aux-loss-free correction."""
+    """Group-limited routing with an aux-loss-free correction. V2 has groups only by its method, and never makes the
+    weights sum to one."""
+    v2 = c.model_type == "deepseek_v2"
+    greedy = v2 and c.text("topk_method") == "greedy"
+    if greedy:
+        c.ignore("n_group", "topk_group")
     return Router(
         scores=cast(Any, scores),
         correction=cast(Any, correction),
-        normalize=c.flag("norm_topk_prob"),
+        normalize=c.flag("norm_topk_prob") and not v2,
         scale=c.number("routed_scaling_factor", 1.0),
-        n_group=c.size("n_group", 1),
-        topk_group=c.size("topk_group", 1),
+        n_group=1 if greedy else c.size("n_group", 1),
+        topk_group=1 if greedy else c.size("topk_group", 1),
     )
 
 

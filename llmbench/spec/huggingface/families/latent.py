@@ -70,7 +70,7 @@ def deepseek_v3(c: Config) -> ModelSpec:
         positions_dim=mixer.qk_rope_head_dim,
         scores="softmax" if mistral else "sigmoid",
         correction=None if mistral else "buffer",
-        interleaved=True,
+        interleaved=c.flag("rope_interleave", True),
     )
 
 
@@ -78,7 +78,8 @@ def deepseek_v3(c: Config) -> ModelSpec:
 def glm4_moe_lite(c: Config) -> ModelSpec:
     """GLM-4.7-Flash: DeepSeek-V3 with one dense layer."""
     mixer = latent_attention(c)
-    return deepseek_experts(c, mixer, positions_dim=mixer.qk_rope_head_dim, interleaved=True, first=1)
+    turned = mixer.qk_rope_head_dim
+    return deepseek_experts(c, mixer, positions_dim=turned, interleaved=c.flag("rope_interleave", True), first=1)
 
 
 @family("axk1", "AXK1")
@@ -109,6 +110,7 @@ def indexer_of(c: Config, *, shared: bool = False) -> Indexer:
         head_dim=c.size("index_head_dim"),
         top_k=c.size("index_topk"),
         shared=shared,
+        interleaved=c.model_type == "glm_moe_dsa",
     )
 
 
@@ -217,7 +219,7 @@ def minicpm3(c: Config) -> ModelSpec:
         c.put("v_head_dim", c.size("hidden_size") // c.size("num_attention_heads"))
     mixer = latent_attention(c)
     mini = c.model_type == "minicpm3"
-    positions = rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=not mini)
+    positions = rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=not mini and c.flag("rope_interleave", True))
     if not mini:
         c.ignore("mlp_bias", "embedding_initializer_range")
         return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)

@@ -1,0 +1,198 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its two forms.
+
+A token leaves one row: the latent c = norm(W_a x) and one rotated key for all heads. Naive: keys and values of every
+head are made from the latents, k = [W_uk c, k_rope], v = W_uv c, and attended as usual: fewer FLOPs a pair. Absorbed:
+W_uk is applied to the queries and W_uv to the result, so that the rows themselves are key (all of it) and value (the
+latent) of one head: nothing is made again for tokens that are already cached.
+
+B batch, S query length, T key length, D hidden, N heads, C latent width (kv_lora_rank), R rotated dims, P plain dims of
+a key, V value dims, I index head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.model.attention import Step, context
+from llmbench.model.cache import LayerCache, RowShape
+from llmbench.model.implementations import Mask, Scores
+from llmbench.model.norms import NormLayer
+from llmbench.model.positions import rotate, rotation, yarn_scale
+from llmbench.spec.mixer import LatentAttention
+from llmbench.spec.model import ModelSpec, Norm
+from llmbench.spec.position import Positions, Rope
+
+Form = Literal["auto", "naive", "absorbed"]
+
+
+class LatentLayer(nn.Module):
+    """Latent attention over [B, S, D]. `form` "auto" absorbs where one new token meets a cache, else not."""
+
+    def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
+        super().__init__()
+        self.spec, self.mixer, self.position_kind = spec, mixer, positions
+        self.form: Form = "auto"
+        hidden, heads = spec.hidden_size, mixer.num_attention_heads
+        like = Norm(kind=spec.norm.kind, bias=spec.norm.bias, eps=mixer.latent_eps)
+        self.q_proj = self.q_a_proj = self.q_a_norm = self.q_b_proj = None
+        if mixer.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * mixer.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, mixer.q_lora_rank, bias=mixer.latent_bias)
+            self.q_a_norm = NormLayer(mixer.q_lora_rank, like) if mixer.latent_norms else None
+            self.q_b_proj = nn.Linear(mixer.q_lora_rank, heads * mixer.qk_head_dim, bias=False)
+        self.kv_a_proj = nn.Linear(hidden, mixer.kv_lora_rank + mixer.qk_rope_head_dim, bias=mixer.latent_bias)
+        self.kv_a_norm = NormLayer(mixer.kv_lora_rank, like) if mixer.latent_norms else None
+        self.kv_b_proj = nn.Linear(mixer.kv_lora_rank, heads * (mixer.qk_nope_head_dim + mixer.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * mixer.v_head_dim, hidden, bias=mixer.output_bias)
+        self.indexer: IndexerLayer | None = None
+        if mixer.indexer is not None and not mixer.indexer.shared:
+            self.indexer = IndexerLayer(hidden, mixer)
+        self.scale = score_scale(mixer, positions)
+
+    def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
+        """[B, S, D] to [B, S, D], and the choice of keys that later layers share (GLM-5), or what came."""
+        mixer = self.mixer
+        wide = self._wide_queries(x)  # what the queries, and an indexer's, are projected from
+        last = self.q_b_proj if self.q_proj is None else self.q_proj
+        assert last is not None
+        q = last(wide).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)  # [B, N, S, P + R]
+        q_plain, q_turned = q.split((mixer.qk_nope_head_dim, mixer.qk_rope_head_dim), dim=-1)
+        latent, k_turned = self.kv_a_proj(x).split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
+        latent = latent if self.kv_a_norm is None else self.kv_a_norm(latent)
+        k_turned = k_turned[:, None]  # [B, 1, S, R]
+        q_turned, k_turned = self._turned(q_turned, step), self._turned(k_turned, step)
+        rows = torch.cat((latent[:, None], k_turned), dim=-1)  # [B, 1, S, C + R]
+        index_keys = rows[..., :0]
+        if self.indexer is not None:
+            index_keys = self.indexer.keys(x, self._tables(step, half=True))
+        rows, index_keys, mask = context(
+            rows, index_keys, step, cache, causal=True, window=mixer.sliding_window, chunk=None
+        )
+        if self.indexer is not None:
+            shared = self.indexer.choose(x, wide, index_keys, mask, self._tables(step, half=True))
+        bias = None
+        if mixer.indexer is not None:
+            bias = shared.expand(-1, mixer.num_attention_heads, -1, -1)
+        scores = Scores(self.scale, bias=bias)
+        if self.form == "absorbed" or (self.form == "auto" and cache is not None and x.shape[1] == 1):
+            out = self._absorbed(q_plain, q_turned, rows, mask, scores, step)
+        else:
+            out = self._naive(q_plain, q_turned, rows, mask, scores, step)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), shared
+
+    def _wide_queries(self, x: Tensor) -> Tensor:
+        """x, or the latent of the queries [B, S, q_lora_rank]."""
+        if self.q_a_proj is None:
+            return x
+        latent = self.q_a_proj(x)
+        return latent if self.q_a_norm is None else self.q_a_norm(latent)
+
+    def _naive(self, q_plain: Tensor, q_turned: Tensor, rows: Tensor, mask: Mask, scores: Scores, step: Step) -> Tensor:
+        """[B, N, S, V] by keys and values of every head, made from the rows [B, 1, T, C + R]."""
+        mixer = self.mixer
+        latent, k_turned = rows.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
+        made = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
+        k_plain, v = made.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=-1)
+        k = torch.cat((k_plain, k_turned.expand(-1, mixer.num_attention_heads, -1, -1)), dim=-1)
+        return step.implementation.attend(torch.cat((q_plain, q_turned), dim=-1), k, v, mask, scores)
+
+    def _absorbed(
+        self, q_plain: Tensor, q_turned: Tensor, rows: Tensor, mask: Mask, scores: Scores, step: Step
+    ) -> Tensor:
+        """[B, N, S, V] by the rows [B, 1, T, C + R] as keys of one head, and their latents as its values."""
+        mixer = self.mixer
+        weights = self.kv_b_proj.weight.unflatten(0, (mixer.num_attention_heads, -1))  # [N, P + V, C]
+        up_k, up_v = weights.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=1)
+        q = torch.cat((torch.einsum("bnsp,npc->bnsc", q_plain, up_k), q_turned), dim=-1)
+        out = step.implementation.attend(q, rows, rows[..., : mixer.kv_lora_rank], mask, scores)
+        return torch.einsum("bnsc,nvc->bnsv", out, up_v)
+
+    def _tables(self, step: Step, *, half: bool = False) -> tuple[Tensor, Tensor, bool] | None:
+        """cos, sin and the order of the pairs, or None without rotation; `half` for the indexer's own order."""
+        kind = self.position_kind
+        if not isinstance(kind, Rope) or not self.mixer.qk_rope_head_dim:
+            return None
+        cos, sin = rotation(
+            kind,
+            self.mixer.qk_rope_head_dim,
+            step.positions,
+            seq_len=step.seq_len,
+            max_positions=self.spec.max_position_embeddings,
+            dtype=torch.float32,
+        )
+        indexer = self.mixer.indexer
+        return cos, sin, indexer.interleaved if half and indexer is not None else kind.interleaved
+
+    def _turned(self, x: Tensor, step: Step) -> Tensor:
+        return _rotated(x, self._tables(step))
+
+
+def _rotated(x: Tensor, tables: tuple[Tensor, Tensor, bool] | None) -> Tensor:
+    if tables is None:
+        return x
+    cos, sin, interleaved = tables
+    return rotate(x.float(), cos, sin, interleaved=interleaved).to(x.dtype)
+
+
+class IndexerLayer(nn.Module):
+    """DeepSeek-V3.2's lightning indexer: which `top_k` keys each query attends to.
+
+    score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads, with the first R dims of q and k rotated. The
+    choice itself has no gradient.
+    """
+
+    def __init__(self, hidden: int, mixer: LatentAttention) -> None:
+        super().__init__()
+        indexer = mixer.indexer
+        assert indexer is not None
+        self.spec = indexer
+        width = hidden if mixer.q_lora_rank is None else mixer.q_lora_rank
+        self.q_proj = nn.Linear(width, indexer.num_heads * indexer.head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden, indexer.head_dim, bias=False)
+        self.k_norm = NormLayer(indexer.head_dim, Norm(kind="layernorm", bias=True, eps=mixer.latent_eps))
+        self.weights_proj = nn.Linear(hidden, indexer.num_heads, bias=False)
+
+    @torch.no_grad()
+    def keys(self, x: Tensor, tables: tuple[Tensor, Tensor, bool] | None) -> Tensor:
+        """[B, S, D] to index keys [B, 1, S, I]."""
+        return _rotated(self.k_norm(self.k_proj(x))[:, None], tables)
+
+    @torch.no_grad()
+    def choose(
+        self, x: Tensor, wide: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor, bool] | None
+    ) -> Tensor:
+        """What to add to the scores [B, 1, S, T]: 0 for the chosen keys, -inf for the others."""
+        q = self.q_proj(wide).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
+        products = _rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
+        met = torch.relu(products * self.spec.head_dim**-0.5)
+        weights = self.weights_proj(x).float().transpose(1, 2)[..., None] * self.spec.num_heads**-0.5
+        score = (met * weights).sum(dim=1, keepdim=True).masked_fill(~mask.allowed(), -torch.inf)
+        best = score.topk(min(self.spec.top_k, score.shape[-1]), dim=-1).indices
+        return torch.full_like(score, -torch.inf).scatter(-1, best, 0.0)
+
+
+def score_scale(mixer: LatentAttention, positions: Positions) -> float:
+    """(P + R) ** -0.5, times YaRN's temperature squared where the config asks for it on all dims (DeepSeek)."""
+    scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
+    scaling = positions.scaling if isinstance(positions, Rope) else None
+    if scaling is not None and scaling.mscale_all_dim:
+        scale *= yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2
+    return scale
+
+
+def latent_row(mixer: LatentAttention) -> RowShape:
+    """What a token leaves: the latent and the rotated key as one key, an indexer's key as the value."""
+    indexer = mixer.indexer
+    index = indexer.head_dim if indexer is not None and not indexer.shared else 0
+    return RowShape(1, (mixer.kv_lora_rank, mixer.qk_rope_head_dim), (index,))
+
+
+def set_latent_form(model: nn.Module, form: Form) -> None:
+    """Choose the form of every latent attention in a model."""
+    for module in model.modules():
+        if isinstance(module, LatentLayer):
+            module.form = form
