@@ -136,10 +136,12 @@ def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
             else:
                 inwards = init == "scaled" and any(part in name for part in _INTO_RESIDUAL)
                 held.normal_(0.0, 0.02 / math.sqrt(2 * layers) if inwards else 0.02, generator=generator)
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None and type(module).__module__.startswith("llmbench."):
-            reset()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None and type(module).__module__.startswith("llmbench."):
+                reset()
 
 
 def parameter_bytes(model: nn.Module) -> int:

@@ -38,16 +38,19 @@ def time_step_limits(c: Config) -> tuple[float, float | None]:
     limits = c.get("time_step_limit")
     if limits is None:
         return 0.0, None
-    if not isinstance(limits, (list, tuple)) or [type(limit) in (int, float) for limit in limits] != [True, True]:
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
         raise c.error("time_step_limit", "must be two numbers")
-    low, high = (min(limit, _UNBOUNDED) for limit in limits)
+    bounds = [_UNBOUNDED if limit == {"__float__": "Infinity"} else limit for limit in limits]
+    if any(type(bound) not in (int, float) for bound in bounds):
+        raise c.error("time_step_limit", "must be two numbers")
+    low, high = (min(bound, _UNBOUNDED) for bound in bounds)
     if not 0 <= low <= high:
         raise c.error("time_step_limit", "must be two numbers that are not negative, the smaller first")
     return float(low), None if high == _UNBOUNDED else float(high)
 
 
 _UNBOUNDED = 10**6
-"""A limit of the step of time that no step reaches (the files say infinity)."""
+"""A limit that no step of time reaches; files say infinity, transformers 5 in a table of its own."""
 
 
 @family("mamba", "falcon_mamba")
@@ -115,7 +118,8 @@ def jamba(c: Config) -> ModelSpec:
         proj_bias=c.flag("mamba_proj_bias"),
         inner_norms="weighted",
     )
-    c.ignore("sliding_window")
+    c.ignore("sliding_window", "use_associative_scan")
+    silu_only(c, "hidden_act")
     full = attention(c)
     count = min(c.size("num_hidden_layers"), 10_001)
     period, offset = c.size("attn_layer_period"), c.count("attn_layer_offset")
@@ -265,9 +269,15 @@ def recurrent_gemma(c: Config) -> ModelSpec:
         layers,
         norm=norm(c, unit_offset=True),
         positions=rope(c, head_dim=local.head_dim, partial=0.5),
-        embedding=Embedding(scale=hidden**0.5),
+        embedding=Embedding(scale=_as_bfloat16(hidden**0.5)),
         head=Head(soft_cap=c.optional_number("logits_soft_cap")),
     )
+
+
+def _as_bfloat16(x: float) -> float:
+    """The nearest number with 8 significant bits: the class keeps its scale in bf16, whatever the model's format."""
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 @family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")

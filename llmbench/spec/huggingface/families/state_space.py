@@ -7,6 +7,7 @@ import math
 from llmbench.spec.ffn import FFN, Dense, Gated, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.hybrid import silu_only, time_step_limits
 from llmbench.spec.huggingface.families.mixture import TOPK_SOFTMAX
 from llmbench.spec.huggingface.parts import (
     activation,
@@ -38,7 +39,9 @@ def _mamba2(c: Config, width: int, *, out_proj_bias: bool | None = None, gated_n
     head_dim = width // heads if given in ("auto", None) else c.size("mamba_d_head")
     if heads * head_dim != width:
         raise c.error("mamba_n_heads", f"× mamba_d_head must equal the mixer's width {width}")
-    c.ignore("mamba_expand", "mamba_norm_before_gate", "time_step_limit", "mamba_use_mlp")
+    c.ignore("mamba_expand", "mamba_norm_before_gate", "mamba_use_mlp")
+    silu_only(c, "hidden_act")
+    shortest, longest = time_step_limits(c)
     return Mamba2(
         num_heads=heads,
         head_dim=head_dim,
@@ -50,6 +53,9 @@ def _mamba2(c: Config, width: int, *, out_proj_bias: bool | None = None, gated_n
         proj_bias=c.flag("mamba_proj_bias"),
         out_proj_bias=out_proj_bias,
         gated_norm=gated_norm,
+        norm_before_gate=c.model_type == "falcon_h1" and c.flag("mamba_norm_before_gate", True),
+        time_step_min=shortest,
+        time_step_max=longest,
     )
 
 
