@@ -63,7 +63,7 @@ def command(format: As = "table", output: Output = None) -> None:
         columns = [
             Column("GPU", "number"),
             Column("name"),
-            Column("memory (GiB)", "gib"),
+            Column("memory", "gib"),
             Column("datasheet"),
         ]
         blocks.append(Block(table=Table(columns=columns, rows=rows)))

@@ -6,14 +6,31 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, Batch, Explain, Models, Output, Seq, Set, answer, approximate_lines, load, title
+from llmbench.cli.options import (
+    SEQ,
+    As,
+    Batch,
+    Explain,
+    Models,
+    Output,
+    Seq,
+    Set,
+    answer,
+    approximate_lines,
+    length_notes,
+    load,
+    title,
+)
+from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import change, si
+from llmbench.report.units import change, plural, si
 from llmbench.sizing.flops import Flops, count_flops, step_flops
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
+from llmbench.sizing.params import layer_group
 from llmbench.sizing.workload import Phase, Recompute, Workload
+from llmbench.spec.mixer import LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
 OfPhase = Annotated[
@@ -30,7 +47,7 @@ By = Annotated[Literal["component", "op"], typer.Option("--by", help="What a row
 def command(
     models: Models,
     phase: OfPhase = "prefill",
-    seq: Seq = 2048,
+    seq: Seq = SEQ,
     batch: Batch = 1,
     attention: Counted = "causal",
     recompute: Again = "none",
@@ -47,7 +64,7 @@ def command(
 
     Examples:
 
-      llmbench flops llama2-7b --seq 4096
+      llmbench flops llama2-7b --seq 8192
 
       llmbench flops mixtral-8x7b --phase decode --seq 8192 --batch 32
 
@@ -55,6 +72,11 @@ def command(
 
       llmbench flops gemma3-27b --attention full --format json
     """
+    if recompute != "none" and phase != "train":
+        raise LLMBenchError(
+            f"--recompute {recompute} is for training: --phase {phase} has no backward pass",
+            hint="leave it out, or ask for --phase train",
+        )
     specs = [load(text, set) for text in models]
     workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
     counts = [count_flops(spec, workload, recompute=recompute) for spec in specs]
@@ -75,10 +97,12 @@ def command(
                 "model": spec.name,
                 "approximate": bool(spec.approximate),
                 "approximate_because": list(spec.approximate),
+                "notes": [*spec.notes, *length_notes(spec, workload.kv_len)],
                 "phase": phase,
                 "seq_len": seq,
                 "batch": batch,
                 "attention": attention,
+                "absorbed_mla": absorbs(spec, workload),
                 "total_flops": flops.total,
                 "matmul_flops": flops.matmul,
                 "attention_flops": flops.attention,
@@ -105,23 +129,33 @@ def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
     return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 
+def absorbs(spec: ModelSpec, workload: Workload) -> bool:
+    """Whether latent attention works on the latent itself, here."""
+    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
+    return workload.absorbed_mla and any(isinstance(mixer, LatentAttention) for mixer in mixers)
+
+
 def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute) -> Block:
     ops = [op for op in lower(spec, workload) if step_flops(op, workload)]
     rows = _by_op(ops, workload, explain) if by == "op" else _by_component(flops, ops, workload, explain)
     rows = [[*row, row[-1] / flops.total if flops.total else None] for row in rows]
-    rows.append(["total", "", "", flops.total, 1.0])
+    rows.append(["total", "", flops.per_token, flops.total, 1.0])
     columns = [
         Column(by),
-        Column("FLOPs" if not explain else "FLOPs, with the numbers", wraps=True),
+        Column("formula" if not explain else "formula, with the numbers", wraps=True),
         Column("per token", "flops"),
-        Column("step", "count"),
+        Column("step", "flops_whole"),
         Column("share", "percent"),
     ]
+    if by == "op" and len({layer_group(op) for op in ops if op.layer}) > 1:  # whose op it is, its name does not say
+        columns.insert(1, Column("layers", name=True))
+        rows = [[row[0], group, *row[1:]] for row, group in zip(rows, [*map(layer_group, ops), ""], strict=True)]
     return Block(
         subject=title(spec),
         headline=f"{headline(spec)}\n{_context(workload)}",
         table=Table(columns=columns, rows=rows, total=True),
-        lines=[*_lines(flops, workload, recompute), *approximate_lines(spec)],
+        lines=[*_lines(spec, flops, workload, recompute), *approximate_lines(spec)],
+        notes=length_notes(spec, workload.kv_len),
     )
 
 
@@ -129,15 +163,17 @@ def _context(w: Workload) -> str:
     what = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
     length = w.kv_len - 1 if w.phase == "decode" else w.query_len
     pairs = "all S×S score pairs" if w.masked_pairs else "score pairs that the mask leaves"
-    return f"{what} {length:,} tokens · batch {w.batch} · {pairs}"
+    return f"{what} {plural(length, 'token')} · batch {w.batch:,} · {pairs}"
 
 
-def _lines(flops: Flops, w: Workload, recompute: Recompute) -> list[str]:
-    rule = "6·N a token" if w.phase == "train" else "2·N a token"
+def _lines(spec: ModelSpec, flops: Flops, w: Workload, recompute: Recompute) -> list[str]:
+    rule = "6·N" if w.phase == "train" else "2·N"
     lines = [
-        f"{si(flops.per_token)}FLOPs a token · {si(flops.total)}FLOPs a step · rule of thumb {rule}, N active without "
-        f"embeddings = {si(flops.rule)}FLOPs ({change(flops.rule, flops.total)})"
+        f"a token {si(flops.per_token)}FLOPs · rule of thumb {rule}, N active without embeddings = "
+        f"{si(flops.rule / flops.tokens)}FLOPs a token ({change(flops.rule, flops.total)})"
     ]
+    if absorbs(spec, w):
+        lines.append("latent attention absorbed: scores and values are of the latent itself, which is not expanded")
     if flops.recompute:
         again = "flash attention's scores" + (f" and recompute {recompute}" if recompute != "none" else "")
         lines.append(f"computed again in backward, beside the total: {si(flops.recompute)}FLOPs ({again})")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from llmbench.errors import LLMBenchError
+from llmbench.errors import LLMBenchError, UnknownNameError
 from llmbench.report.document import Document
 from llmbench.report.render import Format, render
 from llmbench.spec.catalog import find_model
@@ -34,11 +34,18 @@ Output = Annotated[
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show each formula with the numbers put in.")]
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31)]
+SEQ = 4096
+"""Tokens of a sequence where nobody says how many."""
+CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences at once.", min=1, max=2**31)]
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:
     """The spec that `text` names, with `--set` applied."""
+    folder = Path(text)
+    if not text.strip() or (folder.is_dir() and not (folder / "config.json").is_file()):
+        problem = f"no config.json in the folder `{folder}` ({folder.absolute()})" if text.strip() else "MODEL is empty"
+        raise UnknownNameError(problem, hint="`llmbench specs list` shows the bundled models")
     spec = find_model(text)
     if changes:
         from llmbench.spec.override import override, parse_assignments
@@ -52,9 +59,17 @@ def approximate_lines(spec: ModelSpec) -> list[str]:
     return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
 
 
-def title(spec: ModelSpec) -> str:
+def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
+    """What there is to say of a sequence of so many tokens."""
+    limit = spec.position_limit
+    if limit is None or tokens <= limit:
+        return []
+    return [f"the learned positions of {spec.name} end at {limit:,} tokens: it cannot read {tokens:,}"]
+
+
+def title(spec: ModelSpec, *, approximate: bool = False) -> str:
     """The name, marked where figures are approximate."""
-    return f"{spec.name} (approximate)" if spec.approximate else spec.name
+    return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmbench.report.units import plural
 from llmbench.spec.ffn import FFN, Dense, MoE
 from llmbench.spec.mixer import (
     RGLRU,
+    RWKV,
     Attention,
     CompressedAttention,
     GatedDeltaNet,
@@ -48,16 +50,17 @@ _MIXER = {
     LightningAttention: "lightning attention",
     RGLRU: "RG-LRU",
     ShortConv: "short convolution",
+    RWKV: "RWKV",
 }
 
 
-def headline(spec: ModelSpec) -> str:
+def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
     """`llama2-7b · 32 layers · hidden 4096 · 32 heads (MHA) · SwiGLU 11008 · vocab 32000 · untied`."""
-    layers = f"{spec.num_hidden_layers} layers"
+    layers = plural(spec.num_hidden_layers, "layer")
     if spec.encoder is not None:
         layers = f"{len(spec.encoder.order)} + {layers}"
     parts = [
-        spec.name + (" (approximate)" if spec.approximate else ""),
+        spec.name + (" (approximate)" if spec.approximate or approximate else ""),
         layers,
         f"hidden {spec.hidden_size}",
         *distinct(mixer_text(layer.mixer) for layer in spec.layers.values() if layer.mixer is not None),
@@ -73,11 +76,10 @@ def mixer_text(mixer: Mixer) -> str:
     if isinstance(mixer, Parallel):
         return " beside ".join(mixer_text(branch) for branch in mixer.branches)
     if isinstance(mixer, Attention):
-        if mixer.label == "GQA":
-            return f"{mixer.num_attention_heads} heads (GQA, {mixer.num_key_value_heads} KV)"
-        return f"{mixer.num_attention_heads} heads ({mixer.label})"
+        heads = plural(mixer.num_attention_heads, "head")
+        return f"{heads} (GQA, {mixer.num_key_value_heads} KV)" if mixer.label == "GQA" else f"{heads} ({mixer.label})"
     if isinstance(mixer, LatentAttention):
-        return f"{mixer.num_attention_heads} heads (MLA)"
+        return f"{plural(mixer.num_attention_heads, 'head')} (MLA)"
     return kind_text(mixer)
 
 
@@ -93,7 +95,7 @@ def ffn_text(ffn: FFN) -> str:
     if isinstance(ffn, MoE):
         name = _GLU.get(ffn.activation, ffn.activation) if ffn.gated else activation_text(ffn.activation)
         shared = " + shared" if ffn.shared is not None else ""
-        return f"{ffn.num_experts} experts, {ffn.num_experts_per_tok} a token{shared}, {name} {ffn.intermediate_size}"
+        return f"{plural(ffn.num_experts, 'expert')}, {ffn.num_experts_per_tok} a token{shared}, {name} {ffn.intermediate_size}"
     if isinstance(ffn, Dense):
         return f"{activation_text(ffn.activation)} {ffn.intermediate_size}"
     return f"{_GLU.get(ffn.activation, 'gated ' + ffn.activation)} {ffn.intermediate_size}"

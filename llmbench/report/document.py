@@ -6,16 +6,31 @@ from typing import Any, Literal
 
 import msgspec
 
-Unit = Literal["text", "count", "bytes", "gib", "percent", "flops", "ratio", "seconds", "number"]
+Unit = Literal[
+    "text",
+    "count",
+    "bytes",
+    "gib",
+    "gb_per_s",
+    "percent",
+    "flops",
+    "flops_whole",
+    "tflops_per_s",
+    "ratio",
+    "seconds",
+    "number",
+]
 """How a value is shown. Values are always held in base units: bytes, FLOPs, seconds, fractions of one."""
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column: its heading (with the unit a person reads) and how its values are shown."""
+    """A column: its heading (the renderer adds the unit) and how its values are shown. wraps: text that may go on in
+    the next line; `name`: text that never does, however narrow the terminal."""
 
     title: str
     unit: Unit = "text"
     wraps: bool = False
+    name: bool = False
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -29,12 +44,14 @@ class Table(msgspec.Struct, kw_only=True):
 
 class Block(msgspec.Struct, kw_only=True):
     """One part of a report for people: a headline, a table, lines under it. `subject` is the model that the table is
-    about (marked where approximate), for formats that have no headline."""
+    about (marked where approximate), for formats that have no headline. notes: what a reader must know of the figures;
+    lines for people, a column in CSV."""
 
     headline: str = ""
     subject: str = ""
     table: Table | None = None
     lines: list[str] = []
+    notes: list[str] = []
 
 
 class Document(msgspec.Struct, kw_only=True):

@@ -9,8 +9,8 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from llmbench._version import __version__
-from llmbench.report.document import Document, Table
-from llmbench.report.units import shown
+from llmbench.report.document import Block, Document, Table
+from llmbench.report.units import heading, shown
 
 Format = Literal["table", "json", "csv", "markdown"]
 PIPED_WIDTH = 240
@@ -48,7 +48,7 @@ def to_json(document: Document) -> str:
 
 def _csv(document: Document) -> str:
     """The tables' values in base units; several tables follow each other with an empty line between. A column in
-    front says which model a table is about, and whether that is approximate."""
+    front says which model a table is about, and whether that is approximate; one behind has the notes."""
     import csv
 
     text = io.StringIO()
@@ -59,9 +59,12 @@ def _csv(document: Document) -> str:
         if index:
             text.write("\n")
         front = {name: value for name, value in (("spec", block.subject), ("table", table.title)) if value}
-        writer.writerow([*front, *(column.title for column in table.columns)])
+        behind = {"note": "; ".join(block.notes)} if block.notes else {}
+        titles = [heading(column.title, column.unit, base=True) for column in table.columns]
+        writer.writerow([*front, *titles, *behind])
         for row in table.rows:
-            writer.writerow([*front.values(), *("" if value is None else value for value in row)])
+            values = ["" if value is None else value for value in row]
+            writer.writerow([*front.values(), *values, *behind.values()])
     return text.getvalue()
 
 
@@ -72,15 +75,20 @@ def _markdown(document: Document) -> str:
             parts.append(f"**{block.headline}**")
         if block.table is not None:
             parts.append(_markdown_table(block.table))
-        parts += block.lines
+        parts += _lines(block)
     return "\n\n".join(parts) + "\n"
+
+
+def _lines(block: Block) -> list[str]:
+    """What stands under a table for people."""
+    return [*block.lines, *(f"note: {note}" for note in block.notes)]
 
 
 def _markdown_table(table: Table) -> str:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    head = [column.title for column in table.columns]
+    head = _headings(table)
     rule = ["---" if column.unit == "text" else "---:" for column in table.columns]
     rows = [line(_cells(table, row)) for row in table.rows]
     title = [f"*{table.title}*", ""] if table.title else []
@@ -128,13 +136,14 @@ def _print(document: Document, console: Any) -> None:
                 title_justify="left",
                 title_style="bold",
             )
-            for column in block.table.columns:
+            for column, title in zip(block.table.columns, _headings(block.table), strict=True):
                 right = column.unit != "text"
-                wraps = not right and (narrow or column.wraps)
+                wraps = not right and not column.name and (narrow or column.wraps)
                 grid.add_column(
-                    column.title.replace(" ", "\n") if right and narrow else column.title,
+                    title.replace(" ", "\n") if right and narrow else title,
                     justify="right" if right else "left",
                     no_wrap=not wraps,
+                    min_width=_longest_word(title) if wraps else None,
                     overflow="fold" if wraps else "ellipsis",
                 )
             for number, cells in enumerate(rows):
@@ -143,27 +152,39 @@ def _print(document: Document, console: Any) -> None:
             if block.table.title:
                 console.print(Padding(Text(block.table.title, style="bold"), (0, 0, 0, 2)))
             console.print(Padding(grid, (0, 0, 0, 2)))
-        if block.lines:
+        lines = _lines(block)
+        if lines:
             if block.table is not None:
                 console.print()
-            for line in block.lines:
+            for line in lines:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _make_room(table: Table, rows: list[list[str]], console: Any) -> bool:
-    """Whether the terminal is too narrow for the table as it is, so that headings and text must wrap. Numbers never
-    do: where they alone are too wide, lines run over the edge."""
+    """Whether the terminal is too narrow for the table as it is, so that headings and text must wrap. Numbers and
+    names never do, nor words of a heading: where they alone are too wide, lines run over the edge."""
     from rich.cells import cell_len
 
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
     gaps = 2 * len(table.columns)
     whole = least = gaps
-    for column, cells in zip(table.columns, columns, strict=True):
+    for column, title, cells in zip(table.columns, _headings(table), columns, strict=True):
         widest = max(map(cell_len, cells), default=0)
-        whole += max(widest, cell_len(column.title))
-        least += min(widest, 8) if column.unit == "text" else max(widest, *map(cell_len, column.title.split()), 0)
+        whole += max(widest, cell_len(title))
+        wraps = column.unit == "text" and not column.name
+        least += max(min(widest, 8) if wraps else widest, _longest_word(title))
     console.width = max(console.width, least)
     return bool(whole > console.width)
+
+
+def _headings(table: Table) -> list[str]:
+    return [heading(column.title, column.unit) for column in table.columns]
+
+
+def _longest_word(text: str) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, text.split()), default=0)
 
 
 def _cells(table: Table, row: list[Any]) -> list[str]:

@@ -21,6 +21,29 @@ _PREFIXES = (
 _BINARY = ((2**60, "EiB"), (2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
+_UNITS: dict[Unit, tuple[str, str]] = {
+    "bytes": ("B", "bytes"),
+    "gib": ("GiB", "bytes"),
+    "gb_per_s": ("GB/s", "bytes/s"),
+    "flops": ("FLOPs", "FLOPs"),
+    "flops_whole": ("FLOPs", "FLOPs"),
+    "tflops_per_s": ("TFLOP/s", "FLOP/s"),
+    "seconds": ("s", "s"),
+}
+"""The unit of a column as people read it, and the base unit that its values are held in."""
+
+
+def heading(title: str, unit: Unit, *, base: bool = False) -> str:
+    """A column's heading with its unit: of people, or (base) of the values as they are held."""
+    names = _UNITS.get(unit)
+    return f"{title} ({names[base]})" if names else title
+
+
+def plural(number: int, noun: str) -> str:
+    """1 layer, 2 layers, 4,096 tokens."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def shown(value: Any, unit: Unit) -> str:
     """A value in its unit; – where it is unknown."""
     if value is None:
@@ -78,7 +101,8 @@ def change(value: float, reference: float) -> str:
     if not reference:
         return UNKNOWN
     difference = 100 * (value - reference) / reference
-    return f"{difference:+.1f}%".replace("-", "−")
+    text = f"{difference:+.1f}%" if not difference or abs(difference) >= 0.05 else f"{difference:+.1g}%"
+    return text.replace("-", "−")
 
 
 def _number(value: float) -> str:
@@ -88,10 +112,13 @@ def _number(value: float) -> str:
 _SHOWN: dict[Unit, Callable[[Any], str]] = {
     "text": str,
     "count": count,
-    "bytes": size,
+    "bytes": count,
     "gib": gib,
+    "gb_per_s": lambda value: count(value / 1e9),
     "percent": percent,
     "flops": lambda value: si(value).strip(),
+    "flops_whole": count,
+    "tflops_per_s": lambda value: _number(value / 1e12),
     "ratio": lambda value: f"{value:.2f}×",
     "seconds": lambda value: f"{value:.3g}",
     "number": _number,
