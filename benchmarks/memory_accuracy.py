@@ -16,7 +16,8 @@ from typing import Any
 
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.render import render
-from llmbench.sizing.memory import Memory, training_memory
+from llmbench.sizing.memory import Memory
+from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense, Gated
@@ -183,8 +184,8 @@ def traced() -> Block:
         Column("attention"),
         Column("recompute"),
         Column("precision"),
-        Column("traced (GiB)", "gib"),
-        Column("predicted (GiB)", "gib"),
+        Column("traced", "gib"),
+        Column("predicted", "gib"),
         Column("error", "number"),
         Column("within 3%"),
         Column("peak falls in"),

@@ -7,6 +7,9 @@ from typing import Literal, get_args
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 """The formats weights, activations and caches are held in."""
 
+STATE_BYTES = 4
+"""Recurrent states are kept in fp32, whatever the cache's format; convolution states in the cache's."""
+
 DTYPES: tuple[DType, ...] = get_args(DType)
 
 _BITS: dict[DType, int] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4}

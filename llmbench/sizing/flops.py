@@ -6,7 +6,8 @@ import msgspec
 
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
-from llmbench.sizing.params import count_parameters
+from llmbench.sizing.params import TABLES
+from llmbench.sizing.recompute import repeated
 from llmbench.sizing.workload import Recompute, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -17,7 +18,8 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     total: forward, and when training backward, as the model needs them. matmul: products with weights. attention:
     scores and their use. recurrent: convolutions and recurrences. recompute: what is computed a second time
     (flash attention's scores in backward, recomputed layers); not in total.
-    rule: 2·N a token forward or 6·N training, with N the active parameters without the embedding tables.
+    rule: 2·N a token forward or 6·N training, with N the active parameters that this phase runs, without tables and
+    head.
     """
 
     total: int
@@ -40,19 +42,17 @@ def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "
     ops = lower(spec, workload)
     sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
     components: dict[str, int] = {}
-    again = 0
     for op in ops:
         flops = step_flops(op, workload)
         kind = op.kind if op.kind in ("matmul", "attention") else "recurrent"
         sums[kind] += flops
         if flops:
             components[op.component] = components.get(op.component, 0) + flops
-        again += recomputed_flops(op, workload, recompute)
     tokens = workload.batch * workload.query_len
-    active = count_parameters(spec).active_no_embeddings
+    active = sum(op.count * op.active_parameters for op in ops if op.component not in TABLES)
     return Flops(
         total=sum(sums.values()),
-        recompute=again,
+        recompute=recomputed_flops(ops, recompute) if workload.phase == "train" else 0,
         tokens=tokens,
         rule=(6 if workload.phase == "train" else 2) * active * tokens,
         components=components,
@@ -65,11 +65,11 @@ def step_flops(op: Op, workload: Workload) -> int:
     return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))
 
 
-def recomputed_flops(op: Op, workload: Workload, recompute: Recompute) -> int:
-    """What training computes twice: flash scores always, the scores (selective) or whole layers (full)."""
-    if workload.phase != "train":
-        return 0
-    again = op.recompute_flops
-    if (recompute == "full" and op.layer) or (recompute == "selective" and op.kind == "attention"):
-        again += op.forward_flops
-    return op.count * again
+def recomputed_flops(ops: list[Op], recompute: Recompute) -> int:
+    """What training computes twice: flash attention's scores, always; and what recomputation asks for."""
+    total = sum(op.count * op.recompute_flops for op in ops)
+    layers: dict[tuple[str, str], list[Op]] = {}
+    for op in ops:
+        if op.layer:
+            layers.setdefault((op.stack, op.layer), []).append(op)
+    return total + sum(op.count * op.forward_flops for layer in layers.values() for op in repeated(layer, recompute))

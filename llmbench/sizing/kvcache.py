@@ -7,14 +7,13 @@ from typing import Literal
 import msgspec
 
 from llmbench.errors import SpecError
-from llmbench.sizing.dtypes import DType, bytes_of
+from llmbench.sizing.dtypes import STATE_BYTES, DType, bytes_of
 from llmbench.sizing.lower import lower
+from llmbench.sizing.lower.builder import share
+from llmbench.sizing.op import Cache
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import Attention, Mixer, Parallel
+from llmbench.spec.mixer import Attention, LatentAttention, Mixer, Parallel
 from llmbench.spec.model import ModelSpec
-
-STATE_BYTES = 4
-"""Recurrent states are kept in fp32, whatever the cache's format; convolution states in the cache's."""
 
 
 class KVCache(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +39,41 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     layers: dict[str, int]
 
 
+class Held(msgspec.Struct, frozen=True):
+    """Bytes that one sequence keeps: what grows with it, fixed states, indexer keys, cross-attention."""
+
+    growing: int = 0
+    state: int = 0
+    indexer: int = 0
+    cross: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.growing + self.state + self.indexer + self.cross
+
+    def plus(self, other: Held, times: int) -> Held:
+        """The sum with `times` others."""
+        return Held(
+            self.growing + times * other.growing,
+            self.state + times * other.state,
+            self.indexer + times * other.indexer,
+            self.cross + times * other.cross,
+        )
+
+
+def held_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> Held:
+    """What one op's cache holds of a sequence on one GPU: context parallelism splits the tokens, not the states."""
+    tokens = share(seq_len, layout.cp)
+    visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
+    return Held(
+        growing=bytes_of(cache.per_token * visible, kv_dtype),
+        state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype),
+        indexer=bytes_of(cache.indexer_per_token * tokens, kv_dtype),
+        cross=bytes_of(cache.cross_per_token * tokens, kv_dtype),
+    )
+
+
 def kv_cache(
     spec: ModelSpec,
     seq_len: int,
@@ -52,31 +86,29 @@ def kv_cache(
     """The cache of one GPU (the whole model without a layout)."""
     if seq_len < 1 or batch < 1 or block_size < 1:
         raise SpecError("seq, batch and block size must be at least 1")
-    per_token = growing = state = indexer = cross = reserved = 0
+    per_token = reserved = 0
     blocks = -(-seq_len // block_size) * block_size
+    whole = Held()
     layers: dict[str, int] = {}
-    for op in lower(spec, Workload.prefill(1, kv_dtype=kv_dtype), layout or Layout()):
+    layout = layout or Layout()
+    for op in lower(spec, Workload.prefill(1, kv_dtype=kv_dtype), layout):
         cache = op.cache
         if cache is None:
             continue
         count = op.count
+        each = held_bytes(cache, seq_len, kv_dtype, layout)
+        whole = whole.plus(each, count)
         per_token += count * bytes_of(cache.per_token, kv_dtype)
-        held = count * bytes_of(cache.per_token * min(seq_len, cache.span or seq_len), kv_dtype)
-        growing += held
-        fixed = count * (STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype))
-        state += fixed
-        indexer += count * bytes_of(cache.indexer_per_token * seq_len, kv_dtype)
-        cross += count * bytes_of(cache.cross_per_token * seq_len, kv_dtype)
-        reserved += count * bytes_of((cache.per_token + cache.indexer_per_token) * blocks, kv_dtype)
-        layers[op.layer] = layers.get(op.layer, 0) + held + fixed
+        reserved += count * bytes_of((cache.per_token + cache.indexer_per_token) * share(blocks, layout.cp), kv_dtype)
+        layers[op.layer] = layers.get(op.layer, 0) + count * (each.growing + each.state)
     return KVCache(
         bytes_per_token=per_token,
-        bytes_per_sequence=growing,
-        state_bytes_per_sequence=state,
-        indexer_bytes_per_sequence=indexer,
-        cross_bytes_per_sequence=cross,
-        bytes_total=batch * (growing + state + indexer + cross),
-        reserved_bytes=batch * (reserved + state + cross),
+        bytes_per_sequence=whole.growing,
+        state_bytes_per_sequence=whole.state,
+        indexer_bytes_per_sequence=whole.indexer,
+        cross_bytes_per_sequence=whole.cross,
+        bytes_total=batch * whole.total,
+        reserved_bytes=batch * (reserved + whole.state + whole.cross),
         seq_len=seq_len,
         batch=batch,
         kv_dtype=kv_dtype,
@@ -88,7 +120,8 @@ def kv_cache(
 def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int = 8) -> ModelSpec | None:
     """The model as it would be with one key-value head a query head (mha), `groups` of them (gqa), or one (mqa).
 
-    None where it has no attention of that family (MLA, state-space), or where `groups` does not divide the heads.
+    Latent attention becomes ordinary attention of its expanded widths. None where there is no attention (state-space),
+    or where `groups` does not divide the heads.
     """
     from msgspec.structs import replace
 
@@ -99,6 +132,15 @@ def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int
         if isinstance(mixer, Parallel):
             branches = tuple(convert(branch) for branch in mixer.branches)
             return replace(mixer, branches=branches)
+        if isinstance(mixer, LatentAttention):
+            mixer = Attention(
+                num_attention_heads=mixer.num_attention_heads,
+                num_key_value_heads=mixer.num_attention_heads,
+                head_dim=mixer.qk_head_dim,
+                v_head_dim=mixer.v_head_dim,
+                sliding_window=mixer.sliding_window,
+                positions=mixer.positions,
+            )
         if not isinstance(mixer, Attention):
             return mixer
         heads = mixer.num_attention_heads

@@ -1,13 +1,7 @@
-"""Memory of one GPU: what is held, and the moment of a step at which most is.
+"""Memory of one GPU: what a figure consists of, and what serving holds; training is in `training`.
 
-Training is followed op by op: forward adds what each op saves, backward frees it, while gradients grow. The peak is
-the highest moment of that walk; which one it is depends on the shape (the loss with a large vocabulary, the last
-feed-forward with a long sequence, the end of backward with a short one). Serving holds weights, cache and the widest
-op. Pipeline stages are walked one by one and the fullest is reported.
-
-Sources: Korthikanti 2022 (arXiv 2205.05198) for what a transformer saves and for pipeline schedules; Narayanan 2021
-(arXiv 2104.04473) for interleaving; ZeRO (arXiv 1910.02054) for sharded states. Not counted: the allocator's
-rounding and fragmentation; kernels' scratch where an op does not name it.
+Serving holds weights, cache and the widest op. Pipeline stages are looked at one by one and the fullest is reported.
+Not counted: the allocator's rounding and fragmentation.
 """
 
 from __future__ import annotations
@@ -16,20 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from llmbench.sizing.dtypes import DType, bytes_of
-from llmbench.sizing.kvcache import kv_cache
+from llmbench.sizing.dtypes import DType
+from llmbench.sizing.kvcache import held_bytes
 from llmbench.sizing.lower import lower
-from llmbench.sizing.op import Op
-from llmbench.sizing.recipe import (
-    Optimizer,
-    Precision,
-    PrecisionName,
-    serving_dtype,
-    state_bytes,
-    training_precision,
-)
-from llmbench.sizing.stages import Chunk, Stage, in_flight, stages
-from llmbench.sizing.workload import Layout, Recompute, Workload
+from llmbench.sizing.recipe import PrecisionName, served_bytes, serving_dtype
+from llmbench.sizing.stages import stages
+from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 CONTEXT_BYTES = 500 * 2**20
@@ -51,6 +37,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     full, and the activations saved when backward starts, whether or not the peak has them all at once.
     reserved_bytes: what PyTorch's allocator has taken from the device: the peak, and with plain cross-entropy the block
     of the bf16 logits, which is free by then but too small for the fp32 tensors that follow.
+    approximate: why the figure is not exact, beyond what the spec says of itself.
     moment: the op whose work the peak falls in. stage: the pipeline stage, from 0; stage_peaks: of every stage.
     """
 
@@ -66,6 +53,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     stage_peaks: tuple[int, ...]
     parameters: int
     reserved_bytes: int
+    approximate: tuple[str, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -73,270 +61,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         return self.reserved_bytes + CONTEXT_BYTES
 
 
-class _Moment(msgspec.Struct, frozen=True):
-    """A moment of backward: bytes of activations (saved and passing), of logits, and of gradients; and its op."""
-
-    activations: int
-    logits: int
-    gradients: int
-    op: str
-
-    @property
-    def bytes(self) -> int:
-        """All of it."""
-        return self.activations + self.logits + self.gradients
-
-
-def training_memory(
-    spec: ModelSpec,
-    seq_len: int,
-    *,
-    micro_batch: int = 1,
-    micro_batches: int | None = None,
-    layout: Layout | None = None,
-    precision: PrecisionName = "mixed",
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
-    attention: Literal["flash", "standard"] = "flash",
-    kernels: Literal["fused", "eager"] = "fused",
-    dropout: bool = False,
-) -> Memory:
-    """The peak of a training step in its steady state (optimizer states exist).
-
-    micro_batches: forward-backward passes before one optimizer step; more than one keeps the gradients between them.
-    None means one, or with pipeline stages twice as many as stages. Raises LayoutError where the layout does not fit.
-    """
-    layout = layout or Layout()
-    recipe = training_precision(precision)
-    passes = micro_batches or (1 if layout.pp == 1 else 2 * layout.pp)
-    workload = Workload.train(
-        seq_len,
-        micro_batch,
-        weight_dtype=recipe.weights,
-        activation_dtype=recipe.activations,
-        attention=attention,
-        kernels=kernels,
-        dropout=dropout,
-    )
-    run = _Run(spec, workload, layout, recipe, optimizer, recompute, passes)
-    peaks = [run.stage_peak(stage) for stage in stages(spec, lower(spec, workload, layout), layout)]
-    return _fullest(peaks)
-
-
-def _fullest(peaks: list[Memory]) -> Memory:
+def fullest(peaks: list[Memory]) -> Memory:
     """The stage with the highest peak, with the peaks of all."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
-
-
-class _Run(msgspec.Struct):
-    """What stays the same over the stages of one training run."""
-
-    spec: ModelSpec
-    workload: Workload
-    layout: Layout
-    recipe: Precision
-    optimizer: Optimizer
-    recompute: Recompute
-    passes: int
-
-    def stage_peak(self, stage: Stage) -> Memory:
-        """Follow one stage through backward, while it holds as many micro-batches as the schedule asks."""
-        ops = stage.ops
-        fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
-        # FSDP keeps the fp32 weights (counted with the optimizer, as the master copy) and gathers bf16 ones to compute.
-        held_twice = fsdp and self.recipe.master
-        weights = 0 if held_twice else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
-        states = sum(self.kept(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
-        split_from = 4 if self.gathers_stage else 2
-        gradients = sum(self.kept(op, split_from, bytes_of(op.parameters, self.recipe.gradients)) for op in ops)
-        saved = [self.saved(chunk) for chunk in stage.chunks]
-        others = (in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved)
-        top = max((moment for chunk in stage.chunks for moment in self.moments(chunk)), key=lambda m: m.bytes)
-        if self.optimizer_moment(gradients) > top.bytes + others:
-            top, others = _Moment(0, 0, 0 if self.persistent else gradients, "optimizer"), 0
-        passing = top.gradients + self.placeholders(ops)
-        parts = {
-            "weights": weights + (self.gathered(stage) if fsdp else 0),
-            "gradients": passing + (gradients if self.persistent else 0),
-            "optimizer": states,
-            "activations": top.activations + others,
-            "logits": top.logits,
-            "kv_cache": 0,
-            "overhead": WORKSPACE_BYTES,
-        }
-        return Memory(
-            phase="train",
-            seq_len=self.workload.query_len,
-            micro_batch=self.workload.batch,
-            layout=self.layout,
-            peak_bytes=sum(parts.values()),
-            parts_bytes=parts,
-            held_bytes={
-                "weights": weights,
-                "gradients": gradients,
-                "optimizer": states,
-                "activations": others + max(saved),
-            },
-            moment=top.op,
-            stage=stage.index,
-            stage_peaks=(),
-            parameters=sum(op.parameters for op in ops),
-            reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
-        )
-
-    @property
-    def persistent(self) -> bool:
-        """Whether gradients of all weights exist throughout: accumulated over micro-batches, or in buffers of their
-        own format (Megatron's fp32)."""
-        return self.passes > 1 or self.recipe.gradients != self.recipe.weights
-
-    @property
-    def gathers_stage(self) -> bool:
-        """Whether FSDP holds a whole stage's weights and gradients: torch's pipeline schedules gather once and reduce
-        after the last micro-batch."""
-        return self.layout.zero == 3 and self.layout.pp > 1
-
-    @property
-    def accumulates_in_place(self) -> bool:
-        """Whether products add their weight gradient straight to an fp32 buffer (Megatron with Transformer Engine)."""
-        return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
-
-    def placeholders(self, ops: list[Op]) -> int:
-        """Where gradients are accumulated in place, autograd is handed an empty weight gradient; Transformer Engine
-        keeps one of every shape for good. (gate and up, and q, k and v, are one matrix each there.)"""
-        if not self.accumulates_in_place:
-            return 0
-        shapes = {
-            (op.name, op.matrix[1:]): bytes_of(op.matrix[1] * op.matrix[2], self.recipe.weights)
-            for op in ops
-            if op.matrix is not None and op.kind == "matmul" and op.layer
-        }
-        return sum(shapes.values())
-
-    def optimizer_moment(self, gradients: int) -> int:
-        """Gradients that only exist once all of backward is done, while the optimizer uses them."""
-        return 0 if self.persistent else gradients
-
-    def kept(self, op: Op, from_zero: int, size: int) -> int:
-        """A GPU's share of something that ZeRO splits from this stage on; experts have fewer copies to split over."""
-        if self.layout.zero < from_zero:
-            return size
-        copies = self.layout.dp * self.layout.cp
-        if op.component == "experts":
-            copies //= self.layout.ep
-        return -(-size // copies)
-
-    def gathered(self, stage: Stage) -> int:
-        """FSDP: the weights of the layer at work and of the next one, whole; embedding and head as long as they are
-        at work, and they are at the peak of a large vocabulary."""
-        layers = sorted(
-            (
-                sum(bytes_of(op.parameters, self.recipe.weights) for op in layer)
-                for chunk in stage.chunks
-                for layer in chunk.layers
-            ),
-            reverse=True,
-        )
-        outside = sum(
-            bytes_of(op.parameters, self.recipe.weights)
-            for chunk in stage.chunks
-            for op in (*chunk.before, *chunk.after)
-        )
-        return sum(layers if self.gathers_stage else layers[:2]) + outside
-
-    def stream(self) -> int:
-        """The residual stream of a micro-batch on this GPU: what a checkpointed layer keeps, and the gradient that
-        passes by a sublayer."""
-        tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
-        if self.layout.sp:
-            tokens = -(-tokens // self.layout.tp)
-        return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
-
-    def checkpoint(self, layer: tuple[Op, ...]) -> int:
-        """What a layer keeps from forward to its backward."""
-        saved = sum(op.saved_bytes for op in layer)
-        if self.recompute == "none":
-            return saved
-        if self.recompute == "selective":
-            return saved - sum(op.selective_bytes for op in layer)
-        if self.recompute == "full":
-            return min(saved, self.stream())
-        products = [op for op in layer if op.kind == "matmul"]
-        outputs = sum(op.written_bytes for op in products[::2])
-        cores = sum(op.saved_bytes - op.read_bytes for op in layer if op.kind == "attention")
-        return min(saved, self.stream() + outputs + max(0, cores))
-
-    def saved(self, chunk: Chunk) -> int:
-        """What a chunk keeps of one micro-batch until its backward starts, logits apart."""
-        outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
-        return outside + sum(map(self.checkpoint, chunk.layers))
-
-    def moments(self, chunk: Chunk) -> list[_Moment]:
-        """Every moment of one micro-batch's backward over a chunk, last op first."""
-        found: list[_Moment] = []
-        below = [0]  # what is saved before each layer
-        for layer in chunk.layers:
-            below.append(below[-1] + self.checkpoint(layer))
-        first = sum(op.saved_bytes for op in chunk.before)
-        gradients = self._through(chunk.after, first + below[-1], 0, found, inside=False)
-        cache: dict[int, tuple[list[_Moment], int]] = {}
-        for index in range(len(chunk.layers) - 1, -1, -1):
-            layer = chunk.layers[index]
-            if id(layer[0]) not in cache:
-                own: list[_Moment] = []
-                cache[id(layer[0])] = own, self._through(layer, 0, 0, own, inside=True)
-            own, added = cache[id(layer[0])]
-            best = max(own, key=lambda moment: moment.bytes)
-            found.append(
-                _Moment(best.activations + first + below[index], best.logits, best.gradients + gradients, best.op)
-            )
-            gradients += added
-        self._through(chunk.before, 0, gradients, found, inside=False)
-        return found
-
-    def _through(
-        self, ops: tuple[Op, ...], saved_before: int, gradients: int, found: list[_Moment], *, inside: bool
-    ) -> int:
-        """Append the moments of these ops' backward; the gradients held after it."""
-        saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
-        alive = saved_before + sum(saved)
-        logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
-        whole = 0  # gradients of this unit not yet split over the data-parallel group
-        after = gradients
-        stream = self.stream() if inside else 0
-        for op, size in zip(reversed(ops), reversed(saved), strict=True):
-            again = op.selective_bytes if self.recompute == "selective" else 0
-            passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
-            is_logits = op.kind == "loss"
-            new = self._weight_gradient(op)
-            found.append(
-                _Moment(
-                    activations=alive - logits + (0 if is_logits else passing),
-                    logits=logits + (passing if is_logits else 0),
-                    gradients=gradients + whole + new,
-                    op=op.name,
-                )
-            )
-            alive -= size
-            logits -= size if is_logits else 0
-            if not self.persistent:
-                whole += new
-                after += self.kept(op, 2, new)
-            elif self.layout.zero >= 2:
-                whole += new
-        return after
-
-    def _weight_gradient(self, op: Op) -> int:
-        """The gradient of an op's weights as its backward makes it; a tied head's is made twice, and summed apart."""
-        elements = op.parameters
-        if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
-            return 0
-        if op.name == "lm_head" and self.spec.tie_word_embeddings:
-            elements += op.matmul_elements
-        if op.name == "embedding" and self.spec.tie_word_embeddings:
-            elements *= 2
-        return bytes_of(elements, self.recipe.weights)
 
 
 def inference_memory(
@@ -348,36 +76,32 @@ def inference_memory(
     precision: PrecisionName = "bf16",
     kv_dtype: DType = "bf16",
 ) -> Memory:
-    """Serving `batch` sequences of `seq_len` tokens: weights, cache, and the widest op of a prefill that goes in
-    pieces of at most PREFILL_TOKENS tokens, as engines do; logits of the last position in fp32."""
+    """Serving `batch` sequences of `seq_len` tokens.
+
+    Weights (see `served_bytes`), cache, the widest op of a prefill that takes at most PREFILL_TOKENS tokens at once, as
+    engines do (an encoder reads a sequence whole), and logits of each sequence's last position in fp32.
+    """
     layout = layout or Layout()
     dtype = serving_dtype(precision)
     activations: DType = "fp32" if dtype == "fp32" else "bf16"
-    piece = min(seq_len, PREFILL_TOKENS)
+    length = seq_len if not spec.decodes or spec.encoder is not None else min(seq_len, PREFILL_TOKENS)
     workload = Workload(
         phase="prefill",
-        query_len=piece,
+        batch=min(batch, max(1, PREFILL_TOKENS // length)),
+        query_len=length,
         kv_len=seq_len,
-        encoder_len=piece,
+        encoder_len=length,
         weight_dtype=dtype,
         activation_dtype=activations,
         kv_dtype=kv_dtype,
-        absorbed_mla=False,
     )
-    ops = lower(spec, workload, layout)
-    cached = kv_cache(spec, seq_len, batch=batch, kv_dtype=kv_dtype, layout=layout)
-    order = {name: spec.order.count(name) for name in spec.layers}
     peaks = []
-    for stage in stages(spec, ops, layout):
-        weights = sum(bytes_of(op.parameters, dtype) for op in stage.ops)
-        widest = max((op.read_bytes + op.written_bytes for op in stage.ops if op.name != "lm_head"), default=0)
-        has_head = any(op.name == "lm_head" for op in stage.ops)
-        cache = 0
-        for chunk in stage.chunks:
-            for layer in chunk.layers:
-                kind = layer[0].layer
-                if layer[0].stack == "decoder" and kind in cached.layers:
-                    cache += batch * cached.layers[kind] // order[kind]
+    for stage in stages(spec, lower(spec, workload, layout), layout):
+        ops = stage.ops
+        weights = sum(served_bytes(op, dtype) for op in ops)
+        widest = max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0)
+        has_head = any(op.name == "lm_head" for op in ops)
+        cache = batch * sum(held_bytes(op.cache, seq_len, kv_dtype, layout).total for op in ops if op.cache)
         parts = {
             "weights": weights,
             "gradients": 0,
@@ -399,8 +123,8 @@ def inference_memory(
                 moment="prefill",
                 stage=stage.index,
                 stage_peaks=(),
-                parameters=sum(op.parameters for op in stage.ops),
+                parameters=sum(op.parameters for op in ops),
                 reserved_bytes=sum(parts.values()),
             )
         )
-    return _fullest(peaks)
+    return fullest(peaks)

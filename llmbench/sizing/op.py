@@ -32,9 +32,9 @@ class Collective(msgspec.Struct, frozen=True):
     an all-reduce of a tensor, the gathered result of an all-gather, the input of a reduce-scatter, what one GPU
     sends in an all-to-all."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
     bytes: int
-    group: Literal["tp", "cp", "ep", "dp", "pp"]
+    group: Literal["tp", "cp", "ep"]
     when: Literal["forward", "backward"]
 
 
@@ -68,7 +68,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     saved_bytes: what backward needs of it, beyond what an earlier op has saved. selective_bytes: the part of it that
     selective recomputation gives up (the score matrices). backward_bytes: held only while its backward runs:
     gradients of what came in and went out, and scratch. matrix: (copies, inputs, outputs) of its weights here, where
-    they are matrices.
+    they are matrices. tied: the embedding serves as the head too (on both ops).
     """
 
     name: str
@@ -95,6 +95,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     selective_bytes: int = 0
     backward_bytes: int = 0
     matrix: tuple[int, int, int] | None = None
+    tied: bool = False
     cache: Cache | None = None
     collectives: tuple[Collective, ...] = ()
 

@@ -12,7 +12,9 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-_TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
+TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
+"""Components that are looked up, and the head."""
+
 ONE_TOKEN = Workload.prefill(1)
 
 
@@ -53,7 +55,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         active += count * op.active_parameters
         matmul += count * op.matmul_elements
         buffers += count * op.buffers
-        if op.component in _TABLES:
+        if op.component in TABLES:
             tables += count * op.parameters
         if op.name == "lm_head":
             head += op.matmul_elements
@@ -63,6 +65,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         if group:
             layers[group] = layers.get(group, 0) + op.parameters
     mtp = sum(op.count * op.parameters for op in lower_next_token_prediction(spec, ONE_TOKEN, layout or Layout()))
+    num_layers = spec.num_hidden_layers + (len(spec.encoder.order) if spec.encoder else 0)
     return Parameters(
         total=sum(components.values()),
         active=active,
@@ -71,7 +74,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         active_matmul=matmul,
         buffers=buffers,
         next_token_prediction=mtp,
-        rule_12_l_d2=12 * spec.num_hidden_layers * spec.hidden_size**2,
+        rule_12_l_d2=12 * num_layers * spec.hidden_size**2,
         components=components,
         layers=layers,
     )

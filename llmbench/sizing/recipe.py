@@ -95,3 +95,24 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
         copies, rows, columns = op.matrix
         return master + bytes_of(copies * (rows + columns) + max(0, n - copies * rows * columns), precision.states)
     return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)
+
+
+def served_bytes(op: Op, dtype: DType) -> int:
+    """Bytes of one instance of an op's weights in a served model.
+
+    The quantised formats are for matrices inside layers; embeddings, head, norms, biases and routers stay in bf16, as
+    in published checkpoints. int4 has a bf16 scale and a 4-bit zero point for every 128 inputs (GPTQ, AWQ); int8 and
+    fp8 an fp32 scale for every output.
+    """
+    if not op.parameters:
+        return 0
+    quantised = dtype in ("int4", "int8", "fp8", "fp4")
+    if not quantised:
+        return bytes_of(op.parameters, dtype)
+    if op.matrix is None or op.kind != "matmul" or not op.layer or op.component == "router":
+        return bytes_of(op.parameters, "bf16")
+    copies, inputs, outputs = op.matrix
+    weights = copies * inputs * outputs
+    groups = copies * outputs * -(-inputs // 128)
+    scales = (5 * groups + 1) // 2 if dtype in ("int4", "fp4") else 4 * copies * outputs
+    return bytes_of(weights, dtype) + scales + bytes_of(op.parameters - weights, "bf16")

@@ -38,9 +38,11 @@ class Stage(msgspec.Struct, frozen=True):
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
     """The stages of a model, layers spread as evenly as they go (earlier chunks take what is left over).
 
-    Embedding (and an encoder's end) stand with the layer that follows them, the head with the last. Raises LayoutError
-    where there are more chunks than layers.
+    Embedding (and an encoder's end) stand with the layer that follows them, the head with the last: with more than one
+    stage a tied head has a copy of the table. Raises LayoutError where there are more chunks than layers.
     """
+    if layout.pp > 1 and spec.tie_word_embeddings:
+        ops = [_apart(op) for op in ops]
     before, layers, after = _sequence(spec, ops)
     chunks = layout.pp * layout.interleave
     if chunks > len(layers):
@@ -55,6 +57,16 @@ def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
         cut.append(Chunk(before if index == 0 else (), tuple(layers[start:end]), after if last else ()))
         start = end
     return [Stage(index, tuple(cut[index :: layout.pp])) for index in range(layout.pp)]
+
+
+def _apart(op: Op) -> Op:
+    """A tied head on another stage than the embedding keeps a copy of the table, as Megatron and vLLM do."""
+    if not op.tied:
+        return op
+    if op.kind != "matmul":
+        return msgspec.structs.replace(op, tied=False)
+    own = op.parameters + op.matmul_elements
+    return msgspec.structs.replace(op, tied=False, parameters=own, active_parameters=own)
 
 
 def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], tuple[Op, ...]]:

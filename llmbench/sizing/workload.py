@@ -98,6 +98,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise LayoutError(f"layout {name}: must be at least 1, not {value}")
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
+        if self.sp and self.tp == 1:
+            raise LayoutError("layout sp: splits norms over the tp group, so it needs tp of at least 2")
         if self.interleave > 1 and self.pp == 1:
             raise LayoutError("layout interleave: needs pp of at least 2")
         if (self.dp * self.cp) % self.ep:

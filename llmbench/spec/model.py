@@ -207,6 +207,18 @@ class ModelSpec(Part, frozen=True):
         stacks = [self.layers] + ([self.encoder.layers] if self.encoder else [])
         return any(isinstance(layer.ffn, MoE) for stack in stacks for layer in stack.values())
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it goes on token by token: no mixer looks ahead (BERT's do)."""
+        mixers = [mixer for layer in self.layers.values() for mixer in branches(layer.mixer)]
+        return all(not isinstance(mixer, Attention) or mixer.causal for mixer in mixers)
+
+    @property
+    def position_limit(self) -> int | None:
+        """Tokens that a learned table of positions has rows for; None where nothing ends."""
+        learned = self.positions
+        return learned.num_positions - learned.offset if isinstance(learned, LearnedPositions) else None
+
     def positions_of(self, mixer: Attention | LatentAttention) -> Positions:
         """The positions an attention uses: its own where it has any, else the model's."""
         return self.positions if mixer.positions is None else mixer.positions

@@ -129,7 +129,9 @@ def test_other_key_value_heads() -> None:
     assert of["gqa"] == kv_cache(spec, 128).bytes_per_token
     assert of["mha"] == 4 * of["gqa"]
     assert of["mqa"] * 8 == of["gqa"]
-    assert as_heads(load_bundled("deepseek-v3"), "mha") is None
+    expanded = as_heads(load_bundled("deepseek-v3"), "mha")
+    assert expanded is not None
+    assert kv_cache(expanded, 128).bytes_per_token == 61 * 128 * (192 + 128) * 2
     assert as_heads(load_bundled("mamba-130m"), "mqa") is None
     assert as_heads(load_bundled("falcon-7b"), "gqa") is None  # 8 does not divide 71 heads
     nemo = as_heads(load_bundled("jamba-v0.1"), "mqa")

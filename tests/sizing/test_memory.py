@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -11,16 +12,11 @@ import pytest
 
 from llmbench.sizing.dtypes import bits_of
 from llmbench.sizing.kvcache import kv_cache
-from llmbench.sizing.memory import (
-    CONTEXT_BYTES,
-    PARTS,
-    WORKSPACE_BYTES,
-    Memory,
-    inference_memory,
-    training_memory,
-)
+from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, WORKSPACE_BYTES, Memory, inference_memory
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.workload import Layout
+from llmbench.sizing.training import training_memory
+from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.mixer import Attention
@@ -243,8 +239,18 @@ def test_korthikanti_by_the_papers_own_formula() -> None:
 def test_serving_is_weights_and_cache_and_a_little(name: str, precision: str) -> None:
     spec = load_bundled(name)
     memory = inference_memory(spec, 8192, batch=4, precision=precision)
-    weights = count_parameters(spec).total * bits_of(precision) / 8
-    assert memory.parts_bytes["weights"] == pytest.approx(weights, rel=1e-6)
+    inside = sum(
+        op.count * math.prod(op.matrix)
+        for op in lower(spec, Workload.prefill(1))
+        if op.layer and op.matrix and op.component != "router"
+    )
+    outside = count_parameters(spec).total - inside  # tables, head, norms and biases stay in bf16
+    if precision in ("fp8", "int8", "int4"):
+        weights = inside * bits_of(precision) / 8 + 2 * outside
+        scales = 2.5 / 128 * inside if precision == "int4" else 0.002 * inside
+        assert weights < memory.parts_bytes["weights"] <= weights + 1.01 * scales
+    else:
+        assert memory.parts_bytes["weights"] == (inside + outside) * bits_of(precision) // 8
     assert memory.parts_bytes["kv_cache"] == kv_cache(spec, 8192, batch=4).bytes_total
     assert memory.parts_bytes["logits"] == 4 * 4 * spec.vocab_size
     assert memory.parts_bytes["gradients"] == memory.parts_bytes["optimizer"] == 0
@@ -274,3 +280,48 @@ def test_every_precision_and_phase_in_its_place() -> None:
     for name in ("mixed", "mixed-fp32-grads"):
         with pytest.raises(SpecError, match="training"):
             inference_memory(spec, 128, precision=name)
+
+
+def test_int4_is_as_large_as_published_files() -> None:
+    """GPTQ and AWQ checkpoints of LLaMA-2-7B with groups of 128 are 3.89 GB."""
+    memory = inference_memory(load_bundled("llama2-7b"), 1, precision="int4")
+    assert memory.parts_bytes["weights"] == pytest.approx(3.89e9, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "t5-base", "gemma3-4b", "jamba-v0.1", "qwen3-next-80b-a3b"])
+def test_serving_holds_all_that_kvcache_says(name: str) -> None:
+    spec = load_bundled(name)
+    assert inference_memory(spec, 4096, batch=3).parts_bytes["kv_cache"] == kv_cache(spec, 4096, batch=3).bytes_total
+
+
+def test_a_batch_of_short_prompts_is_prefilled_together() -> None:
+    spec = load_bundled("llama2-7b")
+    one, many = (inference_memory(spec, 100, batch=batch).parts_bytes["activations"] for batch in (1, 50))
+    assert many == 50 * one
+    assert inference_memory(spec, 100, batch=10_000).parts_bytes["activations"] == 81 * one  # 8192 tokens hold 81
+
+
+def test_context_parallelism_splits_the_cache() -> None:
+    spec = load_bundled("llama3-70b")
+    whole, half = (inference_memory(spec, 8192, layout=Layout(cp=cp)).parts_bytes["kv_cache"] for cp in (1, 2))
+    assert whole == 2 * half
+
+
+def test_a_tied_head_on_its_own_stage_has_a_copy() -> None:
+    spec = load_bundled("gemma3-1b")
+    untied = override(spec, {"tie_word_embeddings": False})
+    tied_peaks, untied_peaks = (training_memory(model, 128, layout=Layout(pp=2)) for model in (spec, untied))
+    assert tied_peaks.stage_peaks == untied_peaks.stage_peaks
+    assert training_memory(spec, 128).parameters == count_parameters(spec).total
+
+
+def test_fully_sharded_training_holds_sixteen_bytes_a_parameter() -> None:
+    spec = load_bundled("llama2-7b")
+    held = training_memory(spec, 128, layout=Layout(dp=64, zero=3)).held_bytes
+    states = held["weights"] + held["gradients"] + held["optimizer"]
+    assert states == pytest.approx(16 * count_parameters(spec).total / 64, rel=1e-4)
+
+
+def test_recurrent_training_says_it_is_approximate() -> None:
+    assert training_memory(load_bundled("jamba-v0.1"), 128).approximate
+    assert not training_memory(load_bundled("llama2-7b"), 128).approximate

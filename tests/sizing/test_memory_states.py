@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from llmbench.errors import LayoutError
-from llmbench.sizing.memory import WORKSPACE_BYTES, training_memory
+from llmbench.sizing.memory import WORKSPACE_BYTES
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.stages import in_flight
+from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.huggingface import from_config

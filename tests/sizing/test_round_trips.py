@@ -176,7 +176,7 @@ def test_one_gpu_is_a_layout(text: str) -> None:
     [
         ("tp=8,sp,pp=8,interleave=3,dp=2,ep=2", Layout(tp=8, sp=True, pp=8, interleave=3, dp=2, ep=2)),
         (" tp = 2 , sp=false , zero=3", Layout(tp=2, zero=3)),
-        ("sp=1", Layout(sp=True)),
+        ("sp=1,tp=2", Layout(sp=True, tp=2)),
         ("cp=4,,", Layout(cp=4)),
     ],
 )

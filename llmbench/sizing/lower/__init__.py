@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from llmbench.errors import LayoutError, SpecError
 from llmbench.sizing.lower.attention import attention, latent
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.compressed import compressed
@@ -31,6 +32,10 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
     Pipeline stages are not cut here: `layers` says which ops a stage has. Multi-token-prediction modules are apart,
     see `lower_next_token_prediction`. Raises LayoutError where the layout does not divide the model.
     """
+    if workload.phase == "decode" and not spec.decodes:
+        raise SpecError(f"{spec.name} is an encoder: it reads all tokens at once and has no decoding step")
+    if layout.ep > 1 and not spec.is_moe:
+        raise LayoutError(f"layout ep={layout.ep}: {spec.name} has no experts")
     ops: list[Op] = []
     if spec.encoder is not None and workload.phase != "decode":
         encoder = Builder(spec, workload, layout, encoder=True)
@@ -151,7 +156,7 @@ def _embedding(b: Builder) -> None:
     def table(name: str, component: Component, rows: Dim, *, ways: int = 1) -> None:
         _table(b, name, component, rows, size, ways=ways)
 
-    table("embedding", "embedding", vocab, ways=tp)
+    _table(b, "embedding", "embedding", vocab, size, ways=tp, tied=spec.tie_word_embeddings)
     if isinstance(spec.positions, LearnedPositions):
         rows = Dim(spec.positions.num_positions, "num_positions")
         width = b.hidden if spec.embedding.positions_after else size
@@ -167,7 +172,9 @@ def _embedding(b: Builder) -> None:
         b.linear("embedding_projection", "other", size, b.hidden, bias=spec.embedding.projection_bias)
 
 
-def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1) -> None:
+def _table(
+    b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1, tied: bool = False
+) -> None:
     """One table of rows."""
     local_rows = share(rows.size, ways)
     parameters = local_rows * size.size
@@ -179,6 +186,7 @@ def _table(b: Builder, name: str, component: Component, rows: Dim, size: Dim, *,
         parameters=parameters,
         active_parameters=parameters,
         matrix=(1, local_rows, size.size),
+        tied=tied,
         shards=ways,
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,

@@ -98,6 +98,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         source_len=source_len,
         cache=cache,
         seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
+        read_per_token=local_kv_heads * (head_dim.size + value_dim.size),
     )
     width = product(heads, value_dim)
     if mixer.output_gate is not None:
@@ -183,6 +184,7 @@ def core(
     source_len: int,
     cache: Cache | None,
     seen: int,
+    read_per_token: int,
     component: Component = "attention",
 ) -> None:
     """softmax(Q Kᵀ) V of `heads` heads on this GPU.
@@ -220,8 +222,7 @@ def core(
         scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
-    cached = 0 if cache is None else cache.per_token + cache.cross_per_token
-    reads_cache = w.phase == "decode" and cached > 0
+    reads_cache = w.phase == "decode"
     kv_width = kv_heads * (qk_dim + v_dim)
     ring: tuple[Collective, ...] = ()
     if b.layout.cp > 1:
@@ -239,7 +240,7 @@ def core(
         recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,
         read_bytes=b.act(queries * heads * qk_dim) if reads_cache else b.act(traffic_read),
         written_bytes=b.act(traffic_written),
-        kv_read_bytes=bytes_of(batch * seen * cached, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_read_bytes=bytes_of(share(batch * seen, b.layout.cp) * read_per_token, w.kv_dtype) if reads_cache else 0,
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
         saved_bytes=saved,
         selective_bytes=selective,
@@ -307,7 +308,8 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         pairs=visible,
         source_len=b.kv_len,
         cache=cache,
-        seen=b.kv_len if indexer is None else min(b.kv_len, indexer.top_k),
+        seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
+        read_per_token=compressed.size,
     )
     b.linear(
         f"{name}.o_proj",
@@ -333,4 +335,13 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
     b.norm(f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens)
     b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
     flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
-    b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
+    w = b.workload
+    b.add(
+        f"{where}.core",
+        "attention_extra",
+        "attention",
+        forward_flops=flops,
+        backward_flops=2 * flops,
+        kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_written_bytes=bytes_of(b.tokens * head_dim.size, w.kv_dtype) if w.phase != "train" else 0,
+    )

@@ -134,6 +134,7 @@ class Builder:
             parameters=own,
             active_parameters=own,
             matmul_elements=weights,
+            tied=tied,
             matrix=None if tied else (1, inside, outside),
             shards=1 if split == "none" else ways,
             formula=formula,

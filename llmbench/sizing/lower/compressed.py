@@ -56,6 +56,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         source_len=b.kv_len,
         cache=Cache(per_token=head_dim.size, span=mixer.sliding_window),
         seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
+        read_per_token=head_dim.size,
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
     # Each group of heads has its own matrix: N·H/g inputs, g·r_o outputs; in the formula the groups cancel.

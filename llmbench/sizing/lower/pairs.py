@@ -25,7 +25,9 @@ def visible_pairs(
         if window is None:
             return query_len * kv_len
         reach = window // 2
-        return sum(min(p + reach, kv_len - 1) - max(p - reach, 0) + 1 for p in range(first, kv_len))
+        behind = _sum_capped(kv_len - 1, reach) - _sum_capped(first - 1, reach)
+        ahead = _sum_capped(query_len - 1, reach)
+        return behind + ahead + query_len  # keys before, keys after, and the query's own
     if chunk is not None:
         return _sum_chunked(kv_len, chunk) - _sum_chunked(first, chunk)
     limit = kv_len if window is None else window
@@ -34,6 +36,7 @@ def visible_pairs(
 
 def _sum_capped(length: int, limit: int) -> int:
     """Σ min(p + 1, limit) over p < length."""
+    length = max(length, 0)
     rising = min(length, limit)
     return rising * (rising + 1) // 2 + (length - rising) * limit
 

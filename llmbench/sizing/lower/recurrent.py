@@ -8,6 +8,7 @@ inputs and output; kernels that keep chunk states save more, so memory of traini
 from __future__ import annotations
 
 from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import STATE_BYTES, bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import (
@@ -50,6 +51,7 @@ def _conv(b: Builder, name: str, channels: Dim, kernel: int, *, bias: bool) -> N
     local = share(channels.size, tp)
     parameters = local * (kernel + int(bias))
     flops = 2 * b.tokens * local * kernel
+    held = bytes_of(b.workload.batch * local * (kernel - 1), b.workload.kv_dtype)
     b.add(
         name,
         "mixer_ssm",
@@ -63,6 +65,8 @@ def _conv(b: Builder, name: str, channels: Dim, kernel: int, *, bias: bool) -> N
         read_bytes=b.act(b.tokens * local),
         written_bytes=b.act(b.tokens * local),
         saved_bytes=b.act(2 * b.tokens * local),
+        kv_read_bytes=held if b.workload.phase == "decode" else 0,
+        kv_written_bytes=held if b.workload.phase != "train" else 0,
         cache=Cache(conv_state=local * (kernel - 1)),
     )
 
@@ -72,6 +76,7 @@ def _scan(b: Builder, name: str, state: int, *, inputs: int, outputs: int, terms
     tp = b.layout.tp
     local = share(state, tp)
     flops = 2 * terms * b.tokens * local
+    held = STATE_BYTES * b.workload.batch * local
     b.add(
         name,
         "mixer_ssm",
@@ -81,6 +86,8 @@ def _scan(b: Builder, name: str, state: int, *, inputs: int, outputs: int, terms
         read_bytes=b.act(b.tokens * share(inputs, tp)),
         written_bytes=b.act(b.tokens * share(outputs, tp)),
         saved_bytes=b.act(b.tokens * share(inputs + outputs, tp)),
+        kv_read_bytes=held if b.workload.phase == "decode" else 0,
+        kv_written_bytes=held if b.workload.phase != "train" else 0,
         cache=Cache(state=local),
     )
 
