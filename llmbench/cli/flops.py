@@ -186,18 +186,17 @@ def _by_component(flops: Flops, ops: list[Op], w: Workload, explain: bool) -> li
     rows: list[list[Any]] = []
     groups: dict[str, list[Op]] = {}
     for op in ops:
-        kind = (
-            "attention scores"
-            if op.kind == "attention"
-            else "recurrence"
-            if op.kind in ("scan", "conv")
-            else op.component
-        )
-        groups.setdefault(kind, []).append(op)
+        groups.setdefault(_work(op), []).append(op)
     for name, chosen in groups.items():
         total = sum(step_flops(op, w) for op in chosen)
         rows.append([name, _text(name, chosen, w, explain), total / flops.tokens, total])
     return rows
+
+
+def _work(op: Op) -> str:
+    """What an op's FLOPs are counted as: scores, a recurrence, or a component's products with weights."""
+    names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
+    return names.get(op.kind, op.component)
 
 
 def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
@@ -218,7 +217,7 @@ def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for op in ops:
         total = step_flops(op, w)
-        text = _text("attention scores" if op.kind == "attention" else "", [op], w, explain)
+        text = _text(_work(op), [op], w, explain)
         where = op.name if op.count == 1 else f"{op.count} × {op.name}"
         rows.append([where, text, total / tokens, total])
     return rows

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from llmbench.cli.options import (
     MODEL_HELP,
+    SEQ,
     As,
     Batch,
+    CacheType,
     Explain,
     Output,
     Seq,
     Set,
     answer,
     approximate_lines,
+    length_notes,
     load,
     title,
 )
 from llmbench.report.describe import distinct, headline, kind_text
 from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import size
+from llmbench.report.units import plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Without one, the bundled models are compared."),
 ]
-CacheType = Annotated[
-    Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"],
-    typer.Option("--kv-dtype", help="Format of the cache, without its scales."),
-]
+Held = Annotated[CacheType, typer.Option("--kv-dtype", help="Format of the cache, without its scales.")]
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="TOKENS", help="Tokens of an engine's cache block.", min=1, max=2**20)
 ]
@@ -43,9 +44,9 @@ BlockSize = Annotated[
 
 def command(
     models: OptionalModels = None,
-    seq: Seq = 4096,
+    seq: Seq = SEQ,
     batch: Batch = 1,
-    kv_dtype: CacheType = "bf16",
+    kv_dtype: Held = "bf16",
     block_size: BlockSize = 16,
     explain: Explain = False,
     set: Set = None,
@@ -101,6 +102,7 @@ def _row(spec: ModelSpec, cache: KVCache) -> dict[str, Any]:
         "model": spec.name,
         "approximate": bool(spec.approximate),
         "approximate_because": list(spec.approximate),
+        "notes": [*spec.notes, *length_notes(spec, cache.seq_len)],
         "seq_len": cache.seq_len,
         "batch": cache.batch,
         "kv_dtype": cache.kv_dtype,
@@ -122,8 +124,9 @@ def _kinds(spec: ModelSpec) -> str:
 
 
 def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size: bool) -> Block:
-    pairs = [(spec, cache) for spec, cache in zip(specs, caches, strict=True) if _has_cache(cache)]
+    pairs = list(zip(specs, caches, strict=True))
     if sorted_by_size:
+        pairs = [pair for pair in pairs if pair[1].bytes_total]
         pairs.sort(key=lambda pair: pair[1].bytes_total)
     rows = [
         [
@@ -138,89 +141,97 @@ def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size
         for spec, cache in pairs
     ]
     columns = [
-        Column("model"),
+        Column("model", name=True),
         Column("attention", wraps=True),
-        Column("a token (B)", "count"),
-        Column("a sequence (GiB)", "gib"),
-        Column("fixed state (GiB)", "gib"),
-        Column("total (GiB)", "gib"),
-        Column("reserved (GiB)", "gib"),
+        Column("a token", "bytes"),
+        Column("a sequence", "gib"),
+        Column("fixed state", "gib"),
+        Column("total", "gib"),
+        Column("reserved", "gib"),
     ]
     first = caches[0]
     left_out = len(specs) - len(pairs)
     lines = ["total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"]
     if left_out:
         lines.append(f"{left_out} without a cache (encoders) left out")
-    for spec, _ in pairs:
+    for spec, cache in pairs:
+        if not cache.bytes_total:
+            lines.append(_no_cache(spec))
         lines += [f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")]
-    return Block(headline=_context(first), table=Table(columns=columns, rows=rows), lines=lines)
+    notes = [] if sorted_by_size else [note for spec in specs for note in length_notes(spec, first.seq_len)]
+    return Block(headline=_context(first), table=Table(columns=columns, rows=rows), lines=lines, notes=notes)
 
 
-def _has_cache(cache: KVCache) -> bool:
-    return bool(cache.bytes_per_token or cache.state_bytes_per_sequence)
+def _no_cache(spec: ModelSpec) -> str:
+    what = "reads all tokens at once" if not spec.decodes else "has no mixer that looks back"
+    return f"{spec.name} keeps no cache: it {what}"
 
 
 def _context(cache: KVCache) -> str:
-    return (
-        f"KV cache · {cache.seq_len:,} tokens · batch {cache.batch} · {cache.kv_dtype} · blocks of {cache.block_size}"
-    )
+    tokens = plural(cache.seq_len, "token")
+    return f"KV cache · {tokens} · batch {cache.batch:,} · {cache.kv_dtype} · blocks of {cache.block_size:,}"
 
 
 def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[Block]:
-    rows = []
-    for name, layer in spec.layers.items():
-        for mixer in branches(layer.mixer):
-            count = spec.order.count(name)
-            rows.append(
-                [
-                    name,
-                    count,
-                    kind_text(mixer),
-                    _formula(mixer, explain),
-                    _span(mixer),
-                    _share(spec, cache, name),
-                ]
-            )
+    rows = _rows(spec, cache, kv_dtype, explain)
+    rows.append(["total", "", "", "", "", sum(row[-1] for row in rows)])
     columns = [
-        Column("layers"),
+        Column("layers", name=True),
         Column("count", "count"),
         Column("kind"),
         Column("elements a token", wraps=True),
         Column("keeps"),
-        Column("a sequence (GiB)", "gib"),
+        Column("a sequence", "gib"),
     ]
-    lines = [
-        f"a token {size(cache.bytes_per_token)} · a sequence {size(cache.bytes_per_sequence)} · "
-        f"total {size(cache.bytes_total)}"
-    ]
-    apart = [
-        f"{what} {size(value)} a sequence"
-        for what, value in (
-            ("fixed states", cache.state_bytes_per_sequence),
-            ("indexer keys", cache.indexer_bytes_per_sequence),
-            ("cross-attention", cache.cross_bytes_per_sequence),
-        )
-        if value
-    ]
-    if apart:
-        lines.append("in the total: " + " · ".join(apart))
-    lines.append(f"reserved by an engine without hybrid caches: {size(cache.reserved_bytes)}")
+    if cache.bytes_total:
+        one, whole = cache.bytes_total // cache.batch, cache.bytes_total
+        lines = [f"a token {size(cache.bytes_per_token)} · a sequence {size(one)}"]
+        if cache.batch > 1:
+            lines[0] += f" · {cache.batch:,} sequences {size(whole)}"
+        lines.append(f"reserved by an engine without hybrid caches: {size(cache.reserved_bytes)}")
+    else:
+        lines = [_no_cache(spec)]
     blocks = [
         Block(
             subject=title(spec),
             headline=f"{headline(spec)}\n{_context(cache)}",
-            table=Table(columns=columns, rows=rows),
+            table=Table(columns=columns, rows=rows, total=True),
             lines=lines + approximate_lines(spec),
+            notes=length_notes(spec, cache.seq_len),
         )
     ]
-    variants = _variants(spec, cache, kv_dtype)
+    variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
     if variants is not None:
         blocks.append(Block(subject=title(spec), table=variants))
     return blocks
 
 
-def _share(spec: ModelSpec, cache: KVCache, name: str) -> int | None:
-    return cache.layers.get(name)
+def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[list[Any]]:
+    """What one sequence keeps: a row a mixer of each kind of layer, and rows for what stands beside them."""
+    rows: list[list[Any]] = []
+    for name, layer in spec.layers.items():
+        mixers = branches(layer.mixer)
+        for mixer in mixers:
+            held = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
+            size_here = held.layers.get(name, 0)
+            formula, span = (_formula(mixer, explain), _span(mixer)) if size_here else ("none", "nothing")
+            if getattr(mixer, "shares_kv", False):
+                formula = "none, reads another layer's"
+            rows.append([name, spec.order.count(name), kind_text(mixer), formula, span, size_here])
+    if cache.indexer_bytes_per_sequence:
+        rows.append(["indexer keys", "", "", "index_head_dim", "every token", cache.indexer_bytes_per_sequence])
+    if cache.cross_bytes_per_sequence:
+        crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
+        texts = distinct(_formula(mixer, explain) for mixer in crossing)
+        text = "; ".join(texts)
+        rows.append(["cross-attention", "", "", text, "the encoder's tokens", cache.cross_bytes_per_sequence])
+    return rows
+
+
+def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
+    """The model with one of the parallel branches of a kind of layer."""
+    layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
+    return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
 
 def _formula(mixer: object, explain: bool) -> str:
@@ -235,8 +246,6 @@ def _formula(mixer: object, explain: bool) -> str:
         return f"{text} = {numbers}" if explain else text
     if not isinstance(mixer, Attention):
         return "a fixed state"
-    if mixer.shares_kv:
-        return "none, reads another layer's"
     wide = f"({mixer.head_dim} + {mixer.value_dim})"
     if mixer.head_dim == mixer.value_dim:
         text = "2 × kv_heads × head_dim"
@@ -269,11 +278,11 @@ def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
         rows.append([name, each.bytes_per_token, each.bytes_total, each.bytes_total / cache.bytes_total])
     if not rows:
         return None
-    rows.append(["as it is", cache.bytes_per_token, cache.bytes_total, 1.0])
+    rows.append([f"as it is ({_kinds(spec)})", cache.bytes_per_token, cache.bytes_total, 1.0])
     columns = [
-        Column("it would be as"),
-        Column("a token (B)", "count"),
-        Column("total (GiB)", "gib"),
+        Column("it would be as", name=True),
+        Column("a token", "bytes"),
+        Column("total", "gib"),
         Column("ratio", "ratio"),
     ]
     return Table(columns=columns, rows=rows)
