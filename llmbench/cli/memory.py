@@ -120,9 +120,7 @@ def command(
             attention="standard" if kernels == "standard" else "flash",
         )
     else:
-        memory = inference_memory(
-            spec, seq, batch=batch, layout=spread, precision=chosen, kv_dtype=kv_dtype or "bf16"
-        )
+        memory = inference_memory(spec, seq, batch=batch, layout=spread, precision=chosen, kv_dtype=kv_dtype or "bf16")
     training = phase == "train"
     row = {
         "model": spec.name,
@@ -176,8 +174,6 @@ def _refuse_what_does_nothing(
     phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout
 ) -> None:
     """Options of the other phase would change no figure; to say so is better than to be silent."""
-    asked = {"optimizer": optimizer != "adamw", "recompute": recompute != "none", "kernels": kernels != "fused"}
-    given = {"optimizer": optimizer, "recompute": recompute, "kernels": kernels}
     if phase == "train":
         if kv_dtype is not None:
             raise LLMBenchError(
@@ -185,11 +181,16 @@ def _refuse_what_does_nothing(
                 hint="leave it out, or ask for --phase inference",
             )
         return
-    for option in (name for name, wanted in asked.items() if wanted):
-        raise LLMBenchError(
-            f"--{option} {given[option]} is for training and changes nothing in --phase inference",
-            hint="leave it out, or ask for --phase train",
-        )
+    for option, given, default in (
+        ("optimizer", optimizer, "adamw"),
+        ("recompute", recompute, "none"),
+        ("kernels", kernels, "fused"),
+    ):
+        if given != default:
+            raise LLMBenchError(
+                f"--{option} {given} is for training and changes nothing in --phase inference",
+                hint="leave it out, or ask for --phase train",
+            )
     if layout.zero:
         raise LLMBenchError(
             f"layout zero={layout.zero}: ZeRO splits the state of training, and serving has none",
@@ -267,6 +268,8 @@ def _context(memory: Memory, row: dict[str, Any]) -> list[str]:
         return [f"serving · {tokens} · batch {batch}{each} · {gpus}", formats]
     recipe = training_precision(row["precision"])
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
+    if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
+        formats += " (fp32 once reduced)"
     formats += ", master weights fp32" if recipe.master else ", no master copy"
     again = "nothing recomputed" if row["recompute"] == "none" else f"recompute {row['recompute']}"
     kernels = {
@@ -285,12 +288,16 @@ def _lines(memory: Memory) -> list[str]:
     lines = []
     stage = f", in stage {memory.stage + 1} of {layout.pp}" if layout.pp > 1 else ""
     if memory.phase == "train":
-        lines.append(f"the peak falls in the backward of {memory.moment.replace('{}.', 'N.')}{stage}")
+        moment = memory.moment.replace("{}.", "N.")
+        where = "the optimizer's step" if moment == "optimizer" else f"the backward of {moment}"
+        lines.append(f"the peak falls in {where}{stage}")
         if layout.pp > 1:
             lines.append("the pipeline is full: twice as many micro-batches as stages")
         if layout.zero == 3:
             if _shards_only(memory):
-                lines.append("weights when complete: fp32 shards, counted with the optimizer; at the peak those gathered")
+                lines.append(
+                    "weights when complete: fp32 shards, counted with the optimizer; at the peak those gathered"
+                )
         else:
             weights = 2 * memory.parameters
             lines.append(

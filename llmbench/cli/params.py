@@ -15,6 +15,9 @@ from llmbench.sizing.op import Op
 from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
 from llmbench.spec.model import ModelSpec
 
+ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
+"""Components in the order of a model: the head is last."""
+
 By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="What a row of the table is.")]
 
 
@@ -117,49 +120,88 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
     ]
     published = spec.published_parameters
     if published is not None:
-        parts.append("as published" if published == counted.total else f"published {billions(published)}")
+        difference = change(published, counted.total)
+        parts.append(
+            "as published" if published == counted.total else f"published {billions(published)} ({difference})"
+        )
     return " · ".join(parts)
 
 
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """What one layer's share of a component is; kinds of layers that differ stand beside each other, what stands
-    outside layers is added at the end."""
-    from llmbench.sizing.formula import simplify, values_of, with_numbers  # JSON does without
+    """What a component is: one layer's share for each kind of layer that has another, and what stands once."""
+    texts: dict[str, list[str]] = {}
+    once = [op for op in ops if _stands_once(op, spec)]
+    for group, chosen in _groups([op for op in ops if op not in once]).items():
+        texts.setdefault(_sum(spec, chosen, explain), []).append(group)
+    named = {text: groups for text, groups in texts.items() if text}
+    inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
+    outside = " + ".join(filter(None, (_sum(spec, chosen, explain) for chosen in _alike(spec, once))))
+    if texts and outside:
+        return f"{inside}, + {outside} once" if inside else f"{outside} once"
+    return inside + outside
 
-    texts: list[str] = []
-    once = ""
-    for group in dict.fromkeys(layer_group(op) for op in ops if op.formula):
-        chosen = [op for op in ops if layer_group(op) == group and op.formula]
-        layers = spec.encoder.layers if chosen[0].stack == "encoder" and spec.encoder else spec.layers
-        text = simplify([op.formula for op in chosen], layers.get(chosen[0].layer), spec)
-        if explain:
-            values: dict[str, int] = {}
-            for op in chosen:
-                values |= values_of(op, spec)
-            total = sum(op.parameters for op in chosen)
-            text = f"{text} = {with_numbers(text, values)} = {total:,}"
-        if group:
-            texts.append(text)
-        else:
-            once = text
-    inside = "; ".join(dict.fromkeys(texts))
-    return f"{inside}, + {once}" if inside and once else inside + once
+
+def _stands_once(op: Op, spec: ModelSpec) -> bool:
+    """Whether an op is outside the layers, or in one of them for all of its kind (T5's table, shared weights)."""
+    return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
+
+
+def _groups(ops: list[Op]) -> dict[str, list[Op]]:
+    """Ops by kind of layer."""
+    groups: dict[str, list[Op]] = {}
+    for op in ops:
+        groups.setdefault(layer_group(op), []).append(op)
+    return groups
+
+
+def _alike(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
+    """Ops of several stacks together where their names stand for the same numbers, else apart."""
+    from llmbench.sizing.formula import values_of  # JSON does without
+
+    stacks: dict[str, list[Op]] = {}
+    for op in ops:
+        stacks.setdefault(op.stack, []).append(op)
+    meant: dict[str, set[int]] = {}
+    for op in ops:
+        for name, value in values_of(op, spec).items():
+            if name in op.formula:
+                meant.setdefault(name, set()).add(value)
+    return [ops] if all(len(values) == 1 for values in meant.values()) else list(stacks.values())
+
+
+def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
+    """One formula for what ops hold. Weights that a spec knows by their shape only have no names to show: an ellipsis
+    stands for them beside others, and nothing alone."""
+    from llmbench.sizing.formula import simplify, values_of, with_numbers
+
+    named = [op for op in ops if any(map(str.isalpha, op.formula))]
+    if not named:
+        return ""
+    layers = spec.encoder.layers if named[0].stack == "encoder" and spec.encoder else spec.layers
+    text = simplify([op.formula for op in named], layers.get(named[0].layer), spec)
+    if explain:
+        values: dict[str, int] = {}
+        for op in named:
+            values |= values_of(op, spec)
+        numbers, total = with_numbers(text, values), f"{sum(op.parameters for op in named):,}"
+        text = f"{text} = {total}" if numbers.isdigit() else f"{text} = {numbers} = {total}"
+    return text if len(named) == len(ops) else f"{text} + …"
 
 
 def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
     rows: list[list[Any]] = []
-    for component in COMPONENTS:
+    for component in ROWS:
         chosen = [op for op in ops if op.component == component and op.parameters]
         if not chosen:
             continue
-        inside = [op for op in chosen if op.layer]
-        groups = {layer_group(op) for op in inside}
-        per_layer = sum(op.parameters for op in inside) if len(groups) == 1 else None
+        inside = _groups([op for op in chosen if not _stands_once(op, spec)])
+        each = {sum(op.parameters for op in group) for group in inside.values()}
         total = counted.components[component]
+        per_layer = each.pop() if len(each) == 1 else ""
         rows.append([component, _formula(spec, chosen, explain), per_layer, total, total / counted.total])
     rows.append(["total", "", "", counted.total, 1.0])
     columns = [
-        Column("component"),
+        Column("component", name=True),
         Column("formula (a layer)" if not explain else "formula", wraps=True),
         Column("per layer", "count"),
         Column("model", "count"),
@@ -178,7 +220,7 @@ def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool
     rows.append(["outside layers", "", "", rest, rest / counted.total])
     rows.append(["total", sum(counts.values()), "", counted.total, 1.0])
     columns = [
-        Column("layers"),
+        Column("layers", name=True),
         Column("count", "count"),
         Column("per layer", "count"),
         Column("model", "count"),
@@ -195,16 +237,19 @@ def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -
         if not op.parameters:
             continue
         formula = op.formula
-        if explain:
+        if explain and any(map(str.isalpha, formula)):
             formula += f" = {with_numbers(formula, values_of(op, spec))}"
-        rows.append([f"{op.name}", op.layer, op.count, formula, op.parameters, op.count * op.parameters])
+        rows.append([f"{op.name}", layer_group(op), op.count, formula, op.parameters, op.count * op.parameters])
     rows.append(["total", "", "", "", "", counted.total])
     columns = [
         Column("op", wraps=True),
-        Column("layer"),
+        Column("layers", name=True),
         Column("count", "count"),
         Column("formula", wraps=True),
         Column("each", "count"),
         Column("model", "count"),
     ]
+    if len({row[1] for row in rows if row[1]}) < 2:  # one kind of layer says nothing
+        columns.pop(1)
+        rows = [[row[0], *row[2:]] for row in rows]
     return Table(columns=columns, rows=rows, total=True)

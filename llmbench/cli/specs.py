@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def _models() -> tuple[list[dict[str, Any]], Table]:
             }
         )
     columns = [
-        Column("name"),
+        Column("name", name=True),
         Column("parameters", "count"),
         Column("active", "count"),
         Column("layers", "count"),
@@ -90,7 +91,7 @@ def _models() -> tuple[list[dict[str, Any]], Table]:
         [
             row["name"],
             billions(row["parameters"]),
-            None if row["active_parameters"] == row["parameters"] else billions(row["active_parameters"]),
+            billions(row["active_parameters"]),
             row["layers"],
             row["hidden_size"],
             row["family"] or None,
@@ -118,28 +119,22 @@ def _devices() -> tuple[list[dict[str, Any]], Table]:
             }
         )
 
-    def tera(row: dict[str, Any], dtype: str) -> float | None:
-        value = row["dense_flops_per_s"].get(dtype)
-        return None if value is None else value / 1e12
-
     columns = [
-        Column("name"),
+        Column("name", name=True),
         Column("architecture"),
-        Column("memory (GiB)", "gib"),
-        Column("bandwidth (GB/s)", "count"),
-        Column("bf16 (TFLOP/s)", "number"),
-        Column("fp8 (TFLOP/s)", "number"),
-        Column("fp32 (TFLOP/s)", "number"),
+        Column("memory", "gib"),
+        Column("bandwidth", "gb_per_s"),
+        Column("bf16", "tflops_per_s"),
+        Column("fp8", "tflops_per_s"),
+        Column("fp32", "tflops_per_s"),
     ]
     cells = [
         [
             row["name"],
             row["architecture"],
             row["memory_bytes"],
-            None if row["memory_bandwidth_bytes_per_s"] is None else row["memory_bandwidth_bytes_per_s"] / 1e9,
-            tera(row, "bf16"),
-            tera(row, "fp8"),
-            tera(row, "fp32"),
+            row["memory_bandwidth_bytes_per_s"],
+            *(row["dense_flops_per_s"].get(dtype) for dtype in ("bf16", "fp8", "fp32")),
         ]
         for row in rows
     ]
@@ -214,7 +209,20 @@ def check(
     """
     if not file.exists():
         raise SpecError(f"no file `{file}`")
-    spec = read_spec(file)
+    if file.suffix == ".json" or file.is_dir():
+        raise SpecError(
+            f"{file} is not a spec .toml",
+            hint=f"`llmbench specs import {shlex.quote(str(file))}` makes a spec of a Hugging Face config",
+        )
+    try:
+        spec = read_spec(file)
+    except SpecError:
+        if _is_device(file):
+            raise SpecError(
+                f"{file} describes a device, not a model",
+                hint="`llmbench specs list --devices` shows the bundled ones; only models are checked",
+            ) from None
+        raise
     counted = count_parameters(spec)
     row = {
         "file": str(file),
@@ -226,7 +234,7 @@ def check(
     published = spec.published_parameters
     difference = None if published is None else counted.total - published
     columns = [
-        Column("sound"),
+        Column("sound", name=True),
         Column("parameters", "count"),
         Column("published", "count"),
         Column("difference", "count"),
@@ -240,6 +248,18 @@ def check(
         blocks=[Block(headline=headline(spec), table=table, lines=approximate_lines(spec))],
     )
     answer(document, format, output)
+
+
+def _is_device(file: Path) -> bool:
+    import msgspec
+
+    from llmbench.spec.device import DeviceSpec
+
+    try:
+        msgspec.toml.decode(file.read_bytes(), type=DeviceSpec)
+    except (msgspec.DecodeError, OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _write(text: str, output: Path | None) -> None:

@@ -95,7 +95,8 @@ def ffn_text(ffn: FFN) -> str:
     if isinstance(ffn, MoE):
         name = _GLU.get(ffn.activation, ffn.activation) if ffn.gated else activation_text(ffn.activation)
         shared = " + shared" if ffn.shared is not None else ""
-        return f"{plural(ffn.num_experts, 'expert')}, {ffn.num_experts_per_tok} a token{shared}, {name} {ffn.intermediate_size}"
+        experts = f"{plural(ffn.num_experts, 'expert')}, {ffn.num_experts_per_tok} a token{shared}"
+        return f"{experts}, {name} {ffn.intermediate_size}"
     if isinstance(ffn, Dense):
         return f"{activation_text(ffn.activation)} {ffn.intermediate_size}"
     return f"{_GLU.get(ffn.activation, 'gated ' + ffn.activation)} {ffn.intermediate_size}"
