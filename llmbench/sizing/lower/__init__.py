@@ -17,7 +17,7 @@ from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.streams import join_head, join_streams
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
@@ -120,18 +120,7 @@ def _layer(b: Builder, layer: Layer) -> None:
         norms(sublayer, before=True)
         if sublayer == "mixer":
             for mixer in branches(layer.mixer):
-                if isinstance(mixer, Attention):
-                    attention(b, mixer)
-                elif isinstance(mixer, LatentAttention):
-                    latent(b, mixer)
-                elif isinstance(mixer, CompressedAttention):
-                    compressed(b, mixer)
-                else:
-                    from llmbench.sizing.lower.recurrent import (
-                        recurrent,
-                    )  # a fifth of this package, seldom used
-
-                    recurrent(b, mixer)
+                _mixer(b, mixer)
         elif sublayer == "cross":
             assert layer.cross_attention is not None
             attention(b, layer.cross_attention, name="cross_attention", cross=True)
@@ -144,6 +133,20 @@ def _layer(b: Builder, layer: Layer) -> None:
         if layer.placement == "post":
             b.norm(f"{sublayer}_norm", "norms", b.hidden, norm)
     _extra(b, layer.extra)
+
+
+def _mixer(b: Builder, mixer: SingleMixer) -> None:
+    if isinstance(mixer, Attention):
+        attention(b, mixer)
+    elif isinstance(mixer, LatentAttention):
+        latent(b, mixer)
+    elif isinstance(mixer, CompressedAttention):
+        compressed(b, mixer)
+    else:
+        # Imported here: a fifth of this package, which most models do without and every start would pay for.
+        from llmbench.sizing.lower.recurrent import recurrent
+
+        recurrent(b, mixer)
 
 
 def _embedding(b: Builder) -> None:
