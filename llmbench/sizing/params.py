@@ -57,10 +57,10 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         buffers += count * op.buffers
         if op.component in TABLES:
             tables += count * op.parameters
-        if op.name == "lm_head":
-            head += op.matmul_elements
-        if op.name in ("lm_head", "head.bias"):
-            head += op.parameters % op.matmul_elements if op.matmul_elements else op.parameters
+        if op.name == "lm_head":  # a tied head's own parameters are its bias
+            head += op.parameters + (op.matmul_elements if op.tied else 0)
+        elif op.name == "head.bias":
+            head += op.parameters
         group = layer_group(op)
         if group:
             layers[group] = layers.get(group, 0) + op.parameters
