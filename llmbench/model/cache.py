@@ -87,8 +87,8 @@ class SlotCache:
             self.fill(k, v, positions, valid)
             return self._held(k.dtype)
         old_k, old_v, old = self._held(k.dtype)  # before new tokens overwrite what the first of them still sees
-        new = positions if valid is None else positions.masked_fill(~valid, -1)
-        seen = (torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2), torch.cat((old, new), dim=1))
+        # Padding keeps its positions, behind every real token: a padded query that saw nothing would become a NaN.
+        seen = (torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2), torch.cat((old, positions), dim=1))
         self.fill(k, v, positions, valid)
         return seen
 

@@ -1,0 +1,320 @@
+"""Caches: prefill then decode equals one full forward, for every kind of cache and attention; blocks and their pool;
+bytes equal those of `kvcache`; quantised rows within the step of their format."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError, UnsupportedError
+from llmbench.model.cache import RowShape, SlotCache
+from llmbench.model.decoder import Decoder
+from llmbench.model.implementations import Mask, Scores, standard
+from llmbench.model.latent import LatentLayer, set_latent_form
+from llmbench.model.mixers import new_cache
+from llmbench.model.rows import Storage, quantise, restore
+from llmbench.model.state import CACHE_KINDS, Cache
+from llmbench.sizing.kvcache import kv_cache
+from llmbench.spec.catalog import bundled_models, load_bundled
+from llmbench.spec.mixer import LatentAttention, branches
+from llmbench.spec.model import ModelSpec
+
+from . import small
+
+EXACT = [name for name, kind in CACHE_KINDS.items() if kind.storage is None]
+LENGTH = 18
+STEPS = [6, 1, 1, 3, 1, 5, 1]
+TIGHT = 2e-5
+
+
+def opened(model: Decoder, batch: int, capacity: int = LENGTH, **how: Any) -> Cache:
+    """A cache in fp32."""
+    return new_cache(model.spec, batch, capacity, dtype=torch.float32, device="cpu", **how)
+
+
+def close(ours: Tensor, wanted: Tensor, tolerance: float = TIGHT) -> None:
+    """Equal up to `tolerance` of the largest wanted number."""
+    assert torch.isfinite(ours).all()
+    assert float((ours - wanted).abs().max() / wanted.abs().max()) <= tolerance
+
+
+@torch.no_grad()
+def in_steps(model: Decoder, tokens: Tensor, cache: Cache, steps: list[int]) -> Tensor:
+    """Logits of tokens that come so many at a time."""
+    return torch.cat([model(piece, cache=cache) for piece in tokens.split(steps, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("name", small.SPECS)
+def test_steps_equal_one_forward(name: str, kind: str) -> None:
+    model = small.model_of(small.SPECS[name])
+    tokens = small.prompt(2, LENGTH)
+    with torch.no_grad():
+        whole = model(tokens)
+    close(in_steps(model, tokens, opened(model, 2, kind=kind), STEPS), whole)
+    close(in_steps(model, tokens, opened(model, 2, kind=kind), [1] * LENGTH), whole)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("name", small.SPECS)
+def test_sequences_of_different_lengths(name: str, kind: str) -> None:
+    """Each row equals itself alone: after a padded prefill, single steps, and a padded step of several tokens, in which
+    one row has none."""
+    model = small.model_of(small.SPECS[name])
+    rows = small.prompt(3, 2 * LENGTH)
+    held = [0, 0, 0]
+    cache = opened(model, 3, kind=kind)
+    with torch.no_grad():
+        whole = model(rows[:, :LENGTH])
+        for new in ([7, 2, 4], [1, 1, 1], [3, 0, 5], [1, 1, 1], [1, 0, 1], [1, 1, 1], [2, 6, 1]):
+            length = max(new)
+            tokens = torch.full((3, length), 7)  # padding is a token like others
+            for row, count in enumerate(new):
+                tokens[row, :count] = rows[row, held[row] : held[row] + count]
+            ragged = None if min(new) == length else torch.tensor(new)
+            logits = model(tokens, cache=cache, lengths=ragged)
+            for row, count in enumerate(new):
+                if count:
+                    close(logits[row, :count], whole[row, held[row] : held[row] + count])
+                held[row] += count
+    assert cache.lengths.tolist() == held
+    assert cache.longest == max(held)
+
+
+@pytest.mark.parametrize("name", ["gqa", "window", "local and global", "mla", "chunks"])
+@pytest.mark.parametrize("impl", ["sdpa", "flex", "flash"])
+def test_every_implementation_attends_over_a_cache(name: str, impl: str) -> None:
+    if impl == "flash" and name == "mla":
+        pytest.skip("torch's flash kernel for CPUs wants keys and values of one width")
+    model = small.model_of(small.SPECS[name], impl=impl)
+    tokens = small.prompt(2, LENGTH)
+    with torch.no_grad():
+        whole = small.model_of(small.SPECS[name])(tokens)
+    close(in_steps(model, tokens, opened(model, 2), STEPS), whole)
+
+
+@pytest.mark.parametrize("name", [name for name in small.SPECS if name.startswith("mla")])
+def test_absorbed_equals_naive(name: str) -> None:
+    model = small.model_of(small.SPECS[name])
+    tokens = small.prompt(2, LENGTH)
+    with torch.no_grad():
+        set_latent_form(model, "naive")
+        whole = model(tokens)
+        naive = in_steps(model, tokens, opened(model, 2), STEPS)
+        set_latent_form(model, "absorbed")
+        close(model(tokens), whole)
+        close(in_steps(model, tokens, opened(model, 2), STEPS), whole)
+    close(naive, whole)
+
+
+def test_the_form_follows_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model_of(small.SPECS["mla"])
+    seen: list[str] = []
+    for form in ("_naive", "_absorbed"):
+        usual = getattr(LatentLayer, form)
+
+        def noted(self: LatentLayer, *args: Any, usual: Any = usual, form: str = form) -> Tensor:
+            seen.append(form)
+            return usual(self, *args)
+
+        monkeypatch.setattr(LatentLayer, form, noted)
+    in_steps(model, small.prompt(1, 5), opened(model, 1), [3, 1, 1])
+    assert seen == ["_naive"] * 2 + ["_absorbed"] * 4
+    seen.clear()
+    model(small.prompt(1, 1))
+    assert seen == ["_naive"] * 2
+
+
+@pytest.mark.parametrize("name", ["gqa", "local and global", "mla", "mla indexed", "sinks"])
+def test_blocks_may_lie_anywhere_and_hold_anything_unused(name: str) -> None:
+    model = small.model_of(small.SPECS[name])
+    tokens = small.prompt(3, LENGTH)
+    cache = opened(model, 3, kind="paged", block_size=4, num_blocks=23)
+    table = cache.store.table
+    assert table is not None
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(3)) + 1
+    table.pool.unused = order.tolist()
+    for layer in cache.layers:
+        for state in layer.values():
+            state.keys.data.fill_(math.nan)
+            state.values.data.fill_(math.nan)
+    with torch.no_grad():
+        whole = model(tokens)
+        close(model(tokens[:, :5], cache=cache, lengths=torch.tensor([5, 1, 3]))[0], whole[0, :5])
+        logits = model(tokens[:, 5:12], cache=cache, lengths=torch.tensor([7, 0, 0]))
+        close(logits[0], whole[0, 5:12])
+        close(model(tokens[:, 12:13], cache=cache)[0], whole[0, 12:13])
+    assert [len(own) for own in table.owned] == [4, 1, 1]
+    used = [block for own in table.owned for block in own]
+    assert len(set(used)) == len(used)
+    assert 0 not in used
+    assert used[:2] != sorted(used[:2]) or used[2:] != sorted(used[2:])
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("name", ["local and global", "mla", "hybrid"])
+def test_a_row_is_handed_to_another_sequence(name: str, kind: str) -> None:
+    model = small.model_of(small.SPECS[name])
+    tokens = small.prompt(3, LENGTH)
+    cache = opened(model, 2, kind=kind)
+    with torch.no_grad():
+        whole = model(tokens)
+        model(tokens[:2, :9], cache=cache)
+        before = cache.nbytes
+        cache.forget(1)
+        assert cache.lengths.tolist() == [9, 0]
+        assert (cache.nbytes < before) == (kind == "paged")
+        logits = model(tokens[[0, 2], :6], cache=cache, lengths=torch.tensor([0, 6]))
+        close(logits[1], whole[2, :6])
+        both = torch.stack((tokens[0, 9:10], tokens[2, 6:7]))
+        close(model(both, cache=cache)[:, 0], torch.stack((whole[0, 9], whole[2, 6])))
+
+
+def test_a_pool_that_is_empty_says_so() -> None:
+    model = small.model_of(small.SPECS["gqa"])
+    cache = opened(model, 2, kind="paged", block_size=4, num_blocks=5)
+    tokens = small.prompt(2, LENGTH)
+    with torch.no_grad():
+        model(tokens[:, :8], cache=cache)
+        with pytest.raises(CannotRunError, match="2 blocks are needed, 1 of 5 are free"):
+            model(tokens[:, 8:9], cache=cache)
+        assert cache.lengths.tolist() == [8, 8]
+        cache.forget(0)
+        logits = model(tokens[:, 8:9], cache=cache, lengths=torch.tensor([0, 1]))
+        close(logits[1, 0], model(tokens)[1, 8])
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_more_tokens_than_there_is_room_for(kind: str) -> None:
+    model = small.model_of(small.SPECS["window"])
+    cache = opened(model, 1, 4, kind=kind)
+    with pytest.raises(CannotRunError, match="room for 4 tokens a sequence, not 5"):
+        model(small.prompt(1, 5), cache=cache)
+
+
+def test_refusals() -> None:
+    model = small.model_of(small.SPECS["gqa"])
+    with pytest.raises(UnknownNameError, match="no kind of cache `page`"):
+        opened(model, 1, kind="page")
+    with pytest.raises(UnsupportedError, match="bidirectional"):
+        new_cache(small.small(small.gqa(causal=False)), 1, 4, dtype=torch.float32, device="cpu")
+
+
+def scale_bytes(spec: ModelSpec, kind: str, tokens_of: Any) -> int:
+    """Scales of a quantised cache: one in fp32 for each part of a row, head and token."""
+    total = 0
+    if CACHE_KINDS[kind].storage is None:
+        return 0
+    for name in spec.order:
+        for mixer in branches(spec.layers[name].mixer):
+            if isinstance(mixer, LatentAttention):
+                indexed = mixer.indexer is not None and not mixer.indexer.shared
+                total += 4 * (1 + (mixer.qk_rope_head_dim > 0) + indexed) * tokens_of(mixer.sliding_window)
+            elif hasattr(mixer, "num_key_value_heads"):
+                total += 4 * 2 * mixer.num_key_value_heads * tokens_of(mixer.span)
+    return total
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+@pytest.mark.parametrize("name", small.SPECS)
+def test_bytes_equal_the_sizing_table(name: str, kind: str) -> None:
+    """Beside the scales of quantised rows, which the table leaves out; states are in fp32 here as convolutions are."""
+    spec = small.SPECS[name]
+    model = small.model_of(spec)
+    cache = opened(model, 2, kind=kind)
+    model(small.prompt(2, LENGTH), cache=cache)
+    chosen = CACHE_KINDS[kind]
+    figures = kv_cache(spec, LENGTH, batch=2, kv_dtype=chosen.storage or "fp32")
+    state = kv_cache(spec, LENGTH, batch=2, kv_dtype="fp32").state_bytes_per_sequence
+    rows = figures.bytes_per_sequence + figures.indexer_bytes_per_sequence
+
+    def tokens_of(span: int | None) -> int:
+        if chosen.paged:
+            return 32  # two blocks
+        return min(LENGTH, span or LENGTH) if chosen.rolling else LENGTH
+
+    if chosen.paged:
+        rows = figures.reserved_bytes // 2 - figures.state_bytes_per_sequence
+    elif not chosen.rolling:
+        rows = figures.bytes_per_token * LENGTH + figures.indexer_bytes_per_sequence
+    assert cache.nbytes == 2 * (rows + state + scale_bytes(spec, kind, tokens_of))
+
+
+def test_bytes_of_bundled_models() -> None:
+    """Every bundled model whose cache can be made, in bf16, without memory for it."""
+    tried = 0
+    for name in bundled_models():
+        spec = load_bundled(name)
+        if spec.encoder is not None:
+            continue
+        try:
+            cache = new_cache(spec, 2, 5000, dtype=torch.bfloat16, device="meta")
+        except LLMBenchError:
+            continue
+        tried += 1
+        assert cache.nbytes == kv_cache(spec, 5000, batch=2, kv_dtype="bf16").bytes_total, name
+    assert tried > 100
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+@pytest.mark.parametrize("parts", [(16,), (12, 4)])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
+def test_quantised_rows_are_within_the_step_of_their_format(
+    storage: Storage, parts: tuple[int, ...], size: float
+) -> None:
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * size
+    x[:, 0] *= 100  # an outlier, which costs the others their precision only within its part
+    x[7] = 0.0
+    stored, scales = quantise(x, storage, parts)
+    assert stored.element_size() == 1
+    assert scales.shape == (50, len(parts))
+    back = restore(stored, scales, storage, parts, torch.float32)
+    largest = {"int8": 127.0, "fp8": 448.0}[storage]
+    for piece, wanted in zip(back.split(parts, -1), x.split(parts, -1), strict=True):
+        step = wanted.abs().amax(-1, keepdim=True) / largest
+        bound = step / 2 if storage == "int8" else torch.maximum(wanted.abs() * 2.0**-4, step * 2.0**-10)
+        assert ((piece - wanted).abs() <= bound * (1 + 1e-5)).all()
+    assert (back[7] == 0).all()
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storage) -> None:
+    """Let |Δk|, |Δv| be the formats' errors. A score moves by at most d = scale · max_t Σ|q||Δk|, so every weight by a
+    factor within e^±2d, and the result by at most max|Δv| + (e^2d − 1) · max|v|."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, 1, 16, generator=generator)
+    k, v = torch.randn(2, 2, 2, 30, 16, generator=generator)
+    positions = torch.arange(30).expand(2, -1)
+    seen = {}
+    for kept in (None, storage):
+        cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
+        seen[kept] = cache.update(k, v, positions, None)
+    mask = Mask(torch.full((2, 1), 29), seen[None][2], True, None, None, False)
+    scores = Scores(16**-0.5)
+    exact, rough = (standard(q, *seen[kept][:2], mask, scores) for kept in (None, storage))
+    bounds = []
+    for x in (k, v):
+        step = x.abs().amax(-1, keepdim=True) / {"int8": 127.0, "fp8": 448.0}[storage]
+        bounds.append((step / 2).expand_as(x) if storage == "int8" else torch.maximum(x.abs() / 16, step / 1024))
+    moved = float((q.abs() @ bounds[0].repeat_interleave(2, 1).transpose(-1, -2)).max()) * scores.scale
+    bound = float(bounds[1].max()) + math.expm1(2 * moved) * float(v.abs().max())
+    difference = float((rough - exact).abs().max())
+    assert 0 < difference <= bound
+    assert difference < {"int8": 0.01, "fp8": 0.1}[storage]  # what is usual; the bound is for the worst case
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in CACHE_KINDS.items() if kind.storage])
+@pytest.mark.parametrize("name", ["gqa", "window", "mla", "mla indexed"])
+def test_models_over_quantised_caches_stay_near(name: str, kind: str) -> None:
+    model = small.model_of(small.SPECS[name])
+    tokens = small.prompt(2, LENGTH)
+    with torch.no_grad():
+        whole = model(tokens)
+    stepped = in_steps(model, tokens, opened(model, 2, kind=kind), STEPS)
+    close(stepped[:, :6], whole[:, :6])  # a prefill attends over its own rows as they are
+    if name != "mla indexed":  # there another key may be chosen
+        close(stepped, whole, 0.06 if "int8" in kind else 0.25)

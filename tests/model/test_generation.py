@@ -1,0 +1,194 @@
+"""Generation: greedy equals transformers, batches equal their rows alone, seeds decide, top-k and top-p count right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from llmbench import model as models
+from llmbench.errors import CannotRunError, SpecError, UnknownNameError, UnsupportedError
+from llmbench.model.generation import choose, generate, probabilities, stream
+from llmbench.model.mixers import new_cache
+from llmbench.model.state import CACHE_KINDS
+
+from . import small
+
+EXACT = [name for name, kind in CACHE_KINDS.items() if kind.storage is None]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A seeded one."""
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Any]:
+    """A tiny LLaMA of transformers, and ours from its files."""
+    folder: Path = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).float().eval()
+    theirs.save_pretrained(folder)
+    return theirs, models.load(folder)
+
+
+@pytest.mark.parametrize("cache", EXACT)
+def test_greedy_equals_transformers(llama: tuple[Any, Any], cache: str) -> None:
+    theirs, ours = llama
+    prompts = small.prompt(3, 6) % 60 + 3
+    wanted = theirs.generate(prompts, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    made = generate(ours, prompts, max_new_tokens=20, temperature=0.0, cache=cache)
+    assert made.tokens.tolist() == wanted[:, 6:].tolist()
+    assert made.lengths.tolist() == [20] * 3
+
+
+def test_different_lengths_equal_transformers_padded_on_the_left(llama: tuple[Any, Any]) -> None:
+    theirs, ours = llama
+    prompts, lengths = small.prompt(3, 8) % 60 + 3, torch.tensor([8, 3, 5])
+    left = torch.zeros_like(prompts)
+    for row, length in enumerate(lengths.tolist()):
+        left[row, 8 - length :] = prompts[row, :length]
+    wanted = theirs.generate(
+        left, attention_mask=(left > 0).long(), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    made = generate(ours, prompts, lengths=lengths, max_new_tokens=12, temperature=0.0)
+    assert made.tokens.tolist() == wanted[:, 8:].tolist()
+
+
+@pytest.mark.parametrize("cache", EXACT)
+@pytest.mark.parametrize("name", ["local and global", "mla", "mla window", "learned", "alibi", "hybrid", "chunks"])
+def test_a_batch_equals_its_rows_alone(name: str, cache: str) -> None:
+    """And each row equals the whole sequence computed again for every token."""
+    model = small.model_of(small.SPECS[name])
+    prompts, lengths = small.prompt(3, 7), torch.tensor([2, 7, 4])
+    made = generate(model, prompts, lengths=lengths, max_new_tokens=9, temperature=0.0, cache=cache)
+    for row, length in enumerate(lengths.tolist()):
+        start = prompts[row : row + 1, :length]
+        alone = generate(model, start, max_new_tokens=9, temperature=0.0, cache=cache)
+        assert alone.tokens[0].tolist() == made.tokens[row].tolist()
+        whole = start
+        for _ in range(9):
+            with torch.no_grad():
+                whole = torch.cat((whole, model(whole)[:, -1:].argmax(-1)), dim=1)
+        assert whole[0, length:].tolist() == made.tokens[row].tolist()
+
+
+def test_the_seed_decides() -> None:
+    model = small.model_of(small.SPECS["gqa"])
+    prompts = small.prompt(2, 5)
+
+    def made(seed: int, **how: Any) -> list[list[int]]:
+        return generate(model, prompts, max_new_tokens=15, seed=seed, **how).tokens.tolist()
+
+    state = torch.random.get_rng_state()
+    assert made(1) == made(1) == made(1, cache="paged")
+    assert made(1) != made(2)
+    assert torch.equal(state, torch.random.get_rng_state())  # torch's own random numbers are left alone
+    assert made(1, temperature=1e-4) == made(2, temperature=0.0)
+    assert made(1, top_k=1) == made(2, top_p=1e-6) == made(3, temperature=0.0)
+    assert made(1, top_k=64, top_p=1.0) == made(1)
+
+
+def test_a_row_ends_with_the_stop_token() -> None:
+    model = small.model_of(small.SPECS["gqa"])
+    prompts = small.prompt(3, 5)
+    free = generate(model, prompts, max_new_tokens=12, temperature=0.0).tokens
+    stop = int(free[0, 4])
+    made = generate(model, prompts, max_new_tokens=12, temperature=0.0, stop_token=stop)
+    for row in range(3):
+        wanted = free[row].tolist()
+        length = wanted.index(stop) + 1 if stop in wanted else 12
+        assert made.lengths[row] == length
+        assert made.tokens[row, :length].tolist() == wanted[:length]
+        assert (made.tokens[row, length:] == stop).all()
+    alone = generate(model, prompts[:1], max_new_tokens=12, temperature=0.0, stop_token=stop)
+    assert alone.tokens.shape[1] == alone.lengths[0] <= 5  # nothing is computed after the last row has ended
+
+
+def test_a_stream_goes_on_from_a_cache() -> None:
+    model = small.model_of(small.SPECS["local and global"])
+    prompts = small.prompt(2, 8)
+    whole = generate(model, prompts, max_new_tokens=6, temperature=0.0).tokens
+    cache = new_cache(model.spec, 2, 20, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        model(prompts[:, :5], cache=cache)
+    steps = list(stream(model, prompts[:, 5:], max_new_tokens=6, temperature=0.0, cache=cache))
+    assert torch.equal(torch.stack(steps, dim=1), whole)
+    assert cache.lengths.tolist() == [13, 13]
+
+
+def nucleus(weights: list[float], top_p: float) -> list[float]:
+    """Top-p by its definition."""
+    kept, total = [0.0] * len(weights), 0.0
+    for index in sorted(range(len(weights)), key=lambda index: -weights[index]):
+        if total >= top_p:
+            break
+        kept[index] = weights[index]
+        total += weights[index]
+    return [weight / sum(kept) for weight in kept]
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.62, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 7, 50])
+def test_what_is_drawn_from(top_k: int | None, top_p: float) -> None:
+    logits = torch.randn(20, 12, generator=generator()) * 3
+    found = probabilities(logits, 0.7, top_k, top_p)
+    for row, given in zip(found.tolist(), logits.double() / 0.7, strict=True):
+        best = given.topk(min(top_k or 12, 12)).indices
+        limited = torch.full_like(given, -torch.inf)
+        limited[best] = given[best]
+        assert row == pytest.approx(nucleus(limited.softmax(-1).tolist(), top_p), abs=1e-6)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.8), (5, 0.7)])
+def test_counts_of_what_is_drawn(top_k: int | None, top_p: float | None) -> None:
+    """Within five standard deviations of the binomial; never a token of no probability."""
+    draws = 40_000
+    logits = torch.randn(1, 10, generator=generator(1)) * 1.5
+    wanted = probabilities(logits, 1.3, top_k, top_p)[0]
+    drawn = choose(logits.expand(draws, -1), 1.3, top_k, top_p, generator=generator(2))
+    counts = torch.bincount(drawn, minlength=10)
+    spread = (draws * wanted * (1 - wanted)).sqrt()
+    assert ((counts - draws * wanted).abs() <= 5 * spread + 1e-3).all()
+    assert int((wanted > 0).sum()) == (min(top_k or 10, 10) if top_p is None else int((counts > 0).sum()))
+
+
+def test_refusals() -> None:
+    model = small.model_of(small.SPECS["learned"])  # a table for 38 tokens
+    prompts = small.prompt(1, 8)
+    assert generate(model, prompts, max_new_tokens=31).tokens.shape == (1, 31)
+    with pytest.raises(CannotRunError, match="learned positions for 38 tokens, not 39"):
+        generate(model, prompts, max_new_tokens=32)
+    for how, message in (
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"lengths": torch.tensor([9])}, "lengths"),
+        ({"lengths": torch.tensor([0])}, "lengths"),
+        ({"lengths": torch.tensor([1, 2])}, "lengths"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            generate(model, prompts, **{"max_new_tokens": 2, **how})
+    with pytest.raises(UnknownNameError, match="kind of cache"):
+        generate(model, prompts, max_new_tokens=2, cache="paging")
+    encoder = small.model_of(small.small(small.gqa(causal=False)))
+    with pytest.raises(UnsupportedError, match="bidirectional"):
+        generate(encoder, prompts, max_new_tokens=2)
