@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.decoder import Decoder
+from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, table_of
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
@@ -79,7 +80,7 @@ def load(
 
 def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
     with torch.device("meta"):
-        return Decoder(spec, impl=impl)
+        return model_of(spec, impl=impl)
 
 
 def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:

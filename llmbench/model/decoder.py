@@ -5,14 +5,17 @@ B batch, S length, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import Step
+from llmbench.model.cross import CrossAttentionLayer
 from llmbench.model.ffn import feed_forward
+from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer
 from llmbench.model.norms import NormLayer
@@ -37,8 +40,15 @@ class Block(nn.Module):
             name, module = build_mixer(spec, mixer, index=index, where=f"{where}.mixer")
             self.add_module(name, module)
             self.mixers.append(name)
+        crossing = layer.cross_attention
+        self.cross_attention: CrossAttentionLayer | None = None
+        if crossing is not None:
+            if self.placement not in ("pre", "post"):
+                raise UnsupportedError(f"{spec.name}: {where}.cross_attention with this placement is not built yet")
+            self.cross_attention = CrossAttentionLayer(spec, crossing, where=f"{where}.cross_attention")
         self.ffn = None if layer.ffn is None else feed_forward(hidden, layer.ffn)
         self.norm = NormLayer(hidden, norm) if self.placement == "parallel" else None
+        self.cross_norm = None if crossing is None else NormLayer(hidden, norm)
         self.mixer_norm = self.ffn_norm = self.post_mixer_norm = self.post_ffn_norm = None
         if self.placement in ("pre", "sandwich", "parallel_two", "post"):
             self.mixer_norm = NormLayer(hidden, norm) if self.mixers else None
@@ -58,6 +68,10 @@ class Block(nn.Module):
                 out, shared = self.get_submodule(name)(inner, step, None if state is None else state[name], shared)
                 outs.append(out)
             x = self._after(x, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm)
+        if self.cross_attention is not None:
+            inner = self._before(x, None, self.cross_norm)
+            out = self.cross_attention(inner, step, None if state is None else state["cross_attention"])
+            x = self._after(x, out, self.cross_norm, None)
         if self.ffn is not None:
             source = start if self.placement == "parallel_two" else x
             out = self.ffn(self._before(source, both, self.ffn_norm), step.implementation)
@@ -81,9 +95,11 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A decoder-only (or encoder-only) language model. Build it with `llmbench.model.build`."""
 
+    has_encoder: ClassVar[bool] = False
+
     def __init__(self, spec: ModelSpec, *, impl: str = "sdpa") -> None:
         super().__init__()
-        refuse(spec)
+        refuse(spec, has_encoder=self.has_encoder)
         self.spec = spec
         self.implementation = implementation(impl)
         hidden = spec.hidden_size
@@ -103,9 +119,8 @@ class Decoder(nn.Module):
             Block(spec, spec.layers[name], index=index, where=f"layers.{name}") for index, name in enumerate(spec.order)
         )
         self.final_norm = NormLayer(hidden, spec.norm) if spec.final_norm else None
-        if spec.head.transform is not None or (width != hidden):
-            raise UnsupportedError(f"{spec.name}: a head with a transform or a projection is sized, not built yet")
-        self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias)
+        self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None
+        self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias and spec.head.transform != "bert")
         if spec.tie_word_embeddings:
             self.lm_head.weight = self.embedding.weight
 
@@ -123,13 +138,27 @@ class Decoder(nn.Module):
         lengths [B]: how many of each row's tokens are real, the rest being padding at its end. cache: goes on where it
         stands, and takes the new tokens in.
         """
+        return self.run(tokens, cache, lengths, token_types, last_only=last_only)
+
+    def run(
+        self,
+        tokens: Tensor,
+        cache: Cache | None,
+        lengths: Tensor | None,
+        token_types: Tensor | None,
+        *,
+        last_only: bool,
+        memory: Tensor | None = None,
+        memory_valid: Tensor | None = None,
+    ) -> Tensor:
+        """`forward`, with an encoder's output `memory` [B, E, D] where there is one."""
         batch, length = tokens.shape
         steps = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else steps < lengths[:, None]
         positions = steps if cache is None else steps + cache.lengths[:, None]
         plain = cache is None or cache.longest == 0
         seen = length if cache is None else cache.reserve(length, lengths)
-        step = Step(positions, valid, plain, seen, self.implementation)
+        step = Step(positions, valid, plain, seen, self.implementation, memory, memory_valid)
         x = self.embed(tokens, positions, token_types)
         shared: Any = None
         for index, block in enumerate(self.layers):
@@ -169,18 +198,26 @@ class Decoder(nn.Module):
         """[B, S, D] to [B, S, V]."""
         head = self.spec.head
         x = x if self.final_norm is None else self.final_norm(x)
+        x = x if self.head is None else self.head(x)
         out = self.lm_head(x)
+        if self.head is not None and self.head.bias is not None:
+            out = out + self.head.bias
         if head.scale != 1.0:
             out = out * head.scale
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
 
 
-def refuse(spec: ModelSpec) -> None:
+def refuse(spec: ModelSpec, *, has_encoder: bool) -> None:
     """Raise UnsupportedError for what a spec has and the real model does not."""
-    if spec.encoder is not None or any(layer.cross_attention for layer in spec.layers.values()):
-        raise UnsupportedError(f"{spec.name}: encoder-decoders are sized, not built yet")
+    if spec.encoder is not None and not has_encoder:
+        raise UnsupportedError(f"{spec.name}: has an encoder", hint="llmbench.model.build makes a Seq2Seq of it")
     if spec.extra or spec.hyper_connections is not None:
         raise UnsupportedError(f"{spec.name}: has weights that are only sized")
-    for name, layer in spec.layers.items():
+    refuse_layers(spec.name, spec.layers, "")
+
+
+def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
+    """Raise UnsupportedError for what kinds of layers have and the real ones do not."""
+    for name, layer in layers.items():
         if layer.extra or layer.shared_weights is not None:
-            raise UnsupportedError(f"{spec.name}: layers.{name} has weights that are only sized")
+            raise UnsupportedError(f"{model}: {where}layers.{name} has weights that are only sized")

@@ -13,11 +13,13 @@ from torch import nn
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.cache import RowShape
+from llmbench.model.cross import CrossState
 from llmbench.model.latent import LatentLayer, latent_row
 from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
 from llmbench.model.state import Cache, Store, open_store
 from llmbench.spec.mixer import Attention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import RelativeBias
 
 
 def mixer_name(mixer: SingleMixer) -> str:
@@ -31,9 +33,9 @@ _NAMES: dict[type, str] = {Attention: "attention", LatentAttention: "attention",
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> tuple[str, nn.Module]:
     """The name (as in the sizing table) and the module of a mixer in layer `index`. Raises UnsupportedError."""
     if isinstance(mixer, Attention):
-        return mixer_name(mixer), AttentionLayer(
-            spec, mixer, positions=spec.positions_of(mixer), owns_bias=index == 0, where=where
-        )
+        positions = spec.positions_of(mixer)
+        owns_bias = index == 0 or (isinstance(positions, RelativeBias) and positions.per_layer)
+        return mixer_name(mixer), AttentionLayer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
     if isinstance(mixer, Built):
         return mixer_name(mixer), recurrent_layer(spec, mixer, index=index)
     if isinstance(mixer, LatentAttention):
@@ -61,6 +63,8 @@ def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rollin
     store = open_store(kind, batch, capacity, **where)
     layers = []
     for name in spec.order:
-        mixers = branches(spec.layers[name].mixer)
-        layers.append({mixer_name(mixer): build_state(mixer, store) for mixer in mixers})
+        layer = spec.layers[name]
+        layers.append({mixer_name(mixer): build_state(mixer, store) for mixer in branches(layer.mixer)})
+        if layer.cross_attention is not None:
+            layers[-1]["cross_attention"] = CrossState()
     return Cache(layers, store)

@@ -38,8 +38,10 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
 
 
-def learned_positions(c: Config) -> LearnedPositions:
-    return LearnedPositions(num_positions=c.size("max_position_embeddings"))
+def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
+    """A table of positions; RoBERTa's line counts from the row behind that of the padding token."""
+    offset = c.count("pad_token_id", 1) + 1 if after_padding else 0
+    return LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=offset)
 
 
 def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
@@ -82,7 +84,8 @@ def bert(c: Config) -> ModelSpec:
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
 def roberta(c: Config) -> ModelSpec:
     """RoBERTa: BERT whose head names its bias with the vocabulary."""
-    return masked_lm(c, block(bidirectional(c), dense(c, bias=True), "post"), "roberta", learned_positions(c))
+    layer = block(bidirectional(c), dense(c, bias=True), "post")
+    return masked_lm(c, layer, "roberta", learned_positions(c, after_padding=True))
 
 
 @family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
@@ -262,6 +265,7 @@ def albert(c: Config) -> ModelSpec:
 def distilbert(c: Config) -> ModelSpec:
     """DistilBERT: BERT without segments; its table of sines, where it has one, is a parameter too."""
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
+    c.put("layer_norm_eps", 1e-12)  # the class's own; its config has none
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     layer = block(bidirectional(c), ffn, "post")
     # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
@@ -287,6 +291,7 @@ def electra(c: Config) -> ModelSpec:
         token_types=c.count("type_vocab_size"),
         norm=True,
     )
+    c.ignore("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj")
     c.require("position_embedding_type", "absolute")
     return decoder(
         c,

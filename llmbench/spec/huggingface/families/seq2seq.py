@@ -99,13 +99,15 @@ def t5(c: Config) -> ModelSpec:
     if switch and not c.flag("tie_word_embeddings"):
         c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
     c.put("num_hidden_layers", decoder_depth)
+    # Files of transformers 5 always tie, and say beside it whether the output is scaled; mT5's never is.
+    scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
         stack(decoder_depth, "num_sparse_decoder_layers", causal=True),
         norm=norm(c),
         positions=positions,
         encoder=Stack(layers=encoder_layers, pattern=encoder_pattern, positions=positions),
-        head=Head(scale=hidden**-0.5 if c.flag("tie_word_embeddings") else 1.0),
+        head=Head(scale=hidden**-0.5 if scaled else 1.0),
     )
 
 

@@ -1,0 +1,92 @@
+"""Attention from a decoder to an encoder's output.
+
+B batch, S query length, E encoder length, D hidden, N query heads, K KV heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.model.attention import Step
+from llmbench.model.implementations import Mask, Scores
+from llmbench.spec.mixer import Attention
+from llmbench.spec.model import ModelSpec
+
+_SELF_ONLY = (
+    "sliding_window",
+    "attention_chunk_size",
+    "qk_norm",
+    "value_norm",
+    "sinks",
+    "output_gate",
+    "value_from_key",
+    "shares_kv",
+    "output_norm",
+    "input_size",
+    "disentangled",
+)
+
+
+class CrossState:
+    """The encoder's keys [B, K, E, H] and values of one layer, made once, and which of its tokens are real [B, E]."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.valid: Tensor | None = None
+
+    def forget(self, row: int) -> None:
+        """Not possible: the encoder's tokens of all rows came at once."""
+        raise UnsupportedError("an encoder-decoder cannot start one sequence anew beside others")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values; none before the encoder has run."""
+        return sum(held.nbytes for held in (self.keys, self.values) if held is not None)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries of [B, S, D]; keys and values of the encoder's output. No positions: T5 and BART add none here."""
+
+    def __init__(self, spec: ModelSpec, mixer: Attention, *, where: str) -> None:
+        super().__init__()
+        for field in _SELF_ONLY:
+            if getattr(mixer, field):
+                raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
+        self.mixer = mixer
+        hidden, kv_heads = spec.hidden_size, mixer.num_key_value_heads
+        source = hidden
+        if spec.encoder is not None and spec.encoder.hidden_size is not None:
+            source = spec.encoder.hidden_size
+        self.q_proj = nn.Linear(hidden, mixer.num_attention_heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.k_proj = nn.Linear(source, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)
+        self.v_proj = nn.Linear(source, kv_heads * mixer.value_dim, bias=mixer.qkv_bias)
+        self.o_proj = nn.Linear(mixer.num_attention_heads * mixer.value_dim, hidden, bias=mixer.output_bias)
+        self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
+
+    def forward(self, x: Tensor, step: Step, state: CrossState | None) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        q = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1)).transpose(1, 2)
+        k, v, valid = self._memory(step, state)
+        keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
+        if valid is not None:
+            keys = keys.masked_fill(~valid, -1)
+        mask = Mask(step.positions, keys, False, None, None, valid is None)
+        out = step.implementation.attend(q, k, v, mask, Scores(self.scale, self.mixer.logit_soft_cap))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _memory(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values, and which of them are real: of this step's encoder output, else those held."""
+        if step.memory is not None:
+            k, v = (
+                projection(step.memory).unflatten(-1, (self.mixer.num_key_value_heads, -1)).transpose(1, 2)
+                for projection in (self.k_proj, self.v_proj)
+            )
+            if state is not None:
+                state.keys, state.values, state.valid = k, v, step.memory_valid
+            return k, v, step.memory_valid
+        if state is None or state.keys is None or state.values is None:
+            raise CannotRunError("the decoder has no encoder output", hint="give it encoder_tokens")
+        return state.keys, state.values, state.valid

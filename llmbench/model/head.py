@@ -1,0 +1,54 @@
+"""What stands between the last layer and the vocabulary: BERT's transform, or a projection to a narrower embedding.
+
+B batch, S length, D hidden, W embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.model.implementations import activation
+from llmbench.model.norms import NormLayer
+from llmbench.spec.ffn import Activation, Dense, Gated
+from llmbench.spec.model import ModelSpec
+
+
+class HeadLayer(nn.Module):
+    """norm(act(transform(x))), or projection(x); and the vocabulary's bias where it is kept here (BERT)."""
+
+    def __init__(self, spec: ModelSpec, width: int) -> None:
+        super().__init__()
+        head = spec.head
+        self.transform = self.projection = self.norm = None
+        if head.transform is not None:
+            self.transform = nn.Linear(spec.hidden_size, width, bias=head.transform_bias)
+            self.norm = NormLayer(width, spec.norm)
+        else:
+            self.projection = nn.Linear(spec.hidden_size, width, bias=False)
+        self.bias = nn.Parameter(torch.empty(spec.vocab_size)) if head.bias and head.transform == "bert" else None
+        self.activation = _activation(spec)
+
+    @staticmethod
+    def needed(spec: ModelSpec, width: int) -> bool:
+        """Whether a model has anything here."""
+        return spec.head.transform is not None or width != spec.hidden_size
+
+    def reset_parameters(self) -> None:
+        """No bias."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, W]."""
+        if self.projection is not None:
+            return self.projection(x)
+        assert self.transform is not None
+        assert self.norm is not None
+        return self.norm(activation(self.activation)(self.transform(x)))
+
+
+def _activation(spec: ModelSpec) -> Activation:
+    """BERT's head has the feed-forwards' activation, RoBERTa's and its kin GELU whatever those have."""
+    ffn = spec.layers[spec.order[0]].ffn
+    return ffn.activation if spec.head.transform == "bert" and isinstance(ffn, (Dense, Gated)) else "gelu"
