@@ -15,7 +15,7 @@ from llmbench.model.cache import LayerCache
 from llmbench.model.implementations import Implementation, Mask, Scores
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import alibi_slopes, relative_buckets, rotate, rotation
-from llmbench.spec.mixer import Attention, QKNorm
+from llmbench.spec.mixer import Attention, QKNorm, Temperature
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
 
@@ -88,6 +88,8 @@ class AttentionLayer(nn.Module):
         norm = mixer.qk_norm
         if norm is not None and not norm.after_rope:
             q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        if mixer.clip_qkv is not None:
+            q, k, v = (part.clamp(-mixer.clip_qkv, mixer.clip_qkv) for part in (q, k, v))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if isinstance(self.position_kind, Rope) and not self.cross:
             cos, sin = rotation(
@@ -104,6 +106,8 @@ class AttentionLayer(nn.Module):
         if norm is not None and norm.after_rope:
             q = self._normed(q.transpose(1, 2), self.q_norm).transpose(1, 2)
             k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+        if mixer.temperature is not None:
+            q = q * _growth(mixer.temperature, step.positions).to(q.dtype)
         if self.cross:
             mask = self._memory_mask(k, step)
         else:
@@ -162,8 +166,13 @@ class AttentionLayer(nn.Module):
     def _added(self, mask: Mask, bias: Tensor | None) -> Tensor | None:
         """What positions add to the scores, if anything."""
         if isinstance(self.position_kind, Alibi):
-            slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)
-            return slopes[None, :, None, None] * (mask.keys[:, None, None, :] - mask.queries[:, None, :, None])
+            slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)[None, :, None, None]
+            distance = mask.keys[:, None, None, :] - mask.queries[:, None, :, None]
+            if self.position_kind.rounded:
+                added = (slopes.bfloat16() * mask.keys[:, None, None, :]).float().expand(-1, -1, distance.shape[2], -1)
+            else:
+                added = slopes * distance
+            return added * self.scale if self.position_kind.scaled else added
         return bias if isinstance(self.position_kind, RelativeBias) and not self.cross else None
 
 
@@ -194,12 +203,18 @@ def context(
     return k, v, Mask(queries, keys, causal, window, chunk, False)
 
 
+def _growth(temperature: Temperature, positions: Tensor) -> Tensor:
+    """What queries [B, N, S, H] are multiplied with, [B, 1, S, 1]."""
+    steps = torch.floor((positions.float() + temperature.offset) / temperature.every)
+    return (1.0 + temperature.scale * torch.log1p(steps))[:, None, :, None]
+
+
 def _head_norm(norm: QKNorm, heads: int, head_dim: int, like: Norm) -> NormLayer:
     kind = Norm(
         kind="layernorm" if norm.norm == "layernorm" else "rmsnorm",
         weight=norm.weight,
         bias=norm.bias,
-        eps=like.eps,
+        eps=like.eps if norm.eps is None else norm.eps,
         unit_offset=like.unit_offset,
     )
     if norm.over == "full":

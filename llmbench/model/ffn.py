@@ -70,6 +70,9 @@ class RouterLayer(nn.Module):
         if router.scores == "softmax_topk":
             top, chosen = logits.topk(self.top_k, dim=-1)
             return logits, top.softmax(-1) * router.scale, chosen
+        if router.scores == "sparsemixer":
+            weights, chosen = self._mixed(logits)
+            return logits, weights * router.scale, chosen
         scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
         ranked = scores if self.correction is None else scores + self.correction
         chosen = self._in_groups(ranked).topk(self.top_k, dim=-1, sorted=False).indices
@@ -77,6 +80,16 @@ class RouterLayer(nn.Module):
         if router.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return logits, weights * router.scale, chosen
+
+    def _mixed(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi-3.5-MoE's choices without its noise in training, each among the experts near the best of those left."""
+        left, found = logits, []
+        for _ in range(self.top_k):
+            best, chosen = left.max(-1, keepdim=True)
+            far = (best - logits) / logits.abs().clamp(min=best) > 2 * self.router.jitter
+            found.append((left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen), chosen))
+            left = left.scatter(-1, chosen, float("-inf"))
+        return torch.cat([weight for weight, _ in found], -1), torch.cat([chosen for _, chosen in found], -1)
 
     def _in_groups(self, ranked: Tensor) -> Tensor:
         """Only experts of the best groups may be chosen: by their two best where a correction balances them
@@ -109,16 +122,23 @@ class ExpertsLayer(nn.Module):
         experts, each expert on its own, and back. Experts beyond num_experts give a token back as it is."""
         choices = chosen.flatten()
         order = choices.argsort(stable=True)
-        *copies, beyond = x[order // chosen.shape[1]].split(self.rows(choices))
+        inputs = x[order // chosen.shape[1]]
+        if self.moe.router.on_input:
+            inputs = inputs * weights.flatten()[order, None].to(inputs.dtype)
+        *copies, beyond = inputs.split(self.rows(choices))
         made = [self._one(rows, implementation, *own) for rows, *own in zip(copies, *self._each(), strict=True)]
         back = torch.cat([*made, beyond])[order.argsort()].view(*chosen.shape, -1)
-        return (back * weights[..., None].to(back.dtype)).sum(1)
+        return (back if self.moe.router.on_input else back * weights[..., None].to(back.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
-        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where there is
-        none (llmbench.model.trace), even shares stand in its place."""
-        counts = choices.bincount(minlength=self.moe.num_experts + self.moe.zero_experts).tolist()
-        return [*counts[: self.moe.num_experts], sum(counts[self.moe.num_experts :])]
+        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where tensors hold
+        none (meta, llmbench.model.trace) even shares stand in its place."""
+        experts = self.moe.num_experts
+        if choices.is_meta:
+            return even_shares(choices.numel(), experts)
+        numbers = torch.arange(experts + self.moe.zero_experts, device=choices.device)
+        counts = (choices[:, None] == numbers).sum(0).tolist()
+        return [*counts[:experts], sum(counts[experts:])]
 
     def _each(self) -> list[Sequence[Any]]:
         """Gate, up and down and their biases, each a list over the experts. Unbound at once, so that backward makes a
@@ -144,6 +164,11 @@ class ExpertsLayer(nn.Module):
             gated = F.linear(rows, gate, gate_bias)
             inner = implementation.glu(gated, F.linear(rows, up, up_bias), self.moe.activation)
         return F.linear(inner, down, down_bias)
+
+
+def even_shares(choices: int, experts: int) -> list[int]:
+    """As many rows for each expert as for any other, within one, and none beyond them."""
+    return [choices * (e + 1) // experts - choices * e // experts for e in range(experts)] + [0]
 
 
 class MixtureLayer(nn.Module):
@@ -178,6 +203,8 @@ class MixtureLayer(nn.Module):
         if self.shared is not None:
             shared = self.shared(x, implementation)
             out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
+            if self.moe.shared is not None and self.moe.shared.averaged:
+                out = out / 2
         if self.beside is not None:
             out = out + self.beside(x, implementation)
         return out

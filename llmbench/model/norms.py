@@ -42,7 +42,8 @@ class NormLayer(nn.Module):
             out: Tensor = OffsetRMSNorm.apply(x, weight, self.norm.eps)
             return out
         if self.norm.unit_offset and weight is not None:
-            return (self._plain(x.float(), None, None) * (1.0 + weight.float())).to(x.dtype)
+            out = self._plain(x.float(), None, None) * (1.0 + weight.float())
+            return (out if bias is None else out + bias.float()).to(x.dtype)
         return self._plain(x, weight, bias)
 
     def _plain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

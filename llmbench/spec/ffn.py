@@ -44,12 +44,15 @@ class Router(Part, frozen=True):
 
     correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
         checkpoint stores, or a trained "parameter" (ERNIE).
-    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, or "sigmoid".
+    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, "sigmoid", or
+        "sparsemixer" (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn by a softmax over the experts that are left
+        and whose logits are within 2 · `jitter` of the best, relative to it.
+    on_input: weights multiply what an expert reads, not what it gives (Llama-4).
     hidden_size: the router is a network of this width: a projection into it, a norm, two square layers (all three with
         biases), then the choice (ZAYA1).
     """
 
-    scores: Literal["softmax", "softmax_topk", "sigmoid"] = "softmax"
+    scores: Literal["softmax", "softmax_topk", "sigmoid", "sparsemixer"] = "softmax"
     bias: bool = False
     correction: Literal["buffer", "parameter"] | None = None
     normalize: bool = False
@@ -57,17 +60,21 @@ class Router(Part, frozen=True):
     n_group: Size = 1
     topk_group: Size = 1
     hidden_size: Size | None = None
+    jitter: float = 0.01
+    on_input: bool = False
 
 
 class SharedExperts(Part, frozen=True):
     """Experts that every token visits, written as one feed-forward of their joint width.
 
-    gate: a sigmoid gate of one output on their result (Qwen-MoE).
+    gate: a sigmoid gate of one output on their result (Qwen-MoE). averaged: the result and that of the routed experts
+    are averaged, not added (Cohere).
     """
 
     intermediate_size: Size
     gate: bool = False
     bias: bool = False
+    averaged: bool = False
 
 
 class MoE(Kind, frozen=True, tag="moe"):

@@ -17,6 +17,7 @@ class QKNorm(Part, frozen=True):
 
     `over`: "head" one weight of head_dim shared by all heads (Qwen3); "full" across all heads at once (OLMo-2);
     "per_head" each head its own weight (Command-R+). `weight` False normalises without parameters (Llama-4).
+    eps: where it is not the model's.
     """
 
     over: Literal["head", "full", "per_head"] = "head"
@@ -24,6 +25,16 @@ class QKNorm(Part, frozen=True):
     weight: bool = True
     bias: bool = False
     after_rope: bool = False
+    eps: float | None = None
+
+
+class Temperature(Part, frozen=True):
+    """Queries grow with their position p, so that scores stay sharp in long contexts (arXiv 2501.19399): times
+    1 + scale · ln(1 + floor((p + offset) / every))."""
+
+    scale: float
+    every: Size
+    offset: Count = 0
 
 
 class DisentangledScores(Part, frozen=True):
@@ -54,6 +65,7 @@ class Attention(Kind, frozen=True, tag="attention"):
     input_size: width of what q, k and v read where it is not hidden_size (Zamba: hidden state beside the embedding).
     disentangled: scores by relative position beside those by content (DeBERTa).
     scale: multiplies the scores; None means head_dim ** -0.5.
+    clip_qkv: queries, keys and values are held within ± it (OLMo, DBRX).
     """
 
     num_attention_heads: Size
@@ -76,6 +88,8 @@ class Attention(Kind, frozen=True, tag="attention"):
     input_size: Size | None = None
     disentangled: DisentangledScores | None = None
     scale: float | None = None
+    clip_qkv: float | None = None
+    temperature: Temperature | None = None
     positions: Positions | None = None
 
     @property

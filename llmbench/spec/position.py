@@ -53,7 +53,15 @@ class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):
 
 
 class Alibi(Kind, frozen=True, tag="alibi"):
-    """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters."""
+    """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters.
+
+    scaled: the bias is added before scores are scaled, so that it is scaled with them (Falcon). rounded: it is slope
+    times the key's position (which softmax cannot tell from the distance), each rounded to bf16 (Falcon), so that far
+    positions become coarse.
+    """
+
+    scaled: bool = False
+    rounded: bool = False
 
 
 class RelativeBias(Kind, frozen=True, tag="relative_bias"):

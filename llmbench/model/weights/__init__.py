@@ -6,13 +6,14 @@ each parameter filled. Only families whose logits were shown equal to transforme
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.weights.rules import TRANSFORMS, At, Rule
 from llmbench.model.weights.safetensors import Checkpoint
-from llmbench.spec.ffn import MoE
 from llmbench.spec.model import Layer, ModelSpec
 
 __all__ = ["Checkpoint", "fill", "supported_families", "table_of"]
@@ -50,7 +51,7 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
     for ours, held in model.state_dict(keep_vars=True).items():
         tied = owners.get(id(held))
         at = At(spec, _layer_of(spec, ours), ours)
-        found = _sources(table, at, names)
+        found = _sources(table, at, names, held.shape[0])
         if found is None:
             if tied is None:
                 missing.append(ours)
@@ -70,11 +71,20 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         owners[id(held)] = ours
         with torch.no_grad():
             held.copy_(tensor)
-    left = sorted(name for name in names - used if not TABLES[spec.family].ignores(name))
+    known = TABLES[spec.family]
+    left = sorted(name for name in names - used if not known.ignores(name) and not _predicts_further(spec, name))
     problems = [f"no tensor for {_few(missing)}"] if missing else []
     problems += [f"no use for {_few(left)}"] if left else []
     if problems:
         raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))
+
+
+def _predicts_further(spec: ModelSpec, name: str) -> bool:
+    """Whether a tensor is of the multi-token-prediction modules, which files number as layers behind the last."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    if found is None or spec.next_token_prediction is None:
+        return False
+    return 0 <= int(found[1]) - spec.num_hidden_layers < spec.next_token_prediction.count
 
 
 def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
@@ -82,11 +92,10 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
     return spec.layers[spec.order[int(parts[1])]] if parts[0] == "layers" else None
 
 
-def _sources(table: tuple[Rule, ...], at: At, names: set[str]) -> tuple[Rule, list[list[str]]] | None:
+def _sources(table: tuple[Rule, ...], at: At, names: set[str], copies: int) -> tuple[Rule, list[list[str]]] | None:
     """The first rule for a parameter whose tensors are all there."""
-    experts = at.layer.ffn.num_experts if at.layer is not None and isinstance(at.layer.ffn, MoE) else 0
     for rule in table:
-        sources = rule.names(at.name, experts)
+        sources = rule.names(at.name, copies)
         if sources and all(name in names for group in sources for name in group):
             return rule, sources
     return None

@@ -8,9 +8,9 @@ A family's table is text, one rule a line::
     ffn.experts.gate_proj     mlp.experts.{e}.w1.weight
 
 `{i}` is the layer, `*` the rest of the name (weight or bias), the same on both sides. `{e}` on the right is every
-expert, stacked. `a+b` on the right joins tensors along their first dimension. Of several rules for one parameter, the
-first whose tensors the file has counts: files have more than one form. Transforms are named below; they act from left
-to right (on each expert's tensor, before stacking).
+expert (or head: every index of our first dimension), stacked. `a+b` on the right joins tensors along their first
+dimension. Of several rules for one parameter, the first whose tensors the file has counts: files have more than one
+form. Transforms are named below; they act from left to right (on each expert's tensor, before stacking).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Rule(NamedTuple):
     theirs: tuple[str, ...]
     transforms: tuple[str, ...]
 
-    def names(self, ours: str, experts: int) -> list[list[str]] | None:
-        """For each expert (or once) the tensors that are joined; None where the rule is not for `ours`."""
+    def names(self, ours: str, copies: int) -> list[list[str]] | None:
+        """For each of `copies` (or once) the tensors that are joined; None where the rule is not for `ours`."""
         match = self.pattern.fullmatch(ours)
         if match is None:
             return None
@@ -85,7 +85,7 @@ class Rule(NamedTuple):
         names = [name.replace("{i}", found.get("i", "")).replace("*", found.get("rest", "")) for name in self.theirs]
         if not any("{e}" in name for name in names):
             return [names]
-        return [[name.replace("{e}", str(expert)) for name in names] for expert in range(experts)]
+        return [[name.replace("{e}", str(expert)) for name in names] for expert in range(copies)]
 
     @property
     def stacked(self) -> bool:
@@ -166,6 +166,18 @@ for _index, _name in enumerate(("first", "second")):
     TRANSFORMS[f"{_name}.half.experts"] = _half(_index, 1)
     TRANSFORMS[f"{_name}.turns"] = _every_second(_index, 0)
     TRANSFORMS[f"{_name}.turns.experts"] = _every_second(_index, 1)
+
+
+@transform("swap.halves")
+def _swapped(x: Tensor, at: At) -> Tensor:
+    """The two halves of each head in turn: NanoChat rotates them the other way round, and scores do not see it."""
+    return x.unflatten(0, (-1, 2, at.attention.head_dim // 2)).flip(1).flatten(0, 2)
+
+
+@transform("flat")
+def _flat(x: Tensor, at: At) -> Tensor:
+    """A vector that a file holds as a matrix of one row."""
+    return x.flatten()
 
 
 @transform("by_expert")

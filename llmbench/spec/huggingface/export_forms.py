@@ -45,7 +45,11 @@ def normalized(v: View) -> Keys:
 
 
 def phimoe(v: View) -> Keys:
-    return {"lm_head_bias": v.spec.head.bias}
+    return {"lm_head_bias": v.spec.head.bias, "router_jitter_noise": v.experts.router.jitter}
+
+
+def clipped(v: View) -> Keys:
+    return {"clip_qkv": v.attention.clip_qkv}
 
 
 def qwen_moe(v: View) -> Keys:
@@ -65,13 +69,18 @@ def dbrx(v: View) -> Keys:
     e, rope = v.experts, v.positions
     assert isinstance(rope, Rope)
     return {
-        "attn_config": {"kv_n_heads": v.attention.num_key_value_heads, "rope_theta": rope.theta},
+        "attn_config": {
+            "kv_n_heads": v.attention.num_key_value_heads,
+            "rope_theta": rope.theta,
+            "clip_qkv": v.attention.clip_qkv,
+        },
         "ffn_config": {
             "hidden_size": v.spec.hidden_size,
             "ffn_hidden_size": e.intermediate_size,
             "moe_num_experts": e.num_experts,
             "moe_top_k": e.num_experts_per_tok,
             "ffn_act_fn": {"name": e.activation},
+            "moe_normalize_expert_weights": 1.0 if e.router.normalize else None,
         },
     }
 
@@ -138,7 +147,12 @@ def llama4(v: View) -> Keys:
     mixers = [layer.mixer for layer in v.layers if isinstance(layer.mixer, Attention)]
     chunk = next((m.attention_chunk_size for m in mixers if m.attention_chunk_size), None)
     dense = v.ffn or v.experts
+    temperature = next((m.temperature for m in mixers if m.temperature), None)
+    tuning: Keys = {"attn_temperature_tuning": temperature is not None}
+    if temperature is not None:
+        tuning |= {"attn_scale": temperature.scale, "floor_scale": temperature.every}
     return {
+        **tuning,
         "attention_chunk_size": chunk,
         "no_rope_layers": [int(m.positions is None) for m in mixers],
         "use_qk_norm": any(m.qk_norm is not None for m in mixers),
@@ -273,7 +287,8 @@ _QWEN = (common, experts("num_experts", "moe_intermediate_size"), normalized, qw
 _V3 = (common, latent, deepseek)
 
 FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "exaone4", "olmo", "olmo2"), (common, width)),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "exaone4", "olmo2"), (common, width)),
+    "olmo": (common, width, clipped),
     **dict.fromkeys(("glm", "glm4", "phi3", "gemma"), (common, width)),
     "cohere": (common, width, cohere),
     "granite": (common, width, granite),
@@ -296,7 +311,7 @@ FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
     "gpt_oss": (common, _LOCAL),
     "minimax_m2": (common, _LOCAL, minimax_m2),
     "llama4_text": (common, _LOCAL, llama4),
-    "olmoe": (common, experts("num_experts", "intermediate_size"), normalized),
+    "olmoe": (common, experts("num_experts", "intermediate_size"), normalized, clipped),
     "qwen2_moe": _QWEN,
     "qwen3_moe": _QWEN,
     "qwen3_next": (*_QWEN, qwen3_next),

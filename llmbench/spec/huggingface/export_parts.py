@@ -255,6 +255,7 @@ def mpt(v: View) -> Keys:
     inner: Keys = {"alibi": isinstance(v.positions, Alibi)}
     if a.num_key_value_heads != a.num_attention_heads:
         inner["kv_n_heads"] = a.num_key_value_heads
+    inner |= {"clip_qkv": a.clip_qkv, "softmax_scale": a.scale}
     ratio = v.dense.intermediate_size // v.spec.hidden_size
     return {"attn_config": inner, "expansion_ratio": ratio, "no_bias": not v.dense.bias}
 

@@ -6,6 +6,8 @@ those of transformers, with weights that transformers wrote.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from typing import NamedTuple
 
@@ -38,4 +40,5 @@ def table(*families: str, top: str, layers: str, at: str = "model.layers.{i}.", 
         TABLES[name] = Table(found, pattern)
 
 
-from llmbench.model.weights.families import gpt, llama  # noqa: E402, F401
+for _module in pkgutil.iter_modules(__path__):  # each registers its tables
+    importlib.import_module(f"{__name__}.{_module.name}")

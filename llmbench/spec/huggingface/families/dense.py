@@ -108,8 +108,7 @@ def exaone4(c: Config) -> ModelSpec:
 def olmo(c: Config) -> ModelSpec:
     """OLMo 1: LayerNorms without weights or biases."""
     bias = c.flag("attention_bias")
-    c.ignore("clip_qkv")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, clip_qkv=c.optional_number("clip_qkv"))
     plain = norm(c, "layernorm", weight=False, bias=False)
     return decoder(c, block(mixer, gated(c, bias=False)), norm=plain, positions=rope(c, head_dim=mixer.head_dim))
 
@@ -123,14 +122,19 @@ def olmo2(c: Config) -> ModelSpec:
     derived = ["sliding_attention" if window and (i + 1) % 4 else "full_attention" for i in range(count)]
     kinds = layer_types(c, derived)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": QKNorm(over="full")}
+    positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
+    near = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
+    if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is that of full attention
+        near = type(near)(theta=near.theta, rotary_dim=near.rotary_dim)
     ffn = gated(c, bias=False)
+    local = attention(c, sliding_window=window, positions=None if near == positions else near, **common)
     layers = [
-        ("local", block(attention(c, sliding_window=window, **common), ffn, "output"))
+        ("local", block(local, ffn, "output"))
         if kind == "sliding_attention"
         else ("global" if window else "block", block(attention(c, **common), ffn, "output"))
         for kind in kinds
     ]
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
+    return decoder(c, layers, norm=norm(c), positions=positions)
 
 
 @family("cohere")

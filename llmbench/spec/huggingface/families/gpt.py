@@ -16,6 +16,7 @@ def gpt2(c: Config) -> ModelSpec:
     c.require("add_cross_attention", False)
     heads = c.size("num_attention_heads")
     kv_heads = 1 if c.model_type == "gpt_bigcode" and c.flag("multi_query", True) else heads
+    c.ignore("num_key_value_heads")  # newer files say it beside multi_query
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
     c.ignore("scale_attn_weights", "apply_query_key_layer_scaling", "normalize_attention_scores")
@@ -77,10 +78,7 @@ def mpt(c: Config) -> ModelSpec:
         "attn_impl",
         "attn_pdrop",
         "prefix_lm",
-        "alibi_bias_max",
         "attn_uses_sequence_id",
-        "softmax_scale",
-        "clip_qkv",
         "rope",
         "rope_theta",
         "rope_impl",
@@ -105,7 +103,14 @@ def mpt(c: Config) -> ModelSpec:
         c.doubt("MPT's class in transformers builds feed-forwards of 4 × hidden whatever expansion_ratio says")
     if hidden % heads:
         c.doubt("num_attention_heads does not divide hidden_size")
-    mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads)
+    inner.require("alibi_bias_max", 8)
+    mixer = attention(
+        c,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        clip_qkv=inner.optional_number("clip_qkv") or None,
+        scale=inner.optional_number("softmax_scale"),
+    )
     if inner.flag("alibi", True):
         positions = Alibi()
     else:
@@ -147,11 +152,13 @@ def falcon(c: Config) -> ModelSpec:
         placement = "parallel"
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
     c.ignore("apply_residual_connection_post_layernorm", "ff_factor")
+    if c.flag("alibi"):
+        c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(
         c,
         block(mixer, dense(c, bias=bias, width=c.size("ffn_hidden_size", 4 * hidden), keys=("activation",)), placement),
         norm=norm(c, "layernorm"),
-        positions=Alibi() if c.flag("alibi") else rope(c, head_dim=mixer.head_dim),
+        positions=Alibi(scaled=True, rounded=True) if c.flag("alibi") else rope(c, head_dim=mixer.head_dim),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmbench.spec.ffn import Dense
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import attention, block, decoder, dense, norm, rope
@@ -14,7 +15,9 @@ from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 def gpt1(c: Config) -> ModelSpec:
     """GPT-1: norms after each residual sum, and none at the end."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
-    ffn = dense(c, bias=True, width=4 * c.size("hidden_size"), keys=("afn",), default="gelu_tanh")
+    ffn = dense(c, bias=True, width=4 * c.size("hidden_size"), keys=("afn",))
+    if ffn.activation == "gelu":  # by that name, GPT-1 means the tanh form
+        ffn = Dense(intermediate_size=ffn.intermediate_size, activation="gelu_tanh", bias=True)
     return decoder(
         c,
         block(mixer, ffn, "post"),

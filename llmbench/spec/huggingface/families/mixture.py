@@ -26,9 +26,9 @@ from llmbench.spec.huggingface.parts import (
     norm,
     rope,
 )
-from llmbench.spec.mixer import QKNorm
+from llmbench.spec.mixer import QKNorm, Temperature
 from llmbench.spec.model import Head, ModelSpec, NextTokenPrediction, Placement
-from llmbench.spec.position import NoPositions
+from llmbench.spec.position import NoPositions, Rope
 
 TOPK_SOFTMAX = Router(scores="softmax_topk")
 
@@ -106,8 +106,8 @@ def qwen_moe(c: Config) -> ModelSpec:
 def olmoe(c: Config) -> ModelSpec:
     """OLMoE: qk-norm over the full width, 8 of 64 small experts. FlexOlmo: OLMo 2's norms on outputs."""
     bias = c.flag("attention_bias")
-    c.ignore("clip_qkv")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))
+    clip = c.optional_number("clip_qkv")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"), clip_qkv=clip)
     divisible(c)
     ffn = moe(c, width="intermediate_size", router=Router(normalize=c.flag("norm_topk_prob")))
     placement: Placement = "output" if c.model_type == "flex_olmo" else "pre"
@@ -119,7 +119,8 @@ def phimoe(c: Config) -> ModelSpec:
     """Phi-3.5-MoE: LayerNorms, biases on attention and head, 2 of 16 experts."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.optional_size("sliding_window"))
-    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
+    router = Router(scores="sparsemixer", jitter=c.number("router_jitter_noise", 0.01))
+    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=router)
     return decoder(
         c,
         block(mixer, ffn),
@@ -196,28 +197,34 @@ def dbrx(c: Config) -> ModelSpec:
     """DBRX: 4 of 16 experts, LayerNorms without bias, its sizes in two nested tables."""
     inner, ffn = c.sub("attn_config"), c.sub("ffn_config")
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
-    mixer = attention(c, num_key_value_heads=inner.size("kv_n_heads", heads), head_dim=hidden // heads)
-    inner.ignore("clip_qkv", "rope_theta", "attn_pdrop")
+    mixer = attention(
+        c,
+        num_key_value_heads=inner.size("kv_n_heads", heads),
+        head_dim=hidden // heads,
+        clip_qkv=inner.optional_number("clip_qkv"),
+    )
+    inner.ignore("attn_pdrop")
+    c.ignore("num_key_value_heads")  # newer files say it at the top too
     act = ffn.table("ffn_act_fn").get("name", "silu")
-    ffn.ignore("moe_normalize_expert_weights", "uniform_expert_assignment", "hidden_size")
+    ffn.ignore("uniform_expert_assignment", "hidden_size")
+    power = ffn.get("moe_normalize_expert_weights")
+    if power not in (None, 1, 1.0):
+        ffn.note(f"experts' weights are normalised by their norm of order {power!r}, not by their sum")
     experts = MoE(
         num_experts=ffn.size("moe_num_experts"),
         num_experts_per_tok=ffn.size("moe_top_k"),
         intermediate_size=ffn.size("ffn_hidden_size"),
         activation="silu" if act == "silu" else "gelu",
-        router=Router(normalize=True),
+        router=Router(normalize=power is not None),
     )
+    theta = inner.number("rope_theta", 10000.0)
     inner.doubt_unread()
     ffn.doubt_unread()
     divisible(c)
-    theta = inner.number("rope_theta", 10000.0)
     positions = rope(c, head_dim=mixer.head_dim)
-    return decoder(
-        c,
-        block(mixer, experts),
-        norm=norm(c, "layernorm", bias=False),
-        positions=type(positions)(theta=theta),
-    )
+    if not c.table("rope_parameters"):  # newer files say it there, and that is what is followed
+        positions = Rope(theta=theta)
+    return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)
 
 
 @family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
@@ -318,6 +325,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
             num_experts_per_tok=chosen,
             intermediate_size=width,
             activation=activation(c),
+            router=Router(normalize=True),
             shared=shared,
         )
         layers.append(("moe", block(mixer, ffn)))
@@ -375,13 +383,16 @@ def llama4(c: Config) -> ModelSpec:
     chosen = c.entries("moe_layers")
     sparse = set(chosen) if chosen is not None else set(range(step - 1, count, step))
     qk_norm = QKNorm(norm="l2norm", weight=False, after_rope=True) if c.flag("use_qk_norm", True) else None
-    c.ignore("for_llm_compressor", "attn_scale", "floor_scale", "attn_temperature_tuning")
+    c.ignore("for_llm_compressor")
+    temperature = None
+    if c.flag("attn_temperature_tuning", True):
+        temperature = Temperature(scale=c.number("attn_scale", 0.1), every=c.size("floor_scale", 8192), offset=1)
     width = c.size("intermediate_size")
     experts = moe(
         c,
         experts="num_local_experts",
         width="intermediate_size",
-        router=Router(scores="sigmoid"),
+        router=Router(scores="sigmoid", on_input=True),
         shared=SharedExperts(intermediate_size=width),
     )
     dense = Gated(intermediate_size=c.size("intermediate_size_mlp", width), activation=activation(c))
@@ -394,6 +405,7 @@ def llama4(c: Config) -> ModelSpec:
             output_bias=bias,
             qk_norm=qk_norm if turns else None,
             attention_chunk_size=chunk if kind == "chunked_attention" else None,
+            temperature=None if turns else temperature,
             positions=None if turns else NoPositions(),
         )
         name = "chunked" if kind == "chunked_attention" else "global"

@@ -29,7 +29,7 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import Attention, Mixer
-from llmbench.spec.model import ModelSpec, NextTokenPrediction, Norm
+from llmbench.spec.model import Head, ModelSpec, NextTokenPrediction, Norm
 from llmbench.spec.position import NoPositions
 
 SIGMOID = Router(scores="sigmoid", correction="buffer", normalize=True)
@@ -123,6 +123,7 @@ def dots1(c: Config) -> ModelSpec:
         ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
     ]
     sparse = after_first(c)
+    c.ignore("intermediate_size")
     layers = arrange(mixers, sparse, deepseek_ffn(c), None if all(sparse) else gated(c, bias=False))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
@@ -343,17 +344,25 @@ def cohere2_moe(c: Config) -> ModelSpec:
         )
         mixers.append(("local" if is_local else "global", mixer))
     width = c.size("intermediate_size")
+    shared = shared_experts(c, "num_shared_experts", width)
+    if shared is not None:
+        c.require("shared_expert_combination_strategy", "average", "sum")
+        averaged = c.text("shared_expert_combination_strategy", "average") == "average"
+        shared = SharedExperts(intermediate_size=shared.intermediate_size, averaged=averaged)
     ffn = MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
         intermediate_size=width,
         activation=activation(c),
-        router=Router(scores="softmax_topk" if c.text("expert_selection_fn", "softmax") == "softmax" else "sigmoid"),
-        shared=shared_experts(c, "num_shared_experts", width),
+        router=Router(scores="softmax_topk")
+        if c.text("expert_selection_fn", "softmax") == "softmax"
+        else Router(scores="sigmoid", normalize=c.flag("norm_topk_prob")),
+        shared=shared,
     )
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)
-    c.ignore("shared_expert_combination_strategy", "norm_topk_prob", "_sliding_window_pattern", "logit_scale")
+    c.ignore("shared_expert_combination_strategy", "norm_topk_prob", "_sliding_window_pattern")
     root = c.get("rms_norm_eps") is not None
     kind: Norm = norm(c, "rmsnorm" if root else "layernorm", bias=False)
     layers = arrange(mixers, sparse, ffn, dense, "parallel")
-    return decoder(c, layers, norm=kind, positions=rope(c, head_dim=head_dim_of(c), interleaved=True))
+    positions = rope(c, head_dim=head_dim_of(c), interleaved=True)
+    return decoder(c, layers, norm=kind, positions=positions, head=Head(scale=c.number("logit_scale", 0.0625)))
