@@ -142,7 +142,7 @@ def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size
     ]
     columns = [
         Column("model", name=True),
-        Column("attention", wraps=True),
+        Column("kind", wraps=True),
         Column("a token", "bytes"),
         Column("a sequence", "gib"),
         Column("fixed state", "gib"),

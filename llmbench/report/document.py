@@ -25,7 +25,7 @@ Unit = Literal[
 
 class Column(msgspec.Struct, frozen=True):
     """A column: its heading (the renderer adds the unit) and how its values are shown. wraps: text that may go on in
-    the next line; `name`: text that never does, however narrow the terminal."""
+    the next line; name: text whose words are never broken, however narrow the terminal."""
 
     title: str
     unit: Unit = "text"

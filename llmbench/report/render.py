@@ -126,7 +126,8 @@ def _print(document: Document, console: Any) -> None:
             if block.headline:
                 console.print()
             rows = [_cells(block.table, row) for row in block.table.rows]
-            narrow = _make_room(block.table, rows, console)
+            widths = _widths(block.table, rows, console)
+            narrow = widths is not None
             grid = RichTable(
                 box=None,
                 show_edge=False,
@@ -136,14 +137,14 @@ def _print(document: Document, console: Any) -> None:
                 title_justify="left",
                 title_style="bold",
             )
-            for column, title in zip(block.table.columns, _headings(block.table), strict=True):
+            for place, (column, title) in enumerate(zip(block.table.columns, _headings(block.table), strict=True)):
                 right = column.unit != "text"
-                wraps = not right and not column.name and (narrow or column.wraps)
+                wraps = not right and (narrow or column.wraps)
                 grid.add_column(
                     title.replace(" ", "\n") if right and narrow else title,
                     justify="right" if right else "left",
                     no_wrap=not wraps,
-                    min_width=_longest_word(title) if wraps else None,
+                    width=widths[place] if widths and wraps else None,
                     overflow="fold" if wraps else "ellipsis",
                 )
             for number, cells in enumerate(rows):
@@ -160,31 +161,38 @@ def _print(document: Document, console: Any) -> None:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
-def _make_room(table: Table, rows: list[list[str]], console: Any) -> bool:
-    """Whether the terminal is too narrow for the table as it is, so that headings and text must wrap. Numbers and
-    names never do, nor words of a heading: where they alone are too wide, lines run over the edge."""
+def _widths(table: Table, rows: list[list[str]], console: Any) -> list[int] | None:
+    """The width of each column where the terminal is too narrow for the table as it is, so that headings and text must
+    wrap: the widest texts give way first. Numbers are never broken, nor names or the words of a heading: where they
+    alone are too wide, lines run over the edge."""
     from rich.cells import cell_len
 
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
-    gaps = 2 * len(table.columns)
-    whole = least = gaps
+    whole: list[int] = []
+    least: list[int] = []
     for column, title, cells in zip(table.columns, _headings(table), columns, strict=True):
         widest = max(map(cell_len, cells), default=0)
-        whole += max(widest, cell_len(title))
-        wraps = column.unit == "text" and not column.name
-        least += max(min(widest, 8) if wraps else widest, _longest_word(title))
-    console.width = max(console.width, least)
-    return bool(whole > console.width)
+        words = [*title.split(), *(word for cell in cells for word in cell.split() if column.name)]
+        whole.append(max(widest, cell_len(title)))
+        least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
+    room = console.width - 2 * len(whole)  # what is before the table, and between its columns
+    if sum(whole) <= room:
+        return None
+    console.width = max(console.width, sum(least) + 2 * len(whole))
+    room = max(room, sum(least))
+    widths = whole
+    for limit in range(max(whole), -1, -1):
+        widths = [
+            max(low, min(wide, limit)) if column.unit == "text" else low
+            for column, wide, low in zip(table.columns, whole, least, strict=True)
+        ]
+        if sum(widths) <= room:
+            break
+    return widths
 
 
 def _headings(table: Table) -> list[str]:
     return [heading(column.title, column.unit) for column in table.columns]
-
-
-def _longest_word(text: str) -> int:
-    from rich.cells import cell_len
-
-    return max(map(cell_len, text.split()), default=0)
 
 
 def _cells(table: Table, row: list[Any]) -> list[str]:

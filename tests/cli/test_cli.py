@@ -52,11 +52,10 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
 INT, FLOAT, BOOL, TEXT = "int", "float", "bool", "str"
 COUNTS = dict.fromkeys(Component.__args__, INT)
 PARTS = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"), INT)
-MARK = {"model": TEXT, "approximate": BOOL, "approximate_because": "list"}
+MARK = {"model": TEXT, "approximate": BOOL, "approximate_because": "list", "notes": "list"}
 FIELDS: dict[str, dict[str, Any]] = {
     "params": MARK
     | {
-        "notes": "list",
         "parameters": dict.fromkeys(
             ("total", "active", "active_no_embeddings", "active_no_input_embedding", "active_matmul"), INT
         ),
@@ -69,7 +68,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "bf16_bytes": INT,
     },
     "flops": MARK
-    | {"phase": TEXT, "attention": TEXT, "flops_per_token": FLOAT}
+    | {"phase": TEXT, "attention": TEXT, "absorbed_mla": BOOL, "flops_per_token": FLOAT}
     | dict.fromkeys(
         (
             "seq_len",
@@ -107,7 +106,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     | dict.fromkeys(
         ("seq_len", "micro_batch", "num_gpus", "peak_bytes", "reserved_bytes", "context_bytes", "stage"), INT
     )
-    | {"parts_bytes": PARTS}
+    | dict.fromkeys(("batch_is", "precision", "optimizer", "recompute", "kernels"), TEXT)
+    | {"kv_dtype": "NoneType", "parts_bytes": PARTS}
     | {"held_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
 }
 """Every field of a row and its type: what programs rely on."""
@@ -136,7 +136,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
         ("params", "models set"),
         ("flops", "models phase seq_len batch attention recompute set"),
         ("kvcache", "models seq_len batch kv_dtype block_size set"),
-        ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels set"),
+        ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype set"),
     ],
 )
 def test_json_repeats_what_was_asked(command: str, inputs: str, capsys: Capture) -> None:
@@ -163,7 +163,9 @@ def test_figures_of_the_readme(capsys: Capture) -> None:
 def test_inference_is_its_own_phase(capsys: Capture) -> None:
     (row,) = rows(capsys, "memory", "llama2-7b", "--phase", "inference", "--precision", "int4", "--batch", "2")
     assert row["phase"] == "inference"
-    assert row["parts_bytes"]["weights"] == pytest.approx(6_738_415_616 / 2, rel=1e-6)
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    scales = matrices // 128 * 5 // 2  # a bf16 scale and a 4-bit zero point for every 128 inputs
+    assert row["parts_bytes"]["weights"] == matrices // 2 + scales + 2 * (6_738_415_616 - matrices)
     assert row["held_bytes"] == {
         "weights": row["parts_bytes"]["weights"],
         "kv_cache": row["parts_bytes"]["kv_cache"],
@@ -287,6 +289,19 @@ def test_a_change_that_cannot_be(change: str, says: list[str], capsys: Capture) 
         (["specs", "show", "nowhere"], 2, ["not found"]),
         (["params", "hf:gpt2"], 2, ["hf:organisation/name"]),
         (["params", "gpt2", "-o", "no/such/folder/x"], 2, ["cannot write", "No such file"]),
+        (["params", ""], 2, ["MODEL is empty", "specs list"]),
+        (["params", "."], 2, ["no config.json in the folder `.`", str(Path.cwd())]),
+        (["specs", "check", "specs/devices/h100-sxm.toml"], 2, ["describes a device", "--devices"]),
+        (["specs", "check", "llmbench/spec/huggingface/defaults.json"], 2, ["not a spec", "specs import llmbench/"]),
+        (["flops", "gpt2", "--recompute", "full"], 2, ["--recompute full", "prefill", "--phase train"]),
+        (["flops", "gpt2", "--recompute", "full", "--phase", "decode"], 2, ["--recompute full", "decode"]),
+        (["flops", "bert-base", "--phase", "decode"], 2, ["bert-base is an encoder"]),
+        (["memory", "gpt2", "--kv-dtype", "fp8"], 2, ["--kv-dtype fp8", "--phase inference"]),
+        *(
+            (["memory", "gpt2", "--phase", "inference", *option], 2, [" ".join(option), "--phase train"])
+            for option in (("--optimizer", "sgd"), ("--recompute", "full"), ("--kernels", "eager"))
+        ),
+        (["memory", "gpt2", "--phase", "inference", "--layout", "dp=2,zero=1"], 2, ["zero=1", "serving"]),
     ],
 )
 def test_wrong_input_is_explained(arguments: list[str], code: int, says: list[str], capsys: Capture) -> None:
@@ -361,7 +376,8 @@ OPTIONS = {
     "params": "--by --explain --set --format --output",
     "flops": "--phase --seq --batch --attention --recompute --by --explain --set --format --output",
     "kvcache": "--seq --batch --kv-dtype --block-size --explain --set --format --output",
-    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels --set --format --output",
+    "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
+    "--kv-dtype --set --format --output",
     "compare": "--seq --set --format --output",
     "env": "--format --output",
     "specs list": "--devices --model-types --format --output",
@@ -381,5 +397,5 @@ def test_the_options_are_these(command: str) -> None:
     options = [option for option in found.params if option.param_type_name == "option"]
     names = [option.opts[0] for option in options if "--help" not in option.opts]
     assert " ".join(names) == OPTIONS[command]
-    assert len(names) <= 11
+    assert len(names) <= 12
     assert all(option.help for option in options)

@@ -96,7 +96,7 @@ def test_csv_has_base_units(capsys: Capture) -> None:
     assert float(by_name["mlp"]["share"]) == 4_328_521_728 / 6_738_415_616
     cache = list(csv.DictReader(io.StringIO(answer(capsys, "kvcache", "gpt2", "llama2-7b", "-f", "csv"))))
     assert [row["model"] for row in cache] == ["gpt2", "llama2-7b"]
-    assert int(cache[1]["a token (B)"]) == 524_288
+    assert int(cache[1]["a token (bytes)"]) == 524_288
 
 
 @each_answer
@@ -319,3 +319,25 @@ def test_an_imported_config_that_is_doubted(tmp_path: Path, capsys: Capture) -> 
     assert "approximate" in answer(capsys, "params", str(tmp_path / "x.toml"))
     assert run(["specs", "import", str(file)]) == 0
     assert capsys.readouterr().out == (tmp_path / "x.toml").read_text(encoding="utf-8")
+
+
+# Streams that take nothing
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    [["params", "gpt2"], ["kvcache", "--format", "json"], ["specs", "show", "gpt2"], ["--version"], []],
+    ids=" ".join,
+)
+def test_a_full_disk_is_an_error_and_no_bug(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*LLMBENCH, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write the answer: No space left on device\n")
+
+
+def test_names_are_never_broken() -> None:
+    names = ["qwen3-235b-a22b", "mistral-small-24b", "deepseek-v2-lite", "codestral-mamba-7b"]
+    for command in ("kvcache", "compare"):
+        text = ANSI.sub("", on_terminal(command, *names))
+        assert all(name in text for name in names)

@@ -1,0 +1,278 @@
+"""What stands in tables: rows add up, formulas come to their figures, and what must be known is said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmbench.cli import run
+from llmbench.sizing.kvcache import kv_cache
+from llmbench.spec.catalog import bundled_models, load_bundled
+
+Capture = pytest.CaptureFixture[str]
+
+
+def answer(capsys: Capture, *arguments: str) -> str:
+    """stdout of a command that succeeds and says nothing on stderr."""
+    code = run([*arguments])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, ""), err
+    return out
+
+
+def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    """The only row of a command's JSON."""
+    (found,) = json.loads(answer(capsys, *arguments, "--format", "json"))["models"]
+    return found
+
+
+def table(capsys: Capture, *arguments: str) -> list[dict[str, str]]:
+    """The first table of a command's CSV."""
+    first = answer(capsys, *arguments, "--format", "csv").split("\n\n")[0]
+    return list(csv.DictReader(io.StringIO(first)))
+
+
+# kvcache
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_rows_of_a_cache_add_up(name: str, capsys: Capture) -> None:
+    *rows, total = [int(line["a sequence (bytes)"]) for line in table(capsys, "kvcache", name, "--seq", "3000")]
+    assert sum(rows) == total == kv_cache(load_bundled(name), 3000).bytes_total
+
+
+def test_parallel_branches_have_a_row_each(tmp_path: Path, capsys: Capture) -> None:
+    from llmbench.sizing.kvcache import held_bytes
+    from llmbench.sizing.lower import lower
+    from llmbench.sizing.params import ONE_TOKEN
+    from llmbench.sizing.workload import Layout
+    from llmbench.spec.files import write_spec
+    from llmbench.spec.huggingface import from_config
+
+    spec = from_config({"model_type": "falcon_h1"}, name="falcon-h1")
+    file = tmp_path / "h1.toml"
+    file.write_text(write_spec(spec), encoding="utf-8")
+    rows = table(capsys, "kvcache", str(file), "--seq", "3000")
+    each = {True: 0, False: 0}
+    for op in lower(spec, ONE_TOKEN):
+        if op.cache:
+            each[".attention." in op.name] += op.count * held_bytes(op.cache, 3000, "bf16", Layout()).total
+    assert [line["kind"] for line in rows[:-1]] == ["GQA", "Mamba-2"]
+    assert [int(line["a sequence (bytes)"]) for line in rows[:-1]] == [each[True], each[False]]
+
+
+def test_an_encoder_has_no_cache(capsys: Capture) -> None:
+    text = answer(capsys, "kvcache", "bert-base")
+    assert "bert-base keeps no cache: it reads all tokens at once" in text
+    assert "it would be as" not in text
+    assert row(capsys, "kvcache", "bert-base")["bytes_total"] == 0
+    assert "bert-base keeps no cache" in answer(capsys, "kvcache", "bert-base", "gpt2")
+
+
+def test_latent_attention_as_other_heads(capsys: Capture) -> None:
+    text = answer(capsys, "kvcache", "deepseek-v3", "--format", "csv").split("\n\n")[1]
+    as_heads = {line["it would be as"]: line for line in csv.DictReader(io.StringIO(text))}
+    assert list(as_heads) == ["MHA", "GQA, 8 KV heads", "MQA", "as it is (MLA)"]
+    assert int(as_heads["MHA"]["a token (bytes)"]) == 61 * 128 * (192 + 128) * 2
+    assert float(as_heads["MHA"]["ratio"]) == 128 * 320 / 576
+
+
+# params
+
+
+def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
+    """(what, its number, the kinds of layers it is a share of; none where it stands once) of an explained formula."""
+    inside, once, last = formula.rpartition(", + ")
+    found = []
+    if not once and last.endswith(" once"):
+        inside, last = "", last.removesuffix(" once")
+    elif not once:
+        inside, last = last, ""
+    for part in filter(None, inside.split("; ")):
+        named, colon, text = part.rpartition(": ")
+        found.append((text, number(text), named.split(", ") if colon else kinds))
+    for text in filter(None, [last.removesuffix(" once")]):
+        found.append((text, number(text), []))
+    return found
+
+
+def number(text: str) -> int:
+    """What an explained formula comes to."""
+    return int(text.rpartition(" = ")[2].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", ["llama2-7b", "t5-base", "bert-base", "gemma3-4b", "jamba-v0.1", "deepseek-v3"])
+def test_formulas_of_components_come_to_the_model(name: str, capsys: Capture) -> None:
+    counts = {kind: layer["count"] for kind, layer in row(capsys, "params", name)["layers"].items()}
+    for line in table(capsys, "params", name, "--explain")[:-1]:
+        component, formula, model = line["component"], line["formula"], int(line["model"])
+        if line["per layer"]:
+            ((_, each, _),) = [part for part in parts(formula, ["any"]) if part[2]]
+            assert each == int(line["per layer"])
+            once = sum(value for _, value, kinds in parts(formula, ["any"]) if not kinds)
+            assert (model - once) % each == 0
+            assert (model - once) // each <= sum(counts.values())
+        elif ":" in formula:
+            total = sum(value * sum(counts[kind] for kind in kinds) for _, value, kinds in parts(formula, []) if kinds)
+            assert total + sum(value for _, value, kinds in parts(formula, []) if not kinds) == model, component
+        else:
+            assert number(formula) == model, component
+
+
+def test_formulas_of_llama(capsys: Capture) -> None:
+    by_name = {line["component"]: line for line in table(capsys, "params", "llama2-7b")}
+    assert list(by_name) == ["embedding", "attention", "mlp", "norms", "lm_head", "total"]
+    assert by_name["norms"]["formula (a layer)"] == "2 × hidden, + hidden once"
+    assert by_name["embedding"]["per layer"] == ""
+    assert "–" not in answer(capsys, "params", "llama2-7b")
+
+
+def test_formulas_of_both_stacks(capsys: Capture) -> None:
+    by_name = {line["component"]: line for line in table(capsys, "params", "t5-base")}
+    assert by_name["attention_extra"]["formula (a layer)"] == "2 × heads × num_buckets"
+    assert by_name["attention"]["formula (a layer)"] == "encoder.block: 4 × hidden²; block: 8 × hidden²"
+    assert by_name["attention"]["per layer"] == ""
+    assert by_name["mlp"]["per layer"] == "4718592"
+
+
+def test_numbers_without_names_are_not_shown(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n_text"}))
+    by_name = {line["component"]: line for line in table(capsys, "params", str(tmp_path))}
+    assert by_name["embedding"]["formula (a layer)"] == "vocab × hidden + …"
+    assert by_name["other"]["formula (a layer)"] == ""
+    assert by_name["norms"]["formula (a layer)"] == "4 × hidden + …, + hidden + … once"
+
+
+def test_published_counts_with_their_difference(capsys: Capture) -> None:
+    assert "published 220.0 M (−1.3%)" in answer(capsys, "params", "t5-base")
+    assert "published 671.00 B (−0.004%)" in answer(capsys, "params", "deepseek-v3")
+    assert "as published" in answer(capsys, "params", "llama2-7b")
+
+
+@pytest.mark.parametrize("command", ["params", "flops"])
+def test_ops_say_their_kind_of_layer_where_there_are_several(command: str, capsys: Capture) -> None:
+    assert "layers" not in table(capsys, command, "llama2-7b", "--by", "op")[0]
+    kinds = {line["layers"] for line in table(capsys, command, "jamba-v0.1", "--by", "op")}
+    assert kinds == {"", "mamba_dense", "mamba_moe", "attention_dense"}
+    assert "encoder.block" in {line["layers"] for line in table(capsys, command, "t5-base", "--by", "op")}
+
+
+# flops
+
+
+def test_the_rule_of_thumb_is_per_token_too(capsys: Capture) -> None:
+    found = row(capsys, "flops", "llama2-7b")
+    text = answer(capsys, "flops", "llama2-7b")
+    assert found["seq_len"] == 4096
+    assert f"a token {found['flops_per_token'] / 1e9:.2f} GFLOPs" in text
+    assert f"= {found['rule_of_thumb_flops'] / 4096 / 1e9:.2f} GFLOPs a token (−9.3%)" in text
+
+
+def test_absorbed_latent_attention_is_said(capsys: Capture) -> None:
+    for model, phase, absorbed in (
+        ("deepseek-v3", "decode", True),
+        ("deepseek-v3", "prefill", False),
+        ("llama2-7b", "decode", False),
+    ):
+        assert row(capsys, "flops", model, "--phase", phase)["absorbed_mla"] is absorbed
+        assert ("absorbed" in answer(capsys, "flops", model, "--phase", phase)) is absorbed
+
+
+@pytest.mark.parametrize("command", ["flops", "kvcache", "memory", "compare"])
+@pytest.mark.parametrize("format", ["table", "markdown", "csv", "json"])
+def test_positions_that_end_are_said(command: str, format: str, capsys: Capture) -> None:
+    note = "the learned positions of gpt2 end at 1,024 tokens: it cannot read 1,025"
+    assert note in answer(capsys, command, "gpt2", "--seq", "1025", "--format", format)
+    assert "the learned positions" not in answer(capsys, command, "gpt2", "--seq", "1024", "--format", format)
+
+
+def test_a_token_is_decoded_behind_the_others(capsys: Capture) -> None:
+    assert "cannot read 1,025" in answer(capsys, "flops", "gpt2", "--seq", "1024", "--phase", "decode")
+
+
+# memory
+
+
+def test_memory_says_what_it_assumes(capsys: Capture) -> None:
+    text = answer(capsys, "memory", "llama2-7b", "--recompute", "full", "--layout", "dp=2", "--batch", "1000")
+    for said in ("weights bf16", "master weights fp32", "adamw", "recompute full", "fused", "flash"):
+        assert said in text.split("\n\n")[0]
+    assert "micro-batch 1,000 of each replica" in text
+    served = ("memory", "llama2-7b", "--phase", "inference", "--precision", "int8", "--kv-dtype", "fp8")
+    assert "weights int8 · cache fp8" in answer(capsys, *served)
+    found = row(capsys, *served)
+    assert (found["precision"], found["kv_dtype"], found["optimizer"]) == ("int8", "fp8", None)
+    assert found["parts_bytes"]["kv_cache"] * 2 == row(capsys, *served[:-2])["parts_bytes"]["kv_cache"]
+    assert row(capsys, "memory", "llama2-7b")["precision"] == "mixed"
+
+
+def test_fsdp_shows_no_weights_of_its_own(capsys: Capture) -> None:
+    arguments = ("memory", "llama2-7b", "--layout", "dp=8,zero=3")
+    weights = table(capsys, *arguments)[0]
+    assert (weights["part"], weights["when complete (bytes)"]) == ("weights", "")
+    text = answer(capsys, *arguments)
+    assert "fp32 shards, counted with the optimizer" in text
+    assert "textbook" not in text
+    assert "textbook" in answer(capsys, *arguments[:-1], "dp=8,zero=2")
+
+
+def test_memory_that_is_approximate_says_why(capsys: Capture) -> None:
+    found = row(capsys, "memory", "mamba-130m")
+    assert found["approximate"] is True
+    (reason,) = found["approximate_because"]
+    text = answer(capsys, "memory", "mamba-130m")
+    assert text.startswith("mamba-130m (approximate)")
+    assert f"approximate: {reason}" in text
+    assert row(capsys, "params", "mamba-130m")["approximate"] is False
+
+
+# compare
+
+
+def test_compare_gives_values_not_texts(capsys: Capture) -> None:
+    bert, gemma = json.loads(answer(capsys, "compare", "bert-base", "gemma3-4b", "--format", "json"))["models"]
+    assert bert["decode_flops_per_token"] is None
+    assert gemma["decode_flops_per_token"] > 0
+    assert (gemma["window"], gemma["head_dim"], gemma["parallel_block"]) == ([1024, None], [256], False)
+    assert bert["biases"] == ["q, k, v", "attention output", "feed-forward"]
+    assert (bert["window"], bert["moe"], bert["layers"], bert["encoder_layers"]) == ([], [], 12, None)
+    assert bert["approximate_because"] == []
+    (line,) = re.findall(r"decode flops per token +(.*)", answer(capsys, "compare", "bert-base", "gemma3-4b"))
+    assert line.split()[0] == "–"
+
+
+# Wording and units
+
+
+def test_one_is_no_plural(capsys: Capture) -> None:
+    one = ("--set", "num_hidden_layers=1")
+    assert " · 1 layer · " in answer(capsys, "params", "gpt2", *one)
+    assert "prefill of 1 token · batch 20,000 ·" in answer(capsys, "flops", "gpt2", "--seq", "1", "--batch", "20000")
+    assert "· 1 token ·" in answer(capsys, "kvcache", "gpt2", "--seq", "1")
+
+
+def test_dense_models_use_all_their_parameters(capsys: Capture) -> None:
+    by_name = {line["name"]: line for line in csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "-f", "csv")))}
+    assert by_name["llama2-7b"]["active"] == by_name["llama2-7b"]["parameters"] == "6.74 B"
+    assert by_name["mixtral-8x7b"]["active"] == "12.88 B"
+
+
+def test_units_of_headings(capsys: Capture) -> None:
+    for arguments, people, base in (
+        (("memory", "gpt2"), "at the peak (GiB)", "at the peak (bytes)"),
+        (("specs", "list", "--devices"), "bandwidth (GB/s)", "bandwidth (bytes/s)"),
+        (("specs", "list", "--devices"), "bf16 (TFLOP/s)", "bf16 (FLOP/s)"),
+        (("flops", "gpt2"), "step (FLOPs)", "step (FLOPs)"),
+    ):
+        assert people in answer(capsys, *arguments)
+        assert people in answer(capsys, *arguments, "--format", "markdown")
+        assert base in answer(capsys, *arguments, "--format", "csv").splitlines()[0]
+    devices = csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "--devices", "--format", "csv")))
+    (h100,) = [line for line in devices if line["name"] == "h100-sxm"]
+    assert (float(h100["bandwidth (bytes/s)"]), int(h100["memory (bytes)"])) == (3.35e12, 80 * 2**30)
