@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -36,6 +38,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; the exit code. Errors go to stderr, with a hint where there is one."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except (SystemExit, BrokenPipeError):  # typer leaves by the first
+        _leave_stdout()
+        return 0  # the reader went away, as `head` does; nothing is wrong
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as problem:
+        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:  # no file: a stream
+            _leave_stdout()
+            _complain(f"cannot write the answer: {problem.strerror}")
+            return 2
+        import traceback
+
+        traceback.print_exc()
+        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
+        return BUG
+
+
+def _run(arguments: list[str]) -> int:
     # What every complaint of the parser descends from; typer does not export it.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
@@ -53,16 +77,14 @@ def run(arguments: list[str]) -> int:
         return 2
     except typer.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except SystemExit:
-        return 0  # how typer leaves where the reader went away, as `head` does; nothing is wrong
-    except Exception:
-        import traceback
 
-        traceback.print_exc()
-        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
-        return BUG
+
+def _leave_stdout() -> None:
+    """Nothing more can be written: what is left in the buffer must not fail again at the end of the process."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def build(arguments: list[str]) -> Any:
