@@ -184,7 +184,7 @@ def _refuse(scores: Scores, name: str) -> None:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """torch's FlexAttention; sinks are applied to its result by the log-sum-exp it returns."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     queries, keys = mask.queries, mask.keys
 
@@ -211,7 +211,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
 
     block_mask = create_block_mask(seen, q.shape[0], None, q.shape[2], k.shape[2], device=str(q.device))
     changes = scores.soft_cap is not None or scores.bias is not None
-    out, lse = flex_attention(
+    out, aux = flex_attention(
         q,
         k,
         v,
@@ -219,11 +219,12 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
         block_mask=block_mask,
         scale=scores.scale,
         enable_gqa=k.shape[1] != q.shape[1],
-        return_lse=True,
+        return_aux=AuxRequest(lse=True),
     )
     if scores.sinks is None:
         return out
-    kept = torch.sigmoid(lse - scores.sinks.to(lse.dtype)[None, :, None])
+    assert aux.lse is not None
+    kept = torch.sigmoid(aux.lse - scores.sinks.to(aux.lse.dtype)[None, :, None])
     return out * kept[..., None].to(out.dtype)
 
 
