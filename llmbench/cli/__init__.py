@@ -21,6 +21,7 @@ COMMANDS = {
     "kvcache": "llmbench.cli.kvcache",
     "memory": "llmbench.cli.memory",
     "compare": "llmbench.cli.compare",
+    "model": "llmbench.cli.model",
     "env": "llmbench.cli.env",
 }
 """Every command and the module that has it, in the order of the help."""

@@ -131,7 +131,7 @@ class ExpertsLayer(nn.Module):
         return (back if self.moe.router.on_input else back * weights[..., None].to(back.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
-        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where tensors hold
+        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where there is
         none (meta, llmbench.model.trace) even shares stand in its place."""
         experts = self.moe.num_experts
         if choices.is_meta:

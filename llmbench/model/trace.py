@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
-from llmbench.model.ffn import ExpertsLayer
+from llmbench.model.ffn import ExpertsLayer, even_shares
 from llmbench.model.implementations import Mask, Scores, implementation
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -108,7 +108,7 @@ def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> d
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
     counter = FlopCounterMode(display=False)
     with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, _Attributed(counter, scopes, found):
-        model(tokens)
+        run_once(model, tokens)
     return found
 
 
@@ -134,10 +134,16 @@ def traced_saved_bytes(
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with _prepared(model, scopes, attention), hooks, _AsOnCuda(), scopes:
-            logits = model(tokens)
+            logits = run_once(model, tokens)
             with scopes.within("loss"):
                 F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
     return found
+
+
+def run_once(model: Decoder, tokens: Tensor) -> Tensor:
+    """Logits of tokens [B, S]; an encoder reads the same."""
+    logits: Tensor = model(tokens) if model.spec.encoder is None else model(tokens, tokens)
+    return logits
 
 
 class _Scopes(TorchFunctionMode):
@@ -280,13 +286,7 @@ def _prepared(model: Decoder, scopes: _Scopes, attention: Attention) -> Iterator
 
 
 def _even(num_experts: int) -> Callable[[Tensor], list[int]]:
-    """As many rows for each expert as for any other, within one."""
-
-    def rows(choices: Tensor) -> list[int]:
-        total = choices.numel()
-        return [total * (e + 1) // num_experts - total * e // num_experts for e in range(num_experts)] + [0]
-
-    return rows
+    return lambda choices: even_shares(choices.numel(), num_experts)
 
 
 def _homes(found: dict[str, int], names: set[str]) -> dict[str, int]:

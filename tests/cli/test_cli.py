@@ -378,6 +378,7 @@ OPTIONS = {
     "memory": "--phase --seq --batch --precision --optimizer --recompute --layout --kernels "
     "--kv-dtype --set --format --output",
     "compare": "--seq --set --format --output",
+    "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "env": "--format --output",
     "specs list": "--devices --model-types --format --output",
     "specs show": "--set --output",

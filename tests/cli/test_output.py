@@ -38,6 +38,7 @@ ANSWERS = [
     ["memory", "deepseek-v3", "--layout", "pp=16,ep=64,dp=128,zero=1", "--recompute", "full"],
     ["memory", "llama3-70b", "--phase", "inference", "--precision", "fp8"],
     ["compare", "gpt2-xl", "llama2-7b", "deepseek-v3"],
+    ["model", "qwen3-0.6b", "--trace", "--seq", "32"],
     ["env"],
     ["specs", "list"],
     ["specs", "list", "--devices"],

@@ -1,0 +1,224 @@
+"""`llmbench model`: the real PyTorch model, built, run once, or traced beside its analytic figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, approximate_lines, load, title
+from llmbench.errors import CannotRunError
+from llmbench.report.describe import headline
+from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.units import change, size
+from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.model.describe import Built, Ran, TreeRow
+    from llmbench.model.trace import Trace
+
+Impl = Annotated[
+    str,
+    typer.Option(
+        "--impl",
+        metavar="NAME",
+        help="How attention is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, meta; auto takes a GPU.")]
+DType = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Format of weights and activations.")]
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", metavar="N", help="Build only the first N layers.", min=1, show_default=False),
+]
+Traced = Annotated[
+    bool, typer.Option("--trace", help="FLOPs and saved bytes op by op, analytic and traced; needs no memory.")
+]
+
+
+def command(
+    model: OneModel,
+    impl: Impl = "sdpa",
+    device: Device = "auto",
+    dtype: DType = "bf16",
+    layers: Layers = None,
+    trace: Traced = False,
+    seq: Seq = 128,
+    batch: Batch = 1,
+    set: Set = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """The real PyTorch model: its modules, its memory, a forward pass.
+
+    Weights are random. With --trace nothing is allocated: FLOPs are counted on meta tensors by torch's
+    FlopCounterMode, and what autograd saves on fake ones (--impl standard holds the scores; any other is traced as a
+    flash kernel), each beside what `llmbench flops --attention full` and `llmbench memory --kernels eager` say.
+
+    Examples:
+
+      llmbench model gpt2
+
+      llmbench model smollm2-135m --layers 2 --impl standard --dtype fp32
+
+      llmbench model llama3.1-405b --trace --seq 8192
+
+      llmbench model deepseek-v3 --trace --seq 4096 --format json
+    """
+    try:
+        from llmbench.model import describe
+    except ModuleNotFoundError as problem:
+        if problem.name is None or problem.name.partition(".")[0] != "torch":
+            raise
+        raise CannotRunError(
+            "`llmbench model` needs PyTorch, which is not installed", hint="pip install 'llmbench[gpu]'"
+        ) from None
+    from llmbench.model.implementations import implementation
+
+    implementation(impl)
+    spec = describe.first_layers(load(model, set), layers)
+    row: dict[str, Any] = {
+        "model": spec.name,
+        "approximate": bool(spec.approximate),
+        "approximate_because": list(spec.approximate),
+        "layers": spec.num_hidden_layers,
+        "dtype": dtype,
+        "seq_len": seq,
+        "batch": batch,
+    }
+    if trace:
+        from llmbench.model.trace import trace as traced
+
+        found = traced(
+            spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
+        )
+        row |= {"built": None, "trace": _trace_row(found)}
+        block = _trace_block(spec, found, row)
+    else:
+        rows = describe.tree(spec)
+        built = describe.build_on(spec, impl=impl, device=device, dtype=dtype)
+        ran = describe.forward(built, seq_len=seq, batch=batch)
+        row |= {"built": _built_row(rows, built, ran, impl), "trace": None}
+        block = _built_block(spec, rows, built, ran, row)
+    document = Document(
+        command="model",
+        inputs={
+            "model": model,
+            "impl": impl,
+            "device": device,
+            "dtype": dtype,
+            "layers": layers,
+            "trace": trace,
+            "seq_len": seq,
+            "batch": batch,
+            "set": set or [],
+        },
+        rows_key="models",
+        rows=[row],
+        blocks=[block],
+    )
+    answer(document, format, output)
+
+
+def _built_row(rows: list[TreeRow], built: Built, ran: Ran, impl: str) -> dict[str, Any]:
+    return {
+        "device": built.device,
+        "impl": impl,
+        "attention_kernels": ran.kernels,
+        "parameters": built.parameters,
+        "parameter_bytes": built.parameter_bytes,
+        "memory_bytes": built.memory_bytes,
+        "build_s": built.build_s,
+        "forward_s": ran.forward_s,
+        "logits_shape": ran.logits,
+        "logits_finite": ran.finite,
+        "modules": [row._asdict() for row in rows],
+    }
+
+
+def _built_block(spec: ModelSpec, rows: list[TreeRow], built: Built, ran: Ran, row: dict[str, Any]) -> Block:
+    cells: list[list[Any]] = []
+    for part in rows:
+        depth = part.name.replace(".{}", "").count(".")
+        name = part.name if depth == 0 else part.name.rpartition(".")[2]
+        times = f"{part.instances} × " if part.instances > 1 and part.name.endswith("{}") else ""
+        cells.append(["  " * depth + times + name, part.module, part.parameters, part.instances * part.parameters])
+    cells.append(["total", "", None, built.parameters])
+    columns = [Column("module"), Column("class"), Column("parameters", "count"), Column("in the model", "count")]
+    grown = "" if built.memory_bytes is None else f", memory grew by {size(built.memory_bytes)}"
+    kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
+    shape = " × ".join(f"{length:,}" for length in ran.logits)
+    lines = [
+        f"built on {built.device} in {built.build_s:.2f} s: {size(built.parameter_bytes)} of {row['dtype']} weights"
+        + grown,
+        f"attention ({row['built']['impl']}) ran as: {kernels}",
+        f"one forward pass of {row['batch']} × {row['seq_len']:,} tokens: {ran.forward_s:.3f} s, logits {shape}"
+        + ("" if ran.finite else ", NOT ALL FINITE"),
+    ]
+    if built.device == "meta":
+        lines[2] = f"one forward pass of {row['batch']} × {row['seq_len']:,} tokens on meta: logits {shape}"
+    elif built.device == "cpu" and row["built"]["impl"] == "flash":
+        lines.append("impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs")
+    return Block(
+        subject=title(spec),
+        headline=headline(spec),
+        table=Table(columns=columns, rows=cells, total=True),
+        lines=[*lines, *approximate_lines(spec)],
+    )
+
+
+def _trace_row(found: Trace) -> dict[str, Any]:
+    return {
+        "layers_traced": found.layers_traced,
+        "forward_flops": sum(op.forward_flops or 0 for op in found.ops),
+        "traced_flops": sum(op.traced_flops for op in found.ops),
+        "saved_bytes": sum(op.saved_bytes or 0 for op in found.ops),
+        "traced_saved_bytes": sum(op.traced_saved_bytes for op in found.ops),
+        "ops": [op._asdict() for op in found.ops],
+    }
+
+
+def _trace_block(spec: ModelSpec, found: Trace, row: dict[str, Any]) -> Block:
+    kinds = len(spec.layers) > 1
+    cells: list[list[Any]] = []
+    for op in found.ops:
+        figures = (op.forward_flops, op.traced_flops, op.saved_bytes, op.traced_saved_bytes)
+        if any(figures):
+            times = f"{op.instances} × " if op.instances > 1 else ""
+            where = f" ({op.layer})" if kinds and op.layer else ""
+            cells.append([times + op.name + where, *_compared(*figures)])
+    traced = row["trace"]
+    totals = (traced["forward_flops"], traced["traced_flops"], traced["saved_bytes"], traced["traced_saved_bytes"])
+    cells.append(["total", *_compared(*totals)])
+    columns = [
+        Column("op"),
+        Column("FLOPs", "count"),
+        Column("traced FLOPs", "count"),
+        Column("off", "percent"),
+        Column("saved", "gib"),
+        Column("traced saved", "gib"),
+        Column("saved off", "percent"),
+    ]
+    lines = [
+        f"FLOPs {change(totals[1], totals[0])}, saved bytes {change(totals[3], totals[2])} traced against analytic; "
+        f"{found.layers_traced} of {spec.num_hidden_layers} layers traced, which stand for all",
+        "FLOPs of the forward pass with all S×S score pairs; bytes kept for backward by eager kernels, weights apart",
+    ]
+    if any(op.recurrent for op in found.ops):
+        lines.append("recurrences are counted in their step form, and are computed in torch as other operations")
+    context = f"traced without memory · {row['batch']} × {row['seq_len']:,} tokens · {row['dtype']}"
+    return Block(
+        subject=title(spec),
+        headline=f"{headline(spec)}\n{context}",
+        table=Table(columns=columns, rows=cells, total=True),
+        lines=[*lines, *approximate_lines(spec)],
+    )
+
+
+def _compared(flops: int | None, traced: int, saved: int | None, kept: int) -> list[Any]:
+    """The figures with how far the traced are from the analytic, None where there is nothing to compare."""
+    return [flops, traced, _off(traced, flops), saved, kept, _off(kept, saved)]
+
+
+def _off(value: int, reference: int | None) -> float | None:
+    return (value - reference) / reference if reference else None

@@ -1,0 +1,117 @@
+"""`llmbench model`: what it builds, what it traces, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from llmbench.cli import run
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.catalog import load_bundled
+
+Capture = pytest.CaptureFixture[str]
+
+
+def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    """The row of a command that succeeds."""
+    assert run(["model", *arguments, "--format", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "llmbench.model/1"
+    (found,) = document["models"]
+    return found
+
+
+def refusal(capsys: Capture, code: int, *arguments: str) -> str:
+    """What a command says that fails as it should."""
+    assert run(["model", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_a_model_is_built_and_run(capsys: Capture) -> None:
+    found = row(
+        capsys, "smollm2-135m", "--layers", "2", "--seq", "9", "--batch", "3", "--dtype", "fp32", "--device", "cpu"
+    )
+    assert (found["layers"], found["trace"]) == (2, None)
+    built = found["built"]
+    total = 49152 * 576 + 576 + 2 * 3_540_096
+    assert (built["parameters"], built["parameter_bytes"]) == (total, 4 * total)
+    assert built["logits_shape"] == [3, 9, 49152]
+    assert built["logits_finite"]
+    assert built["attention_kernels"] == ["scaled_dot_product_flash_attention_for_cpu"]
+    modules = {module["name"]: module for module in built["modules"]}
+    assert modules["layers.{}"]["instances"] == 2
+    assert modules["layers.{}"]["parameters"] == 3_540_096
+    assert modules["layers.{}.attention.q_proj"]["parameters"] == 576 * 576
+    tops = [module for module in built["modules"] if module["name"] == "layers.{}" or "." not in module["name"]]
+    assert sum(module["instances"] * module["parameters"] for module in tops) == total
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "jamba-v0.1", "t5-base", "bert-base"])
+def test_the_tree_adds_up(name: str, capsys: Capture) -> None:
+    """On meta, so of any size."""
+    built = row(capsys, name, "--device", "meta", "--seq", "4")["built"]
+    assert built["parameters"] == count_parameters(load_bundled(name)).total
+    tops = [m for m in built["modules"] if m["name"].removeprefix("encoder.").count(".") == m["name"].count("{}")]
+    tops = [m for m in tops if m["name"] != "encoder"]
+    assert sum(m["instances"] * m["parameters"] for m in tops) == built["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("impl", "kernels"), [("standard", []), ("flash", ["scaled_dot_product_flash_attention_for_cpu"])]
+)
+def test_it_says_what_ran(impl: str, kernels: list[str], capsys: Capture) -> None:
+    arguments = ("smollm2-135m", "--layers", "1", "--seq", "8", "--device", "cpu", "--impl", impl)
+    assert row(capsys, *arguments)["built"]["attention_kernels"] == kernels
+    assert run(["model", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert ("torch's own kernel on a CPU" in out) == (impl == "flash")
+
+
+def test_traced_beside_analytic(capsys: Capture) -> None:
+    found = row(capsys, "llama3.1-405b", "--trace", "--seq", "4096", "--batch", "2")
+    assert found["built"] is None
+    trace = found["trace"]
+    assert run(["flops", "llama3.1-405b", "--seq", "4096", "--batch", "2", "--attention", "full", "-f", "json"]) == 0
+    total = json.loads(capsys.readouterr().out)["models"][0]["total_flops"]
+    assert trace["forward_flops"] == trace["traced_flops"] == total
+    assert trace["traced_saved_bytes"] == pytest.approx(trace["saved_bytes"], rel=0.01)
+    assert sum(op["traced_saved_bytes"] for op in trace["ops"]) == trace["traced_saved_bytes"]
+    standard = row(capsys, "gpt2", "--trace", "--impl", "standard")["trace"]
+    assert standard["traced_saved_bytes"] > row(capsys, "gpt2", "--trace")["trace"]["traced_saved_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["gpt2", "--impl", "flsh"], 2, "did you mean `flash`?"),
+        (["gpt2", "--device", "abc"], 2, "no device `abc`"),
+        (["gpt2", "--device", "xpu"], 3, "only cpu, cuda and meta"),
+        (["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"], 2, "positions for 1,024 tokens"),
+        (["gpt2", "--layers", "0"], 2, "--layers"),
+        (["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"], 3, "no soft cap on scores"),
+        (["gpt2", "--set", "hidden_size=100000000"], 3, "--layers N"),
+    ],
+)
+def test_what_cannot_be(arguments: list[str], code: int, says: str, capsys: Capture) -> None:
+    assert says in refusal(capsys, code, *arguments)
+
+
+def test_a_gpu_that_is_not_there(capsys: Capture) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert "no CUDA GPU" in refusal(capsys, 3, "gpt2", "--device", "cuda")
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    for name in [name for name in sys.modules if name.startswith("llmbench.model")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("llmbench.model", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "llmbench[gpu]" in refusal(capsys, 3, "gpt2")
