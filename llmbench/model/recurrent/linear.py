@@ -56,7 +56,9 @@ class GatedDeltaNetLayer(nn.Module):
         q, k, v = packed.split((keys, keys, values), dim=-1)
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
-        decay = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
+        waits = self.a_proj(x).float() + self.dt_bias.float()
+        # log(1 + e^x): softplus's own backward has other strides compiled than traced, and then fails
+        decay = -self.A_log.float().exp() * torch.logaddexp(waits, waits.new_zeros(()))
         decay, rate = passed_over(decay, valid), passed_over(self.b_proj(x).float().sigmoid(), valid)
         held = None if state is None else state.state
         if held is None:
@@ -67,7 +69,7 @@ class GatedDeltaNetLayer(nn.Module):
             state.state = last
         y = self.norm(y.to(x.dtype))
         if self.g_proj is not None:
-            y = y * F.silu(self.g_proj(x).float().view(y.shape))
+            y = y * F.silu(self.g_proj(x).float().unflatten(-1, y.shape[2:]))
         return self.out_proj(y.flatten(2).to(x.dtype)), shared
 
 

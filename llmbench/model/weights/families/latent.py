@@ -26,6 +26,6 @@ attention.indexer.weights_proj.*    self_attn.indexer.weights_proj.*
 
 MOE = EXPERTS + CORRECTION + SHARED_EXPERTS + GATED
 
-table("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", "mistral4", top=TOP, layers=LATENT + MOE + PRE_NORMS)
+table("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", top=TOP, layers=LATENT + MOE + PRE_NORMS)
 table("deepseek_v32", "glm_moe_dsa", top=TOP, layers=LATENT + INDEXER + MOE + PRE_NORMS)
 table("minicpm3", "youtu", top=TOP, layers=LATENT + GATED + PRE_NORMS)

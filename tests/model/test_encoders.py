@@ -1,0 +1,176 @@
+"""Encoders and encoder-decoders: logits equal transformers', padding changes nothing, decoding equals one pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from llmbench import model as models
+from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.model.decoder import Decoder
+from llmbench.model.mixers import new_cache
+from llmbench.model.seq2seq import Seq2Seq, model_of
+from llmbench.sizing.lower import lower
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.workload import Workload
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.override import override
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", SMALL),
+    "bert, another activation": ("bert", {**SMALL, "hidden_act": "gelu_new", "type_vocab_size": 3}),
+    "roberta": ("roberta", SMALL),
+    "roberta, another padding token": ("roberta", {**SMALL, "pad_token_id": 2, "type_vocab_size": 1}),
+    "xlm-roberta": ("xlm-roberta", {**SMALL, "type_vocab_size": 1}),
+    "camembert": ("camembert", {**SMALL, "type_vocab_size": 1}),
+    "data2vec": ("data2vec-text", {**SMALL, "type_vocab_size": 1}),
+    "electra": ("electra", {**SMALL, "embedding_size": 16}),
+    "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
+    "distilbert": (
+        "distilbert",
+        {"vocab_size": 96, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+    ),
+}
+T5 = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+GATED = {"feed_forward_proj": "gated-gelu"}
+SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("t5", T5),
+    "t5, few buckets, other depth and width": ("t5", {**T5, **NEAR, "num_decoder_layers": 3, "d_kv": 12}),
+    "t5 v1.1": ("t5", {**T5, **GATED, "tie_word_embeddings": False}),
+    "t5 v1.1, a head of its own": ("t5", {**T5, **GATED, "tie_word_embeddings": False}),
+    "mt5": ("mt5", {**T5, **GATED}),
+    "umt5, a bias a layer": ("umt5", {**T5, **GATED}),
+}
+CASES = {**ENCODERS, **SEQ2SEQ}
+
+
+def saved(case: str, folder: Path) -> nn.Module:
+    """transformers' model with random weights everywhere, written into the folder."""
+    model_type, config = CASES[case]
+    kind = transformers.AutoConfig.for_model(model_type, **config)
+    auto = transformers.AutoModelForMaskedLM if case in ENCODERS else transformers.AutoModelForSeq2SeqLM
+    theirs: nn.Module = auto.from_config(kind, attn_implementation="eager").float().eval()
+    untied = "head of its own" in case
+    if untied:  # as in the files on the hub, where transformers 5 makes only tied ones
+        theirs.lm_head.weight = nn.Parameter(torch.empty(96, 32))  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, held in theirs.named_parameters():
+            norm = held.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
+            held.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
+    theirs.save_pretrained(folder)  # type: ignore[operator]
+    if untied:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    return theirs
+
+
+def tokens(length: int, seed: int = 2) -> Tensor:
+    return torch.randint(3, 96, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    assert torch.isfinite(theirs).all()
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("impl", ["standard", "sdpa"])
+@pytest.mark.parametrize("case", ENCODERS)
+def test_encoders_equal_transformers(case: str, impl: str, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    ours = models.load(tmp_path, impl=impl)
+    ids, real = tokens(23), torch.arange(23) < torch.tensor([15, 23])[:, None]
+    kinds = ids % (ours.spec.embedding.token_types or 1)
+    inputs = {"token_type_ids": kinds} if ours.spec.embedding.token_types else {}
+    with torch.no_grad():
+        assert_close(ours(ids, token_types=kinds), theirs(ids, **inputs).logits)
+        wanted = theirs(ids, attention_mask=real.long(), **inputs).logits
+        assert_close(ours(ids, token_types=kinds, lengths=torch.tensor([15, 23]))[real], wanted[real])
+
+
+@pytest.mark.parametrize("impl", ["standard", "sdpa"])
+@pytest.mark.parametrize("case", SEQ2SEQ)
+def test_encoder_decoders_equal_transformers_and_decoding_equals_one_pass(case: str, impl: str, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    ours = models.load(tmp_path, impl=impl)
+    assert isinstance(ours, Seq2Seq)
+    source, ids = tokens(21), tokens(17, seed=3)
+    encoder_lengths = torch.tensor([13, 21])
+    real = torch.arange(21) < encoder_lengths[:, None]
+    with torch.no_grad():
+        assert_close(ours(ids, source), theirs(input_ids=source, decoder_input_ids=ids, use_cache=False).logits)
+        wanted = theirs(input_ids=source, attention_mask=real.long(), decoder_input_ids=ids, use_cache=False).logits
+        logits = ours(ids, source, encoder_lengths=encoder_lengths)
+        assert_close(logits, wanted)
+        cache = new_cache(ours.spec, 2, 17, dtype=torch.float32, device="cpu")
+        lengths = [4, 7]
+        first = ours(ids[:, :7], source, encoder_lengths=encoder_lengths, cache=cache, lengths=torch.tensor(lengths))
+        for row, length in enumerate(lengths):
+            assert_close(first[row, :length], logits[row, :length])
+        for step in range(10):
+            new = torch.stack([ids[row, length + step] for row, length in enumerate(lengths)])
+            out = ours(new[:, None], cache=cache)
+            for row, length in enumerate(lengths):
+                assert_close(out[row, 0], logits[row, length + step])
+
+
+def test_untied_head_is_its_own(tmp_path: Path) -> None:
+    saved("t5 v1.1, a head of its own", tmp_path)
+    ours = models.load(tmp_path)
+    assert not torch.equal(ours.lm_head.weight, ours.embedding.weight)
+    assert ours.spec.head.scale == 1.0
+
+
+def test_a_decoder_without_its_encoder_is_refused() -> None:
+    spec = load_bundled("t5-small")
+    with pytest.raises(UnsupportedError, match="has an encoder"):
+        Decoder(spec)
+    small = override(spec, {"hidden_size": 32})
+    model = models.build(small, init="empty")
+    with pytest.raises(CannotRunError, match="encoder_tokens"):
+        model(tokens(4))
+
+
+@pytest.mark.parametrize("name", ["bert-base", "bert-large", "t5-small", "t5-base", "flan-t5-base", "flan-t5-xl"])
+def test_parameters_and_names_are_those_of_the_table(name: str) -> None:
+    spec = load_bundled(name)
+    with torch.device("meta"):
+        model = model_of(spec)
+    assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
+    names = {each for op in lower(spec, Workload.prefill(8)) for each in op.names()}
+    for parameter, _ in model.named_parameters():
+        module = parameter.removesuffix(".weight").removesuffix(".bias")
+        assert parameter in names or module in names, parameter
+
+
+@pytest.mark.parametrize("name", ["bert-base", "t5-small", "flan-t5-base"])
+def test_gradients_reach_every_parameter(name: str) -> None:
+    spec = override(
+        load_bundled(name),
+        {"hidden_size": 32, "vocab_size": 96, "pattern": "2*block"}
+        | ({} if name == "bert-base" else {"encoder.pattern": "2*block"}),
+    )
+    model = models.build(spec, dtype=torch.bfloat16)
+    # Far enough apart that T5's distant buckets are met too.
+    ids, source = tokens(200), tokens(260, seed=3)
+    out = model(ids, token_types=ids % 2) if name == "bert-base" else model(ids, source)
+    out.float().logsumexp(-1).square().mean().backward()
+    for parameter, held in model.named_parameters():
+        assert held.grad is not None, parameter
+        assert torch.isfinite(held.grad).all(), parameter
+        assert held.grad.abs().max() > 0, parameter

@@ -1,0 +1,422 @@
+"""Recurrent mixers: scans equal naive recurrences in fp64, models equal transformers, states pass over padding, and
+prefill then decode equals one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from llmbench import model as models
+from llmbench.errors import UnsupportedError
+from llmbench.model.attention import Step
+from llmbench.model.decoder import Decoder
+from llmbench.model.implementations import implementation
+from llmbench.model.mixers import new_cache
+from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
+from llmbench.model.recurrent.linear import LightningLayer
+from llmbench.model.recurrent.scan import elementwise_scan, matrix_scan
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.ffn import Gated
+from llmbench.spec.mixer import (
+    RGLRU,
+    RWKV,
+    Attention,
+    GatedDeltaNet,
+    KimiDelta,
+    LightningAttention,
+    Mamba,
+    Mamba2,
+    Parallel,
+    ShortConv,
+)
+from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.position import Rope
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+SSM = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": (
+        "mamba",
+        {"vocab_size": 96, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "time_step_rank": 4},
+    ),
+    "mamba, biases, untied": (
+        "mamba",
+        {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "state_size": 4,
+            "num_hidden_layers": 2,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "conv_kernel": 3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "falcon-mamba": (
+        "falcon_mamba",
+        {"vocab_size": 96, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "mixer_rms_eps": 1e-3},
+    ),
+    "mamba2": (
+        "mamba2",
+        {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "state_size": 8,
+            "num_hidden_layers": 2,
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "time_step_limit": (0.01, 0.9),
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            **SMALL,
+            **EXPERTS,
+            "num_hidden_layers": 8,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "nemotron-h": (
+        "nemotron_h",
+        {
+            **SMALL,
+            "layers_block_type": ["mamba", "mlp", "attention", "moe", "mamba", "mlp"],
+            "head_dim": 8,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "time_step_min": 0.3,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "bamba": ("bamba", {**SMALL, **SSM, "num_hidden_layers": 3, "attn_layer_indices": [1]}),
+    "granite-4": (
+        "granitemoehybrid",
+        {
+            **SMALL,
+            **SSM,
+            "shared_intermediate_size": 40,
+            "num_hidden_layers": 3,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "qwen3-next": (
+        "qwen3_next",
+        {**SMALL, **DELTA, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    ),
+    "qwen3.5": ("qwen3_5_text", {**SMALL, **DELTA}),
+    "qwen3.5-moe": (
+        "qwen3_5_moe_text",
+        {**SMALL, **DELTA, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    ),
+    "lfm2": ("lfm2", {**SMALL, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
+    "recurrentgemma, width no square, window 6": (
+        "recurrent_gemma",
+        {
+            **SMALL,
+            "hidden_size": 40,
+            "lru_width": 40,
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "attention_window_size": 6,
+        },
+    ),
+}
+LENGTH = 23
+
+
+def saved(case: str, folder: Path) -> nn.Module:
+    """transformers' model with random weights everywhere, written into the folder."""
+    model_type, config = CASES[case]
+    torch.manual_seed(0)
+    kind = transformers.AutoConfig.for_model(model_type, **config)
+    theirs = transformers.AutoModelForCausalLM.from_config(kind, attn_implementation="eager").float().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, held in theirs.named_parameters():
+            if held.dim() > 1 and "A_log" not in name:
+                held.normal_(0.0, 0.2, generator=generator)
+            else:
+                held.add_(torch.randn(held.shape, generator=generator), alpha=0.2)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def tokens(rows: int = 2) -> Tensor:
+    return torch.randint(3, 96, (rows, LENGTH), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_and_decoding_equals_one_pass(case: str, tmp_path: Path) -> None:
+    theirs = saved(case, tmp_path)
+    ids = tokens()
+    with torch.no_grad():
+        wanted = theirs(ids, use_cache=False).logits
+        ours = models.load(tmp_path, impl="standard")
+        logits = ours(ids)
+        scale = wanted.abs().max()
+        assert torch.isfinite(wanted).all()
+        assert (logits - wanted).abs().max() <= 1e-5 * scale
+        # Two rows of different lengths: a padded prefill, then a token at a time.
+        cache = new_cache(ours.spec, 2, LENGTH, dtype=torch.float32, device="cpu")
+        lengths = [9, 14]
+        first = ours(ids[:, : max(lengths)], cache=cache, lengths=torch.tensor(lengths))
+        steps = [[*first[row, :length]] for row, length in enumerate(lengths)]
+        for step in range(LENGTH - max(lengths)):
+            new = torch.stack([ids[row, length + step] for row, length in enumerate(lengths)])
+            out = ours(new[:, None], cache=cache)
+            for row in range(2):
+                steps[row].append(out[row, 0])
+        for row in range(2):
+            found = torch.stack(steps[row])
+            assert (found - logits[row, : len(found)]).abs().max() <= 2e-5 * scale
+
+
+# --- Scans against the recurrences they stand for, in fp64.
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 37])
+def test_elementwise_scan_is_the_recurrence(length: int) -> None:
+    torch.manual_seed(length)
+    decay, inputs = torch.rand(2, length, 5, 3), torch.randn(2, length, 5, 3)
+    start = torch.randn(2, 5, 3)
+    h, wanted = start.double(), []
+    for step in range(length):
+        h = decay[:, step].double() * h + inputs[:, step].double()
+        wanted.append(h)
+    found = elementwise_scan(decay, inputs, start)
+    torch.testing.assert_close(found.double(), torch.stack(wanted, dim=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("length", [1, 5, 8, 21])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_matrix_scan_is_the_recurrence(delta: bool, length: int, groups: int) -> None:
+    torch.manual_seed(length)
+    q, k = torch.randn(2, length, groups, 6), torch.randn(2, length, groups, 6)
+    k = k / k.norm(dim=-1, keepdim=True)
+    v, log_decay = torch.randn(2, length, 4, 3), -3 * torch.rand(2, length, 4)
+    beta = torch.rand(2, length, 4) if delta else None
+    state = torch.randn(2, 4, 6, 3)
+    found, last = matrix_scan(q, k, v, log_decay, state, chunk=8, beta=beta)
+    held, wanted = state.double(), []
+    wide_q, wide_k = (x.double().repeat_interleave(4 // groups, dim=2) for x in (q, k))
+    for step in range(length):
+        held = log_decay[:, step].double().exp()[..., None, None] * held
+        key, value = wide_k[:, step], v[:, step].double()
+        if beta is not None:
+            value = beta[:, step].double()[..., None] * (value - torch.einsum("bhn,bhnp->bhp", key, held))
+        held = held + key[..., :, None] * value[..., None, :]
+        wanted.append(torch.einsum("bhn,bhnp->bhp", wide_q[:, step], held))
+    torch.testing.assert_close(found.double(), torch.stack(wanted, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last.double(), held, rtol=1e-4, atol=1e-5)
+
+
+def test_strong_decay_neither_overflows_nor_spoils_gradients() -> None:
+    log_decay = torch.full((1, 64, 2), -50.0, requires_grad=True)
+    q, k, v = torch.randn(1, 64, 1, 4), torch.randn(1, 64, 1, 4), torch.randn(1, 64, 2, 4)
+    out, _ = matrix_scan(q, k, v, log_decay, torch.zeros(1, 2, 4, 4), chunk=64)
+    out.sum().backward()
+    assert torch.isfinite(out).all()
+    assert log_decay.grad is not None
+    assert torch.isfinite(log_decay.grad).all()
+
+
+# --- Each mixer by itself.
+
+MIXERS: dict[str, Built] = {
+    "mamba": Mamba(intermediate_size=24, state_size=4, conv_kernel=4, time_step_rank=3, inner_norms="weighted"),
+    "mamba2": Mamba2(num_heads=4, head_dim=6, state_size=5, n_groups=2, conv_kernel=3, chunk_size=4),
+    "mamba2 without norm": Mamba2(
+        num_heads=4, head_dim=6, state_size=5, n_groups=1, conv_kernel=3, chunk_size=4, gated_norm=False
+    ),
+    "delta": GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_head_dim=8, value_head_dim=6, conv_kernel=4),
+    "lightning": LightningAttention(num_attention_heads=4, head_dim=4, block_size=4),
+    "rg-lru": RGLRU(lru_width=24, num_heads=4, conv_kernel=4),
+    "short conv": ShortConv(width=16, conv_kernel=3),
+}
+
+
+def one_layer(*mixers: Any) -> ModelSpec:
+    mixer = mixers[0] if len(mixers) == 1 else Parallel(branches=mixers)
+    return ModelSpec(
+        name="tiny",
+        source="made up",
+        layers={"block": Layer(mixer=mixer, ffn=Gated(intermediate_size=24))},
+        pattern="2*block",
+        vocab_size=96,
+        hidden_size=16,
+        tie_word_embeddings=True,
+        positions=Rope(),
+    ).check()
+
+
+def step_of(positions: Tensor, valid: Tensor | None = None) -> Step:
+    return Step(positions, valid, True, positions.shape[1], implementation("standard"))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_padding_leaves_the_state_as_it_is(name: str) -> None:
+    mixer = MIXERS[name]
+    model = models.build(one_layer(mixer), init="xavier")
+    layer = model.get_submodule(f"layers.0.{NAMES[type(mixer)]}")
+    torch.manual_seed(0)
+    x = torch.randn(3, 9, 16)
+    positions = torch.arange(9).expand(3, -1)
+    lengths = torch.tensor([9, 4, 0])
+    with torch.no_grad():
+        padded = new_state(mixer, 3)
+        layer(x, step_of(positions, torch.arange(9) < lengths[:, None]), padded, None)
+        for row, length in enumerate(lengths.tolist()):
+            alone = new_state(mixer, 1)
+            if length:
+                layer(x[row : row + 1, :length], step_of(positions[:1, :length]), alone, None)
+            for ours, wanted in ((padded.conv, alone.conv), (padded.state, alone.state)):
+                if ours is not None and wanted is not None:
+                    torch.testing.assert_close(ours[row : row + 1], wanted, rtol=1e-5, atol=1e-6)
+        padded.forget(0)
+        empty = new_state(mixer, 3)
+        for ours, wanted in ((padded.conv, empty.conv), (padded.state, empty.state)):
+            if ours is not None and wanted is not None:
+                assert torch.equal(ours[0], wanted[0])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_prefill_in_pieces_equals_one_pass(name: str) -> None:
+    model = models.build(one_layer(MIXERS[name]), init="xavier")
+    ids = tokens()
+    with torch.no_grad():
+        whole = model(ids)
+        cache = new_cache(model.spec, 2, LENGTH, dtype=torch.float32, device="cpu")
+        pieces = [model(part, cache=cache) for part in ids.split((5, 1, 10, 7), dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXERS)
+def test_gradients_reach_every_parameter(name: str, dtype: torch.dtype) -> None:
+    model = models.build(one_layer(MIXERS[name]), dtype=dtype, seed=3)
+    loss = model(tokens()).float().logsumexp(-1).square().mean()
+    loss.backward()
+    for parameter, held in model.named_parameters():
+        assert held.grad is not None, parameter
+        assert torch.isfinite(held.grad).all(), parameter
+        assert held.grad.abs().max() > 0, parameter
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    for mixer in MIXERS.values():
+        first, second = (models.build(one_layer(mixer), seed=5) for _ in range(2))
+        for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_parallel_branches_are_added() -> None:
+    """Falcon-H1's form: attention beside Mamba-2 on the same normed input."""
+    attention = Attention(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    spec = one_layer(MIXERS["mamba2"], attention)
+    model = models.build(spec, init="xavier")
+    assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
+    block, x = model.layers[0], torch.randn(2, 7, 16)
+    step = step_of(torch.arange(7).expand(2, -1))
+    with torch.no_grad():
+        normed = block.mixer_norm(x)
+        after = x + block.mamba(normed, step, None, None)[0] + block.attention(normed, step, None, None)[0]
+        wanted = after + block.ffn(block.ffn_norm(after), step.implementation)
+        torch.testing.assert_close(block(x, step, None, None)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_lightning_attention_equals_minimax() -> None:
+    """By itself: the layers around it differ from every placement that a spec knows."""
+    from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
+
+    config = transformers.MiniMaxConfig(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=4, head_dim=4, num_hidden_layers=2, block_size=4
+    )
+    theirs = MiniMaxLightningAttention(config, layer_idx=1)
+    mixer = LightningAttention(num_attention_heads=4, head_dim=4, block_size=4)
+    ours = LightningLayer(one_layer(mixer), mixer, index=1)
+    x = torch.randn(2, 11, 16)
+    with torch.no_grad():
+        for own, other in (("qkv_proj", "qkv_proj"), ("g_proj", "output_gate"), ("norm", "norm"), ("out_proj",) * 2):
+            held = theirs.get_submodule(other).weight.normal_(0.0, 0.4)
+            ours.get_submodule(own).weight.copy_(held)
+        wanted = theirs(x, (x, x), None)[0]
+        found = ours(x, step_of(torch.arange(11).expand(2, -1)), None, None)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "delta"])
+def test_a_block_compiles_whole(name: str) -> None:
+    block = models.build(one_layer(MIXERS[name]), init="xavier").layers[0]
+    x, step = torch.randn(1, 5, 16), step_of(torch.arange(5)[None])
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    out = compiled(x, step, None, None)[0]
+    torch.testing.assert_close(out, block(x, step, None, None)[0], rtol=1e-4, atol=1e-5)
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4), RWKV(width=16)])
+def test_what_is_not_built_is_refused(mixer: Any) -> None:
+    with pytest.raises(UnsupportedError, match="sized, not built"):
+        Decoder(one_layer(mixer))
+
+
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b", "jamba-v0.1", "qwen3-next-80b-a3b", "nemotron-h-56b"])
+def test_bundled_models_build_with_the_parameters_of_the_table(name: str) -> None:
+    spec = load_bundled(name)
+    with torch.device("meta"):
+        model = Decoder(spec)
+    assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
+
+
+def test_states_do_not_grow_with_length() -> None:
+    spec = load_bundled("mamba2-2.7b")
+    sizes = {new_cache(spec, 1, length, dtype=torch.bfloat16, device="meta").nbytes for length in (16, 4096)}
+    width, shared = 80 * 64, 2 * 128
+    assert sizes == {64 * ((3 * (width + shared)) * 2 + width * 128 * 4)}
+
+
+def test_every_kind_of_mixer_has_a_name_and_a_module() -> None:
+    for mixer in MIXERS.values():
+        assert isinstance(recurrent_layer(one_layer(mixer), mixer, index=0), nn.Module)
