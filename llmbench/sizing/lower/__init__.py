@@ -103,7 +103,8 @@ def _layer(b: Builder, layer: Layer) -> None:
         """The norms of one sublayer that stand before it, or after it."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
         if layer.placement in where:
-            b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm)
+            again = layer.placement == "parallel_two" and name != sublayers[0]  # both norms read, and keep, one tensor
+            b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not again)
 
     if layer.placement == "parallel":
         b.norm("norm", "norms", b.hidden, norm)
@@ -126,7 +127,7 @@ def _layer(b: Builder, layer: Layer) -> None:
             attention(b, layer.cross_attention, name="cross_attention", cross=True)
         else:
             assert layer.ffn is not None
-            feed_forward(b, layer.ffn)
+            feed_forward(b, layer.ffn, inputs_saved=layer.placement == "parallel" and layer.mixer is not None)
         norms(sublayer, before=False)
         if not parallel or sublayer == sublayers[-1]:
             b.residual(f"{sublayer}_residual")

@@ -9,12 +9,12 @@ from llmbench.sizing.op import Collective, Component
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE
 
 
-def feed_forward(b: Builder, ffn: FFN) -> None:
-    """Any feed-forward."""
+def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
+    """Any feed-forward; `inputs_saved` where a mixer beside it reads, and keeps, the same tensor."""
     if isinstance(ffn, MoE):
         _mixture(b, ffn)
     else:
-        _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=False)
+        _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
 
 
 def _dense(
@@ -45,13 +45,14 @@ def _dense(
         b.linear(f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False)
     if isinstance(ffn, Dense) and ffn.activation_parameters:
         b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
-    _activation(b, name, component, gated, b.tokens * share(width.size, b.layout.tp))
+    keeps = gated or ffn.activation != "relu"  # ReLU's gradient needs only its result, which down_proj keeps
+    _activation(b, name, component, gated, b.tokens * share(width.size, b.layout.tp), keeps=keeps)
     b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row")
 
 
-def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int) -> None:
+def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int, *, keeps: bool = True) -> None:
     """Saves its input; gated, both inputs, and plain torch also keeps act(gate) for the product's gradient."""
-    saves = elements * ((2 if b.fused else 3) if gated else 1)
+    saves = elements * ((2 if b.fused else 3) if gated else 1 if keeps else 0)
     b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
 
 
