@@ -131,7 +131,7 @@ class _Run(msgspec.Struct):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
-            approximate=_doubts(self.spec),
+            approximate=_doubts(self.spec, self.workload),
             reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
         )
 
@@ -287,9 +287,14 @@ class _Run(msgspec.Struct):
         return bytes_of(elements, self.recipe.weights)
 
 
-def _doubts(spec: ModelSpec) -> tuple[str, ...]:
+def _doubts(spec: ModelSpec, workload: Workload) -> tuple[str, ...]:
     """Why a training figure of this model is not exact."""
     mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    if all(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
-        return ()
-    return ("what recurrent and compressed mixers save for backward differs between implementations",)
+    doubts = []
+    if not all(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
+        doubts.append("what recurrent and compressed mixers save for backward differs between implementations")
+    if spec.head.soft_cap is not None or any(getattr(mixer, "logit_soft_cap", None) for mixer in mixers):
+        doubts.append("what soft caps keep for backward is not counted")
+    if workload.kernels == "eager" and (spec.is_moe or any(isinstance(mixer, LatentAttention) for mixer in mixers)):
+        doubts.append("plain torch keeps more of experts, routers and latent attention than is counted")
+    return tuple(doubts)
