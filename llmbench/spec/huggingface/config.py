@@ -20,6 +20,9 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 
 _REQUIRED: Any = object()
 
+INEXACT = "weights are not read: "
+"""How the note begins of a config whose sizes are exact, but not what the model computes."""
+
 _HUGE = 1e30
 """Far beyond any number in a config; neither infinity nor NaN."""
 
@@ -183,6 +186,10 @@ class Config:
         """Make the result approximate, for this reason."""
         if reason not in self.approximate:
             self.approximate.append(reason)
+
+    def inexact(self, reason: str) -> None:
+        """Say that sizes are exact but what the model computes is not all described, so that no weights are read."""
+        self.note(f"{INEXACT}{reason}")
 
     def note(self, text: str) -> None:
         """Say something beside the figures."""

@@ -65,10 +65,13 @@ def rope(
     if not scaling and parameters.get("rope_type", "default") != "default":
         scaling = parameters
     theta = c.first("rope_theta", "rotary_emb_base", "default_theta")
-    theta = parameters.get("rope_theta") if theta is None else theta
+    theta = parameters.get("rope_theta", theta)
     fraction = c.first("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent")
-    fraction = parameters.get("partial_rotary_factor") if fraction is None else fraction
-    c.ignore("rope_interleave", "rope_interleaved", "original_max_position_embeddings", "max_rope_position")
+    fraction = parameters.get("partial_rotary_factor", fraction)
+    original = c.get("original_max_position_embeddings")
+    if scaling and "original_max_position_embeddings" not in scaling and original is not None:
+        scaling = {**scaling, "original_max_position_embeddings": original}
+    c.ignore("rope_interleave", "rope_interleaved", "max_rope_position")
     explicit = c.get("rotary_dim")
     if isinstance(fraction, (int, float)) and not 0 <= fraction <= 1:
         raise c.error("partial_rotary_factor", f"must be between 0 and 1, not {fraction!r}")
@@ -77,30 +80,38 @@ def rope(
         turned = int(head_dim * partial)
     if isinstance(explicit, int) and explicit > 0:
         turned = explicit
+    if turned % 2:
+        c.inexact(f"a rotation of {turned} dimensions, which is odd")
     return Rope(
         theta=float(theta) if isinstance(theta, (int, float)) else 10000.0,
         rotary_dim=None if turned == head_dim or turned < 1 else turned,
         interleaved=interleaved,
-        scaling=_rope_scaling(scaling),
+        scaling=_rope_scaling(c, scaling),
     )
 
 
-def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
+def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
     kind: Any = raw.get("rope_type") or raw.get("type")
     kind = {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(str(kind), kind)
     if kind in (None, "default"):
         return None
     if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional"):
+        c.inexact(f"the rotation `{str(kind)[:40]}` is not known")
         return None
+    if raw.get("alpha"):
+        c.inexact("a rotation stretched by `alpha`")
 
     def number(key: str) -> float | None:
         value = raw.get(key)
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    original = raw.get("original_max_position_embeddings")
+    original, longest = raw.get("original_max_position_embeddings"), c.get("max_position_embeddings")
+    factor = number("factor")
+    if factor is None and kind == "yarn" and type(original) is int and type(longest) is int and original > 0:
+        factor = longest / original
     return RopeScaling(
         kind=kind,
-        factor=number("factor") or 1.0,
+        factor=factor or 1.0,
         original_max_position_embeddings=original if type(original) is int and original > 0 else None,
         low_freq_factor=number("low_freq_factor"),
         high_freq_factor=number("high_freq_factor"),

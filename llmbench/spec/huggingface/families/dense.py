@@ -15,11 +15,24 @@ from llmbench.spec.huggingface.parts import (
     norm,
     rope,
 )
-from llmbench.spec.mixer import QKNorm
+from llmbench.spec.mixer import QKNorm, Temperature
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec, Placement
 from llmbench.spec.position import Alibi, NoPositions
 
 HEAD_NORM = QKNorm()
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""What its class takes where a config says nothing of the rotation."""
 
 
 @family("llama", "internlm2", "internlm3", "iquestcoder", "emu3_text_model", "Emu3", "Yi")
@@ -43,8 +56,15 @@ def baichuan(c: Config) -> ModelSpec:
 
 @family("mistral", "ministral3")
 def mistral(c: Config) -> ModelSpec:
-    """Mistral 7B and later: one window for all layers, where there is one."""
-    mixer = attention(c, sliding_window=c.optional_size("sliding_window"))
+    """Mistral 7B and later: one window for all layers, where there is one. Ministral 3: queries grow with position."""
+    if c.model_type == "ministral3" and not c.table("rope_parameters") and not c.table("rope_scaling"):
+        c.put("rope_parameters", MINISTRAL3_ROPE)
+    rotation = c.table("rope_parameters") or c.table("rope_scaling")
+    beta, every = rotation.get("llama_4_scaling_beta"), rotation.get("original_max_position_embeddings")
+    temperature = None
+    if c.model_type == "ministral3" and isinstance(beta, (int, float)) and type(every) is int:
+        temperature = Temperature(scale=float(beta), every=every)
+    mixer = attention(c, sliding_window=c.optional_size("sliding_window"), temperature=temperature)
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 

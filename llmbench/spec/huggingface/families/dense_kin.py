@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from llmbench.errors import UnsupportedError
 from llmbench.spec.ffn import Dense, Router
 from llmbench.spec.huggingface.config import Config
@@ -206,7 +208,8 @@ def hyperclovax(c: Config) -> ModelSpec:
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
-    return granite_model(c, layer, mixer.head_dim)
+    spec = granite_model(c, layer, mixer.head_dim)  # but its logits are multiplied, not divided
+    return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
 
 @family("granite_swa")

@@ -267,6 +267,8 @@ def distilbert(c: Config) -> ModelSpec:
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
     c.put("layer_norm_eps", 1e-12)  # the class's own; its config has none
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
+    if ffn.activation != "gelu":
+        c.note(f"activation `{ffn.activation}` of the head is counted as gelu")
     layer = block(bidirectional(c), ffn, "post")
     # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
     return decoder(

@@ -40,6 +40,8 @@ def gemma3(c: Config) -> ModelSpec:
     count = min(c.size("num_hidden_layers"), 10_001)
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     cap = c.optional_number("attn_logit_softcapping")
+    if cap is not None:
+        c.inexact("attn_logit_softcapping, which Gemma 3's class does not apply")
     return _alternating(c, layer_types(c, derived), cap=cap, qk_norm=QKNorm())
 
 

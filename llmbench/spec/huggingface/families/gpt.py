@@ -17,9 +17,12 @@ def gpt2(c: Config) -> ModelSpec:
     heads = c.size("num_attention_heads")
     kv_heads = 1 if c.model_type == "gpt_bigcode" and c.flag("multi_query", True) else heads
     c.ignore("num_key_value_heads")  # newer files say it beside multi_query
-    mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True)
+    scale = None if c.flag("scale_attn_weights", True) else 1.0
+    if c.flag("scale_attn_by_inverse_layer_idx"):
+        c.inexact("scores are divided by the number of the layer")
+    mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True, scale=scale)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
-    c.ignore("scale_attn_weights", "apply_query_key_layer_scaling", "normalize_attention_scores")
+    c.ignore("apply_query_key_layer_scaling", "normalize_attention_scores")
     ffn = dense(c, bias=True, width=width, keys=("activation_function",))
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"))
     return decoder(c, block(mixer, ffn), norm=norm(c, "layernorm"), positions=positions)
@@ -47,6 +50,12 @@ def opt(c: Config) -> ModelSpec:
     )
 
 
+def residual_behind_norm(c: Config) -> None:
+    """BLOOM's and the first Falcon's switch that the residual starts behind the norm; no released model sets it."""
+    if c.flag("apply_residual_connection_post_layernorm"):
+        c.inexact("residuals that start behind the norm")
+
+
 @family("bloom")
 def bloom(c: Config) -> ModelSpec:
     """BLOOM: ALiBi, and a LayerNorm after the embedding. The first configs say `n_embed` for the hidden size."""
@@ -55,7 +64,7 @@ def bloom(c: Config) -> ModelSpec:
             c.put(new, c.get(old))
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
-    c.ignore("apply_residual_connection_post_layernorm")
+    residual_behind_norm(c)
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")),
@@ -151,7 +160,8 @@ def falcon(c: Config) -> ModelSpec:
     elif parallel:
         placement = "parallel"
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
-    c.ignore("apply_residual_connection_post_layernorm", "ff_factor")
+    c.ignore("ff_factor")
+    residual_behind_norm(c)
     if c.flag("alibi"):
         c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(

@@ -7,7 +7,7 @@ from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import attention, block, decoder, dense, norm, rope
 from llmbench.spec.mixer import QKNorm
-from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Norm
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
 
@@ -31,7 +31,7 @@ def gpt1(c: Config) -> ModelSpec:
 def gpt_neo(c: Config) -> ModelSpec:
     """GPT-Neo: every other layer local by `attention_types`; no biases on q, k and v, and unscaled scores."""
     count = min(c.size("num_hidden_layers"), 10_001)
-    c.ignore("attention_layers")  # the class derives it from attention_types
+    given = c.get("attention_layers")  # written beside attention_types, and what the layers are built from
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
@@ -41,6 +41,8 @@ def gpt_neo(c: Config) -> ModelSpec:
             break
     if len(kinds) < count:
         raise c.error("attention_types", f"names {len(kinds)} layers of {count}")
+    if isinstance(given, list) and len(given) == count:
+        kinds = [str(kind) for kind in given]
     ffn = dense(
         c,
         bias=True,
@@ -87,11 +89,14 @@ def fairseq(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     hidden, positions = c.size("hidden_size"), c.size("max_position_embeddings")
     learned = c.model_type == "biogpt"
+    layer_norm = norm(c, "layernorm")
+    if learned:  # whatever layer_norm_eps says
+        layer_norm = Norm(kind="layernorm", bias=True, eps=1e-5)
     width = c.size("intermediate_size") if learned else c.size("ffn_dim")
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=width, keys=("hidden_act", "activation_function"))),
-        norm=norm(c, "layernorm"),
+        norm=layer_norm,
         positions=LearnedPositions(num_positions=positions + 2, offset=2) if learned else SinusoidalPositions(),
         embedding=Embedding(scale=hidden**0.5 if c.flag("scale_embedding", True) else 1.0),
     )

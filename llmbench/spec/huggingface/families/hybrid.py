@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from llmbench.spec.ffn import FFN, Router, SharedExperts
+from llmbench.spec.ffn import FFN, Activation, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.mixture import TOPK_SOFTMAX
 from llmbench.spec.huggingface.parts import (
+    activation,
     attention,
     block,
     decoder,
@@ -28,9 +29,14 @@ from llmbench.spec.position import NoPositions
 
 def silu_only(c: Config, key: str) -> None:
     """Convolution and gate of a state space have SiLU; another activation costs the same and is noted."""
-    name = c.text(key, "silu")
-    if name not in ("silu", "swish"):
-        c.note(f"activation `{name}` is counted as silu")
+    _only(c, key, "silu")
+
+
+def _only(c: Config, key: str, expected: Activation) -> None:
+    """A mixer with a fixed activation; another costs the same and is noted."""
+    name = activation(c, key, default=expected)
+    if name != expected:
+        c.note(f"activation `{name}` of the recurrent layers is counted as {expected}")
 
 
 def time_step_limits(c: Config) -> tuple[float, float | None]:
@@ -230,7 +236,7 @@ def _nemotron_experts(c: Config) -> FFN:
         c,
         experts="n_routed_experts",
         gated=False,
-        activation="relu2",
+        activation=activation(c, "mlp_hidden_act", default="relu2"),
         latent_size=c.optional_size("moe_latent_size"),
         router=deepseek_router(c),
         shared=SharedExperts(intermediate_size=shared_width, bias=bias) if shared_width else None,
@@ -258,6 +264,7 @@ def recurrent_gemma(c: Config) -> ModelSpec:
     if lru.lru_width % lru.num_heads:
         raise c.error("lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}")
     ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
+    _only(c, "hidden_activation", "gelu_tanh")
     c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
     layers = []
     for index in range(count):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from llmbench.spec.ffn import FFN, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.hybrid import silu_only
 from llmbench.spec.huggingface.families.state_space import ssm_kind
 from llmbench.spec.huggingface.parts import (
     attention,
@@ -51,6 +52,7 @@ def qwen3_next(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
     c.require("attn_output_gate", True)
+    silu_only(c, "hidden_act")
     delta = _delta_net(c)
     count = min(c.size("num_hidden_layers"), 10_001)
     every = c.size("full_attention_interval", 4)

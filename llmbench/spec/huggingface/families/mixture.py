@@ -119,13 +119,18 @@ def phimoe(c: Config) -> ModelSpec:
     """Phi-3.5-MoE: LayerNorms, biases on attention and head, 2 of 16 experts."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.optional_size("sliding_window"))
+    if c.size("num_experts_per_tok") != 2:
+        c.inexact("Phi-3.5-MoE's class chooses two experts whatever num_experts_per_tok says")
+    positions = rope(c, head_dim=mixer.head_dim)
+    if positions.scaling is not None:
+        c.inexact("Phi-3.5-MoE's scaling of its rotation, with a factor of its own for short and long contexts")
     router = Router(scores="sparsemixer", jitter=c.number("router_jitter_noise", 0.01))
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=router)
     return decoder(
         c,
         block(mixer, ffn),
         norm=norm(c, "layernorm"),
-        positions=rope(c, head_dim=mixer.head_dim),
+        positions=positions,
         head=Head(bias=c.flag("lm_head_bias")),
     )
 
@@ -209,7 +214,7 @@ def dbrx(c: Config) -> ModelSpec:
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
     if power not in (None, 1, 1.0):
-        ffn.note(f"experts' weights are normalised by their norm of order {power!r}, not by their sum")
+        ffn.inexact(f"experts' weights are normalised by their norm of order {power!r}, not by their sum")
     experts = MoE(
         num_experts=ffn.size("moe_num_experts"),
         num_experts_per_tok=ffn.size("moe_top_k"),
