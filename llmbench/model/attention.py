@@ -46,7 +46,6 @@ class AttentionLayer(nn.Module):
         mixer: Attention,
         *,
         positions: Positions,
-        cross: bool = False,
         owns_bias: bool = True,
         where: str = "attention",
     ) -> None:
@@ -54,7 +53,7 @@ class AttentionLayer(nn.Module):
         for field in ("shares_kv", "output_norm", "disentangled"):
             if getattr(mixer, field):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
-        self.spec, self.mixer, self.cross = spec, mixer, cross
+        self.spec, self.mixer = spec, mixer
         self.position_kind = positions
         heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
         width = spec.hidden_size if mixer.input_size is None else mixer.input_size
@@ -72,7 +71,7 @@ class AttentionLayer(nn.Module):
             self.k_norm = _head_norm(mixer.qk_norm, kv_heads, mixer.head_dim, spec.norm)
         self.sinks = nn.Parameter(torch.empty(heads)) if mixer.sinks else None
         self.relative_bias: nn.Parameter | None = None
-        if isinstance(positions, RelativeBias) and owns_bias and not cross:
+        if isinstance(positions, RelativeBias) and owns_bias:
             self.relative_bias = nn.Parameter(torch.empty(positions.num_buckets, heads))
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
 
@@ -82,16 +81,14 @@ class AttentionLayer(nn.Module):
         """[B, S, D] to [B, S, D], and the relative bias that later layers of the stack share (T5)."""
         mixer = self.mixer
         q, gate = self._queries(x)
-        source = step.memory if self.cross else x
-        assert source is not None
-        k, v = self._keys_values(source)
+        k, v = self._keys_values(x)
         norm = mixer.qk_norm
         if norm is not None and not norm.after_rope:
             q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         if mixer.clip_qkv is not None:
             q, k, v = (part.clamp(-mixer.clip_qkv, mixer.clip_qkv) for part in (q, k, v))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if isinstance(self.position_kind, Rope) and not self.cross:
+        if isinstance(self.position_kind, Rope):
             cos, sin = rotation(
                 self.position_kind,
                 mixer.head_dim,
@@ -108,13 +105,10 @@ class AttentionLayer(nn.Module):
             k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
         if mixer.temperature is not None:
             q = q * _growth(mixer.temperature, step.positions).to(q.dtype)
-        if self.cross:
-            mask = self._memory_mask(k, step)
-        else:
-            k, v, mask = context(
-                k, v, step, cache, causal=mixer.causal, window=mixer.sliding_window, chunk=mixer.attention_chunk_size
-            )
-        if isinstance(self.position_kind, RelativeBias) and not self.cross:
+        k, v, mask = context(
+            k, v, step, cache, causal=mixer.causal, window=mixer.sliding_window, chunk=mixer.attention_chunk_size
+        )
+        if isinstance(self.position_kind, RelativeBias):
             bias = self._relative(mask) if self.relative_bias is not None else bias
         scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks, self._added(mask, bias))
         out = step.implementation.attend(q, k, v, mask, scores)
@@ -148,13 +142,6 @@ class AttentionLayer(nn.Module):
             return norm(x)
         return norm(x.flatten(2)).unflatten(-1, x.shape[2:])
 
-    def _memory_mask(self, k: Tensor, step: Step) -> Mask:
-        """Every query sees every real token of the encoder."""
-        keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
-        if step.memory_valid is not None:
-            keys = keys.masked_fill(~step.memory_valid, -1)
-        return Mask(step.positions, keys, False, None, None, step.memory_valid is None)
-
     def _relative(self, mask: Mask) -> Tensor:
         """T5's bias [B, N, S, T]."""
         kind = self.position_kind
@@ -173,7 +160,7 @@ class AttentionLayer(nn.Module):
             else:
                 added = slopes * distance
             return added * self.scale if self.position_kind.scaled else added
-        return bias if isinstance(self.position_kind, RelativeBias) and not self.cross else None
+        return bias if isinstance(self.position_kind, RelativeBias) else None
 
 
 def context(

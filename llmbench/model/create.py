@@ -18,8 +18,12 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.decoder import Decoder
 from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, table_of
+from llmbench.model.weights.families import WHOLE_HEADS
 from llmbench.spec.huggingface import load_config
+from llmbench.spec.huggingface.config import INEXACT
+from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Rope
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
 """gpt2: normal with 0.02 everywhere. scaled: the same, and projections back into the residual stream smaller by
@@ -92,9 +96,17 @@ def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:
         raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
     if config.get("model_type") != spec.family:
         raise UnsupportedError(f"{folder}: the text part of `{config.get('model_type')}` is not read alone")
+    if spec.family in WHOLE_HEADS and any(rope.rotary_dim and not rope.scaling for rope in _rotations(spec)):
+        raise UnsupportedError(f"{folder}: this family's class turns whole heads, whatever the config says")
     for note in spec.notes:
-        if note.startswith("activation `"):
+        if note.startswith(("activation `", INEXACT)):
             raise UnsupportedError(f"{folder}: {note}")
+
+
+def _rotations(spec: ModelSpec) -> list[Rope]:
+    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
+    found = [spec.positions_of(mixer) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
+    return [positions for positions in found if isinstance(positions, Rope)]
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmbench.errors import UnsupportedError
 from llmbench.model.implementations import Implementation, activation
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 
@@ -180,8 +181,14 @@ class MixtureLayer(nn.Module):
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
         self.moe = moe
+        if moe.router.hidden_size is not None:
+            raise UnsupportedError("a router that is a network of its own is sized, not built yet")
         self.router = RouterLayer(hidden, moe)
-        self.experts = ExpertsLayer(hidden, moe)
+        self.latent_in = self.latent_out = None
+        if moe.latent_size is not None:
+            self.latent_in = nn.Linear(hidden, moe.latent_size, bias=False)
+            self.latent_out = nn.Linear(moe.latent_size, hidden, bias=False)
+        self.experts = ExpertsLayer(moe.latent_size or hidden, moe)
         self.shared: nn.Module | None = None
         self.shared_gate: nn.Linear | None = None
         if moe.shared is not None:
@@ -199,7 +206,11 @@ class MixtureLayer(nn.Module):
         tokens = x.flatten(0, -2)
         logits, weights, chosen = self.router(tokens)
         self.last_logits, self.last_chosen = logits, chosen
-        out = self.experts(tokens, weights, chosen, implementation).view_as(x)
+        if self.latent_in is not None and self.latent_out is not None:
+            narrow = self.experts(self.latent_in(tokens), weights, chosen, implementation)
+            out = self.latent_out(narrow).view_as(x)
+        else:
+            out = self.experts(tokens, weights, chosen, implementation).view_as(x)
         if self.shared is not None:
             shared = self.shared(x, implementation)
             out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)

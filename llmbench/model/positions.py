@@ -28,7 +28,7 @@ def inverse_frequencies(
     dim = rope.rotary_dim or head_dim
     theta = rope.theta
     if scaling is not None and scaling.kind == "dynamic":
-        trained = scaling.original_max_position_embeddings or max_positions or seq_len
+        trained = max_positions or scaling.original_max_position_embeddings or seq_len
         if seq_len > trained:
             theta *= ((scaling.factor * seq_len / trained) - (scaling.factor - 1)) ** (dim / (dim - 2))
     steps = torch.arange(0, dim, 2, dtype=torch.int64, device=device).to(torch.float32)

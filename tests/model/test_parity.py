@@ -88,6 +88,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bloom odd heads": ("bloom", {"num_attention_heads": 6, "hidden_size": 48}),
     "phi qk norm": ("phi", {"qk_layernorm": True, "hidden_size": 64}),
+    "llama dynamic rope": (
+        "llama",
+        {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "factor": 3.0}},
+    ),
+    "gpt2 unscaled": ("gpt2", {"scale_attn_weights": False}),
+    "olmo clipped": ("olmo", {"clip_qkv": 0.3}),
+    "olmoe clipped": ("olmoe", {"clip_qkv": 0.3, "norm_topk_prob": True}),
+    "mpt clipped": ("mpt", {"attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.2}}),
+    "ministral3 far": (
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
     "phi3 part of the head": ("phi3", {"partial_rotary_factor": 0.5}),
 }
 """What a family can be beside its defaults."""

@@ -7,6 +7,7 @@ each parameter filled. Only families whose logits were shown equal to transforme
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.weights.rules import TRANSFORMS, At, Rule
 from llmbench.model.weights.safetensors import Checkpoint
 from llmbench.spec.model import Layer, ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.model.weights.families import Table
 
 __all__ = ["Checkpoint", "fill", "supported_families", "table_of"]
 
@@ -26,8 +30,8 @@ def supported_families() -> list[str]:
     return sorted(TABLES)
 
 
-def table_of(spec: ModelSpec) -> tuple[Rule, ...]:
-    """The rules of the model's family. Raises UnsupportedError where there are none."""
+def table_of(spec: ModelSpec) -> Table:
+    """The table of the model's family. Raises UnsupportedError where there are none."""
     from llmbench.model.weights.families import TABLES
 
     if spec.family not in TABLES:
@@ -35,26 +39,23 @@ def table_of(spec: ModelSpec) -> tuple[Rule, ...]:
             f"{spec.name}: reading weights of the family `{spec.family}` is not supported",
             hint=f"supported are {', '.join(supported_families())}",
         )
-    return TABLES[spec.family].rules
+    return TABLES[spec.family]
 
 
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint into the (materialised) model. Raises SpecError naming what is missing, left over or of another
     shape."""
-    from llmbench.model.weights.families import TABLES
-
     table = table_of(spec)
     names = checkpoint.names
     used: set[str] = set()
-    missing: list[str] = []
+    missing: dict[str, int] = {}
     owners: dict[int, str] = {}
     for ours, held in model.state_dict(keep_vars=True).items():
         tied = owners.get(id(held))
         at = At(spec, _layer_of(spec, ours), ours)
-        found = _sources(table, at, names, held.shape[0])
+        found = _sources(table.rules, at, names, held.shape[0])
         if found is None:
-            if tied is None:
-                missing.append(ours)
+            missing[ours] = id(held)
             continue
         rule, sources = found
         tensor = _made(rule, sources, at, checkpoint)
@@ -71,9 +72,9 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         owners[id(held)] = ours
         with torch.no_grad():
             held.copy_(tensor)
-    known = TABLES[spec.family]
-    left = sorted(name for name in names - used if not known.ignores(name) and not _predicts_further(spec, name))
-    problems = [f"no tensor for {_few(missing)}"] if missing else []
+    left = sorted(name for name in names - used if not table.ignores(name) and not _predicts_further(spec, name))
+    empty = [name for name, held_id in missing.items() if held_id not in owners]
+    problems = [f"no tensor for {_few(empty)}"] if empty else []
     problems += [f"no use for {_few(left)}"] if left else []
     if problems:
         raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))

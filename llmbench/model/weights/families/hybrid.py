@@ -100,6 +100,8 @@ table(
     ffn.experts.down_proj   mixer.experts.down_proj
     ffn.shared.up_proj.*    mixer.shared_experts.up_proj.*
     ffn.shared.down_proj.*  mixer.shared_experts.down_proj.*
+    ffn.latent_in.*         mixer.fc1_latent_proj.*
+    ffn.latent_out.*        mixer.fc2_latent_proj.*
     """,
     at="backbone.layers.{i}.",
 )
