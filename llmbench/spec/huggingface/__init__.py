@@ -49,9 +49,8 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
     if not isinstance(model_type, str) or not model_type:
         raise SpecError("config has no model_type", hint="is it the config.json of a transformers model?")
     known = facts().get(model_type, {})
-    config = Config(
-        values, model_type=model_type, defaults=known.get("defaults", {}), aliases=known.get("attribute_map", {})
-    )
+    defaults = {**known.get("defaults", {}), "default_theta": known.get("default_theta")}
+    config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
     config.notes += notes
     importer = FAMILIES.get(model_type)
     if importer is None:

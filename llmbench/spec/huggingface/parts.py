@@ -80,26 +80,40 @@ def rope(
         turned = int(head_dim * partial)
     if isinstance(explicit, int) and explicit > 0:
         turned = explicit
+    theta = float(theta) if isinstance(theta, (int, float)) else 10000.0
+    alpha = scaling.get("alpha")
+    if alpha and c.model_type.startswith("hunyuan_v1") and _rope_kind(scaling) == "dynamic":
+        theta, scaling = theta * alpha ** (turned / (turned - 2)), {}  # a stretch that is always there
+    elif alpha:
+        c.inexact("a rotation stretched by `alpha`")
     if turned % 2:
         c.inexact(f"a rotation of {turned} dimensions, which is odd")
     return Rope(
-        theta=float(theta) if isinstance(theta, (int, float)) else 10000.0,
+        theta=theta,
         rotary_dim=None if turned == head_dim or turned < 1 else turned,
         interleaved=interleaved,
         scaling=_rope_scaling(c, scaling),
     )
 
 
-def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
+def states_rotation(c: Config) -> None:
+    """For families whose class has a scaled rotation of its own: a config that says nothing means that one."""
+    if not c.table("rope_parameters") and not c.table("rope_scaling"):
+        c.inexact("the config leaves the rotation to its class")
+
+
+def _rope_kind(raw: dict[str, Any]) -> Any:
     kind: Any = raw.get("rope_type") or raw.get("type")
-    kind = {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(str(kind), kind)
+    return {"su": "longrope", "ntk": "dynamic", "mrope": "default"}.get(str(kind), kind)
+
+
+def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
+    kind = _rope_kind(raw)
     if kind in (None, "default"):
         return None
     if kind not in ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional"):
         c.inexact(f"the rotation `{str(kind)[:40]}` is not known")
         return None
-    if raw.get("alpha"):
-        c.inexact("a rotation stretched by `alpha`")
 
     def number(key: str) -> float | None:
         value = raw.get(key)

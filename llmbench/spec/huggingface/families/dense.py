@@ -17,7 +17,7 @@ from llmbench.spec.huggingface.parts import (
 )
 from llmbench.spec.mixer import QKNorm, Temperature
 from llmbench.spec.model import Embedding, Head, Layer, ModelSpec, Placement
-from llmbench.spec.position import Alibi, NoPositions
+from llmbench.spec.position import Alibi, NoPositions, Rope
 
 HEAD_NORM = QKNorm()
 
@@ -145,7 +145,9 @@ def olmo2(c: Config) -> ModelSpec:
     positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
     near = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
     if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is that of full attention
-        near = type(near)(theta=near.theta, rotary_dim=near.rotary_dim)
+        near = Rope(theta=near.theta, rotary_dim=near.rotary_dim)
+        if near.theta != 500000.0:
+            c.inexact("OLMo 3's class takes rope_theta for full attention alone")
     ffn = gated(c, bias=False)
     local = attention(c, sliding_window=window, positions=None if near == positions else near, **common)
     layers = [

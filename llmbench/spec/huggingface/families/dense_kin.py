@@ -20,10 +20,11 @@ from llmbench.spec.huggingface.parts import (
     moe,
     norm,
     rope,
+    states_rotation,
 )
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
-from llmbench.spec.position import NoPositions
+from llmbench.spec.position import NoPositions, Positions
 
 
 @family("arcee", "jais2")
@@ -84,6 +85,7 @@ def windowed_by_layer(c: Config) -> ModelSpec:
     count = min(c.size("num_hidden_layers"), 10_001)
     if c.model_type == "cwm":
         derived = ["sliding_attention" if i % 4 else "full_attention" for i in range(count)]
+        states_rotation(c)
     else:
         derived = ["sliding_attention" if window else "full_attention"] * count
     c.require("attention_bias", False)
@@ -212,6 +214,16 @@ def hyperclovax(c: Config) -> ModelSpec:
     return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
 
+def theta_of_layer(c: Config, theta: object) -> Positions | None:
+    """Positions by an entry of `layer_rope_theta`: 0 for none, None or the model's own base for the model's."""
+    if theta == 0:
+        return NoPositions()
+    positions = rope(c, head_dim=head_dim_of(c))
+    if not isinstance(theta, (int, float)) or theta == positions.theta:
+        return None
+    return msgspec.structs.replace(positions, theta=float(theta))
+
+
 @family("granite_swa")
 def granite_swa(c: Config) -> ModelSpec:
     """Granite with sinks and, three layers of four, a window; a layer's own rotation base, 0 for none."""
@@ -232,7 +244,7 @@ def granite_swa(c: Config) -> ModelSpec:
             sinks=True,
             sliding_window=window if local else None,
             scale=multiplier,
-            positions=NoPositions() if base == 0 else None,
+            positions=theta_of_layer(c, base),
         )
         layers.append(("local" if local else "global", block(mixer, ffn, residual_scale=scale)))
     return granite_model(c, layers, head_dim_of(c))
@@ -296,13 +308,23 @@ def mellum(c: Config) -> ModelSpec:
     if c.count("num_mtp_layers"):
         c.note("multi-token prediction modules are not counted")
     c.ignore("mtp_layer_types", "mtp_mlp_layer_types", "intermediate_size")
+    states_rotation(c)
+    positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
     layers: list[tuple[str, Layer]] = []
     for kind, feed in zip(kinds, sparse, strict=True):
         own = window if kind == "sliding_attention" else None
-        mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM, sliding_window=own)
+        turned = rope(c, head_dim=head_dim_of(c), layer_type=str(kind))
+        mixer = attention(
+            c,
+            qkv_bias=bias,
+            output_bias=bias,
+            qk_norm=HEAD_NORM,
+            sliding_window=own,
+            positions=None if turned == positions else turned,
+        )
         name = ("local" if own else "global") + ("" if feed == "sparse" else "_dense")
         layers.append((name, block(mixer, experts if feed == "sparse" else plain)))
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c), layer_type="full_attention"))
+    return decoder(c, layers, norm=norm(c), positions=positions)
 
 
 @family("cohere_compass_text")

@@ -7,6 +7,7 @@ from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import attention, block, decoder, gated, layer_types, norm, rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Embedding, Head, ModelSpec, Placement
+from llmbench.spec.position import Rope
 
 
 @family("gemma")
@@ -76,8 +77,8 @@ def _alternating(
     local_theta = c.optional_number("rope_local_base_freq")
     positions = rope(c, head_dim=head_dim, layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
-    if local_theta is not None:
-        local_positions = type(positions)(theta=local_theta)
+    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # the other keys speak of global layers
+        local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
     window = c.optional_size("sliding_window")
     ffn = gated(c, bias=False)
     layers = []

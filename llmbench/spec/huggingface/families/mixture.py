@@ -14,6 +14,7 @@ from llmbench.spec.huggingface.families.arrange import (
     sparse_layers,
 )
 from llmbench.spec.huggingface.families.dense import HEAD_NORM, granite_model
+from llmbench.spec.huggingface.families.dense_kin import theta_of_layer
 from llmbench.spec.huggingface.parts import (
     activation,
     attention,
@@ -25,6 +26,7 @@ from llmbench.spec.huggingface.parts import (
     moe,
     norm,
     rope,
+    states_rotation,
 )
 from llmbench.spec.mixer import QKNorm, Temperature
 from llmbench.spec.model import Head, ModelSpec, NextTokenPrediction, Placement
@@ -142,7 +144,10 @@ def gpt_oss(c: Config) -> ModelSpec:
     window = c.optional_size("sliding_window")
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
-    c.ignore("experts_per_token", "swiglu_limit", "initial_context_length")
+    c.ignore("experts_per_token", "initial_context_length")
+    states_rotation(c)
+    if c.number("swiglu_limit", 7.0) != 7.0:
+        c.inexact("a limit of the gated activation other than 7")
     ffn = moe(
         c,
         experts="num_local_experts",
@@ -180,14 +185,14 @@ def granitemoe(c: Config) -> ModelSpec:
     if not swa:
         mixer = attention(c, **common)
         return granite_model(c, block(mixer, ffn, residual_scale=scale), mixer.head_dim)
-    thetas = c.entries("layer_rope_theta", num_layers(c)) or [1.0] * num_layers(c)
+    thetas = c.entries("layer_rope_theta", num_layers(c)) or [None] * num_layers(c)
     mixers = [
         (
             "local" if near else "global",
             attention(
                 c,
                 sliding_window=window if near else None,
-                positions=None if theta else NoPositions(),
+                positions=theta_of_layer(c, theta),
                 **common,
             ),
         )
@@ -229,6 +234,7 @@ def dbrx(c: Config) -> ModelSpec:
     positions = rope(c, head_dim=mixer.head_dim)
     if not c.table("rope_parameters"):  # newer files say it there, and that is what is followed
         positions = Rope(theta=theta)
+        c.inexact("DBRX's class does not read attn_config.rope_theta")
     return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)
 
 
@@ -390,8 +396,9 @@ def llama4(c: Config) -> ModelSpec:
     qk_norm = QKNorm(norm="l2norm", weight=False, after_rope=True) if c.flag("use_qk_norm", True) else None
     c.ignore("for_llm_compressor")
     temperature = None
+    growth, every = c.number("attn_scale", 0.1), c.size("floor_scale", 8192)
     if c.flag("attn_temperature_tuning", True):
-        temperature = Temperature(scale=c.number("attn_scale", 0.1), every=c.size("floor_scale", 8192), offset=1)
+        temperature = Temperature(scale=growth, every=every, offset=1)
     width = c.size("intermediate_size")
     experts = moe(
         c,

@@ -361,6 +361,8 @@ def cohere2_moe(c: Config) -> ModelSpec:
     )
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)
     c.ignore("shared_expert_combination_strategy", "norm_topk_prob", "_sliding_window_pattern")
+    if c.table("rope_scaling") and not c.table("rope_parameters"):
+        c.inexact("its class does not read rope_scaling")
     root = c.get("rms_norm_eps") is not None
     kind: Norm = norm(c, "rmsnorm" if root else "layernorm", bias=False)
     layers = arrange(mixers, sparse, ffn, dense, "parallel")
