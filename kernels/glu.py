@@ -1,0 +1,232 @@
+"""Gated activations: y = act(gate) · up, forward and backward, each in one pass.
+
+    SwiGLU: act = x·σ(x)      GEGLU: GELU (exact or tanh)      ReGLU: max(x, 0)      GLU: σ(x)
+    gpt-oss: gate ≤ 7, |up| ≤ 7; y = (up + 1) · gate · σ(1.702 gate)
+
+Backward recomputes act from gate, so that only gate and up are kept:
+    dup = dy · act(gate),  dgate = dy · up · act'(gate)
+
+Shapes: gate, up [..., F], each with its own row stride, so that they may be halves of one projection's result.
+Arithmetic in fp32. GLU variants: Shazeer, arXiv 2002.05202; GELU: Hendrycks and Gimpel, arXiv 1606.08415.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.launching import Config, choose, empty, launch
+
+__all__ = ["ACTIVATIONS", "KERNEL", "glu", "reference"]
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4, "swiglu_oai": 5}
+"""The gates that are fused, with the number that the kernels know them by."""
+
+SILU, GELU, GELU_TANH, RELU, SIGMOID, OAI = (tl.constexpr(number) for number in ACTIVATIONS.values())
+LIMIT, SHARPNESS = tl.constexpr(7.0), tl.constexpr(1.702)
+INV_SQRT2, INV_SQRT_2PI = tl.constexpr(1 / math.sqrt(2)), tl.constexpr(1 / math.sqrt(2 * math.pi))
+TWICE_SQRT_2_PI, CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gate_and_slope(x, ACT: tl.constexpr):
+    """act(x) and act'(x) in fp32; the slope costs nothing where it is not used."""
+    if ACT == SILU:
+        s = _sigmoid(x)
+        value = x * s
+        slope = s * (1.0 + x * (1.0 - s))
+    elif ACT == GELU:
+        below = 0.5 * (1.0 + tl.erf(x * INV_SQRT2))
+        value = x * below
+        slope = below + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x)
+    elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z), which keeps its digits where the tanh nears -1
+        e = tl.exp(tl.minimum((x + x * x * x * CUBIC) * -TWICE_SQRT_2_PI, 80.0))
+        s = 1.0 / (1.0 + e)  # and 1 - s = e · s, where s nears 1
+        value = x * s
+        slope = s + x * s * s * e * (1.0 + x * x * 3.0 * CUBIC) * TWICE_SQRT_2_PI
+    elif ACT == RELU:
+        value = tl.maximum(x, 0.0)
+        slope = tl.where(x > 0.0, 1.0, 0.0)
+    elif ACT == SIGMOID:
+        value = _sigmoid(x)
+        slope = value * (1.0 - value)
+    else:
+        clamped = tl.minimum(x, LIMIT)
+        s = _sigmoid(clamped * SHARPNESS)
+        value = clamped * s
+        slope = tl.where(x <= LIMIT, s * (1.0 + clamped * SHARPNESS * (1.0 - s)), 0.0)
+    return value, slope
+
+
+@triton.jit
+def glu_forward(gate, up, out, gate_row, up_row, width, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    """A program: BLOCK columns of one row. `_row` are the strides of rows in elements."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + row * up_row + column, mask=inside, other=0.0).to(tl.float32)
+    value, _ = gate_and_slope(g, ACT)
+    if ACT == OAI:
+        u = tl.minimum(tl.maximum(u, -LIMIT), LIMIT) + 1.0
+    tl.store(out + row * width + column, (value * u).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def glu_backward(dout, gate, up, dgate, dup, dout_row, gate_row, up_row, width, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    """dgate and dup of BLOCK columns of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    dy = tl.load(dout + row * dout_row + column, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + row * up_row + column, mask=inside, other=0.0).to(tl.float32)
+    value, slope = gate_and_slope(g, ACT)
+    du = dy * value
+    if ACT == OAI:
+        du = tl.where((u >= -LIMIT) & (u <= LIMIT), du, 0.0)
+        u = tl.minimum(tl.maximum(u, -LIMIT), LIMIT) + 1.0
+    tl.store(dup + row * width + column, du.to(dup.dtype.element_ty), mask=inside)
+    tl.store(dgate + row * width + column, (dy * u * slope).to(dgate.dtype.element_ty), mask=inside)
+
+
+def configurations(width: int) -> list[Config]:
+    """16 bytes a load and 2 to 4 loads in flight a thread: 4 warps over 2048 columns are 16 bf16 a thread."""
+    whole = max(256, min(2048, triton.next_power_of_2(width)))
+    return [
+        Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 elements a thread and tensor"),
+        Config(BLOCK=max(256, whole // 2), num_warps=max(1, whole // 1024), note="smaller tail"),
+        Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 elements a thread, more warps"),
+    ]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as [rows, F] with unit stride along a row; a copy only where no view does it."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+@torch.library.custom_op("llmbench::glu", mutates_args=())
+def _glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    g, u = _rows(gate), _rows(up)
+    rows, width = g.shape
+    out = empty(rows, width, like=g)
+    config = choose("glu_forward", configurations(width))
+    grid = (rows, triton.cdiv(width, config["BLOCK"]))
+    launch(glu_forward, grid, config, g, u, out, g.stride(0), u.stride(0), width, ACT=ACTIVATIONS[activation])
+    return out.view(gate.shape)
+
+
+@_glu.register_fake
+def _(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.custom_op("llmbench::glu_backward", mutates_args=())
+def _glu_backward(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    dy, g, u = _rows(dout), _rows(gate), _rows(up)
+    rows, width = g.shape
+    dgate, dup = empty(rows, width, like=g), empty(rows, width, like=g)
+    config = choose("glu_backward", configurations(width))
+    grid = (rows, triton.cdiv(width, config["BLOCK"]))
+    strides = dy.stride(0), g.stride(0), u.stride(0)
+    launch(glu_backward, grid, config, dy, g, u, dgate, dup, *strides, width, ACT=ACTIVATIONS[activation])
+    return dgate.view(gate.shape), dup.view(gate.shape)
+
+
+@_glu_backward.register_fake
+def _(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.activation = inputs[2]
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_glu_backward(dout, *ctx.saved_tensors, ctx.activation), None
+
+
+_glu.register_autograd(_backward, setup_context=_keep)
+
+
+def glu(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """act(gate) · up for gate and up of one shape [..., F] and one dtype; the result is contiguous.
+
+    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError where shapes or dtypes differ.
+    """
+    if gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ValueError(f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} differ")
+    ACTIVATIONS[activation]
+    return _glu(gate, up, activation)
+
+
+def reference(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """The same in plain torch."""
+    if activation == "swiglu_oai":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+    acts: dict[str, Callable[[Tensor], Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+        "sigmoid": torch.sigmoid,
+    }
+    return acts[activation](gate) * up
+
+
+class Case(NamedTuple):
+    """`merged`: gate and up are halves of one tensor."""
+
+    rows: int
+    width: int
+    activation: str = "silu"
+    merged: bool = False
+
+
+def inputs(case: Case, random: Random) -> Inputs:
+    """gate and up, wide enough to reach gpt-oss's limits."""
+    if case.merged:
+        gate, up = random.normal(case.rows, 2 * case.width, scale=4.0).chunk(2, dim=-1)
+    else:
+        gate, up = (random.normal(case.rows, case.width, scale=4.0) for _ in range(2))
+    return {"gate": gate, "up": up, "activation": case.activation}
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """No matrix product. Forward reads two and writes one; backward reads three and writes two."""
+    one = case.rows * case.width * dtype.itemsize
+    return Cost(flops=0, bytes=3 * one, backward_bytes=5 * one)
+
+
+KERNEL = Kernel(
+    name="glu",
+    summary="act(gate) · up: SwiGLU, GEGLU, ReGLU, GLU and gpt-oss's",
+    run=glu,
+    reference=reference,
+    inputs=inputs,
+    cost=cost,
+    cases=[
+        *(Case(3, 37, activation) for activation in ACTIVATIONS),
+        Case(2, 300, "silu", merged=True),
+        Case(1, 1, "gelu_tanh"),
+        Case(5, 256, "gelu"),
+    ],
+    shapes=[Case(16384, 11008), Case(16384, 14336, "gelu_tanh"), Case(16384, 2880, "swiglu_oai")],
+    differentiable=("gate", "up"),
+)

@@ -1,0 +1,189 @@
+"""How every kernel here is launched, and the three other things that can happen to a launch.
+
+A launcher makes its buffers with `empty`, takes one of its configurations with `choose`, and calls `launch`. On a GPU
+the kernel runs; on a CPU it runs only in Triton's interpreter (`TRITON_INTERPRET=1` before this package is imported).
+Under `captured()` nothing runs: the launches are noted, and `inspection` compiles them without a GPU. Under
+`poisoned()` every buffer starts as NaN, so that what a kernel does not write is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from llmbench.errors import CannotRunError
+
+__all__ = [
+    "Capture",
+    "Config",
+    "Launch",
+    "architecture",
+    "captured",
+    "choose",
+    "empty",
+    "interpreted",
+    "launch",
+    "poisoned",
+    "preferring",
+]
+
+Grid = tuple[int, ...]
+
+
+class Config(Mapping[str, int]):
+    """One way to compile a kernel: its block sizes by the names of its constexpr parameters, warps and stages.
+
+    `note` says why it should be good: registers, shared memory, occupancy.
+    """
+
+    def __init__(self, *, num_warps: int, num_stages: int = 1, note: str = "", **blocks: int) -> None:
+        self.num_warps, self.num_stages, self.note, self.blocks = num_warps, num_stages, note, blocks
+
+    def __getitem__(self, name: str) -> int:
+        return self.blocks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name}={value}" for name, value in self.blocks.items())
+        return f"{sizes} warps={self.num_warps} stages={self.num_stages}".lstrip()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was asked for: the kernel, its arguments by name, and the configuration."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The kernel function's name."""
+        return str(self.kernel.__name__)
+
+
+@dataclass
+class Capture:
+    """The launches noted, and how many configurations each kernel had to choose from."""
+
+    arch: int
+    launches: list[Launch] = field(default_factory=list)
+    candidates: dict[str, int] = field(default_factory=dict)
+
+
+_capture: Capture | None = None
+_poison = False
+_preferred: dict[str, int] = {}
+
+
+def interpreted() -> bool:
+    """Whether the kernels of this process run in Triton's interpreter, on CPU tensors."""
+    return not isinstance(_probe, triton.runtime.JITFunction)
+
+
+@triton.jit
+def _probe(x):
+    pass
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability as one number: 80, 90, 100. The interpreter stands for 90."""
+    if _capture is not None:
+        return _capture.arch
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    return 90
+
+
+def choose(name: str, candidates: Sequence[Config]) -> Config:
+    """The first candidate of the kernel `name`, which is the shipped one, unless another is preferred."""
+    if _capture is not None:
+        _capture.candidates[name] = max(len(candidates), _capture.candidates.get(name, 0))
+    return candidates[min(_preferred.get(name, 0), len(candidates) - 1)]
+
+
+def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An unwritten buffer on `like`'s device, NaN (or -1) under `poisoned()`."""
+    buffer = torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
+    if _poison:
+        buffer.fill_(float("nan") if buffer.is_floating_point() else -1)
+    return buffer
+
+
+def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any) -> None:
+    """Run `kernel` on `grid` with `args` in order and constexpr `constants` by name; block sizes come from `config`.
+
+    Raises CannotRunError for CPU tensors outside the interpreter.
+    """
+    constants.update(config)
+    if _capture is not None:
+        named = dict(zip(kernel.arg_names, args, strict=False))
+        _capture.launches.append(Launch(kernel, named | constants, config))
+        return
+    device = next(value.device for value in args if isinstance(value, Tensor))
+    if interpreted():
+        if device.type != "cpu":
+            raise CannotRunError("TRITON_INTERPRET=1 is set: the kernels take CPU tensors only")
+        kernel[grid](*args, **constants)
+        return
+    if device.type != "cuda":
+        raise CannotRunError(
+            f"the Triton kernel `{kernel.__name__}` needs a GPU",
+            hint="TRITON_INTERPRET=1 runs it on a CPU, slowly, for checks",
+        )
+    if 0 in grid:
+        return
+    with torch.cuda.device(device):
+        kernel[grid](
+            *args,
+            **constants,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            enable_fp_fusion=True,  # said, because the default flips in Triton 3.10
+        )
+
+
+@contextmanager
+def captured(arch: int) -> Iterator[Capture]:
+    """Note launches for compute capability `arch` instead of running them."""
+    global _capture
+    assert _capture is None, "captures do not nest"
+    _capture = Capture(arch)
+    try:
+        yield _capture
+    finally:
+        _capture = None
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill every buffer with NaN before a kernel writes it."""
+    global _poison
+    before, _poison = _poison, True
+    try:
+        yield
+    finally:
+        _poison = before
+
+
+@contextmanager
+def preferring(choices: Mapping[str, int]) -> Iterator[None]:
+    """Take other candidates than the shipped ones: kernel name to index."""
+    global _preferred
+    before, _preferred = _preferred, dict(choices)
+    try:
+        yield
+    finally:
+        _preferred = before

@@ -1,0 +1,23 @@
+"""The kernels by name. Files are loaded when they are asked for: importing one costs Triton."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from llmbench.errors import UnknownNameError, suggestion
+from llmbench.kernels.kernel import Kernel
+
+__all__ = ["NAMES", "kernel"]
+
+NAMES = ("glu",)
+"""Every kernel file, in the order in which a decoder layer meets them."""
+
+
+def kernel(name: str) -> Kernel:
+    """The kernel of that name. Raises UnknownNameError with the nearest."""
+    if name not in NAMES:
+        near = suggestion(name, NAMES)
+        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(NAMES)}"
+        raise UnknownNameError(f"no kernel `{name}`", hint=hint)
+    found: Kernel = import_module(f"llmbench.kernels.{name}").KERNEL
+    return found
