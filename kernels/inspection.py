@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +25,9 @@ from triton.compiler import ASTSource
 from llmbench.errors import CannotRunError
 from llmbench.kernels.kernel import Kernel, Random
 from llmbench.kernels.launching import Launch, captured, interpreted, preferring
+from llmbench.kernels.registry import kernel
 
-__all__ = ["ARCHITECTURES", "Compiled", "Limits", "compiled", "faults", "launches"]
+__all__ = ["ARCHITECTURES", "Compiled", "Limits", "inspect", "launches"]
 
 
 class Limits(NamedTuple):
@@ -48,33 +51,75 @@ REGISTERS = 65536  # a multiprocessor, 32 bits each, given out to warps in units
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """One kernel function in one configuration for one architecture. `blocks` is the occupancy in blocks a
-    multiprocessor; `instruction` the widest tensor-core instruction in its PTX, None without a matrix product."""
+    """One kernel function in one configuration for one shape, format and architecture, in plain values.
 
-    launch: Launch
+    `blocks` that fit on a multiprocessor at a time; `instruction` is the widest tensor-core instruction in its PTX,
+    None without any. `faults` must not ship; `allowed` would be faults, but for the reason given with the kernel.
+    """
+
+    kernel: str
+    function: str
+    case: str
+    dtype: str
+    config: str
+    note: str
     arch: int
-    registers: int
-    spilled: int
-    shared_bytes: int
-    instruction: str | None
-    matrix: bool
-    blocks: int
+    num_warps: int
+    num_stages: int
+    registers: int = 0
+    spilled_bytes: int = 0
+    shared_bytes: int = 0
+    instruction: str | None = None
+    blocks: int = 0
+    faults: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
 
     @property
     def occupancy(self) -> float:
         """Resident warps as a share of those a multiprocessor can hold."""
-        return self.blocks * self.launch.config.num_warps / ARCHITECTURES[self.arch].warps
+        return self.blocks * self.num_warps / ARCHITECTURES[self.arch].warps
 
 
-def launches(kernel: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
+def inspect(
+    names: Sequence[str], arches: Sequence[int], dtypes: Sequence[torch.dtype], workers: int = 1
+) -> Iterator[Compiled]:
+    """Compile every configuration of every shape of the named kernels, in `workers` processes.
+
+    Raises CannotRunError in the interpreter, where there is nothing to compile.
+    """
+    if interpreted():
+        raise CannotRunError("TRITON_INTERPRET is set: interpreted kernels are not compiled", hint="unset it")
+    work = [
+        (name, index, dtype, arch)
+        for arch in arches
+        for name in names
+        for index in range(len(kernel(name).shapes))
+        for dtype in dtypes
+        if dtype in kernel(name).dtypes
+    ]
+    if workers == 1:
+        yield from (row for each in work for row in _of_shape(*each))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for rows in [pool.submit(_of_shape, *each) for each in work]:
+            yield from rows.result()
+
+
+def _of_shape(name: str, index: int, dtype: torch.dtype, arch: int) -> list[Compiled]:
+    of = kernel(name)
+    case = of.shapes[index]
+    return [_compiled(of, case, dtype, launch, arch) for launch in launches(of, case, dtype, arch)]
+
+
+def launches(of: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
     """Every different launch of one case, forward and backward, over all configurations."""
     seen: set[str] = set()
     choices, index, most = [dict[str, int]()], 0, 1
     while index < most:
         with captured(arch) as capture, preferring(choices[index]):
-            _once(kernel, case, dtype)
+            _once(of, case, dtype)
         most = max([most, *capture.candidates.values()])
         choices.append(dict.fromkeys(capture.candidates, index + 1))
         index += 1
@@ -85,10 +130,10 @@ def launches(kernel: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterat
                 yield launch
 
 
-def _once(kernel: Kernel, case: Any, dtype: torch.dtype) -> None:
-    inputs = kernel.inputs(case, Random(0, dtype, torch.device("cpu"), shapes_only=True))
-    leaves = [inputs[name].requires_grad_() for name in kernel.differentiable if isinstance(inputs.get(name), Tensor)]
-    out = kernel.run(**inputs)
+def _once(of: Kernel, case: Any, dtype: torch.dtype) -> None:
+    inputs = of.inputs(case, Random(0, dtype, torch.device("cpu"), shapes_only=True))
+    leaves = [inputs[name].requires_grad_() for name in of.differentiable if isinstance(inputs.get(name), Tensor)]
+    out = of.run(**inputs)
     if leaves:
         moving = [o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad]
         torch.autograd.grad(moving, leaves, [torch.empty_like(o) for o in moving])
@@ -136,27 +181,42 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
     return types, constants, attributes
 
 
-def compiled(launch: Launch, arch: int) -> Compiled:
-    """Compile one launch. Raises CannotRunError in the interpreter, where there is nothing to compile."""
-    if interpreted():
-        raise CannotRunError("TRITON_INTERPRET=1 is set: interpreted kernels are not compiled", hint="unset it")
+def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
+    config = launch.config
+    row = Compiled(
+        kernel=of.name,
+        function=launch.name,
+        case=", ".join(f"{key}={value}" for key, value in case._asdict().items()),
+        dtype=str(dtype).removeprefix("torch."),
+        config=str(config),
+        note=config.note,
+        arch=arch,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     types, constants, attributes = _signature(launch)
     source = ASTSource(launch.kernel, signature=types, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages, "enable_fp_fusion": True}
-    result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    try:
+        result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    except Exception as problem:  # whatever a compiler raises, the other kernels are still to be seen
+        return replace(row, faults=(f"does not compile: {str(problem).strip().splitlines()[-1]}",))
     registers, spilled = _resources(result.asm["cubin"])
-    ptx = str(result.asm["ptx"])
-    found = next((name for name in INSTRUCTIONS if name in ptx), None)
     shared = int(result.metadata.shared)
-    return Compiled(
-        launch=launch,
-        arch=arch,
+    ptx = str(result.asm["ptx"])
+    row = replace(
+        row,
         registers=registers,
-        spilled=spilled,
+        spilled_bytes=spilled,
         shared_bytes=shared,
-        instruction=found,
-        matrix="tt.dot" in str(result.asm["ttir"]),
+        instruction=next((name for name in INSTRUCTIONS if name in ptx), None),
         blocks=_blocks(ARCHITECTURES[arch], registers, shared, int(result.metadata.num_warps)),
+    )
+    found = _faults(row, matrix="tt.dot" in str(result.asm["ttir"]))
+    return replace(
+        row,
+        faults=tuple(text for key, text in found.items() if key not in of.allowances),
+        allowed=tuple(f"{text}: {of.allowances[key]}" for key, text in found.items() if key in of.allowances),
     )
 
 
@@ -179,26 +239,17 @@ def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -
     return max(0, min(by_registers, by_shared, limits.warps // num_warps, limits.blocks))
 
 
-def faults(result: Compiled, kernel: Kernel) -> list[str]:
-    """What must not ship, or is allowed with a reason in `kernel.allowances`; empty when all is well."""
-    limits = ARCHITECTURES[result.arch]
-    name = result.launch.name
-    found = []
-    if result.shared_bytes > limits.shared_bytes_a_block:
-        found.append(f"shared memory {result.shared_bytes:,} B is over {limits.shared_bytes_a_block:,} B")
-    if result.arch != 90:  # what is tuned for Hopper must compile elsewhere, no more
+def _faults(row: Compiled, *, matrix: bool) -> dict[str, str]:
+    """What is wrong with a compiled kernel, by the key under which a kernel may allow it."""
+    limits = ARCHITECTURES[row.arch]
+    found = {}
+    if row.shared_bytes > limits.shared_bytes_a_block:
+        found["shared memory"] = f"shared memory {row.shared_bytes:,} B is over {limits.shared_bytes_a_block:,} B"
+    if row.arch != 90:  # what is tuned for Hopper must compile elsewhere, no more
         return found
-    if result.spilled and f"{name}: spills" not in kernel.allowances:
-        found.append(f"spills {result.spilled} B a thread")
-    expected = limits.instruction if result.matrix else None
-    if result.instruction != expected and f"{name}: {result.instruction}" not in kernel.allowances:
-        found.append(f"uses {result.instruction} where {expected} is expected")
+    if row.spilled_bytes:
+        found[f"{row.function}: spills"] = f"spills {row.spilled_bytes} B a thread"
+    expected = limits.instruction if matrix else None
+    if row.instruction != expected:
+        found[f"{row.function}: {row.instruction}"] = f"uses {row.instruction} instead of {expected}"
     return found
-
-
-def compiled_all(kernel: Kernel, arch: int, dtypes: Iterable[torch.dtype]) -> Iterator[Compiled]:
-    """Every configuration of every shape of one kernel."""
-    for case in kernel.shapes:
-        for dtype in dtypes:
-            for launch in launches(kernel, case, dtype, arch):
-                yield compiled(launch, arch)
