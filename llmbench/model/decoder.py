@@ -18,10 +18,10 @@ from llmbench.model.ffn import feed_forward
 from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer
-from llmbench.model.norms import NormLayer
+from llmbench.model.norms import NormLayer, times
 from llmbench.model.positions import sinusoids
 from llmbench.model.state import Cache
-from llmbench.spec.mixer import branches
+from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
@@ -32,9 +32,10 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__()
         self.placement = layer.placement
-        self.scale = layer.residual_scale
+        self.layer = layer
         hidden = spec.hidden_size
         norm = spec.norm if layer.norm is None else layer.norm
+        self.scales = scales(layer.mixer)
         self.mixers: list[str] = []
         for mixer in branches(layer.mixer):
             name, module = build_mixer(spec, mixer, index=index, where=f"{where}.mixer")
@@ -64,18 +65,20 @@ class Block(nn.Module):
         if self.mixers:
             inner = self._before(x, both, self.mixer_norm)
             outs = []
-            for name in self.mixers:
-                out, shared = self.get_submodule(name)(inner, step, None if state is None else state[name], shared)
-                outs.append(out)
-            x = self._after(x, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm)
+            for name, (reads, gives) in zip(self.mixers, self.scales, strict=True):
+                own = None if state is None else state[name]
+                out, shared = self.get_submodule(name)(times(inner, reads), step, own, shared)
+                outs.append(times(out, gives))
+            x = self._after(x, inner, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm)
         if self.cross_attention is not None:
             inner = self._before(x, None, self.cross_norm)
             out = self.cross_attention(inner, step, None if state is None else state["cross_attention"])
-            x = self._after(x, out, self.cross_norm, None)
+            x = self._after(x, inner, out, self.cross_norm, None)
         if self.ffn is not None:
             source = start if self.placement == "parallel_two" else x
-            out = self.ffn(self._before(source, both, self.ffn_norm), step.implementation)
-            x = self._after(x, out, self.ffn_norm, self.post_ffn_norm)
+            inner = self._before(source, both, self.ffn_norm)
+            out = self.ffn(inner, step.implementation)
+            x = self._after(x, inner, out, self.ffn_norm, self.post_ffn_norm)
         return x, shared
 
     def _before(self, x: Tensor, both: Tensor | None, norm: NormLayer | None) -> Tensor:
@@ -85,10 +88,11 @@ class Block(nn.Module):
         normed: Tensor = x if norm is None or self.placement == "post" else norm(x)
         return normed
 
-    def _after(self, x: Tensor, out: Tensor, norm: NormLayer | None, post: NormLayer | None) -> Tensor:
-        """The residual stream with a sublayer's output in it."""
+    def _after(self, x: Tensor, inner: Tensor, out: Tensor, norm: NormLayer | None, post: NormLayer | None) -> Tensor:
+        """The residual stream with the output of a sublayer, which read `inner`, in it."""
         out = out if post is None else post(out)
-        x = x + out * self.scale if self.scale != 1.0 else x + out
+        start = inner if self.layer.residual_from_norm else x
+        x = times(start, self.layer.skip_scale) + times(out, self.layer.residual_scale)
         return norm(x) if self.placement == "post" and norm is not None else x
 
 

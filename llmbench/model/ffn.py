@@ -5,6 +5,7 @@ B batch, S length, D hidden, F intermediate, E experts, k experts a token, t = B
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.implementations import Implementation, activation
+from llmbench.model.norms import times
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 
 
@@ -37,13 +39,16 @@ class GatedLayer(nn.Module):
     def __init__(self, hidden: int, ffn: Gated) -> None:
         super().__init__()
         self.activation = ffn.activation
+        self.scales = ffn.gate_scale, ffn.output_scale
         self.gate_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
         self.up_proj = nn.Linear(hidden, ffn.intermediate_size, bias=ffn.bias)
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        return self.down_proj(implementation.glu(self.gate_proj(x), self.up_proj(x), self.activation))
+        on_gate, on_output = self.scales
+        inner = implementation.glu(times(self.gate_proj(x), on_gate), self.up_proj(x), self.activation)
+        return times(self.down_proj(inner), on_output)
 
 
 class RouterLayer(nn.Module):
@@ -127,8 +132,29 @@ class ExpertsLayer(nn.Module):
         if self.moe.router.on_input:
             inputs = inputs * weights.flatten()[order, None].to(inputs.dtype)
         *copies, beyond = inputs.split(self.rows(choices))
-        made = [self._one(rows, implementation, *own) for rows, *own in zip(copies, *self._each(), strict=True)]
-        back = torch.cat([*made, beyond])[order.argsort()].view(*chosen.shape, -1)
+        made = self._made(copies, implementation)
+        return self._combined(torch.cat([*made, beyond])[order.argsort()], weights)
+
+    def in_buffers(
+        self, x: Tensor, weights: Tensor, chosen: Tensor, places: Tensor, room: int, implementation: Implementation
+    ) -> Tensor:
+        """The same, each expert on a buffer of `room` rows, whatever it has to do: a choice stands at its place there,
+        and those that find no place give nothing."""
+        experts = self.moe.num_experts
+        slots = torch.where(places < room, chosen * room + places, experts * room).flatten()
+        inputs = x.repeat_interleave(chosen.shape[1], dim=0)
+        if self.moe.router.on_input:
+            inputs = inputs * weights.flatten()[:, None].to(inputs.dtype)
+        buffers = x.new_zeros(experts * room + 1, x.shape[-1]).index_copy(0, slots, inputs)
+        made = self._made(buffers[:-1].split(room), implementation)
+        return self._combined(torch.cat([*made, x.new_zeros(1, x.shape[-1])])[slots], weights)
+
+    def _made(self, copies: Sequence[Tensor], implementation: Implementation) -> list[Tensor]:
+        return [self._one(rows, implementation, *own) for rows, *own in zip(copies, *self._each(), strict=True)]
+
+    def _combined(self, made: Tensor, weights: Tensor) -> Tensor:
+        """What experts made of each choice [t·k, D], summed by the weights [t, k] to [t, D]."""
+        back = made.view(*weights.shape, -1)
         return (back if self.moe.router.on_input else back * weights[..., None].to(back.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
@@ -137,7 +163,7 @@ class ExpertsLayer(nn.Module):
         experts = self.moe.num_experts
         if choices.is_meta:
             return even_shares(choices.numel(), experts)
-        numbers = torch.arange(experts + self.moe.zero_experts, device=choices.device)
+        numbers = torch.arange(experts + self.moe.zero_experts + 1, device=choices.device)
         counts = (choices[:, None] == numbers).sum(0).tolist()
         return [*counts[:experts], sum(counts[experts:])]
 
@@ -175,7 +201,8 @@ def even_shares(choices: int, experts: int) -> list[int]:
 class MixtureLayer(nn.Module):
     """Router, experts, and what every token visits beside them.
 
-    After a forward, `last_logits` and `last_chosen` hold the routing, for balance losses and measurements.
+    After a forward, `last_logits` and `last_chosen` hold the routing, for balance losses and measurements, and
+    `last_kept` which of the choices found a place, where experts take no more than so many.
     """
 
     def __init__(self, hidden: int, moe: MoE) -> None:
@@ -183,6 +210,8 @@ class MixtureLayer(nn.Module):
         self.moe = moe
         if moe.router.hidden_size is not None:
             raise UnsupportedError("a router that is a network of its own is sized, not built yet")
+        if moe.zero_experts and (moe.capacity_factor is not None or moe.expert_capacity is not None):
+            raise UnsupportedError("experts of limited capacity beside some that compute nothing are not built yet")
         self.router = RouterLayer(hidden, moe)
         self.latent_in = self.latent_out = None
         if moe.latent_size is not None:
@@ -200,17 +229,16 @@ class MixtureLayer(nn.Module):
         self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside)
         self.last_logits: Tensor | None = None
         self.last_chosen: Tensor | None = None
+        self.last_kept: Tensor | None = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, -2)
         logits, weights, chosen = self.router(tokens)
         self.last_logits, self.last_chosen = logits, chosen
-        if self.latent_in is not None and self.latent_out is not None:
-            narrow = self.experts(self.latent_in(tokens), weights, chosen, implementation)
-            out = self.latent_out(narrow).view_as(x)
-        else:
-            out = self.experts(tokens, weights, chosen, implementation).view_as(x)
+        narrow = tokens if self.latent_in is None else self.latent_in(tokens)
+        out = self._routed(narrow, weights, chosen, x.shape[0], implementation)
+        out = (out if self.latent_out is None else self.latent_out(out)).view_as(x)
         if self.shared is not None:
             shared = self.shared(x, implementation)
             out = out + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared)
@@ -220,20 +248,33 @@ class MixtureLayer(nn.Module):
             out = out + self.beside(x, implementation)
         return out
 
+    def _routed(
+        self, tokens: Tensor, weights: Tensor, chosen: Tensor, sequences: int, implementation: Implementation
+    ) -> Tensor:
+        """What the experts make of tokens [t, D] of so many sequences, as many as they have room for."""
+        moe = self.moe
+        if moe.capacity_factor is not None:
+            room = math.ceil(round(moe.capacity_factor * chosen.numel(), 6) / moe.num_experts)
+            places = places_of(chosen[None], moe.num_experts)[0]
+            self.last_kept = places < room
+            return self.experts.in_buffers(tokens, weights, chosen, places, room, implementation)
+        if moe.expert_capacity is not None:
+            places = places_of(chosen.unflatten(0, (sequences, -1)), moe.num_experts).view_as(chosen)
+            self.last_kept = places < moe.expert_capacity
+            weights = weights.masked_fill(~self.last_kept, 0.0)
+            chosen = chosen.masked_fill(~self.last_kept, moe.num_experts)
+        return self.experts(tokens, weights, chosen, implementation)
+
+
+def places_of(chosen: Tensor, num_experts: int) -> Tensor:
+    """For each choice [G, t, k], how many before it in its group fell on the same expert: token after token, and of a
+    token its first choice first."""
+    hits = chosen.flatten(1)[..., None] == torch.arange(num_experts, device=chosen.device)
+    return (hits.cumsum(1) * hits).sum(-1).view_as(chosen) - 1
+
 
 def feed_forward(hidden: int, ffn: FFN) -> nn.Module:
     """The module of any feed-forward."""
     if isinstance(ffn, MoE):
         return MixtureLayer(hidden, ffn)
     return GatedLayer(hidden, ffn) if isinstance(ffn, Gated) else DenseLayer(hidden, ffn)
-
-
-def balance_losses(logits: Tensor, chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The load-balancing loss (Switch, arXiv 2101.03961, equation 4) and the z-loss (ST-MoE, arXiv 2202.08906).
-
-    balance = E · Σ_e (share of choices that fell on e) · (mean probability of e); 1 when even.
-    z = mean(log-sum-exp(logits)²).
-    """
-    share = F.one_hot(chosen, num_experts).float().mean((0, 1))
-    probability = logits.softmax(-1).mean(0)
-    return num_experts * (share * probability).sum(), logits.logsumexp(-1).square().mean()

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm with and without weights, in the arithmetic that trained models use."""
+"""RMSNorm and LayerNorm with and without weights, in the arithmetic that trained models use; fixed factors."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ class NormLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.norm.kind}, {self.width}, eps={self.norm.eps}"
+
+
+def times(x: Tensor, factor: float) -> Tensor:
+    """x · factor, and x itself where that is 1."""
+    return x if factor == 1.0 else x * factor
 
 
 class OffsetRMSNorm(torch.autograd.Function):

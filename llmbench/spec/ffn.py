@@ -32,11 +32,16 @@ class Dense(Kind, frozen=True, tag="dense"):
 
 
 class Gated(Kind, frozen=True, tag="gated"):
-    """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation."""
+    """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation.
+
+    gate_scale multiplies gate(x), output_scale the result (Falcon-H1).
+    """
 
     intermediate_size: Size
     activation: Activation = "silu"
     bias: bool = False
+    gate_scale: float = 1.0
+    output_scale: float = 1.0
 
 
 class Router(Part, frozen=True):
@@ -83,7 +88,9 @@ class MoE(Kind, frozen=True, tag="moe"):
     gated: experts have three matrices (SwiGLU) or two. zero_experts: router outputs that compute nothing
     (LongCat's identity experts). latent_size: experts work in a narrower space between two shared projections.
     beside: a dense feed-forward on the same input whose output is added (Arctic, Gemma-4).
-    capacity_factor: tokens an expert takes, as a multiple of its even share; None drops none.
+    capacity_factor: tokens an expert takes of a pass, as a multiple of its even share, in buffers of that size (Switch,
+    arXiv 2101.03961, equation 3). expert_capacity: tokens it takes of each sequence of a pass (Switch on the hub).
+    Either way the first ones are taken, and the others get nothing of it; with neither, all are taken.
     """
 
     num_experts: Size
@@ -96,6 +103,7 @@ class MoE(Kind, frozen=True, tag="moe"):
     shared: SharedExperts | None = None
     beside: Dense | Gated | None = None
     capacity_factor: float | None = None
+    expert_capacity: Size | None = None
     zero_experts: Count = 0
     latent_size: Size | None = None
 

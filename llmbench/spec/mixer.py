@@ -197,7 +197,8 @@ class Mamba2(Kind, frozen=True, tag="mamba2"):
 
     proj_bias: on the projections in and out; out_proj_bias where the latter differs (Falcon-H1). gated_norm: a norm of
     each group, behind the gate or (norm_before_gate) before it. time_step_min, time_step_max: limits of the step of
-    time (Nemotron-H).
+    time (Nemotron-H). projection_scales: five numbers that multiply what the projection in gives for the gate, the
+    values, B, C and the step of time (Falcon-H1); empty: none.
     """
 
     num_heads: Size
@@ -213,6 +214,7 @@ class Mamba2(Kind, frozen=True, tag="mamba2"):
     norm_before_gate: bool = False
     time_step_min: float = 0.0
     time_step_max: float | None = None
+    projection_scales: tuple[float, ...] = ()
 
     @property
     def intermediate_size(self) -> int:
@@ -279,9 +281,14 @@ SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 
 
 class Parallel(Kind, frozen=True, tag="parallel"):
-    """Several mixers on the same input whose outputs are added (Falcon-H1: attention beside Mamba-2)."""
+    """Several mixers on the same input whose outputs are added (Falcon-H1: attention beside Mamba-2).
+
+    input_scales, output_scales: one number a branch, which multiplies what it reads and what it gives; empty: none.
+    """
 
     branches: tuple[SingleMixer, ...]
+    input_scales: tuple[float, ...] = ()
+    output_scales: tuple[float, ...] = ()
 
 
 Mixer = SingleMixer | Parallel
@@ -292,3 +299,10 @@ def branches(mixer: Mixer | None) -> tuple[SingleMixer, ...]:
     if mixer is None:
         return ()
     return mixer.branches if isinstance(mixer, Parallel) else (mixer,)
+
+
+def scales(mixer: Mixer | None) -> tuple[tuple[float, float], ...]:
+    """For each of its `branches`, the factors on what it reads and on what it gives."""
+    ones = (1.0,) * len(branches(mixer))
+    given = (mixer.input_scales, mixer.output_scales) if isinstance(mixer, Parallel) else ((), ())
+    return tuple(zip(given[0] or ones, given[1] or ones, strict=True))

@@ -10,7 +10,7 @@ import msgspec
 from llmbench.errors import SpecError
 from llmbench.spec.base import Count, Name, Part, Size
 from llmbench.spec.ffn import FFN, MoE
-from llmbench.spec.mixer import Attention, LatentAttention, Mixer, branches
+from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, Mixer, Parallel, branches
 from llmbench.spec.pattern import parse_pattern
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
@@ -62,7 +62,9 @@ class Layer(Part, frozen=True):
     """One kind of layer: a mixer, a feed-forward (either may be absent), and the norms around them.
 
     cross_attention: between mixer and feed-forward, to an encoder's output (T5).
-    norm: where this kind's norm differs from the model's. residual_scale multiplies each sublayer's output (Granite).
+    norm: where this kind's norm differs from the model's. residual_scale multiplies each sublayer's output (Granite),
+    skip_scale what it is added to (MiniMax, DeepNorm's α). residual_from_norm: with placement "pre", the output is
+    added to what the norm gives, not to what it reads (MiniMax).
     shared_weights: all layers of this kind are one set of weights used again and again (ALBERT, Zamba); the name tells
     sets of one shape apart.
     """
@@ -73,6 +75,8 @@ class Layer(Part, frozen=True):
     cross_attention: Attention | None = None
     norm: Norm | None = None
     residual_scale: float = 1.0
+    skip_scale: float = 1.0
+    residual_from_norm: bool = False
     shared_weights: Name | None = None
     extra: tuple[ExtraWeight, ...] = ()
 
@@ -261,11 +265,24 @@ def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -
         tag = layer.shared_weights
         if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
             raise SpecError(f"{at}.shared_weights: `{tag}` names the weights of another kind of layer too")
+        if layer.residual_from_norm and layer.placement != "pre":
+            raise SpecError(f'{at}.residual_from_norm: needs placement "pre", not "{layer.placement}"')
+        if isinstance(layer.mixer, Parallel):
+            _check_scales(f"{at}.mixer", layer.mixer)
         for mixer in branches(layer.mixer):
             if isinstance(mixer, Attention):
                 _check_attention(f"{at}.mixer", mixer)
+            if isinstance(mixer, Mamba2) and mixer.projection_scales and len(mixer.projection_scales) != 5:
+                raise SpecError(f"{at}.mixer.projection_scales: needs 5 numbers, not {len(mixer.projection_scales)}")
         if isinstance(layer.ffn, MoE):
             _check_moe(f"{at}.ffn", layer.ffn)
+
+
+def _check_scales(at: str, mixer: Parallel) -> None:
+    for field in ("input_scales", "output_scales"):
+        given = getattr(mixer, field)
+        if given and len(given) != len(mixer.branches):
+            raise SpecError(f"{at}.{field}: needs one number for each of {len(mixer.branches)} branches")
 
 
 def _check_attention(at: str, mixer: Attention) -> None:
@@ -287,3 +304,5 @@ def _check_moe(at: str, ffn: MoE) -> None:
         )
     if ffn.num_experts % ffn.router.n_group:
         raise SpecError(f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}")
+    if ffn.capacity_factor is not None and ffn.expert_capacity is not None:
+        raise SpecError(f"{at}: capacity_factor and expert_capacity exclude each other")

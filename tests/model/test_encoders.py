@@ -48,6 +48,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 T5 = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
 GATED = {"feed_forward_proj": "gated-gelu"}
+SWITCH = {**T5, "num_layers": 4, "num_decoder_layers": 4, "num_experts": 4}
+SWITCH |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2}
 SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
     "t5, few buckets, other depth and width": ("t5", {**T5, **NEAR, "num_decoder_layers": 3, "d_kv": 12}),
@@ -55,6 +57,8 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
     "t5 v1.1, a head of its own": ("t5", {**T5, **GATED, "tie_word_embeddings": False}),
     "mt5": ("mt5", {**T5, **GATED}),
     "umt5, a bias a layer": ("umt5", {**T5, **GATED}),
+    "switch": ("switch_transformers", {**SWITCH, "expert_capacity": 21}),
+    "switch, router with biases": ("switch_transformers", {**SWITCH, "expert_capacity": 21, "router_bias": True}),
 }
 CASES = {**ENCODERS, **SEQ2SEQ}
 

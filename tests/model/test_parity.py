@@ -86,6 +86,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "logits_scaling": 4.0,
         },
     ),
+    "bloom residual from norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "bloom odd heads": ("bloom", {"num_attention_heads": 6, "hidden_size": 48}),
     "phi qk norm": ("phi", {"qk_layernorm": True, "hidden_size": 64}),
     "llama dynamic rope": (

@@ -141,6 +141,56 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "bamba": ("bamba", {**SMALL, **SSM, "num_hidden_layers": 3, "attn_layer_indices": [1]}),
+    "falcon-h1": (
+        "falcon_h1",
+        {
+            **SMALL,
+            **SSM,
+            "mamba_d_ssm": 64,
+            "num_hidden_layers": 2,
+            "lm_head_multiplier": 0.3,
+            "embedding_multiplier": 2.5,
+            "mlp_multipliers": [0.6, 1.7],
+            "key_multiplier": 0.4,
+            "attention_in_multiplier": 1.3,
+            "attention_out_multiplier": 0.7,
+            "ssm_multipliers": [0.35, 0.6, 1.4, 0.5, 0.8],
+            "ssm_in_multiplier": 1.25,
+            "ssm_out_multiplier": 0.2,
+        },
+    ),
+    "falcon-h1, norms and biases": (
+        "falcon_h1",
+        {
+            **SMALL,
+            **SSM,
+            "mamba_d_ssm": 64,
+            "num_hidden_layers": 2,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "attention_in_multiplier": 1.3,
+            "ssm_in_multiplier": 1.25,
+        },
+    ),
+    "minimax": (
+        "minimax",
+        {
+            **SMALL,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "block_size": 8,
+            **{
+                f"{part}_{name}_factor": value
+                for part in ("full_attn", "linear_attn", "mlp")
+                for name, value in (("alpha", 3.5), ("beta", 0.8))
+            },
+        },
+    ),
     "granite-4": (
         "granitemoehybrid",
         {

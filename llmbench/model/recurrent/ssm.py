@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.model.attention import Step
-from llmbench.model.norms import NormLayer
+from llmbench.model.norms import NormLayer, times
 from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, matrix_scan, passed_over
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.spec.mixer import Mamba, Mamba2
@@ -114,7 +114,12 @@ class Mamba2Layer(nn.Module):
         """[B, S, D] to [B, S, D]."""
         mixer, valid = self.mixer, step.valid
         width, grouped = mixer.intermediate_size, mixer.n_groups * mixer.state_size
-        gate, inner, dt = self.in_proj(x).split((width, width + 2 * grouped, mixer.num_heads), dim=-1)
+        made = self.in_proj(x)
+        if mixer.projection_scales:
+            widths = (width, width, grouped, grouped, mixer.num_heads)
+            parts = zip(made.split(widths, dim=-1), mixer.projection_scales, strict=True)
+            made = torch.cat([times(part, factor) for part, factor in parts], dim=-1)
+        gate, inner, dt = made.split((width, width + 2 * grouped, mixer.num_heads), dim=-1)
         inner = F.silu(self.conv(inner, state, valid)).float()
         u, b, c = inner.split((width, grouped, grouped), dim=-1)
         u = u.unflatten(-1, (mixer.num_heads, mixer.head_dim))

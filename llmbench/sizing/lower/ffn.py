@@ -60,7 +60,9 @@ def _mixture(b: Builder, moe: MoE) -> None:
     """Router, experts and what stands beside them.
 
     Every token meets num_experts_per_tok experts, wherever they are: with ep ranks that share their tokens evenly, a
-    GPU's experts see tokens × num_experts_per_tok rows in all. Capacity pads that to capacity_factor times as many.
+    GPU's experts see tokens × num_experts_per_tok rows in all. A capacity factor gives each expert a buffer of
+    capacity_factor times its even share, and all of it is computed with; an expert_capacity changes nothing here, for
+    even shares are below it.
     """
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
@@ -123,7 +125,9 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
     tp, ep = b.layout.tp, b.layout.ep
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
-    padded = rows if moe.capacity_factor is None else share(rows * round(moe.capacity_factor * 1000), 1000)
+    padded = rows
+    if moe.capacity_factor is not None:
+        padded = local_experts * share(rows * round(moe.capacity_factor * 1000), 1000 * local_experts)
     dispatch = b.act(padded * inputs.size)
     exchange: tuple[Collective, ...] = ()
     if ep > 1:

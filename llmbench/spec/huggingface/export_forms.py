@@ -176,6 +176,10 @@ def mamba(v: View) -> Keys:
     }
 
 
+def bloom(v: View) -> Keys:
+    return {"apply_residual_connection_post_layernorm": v.first.residual_from_norm}
+
+
 def mamba2(v: View) -> Keys:
     m = v.mixer(Mamba2)
     return {
@@ -276,6 +280,7 @@ def switch(v: View) -> Keys:
     assert encoder is not None
     return {
         "num_experts": v.experts.num_experts,
+        "expert_capacity": v.experts.expert_capacity,
         "router_bias": v.experts.router.bias,
         "num_sparse_decoder_layers": len(v.sparse),
         "num_sparse_encoder_layers": sum(isinstance(encoder.layers[k].ffn, MoE) for k in encoder.order),
@@ -302,7 +307,7 @@ FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
     "gpt_neox": (common, width, neox_rope, parallel_residual),
     "phi": (common, width, phi),
     "opt": (common, opt),
-    "bloom": (common,),
+    "bloom": (common, bloom),
     "mpt": (common, mpt),
     "falcon": (common, falcon),
     "bert": (common, width, bert),

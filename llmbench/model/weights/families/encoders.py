@@ -114,13 +114,19 @@ mixer_norm.*                layer.0.layer_norm.*
 
 
 def _t5_ffn(place: int) -> str:
-    """The feed-forward, sublayer 1 of the encoder's layers and 2 of the decoder's; gated where the file has wi_0."""
+    """The feed-forward, sublayer 1 of the encoder's layers and 2 of the decoder's; gated where the file has wi_0, or
+    Switch's, with its experts."""
     at = f"layer.{place}"
     return f"""
     ffn.gate_proj.*         {at}.DenseReluDense.wi_0.*
     ffn.up_proj.*           {at}.DenseReluDense.wi_1.*
     ffn.up_proj.*           {at}.DenseReluDense.wi.*
     ffn.down_proj.*         {at}.DenseReluDense.wo.*
+    ffn.up_proj.*           {at}.mlp.wi.*
+    ffn.down_proj.*         {at}.mlp.wo.*
+    ffn.router.*            {at}.mlp.router.classifier.*
+    ffn.experts.up_proj     {at}.mlp.experts.expert_{{e}}.wi.weight
+    ffn.experts.down_proj   {at}.mlp.experts.expert_{{e}}.wo.weight
     ffn_norm.*              {at}.layer_norm.*
     """
 
@@ -135,6 +141,7 @@ table(
     "t5",
     "mt5",
     "umt5",
+    "switch_transformers",
     top="""
     embedding.weight        shared.weight
     embedding.weight        decoder.embed_tokens.weight

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmbench.model.weights.families import table
 from llmbench.model.weights.families.llama import ATTENTION, GATED, PRE_NORMS, QK_NORM, TOP
-from llmbench.model.weights.families.mixture import EXPERTS, SHARED_EXPERT
+from llmbench.model.weights.families.mixture import EXPERTS, MIXTRAL_EXPERTS, SHARED_EXPERT
 from llmbench.model.weights.rules import TRANSFORMS, At, Transform
 from llmbench.spec.mixer import GatedDeltaNet
 
@@ -121,6 +121,25 @@ table(
     + EXPERTS.replace(" mlp.", " feed_forward."),
 )
 table("bamba", top=_TOP, layers=_BESIDE_ATTENTION + ATTENTION + _GATED + _PRE_NORMS)
+table(
+    "falcon_h1",
+    top=TOP + "final_norm.* model.final_layernorm.*",
+    layers=_BESIDE_ATTENTION + ATTENTION + _GATED + _PRE_NORMS,
+)
+table(
+    "minimax",
+    top=TOP,
+    layers=ATTENTION
+    + MIXTRAL_EXPERTS
+    + PRE_NORMS
+    + """
+    linear_attention.qkv_proj.*     self_attn.qkv_proj.*
+    linear_attention.g_proj.*       self_attn.output_gate.*
+    linear_attention.norm.*         self_attn.norm.*
+    linear_attention.out_proj.*     self_attn.out_proj.*
+    """,
+    ignored=r"model\.layers\.\d+\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)",
+)
 table(
     "granitemoehybrid",
     top=TOP,

@@ -50,12 +50,6 @@ def opt(c: Config) -> ModelSpec:
     )
 
 
-def residual_behind_norm(c: Config) -> None:
-    """BLOOM's and the first Falcon's switch that the residual starts behind the norm; no released model sets it."""
-    if c.flag("apply_residual_connection_post_layernorm"):
-        c.inexact("residuals that start behind the norm")
-
-
 @family("bloom")
 def bloom(c: Config) -> ModelSpec:
     """BLOOM: ALiBi, and a LayerNorm after the embedding. The first configs say `n_embed` for the hidden size."""
@@ -64,10 +58,11 @@ def bloom(c: Config) -> ModelSpec:
             c.put(new, c.get(old))
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
-    residual_behind_norm(c)
+    behind = c.flag("apply_residual_connection_post_layernorm")
+    ffn = dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")
     return decoder(
         c,
-        block(mixer, dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")),
+        block(mixer, ffn, residual_from_norm=behind),
         norm=norm(c, "layernorm"),
         positions=Alibi(),
         embedding=Embedding(norm=True),
@@ -161,7 +156,8 @@ def falcon(c: Config) -> ModelSpec:
         placement = "parallel"
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
     c.ignore("ff_factor")
-    residual_behind_norm(c)
+    if c.flag("apply_residual_connection_post_layernorm"):
+        c.inexact("residuals that start behind the norm, which Falcon's class does not read")
     if c.flag("alibi"):
         c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from llmbench.spec.ffn import FFN, Activation, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
@@ -297,14 +298,6 @@ def minimax(c: Config) -> ModelSpec:
         head_dim=full.head_dim,
         block_size=c.size("block_size", 256),
     )
-    c.ignore(
-        "full_attn_alpha_factor",
-        "full_attn_beta_factor",
-        "linear_attn_alpha_factor",
-        "linear_attn_beta_factor",
-        "mlp_alpha_factor",
-        "mlp_beta_factor",
-    )
     count = min(c.size("num_hidden_layers"), 10_001)
     derived = ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)]
     if c.model_type != "minimax":
@@ -314,13 +307,31 @@ def minimax(c: Config) -> ModelSpec:
         derived = ["full_attention" if kind == 1 else "linear_attention" for kind in softmax]
         if c.count("shared_intermediate_size"):
             c.doubt("shared_intermediate_size: a shared expert is not counted")
-        for kind in ("full_attention", "linear_attention", "mlp"):
-            c.ignore(f"layernorm_{kind}_alpha", f"layernorm_{kind}_beta")
-        c.ignore("postnorm", "shared_moe_mode")
+        c.ignore("shared_moe_mode")
     kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
-    layers = [
-        ("linear", block(linear, ffn)) if kind == "linear_attention" else ("attention", block(full, ffn))
-        for kind in kinds
-    ]
+    layers = []
+    for kind in kinds:
+        residual = _minimax_residual(c, kind)
+        if kind == "linear_attention":
+            layers.append(("linear", block(linear, ffn, **residual)))
+        else:
+            layers.append(("attention", block(full, ffn, **residual)))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
+
+
+def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
+    """How a layer adds: what its norm gives times α, and the sublayer's output times β. The class in transformers
+    always starts behind the norm; that on the hub where `postnorm` says so, and its factors have other names."""
+    hub = c.model_type != "minimax"
+    own = "linear_attention" if kind == "linear_attention" else "full_attention"
+    own = own if hub else own.replace("attention", "attn")
+
+    def factor(part: str, name: str) -> float:
+        return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
+
+    alpha, beta = (factor(own, name) for name in ("alpha", "beta"))
+    if (alpha, beta) != (factor("mlp", "alpha"), factor("mlp", "beta")):
+        c.inexact("sublayers of one layer that are added with different factors")
+    behind = c.flag("postnorm") if hub else True
+    return {"skip_scale": alpha, "residual_scale": beta, "residual_from_norm": behind}

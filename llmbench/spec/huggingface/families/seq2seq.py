@@ -88,7 +88,6 @@ def t5(c: Config) -> ModelSpec:
         "decoder_sparse_step",
         "is_gated_act",
         "dense_act_fn",
-        "expert_capacity",
         "add_router_probs",
         "router_type",
         "router_bias",
@@ -131,6 +130,7 @@ def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
         activation=ffn.activation,
         gated=isinstance(ffn, Gated),
         router=Router(bias=c.flag("router_bias")),
+        expert_capacity=c.optional_size("expert_capacity"),
     )
 
 

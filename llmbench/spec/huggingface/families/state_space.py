@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from llmbench.spec.ffn import FFN, Dense, Gated, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -82,29 +84,39 @@ def falcon_h1(c: Config) -> ModelSpec:
     scales."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
+    longer = c.number("key_multiplier", 1.0)
+    if longer != 1.0:  # of keys, and so of scores
+        full = msgspec.structs.replace(full, scale=full.head_dim**-0.5 * longer)
     width = c.optional_size("mamba_d_ssm") or c.size("mamba_expand") * c.size("hidden_size")
     ssm = _mamba2(c, width, out_proj_bias=c.flag("projectors_bias"), gated_norm=c.flag("mamba_rms_norm"))
-    c.ignore(
-        "layers_block_type",
-        "layer_types",
-        "attn_layer_indices",
-        "mlp_expansion_factor",
-        "key_multiplier",
-        "mlp_multipliers",
-        "ssm_multipliers",
-        "attention_out_multiplier",
-        "attention_in_multiplier",
-        "ssm_in_multiplier",
-        "ssm_out_multiplier",
+    ssm = msgspec.structs.replace(ssm, projection_scales=_multipliers(c, "ssm_multipliers", 5))
+    c.ignore("layers_block_type", "layer_types", "attn_layer_indices", "mlp_expansion_factor")
+    gate, out = _multipliers(c, "mlp_multipliers", 2) or (1.0, 1.0)
+    mixer = Parallel(
+        branches=(ssm, full),
+        input_scales=_unless_one(c.number("ssm_in_multiplier", 1.0), c.number("attention_in_multiplier", 1.0)),
+        output_scales=_unless_one(c.number("ssm_out_multiplier", 1.0), c.number("attention_out_multiplier", 1.0)),
     )
     return decoder(
         c,
-        block(Parallel(branches=(ssm, full)), gated(c)),
+        block(mixer, msgspec.structs.replace(gated(c), gate_scale=gate, output_scale=out)),
         norm=norm(c),
         positions=rope(c, head_dim=full.head_dim),
         embedding=Embedding(scale=c.number("embedding_multiplier", 1.0)),
         head=Head(scale=c.number("lm_head_multiplier", 1.0)),
     )
+
+
+def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
+    """A list of `count` factors; empty where they change nothing."""
+    given = c.entries(key) or []
+    if given and (len(given) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in given)):
+        raise c.error(key, f"must be {count} numbers")
+    return _unless_one(*map(float, given))
+
+
+def _unless_one(*factors: float) -> tuple[float, ...]:
+    return () if all(factor == 1.0 for factor in factors) else factors
 
 
 @family("granitemoehybrid")
