@@ -6,8 +6,9 @@ of the dtype; the distance is taken over the whole tensor and at the worst eleme
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from llmbench.kernels.kernel import Inputs, Kernel, Random
 from llmbench.kernels.launching import poisoned
+from llmbench.kernels.registry import kernel
 
-__all__ = ["Verdict", "check", "compare"]
+__all__ = ["Checked", "Verdict", "check", "check_all", "compare"]
 
 
 class Verdict(NamedTuple):
@@ -28,6 +30,59 @@ class Verdict(NamedTuple):
     plain_error: float
     budget: float
     passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """All cases of one kernel in one format: how many tensors were compared, and the one nearest to its budget."""
+
+    kernel: str
+    dtype: torch.dtype
+    checks: int
+    case: str
+    worst: Verdict
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them are within their budgets."""
+        return self.worst.passed
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "kernel": self.kernel,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "checks": self.checks,
+            "worst_case": self.case,
+            **self.worst._asdict(),
+        }
+
+
+def check_all(
+    names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: torch.device
+) -> Iterator[Checked]:
+    """Every case of the named kernels in each format, a row a kernel and format as it is done."""
+    for name in names:
+        of = kernel(name)
+        for dtype in dtypes:
+            if dtype not in of.dtypes:
+                continue
+            found = [
+                (verdict, case)
+                for case in of.cases
+                for seed in range(seeds)
+                for verdict in check(of, case, dtype, seed, device)
+            ]
+            worst, case = max(found, key=lambda pair: _nearness(pair[0]))
+            text = ", ".join(f"{key}={value}" for key, value in case._asdict().items())
+            yield Checked(kernel=name, dtype=dtype, checks=len(found), case=text, worst=worst)
+
+
+def _nearness(verdict: Verdict) -> tuple[bool, float]:
+    """How near an error is to its budget; what is over it comes first, NaN above all."""
+    if not verdict.passed:
+        return True, float("inf") if verdict.error != verdict.error else verdict.error
+    return False, verdict.error / (verdict.budget or 1.0)
 
 
 def compare(name: str, found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
@@ -46,25 +101,25 @@ def compare(name: str, found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
         plain_error = float(measure(plain.double() - exact)) / size
         budget = 2 * plain_error + rounding
         verdicts.append(Verdict(name, error, plain_error, budget, error <= budget))  # False for NaN
-    return max(verdicts, key=lambda verdict: (not verdict.passed, verdict.error / (verdict.budget or 1.0)))
+    return max(verdicts, key=_nearness)
 
 
-def check(kernel: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
-    """Run `case` once and compare every output, and every gradient of `kernel.differentiable`."""
-    inputs = kernel.inputs(case, Random(seed, dtype, device))
+def check(of: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
+    """Run `case` once and compare every output, and every gradient of `of.differentiable`."""
+    inputs = of.inputs(case, Random(seed, dtype, device))
     with poisoned(), _tf32():
-        found = _results(kernel, kernel.run, inputs, seed)
+        found = _results(of, of.run, inputs, seed)
     with _tf32():
-        plain = _results(kernel, kernel.reference, inputs, seed)
-    exact = _results(kernel, kernel.reference, _widened(inputs), seed)
+        plain = _results(of, of.reference, inputs, seed)
+    exact = _results(of, of.reference, _widened(inputs), seed)
     return [compare(name, found[name], plain[name], exact[name]) for name in exact]
 
 
-def _results(kernel: Kernel, function: Any, inputs: Inputs, seed: int) -> dict[str, Tensor]:
+def _results(of: Kernel, function: Any, inputs: Inputs, seed: int) -> dict[str, Tensor]:
     """Outputs and gradients by name. The gradient that comes in is the same for every version: random, rounded to the
     dtype of the case."""
     inputs = dict(inputs)
-    leaves = [name for name in kernel.differentiable if isinstance(inputs.get(name), Tensor)]
+    leaves = [name for name in of.differentiable if isinstance(inputs.get(name), Tensor)]
     for name in leaves:
         inputs[name] = inputs[name].detach().requires_grad_()
     outputs = function(**inputs)

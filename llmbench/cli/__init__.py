@@ -22,6 +22,7 @@ COMMANDS = {
     "memory": "llmbench.cli.memory",
     "compare": "llmbench.cli.compare",
     "model": "llmbench.cli.model",
+    "kernels": "llmbench.cli.kernels",
     "env": "llmbench.cli.env",
 }
 """Every command and the module that has it, in the order of the help."""

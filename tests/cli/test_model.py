@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,12 @@ def test_a_model_is_built_and_run(capsys: Capture) -> None:
     assert modules["layers.{}.attention.q_proj"]["parameters"] == 576 * 576
     tops = [module for module in built["modules"] if module["name"] == "layers.{}" or "." not in module["name"]]
     assert sum(module["instances"] * module["parameters"] for module in tops) == total
+    assert sum(module["instances"] * module["parameter_bytes"] for module in tops) == 4 * total
+
+
+def test_a_model_without_attention_says_so(capsys: Capture) -> None:
+    assert run(["model", "mamba-130m", "--layers", "1", "--seq", "8", "--device", "cpu"]) == 0
+    assert "no layer attends" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "jamba-v0.1", "t5-base", "bert-base"])
@@ -62,13 +69,15 @@ def test_the_tree_adds_up(name: str, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("impl", "kernels"), [("standard", []), ("flash", ["scaled_dot_product_flash_attention_for_cpu"])]
+    ("impl", "kernels"),
+    [("standard", []), ("flash", ["scaled_dot_product_flash_attention_for_cpu"]), ("flex", ["flex_attention"])],
 )
 def test_it_says_what_ran(impl: str, kernels: list[str], capsys: Capture) -> None:
     arguments = ("smollm2-135m", "--layers", "1", "--seq", "8", "--device", "cpu", "--impl", impl)
     assert row(capsys, *arguments)["built"]["attention_kernels"] == kernels
     assert run(["model", *arguments]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""
     assert ("torch's own kernel on a CPU" in out) == (impl == "flash")
 
 
@@ -91,6 +100,10 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (["gpt2", "--impl", "flsh"], 2, "did you mean `flash`?"),
         (["gpt2", "--device", "abc"], 2, "no device `abc`"),
         (["gpt2", "--device", "xpu"], 3, "only cpu, cuda and meta"),
+        (["gpt2", "--device", "cpu:1"], 2, "without a number"),
+        (["gpt2", "--device", "meta", "--impl", "flex"], 3, "does not run on meta"),
+        (["gpt2", "--layers", "13"], 2, "gpt2 has 12"),
+        (["gpt2", "--layers", "1", "--batch", "10000000", "--device", "cpu"], 3, "10,000,000 × 128 tokens needs"),
         (["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"], 2, "positions for 1,024 tokens"),
         (["gpt2", "--layers", "0"], 2, "--layers"),
         (["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"], 3, "no soft cap on scores"),
@@ -99,6 +112,37 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
 )
 def test_what_cannot_be(arguments: list[str], code: int, says: str, capsys: Capture) -> None:
     assert says in refusal(capsys, code, *arguments)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What transformers saves of a tiny model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=1, hidden_size=32, num_attention_heads=4, intermediate_size=48, vocab_size=64
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_gives_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    arguments = (str(folder), "--device", "cpu", "--seq", "8")
+    assert row(capsys, *arguments)["built"]["weights"] == str(folder)
+    assert row(capsys, *arguments, "--layers", "1")["built"]["weights"] == "random"
+    assert row(capsys, str(folder / "config.json"), "--device", "cpu", "--seq", "8")["built"]["weights"] == "random"
+    assert run(["model", str(folder), "--device", "meta"]) == 0
+    assert f"the weights in {folder} were not read" in capsys.readouterr().out
+    monkeypatch.setattr("llmbench.model.weights.families.TABLES", {})
+    assert "config.json` builds it with random weights" in refusal(capsys, 2, *arguments)
+    (folder / "model.safetensors").unlink()
+    assert run(["model", *arguments]) == 0
+    assert f"{folder} has no .safetensors" in capsys.readouterr().out
+
+
+def test_what_meta_cannot_tell_is_unknown(capsys: Capture) -> None:
+    built = row(capsys, "gpt2", "--device", "meta")["built"]
+    assert (built["weights"], built["forward_s"], built["logits_finite"]) == ("none", None, None)
 
 
 def test_a_gpu_that_is_not_there(capsys: Capture) -> None:

@@ -1,0 +1,313 @@
+"""`llmbench kernels`: what there is, whether it is right, and what the compiler makes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from llmbench.cli.options import As, Output, answer
+from llmbench.errors import CannotRunError, SpecError
+from llmbench.report.document import Block, Column, Document, Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmbench.kernels.inspection import Compiled
+
+T = TypeVar("T")
+
+command = typer.Typer(
+    no_args_is_help=True,
+    help="The Triton kernels: list them, check them, see what they compile to.",
+    rich_markup_mode=None,
+)
+
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels; all where none is named.", show_default=False)
+]
+DTypes = Annotated[str, typer.Option("--dtype", metavar="LIST", help="Formats, with commas between: bf16, fp16, fp32.")]
+
+
+@command.command("list")
+def list_kernels(format: As = "table", output: Output = None) -> None:
+    """Every kernel: what it computes, its formats, how many cases prove it.
+
+    Examples:
+
+      llmbench kernels list
+
+      llmbench kernels list --format json
+    """
+    _prepare()
+    from llmbench.kernels.registry import NAMES, kernel
+
+    rows: list[dict[str, Any]] = []
+    for name in NAMES:
+        of = kernel(name)
+        rows.append(
+            {
+                "kernel": name,
+                "summary": of.summary,
+                "dtypes": [_short(dtype) for dtype in of.dtypes],
+                "backward": bool(of.differentiable),
+                "cases": len(of.cases),
+                "shapes": len(of.shapes),
+            }
+        )
+    columns = [Column("kernel", name=True), Column("computes", wraps=True), Column("formats"), Column("backward")]
+    columns += [Column("cases", "count"), Column("shapes", "count")]
+    cells = [
+        [
+            row["kernel"],
+            row["summary"],
+            " ".join(row["dtypes"]),
+            "yes" if row["backward"] else "no",
+            row["cases"],
+            row["shapes"],
+        ]
+        for row in rows
+    ]
+    table = Table(columns=columns, rows=cells)
+    answer(
+        Document(command="kernels.list", inputs={}, rows_key="kernels", rows=rows, blocks=[Block(table=table)]),
+        format,
+        output,
+    )
+
+
+@command.command("check")
+def check_kernels(
+    names: Names = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="cuda, or cpu for the interpreter; auto takes a GPU.")
+    ] = "auto",
+    dtype: DTypes = "bf16,fp16,fp32",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Random inputs for each case.", min=1)] = 2,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Hold every case of a kernel, and its gradients, to a reference in fp64.
+
+    The error may be twice that of plain torch in the same format, and one rounding. Buffers are NaN before a kernel
+    writes them. Without a GPU the kernels run in Triton's interpreter. Exit code 1 where one is not within its budget.
+
+    Examples:
+
+      llmbench kernels check
+
+      llmbench kernels check attention --dtype bf16 --seeds 8
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise SpecError(f"--device {device}: kernels run on `cpu` (interpreted) or `cuda`")
+    torch = _prepare()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CannotRunError("--device cuda: no GPU here", hint="--device cpu checks in Triton's interpreter")
+    if device == "cpu" or not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
+    from llmbench.kernels.checking import check_all
+
+    place = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    formats = _dtypes(dtype)
+    found = list(_followed(check_all(_known(names), formats, seeds, place), "checking"))
+    rows = [row.as_row() for row in found]
+    wrong = [row for row in found if not row.passed]
+    columns = [
+        Column("kernel", name=True),
+        Column("format"),
+        Column("checks", "count"),
+        Column("worst case", wraps=True),
+        Column("of"),
+        Column("error", "number"),
+        Column("plain torch", "number"),
+        Column("budget", "number"),
+        Column("verdict"),
+    ]
+    cells = [
+        [
+            row.kernel,
+            _short(row.dtype),
+            row.checks,
+            row.case,
+            row.worst.tensor,
+            f"{row.worst.error:.1e}",
+            f"{row.worst.plain_error:.1e}",
+            f"{row.worst.budget:.1e}",
+            "within budget" if row.passed else "WRONG",
+        ]
+        for row in found
+    ]
+    where = "in Triton's interpreter" if place.type == "cpu" else torch.cuda.get_device_name()
+    lines = [f"{len(found) - len(wrong)} of {len(found)} within budget, {where}"]
+    document = Document(
+        command="kernels.check",
+        inputs={"names": names or [], "device": place.type, "dtype": dtype, "seeds": seeds},
+        rows_key="kernels",
+        rows=rows,
+        blocks=[Block(table=Table(columns=columns, rows=cells), lines=lines)],
+    )
+    answer(document, format, output)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@command.command("inspect")
+def inspect_kernels(
+    names: Names = None,
+    arch: Annotated[str, typer.Option("--arch", metavar="LIST", help="Architectures: sm_80, sm_90, sm_100.")] = "sm_90",
+    dtype: DTypes = "bf16",
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", help="Compilers at once; one a core.", min=1, show_default=False),
+    ] = None,
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Compile every configuration of every real shape, and show what came out. Needs no GPU.
+
+    Exit code 1 where a kernel spills registers, asks for more shared memory than a block can have, or multiplies
+    matrices without the tensor-core instruction of its architecture, unless a reason is given with the kernel.
+
+    Examples:
+
+      llmbench kernels inspect glu
+
+      llmbench kernels inspect attention --arch sm_80,sm_90,sm_100
+    """
+    _prepare()
+    os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted has nothing to compile
+    from llmbench.kernels.inspection import inspect
+
+    arches = _arches(arch)
+    formats = _dtypes(dtype)
+    found = list(_followed(inspect(_known(names), arches, formats, jobs or os.cpu_count() or 1), "compiling"))
+    faulty = [row for row in found if row.faults]
+    document = Document(
+        command="kernels.inspect",
+        inputs={"names": names or [], "arch": [f"sm_{number}" for number in arches], "dtype": dtype},
+        rows_key="configurations",
+        rows=[_compiled_row(row) for row in found],
+        blocks=_compiled_blocks(found),
+    )
+    answer(document, format, output)
+    if faulty:
+        raise typer.Exit(1)
+
+
+def _compiled_row(row: Compiled) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(row) | {"arch": f"sm_{row.arch}", "occupancy": row.occupancy}
+    return values | {"faults": list(row.faults), "allowed": list(row.allowed)}
+
+
+def _compiled_blocks(found: list[Compiled]) -> list[Block]:
+    """A table for every shape, in its format and for its architecture; a line under it for all that is not as it
+    should be."""
+    columns = [
+        Column("function", name=True),
+        Column("configuration", wraps=True),
+        Column("registers", "count"),
+        Column("spilled (B)", "count"),
+        Column("shared (KiB)", "number"),
+        Column("tensor cores"),
+        Column("blocks/SM", "count"),
+        Column("occupancy", "percent"),
+    ]
+    groups: dict[tuple[str, str, str, int], list[Compiled]] = {}
+    for row in found:
+        groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
+    blocks = []
+    for (name, case, dtype, number), rows in groups.items():
+        cells = [
+            [
+                row.function,
+                row.config,
+                row.registers or None,
+                row.spilled_bytes,
+                f"{row.shared_bytes / 1024:.1f}",
+                row.instruction,
+                row.blocks or None,
+                row.occupancy or None,
+            ]
+            for row in rows
+        ]
+        lines = sorted({f"FAULT {row.function} {row.config}: {text}" for row in rows for text in row.faults})
+        lines += sorted({f"allowed: {row.function} {text}" for row in rows for text in row.allowed})
+        headline = f"{name} · {case} · {_short(dtype)} · sm_{number}"
+        blocks.append(Block(headline=headline, table=Table(columns=columns, rows=cells), lines=lines))
+    total = f"{len(found)} compiled, {sum(bool(row.faults) for row in found)} with faults"
+    return [*blocks, Block(lines=[total])]
+
+
+def _prepare() -> Any:
+    """torch, with Triton known to be there."""
+    try:
+        import torch
+        import triton  # noqa: F401
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").partition(".")[0] not in ("torch", "triton"):
+            raise
+        raise CannotRunError(
+            f"`llmbench kernels` needs {problem.name}, which is not installed", hint="pip install 'llmbench[gpu]'"
+        ) from None
+    return torch
+
+
+def _known(names: list[str] | None) -> tuple[str, ...]:
+    from llmbench.kernels.registry import NAMES, kernel
+
+    for name in names or ():
+        kernel(name)
+    return tuple(names or NAMES)
+
+
+_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _short(dtype: Any) -> str:
+    """bf16 for torch.bfloat16."""
+    name = str(dtype).removeprefix("torch.")
+    return next((short for short, long in _FORMATS.items() if long == name), name)
+
+
+def _dtypes(text: str) -> list[torch.dtype]:
+    import torch
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in _FORMATS:
+            raise SpecError(f"--dtype {part}: no such format", hint=f"there is {', '.join(_FORMATS)}")
+    if not parts:
+        raise SpecError("--dtype names no format", hint=f"there is {', '.join(_FORMATS)}")
+    return [getattr(torch, _FORMATS[part]) for part in parts]
+
+
+def _arches(text: str) -> list[int]:
+    from llmbench.kernels.inspection import ARCHITECTURES
+
+    names = {f"sm_{number}": number for number in ARCHITECTURES}
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in names:
+            raise SpecError(f"--arch {part}: no such architecture", hint=f"there is {', '.join(names)}")
+    if not parts:
+        raise SpecError("--arch names no architecture", hint=f"there is {', '.join(names)}")
+    return [names[part] for part in parts]
+
+
+def _followed(work: Iterable[T], doing: str) -> Iterator[T]:
+    """The same, with a spinner and a count on stderr where that is a terminal."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield from work
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(doing) as status:
+        for done, each in enumerate(work, 1):
+            status.update(f"{doing}: {done} done")
+            yield each

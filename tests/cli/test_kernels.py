@@ -1,0 +1,67 @@
+"""`llmbench kernels`, each command in a process of its own: its import settles whether kernels are interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def llmbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command without the variable that the tests themselves set."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "llmbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=inherited | environment, check=False)
+
+
+def test_list_names_every_kernel() -> None:
+    from llmbench.kernels.registry import NAMES
+
+    found = llmbench("kernels", "list", "--format", "json")
+    assert [row["kernel"] for row in json.loads(found.stdout)["kernels"]] == list(NAMES)
+
+
+def test_check_on_a_cpu_is_interpreted() -> None:
+    found = llmbench("kernels", "check", "glu", "--device", "cpu", "--seeds", "1")
+    assert found.returncode == 0, found.stderr
+    assert "3 of 3 within budget, in Triton's interpreter" in found.stdout
+    rows = json.loads(llmbench("kernels", "check", "glu", "--dtype", "fp32", "--format", "json").stdout)["kernels"]
+    assert [row["dtype"] for row in rows] == ["float32"]
+    assert 0 < rows[0]["error"] <= rows[0]["budget"]
+
+
+def test_inspect_compiles_without_a_gpu() -> None:
+    found = llmbench("kernels", "inspect", "glu", "--arch", "sm_80,sm_90", "--format", "json", TRITON_INTERPRET="1")
+    assert found.returncode == 0, found.stderr
+    rows = json.loads(found.stdout)["configurations"]
+    assert {row["arch"] for row in rows} == {"sm_80", "sm_90"}
+    assert {row["function"] for row in rows} == {"glu_forward", "glu_backward"}
+    for row in rows:
+        assert 16 <= row["registers"] <= 255
+        assert row["spilled_bytes"] == 0
+        assert row["instruction"] is None
+        assert 0 < row["occupancy"] <= 1
+        assert row["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("check", "gluu"), 2, "did you mean `glu`?"),
+        (("inspect", "glu", "--arch", "sm_91"), 2, "there is sm_80, sm_90, sm_100"),
+        (("inspect", "glu", "--dtype", "fp8"), 2, "there is bf16, fp16, fp32"),
+        (("check", "glu", "--device", "tpu"), 2, "`cpu` (interpreted) or `cuda`"),
+        (("check", "glu", "--seeds", "0"), 2, "--seeds"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: tuple[str, ...], code: int, said: str) -> None:
+    found = llmbench("kernels", *arguments)
+    assert found.returncode == code
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
