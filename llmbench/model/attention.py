@@ -14,24 +14,24 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.cache import LayerCache
 from llmbench.model.implementations import Implementation, Mask, Scores
 from llmbench.model.norms import NormLayer
-from llmbench.model.positions import alibi_slopes, relative_buckets, rotate, rotation
+from llmbench.model.positions import Tables, alibi_slopes, relative_buckets, rotate, rotation_of
 from llmbench.spec.mixer import Attention, QKNorm, Temperature
 from llmbench.spec.model import ModelSpec, Norm
-from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
+from llmbench.spec.position import Alibi, Positions, RelativeBias
 
 
 class Step(NamedTuple):
     """What every layer of one forward pass shares.
 
     positions: of the new tokens, [B, S]; valid: which of them are not padding, [B, S] or None for all. plain: positions
-    are 0..S-1 of every sequence and nothing is cached. seq_len: the longest context so far, which some rotary scalings
-    depend on. memory: an encoder's output [B, E, D], with memory_valid [B, E].
+    are 0..S-1 of every sequence and nothing is cached. tables: cos and sin of every rotation. memory: an encoder's
+    output [B, E, D], with memory_valid [B, E].
     """
 
     positions: Tensor
     valid: Tensor | None
     plain: bool
-    seq_len: int
+    tables: Tables
     implementation: Implementation
     memory: Tensor | None = None
     memory_valid: Tensor | None = None
@@ -55,6 +55,7 @@ class AttentionLayer(nn.Module):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
         self.spec, self.mixer = spec, mixer
         self.position_kind = positions
+        self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
         width = spec.hidden_size if mixer.input_size is None else mixer.input_size
         doubled = 2 if mixer.output_gate == "elementwise" else 1
@@ -88,18 +89,9 @@ class AttentionLayer(nn.Module):
         if mixer.clip_qkv is not None:
             q, k, v = (part.clamp(-mixer.clip_qkv, mixer.clip_qkv) for part in (q, k, v))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if isinstance(self.position_kind, Rope):
-            cos, sin = rotation(
-                self.position_kind,
-                mixer.head_dim,
-                step.positions,
-                seq_len=step.seq_len,
-                max_positions=self.spec.max_position_embeddings,
-                dtype=torch.float32,
-            )
-            turn = self.position_kind.interleaved
-            q = rotate(q.float(), cos, sin, interleaved=turn).to(q.dtype)
-            k = rotate(k.float(), cos, sin, interleaved=turn).to(k.dtype)
+        if self.rotation is not None:
+            tables, turn = step.tables[self.rotation.name], self.rotation.rope.interleaved
+            q, k = rotate(q, tables, interleaved=turn), rotate(k, tables, interleaved=turn)
         if norm is not None and norm.after_rope:
             q = self._normed(q.transpose(1, 2), self.q_norm).transpose(1, 2)
             k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
@@ -132,7 +124,7 @@ class AttentionLayer(nn.Module):
         k = self.k_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         v = k if self.v_proj is None else self.v_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         if self.mixer.value_norm:
-            v = torch.nn.functional.rms_norm(v.float(), (v.shape[-1],), None, self.spec.norm.eps).to(v.dtype)
+            v = torch.nn.functional.rms_norm(v, (v.shape[-1],), None, self.spec.norm.eps)  # in fp32 inside
         return k, v
 
     def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:

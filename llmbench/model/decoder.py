@@ -19,7 +19,7 @@ from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer
 from llmbench.model.norms import NormLayer, times
-from llmbench.model.positions import sinusoids
+from llmbench.model.positions import rotations_of, sinusoids, tables_of
 from llmbench.model.state import Cache
 from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
@@ -122,6 +122,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             Block(spec, spec.layers[name], index=index, where=f"layers.{name}") for index, name in enumerate(spec.order)
         )
+        self.rotations = rotations_of(self.layers)
         self.final_norm = NormLayer(hidden, spec.norm) if spec.final_norm else None
         self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None
         self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias and spec.head.transform != "bert")
@@ -162,7 +163,8 @@ class Decoder(nn.Module):
         positions = steps if cache is None else steps + cache.lengths[:, None]
         plain = cache is None or cache.longest == 0
         seen = length if cache is None else cache.reserve(length, lengths)
-        step = Step(positions, valid, plain, seen, self.implementation, memory, memory_valid)
+        tables = tables_of(self.rotations, positions, seen)
+        step = Step(positions, valid, plain, tables, self.implementation, memory, memory_valid)
         x = self.embed(tokens, positions, token_types)
         shared: Any = None
         for index, block in enumerate(self.layers):

@@ -20,7 +20,7 @@ from llmbench.model.attention import Step, context
 from llmbench.model.cache import LayerCache, RowShape
 from llmbench.model.implementations import Mask, Scores
 from llmbench.model.norms import NormLayer
-from llmbench.model.positions import rotate, rotation, yarn_scale
+from llmbench.model.positions import rotate, rotation_of, yarn_scale
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope
@@ -33,8 +33,9 @@ class LatentLayer(nn.Module):
 
     def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
         super().__init__()
-        self.spec, self.mixer, self.position_kind = spec, mixer, positions
+        self.mixer = mixer
         self.form: Form = "auto"
+        self.rotation = rotation_of(positions, mixer.qk_rope_head_dim, spec.max_position_embeddings)
         hidden, heads = spec.hidden_size, mixer.num_attention_heads
         like = Norm(kind=spec.norm.kind, bias=spec.norm.bias, eps=mixer.latent_eps)
         self.q_proj = self.q_a_proj = self.q_a_norm = self.q_b_proj = None
@@ -64,16 +65,19 @@ class LatentLayer(nn.Module):
         latent, k_turned = self.kv_a_proj(x).split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         latent = latent if self.kv_a_norm is None else self.kv_a_norm(latent)
         k_turned = k_turned[:, None]  # [B, 1, S, R]
-        q_turned, k_turned = self._turned(q_turned, step), self._turned(k_turned, step)
+        tables = None
+        if self.rotation is not None:
+            tables, turn = step.tables[self.rotation.name], self.rotation.rope.interleaved
+            q_turned, k_turned = rotate(q_turned, tables, interleaved=turn), rotate(k_turned, tables, interleaved=turn)
         rows = torch.cat((latent[:, None], k_turned), dim=-1)  # [B, 1, S, C + R]
         index_keys = rows[..., :0]
         if self.indexer is not None:
-            index_keys = self.indexer.keys(x, self._tables(step, half=True))
+            index_keys = self.indexer.keys(x, tables)
         rows, index_keys, mask = context(
             rows, index_keys, step, cache, causal=True, window=mixer.sliding_window, chunk=None
         )
         if self.indexer is not None:
-            shared = self.indexer.choose(x, wide, index_keys, mask, self._tables(step, half=True))
+            shared = self.indexer.choose(x, wide, index_keys, mask, tables)
         bias = None
         if mixer.indexer is not None:
             bias = shared.expand(-1, mixer.num_attention_heads, -1, -1)
@@ -111,32 +115,6 @@ class LatentLayer(nn.Module):
         out = step.implementation.attend(q, rows, rows[..., : mixer.kv_lora_rank], mask, scores)
         return torch.einsum("bnsc,nvc->bnsv", out, up_v)
 
-    def _tables(self, step: Step, *, half: bool = False) -> tuple[Tensor, Tensor, bool] | None:
-        """cos, sin and the order of the pairs, or None without rotation; `half` for the indexer's own order."""
-        kind = self.position_kind
-        if not isinstance(kind, Rope) or not self.mixer.qk_rope_head_dim:
-            return None
-        cos, sin = rotation(
-            kind,
-            self.mixer.qk_rope_head_dim,
-            step.positions,
-            seq_len=step.seq_len,
-            max_positions=self.spec.max_position_embeddings,
-            dtype=torch.float32,
-        )
-        indexer = self.mixer.indexer
-        return cos, sin, indexer.interleaved if half and indexer is not None else kind.interleaved
-
-    def _turned(self, x: Tensor, step: Step) -> Tensor:
-        return _rotated(x, self._tables(step))
-
-
-def _rotated(x: Tensor, tables: tuple[Tensor, Tensor, bool] | None) -> Tensor:
-    if tables is None:
-        return x
-    cos, sin, interleaved = tables
-    return rotate(x.float(), cos, sin, interleaved=interleaved).to(x.dtype)
-
 
 class IndexerLayer(nn.Module):
     """DeepSeek-V3.2's lightning indexer: which `top_k` keys each query attends to.
@@ -157,17 +135,18 @@ class IndexerLayer(nn.Module):
         self.weights_proj = nn.Linear(hidden, indexer.num_heads, bias=False)
 
     @torch.no_grad()
-    def keys(self, x: Tensor, tables: tuple[Tensor, Tensor, bool] | None) -> Tensor:
+    def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """[B, S, D] to index keys [B, 1, S, I]."""
-        return _rotated(self.k_norm(self.k_proj(x))[:, None], tables)
+        return self._turned(self.k_norm(self.k_proj(x))[:, None], tables)
+
+    def _turned(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+        return x if tables is None else rotate(x, tables, interleaved=self.spec.interleaved)
 
     @torch.no_grad()
-    def choose(
-        self, x: Tensor, wide: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor, bool] | None
-    ) -> Tensor:
+    def choose(self, x: Tensor, wide: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """What to add to the scores [B, 1, S, T]: 0 for the chosen keys, -inf for the others."""
         q = self.q_proj(wide).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
-        products = _rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
+        products = self._turned(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
         met = torch.relu(products * self.spec.head_dim**-0.5)
         weights = self.weights_proj(x).float().transpose(1, 2)[..., None] * self.spec.num_heads**-0.5
         score = (met * weights).sum(dim=1, keepdim=True).masked_fill(~mask.allowed(), -torch.inf)

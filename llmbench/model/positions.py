@@ -7,11 +7,13 @@ fp32 and cast where they are used.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llmbench.spec.position import RelativeBias, Rope, RopeScaling
+from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling
 
 
 def inverse_frequencies(
@@ -98,19 +100,48 @@ def yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def rotation(
-    rope: Rope, head_dim: int, positions: Tensor, *, seq_len: int, max_positions: int | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """cos and sin [B, 1, S, R/2] of integer positions [B, S]."""
-    frequencies, factor = inverse_frequencies(
-        rope, head_dim, seq_len=seq_len, max_positions=max_positions, device=positions.device
-    )
-    angles = positions[:, None, :, None].to(torch.float32) * frequencies
-    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+class Rotation(NamedTuple):
+    """What a layer turns heads of `width` by. Layers whose rotations have one name share its tables."""
+
+    name: str
+    rope: Rope
+    width: int
+    max_positions: int | None
+
+    def tables(self, positions: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, 1, S, R/2] of integer positions [B, S], in fp32."""
+        frequencies, factor = inverse_frequencies(
+            self.rope, self.width, seq_len=seq_len, max_positions=self.max_positions, device=positions.device
+        )
+        angles = positions[:, None, :, None].to(torch.float32) * frequencies
+        return angles.cos() * factor, angles.sin() * factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """x [B, N, S, H] with its first R dims turned: pairs are neighbours (interleaved) or the two halves."""
+def rotation_of(positions: Positions, width: int, max_positions: int | None) -> Rotation | None:
+    """The rotation of heads of `width`, if they turn at all."""
+    if not isinstance(positions, Rope) or not width:
+        return None
+    return Rotation(f"{positions} {width} {max_positions}", positions, width, max_positions)
+
+
+Tables = dict[str, tuple[Tensor, Tensor]]
+"""cos and sin of every rotation of a model, by its name."""
+
+
+def rotations_of(model: nn.Module) -> list[Rotation]:
+    """The different rotations of all layers."""
+    found = (getattr(module, "rotation", None) for module in model.modules())
+    return list({rotation.name: rotation for rotation in found if isinstance(rotation, Rotation)}.values())
+
+
+def tables_of(rotations: Iterable[Rotation], positions: Tensor, seq_len: int) -> Tables:
+    """The tables of one forward pass; `seq_len` is the longest context, which some scalings depend on."""
+    return {rotation.name: rotation.tables(positions, seq_len) for rotation in rotations}
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
+    """x [B, N, S, H] with its first R dims turned, in fp32: pairs are neighbours (interleaved) or the two halves."""
+    (cos, sin), kept, x = tables, x.dtype, x.float()
     turned = 2 * cos.shape[-1]
     head, rest = x[..., :turned], x[..., turned:]
     if interleaved:
@@ -119,7 +150,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     else:
         first, second = head.chunk(2, dim=-1)
         out = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)
+    return (out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)).to(kept)
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:

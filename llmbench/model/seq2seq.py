@@ -16,6 +16,7 @@ from llmbench.model.attention import Step
 from llmbench.model.decoder import Block, Decoder, refuse_layers
 from llmbench.model.implementations import Implementation
 from llmbench.model.norms import NormLayer
+from llmbench.model.positions import rotations_of, tables_of
 from llmbench.model.state import Cache
 from llmbench.spec.model import ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
@@ -37,12 +38,13 @@ class Encoder(nn.Module):
             Block(inner, stack.layers[name], index=index, where=f"encoder.layers.{name}")
             for index, name in enumerate(stack.order)
         )
+        self.rotations = rotations_of(self.layers)
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(self, x: Tensor, valid: Tensor | None, implementation: Implementation) -> Tensor:
         """[B, E, D] to [B, E, D]; `valid` [B, E] says which tokens are real."""
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        step = Step(positions, valid, True, x.shape[1], implementation)
+        step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
         shared: Any = None
         for block in self.layers:
             x, shared = block(x, step, None, shared)

@@ -16,6 +16,7 @@ from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import new_cache
+from llmbench.model.positions import tables_of
 from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
 from llmbench.model.recurrent.linear import LightningLayer
 from llmbench.sizing.params import count_parameters
@@ -309,7 +310,7 @@ def one_layer(*mixers: Any) -> ModelSpec:
 
 
 def step_of(positions: Tensor, valid: Tensor | None = None) -> Step:
-    return Step(positions, valid, True, positions.shape[1], implementation("standard"))
+    return Step(positions, valid, True, {}, implementation("standard"))
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -375,7 +376,8 @@ def test_parallel_branches_are_added() -> None:
     model = models.build(spec, init="xavier")
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
     block, x = model.layers[0], torch.randn(2, 7, 16)
-    step = step_of(torch.arange(7).expand(2, -1))
+    positions = torch.arange(7).expand(2, -1)
+    step = step_of(positions)._replace(tables=tables_of(model.rotations, positions, 7))
     with torch.no_grad():
         normed = block.mixer_norm(x)
         after = x + block.mamba(normed, step, None, None)[0] + block.attention(normed, step, None, None)[0]
@@ -384,7 +386,7 @@ def test_parallel_branches_are_added() -> None:
 
 
 def test_lightning_attention_equals_minimax() -> None:
-    """By itself: the layers around it differ from every placement that a spec knows."""
+    """By itself, in a layer that is not the first: the decay depends on the layer."""
     from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
     config = transformers.MiniMaxConfig(

@@ -20,6 +20,7 @@ from llmbench.model.decoder import Decoder
 from llmbench.model.generation import generate
 from llmbench.model.implementations import implementation
 from llmbench.model.norms import NormLayer
+from llmbench.model.positions import tables_of
 from llmbench.model.trace import shortened
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.model import ModelSpec, Norm
@@ -108,7 +109,7 @@ def test_a_block_compiles_whole(name: str, impl: str) -> None:
     spec = tiny(name)
     model = models.build(spec, impl=impl)
     positions = torch.arange(24).expand(2, -1)
-    step = Step(positions, None, True, 24, implementation(impl))
+    step = Step(positions, None, True, tables_of(model.rotations, positions, 24), implementation(impl))
     x = torch.randn(2, 24, spec.hidden_size, generator=torch.Generator().manual_seed(2))
     for kind in spec.layers:
         block = model.layers[spec.order.index(kind)]
