@@ -32,6 +32,7 @@ def tool(name: str) -> ModuleType:
 reference = tool("command_reference")
 fields = tool("spec_reference")
 examples = tool("doc_examples")
+components = tool("component_models")
 COMMANDS = {name: (command, text) for name, command, text in reference.commands()}
 HELP_EXAMPLES = sorted(
     {
@@ -46,6 +47,13 @@ relative = {path: str(path.relative_to(ROOT)) for path in PAGES}
 @pytest.mark.parametrize("module", [reference, fields], ids=["commands", "spec-fields"])
 def test_references_are_up_to_date(module: ModuleType) -> None:
     assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run python {module.__file__}"
+
+
+@pytest.mark.parametrize("page", components.PAGES)
+def test_components_name_the_models_that_use_them(page: str) -> None:
+    path = components.FOLDER / f"{page}.md"
+    assert len(components.MARKED.findall(path.read_text(encoding="utf-8"))) == 1
+    assert path.read_text(encoding="utf-8") == components.current(path), "run python tools/component_models.py"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, approximate_lines, load, title
+from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, approximate_lines, load, title, working
 from llmbench.errors import CannotRunError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import change, size
+from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmbench.model.describe import Built, Ran, TreeRow
+    from llmbench.model.describe import Built, Plan, Ran, TreeRow
     from llmbench.model.trace import Trace
 
 Impl = Annotated[
@@ -51,7 +53,8 @@ def command(
 ) -> None:
     """The real PyTorch model: its modules, its memory, a forward pass.
 
-    Weights are random. With --trace nothing is allocated: FLOPs are counted on meta tensors by torch's
+    Weights are random, unless MODEL is a folder with safetensors: then they are read from there, in the format of
+    --dtype. With --trace nothing is allocated: FLOPs are counted on meta tensors by torch's
     FlopCounterMode, and what autograd saves on fake ones (--impl standard holds the scores; any other is traced as a
     flash kernel), each beside what `llmbench flops --attention full` and `llmbench memory --kernels eager` say.
 
@@ -61,10 +64,13 @@ def command(
 
       llmbench model smollm2-135m --layers 2 --impl standard --dtype fp32
 
+      llmbench model deepseek-v3 --device meta
+
       llmbench model llama3.1-405b --trace --seq 8192
 
       llmbench model deepseek-v3 --trace --seq 4096 --format json
     """
+    spec = load(model, set)
     try:
         from llmbench.model import describe
     except ModuleNotFoundError as problem:
@@ -76,7 +82,7 @@ def command(
     from llmbench.model.implementations import implementation
 
     implementation(impl)
-    spec = describe.first_layers(load(model, set), layers)
+    spec = describe.first_layers(spec, layers)
     row: dict[str, Any] = {
         "model": spec.name,
         "approximate": bool(spec.approximate),
@@ -89,17 +95,23 @@ def command(
     if trace:
         from llmbench.model.trace import trace as traced
 
-        found = traced(
-            spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
-        )
+        with working("tracing"):
+            found = traced(
+                spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
+            )
         row |= {"built": None, "trace": _trace_row(found)}
         block = _trace_block(spec, found, row)
     else:
-        rows = describe.tree(spec)
-        built = describe.build_on(spec, impl=impl, device=device, dtype=dtype)
-        ran = describe.forward(built, seq_len=seq, batch=batch)
-        row |= {"built": _built_row(rows, built, ran, impl), "trace": None}
+        folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
+        plan = describe.Plan(impl, device, dtype, seq, batch, folder)
+        with working("building"):
+            built = describe.build_on(spec, plan)
+        with working("running"):
+            ran = describe.forward(built, plan)
+        rows = describe.tree(built.model)
+        row |= {"built": _built_row(rows, built, ran, plan), "trace": None}
         block = _built_block(spec, rows, built, ran, row)
+        block.lines += unread
     document = Document(
         command="model",
         inputs={
@@ -120,10 +132,23 @@ def command(
     answer(document, format, output)
 
 
-def _built_row(rows: list[TreeRow], built: Built, ran: Ran, impl: str) -> dict[str, Any]:
+def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
+    """The folder that weights are read from, and why none are where MODEL is a folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None, []
+    if not any(folder.glob("*.safetensors")):
+        return None, [f"no weights were read: {folder} has no .safetensors"]
+    if changed:
+        return None, [f"the weights in {folder} were not read: --set, --layers and meta leave them out"]
+    return folder, []
+
+
+def _built_row(rows: list[TreeRow], built: Built, ran: Ran, plan: Plan) -> dict[str, Any]:
     return {
         "device": built.device,
-        "impl": impl,
+        "impl": plan.impl,
+        "weights": "none" if built.device == "meta" else "random" if plan.folder is None else str(plan.folder),
         "attention_kernels": ran.kernels,
         "parameters": built.parameters,
         "parameter_bytes": built.parameter_bytes,
@@ -142,29 +167,51 @@ def _built_block(spec: ModelSpec, rows: list[TreeRow], built: Built, ran: Ran, r
         depth = part.name.replace(".{}", "").count(".")
         name = part.name if depth == 0 else part.name.rpartition(".")[2]
         times = f"{part.instances} × " if part.instances > 1 and part.name.endswith("{}") else ""
-        cells.append(["  " * depth + times + name, part.module, part.parameters, part.instances * part.parameters])
-    cells.append(["total", "", None, built.parameters])
-    columns = [Column("module"), Column("class"), Column("parameters", "count"), Column("in the model", "count")]
-    grown = "" if built.memory_bytes is None else f", memory grew by {size(built.memory_bytes)}"
-    kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
-    shape = " × ".join(f"{length:,}" for length in ran.logits)
-    lines = [
-        f"built on {built.device} in {built.build_s:.2f} s: {size(built.parameter_bytes)} of {row['dtype']} weights"
-        + grown,
-        f"attention ({row['built']['impl']}) ran as: {kernels}",
-        f"one forward pass of {row['batch']} × {row['seq_len']:,} tokens: {ran.forward_s:.3f} s, logits {shape}"
-        + ("" if ran.finite else ", NOT ALL FINITE"),
+        figures = (part.parameters, part.instances * part.parameters, part.instances * part.parameter_bytes)
+        cells.append(["  " * depth + times + name, part.module, *figures])
+    cells.append(["total", "", None, built.parameters, built.parameter_bytes])
+    columns = [
+        Column("module", name=True),
+        Column("class"),
+        Column("parameters", "count"),
+        Column("in the model", "count"),
+        Column("weights", "gib"),
     ]
+    made = row["built"]
+    shape = " × ".join(f"{length:,}" for length in ran.logits)
+    tokens = f"one forward pass of {row['batch']:,} × {row['seq_len']:,} tokens"
     if built.device == "meta":
-        lines[2] = f"one forward pass of {row['batch']} × {row['seq_len']:,} tokens on meta: logits {shape}"
-    elif built.device == "cpu" and row["built"]["impl"] == "flash":
-        lines.append("impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs")
+        lines = ["on meta, which has shapes and no memory", f"{tokens}: logits {shape}"]
+    else:
+        origin = "random weights" if made["weights"] == "random" else f"weights of {made['weights']}"
+        grown = "" if built.memory_bytes is None else f"; memory grew by {size(built.memory_bytes)}"
+        amount = f"{size(built.parameter_bytes)} of {row['dtype']}"
+        lines = [
+            f"{origin}: {amount} on {built.device} in {built.build_s:.2f} s{grown}",
+            *_kernel_lines(spec, built, ran, made["impl"]),
+            f"{tokens}: {ran.forward_s:.3f} s, logits {shape}" + (", NOT ALL FINITE" if ran.finite is False else ""),
+        ]
     return Block(
         subject=title(spec),
         headline=headline(spec),
         table=Table(columns=columns, rows=cells, total=True),
         lines=[*lines, *approximate_lines(spec)],
     )
+
+
+def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[str]:
+    """Which kernels attention ran as, where there is any."""
+    stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
+    mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
+    if not any(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
+        return [f"no layer attends, so --impl {impl} changes nothing"]
+    kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
+    lines = [f"attention ({impl}) ran as: {kernels}"]
+    if impl == "flash" and built.device == "cpu":
+        lines.append("impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs")
+    if impl == "flex":
+        lines.append("without torch.compile, flex computes plain products: use it for its result, not for its speed")
+    return lines
 
 
 def _trace_row(found: Trace) -> dict[str, Any]:

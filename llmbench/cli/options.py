@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,6 +71,13 @@ def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:
     """The name, marked where figures are approximate."""
     return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Says what takes so long, where stderr is a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{what} …")
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:

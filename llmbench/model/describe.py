@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import time
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.model.create import build, parameter_bytes
+from llmbench.errors import CannotRunError, LLMBenchError, UnsupportedError
+from llmbench.model.create import build, load, parameter_bytes
 from llmbench.model.decoder import Decoder
-from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.model.trace import DTYPES, Format, run_once
+from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import widest_bytes
+from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import LearnedPositions
 
-__all__ = ["IMPLEMENTATIONS", "Built", "Ran", "TreeRow", "build_on", "first_layers", "forward", "tree"]
+__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "first_layers", "forward", "tree"]
+
+
+class Plan(NamedTuple):
+    """What is to be built and run: `folder` has the weights, None makes random ones."""
+
+    impl: str
+    device: str
+    dtype: Format
+    seq_len: int
+    batch: int
+    folder: Path | None = None
 
 
 class TreeRow(NamedTuple):
     """A module of the tree, or `instances` equal ones (`{}` stands for the layer): its class, what it is made with, and
-    the parameters of one, those below it included; tied ones are counted where they stand first."""
+    the parameters of one and their bytes, those below it included; tied ones are counted where they stand first."""
 
     name: str
     module: str
     instances: int
     parameters: int
+    parameter_bytes: int
 
 
 class Built(NamedTuple):
@@ -44,12 +59,13 @@ class Built(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """One forward pass. `kernels` are torch's attention ops that ran; none means plain products and a softmax."""
+    """One forward pass; on meta it takes no time and gives no numbers. `kernels` are torch's attention ops that ran;
+    none means plain products and a softmax."""
 
-    forward_s: float
+    forward_s: float | None
     kernels: list[str]
     logits: list[int]
-    finite: bool
+    finite: bool | None
 
 
 def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
@@ -57,47 +73,49 @@ def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
     if count is None:
         return spec
     encoder = spec.encoder
+    most = max(spec.num_hidden_layers, len(encoder.order) if encoder is not None else 0)
+    if count > most:
+        raise LLMBenchError(f"--layers {count:,}: {spec.name} has {most}", hint="leave --layers out to build them all")
     if encoder is not None:
         encoder = msgspec.structs.replace(encoder, pattern=" ".join(encoder.order[:count]))
     pattern = " ".join(spec.order[:count])
     return msgspec.structs.replace(spec, pattern=pattern, encoder=encoder, published_parameters=None)
 
 
-def tree(spec: ModelSpec) -> list[TreeRow]:
-    """Every module of the model, equal layers once."""
-    model = build(spec, device="meta")
+Sizes = dict[str, tuple[int, int]]
+"""Parameters of each module by its name, those below it not included, and their bytes."""
+
+
+def tree(model: Decoder) -> list[TreeRow]:
+    """Every module of a model, equal layers once."""
     seen: set[int] = set()
-    own: dict[str, int] = {}
+    own: Sizes = {}
     for name, module in model.named_modules():
         new = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(map(id, new))
-        own[name] = sum(p.numel() for p in new)
+        own[name] = (sum(p.numel() for p in new), sum(p.nbytes for p in new))
     rows: list[TreeRow] = []
     for name, module in model.named_modules():
-        if not name or _inside_repeated(name):
+        if not name or any(part.isdigit() for part in name.split(".")):
             continue
-        total = sum(count for inner, count in own.items() if inner == name or inner.startswith(f"{name}."))
         if isinstance(module, nn.ModuleList):
-            blocks = [_below(block, own, f"{name}.{index}", name) for index, block in enumerate(module)]
-            for block in dict.fromkeys(map(tuple, blocks)):
-                times = blocks.count(list(block))
-                rows += [row._replace(instances=times) for row in block]
-            continue
-        rows.append(TreeRow(name, _class(module), 1, total))
+            blocks = [tuple(_rows(block, own, f"{name}.{index}", f"{name}.{{}}")) for index, block in enumerate(module)]
+            for block in dict.fromkeys(blocks):
+                rows += [row._replace(instances=blocks.count(block)) for row in block]
+        else:
+            rows.append(_row(name, module, own, name))
     return rows
 
 
-def _inside_repeated(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _below(block: nn.Module, own: dict[str, int], where: str, group: str) -> list[TreeRow]:
+def _rows(block: nn.Module, own: Sizes, where: str, shown: str) -> list[TreeRow]:
+    """A layer that stands at `where`, and every module in it."""
     inside = {f"{where}.{inner}" if inner else where: module for inner, module in block.named_modules()}
-    rows = []
-    for full, module in inside.items():
-        total = sum(own[name] for name in inside if name == full or name.startswith(f"{full}."))
-        rows.append(TreeRow(f"{group}.{{}}{full.removeprefix(where)}", _class(module), 1, total))
-    return rows
+    return [_row(full, module, own, shown + full.removeprefix(where)) for full, module in inside.items()]
+
+
+def _row(name: str, module: nn.Module, own: Sizes, shown: str) -> TreeRow:
+    sizes = [size for inner, size in own.items() if inner == name or inner.startswith(f"{name}.")]
+    return TreeRow(shown, _class(module), 1, sum(count for count, _ in sizes), sum(taken for _, taken in sizes))
 
 
 def _class(module: nn.Module) -> str:
@@ -106,20 +124,25 @@ def _class(module: nn.Module) -> str:
     return f"{name}({detail})" if detail else name
 
 
-def build_on(spec: ModelSpec, *, impl: str, device: str, dtype: Format) -> Built:
-    """The model with random weights on a device ("auto": a GPU where there is one). Raises CannotRunError where that is
-    not there, or its memory is too small."""
-    where = _device(device)
-    meta = build(spec, impl=impl, device="meta", dtype=DTYPES[dtype])
-    needed = parameter_bytes(meta)
-    room = _room(where)
-    if room is not None and needed > room:
-        raise CannotRunError(
-            f"{spec.name}: weights of {needed / 2**30:,.1f} GiB, and {where} has {room / 2**30:,.1f} GiB free",
-            hint="`--layers N` builds the first layers, `--trace` and `--device meta` need no memory",
+def build_on(spec: ModelSpec, plan: Plan) -> Built:
+    """The model in memory ("auto": on a GPU where there is one), once it is sure that it and a forward pass have room.
+
+    Raises CannotRunError where the device is not there or too small, UnsupportedError for what is not built and for
+    weights that cannot be read.
+    """
+    where, dtype = _device(plan.device), DTYPES[plan.dtype]
+    limit = spec.position_limit
+    if limit is not None and plan.seq_len > limit:
+        raise LLMBenchError(
+            f"{spec.name} has learned positions for {limit:,} tokens, not {plan.seq_len:,}",
+            hint="choose a smaller --seq",
         )
+    _check_room(spec, plan, where, parameter_bytes(build(spec, impl=plan.impl, device="meta", dtype=dtype)))
     before, start = _taken(where), time.perf_counter()
-    model = build(spec, impl=impl, device=where, dtype=DTYPES[dtype]).eval()
+    if plan.folder is None:
+        model = build(spec, impl=plan.impl, device=where, dtype=dtype).eval()
+    else:
+        model = _loaded(plan.folder, plan, where)
     after = _taken(where)
     return Built(
         model=model,
@@ -131,30 +154,62 @@ def build_on(spec: ModelSpec, *, impl: str, device: str, dtype: Format) -> Built
     )
 
 
-def forward(built: Built, *, seq_len: int, batch: int) -> Ran:
+def _loaded(folder: Path, plan: Plan, where: torch.device) -> Decoder:
+    try:
+        return load(folder, impl=plan.impl, device=where, dtype=DTYPES[plan.dtype])
+    except UnsupportedError as problem:
+        raise UnsupportedError(
+            str(problem), hint=f"`llmbench model {folder / 'config.json'}` builds it with random weights"
+        ) from None
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:,.1f} GiB"
+
+
+def _check_room(spec: ModelSpec, plan: Plan, where: torch.device, weights: int) -> None:
+    """Refuse what cannot fit: the weights, and beside them the widest op of the forward pass. More than that may be
+    alive at once, so that what passes may still be too large."""
+    room = _room(where)
+    if room is None:
+        return
+    what, free = spec.name, f"and {where} has {_gib(room)} free"
+    if weights > room:
+        raise CannotRunError(
+            f"{what}: weights of {_gib(weights)}, {free}",
+            hint="`--layers N` builds the first layers, `--trace` and `--device meta` need no memory",
+        )
+    attention: Literal["flash", "standard"] = "standard" if plan.impl == "standard" else "flash"
+    formats: dict[str, Any] = {"weight_dtype": plan.dtype, "activation_dtype": plan.dtype}
+    work = Workload.prefill(plan.seq_len, plan.batch, attention=attention, **formats)
+    needed = weights + widest_bytes(lower(spec, work))
+    if needed > room:
+        raise CannotRunError(
+            f"{what}: a forward pass of {plan.batch:,} × {plan.seq_len:,} tokens needs {_gib(needed)} or more, {free}",
+            hint="choose a smaller --seq or --batch; `--trace` and `--device meta` need no memory",
+        )
+
+
+def forward(built: Built, plan: Plan) -> Ran:
     """One forward pass on random tokens: the second, for the first one sets libraries up."""
     model, device = built.model, torch.device(built.device)
-    learned = model.spec.positions
-    if isinstance(learned, LearnedPositions) and seq_len > learned.num_positions - learned.offset:
-        raise LLMBenchError(
-            f"{model.spec.name} has learned positions for {learned.num_positions - learned.offset:,} tokens, "
-            f"not {seq_len:,}",
-            hint="choose a smaller --seq",
-        )
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.spec.vocab_size, (batch, seq_len), generator=generator).to(device)
+    tokens = torch.randint(model.spec.vocab_size, (plan.batch, plan.seq_len), generator=generator).to(device)
     ran = _AttentionOps()
-    with torch.no_grad():
-        with ran:
-            logits = run_once(model, tokens)
+    flex = plan.impl == "flex"  # it is compiled at its first call, which fails under a mode; its op is known
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the caller says so itself
+        with nullcontext() if flex else ran:
+            shape = list(run_once(model, tokens).shape)
+        if device.type == "meta":
+            return Ran(None, [], shape, None)
         start = time.perf_counter()
-        if device.type != "meta":
-            logits = run_once(model, tokens)
+        logits = run_once(model, tokens)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    taken = time.perf_counter() - start
-    finite = device.type == "meta" or bool(torch.isfinite(logits).all())
-    return Ran(taken, sorted(ran.names), list(logits.shape), finite)
+        taken = time.perf_counter() - start
+        finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # without a mask as large as they are
+    return Ran(taken, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
 
 
 class _AttentionOps(TorchDispatchMode):
@@ -179,10 +234,14 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise LLMBenchError(f"--device: no device `{name}`", hint="auto, cpu, cuda, cuda:1 or meta") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CannotRunError("there is no CUDA GPU here, or this PyTorch cannot use it", hint="use --device cpu")
     if device.type not in ("cpu", "cuda", "meta"):
         raise CannotRunError(f"--device {name}: only cpu, cuda and meta are supported")
+    if device.type != "cuda" and device.index is not None:
+        raise LLMBenchError(f"--device: no device `{name}`", hint=f"there is one `{device.type}`, without a number")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CannotRunError("there is no CUDA GPU here, or this PyTorch cannot use it", hint="use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CannotRunError(f"--device {name}: GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 

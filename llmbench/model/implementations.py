@@ -170,7 +170,10 @@ def _sdpa(backend: str | None) -> Attend:
                 )
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
-                raise CannotRunError(f"impl sdpa-{backend} cannot run here: {reason}") from None
+                raise CannotRunError(
+                    f"impl sdpa-{backend} cannot run this on {q.device.type}: {reason}",
+                    hint="use sdpa, which chooses its kernel",
+                ) from None
 
     return attend
 
@@ -184,6 +187,8 @@ def _refuse(scores: Scores, name: str) -> None:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """torch's FlexAttention; sinks are applied to its result by the log-sum-exp it returns."""
+    if q.is_meta:
+        raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     queries, keys = mask.queries, mask.keys

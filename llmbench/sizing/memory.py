@@ -13,6 +13,7 @@ import msgspec
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import held_bytes
 from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import PrecisionName, served_bytes, serving_dtype
 from llmbench.sizing.stages import stages
 from llmbench.sizing.workload import Layout, Workload
@@ -67,6 +68,11 @@ def fullest(peaks: list[Memory]) -> Memory:
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
 
 
+def widest_bytes(ops: list[Op]) -> int:
+    """Activations that the widest op reads and writes: what a pass without backward holds at least beside weights."""
+    return max((op.read_bytes + op.written_bytes for op in ops), default=0)
+
+
 def inference_memory(
     spec: ModelSpec,
     seq_len: int,
@@ -99,7 +105,7 @@ def inference_memory(
     for stage in stages(spec, lower(spec, workload, layout), layout):
         ops = stage.ops
         weights = sum(served_bytes(op, dtype) for op in ops)
-        widest = max((op.read_bytes + op.written_bytes for op in ops if op.name != "lm_head"), default=0)
+        widest = widest_bytes([op for op in ops if op.name != "lm_head"])
         has_head = any(op.name == "lm_head" for op in ops)
         cache = batch * sum(held_bytes(op.cache, seq_len, kv_dtype, layout).total for op in ops if op.cache)
         parts = {

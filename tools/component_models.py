@@ -1,0 +1,216 @@
+"""Write into docs/components/*.md which bundled models use what: the table between a page's two markers.
+
+python tools/component_models.py            # write them
+python tools/component_models.py --check    # compare; exit 1 where one is out of date
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from llmbench.spec.catalog import bundled_models, load_bundled
+from llmbench.spec.ffn import Dense, Gated, MoE
+from llmbench.spec.mixer import RGLRU, Attention, GatedDeltaNet, LatentAttention, Mamba, Mamba2, branches
+from llmbench.spec.model import Layer, ModelSpec
+from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, RelativeBias, Rope
+
+FOLDER = Path(__file__).parent.parent / "docs" / "components"
+MARKED = re.compile(r"(<!-- models: written by tools/component_models\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Kind = TypeVar("Kind")
+Uses = Callable[[ModelSpec], bool]
+
+
+def layers(spec: ModelSpec) -> list[Layer]:
+    """Every kind of layer, of the encoder too."""
+    return [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
+
+
+def mixers(spec: ModelSpec, kind: type[Kind]) -> Iterator[Kind]:
+    """Every mixer of a kind."""
+    return (mixer for layer in layers(spec) for mixer in branches(layer.mixer) if isinstance(mixer, kind))
+
+
+def positions(spec: ModelSpec) -> list[Positions]:
+    """What tells the places of tokens, in the model and in each of its attentions."""
+    attentions: list[Attention | LatentAttention] = [*mixers(spec, Attention), *mixers(spec, LatentAttention)]
+    return [spec.positions, *(spec.positions_of(mixer) for mixer in attentions)]
+
+
+def has_mixer(kind: type[Kind], also: Callable[[Kind], object] = lambda mixer: True) -> Uses:
+    """Whether a model has a mixer of a kind of which `also` holds."""
+    return lambda spec: any(also(mixer) for mixer in mixers(spec, kind))
+
+
+def has_ffn(kind: type[Kind], also: Callable[[Kind], object] = lambda ffn: True) -> Uses:
+    """Whether a model has a feed-forward of a kind of which `also` holds."""
+    return lambda spec: any(isinstance(layer.ffn, kind) and also(layer.ffn) for layer in layers(spec))
+
+
+def has_rope(also: Callable[[Rope], object]) -> Uses:
+    """Whether a model has a rotation of which `also` holds."""
+    return lambda spec: any(isinstance(found, Rope) and also(found) for found in positions(spec))
+
+
+def has_norm(kind: str, *, bias: bool = False, weight: bool = True) -> Uses:
+    """Whether a model's norm is of that kind."""
+    return lambda spec: (spec.norm.kind, spec.norm.bias, spec.norm.weight) == (kind, bias, weight)
+
+
+def placed(placement: str) -> Uses:
+    """Whether a layer of a model has its norms there."""
+    return lambda spec: any(layer.placement == placement for layer in layers(spec))
+
+
+def scaled(kind: str) -> Uses:
+    """Whether a model changes its rotation's frequencies in that way."""
+    return has_rope(lambda rope: rope.scaling is not None and rope.scaling.kind == kind)
+
+
+PAGES: dict[str, dict[str, Uses]] = {
+    "positions": {
+        "RoPE": has_rope(lambda rope: True),
+        "RoPE of a part of the head": has_rope(lambda rope: rope.rotary_dim is not None),
+        "RoPE of neighbours (`interleaved`)": has_rope(lambda rope: rope.interleaved),
+        "scaling `linear`": scaled("linear"),
+        "scaling `dynamic`": scaled("dynamic"),
+        "scaling `yarn`": scaled("yarn"),
+        "scaling `llama3`": scaled("llama3"),
+        "scaling `longrope`": scaled("longrope"),
+        "learned table": lambda spec: isinstance(spec.positions, LearnedPositions),
+        "ALiBi": lambda spec: any(isinstance(found, Alibi) for found in positions(spec)),
+        "relative bias": lambda spec: any(isinstance(found, RelativeBias) for found in positions(spec)),
+        "layers without positions among layers with": lambda spec: (
+            len({isinstance(spec.positions_of(mixer), NoPositions) for mixer in mixers(spec, Attention)}) > 1
+        ),
+        "none": lambda spec: all(isinstance(found, NoPositions) for found in positions(spec)),
+    },
+    "norms": {
+        "RMSNorm": has_norm("rmsnorm"),
+        "RMSNorm, weight + 1": lambda spec: spec.norm.unit_offset,
+        "LayerNorm": has_norm("layernorm", bias=True),
+        "LayerNorm without bias": has_norm("layernorm"),
+        "LayerNorm without weight and bias": has_norm("layernorm", weight=False),
+        **{f"placement `{name}`": placed(name) for name in ("pre", "post", "output", "sandwich", "parallel")},
+        "placement `parallel_two`": placed("parallel_two"),
+    },
+    "attention": {
+        "MHA": has_mixer(Attention, lambda mixer: mixer.label == "MHA"),
+        "GQA": has_mixer(Attention, lambda mixer: mixer.label == "GQA"),
+        "MQA": has_mixer(Attention, lambda mixer: mixer.label == "MQA"),
+        "`sliding_window`": has_mixer(Attention, lambda mixer: mixer.sliding_window),
+        "`attention_chunk_size`": has_mixer(Attention, lambda mixer: mixer.attention_chunk_size),
+        "windowed layers among global ones": lambda spec: (
+            len({mixer.span is None for mixer in mixers(spec, Attention)}) > 1
+        ),
+        "`qk_norm`": has_mixer(Attention, lambda mixer: mixer.qk_norm),
+        "`logit_soft_cap`": has_mixer(Attention, lambda mixer: mixer.logit_soft_cap),
+        "`sinks`": has_mixer(Attention, lambda mixer: mixer.sinks),
+        "`output_gate`": has_mixer(Attention, lambda mixer: mixer.output_gate),
+        "`qkv_bias`": has_mixer(Attention, lambda mixer: mixer.qkv_bias),
+        "`clip_qkv`": has_mixer(Attention, lambda mixer: mixer.clip_qkv),
+        "`temperature`": has_mixer(Attention, lambda mixer: mixer.temperature),
+        "bidirectional (`causal = false`)": has_mixer(Attention, lambda mixer: not mixer.causal),
+    },
+    "latent-attention": {
+        "latent attention": has_mixer(LatentAttention),
+        "queries in full rank (no `q_lora_rank`)": has_mixer(LatentAttention, lambda mixer: mixer.q_lora_rank is None),
+        "`indexer`": has_mixer(LatentAttention, lambda mixer: mixer.indexer),
+    },
+    "feed-forward": {
+        "dense, ReLU": has_ffn(Dense, lambda ffn: ffn.activation == "relu"),
+        "dense, ReLU²": has_ffn(Dense, lambda ffn: ffn.activation == "relu2"),
+        "dense, GELU": has_ffn(Dense, lambda ffn: ffn.activation == "gelu"),
+        "dense, GELU (tanh)": has_ffn(Dense, lambda ffn: ffn.activation == "gelu_tanh"),
+        "SwiGLU": has_ffn(Gated, lambda ffn: ffn.activation == "silu"),
+        "GEGLU": has_ffn(Gated, lambda ffn: ffn.activation in ("gelu", "gelu_tanh")),
+        "biases": lambda spec: any(isinstance(at.ffn, (Dense, Gated)) and at.ffn.bias for at in layers(spec)),
+    },
+    "mixture-of-experts": {
+        "scores `softmax`": has_ffn(MoE, lambda ffn: ffn.router.scores == "softmax"),
+        "scores `softmax_topk`": has_ffn(MoE, lambda ffn: ffn.router.scores == "softmax_topk"),
+        "scores `sigmoid`": has_ffn(MoE, lambda ffn: ffn.router.scores == "sigmoid"),
+        "scores `sparsemixer`": has_ffn(MoE, lambda ffn: ffn.router.scores == "sparsemixer"),
+        "one expert a token": has_ffn(MoE, lambda ffn: ffn.num_experts_per_tok == 1),
+        "`shared` experts": has_ffn(MoE, lambda ffn: ffn.shared),
+        "`correction` of the choice": has_ffn(MoE, lambda ffn: ffn.router.correction),
+        "groups (`n_group`)": has_ffn(MoE, lambda ffn: ffn.router.n_group > 1),
+        "weights on the input (`on_input`)": has_ffn(MoE, lambda ffn: ffn.router.on_input),
+        "limited capacity": has_ffn(MoE, lambda ffn: ffn.capacity_factor or ffn.expert_capacity),
+        "layers of experts among dense ones": lambda spec: (
+            spec.is_moe and any(isinstance(layer.ffn, (Dense, Gated)) for layer in layers(spec))
+        ),
+    },
+    "recurrent-mixers": {
+        "Mamba": has_mixer(Mamba),
+        "Mamba-2": has_mixer(Mamba2),
+        "gated delta net": has_mixer(GatedDeltaNet),
+        "RG-LRU": has_mixer(RGLRU),
+        "hybrids with attention": lambda spec: (
+            any(True for _ in mixers(spec, Attention))
+            and any(True for kind in (Mamba, Mamba2, GatedDeltaNet, RGLRU) for _ in mixers(spec, kind))
+        ),
+    },
+    "embeddings-and-heads": {
+        "tied": lambda spec: spec.tie_word_embeddings,
+        "untied": lambda spec: not spec.tie_word_embeddings,
+        "`embedding.scale`": lambda spec: spec.embedding.scale != 1.0,
+        "`embedding.norm`": lambda spec: spec.embedding.norm,
+        "`embedding.size`": lambda spec: spec.embedding.size is not None,
+        "`embedding.token_types`": lambda spec: spec.embedding.token_types > 0,
+        "`head.bias`": lambda spec: spec.head.bias,
+        "`head.transform`": lambda spec: spec.head.transform is not None,
+        "`head.scale`": lambda spec: spec.head.scale != 1.0,
+        "`head.soft_cap`": lambda spec: spec.head.soft_cap is not None,
+    },
+    "encoders": {
+        "encoder alone": lambda spec: spec.encoder is None and not spec.decodes,
+        "encoder and decoder": lambda spec: spec.encoder is not None,
+    },
+}
+"""What a page's table lists, and who uses it."""
+
+
+@cache
+def specs() -> tuple[ModelSpec, ...]:
+    """Every bundled model."""
+    return tuple(load_bundled(name) for name in bundled_models())
+
+
+def table(page: str) -> str:
+    """Which models use what a page describes; what none uses is left out."""
+    lines = ["| what | models | which |", "|---|---:|---|"]
+    for what, uses in PAGES[page].items():
+        names = [spec.name for spec in specs() if uses(spec)]
+        if names:
+            lines.append(f"| {what} | {len(names)} | {', '.join(names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def current(path: Path) -> str:
+    """A page with its table as it should be."""
+    return MARKED.sub(lambda match: match[1] + table(path.stem) + match[2], path.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Write or compare all pages."""
+    stale = 0
+    for path in (FOLDER / f"{page}.md" for page in PAGES):
+        text = current(path)
+        if text == path.read_text(encoding="utf-8"):
+            continue
+        stale += 1
+        if "--check" in sys.argv[1:]:
+            print(f"{path} is out of date: run python tools/component_models.py", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale and "--check" in sys.argv[1:] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
