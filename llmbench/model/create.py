@@ -18,7 +18,7 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.decoder import Decoder
 from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, table_of
-from llmbench.model.weights.families import WHOLE_HEADS
+from llmbench.model.weights.families import PARTS_OF_HEADS
 from llmbench.spec.huggingface import load_config
 from llmbench.spec.huggingface.config import INEXACT
 from llmbench.spec.mixer import Attention, LatentAttention, branches
@@ -31,6 +31,9 @@ sqrt(2·layers) (GPT-2's paper, section 2.3). xavier: uniform by fan in and out.
 
 _INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
 """Projections whose output is added to the residual stream."""
+
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
+"""How the names of transformers' classes end that make logits over the vocabulary."""
 
 _KEPT_IN_FP32 = ("correction",)
 """Buffers whose format does not follow the model's: a router's correction is nudged by small steps."""
@@ -94,19 +97,33 @@ def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
+    kinds = [kind for kind in config.get("architectures") or [] if isinstance(kind, str)]
+    if kinds and not any(kind.endswith(_WITH_HEAD) for kind in kinds):
+        raise UnsupportedError(
+            f"{folder}: saved as {', '.join(kinds)}, a model without a language-model head",
+            hint="save it from a class like AutoModelForCausalLM, so that the folder holds what makes logits",
+        )
     if config.get("model_type") != spec.family:
         raise UnsupportedError(f"{folder}: the text part of `{config.get('model_type')}` is not read alone")
-    if spec.family in WHOLE_HEADS and any(rope.rotary_dim and not rope.scaling for rope in _rotations(spec)):
+    if any(_turns_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
         raise UnsupportedError(f"{folder}: this family's class turns whole heads, whatever the config says")
     for note in spec.notes:
         if note.startswith(("activation `", INEXACT)):
             raise UnsupportedError(f"{folder}: {note}")
 
 
-def _rotations(spec: ModelSpec) -> list[Rope]:
+def _rotations(spec: ModelSpec) -> list[tuple[Attention | LatentAttention, Rope]]:
     mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    found = [spec.positions_of(mixer) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
-    return [positions for positions in found if isinstance(positions, Rope)]
+    found = [(mixer, spec.positions_of(mixer)) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
+    return [(mixer, positions) for mixer, positions in found if isinstance(positions, Rope)]
+
+
+def _turns_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Rope) -> bool:
+    """Whether transformers turns whole heads where the config says a part: without scaling, if the family's class does
+    not read that key; and always the part of a latent head that is for positions alone."""
+    if rope.rotary_dim is None:
+        return False
+    return isinstance(mixer, LatentAttention) or (rope.scaling is None and spec.family not in PARTS_OF_HEADS)
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:

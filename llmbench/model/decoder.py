@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from llmbench.errors import UnsupportedError
+from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.cross import CrossAttentionLayer
 from llmbench.model.ffn import feed_forward
@@ -162,6 +162,9 @@ class Decoder(nn.Module):
         valid = None if lengths is None else steps < lengths[:, None]
         positions = steps if cache is None else steps + cache.lengths[:, None]
         plain = cache is None or cache.longest == 0
+        limit, end = self.spec.position_limit, length if cache is None else length + cache.longest
+        if limit is not None and end > limit:
+            raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
         seen = length if cache is None else cache.reserve(length, lengths)
         tables = tables_of(self.rotations, positions, seen)
         step = Step(positions, valid, plain, tables, self.implementation, memory, memory_valid)
@@ -188,6 +191,9 @@ class Decoder(nn.Module):
         added: Tensor | None = None
         if table is not None:
             assert isinstance(spec.positions, LearnedPositions)
+            if spec.positions.uncounted is not None:
+                counted = tokens != spec.positions.uncounted
+                positions = torch.where(counted, counted.cumsum(-1) - 1, -1)
             added = table(positions + spec.positions.offset)
         elif isinstance(spec.positions, SinusoidalPositions):
             added = sinusoids(positions, x.shape[-1], x.dtype)

@@ -42,10 +42,14 @@ class Rope(Kind, frozen=True, tag="rope"):
 
 
 class LearnedPositions(Kind, frozen=True, tag="learned"):
-    """A trained table of `num_positions` rows, the first `offset` of which no token uses (OPT: 2)."""
+    """A trained table of `num_positions` rows, the first `offset` of which no token uses (OPT: 2).
+
+    uncounted: a token that takes no position, and itself has the row before the first (RoBERTa's padding).
+    """
 
     num_positions: Size
     offset: Count = 0
+    uncounted: Count | None = None
 
 
 class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):

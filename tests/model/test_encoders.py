@@ -38,6 +38,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", {**SMALL, "type_vocab_size": 1}),
     "camembert": ("camembert", {**SMALL, "type_vocab_size": 1}),
     "data2vec": ("data2vec-text", {**SMALL, "type_vocab_size": 1}),
+    "ernie": ("ernie", SMALL),
+    "megatron-bert": ("megatron-bert", SMALL),
+    "roberta, norms first": ("roberta-prelayernorm", SMALL),
+    "xlm-roberta-xl": ("xlm-roberta-xl", SMALL),
+    "mpnet": ("mpnet", SMALL),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
     "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
     "distilbert": (

@@ -110,10 +110,36 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3 part of the head": ("phi3", {"partial_rotary_factor": 0.5}),
+    "granite bases by layer": ("granite_swa", {"layer_rope_theta": [0, 250.0, 500.0, 10000.0]}),
+    "granite moe bases by layer": ("granitemoe_swa", {"layer_rope_theta": [0, 250.0, 500.0, 10000.0]}),
+    "hunyuan stretched": (
+        "hunyuan_v1_dense",
+        {"rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0}},
+    ),
+    "mellum far": (
+        "mellum",
+        {
+            "rope_parameters": {
+                "full_attention": {**ROPE, "rope_type": "yarn", "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }
+        },
+    ),
+    "olmo3 far": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "full_attention": {**ROPE, "rope_type": "yarn", "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }
+        },
+    ),
 }
 """What a family can be beside its defaults."""
 
 EXTRA: dict[str, dict[str, Any]] = {
+    "aria_text": {"moe_num_experts": 4, "intermediate_size": 24},
+    "codegen": {"rotary_dim": 4},
     "dots1": {"n_shared_experts": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
@@ -128,14 +154,15 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 # fmt: off
 FAMILIES = [
-    "arcee", "biogpt", "bloom", "cohere", "cohere2", "cohere2_moe", "cwm", "dbrx", "dots1", "ernie4_5",
-    "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
-    "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite",
-    "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "llama4_text", "mellum",
-    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "mpt", "nanochat", "nemotron", "olmo", "olmo2",
-    "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3",
-    "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "afmoe", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cwm", "dbrx",
+    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo", "flint", "gemma", "gemma2",
+    "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss",
+    "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "lfm3",
+    "llama", "llama4_text", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "mpt",
+    "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm",
+    "starcoder2", "vaultgemma",
 ]
 # fmt: on
 """Softmax attention; families with other mixers are held to transformers beside those mixers' tests."""
@@ -154,7 +181,7 @@ def config_of(model_type: str, changes: dict[str, Any]) -> transformers.PreTrain
         values.pop("num_key_value_heads", None)
     values |= {**TOKENS, **copy.deepcopy({**EXTRA.get(model_type, {}), **changes})}
     scaling = values.get("rope_parameters")
-    if scaling is not None:
+    if scaling is not None and "rope_type" in scaling:
         values["rope_parameters"] = {**ROPE, **scaling}
     return kind(**values)
 

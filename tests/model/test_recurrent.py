@@ -217,6 +217,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_5_moe_text",
         {**SMALL, **DELTA, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
     ),
+    "lfm2-moe": (
+        "lfm2_moe",
+        {
+            **SMALL,
+            **EXPERTS,
+            "moe_intermediate_size": 24,
+            "num_hidden_layers": 4,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        },
+    ),
     "lfm2": ("lfm2", {**SMALL, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
     "recurrentgemma, width no square, window 6": (
         "recurrent_gemma",

@@ -144,6 +144,11 @@ def _grouped(which: int) -> Transform:
     return cut
 
 
+def _quartered(which: int) -> Transform:
+    """CodeGen: a quarter of all heads after the other, and in each its queries, its values, its keys."""
+    return lambda x, at: x.unflatten(0, (4, 3, -1))[:, which].flatten(0, 1)
+
+
 def _half(which: int, dim: int) -> Transform:
     """gate and up in one, one after the other along `dim`."""
     return lambda x, at: x.chunk(2, dim=dim)[which]
@@ -161,6 +166,8 @@ def _every_second(which: int, dim: int) -> Transform:
 for _index, _letter in enumerate("qkv"):
     TRANSFORMS[f"plain.{_letter}"] = _plain(_index)
     TRANSFORMS[f"groups.{_letter}"] = _grouped(_index)
+for _index, _letter in enumerate("qvk"):
+    TRANSFORMS[f"quarters.{_letter}"] = _quartered(_index)
 for _index, _name in enumerate(("first", "second")):
     TRANSFORMS[f"{_name}.half"] = _half(_index, 0)
     TRANSFORMS[f"{_name}.half.experts"] = _half(_index, 1)
@@ -172,6 +179,12 @@ for _index, _name in enumerate(("first", "second")):
 def _swapped(x: Tensor, at: At) -> Tensor:
     """The two halves of each head in turn: NanoChat rotates them the other way round, and scores do not see it."""
     return x.unflatten(0, (-1, 2, at.attention.head_dim // 2)).flip(1).flatten(0, 2)
+
+
+@transform("head.by.head")
+def _head_by_head(x: Tensor, at: At) -> Tensor:
+    """All queries and then all gates become head by head its query and its gate."""
+    return x.unflatten(0, (2, at.attention.num_attention_heads, -1)).transpose(0, 1).flatten(0, 2)
 
 
 @transform("flat")

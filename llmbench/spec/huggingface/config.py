@@ -102,6 +102,12 @@ class Config:
             return None
         return self._whole(key, value, 1)
 
+    def window(self, key: str = "sliding_window") -> int | None:
+        """The keys a query sees, or None for all. Zero is none here, but masks of transformers then hide every key."""
+        if self.get(key) == 0 and self.get(key) is not False:
+            self.inexact(f"{key} = 0 hides every key")
+        return self.optional_size(key)
+
     def count(self, key: str, default: int = 0) -> int:
         """A whole number that may be zero; `default` where it is null or absent."""
         value = self.get(key)

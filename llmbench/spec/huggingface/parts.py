@@ -86,8 +86,8 @@ def rope(
         theta, scaling = theta * alpha ** (turned / (turned - 2)), {}  # a stretch that is always there
     elif alpha:
         c.inexact("a rotation stretched by `alpha`")
-    if turned % 2:
-        c.inexact(f"a rotation of {turned} dimensions, which is odd")
+    if turned % 2 or (head_dim and not turned):
+        c.inexact(f"a rotation of {turned} dimensions, which are not pairs")
     return Rope(
         theta=theta,
         rotary_dim=None if turned == head_dim or turned < 1 else turned,
@@ -100,6 +100,13 @@ def states_rotation(c: Config) -> None:
     """For families whose class has a scaled rotation of its own: a config that says nothing means that one."""
     if not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.inexact("the config leaves the rotation to its class")
+
+
+def lays_scaling_over(c: Config) -> None:
+    """For families whose class lays `rope_scaling` over a rotation of its own: it takes the kind by its newer key."""
+    scaling = c.table("rope_scaling")
+    if "type" in scaling and "rope_type" not in scaling:
+        c.inexact("its class does not read `type` of rope_scaling, only `rope_type`")
 
 
 def _rope_kind(raw: dict[str, Any]) -> Any:
@@ -169,7 +176,9 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
     """DeepSeek's latent attention; `attention_bias` puts biases on the latents and the output."""
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
-    c.ignore("head_dim", "num_key_value_heads", "qk_head_dim")
+    c.ignore("num_key_value_heads", "qk_head_dim")
+    if c.get("head_dim") not in (None, c.get("qk_rope_head_dim")):
+        c.inexact("head_dim is not qk_rope_head_dim")
     return LatentAttention(
         num_attention_heads=c.size("num_attention_heads"),
         q_lora_rank=c.optional_size("q_lora_rank"),
@@ -211,12 +220,16 @@ def moe(
     **fields: Any,
 ) -> MoE:
     """Experts by the usual keys; `experts` and `width` name the keys that differ between families."""
+    router, count = router or Router(), c.size(experts)
+    chosen = fields.pop("num_experts_per_tok", None) or c.size("num_experts_per_tok")
+    if chosen > count // router.n_group * router.topk_group:
+        c.inexact("a token chooses more experts than the groups that are open to it have")
     return MoE(
-        num_experts=c.size(experts),
-        num_experts_per_tok=fields.pop("num_experts_per_tok", None) or c.size("num_experts_per_tok"),
+        num_experts=count,
+        num_experts_per_tok=chosen,
         intermediate_size=c.size(width),
         activation=fields.pop("activation", None) or activation(c),
-        router=router or Router(),
+        router=router,
         shared=shared,
         **fields,
     )

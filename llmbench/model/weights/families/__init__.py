@@ -40,15 +40,14 @@ def table(*families: str, top: str, layers: str, at: str = "model.layers.{i}.", 
         TABLES[name] = Table(found, pattern)
 
 
-WHOLE_HEADS = frozenset(
+PARTS_OF_HEADS = frozenset(
     """
-    arcee cohere cohere2 cohere2_moe cwm dbrx dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon flex_olmo gemma
-    gemma2 gemma3_text gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
-    hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 llama llama4_text ministral ministral3 mistral mixtral
-    nanochat olmo olmo2 olmo3 olmoe phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2 vaultgemma
+    bamba codegen glm glm4 glm4_moe gpt_neox gptj mellum minimax_m2 nemotron persimmon phi phi3 qwen3_5_moe_text
+    qwen3_5_text qwen3_next recurrent_gemma solar_open stablelm
     """.split()  # noqa: SIM905
 )
-"""Families whose classes rotate whole heads even where a config says a part of them (and no scaling)."""
+"""Families whose classes can rotate a part of each head; the others rotate whole ones even where a config says a part
+(unless the rotation is scaled)."""
 
 for _module in pkgutil.iter_modules(__path__):  # each registers its tables
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -33,41 +33,86 @@ ffn_norm.weight         output.LayerNorm.gamma
 ffn_norm.bias           output.LayerNorm.beta
 """
 
-table(
-    "bert",
-    top=_bert_top("bert")
-    + """
-    head.transform.*        cls.predictions.transform.dense.*
-    head.norm.*             cls.predictions.transform.LayerNorm.*
-    head.norm.weight        cls.predictions.transform.LayerNorm.gamma
-    head.norm.bias          cls.predictions.transform.LayerNorm.beta
-    head.bias               cls.predictions.bias
-    lm_head.weight          cls.predictions.decoder.weight
-    """,
-    layers=_BERT_LAYERS,
-    at="bert.encoder.layer.{i}.",
-    ignored=r"bert\.pooler\..*|cls\.seq_relationship\..*|bert\.embeddings\.position_ids|cls\.predictions\.decoder\.bias",
-)
+# The same, with norms before each sublayer and behind the last.
+_ROBERTA_PRE_NORM = """
+mixer_norm.*            attention.LayerNorm.*
+ffn_norm.*              intermediate.LayerNorm.*
+"""
+_XL_PRE_NORM = """
+mixer_norm.*            attention.self_attn_layer_norm.*
+ffn_norm.*              LayerNorm.*
+"""
+_MEGATRON_PRE_NORM = """
+mixer_norm.*            attention.ln.*
+ffn_norm.*              ln.*
+"""
 
-for _family, _at in (
-    ("roberta", "roberta"),
-    ("xlm-roberta", "roberta"),
-    ("camembert", "roberta"),
-    ("data2vec-text", "data2vec_text"),
+for _family, _at, _norms, _last in (
+    ("bert", "bert", "", ""),
+    ("ernie", "ernie", "", ""),
+    ("megatron-bert", "bert", _MEGATRON_PRE_NORM, "bert.encoder.ln"),
 ):
     table(
         _family,
         top=_bert_top(_at)
-        + """
+        + f"""
+        final_norm.*            {_last}.*
+        head.transform.*        cls.predictions.transform.dense.*
+        head.norm.*             cls.predictions.transform.LayerNorm.*
+        head.norm.weight        cls.predictions.transform.LayerNorm.gamma
+        head.norm.bias          cls.predictions.transform.LayerNorm.beta
+        head.bias               cls.predictions.bias
+        lm_head.weight          cls.predictions.decoder.weight
+        """,
+        layers=_norms + _BERT_LAYERS,
+        at=_at + ".encoder.layer.{i}.",
+        ignored=r"\w+\.pooler\..*|cls\.seq_relationship\..*|\w+\.embeddings\.position_ids|cls\.predictions\.decoder\.bias",
+    )
+
+for _family, _at, _norms, _last in (
+    ("roberta", "roberta", "", ""),
+    ("xlm-roberta", "roberta", "", ""),
+    ("camembert", "roberta", "", ""),
+    ("data2vec-text", "data2vec_text", "", ""),
+    ("roberta-prelayernorm", "roberta_prelayernorm", _ROBERTA_PRE_NORM, "roberta_prelayernorm.LayerNorm"),
+    ("xlm-roberta-xl", "roberta", _XL_PRE_NORM, "roberta.encoder.LayerNorm"),
+):
+    table(
+        _family,
+        top=_bert_top(_at)
+        + f"""
+        final_norm.*            {_last}.*
         head.transform.*        lm_head.dense.*
         head.norm.*             lm_head.layer_norm.*
         lm_head.bias            lm_head.bias
         lm_head.weight          lm_head.decoder.weight
         """,
-        layers=_BERT_LAYERS,
+        layers=_norms + _BERT_LAYERS,
         at=_at + ".encoder.layer.{i}.",
         ignored=r"\w+\.pooler\..*|\w+\.embeddings\.position_ids|lm_head\.decoder\.bias",
     )
+
+table(
+    "mpnet",
+    top=_bert_top("mpnet")
+    + """
+    layers.0.attention.relative_bias    mpnet.encoder.relative_attention_bias.weight
+    head.transform.*        lm_head.dense.*
+    head.norm.*             lm_head.layer_norm.*
+    lm_head.bias            lm_head.bias
+    lm_head.weight          lm_head.decoder.weight
+    """,
+    layers="""
+    attention.q_proj.*      attention.attn.q.*
+    attention.k_proj.*      attention.attn.k.*
+    attention.v_proj.*      attention.attn.v.*
+    attention.o_proj.*      attention.attn.o.*
+    mixer_norm.*            attention.LayerNorm.*
+    """
+    + _BERT_LAYERS,
+    at="mpnet.encoder.layer.{i}.",
+    ignored=r"mpnet\.pooler\..*|mpnet\.embeddings\.position_ids|lm_head\.decoder\.bias",
+)
 
 table(
     "electra",

@@ -102,6 +102,22 @@ table(
     ignored=r".*\.attn\.(masked_)?bias",
 )
 
+table(
+    "codegen",
+    top=GPT2_TOP,
+    layers="""
+    norm.*                  ln_1.*
+    attention.q_proj.*      attn.qkv_proj.*                 quarters.q
+    attention.k_proj.*      attn.qkv_proj.*                 quarters.k
+    attention.v_proj.*      attn.qkv_proj.*                 quarters.v
+    attention.o_proj.*      attn.out_proj.*
+    ffn.up_proj.*           mlp.fc_in.*
+    ffn.down_proj.*         mlp.fc_out.*
+    """,
+    at="transformer.h.{i}.",
+    ignored=r".*\.attn\.causal_mask",
+)
+
 NEOX_FFN = """
 ffn.up_proj.*               mlp.dense_h_to_4h.*
 ffn.down_proj.*             mlp.dense_4h_to_h.*

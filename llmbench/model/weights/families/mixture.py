@@ -171,3 +171,69 @@ table(
     at="transformer.blocks.{i}.",
 )
 table("cohere2_moe", top=TOP, layers=ATTENTION + QK_NORM + EXPERTS + SHARED_EXPERTS + GATED + PARALLEL_NORM)
+table(
+    "afmoe",
+    top=TOP,
+    layers="""
+    attention.q_proj.weight self_attn.q_proj.weight+self_attn.gate_proj.weight      head.by.head
+    """
+    + ATTENTION
+    + QK_NORM
+    + EXPERTS
+    + SHARED_EXPERTS
+    + GATED
+    + """
+    mixer_norm.*            input_layernorm.*
+    post_mixer_norm.*       post_attention_layernorm.*
+    ffn_norm.*              pre_mlp_layernorm.*
+    post_ffn_norm.*         post_mlp_layernorm.*
+    ffn.router.weight       mlp.router.gate.weight
+    ffn.router.correction   mlp.expert_bias
+    """,
+)
+table(
+    "aria_text",
+    top=TOP,
+    layers=ATTENTION
+    + SHARED_EXPERTS
+    + PRE_NORMS
+    + """
+    ffn.router.*            mlp.router.*
+    ffn.experts.gate_proj   mlp.experts.gate_up_proj            t first.half.experts
+    ffn.experts.up_proj     mlp.experts.gate_up_proj            t second.half.experts
+    ffn.experts.down_proj   mlp.experts.down_proj               t
+    ffn.experts.gate_proj   mlp.experts.fc1.weight              t first.half.experts
+    ffn.experts.up_proj     mlp.experts.fc1.weight              t second.half.experts
+    ffn.experts.down_proj   mlp.experts.fc2.weight              t
+    """,
+)
+table(
+    "flint",
+    top=TOP,
+    layers=ATTENTION
+    + QK_NORM
+    + EXPERTS
+    + SHARED_EXPERT
+    + GATED
+    + PRE_NORMS
+    + """
+    attention.sinks         self_attn.sinks
+    attention.sinks         self_attn.softmax_offset
+    """,
+)
+table(
+    "hy_v3",
+    top=TOP,
+    layers=ATTENTION
+    + QK_NORM
+    + EXPERTS
+    + GATED
+    + PRE_NORMS
+    + """
+    ffn.router.weight       mlp.router.gate.weight
+    ffn.router.correction   mlp.expert_bias
+    ffn.shared.gate_proj.*  mlp.shared_mlp.gate_proj.*
+    ffn.shared.up_proj.*    mlp.shared_mlp.up_proj.*
+    ffn.shared.down_proj.*  mlp.shared_mlp.down_proj.*
+    """,
+)

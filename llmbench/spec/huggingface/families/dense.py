@@ -12,6 +12,7 @@ from llmbench.spec.huggingface.parts import (
     gated,
     head_dim_of,
     layer_types,
+    lays_scaling_over,
     norm,
     rope,
 )
@@ -64,7 +65,7 @@ def mistral(c: Config) -> ModelSpec:
     temperature = None
     if c.model_type == "ministral3" and isinstance(beta, (int, float)) and type(every) is int:
         temperature = Temperature(scale=float(beta), every=every)
-    mixer = attention(c, sliding_window=c.optional_size("sliding_window"), temperature=temperature)
+    mixer = attention(c, sliding_window=c.window(), temperature=temperature)
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
@@ -84,7 +85,7 @@ def qwen3(c: Config) -> ModelSpec:
 def windowed_after(c: Config, **fields: object) -> ModelSpec:
     """Qwen's way of windows: `use_sliding_window` gives the layers from `max_window_layers` on a window."""
     c.ignore("sliding_window")
-    window = c.optional_size("sliding_window") if c.flag("use_sliding_window") else None
+    window = c.window() if c.flag("use_sliding_window") else None
     first = c.count("max_window_layers")
     count = c.size("num_hidden_layers")
     derived = ["sliding_attention" if window and i >= first else "full_attention" for i in range(min(count, 10_001))]
@@ -101,7 +102,7 @@ def windowed_after(c: Config, **fields: object) -> ModelSpec:
 @family("exaone4")
 def exaone4(c: Config) -> ModelSpec:
     """EXAONE 4: norms on sublayer outputs, qk-norm, three local layers to one global without positions."""
-    window = c.optional_size("sliding_window")
+    window = c.window()
     count = min(c.size("num_hidden_layers"), 10_001)
     pattern = c.get("sliding_window_pattern")
     spelled = isinstance(pattern, str)  # "LLLG": then the last layer is global wherever the pattern stands
@@ -137,7 +138,7 @@ def olmo(c: Config) -> ModelSpec:
 def olmo2(c: Config) -> ModelSpec:
     """OLMo 2 and 3: norms on sublayer outputs, qk-norm over the full width; OLMo 3 windows three layers of four."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window") if c.model_type == "olmo3" else None
+    window = c.window() if c.model_type == "olmo3" else None
     count = min(c.size("num_hidden_layers"), 10_001)
     derived = ["sliding_attention" if window and (i + 1) % 4 else "full_attention" for i in range(count)]
     kinds = layer_types(c, derived)
@@ -146,6 +147,7 @@ def olmo2(c: Config) -> ModelSpec:
     near = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
     if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is that of full attention
         near = Rope(theta=near.theta, rotary_dim=near.rotary_dim)
+        lays_scaling_over(c)
         if near.theta != 500000.0:
             c.inexact("OLMo 3's class takes rope_theta for full attention alone")
     ffn = gated(c, bias=False)
@@ -175,7 +177,7 @@ def cohere(c: Config) -> ModelSpec:
 def cohere2(c: Config) -> ModelSpec:
     """Command-R7B: three local layers to one global layer without positions."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window")
+    window = c.window()
     every = c.size("sliding_window_pattern", 4)
     c.ignore(
         "_sliding_window_pattern",
@@ -242,7 +244,7 @@ def phi3(c: Config) -> ModelSpec:
         c.note(f"multimodal config `{c.model_type}`: the figures are of its text part, without adapters")
         c.ignore("embd_layer", "img_processor", "audio_processor", "vision_lora", "speech_lora")
     c.require("lm_head_bias", False)
-    mixer = attention(c, sliding_window=c.optional_size("sliding_window"))
+    mixer = attention(c, sliding_window=c.window())
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
@@ -265,7 +267,7 @@ def stablelm(c: Config) -> ModelSpec:
 def starcoder2(c: Config) -> ModelSpec:
     """StarCoder2: GPT's biases, LayerNorm and two-matrix feed-forward with RoPE and grouped heads."""
     bias = c.flag("use_bias", True)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=window)
     c.require("norm_type", "layer_norm")
     c.ignore("activation_function", "scale_attn_weights")

@@ -81,7 +81,7 @@ def bitnet(c: Config) -> ModelSpec:
 @family("cwm", "ministral")
 def windowed_by_layer(c: Config) -> ModelSpec:
     """CWM (every fourth layer global, from the first) and Ministral (all local): windows by `layer_types`."""
-    window = c.optional_size("sliding_window")
+    window = c.window()
     count = min(c.size("num_hidden_layers"), 10_001)
     if c.model_type == "cwm":
         derived = ["sliding_attention" if i % 4 else "full_attention" for i in range(count)]
@@ -131,7 +131,7 @@ def doge(c: Config) -> ModelSpec:
         qkv_bias=bias,
         output_bias=bias,
         qk_norm=HEAD_NORM,
-        sliding_window=c.optional_size("sliding_window"),
+        sliding_window=c.window(),
     )
     kv_heads, hidden = mixer.num_key_value_heads, c.size("hidden_size")
     extra = [
@@ -228,7 +228,7 @@ def theta_of_layer(c: Config, theta: object) -> Positions | None:
 def granite_swa(c: Config) -> ModelSpec:
     """Granite with sinks and, three layers of four, a window; a layer's own rotation base, 0 for none."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window")
+    window = c.window()
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["sliding_attention" if i % 4 else "full_attention" for i in range(count)])
     bases = c.entries("layer_rope_theta", count) or [None] * count
@@ -279,11 +279,13 @@ def smollm3(c: Config) -> ModelSpec:
     every = c.size("no_rope_layer_interval", 4)
     turned = c.entries("no_rope_layers")
     turned = turned if turned and len(turned) >= count else [(i + 1) % every != 0 for i in range(count)]
-    window = c.optional_size("sliding_window") if c.flag("use_sliding_window") else None
+    window = c.window() if c.flag("use_sliding_window") else None
     c.ignore("sliding_window", "max_window_layers")
     kinds = layer_types(
         c, ["sliding_attention" if window and not turned[i] else "full_attention" for i in range(count)]
     )
+    if window is None and "sliding_attention" in kinds:
+        c.inexact("layer_types has layers with a window, which another key switches off")
     bias = c.flag("attention_bias")
     ffn = gated(c)
     layers: list[tuple[str, Layer]] = []
@@ -299,7 +301,7 @@ def smollm3(c: Config) -> ModelSpec:
 def mellum(c: Config) -> ModelSpec:
     """Mellum 2: Qwen3's attention, windows by `layer_types`, experts by `mlp_layer_types`."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window")
+    window = c.window()
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["full_attention"] * count)
     sparse = c.entries("mlp_layer_types", count) or ["sparse"] * count
@@ -331,7 +333,7 @@ def mellum(c: Config) -> ModelSpec:
 def cohere_compass(c: Config) -> ModelSpec:
     """North Vision: Command-R's parallel block, windows by `layer_types`, NoPE types."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window")
+    window = c.window()
     kinds = layer_types(c, ["full_attention"] * min(c.size("num_hidden_layers"), 10_001))
     c.ignore("sliding_window_pattern", "pooling")
     rotations = c.table("rope_parameters")

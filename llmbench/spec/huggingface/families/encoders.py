@@ -40,8 +40,11 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
 
 def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
     """A table of positions; RoBERTa's line counts from the row behind that of the padding token."""
-    offset = c.count("pad_token_id", 1) + 1 if after_padding else 0
-    return LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=offset)
+    rows = c.size("max_position_embeddings")
+    if not after_padding:
+        return LearnedPositions(num_positions=rows)
+    padding = c.count("pad_token_id", 1)
+    return LearnedPositions(num_positions=rows, offset=padding + 1, uncounted=padding)
 
 
 def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
@@ -95,7 +98,8 @@ def bert_pre_norm(c: Config) -> ModelSpec:
     embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
     transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
     layer = block(bidirectional(c), dense(c, bias=True), "pre")
-    return masked_lm(c, layer, transform, learned_positions(c), embedding=embedding, final_norm=True)
+    positions = learned_positions(c, after_padding=transform == "roberta")
+    return masked_lm(c, layer, transform, positions, embedding=embedding, final_norm=True)
 
 
 @family("roformer")
@@ -138,8 +142,12 @@ def mpnet(c: Config) -> ModelSpec:
         tie_word_embeddings=True,
     )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
+    if buckets.num_buckets != 32:
+        c.inexact("MPNet's class sorts distances into 32 buckets whatever relative_attention_num_buckets says")
     layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
-    return masked_lm(c, layer, "roberta", learned_positions(c), embedding=Embedding(norm=True))
+    # Whatever pads: the class has a padding token of its own.
+    positions = LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=2, uncounted=1)
+    return masked_lm(c, layer, "roberta", positions, embedding=Embedding(norm=True))
 
 
 @family("nomic_bert")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.parts import attention, block, decoder, gated, layer_types, norm, rope
+from llmbench.spec.huggingface.parts import attention, block, decoder, gated, layer_types, lays_scaling_over, norm, rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Embedding, Head, ModelSpec, Placement
 from llmbench.spec.position import Rope
@@ -79,7 +79,8 @@ def _alternating(
     local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
     if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # the other keys speak of global layers
         local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
-    window = c.optional_size("sliding_window")
+        lays_scaling_over(c)
+    window = c.window()
     ffn = gated(c, bias=False)
     layers = []
     for kind in kinds:

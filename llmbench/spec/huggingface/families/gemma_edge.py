@@ -52,7 +52,7 @@ def gemma3n(c: Config) -> ModelSpec:
         ExtraWeight(name="laurel.norm", shape=(hidden,), role="vector"),
     ]
     layer_extra += _per_layer_input(c)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
     first_shared = _first_shared(c, count)
     layers: list[tuple[str, Layer]] = []
@@ -87,7 +87,7 @@ def gemma4(c: Config) -> ModelSpec:
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)])
     kinds[-1:] = ["full_attention"]
-    window = c.optional_size("sliding_window")
+    window = c.window()
     if c.get("use_bidirectional_attention") == "all":
         c.doubt("attention that sees both sides (use_bidirectional_attention = all) is counted as causal")
     bias = c.flag("attention_bias")

@@ -49,7 +49,7 @@ def gpt_neo(c: Config) -> ModelSpec:
         width=c.size("intermediate_size", 4 * c.size("hidden_size")),
         keys=("activation_function",),
     )
-    heads, window = c.size("num_attention_heads"), c.optional_size("window_size")
+    heads, window = c.size("num_attention_heads"), c.window("window_size")
     layers: list[tuple[str, Layer]] = []
     for kind in kinds[:count]:
         own = window if kind == "local" else None

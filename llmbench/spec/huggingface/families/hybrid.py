@@ -255,7 +255,7 @@ def recurrent_gemma(c: Config) -> ModelSpec:
         c,
         qkv_bias=c.flag("attention_bias"),
         output_bias=True,
-        sliding_window=c.optional_size("attention_window_size"),
+        sliding_window=c.window("attention_window_size"),
     )
     lru = RGLRU(
         lru_width=c.size("lru_width", hidden),
@@ -292,7 +292,7 @@ def _as_bfloat16(x: float) -> float:
 def minimax(c: Config) -> ModelSpec:
     """MiniMax-Text-01 and M1: seven lightning-attention layers to one of softmax attention, experts in all.
     The first files on the hub list the kinds of layers as zeros and ones in `attn_type_list`."""
-    full = attention(c, sliding_window=c.optional_size("sliding_window"))
+    full = attention(c, sliding_window=c.window())
     linear = LightningAttention(
         num_attention_heads=full.num_attention_heads,
         head_dim=full.head_dim,

@@ -223,11 +223,11 @@ def minicpm3(c: Config) -> ModelSpec:
     if not mini:
         c.ignore("mlp_bias", "embedding_initializer_range")
         return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
-    depth, count = c.number("scale_depth", 0.0), num_layers(c)
+    depth, count = c.number("scale_depth", 1.0), num_layers(c)
     base = c.number("dim_model_base", float(c.size("hidden_size"))) or 1.0
     return decoder(
         c,
-        block(mixer, gated(c), residual_scale=depth / count**0.5 if depth else 1.0),
+        block(mixer, gated(c), residual_scale=depth / count**0.5),
         norm=norm(c),
         positions=positions,
         embedding=Embedding(scale=c.number("scale_emb", 1.0)),
@@ -282,7 +282,7 @@ def dots3_note(c: Config) -> ModelSpec:
         sparse_attention = True
     if sparse_attention is not None:
         kinds = [kind if kind == "sliding_attention" else "indexed" if sparse_attention else "full" for kind in kinds]
-    window = c.optional_size("sliding_window") or c.size("sliding_window_size", 512)
+    window = c.window() or c.size("sliding_window_size", 512)
     full = latent_attention(c)
     if full.q_lora_rank is None:
         raise c.error("q_lora_rank", "must be a whole number of at least one")

@@ -354,7 +354,7 @@ def lfm3(c: Config) -> ModelSpec:
     ]
     kinds = layer_types(c, derived)
     placement: Placement = "sandwich" if c.flag("use_sandwich_norm", True) else "pre"
-    window = c.optional_size("sliding_window")
+    window = c.window()
     ffn = gated(c, bias=False)
     head_dim = c.size("head_dim")
 

@@ -55,6 +55,8 @@ def aria(c: Config) -> ModelSpec:
         router=TOPK_SOFTMAX,
         shared=shared_experts(c, "moe_num_shared_experts", width, bias=c.flag("mlp_bias")),
     )
+    if ffn.activation != "silu":
+        c.inexact("Aria's routed experts have SiLU whatever hidden_act says")
     c.ignore("moe_intermediate_size", "moe_z_loss_coeff", "moe_aux_loss_coeff")
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -62,7 +64,7 @@ def aria(c: Config) -> ModelSpec:
 @family("mixtral")
 def mixtral(c: Config) -> ModelSpec:
     """Mixtral: Mistral with every feed-forward a choice of two of eight."""
-    mixer = attention(c, sliding_window=c.optional_size("sliding_window"))
+    mixer = attention(c, sliding_window=c.window())
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -78,13 +80,15 @@ def qwen_moe(c: Config) -> ModelSpec:
     window = None
     always, never = c.model_type == "qwen3_omni_moe_text", c.model_type == "qwen3_vl_moe_text"
     if not never and (always or c.flag("use_sliding_window")):
-        window = c.optional_size("sliding_window")
+        window = c.window()
     count, first = num_layers(c), c.count("max_window_layers")
     step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
     shared = None
     if old:
         shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True)
         local = local_layers(c, lambda index: window is not None and (index + 1) % 2 == 1 and index < first)
+        if window is None and any(local):
+            c.inexact("layer_types has layers with a window, which another key switches off")
     else:
         local = [window is not None] * count
     common = {"qkv_bias": bias, "output_bias": bias and not old, "qk_norm": None if old else HEAD_NORM}
@@ -120,7 +124,7 @@ def olmoe(c: Config) -> ModelSpec:
 def phimoe(c: Config) -> ModelSpec:
     """Phi-3.5-MoE: LayerNorms, biases on attention and head, 2 of 16 experts."""
     bias = c.flag("attention_bias")
-    mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.optional_size("sliding_window"))
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.window())
     if c.size("num_experts_per_tok") != 2:
         c.inexact("Phi-3.5-MoE's class chooses two experts whatever num_experts_per_tok says")
     positions = rope(c, head_dim=mixer.head_dim)
@@ -141,7 +145,7 @@ def phimoe(c: Config) -> ModelSpec:
 def gpt_oss(c: Config) -> ModelSpec:
     """gpt-oss: sinks, biases on attention, router and experts, every other layer local."""
     bias = c.flag("attention_bias", True)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     count = min(c.size("num_hidden_layers"), 10_001)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
     c.ignore("experts_per_token", "initial_context_length")
@@ -171,7 +175,7 @@ def granitemoe(c: Config) -> ModelSpec:
     """Granite 3 with experts; later a shared one, then sinks and windows in three layers of four."""
     bias = c.flag("attention_bias")
     swa = c.model_type == "granitemoe_swa"
-    window = c.optional_size("sliding_window") if swa else None
+    window = c.window() if swa else None
     common = {
         "qkv_bias": bias,
         "output_bias": bias,
@@ -263,10 +267,12 @@ def ernie_moe(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        moe_capacity moe_gate moe_norm_min moe_group moe_multimodal_paths use_rmsnorm fuse_rope
+        moe_capacity moe_gate moe_group moe_multimodal_paths use_rmsnorm fuse_rope
         compression_ratio moe_dropout_prob im_patch_id
         """,
     )
+    if c.number("moe_norm_min", 1e-12) > 1e-9:
+        c.inexact("moe_norm_min, below which the sum of a token's weights counts as it")
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
         num_experts_per_tok=c.size("moe_k"),

@@ -45,7 +45,7 @@ def mimo(c: Config) -> ModelSpec:
     near = local_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
     frequency = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     no_effect(
         c,
         """
@@ -100,7 +100,7 @@ def step3p5(c: Config) -> ModelSpec:
     c.require("use_moe", True)
     c.require("use_moe_router_bias", True)
     c.require("sink", False)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "headwise"}
     full = attention(c, **common)
     heads = local_heads if type(local_heads) is int and local_heads > 0 else full.num_attention_heads
@@ -219,7 +219,7 @@ def zaya(c: Config) -> ModelSpec:
     """ZAYA1: keys and queries through two short convolutions, half of each value from the token before, one
     expert (or none) chosen by a small network."""
     count, hidden, bias = num_layers(c), c.size("hidden_size"), c.flag("attention_bias")
-    window, head_dim = c.optional_size("sliding_window"), head_dim_of(c)
+    window, head_dim = c.window(), head_dim_of(c)
     qk_norm = QKNorm(norm="l2norm", weight=False)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": qk_norm}
     mixers = [

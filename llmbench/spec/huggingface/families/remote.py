@@ -87,7 +87,7 @@ def arctic(c: Config) -> ModelSpec:
     """Snowflake Arctic: 2 of 128 experts beside a dense feed-forward as wide as the hidden state, with its
     own norm."""
     hidden, every = c.size("hidden_size"), c.size("moe_layer_frequency", 1)
-    mixer = attention(c, sliding_window=c.optional_size("sliding_window"))
+    mixer = attention(c, sliding_window=c.window())
     width, act = c.size("intermediate_size"), activation(c)
     residual = c.flag("use_residual", True) and c.flag("parallel_attn_mlp_res", True)
     if not residual:

@@ -296,7 +296,7 @@ def t5gemma(c: Config) -> ModelSpec:
             "cross_attention_hidden_size",
             "use_bidirectional_attention",
         )
-        count, window = min(own.size("num_hidden_layers"), 10_001), own.optional_size("sliding_window")
+        count, window = min(own.size("num_hidden_layers"), 10_001), own.window()
         given = own.entries("layer_types", count)
         kinds = given or ["full_attention" if index % 2 else "sliding_attention" for index in range(count)]
         shape = {"qkv_bias": bias, "output_bias": bias}

@@ -3,6 +3,8 @@ first."""
 
 from __future__ import annotations
 
+import msgspec
+
 from llmbench.spec.ffn import MoE, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
@@ -29,7 +31,7 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import Attention, Mixer
-from llmbench.spec.model import Head, ModelSpec, NextTokenPrediction, Norm
+from llmbench.spec.model import Embedding, Head, ModelSpec, NextTokenPrediction, Norm
 from llmbench.spec.position import NoPositions
 
 SIGMOID = Router(scores="sigmoid", correction="buffer", normalize=True)
@@ -116,7 +118,7 @@ def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None =
 def dots1(c: Config) -> ModelSpec:
     """dots.llm1: Qwen3's attention, DeepSeek's experts, windows from layer `max_window_layers` on."""
     bias = c.flag("attention_bias")
-    window, first = c.optional_size("sliding_window"), c.count("max_window_layers")
+    window, first = c.window(), c.count("max_window_layers")
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
     local = local_layers(c, lambda index: window is not None and index >= first)
     mixers = [
@@ -132,7 +134,7 @@ def dots1(c: Config) -> ModelSpec:
 def exaone_moe(c: Config) -> ModelSpec:
     """K-EXAONE: EXAONE 4's attention (no positions in global layers), DeepSeek's experts, norms before
     each."""
-    window = c.optional_size("sliding_window")
+    window = c.window()
     pattern = c.get("sliding_window_pattern")
     every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
     last = pattern[-1:] if isinstance(pattern, str) else "G"
@@ -170,8 +172,9 @@ def hy_v3(c: Config) -> ModelSpec:
     shared = shared_experts(c, "num_shared_experts", width, bias=mlp_bias)
     if shared is None:
         c.doubt("num_shared_experts = 0: the class makes one of the dense width")
-    c.ignore("enable_moe_fp32_combine", "router_scaling_factor")
-    ffn = moe(c, router=SIGMOID, shared=shared)
+    c.ignore("enable_moe_fp32_combine")
+    router = msgspec.structs.replace(SIGMOID, scale=c.number("router_scaling_factor", 1.0))
+    ffn = moe(c, router=router, shared=shared)
     sparse = after_first(c, 1)
     return decoder(
         c,
@@ -184,7 +187,7 @@ def hy_v3(c: Config) -> ModelSpec:
 @family("kolibri1")
 def kolibri(c: Config) -> ModelSpec:
     """Kolibri 1: four local layers to one global without positions, four norms a layer, experts in all."""
-    window = c.optional_size("sliding_window")
+    window = c.window()
     local = local_layers(c, lambda index: (index + 1) % 5 != 0)
     mixers = [
         ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
@@ -208,7 +211,7 @@ def laguna(c: Config) -> ModelSpec:
         c.doubt("attention_bias: the gate's bias is counted too")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = local_layers(c, lambda index: False)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     mixers = []
     for own, near in zip(heads, local, strict=True):
         if type(own) is not int or own < 1:
@@ -248,7 +251,7 @@ def afmoe(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     if bias:
         c.doubt("attention_bias: the gate's bias is counted too")
-    every, window = c.size("global_attn_every_n_layers", 4), c.optional_size("sliding_window")
+    every, window = c.size("global_attn_every_n_layers", 4), c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
         ("local", attention(c, sliding_window=window, **common))
@@ -262,13 +265,20 @@ def afmoe(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        mup_enabled route_norm score_func n_group topk_group num_expert_groups num_limited_groups
+        route_norm score_func n_group topk_group num_expert_groups num_limited_groups
         use_grouped_mm
         """,
     )
     first = c.count("num_dense_layers")
     layers = arrange(mixers, [i >= first for i in range(num_layers(c))], ffn, gated(c, bias=False), "sandwich")
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
+    scale = c.size("hidden_size") ** 0.5 if c.flag("mup_enabled") else 1.0
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim_of(c)),
+        embedding=Embedding(scale=scale),
+    )
 
 
 @family("beam")
@@ -278,7 +288,7 @@ def beam(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     if bias:
         c.doubt("attention_bias: the gate's bias is counted too")
-    window, count = c.optional_size("sliding_window"), num_layers(c)
+    window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
         ("local", attention(c, sliding_window=window, **common))
@@ -297,7 +307,7 @@ def beam(c: Config) -> ModelSpec:
 def flint(c: Config) -> ModelSpec:
     """Flint: sinks, most layers local, no positions in global ones, a shared expert without a gate."""
     bias, count = c.flag("attention_bias"), num_layers(c)
-    window = c.optional_size("sliding_window")
+    window = c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "sinks": True}
     local = local_layers(c, lambda index: index >= 2 and index % 4 != 1 and index < count - 1)
     mixers: list[tuple[str, Attention]] = [
@@ -324,7 +334,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
     """Cohere's mixture: parallel blocks, three local layers to one global without positions, dense layers
     first."""
     bias = c.flag("attention_bias")
-    window = c.optional_size("sliding_window")
+    window = c.window()
     first = c.count("first_k_dense_replace")
     before, every = c.size("prefix_dense_sliding_window_pattern", 1), c.size("sliding_window_pattern", 4)
 
