@@ -26,6 +26,9 @@ _SELF_ONLY = (
     "output_norm",
     "input_size",
     "disentangled",
+    "clip_qkv",
+    "temperature",
+    "positions",
 )
 
 

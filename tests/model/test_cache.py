@@ -308,7 +308,10 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in CACHE_KINDS.items() if kind.storage])
-@pytest.mark.parametrize("name", ["gqa", "window", "mla", "mla indexed"])
+@pytest.mark.parametrize(
+    "name",
+    ["gqa", "window", "local and global", "chunks", "sinks", "mla", "mla window", "mla indexed", "hybrid", "parallel"],
+)
 def test_models_over_quantised_caches_stay_near(name: str, kind: str) -> None:
     model = small.model_of(small.SPECS[name])
     tokens = small.prompt(2, LENGTH)
