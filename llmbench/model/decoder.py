@@ -223,13 +223,24 @@ def refuse(spec: ModelSpec, *, has_encoder: bool) -> None:
     """Raise UnsupportedError for what a spec has and the real model does not."""
     if spec.encoder is not None and not has_encoder:
         raise UnsupportedError(f"{spec.name}: has an encoder", hint="llmbench.model.build makes a Seq2Seq of it")
-    if spec.extra or spec.hyper_connections is not None:
-        raise UnsupportedError(f"{spec.name}: has weights that are only sized")
+    if spec.extra:
+        raise _only_sized(f"{spec.name}: extra ({', '.join(weight.name for weight in spec.extra)})")
+    if spec.hyper_connections is not None:
+        raise _only_sized(f"{spec.name}: hyper_connections")
     refuse_layers(spec.name, spec.layers, "")
 
 
 def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
     """Raise UnsupportedError for what kinds of layers have and the real ones do not."""
     for name, layer in layers.items():
-        if layer.extra or layer.shared_weights is not None:
-            raise UnsupportedError(f"{model}: {where}layers.{name} has weights that are only sized")
+        at = f"{model}: {where}layers.{name}"
+        if layer.extra:
+            raise _only_sized(f"{at}.extra ({', '.join(weight.name for weight in layer.extra)})")
+        if layer.shared_weights is not None:
+            raise _only_sized(f"{at}.shared_weights")
+
+
+def _only_sized(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{what}: sized, not built yet", hint="`llmbench params`, `flops`, `kvcache` and `memory` need no built model"
+    )
