@@ -29,6 +29,7 @@ __all__ = [
     "empty",
     "interpreted",
     "launch",
+    "multiprocessors",
     "poisoned",
     "preferring",
 ]
@@ -107,6 +108,13 @@ def architecture(device: torch.device) -> int:
     return 90
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; in the interpreter and without a GPU those of an A100, H100 or B200."""
+    if _capture is None and device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return {80: 108, 90: 132}.get(architecture(device), 148)
+
+
 def choose(name: str, candidates: Sequence[Config]) -> Config:
     """The first candidate of the kernel `name`, which is the shipped one, unless another is preferred."""
     if _capture is not None:
@@ -146,6 +154,7 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
     if 0 in grid:
         return
     with torch.cuda.device(device):
+        triton.set_allocator(_workspace)
         kernel[grid](
             *args,
             **constants,
@@ -153,6 +162,12 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
             num_stages=config.num_stages,
             enable_fp_fusion=True,  # said, because the default flips in Triton 3.10
         )
+
+
+def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Where a kernel writes its tensor descriptors. torch's allocator aligns to 512 bytes, keeps the order of the
+    stream, and may be captured in a graph."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @contextmanager
