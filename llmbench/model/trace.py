@@ -1,8 +1,9 @@
 """The real model without a GPU and without memory: FLOPs and saved bytes of its own forward, joined to the ops.
 
 FLOPs are counted by torch's FlopCounterMode on meta tensors; counters count score pairs that the mask throws away, so
-the ops they stand beside count them too. Saved bytes are what autograd keeps for backward, by saved_tensors_hooks on
-fake tensors, each storage once and parameters apart, beside the ops of "eager" kernels.
+the ops they stand beside count them too. Saved bytes are what autograd still keeps for backward when the loss is there,
+by saved_tensors_hooks on fake tensors, each storage once, with whatever saved it first, and parameters apart; beside
+the ops of "eager" kernels.
 
 What is not the model's own forward:
 
@@ -18,23 +19,24 @@ B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import ExpertsLayer, even_shares
 from llmbench.model.implementations import Mask, Scores, implementation
+from llmbench.model.scopes import Attributed, Scopes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.workload import Workload
@@ -103,11 +105,11 @@ def _kept(order: tuple[str, ...]) -> list[int]:
 
 def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> dict[str, int]:
     """FLOPs of one forward pass on meta tensors, by scope: the dotted name of an op, else of a module."""
-    scopes = _Scopes(model, names)
+    scopes = Scopes(model, names)
     found: dict[str, int] = {}
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
     counter = FlopCounterMode(display=False)
-    with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, _Attributed(counter, scopes, found):
+    with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, Attributed(counter, scopes, found):
         run_once(model, tokens)
     return found
 
@@ -119,25 +121,36 @@ def traced_saved_bytes(
     found: dict[str, int] = {}
     with FakeTensorMode():
         materialise(model, device="cpu", dtype=dtype)
-        scopes = _Scopes(model, names)
+        scopes = Scopes(model, names)
         tokens, labels = (torch.zeros((batch, seq_len), dtype=torch.int64) for _ in range(2))
         seen = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), labels)}
-        alive: list[Tensor] = []  # so that no storage's address is used twice
+        packed: list[weakref.ref[_Packed]] = []
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                alive.append(tensor)
-                found[scopes.here] = found.get(scopes.here, 0) + storage.nbytes()
-            return tensor
+        def pack(tensor: Tensor) -> _Packed:
+            held = _Packed(tensor, scopes.own)
+            packed.append(weakref.ref(held))
+            return held
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
         with _prepared(model, scopes, attention), hooks, _AsOnCuda(), scopes:
             logits = run_once(model, tokens)
             with scopes.within("loss"):
-                F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        for held in filter(None, (reference() for reference in packed)):
+            storage = held.tensor.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                where = scopes.outputs.get(storage._cdata, held.scope)
+                found[where] = found.get(where, 0) + storage.nbytes()
+        del loss  # until here, it held what backward needs
     return found
+
+
+class _Packed:
+    """A tensor that autograd saved; it goes when autograd lets it go."""
+
+    def __init__(self, tensor: Tensor, scope: str) -> None:
+        self.tensor, self.scope = tensor, scope
 
 
 def run_once(model: Decoder, tokens: Tensor) -> Tensor:
@@ -146,60 +159,11 @@ def run_once(model: Decoder, tokens: Tensor) -> Tensor:
     return logits
 
 
-class _Scopes(TorchFunctionMode):
-    """Says whose work is going on: the module's whose forward runs, and within it the op's whose parameter is used."""
-
-    def __init__(self, model: nn.Module, names: set[str]) -> None:
-        super().__init__()
-        self.stack = [""]
-        self.owners: dict[int, str] = {}
-        for name, parameter in model.named_parameters():
-            op = name.removesuffix(".weight").removesuffix(".bias")
-            if op in names:
-                self.owners[parameter.untyped_storage()._cdata] = op
-
-    @property
-    def here(self) -> str:
-        """The innermost scope."""
-        return self.stack[-1]
-
-    @contextmanager
-    def within(self, name: str) -> Iterator[None]:
-        """Work inside belongs to `name`."""
-        self.stack.append(name)
-        try:
-            yield
-        finally:
-            self.stack.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` in the scope of the parameter it is given."""
-        owner = ""
-        for argument in args:
-            if isinstance(argument, Tensor):
-                owner = self.owners.get(argument.untyped_storage()._cdata, owner)
-        if not owner.startswith(f"{self.here}."):
-            return func(*args, **(kwargs or {}))
-        with self.within(owner):
-            return func(*args, **(kwargs or {}))
-
-
-class _Attributed(TorchDispatchMode):
-    """Adds what the counter counts to the scope it happens in; enter it after the counter."""
-
-    def __init__(self, counter: FlopCounterMode, scopes: _Scopes, found: dict[str, int]) -> None:
-        super().__init__()
-        self.counter, self.scopes, self.found = counter, scopes, found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, and see what was added."""
-        before = self.counter.get_total_flops()
-        out = func(*args, **(kwargs or {}))
-        added = self.counter.get_total_flops() - before
-        if added:
-            here = self.scopes.here
-            self.found[here] = self.found.get(here, 0) + added
-        return out
+@contextmanager
+def as_on_cuda(model: Decoder) -> Iterator[None]:
+    """Steps of a model on fake tensors inside: experts have even shares, norms keep what CUDA's keep."""
+    with _prepared(model, Scopes(model, set()), "standard"), _AsOnCuda():
+        yield
 
 
 class _AsOnCuda(TorchFunctionMode):
@@ -225,14 +189,21 @@ class _Kernel(torch.autograd.Function):
     ) -> Tensor:
         """The output that `made` makes like the first input."""
         assert inputs[0] is not None
+        ctx.inputs = len(inputs)
         out = made(inputs[0])
         ctx.save_for_backward(*inputs, *also, *([out] if keeps_output else []))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Nothing runs backward here."""
-        raise NotImplementedError
+        """Gradients of the inputs' shapes."""
+        inputs, needed = ctx.saved_tensors[: ctx.inputs], ctx.needs_input_grad[3:]
+        return (
+            None,
+            None,
+            None,
+            *(torch.empty_like(x) if need else None for x, need in zip(inputs, needed, strict=True)),
+        )
 
 
 def _kernel(made: Callable[[Tensor], Tensor], also: list[Tensor], keeps_output: bool, *inputs: Tensor | None) -> Tensor:
@@ -241,24 +212,27 @@ def _kernel(made: Callable[[Tensor], Tensor], also: list[Tensor], keeps_output: 
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """What a flash kernel keeps; its output [B, N, S, Hv] lies in memory as [B, S, N, Hv]."""
+    """What a flash kernel keeps, a trained bias included; its output [B, N, S, Hv] lies in memory as [B, S, N, Hv]."""
     batch, heads, length, _ = q.shape
 
     def made(like: Tensor) -> Tensor:
         return like.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
 
     log_sum_exp = q.new_empty((batch, heads, length), dtype=torch.float32)
-    return _kernel(made, [log_sum_exp], True, q, k, v)
+    trained = scores.bias is not None and scores.bias.requires_grad
+    return _kernel(made, [log_sum_exp], True, q, k, v, scores.bias if trained else None)
 
 
 @contextmanager
-def _prepared(model: Decoder, scopes: _Scopes, attention: Attention) -> Iterator[None]:
+def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
     """The model with a scope for every module, attention and activation, and experts with even shares."""
     standard = implementation("standard")
     attend_by = standard.attend if attention == "standard" else _flash
     normal = model.implementation
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
+        if scores.bias is not None:
+            scopes.output(f"{scopes.here}.relative_bias", scores.bias)
         with scopes.within(f"{scopes.here}.core"):
             return attend_by(q, k, v, mask, scores)
 
@@ -269,8 +243,10 @@ def _prepared(model: Decoder, scopes: _Scopes, attention: Attention) -> Iterator
     handles = []
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: scopes.stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: scopes.stack.pop() and None))
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: scopes.enter(name)))
+            handles.append(module.register_forward_hook(lambda *_: scopes.leave()))
+        if f"{name}.output" in scopes.names:
+            handles.append(module.register_forward_hook(lambda *of, name=name: scopes.output(f"{name}.output", of[-1])))
         if isinstance(module, ExpertsLayer):
             module.rows = _even(module.moe.num_experts)  # type: ignore[method-assign, assignment]
     model.implementation = normal._replace(attend=attend, glu=glu)

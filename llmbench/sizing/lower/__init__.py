@@ -41,9 +41,11 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
         encoder = Builder(spec, workload, layout, encoder=True)
         _encoder_embedding(encoder, spec.encoder)
         _stack(encoder, spec.encoder.layers, spec.encoder.order)
+        encoder.at("encoder.", "", ())
         if spec.encoder.final_norm:
-            encoder.at("encoder.", "", ())
             encoder.norm("final_norm", "norms", encoder.hidden, spec.norm)
+        kept = encoder.tokens * encoder.hidden.size  # what every layer's cross-attention reads, kept once
+        encoder.elementwise("output", "other", reads=0, writes=0, saves=kept)
         ops += encoder.ops
     decoder = Builder(spec, workload, layout)
     _embedding(decoder)
@@ -222,6 +224,8 @@ def _head(b: Builder) -> None:
         b.norm("final_norm", "norms", b.hidden, spec.norm)
     if spec.head.transform is not None:
         b.linear("head.transform", "other", b.hidden, size, bias=spec.head.transform_bias)
+        inner = b.tokens * size.size
+        b.elementwise("head.act", "other", reads=inner, writes=inner, saves=inner)
         b.norm("head.norm", "other", size, spec.norm)
     elif size is not b.hidden:
         b.linear("head.projection", "other", b.hidden, size)
@@ -239,7 +243,10 @@ def _head(b: Builder) -> None:
     if spec.head.bias and spec.head.transform == "bert":
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if b.workload.phase == "train":
-        _loss(b, b.tokens * share(vocab.size, b.layout.tp))
+        logits = b.tokens * share(vocab.size, b.layout.tp)
+        if spec.head.soft_cap is not None and not b.fused:  # keeps its tanh; a fused loss caps what it reads
+            b.elementwise("soft_cap", "lm_head", reads=logits, writes=logits, saves=logits)
+        _loss(b, logits)
 
 
 def _loss(b: Builder, logits: int) -> None:

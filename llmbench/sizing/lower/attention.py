@@ -54,7 +54,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
                 split="column",
                 ways=kv_ways,
                 tokens=source_tokens if projects_kv else 0,
-                saves_input=cross and letter == "k",
+                saves_input=False,
             )
     if mixer.output_gate == "headwise":
         b.linear(f"{name}.g_proj", "attention", inputs, heads, split="column", saves_input=False)
@@ -62,6 +62,12 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         _qk_norm(b, mixer.qk_norm, f"{name}.q_norm", heads, head_dim, tp)
         if not mixer.shares_kv:
             _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_ways)
+    if mixer.value_norm:
+        plain = Norm(weight=False)
+        b.norm(f"{name}.v_norm", "attention_norms", value_dim, plain, rows=b.tokens * local_kv_heads)
+    if mixer.clip_qkv is not None:
+        clipped = b.tokens * (local_heads * head_dim.size + local_kv_heads * (head_dim.size + value_dim.size))
+        b.elementwise(f"{name}.clip", "attention", reads=clipped, writes=clipped, saves=clipped)
     if mixer.sinks:
         b.vector(f"{name}.sinks", "attention_extra", heads, shards=tp)
     positions = b.spec.positions_of(mixer)
@@ -99,6 +105,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         cache=cache,
         seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
         read_per_token=local_kv_heads * (head_dim.size + value_dim.size),
+        soft_cap=mixer.logit_soft_cap is not None,
     )
     width = product(heads, value_dim)
     if mixer.output_gate is not None:
@@ -160,16 +167,14 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
 
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
-    every = b.layers
-    if not positions.per_layer:
-        b.layers = (0,)
-    b.vector(
-        f"{name}.relative_bias",
-        "attention_extra",
-        product(Dim(positions.num_buckets, "num_buckets"), heads),
-        shards=tp,
-    )
-    b.layers = every
+    rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
+    # Plain torch looks up a bias for every pair, and keeps the numbers of the rows (int64); flash keeps the biases too.
+    w, looked_up = b.workload, 0
+    if not b.fused:
+        pairs = w.batch * b.query_len * b.kv_len
+        looked_up = 8 * pairs + (b.act(pairs * share(heads.size, tp)) if w.attention == "flash" else 0)
+    with b.only(b.layers if positions.per_layer else (0,)):
+        b.vector(f"{name}.relative_bias", "attention_extra", rows, shards=tp, saved_bytes=looked_up)
 
 
 def core(
@@ -186,12 +191,15 @@ def core(
     seen: int,
     read_per_token: int,
     component: Component = "attention",
+    soft_cap: bool = False,
+    unsplit: int = 0,
 ) -> None:
     """softmax(Q Kᵀ) V of `heads` heads on this GPU.
 
     Forward 2·(d_qk + d_v) FLOPs a pair and head; backward twice that; flash computes Q Kᵀ once more. Flash saves
     q, k, v, its output and one fp32 log-sum-exp a row and head; standard saves the probabilities in place of both
-    (and with dropout a mask and the dropped-out probabilities, which selective recomputation gives up).
+    (and with dropout a mask and the dropped-out probabilities, and the tanh of a `soft_cap`; selective recomputation
+    gives these up). `unsplit`: width of what the values are only a view into, and plain torch's flash keeps with them.
     """
     w = b.workload
     batch = w.batch
@@ -204,7 +212,7 @@ def core(
     output = queries * heads * v_dim
     selective = 0
     if w.attention == "flash":
-        saved = b.act(inputs + output) + 4 * queries * heads
+        saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
         # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all of them.
         expanded = 0 if kv_heads == heads else keys * heads * (qk_dim + v_dim)
         rows = 4 * queries * heads
@@ -214,7 +222,7 @@ def core(
     else:
         # Plain torch takes the softmax in fp32 and keeps it beside its copy in the activations' format.
         kept = b.act(square) if b.fused or w.activation_dtype == "fp32" else 4 * square + b.act(square)
-        selective = kept + (square + b.act(square) if w.dropout else 0)
+        selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = b.act(expanded) + selective
         # At the softmax's backward, plain torch holds three fp32 squares (probabilities, their gradient, the scores')
@@ -310,6 +318,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         cache=cache,
         seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
         read_per_token=compressed.size,
+        unsplit=mixer.qk_nope_head_dim,  # one product makes the plain part of a key and its value
     )
     b.linear(
         f"{name}.o_proj",

@@ -6,7 +6,8 @@ Legend: B batch, S query length, T key length, D hidden, N query heads, K KV hea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
@@ -68,6 +69,15 @@ class Builder:
         """Ops added from now on stand in these layers."""
         self.prefix, self.layer, self.layers = prefix, layer, tuple(layers)
 
+    @contextmanager
+    def only(self, layers: tuple[int, ...]) -> Iterator[None]:
+        """Ops added inside stand in these layers only."""
+        every, self.layers = self.layers, layers
+        try:
+            yield
+        finally:
+            self.layers = every
+
     def act(self, elements: int) -> int:
         """Bytes of activations."""
         return bytes_of(elements, self.workload.activation_dtype)
@@ -100,6 +110,7 @@ class Builder:
         ways: int | None = None,
         tokens: int | None = None,
         saves_input: bool = True,
+        also_saved_bytes: int = 0,
         tied: bool = False,
         gathers: bool = False,
     ) -> None:
@@ -108,8 +119,9 @@ class Builder:
         Backward is twice forward: one product for the input's gradient, one for the weight's. split "column" gives
         each GPU a share of the outputs, "row" of the inputs (its outputs are then summed over the group; the bias is
         added once, so every GPU has it). `saves_input`: this op keeps its input for backward; False where another op
-        keeps the same tensor. `gathers`: the first product of a tensor-parallel region, which gathers the sequence
-        (with sp) and whose input gradient is reduced. `tied`: the weights belong to another op.
+        keeps the same tensor. `also_saved_bytes`: what the module keeps beside. `gathers`: the first product of a
+        tensor-parallel region, which gathers the sequence (with sp) and whose input gradient is reduced. `tied`: the
+        weights belong to another op.
         """
         ways = self.layout.tp if ways is None else ways
         tokens = self.tokens if tokens is None else tokens
@@ -143,7 +155,7 @@ class Builder:
             weight_bytes=bytes_of(weights + (outside if bias else 0), self.workload.weight_dtype),
             read_bytes=self.act(tokens * inside),
             written_bytes=self.act(tokens * outside),
-            saved_bytes=self.act(kept) if saves_input else 0,
+            saved_bytes=(self.act(kept) if saves_input else 0) + also_saved_bytes,
             backward_bytes=self.act(tokens * (inside + outside) + gathered),
             collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
         )
@@ -187,14 +199,17 @@ class Builder:
         """A norm over `width` of each of `rows` rows (default: the residual stream's tokens).
 
         Saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics a row. `weight_width` where the weight is
-        wider than what is normalised together (a weight per head).
+        wider than what is normalised together (a weight per head): plain torch multiplies by it in a step of its own,
+        which keeps the normalised values too.
         """
         rows = self.stream_tokens if rows is None else rows
         weight = width if weight_width is None else weight_width
         vectors = int(norm.weight) + int(norm.bias)
         parameters = vectors * share(weight.size, shards)
         data = self.act(rows * width.size)
-        statistics = 4 * rows * (2 if norm.kind == "layernorm" else 1)
+        saved = 4 * rows * (2 if norm.kind == "layernorm" else 1) + (data if saves_input else 0)
+        if weight.size != width.size and norm.weight and not self.fused:
+            saved += data
         self.add(
             name,
             component,
@@ -206,10 +221,19 @@ class Builder:
             weight_bytes=bytes_of(parameters, self.workload.weight_dtype),
             read_bytes=data,
             written_bytes=data,
-            saved_bytes=statistics + (data if saves_input else 0),
+            saved_bytes=saved,
         )
 
-    def vector(self, name: str, component: Component, width: Dim, *, shards: int = 1, buffer: bool = False) -> None:
+    def vector(
+        self,
+        name: str,
+        component: Component,
+        width: Dim,
+        *,
+        shards: int = 1,
+        buffer: bool = False,
+        saved_bytes: int = 0,
+    ) -> None:
         """Trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
         held = share(width.size, shards)
         if buffer:
@@ -224,6 +248,7 @@ class Builder:
             shards=shards,
             formula=width.label,
             weight_bytes=bytes_of(held, self.workload.weight_dtype),
+            saved_bytes=saved_bytes,
         )
 
     def elementwise(

@@ -6,13 +6,13 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.op import Collective, Component
-from llmbench.spec.ffn import FFN, Dense, Gated, MoE
+from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
     """Any feed-forward; `inputs_saved` where a mixer beside it reads, and keeps, the same tensor."""
     if isinstance(ffn, MoE):
-        _mixture(b, ffn)
+        _mixture(b, ffn, inputs_saved=inputs_saved)
     else:
         _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
 
@@ -45,24 +45,42 @@ def _dense(
         b.linear(f"{name}.up_proj", component, b.hidden, width, bias=ffn.bias, split="column", saves_input=False)
     if isinstance(ffn, Dense) and ffn.activation_parameters:
         b.vector(f"{name}.act.weight", component, Dim(ffn.activation_parameters, "activation_parameters"))
-    keeps = gated or ffn.activation != "relu"  # ReLU's gradient needs only its result, which down_proj keeps
-    _activation(b, name, component, gated, b.tokens * share(width.size, b.layout.tp), keeps=keeps)
-    b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row")
+    result_saved = _activation(b, name, component, ffn.activation, gated, b.tokens * share(width.size, b.layout.tp))
+    b.linear(f"{name}.down_proj", component, width, b.hidden, bias=ffn.bias, split="row", saves_input=not result_saved)
 
 
-def _activation(b: Builder, name: str, component: Component, gated: bool, elements: int, *, keeps: bool = True) -> None:
-    """Saves its input; gated, both inputs, and plain torch also keeps act(gate) for the product's gradient."""
-    saves = elements * ((2 if b.fused else 3) if gated else 1 if keeps else 0)
+_FROM_RESULT = ("relu", "sigmoid", "tanh")
+"""Activations whose gradient needs only their result."""
+
+_STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4}
+"""What plain torch keeps of an activation's own where that is not its input alone: the sigmoid too; and gpt-oss's also
+both inputs of its clamps."""
+
+
+def _activation(
+    b: Builder, name: str, component: Component, activation: Activation, gated: bool, elements: int
+) -> bool:
+    """Saves its input, or its result where that is enough; gated, both inputs, and plain torch keeps act(gate) for the
+    product's gradient too. Returns whether it is the result that is saved."""
+    if b.fused:
+        tensors = 2 if gated else 1
+    else:
+        tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
+    saves = elements * tensors
     b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
+    return not gated and activation in _FROM_RESULT
 
 
-def _mixture(b: Builder, moe: MoE) -> None:
+def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     """Router, experts and what stands beside them.
 
     Every token meets num_experts_per_tok experts, wherever they are: with ep ranks that share their tokens evenly, a
     GPU's experts see tokens × num_experts_per_tok rows in all. A capacity factor gives each expert a buffer of
     capacity_factor times its even share, and all of it is computed with; an expert_capacity changes nothing here, for
     even shares are below it.
+
+    Plain torch keeps more than fused kernels: see `_router_saves`, and for the weighted sum of the experts' outputs
+    those outputs.
     """
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
@@ -75,7 +93,17 @@ def _mixture(b: Builder, moe: MoE) -> None:
     scored = b.hidden
     if moe.router.hidden_size is not None:
         scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
-    b.linear("ffn.router", "router", scored, choices, bias=moe.router.bias)
+    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router works in fp32, on a copy of its input
+    b.linear(
+        "ffn.router",
+        "router",
+        scored,
+        choices,
+        bias=moe.router.bias,
+        saves_input=not (inputs_saved or wide),
+        also_saved_bytes=0 if b.fused else _router_saves(b, moe, scored.size, choices.size, copies=wide),
+    )
+    inputs_saved = inputs_saved or not wide
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
     # Of a token's choices, the share that falls on experts that compute; exact without zero experts.
@@ -84,7 +112,8 @@ def _mixture(b: Builder, moe: MoE) -> None:
     inputs = b.hidden
     if moe.latent_size is not None:
         inputs = Dim(moe.latent_size, "latent_size")
-        b.linear("ffn.latent_in", "other", b.hidden, inputs, saves_input=False)
+        b.linear("ffn.latent_in", "other", b.hidden, inputs, saves_input=not inputs_saved)
+        inputs_saved = True
     _experts(b, moe, experts, inputs, rows, chosen)
     if moe.latent_size is not None:
         b.linear("ffn.latent_out", "other", inputs, b.hidden)
@@ -93,7 +122,8 @@ def _mixture(b: Builder, moe: MoE) -> None:
         shape: Dense | Gated = (Gated if moe.gated else Dense)(
             intermediate_size=width.size, activation=moe.activation, bias=moe.shared.bias
         )
-        _dense(b, shape, "ffn.shared", "shared_experts", width, inputs_saved=True)
+        _dense(b, shape, "ffn.shared", "shared_experts", width, inputs_saved=inputs_saved)
+        inputs_saved = True
         if moe.shared.gate:
             b.linear("ffn.shared_gate", "shared_experts", b.hidden, Dim(1, "1"), saves_input=False)
             gated = b.tokens * b.hidden.size
@@ -105,10 +135,23 @@ def _mixture(b: Builder, moe: MoE) -> None:
             "ffn.beside",
             "mlp",
             Dim(moe.beside.intermediate_size, "beside.intermediate_size"),
-            inputs_saved=True,
+            inputs_saved=inputs_saved,
         )
     combined = b.tokens * b.hidden.size
-    b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows)
+    outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
+    b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows + outputs)
+
+
+def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
+    """Bytes that plain torch keeps of a router in fp32: copies of its input and matrix where they are not in fp32, and
+    the probabilities of all experts; where each choice has its own (sparsemixer), those and a mask for every choice;
+    none where only the chosen ones have (softmax_topk)."""
+    scores = 4 * b.tokens * choices
+    if moe.router.scores == "sparsemixer":
+        scores = 5 * b.tokens * choices * moe.num_experts_per_tok
+    elif moe.router.scores == "softmax_topk":
+        scores = 0
+    return scores + (4 * width * (b.tokens + choices) if copies else 0)
 
 
 def _router_network(b: Builder, width: Dim) -> Dim:
@@ -144,7 +187,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
         bias = 0 if not moe.bias else inputs.size if down else local_width
         before, after = (local_width, inputs.size) if down else (inputs.size, local_width)
         if down:
-            _activation(b, "ffn.experts", "experts", moe.gated, padded * local_width)
+            saves = not _activation(b, "ffn.experts", "experts", moe.activation, moe.gated, padded * local_width)
         flops = 2 * padded * weights
         label = f"{experts.label} × " + product(inputs, width).label
         if moe.bias:
@@ -167,5 +210,8 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             read_bytes=b.act(padded * before),
             written_bytes=b.act(padded * after),
             saved_bytes=b.act(padded * before) if saves else 0,
+            # Plain torch makes each expert's gradient by itself, then stacks them.
+            backward_bytes=b.act(padded * (before + after))
+            + (0 if b.fused else bytes_of(local_experts * weights, b.workload.weight_dtype)),
             collectives=exchange if matrix == inner[0][0] or down else (),
         )
