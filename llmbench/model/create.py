@@ -97,7 +97,8 @@ def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
-    kinds = [kind for kind in config.get("architectures") or [] if isinstance(kind, str)]
+    stated = config.get("architectures") or []
+    kinds = [kind for kind in ([stated] if isinstance(stated, str) else stated) if isinstance(kind, str)]
     if kinds and not any(kind.endswith(_WITH_HEAD) for kind in kinds):
         raise UnsupportedError(
             f"{folder}: saved as {', '.join(kinds)}, a model without a language-model head",

@@ -193,7 +193,7 @@ class Decoder(nn.Module):
             assert isinstance(spec.positions, LearnedPositions)
             if spec.positions.uncounted is not None:
                 counted = tokens != spec.positions.uncounted
-                positions = torch.where(counted, counted.cumsum(-1) - 1, -1)
+                positions = torch.where(counted, positions[:, :1] + counted.cumsum(-1) - 1, -1)
             added = table(positions + spec.positions.offset)
         elif isinstance(spec.positions, SinusoidalPositions):
             added = sinusoids(positions, x.shape[-1], x.dtype)

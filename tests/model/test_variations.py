@@ -17,7 +17,8 @@ import torch
 import transformers
 
 from llmbench import model as models
-from llmbench.errors import SpecError, UnsupportedError
+from llmbench.errors import CannotRunError, SpecError, UnsupportedError
+from llmbench.model.mixers import new_cache
 
 from .test_parity import FAMILIES, LENGTH, LONG, SHORT, config_of, error, saved
 
@@ -193,6 +194,8 @@ def test_older_spellings_of_rotations(case: str, tmp_path: Path) -> None:
         ("smollm3", {"layer_types": ["sliding_attention"] * 4}, "another key switches off"),
         ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min"),
         ("aria_text", {"hidden_act": "relu"}, "SiLU whatever hidden_act says"),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 3}, "pretraining_tp does not divide"),
+        ("llama", {"architectures": "LlamaModel"}, "saved as LlamaModel"),
     ],
 )
 def test_what_a_class_reads_otherwise_is_refused(family: str, keys: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -231,20 +234,32 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
         models.load(tmp_path)
 
 
+ROBERTA = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 5}
+
+
 def test_padding_tokens_take_no_position(tmp_path: Path) -> None:
     """RoBERTa counts positions without them, wherever they stand."""
-    config = transformers.AutoConfig.for_model(
-        "roberta",
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=5,
-    )
+    config = transformers.AutoConfig.for_model("roberta", **ROBERTA, num_attention_heads=4)
     theirs = transformers.AutoModelForMaskedLM.from_config(config, attn_implementation="eager").eval()
     theirs.save_pretrained(tmp_path)
     tokens = TOKENS.clone()
     tokens[:, [0, 3, 4, 11]] = 5
     with torch.no_grad():
         assert error(models.load(tmp_path)(tokens), theirs(tokens).logits) <= 1e-5
+
+
+def test_roberta_as_a_decoder_goes_on_where_it_stands(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model("roberta", **ROBERTA, num_attention_heads=4, is_decoder=True)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    theirs.save_pretrained(tmp_path)
+    ours, tokens = models.load(tmp_path), TOKENS.where(TOKENS != 5, 6)
+    cache = new_cache(ours.spec, 2, LENGTH, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        steps = [ours(piece, cache=cache) for piece in tokens.split([9, *[1] * (LENGTH - 9)], dim=1)]
+        assert error(torch.cat(steps, dim=1), theirs(tokens, use_cache=False).logits) <= 1e-5
+
+
+def test_more_tokens_than_a_table_of_positions_has_rows(tmp_path: Path) -> None:
+    saved(config_of("gpt2", {"max_position_embeddings": 12}), tmp_path)
+    with pytest.raises(CannotRunError, match="20 tokens, but its table of positions has rows for 12"):
+        models.load(tmp_path)(TOKENS)

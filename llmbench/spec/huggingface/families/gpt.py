@@ -59,6 +59,8 @@ def bloom(c: Config) -> ModelSpec:
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     behind = c.flag("apply_residual_connection_post_layernorm")
+    if c.flag("slow_but_exact") and hidden % c.size("pretraining_tp", 1):
+        c.inexact("BLOOM's class leaves out what pretraining_tp does not divide")
     ffn = dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")
     return decoder(
         c,

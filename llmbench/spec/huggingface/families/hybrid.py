@@ -310,6 +310,8 @@ def minimax(c: Config) -> ModelSpec:
         c.ignore("shared_moe_mode")
     kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
+    if ffn.activation != "silu":
+        c.inexact("MiniMax's linear attention has hidden_act too, and only SiLU is built")
     layers = []
     for kind in kinds:
         residual = _minimax_residual(c, kind)
