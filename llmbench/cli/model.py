@@ -94,13 +94,17 @@ def command(
     }
     if trace:
         from llmbench.model.trace import trace as traced
+        from llmbench.sizing.training import doubts
 
         with working("tracing"):
             found = traced(
                 spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
             )
+        because = doubts(spec)
+        row["approximate"] = bool(spec.approximate or because)
+        row["approximate_because"] += because
         row |= {"built": None, "trace": _trace_row(found)}
-        block = _trace_block(spec, found, row)
+        block = _trace_block(spec, found, row, because)
     else:
         folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
         plan = describe.Plan(impl, device, dtype, seq, batch, folder)
@@ -225,22 +229,30 @@ def _trace_row(found: Trace) -> dict[str, Any]:
     }
 
 
-def _trace_block(spec: ModelSpec, found: Trace, row: dict[str, Any]) -> Block:
+def _trace_block(spec: ModelSpec, found: Trace, row: dict[str, Any], because: tuple[str, ...]) -> Block:
+    """`because`: why the saved bytes are not exact."""
     kinds = len(spec.layers) > 1
     cells: list[list[Any]] = []
+    group: tuple[str, str] = ("", "")
+    instances = 1
     for op in found.ops:
         figures = (op.forward_flops, op.traced_flops, op.saved_bytes, op.traced_saved_bytes)
-        if any(figures):
-            times = f"{op.instances} × " if op.instances > 1 else ""
-            where = f" ({op.layer})" if kinds and op.layer else ""
-            cells.append([times + op.name + where, *_compared(*figures)])
+        if not any(figures):
+            continue
+        stack, inside, name = op.name.rpartition(".{}.")
+        if inside and (stack, op.layer) != group:
+            instances = op.instances
+            cells.append([f"{instances} × {stack}" + (f" ({op.layer})" if kinds else ""), *[None] * 6])
+        group = (stack, op.layer)
+        times = f" × {op.instances}" if inside and op.instances != instances else ""
+        cells.append([("  " if inside else "") + name + times, *_compared(*figures)])
     traced = row["trace"]
     totals = (traced["forward_flops"], traced["traced_flops"], traced["saved_bytes"], traced["traced_saved_bytes"])
     cells.append(["total", *_compared(*totals)])
     columns = [
-        Column("op"),
-        Column("FLOPs", "count"),
-        Column("traced FLOPs", "count"),
+        Column("op", name=True),
+        Column("forward", "flops"),
+        Column("traced", "flops"),
         Column("off", "percent"),
         Column("saved", "gib"),
         Column("traced saved", "gib"),
@@ -255,10 +267,10 @@ def _trace_block(spec: ModelSpec, found: Trace, row: dict[str, Any]) -> Block:
         lines.append("recurrences are counted in their step form, and are computed in torch as other operations")
     context = f"traced without memory · {row['batch']} × {row['seq_len']:,} tokens · {row['dtype']}"
     return Block(
-        subject=title(spec),
-        headline=f"{headline(spec)}\n{context}",
+        subject=title(spec, approximate=bool(because)),
+        headline=f"{headline(spec, approximate=bool(because))}\n{context}",
         table=Table(columns=columns, rows=cells, total=True),
-        lines=[*lines, *approximate_lines(spec)],
+        lines=[*lines, *(f"approximate: {reason}" for reason in because), *approximate_lines(spec)],
     )
 
 
