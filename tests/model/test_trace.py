@@ -100,14 +100,15 @@ SEQ, BATCH = 1024, 2
 @pytest.mark.parametrize("attention", ["flash", "standard"])
 @pytest.mark.parametrize("name", bundled_models())
 def test_what_backward_needs_is_what_the_table_says(name: str, attention: Attention) -> None:
-    """Every bundled model is within 3% of `memory`'s figure, or `memory` marks that figure."""
+    """Every bundled model agrees with `memory`'s figure, or `memory` marks that figure."""
     spec = load_bundled(name)
     on_meta(spec)
     if doubts(spec):
         assert training_memory(spec, SEQ, kernels="eager").approximate
         return
     found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
-    assert total(found) == pytest.approx(sum(op.saved_bytes or 0 for op in found.ops), rel=0.03)
+    bound = 0.005 if attention == "flash" else 0.02  # standard keeps its mask too, which the table leaves out
+    assert total(found) == pytest.approx(sum(op.saved_bytes or 0 for op in found.ops), rel=bound)
 
 
 def test_few_figures_are_marked() -> None:
@@ -195,7 +196,7 @@ def test_peak_of_a_step(name: str, layers: int, seq_len: int) -> None:
         attention="standard",
         kernels="eager",
     )
-    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(tracker.peak, rel=0.03)
+    assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(tracker.peak, rel=0.015)
 
 
 def total(found: Trace) -> int:
