@@ -10,7 +10,7 @@ import triton.language as tl
 
 from llmbench.kernels.launching import interpreted
 
-__all__ = ["dot", "exactly"]
+__all__ = ["dot", "exactly", "narrowed"]
 
 WIDENED = tl.constexpr(interpreted())
 
@@ -29,3 +29,14 @@ def exactly(x, like):
     if WIDENED:
         x = x.to(tl.float32)
     return x.to(like.dtype)
+
+
+@triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """fp32 as `dtype`, to nearest. The interpreter cuts bf16's last digits off, an error twice as large and always
+    towards zero; there half of the last digit is added first, and a tie goes to even."""
+    if WIDENED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        odd = (bits >> 16) & 1
+        x = tl.where(x == x, (bits + odd + 0x7FFF).to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
