@@ -72,10 +72,16 @@ def gate_and_slope(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def glu_forward(gate, up, out, gate_row, up_row, width, ACT: tl.constexpr, BLOCK: tl.constexpr):
+def _place(blocks, BLOCK: tl.constexpr):
+    """This program's row and columns. Neighbours take neighbouring columns, so that memory is read in long runs."""
+    program = tl.program_id(0)
+    return (program // blocks).to(tl.int64), program % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def glu_forward(gate, up, out, gate_row, up_row, width, blocks, ACT: tl.constexpr, BLOCK: tl.constexpr):
     """A program: BLOCK columns of one row. `_row` are the strides of rows in elements."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, column = _place(blocks, BLOCK)
     inside = column < width
     g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(up + row * up_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -86,10 +92,22 @@ def glu_forward(gate, up, out, gate_row, up_row, width, ACT: tl.constexpr, BLOCK
 
 
 @triton.jit
-def glu_backward(dout, gate, up, dgate, dup, dout_row, gate_row, up_row, width, ACT: tl.constexpr, BLOCK: tl.constexpr):
+def glu_backward(
+    dout,
+    gate,
+    up,
+    dgate,
+    dup,
+    dout_row,
+    gate_row,
+    up_row,
+    width,
+    blocks,
+    ACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """dgate and dup of BLOCK columns of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, column = _place(blocks, BLOCK)
     inside = column < width
     dy = tl.load(dout + row * dout_row + column, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -104,12 +122,19 @@ def glu_backward(dout, gate, up, dgate, dup, dout_row, gate_row, up_row, width, 
 
 
 def configurations(width: int) -> list[Config]:
-    """16 bytes a load and 2 to 4 loads in flight a thread: 4 warps over 2048 columns are 16 bf16 a thread."""
-    whole = max(256, min(2048, triton.next_power_of_2(width)))
+    """16 values a thread and tensor: two 16-byte loads each in bf16, so 4 KiB under way a program of 1024 columns,
+    and 40 to 64 registers, 32 warps or more a multiprocessor: 64 KiB or more under way, twice what the memory's
+    latency asks for. Blocks are as wide as leaves at most a tenth of the last one's threads idle over the row."""
+
+    def wasted(block: int) -> float:
+        return triton.cdiv(width, block) * block / width - 1
+
+    fitting = [block for block in (2048, 1024, 512) if wasted(block) <= 0.1]
+    whole = fitting[0] if fitting else max(256, min(512, triton.next_power_of_2(width)))
     return [
-        Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 elements a thread and tensor"),
-        Config(BLOCK=max(256, whole // 2), num_warps=max(1, whole // 1024), note="smaller tail"),
-        Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 elements a thread, more warps"),
+        Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 values a thread and tensor"),
+        Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 values a thread, more warps"),
+        Config(BLOCK=2048, num_warps=4, note="the longest runs, whatever the last block wastes"),
     ]
 
 
@@ -125,8 +150,9 @@ def _glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     rows, width = g.shape
     out = empty(rows, width, like=g)
     config = choose("glu_forward", configurations(width))
-    grid = (rows, triton.cdiv(width, config["BLOCK"]))
-    launch(glu_forward, grid, config, g, u, out, g.stride(0), u.stride(0), width, ACT=ACTIVATIONS[activation])
+    blocks = triton.cdiv(width, config["BLOCK"])
+    sizes = g.stride(0), u.stride(0), width, blocks
+    launch(glu_forward, (rows * blocks,), config, g, u, out, *sizes, ACT=ACTIVATIONS[activation])
     return out.view(gate.shape)
 
 
@@ -141,9 +167,9 @@ def _glu_backward(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tu
     rows, width = g.shape
     dgate, dup = empty(rows, width, like=g), empty(rows, width, like=g)
     config = choose("glu_backward", configurations(width))
-    grid = (rows, triton.cdiv(width, config["BLOCK"]))
-    strides = dy.stride(0), g.stride(0), u.stride(0)
-    launch(glu_backward, grid, config, dy, g, u, dgate, dup, *strides, width, ACT=ACTIVATIONS[activation])
+    blocks = triton.cdiv(width, config["BLOCK"])
+    sizes = dy.stride(0), g.stride(0), u.stride(0), width, blocks
+    launch(glu_backward, (rows * blocks,), config, dy, g, u, dgate, dup, *sizes, ACT=ACTIVATIONS[activation])
     return dgate.view(gate.shape), dup.view(gate.shape)
 
 
@@ -227,6 +253,6 @@ KERNEL = Kernel(
         Case(1, 1, "gelu_tanh"),
         Case(5, 256, "gelu"),
     ],
-    shapes=[Case(16384, 11008), Case(16384, 14336, "gelu_tanh"), Case(16384, 2880, "swiglu_oai")],
+    shapes=[Case(16384, 11008, merged=True), Case(16384, 14336, "gelu"), Case(16384, 2880, "swiglu_oai")],
     differentiable=("gate", "up"),
 )

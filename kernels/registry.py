@@ -9,7 +9,7 @@ from llmbench.kernels.kernel import Kernel
 
 __all__ = ["NAMES", "kernel"]
 
-NAMES = ("decode_attention", "mla_decode", "glu")
+NAMES = ("rms_norm", "layer_norm", "rope", "decode_attention", "mla_decode", "glu")
 """Every kernel file, in the order in which a decoder layer meets them."""
 
 
