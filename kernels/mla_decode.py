@@ -133,8 +133,8 @@ def mla_split(
     )
 
 
-def configurations(rows: int, width: int, itemsize: int, arch: int) -> list[Config]:
-    """By rows of a tile, C as a power of two, and bytes of an element as it is multiplied.
+def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
+    """By rows of a tile, C as a power of two, and bytes of an element, as multiplied and as stored.
 
     Few heads are bound by memory: tiles of 32 latents and keys are 36 KB of bf16, two programs a multiprocessor have
     one each on the way while they compute on another. Many are bound by tensor cores, and sums of 64 x 512 leave a
@@ -152,10 +152,11 @@ def configurations(rows: int, width: int, itemsize: int, arch: int) -> list[Conf
         ]
     if rows > 64:
         return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="sums of 64 x 256 at most")]
-    few = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 4 if rows <= 16 else 8}
+    wide = rows > 16 or stored == 1  # 8-bit elements take registers to widen
+    few = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
     return [
-        Config(**few, BLOCK_N=32, num_stages=3 + (rows > 16), note="72 KB held by each of 2 programs, or 108 by one"),
-        Config(**few, BLOCK_N=32, num_stages=2 + (rows > 16), note="a tile less"),
+        Config(**few, BLOCK_N=32, num_stages=3 + wide, note="72 KB held by each of 2 programs, or 108 by one"),
+        Config(**few, BLOCK_N=32, num_stages=2 + wide, note="a tile less"),
         Config(**few, BLOCK_N=64, num_stages=2, note="larger tiles, fewer turns"),
     ]
 
@@ -186,7 +187,7 @@ def _decode(
         return out
     rows, arch = tokens * heads, architecture(q_latent.device)
     wide, r_wide = (max(16, triton.next_power_of_2(each)) for each in (width, turned))
-    config = choose("mla_split", configurations(rows, wide, q_latent.element_size(), arch))
+    config = choose("mla_split", configurations(rows, wide, q_latent.element_size(), latent.element_size(), arch))
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * config["PARTS"]
     if not splits:
         resident = multiprocessors(latent.device) * (2 if config.num_warps == 4 else 1)
@@ -370,6 +371,7 @@ KERNEL = Kernel(
         Case((8192,) * 64, 128, page=64),
         Case((8192,) * 64, 16),
         Case((32768,) * 4, 32, page=64),
+        Case((8192,) * 64, 16, page=16, storage="int8"),
     ],
     allowances={
         "mla_split: mma.sync": "16 or 32 rows: 30 FLOPs a byte and 16 rows are a third of what mma.sync can do",
