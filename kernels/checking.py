@@ -90,6 +90,7 @@ def compare(name: str, found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
     if found.shape != exact.shape or found.dtype != plain.dtype:
         return Verdict(name, float("inf"), 0.0, 0.0, False)
     rounding = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+    exact = exact.double()  # integers have no norm
     if found.is_cuda and found.dtype == torch.float32:
         rounding = 2.0**-11  # tf32 products; the plain version uses them too
     verdicts = []

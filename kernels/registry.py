@@ -9,7 +9,17 @@ from llmbench.kernels.kernel import Kernel
 
 __all__ = ["NAMES", "kernel"]
 
-NAMES = ("rms_norm", "layer_norm", "rope", "decode_attention", "mla_decode", "glu")
+NAMES = (
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "decode_attention",
+    "mla_decode",
+    "glu",
+    "moe_routing",
+    "grouped_matmul",
+    "moe",
+)
 """Every kernel file, in the order in which a decoder layer meets them."""
 
 

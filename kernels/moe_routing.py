@@ -1,0 +1,433 @@
+"""Which experts a token visits, and with what weight: scores, choice, normalisation, in one pass over the logits.
+
+    scores        softmax(l)                    "softmax"
+                  σ(l)                          "sigmoid"
+                  l, and softmax over the k chosen afterwards, "softmax_topk"
+    ranked        scores + correction, where there is one; it moves the choice, never a weight
+    groups        only the experts of the best `topk_group` of `n_group` equal groups may be chosen. A group counts by
+                  its best, or with a correction by the sum of its two best
+    weights       the scores of the k best, divided by their sum if `normalize`, times `scale`
+
+Backward recomputes the scores. With N = Σ over the chosen of s, and w = c·s/N (or c·s):
+    ds = c/N · (dw − Σ dw·s / N)      dl = s·(ds − Σ ds·s)  for softmax,   ds·s·(1 − s)  for σ
+
+Shapes: logits [t, E] in fp32, t tokens, E experts, k chosen; weights [t, k] fp32, chosen [t, k] int64, best first; of
+equal experts the first. Groups and corrections: DeepSeek-V2, arXiv 2405.04434, and V3, arXiv 2412.19437.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.launching import Config, choose, empty, launch
+
+__all__ = ["KERNEL", "SCORES", "moe_routing", "reference"]
+
+SCORES = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2}
+"""The scores that are built, with the number that the kernels know them by."""
+
+SOFTMAX, SOFTMAX_TOPK, SIGMOID = (tl.constexpr(number) for number in SCORES.values())
+NOWHERE = tl.constexpr(1 << 30)  # a number that no expert has
+TINY = tl.constexpr(1e-20)  # keeps a sum of vanished weights from dividing by zero
+
+
+@triton.jit
+def _scores(x, inside, OF: tl.constexpr):
+    """Scores of logits [T, P] in fp32, and 0 (or -inf) where there is no expert."""
+    if OF == SIGMOID:
+        score = tl.where(inside, 1.0 / (1.0 + tl.exp(-x)), 0.0)
+    elif OF == SOFTMAX:
+        score = tl.exp(x - tl.max(x, axis=1)[:, None])
+        score = score / tl.sum(score, axis=1)[:, None]
+    else:
+        score = x
+    return score
+
+
+@triton.jit
+def _best(ranked, number):
+    """The lowest `number` among the largest of each row of `ranked` [T, P], and that value."""
+    value = tl.max(ranked, axis=1)
+    found = tl.min(tl.where(ranked == value[:, None], number, NOWHERE), axis=1)
+    return found, value
+
+
+@triton.jit
+def _centred(values, share):
+    """`values` [T, P] less their mean by `share`, whose rows sum to 1. First they are taken from the value with the
+    largest share: near 1 it is nearly the mean itself, and the difference would keep no digits."""
+    largest = share == tl.max(share, axis=1)[:, None]
+    count = tl.sum(tl.where(largest, 1.0, 0.0), axis=1)
+    values = values - (tl.sum(tl.where(largest, values, 0.0), axis=1) / count)[:, None]
+    return values - tl.sum(values * share, axis=1)[:, None]
+
+
+@triton.jit
+def _in_groups(
+    ranked,
+    inside,
+    place,
+    groups,
+    CORRECTED: tl.constexpr,
+    KEPT: tl.constexpr,
+    T: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    """`ranked` [T, GROUPS · EACH] with what is not in one of the KEPT best groups put out of reach."""
+    apart = tl.reshape(ranked, (T, GROUPS, EACH))
+    first = tl.max(apart, axis=2)
+    if CORRECTED:
+        number = tl.arange(0, EACH)[None, None, :]
+        at = tl.min(tl.where(apart == first[:, :, None], number, EACH), axis=2)
+        second = tl.max(tl.where(number == at[:, :, None], float("-inf"), apart), axis=2)
+        value = first + second
+    else:
+        value = first
+    group = tl.arange(0, GROUPS)[None, :]
+    value = tl.where(group < groups, value, float("-inf"))
+    kept = tl.zeros([T, GROUPS], tl.int32)
+    for _ in tl.static_range(KEPT):
+        found, _value = _best(value, group)
+        hit = group == found[:, None]
+        kept = tl.where(hit, 1, kept)
+        value = tl.where(hit, float("-inf"), value)
+    allowed = tl.reshape(tl.broadcast_to(kept[:, :, None], (T, GROUPS, EACH)), (T, GROUPS * EACH)) != 0
+    return tl.where(allowed & inside, ranked, float("-inf") if CORRECTED else tl.where(inside, 0.0, float("-inf")))
+
+
+@triton.jit
+def route_forward(
+    logits,
+    correction,
+    weights,
+    chosen,
+    tokens,
+    experts,
+    groups,
+    each,
+    scale,
+    OF: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    KEPT: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+    T: tl.constexpr,
+):
+    """A program: T tokens, all experts of each side by side; `each` of a group of EACH places. K rounds of the best."""
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    place = tl.arange(0, GROUPS * EACH)
+    inside = ((place // EACH < groups) & (place % EACH < each))[None, :]
+    expert = tl.where(inside, (place // EACH * each + place % EACH)[None, :], NOWHERE)
+    row = token.to(tl.int64)[:, None] * experts
+    here = (token < tokens)[:, None]
+    x = tl.load(logits + row + expert, mask=here & inside, other=float("-inf"))
+    x = tl.where(here, x, tl.where(inside, 0.0, float("-inf")))  # rows past the last stay finite
+    scores = _scores(x, inside, OF)
+    ranked = scores
+    if correction is not None:
+        ranked = scores + tl.load(correction + expert, mask=inside, other=0.0)
+    ranked = tl.where(inside, ranked, float("-inf"))
+    if KEPT < GROUPS:
+        ranked = _in_groups(ranked, inside, place, groups, correction is not None, KEPT, T, GROUPS, EACH)
+    slot = tl.arange(0, SLOTS)[None, :]
+    found = tl.zeros([T, SLOTS], tl.float32)
+    for j in tl.static_range(K):
+        best, _value = _best(ranked, expert)
+        best = tl.minimum(best, experts - 1)  # a row of NaN has no best, and must not become an address
+        hit = expert == best[:, None]
+        score = tl.sum(tl.where(hit, scores, 0.0), axis=1)
+        found = tl.where(slot == j, score[:, None], found)
+        ranked = tl.where(hit, float("-inf"), ranked)
+        tl.store(chosen + token.to(tl.int64) * K + j, best.to(tl.int64), mask=token < tokens)
+    real = slot < K
+    if OF == SOFTMAX_TOPK:
+        found = tl.where(real, found, float("-inf"))
+        found = tl.exp(found - tl.max(found, axis=1)[:, None])
+        found = found / tl.sum(found, axis=1)[:, None]
+    elif NORMALIZE:
+        found = found / (tl.sum(tl.where(real, found, 0.0), axis=1)[:, None] + TINY)
+    tl.store(weights + token.to(tl.int64)[:, None] * K + slot, found * scale, mask=here & real)
+
+
+@triton.jit
+def route_backward(
+    dweights,
+    chosen,
+    logits,
+    dlogits,
+    tokens,
+    experts,
+    scale,
+    OF: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    T: tl.constexpr,
+):
+    """dlogits of T tokens, all experts of each: zero but at the chosen, or through the softmax's sum everywhere."""
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    expert = tl.arange(0, EXPERTS)[None, :]
+    here = (token < tokens)[:, None]
+    inside = expert < experts
+    at = token.to(tl.int64)[:, None] * experts + expert
+    x = tl.load(logits + at, mask=here & inside, other=0.0)
+    x = tl.where(inside, x, float("-inf"))
+    scores = _scores(x, inside, OF)
+    took = tl.zeros([T, EXPERTS], tl.float32)  # dweights at the chosen experts
+    hits = tl.zeros([T, EXPERTS], tl.int32)
+    pair = token.to(tl.int64) * K
+    for j in tl.static_range(K):
+        picked = tl.load(chosen + pair + j, mask=token < tokens, other=0).to(tl.int32)
+        dw = tl.load(dweights + pair + j, mask=token < tokens, other=0.0).to(tl.float32)
+        hit = expert == picked[:, None]
+        took += tl.where(hit, dw[:, None], 0.0)
+        hits = tl.where(hit, 1, hits)
+    took = took * scale
+    if OF == SOFTMAX_TOPK:
+        top = tl.where(hits != 0, x, float("-inf"))
+        p = tl.exp(top - tl.max(top, axis=1)[:, None])
+        p = p / tl.sum(p, axis=1)[:, None]
+        dx = p * _centred(took, p)
+    else:
+        if NORMALIZE:
+            top = tl.where(hits != 0, scores, 0.0)
+            total = tl.sum(top, axis=1)[:, None] + TINY
+            took = tl.where(hits != 0, _centred(took, top / total) / total, 0.0)
+        dx = scores * _centred(took, scores) if OF == SOFTMAX else took * scores * (1.0 - scores)
+    tl.store(dlogits + at, dx, mask=here & inside)
+
+
+def configurations(places: int) -> list[Config]:
+    """A row of experts lies in one warp, so that the K rounds of maxima are shuffles; 8 to 16 values a thread."""
+    tokens = max(1, min(16, 2048 // places))
+    return [
+        Config(T=tokens, num_warps=4, note="2048 logits a program: 16 a thread and tensor, one or more rows a warp"),
+        Config(T=max(1, tokens // 2), num_warps=2, note="the same a thread, twice the programs"),
+    ]
+
+
+@torch.library.custom_op("llmbench::moe_routing", mutates_args=())
+def _route(
+    logits: Tensor,
+    correction: Tensor | None,
+    k: int,
+    scores: str,
+    normalize: bool,
+    scale: float,
+    n_group: int,
+    topk_group: int,
+) -> tuple[Tensor, Tensor]:
+    logits = logits.contiguous()
+    tokens, experts = logits.shape
+    weights = empty(tokens, k, like=logits)
+    chosen = empty(tokens, k, like=logits, dtype=torch.int64)
+    each = experts // n_group
+    groups_block, each_block = triton.next_power_of_2(n_group), triton.next_power_of_2(each)
+    config = choose("route_forward", configurations(groups_block * each_block))
+    launch(
+        route_forward,
+        (triton.cdiv(tokens, config["T"]),),
+        config,
+        logits,
+        correction,
+        weights,
+        chosen,
+        tokens,
+        experts,
+        n_group,
+        each,
+        float(scale),
+        OF=SCORES[scores],
+        NORMALIZE=normalize,
+        KEPT=groups_block if topk_group == n_group else topk_group,
+        K=k,
+        SLOTS=triton.next_power_of_2(k),
+        GROUPS=groups_block,
+        EACH=each_block,
+    )
+    return weights, chosen
+
+
+@_route.register_fake
+def _(
+    logits: Tensor,
+    correction: Tensor | None,
+    k: int,
+    scores: str,
+    normalize: bool,
+    scale: float,
+    n_group: int,
+    topk_group: int,
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0], k), logits.new_empty(logits.shape[0], k, dtype=torch.int64)
+
+
+@torch.library.custom_op("llmbench::moe_routing_backward", mutates_args=())
+def _route_backward(
+    dweights: Tensor, chosen: Tensor, logits: Tensor, scores: str, normalize: bool, scale: float
+) -> Tensor:
+    dweights, logits = dweights.contiguous(), logits.contiguous()
+    (tokens, experts), k = logits.shape, chosen.shape[1]
+    dlogits = empty(tokens, experts, like=logits)
+    block = triton.next_power_of_2(experts)
+    config = choose("route_backward", configurations(block))
+    arguments = dweights, chosen, logits, dlogits, tokens, experts, float(scale)
+    constants = {"OF": SCORES[scores], "NORMALIZE": normalize, "K": k}
+    constants |= {"SLOTS": triton.next_power_of_2(k), "EXPERTS": block}
+    launch(route_backward, (triton.cdiv(tokens, config["T"]),), config, *arguments, **constants)
+    return dlogits
+
+
+@_route_backward.register_fake
+def _(dweights: Tensor, chosen: Tensor, logits: Tensor, scores: str, normalize: bool, scale: float) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, _, _, ctx.scores, ctx.normalize, ctx.scale, _, _ = inputs
+    ctx.save_for_backward(output[1], logits)
+
+
+def _backward(ctx: Any, dweights: Tensor, dchosen: Tensor | None) -> tuple[Tensor | None, ...]:
+    dlogits = _route_backward(dweights, *ctx.saved_tensors, ctx.scores, ctx.normalize, ctx.scale)
+    return dlogits, *[None] * 7
+
+
+_route.register_autograd(_backward, setup_context=_keep)
+
+
+def moe_routing(
+    logits: Tensor,
+    k: int,
+    correction: Tensor | None = None,
+    *,
+    scores: str = "softmax",
+    normalize: bool = False,
+    scale: float = 1.0,
+    n_group: int = 1,
+    topk_group: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Weights [t, k] in fp32 and chosen experts [t, k] in int64 of logits [t, E], which must be fp32.
+
+    `softmax_topk` knows neither correction nor groups, as no model has them together. Raises KeyError for scores that
+    are not in SCORES, ValueError for what does not fit together.
+    """
+    of = SCORES[scores]
+    if logits.dim() != 2 or logits.dtype != torch.float32:
+        raise ValueError(f"logits must be [t, E] in fp32, not {tuple(logits.shape)} {logits.dtype}")
+    experts = logits.shape[1]
+    if not 0 < k <= min(experts, 64):
+        raise ValueError(f"k={k}: of {experts} experts 1 to {min(experts, 64)} can be chosen")
+    if experts > 2048:
+        raise ValueError(f"{experts} experts: at most 2048 stand side by side")
+    if n_group < 1 or experts % n_group or not 0 < topk_group <= n_group:
+        raise ValueError(f"{topk_group} of {n_group} groups of {experts} experts: no such division")
+    if of == SCORES["softmax_topk"] and (correction is not None or n_group > 1):
+        raise ValueError("softmax_topk takes neither a correction nor groups")
+    if correction is not None and (correction.shape != (experts,) or correction.dtype != torch.float32):
+        raise ValueError(f"correction {tuple(correction.shape)} {correction.dtype}: ({experts},) in fp32 is needed")
+    if topk_group < n_group and correction is not None and experts // n_group < 2:
+        raise ValueError("groups count by their two best: groups of one expert have none")
+    if correction is not None:
+        correction = correction.detach().contiguous()
+    weights, chosen = _route(logits, correction, k, scores, normalize, scale, n_group, topk_group)
+    return weights, chosen
+
+
+def reference(
+    logits: Tensor,
+    k: int,
+    correction: Tensor | None = None,
+    *,
+    scores: str = "softmax",
+    normalize: bool = False,
+    scale: float = 1.0,
+    n_group: int = 1,
+    topk_group: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    if scores == "softmax_topk":
+        top, chosen = logits.topk(k, dim=-1)
+        return top.softmax(-1) * scale, chosen
+    value = logits.sigmoid() if scores == "sigmoid" else logits.softmax(-1)
+    ranked = value if correction is None else value + correction
+    if n_group > 1:
+        groups = ranked.unflatten(-1, (n_group, -1))
+        strength = groups.amax(-1) if correction is None else groups.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(strength).scatter(-1, strength.topk(topk_group, dim=-1).indices, 1.0)
+        ranked = groups.masked_fill(kept[..., None] == 0, 0.0 if correction is None else float("-inf")).flatten(-2)
+    chosen = ranked.topk(k, dim=-1).indices
+    weights = value.gather(-1, chosen)
+    if normalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * scale, chosen
+
+
+class Case(NamedTuple):
+    """`groups`: (n_group, topk_group)."""
+
+    tokens: int
+    experts: int
+    k: int
+    scores: str = "softmax"
+    normalize: bool = False
+    scale: float = 1.0
+    corrected: bool = False
+    groups: tuple[int, int] = (1, 1)
+
+
+def inputs(case: Case, random: Random) -> Inputs:
+    """Logits wide enough that weights differ, and a correction that changes choices."""
+    return {
+        "logits": random.normal(case.tokens, case.experts, scale=2.0, dtype=torch.float32),
+        "k": case.k,
+        "correction": random.normal(case.experts, scale=0.2, dtype=torch.float32) if case.corrected else None,
+        "scores": case.scores,
+        "normalize": case.normalize,
+        "scale": case.scale,
+        "n_group": case.groups[0],
+        "topk_group": case.groups[1],
+    }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """No matrix product. Forward reads the logits; backward reads them again and writes as many. The choices are 12
+    bytes each: a weight and an index."""
+    all_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k
+    correction_bytes = 4 * case.experts if case.corrected else 0
+    return Cost(flops=0, bytes=all_bytes + correction_bytes + chosen_bytes, backward_bytes=2 * all_bytes + chosen_bytes)
+
+
+KERNEL = Kernel(
+    name="moe_routing",
+    summary="the experts of a token and their weights: softmax, sigmoid, groups, corrections",
+    run=moe_routing,
+    reference=reference,
+    inputs=inputs,
+    cost=cost,
+    cases=[
+        Case(5, 8, 2, "softmax_topk"),
+        Case(7, 12, 4, normalize=True),
+        Case(40, 33, 1),
+        Case(6, 24, 5, scale=2.5, groups=(3, 2)),
+        Case(9, 40, 6, "sigmoid", True, 2.5, True, (8, 3)),
+        Case(4, 6, 6, "sigmoid", corrected=True),
+        Case(33, 128, 3, "softmax_topk", scale=0.5),
+    ],
+    shapes=[
+        Case(16384, 256, 8, "sigmoid", True, 2.5, True, (8, 4)),  # DeepSeek-V3
+        Case(16384, 128, 8, "softmax", True),  # Qwen3-MoE
+    ],
+    differentiable=("logits",),
+    dtypes=(torch.float32,),
+)
