@@ -30,7 +30,8 @@ from llmbench.kernels.glu import reference as glu_reference
 from llmbench.kernels.grouped_matmul import product, weight_gradient
 from llmbench.kernels.grouping import rows_a_tile, sort_by_expert
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.moe_parts import bias_gradient, combined, gated, gated_gradient, pair_gradient
+from llmbench.kernels.moe_gated import gated, gated_gradient
+from llmbench.kernels.moe_sums import bias_gradient, combined, pair_gradient
 
 __all__ = ["KERNEL", "moe", "reference"]
 

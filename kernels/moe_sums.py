@@ -1,0 +1,151 @@
+"""The sums of a mixture of experts: over a token's experts, over a pair's columns, over an expert's rows (`moe` has the
+whole). All are bound by memory, and none adds by atomics.
+
+Shapes: t tokens, k choices of each, R = t·k pairs, D hidden, F intermediate, E experts. A pair is token · k + slot;
+`order` [R] says which stands where among the rows sorted by expert (`grouping`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmbench.kernels.launching import Config, empty, launch
+from llmbench.kernels.products import narrowed
+
+__all__ = ["bias_gradient", "combined", "pair_gradient"]
+
+
+@triton.jit
+def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK columns of one token: the sum of its K rows of `rows` [t·k, D], in which an expert that computes nothing
+    has none: there it is its weight times the token's row of `instead` [t, D]."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < hidden
+    acc = tl.zeros([BLOCK], tl.float32)
+    for slot in tl.static_range(K):
+        pair = token * K + slot
+        made = tl.where(tl.load(chosen + pair) < experts, hidden, 0)  # one of the two loads reads nothing
+        acc += tl.load(rows + pair * hidden + column, mask=column < made, other=0.0).to(tl.float32)
+        own = tl.load(instead + token * hidden + column, mask=column < hidden - made, other=0.0).to(tl.float32)
+        acc += own * tl.load(weights + pair).to(tl.float32)
+    tl.store(out + token * hidden + column, narrowed(acc, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def pair_weight_gradient(
+    sums,
+    dout,
+    x,
+    chosen,
+    down_bias,
+    dweights,
+    pairs,
+    columns,
+    hidden,
+    experts,
+    choices,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dw of PAIRS pairs: the sums of dh·h over all columns, + dout·down_bias; of experts that compute nothing dout·x.
+    Only the latter two read rows of D."""
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    live = pair < pairs
+    expert = tl.load(chosen + pair, mask=live, other=0).to(tl.int64)
+    real = expert < experts
+    total = tl.zeros([PAIRS], tl.float32)
+    for i in range(columns):
+        total += tl.load(sums + pair + tl.cast(i, tl.int64) * pairs, mask=live & real, other=0.0)
+    lacking = live & (real == 0)
+    needed = tl.max(lacking.to(tl.int32), axis=0)
+    if down_bias is not None:
+        needed = 1
+    token = (pair // choices).to(tl.int64)[:, None] * hidden
+    for start in range(0, needed * hidden, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        inside = column < hidden
+        with_row = tl.load(x + token + column, mask=lacking[:, None] & inside, other=0.0).to(tl.float32)
+        reads = lacking
+        if down_bias is not None:
+            at = down_bias + expert[:, None] * hidden + column
+            with_row += tl.load(at, mask=(live & real)[:, None] & inside, other=0.0).to(tl.float32)
+            reads = live
+        dy = tl.load(dout + token + column, mask=reads[:, None] & inside, other=0.0).to(tl.float32)
+        total += tl.sum(dy * with_row, axis=1)
+    tl.store(dweights + pair, narrowed(total, dweights.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def sum_rows(
+    p,
+    order,
+    weights,
+    offsets,
+    out,
+    width,
+    choices,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out [E, width]: BLOCK columns of the sum of an expert's rows; with `order`, of its tokens' rows times weights."""
+    expert = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (column < width)[None, :]
+    end = tl.load(offsets + expert + 1)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(tl.load(offsets + expert), end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        live = row < end
+        factor = live.to(tl.float32)
+        if order is not None:
+            pair = tl.load(order + row, mask=live, other=0)
+            factor = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
+            row = pair // choices
+        at = p + row.to(tl.int64)[:, None] * width + column[None, :]
+        values = tl.load(at, mask=live[:, None] & inside, other=0.0).to(tl.float32)
+        total += tl.sum(values * factor[:, None], axis=0)
+    tl.store(out + expert.to(tl.int64) * width + column, narrowed(total, out.dtype.element_ty), mask=column < width)
+
+
+def combined(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
+    """The sum of each token's rows [t·k, D] as [t, D] (a launcher)."""
+    tokens, hidden = instead.shape
+    out = empty(tokens, hidden, like=instead)
+    block = max(128, min(1024, triton.next_power_of_2(hidden)))
+    note = "8 elements a thread and row: a 16-byte load of each of the k rows in flight"
+    config = Config(BLOCK=block, num_warps=max(1, block // 256), note=note)
+    grid = tokens, triton.cdiv(hidden, block)
+    launch(combine, grid, config, rows, instead, weights, chosen, out, hidden, experts, K=chosen.shape[1])
+    return out
+
+
+def pair_gradient(
+    sums: Tensor, dout: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, down_bias: Tensor | None, experts: int
+) -> Tensor:
+    """dw [t, k] (a launcher)."""
+    (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
+    dweights = empty(*weights.shape, like=weights)
+    config = Config(
+        PAIRS=32, BLOCK=128, num_warps=4, note="32 pairs read a line of `sums`; rows of D 32 values a thread"
+    )
+    arguments = sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices
+    launch(pair_weight_gradient, (triton.cdiv(pairs, 32),), config, *arguments)
+    return dweights
+
+
+def bias_gradient(
+    p: Tensor, offsets: Tensor, order: Tensor | None = None, weights: Tensor | None = None, choices: int = 1
+) -> Tensor:
+    """Each expert's sum of its rows of p [R, N], or with `order` and `weights` of its tokens' rows of p [t, N]: [E, N]
+    (a launcher)."""
+    experts, width = len(offsets) - 1, p.shape[1]
+    out = empty(experts, width, like=p)
+    config = Config(
+        ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B a step, the next on their way"
+    )
+    grid = experts, triton.cdiv(width, 128)
+    launch(sum_rows, grid, config, p, order, weights, offsets, out, width, choices)
+    return out
