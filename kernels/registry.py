@@ -13,6 +13,7 @@ NAMES = (
     "rms_norm",
     "layer_norm",
     "rope",
+    "attention",
     "decode_attention",
     "mla_decode",
     "glu",

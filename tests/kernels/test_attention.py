@@ -1,0 +1,159 @@
+"""Attention beyond its cases: counts of pairs, rows without keys, layouts, compilation, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.kernels.attention import KERNEL, Case, attention, cost, inputs, reference
+from llmbench.kernels.attention_tiles import Reach, seen_pairs, split_width
+from llmbench.kernels.kernel import Random
+from llmbench.sizing.lower.pairs import visible_pairs
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random(seed: int = 0, dtype: torch.dtype = torch.float32) -> Random:
+    return Random(seed, dtype, DEVICE)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 8, 40])
+def test_pairs_are_counted_exactly(causal: bool, window: int | None) -> None:
+    """Against a mask written out, and against the sizing table wherever queries are the last of the keys."""
+    reach = Reach.of(causal, window)
+    for queries in (1, 2, 7, 12):
+        for keys in (1, 3, 7, 20):
+            distance = torch.arange(keys) - (torch.arange(queries)[:, None] + keys - queries)
+            seen = torch.ones_like(distance, dtype=torch.bool)
+            if causal:
+                seen &= distance <= 0
+                if window is not None:
+                    seen &= distance > -window
+            elif window is not None:
+                seen &= distance.abs() <= window // 2
+            assert seen_pairs(queries, keys, reach) == int(seen.sum()), (queries, keys)
+            if queries <= keys:
+                assert seen_pairs(queries, keys, reach) == visible_pairs(queries, keys, causal=causal, window=window)
+
+
+def test_backward_costs_two_and_a_half_forwards() -> None:
+    found = cost(Case(2, 8, 2, 100, 130, 64, window=20), torch.bfloat16)
+    assert 2 * found.backward_flops == 5 * found.flops
+
+
+def test_widths_are_split_without_much_padding() -> None:
+    assert {width: split_width(width) for width in (8, 64, 80, 96, 128, 192, 256)} == {
+        8: (16, 0),
+        64: (64, 0),
+        80: (64, 16),
+        96: (64, 32),
+        128: (128, 0),
+        192: (128, 64),
+        256: (256, 0),
+    }
+
+
+def test_a_query_without_keys_gets_nothing() -> None:
+    """More queries than keys under a causal mask: the first see none."""
+    given = inputs(Case(1, 2, 1, 9, 5, 16), random())
+    for name in ("q", "k", "v"):
+        given[name].requires_grad_()
+    out, lse = attention(**given)
+    assert (out[:, :, :4] == 0).all()
+    assert (lse[:, :, :4] == -float("inf")).all()
+    assert lse[:, :, 4:].isfinite().all()
+    gradients = torch.autograd.grad(out.sum(), [given[name] for name in ("q", "k", "v")])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0][:, :, :4] == 0).all()
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    """As if each were alone."""
+    packed = inputs(Case(heads=2, kv_heads=1, head_dim=16, packed=((5, 5), (40, 70), (1, 3))), random())
+    out, lse = attention(**packed)
+    query, key = (packed[name].tolist() for name in ("query_starts", "key_starts"))
+    for i in range(3):
+        rows, columns = slice(query[i], query[i + 1]), slice(key[i], key[i + 1])
+        q, k, v = packed["q"][rows], packed["k"][columns], packed["v"][columns]
+        alone, level = attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), causal=True)
+        assert torch.equal(out[rows], alone[0].transpose(0, 1))
+        assert torch.equal(lse[:, rows], level[0])
+
+
+def test_results_join_by_their_log_sum_exp() -> None:
+    """Halves of the keys, weighed by what each half's scores sum to, are the whole; gradients flow through both."""
+    given = inputs(Case(1, 1, 1, 20, 40, 16, causal=False), random())
+    leaves = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    q, k, v = leaves
+    halves = [attention(q, k[:, :, part], v[:, :, part]) for part in (slice(0, 13), slice(13, 40))]
+    lse = torch.logsumexp(torch.stack([lse for _, lse in halves]), dim=0)
+    joined = sum(out * torch.exp(level - lse)[..., None] for out, level in halves)
+    whole, level = attention(q, k, v)
+    torch.testing.assert_close(joined, whole, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(lse, level, rtol=2e-3, atol=2e-3)
+    toward = torch.randn_like(whole)
+    found, expected = (torch.autograd.grad(out, leaves, toward) for out in (joined, whole))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)
+
+
+def test_any_layout_is_read() -> None:
+    """Slices of one projection, an odd offset, and a broadcast: the same numbers give the same result."""
+    merged = random().normal(1, 30, 3 * 2 * 16 + 1)[..., 1:]
+    q, k, v = (x.unflatten(-1, (2, 16)).transpose(1, 2) for x in merged.chunk(3, dim=-1))
+    k = k[:, :1].expand(1, 2, 30, 16)
+    out, _ = attention(q, k, v, causal=True)
+    plain, _ = attention(q.contiguous(), k.contiguous(), v.contiguous(), causal=True)
+    assert torch.equal(out, plain)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+def test_it_compiles_whole() -> None:
+    """Without a graph break, with gradients."""
+    given = inputs(Case(1, 2, 1, 20, 20, 16, sinks=True), random())
+    leaves = [given[name].requires_grad_() for name in ("q", "k", "v", "sinks")]
+    compiled = torch.compile(
+        lambda *x: attention(*x[:3], causal=True, sinks=x[3])[0], fullgraph=True, backend="aot_eager"
+    )
+    out, expected = compiled(*leaves), attention(**given)[0]
+    torch.testing.assert_close(out, expected)
+    for one, other in zip(
+        torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_reference_is_torchs_attention() -> None:
+    """Our oracle is not only ours."""
+    given = inputs(Case(2, 4, 2, 20, 20, 16), random(dtype=torch.float64))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        given["q"], given["k"], given["v"], is_causal=True, enable_gqa=True
+    )
+    torch.testing.assert_close(reference(**given)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"head_dim": 20}, "multiples of 8"),
+        ({"head_dim": 320}, "up to 256"),
+        ({"kv_heads": 3}, "multiple of key heads"),
+    ],
+)
+def test_shapes_that_do_not_work_are_refused(change: dict[str, Any], text: str) -> None:
+    case = Case(1, 4, 2, 8, 8, 16)._replace(**change)
+    with pytest.raises(ValueError, match=text):
+        attention(**inputs(case, random()))
+
+
+def test_options_that_do_not_work_are_refused() -> None:
+    given = inputs(Case(1, 2, 1, 8, 8, 16), random())
+    for change in ({"scale": -1.0}, {"window": 0}, {"soft_cap": 0.0}, {"max_keys": 8}, {"sinks": torch.zeros(3)}):
+        with pytest.raises(ValueError, match=r"positive|packed|one floating-point"):
+            attention(**{**given, **change})
+    with pytest.raises(ValueError, match="one of fp16"):
+        attention(**{**given, "q": given["q"].double()})
+    assert KERNEL.name == "attention"
