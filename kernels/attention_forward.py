@@ -250,10 +250,11 @@ def attention_forward(
             )
 
         inside = rows < queries
-        m += tl.log2(total)  # -inf where no key is seen
+        total = tl.where(total > 0.0, total, 1.0)  # where no key is seen, o is 0 and m -∞
+        m += tl.log2(total)
         tl.store(level + rows, m, mask=inside)
         tl.store(lse + rows, m * LN_2, mask=inside)
-        o = o / tl.where(total > 0.0, total, 1.0)[:, None]
+        o = o / total[:, None]
         c = tl.arange(0, PADDED_VALUES)
         place = out + rows[:, None] * tl.cast(out_row, tl.int64) + c[None, :]
         tl.store(place, o.to(out.dtype.element_ty), mask=inside[:, None] & (c[None, :] < VALUES))

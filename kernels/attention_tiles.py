@@ -153,9 +153,8 @@ def split_width(width: int) -> tuple[int, int]:
 
 def aligned(x: Tensor) -> Tensor:
     """x as the kernels read it: unit last stride, other strides and address multiples of 16 bytes; a copy where not."""
-    a = 16 // x.element_size()
-    fits = x.stride(-1) == 1 and all(s % a == 0 for s, n in zip(x.stride()[:-1], x.shape[:-1], strict=True) if n > 1)
-    if fits and x.storage_offset() % a == 0 and 0 not in x.stride():
+    whole = 16 // x.element_size()
+    if x.stride(-1) == 1 and 0 not in x.stride() and not any(n % whole for n in (*x.stride()[:-1], x.storage_offset())):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 

@@ -71,11 +71,18 @@ def test_a_query_without_keys_gets_nothing() -> None:
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
-    """As if each were alone."""
-    packed = inputs(Case(heads=2, kv_heads=1, head_dim=16, packed=((5, 5), (40, 70), (1, 3))), random())
+    """As if each were alone, also where one has no queries and one no keys."""
+    lengths = ((5, 5), (0, 4), (40, 70), (3, 0), (1, 3))
+    packed = inputs(Case(heads=2, kv_heads=1, head_dim=16, packed=lengths), random())
+    leaves = [packed[name].requires_grad_() for name in ("q", "k", "v")]
     out, lse = attention(**packed)
+    dq, dk, dv = torch.autograd.grad(out.sum(), leaves)
+    assert (out[45:48] == 0).all()
+    assert (dq[45:48] == 0).all()
+    assert (dk[5:9] == 0).all()
+    assert (dv[5:9] == 0).all()
     query, key = (packed[name].tolist() for name in ("query_starts", "key_starts"))
-    for i in range(3):
+    for i in (0, 2, 4):
         rows, columns = slice(query[i], query[i + 1]), slice(key[i], key[i + 1])
         q, k, v = packed["q"][rows], packed["k"][columns], packed["v"][columns]
         alone, level = attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), causal=True)
