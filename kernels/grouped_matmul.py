@@ -188,8 +188,9 @@ def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
         note = "two warpgroups of 64 × 256: 128 sums a thread, 85 FLOP a byte of shared memory; 48 KB a stage"
         return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]
     if tile == 64:
+        shape = {"BLOCK_M": 64, "BLOCK_K": k, "SWAP": 0, "GROUP": 4, "num_warps": 4, "num_stages": 4}
         note = "one warpgroup of 64 × 128, 24 KB a stage: two blocks an SM"
-        return [Config(BLOCK_M=64, BLOCK_N=128, BLOCK_K=k, SWAP=0, GROUP=4, num_warps=4, num_stages=4, note=note)]
+        return [Config(**shape, BLOCK_N=128 if arch >= 90 else 64, note=note)]
     shape = {"BLOCK_M": tile, "BLOCK_K": 2 * k, "SWAP": 1, "GROUP": 4, "num_warps": 4}
     note = "16 KB of weights a stage in lines of 256 B, 3 in flight, two blocks an SM: 96 KB on their way"
     few = Config(**shape, BLOCK_N=64, num_stages=4, note=note)
@@ -203,11 +204,11 @@ def gradient_configurations(itemsize: int, arch: int, gathered: bool) -> list[Co
     shape = {"BLOCK_I": 128, "BLOCK_K": 128 // itemsize, "GROUP": 8}
     extra = 1 if gathered else 0
     wide = "128 sums a thread, 48 KB a stage; gathered rows take a stage more, which loads their numbers ahead"
-    half = "64 sums a thread: two blocks an SM, and more tiles of small matrices"
-    return [
-        Config(**shape, BLOCK_J=256, num_warps=8, num_stages=(4 if arch >= 90 else 3) + extra, note=wide),
-        Config(**shape, BLOCK_J=128, num_warps=8, num_stages=3 + extra, note=half),
-    ]
+    note = "64 sums a thread: two blocks an SM, and more tiles of small matrices"
+    half = Config(**shape, BLOCK_J=128, num_warps=8, num_stages=3 + extra, note=note)
+    if arch < 90:
+        return [half]
+    return [Config(**shape, BLOCK_J=256, num_warps=8, num_stages=4 + extra, note=wide), half]
 
 
 def product(

@@ -252,7 +252,7 @@ def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> 
         narrow = Config(
             **shape, HALVES=0, BLOCK_N=128 // matrices, num_stages=3, note="64 sums a thread, 96 KB: two blocks an SM"
         )
-        if arch < 90:
+        if arch < 90 or itemsize > 2:  # 128 sums a thread and fp32 operands, or mma.sync's, can be too many registers
             return [narrow]
         note = "a warpgroup holds 64 rows of both products, 128 sums a thread; rows of x are loaded once for both"
         return [Config(**shape, HALVES=1, BLOCK_N=256 // matrices, num_stages=4, note=note), narrow]
@@ -306,15 +306,18 @@ def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]
     """The ends of this kernel are long (two tensors read, three written): narrower than the plain product."""
     k = 128 // itemsize
     if tile >= 128:
-        shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8}
+        shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8, "num_warps": 8}
+        narrow = Config(**shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks hide each other's ends")
+        if itemsize > 2:  # twice the registers for what is read: 128 columns would spill
+            return [narrow]
         note = "64 sums a thread, and the end on 32 at a time; 32 KB a stage"
-        deep = Config(**shape, num_warps=8, num_stages=4, note=note)
-        pair = Config(**shape, num_warps=8, num_stages=3, note="96 KB, should the registers let two blocks in")
-        return [deep if arch >= 90 else pair, pair]
-    shape = {"BLOCK_M": tile, "BLOCK_N": 64, "HALVES": 0, "GROUP": 4, "num_warps": 4, "num_stages": 4}
+        return [Config(**shape, BLOCK_N=128, num_stages=4 if arch >= 90 else 3, note=note), narrow]
+    shape = {"BLOCK_M": tile, "BLOCK_N": 64, "GROUP": 4, "num_warps": 4, "num_stages": 4}
     if tile == 64:
-        return [Config(**shape, BLOCK_K=k, SWAP=0, note="one warpgroup, 32 sums a thread, 16 KB a stage: three blocks")]
-    return [Config(**shape, BLOCK_K=2 * k, SWAP=1, note="16 KB of weights a stage, 3 in flight, two blocks an SM")]
+        note = "one warpgroup, 32 sums a thread, 16 KB a stage: two or three blocks an SM"
+        return [Config(**shape, BLOCK_K=k, SWAP=0, HALVES=1, note=note)]
+    note = "16 KB of weights a stage, 3 in flight, two blocks an SM"
+    return [Config(**shape, BLOCK_K=2 * k, SWAP=1, HALVES=0, note=note)]
 
 
 def gated_gradient(
