@@ -58,9 +58,7 @@ class Checked:
         }
 
 
-def check_all(
-    names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: torch.device
-) -> Iterator[Checked]:
+def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: str) -> Iterator[Checked]:
     """Every case of the named kernels in each format, a row a kernel and format as it is done."""
     for name in names:
         of = kernel(name)
@@ -71,7 +69,7 @@ def check_all(
                 (verdict, case)
                 for case in of.cases
                 for seed in range(seeds)
-                for verdict in check(of, case, dtype, seed, device)
+                for verdict in check(of, case, dtype, seed, torch.device(device))
             ]
             worst, case = max(found, key=lambda pair: _nearness(pair[0]))
             text = ", ".join(f"{key}={value}" for key, value in case._asdict().items())

@@ -102,6 +102,7 @@ FLOORS = {
     "errors": set(),
     "_version": set(),
     "__init__": {"_version"},
+    "__main__": {"cli"},
     "spec": {"errors"},
     "sizing": {"errors", "spec"},
     "kernels": {"errors"},

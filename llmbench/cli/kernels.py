@@ -13,8 +13,6 @@ from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Column, Document, Table
 
 if TYPE_CHECKING:
-    import torch
-
     from llmbench.kernels.inspection import Compiled
 
 T = TypeVar("T")
@@ -42,6 +40,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
       llmbench kernels list --format json
     """
     _prepare()
+    from llmbench.kernels.formats import short
     from llmbench.kernels.registry import NAMES, kernel
 
     rows: list[dict[str, Any]] = []
@@ -51,7 +50,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
             {
                 "kernel": name,
                 "summary": of.summary,
-                "dtypes": [_short(dtype) for dtype in of.dtypes],
+                "dtypes": [short(dtype) for dtype in of.dtypes],
                 "backward": bool(of.differentiable),
                 "cases": len(of.cases),
                 "shapes": len(of.shapes),
@@ -96,20 +95,23 @@ def check_kernels(
 
     Examples:
 
-      llmbench kernels check
+      llmbench kernels check glu
 
-      llmbench kernels check attention --dtype bf16 --seeds 8
+      llmbench kernels check rope --dtype bf16 --seeds 8
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"--device {device}: kernels run on `cpu` (interpreted) or `cuda`")
-    torch = _prepare()
-    if device == "cuda" and not torch.cuda.is_available():
+    _prepare()
+    from llmbench.kernels.formats import gpu_name, short
+
+    gpu = gpu_name()
+    if device == "cuda" and gpu is None:
         raise CannotRunError("--device cuda: no GPU here", hint="--device cpu checks in Triton's interpreter")
-    if device == "cpu" or not torch.cuda.is_available():
+    place = "cpu" if device == "cpu" or gpu is None else "cuda"
+    if place == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
     from llmbench.kernels.checking import check_all
 
-    place = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
     formats = _dtypes(dtype)
     found = list(_followed(check_all(_known(names), formats, seeds, place), "checking"))
     rows = [row.as_row() for row in found]
@@ -128,7 +130,7 @@ def check_kernels(
     cells = [
         [
             row.kernel,
-            _short(row.dtype),
+            short(row.dtype),
             row.checks,
             row.case,
             row.worst.tensor,
@@ -139,11 +141,11 @@ def check_kernels(
         ]
         for row in found
     ]
-    where = "in Triton's interpreter" if place.type == "cpu" else torch.cuda.get_device_name()
+    where = "in Triton's interpreter" if place == "cpu" else gpu
     lines = [f"{len(found) - len(wrong)} of {len(found)} within budget, {where}"]
     document = Document(
         command="kernels.check",
-        inputs={"names": names or [], "device": place.type, "dtype": dtype, "seeds": seeds},
+        inputs={"names": names or [], "device": place, "dtype": dtype, "seeds": seeds},
         rows_key="kernels",
         rows=rows,
         blocks=[Block(table=Table(columns=columns, rows=cells), lines=lines)],
@@ -174,7 +176,7 @@ def inspect_kernels(
 
       llmbench kernels inspect glu
 
-      llmbench kernels inspect attention --arch sm_80,sm_90,sm_100
+      llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
     """
     _prepare()
     os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted has nothing to compile
@@ -236,24 +238,21 @@ def _compiled_blocks(found: list[Compiled]) -> list[Block]:
         ]
         lines = sorted({f"FAULT {row.function} {row.config}: {text}" for row in rows for text in row.faults})
         lines += sorted({f"allowed: {row.function} {text}" for row in rows for text in row.allowed})
-        headline = f"{name} · {case} · {_short(dtype)} · sm_{number}"
+        headline = f"{name} · {case} · {dtype} · sm_{number}"
         blocks.append(Block(headline=headline, table=Table(columns=columns, rows=cells), lines=lines))
     total = f"{len(found)} compiled, {sum(bool(row.faults) for row in found)} with faults"
     return [*blocks, Block(lines=[total])]
 
 
-def _prepare() -> Any:
-    """torch, with Triton known to be there."""
-    try:
-        import torch
-        import triton  # noqa: F401
-    except ModuleNotFoundError as problem:
-        if (problem.name or "").partition(".")[0] not in ("torch", "triton"):
-            raise
-        raise CannotRunError(
-            f"`llmbench kernels` needs {problem.name}, which is not installed", hint="pip install 'llmbench[gpu]'"
-        ) from None
-    return torch
+def _prepare() -> None:
+    """Raise CannotRunError unless torch and Triton are there."""
+    from importlib.util import find_spec
+
+    for package in ("torch", "triton"):
+        if find_spec(package) is None:
+            raise CannotRunError(
+                f"`llmbench kernels` needs {package}, which is not installed", hint="pip install 'llmbench[gpu]'"
+            )
 
 
 def _known(names: list[str] | None) -> tuple[str, ...]:
@@ -264,25 +263,17 @@ def _known(names: list[str] | None) -> tuple[str, ...]:
     return tuple(names or NAMES)
 
 
-_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-def _short(dtype: Any) -> str:
-    """bf16 for torch.bfloat16."""
-    name = str(dtype).removeprefix("torch.")
-    return next((short for short, long in _FORMATS.items() if long == name), name)
-
-
-def _dtypes(text: str) -> list[torch.dtype]:
-    import torch
+def _dtypes(text: str) -> list[Any]:
+    """The torch formats that a list names."""
+    from llmbench.kernels.formats import FORMATS
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
-        if part not in _FORMATS:
-            raise SpecError(f"--dtype {part}: no such format", hint=f"there is {', '.join(_FORMATS)}")
+        if part not in FORMATS:
+            raise SpecError(f"--dtype {part}: no such format", hint=f"there is {', '.join(FORMATS)}")
     if not parts:
-        raise SpecError("--dtype names no format", hint=f"there is {', '.join(_FORMATS)}")
-    return [getattr(torch, _FORMATS[part]) for part in parts]
+        raise SpecError("--dtype names no format", hint=f"there is {', '.join(FORMATS)}")
+    return [FORMATS[part] for part in parts]
 
 
 def _arches(text: str) -> list[int]:
