@@ -363,10 +363,12 @@ def test_every_command_has_a_module_and_help(capsys: Capture) -> None:
     for name in COMMANDS:
         text = answer(capsys, name, "--help")
         assert "Usage: llmbench" in text
-        if name != "specs":
+        if name not in ("specs", "kernels"):  # groups: their commands have the examples
             assert f"llmbench {name}" in text.split("Examples:")[1]
     for name in ("list", "show", "import", "check"):
         assert f"llmbench specs {name}" in answer(capsys, "specs", name, "--help").split("Examples:")[1]
+    for name in ("list", "check", "inspect"):
+        assert f"llmbench kernels {name}" in answer(capsys, "kernels", name, "--help").split("Examples:")[1]
 
 
 # The options, frozen: a new one must be wanted by more than one user
