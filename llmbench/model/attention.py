@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.cache import LayerCache
-from llmbench.model.implementations import Implementation, Mask, Scores
+from llmbench.model.cache import Held, LayerCache
+from llmbench.model.implementations.kinds import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.norms import NormLayer
-from llmbench.model.positions import Tables, alibi_slopes, relative_buckets, rotate, rotation_of
+from llmbench.model.positions import Tables, alibi_slopes, relative_buckets, rotation_of
 from llmbench.spec.mixer import Attention, QKNorm, Temperature
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Alibi, Positions, RelativeBias
@@ -24,8 +24,9 @@ class Step(NamedTuple):
     """What every layer of one forward pass shares.
 
     positions: of the new tokens, [B, S]; valid: which of them are not padding, [B, S] or None for all. plain: positions
-    are 0..S-1 of every sequence and nothing is cached. tables: cos and sin of every rotation. memory: an encoder's
-    output [B, E, D], with memory_valid [B, E].
+    are 0..S-1 of every sequence and nothing is cached. tables: cos and sin of every rotation. lengths: tokens of each
+    sequence with the new ones [B], where there is a cache. memory: an encoder's output [B, E, D], with memory_valid
+    [B, E].
     """
 
     positions: Tensor
@@ -33,6 +34,7 @@ class Step(NamedTuple):
     plain: bool
     tables: Tables
     implementation: Implementation
+    lengths: Tensor | None = None
     memory: Tensor | None = None
     memory_valid: Tensor | None = None
 
@@ -80,30 +82,29 @@ class AttentionLayer(nn.Module):
         self, x: Tensor, step: Step, cache: LayerCache | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """[B, S, D] to [B, S, D], and the relative bias that later layers of the stack share (T5)."""
-        mixer = self.mixer
+        mixer, implementation = self.mixer, step.implementation
         q, gate = self._queries(x)
-        k, v = self._keys_values(x)
+        k, v = self._keys_values(x, implementation)
         norm = mixer.qk_norm
         if norm is not None and not norm.after_rope:
-            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+            q, k = self._normed(q, self.q_norm, implementation), self._normed(k, self.k_norm, implementation)
         if mixer.clip_qkv is not None:
             q, k, v = (part.clamp(-mixer.clip_qkv, mixer.clip_qkv) for part in (q, k, v))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.rotation is not None:
             tables, turn = step.tables[self.rotation.name], self.rotation.rope.interleaved
-            q, k = rotate(q, tables, interleaved=turn), rotate(k, tables, interleaved=turn)
+            q, k = implementation.rotate(q, k, tables, interleaved=turn)
         if norm is not None and norm.after_rope:
-            q = self._normed(q.transpose(1, 2), self.q_norm).transpose(1, 2)
-            k = self._normed(k.transpose(1, 2), self.k_norm).transpose(1, 2)
+            q = self._normed(q.transpose(1, 2), self.q_norm, implementation).transpose(1, 2)
+            k = self._normed(k.transpose(1, 2), self.k_norm, implementation).transpose(1, 2)
         if mixer.temperature is not None:
             q = q * _growth(mixer.temperature, step.positions).to(q.dtype)
-        k, v, mask = context(
+        seen = context(
             k, v, step, cache, causal=mixer.causal, window=mixer.sliding_window, chunk=mixer.attention_chunk_size
         )
         if isinstance(self.position_kind, RelativeBias):
-            bias = self._relative(mask) if self.relative_bias is not None else bias
-        scores = Scores(self.scale, mixer.logit_soft_cap, self.sinks, self._added(mask, bias))
-        out = step.implementation.attend(q, k, v, mask, scores)
+            bias = self._relative(seen.mask) if self.relative_bias is not None else bias
+        out = implementation.attend(q, seen, self._scores(seen.mask, bias))
         out = out.transpose(1, 2)
         if gate is not None:
             out = out * torch.sigmoid(gate)
@@ -119,20 +120,23 @@ class AttentionLayer(nn.Module):
             return q, gate
         return heads, None
 
-    def _keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, source: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor]:
         """[B, T, K, H] and [B, T, K, Hv]."""
         k = self.k_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         v = k if self.v_proj is None else self.v_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         if self.mixer.value_norm:
-            v = torch.nn.functional.rms_norm(v, (v.shape[-1],), None, self.spec.norm.eps)  # in fp32 inside
+            v, _ = implementation.norm(v, None, None, None, Norm(weight=False, eps=self.spec.norm.eps))
         return k, v
 
-    def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
+    def _normed(self, x: Tensor, norm: NormLayer | None, implementation: Implementation) -> Tensor:
         """[B, S, N, H] normed by head, or across all heads."""
         assert norm is not None
+        normed: Tensor
         if norm.width == x.shape[-1]:
-            return norm(x)
-        return norm(x.flatten(2)).unflatten(-1, x.shape[2:])
+            normed = norm(x, implementation)
+        else:
+            normed = norm(x.flatten(2), implementation).unflatten(-1, x.shape[2:])
+        return normed
 
     def _relative(self, mask: Mask) -> Tensor:
         """T5's bias [B, N, S, T]."""
@@ -142,17 +146,19 @@ class AttentionLayer(nn.Module):
         buckets = relative_buckets(kind, mask.queries, mask.keys, bidirectional=not self.mixer.causal)
         return self.relative_bias[buckets].permute(0, 3, 1, 2)
 
-    def _added(self, mask: Mask, bias: Tensor | None) -> Tensor | None:
-        """What positions add to the scores, if anything."""
-        if isinstance(self.position_kind, Alibi):
-            slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)[None, :, None, None]
-            distance = mask.keys[:, None, None, :] - mask.queries[:, None, :, None]
-            if self.position_kind.rounded:
-                added = (slopes.bfloat16() * mask.keys[:, None, None, :]).float().expand(-1, -1, distance.shape[2], -1)
-            else:
-                added = slopes * distance
-            return added * self.scale if self.position_kind.scaled else added
-        return bias if isinstance(self.position_kind, RelativeBias) else None
+    def _scores(self, mask: Mask, bias: Tensor | None) -> Scores:
+        """What is done to scores, positions included."""
+        scores = Scores(self.scale, self.mixer.logit_soft_cap, self.sinks)
+        if isinstance(self.position_kind, RelativeBias):
+            return scores._replace(bias=bias)
+        if not isinstance(self.position_kind, Alibi):
+            return scores
+        slopes = alibi_slopes(self.mixer.num_attention_heads, mask.keys.device)
+        factor = self.scale if self.position_kind.scaled else 1.0
+        if self.position_kind.rounded:
+            added = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * factor
+            return scores._replace(bias=added.expand(-1, -1, mask.queries.shape[1], -1))
+        return scores._replace(slopes=slopes * factor)
 
 
 def context(
@@ -164,8 +170,8 @@ def context(
     causal: bool,
     window: int | None,
     chunk: int | None,
-) -> tuple[Tensor, Tensor, Mask]:
-    """All keys and values [B, K, T, H] that the new tokens may see, with their positions; the cache takes the new in.
+) -> Seen:
+    """All keys and values [B, K, T, H] that the new tokens may see; the cache takes the new ones in.
 
     Where nothing was held before, the new tokens see just each other, and kernels may build the mask themselves:
     padding stands at the end, where causality hides it from every real token.
@@ -175,11 +181,19 @@ def context(
         if cache is not None:
             cache.fill(k, v, queries, step.valid)
         if step.valid is None or causal:
-            return k, v, Mask(queries, queries, causal, window, chunk, True)
-        return k, v, Mask(queries, queries.masked_fill(~step.valid, -1), causal, window, chunk, False)
+            return Given(k, v, Mask(queries, queries, causal, window, chunk, True))
+        return Given(k, v, Mask(queries, queries.masked_fill(~step.valid, -1), causal, window, chunk, False))
     assert cache is not None
-    k, v, keys = cache.update(k, v, queries, step.valid)
-    return k, v, Mask(queries, keys, causal, window, chunk, False)
+    assert step.lengths is not None
+    if cache.overwrites(k.shape[2]):
+        old = Held(cache, Mask(queries, cache.token_positions(), causal, window, chunk, False), step.lengths, k.dtype)
+        # Padding keeps its positions, behind every real token: a padded query that saw nothing would become a NaN.
+        mask = old.mask._replace(keys=torch.cat((old.mask.keys, queries), dim=1))
+        seen = Given(torch.cat((old.k, k), dim=2), torch.cat((old.v, v), dim=2), mask)
+        cache.fill(k, v, queries, step.valid)
+        return seen
+    cache.fill(k, v, queries, step.valid)
+    return Held(cache, Mask(queries, cache.token_positions(), causal, window, chunk, False), step.lengths, k.dtype)
 
 
 def _growth(temperature: Temperature, positions: Tensor) -> Tensor:

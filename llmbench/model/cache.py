@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from llmbench.model.implementations.kinds import Mask, Slots
 from llmbench.model.rows import Rows, Storage
 
 
@@ -25,8 +26,24 @@ class LayerCache(Protocol):
         is padding and is left out."""
         ...
 
-    def update(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`fill`, and all that the new tokens may see, with positions [B, T]."""
+    def overwrites(self, new: int) -> bool:
+        """Whether so many new tokens at once overwrite what the first of them still sees."""
+        ...
+
+    def token_positions(self) -> Tensor:
+        """Positions [B, T] of the tokens held, negative for empty slots."""
+        ...
+
+    def gathered_keys(self, dtype: torch.dtype) -> Tensor:
+        """Keys [B, K, T, H] of the tokens held, a copy where rows are quantised or in blocks."""
+        ...
+
+    def gathered_values(self, dtype: torch.dtype) -> Tensor:
+        """Their values [B, K, T, H]."""
+        ...
+
+    def slots(self, lengths: Tensor) -> Slots:
+        """Keys and values where they lie, of sequences of `lengths` [B]."""
         ...
 
     def forget(self, row: int) -> None:
@@ -37,6 +54,28 @@ class LayerCache(Protocol):
     def nbytes(self) -> int:
         """Bytes set aside for the tokens of all sequences, empty slots and scales included."""
         ...
+
+
+class Held:
+    """Keys and values that a cache holds, as a Seen: gathered when they are asked for."""
+
+    def __init__(self, cache: LayerCache, mask: Mask, lengths: Tensor, dtype: torch.dtype) -> None:
+        self.cache, self.mask, self.lengths, self.dtype = cache, mask, lengths, dtype
+
+    @property
+    def k(self) -> Tensor:
+        """Keys [B, K, T, H]."""
+        return self.cache.gathered_keys(self.dtype)
+
+    @property
+    def v(self) -> Tensor:
+        """Values [B, K, T, H]."""
+        return self.cache.gathered_values(self.dtype)
+
+    @property
+    def slots(self) -> Slots:
+        """Where they lie."""
+        return self.cache.slots(self.lengths)
 
 
 class RowShape(NamedTuple):
@@ -81,20 +120,30 @@ class SlotCache:
         self.values.write((rows, slice(None), slots), v.transpose(1, 2))
         self.positions[rows, slots] = new
 
-    def update(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def overwrites(self, new: int) -> bool:
         """See LayerCache."""
-        if not self.ring or k.shape[2] == 1:
-            self.fill(k, v, positions, valid)
-            return self._held(k.dtype)
-        old_k, old_v, old = self._held(k.dtype)  # before new tokens overwrite what the first of them still sees
-        # Padding keeps its positions, behind every real token: a padded query that saw nothing would become a NaN.
-        seen = (torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2), torch.cat((old, positions), dim=1))
-        self.fill(k, v, positions, valid)
-        return seen
+        return self.ring and new > 1
 
-    def _held(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        index = (slice(None), slice(None), slice(0, self.capacity))
-        return self.keys.read(index, dtype), self.values.read(index, dtype), self.positions[:, : self.capacity]
+    def token_positions(self) -> Tensor:
+        """See LayerCache."""
+        return self.positions[:, : self.capacity]
+
+    def gathered_keys(self, dtype: torch.dtype) -> Tensor:
+        """See LayerCache."""
+        return self.keys.read(self._used, dtype)
+
+    def gathered_values(self, dtype: torch.dtype) -> Tensor:
+        """See LayerCache."""
+        return self.values.read(self._used, dtype)
+
+    def slots(self, lengths: Tensor) -> Slots:
+        """See LayerCache."""
+        (keys, key_scales), (values, value_scales) = (rows.stored(self._used) for rows in (self.keys, self.values))
+        return Slots(keys, values, key_scales, value_scales, lengths, ring=self.ring)
+
+    @property
+    def _used(self) -> tuple[slice, slice, slice]:
+        return slice(None), slice(None), slice(0, self.capacity)
 
     def forget(self, row: int) -> None:
         """See LayerCache."""

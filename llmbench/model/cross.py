@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
-from llmbench.model.implementations import Mask, Scores
+from llmbench.model.implementations.kinds import Given, Mask, Scores
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 
@@ -77,7 +77,7 @@ class CrossAttentionLayer(nn.Module):
         if valid is not None:
             keys = keys.masked_fill(~valid, -1)
         mask = Mask(step.positions, keys, False, None, None, valid is None)
-        out = step.implementation.attend(q, k, v, mask, Scores(self.scale, self.mixer.logit_soft_cap))
+        out = step.implementation.attend(q, Given(k, v, mask), Scores(self.scale, self.mixer.logit_soft_cap))
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _memory(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:

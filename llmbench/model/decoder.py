@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
@@ -18,7 +19,7 @@ from llmbench.model.ffn import feed_forward
 from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer
-from llmbench.model.norms import NormLayer, times
+from llmbench.model.norms import NormLayer, Residual, times
 from llmbench.model.positions import rotations_of, sinusoids, tables_of
 from llmbench.model.state import Cache
 from llmbench.spec.mixer import branches, scales
@@ -58,42 +59,55 @@ class Block(nn.Module):
             self.post_mixer_norm = NormLayer(hidden, norm) if self.mixers else None
             self.post_ffn_norm = NormLayer(hidden, norm) if self.ffn is not None else None
 
-    def forward(self, x: Tensor, step: Step, state: dict[str, Any] | None, shared: Any) -> tuple[Tensor, Any]:
-        """[B, S, D] to [B, S, D], and what later layers of the stack share."""
-        start = x
-        both = None if self.norm is None else self.norm(x)
+    def forward(self, stream: Residual, step: Step, state: dict[str, Any] | None, shared: Any) -> tuple[Residual, Any]:
+        """The stream of [B, S, D] with this layer's outputs in it, and what later layers of the stack share."""
+        both: Tensor | None = None
+        if self.norm is not None:
+            both, stream = self.norm.read(stream, step.implementation)
+        start = stream
         if self.mixers:
-            inner = self._before(x, both, self.mixer_norm)
+            inner, stream = self._before(stream, both, self.mixer_norm, step)
+            start = stream
             outs = []
             for name, (reads, gives) in zip(self.mixers, self.scales, strict=True):
                 own = None if state is None else state[name]
                 out, shared = self.get_submodule(name)(times(inner, reads), step, own, shared)
                 outs.append(times(out, gives))
-            x = self._after(x, inner, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm)
+            stream = self._after(stream, inner, sum(outs[1:], outs[0]), self.mixer_norm, self.post_mixer_norm, step)
         if self.cross_attention is not None:
-            inner = self._before(x, None, self.cross_norm)
+            inner, stream = self._before(stream, None, self.cross_norm, step)
             out = self.cross_attention(inner, step, None if state is None else state["cross_attention"])
-            x = self._after(x, inner, out, self.cross_norm, None)
+            stream = self._after(stream, inner, out, self.cross_norm, None, step)
         if self.ffn is not None:
-            source = start if self.placement == "parallel_two" else x
-            inner = self._before(source, both, self.ffn_norm)
+            if self.placement == "parallel_two":
+                inner, _ = self._before(start, both, self.ffn_norm, step)
+            else:
+                inner, stream = self._before(stream, both, self.ffn_norm, step)
             out = self.ffn(inner, step.implementation)
-            x = self._after(x, inner, out, self.ffn_norm, self.post_ffn_norm)
-        return x, shared
+            stream = self._after(stream, inner, out, self.ffn_norm, self.post_ffn_norm, step)
+        return stream, shared
 
-    def _before(self, x: Tensor, both: Tensor | None, norm: NormLayer | None) -> Tensor:
-        """What a sublayer reads."""
+    def _before(
+        self, stream: Residual, both: Tensor | None, norm: NormLayer | None, step: Step
+    ) -> tuple[Tensor, Residual]:
+        """What a sublayer reads, and the stream once it is read."""
         if both is not None:
-            return both
-        normed: Tensor = x if norm is None or self.placement == "post" else norm(x)
-        return normed
+            return both, stream
+        if norm is None or self.placement == "post":
+            x = stream.whole()
+            return x, Residual(x)
+        return norm.read(stream, step.implementation)
 
-    def _after(self, x: Tensor, inner: Tensor, out: Tensor, norm: NormLayer | None, post: NormLayer | None) -> Tensor:
-        """The residual stream with the output of a sublayer, which read `inner`, in it."""
-        out = out if post is None else post(out)
-        start = inner if self.layer.residual_from_norm else x
-        x = times(start, self.layer.skip_scale) + times(out, self.layer.residual_scale)
-        return norm(x) if self.placement == "post" and norm is not None else x
+    def _after(
+        self, stream: Residual, inner: Tensor, out: Tensor, norm: NormLayer | None, post: NormLayer | None, step: Step
+    ) -> Residual:
+        """The stream with the output of a sublayer, which read `inner`, in it."""
+        out = out if post is None else post(out, step.implementation)
+        x = inner if self.layer.residual_from_norm else stream.whole()
+        stream = Residual(times(x, self.layer.skip_scale), times(out, self.layer.residual_scale))
+        if self.placement == "post" and norm is not None:
+            return Residual(norm.read(stream, step.implementation)[0])
+        return stream
 
 
 class Decoder(nn.Module):
@@ -137,13 +151,15 @@ class Decoder(nn.Module):
         lengths: Tensor | None = None,
         token_types: Tensor | None = None,
         last_only: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of tokens [B, S], or with `last_only` [B, 1, V] of each row's last real token.
+        """Logits [B, S, V] of tokens [B, S], or with `last_only` [B, 1, V] of each row's last real token; or with
+        `targets` [B, S], the tokens that should come next, their mean cross-entropy.
 
         lengths [B]: how many of each row's tokens are real, the rest being padding at its end. cache: goes on where it
-        stands, and takes the new tokens in.
+        stands, and takes the new tokens in. A target of -100 counts for nothing.
         """
-        return self.run(tokens, cache, lengths, token_types, last_only=last_only)
+        return self.run(tokens, cache, lengths, token_types, last_only=last_only, targets=targets)
 
     def run(
         self,
@@ -153,6 +169,7 @@ class Decoder(nn.Module):
         token_types: Tensor | None,
         *,
         last_only: bool,
+        targets: Tensor | None,
         memory: Tensor | None = None,
         memory_valid: Tensor | None = None,
     ) -> Tensor:
@@ -167,16 +184,19 @@ class Decoder(nn.Module):
             raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
         seen = length if cache is None else cache.reserve(length, lengths)
         tables = tables_of(self.rotations, positions, seen)
-        step = Step(positions, valid, plain, tables, self.implementation, memory, memory_valid)
-        x = self.embed(tokens, positions, token_types)
-        shared: Any = None
+        after = None if cache is None else cache.lengths + (length if lengths is None else lengths)
+        step = Step(positions, valid, plain, tables, self.implementation, after, memory, memory_valid)
+        stream, shared = Residual(self.embed(tokens, positions, token_types)), None
         for index, block in enumerate(self.layers):
-            x, shared = block(x, step, None if cache is None else cache.layers[index], shared)
+            stream, shared = block(stream, step, None if cache is None else cache.layers[index], shared)
         if cache is not None:
             cache.advance(length, lengths)
         if last_only:
+            x = stream.whole()
             x = x[:, -1:] if lengths is None else x.take_along_dim((lengths - 1).clamp(min=0)[:, None, None], dim=1)
-        return self.logits(x)
+            stream = Residual(x)
+        x = self.read(stream)
+        return self.logits(x) if targets is None else self.loss(x, targets)
 
     def embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
         """[B, S] to [B, S, D]."""
@@ -201,22 +221,35 @@ class Decoder(nn.Module):
         if added is not None and not after:
             x = x + added
         if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
+            x = self.embedding_norm(x, self.implementation)
         if self.embedding_projection is not None:
             x = self.embedding_projection(x)
         return x + added if added is not None and after else x
 
+    def read(self, stream: Residual) -> Tensor:
+        """The stream of [B, S, D] as the vocabulary is multiplied with it, [B, S, W]."""
+        x = stream.whole() if self.final_norm is None else self.final_norm.read(stream, self.implementation)[0]
+        return x if self.head is None else self.head(x, self.implementation)
+
     def logits(self, x: Tensor) -> Tensor:
-        """[B, S, D] to [B, S, V]."""
+        """[B, S, W] to [B, S, V]."""
         head = self.spec.head
-        x = x if self.final_norm is None else self.final_norm(x)
-        x = x if self.head is None else self.head(x)
-        out = self.lm_head(x)
+        out: Tensor = self.lm_head(x)
         if self.head is not None and self.head.bias is not None:
             out = out + self.head.bias
         if head.scale != 1.0:
             out = out * head.scale
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy of [B, S, W] for targets [B, S]; one of -100 counts for nothing."""
+        if self.implementation.loss is None:
+            return F.cross_entropy(self.logits(x).flatten(0, 1).float(), targets.flatten())
+        head = self.spec.head
+        bias = self.lm_head.bias if self.head is None or self.head.bias is None else self.head.bias
+        return self.implementation.loss(
+            x.flatten(0, 1), self.lm_head.weight, bias, targets.flatten(), head.scale, head.soft_cap
+        )
 
 
 def refuse(spec: ModelSpec, *, has_encoder: bool) -> None:

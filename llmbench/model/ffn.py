@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.implementations import Implementation, activation
+from llmbench.model.implementations.kinds import ExpertWeights, Implementation
+from llmbench.model.implementations.plain import activation
 from llmbench.model.norms import times
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 
@@ -69,44 +70,10 @@ class RouterLayer(nn.Module):
         else:
             self.correction = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [t, D] to logits [t, E], weights [t, k] and indices [t, k] of the chosen."""
         logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-        router = self.router
-        if router.scores == "softmax_topk":
-            top, chosen = logits.topk(self.top_k, dim=-1)
-            return logits, top.softmax(-1) * router.scale, chosen
-        if router.scores == "sparsemixer":
-            weights, chosen = self._mixed(logits)
-            return logits, weights * router.scale, chosen
-        scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
-        ranked = scores if self.correction is None else scores + self.correction
-        chosen = self._in_groups(ranked).topk(self.top_k, dim=-1, sorted=False).indices
-        weights = scores.gather(-1, chosen)
-        if router.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return logits, weights * router.scale, chosen
-
-    def _mixed(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Phi-3.5-MoE's choices without its noise in training, each among the experts near the best of those left."""
-        left, found = logits, []
-        for _ in range(self.top_k):
-            best, chosen = left.max(-1, keepdim=True)
-            far = (best - logits) / logits.abs().clamp(min=best) > 2 * self.router.jitter
-            found.append((left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen), chosen))
-            left = left.scatter(-1, chosen, float("-inf"))
-        return torch.cat([weight for weight, _ in found], -1), torch.cat([chosen for _, chosen in found], -1)
-
-    def _in_groups(self, ranked: Tensor) -> Tensor:
-        """Only experts of the best groups may be chosen: by their two best where a correction balances them
-        (DeepSeek-V3), else by their best (V2)."""
-        router = self.router
-        if router.n_group == 1:
-            return ranked
-        groups = ranked.unflatten(-1, (router.n_group, -1))
-        best = groups.amax(-1) if self.correction is None else groups.topk(2, dim=-1).values.sum(-1)
-        kept = torch.zeros_like(best).scatter_(-1, best.topk(router.topk_group, dim=-1, sorted=False).indices, 1.0)
-        return groups.masked_fill(kept[..., None] == 0, 0.0 if self.correction is None else float("-inf")).flatten(-2)
+        return logits, *implementation.route(logits, self.top_k, self.correction, self.router)
 
 
 class ExpertsLayer(nn.Module):
@@ -126,6 +93,8 @@ class ExpertsLayer(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
         """Tokens [t, D], weights and indices [t, k] to [t, D]: the tokens' copies [t·k, D] in the order of their
         experts, each expert on its own, and back. Experts beyond num_experts give a token back as it is."""
+        if implementation.experts is not None:
+            return implementation.experts(x, weights, chosen, self.held, self.moe)
         choices = chosen.flatten()
         order = choices.argsort(stable=True)
         inputs = x[order // chosen.shape[1]]
@@ -167,11 +136,15 @@ class ExpertsLayer(nn.Module):
         counts = (choices[:, None] == numbers).sum(0).tolist()
         return [*counts[:experts], sum(counts[experts:])]
 
+    @property
+    def held(self) -> ExpertWeights:
+        """The weights of all experts."""
+        return ExpertWeights(self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
+
     def _each(self) -> list[Sequence[Any]]:
         """Gate, up and down and their biases, each a list over the experts. Unbound at once, so that backward makes a
         whole gradient once, not once an expert."""
-        held = (self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
-        return [[None] * self.moe.num_experts if of is None else of.unbind(0) for of in held]
+        return [[None] * self.moe.num_experts if of is None else of.unbind(0) for of in self.held]
 
     def _one(
         self,
@@ -234,7 +207,7 @@ class MixtureLayer(nn.Module):
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, -2)
-        logits, weights, chosen = self.router(tokens)
+        logits, weights, chosen = self.router(tokens, implementation)
         self.last_logits, self.last_chosen = logits, chosen
         narrow = tokens if self.latent_in is None else self.latent_in(tokens)
         out = self._routed(narrow, weights, chosen, x.shape[0], implementation)
@@ -256,13 +229,16 @@ class MixtureLayer(nn.Module):
         if moe.capacity_factor is not None:
             room = math.ceil(round(moe.capacity_factor * chosen.numel(), 6) / moe.num_experts)
             places = places_of(chosen[None], moe.num_experts)[0]
-            self.last_kept = places < room
-            return self.experts.in_buffers(tokens, weights, chosen, places, room, implementation)
-        if moe.expert_capacity is not None:
+        elif moe.expert_capacity is not None:
+            room = moe.expert_capacity
             places = places_of(chosen.unflatten(0, (sequences, -1)), moe.num_experts).view_as(chosen)
-            self.last_kept = places < moe.expert_capacity
-            weights = weights.masked_fill(~self.last_kept, 0.0)
-            chosen = chosen.masked_fill(~self.last_kept, moe.num_experts)
+        else:
+            return self.experts(tokens, weights, chosen, implementation)
+        self.last_kept = places < room
+        if moe.capacity_factor is not None and implementation.experts is None:
+            return self.experts.in_buffers(tokens, weights, chosen, places, room, implementation)
+        weights = weights.masked_fill(~self.last_kept, 0.0)
+        chosen = chosen.masked_fill(~self.last_kept, moe.num_experts)
         return self.experts(tokens, weights, chosen, implementation)
 
 

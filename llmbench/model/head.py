@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmbench.model.implementations import activation
+from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.implementations.plain import activation
 from llmbench.model.norms import NormLayer
 from llmbench.spec.ffn import Activation, Dense, Gated
 from llmbench.spec.model import ModelSpec
@@ -39,13 +40,14 @@ class HeadLayer(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, W]."""
         if self.projection is not None:
             return self.projection(x)
         assert self.transform is not None
         assert self.norm is not None
-        return self.norm(activation(self.activation)(self.transform(x)))
+        out: Tensor = self.norm(activation(self.activation)(self.transform(x)), implementation)
+        return out
 
 
 def _activation(spec: ModelSpec) -> Activation:

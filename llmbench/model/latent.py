@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmbench.model.attention import Step, context
 from llmbench.model.cache import LayerCache, RowShape
-from llmbench.model.implementations import Mask, Scores
+from llmbench.model.implementations.kinds import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate, rotation_of, yarn_scale
 from llmbench.spec.mixer import LatentAttention
@@ -56,63 +56,63 @@ class LatentLayer(nn.Module):
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
         """[B, S, D] to [B, S, D], and the choice of keys that later layers share (GLM-5), or what came."""
-        mixer = self.mixer
-        wide = self._wide_queries(x)  # what the queries, and an indexer's, are projected from
+        mixer, implementation = self.mixer, step.implementation
+        wide = self._wide_queries(x, implementation)  # what the queries, and an indexer's, are projected from
         last = self.q_b_proj if self.q_proj is None else self.q_proj
         assert last is not None
         q = last(wide).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)  # [B, N, S, P + R]
         q_plain, q_turned = q.split((mixer.qk_nope_head_dim, mixer.qk_rope_head_dim), dim=-1)
         latent, k_turned = self.kv_a_proj(x).split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
-        latent = latent if self.kv_a_norm is None else self.kv_a_norm(latent)
+        latent = latent if self.kv_a_norm is None else self.kv_a_norm(latent, implementation)
         k_turned = k_turned[:, None]  # [B, 1, S, R]
         tables = None
         if self.rotation is not None:
             tables, turn = step.tables[self.rotation.name], self.rotation.rope.interleaved
-            q_turned, k_turned = rotate(q_turned, tables, interleaved=turn), rotate(k_turned, tables, interleaved=turn)
+            q_turned, k_turned = implementation.rotate(q_turned, k_turned, tables, interleaved=turn)
         rows = torch.cat((latent[:, None], k_turned), dim=-1)  # [B, 1, S, C + R]
         index_keys = rows[..., :0]
         if self.indexer is not None:
-            index_keys = self.indexer.keys(x, tables)
-        rows, index_keys, mask = context(
-            rows, index_keys, step, cache, causal=True, window=mixer.sliding_window, chunk=None
-        )
+            index_keys = self.indexer.keys(x, tables, implementation)
+        seen = context(rows, index_keys, step, cache, causal=True, window=mixer.sliding_window, chunk=None)
         if self.indexer is not None:
-            shared = self.indexer.choose(x, wide, index_keys, mask, tables)
+            shared = self.indexer.choose(x, wide, seen.v, seen.mask, tables)
         bias = None
         if mixer.indexer is not None:
             bias = shared.expand(-1, mixer.num_attention_heads, -1, -1)
         scores = Scores(self.scale, bias=bias)
         if self.form == "absorbed" or (self.form == "auto" and cache is not None and x.shape[1] == 1):
-            out = self._absorbed(q_plain, q_turned, rows, mask, scores, step)
+            out = self._absorbed(q_plain, q_turned, seen, scores, implementation)
         else:
-            out = self._naive(q_plain, q_turned, rows, mask, scores, step)
+            out = self._naive(q_plain, q_turned, seen, scores, implementation)
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
-    def _wide_queries(self, x: Tensor) -> Tensor:
+    def _wide_queries(self, x: Tensor, implementation: Implementation) -> Tensor:
         """x, or the latent of the queries [B, S, q_lora_rank]."""
         if self.q_a_proj is None:
             return x
-        latent = self.q_a_proj(x)
-        return latent if self.q_a_norm is None else self.q_a_norm(latent)
+        latent: Tensor = self.q_a_proj(x)
+        return latent if self.q_a_norm is None else self.q_a_norm(latent, implementation)
 
-    def _naive(self, q_plain: Tensor, q_turned: Tensor, rows: Tensor, mask: Mask, scores: Scores, step: Step) -> Tensor:
+    def _naive(
+        self, q_plain: Tensor, q_turned: Tensor, seen: Seen, scores: Scores, implementation: Implementation
+    ) -> Tensor:
         """[B, N, S, V] by keys and values of every head, made from the rows [B, 1, T, C + R]."""
         mixer = self.mixer
-        latent, k_turned = rows.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
+        latent, k_turned = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         made = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
         k_plain, v = made.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=-1)
         k = torch.cat((k_plain, k_turned.expand(-1, mixer.num_attention_heads, -1, -1)), dim=-1)
-        return step.implementation.attend(torch.cat((q_plain, q_turned), dim=-1), k, v, mask, scores)
+        return implementation.attend(torch.cat((q_plain, q_turned), dim=-1), Given(k, v, seen.mask), scores)
 
     def _absorbed(
-        self, q_plain: Tensor, q_turned: Tensor, rows: Tensor, mask: Mask, scores: Scores, step: Step
+        self, q_plain: Tensor, q_turned: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
         """[B, N, S, V] by the rows [B, 1, T, C + R] as keys of one head, and their latents as its values."""
         mixer = self.mixer
         weights = self.kv_b_proj.weight.unflatten(0, (mixer.num_attention_heads, -1))  # [N, P + V, C]
         up_k, up_v = weights.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=1)
-        q = torch.cat((torch.einsum("bnsp,npc->bnsc", q_plain, up_k), q_turned), dim=-1)
-        out = step.implementation.attend(q, rows, rows[..., : mixer.kv_lora_rank], mask, scores)
+        q_latent = torch.einsum("bnsp,npc->bnsc", q_plain, up_k)
+        out = implementation.attend_latent(q_latent, q_turned, seen, scores)
         return torch.einsum("bnsc,nvc->bnsv", out, up_v)
 
 
@@ -135,9 +135,9 @@ class IndexerLayer(nn.Module):
         self.weights_proj = nn.Linear(hidden, indexer.num_heads, bias=False)
 
     @torch.no_grad()
-    def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, implementation: Implementation) -> Tensor:
         """[B, S, D] to index keys [B, 1, S, I]."""
-        return self._turned(self.k_norm(self.k_proj(x))[:, None], tables)
+        return self._turned(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
 
     def _turned(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         return x if tables is None else rotate(x, tables, interleaved=self.spec.interleaved)

@@ -1,21 +1,30 @@
-"""RMSNorm and LayerNorm with and without weights, in the arithmetic that trained models use; fixed factors."""
+"""Norms as modules, and fixed factors."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from llmbench.model.implementations.kinds import Implementation
 from llmbench.spec.model import Norm
 
 
-class NormLayer(nn.Module):
-    """A norm over the last dimension [..., D]; statistics in fp32, the result in the input's format.
+class Residual(NamedTuple):
+    """The residual stream [B, S, D], and what is still to be added to it: the next norm adds it as it reads, in one
+    pass where the implementation has one."""
 
-    `unit_offset` multiplies by 1 + weight (Gemma), in fp32.
-    """
+    x: Tensor
+    added: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """The sum."""
+        return self.x if self.added is None else self.x + self.added
+
+
+class NormLayer(nn.Module):
+    """A norm over the last dimension [..., D]; statistics in fp32, the result in the input's format."""
 
     def __init__(self, width: int, norm: Norm, *, weight_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -33,24 +42,19 @@ class NormLayer(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised x, of its shape."""
-        weight, bias = self.weight, self.bias
-        if weight is not None and weight.dim() > 1:  # a weight per head: [N, H] against [B, S, N, H]
-            return self._plain(x, None, None) * weight + (0 if bias is None else bias)
-        if self.norm.unit_offset and weight is not None and self.norm.kind == "rmsnorm" and bias is None:
-            out: Tensor = OffsetRMSNorm.apply(x, weight, self.norm.eps)
-            return out
-        if self.norm.unit_offset and weight is not None:
-            out = self._plain(x.float(), None, None) * (1.0 + weight.float())
-            return (out if bias is None else out + bias.float()).to(x.dtype)
-        return self._plain(x, weight, bias)
+    def forward(
+        self, x: Tensor, implementation: Implementation, added: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The normalised x, of its shape; where something is `added` to x first, also the sum."""
+        normed, summed = implementation.norm(x, added, self.weight, self.bias, self.norm)
+        return normed if added is None else (normed, summed)
 
-    def _plain(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if self.norm.kind == "layernorm":
-            return F.layer_norm(x, (self.width,), weight, bias, self.norm.eps)
-        out = F.rms_norm(x, (self.width,), weight, self.norm.eps)  # in fp32 inside, whatever x is
-        return out if bias is None else out + bias
+    def read(self, stream: Residual, implementation: Implementation) -> tuple[Tensor, Residual]:
+        """The normalised stream, and the stream with nothing to be added any more."""
+        if stream.added is None:
+            return self(stream.x, implementation), stream
+        normed, summed = self(stream.x, implementation, stream.added)
+        return normed, Residual(summed)
 
     def extra_repr(self) -> str:
         return f"{self.norm.kind}, {self.width}, eps={self.norm.eps}"
@@ -59,27 +63,3 @@ class NormLayer(nn.Module):
 def times(x: Tensor, factor: float) -> Tensor:
     """x · factor, and x itself where that is 1."""
     return x if factor == 1.0 else x * factor
-
-
-class OffsetRMSNorm(torch.autograd.Function):
-    """x / rms(x) · (1 + weight) in fp32. Written with its backward, so that it keeps x and one number a row: step by
-    step, autograd would keep two fp32 copies of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """The normalised x, in its format."""
-        wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd * (1.0 + weight.float())).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """With n = x / rms(x): dn = dy · (1 + weight); dx = (dn - n · mean(dn · n)) / rms(x); dweight = Σ dy · n."""
-        x, weight, rstd = ctx.saved_tensors
-        grad = grads[0].float()
-        normed = x.float() * rstd
-        inner = grad * (1.0 + weight.float())
-        dx = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * rstd
-        dweight = (grad * normed).flatten(0, -2).sum(0)
-        return dx.to(x.dtype), dweight.to(weight.dtype), None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmbench.errors import CannotRunError
 from llmbench.model.cache import RowShape
+from llmbench.model.implementations.kinds import Slots
 from llmbench.model.rows import Rows, Storage
 
 BLOCK_SIZE = 16
@@ -112,20 +113,33 @@ class PagedCache:
         self.values.write((blocks, at % size), v.transpose(1, 2))
         self.lengths = torch.maximum(self.lengths, new.amax(dim=1) + 1)
 
-    def update(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """See LayerCache. What a block holds past its sequence's end is never seen: it may be anything."""
-        self.fill(k, v, positions, valid)
-        blocks = self.table.used.to(torch.int64)
-        slots = torch.arange(blocks.shape[1] * self.table.block_size, device=k.device)
-        held = slots < self.lengths[:, None]  # [B, T]
-        seen = torch.where(held, slots, -1)
-        k, v = (self._gathered(rows, blocks, held, k.dtype) for rows in (self.keys, self.values))
-        return k, v, seen
+    def overwrites(self, new: int) -> bool:
+        """See LayerCache."""
+        return False
 
-    def _gathered(self, rows: Rows, blocks: Tensor, held: Tensor, dtype: torch.dtype) -> Tensor:
+    def token_positions(self) -> Tensor:
+        """See LayerCache. What a block holds past its sequence's end is never seen: it may be anything."""
+        slots = torch.arange(self.table.used.shape[1] * self.table.block_size, device=self.lengths.device)
+        return torch.where(slots < self.lengths[:, None], slots, -1)
+
+    def gathered_keys(self, dtype: torch.dtype) -> Tensor:
+        """See LayerCache."""
+        return self._gathered(self.keys, dtype)
+
+    def gathered_values(self, dtype: torch.dtype) -> Tensor:
+        """See LayerCache."""
+        return self._gathered(self.values, dtype)
+
+    def _gathered(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """[B, K, T, H]; zero where nothing is held, because a weight of zero does not undo a NaN."""
-        found = rows.read(blocks, dtype).flatten(1, 2)
-        return found.masked_fill(~held[..., None, None], 0.0).transpose(1, 2)
+        empty = self.token_positions() < 0
+        found = rows.read(self.table.used.to(torch.int64), dtype).flatten(1, 2)
+        return found.masked_fill(empty[..., None, None], 0.0).transpose(1, 2)
+
+    def slots(self, lengths: Tensor) -> Slots:
+        """See LayerCache."""
+        (keys, key_scales), (values, value_scales) = (rows.stored(...) for rows in (self.keys, self.values))
+        return Slots(keys, values, key_scales, value_scales, lengths, table=self.table.used)
 
     def forget(self, row: int) -> None:
         """See LayerCache. The blocks are the table's to give back."""

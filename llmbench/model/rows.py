@@ -98,3 +98,9 @@ class Rows:
             return self.data[index].to(dtype)
         assert self.scales is not None
         return restore(self.data[index], self.scales[index], self.storage, self.parts, dtype)
+
+    def stored(self, index: Any) -> tuple[Tensor, Tensor | None]:
+        """What memory holds at the places that `index` selects, and the scales [..., P] of quantised rows."""
+        if self.storage is None or self.scales is None:
+            return self.data[index], None
+        return self.data[index].view(FORMATS[self.storage].dtype), self.scales[index]

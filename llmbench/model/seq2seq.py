@@ -5,8 +5,6 @@ B batch, S length, E encoder length, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import torch
 from torch import Tensor, nn
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.decoder import Block, Decoder, refuse_layers
-from llmbench.model.implementations import Implementation
-from llmbench.model.norms import NormLayer
+from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.norms import NormLayer, Residual
 from llmbench.model.positions import rotations_of, tables_of
 from llmbench.model.state import Cache
 from llmbench.spec.model import ModelSpec, Stack
@@ -45,10 +43,10 @@ class Encoder(nn.Module):
         """[B, E, D] to [B, E, D]; `valid` [B, E] says which tokens are real."""
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
-        shared: Any = None
+        stream, shared = Residual(x), None
         for block in self.layers:
-            x, shared = block(x, step, None, shared)
-        return x if self.final_norm is None else self.final_norm(x)
+            stream, shared = block(stream, step, None, shared)
+        return stream.whole() if self.final_norm is None else self.final_norm.read(stream, implementation)[0]
 
 
 class Seq2Seq(Decoder):
@@ -71,6 +69,7 @@ class Seq2Seq(Decoder):
         lengths: Tensor | None = None,
         token_types: Tensor | None = None,
         last_only: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, S, V] of the decoder's tokens [B, S] after the encoder's [B, E].
 
@@ -82,7 +81,16 @@ class Seq2Seq(Decoder):
             memory, valid = self.encode(encoder_tokens, encoder_lengths)
         elif cache is None or cache.longest == 0:
             raise CannotRunError("an encoder-decoder needs encoder_tokens at its first step")
-        return self.run(tokens, cache, lengths, token_types, last_only=last_only, memory=memory, memory_valid=valid)
+        return self.run(
+            tokens,
+            cache,
+            lengths,
+            token_types,
+            last_only=last_only,
+            targets=targets,
+            memory=memory,
+            memory_valid=valid,
+        )
 
     def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The encoder's output [B, E, D] of its tokens [B, E], and which of them are real."""

@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import ExpertsLayer, even_shares
-from llmbench.model.implementations import Mask, Scores, implementation
+from llmbench.model.implementations.kinds import Scores, Seen
+from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.scopes import Attributed, Scopes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -211,8 +212,9 @@ def _kernel(made: Callable[[Tensor], Tensor], also: list[Tensor], keeps_output: 
     return out
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
+def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """What a flash kernel keeps, a trained bias included; its output [B, N, S, Hv] lies in memory as [B, S, N, Hv]."""
+    k, v = seen.k, seen.v
     batch, heads, length, _ = q.shape
 
     def made(like: Tensor) -> Tensor:
@@ -226,19 +228,18 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 @contextmanager
 def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
     """The model with a scope for every module, attention and activation, and experts with even shares."""
-    standard = implementation("standard")
-    attend_by = standard.attend if attention == "standard" else _flash
+    attend_by = STANDARD.attend if attention == "standard" else _flash
     normal = model.implementation
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         if scores.bias is not None:
             scopes.output(f"{scopes.here}.relative_bias", scores.bias)
         with scopes.within(f"{scopes.here}.core"):
-            return attend_by(q, k, v, mask, scores)
+            return attend_by(q, seen, scores)
 
     def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
         with scopes.within(f"{scopes.here}.act"):
-            return standard.glu(gate, up, name)
+            return STANDARD.glu(gate, up, name)
 
     handles = []
     for name, module in model.named_modules():

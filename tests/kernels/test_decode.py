@@ -17,7 +17,8 @@ from llmbench.kernels.caches import seen
 from llmbench.kernels.decoding import split_count
 from llmbench.kernels.kernel import Random
 from llmbench.model.cache import RowShape, SlotCache
-from llmbench.model.implementations import Mask, Scores, standard
+from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.paged import BlockPool, BlockTable, PagedCache
 from llmbench.model.rows import Storage
 from llmbench.sizing.lower.pairs import visible_pairs
@@ -45,18 +46,10 @@ def filled(cache: Any, heads: int, *widths: int) -> None:
 def expected(cache: Any, q: Tensor, window: int | None, scale: float, latent: int = 0) -> Tensor:
     """The model's own attention on what the cache gives back."""
     lengths = torch.tensor(LENGTHS, device=DEVICE)
-    if isinstance(cache, PagedCache):
-        blocks = cache.table.used.to(torch.int64)
-        slots = torch.arange(blocks.shape[1] * cache.table.block_size, device=DEVICE)
-        held = slots < lengths[:, None]
-        keys = torch.where(held, slots, -1)
-        k, v = (cache._gathered(rows, blocks, held, q.dtype) for rows in (cache.keys, cache.values))
-    else:
-        k, v, keys = cache._held(q.dtype)
+    k, v = cache.gathered_keys(q.dtype), cache.gathered_values(q.dtype)
     queries = lengths[:, None] - q.shape[2] + torch.arange(q.shape[2], device=DEVICE)
-    return standard(
-        q, k, k[..., :latent] if latent else v, Mask(queries, keys, True, window, None, False), Scores(scale)
-    )
+    mask = Mask(queries, cache.token_positions(), True, window, None, False)
+    return standard(q, Given(k, k[..., :latent] if latent else v, mask), Scores(scale))
 
 
 @pytest.mark.parametrize("storage", [None, "int8", "fp8"])

@@ -13,7 +13,8 @@ from torch import Tensor
 from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError, UnsupportedError
 from llmbench.model.cache import RowShape, SlotCache
 from llmbench.model.decoder import Decoder
-from llmbench.model.implementations import Mask, Scores, standard
+from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.latent import LatentLayer, set_latent_form
 from llmbench.model.mixers import new_cache
 from llmbench.model.rows import Storage, quantise, restore
@@ -292,10 +293,11 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
     seen = {}
     for kept in (None, storage):
         cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
-        seen[kept] = cache.update(k, v, positions, None)
-    mask = Mask(torch.full((2, 1), 29), seen[None][2], True, None, None, False)
+        cache.fill(k, v, positions, None)
+        seen[kept] = cache.gathered_keys(k.dtype), cache.gathered_values(v.dtype)
+    mask = Mask(torch.full((2, 1), 29), cache.token_positions(), True, None, None, False)
     scores = Scores(16**-0.5)
-    exact, rough = (standard(q, *seen[kept][:2], mask, scores) for kept in (None, storage))
+    exact, rough = (standard(q, Given(*seen[kept], mask), scores) for kept in (None, storage))
     bounds = []
     for x in (k, v):
         step = x.abs().amax(-1, keepdim=True) / {"int8": 127.0, "fp8": 448.0}[storage]

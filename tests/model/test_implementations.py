@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations import IMPLEMENTATIONS, Mask, Scores, implementation, standard
+from llmbench.model.implementations import IMPLEMENTATIONS, implementation
+from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.plain import attend as standard
 
 MASKS: dict[str, dict[str, Any]] = {
     "causal": {},
@@ -39,9 +41,9 @@ def test_every_mask_in_every_implementation(impl: str, name: str, ragged: bool) 
     q, k, v, mask = inputs(MASKS[name], ragged)
     bias = torch.randn(2, 4, 11, 11, generator=torch.Generator().manual_seed(1))
     for scores in (Scores(0.25), Scores(0.25, bias=bias)):
-        wanted = standard(q, k, v, mask, scores)
+        wanted = standard(q, Given(k, v, mask), scores)
         some = mask.allowed().any(-1).squeeze(1)[:, None, :, None].expand_as(wanted)
-        found = implementation(impl).attend(q, k, v, mask, scores)
+        found = implementation(impl).attend(q, Given(k, v, mask), scores)
         torch.testing.assert_close(found[some], wanted[some], rtol=1e-4, atol=1e-5)
 
 
@@ -69,9 +71,9 @@ def test_the_mask_is_the_loop(name: str) -> None:
 def test_soft_caps_and_sinks_in_flex() -> None:
     q, k, v, mask = inputs({"window": 5}, True)
     for scores in (Scores(0.25, soft_cap=1.5), Scores(0.25, sinks=torch.randn(4)), Scores(0.25, 1.5, torch.randn(4))):
-        wanted = standard(q, k, v, mask, scores)
+        wanted = standard(q, Given(k, v, mask), scores)
         some = mask.allowed().any(-1).squeeze(1)[:, None, :, None].expand_as(wanted)
-        found = implementation("flex").attend(q, k, v, mask, scores)
+        found = implementation("flex").attend(q, Given(k, v, mask), scores)
         torch.testing.assert_close(found[some], wanted[some], rtol=1e-4, atol=1e-5)
 
 
@@ -80,11 +82,11 @@ def test_on_a_cpu_an_implementation_runs_or_says_why_not(impl: str) -> None:
     q, k, v, mask = inputs({}, False)
     if impl in ("sdpa-cudnn", "sdpa-efficient"):
         with pytest.raises(CannotRunError, match=f"impl {impl} cannot run"):
-            implementation(impl).attend(q, k, v, mask, Scores(0.25))
+            implementation(impl).attend(q, Given(k, v, mask), Scores(0.25))
     else:
-        found = implementation(impl).attend(q, k, v, mask, Scores(0.25))
-        torch.testing.assert_close(found, standard(q, k, v, mask, Scores(0.25)), rtol=1e-4, atol=1e-5)
+        found = implementation(impl).attend(q, Given(k, v, mask), Scores(0.25))
+        torch.testing.assert_close(found, standard(q, Given(k, v, mask), Scores(0.25)), rtol=1e-4, atol=1e-5)
     if impl not in ("standard", "flex"):
         for scores in (Scores(0.25, soft_cap=1.0), Scores(0.25, sinks=torch.zeros(4))):
             with pytest.raises(CannotRunError, match=f"impl {impl} has no"):
-                implementation(impl).attend(q, k, v, mask, scores)
+                implementation(impl).attend(q, Given(k, v, mask), scores)

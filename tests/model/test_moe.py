@@ -57,7 +57,7 @@ def one_by_one(layer: MixtureLayer, x: Tensor, room: int | None, *, each_sequenc
             taken = [0] * layer.moe.num_experts
         for place in range(x.shape[1]):
             token = x[row, place]
-            _, weights, chosen = layer.router(token[None])
+            _, weights, chosen = layer.router(token[None], STANDARD)
             for weight, e in zip(weights[0], chosen[0].tolist(), strict=True):
                 taken[e] += 1
                 if room is not None and taken[e] > room:
@@ -239,7 +239,7 @@ def test_corrections_even_out_a_skewed_router() -> None:
     assert unevenness(model) < 1.25
     router = next(layer for layer in model.modules() if isinstance(layer, MixtureLayer)).router
     x = tokens(1, 5)[0].repeat(1, 2)
-    logits, weights, chosen = router(x)
+    logits, weights, chosen = router(x, STANDARD)
     scores = logits.sigmoid().gather(-1, chosen)
     torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True))
 
@@ -292,7 +292,7 @@ def test_only_the_best_groups_are_chosen_from(correction: Any) -> None:
         router=Router(scores="sigmoid", n_group=4, topk_group=2, correction=correction),
     )  # fmt: skip
     x = tokens(1, 40)[0]
-    logits, weights, chosen = layer.router(x)
+    logits, weights, chosen = layer.router(x, STANDARD)
     for token in range(40):
         scores = logits[token].sigmoid()
         ranked = (scores if correction is None else scores + layer.router.correction).view(4, 3)

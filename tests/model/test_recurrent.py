@@ -16,6 +16,7 @@ from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import new_cache
+from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
 from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
 from llmbench.model.recurrent.linear import LightningLayer
@@ -188,10 +189,10 @@ def test_parallel_branches_are_added() -> None:
     positions = torch.arange(7).expand(2, -1)
     step = step_of(positions)._replace(tables=tables_of(model.rotations, positions, 7))
     with torch.no_grad():
-        normed = block.mixer_norm(x)
+        normed = block.mixer_norm(x, step.implementation)
         after = x + block.mamba(normed, step, None, None)[0] + block.attention(normed, step, None, None)[0]
-        wanted = after + block.ffn(block.ffn_norm(after), step.implementation)
-        torch.testing.assert_close(block(x, step, None, None)[0], wanted, rtol=1e-5, atol=1e-5)
+        wanted = after + block.ffn(block.ffn_norm(after, step.implementation), step.implementation)
+        torch.testing.assert_close(block(Residual(x), step, None, None)[0].whole(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_lightning_attention_equals_minimax() -> None:
@@ -219,8 +220,8 @@ def test_a_block_compiles_whole(name: str) -> None:
     block = models.build(one_layer(MIXERS[name]), init="xavier").layers[0]
     x, step = torch.randn(1, 5, 16), step_of(torch.arange(5)[None])
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    out = compiled(x, step, None, None)[0]
-    torch.testing.assert_close(out, block(x, step, None, None)[0], rtol=1e-4, atol=1e-5)
+    out = compiled(Residual(x), step, None, None)[0].whole()
+    torch.testing.assert_close(out, block(Residual(x), step, None, None)[0].whole(), rtol=1e-4, atol=1e-5)
     out.sum().backward()
 
 

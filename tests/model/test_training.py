@@ -19,7 +19,8 @@ from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.generation import generate
 from llmbench.model.implementations import implementation
-from llmbench.model.norms import NormLayer
+from llmbench.model.implementations.plain import STANDARD
+from llmbench.model.norms import NormLayer, Residual
 from llmbench.model.positions import tables_of
 from llmbench.model.trace import run_once, shortened
 from llmbench.spec.catalog import load_bundled
@@ -138,14 +139,14 @@ def test_a_block_compiles_whole(name: str, impl: str) -> None:
     model = models.build(spec, impl=impl)
     positions = torch.arange(24).expand(2, -1)
     x, memory = torch.randn(2, 2, 24, spec.hidden_size, generator=torch.Generator().manual_seed(2))
-    step = Step(positions, None, True, tables_of(model.rotations, positions, 24), implementation(impl), memory)
+    step = Step(positions, None, True, tables_of(model.rotations, positions, 24), implementation(impl), memory=memory)
     for kind in spec.layers:
         block = model.layers[spec.order.index(kind)]
         torch._dynamo.reset()
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         with torch._dynamo.config.patch(capture_scalar_outputs=True):
-            out = torch.compile(block, fullgraph=True, backend="aot_eager")(ours, step, None, None)[0]
-        expected = block(theirs, step, None, None)[0]
+            out = torch.compile(block, fullgraph=True, backend="aot_eager")(Residual(ours), step, None, None)[0].whole()
+        expected = block(Residual(theirs), step, None, None)[0].whole()
         torch.testing.assert_close(out, expected)
         out.sum().backward()
         expected.sum().backward()
@@ -161,11 +162,11 @@ def test_the_offset_norm_and_its_backward(dtype: torch.dtype) -> None:
     weight = torch.randn(16, generator=generator).to(dtype)
     norm.weight = torch.nn.Parameter(weight)
     ours, theirs, plain = x.clone().requires_grad_(), x.clone().requires_grad_(), weight.clone().requires_grad_()
-    norm(ours).backward(dy)
+    norm(ours, STANDARD).backward(dy)
     wide = theirs.float()
     out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * (1 + plain.float())
     out.to(dtype).backward(dy)
-    torch.testing.assert_close(norm(x), out.to(dtype))
+    torch.testing.assert_close(norm(x, STANDARD), out.to(dtype))
     torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(norm.weight.grad, plain.grad)
 

@@ -67,7 +67,7 @@ class GatedDeltaNetLayer(nn.Module):
         y, last = matrix_scan(q * scale, k, v, decay, held, chunk=DELTA_CHUNK, beta=rate)
         if state is not None:
             state.state = last
-        y = self.norm(y.to(x.dtype))
+        y = self.norm(y.to(x.dtype), step.implementation)
         if self.g_proj is not None:
             y = y * F.silu(self.g_proj(x).float().unflatten(-1, y.shape[2:]))
         return self.out_proj(y.flatten(2).to(x.dtype)), shared
@@ -104,5 +104,5 @@ class LightningLayer(nn.Module):
         y, last = matrix_scan(q, passed_over(k, step.valid), v, decay, held, chunk=mixer.block_size)
         if state is not None:
             state.state = last
-        y = self.norm(y.flatten(2).to(x.dtype))
+        y = self.norm(y.flatten(2).to(x.dtype), step.implementation)
         return self.out_proj(torch.sigmoid(self.g_proj(x)) * y), shared

@@ -64,7 +64,8 @@ class MambaLayer(nn.Module):
         packed = self.x_proj(inner)
         dt, b, c = packed.split((mixer.time_step_rank, mixer.state_size, mixer.state_size), dim=-1)
         if self.dt_norm is not None and self.b_norm is not None and self.c_norm is not None:
-            dt, b, c = self.dt_norm(dt), self.b_norm(b), self.c_norm(c)
+            norms = zip((self.dt_norm, self.b_norm, self.c_norm), (dt, b, c), strict=True)
+            dt, b, c = (norm(part, step.implementation) for norm, part in norms)
         dt = passed_over(F.softplus(self.dt_proj(dt).float()), valid)
         y, last = self._scan(inner.float(), dt, b.float(), c.float(), None if state is None else state.state)
         if state is not None:

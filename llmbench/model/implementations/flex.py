@@ -1,0 +1,64 @@
+"""torch's FlexAttention.
+
+B batch, N query heads, K KV heads, S query length, T key length, H head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmbench.errors import CannotRunError
+from llmbench.model.implementations.kinds import Scores, Seen
+from llmbench.model.implementations.plain import STANDARD, latent_by
+
+
+def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
+    """torch's FlexAttention; sinks are applied to its result by the log-sum-exp it returns."""
+    if q.is_meta:
+        raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
+    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+
+    k, v, mask = seen.k, seen.v, seen.mask
+    queries, keys, bias = mask.queries, mask.keys, scores.added(mask)
+
+    def allowed(b: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        query, key = queries[b, s], keys[b, t]
+        ok = key >= 0
+        if mask.causal:
+            ok = ok & (key <= query)
+            if mask.window is not None:
+                ok = ok & (key > query - mask.window)
+            if mask.chunk is not None:
+                ok = ok & (key // mask.chunk == query // mask.chunk)
+        elif mask.window is not None:
+            ok = ok & ((key - query).abs() <= mask.window // 2)
+        return ok
+
+    def change(score: Tensor, b: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        if scores.soft_cap is not None:
+            score = scores.soft_cap * torch.tanh(score / scores.soft_cap)
+        if bias is not None:
+            score = score + bias[b if bias.shape[0] > 1 else 0, h, s, t]
+        return score
+
+    block_mask = create_block_mask(allowed, q.shape[0], None, q.shape[2], k.shape[2], device=str(q.device))
+    changes = scores.soft_cap is not None or bias is not None
+    out, aux = flex_attention(
+        q,
+        k,
+        v,
+        score_mod=change if changes else None,
+        block_mask=block_mask,
+        scale=scores.scale,
+        enable_gqa=k.shape[1] != q.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    if scores.sinks is None:
+        return out
+    assert aux.lse is not None
+    kept = torch.sigmoid(aux.lse - scores.sinks.to(aux.lse.dtype)[None, :, None])
+    return out * kept[..., None].to(out.dtype)
+
+
+IMPLEMENTATIONS = {"flex": STANDARD._replace(name="flex", attend=attend, attend_latent=latent_by(attend))}

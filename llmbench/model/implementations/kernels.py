@@ -1,0 +1,295 @@
+"""Our Triton kernels under the model: `flash` for attention alone, `fused` for all that there are kernels for.
+
+On a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU without it,
+`flash` is torch's own flash kernel for CPUs, which `llmbench model` says, and `fused` cannot run.
+
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotated dims.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmbench.errors import CannotRunError
+from llmbench.model.implementations.kinds import ExpertWeights, Mask, Scores, Seen, Slots
+from llmbench.model.implementations.plain import STANDARD, latent_by
+from llmbench.model.implementations.sdpa import refuse
+from llmbench.spec.ffn import Activation, MoE, Router
+from llmbench.spec.model import Norm
+
+MOST_QUERIES = 8
+"""New tokens of a sequence that the decode kernels take; with more, attention's own kernel is the better one."""
+
+
+def run_kernels(x: Tensor) -> bool:
+    """Whether Triton runs on x, or stands for what would."""
+    return x.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -> Any:
+    """What a kernel gives. Raises CannotRunError with what it says of shapes and formats that it does not take."""
+    try:
+        return kernel(*args, **options)
+    except ValueError as problem:
+        raise CannotRunError(f"impl {impl}: {problem}", hint="use sdpa or standard") from None
+
+
+def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
+    """Flash attention over all that is seen, or decode attention over a cache where it lies."""
+    if not run_kernels(q):
+        return _on_cpu(q, seen, scores)
+    if scores.bias is not None:
+        raise CannotRunError("impl flash has no bias added to scores", hint="use sdpa or standard")
+    if seen.slots is not None and q.shape[2] <= MOST_QUERIES:
+        return _decode(q, seen.slots, seen.mask, scores)
+    if seen.mask.plain:
+        return _whole(q, seen.k, seen.v, seen.mask, scores)
+    return _packed(q, seen.k, seen.v, seen.mask, scores)
+
+
+def _options(scores: Scores) -> dict[str, Any]:
+    return {
+        "scale": scores.scale,
+        "soft_cap": scores.soft_cap,
+        "sinks": scores.sinks,
+        "slopes": scores.slopes,
+    }
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    """Sequences of one length without gaps. Chunks that see nothing of each other are sequences of their own."""
+    from llmbench.kernels.attention import attention
+
+    options = _options(scores) | {"causal": mask.causal, "window": mask.window}
+    batch, _, length, _ = q.shape
+    if mask.chunk is None or length <= mask.chunk:
+        out: Tensor = _called(attention, "flash", q, k, v, **options)[0]
+        return out
+    starts = [b * length + s for b in range(batch) for s in range(0, length, mask.chunk)] + [batch * length]
+    ends = torch.tensor(starts, dtype=torch.int32, device=q.device)
+    packed = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    where = {"query_starts": ends, "key_starts": ends, "max_queries": mask.chunk, "max_keys": mask.chunk}
+    out = _called(attention, "flash", *packed, **where, **options)[0]
+    return out.unflatten(0, (batch, length)).transpose(1, 2)
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
+    """Sequences of different lengths, or chunks of them, laid end to end: the keys that are there, in order, and the
+    queries up to the last of them. Queries past it are padding and give 0. Lengths are counted on the host."""
+    from llmbench.kernels.attention import attention
+
+    rows = torch.arange(q.shape[0], device=q.device)[:, None]
+    order = mask.keys.masked_fill(mask.keys < 0, torch.iinfo(mask.keys.dtype).max).argsort(dim=1)
+    keys = mask.keys.gather(1, order)
+    if mask.causal or mask.window is not None:
+        asked = mask.queries <= mask.keys.amax(1, keepdim=True)
+    else:
+        asked = torch.ones_like(mask.queries, dtype=torch.bool)
+    chunks = 1 if mask.chunk is None else int(mask.queries.amax()) // mask.chunk + 1
+    of_query, of_key = (
+        rows * chunks + (0 if mask.chunk is None else positions.clamp(min=0) // mask.chunk)
+        for positions in (mask.queries, keys)
+    )
+    queries = torch.bincount(of_query[asked], minlength=len(q) * chunks)
+    there = (keys >= 0) & (queries[of_key] > 0)
+    found = _called(
+        attention,
+        "flash",
+        q.transpose(1, 2)[asked],
+        *(x.transpose(1, 2).flatten(0, 1)[(rows * keys.shape[1] + order)[there]] for x in (k, v)),
+        query_starts=_starts(queries),
+        key_starts=_starts(torch.bincount(of_key[there], minlength=len(q) * chunks)),
+        max_queries=q.shape[2],
+        max_keys=keys.shape[1],
+        causal=mask.causal,
+        window=mask.window,
+        **_options(scores),
+    )[0]
+    out = found.new_zeros(*asked.shape, *found.shape[1:])
+    return out.index_put((asked,), found).transpose(1, 2)
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """Where sequences of these sizes begin when they lie end to end, and where the last one ends."""
+    return F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
+    """A few new tokens on a cache."""
+    from llmbench.kernels.decode_attention import decode_attention
+
+    scales = {}
+    if slots.key_scales is not None and slots.value_scales is not None:
+        scales = {"k_scales": slots.key_scales[..., 0], "v_scales": slots.value_scales[..., 0]}
+    out: Tensor = _called(
+        decode_attention,
+        "flash",
+        q,
+        slots.keys,
+        slots.values,
+        slots.lengths,
+        table=slots.table,
+        query_positions=mask.queries,
+        ring=slots.ring,
+        causal=mask.causal,
+        window=_window(slots, mask),
+        chunk=mask.chunk,
+        **_options(scores),
+        **scales,
+    )
+    return out
+
+
+def _window(slots: Slots, mask: Mask) -> int | None:
+    """The window; a ring of a chunk's tokens is one of that window, too."""
+    return mask.chunk if slots.ring and mask.window is None else mask.window
+
+
+_latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
+
+
+def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
+    """A few new tokens on a cache of latents, or on rows that are at hand."""
+    if not run_kernels(q_latent):
+        return _latent_on_cpu(q_latent, q_rope, seen, scores)
+    if scores.bias is not None:
+        raise CannotRunError("impl flash has no choice of keys for latent attention", hint="use sdpa or standard")
+    if q_latent.shape[2] > MOST_QUERIES:
+        raise CannotRunError(
+            f"impl flash absorbs no more than {MOST_QUERIES} new tokens at once", hint="use the naive form for them"
+        )
+    if torch.is_grad_enabled() and q_latent.requires_grad:
+        raise CannotRunError("impl flash has no backward in absorbed form", hint="train in the naive form")
+    from llmbench.kernels.mla_decode import mla_decode
+
+    width, mask, slots = q_latent.shape[-1], seen.mask, seen.slots
+    where: dict[str, Any] = {"query_positions": mask.queries, "causal": mask.causal, "window": mask.window}
+    if slots is None:
+        rows = seen.k[:, 0]
+        where["key_positions"] = mask.keys
+    else:
+        heads = 1 if slots.table is None else 2
+        rows = slots.keys.select(heads, 0)
+        where |= {"lengths": slots.lengths, "table": slots.table, "ring": slots.ring}
+        if slots.key_scales is not None:
+            where["scales"] = slots.key_scales.select(heads, 0)
+    out: Tensor = _called(
+        mla_decode, "flash", q_latent, q_rope, rows[..., :width], rows[..., width:], scale=scores.scale, **where
+    )
+    return out
+
+
+def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
+    """torch's flash kernel for CPUs."""
+    refuse(scores, "flash")
+    k, v, mask = seen.k, seen.v, seen.mask
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if q.shape[-1] != v.shape[-1]:
+        raise CannotRunError("impl flash on a CPU needs keys and values of one width", hint="use sdpa")
+    dense, bias = None, scores.added(mask)
+    if bias is not None or not (mask.everything or mask.only_causal):
+        dense = torch.zeros((), dtype=q.dtype, device=q.device).expand(q.shape[0], 1, q.shape[2], k.shape[2])
+        dense = dense if bias is None else dense + bias.to(q.dtype)
+        dense = dense.masked_fill(~mask.allowed(), -math.inf)
+    out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, dense is None and mask.causal, attn_mask=dense, scale=scores.scale
+    )[0]
+    return out
+
+
+def norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """One launch, the sum with the residual included."""
+    from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
+    from llmbench.kernels.rms_norm import add_rms_norm, rms_norm
+
+    plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
+    how = {"eps": norm.eps, "unit_offset": norm.unit_offset}
+    if residual is None:
+        return _called(plain, "fused", x, weight, bias, **how), x
+    both: tuple[Tensor, Tensor] = _called(added, "fused", x, residual, weight, bias, **how)
+    return both
+
+
+def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Both in one launch."""
+    from llmbench.kernels.rope import rope
+
+    cos, sin = (table.squeeze(1) for table in tables)
+    turned = _called(rope, "fused", q.transpose(1, 2), k.transpose(1, 2), cos, sin, interleaved=interleaved)
+    return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
+
+
+def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
+    """One launch."""
+    from llmbench.kernels.glu import ACTIVATIONS
+    from llmbench.kernels.glu import glu as kernel
+
+    _refuse_activation(name, ACTIVATIONS)
+    out: Tensor = _called(kernel, "fused", gate, up, name)
+    return out
+
+
+def _refuse_activation(name: str, known: dict[str, int]) -> None:
+    if name not in known:
+        raise CannotRunError(f"impl fused has no gate with {name}", hint=f"there is {', '.join(known)}; use flash")
+
+
+def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
+    """One launch."""
+    from llmbench.kernels.moe_routing import SCORES, moe_routing
+
+    if router.scores not in SCORES:
+        raise CannotRunError(f"impl fused has no router with {router.scores}", hint="use flash")
+    both: tuple[Tensor, Tensor] = _called(
+        moe_routing,
+        "fused",
+        logits,
+        top_k,
+        correction,
+        scores=router.scores,
+        normalize=router.normalize,
+        scale=router.scale,
+        n_group=router.n_group,
+        topk_group=router.topk_group,
+    )
+    return both
+
+
+def experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: MoE) -> Tensor:
+    """All of them together, their tokens sorted; one that has none costs nothing."""
+    from llmbench.kernels.glu import ACTIVATIONS
+    from llmbench.kernels.moe import moe as kernel
+
+    _refuse_activation(moe.activation, ACTIVATIONS)
+    if moe.router.on_input:
+        if chosen.shape[1] != 1:
+            raise CannotRunError("impl fused weighs what one expert a token reads, not several", hint="use flash")
+        x, weights = x * weights.to(x.dtype), torch.ones_like(weights)
+    out: Tensor = _called(kernel, "fused", x, weights, chosen, *held, activation=moe.activation)
+    return out
+
+
+def loss(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
+) -> Tensor:
+    """Never all logits at once."""
+    from llmbench.kernels.linear_cross_entropy import linear_cross_entropy
+
+    out: Tensor = _called(linear_cross_entropy, "fused", x, weight, targets, bias, logit_scale=scale, soft_cap=soft_cap)
+    return out
+
+
+FLASH = STANDARD._replace(name="flash", attend=attend, attend_latent=attend_latent)
+FUSED = FLASH._replace(name="fused", norm=norm, rotate=rotate, glu=glu, route=route, experts=experts, loss=loss)
+IMPLEMENTATIONS = {"flash": FLASH, "fused": FUSED}

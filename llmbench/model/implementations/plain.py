@@ -1,0 +1,182 @@
+"""Plain torch: every op by itself. The scores of attention are held; what it computes is what the others must equal.
+
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden, F intermediate, E experts,
+k experts a token, t tokens, R rotated dims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmbench.errors import CannotRunError
+from llmbench.model.implementations.kinds import Attend, AttendLatent, Given, Implementation, Scores, Seen
+from llmbench.model.positions import rotate
+from llmbench.spec.ffn import Activation, Router
+from llmbench.spec.model import Norm
+
+Pointwise = Callable[[Tensor], Tensor]
+
+
+def activation(name: Activation) -> Pointwise:
+    """The elementwise function of that name."""
+    return _ACTIVATIONS[name]
+
+
+def _xielu_missing(x: Tensor) -> Tensor:
+    raise CannotRunError("the trained activation xIELU is not built")
+
+
+_ACTIVATIONS: dict[str, Pointwise] = {
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "mish": F.mish,
+    "xielu": _xielu_missing,
+}
+
+
+def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
+    """act(gate) * up; gpt-oss's form clamps both, sharpens the sigmoid and shifts up by one."""
+    if name == "swiglu_oai":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+    return activation(name)(gate) * up
+
+
+def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
+    """The scores are held: S × T for every head. Softmax in fp32."""
+    k, v, mask = seen.k, seen.v, seen.mask
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    logits = torch.matmul(q, k.transpose(-1, -2)) * scores.scale
+    if scores.soft_cap is not None:
+        logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
+    added = scores.added(mask)
+    if added is not None:
+        logits = logits + added
+    if not mask.everything:
+        logits = logits.masked_fill(~mask.allowed(), -math.inf)
+    if scores.sinks is not None:
+        column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
+        logits = torch.cat((logits, column), dim=-1)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
+    if scores.sinks is not None:
+        weights = weights[..., :-1]
+    return torch.matmul(weights, v)
+
+
+def latent_by(attend: Attend) -> AttendLatent:
+    """Absorbed latent attention as `attend` does it: rows are keys of one head, their latents its values."""
+
+    def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
+        rows = seen.k
+        latents = rows[..., : q_latent.shape[-1]]
+        return attend(torch.cat((q_latent, q_rope), dim=-1), Given(rows, latents, seen.mask), scores)
+
+    return attend_latent
+
+
+def norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Statistics in fp32, the result in the input's format. `unit_offset` multiplies by 1 + weight (Gemma), in fp32."""
+    x = x if residual is None else x + residual
+    if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] against [B, S, N, W]
+        return _normed(x, None, None, norm) * weight + (0 if bias is None else bias), x
+    if norm.unit_offset and weight is not None and norm.kind == "rmsnorm" and bias is None:
+        return OffsetRMSNorm.apply(x, weight, norm.eps), x
+    if norm.unit_offset and weight is not None:
+        out = _normed(x.float(), None, None, norm) * (1.0 + weight.float())
+        return (out if bias is None else out + bias.float()).to(x.dtype), x
+    return _normed(x, weight, bias, norm), x
+
+
+def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
+    if norm.kind == "layernorm":
+        return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # in fp32 inside, whatever x is
+    return out if bias is None else out + bias
+
+
+class OffsetRMSNorm(torch.autograd.Function):
+    """x / rms(x) · (1 + weight) in fp32. Written with its backward, so that it keeps x and one number a row: step by
+    step, autograd would keep two fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The normalised x, in its format."""
+        wide = x.float()
+        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return (wide * rstd * (1.0 + weight.float())).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """With n = x / rms(x): dn = dy · (1 + weight); dx = (dn - n · mean(dn · n)) / rms(x); dweight = Σ dy · n."""
+        x, weight, rstd = ctx.saved_tensors
+        grad = grads[0].float()
+        normed = x.float() * rstd
+        inner = grad * (1.0 + weight.float())
+        dx = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * rstd
+        dweight = (grad * normed).flatten(0, -2).sum(0)
+        return dx.to(x.dtype), dweight.to(weight.dtype), None
+
+
+def rotate_both(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned, one after the other."""
+    return rotate(q, tables, interleaved=interleaved), rotate(k, tables, interleaved=interleaved)
+
+
+def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
+    """Scores of all experts, in fp32, and the choice among them."""
+    if router.scores == "softmax_topk":
+        top, chosen = logits.topk(top_k, dim=-1)
+        return top.softmax(-1) * router.scale, chosen
+    if router.scores == "sparsemixer":
+        weights, chosen = _mixed(logits, top_k, router)
+        return weights * router.scale, chosen
+    scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
+    ranked = scores if correction is None else scores + correction
+    chosen = _in_groups(ranked, router, balanced=correction is not None).topk(top_k, dim=-1, sorted=False).indices
+    weights = scores.gather(-1, chosen)
+    if router.normalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * router.scale, chosen
+
+
+def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
+    """Phi-3.5-MoE's choices without its noise in training, each among the experts near the best of those left."""
+    left, found = logits, []
+    for _ in range(top_k):
+        best, chosen = left.max(-1, keepdim=True)
+        far = (best - logits) / logits.abs().clamp(min=best) > 2 * router.jitter
+        found.append((left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen), chosen))
+        left = left.scatter(-1, chosen, float("-inf"))
+    return torch.cat([weight for weight, _ in found], -1), torch.cat([chosen for _, chosen in found], -1)
+
+
+def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
+    """Only experts of the best groups may be chosen: by their two best where a correction balances them
+    (DeepSeek-V3), else by their best (V2)."""
+    if router.n_group == 1:
+        return ranked
+    groups = ranked.unflatten(-1, (router.n_group, -1))
+    best = groups.topk(2, dim=-1).values.sum(-1) if balanced else groups.amax(-1)
+    kept = torch.zeros_like(best).scatter_(-1, best.topk(router.topk_group, dim=-1, sorted=False).indices, 1.0)
+    return groups.masked_fill(kept[..., None] == 0, float("-inf") if balanced else 0.0).flatten(-2)
+
+
+STANDARD = Implementation("standard", attend, latent_by(attend), norm, rotate_both, glu, route)
+IMPLEMENTATIONS = {"standard": STANDARD}
