@@ -79,10 +79,12 @@ class RouterLayer(nn.Module):
         if router.scores == "sparsemixer":
             weights, chosen = self._mixed(logits)
             return logits, weights * router.scale, chosen
-        scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
+        afterwards = router.scores == "sigmoid_topk"
+        scores = logits if afterwards else logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
         ranked = scores if self.correction is None else scores + self.correction
         chosen = self._in_groups(ranked).topk(self.top_k, dim=-1, sorted=False).indices
         weights = scores.gather(-1, chosen)
+        weights = weights.sigmoid() if afterwards else weights
         if router.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return logits, weights * router.scale, chosen
