@@ -1,35 +1,19 @@
-"""Is a kernel right? Each case against its reference in fp64, with an error budget from plain torch in low precision.
-
-A kernel may be twice as far from the fp64 result as the plain torch version in the same dtype is, plus one rounding
-of the dtype; the distance is taken over the whole tensor and at the worst element. Buffers start as NaN.
-"""
+"""Is a kernel right? Each case against its reference in fp64, within the budget of `accuracy`. Buffers start as NaN."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from llmbench.kernels.kernel import Inputs, Kernel, Random
+from llmbench.kernels.accuracy import Verdict, compare, held, nearness
+from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import poisoned
 from llmbench.kernels.registry import kernel
 
 __all__ = ["Checked", "Verdict", "check", "check_all", "compare"]
-
-
-class Verdict(NamedTuple):
-    """One tensor of one case: `error` and `budget` are relative to the reference's norm, or to its largest element,
-    whichever comes nearer to its budget."""
-
-    tensor: str
-    error: float
-    plain_error: float
-    budget: float
-    passed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,91 +46,19 @@ def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, d
     """Every case of the named kernels in each format, a row a kernel and format as it is done."""
     for name in names:
         of = kernel(name)
-        for dtype in dtypes:
-            if dtype not in of.dtypes:
-                continue
+        for dtype in of.formats(dtypes):
             found = [
                 (verdict, case)
                 for case in of.cases
                 for seed in range(seeds)
                 for verdict in check(of, case, dtype, seed, torch.device(device))
             ]
-            worst, case = max(found, key=lambda pair: _nearness(pair[0]))
-            text = ", ".join(f"{key}={value}" for key, value in case._asdict().items())
-            yield Checked(kernel=name, dtype=dtype, checks=len(found), case=text, worst=worst)
-
-
-def _nearness(verdict: Verdict) -> tuple[bool, float]:
-    """How near an error is to its budget; what is over it comes first, NaN above all."""
-    if not verdict.passed:
-        return True, float("inf") if verdict.error != verdict.error else verdict.error
-    return False, verdict.error / (verdict.budget or 1.0)
-
-
-def compare(name: str, found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
-    """Hold `found` to `exact` (fp64), with `plain` as the measure of what the dtype allows."""
-    if found.shape != exact.shape or found.dtype != plain.dtype:
-        return Verdict(name, float("inf"), 0.0, 0.0, False)
-    rounding = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
-    exact = exact.double()  # integers have no norm
-    if found.is_cuda and found.dtype == torch.float32:
-        rounding = 2.0**-11  # tf32 products; the plain version uses them too
-    verdicts = []
-    for measure in (torch.linalg.vector_norm, lambda x: x.abs().max()):
-        if not exact.numel():
-            return Verdict(name, 0.0, 0.0, 0.0, True)
-        size = float(measure(exact)) or 1.0
-        error = float(measure(found.double() - exact)) / size
-        plain_error = float(measure(plain.double() - exact)) / size
-        budget = 2 * plain_error + rounding
-        verdicts.append(Verdict(name, error, plain_error, budget, error <= budget))  # False for NaN
-    return max(verdicts, key=_nearness)
+            worst, case = max(found, key=lambda pair: nearness(pair[0]))
+            yield Checked(kernel=name, dtype=dtype, checks=len(found), case=described(case), worst=worst)
 
 
 def check(of: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
     """Run `case` once and compare every output, and every gradient of `of.differentiable`."""
     inputs = of.inputs(case, Random(seed, dtype, device))
-    with poisoned(), _tf32():
-        found = _results(of, of.run, inputs, seed)
-    with _tf32():
-        plain = _results(of, of.reference, inputs, seed)
-    exact = _results(of, of.reference, _widened(inputs), seed)
-    return [compare(name, found[name], plain[name], exact[name]) for name in exact]
-
-
-def _results(of: Kernel, function: Any, inputs: Inputs, seed: int) -> dict[str, Tensor]:
-    """Outputs and gradients by name. The gradient that comes in is the same for every version: random, rounded to the
-    dtype of the case."""
-    inputs = dict(inputs)
-    leaves = [name for name in of.differentiable if isinstance(inputs.get(name), Tensor)]
-    for name in leaves:
-        inputs[name] = inputs[name].detach().requires_grad_()
-    outputs = function(**inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    results = {f"out{i}" if len(outputs) > 1 else "out": out.detach() for i, out in enumerate(outputs)}
-    if leaves:
-        random = Random(seed + 1, torch.float32, outputs[0].device)
-        moving = [out for out in outputs if out.requires_grad]
-        into = [random.normal(*out.shape).bfloat16().to(out.dtype) for out in moving]  # exact in every dtype
-        grads = torch.autograd.grad(moving, [inputs[name] for name in leaves], into)
-        results |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
-    return results
-
-
-def _widened(inputs: Inputs) -> Inputs:
-    """The same values in fp64."""
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """fp32 products of plain torch as the kernels make them on a GPU."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with poisoned():
+        return held(of.run, of.reference, inputs, differentiable=of.differentiable, seed=seed)

@@ -25,6 +25,7 @@ __all__ = [
     "Launch",
     "architecture",
     "captured",
+    "capturing",
     "choose",
     "empty",
     "interpreted",
@@ -180,6 +181,11 @@ def captured(arch: int) -> Iterator[Capture]:
         yield _capture
     finally:
         _capture = None
+
+
+def capturing() -> bool:
+    """Whether launches are only noted now: then torch's own large products are left out too."""
+    return _capture is not None
 
 
 @contextmanager

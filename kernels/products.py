@@ -5,12 +5,14 @@ Triton's interpreter multiplies the bit patterns of bf16 operands; there they ar
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from llmbench.kernels.launching import interpreted
+from llmbench.kernels.launching import capturing, interpreted
 
-__all__ = ["dot", "exactly", "narrowed"]
+__all__ = ["dot", "exactly", "multiply_into", "narrowed"]
 
 WIDENED = tl.constexpr(interpreted())
 
@@ -21,6 +23,13 @@ def dot(a, b, acc=None):
     if WIDENED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32", out_dtype=tl.float32)
+
+
+def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, plus: Tensor | None = None, alpha: float = 1.0) -> None:
+    """out = plus + alpha · a @ b by torch's library, without a buffer; `plus` may be `out`. Not run under `captured()`.
+    fp32 operands are multiplied as torch's float32_matmul_precision says."""
+    if not capturing():
+        torch.addmm(out if plus is None else plus, a, b, beta=0 if plus is None else 1, alpha=alpha, out=out)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ NAMES = (
     "moe_routing",
     "grouped_matmul",
     "moe",
+    "cross_entropy",
 )
 """Every kernel file, in the order in which a decoder layer meets them."""
 

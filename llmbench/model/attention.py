@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.cache import Held, LayerCache
@@ -107,9 +108,9 @@ class AttentionLayer(nn.Module):
         out = implementation.attend(q, seen, self._scores(seen.mask, bias))
         out = out.transpose(1, 2)
         if gate is not None:
-            out = out * torch.sigmoid(gate)
+            out = out * self._bounded(gate)
         elif self.g_proj is not None:
-            out = out * torch.sigmoid(self.g_proj(x))[..., None]
+            out = out * self._bounded(self.g_proj(x))[..., None]
         return self.o_proj(out.flatten(2)), bias
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -120,13 +121,18 @@ class AttentionLayer(nn.Module):
             return q, gate
         return heads, None
 
+    def _bounded(self, gate: Tensor) -> Tensor:
+        if self.mixer.gate_activation == "softplus":
+            return F.softplus(gate.float()).to(gate.dtype)
+        return torch.sigmoid(gate)
+
     def _keys_values(self, source: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor]:
         """[B, T, K, H] and [B, T, K, Hv]."""
         k = self.k_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         v = k if self.v_proj is None else self.v_proj(source).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         if self.mixer.value_norm:
             v, _ = implementation.norm(v, None, None, None, Norm(weight=False, eps=self.spec.norm.eps))
-        return k, v
+        return k, v if self.mixer.value_scale is None else v * self.mixer.value_scale
 
     def _normed(self, x: Tensor, norm: NormLayer | None, implementation: Implementation) -> Tensor:
         """[B, S, N, H] normed by head, or across all heads."""

@@ -20,7 +20,6 @@ from llmbench.model.seq2seq import model_of
 from llmbench.model.weights import Checkpoint, fill, table_of
 from llmbench.model.weights.families import PARTS_OF_HEADS
 from llmbench.spec.huggingface import load_config
-from llmbench.spec.huggingface.config import INEXACT
 from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
@@ -108,9 +107,6 @@ def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:
         raise UnsupportedError(f"{folder}: the text part of `{config.get('model_type')}` is not read alone")
     if any(_turns_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
         raise UnsupportedError(f"{folder}: this family's class turns whole heads, whatever the config says")
-    for note in spec.notes:
-        if note.startswith(("activation `", INEXACT)):
-            raise UnsupportedError(f"{folder}: {note}")
 
 
 def _rotations(spec: ModelSpec) -> list[tuple[Attention | LatentAttention, Rope]]:

@@ -21,6 +21,7 @@ _SELF_ONLY = (
     "value_norm",
     "sinks",
     "output_gate",
+    "value_scale",
     "value_from_key",
     "shares_kv",
     "output_norm",

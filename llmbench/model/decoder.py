@@ -256,6 +256,8 @@ def refuse(spec: ModelSpec, *, has_encoder: bool) -> None:
     """Raise UnsupportedError for what a spec has and the real model does not."""
     if spec.encoder is not None and not has_encoder:
         raise UnsupportedError(f"{spec.name}: has an encoder", hint="llmbench.model.build makes a Seq2Seq of it")
+    if spec.undescribed:
+        raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
     if spec.extra:
         raise _only_sized(f"{spec.name}: extra ({', '.join(weight.name for weight in spec.extra)})")
     if spec.hyper_connections is not None:

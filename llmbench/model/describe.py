@@ -170,7 +170,7 @@ def _gib(amount: int) -> str:
 def _check_room(spec: ModelSpec, plan: Plan, where: torch.device, weights: int) -> None:
     """Refuse what cannot fit: the weights, and beside them the widest op of the forward pass. More than that may be
     alive at once, so that what passes may still be too large."""
-    room = _room(where)
+    room = free_bytes(where)
     if room is None:
         return
     what, free = spec.name, f"and {where} has {_gib(room)} free"
@@ -245,7 +245,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _room(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
     """Bytes free on a device, where that can be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -49,15 +49,16 @@ class Router(Part, frozen=True):
 
     correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
         checkpoint stores, or a trained "parameter" (ERNIE).
-    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, "sigmoid", or
-        "sparsemixer" (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn by a softmax over the experts that are left
-        and whose logits are within 2 · `jitter` of the best, relative to it.
+    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, "sigmoid",
+        "sigmoid_topk" (Kolibri: logits choose, and only those of the chosen go through a sigmoid), or "sparsemixer"
+        (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn by a softmax over the experts that are left and whose
+        logits are within 2 · `jitter` of the best, relative to it.
     on_input: weights multiply what an expert reads, not what it gives (Llama-4).
     hidden_size: the router is a network of this width: a projection into it, a norm, two square layers (all three with
         biases), then the choice (ZAYA1).
     """
 
-    scores: Literal["softmax", "softmax_topk", "sigmoid", "sparsemixer"] = "softmax"
+    scores: Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer"] = "softmax"
     bias: bool = False
     correction: Literal["buffer", "parameter"] | None = None
     normalize: bool = False

@@ -59,7 +59,9 @@ class Attention(Kind, frozen=True, tag="attention"):
     sliding_window: keys visible to a query, itself included; None sees all before it.
     attention_chunk_size: keys visible are those of the query's own chunk (Llama-4).
     qkv_bias, output_bias: biases of the projections in and out.
-    output_gate: a gate on the heads' output, "elementwise" (Qwen3-Next: one per channel), "headwise" (one a head).
+    output_gate: a gate on the heads' output, "elementwise" (Qwen3-Next: one per channel), "headwise" (one a head);
+        gate_activation is what bounds it (Laguna's is a softplus).
+    value_scale: multiplies the values (MiMo).
     value_from_key: no v_proj, the value is the key before its norm and rotation (Gemma-4 global layers).
     shares_kv: the layer reads an earlier layer's keys and values, projects none and caches none (Gemma-3n).
     input_size: width of what q, k and v read where it is not hidden_size (Zamba: hidden state beside the embedding).
@@ -82,6 +84,8 @@ class Attention(Kind, frozen=True, tag="attention"):
     sinks: bool = False
     logit_soft_cap: float | None = None
     output_gate: Literal["elementwise", "headwise"] | None = None
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    value_scale: float | None = None
     value_from_key: bool = False
     shares_kv: bool = False
     output_norm: bool = False
@@ -223,7 +227,11 @@ class Mamba2(Kind, frozen=True, tag="mamba2"):
 
 
 class GatedDeltaNet(Kind, frozen=True, tag="gated_delta_net"):
-    """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next."""
+    """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
+
+    negative_eigenvalues: rates of learning reach to two, not to one (OLMo hybrid, arXiv 2411.12537). norm_eps: of the
+    norm on heads, where it is not the model's.
+    """
 
     num_key_heads: Size
     num_value_heads: Size
@@ -231,6 +239,8 @@ class GatedDeltaNet(Kind, frozen=True, tag="gated_delta_net"):
     value_head_dim: Size
     conv_kernel: Size
     output_gate: bool = True
+    negative_eigenvalues: bool = False
+    norm_eps: float | None = None
 
 
 class KimiDelta(Kind, frozen=True, tag="kimi_delta"):

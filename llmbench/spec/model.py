@@ -168,8 +168,9 @@ class ModelSpec(Part, frozen=True):
     """A language model: hyper-parameters, exact enough to build it.
 
     Raises SpecError from `check` where fields contradict each other. `approximate` lists why figures may be inexact
-    (empty: they are exact); every output repeats the mark. `published_parameters` is what the source says, for
-    comparison only. `family` is the Hugging Face model_type where there is one.
+    (empty: they are exact); every output repeats the mark. `undescribed` lists what the model computes otherwise than
+    these fields say although every size is exact: the real model is then neither built nor read. `published_parameters`
+    is what the source says, for comparison only. `family` is the Hugging Face model_type where there is one.
     """
 
     name: Name
@@ -184,6 +185,7 @@ class ModelSpec(Part, frozen=True):
     published_parameters: Annotated[int, msgspec.Meta(ge=1, le=10**15)] | None = None
     max_position_embeddings: Size | None = None
     approximate: tuple[str, ...] = ()
+    undescribed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     positions: Positions = NoPositions()
     norm: Norm = Norm()

@@ -86,7 +86,7 @@ def test_routing_is_the_models(experts: int, k: int, router: Router) -> None:
             if held is not None:
                 held.copy_(torch.randn(held.shape, generator=generator) * 0.3)
     layer = layer.to(DEVICE)
-    logits, weights, which = layer(torch.randn(40, 16, generator=generator).to(DEVICE))
+    logits, weights, which = layer(torch.randn(40, 16, generator=generator).to(DEVICE), implementation("standard"))
     found, picked = moe_routing(
         logits.detach(),
         k,

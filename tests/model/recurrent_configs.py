@@ -184,6 +184,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_5_moe_text",
         {**SMALL, **DELTA, **EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
     ),
+    "olmo-hybrid": ("olmo_hybrid", {**SMALL, "num_hidden_layers": 4}),
+    "olmo-hybrid, positive eigenvalues, rotated": (
+        "olmo_hybrid",
+        {
+            **SMALL,
+            "num_hidden_layers": 4,
+            "linear_allow_neg_eigval": False,
+            "linear_num_key_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    ),
     "lfm2-moe": (
         "lfm2_moe",
         {

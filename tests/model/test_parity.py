@@ -116,6 +116,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "hunyuan_v1_dense",
         {"rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0}},
     ),
+    "laguna far, gates by channel": (
+        "laguna",
+        {
+            "gating": "per-element",
+            "num_attention_heads_per_layer": None,
+            "rope_parameters": {
+                "full_attention": {**ROPE, "rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "mimo, values as they are, other groups": (
+        "mimo_v2_flash",
+        {"attention_value_scale": None, "n_group": 2, "attention_bias": True},
+    ),
+    "kolibri, weights that sum to one": ("kolibri1", {"norm_topk_prob": True}),
     "mellum far": (
         "mellum",
         {
@@ -143,6 +159,13 @@ EXTRA: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
+    "laguna": {
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "num_attention_heads_per_layer": [4, 6, 4, 2],
+        "moe_routed_scaling_factor": 1.7,
+    },
+    "mimo_v2_flash": {"head_dim": 12, "v_head_dim": 6},
+    "minimax_m3_vl_text": {"dense_intermediate_size": 40, "mlp_layer_types": ["dense", "sparse"] * 2},
     "llama4_text": {"intermediate_size_mlp": 40, "floor_scale": 4, "interleave_moe_layer_step": 2},
     "dbrx": {
         "d_model": 32,
@@ -157,12 +180,12 @@ FAMILIES = [
     "afmoe", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cwm", "dbrx",
     "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo", "flint", "gemma", "gemma2",
     "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss",
-    "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "lfm3",
-    "llama", "llama4_text", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "mpt",
-    "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm",
-    "starcoder2", "vaultgemma",
+    "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3",
+    "llama", "llama4_text", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3",
+    "mistral", "mixtral", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
+    "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "starcoder2", "vaultgemma",
 ]
 # fmt: on
 """Softmax attention; families with other mixers are held to transformers beside those mixers' tests."""

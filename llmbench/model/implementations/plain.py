@@ -147,10 +147,12 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
     if router.scores == "sparsemixer":
         weights, chosen = _mixed(logits, top_k, router)
         return weights * router.scale, chosen
-    scores = logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
+    afterwards = router.scores == "sigmoid_topk"
+    scores = logits if afterwards else logits.sigmoid() if router.scores == "sigmoid" else logits.softmax(-1)
     ranked = scores if correction is None else scores + correction
     chosen = _in_groups(ranked, router, balanced=correction is not None).topk(top_k, dim=-1, sorted=False).indices
     weights = scores.gather(-1, chosen)
+    weights = weights.sigmoid() if afterwards else weights
     if router.normalize:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     return weights * router.scale, chosen

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.model.attention import Step
-from llmbench.model.norms import NormLayer
+from llmbench.model.norms import NormLayer, times
 from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, passed_over
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
@@ -22,7 +22,8 @@ DELTA_CHUNK = 64
 
 class GatedDeltaNetLayer(nn.Module):
     """S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}); keys and queries of unit length, queries by N ** −0.5;
-    a_t = exp(−exp(A) softplus(a(x) + bias)), β = sigmoid(b(x)); each head's output is normed, then gated."""
+    a_t = exp(−exp(A) softplus(a(x) + bias)), β = sigmoid(b(x)), twice that with negative
+    eigenvalues; each head's output is normed, then gated."""
 
     def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
         super().__init__()
@@ -38,7 +39,8 @@ class GatedDeltaNetLayer(nn.Module):
         self.conv = CausalConv(2 * keys + values, mixer.conv_kernel, bias=False)
         self.A_log = nn.Parameter(torch.empty(mixer.num_value_heads))
         self.dt_bias = nn.Parameter(torch.empty(mixer.num_value_heads))
-        self.norm = NormLayer(mixer.value_head_dim, Norm(eps=spec.norm.eps))
+        eps = spec.norm.eps if mixer.norm_eps is None else mixer.norm_eps
+        self.norm = NormLayer(mixer.value_head_dim, Norm(eps=eps))
         self.out_proj = nn.Linear(values, hidden, bias=False)
 
     def reset_parameters(self) -> None:
@@ -59,7 +61,8 @@ class GatedDeltaNetLayer(nn.Module):
         waits = self.a_proj(x).float() + self.dt_bias.float()
         # log(1 + e^x): softplus's own backward has other strides compiled than traced, and then fails
         decay = -self.A_log.float().exp() * torch.logaddexp(waits, waits.new_zeros(()))
-        decay, rate = passed_over(decay, valid), passed_over(self.b_proj(x).float().sigmoid(), valid)
+        rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
+        decay, rate = passed_over(decay, valid), passed_over(rate, valid)
         held = None if state is None else state.state
         if held is None:
             held = v.new_zeros(v.shape[0], mixer.num_value_heads, mixer.key_head_dim, mixer.value_head_dim)

@@ -183,8 +183,12 @@ def _swapped(x: Tensor, at: At) -> Tensor:
 
 @transform("head.by.head")
 def _head_by_head(x: Tensor, at: At) -> Tensor:
-    """All queries and then all gates become head by head its query and its gate."""
-    return x.unflatten(0, (2, at.attention.num_attention_heads, -1)).transpose(0, 1).flatten(0, 2)
+    """All queries and then all gates become head by head its query and its gate; the queries alone where a gate is for
+    a whole head, because that has a projection of its own."""
+    mixer = at.attention
+    if mixer.output_gate != "elementwise":
+        return x[: mixer.num_attention_heads * mixer.head_dim]
+    return x.unflatten(0, (2, mixer.num_attention_heads, -1)).transpose(0, 1).flatten(0, 2)
 
 
 @transform("flat")

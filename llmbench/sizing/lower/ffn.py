@@ -145,11 +145,11 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
     """Bytes that plain torch keeps of a router in fp32: copies of its input and matrix where they are not in fp32, and
     the probabilities of all experts; where each choice has its own (sparsemixer), those and a mask for every choice;
-    none where only the chosen ones have (softmax_topk)."""
+    none where only the chosen ones have (softmax_topk, sigmoid_topk)."""
     scores = 4 * b.tokens * choices
     if moe.router.scores == "sparsemixer":
         scores = 5 * b.tokens * choices * moe.num_experts_per_tok
-    elif moe.router.scores == "softmax_topk":
+    elif moe.router.scores in ("softmax_topk", "sigmoid_topk"):
         scores = 0
     return scores + (4 * width * (b.tokens + choices) if copies else 0)
 

@@ -65,6 +65,7 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
         name=_text(name)[:200],
         source=_text(source),
         approximate=tuple(map(_text, (*spec.approximate, *config.approximate))),
+        undescribed=tuple(map(_text, (*spec.undescribed, *config.undescribed))),
         notes=tuple(map(_text, (*spec.notes, *config.notes))),
     )
     return validated(named)

@@ -20,9 +20,6 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 
 _REQUIRED: Any = object()
 
-INEXACT = "weights are not read: "
-"""How the note begins of a config whose sizes are exact, but not what the model computes."""
-
 _HUGE = 1e30
 """Far beyond any number in a config; neither infinity nor NaN."""
 
@@ -42,6 +39,7 @@ class Config:
         self.model_type = model_type
         self.path = path
         self.approximate: list[str] = []
+        self.undescribed: list[str] = []
         self.notes: list[str] = []
         self._standard = {own: standard for standard, own in aliases.items()}
         self._values: dict[str, Any] = {}
@@ -179,7 +177,7 @@ class Config:
             aliases={},
             path=f"{self.path}{key}.",
         )
-        nested.approximate, nested.notes = self.approximate, self.notes
+        nested.approximate, nested.undescribed, nested.notes = self.approximate, self.undescribed, self.notes
         return nested
 
     def require(self, key: str, *allowed: Any) -> None:
@@ -194,8 +192,10 @@ class Config:
             self.approximate.append(reason)
 
     def inexact(self, reason: str) -> None:
-        """Say that sizes are exact but what the model computes is not all described, so that no weights are read."""
-        self.note(f"{INEXACT}{reason}")
+        """Say that sizes are exact but what the model computes is not all described, so that none is built."""
+        if reason not in self.undescribed:
+            self.undescribed.append(reason)
+        self.note(f"sized, not built: {reason}")
 
     def note(self, text: str) -> None:
         """Say something beside the figures."""

@@ -83,6 +83,7 @@ def same_model(spec: ModelSpec) -> ModelSpec:
         name="model",
         source="",
         aliases=(),
+        undescribed=(),
         notes=(),
         published_parameters=None,
         layers=layers,

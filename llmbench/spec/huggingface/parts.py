@@ -27,13 +27,13 @@ _ACTIVATIONS = {
 
 
 def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
-    """The activation named by the first of `keys` that has a value; an unknown one costs the same and is doubted
-    only by the model, so it is noted."""
+    """The activation named by the first of `keys` that has a value; an unknown one costs the same, so that only the
+    model cannot be built."""
     name = c.first(*(keys or ("hidden_act", "hidden_activation")))
     name = name if isinstance(name, str) else default
     name = _ACTIVATIONS.get(name, name)
     if name not in get_args(Activation):
-        c.note(f"activation `{name}` is counted as silu")
+        c.inexact(f"the activation `{name}`, which is counted as silu")
         name = "silu"
     return cast(Activation, name)
 

@@ -192,30 +192,6 @@ table(
     ignored=r"mtp\..*",
 )
 table(
-    "lfm2",
-    top="""
-    embedding.weight        model.embed_tokens.weight
-    final_norm.*            model.embedding_norm.*
-    lm_head.*               lm_head.*
-    """,
-    layers="""
-    conv.in_proj.*          conv.in_proj.*
-    conv.conv.*             conv.conv.*
-    conv.out_proj.*         conv.out_proj.*
-    attention.q_proj.*      self_attn.q_proj.*
-    attention.k_proj.*      self_attn.k_proj.*
-    attention.v_proj.*      self_attn.v_proj.*
-    attention.o_proj.*      self_attn.out_proj.*
-    attention.q_norm.*      self_attn.q_layernorm.*
-    attention.k_norm.*      self_attn.k_layernorm.*
-    ffn.gate_proj.*         feed_forward.w1.*
-    ffn.up_proj.*           feed_forward.w3.*
-    ffn.down_proj.*         feed_forward.w2.*
-    mixer_norm.*            operator_norm.*
-    ffn_norm.*              ffn_norm.*
-    """,
-)
-table(
     "recurrent_gemma",
     top="""
     embedding.weight        model.embed_tokens.weight

@@ -1,9 +1,10 @@
-"""Hybrids of attention with short convolutions (LFM2 and later), with experts or with norms on outputs."""
+"""Hybrids of attention with short convolutions (LFM2 and later), dense, with experts or with norms on outputs; and
+OLMo's with delta nets."""
 
 from __future__ import annotations
 
 from llmbench.model.weights.families import table
-from llmbench.model.weights.families.llama import ATTENTION, QK_NORM
+from llmbench.model.weights.families.llama import ATTENTION, GATED, OUTPUT_NORMS, PRE_NORMS, QK_NORM, TOP
 
 _LFM_TOP = """
 embedding.weight        model.embed_tokens.weight
@@ -22,17 +23,22 @@ mixer_norm.*            operator_norm.*
 ffn_norm.*              ffn_norm.*
 """
 
+_LFM2_ATTENTION = """
+attention.q_proj.*      self_attn.q_proj.*
+attention.k_proj.*      self_attn.k_proj.*
+attention.v_proj.*      self_attn.v_proj.*
+attention.o_proj.*      self_attn.out_proj.*
+attention.q_norm.*      self_attn.q_layernorm.*
+attention.k_norm.*      self_attn.k_layernorm.*
+"""
+
+table("lfm2", top=_LFM_TOP, layers=_LFM + _LFM2_ATTENTION)
 table(
     "lfm2_moe",
     top=_LFM_TOP,
     layers=_LFM
+    + _LFM2_ATTENTION
     + """
-    attention.q_proj.*      self_attn.q_proj.*
-    attention.k_proj.*      self_attn.k_proj.*
-    attention.v_proj.*      self_attn.v_proj.*
-    attention.o_proj.*      self_attn.out_proj.*
-    attention.q_norm.*      self_attn.q_layernorm.*
-    attention.k_norm.*      self_attn.k_layernorm.*
     ffn.router.weight       feed_forward.gate.weight
     ffn.router.correction   feed_forward.expert_bias
     ffn.experts.gate_proj   feed_forward.experts.{e}.w1.weight
@@ -54,4 +60,33 @@ table(
     post_mixer_norm.*       post_operator_norm.*
     post_ffn_norm.*         post_ffn_norm.*
     """,
+)
+
+# A layer of a delta net has norms before its sublayers, one of attention behind them.
+table(
+    "olmo_hybrid",
+    top=TOP,
+    layers=ATTENTION
+    + QK_NORM
+    + GATED
+    + PRE_NORMS
+    + OUTPUT_NORMS
+    + """
+    mixer_norm.*                attention_layer_norm.*
+    post_mixer_norm.*           feedforward_layer_norm.*
+    ffn_norm.*                  feedforward_layer_norm.*
+    delta_net.q_proj.*          linear_attn.q_proj.*
+    delta_net.k_proj.*          linear_attn.k_proj.*
+    delta_net.v_proj.*          linear_attn.v_proj.*
+    delta_net.g_proj.*          linear_attn.g_proj.*
+    delta_net.a_proj.*          linear_attn.a_proj.*
+    delta_net.b_proj.*          linear_attn.b_proj.*
+    delta_net.conv.*            linear_attn.conv1d.*
+    delta_net.conv.weight       linear_attn.q_conv1d.weight+linear_attn.k_conv1d.weight+linear_attn.v_conv1d.weight
+    delta_net.A_log             linear_attn.A_log
+    delta_net.dt_bias           linear_attn.dt_bias
+    delta_net.norm.*            linear_attn.o_norm.*
+    delta_net.out_proj.*        linear_attn.o_proj.*
+    """,
+    ignored=r"mtp\..*",
 )

@@ -237,3 +237,71 @@ table(
     ffn.shared.down_proj.*  mlp.shared_mlp.down_proj.*
     """,
 )
+table(
+    "kolibri1",
+    top=TOP,
+    layers=ATTENTION
+    + QK_NORM
+    + EXPERTS
+    + CORRECTION
+    + SHARED_EXPERTS
+    + """
+    ffn.router.correction   moe.router.expert_bias
+    mixer_norm.*            input_layernorm.*
+    post_mixer_norm.*       post_self_attn_layernorm.*
+    post_mixer_norm.*       post_attn_norm.*
+    ffn_norm.*              post_attention_layernorm.*
+    post_ffn_norm.*         post_mlp_layernorm.*
+    post_ffn_norm.*         post_ffn_norm.*
+    """,
+)
+table(
+    "mimo_v2_flash",
+    top=TOP,
+    layers=ATTENTION
+    + EXPERTS
+    + CORRECTION
+    + GATED
+    + PRE_NORMS
+    + """
+    attention.sinks         self_attn.sinks
+    attention.sinks         self_attn.attention_sink_bias
+    """,
+    ignored=r"model\.mtp\..*",
+)
+table(
+    "laguna",
+    top=TOP,
+    layers="""
+    attention.q_proj.weight self_attn.q_proj.weight+self_attn.g_proj.weight         head.by.head
+    """
+    + ATTENTION
+    + QK_NORM
+    + EXPERTS
+    + CORRECTION
+    + SHARED_EXPERTS
+    + SHARED_EXPERT
+    + GATED
+    + PRE_NORMS
+    + """
+    attention.g_proj.weight self_attn.g_proj.weight
+    ffn.router.correction   mlp.experts.e_score_correction_bias
+    """,
+)
+table(
+    "minimax_m3_vl_text",
+    top=TOP,
+    layers=ATTENTION
+    + QK_NORM
+    + MIXTRAL_EXPERTS
+    + CORRECTION
+    + PRE_NORMS
+    + """
+    ffn.shared.gate_proj.*  mlp.shared_experts.gate_up_proj.*       first.half
+    ffn.shared.up_proj.*    mlp.shared_experts.gate_up_proj.*       second.half
+    ffn.shared.down_proj.*  mlp.shared_experts.down_proj.*
+    ffn.gate_proj.*         mlp.gate_up_proj.*                      first.half
+    ffn.up_proj.*           mlp.gate_up_proj.*                      second.half
+    ffn.down_proj.*         mlp.down_proj.*
+    """,
+)

@@ -129,11 +129,14 @@ def minimax_m3(c: Config) -> ModelSpec:
     no_effect(
         c,
         """
-        index_block_size index_topk_blocks index_local_blocks rotary_dim swiglu_alpha use_qk_norm
+        index_block_size index_topk_blocks index_local_blocks use_qk_norm
         use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
         """,
     )
-    c.ignore("swiglu_limit", "mtp_transformer_layers", "index_n_heads", "index_head_dim")
+    c.put("rotary_dim", None)  # the class reads a share of the head
+    if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
+        c.inexact("a SwiGLU with another slope or limit than gpt-oss's")
+    c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
     given = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")
     if given is None and isinstance(frequency, list):

@@ -276,7 +276,7 @@ def distilbert(c: Config) -> ModelSpec:
     c.put("layer_norm_eps", 1e-12)  # the class's own; its config has none
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     if ffn.activation != "gelu":
-        c.note(f"activation `{ffn.activation}` of the head is counted as gelu")
+        c.inexact(f"the activation `{ffn.activation}` of the head, which is counted as gelu")
     layer = block(bidirectional(c), ffn, "post")
     # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
     return decoder(

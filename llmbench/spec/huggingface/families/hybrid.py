@@ -29,15 +29,15 @@ from llmbench.spec.position import NoPositions
 
 
 def silu_only(c: Config, key: str) -> None:
-    """Convolution and gate of a state space have SiLU; another activation costs the same and is noted."""
+    """Convolution and gate of a state space have SiLU; another activation costs the same, but is not built."""
     _only(c, key, "silu")
 
 
 def _only(c: Config, key: str, expected: Activation) -> None:
-    """A mixer with a fixed activation; another costs the same and is noted."""
+    """A mixer with a fixed activation; another costs the same, but is not built."""
     name = activation(c, key, default=expected)
     if name != expected:
-        c.note(f"activation `{name}` of the recurrent layers is counted as {expected}")
+        c.inexact(f"the activation `{name}` of the recurrent layers, which is counted as {expected}")
 
 
 def time_step_limits(c: Config) -> tuple[float, float | None]:

@@ -242,9 +242,11 @@ def olmo_hybrid(c: Config) -> ModelSpec:
         key_head_dim=key_dim,
         value_head_dim=c.size("linear_value_head_dim", 2 * key_dim),
         conv_kernel=c.size("linear_conv_kernel_dim"),
+        negative_eigenvalues=c.flag("linear_allow_neg_eigval"),
+        norm_eps=1e-5,
     )
+    silu_only(c, "hidden_act")
     c.ignore(
-        "linear_allow_neg_eigval",
         "linear_a_log_min",
         "linear_a_log_max",
         "linear_dt_min",
@@ -260,7 +262,9 @@ def olmo_hybrid(c: Config) -> ModelSpec:
         ("attention", block(full, ffn, "output")) if kind == "full_attention" else ("linear", block(delta, ffn))
         for kind in _kinds(c, derived)
     ]
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
+    turns = c.table("rope_parameters").get("rope_theta", c.get("rope_theta")) is not None
+    positions = rope(c, head_dim=full.head_dim)
+    return decoder(c, layers, norm=norm(c), positions=positions if turns else NoPositions())
 
 
 def _conv(c: Config) -> ShortConv:

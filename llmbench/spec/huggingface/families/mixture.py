@@ -78,8 +78,8 @@ def qwen_moe(c: Config) -> ModelSpec:
     c.ignore("sliding_window", "max_window_layers", "use_sliding_window")
     c.require("use_qk_norm", not old)
     window = None
-    always, never = c.model_type == "qwen3_omni_moe_text", c.model_type == "qwen3_vl_moe_text"
-    if not never and (always or c.flag("use_sliding_window")):
+    vision = c.model_type == "qwen3_vl_moe_text"
+    if not vision and c.model_type != "qwen3_omni_moe_text" and c.flag("use_sliding_window"):
         window = c.window()
     count, first = num_layers(c), c.count("max_window_layers")
     step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
@@ -99,12 +99,12 @@ def qwen_moe(c: Config) -> ModelSpec:
         index not in only_dense and c.size("num_experts") > 0 and step > 0 and (index + 1) % step == 0
         for index in range(count)
     ]
-    ffn = moe(c, router=Router(normalize=c.flag("norm_topk_prob")), shared=shared)
+    ffn = moe(c, router=Router(normalize=c.flag("norm_topk_prob") or vision), shared=shared)
     if all(sparse):
         c.ignore("intermediate_size")
     layers = arrange(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
     # The class of the text part alone says tied, the one of the whole, which is what is loaded, does not.
-    tied = c.flag("tie_word_embeddings") and (not never or "tie_word_embeddings" in c)
+    tied = c.flag("tie_word_embeddings") and (not vision or "tie_word_embeddings" in c)
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
 
 
@@ -250,7 +250,7 @@ def ernie_moe(c: Config) -> ModelSpec:
     text = c.model_type == "ernie4_5_vl_moe_text"
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     if c.model_type != "ernie4_5_moe":
-        c.note("the experts of vision are not counted")
+        c.inexact("the experts of vision, which are not counted either")
         if text and c.get("moe_intermediate_size") is None:
             c.put("moe_intermediate_size", [1536, 512])
         for key in (

@@ -29,10 +29,11 @@ from llmbench.spec.huggingface.parts import (
     moe,
     norm,
     rope,
+    states_rotation,
 )
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec
-from llmbench.spec.position import NoPositions
+from llmbench.spec.position import NoPositions, Rope
 
 
 @family("mimo_v2_flash")
@@ -45,17 +46,16 @@ def mimo(c: Config) -> ModelSpec:
     near = local_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
     frequency = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
-    window = c.window()
-    no_effect(
-        c,
-        """
-        sliding_window_size attention_chunk_size swa_rope_theta attention_value_scale topk_method
-        scoring_func
-        """,
-    )
+    before = c.optional_size("sliding_window_size")  # keys before a query, which itself it does not count
+    window = c.window() if before is None else before + 1
+    no_effect(c, "attention_chunk_size swa_rope_theta topk_method scoring_func")
+    states_rotation(c)
+    positions, near_positions = (_mimo_rope(c, kind) for kind in ("full_attention", "sliding_attention"))
+    value_scale = c.optional_number("attention_value_scale")
     full = attention(
         c,
         v_head_dim=c.optional_size("v_head_dim"),
+        value_scale=value_scale,
         qkv_bias=bias,
         sinks=c.flag("add_full_attention_sink_bias"),
     )
@@ -68,12 +68,20 @@ def mimo(c: Config) -> ModelSpec:
         qkv_bias=bias,
         sliding_window=window,
         sinks=c.flag("add_swa_attention_sink_bias", True),
+        value_scale=value_scale,
+        positions=near_positions,
     )
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"))
     ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
     mixers = [("local", local) if is_local else ("global", full) for is_local in near]
     layers = arrange(mixers, sparse, ffn, gated(c, bias=False))
-    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
+    return decoder(c, layers, norm=norm(c), positions=positions)
+
+
+def _mimo_rope(c: Config, kind: str) -> Rope:
+    """A third of each head turns unless the config says otherwise or scales the rotation."""
+    whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
+    return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)
 
 
 @family("step3p5")
@@ -133,6 +141,7 @@ def step3p5(c: Config) -> ModelSpec:
         moe_layers_enum
         """,
     )
+    c.inexact("limits on gates, the scale of scores and rotations by layer (Step 3.5)")
     sparse = sparse_layers(c, lambda index: index in chosen)
     layers = arrange(mixers, sparse, ffn, gated(c, bias=mlp_bias))
     return decoder(

@@ -29,6 +29,7 @@ from llmbench.spec.huggingface.parts import (
     moe,
     norm,
     rope,
+    states_rotation,
 )
 from llmbench.spec.mixer import Attention, Mixer
 from llmbench.spec.model import Embedding, Head, ModelSpec, NextTokenPrediction, Norm
@@ -196,14 +197,14 @@ def kolibri(c: Config) -> ModelSpec:
         for near in local
     ]
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
-    ffn = moe(c, router=SIGMOID, shared=shared)
-    layers = arrange(mixers, [True] * num_layers(c), ffn, None, "sandwich")
+    router = Router(scores="sigmoid_topk", correction="buffer", normalize=c.flag("norm_topk_prob"))
+    layers = arrange(mixers, [True] * num_layers(c), moe(c, router=router, shared=shared), None, "sandwich")
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
 
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """Laguna: each layer its own number of query heads, a gate a head (or a channel)."""
+    """Laguna: each layer its own number of query heads, a gate a head (or a channel) under a softplus."""
     bias, gating = c.flag("attention_bias"), c.get("gating")
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
@@ -212,6 +213,10 @@ def laguna(c: Config) -> ModelSpec:
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = local_layers(c, lambda index: False)
     window = c.window()
+    states_rotation(c)
+    positions, near_positions = (
+        rope(c, head_dim=head_dim_of(c), layer_type=kind) for kind in ("full_attention", "sliding_attention")
+    )
     mixers = []
     for own, near in zip(heads, local, strict=True):
         if type(own) is not int or own < 1:
@@ -223,24 +228,29 @@ def laguna(c: Config) -> ModelSpec:
             output_bias=bias,
             qk_norm=HEAD_NORM,
             output_gate="headwise" if headwise else "elementwise",
+            gate_activation="softplus",
             sliding_window=window if near else None,
+            positions=near_positions if near else None,
         )
         mixers.append(("local" if near else "global", mixer))
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
-    no_effect(
-        c,
-        """
-        moe_routed_scaling_factor moe_router_logit_softcapping moe_apply_router_weight_on_input
-        swa_attention_sink_enabled
-        """,
+    c.ignore("num_attention_heads", "swa_attention_sink_enabled")
+    if c.number("moe_router_logit_softcapping", 0.0) > 0:
+        c.inexact("a cap on the router's logits")
+    router = Router(
+        scores="sigmoid",
+        correction="parameter",
+        normalize=True,
+        scale=c.number("moe_routed_scaling_factor", 1.0),
+        on_input=c.flag("moe_apply_router_weight_on_input"),
     )
-    ffn = moe(c, router=Router(scores="sigmoid", correction="parameter", normalize=True), shared=shared)
+    ffn = moe(c, router=router, shared=shared)
     sparse = sparse_layers(c, lambda index: index > 0)
     return decoder(
         c,
         arrange(mixers, sparse, ffn, gated(c, bias=False)),
         norm=norm(c),
-        positions=rope(c, head_dim=head_dim_of(c)),
+        positions=positions,
     )
 
 

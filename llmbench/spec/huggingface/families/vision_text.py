@@ -6,6 +6,7 @@ from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.dense import HEAD_NORM, windowed_after
 from llmbench.spec.huggingface.parts import attention, block, decoder, gated, norm, rope
+from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec
 
 
@@ -31,7 +32,7 @@ def glm4v(c: Config) -> ModelSpec:
     sublayer."""
     c.ignore("attention_bias")
     mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
-    positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
+    positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
     return decoder(c, block(mixer, gated(c, bias=False), "sandwich"), norm=norm(c), positions=positions)
 
 
@@ -50,7 +51,7 @@ def hunyuan_vl(c: Config) -> ModelSpec:
     bias = c.flag("attention_bias")
     c.ignore("use_qk_norm")
     c.require("use_qk_norm", True)
-    mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     positions = rope(c, head_dim=mixer.head_dim)
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
 

@@ -1,0 +1,119 @@
+"""What this machine can do at best, measured in the same run: products, copies, reads, launches.
+
+Fractions of a datasheet's peak mix what a kernel wastes with what the machine cannot do at all, at its power and
+clocks of the day; fractions of an anchor do not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from llmbench.measure.clock import Call, Clock, CpuClock, compare
+from llmbench.measure.measurement import Measurement
+from llmbench.spec.device import DeviceSpec, DType
+
+__all__ = ["Anchor", "Anchors", "Limits", "Sizes", "datasheet_limits", "measure_anchors"]
+
+
+class Limits(NamedTuple):
+    """A roofline: the rates that no call passes."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+    def least_s(self, flops: float, bytes: float) -> float:
+        """Seconds that this work needs at least: products and traffic at once, whichever takes longer."""
+        return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
+
+
+class Anchor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A thing that was timed: `work` is that of one call, in FLOPs, bytes or launches."""
+
+    what: str
+    work: int
+    measurement: Measurement
+
+    @property
+    def per_s(self) -> float:
+        """Work a second, by the median."""
+        return self.work / self.measurement.median_s
+
+    @property
+    def each_s(self) -> float:
+        """Seconds of one unit of work: of a launch."""
+        return self.measurement.median_s / self.work
+
+
+class Anchors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The anchors of a run. `matmul`: FLOPs of a square product. `copy`: bytes read and written. `read`: bytes summed
+    up. `launch`: ops on one element, one behind the other."""
+
+    matmul: Anchor
+    copy: Anchor
+    read: Anchor
+    launch: Anchor
+
+    def limits(self, *, read_only: bool = False) -> Limits:
+        """The roofline of what was measured; `read_only` for work that hardly writes, as decoding is."""
+        return Limits(self.matmul.per_s, self.read.per_s if read_only else self.copy.per_s)
+
+
+def datasheet_limits(device: DeviceSpec, dtype: DType) -> Limits | None:
+    """The roofline of a datasheet, dense; None where it does not give one of the two."""
+    flops, memory = device.peak_flops_per_s(dtype), device.memory_bandwidth_bytes_per_s
+    return None if flops is None or memory is None else Limits(flops, float(memory.value))
+
+
+class Sizes(NamedTuple):
+    """How large the anchors are: rows and columns of the product, bytes of the buffer that is read (and copied),
+    launches in a call."""
+
+    matmul: int
+    bytes: int
+    launches: int
+
+
+GPU = Sizes(matmul=8192, bytes=2**30, launches=1000)
+CPU = Sizes(matmul=1024, bytes=2**27, launches=1000)
+
+
+def measure_anchors(clock: Clock, *, budget_s: float = 0.3, sizes: Sizes | None = None) -> Anchors:
+    """Measure them, `budget_s` seconds each, on random values: zeros take less power and so go faster."""
+    device = clock.device
+    on_gpu = device.type == "cuda"
+    sizes = sizes or (GPU if on_gpu else CPU)
+
+    def timed(what: str, work: int, call: Call, by: Clock = clock) -> Anchor:
+        return Anchor(what=what, work=work, measurement=compare({what: call}, clock=by, budget_s=budget_s)[what])
+
+    n, dtype = sizes.matmul, _dtype(device)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    name = str(dtype).removeprefix("torch.")
+    matmul = timed(f"{name} {n}×{n}×{n} product", 2 * n**3, lambda: torch.matmul(a, b, out=a.new_empty(n, n)))
+    source = torch.randn(sizes.bytes // 4, device=device)
+    target = torch.empty_like(source)
+    size = f"{source.nbytes / 2**20:,.0f} MiB"
+    copy = timed(f"copy of {size}, read and written", 2 * source.nbytes, lambda: target.copy_(source))
+    read = timed(f"sum of {size}", source.nbytes, lambda: source.sum())
+    one = torch.zeros(1, device=device)
+    # A wall clock, because the cost is the CPU's: it hands launches over faster or slower than the GPU ends them.
+    launch = timed("x += 1 of one element", sizes.launches, lambda: _launches(one, sizes.launches), CpuClock())
+    return Anchors(matmul=matmul, copy=copy, read=read, launch=launch)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """bf16 on a GPU that multiplies it, fp16 on an older one, fp32 on a CPU."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _launches(one: Tensor, count: int) -> None:
+    for _ in range(count):
+        one.add_(1)
+    if one.is_cuda:
+        torch.cuda.synchronize(one.device)

@@ -1,0 +1,62 @@
+"""Joules of a call, from the GPU's own counter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+
+from llmbench.measure.telemetry import Gpu, gpu_of
+
+__all__ = ["Energy", "energy_of"]
+
+
+class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Energy of the whole GPU, its idle power included, over `calls` calls one after another, which find their
+    inputs in its caches where those have room."""
+
+    joules: float
+    calls: int
+    seconds: float
+
+    @property
+    def joules_per_call(self) -> float:
+        """Energy of one."""
+        return self.joules / self.calls
+
+    @property
+    def watts(self) -> float:
+        """Mean power."""
+        return self.joules / self.seconds
+
+
+def energy_of(
+    call: Callable[[], Any], device: torch.device, *, least_s: float = 1.0, gpu: Gpu | None = None
+) -> Energy | None:
+    """Run `call` for `least_s` seconds and read the counter before and after; None where there is no counter.
+
+    The counter moves every 20 to 100 ms, so that a second is right to within some per cent; longer is nearer.
+    """
+    gpu = gpu or gpu_of(device)
+    if gpu is None or gpu.energy_j() is None:
+        return None
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    call()
+    wait()
+    calls, batch, passed = 0, 1, 0.0
+    before, start = gpu.energy_j(), time.perf_counter()
+    while passed < least_s:
+        for _ in range(batch):
+            call()
+        wait()
+        calls += batch
+        passed = time.perf_counter() - start
+        if passed < least_s / 10:
+            batch = min(2 * batch, 256)  # few enough that the queue of launches is never full for long
+    after = gpu.energy_j()
+    if before is None or after is None or after <= before:
+        return None
+    return Energy(joules=after - before, calls=calls, seconds=passed)

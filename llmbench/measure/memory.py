@@ -1,0 +1,88 @@
+"""How much memory does a call need at its fullest moment, beside what was there before it?
+
+On a GPU torch's allocator counts. A CPU has no such counter: there every storage that an op makes is followed from its
+birth to its death. Scratch inside an op is not seen there, nor what compiled code takes by itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveTensors", "MemoryPeak", "peak_memory"]
+
+
+class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fullest moment of a call. `added_bytes` is what it took beside what was held when it began, results
+    included; `held_bytes` and `reserved_bytes` (the allocator's own, at that peak or since) are None on a CPU."""
+
+    added_bytes: int
+    held_bytes: int | None = None
+    reserved_bytes: int | None = None
+    by: Literal["allocator", "tensors"]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Everything torch held at that moment, None on a CPU."""
+        return None if self.held_bytes is None else self.held_bytes + self.added_bytes
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
+    """Run `call` once, warmed up, and watch its memory. `cuda` is torch.cuda."""
+    gc.collect()
+    if device.type != "cuda":
+        live = LiveTensors()
+        with live:
+            call()
+        return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
+    cuda.synchronize(device)
+    cuda.empty_cache()  # what others left reserved is not this call's
+    cuda.reset_peak_memory_stats(device)
+    held = cuda.memory_allocated(device)
+    call()
+    cuda.synchronize(device)
+    return MemoryPeak(
+        added_bytes=cuda.max_memory_allocated(device) - held,
+        held_bytes=held,
+        reserved_bytes=cuda.max_memory_reserved(device),
+        by="allocator",
+    )
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows the storages that ops make inside it: `live_bytes` now, `peak_bytes` at the fullest moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = self.peak_bytes = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, and count storages among its results that no argument had."""
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: Any) -> None:
+            del self._known[key]
+            self.live_bytes -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
