@@ -378,10 +378,6 @@ class Case(NamedTuple):
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
-    def options(self) -> Inputs:
-        """By name, as the op takes them."""
-        return {name: getattr(self, name) for name in ("reduction", *Options._fields[:-1])}
-
 
 def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -> Tensor:
     """Among them the first and the last token of the vocabulary; `ignored` of them are -100."""
@@ -393,10 +389,11 @@ def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -
 
 def inputs(case: Case, random: Random) -> Inputs:
     """Logits that spread over a few units, as a model's do."""
-    logits = random.normal(case.tokens, case.vocabulary, scale=3.0)
-    return {"logits": logits, "targets": random_targets(case.tokens, case.vocabulary, case.ignored, random)} | (
-        case.options()
-    )
+    return {
+        "logits": random.normal(case.tokens, case.vocabulary, scale=3.0),
+        "targets": random_targets(case.tokens, case.vocabulary, case.ignored, random),
+        **{name: getattr(case, name) for name in ("reduction", *Options._fields[:-1])},
+    }
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from llmbench.errors import CannotRunError
-from llmbench.kernels.kernel import Kernel, Random
+from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import Launch, captured, interpreted, preferring
 from llmbench.kernels.registry import kernel
 
@@ -96,8 +96,7 @@ def inspect(
         for arch in arches
         for name in names
         for index in range(len(kernel(name).shapes))
-        for dtype in dtypes
-        if dtype in kernel(name).dtypes
+        for dtype in kernel(name).formats(dtypes)
     ]
     if workers == 1:
         yield from (row for each in work for row in _of_shape(*each))
@@ -186,7 +185,7 @@ def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: i
     row = Compiled(
         kernel=of.name,
         function=launch.name,
-        case=", ".join(f"{key}={value}" for key, value in case._asdict().items()),
+        case=described(case),
         dtype=str(dtype).removeprefix("torch."),
         config=str(config),
         note=config.note,

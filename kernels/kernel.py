@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Case", "Cost", "Inputs", "Kernel", "Random"]
+__all__ = ["Case", "Cost", "Inputs", "Kernel", "Random", "described"]
 
 Inputs = dict[str, Any]
 """The keyword arguments of a public op: tensors and plain values."""
@@ -19,6 +19,19 @@ class Case(Protocol):
     """A shape and its options: a NamedTuple of plain values, so that it prints itself."""
 
     def _asdict(self) -> dict[str, Any]: ...
+
+
+def described(case: Case) -> str:
+    """A case in words: what differs from the defaults, and equal values in a row as their number × the value."""
+    usual: dict[str, Any] = getattr(case, "_field_defaults", {})
+    fields = {name: value for name, value in case._asdict().items() if name not in usual or value != usual[name]}
+    return ", ".join(f"{name}={_brief(value)}" for name, value in fields.items())
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
+        return f"{len(value)} × {value[0]}"
+    return str(value)
 
 
 class Cost(NamedTuple):
@@ -82,3 +95,7 @@ class Kernel:
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     allowances: Mapping[str, str] = field(default_factory=dict)
+
+    def formats(self, asked: Iterable[torch.dtype]) -> tuple[torch.dtype, ...]:
+        """Those of the formats that are asked for which the kernel knows; all its own where it knows none of them."""
+        return tuple(dtype for dtype in asked if dtype in self.dtypes) or self.dtypes

@@ -21,6 +21,7 @@ NAMES = (
     "grouped_matmul",
     "moe",
     "cross_entropy",
+    "linear_cross_entropy",
 )
 """Every kernel file, in the order in which a decoder layer meets them."""
 
