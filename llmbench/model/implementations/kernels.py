@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,13 +25,30 @@ from llmbench.model.implementations.sdpa import refuse
 from llmbench.spec.ffn import Activation, MoE, Router
 from llmbench.spec.model import Norm
 
+TRITON = find_spec("triton") is not None
+if TRITON:  # all at once: torch counts the FLOPs of those ops only that it knows when counting starts
+    from llmbench.kernels.attention import attention
+    from llmbench.kernels.decode_attention import decode_attention
+    from llmbench.kernels.glu import ACTIVATIONS
+    from llmbench.kernels.glu import glu as glu_kernel
+    from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
+    from llmbench.kernels.linear_cross_entropy import linear_cross_entropy
+    from llmbench.kernels.mla_decode import mla_decode
+    from llmbench.kernels.moe import moe as moe_kernel
+    from llmbench.kernels.moe_routing import SCORES, moe_routing
+    from llmbench.kernels.rms_norm import add_rms_norm, rms_norm
+    from llmbench.kernels.rope import rope
+
 MOST_QUERIES = 8
 """New tokens of a sequence that the decode kernels take; with more, attention's own kernel is the better one."""
 
 
 def run_kernels(x: Tensor) -> bool:
-    """Whether Triton runs on x, or stands for what would."""
-    return x.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether Triton runs on x, or stands for what would. Raises CannotRunError where it would and is not there."""
+    runs = x.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    if runs and not TRITON:
+        raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
+    return runs
 
 
 def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -> Any:
@@ -65,8 +83,6 @@ def _options(scores: Scores) -> dict[str, Any]:
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """Sequences of one length without gaps. Chunks that see nothing of each other are sequences of their own."""
-    from llmbench.kernels.attention import attention
-
     options = _options(scores) | {"causal": mask.causal, "window": mask.window}
     batch, _, length, _ = q.shape
     if mask.chunk is None or length <= mask.chunk:
@@ -83,10 +99,9 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """Sequences of different lengths, or chunks of them, laid end to end: the keys that are there, in order, and the
     queries up to the last of them. Queries past it are padding and give 0. Lengths are counted on the host."""
-    from llmbench.kernels.attention import attention
-
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
-    order = mask.keys.masked_fill(mask.keys < 0, torch.iinfo(mask.keys.dtype).max).argsort(dim=1)
+    far = torch.iinfo(mask.keys.dtype).max
+    order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
     if mask.causal or mask.window is not None:
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
@@ -94,8 +109,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
         asked = torch.ones_like(mask.queries, dtype=torch.bool)
     chunks = 1 if mask.chunk is None else int(mask.queries.amax()) // mask.chunk + 1
     of_query, of_key = (
-        rows * chunks + (0 if mask.chunk is None else positions.clamp(min=0) // mask.chunk)
-        for positions in (mask.queries, keys)
+        rows * chunks + positions.clamp(min=0) // (mask.chunk or far) for positions in (mask.queries, keys)
     )
     queries = torch.bincount(of_query[asked], minlength=len(q) * chunks)
     there = (keys >= 0) & (queries[of_key] > 0)
@@ -123,8 +137,6 @@ def _starts(sizes: Tensor) -> Tensor:
 
 def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
     """A few new tokens on a cache."""
-    from llmbench.kernels.decode_attention import decode_attention
-
     scales = {}
     if slots.key_scales is not None and slots.value_scales is not None:
         scales = {"k_scales": slots.key_scales[..., 0], "v_scales": slots.value_scales[..., 0]}
@@ -167,8 +179,6 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
         )
     if torch.is_grad_enabled() and q_latent.requires_grad:
         raise CannotRunError("impl flash has no backward in absorbed form", hint="train in the naive form")
-    from llmbench.kernels.mla_decode import mla_decode
-
     width, mask, slots = q_latent.shape[-1], seen.mask, seen.slots
     where: dict[str, Any] = {"query_positions": mask.queries, "causal": mask.causal, "window": mask.window}
     if slots is None:
@@ -210,9 +220,6 @@ def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """One launch, the sum with the residual included."""
-    from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
-    from llmbench.kernels.rms_norm import add_rms_norm, rms_norm
-
     plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
     how = {"eps": norm.eps, "unit_offset": norm.unit_offset}
     if residual is None:
@@ -223,8 +230,6 @@ def norm(
 
 def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Both in one launch."""
-    from llmbench.kernels.rope import rope
-
     cos, sin = (table.squeeze(1) for table in tables)
     turned = _called(rope, "fused", q.transpose(1, 2), k.transpose(1, 2), cos, sin, interleaved=interleaved)
     return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
@@ -232,11 +237,8 @@ def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
     """One launch."""
-    from llmbench.kernels.glu import ACTIVATIONS
-    from llmbench.kernels.glu import glu as kernel
-
     _refuse_activation(name, ACTIVATIONS)
-    out: Tensor = _called(kernel, "fused", gate, up, name)
+    out: Tensor = _called(glu_kernel, "fused", gate, up, name)
     return out
 
 
@@ -247,8 +249,6 @@ def _refuse_activation(name: str, known: dict[str, int]) -> None:
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
     """One launch."""
-    from llmbench.kernels.moe_routing import SCORES, moe_routing
-
     if router.scores not in SCORES:
         raise CannotRunError(f"impl fused has no router with {router.scores}", hint="use flash")
     both: tuple[Tensor, Tensor] = _called(
@@ -268,15 +268,12 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 def experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: MoE) -> Tensor:
     """All of them together, their tokens sorted; one that has none costs nothing."""
-    from llmbench.kernels.glu import ACTIVATIONS
-    from llmbench.kernels.moe import moe as kernel
-
     _refuse_activation(moe.activation, ACTIVATIONS)
     if moe.router.on_input:
         if chosen.shape[1] != 1:
             raise CannotRunError("impl fused weighs what one expert a token reads, not several", hint="use flash")
         x, weights = x * weights.to(x.dtype), torch.ones_like(weights)
-    out: Tensor = _called(kernel, "fused", x, weights, chosen, *held, activation=moe.activation)
+    out: Tensor = _called(moe_kernel, "fused", x, weights, chosen, *held, activation=moe.activation)
     return out
 
 
@@ -284,12 +281,10 @@ def loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
     """Never all logits at once."""
-    from llmbench.kernels.linear_cross_entropy import linear_cross_entropy
-
     out: Tensor = _called(linear_cross_entropy, "fused", x, weight, targets, bias, logit_scale=scale, soft_cap=soft_cap)
     return out
 
 
 FLASH = STANDARD._replace(name="flash", attend=attend, attend_latent=attend_latent)
 FUSED = FLASH._replace(name="fused", norm=norm, rotate=rotate, glu=glu, route=route, experts=experts, loss=loss)
-IMPLEMENTATIONS = {"flash": FLASH, "fused": FUSED}
+IMPLEMENTATIONS = {"flash": FLASH, "fused": FUSED} if TRITON else {"flash": FLASH}

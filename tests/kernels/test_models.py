@@ -1,0 +1,262 @@
+"""Whole models on the kernels: `flash` and `fused` against `standard`, one tiny model of every kind of mixer and
+feed-forward; over every cache; compiled; and with the FLOPs of the sizing table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmbench import model as models
+from llmbench.errors import CannotRunError
+from llmbench.kernels.checking import compare
+from llmbench.model.attention import Step
+from llmbench.model.decoder import Decoder
+from llmbench.model.implementations import implementation
+from llmbench.model.latent import set_latent_form
+from llmbench.model.mixers import new_cache
+from llmbench.model.norms import Residual
+from llmbench.model.positions import tables_of
+from llmbench.model.state import CACHE_KINDS
+from llmbench.sizing.lower import lower
+from llmbench.sizing.workload import Workload
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
+from llmbench.spec.mixer import Attention, LatentAttention, Mamba, Mamba2, Mixer, QKNorm
+from llmbench.spec.model import Head, Layer, ModelSpec, Norm
+from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LENGTH = 19
+VOCABULARY = 57
+GATED = Gated(intermediate_size=24)
+
+
+def gqa(**fields: Any) -> Attention:
+    given: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    return Attention(**{**given, **fields})
+
+
+def mla(**fields: Any) -> LatentAttention:
+    given: dict[str, Any] = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    return LatentAttention(**{"num_attention_heads": 4, **given, **fields})
+
+
+def moe(**fields: Any) -> MoE:
+    given: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 12}
+    return MoE(**{**given, **fields})
+
+
+def spec_of(
+    mixer: Mixer, ffn: FFN = GATED, *, positions: Positions | None = None, placement: str = "pre", **fields: Any
+) -> ModelSpec:
+    layer: dict[str, Any] = {"mixer": mixer, "ffn": ffn, "placement": placement}
+    given: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "tie_word_embeddings": False, **fields}
+    positions = positions or Rope(interleaved=isinstance(mixer, LatentAttention))
+    layers = {"layer": Layer(**layer)}
+    return ModelSpec(
+        name="tiny", source="a test", layers=layers, pattern="2*layer", positions=positions, **given
+    ).check()
+
+
+LAYER_NORM = Norm(kind="layernorm", bias=True)
+DEEPSEEK = Router(scores="sigmoid", normalize=True, scale=2.5, correction="buffer", n_group=3, topk_group=2)
+SPECS: dict[str, ModelSpec] = {
+    "mha": spec_of(gqa(num_key_value_heads=4, qkv_bias=True, output_bias=True)),
+    "gqa": spec_of(gqa()),
+    "mqa, post norms": spec_of(gqa(num_key_value_heads=1), placement="post", norm=LAYER_NORM),
+    "window, sandwich": spec_of(
+        gqa(sliding_window=5),
+        Gated(intermediate_size=24, activation="gelu_tanh"),
+        placement="sandwich",
+        norm=Norm(unit_offset=True),
+        head=Head(soft_cap=3.0),
+    ),
+    "chunks": spec_of(gqa(attention_chunk_size=6)),
+    "wide values": spec_of(gqa(v_head_dim=16)),
+    "soft cap": spec_of(gqa(logit_soft_cap=2.0)),
+    "sinks": spec_of(gqa(sinks=True, sliding_window=7)),
+    "qk norm and gate": spec_of(gqa(qk_norm=QKNorm(), output_gate="elementwise")),
+    "partial rotation, parallel": spec_of(gqa(), positions=Rope(rotary_dim=4, interleaved=True), placement="parallel"),
+    "alibi": spec_of(gqa(), Dense(intermediate_size=24), positions=Alibi(), norm=LAYER_NORM),
+    "learned": spec_of(gqa(), Dense(intermediate_size=24), positions=LearnedPositions(num_positions=40)),
+    "no positions, output norms": spec_of(gqa(), positions=NoPositions(), placement="output"),
+    "mla": spec_of(mla(q_lora_rank=16)),
+    "mixture": spec_of(gqa(), moe(router=Router(normalize=True))),
+    "mixture, plain experts": spec_of(gqa(), moe(gated=False, activation="gelu", bias=True)),
+    "mixture, oai": spec_of(gqa(), moe(activation="swiglu_oai", bias=True, router=Router(scores="softmax_topk"))),
+    "mixture, shared": spec_of(mla(), moe(shared=SharedExperts(intermediate_size=16), router=DEEPSEEK)),
+    "mixture, on input": spec_of(gqa(), moe(num_experts_per_tok=1, router=Router(scores="sigmoid", on_input=True))),
+    "mixture, capacity": spec_of(gqa(), moe(capacity_factor=0.75)),
+    "mamba": spec_of(Mamba(intermediate_size=32, state_size=4, conv_kernel=4, time_step_rank=4)),
+    "mamba2": spec_of(Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4)),
+}
+
+
+def built(spec: ModelSpec, impl: str, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Weights so large that attention and routers are far from even; the same for every `impl`."""
+    model = models.build(spec, impl=impl, init="gpt2")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, held in [*model.named_parameters(), *model.named_buffers()]:
+            if held.is_floating_point() and "A_log" not in name:
+                spread = torch.randn(held.shape, generator=generator) * (0.3 if held.dim() > 1 else 0.1)
+                held.add_(spread)
+    model = model.to(DEVICE, dtype)
+    for module in model.modules():
+        if getattr(module, "correction", None) is not None:
+            module.correction = module.correction.float()
+    return model
+
+
+def tokens(batch: int = 2, length: int = LENGTH) -> Tensor:
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def results(model: Decoder, loss: bool = False) -> dict[str, Tensor]:
+    """The logits, or the loss, and every gradient."""
+    given = tokens()
+    if loss:
+        targets = given.roll(-1, dims=1).masked_fill(given % 5 == 0, -100)
+        out = model(given, targets=targets)
+        out.backward()
+    else:
+        out = model(given)
+        out.float().square().mean().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"out": out.detach(), **grads}
+
+
+def assert_close(found: Tensor, wanted: Tensor, name: str = "", within: float = 2e-5) -> None:
+    """Equal up to a part of the largest wanted number; products are tf32 on a GPU."""
+    error = float((found.double() - wanted.double()).abs().max() / (wanted.abs().max() + 1e-12))
+    assert error <= (0.02 if DEVICE.type == "cuda" else within), (name, error)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("impl", ["flash", "fused"])
+def test_logits_and_gradients_are_those_of_standard(impl: str, name: str) -> None:
+    """In fp32. Of flash only what attends: the rest is plain torch."""
+    if impl == "flash" and name.startswith(("mixture", "mamba")):
+        pytest.skip("the same as another, but for its feed-forward")
+    wanted, found = (results(built(SPECS[name], which), loss=impl == "fused") for which in ("standard", impl))
+    assert wanted.keys() == found.keys()
+    for part in wanted:
+        assert_close(found[part], wanted[part], part, 1e-4 if part != "out" else 2e-5)
+
+
+@pytest.mark.parametrize("name", ["gqa", "window, sandwich", "alibi", "mla"])
+def test_narrow_formats_are_within_budget(name: str) -> None:
+    """bf16: at most twice as far from fp32's results as plain torch in bf16 is, and a rounding; as a whole, because a
+    sum's few elements may be lucky."""
+    exact, plain, found = (
+        results(built(SPECS[name], impl, dtype))
+        for impl, dtype in (("standard", torch.float32), ("standard", torch.bfloat16), ("fused", torch.bfloat16))
+    )
+    whole = [
+        torch.cat([part.flatten() / exact[key].norm() for key, part in each.items()]) for each in (found, plain, exact)
+    ]
+    verdict = compare(name, *whole)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in ("gqa", "mla", "window, sandwich") for kind in CACHE_KINDS]
+    + [(name, kind) for name in ("chunks", "sinks", "alibi", "soft cap") for kind in ("rolling", "paged")],
+)
+def test_caches_are_read_where_they_lie(name: str, kind: str) -> None:
+    """Against `standard` on the same kind of cache: padded prefill, single steps, a padded step, and many at once."""
+    logits = []
+    rows = tokens(3, 40)
+    for impl in ("standard", "fused"):
+        model = built(SPECS[name], impl)
+        cache = new_cache(model.spec, 3, 40, kind=kind, dtype=torch.float32, device=DEVICE, **_blocks(kind))
+        held, seen = [0, 0, 0], []
+        with torch.no_grad():
+            for new in ([7, 2, 4], [1, 1, 1], [3, 0, 5], [1, 0, 1], [10, 9, 3], [1, 1, 1]):
+                length = max(new)
+                piece = torch.stack([rows[row, at : at + length] for row, at in enumerate(held)])
+                ragged = None if min(new) == length else torch.tensor(new, device=DEVICE)
+                out = model(piece, cache=cache, lengths=ragged)
+                seen += [out[row, :count] for row, count in enumerate(new)]
+                held = [at + count for at, count in zip(held, new, strict=True)]
+        logits.append(torch.cat(seen))
+    assert_close(logits[1], logits[0])
+
+
+def _blocks(kind: str) -> dict[str, int]:
+    return {"block_size": 4} if "paged" in kind else {}
+
+
+def test_absorbed_latents_without_a_cache() -> None:
+    wanted, found = (built(SPECS["mla"], impl) for impl in ("standard", "flash"))
+    for model in (wanted, found):
+        set_latent_form(model, "absorbed")
+    with torch.no_grad():
+        assert_close(found(tokens(2, 8)), wanted(tokens(2, 8)))
+        with pytest.raises(CannotRunError, match="absorbs no more than 8"):
+            found(tokens(2, 9))
+    with pytest.raises(CannotRunError, match="no backward"):
+        found(tokens(2, 8))
+
+
+@pytest.mark.parametrize("name", ["gqa", "window, sandwich", "mla", "mixture", "alibi"])
+def test_a_block_compiles_whole(name: str) -> None:
+    """No graph break, forward or backward."""
+    spec = SPECS[name]
+    model = built(spec, "fused")
+    positions = torch.arange(LENGTH, device=DEVICE).expand(2, -1)
+    step = Step(positions, None, True, tables_of(model.rotations, positions, LENGTH), implementation("fused"))
+    x = torch.randn(2, LENGTH, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    torch._dynamo.reset()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    block = model.layers[0]
+    out = torch.compile(block, fullgraph=True, backend="aot_eager")(Residual(ours), step, None, None)[0].whole()
+    expected = block(Residual(theirs), step, None, None)[0].whole()
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if not name.startswith("mamba") and "capacity" not in name])
+def test_the_counter_sees_the_flops_of_the_table(name: str) -> None:
+    """Score pairs without those that the mask throws away, products of experts, and the vocabulary, as logits or in
+    the loss; on meta."""
+    spec = SPECS[name]
+    model = models.build(spec, impl="fused", device="meta")
+    length = 18  # whole chunks: without data they count as equally long
+    given = torch.zeros((2, length), dtype=torch.int64, device="meta")
+    for targets in (None, given):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(given, targets=targets)
+        assert counter.get_total_flops() == sum(
+            op.count * op.forward_flops for op in lower(spec, Workload.train(length, 2)) if op.kind != "loss"
+        )
+
+
+def test_what_the_kernels_do_not_do_is_refused() -> None:
+    """Never computed another way in silence."""
+    for spec, because in (
+        (spec_of(gqa(head_dim=12)), "multiples of 8"),
+        (spec_of(gqa(), Gated(intermediate_size=8, activation="mish")), "no gate with mish"),
+        (spec_of(gqa(), moe(router=Router(scores="sparsemixer"))), "no router with sparsemixer"),
+        (spec_of(gqa(), moe(router=Router(on_input=True))), "what one expert a token reads"),
+    ):
+        with pytest.raises(CannotRunError, match=because):
+            built(spec, "fused")(tokens())
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="of a machine without a GPU")
+def test_without_the_interpreter_a_cpu_has_no_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmbench.kernels import launching
+
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(launching, "interpreted", lambda: False)
+    with torch.no_grad():
+        assert_close(built(SPECS["gqa"], "flash")(tokens()), built(SPECS["gqa"], "standard")(tokens()))
+        with pytest.raises(CannotRunError, match="needs a GPU"):
+            built(SPECS["gqa"], "fused")(tokens())
