@@ -421,9 +421,13 @@ KERNEL = Kernel(
     ],
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
+        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # all that takes registers
         Case(1, 64, 8, 8192, 8192, 64, window=128, sinks=True),
         Case(1, 128, 128, 8192, 8192, 192, 128),
         Case(1, 16, 8, 8192, 8192, 256, soft_cap=50.0),
     ],
     differentiable=("q", "k", "v", "sinks"),
+    allowances={
+        "attention_backward_keys: spills in fp32": "256 wide: half a tile of 16 bits, and no smaller one has wgmma",
+    },
 )

@@ -119,7 +119,7 @@ def backward(
     options = (*problem.reach.as_arguments(), *problem.factors(), problem.scale)
     constants = {"GROUP": group, **problem.constants(width, v_width)}
 
-    config = choose("attention_backward_keys", attention_gradients.configurations_keys(*sizes))
+    config = choose("attention_backward_keys", attention_gradients.configurations_keys(*sizes, problem.plain))
     tiles = triton.cdiv(keys, config["BLOCK_N"])
     together = heads_together(queries * group * (width + v_width) * element, batch * kv_heads)
     for number in range(config["PASSES"]):

@@ -330,9 +330,10 @@ def _config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, **
     return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note, **more)
 
 
-def configurations_keys(width: int, values: int, element: int, arch: int) -> list[Config]:
+def configurations_keys(width: int, values: int, element: int, arch: int, plain: bool) -> list[Config]:
     """For dk and dv; `width` and `values` as padded, `element` bytes. Two accumulators of the tile's keys stay in
-    registers for the whole walk, two products of scores beside them: at 128 keys and 8 warps, 64 rows a warpgroup."""
+    registers for the whole walk, two products of scores beside them: at 128 keys and 8 warps, 64 rows a warpgroup.
+    What is not `plain` holds a bound, a slope or the derivative of a cap beside each score: half as many scores."""
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
         if max(width, values) <= 128:
@@ -346,13 +347,20 @@ def configurations_keys(width: int, values: int, element: int, arch: int) -> lis
             _config(64, 128, 8, 2, "64 rows a warpgroup; half of what 128 wide heads need", PASSES=1),
             _config(64, 64, 4, 2, "two blocks a multiprocessor, one's softmax beside the other's products", PASSES=1),
         ]
-    if max(width, values) <= 128:
+    if max(width, values) <= 128 and plain:
         return [_config(64, 128, 8, 2, "64 + 64 accumulators, 32 + 32 scores a thread: all registers", PASSES=1)]
-    if width <= 192 and values <= 128:
+    if max(width, values) <= 128:
         return [
-            _config(32, 64, 4, 2, "96 + 64 accumulators, 16 + 16 scores a thread; two blocks", PASSES=1),
-            _config(64, 128, 8, 2, "one accumulator at a time and full tiles: eight products, not seven", PASSES=2),
+            _config(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores a thread and what shapes them", PASSES=1),
+            _config(32, 64, 4, 2, "the same a thread; two blocks a multiprocessor", PASSES=1),
         ]
+    if width <= 192 and values <= 128:
+        note = "one accumulator at a time and full tiles: eight products, not seven"
+        found = [_config(64, 128, 8, 2, note, PASSES=2)]
+        if plain:
+            note = "96 + 64 accumulators, 16 + 16 scores a thread; two blocks"
+            found.insert(0, _config(32, 64, 4, 2, note, PASSES=1))
+        return found
     return [_config(16, 128, 8, 2, "one accumulator of 128 a thread at a time: eight products, not seven", PASSES=2)]
 
 

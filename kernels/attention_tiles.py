@@ -105,6 +105,11 @@ class Problem(NamedTuple):
     def packed(self) -> bool:
         return self.query_starts is not None
 
+    @property
+    def plain(self) -> bool:
+        """Whether a score is a scaled product, masked at most causally: no window, cap or slopes."""
+        return self.reach.before is None and self.soft_cap is None and self.slopes is None
+
     def strides(self, *tensors: Tensor) -> list[int]:
         """Strides of sequences, heads and rows of each: [B, N, S, H], or [tokens, N, H] where packed."""
         if self.packed:

@@ -131,8 +131,8 @@ def decode_split(
     tl.store(out + at[:, None] * V_WIDTH + v_wide[None, :], acc.to(out.dtype.element_ty), mask=written)
 
 
-def configurations(rows: int, width: int, stored: int, arch: int) -> list[Config]:
-    """By rows of a tile, the wider of H and V as a power of two, and bytes of a cache's element.
+def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
+    """By rows of a tile, the wider of H and V as a power of two, and bytes of an element, as multiplied and as stored.
 
     What counts is bytes in flight: 4.8 TB/s for ~1 µs are 36 KB a multiprocessor. A tile of keys and one of values are
     16 KB each; two such pairs a program and three programs a multiprocessor leave most of 200 KB on the way while one
@@ -140,6 +140,8 @@ def configurations(rows: int, width: int, stored: int, arch: int) -> list[Config
     """
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     most = 128 if arch >= 90 and block_m == 16 else 64  # scores of 64 x 128 do not fit beside sums and conversions
+    if block_m == 64 and itemsize == 4:
+        most = 32  # quantised rows are wider once they are read
     block_n = max(16, min(most, triton.next_power_of_2(16384 // (width * stored))))
     sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n}
     stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # 64 KB held
@@ -192,11 +194,11 @@ def _decode(
         return out
     arch, rows = architecture(q.device), tokens * group
     wide, v_wide = (max(16, triton.next_power_of_2(each)) for each in (width, v_width))
-    sizes = max(wide, v_wide), k.element_size(), arch
-    config = choose("decode_split", configurations(rows, *sizes))
+    widest, stored = max(wide, v_wide), k.element_size()
+    config = choose("decode_split", configurations(rows, widest, q.element_size(), stored, arch))
     tiles = triton.cdiv(rows, config["BLOCK_M"])
     if not splits:
-        resident = resident_programs(config, *sizes) * multiprocessors(q.device)
+        resident = resident_programs(config, widest, stored, arch) * multiprocessors(q.device)
         splits = split_count(batch * kv_heads * tiles, span(held, tokens, capacity), config["BLOCK_N"], resident)
     parts, sums = out, None
     if splits > 1:
@@ -403,6 +405,7 @@ KERNEL = Kernel(
         Case((8192,) * 16, 128, 8, 128, queries=4, page=16),
         Case((8192,) * 16, 64, 8, 128, queries=8, storage="int8"),
         Case((8192,) * 16, 64, 8, 128, storage="int8"),
+        Case((8192,) * 16, 64, 8, 128, storage="fp8"),
     ],
     allowances={
         "decode_split: mma.sync": "16 or 32 rows: 2 FLOPs a byte and row are a fifth of what mma.sync can do",

@@ -23,8 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from llmbench.errors import CannotRunError
+from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import Kernel, Random, described
-from llmbench.kernels.launching import Launch, captured, interpreted, preferring
+from llmbench.kernels.launching import Config, Launch, captured, interpreted, preferring
 from llmbench.kernels.registry import kernel
 
 __all__ = ["ARCHITECTURES", "Compiled", "Limits", "inspect", "launches"]
@@ -109,7 +110,11 @@ def inspect(
 def _of_shape(name: str, index: int, dtype: torch.dtype, arch: int) -> list[Compiled]:
     of = kernel(name)
     case = of.shapes[index]
-    return [_compiled(of, case, dtype, launch, arch) for launch in launches(of, case, dtype, arch)]
+    try:
+        return [_compiled(of, case, dtype, launch, arch) for launch in launches(of, case, dtype, arch)]
+    except CannotRunError as refusal:  # as the op would on such a GPU
+        refused = _row(of, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
+        return [replace(refused, config="", allowed=(f"refused: {refusal}",))]
 
 
 def launches(of: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
@@ -180,11 +185,10 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
     return types, constants, attributes
 
 
-def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
-    config = launch.config
-    row = Compiled(
+def _row(of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Config, arch: int) -> Compiled:
+    return Compiled(
         kernel=of.name,
-        function=launch.name,
+        function=function,
         case=described(case),
         dtype=str(dtype).removeprefix("torch."),
         config=str(config),
@@ -193,6 +197,11 @@ def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: i
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+
+
+def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
+    config = launch.config
+    row = _row(of, case, dtype, launch.name, config, arch)
     types, constants, attributes = _signature(launch)
     source = ASTSource(launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
@@ -212,10 +221,11 @@ def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: i
         blocks=_blocks(ARCHITECTURES[arch], registers, shared, int(result.metadata.num_warps)),
     )
     found = _faults(row, matrix="tt.dot" in str(result.asm["ttir"]))
+    reasons = {key: of.allowances.get(key) or of.allowances.get(f"{key} in {short(dtype)}") for key in found}
     return replace(
         row,
-        faults=tuple(text for key, text in found.items() if key not in of.allowances),
-        allowed=tuple(f"{text}: {of.allowances[key]}" for key, text in found.items() if key in of.allowances),
+        faults=tuple(text for key, text in found.items() if reasons[key] is None),
+        allowed=tuple(f"{text}: {reasons[key]}" for key, text in found.items() if reasons[key] is not None),
     )
 
 

@@ -81,7 +81,7 @@ class Kernel:
     returns a tensor or a tuple of tensors. `differentiable` names the inputs whose gradients are checked; `cases` are
     small and odd, `shapes` are those of real models, which inspection compiles and benchmarks time.
     `allowances` gives reasons by "function: spills" and "function: mma.sync" (or another instruction than the widest,
-    "None" for none at all); what is not allowed does not ship.
+    "None" for none at all), for one format by "function: spills in fp32"; what is not allowed does not ship.
     """
 
     name: str

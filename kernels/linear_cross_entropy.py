@@ -1,134 +1,36 @@
-"""The loss of a model's head without its logits: cross-entropy of (x·Wᵀ + bias), forward and backward.
+"""The loss of a model's head without its logits: cross-entropy of x·Wᵀ + bias, forward and backward.
 
 Options and their formulas are those of `cross_entropy`. There are two ways:
-
-With gradients, for a mean or a sum: three products, done in the forward pass, chunk after chunk of tokens.
-    logits  c = x[chunk]·Wᵀ + bias, by torch's library, into one buffer that all chunks share
-    rows    each row of c becomes its loss and is overwritten with its gradient g (`cross_entropy_rows`)
-    sums    dx[chunk] = g·W,  dW += gᵀ·x[chunk],  dbias += Σ g, by torch's library
-  Backward multiplies them by what comes in, in place, and not at all where that is 1: so it can run once only. The
-  buffer takes an eighth of the logits at most, or 256 rows. dW is rounded to its format once a chunk, some ten times.
-For losses alone (`linear_losses`): one product, whose tiles never leave the multiprocessor. Unreduced losses have
-gradients too: the logits of a chunk are then made again in the backward pass, a fourth product.
+    a mean or a sum with gradients (`linear_gradients`): three products, all in the forward pass, and a buffer of an
+    eighth of the logits. Backward multiplies the gradients by what comes in, in place, and leaves them where that is 1:
+    it can run once only.
+    losses alone (`linear_losses`): one product, whose tiles never leave the multiprocessor. Unreduced losses have
+    gradients too: the logits are made again in the backward pass, a fourth product.
 
 fp32 operands: tf32 on a GPU in `linear_losses`; by torch's library as its float32_matmul_precision says.
 Shapes: t tokens, D hidden, V vocabulary; x [t, D], W [V, D], bias [V], targets [t].
-Gradients in the forward pass: Hsu et al., Liger Kernel, arXiv 2410.10989; losses without logits: Wijmans et al., Cut
-Your Losses, arXiv 2411.09009.
+Liger Kernel: Hsu et al., arXiv 2410.10989; Cut Your Losses: Wijmans et al., arXiv 2411.09009.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from llmbench.kernels.cross_entropy import Options, checked_targets, counted, random_targets, reduced, rows_of_loss
+from llmbench.kernels.cross_entropy import checked_targets, counted, random_targets, reduced
 from llmbench.kernels.cross_entropy import reference as cross_entropy_reference
+from llmbench.kernels.cross_entropy_rows import Options
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import Config, choose, empty, launch
+from llmbench.kernels.launching import empty
+from llmbench.kernels.linear_gradients import Wanted, gradients, lifts, rescale
 from llmbench.kernels.linear_losses import linear_losses
-from llmbench.kernels.products import multiply_into, narrowed
 
 __all__ = ["KERNEL", "linear_cross_entropy", "reference"]
-
-
-@triton.jit
-def scaled_in_place(values, by, factor, count, BLOCK: tl.constexpr):
-    """values *= by · factor; nothing is read where that is 1."""
-    scale = tl.load(by) * factor
-    if scale != 1.0:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32) * scale
-        tl.store(values + at, narrowed(value, values.dtype.element_ty), mask=at < count)
-
-
-def scaling_configurations() -> list[Config]:
-    """Bound by memory: 16 values a thread, two 16-byte loads in bf16, some 40 registers."""
-    return [Config(BLOCK=4096, num_warps=8, note="16 values a thread"), Config(BLOCK=2048, num_warps=8, note="8")]
-
-
-class Wanted(NamedTuple):
-    """Which gradients are asked for."""
-
-    x: bool
-    weight: bool
-    bias: bool
-
-
-def rows_a_chunk(tokens: int) -> int:
-    """Whole tiles of 128 rows, below an eighth of the tokens: with what else a token needs, the logits' eighth is kept.
-
-    At least 256: a chunk reads W twice and reads and writes dW, 8·V·D bytes in bf16 against 6·V·D FLOPs a row, so that
-    256 rows make 192 FLOPs a byte, which is the ridge of an H200.
-    """
-    return max(256, (tokens - 1) // 1024 * 128)
-
-
-def gradients(
-    weights: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    options: Options,
-    wanted: Wanted,
-    *,
-    losses: Tensor | None = None,
-    lift: float = 1.0,
-    damp: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of Σ weights [t] · losses: dx · lift, dweight and dbias · lift · damp, empty where not wanted; fills
-    `losses` [t] (a launcher)."""
-    (tokens, hidden), vocabulary = x.shape, weight.shape[0]
-    rows = min(tokens, rows_a_chunk(tokens))
-    padded = triton.cdiv(vocabulary, 64) * 64  # every row begins at a whole line of 128 bytes
-    dx = empty(tokens if wanted.x else 0, hidden, like=x)
-    dweight = empty(vocabulary if wanted.weight else 0, hidden, like=weight)
-    dbias = empty(1, vocabulary if wanted.bias else 0, like=weight)
-    if not tokens:
-        return dx, dweight.zero_(), dbias[0].zero_()
-    buffer = empty(rows, padded, like=x)
-    buffer[:, vocabulary:].zero_()  # read with the rows
-    ones = x.new_ones(1, rows) if wanted.bias else None
-    for start in range(0, tokens, rows):
-        part = slice(start, min(tokens, start + rows))
-        size = part.stop - start
-        logits = buffer[:size, :vocabulary]
-        multiply_into(logits, x[part], weight.T, plus=bias)
-        rows_of_loss(
-            logits,
-            targets[part],
-            options,
-            losses=None if losses is None else losses[part],
-            weights=weights[part],
-            gradient=logits,
-            lift=lift,
-            padded=padded,
-        )
-        if wanted.x:
-            multiply_into(dx[part], logits, weight)
-        if wanted.weight:
-            multiply_into(dweight, logits.T, x[part], plus=dweight if start else None, alpha=damp)
-        if ones is not None:
-            multiply_into(dbias, ones[:, :size], logits, plus=dbias if start else None, alpha=damp)
-    return dx, dweight, dbias[0]
-
-
-def _lifts(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[float, float]:
-    """lift and damp, powers of two. A mean's gradients are some 1/t of a logit's: in fp16 they would vanish, so they
-    are held t times as large; and dW, a sum over tokens, √t times, so that it does not overflow."""
-    if dtype != torch.float16:
-        return 1.0, 1.0
-    power = math.ceil(math.log2(max(1, tokens)))
-    return (2.0**power if mean else 1.0), 2.0 ** -(power // 2)
 
 
 @torch.library.custom_op("llmbench::linear_losses", mutates_args=())
@@ -209,11 +111,11 @@ def _linear_cross_entropy(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ losses / divisor [], and its gradients as `_lifts` holds them; `divisor` [] is 1, or a `mean`'s tokens."""
+    """Σ losses / divisor [], and its gradients as `lifts` holds them; `divisor` [] is 1, or a `mean`'s tokens."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     tokens = len(x)
     losses = empty(tokens, like=x, dtype=torch.float32)
-    lift, damp = _lifts(x.dtype, tokens, mean=mean)
+    lift, damp = lifts(x.dtype, tokens, mean=mean)
     held = gradients(
         divisor.reciprocal().expand(tokens),
         x,
@@ -241,12 +143,7 @@ def _linear_cross_entropy_backward(
     dloss: Tensor, dx: Tensor, dweight: Tensor, dbias: Tensor, tokens: int, vocabulary: int, mean: bool
 ) -> None:
     """Multiply the held gradients by `dloss` [], and take their lift away."""
-    lift, damp = _lifts(dx.dtype, tokens, mean=mean)
-    config = choose("scaled_in_place", scaling_configurations())
-    for held, factor in ((dx, 1 / lift), (dweight, 1 / (lift * damp)), (dbias, 1 / (lift * damp))):
-        grid = (triton.cdiv(held.numel(), config["BLOCK"]),)
-        if held.numel():
-            launch(scaled_in_place, grid, config, held, dloss, factor, held.numel())
+    rescale((dx, dweight, dbias), dloss, *lifts(dx.dtype, tokens, mean=mean))
 
 
 @_linear_cross_entropy_backward.register_fake

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmbench.kernels.cross_entropy import LOG2E, LOWEST, Options, logit, token_loss
+from llmbench.kernels.cross_entropy_rows import LOG2E, LOWEST, Options, logit, token_loss
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
 from llmbench.kernels.products import dot
 

@@ -143,16 +143,18 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     and makes Triton multiply in narrower steps (and spill).
     """
     if itemsize == 4 or arch < 90:  # rows of twice the bytes, or less shared memory: what fits
-        return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=4, num_stages=3, note="2 tiles of 18 or 36 KB held")]
+        warps = 8 if stored == 1 else 4  # 8-bit elements take registers to widen
+        note = "2 tiles of 9 to 36 KB held"
+        return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
         many = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
-        return [
-            Config(**many, BLOCK_N=32, num_stages=2, note="queries 144 KB, a tile of 36 KB and one on the way"),
-            Config(**many, BLOCK_N=16, num_stages=3, note="tiles of 18 KB, two on the way"),
-        ]
+        small = Config(**many, BLOCK_N=16, num_stages=3, note="queries 144 KB, tiles of 18 KB, two on the way")
+        if arch >= 100 or stored == 1:  # there scores pass through shared memory too; 8-bit elements take registers
+            return [small]
+        return [Config(**many, BLOCK_N=32, num_stages=2, note="queries 144 KB, a tile of 36 KB, one on the way"), small]
     if rows > 64:
         return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="sums of 64 x 256 at most")]
-    wide = rows > 16 or stored == 1  # 8-bit elements take registers to widen
+    wide = rows > 16 or stored == 1
     few = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
     return [
         Config(**few, BLOCK_N=32, num_stages=3 + wide, note="72 KB held by each of 2 programs, or 108 by one"),
@@ -372,6 +374,7 @@ KERNEL = Kernel(
         Case((8192,) * 64, 16),
         Case((32768,) * 4, 32, page=64),
         Case((8192,) * 64, 16, page=16, storage="int8"),
+        Case((8192,) * 64, 128, page=64, storage="fp8"),
     ],
     allowances={
         "mla_split: mma.sync": "16 or 32 rows: 30 FLOPs a byte and 16 rows are a third of what mma.sync can do",

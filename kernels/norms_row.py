@@ -234,13 +234,14 @@ def backward_configurations(width: int, itemsize: int, tensors: int) -> list[Con
     """Sums over rows live in registers beside a row, so 16 values a thread: 80 to 128 registers and 16 warps a
     multiprocessor. Those are too few to hide memory by themselves: the next rows are copied into shared memory
     meanwhile (STAGES), as far as 96 KiB for all programs of a multiprocessor reach: 2 rows ahead of x and dout of
-    4096 bf16 are 64 KiB under way. At 32 values a thread (16384) neither weight nor row is held through the reduction:
-    116 registers instead of a spill."""
+    4096 bf16 are 64 KiB under way. At 32 values a thread (16384), or 16 of three fp32 tensors, neither weight nor row
+    is held through the reduction: 116 registers instead of a spill."""
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
-    if block > 8192:
-        return [Config(ROWS=1, BLOCK=block, STAGES=1, HOLD=0, num_warps=warps, note="32 values a thread, read twice")]
+    if block > 8192 or block * itemsize * tensors > 65536:
+        note = f"{block // (32 * warps)} values a thread, read twice"
+        return [Config(ROWS=1, BLOCK=block, STAGES=1, HOLD=0, num_warps=warps, note=note)]
     stages = max(1, min(3, (96 << 10) // (rows * block * itemsize * tensors * (RESIDENT // warps))))
     note = "16 values a thread, the next rows on their way"
     return [

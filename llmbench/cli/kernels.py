@@ -10,6 +10,7 @@ import typer
 
 from llmbench.cli.options import As, Output, answer
 from llmbench.errors import CannotRunError, SpecError
+from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Column, Document, Table
 
 if TYPE_CHECKING:
@@ -26,7 +27,14 @@ command = typer.Typer(
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels; all where none is named.", show_default=False)
 ]
-DTypes = Annotated[str, typer.Option("--dtype", metavar="LIST", help="Formats, with commas between: bf16, fp16, fp32.")]
+DTypes = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="LIST",
+        help="Formats, with commas between: bf16, fp16, fp32. A kernel that knows none of them is taken in its own.",
+    ),
+]
 
 
 @command.command("list")
@@ -201,7 +209,7 @@ def inspect_kernels(
 def _compiled_row(row: Compiled) -> dict[str, Any]:
     from dataclasses import asdict
 
-    values = asdict(row) | {"arch": f"sm_{row.arch}", "occupancy": row.occupancy}
+    values = asdict(row) | {"arch": f"sm_{row.arch}", "occupancy": row.occupancy, "ptxas": ptxas(row.arch)}
     return values | {"faults": list(row.faults), "allowed": list(row.allowed)}
 
 
@@ -240,8 +248,10 @@ def _compiled_blocks(found: list[Compiled]) -> list[Block]:
         lines += sorted({f"allowed: {row.function} {text}" for row in rows for text in row.allowed})
         headline = f"{name} · {case} · {dtype} · sm_{number}"
         blocks.append(Block(headline=headline, table=Table(columns=columns, rows=cells), lines=lines))
-    total = f"{len(found)} compiled, {sum(bool(row.faults) for row in found)} with faults"
-    return [*blocks, Block(lines=[total])]
+    total = f"{sum(bool(row.config) for row in found)} compiled, {sum(bool(row.faults) for row in found)} with faults"
+    arches = dict.fromkeys(row.arch for row in found)
+    assemblers = ", ".join(f"ptxas {ptxas(number)} for sm_{number}" for number in arches)
+    return [*blocks, Block(lines=[total, f"Triton {packages()['triton']}, {assemblers}"])]
 
 
 def _prepare() -> None:

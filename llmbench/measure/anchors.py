@@ -93,7 +93,7 @@ def measure_anchors(clock: Clock, *, budget_s: float = 0.3, sizes: Sizes | None 
     n, dtype = sizes.matmul, _dtype(device)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     name = str(dtype).removeprefix("torch.")
-    matmul = timed(f"{name} {n}×{n}×{n} product", 2 * n**3, lambda: torch.matmul(a, b, out=a.new_empty(n, n)))
+    matmul = timed(f"{name} {n}×{n}×{n} product", 2 * n**3, lambda: a @ b)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
     size = f"{source.nbytes / 2**20:,.0f} MiB"

@@ -88,7 +88,7 @@ def measured(
     for rival in rivals:
         if rival.name in failed:
             fault = _fault(failed.pop(rival.name), ())
-            yield row(rival, fault.status, reason=fault.reason)
+            yield row(rival, fault.status, reason=fault.reason, **found[rival.name])
         elif rival.name in times:
             joules = energy_of(calls[rival.name], clock.device) if energy else None
             yield row(rival, "ok", measurement=times[rival.name], energy=joules, **found[rival.name])

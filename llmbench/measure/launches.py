@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 __all__ = ["Launched", "attention_kernels", "launches"]
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # at its own level the profiler writes to stderr when it starts
 
 
 class Launched(NamedTuple):

@@ -175,6 +175,8 @@ def read(path: str | Path) -> Results:
 
 
 def _refuse_other_version(path: str, line: bytes) -> None:
+    if b'"schema"' not in line:
+        return
     try:
         schema = msgspec.json.decode(line).get("schema", SCHEMA)
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
@@ -230,26 +232,26 @@ class Store:
         self.close()
 
     def _append(self, lines: list[Any]) -> None:
-        if lines:
-            os.write(self._file, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        try:
+            while text:  # one write, unless the disk is full
+                text = text[os.write(self._file, text) :]
             os.fsync(self._file)
+        except OSError as problem:
+            raise LLMBenchError(f"cannot write {self.path}: {problem.strerror}") from None
 
     def _refuse_mixture(self, header: Header) -> None:
         assert self.found is not None
         for before in self.found.headers:
-            asked = (
-                (before.command, msgspec.to_builtins(before.inputs)),
-                (header.command, msgspec.to_builtins(header.inputs)),
-            )
-            if asked[0] != asked[1]:
-                raise LLMBenchError(f"{self.path} was measured with other inputs: {_told(before)}")
-            if (
-                before.environment.device != header.environment.device
-                or before.environment.cpu != header.environment.cpu
-            ):
-                machine = before.environment.device if before.environment.device != "cpu" else before.environment.cpu
-                raise LLMBenchError(f"{self.path} was measured on another machine: {machine}")
+            if (before.command, _json(before.inputs)) != (header.command, _json(header.inputs)):
+                raise LLMBenchError(
+                    f"{self.path} was measured with other inputs: {before.command} {_json(before.inputs)}"
+                )
+            was, now = before.environment, header.environment
+            if (was.device, was.cpu) != (now.device, now.cpu):
+                raise LLMBenchError(f"{self.path} was measured on another machine: {was.device}, {was.cpu}")
 
 
-def _told(header: Header) -> str:
-    return f"{header.command} {msgspec.json.encode(header.inputs).decode()}"
+def _json(value: Any) -> str:
+    """As it stands in a file, where tuples are lists."""
+    return msgspec.json.encode(value, order="sorted").decode()

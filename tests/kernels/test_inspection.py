@@ -10,9 +10,10 @@ from pathlib import Path
 FAULTY = """
 import torch, triton, triton.language as tl
 from typing import NamedTuple
+from llmbench.errors import CannotRunError
 from llmbench.kernels import inspection, registry
 from llmbench.kernels.kernel import Cost, Kernel
-from llmbench.kernels.launching import Config, choose, launch
+from llmbench.kernels.launching import Config, architecture, choose, launch
 
 @triton.jit
 def product(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
@@ -25,6 +26,8 @@ class Case(NamedTuple):
     size: int
 
 def run(x, size):
+    if architecture(x.device) < 90:
+        raise CannotRunError("needs more")
     config = choose("product", [
         Config(M=64, N=64, K=64, num_warps=4),
         Config(M=16, N=64, K=64, num_warps=4, note="too few rows for wgmma"),
@@ -35,12 +38,14 @@ def run(x, size):
     launch(product, (1,), config, x, x, out)
     return out
 
+reasons = {"product: mma.sync": "few rows", "product: spills in fp32": "not of this format"}
 registry.NAMES = ("product",)
 found = Kernel(name="product", summary="", run=run, reference=run, cost=lambda *_: Cost(0, 0), cases=[],
-               shapes=[Case(1)], inputs=lambda case, random: {"x": random.normal(256, 256), "size": case.size})
+               shapes=[Case(1)], allowances=reasons,
+               inputs=lambda case, random: {"x": random.normal(256, 256), "size": case.size})
 inspection.kernel = lambda name: found
-for row in inspection.inspect(["product"], [90], [torch.bfloat16]):
-    print(row.instruction, row.spilled_bytes > 0, "|".join(row.faults), sep=";")
+for row in inspection.inspect(["product"], [90, 80], [torch.bfloat16]):
+    print(row.instruction, row.spilled_bytes > 0, "|".join(row.faults), "|".join(row.allowed), sep=";")
 """
 
 
@@ -50,8 +55,9 @@ def test_faults_are_found(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    good, narrow, spilling, large = done.stdout.splitlines()
-    assert good == "wgmma;False;"
-    assert narrow == "mma.sync;False;uses mma.sync instead of wgmma"
-    assert "spills" in spilling
+    good, narrow, spilling, large, refused = done.stdout.splitlines()
+    assert good == "wgmma;False;;"
+    assert narrow == "mma.sync;False;;uses mma.sync instead of wgmma: few rows"
+    assert spilling.startswith("wgmma;True;spills ")
     assert "shared memory" in large
+    assert refused == "None;False;;refused: needs more"

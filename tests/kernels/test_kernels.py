@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.kernels import launching
 from llmbench.kernels.checking import check, compare
-from llmbench.kernels.kernel import Kernel, Random
+from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.registry import NAMES, kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -124,3 +124,15 @@ def test_buffers_are_poisoned() -> None:
     with launching.poisoned():
         assert launching.empty(3, like=like).isnan().all()
         assert (launching.empty(3, like=like, dtype=torch.int32) == -1).all()
+
+
+def test_cases_in_words() -> None:
+    """What differs from the defaults, and a number of equal values as such."""
+    lengths = kernel("decode_attention").shapes[0]
+    assert described(lengths) == "lengths=32 × 4096, heads=32, kv_heads=8, head_dim=128"
+    assert described(lengths._replace(lengths=(7, 9), page=16)).startswith("lengths=(7, 9), ")
+
+
+def test_a_kernel_without_the_asked_formats_is_taken_in_its_own() -> None:
+    assert kernel("rope").formats([torch.float32, torch.float64]) == (torch.float32,)
+    assert kernel("moe_routing").formats([torch.bfloat16]) == (torch.float32,)

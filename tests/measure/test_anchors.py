@@ -1,0 +1,45 @@
+"""What a machine can do at best, and rooflines made of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmbench.measure.anchors import Limits, Sizes, datasheet_limits, measure_anchors
+from llmbench.measure.clock import CpuClock, clock_for
+from llmbench.spec.catalog import load_device
+from tests.measure.rows import anchors
+
+
+def test_anchors_of_this_machine() -> None:
+    found = measure_anchors(CpuClock(threads=1), budget_s=0.02, sizes=Sizes(matmul=128, bytes=2**20, launches=50))
+    assert found.matmul.what == "float32 128×128×128 product"
+    assert found.matmul.work == 2 * 128**3
+    assert (found.copy.work, found.read.work, found.launch.work) == (2 * 2**20, 2**20, 50)
+    assert found.copy.what == "copy of 1 MiB, read and written"
+    assert 1e-8 < found.launch.each_s < 1e-2
+    for each in (found.matmul, found.copy, found.read):
+        assert each.per_s > 1e6
+
+
+def test_rates_and_rooflines() -> None:
+    found = anchors()
+    assert (found.matmul.per_s, found.launch.each_s) == pytest.approx((1e12, 5e-6))
+    assert found.limits() == pytest.approx((1e12, 1e11))
+    assert found.limits(read_only=True) == pytest.approx((1e12, 5e10))
+    roofline = Limits(flops_per_s=100.0, bytes_per_s=10.0)
+    assert (roofline.least_s(1000, 1), roofline.least_s(1, 1000), roofline.least_s(0, 5)) == (10.0, 100.0, 0.5)
+
+
+def test_a_datasheet_is_a_roofline_where_it_says_both() -> None:
+    assert datasheet_limits(load_device("h200"), "bf16") == (989.5e12, 4.8e12)
+    assert datasheet_limits(load_device("a100-80gb-sxm"), "fp8") is None
+
+
+@pytest.mark.gpu
+def test_anchors_of_a_gpu() -> None:
+    found = measure_anchors(clock_for(torch.device("cuda")), budget_s=0.1)
+    assert found.matmul.per_s > 1e13
+    assert found.copy.per_s > 1e11
+    assert found.read.per_s > 1e11
+    assert 1e-7 < found.launch.each_s < 1e-4

@@ -1,0 +1,88 @@
+"""Peaks of memory, against arithmetic and against a tracker that is not ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llmbench.measure.memory import LiveTensors, peak_memory
+from tests.measure.fake_cuda import FakeCuda
+from tests.oracles.training_memory import StorageTracker
+
+CPU = torch.device("cpu")
+
+
+def test_a_peak_by_hand() -> None:
+    x = torch.randn(1000)
+
+    def call() -> torch.Tensor:
+        a = x + 1  # 4,000 bytes
+        b = torch.cat([a, a])  # 8,000 beside it
+        del a
+        c = b.view(2, 1000)[0].clone()  # a view costs nothing, a clone 4,000
+        c.add_(1)
+        return c
+
+    found = peak_memory(call, CPU)
+    assert (found.added_bytes, found.held_bytes, found.reserved_bytes) == (12_000, None, None)
+    assert (found.by, found.peak_bytes) == ("tensors", None)
+
+
+def test_what_is_given_is_not_counted() -> None:
+    x = torch.randn(1000)
+    assert peak_memory(lambda: x.mul_(2).view(10, 100).t(), CPU).added_bytes == 0
+
+
+def test_a_training_step_by_another_tracker() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.LayerNorm(256), nn.Linear(256, 10))
+    x, y = torch.randn(32, 64), torch.randint(10, (32,))
+
+    def step() -> None:
+        loss = F.cross_entropy(model(x), y)
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    tracker = StorageTracker()
+    for tensor in (*model.parameters(), x, y):
+        tracker.add(tensor, "given")
+    given = tracker.total
+    with tracker:
+        step()
+    assert peak_memory(step, CPU).added_bytes == tracker.peak - given
+
+
+def test_memory_is_given_back() -> None:
+    with LiveTensors() as live:
+        for _ in range(5):
+            x = torch.zeros(100)
+        del x
+    assert (live.live_bytes, live.peak_bytes) == (0, 800)  # the new one is there before the old one goes
+
+
+def test_a_gpu_by_its_stand_in() -> None:
+    fake = FakeCuda()
+    fake.allocate(10**9)
+    fake.allocate(-(10**9))
+
+    def call() -> None:
+        fake.allocate(5000)
+        fake.allocate(-5000)
+
+    found = peak_memory(call, torch.device("cuda"), cuda=fake)
+    assert (found.held_bytes, found.added_bytes, found.peak_bytes) == (1000, 5000, 6000)
+    assert (found.reserved_bytes, found.by) == (2**21, "allocator")
+
+
+@pytest.mark.gpu
+def test_a_gpu() -> None:
+    device = torch.device("cuda")
+    x: Any = torch.randn(2**20, device=device)
+    found = peak_memory(lambda: (x + 1) * 2, device)
+    assert found.added_bytes == 2 * x.nbytes
+    assert found.held_bytes is not None
+    assert found.held_bytes >= x.nbytes
+    assert (found.reserved_bytes or 0) >= (found.peak_bytes or 0)

@@ -1,0 +1,193 @@
+"""A file of results: whole lines or none, told damage, resumed and never mixed up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llmbench.errors import LLMBenchError
+from llmbench.kernels.accuracy import Verdict
+from llmbench.measure.energy import Energy
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.results import SCHEMA, Check, Line, Row, Store, read
+from llmbench.measure.telemetry import Conditions
+from tests.measure.rows import PLACE, anchors, header, row, timed
+
+FULL = row(
+    memory=MemoryPeak(added_bytes=5, held_bytes=6, reserved_bytes=7, by="allocator"),
+    energy=Energy(joules=3.0, calls=2, seconds=1.5),
+    need_bytes=10,
+    work_flops=10**12,
+    work_bytes=10**9,
+    predicted_s=0.009,
+    checks=(Check(tensor="out", error=1e-3, plain_error=1e-3, budget=2e-3, passed=True),),
+    kernels=("flash_fwd_kernel",),
+    figures={"tokens_per_s": 1.5e5},
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    rows = [FULL, row("standard", status="OOM", seq=1024, need_bytes=2**40), row("flex", status="n/a")]
+    with Store(tmp_path / "r.jsonl", header(anchors=anchors())) as store:
+        store.write(rows[:1])
+        store.write(rows[1:])
+        store.write([])
+    found = read(tmp_path / "r.jsonl")
+    assert found.rows == rows
+    assert [(each.environment, each.anchors) for each in found.headers] == [(PLACE, anchors())]
+    assert not found.damaged
+
+
+def test_every_line_stands_alone_in_plain_json(tmp_path: Path) -> None:
+    """What the documentation shows of the schema: a reader needs nothing but JSON."""
+    with Store(tmp_path / "r.jsonl", header()) as store:
+        store.write([FULL])
+    first, second = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
+    assert (first["line"], first["schema"], second["line"]) == ("header", SCHEMA, "row")
+    assert second["measurement"]["samples_s"] == [0.01, 0.011, 0.0105]
+    assert second["case"] == {"seq": 512, "causal": True}
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "measuring.md").read_text(encoding="utf-8")
+    conditions = Conditions(readings=1)
+    parts = (first, second, first["environment"], second["measurement"], second["memory"], second["checks"][0])
+    for part in (*parts, second["energy"], msgspec.to_builtins(conditions), msgspec.to_builtins(anchors())):
+        for name in part:
+            assert f"`{name}`" in page, f"{name} is not documented"
+
+
+def test_rows_are_on_the_disk_when_the_process_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from llmbench.measure.results import Store
+from tests.measure.rows import header, row
+store = Store({str(tmp_path / "r.jsonl")!r}, header())
+store.write([row()])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert read(tmp_path / "r.jsonl").rows == [row()]
+
+
+def test_a_truncated_file_is_told_with_its_line_and_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header()) as store:
+        store.write([row(), row("standard")])
+    os.truncate(path, path.stat().st_size - 40)
+    found = read(path)
+    assert [each.implementation for each in found.rows] == ["flash"]
+    (damage,) = found.damaged
+    assert str(damage).startswith(f"{path}:3: ")
+    with Store(path, header(), resume=True) as store:
+        assert store.done == {row().key}
+        store.write([row("standard")])
+    found = read(path)
+    assert [each.implementation for each in found.rows] == ["flash", "standard"]
+    assert [each.line for each in found.damaged] == [3]
+    assert len(found.headers) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"null",
+        b"[]",
+        b'{"line":"row"}',
+        b'{"line":"tow"}',
+        b"\xff\xfe",
+        msgspec.json.encode(FULL).replace(b"samples_s", b"samples"),
+        msgspec.json.encode(FULL).replace(b"[0.01,0.011,0.0105]", b"[]"),
+        msgspec.json.encode(FULL).replace(b"0.011", b"-0.011"),
+        msgspec.json.encode(FULL).replace(b'"ok"', b'"OOM"'),
+        msgspec.json.encode(FULL).replace(b'"line":"row"', b'"line":"row","more":1'),
+    ],
+)
+def test_a_damaged_line_is_told_and_the_others_are_read(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    good = [msgspec.json.encode(each) for each in (header(), FULL)]
+    path.write_bytes(b"\n".join([good[0], line, b"", good[1], b""]))
+    found = read(path)
+    assert found.rows == [FULL]
+    assert [damage.line for damage in found.damaged] == [2]
+    assert found.damaged[0].problem
+
+
+def test_what_is_no_file_of_results(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(LLMBenchError, match=r"cannot read .*: No such file"):
+        read(path)
+    with pytest.raises(LLMBenchError, match=r"cannot read .*: Is a directory"):
+        read(tmp_path)
+    path.write_text("")
+    with pytest.raises(LLMBenchError, match="is empty"):
+        read(path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(LLMBenchError, match=r"no results: .*:1: "):
+        read(path)
+    path.write_bytes(msgspec.json.encode(header()).replace(SCHEMA.encode(), b"llmbench.results/99"))
+    with pytest.raises(LLMBenchError, match=f"has the schema llmbench.results/99; this llmbench reads {SCHEMA}"):
+        read(path)
+
+
+def test_a_file_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    Store(path, header()).close()
+    with pytest.raises(LLMBenchError, match="there already") as refused:
+        Store(path, header())
+    assert "--resume" in (refused.value.hint or "")
+    with pytest.raises(LLMBenchError, match="with other inputs: bench attention"):
+        Store(path, header(inputs={"seq": [512]}), resume=True)
+    elsewhere = msgspec.structs.replace(PLACE, device="NVIDIA H200")
+    with pytest.raises(LLMBenchError, match="on another machine: cpu, AMD EPYC"):
+        Store(path, header(environment=elsewhere), resume=True)
+    with pytest.raises(LLMBenchError, match=r"cannot write .*: No such file"):
+        Store(tmp_path / "nowhere" / "r.jsonl", header())
+    Store(path, header(inputs={"seq": (512, 1024)}), resume=True).close()  # a tuple is a list in a file
+
+
+def test_what_is_done_and_what_failed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header()) as store:
+        assert store.done == set()
+        store.write([row("a"), row("b", status="OOM"), row("c", status="FAILED"), row("d", status="INCORRECT")])
+        store.write([row("a", 5.0)])
+    with Store(path, header(), resume=True) as store:
+        assert {key[2] for key in store.done} == {"a", "b", "d"}
+    assert read(path).by_key()[row("a").key].seconds == 5.0  # measured again
+
+
+def test_a_row_has_a_time_or_a_reason() -> None:
+    case = {"experiment": "x", "case": {}, "implementation": "y"}
+    for wrong in ({"status": "ok"}, {"status": "OOM"}, {"status": "OOM", "reason": "r", "measurement": timed(1.0)}):
+        with pytest.raises(ValueError, match="a row"):
+            Row(**case, **wrong)
+
+
+def test_figures_of_a_row() -> None:
+    assert (FULL.seconds, FULL.flops_per_s, FULL.bytes_per_s) == (0.0105, 1e12 / 0.0105, 1e9 / 0.0105)
+    none = row("x", status="OOM", work_flops=5)
+    assert (none.seconds, none.flops_per_s, none.bytes_per_s) == (None, None, None)
+    assert FULL.energy is not None
+    assert (FULL.energy.joules_per_call, FULL.energy.watts) == (1.5, 2.0)
+
+
+def test_a_check_that_is_no_number_survives_the_file() -> None:
+    check = Check.of(Verdict("out", math.nan, 1e-3, 2e-3, False))
+    assert check.fault() == "out: error not a number, budget 2.0e-03"
+    bad = row("x", status="INCORRECT", checks=(check, Check.of(Verdict("dq", math.inf, 0.0, 0.0, False))))
+    assert msgspec.json.decode(msgspec.json.encode(bad), type=Line) == bad
+
+
+def test_a_measurement_is_made_of_times() -> None:
+    for wrong in ((), (math.nan,), (-1.0,), (math.inf,)):
+        with pytest.raises(ValueError, match="sample"):
+            Measurement(samples_s=wrong, clock="cpu")
