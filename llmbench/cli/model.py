@@ -24,7 +24,7 @@ Impl = Annotated[
     typer.Option(
         "--impl",
         metavar="NAME",
-        help="How attention is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash.",
+        help="How it is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, meta; auto takes a GPU.")]
@@ -204,18 +204,31 @@ def _built_block(spec: ModelSpec, rows: list[TreeRow], built: Built, ran: Ran, r
 
 
 def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[str]:
-    """Which kernels attention ran as, where there is any."""
+    """Which kernels ran: of attention, where there is any, and all of ours."""
+    if impl == "fused":
+        return [f"fused ran as: {', '.join(ran.kernels)}", *_where(built)]
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
     if not any(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
         return [f"no layer attends, so --impl {impl} changes nothing"]
     kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]
-    if impl == "flash" and built.device == "cpu":
-        lines.append("impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs")
+    if impl == "flash":
+        lines += _where(built)
     if impl == "flex":
         lines.append("without torch.compile, flex computes plain products: use it for its result, not for its speed")
     return lines
+
+
+def _where(built: Built) -> list[str]:
+    """What stands for the Triton kernels where there is no GPU."""
+    if built.device != "cpu":
+        return []
+    from llmbench.model.implementations.kernels import interpreted
+
+    if interpreted():
+        return ["the kernels ran in Triton's interpreter (TRITON_INTERPRET=1): for their results, not for their speed"]
+    return ["impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs"]
 
 
 def _trace_row(found: Trace) -> dict[str, Any]:

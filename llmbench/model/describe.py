@@ -195,7 +195,7 @@ def forward(built: Built, plan: Plan) -> Ran:
     model, device = built.model, torch.device(built.device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.spec.vocab_size, (plan.batch, plan.seq_len), generator=generator).to(device)
-    ran = _AttentionOps()
+    ran = _KernelOps()
     flex = plan.impl == "flex"  # it is compiled at its first call, which fails under a mode; its op is known
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the caller says so itself
@@ -212,8 +212,8 @@ def forward(built: Built, plan: Plan) -> Ran:
     return Ran(taken, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
 
 
-class _AttentionOps(TorchDispatchMode):
-    """The names of the attention ops that torch runs."""
+class _KernelOps(TorchDispatchMode):
+    """The names of the attention ops that torch runs, and of all ops of ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,8 +221,10 @@ class _AttentionOps(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, and take its name."""
-        name = func._schema.name.partition("::")[2]
-        if "attention" in name:
+        space, _, name = func._schema.name.partition("::")
+        if space == "llmbench":
+            self.names.add(f"llmbench::{name}")
+        elif "attention" in name:
             self.names.add(name.lstrip("_"))
         return func(*args, **(kwargs or {}))
 

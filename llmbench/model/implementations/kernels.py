@@ -43,9 +43,14 @@ MOST_QUERIES = 8
 """New tokens of a sequence that the decode kernels take; with more, attention's own kernel is the better one."""
 
 
+def interpreted() -> bool:
+    """Whether Triton was asked to run on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def run_kernels(x: Tensor) -> bool:
     """Whether Triton runs on x, or stands for what would. Raises CannotRunError where it would and is not there."""
-    runs = x.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
+    runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
         raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
     return runs
