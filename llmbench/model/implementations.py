@@ -128,8 +128,8 @@ def standard(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Ten
         logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
     if scores.bias is not None:
         logits = logits + scores.bias
-    if not mask.everything:
-        logits = logits.masked_fill(~mask.allowed(), -math.inf)
+    if not mask.everything:  # not infinite: padding far from all that is real sees no key, and is to stay a number
+        logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
         logits = torch.cat((logits, column), dim=-1)
