@@ -169,17 +169,21 @@ def cross_entropy_rows(
             tl.store(gradient + column, narrowed(slant, gradient.dtype.element_ty), mask=column < width)
 
 
-def configurations(vocabulary: int) -> list[Config]:
-    """A row of 128k logits is 256 KB: 132 of them stay in the second-level cache for their second reading, the 264 of
-    two blocks a multiprocessor would not. 1024 threads of 33 registers or more are one block; 32 B a thread and step
-    are 32 KB on their way, and a multiprocessor's share of the bandwidth asks for 23."""
+def configurations(vocabulary: int, itemsize: int) -> list[Config]:
+    """A row of 128k logits in bf16 is 256 KB: 132 of them stay in the second-level cache for their second reading, the
+    264 of two blocks a multiprocessor would not. 16 values a thread take some 55 registers, so that 1024 threads
+    are one block; they have 32 KB on their way, where its share of the bandwidth asks for 23. fp32: half as many.
+    """
     if vocabulary <= 8192:
         block = max(256, triton.next_power_of_2(vocabulary) // 2)
         return [Config(BLOCK=block, num_warps=max(1, block // 512), note="short rows: two steps of 16 a thread")]
+    whole = 32768 // itemsize
     return [
-        Config(BLOCK=16384, num_warps=32, note="one row a multiprocessor: the second reading is of the cache"),
-        Config(BLOCK=8192, num_warps=16, note="two or more rows a multiprocessor"),
-        Config(BLOCK=4096, num_warps=8, note="four or more, each with fewer warps"),
+        Config(
+            BLOCK=whole, num_warps=whole // 512, note="one row a multiprocessor: the second reading is of the cache"
+        ),
+        Config(BLOCK=whole // 2, num_warps=whole // 1024, note="two or more rows a multiprocessor"),
+        Config(BLOCK=whole // 4, num_warps=whole // 2048, note="four or more, each with fewer warps"),
     ]
 
 
@@ -199,7 +203,7 @@ def rows_of_loss(
     """Fill what is given of losses [t], stats [2, t] and gradient [t, V], which is times weights [t] · lift (a
     launcher). `padded`: so many columns of a row may be read, and written in its gradient."""
     tokens, vocabulary = logits.shape
-    config = choose("cross_entropy_rows", configurations(vocabulary))
+    config = choose("cross_entropy_rows", configurations(vocabulary, logits.element_size()))
     launch(
         cross_entropy_rows,
         (tokens,),

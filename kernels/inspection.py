@@ -56,8 +56,9 @@ INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 class Compiled:
     """One kernel function in one configuration for one shape, format and architecture, in plain values.
 
-    `blocks` that fit on a multiprocessor at a time; `instruction` is the widest tensor-core instruction in its PTX,
-    None without any. `faults` must not ship; `allowed` would be faults, but for the reason given with the kernel.
+    `shipped`: what is launched, and not one of those to choose from. `blocks` that fit on a multiprocessor at a time;
+    `instruction` is the widest tensor-core instruction in its PTX, None without any. `faults` must not ship; `allowed`
+    would be faults, but for the reason given with the kernel.
     """
 
     kernel: str
@@ -67,6 +68,7 @@ class Compiled:
     config: str
     note: str
     arch: int
+    shipped: bool
     num_warps: int
     num_stages: int
     registers: int = 0
@@ -185,7 +187,9 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
     return types, constants, attributes
 
 
-def _row(of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Config, arch: int) -> Compiled:
+def _row(
+    of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Config, arch: int, shipped: bool = False
+) -> Compiled:
     return Compiled(
         kernel=of.name,
         function=function,
@@ -194,6 +198,7 @@ def _row(of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Confi
         config=str(config),
         note=config.note,
         arch=arch,
+        shipped=shipped,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -201,7 +206,7 @@ def _row(of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Confi
 
 def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
     config = launch.config
-    row = _row(of, case, dtype, launch.name, config, arch)
+    row = _row(of, case, dtype, launch.name, config, arch, launch.shipped)
     types, constants, attributes = _signature(launch)
     source = ASTSource(launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}

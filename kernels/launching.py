@@ -63,11 +63,13 @@ class Config(Mapping[str, int]):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for: the kernel, its arguments by name, and the configuration."""
+    """One launch as it was asked for: the kernel, its arguments by name, and the configuration, which is `shipped` or
+    another to choose from."""
 
     kernel: Any
     arguments: dict[str, Any]
     config: Config
+    shipped: bool = True
 
     @property
     def name(self) -> str:
@@ -139,7 +141,7 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
     constants.update(config)
     if _capture is not None:
         named = dict(zip(kernel.arg_names, args, strict=False))
-        _capture.launches.append(Launch(kernel, named | constants, config))
+        _capture.launches.append(Launch(kernel, named | constants, config, shipped=not any(_preferred.values())))
         return
     device = next(value.device for value in args if isinstance(value, Tensor))
     if interpreted():

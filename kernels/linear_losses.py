@@ -160,7 +160,8 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
     """128 B of the hidden dimension a step, which is a line of shared memory."""
     shape = {"BLOCK_M": 128, "BLOCK_K": 128 // itemsize, "GROUP": 16, "num_warps": 8}
     half = Config(**shape, BLOCK_N=128, num_stages=3, note="64 sums a thread: two blocks an SM hide each other's ends")
-    if arch < 90:  # mma.sync holds its operands in registers too: 256 columns would spill
+    # 256 columns would spill: mma.sync holds its operands in registers too, and fp32 asks for a longer tanh
+    if arch < 90 or itemsize == 4:
         return [half]
     note = "two warpgroups of 64 × 256: 128 sums a thread, 85 FLOP a byte of shared memory; 48 KB a stage"
     return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]

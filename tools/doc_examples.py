@@ -36,10 +36,16 @@ def pages() -> list[Path]:
 
 
 def output_of(command: str) -> str:
-    """What a command prints when its output is piped: `llmbench ...` in this process, `python FILE` of this tree."""
+    """What a command prints when its output is piped: `llmbench ...` in this process, or in its own where it needs one,
+    `python FILE` of this tree."""
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if command.startswith(("llmbench kernels check", "llmbench kernels inspect")):  # interpreted, and not
+        own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        words = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
+        return done.stdout + done.stderr
     text = io.StringIO()
     problems = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(problems):

@@ -210,6 +210,8 @@ def _compiled_row(row: Compiled) -> dict[str, Any]:
     from dataclasses import asdict
 
     values = asdict(row) | {"arch": f"sm_{row.arch}", "occupancy": row.occupancy, "ptxas": ptxas(row.arch)}
+    if not row.registers:  # nothing came out
+        values |= dict.fromkeys(("registers", "spilled_bytes", "shared_bytes", "blocks", "occupancy"))
     return values | {"faults": list(row.faults), "allowed": list(row.allowed)}
 
 
@@ -219,6 +221,7 @@ def _compiled_blocks(found: list[Compiled]) -> list[Block]:
     columns = [
         Column("function", name=True),
         Column("configuration", wraps=True),
+        Column("shipped"),
         Column("registers", "count"),
         Column("spilled (B)", "count"),
         Column("shared (KiB)", "number"),
@@ -235,9 +238,10 @@ def _compiled_blocks(found: list[Compiled]) -> list[Block]:
             [
                 row.function,
                 row.config,
+                "yes" if row.shipped else "",
                 row.registers or None,
-                row.spilled_bytes,
-                f"{row.shared_bytes / 1024:.1f}",
+                row.spilled_bytes if row.registers else None,
+                f"{row.shared_bytes / 1024:.1f}" if row.registers else None,
                 row.instruction,
                 row.blocks or None,
                 row.occupancy or None,

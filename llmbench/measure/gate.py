@@ -123,9 +123,10 @@ def _passed(rival: Rival, device: torch.device, attention: bool) -> tuple[Call, 
     except Exception as problem:
         fault = _fault(problem, checks)
     # outside, where the error is gone, and with it the frames that kept its tensors
-    gc.collect()
-    if device.type == "cuda" and fault.status == "OOM":
-        torch.cuda.empty_cache()
+    if fault.status == "OOM":
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return fault
 
 

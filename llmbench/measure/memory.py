@@ -37,12 +37,12 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
     """Run `call` once, warmed up, and watch its memory. `cuda` is torch.cuda."""
-    gc.collect()
     if device.type != "cuda":
         live = LiveTensors()
         with live:
             call()
         return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
+    gc.collect()
     cuda.synchronize(device)
     cuda.empty_cache()  # what others left reserved is not this call's
     cuda.reset_peak_memory_stats(device)

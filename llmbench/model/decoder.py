@@ -216,7 +216,7 @@ class Decoder(nn.Module):
                 positions = torch.where(counted, positions[:, :1] + counted.cumsum(-1) - 1, -1)
             added = table(positions + spec.positions.offset)
         elif isinstance(spec.positions, SinusoidalPositions):
-            added = sinusoids(positions, x.shape[-1], x.dtype)
+            added = sinusoids(spec.positions, positions, x.shape[-1], x.dtype)
         after = spec.embedding.positions_after
         if added is not None and not after:
             x = x + added

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling
+from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling, SinusoidalPositions
 
 
 def inverse_frequencies(
@@ -164,11 +165,15 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32, device=device)
 
 
-def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """sin and cos of positions [B, S] as [B, S, width], interleaved ("Attention is all you need", section 3.5)."""
-    steps = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
-    angles = positions[..., None].to(torch.float32) * torch.exp(-math.log(10000.0) / width * steps)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :width].to(dtype)
+def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """sin and cos of positions [B, S] as [B, S, width] ("Attention is all you need", section 3.5)."""
+    pairs = width // 2 if kind.to_end else (width + 1) // 2
+    steps = torch.arange(pairs, dtype=torch.float32, device=positions.device)
+    last = max(pairs - 1, 1) if kind.to_end else width / 2
+    angles = (positions + kind.offset)[..., None].to(torch.float32) * torch.exp(-math.log(10000.0) / last * steps)
+    waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
+    made = (waves.transpose(-1, -2) if kind.halves else waves).flatten(-2)[..., :width]
+    return F.pad(made, (0, width - made.shape[-1])).to(dtype)
 
 
 def relative_buckets(bias: RelativeBias, queries: Tensor, keys: Tensor, *, bidirectional: bool) -> Tensor:

@@ -12,7 +12,7 @@ from llmbench.spec.base import Count, Name, Part, Size
 from llmbench.spec.ffn import FFN, MoE
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, Mixer, Parallel, branches
 from llmbench.spec.pattern import parse_pattern
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
 """Where a layer's norms stand.
@@ -231,9 +231,9 @@ class ModelSpec(Part, frozen=True):
 
     def check(self) -> ModelSpec:
         """Hold the fields against each other; returns self. Raises SpecError naming the field."""
-        _check_stack("", self.layers, self.order)
+        _check_stack("", self.layers, self.order, self.positions)
         if self.encoder is not None:
-            _check_stack("encoder.", self.encoder.layers, self.encoder.order)
+            _check_stack("encoder.", self.encoder.layers, self.encoder.order, self.encoder.positions)
         for name, layer in self.layers.items():
             if layer.cross_attention is not None and self.encoder is None:
                 raise SpecError(f"layers.{name}.cross_attention: the model has no encoder")
@@ -250,7 +250,7 @@ def _parsed(pattern: str) -> tuple[str, ...]:
     return parse_pattern(pattern)
 
 
-def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -> None:
+def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...], positions: Positions | None) -> None:
     used = set(order)
     if not order:
         raise SpecError(f"{where}pattern: no layers")
@@ -274,6 +274,7 @@ def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...]) -
         for mixer in branches(layer.mixer):
             if isinstance(mixer, Attention):
                 _check_attention(f"{at}.mixer", mixer)
+                _check_buckets(f"{at}.mixer", mixer.positions or positions, causal=mixer.causal)
             if isinstance(mixer, Mamba2) and mixer.projection_scales and len(mixer.projection_scales) != 5:
                 raise SpecError(f"{at}.mixer.projection_scales: needs 5 numbers, not {len(mixer.projection_scales)}")
         if isinstance(layer.ffn, MoE):
@@ -297,6 +298,19 @@ def _check_attention(at: str, mixer: Attention) -> None:
         raise SpecError(f"{at}: sliding_window and attention_chunk_size exclude each other")
     if mixer.value_from_key and mixer.value_dim != mixer.head_dim:
         raise SpecError(f"{at}.v_head_dim: must equal head_dim where value_from_key is true")
+
+
+def _check_buckets(at: str, positions: Positions | None, *, causal: bool) -> None:
+    """Half of a direction's buckets are for one distance each; the others need distances beyond them."""
+    if not isinstance(positions, RelativeBias):
+        return
+    exact = positions.num_buckets // (2 if causal else 4)
+    if exact < 1 or positions.max_distance <= exact:
+        raise SpecError(
+            f"{at}: a relative bias of num_buckets {positions.num_buckets} and max_distance {positions.max_distance}"
+            f" has no buckets for far distances: that takes at least {2 if causal else 4} buckets, and a max_distance"
+            f" above {exact}"
+        )
 
 
 def _check_moe(at: str, ffn: MoE) -> None:

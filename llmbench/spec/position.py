@@ -53,7 +53,15 @@ class LearnedPositions(Kind, frozen=True, tag="learned"):
 
 
 class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):
-    """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters."""
+    """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters.
+
+    halves: all sines and then all cosines, not in turn (CTRL). to_end: the slowest pair has a wavelength of exactly
+    2π · 10000 (fairseq's, XGLM), not one step short of it. offset: the number of the first token's position.
+    """
+
+    halves: bool = False
+    to_end: bool = False
+    offset: Count = 0
 
 
 class Alibi(Kind, frozen=True, tag="alibi"):

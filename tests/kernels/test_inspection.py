@@ -61,3 +61,12 @@ def test_faults_are_found(tmp_path: Path) -> None:
     assert spilling.startswith("wgmma;True;spills ")
     assert "shared memory" in large
     assert refused == "None;False;;refused: needs more"
+
+
+def test_the_page_of_configurations_is_up_to_date() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    tool = Path(__file__).parents[2] / "tools" / "kernel_reference.py"
+    done = subprocess.run(
+        [sys.executable, tool, "--check"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr

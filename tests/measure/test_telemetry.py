@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +92,7 @@ def test_a_thread_watches(machine: SimpleNamespace) -> None:
     with watching(GPU) as watch:
         while len(watch.readings) < 3:
             time.sleep(0.01)
+    assert not any(thread.name == "llmbench-telemetry" for thread in threading.enumerate())
     conditions = watch.conditions()
     assert conditions is not None
     assert conditions.readings == len(watch.readings) >= 4  # one at the end

@@ -39,10 +39,14 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert": ("camembert", {**SMALL, "type_vocab_size": 1}),
     "data2vec": ("data2vec-text", {**SMALL, "type_vocab_size": 1}),
     "ernie": ("ernie", SMALL),
+    "deberta-v2, without scores by distance": ("deberta-v2", SMALL),
     "megatron-bert": ("megatron-bert", SMALL),
     "roberta, norms first": ("roberta-prelayernorm", SMALL),
     "xlm-roberta-xl": ("xlm-roberta-xl", SMALL),
     "mpnet": ("mpnet", SMALL),
+    "eurobert": ("eurobert", {**SMALL, "pad_token_id": 0, "num_key_value_heads": 2}),
+    "eurobert, biases": ("eurobert", {**SMALL, "pad_token_id": 0, "attention_bias": True, "mlp_bias": True}),
+    "nomic": ("nomic_bert", {**SMALL, "head_dim": 8}),
     "electra": ("electra", {**SMALL, "embedding_size": 16}),
     "electra, one width": ("electra", {**SMALL, "embedding_size": 32}),
     "distilbert": (
@@ -62,6 +66,7 @@ SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
     "t5 v1.1, a head of its own": ("t5", {**T5, **GATED, "tie_word_embeddings": False}),
     "mt5": ("mt5", {**T5, **GATED}),
     "umt5, a bias a layer": ("umt5", {**T5, **GATED}),
+    "longt5, near by": ("longt5", {**T5, "local_radius": 3}),
     "switch": ("switch_transformers", {**SWITCH, "expert_capacity": 21}),
     "switch, router with biases": ("switch_transformers", {**SWITCH, "expert_capacity": 21, "router_bias": True}),
 }

@@ -49,6 +49,7 @@ SHORT = [1.0, 1.1, 1.3, 1.6]
 LONG = [1.5, 2.0, 3.0, 5.0]
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ctrl": ("ctrl", {}),  # one key of it may change, no pair
     "gpt2 inner width": ("gpt2", {"n_inner": 40, "activation_function": "gelu"}),
     "llama MHA": ("llama", HEADS),
     "llama tied, biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -156,6 +157,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 EXTRA: dict[str, dict[str, Any]] = {
     "aria_text": {"moe_num_experts": 4, "intermediate_size": 24},
     "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": None,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        }
+    },
+    "ctrl": {"dff": 48},
     "dots1": {"n_shared_experts": 1},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
@@ -166,6 +174,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "mimo_v2_flash": {"head_dim": 12, "v_head_dim": 6},
     "minimax_m3_vl_text": {"dense_intermediate_size": 40, "mlp_layer_types": ["dense", "sparse"] * 2},
+    "xglm": {"ffn_dim": 48},
     "llama4_text": {"intermediate_size_mlp": 40, "floor_scale": 4, "interleave_moe_layer_step": 2},
     "dbrx": {
         "d_model": 32,
@@ -177,15 +186,15 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 # fmt: off
 FAMILIES = [
-    "afmoe", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cwm", "dbrx",
-    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "flex_olmo", "flint", "gemma", "gemma2",
-    "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss",
-    "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3",
-    "llama", "llama4_text", "mellum", "mimo_v2_flash", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3",
-    "mistral", "mixtral", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt",
-    "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
-    "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "afmoe", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe",
+    "cohere_compass_text", "cwm", "dbrx", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon",
+    "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode",
+    "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3",
+    "iquestcoder", "jais2", "kolibri1", "laguna", "lfm3", "llama", "llama4_text", "mellum", "mimo_v2_flash",
+    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt", "nanochat", "nemotron",
+    "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm",
 ]
 # fmt: on
 """Softmax attention; families with other mixers are held to transformers beside those mixers' tests."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmbench import model as models
+from llmbench.errors import SpecError
 from llmbench.model.create import Initialisation
 from llmbench.model.ffn import feed_forward
 from llmbench.model.implementations import implementation
@@ -27,7 +28,7 @@ from llmbench.model.positions import (
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Activation, Dense, Gated
 from llmbench.spec.override import override
-from llmbench.spec.position import RelativeBias, Rope, RopeScaling
+from llmbench.spec.position import RelativeBias, Rope, RopeScaling, SinusoidalPositions
 
 from . import small
 
@@ -239,11 +240,21 @@ def test_slopes_equal_those_of_transformers(heads: int) -> None:
 @pytest.mark.parametrize("width", [8, 7])
 def test_sinusoids_are_those_of_the_paper(width: int) -> None:
     positions = torch.tensor([[0, 1, 2, 1000]])
-    found = sinusoids(positions, width, torch.float32)[0]
+    found = sinusoids(SinusoidalPositions(), positions, width, torch.float32)[0]
     for row, position in zip(found.tolist(), positions[0].tolist(), strict=True):
         for dim, value in enumerate(row):
             angle = position / 10000 ** (2 * (dim // 2) / width)
             assert value == pytest.approx(math.cos(angle) if dim % 2 else math.sin(angle), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("causal", "buckets", "distance"), [(True, 1, 128), (True, 8, 4), (False, 3, 128), (False, 16, 4)]
+)
+def test_buckets_without_room_for_far_distances_are_refused(causal: bool, buckets: int, distance: int) -> None:
+    mixer = small.gqa(causal=causal)
+    with pytest.raises(SpecError, match="no buckets for far distances"):
+        small.small(mixer, positions=RelativeBias(num_buckets=buckets, max_distance=distance))
+    small.small(mixer, positions=RelativeBias(num_buckets=max(buckets, 4), max_distance=distance + 1))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -19,6 +19,8 @@ import transformers
 from llmbench import model as models
 from llmbench.errors import CannotRunError, SpecError, UnsupportedError
 from llmbench.model.mixers import new_cache
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.huggingface import from_config
 
 from .test_parity import FAMILIES, LENGTH, LONG, SHORT, config_of, error, saved
 
@@ -194,6 +196,9 @@ def test_older_spellings_of_rotations(case: str, tmp_path: Path) -> None:
         ("smollm3", {"layer_types": ["sliding_attention"] * 4}, "another key switches off"),
         ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min"),
         ("aria_text", {"hidden_act": "relu"}, "SiLU whatever hidden_act says"),
+        ("mpt", {"max_seq_len": 1}, "every distance zero"),
+        ("mamba", {"hidden_act": "relu"}, "counted as silu"),
+        ("llama", {"hidden_act": "laplace"}, "activation `laplace`"),
         ("bloom", {"slow_but_exact": True, "pretraining_tp": 3}, "pretraining_tp does not divide"),
         ("llama", {"architectures": "LlamaModel"}, "saved as LlamaModel"),
     ],
@@ -202,6 +207,15 @@ def test_what_a_class_reads_otherwise_is_refused(family: str, keys: dict[str, An
     respelled(family, keys, tmp_path)
     with pytest.raises(UnsupportedError, match=why):
         models.load(tmp_path)
+
+
+def test_what_a_spec_does_not_describe_is_sized_but_not_built() -> None:
+    config = {**config_of("llama", {}).to_dict(), "hidden_act": "laplace"}
+    spec = from_config(config, name="odd")
+    known = from_config({**config, "hidden_act": "silu"}, name="known")
+    assert count_parameters(spec).total == count_parameters(known).total
+    with pytest.raises(UnsupportedError, match=r"odd: the activation `laplace`.*sized, not built"):
+        models.build(spec, device="meta")
 
 
 # --- What else a folder may hold.

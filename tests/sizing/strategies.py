@@ -79,7 +79,7 @@ positions = st.one_of(
     st.builds(Alibi),
     st.builds(SinusoidalPositions),
     st.builds(NoPositions),
-    st.builds(RelativeBias, num_buckets=st.integers(1, 32), per_layer=maybe),
+    st.builds(RelativeBias, num_buckets=st.integers(4, 32), per_layer=maybe),
 )
 norms = st.builds(
     Norm,

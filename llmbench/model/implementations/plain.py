@@ -6,7 +6,6 @@ k experts a token, t tokens, R rotated dims.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,8 +65,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     added = scores.added(mask)
     if added is not None:
         logits = logits + added
-    if not mask.everything:
-        logits = logits.masked_fill(~mask.allowed(), -math.inf)
+    if not mask.everything:  # not infinite: padding far from all that is real sees no key, and is to stay a number
+        logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
         logits = torch.cat((logits, column), dim=-1)

@@ -42,8 +42,8 @@ def table(*families: str, top: str, layers: str, at: str = "model.layers.{i}.", 
 
 PARTS_OF_HEADS = frozenset(
     """
-    bamba codegen glm glm4 glm4_moe gpt_neox gptj laguna mellum mimo_v2_flash minimax_m2 nemotron persimmon phi phi3
-    qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma solar_open stablelm
+    bamba codegen glm glm4 glm4_moe gpt_neox gptj laguna mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text nemotron
+    persimmon phi phi3 qwen3_5_moe_text qwen3_5_text qwen3_next recurrent_gemma solar_open stablelm
     """.split()  # noqa: SIM905
 )
 """Families whose classes can rotate a part of each head; the others rotate whole ones even where a config says a part

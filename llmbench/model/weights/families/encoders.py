@@ -33,6 +33,12 @@ ffn_norm.weight         output.LayerNorm.gamma
 ffn_norm.bias           output.LayerNorm.beta
 """
 
+_DEBERTA_ATTENTION = """
+attention.q_proj.*      attention.self.query_proj.*
+attention.k_proj.*      attention.self.key_proj.*
+attention.v_proj.*      attention.self.value_proj.*
+"""
+
 # The same, with norms before each sublayer and behind the last.
 _ROBERTA_PRE_NORM = """
 mixer_norm.*            attention.LayerNorm.*
@@ -50,6 +56,7 @@ ffn_norm.*              ln.*
 for _family, _at, _norms, _last in (
     ("bert", "bert", "", ""),
     ("ernie", "ernie", "", ""),
+    ("deberta-v2", "deberta", _DEBERTA_ATTENTION, ""),
     ("megatron-bert", "bert", _MEGATRON_PRE_NORM, "bert.encoder.ln"),
 ):
     table(
@@ -148,6 +155,31 @@ table(
     at="distilbert.transformer.layer.{i}.",
 )
 
+table(
+    "nomic_bert",
+    top=_bert_top("nomic_bert")
+    + """
+    embedding_norm.*        nomic_bert.emb_ln.*
+    head.transform.*        cls.predictions.transform.dense.*
+    head.norm.*             cls.predictions.transform.layer_norm.*
+    head.bias               cls.predictions.bias
+    lm_head.weight          cls.predictions.decoder.weight
+    """,
+    layers="""
+    attention.q_proj.*      attn.Wqkv.*                 plain.q
+    attention.k_proj.*      attn.Wqkv.*                 plain.k
+    attention.v_proj.*      attn.Wqkv.*                 plain.v
+    attention.o_proj.*      attn.out_proj.*
+    mixer_norm.*            norm1.*
+    ffn.up_proj.*           mlp.fc11.*
+    ffn.gate_proj.*         mlp.fc12.*
+    ffn.down_proj.*         mlp.fc2.*
+    ffn_norm.*              norm2.*
+    """,
+    at="nomic_bert.encoder.layers.{i}.",
+    ignored=r"nomic_bert\.pooler\..*|cls\.predictions\.decoder\.bias",
+)
+
 _T5_ATTENTION = """
 attention.q_proj.*          layer.0.SelfAttention.q.*
 attention.k_proj.*          layer.0.SelfAttention.k.*
@@ -187,6 +219,7 @@ table(
     "mt5",
     "umt5",
     "switch_transformers",
+    "longt5",
     top="""
     embedding.weight        shared.weight
     embedding.weight        decoder.embed_tokens.weight
@@ -194,7 +227,7 @@ table(
     final_norm.*            decoder.final_layer_norm.*
     lm_head.*               lm_head.*
     """
-    + _in_encoder(_T5_ATTENTION + _t5_ffn(1)),
+    + _in_encoder(_T5_ATTENTION + _T5_ATTENTION.replace(".SelfAttention.", ".LocalSelfAttention.") + _t5_ffn(1)),
     layers=_T5_ATTENTION
     + """
     cross_attention.q_proj.*    layer.1.EncDecAttention.q.*

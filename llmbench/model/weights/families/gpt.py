@@ -16,11 +16,8 @@ mixer_norm.*                ln_1.*
 ffn_norm.*                  ln_2.*
 """
 
-table(
-    "gpt2",
-    "gpt-sw3",
-    top=GPT2_TOP,
-    layers=GPT2_NORMS
+_GPT2_LAYERS = (
+    GPT2_NORMS
     + """
     attention.q_proj.*      attn.c_attn.*                   t plain.q
     attention.k_proj.*      attn.c_attn.*                   t plain.k
@@ -28,7 +25,14 @@ table(
     attention.o_proj.*      attn.c_proj.*                   t
     ffn.up_proj.*           mlp.c_fc.*                      t
     ffn.down_proj.*         mlp.c_proj.*                    t
-    """,
+    """
+)
+
+table(
+    "gpt2",
+    "gpt-sw3",
+    top=GPT2_TOP,
+    layers=_GPT2_LAYERS,
     at="transformer.h.{i}.",
     ignored=r".*\.attn\.(masked_)?bias",
 )
@@ -40,15 +44,7 @@ table(
     position_embedding.weight   transformer.positions_embed.weight
     lm_head.*                   lm_head.*
     """,
-    layers=GPT2_NORMS
-    + """
-    attention.q_proj.*      attn.c_attn.*                   t plain.q
-    attention.k_proj.*      attn.c_attn.*                   t plain.k
-    attention.v_proj.*      attn.c_attn.*                   t plain.v
-    attention.o_proj.*      attn.c_proj.*                   t
-    ffn.up_proj.*           mlp.c_fc.*                      t
-    ffn.down_proj.*         mlp.c_proj.*                    t
-    """,
+    layers=_GPT2_LAYERS,
     at="transformer.h.{i}.",
     ignored=r".*\.attn\.bias",
 )
@@ -207,30 +203,7 @@ table(
     at="transformer.blocks.{i}.",
 )
 
-table(
-    "opt",
-    top="""
-    embedding.weight            model.decoder.embed_tokens.weight
-    position_embedding.weight   model.decoder.embed_positions.weight
-    embedding_projection.*      model.decoder.project_in.*
-    head.projection.*           model.decoder.project_out.*
-    final_norm.*                model.decoder.final_layer_norm.*
-    lm_head.*                   lm_head.*
-    """,
-    layers="""
-    attention.q_proj.*      self_attn.q_proj.*
-    attention.k_proj.*      self_attn.k_proj.*
-    attention.v_proj.*      self_attn.v_proj.*
-    attention.o_proj.*      self_attn.out_proj.*
-    ffn.up_proj.*           fc1.*
-    ffn.down_proj.*         fc2.*
-    mixer_norm.*            self_attn_layer_norm.*
-    ffn_norm.*              final_layer_norm.*
-    """,
-    at="model.decoder.layers.{i}.",
-)
-
-XGLM = """
+_FAIRSEQ_LAYERS = """
 attention.q_proj.*          self_attn.q_proj.*
 attention.k_proj.*          self_attn.k_proj.*
 attention.v_proj.*          self_attn.v_proj.*
@@ -241,6 +214,19 @@ mixer_norm.*                self_attn_layer_norm.*
 ffn_norm.*                  final_layer_norm.*
 """
 table(
+    "opt",
+    top="""
+    embedding.weight            model.decoder.embed_tokens.weight
+    position_embedding.weight   model.decoder.embed_positions.weight
+    embedding_projection.*      model.decoder.project_in.*
+    head.projection.*           model.decoder.project_out.*
+    final_norm.*                model.decoder.final_layer_norm.*
+    lm_head.*                   lm_head.*
+    """,
+    layers=_FAIRSEQ_LAYERS,
+    at="model.decoder.layers.{i}.",
+)
+table(
     "biogpt",
     top="""
     embedding.weight            biogpt.embed_tokens.weight
@@ -248,8 +234,37 @@ table(
     final_norm.*                biogpt.layer_norm.*
     lm_head.*                   output_projection.*
     """,
-    layers=XGLM,
+    layers=_FAIRSEQ_LAYERS,
     at="biogpt.layers.{i}.",
+)
+table(
+    "xglm",
+    top="""
+    embedding.weight            model.embed_tokens.weight
+    final_norm.*                model.layer_norm.*
+    lm_head.*                   lm_head.*
+    """,
+    layers=_FAIRSEQ_LAYERS,
+    ignored=r"model\.embed_positions\.weights",
+)
+table(
+    "ctrl",
+    top="""
+    embedding.weight            transformer.w.weight
+    final_norm.*                transformer.layernorm.*
+    lm_head.*                   lm_head.*
+    """,
+    layers="""
+    attention.q_proj.*          multi_head_attention.Wq.*
+    attention.k_proj.*          multi_head_attention.Wk.*
+    attention.v_proj.*          multi_head_attention.Wv.*
+    attention.o_proj.*          multi_head_attention.dense.*
+    ffn.up_proj.*               ffn.0.*
+    ffn.down_proj.*             ffn.2.*
+    mixer_norm.*                layernorm1.*
+    ffn_norm.*                  layernorm2.*
+    """,
+    at="transformer.h.{i}.",
 )
 
 table(

@@ -57,7 +57,7 @@ norm.*                  input_layernorm.*
 
 table("llama", "mistral", "ministral", "ministral3", "qwen2", "cwm", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 table("gemma", "granite", "seed_oss", "smollm3", "helium", "ernie4_5", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
-table("internlm3", "iquestcoder", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
+table("internlm3", "iquestcoder", "eurobert", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 table("qwen3", top=TOP, layers=ATTENTION + QK_NORM + GATED + PRE_NORMS)
 table("olmo", top=TOP, layers=ATTENTION + GATED)
 table("olmo2", "olmo3", "exaone4", top=TOP, layers=ATTENTION + QK_NORM + GATED + OUTPUT_NORMS)
@@ -72,7 +72,7 @@ table(
     ffn_norm.*              pre_feedforward_layernorm.*
     """,
 )
-table("cohere", "cohere2", top=TOP, layers=ATTENTION + QK_NORM + GATED + PARALLEL_NORM)
+table("cohere", "cohere2", "cohere_compass_text", top=TOP, layers=ATTENTION + QK_NORM + GATED + PARALLEL_NORM)
 
 table(
     "hunyuan_v1_dense",

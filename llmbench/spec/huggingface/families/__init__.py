@@ -40,6 +40,7 @@ from llmbench.spec.huggingface.families import (  # noqa: E402, F401
     latent,
     linear,
     mixture,
+    mixture_kin,
     odd_moe,
     remote,
     remote_dense,

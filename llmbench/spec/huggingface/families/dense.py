@@ -52,6 +52,8 @@ def baichuan(c: Config) -> ModelSpec:
     """Baichuan 1 and 2: LLaMA with multi-head attention; the 13B sizes use ALiBi instead of RoPE."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     positions = Alibi() if c.size("hidden_size") == 5120 else rope(c, head_dim=mixer.head_dim)
+    if c.size("vocab_size") == 125696:
+        c.inexact("a head whose rows have length one (Baichuan 2)")
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
 
 

@@ -110,6 +110,8 @@ def mpt(c: Config) -> ModelSpec:
     if hidden % heads:
         c.doubt("num_attention_heads does not divide hidden_size")
     inner.require("alibi_bias_max", 8)
+    if c.get("max_seq_len") == 1:
+        c.inexact("max_seq_len = 1, which in MPT's class makes every distance zero")
     mixer = attention(
         c,
         num_key_value_heads=kv_heads,

@@ -8,7 +8,7 @@ from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.parts import attention, block, decoder, dense, norm, rope
 from llmbench.spec.mixer import QKNorm
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Norm
-from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
 
 
 @family("openai-gpt")
@@ -85,19 +85,17 @@ def fairseq(c: Config) -> ModelSpec:
     """BioGPT and XGLM: fairseq's decoder, pre-norm with biases; learned positions or sines."""
     heads = c.size("num_attention_heads")
     c.require("add_cross_attention", False)
-    c.ignore("scale_embedding")
+    c.ignore("scale_embedding", "layer_norm_eps")
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     hidden, positions = c.size("hidden_size"), c.size("max_position_embeddings")
     learned = c.model_type == "biogpt"
-    layer_norm = norm(c, "layernorm")
-    if learned:  # whatever layer_norm_eps says
-        layer_norm = Norm(kind="layernorm", bias=True, eps=1e-5)
     width = c.size("intermediate_size") if learned else c.size("ffn_dim")
+    table: Positions = LearnedPositions(num_positions=positions + 2, offset=2)
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=width, keys=("hidden_act", "activation_function"))),
-        norm=layer_norm,
-        positions=LearnedPositions(num_positions=positions + 2, offset=2) if learned else SinusoidalPositions(),
+        norm=Norm(kind="layernorm", bias=True, eps=1e-5),
+        positions=table if learned else SinusoidalPositions(halves=True, to_end=True, offset=2),
         embedding=Embedding(scale=hidden**0.5 if c.flag("scale_embedding", True) else 1.0),
     )
 
@@ -106,11 +104,13 @@ def fairseq(c: Config) -> ModelSpec:
 def ctrl(c: Config) -> ModelSpec:
     """CTRL: sines, pre-norm, biases everywhere, the head's too."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
+    if c.number("layer_norm_epsilon", 1e-6) != 1e-6:
+        c.inexact("layer_norm_epsilon, which CTRL's class reads for the last norm alone")
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=c.size("dff"), keys=(), default="relu")),
-        norm=norm(c, "layernorm"),
-        positions=SinusoidalPositions(),
+        norm=Norm(kind="layernorm", bias=True, eps=1e-6),
+        positions=SinusoidalPositions(halves=True),
         embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
         head=Head(bias=True),
     )

@@ -64,6 +64,8 @@ def deepseek_v3(c: Config) -> ModelSpec:
     one."""
     mixer = latent_attention(c)
     mistral = c.model_type == "mistral4"
+    if c.table("rope_parameters").get("llama_4_scaling_beta"):
+        c.inexact("queries that grow with their position (llama_4_scaling_beta)")
     return deepseek_experts(
         c,
         mixer,
@@ -248,6 +250,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     dense = gated(c, bias=False)
     zero = c.count("zero_expert_num")
     c.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method", "router_dtype")
+    c.inexact("factors on the latents (LongCat)")
     experts = MoE(
         num_experts=c.size("n_routed_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),

@@ -68,9 +68,9 @@ def bailing_moe(c: Config) -> ModelSpec:
 def grok1(c: Config) -> ModelSpec:
     """Grok-1: norms before and after, 2 of 8 experts, scores and logits bounded or scaled."""
     limit = c.optional_number("max_attn_value")
-    mixer = attention(c, logit_soft_cap=limit)
-    ffn = moe(c, width="intermediate_size", router=TOPK_SOFTMAX, activation="gelu")
-    c.ignore("attn_output_multiplier", "hidden_act")
+    mixer = attention(c, logit_soft_cap=limit, scale=c.optional_number("attn_output_multiplier"))
+    ffn = moe(c, width="intermediate_size", activation="gelu")
+    c.ignore("hidden_act")
     return decoder(
         c,
         block(mixer, ffn, "sandwich"),
@@ -120,6 +120,7 @@ def xverse(c: Config) -> ModelSpec:
         return llama(c)
     width = c.size("intermediate_size")
     mixer = attention(c)
+    c.inexact("whether the weights of XVERSE's experts are made to sum to one")
     ffn = MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("moe_top_k"),

@@ -23,14 +23,14 @@ from llmbench.spec.huggingface.parts import (
     rope,
 )
 from llmbench.spec.mixer import Attention, QKNorm
-from llmbench.spec.model import Embedding, Layer, ModelSpec
+from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
 from llmbench.spec.position import Alibi, LearnedPositions, Positions
 
 
 @family("aquila", "internlm", "skywork", "orion", "minicpm", "exaone")
 def llama_kin(c: Config) -> ModelSpec:
     """Aquila and Skywork are LLaMA; InternLM 1 has biases in attention by `bias`, Orion LayerNorms, MiniCPM a
-    scaled and tied embedding, EXAONE 3 other names for the same keys."""
+    tied embedding and factors on it, on what layers add and on the logits, EXAONE 3 other names for the same keys."""
     kind = c.model_type
     for old, new in (("num_layers", "num_hidden_layers"), ("activation_function", "hidden_act")):
         if old in c and new not in c:
@@ -41,15 +41,18 @@ def llama_kin(c: Config) -> ModelSpec:
             c.doubt("whether the head is tied: tie_word_embeddings is missing")
     bias = c.flag("bias", True) if kind == "internlm" else c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
-    c.ignore("rotary", "max_window_layers", "dim_model_base", "scale_depth", "mup_denominator")
+    c.ignore("rotary", "max_window_layers", "mup_denominator")
+    hidden, depth = c.size("hidden_size"), c.optional_number("scale_depth")
+    added = 1.0 if depth is None else depth / c.size("num_hidden_layers") ** 0.5
     if c.table("sparse_config"):
         c.doubt("sparse attention (sparse_config) is counted as full")
     return decoder(
         c,
-        block(mixer, gated(c, bias=False)),
+        block(mixer, gated(c, bias=False), residual_scale=added),
         norm=norm(c, "layernorm" if kind == "orion" else "rmsnorm"),
         positions=rope(c, head_dim=mixer.head_dim),
         embedding=Embedding(scale=c.number("scale_emb", 1.0)),
+        head=Head(scale=c.number("dim_model_base", float(hidden)) / hidden),
     )
 
 
@@ -60,7 +63,9 @@ def qwen(c: Config) -> ModelSpec:
     head_dim = c.size("kv_channels", max(1, c.size("hidden_size") // heads))
     bias = not c.flag("no_bias", True)
     c.ignore("bf16", "fp16", "fp32", "emb_dropout_prob", "attn_dropout_prob", "scale_attn_weights")
-    c.ignore("use_cache_kernel", "use_cache_quantization", "use_dynamic_ntk", "use_logn_attn")
+    c.ignore("use_cache_kernel", "use_cache_quantization")
+    if c.flag("use_dynamic_ntk", True) or c.flag("use_logn_attn", True):
+        c.inexact("a rotation and queries that change beyond seq_length")
     c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
     if c.get("visual"):
         c.note("multimodal config `qwen`: the figures are of its text part")
@@ -87,13 +92,15 @@ def chatglm(c: Config) -> ModelSpec:
         qkv_bias=bias or c.flag("add_qkv_bias"),
         output_bias=bias,
     )
-    c.ignore("vocab_size", "apply_query_key_layer_scaling", "apply_residual_connection_post_layernorm")
-    c.ignore("fp32_residual_connection", "original_rope", "rope_ratio", "prefix_projection", "quantization_bit")
+    c.ignore("vocab_size", "apply_query_key_layer_scaling")
+    c.ignore("fp32_residual_connection", "original_rope", "prefix_projection", "quantization_bit")
+    c.put("rope_theta", 10000.0 * c.number("rope_ratio", 1.0))
+    behind = c.flag("apply_residual_connection_post_layernorm")
     kind = "rmsnorm" if c.flag("rmsnorm", True) else "layernorm"
     ffn = Gated(intermediate_size=c.size("ffn_hidden_size"), activation="silu", bias=bias)
     return decoder(
         c,
-        block(mixer, ffn),
+        block(mixer, ffn, residual_from_norm=behind),
         norm=norm(c, kind),
         positions=rope(c, head_dim=head_dim, interleaved=True, partial=0.5),
         final_norm=c.flag("post_layer_norm", True),
@@ -176,7 +183,8 @@ def openelm(c: Config) -> ModelSpec:
         raise c.error("num_query_heads", "num_kv_heads and ffn_multipliers must be lists of one a layer")
     head_dim, divisor = c.size("head_dim"), c.size("ffn_dim_divisor", 256)
     c.require("normalization_layer_name", "rms_norm")
-    c.ignore("num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_freq_constant", "rope_max_length")
+    c.ignore("num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_max_length")
+    c.put("rope_theta", c.number("rope_freq_constant", 10000.0))
     qk_norm = QKNorm() if c.flag("normalize_qk_projections") else None
     with_glu, act = c.flag("ffn_with_glu", True), activation(c, "activation_fn_name")
     layers: list[tuple[str, Layer]] = []
@@ -211,14 +219,12 @@ def jais(c: Config) -> ModelSpec:
         c.put(new, c.size(old))
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     c.require("add_cross_attention", False)
-    c.ignore("scale_attn_weights", "scale_qk_dot_by_d", "embeddings_scale", "width_scale", "n_positions")
-    c.ignore(
-        "mup_embeddings_scale",
-        "mup_output_alpha",
-        "mup_scale_qk_dot_by_d",
-        "mup_width_scale",
-        "alibi_scaling",
-    )
+    c.ignore("scale_attn_weights", "n_positions")
+    factors = ("embeddings_scale", "width_scale", "mup_embeddings_scale", "mup_output_alpha", "mup_width_scale")
+    others = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
+    if any(c.get(key) not in (None, 1) for key in factors) or any(map(c.get, others)):
+        c.inexact("the multipliers of a maximal-update model, or a scaled ALiBi")
+    c.ignore(*factors, *others)
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * hidden)
     ffn: Dense | Gated

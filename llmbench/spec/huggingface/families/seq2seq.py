@@ -210,7 +210,7 @@ def bart(c: Config) -> ModelSpec:
         c.doubt("use_prompt = True: prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
     rows = c.size("max_position_embeddings") + form.offset
-    positions: Positions = SinusoidalPositions()
+    positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
     if form.table:
         positions = LearnedPositions(num_positions=rows, offset=form.offset)
 
