@@ -108,7 +108,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
-    if mask.causal or mask.window is not None:
+    if mask.causal or mask.window is not None or scores.slopes is not None:  # where positions count
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
         asked = torch.ones_like(mask.queries, dtype=torch.bool)
