@@ -3,9 +3,9 @@ kernels: `norms`."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmbench.kernels import norms
@@ -43,25 +43,7 @@ def _run(residual: Tensor | None = None, **others: Any) -> Tensor | tuple[Tensor
     return layer_norm(**others) if residual is None else add_layer_norm(residual=residual, **others)
 
 
-def reference(
-    x: Tensor,
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    unit_offset: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain torch, statistics in fp32 or wider."""
-    summed = x if residual is None else x + residual
-    wide = summed if summed.dtype == torch.float64 else summed.float()
-    wide = wide - wide.mean(-1, keepdim=True)
-    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    if weight is not None:
-        out = out * (1.0 + weight.to(out.dtype) if unit_offset else weight)
-    if bias is not None:
-        out = out + bias
-    return out.to(x.dtype) if residual is None else (out.to(x.dtype), summed)
+reference = partial(norms.reference, eps=1e-5, centred=True)
 
 
 KERNEL = Kernel(

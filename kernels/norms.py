@@ -37,7 +37,7 @@ from llmbench.kernels.norms_row import (
     norm_forward,
 )
 
-__all__ = ["add_norm", "norm"]
+__all__ = ["add_norm", "norm", "reference", "refuse"]
 
 FORWARD_MOST = 32768
 """The widest row that a forward program holds: 64 values a thread of 16 warps."""
@@ -278,3 +278,26 @@ def refuse(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tens
             raise ValueError(f"{name} {tuple(part.shape)} {part.dtype} does not fit x {tuple(x.shape)}: [W] or [N, W]")
     if weight is not None and bias is not None and weight.shape != bias.shape:
         raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} differ")
+
+
+def reference(
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    unit_offset: bool = False,
+    centred: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same in plain torch, statistics in fp32 or wider."""
+    summed = x if residual is None else x + residual
+    wide = summed if summed.dtype == torch.float64 else summed.float()
+    if centred:
+        wide = wide - wide.mean(-1, keepdim=True)
+    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        out = out * (1.0 + weight.to(out.dtype) if unit_offset else weight)
+    if bias is not None:
+        out = out + bias
+    return out.to(x.dtype) if residual is None else (out.to(x.dtype), summed)

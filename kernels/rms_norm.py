@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,24 +42,7 @@ def _run(residual: Tensor | None = None, **others: Any) -> Tensor | tuple[Tensor
     return rms_norm(**others) if residual is None else add_rms_norm(residual=residual, **others)
 
 
-def reference(
-    x: Tensor,
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    eps: float = 1e-6,
-    unit_offset: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain torch, statistics in fp32 or wider."""
-    summed = x if residual is None else x + residual
-    wide = summed if summed.dtype == torch.float64 else summed.float()
-    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    if weight is not None:
-        out = out * (1.0 + weight.to(out.dtype) if unit_offset else weight)
-    if bias is not None:
-        out = out + bias
-    return out.to(x.dtype) if residual is None else (out.to(x.dtype), summed)
+reference = partial(norms.reference, eps=1e-6, centred=False)
 
 
 class Case(NamedTuple):
