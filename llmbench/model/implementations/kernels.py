@@ -203,7 +203,7 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
 
 def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """torch's flash kernel for CPUs."""
-    refuse(scores, "flash")
+    refuse(scores, "flash on a CPU")
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
