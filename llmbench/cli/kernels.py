@@ -117,6 +117,7 @@ def check_kernels(
         raise CannotRunError("--device cuda: no GPU here", hint="--device cpu checks in Triton's interpreter")
     place = "cpu" if device == "cpu" or gpu is None else "cuda"
     if place == "cpu":
+        _prepare_interpreter()
         os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
     from llmbench.kernels.checking import check_all
 
@@ -267,6 +268,21 @@ def _prepare() -> None:
             raise CannotRunError(
                 f"`llmbench kernels` needs {package}, which is not installed", hint="pip install 'llmbench[gpu]'"
             )
+
+
+def _prepare_interpreter() -> None:
+    """Raise CannotRunError unless Triton's interpreter has a numpy that it can use."""
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    triton = metadata.version("triton")
+    old = triton.startswith("3.6.")  # it takes the bounds of loops out of arrays in a way that numpy 2.4 refuses
+    hint = "pip install 'numpy<2.4'" if old else "pip install numpy"
+    if find_spec("numpy") is None:
+        raise CannotRunError("Triton's interpreter needs numpy, which is not installed", hint=hint)
+    numpy = metadata.version("numpy")
+    if old and tuple(map(int, numpy.split(".")[:2])) >= (2, 4):
+        raise CannotRunError(f"the interpreter of Triton {triton} cannot use numpy {numpy}", hint=hint)
 
 
 def _known(names: list[str] | None) -> tuple[str, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from llmbench.cli import run
 
 pytest.importorskip("triton")
 
@@ -65,3 +68,19 @@ def test_what_cannot_be_is_said(arguments: tuple[str, ...], code: int, said: str
     assert said in found.stderr
     assert "Traceback" not in found.stderr
     assert not found.stdout
+
+
+def test_the_interpreter_needs_a_numpy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "numpy" else find(name))
+    assert run(["kernels", "check", "glu", "--device", "cpu"]) == 3
+    assert "needs numpy, which is not installed" in capsys.readouterr().err
+
+
+def test_an_old_interpreter_needs_an_old_numpy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"triton": "3.6.0", "numpy": "2.4.1"}
+    monkeypatch.setattr("importlib.metadata.version", found.__getitem__)
+    assert run(["kernels", "check", "glu", "--device", "cpu"]) == 3
+    assert "pip install 'numpy<2.4'" in capsys.readouterr().err
