@@ -20,8 +20,9 @@ from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer
 from llmbench.model.norms import NormLayer, Residual, times
-from llmbench.model.positions import rotations_of, sinusoids, tables_of
+from llmbench.model.positions import refuse_turned_anew, rotations_of, sinusoids, tables_of
 from llmbench.model.state import Cache
+from llmbench.spec.ffn import MoE
 from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import LearnedPositions, SinusoidalPositions
@@ -137,6 +138,8 @@ class Decoder(nn.Module):
             Block(spec, spec.layers[name], index=index, where=f"layers.{name}") for index, name in enumerate(spec.order)
         )
         self.rotations = rotations_of(self.layers)
+        ffns = [layer.ffn for layer in spec.layers.values()]
+        self.shares_room = any(isinstance(ffn, MoE) and ffn.capacity_factor is not None for ffn in ffns)
         self.final_norm = NormLayer(hidden, spec.norm) if spec.final_norm else None
         self.head = HeadLayer(spec, width) if HeadLayer.needed(spec, width) else None
         self.lm_head = nn.Linear(width, spec.vocab_size, bias=spec.head.bias and spec.head.transform != "bert")
@@ -182,6 +185,15 @@ class Decoder(nn.Module):
         limit, end = self.spec.position_limit, length if cache is None else length + cache.longest
         if limit is not None and end > limit:
             raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
+        if any(rotation.regime(end) != rotation.regime(1) for rotation in self.rotations):
+            held = [0] * batch if cache is None else cache.held
+            new = [length] * batch if lengths is None else lengths.tolist()
+            refuse_turned_anew(self.rotations, held, [had + more for had, more in zip(held, new, strict=True)])
+        if lengths is not None and self.shares_room and bool((lengths < length).any()):
+            raise CannotRunError(
+                f"{self.spec.name}: with a capacity factor padding would take the places of real tokens",
+                hint="give rows of one length",
+            )
         seen = length if cache is None else cache.reserve(length, lengths)
         tables = tables_of(self.rotations, positions, seen)
         after = None if cache is None else cache.lengths + (length if lengths is None else lengths)

@@ -7,13 +7,14 @@ fp32 and cast where they are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmbench.errors import CannotRunError
 from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling, SinusoidalPositions
 
 
@@ -109,6 +110,17 @@ class Rotation(NamedTuple):
     width: int
     max_positions: int | None
 
+    def regime(self, seq_len: int) -> int:
+        """A number that is the same for contexts whose tokens are turned alike. Dynamic scaling turns all tokens anew
+        with each one past the trained length, longrope once."""
+        scaling = self.rope.scaling
+        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+            return 0
+        original = scaling.original_max_position_embeddings
+        if scaling.kind == "dynamic":
+            return max(seq_len - (self.max_positions or original or seq_len), 0)
+        return int(seq_len > (original or self.max_positions or seq_len))
+
     def tables(self, positions: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
         """cos and sin [B, 1, S, R/2] of integer positions [B, S], in fp32."""
         frequencies, factor = inverse_frequencies(
@@ -133,6 +145,27 @@ def rotations_of(model: nn.Module) -> list[Rotation]:
     """The different rotations of all layers."""
     found = (getattr(module, "rotation", None) for module in model.modules())
     return list({rotation.name: rotation for rotation in found if isinstance(rotation, Rotation)}.values())
+
+
+def refuse_turned_anew(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
+    """Raise CannotRunError where one table does not do for all rows, which hold `before` tokens and then `after`: where
+    their lengths have different scalings, or a cache has keys that were turned by another."""
+    for rotation in rotations:
+        wanted = {rotation.regime(end) for end in after}
+        held = {rotation.regime(end) for end in before if end}
+        if len(wanted | held) > 1:
+            scaling = rotation.rope.scaling
+            assert scaling is not None
+            raise CannotRunError(
+                f"{scaling.kind} scaling turns keys another way in longer contexts: rows of "
+                f"{_range(after)} tokens cannot share a pass" + (f", nor go on from {_range(before)}" if held else ""),
+                hint="give rows of one length at once, without a cache",
+            )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def tables_of(rotations: Iterable[Rotation], positions: Tensor, seq_len: int) -> Tables:

@@ -78,18 +78,18 @@ class Store(NamedTuple):
 
 
 class Cache:
-    """The caches of all layers, and how long each sequence is, which is known on the host as well as on the device."""
+    """The caches of all layers, and how long each sequence is: on the device `lengths` [B], on the host `held`."""
 
     def __init__(self, layers: Sequence[dict[str, Any]], store: Store) -> None:
         self.layers = list(layers)
         self.store = store
         self.lengths = torch.zeros(store.batch, dtype=torch.int64, device=store.device)
-        self._host = [0] * store.batch
+        self.held = [0] * store.batch
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return max(self._host)
+        return max(self.held)
 
     def reserve(self, length: int, lengths: Tensor | None) -> int:
         """Room for a forward pass of `length` tokens, or `lengths` [B] of them; the longest sequence after it.
@@ -108,12 +108,12 @@ class Cache:
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
         """Take note of the tokens that a forward pass put in."""
-        self._host = self._after(length, lengths)
+        self.held = self._after(length, lengths)
         self.lengths = self.lengths + (length if lengths is None else lengths)
 
     def _after(self, length: int, lengths: Tensor | None) -> list[int]:
-        new = [length] * len(self._host) if lengths is None else lengths.tolist()
-        return [held + count for held, count in zip(self._host, new, strict=True)]
+        new = [length] * len(self.held) if lengths is None else lengths.tolist()
+        return [held + count for held, count in zip(self.held, new, strict=True)]
 
     def forget(self, row: int) -> None:
         """Empty one sequence's place, for another to start there; its blocks go back to the pool."""
@@ -122,7 +122,7 @@ class Cache:
                 state.forget(row)
         if self.store.table is not None:
             self.store.table.release(row)
-        self._host[row] = 0
+        self.held[row] = 0
         self.lengths = self.lengths.index_fill(0, torch.tensor([row], device=self.lengths.device), 0)
 
     @property

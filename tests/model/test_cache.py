@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from llmbench.sizing.kvcache import kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.mixer import LatentAttention, branches
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Rope, RopeScaling
 
 from . import small
 
@@ -323,3 +325,37 @@ def test_models_over_quantised_caches_stay_near(name: str, kind: str) -> None:
     close(stepped[:, :6], whole[:, :6])  # a prefill attends over its own rows as they are
     if name != "mla indexed":  # there another key may be chosen
         close(stepped, whole, 0.06 if "int8" in kind else 0.25)
+
+
+LONGER = {
+    "dynamic": RopeScaling(kind="dynamic", factor=4.0, original_max_position_embeddings=16),
+    "longrope": RopeScaling(
+        kind="longrope",
+        factor=4.0,
+        original_max_position_embeddings=16,
+        short_factor=(1.0, 1.1, 1.3, 1.6),
+        long_factor=(1.5, 2.0, 3.0, 5.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_keys_that_a_longer_context_turns_anew_are_not_kept(name: str) -> None:
+    """Up to the trained length steps equal one pass; where the scaling changes, a cache and rows of other lengths are
+    refused. Longrope changes once: a prompt past the trained length goes on."""
+    spec = small.small(small.gqa(), positions=Rope(scaling=LONGER[name]))
+    model = small.model_of(msgspec.structs.replace(spec, max_position_embeddings=16))
+    tokens = small.prompt(2, 24)
+    with torch.no_grad():
+        whole = model(tokens[:, :16])
+    cache = opened(model, 2, 24)
+    close(in_steps(model, tokens[:, :16], cache, [10, 1, 5]), whole)
+    with pytest.raises(CannotRunError, match=f"{name} scaling turns keys another way"):
+        model(tokens[:, 16:17], cache=cache)
+    with pytest.raises(CannotRunError, match=f"{name} scaling turns keys another way"):
+        model(tokens, lengths=torch.tensor([8, 24]))
+    cache = opened(model, 2, 24)
+    with torch.no_grad():
+        model(tokens[:, :20], cache=cache)
+        if name == "longrope":
+            close(in_steps(model, tokens[:, 20:], cache, [1, 1, 2]), model(tokens)[:, 20:])

@@ -79,6 +79,14 @@ def test_every_mask_in_every_implementation(
         )
 
 
+@pytest.mark.parametrize("mask", [{}, {"window": 11}, {"window": 10}, {"chunk": 11}, {"chunk": 10}])
+def test_a_window_that_holds_everything_needs_no_mask(mask: dict[str, Any]) -> None:
+    """Then torch's flash kernels, which take none, can run."""
+    seen = inputs(mask, False)[3]
+    lower = torch.ones(11, 11, dtype=torch.bool).tril()
+    assert seen.only_causal == bool((seen.allowed() == lower).all())
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_the_mask_is_the_loop(name: str) -> None:
     mask = inputs(MASKS[name], True)[3]

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench import model as models
-from llmbench.errors import SpecError, UnsupportedError
+from llmbench.errors import CannotRunError, SpecError, UnsupportedError
 from llmbench.model.balance import balance_losses, model_balance_losses, nudge_corrections
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import MixtureLayer, places_of
@@ -303,3 +304,16 @@ def test_only_the_best_groups_are_chosen_from(correction: Any) -> None:
         )
         assert sorted(chosen[token].tolist()) == sorted(allowed[:3])
         torch.testing.assert_close(weights[token], scores[chosen[token]])
+
+
+def test_padding_takes_no_places() -> None:
+    """Where experts have room for a share of a pass, padding would stand in it: rows of other lengths are refused."""
+    layer = Layer(
+        mixer=small.gqa(), ffn=MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=8, capacity_factor=1.0)
+    )
+    model = small.model_of(msgspec.structs.replace(small.small(small.gqa()), layers={"kind0": layer}))
+    tokens = small.prompt(2, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, lengths=torch.tensor([6, 6])), model(tokens))
+    with pytest.raises(CannotRunError, match="padding would take the places"):
+        model(tokens, lengths=torch.tensor([6, 4]))

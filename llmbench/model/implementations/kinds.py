@@ -49,8 +49,9 @@ class Mask(NamedTuple):
 
     @property
     def only_causal(self) -> bool:
-        """Whether the mask is the plain lower triangle."""
-        return self.plain and self.causal and self.window is None and self.chunk is None
+        """Whether the mask is the plain lower triangle: a window or a chunk that holds all keys leaves none out."""
+        length = self.keys.shape[1]
+        return self.plain and self.causal and min(self.window or length, self.chunk or length) >= length
 
 
 class Slots(NamedTuple):
