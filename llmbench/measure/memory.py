@@ -60,6 +60,13 @@ def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = to
 class LiveTensors(TorchDispatchMode):
     """Follows the storages that ops make inside it: `live_bytes` now, `peak_bytes` at the fullest moment."""
 
+    supports_higher_order_operators = True  # FlexAttention's
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """torch.compile refuses to run under the modes of others."""
+        return True
+
     def __init__(self) -> None:
         super().__init__()
         self.live_bytes = self.peak_bytes = 0

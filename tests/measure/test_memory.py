@@ -63,6 +63,18 @@ def test_memory_is_given_back() -> None:
     assert (live.live_bytes, live.peak_bytes) == (0, 800)  # the new one is there before the old one goes
 
 
+def test_compiled_calls_are_watched() -> None:
+    """torch.compile refuses to run under the modes of others, and flex_attention is no plain op."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    x = torch.randn(1000)
+    compiled = torch.compile(lambda: (x * 2).sin().sum(), backend="aot_eager", fullgraph=True)
+    assert peak_memory(compiled, CPU).added_bytes == 8000  # two of 4,000; the sum when the first is gone
+    q = torch.randn(1, 2, 32, 16)
+    flex = torch.compile(flex_attention, backend="eager", fullgraph=True)
+    assert peak_memory(lambda: flex(q, q, q), CPU).added_bytes >= q.nbytes
+
+
 def test_a_gpu_by_its_stand_in() -> None:
     fake = FakeCuda()
     fake.allocate(10**9)
