@@ -86,16 +86,21 @@ class Compiled:
 
 
 def inspect(
-    names: Sequence[str], arches: Sequence[int], dtypes: Sequence[torch.dtype], workers: int = 1
+    names: Sequence[str],
+    arches: Sequence[int],
+    dtypes: Sequence[torch.dtype],
+    workers: int = 1,
+    *,
+    shipped: bool = False,
 ) -> Iterator[Compiled]:
-    """Compile every configuration of every shape of the named kernels, in `workers` processes.
+    """Compile every configuration of every shape of the named kernels, or only those `shipped`, in `workers` processes.
 
     Raises CannotRunError in the interpreter, where there is nothing to compile.
     """
     if interpreted():
         raise CannotRunError("TRITON_INTERPRET is set: interpreted kernels are not compiled", hint="unset it")
     work = [
-        (name, index, dtype, arch)
+        (name, index, dtype, arch, shipped)
         for arch in arches
         for name in names
         for index in range(len(kernel(name).shapes))
@@ -109,11 +114,15 @@ def inspect(
             yield from rows.result()
 
 
-def _of_shape(name: str, index: int, dtype: torch.dtype, arch: int) -> list[Compiled]:
+def _of_shape(name: str, index: int, dtype: torch.dtype, arch: int, shipped: bool) -> list[Compiled]:
     of = kernel(name)
     case = of.shapes[index]
     try:
-        return [_compiled(of, case, dtype, launch, arch) for launch in launches(of, case, dtype, arch)]
+        return [
+            _compiled(of, case, dtype, launch, arch)
+            for launch in launches(of, case, dtype, arch)
+            if launch.shipped or not shipped
+        ]
     except CannotRunError as refusal:  # as the op would on such a GPU
         refused = _row(of, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
         return [replace(refused, config="", allowed=(f"refused: {refusal}",))]

@@ -169,6 +169,9 @@ def inspect_kernels(
     names: Names = None,
     arch: Annotated[str, typer.Option("--arch", metavar="LIST", help="Architectures: sm_80, sm_90, sm_100.")] = "sm_90",
     dtype: DTypes = "bf16",
+    shipped: Annotated[
+        bool, typer.Option("--shipped", help="Only what is launched, without configurations to choose from.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", metavar="N", help="Compilers at once; one a core.", min=1, show_default=False),
@@ -193,11 +196,12 @@ def inspect_kernels(
 
     arches = _arches(arch)
     formats = _dtypes(dtype)
-    found = list(_followed(inspect(_known(names), arches, formats, jobs or os.cpu_count() or 1), "compiling"))
+    workers = jobs or os.cpu_count() or 1
+    found = list(_followed(inspect(_known(names), arches, formats, workers, shipped=shipped), "compiling"))
     faulty = [row for row in found if row.faults]
     document = Document(
         command="kernels.inspect",
-        inputs={"names": names or [], "arch": [f"sm_{number}" for number in arches], "dtype": dtype},
+        inputs={"names": names or [], "arch": [f"sm_{n}" for n in arches], "dtype": dtype, "shipped": shipped},
         rows_key="configurations",
         rows=[_compiled_row(row) for row in found],
         blocks=_compiled_blocks(found),

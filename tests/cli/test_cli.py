@@ -384,7 +384,7 @@ OPTIONS = {
     "env": "--format --output",
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --format --output",
-    "kernels inspect": "--arch --dtype --jobs --format --output",
+    "kernels inspect": "--arch --dtype --shipped --jobs --format --output",
     "specs list": "--devices --model-types --format --output",
     "specs show": "--set --output",
     "specs import": "--output",

@@ -52,6 +52,13 @@ def test_inspect_compiles_without_a_gpu() -> None:
         assert row["faults"] == []
 
 
+def test_inspect_of_what_is_launched() -> None:
+    found = llmbench("kernels", "inspect", "glu", "--shipped", "--format", "json")
+    rows = json.loads(found.stdout)["configurations"]
+    assert len(rows) == 6, "forward and backward of three shapes"
+    assert all(row["shipped"] for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
