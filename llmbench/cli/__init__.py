@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "llmbench.cli.compare",
     "model": "llmbench.cli.model",
     "kernels": "llmbench.cli.kernels",
+    "profile": "llmbench.cli.profile",
     "env": "llmbench.cli.env",
 }
 """Every command and the module that has it, in the order of the help."""

@@ -22,7 +22,7 @@ from llmbench.sizing.memory import widest_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "first_layers", "forward", "tree"]
+__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "device_of", "first_layers", "forward", "tree"]
 
 
 class Plan(NamedTuple):
@@ -130,7 +130,7 @@ def build_on(spec: ModelSpec, plan: Plan) -> Built:
     Raises CannotRunError where the device is not there or too small, UnsupportedError for what is not built and for
     weights that cannot be read.
     """
-    where, dtype = _device(plan.device), DTYPES[plan.dtype]
+    where, dtype = device_of(plan.device), DTYPES[plan.dtype]
     limit = spec.position_limit
     if limit is not None and plan.seq_len > limit:
         raise LLMBenchError(
@@ -229,7 +229,8 @@ class _KernelOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a name, "auto" a GPU where there is one. Raises LLMBenchError or CannotRunError for none here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

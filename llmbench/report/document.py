@@ -18,6 +18,7 @@ Unit = Literal[
     "tflops_per_s",
     "ratio",
     "seconds",
+    "ms",
     "number",
 ]
 """How a value is shown. Values are always held in base units: bytes, FLOPs, seconds, fractions of one."""
@@ -55,7 +56,9 @@ class Block(msgspec.Struct, kw_only=True):
 
 
 class Document(msgspec.Struct, kw_only=True):
-    """A command's answer. `rows_key` names its rows in JSON ("models"); `rows` are plain mappings in base units."""
+    """A command's answer. `rows_key` names its rows in JSON ("models"); `rows` are plain mappings in base units.
+    `environment`: what measured figures depend on, in JSON beside the versions; `also`: what else stands beside the
+    rows there."""
 
     command: str
     inputs: dict[str, Any]
@@ -63,3 +66,5 @@ class Document(msgspec.Struct, kw_only=True):
     rows: list[dict[str, Any]]
     blocks: list[Block]
     version: int = 1
+    environment: dict[str, Any] = {}
+    also: dict[str, Any] = {}

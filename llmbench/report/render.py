@@ -30,12 +30,13 @@ def render(document: Document, format: Format, stream: TextIO) -> None:
 
 
 def to_json(document: Document) -> str:
-    """`{"schema": "llmbench.<command>/1", "inputs", "environment", "<rows>"}`, base units, null for unknown."""
+    """`{"schema": "llmbench.<command>/1", "inputs", "environment", …, "<rows>"}`, base units, null for unknown."""
     python = ".".join(map(str, sys.version_info[:3]))
     content = {
         "schema": f"llmbench.{document.command}/{document.version}",
         "inputs": document.inputs,
-        "environment": {"llmbench": __version__, "python": python},
+        "environment": {"llmbench": __version__, "python": python} | document.environment,
+        **document.also,
         document.rows_key: document.rows,
     }
     try:

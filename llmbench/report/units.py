@@ -29,6 +29,7 @@ _UNITS: dict[Unit, tuple[str, str]] = {
     "flops_whole": ("FLOPs", "FLOPs"),
     "tflops_per_s": ("TFLOP/s", "FLOP/s"),
     "seconds": ("s", "s"),
+    "ms": ("ms", "s"),
 }
 """The unit of a column as people read it, and the base unit that its values are held in."""
 
@@ -114,12 +115,13 @@ _SHOWN: dict[Unit, Callable[[Any], str]] = {
     "count": count,
     "bytes": count,
     "gib": gib,
-    "gb_per_s": lambda value: count(value / 1e9),
+    "gb_per_s": lambda value: count(value / 1e9) if value >= 1e11 else _number(float(f"{value / 1e9:.3g}")),
     "percent": percent,
     "flops": lambda value: si(value).strip(),
     "flops_whole": count,
     "tflops_per_s": lambda value: _number(value / 1e12),
     "ratio": lambda value: f"{value:.2f}×",
     "seconds": lambda value: f"{value:.3g}",
+    "ms": lambda value: _number(float(f"{1e3 * value:.4g}")),
     "number": _number,
 }

@@ -381,6 +381,7 @@ OPTIONS = {
     "--kv-dtype --set --format --output",
     "compare": "--seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
+    "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
     "env": "--format --output",
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --format --output",

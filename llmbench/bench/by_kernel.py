@@ -1,0 +1,207 @@
+"""Where the time of a call goes: kernels under torch's profiler, each with the op of the table that launched it.
+
+A module's work, and that of the functions an implementation gives (attention, rotation, gate), runs inside a profiler
+range of its op's name; a kernel belongs to the innermost range around its launch. Kernels of a backward pass belong to
+the op whose forward made their node of the graph, which the profiler's sequence numbers tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from llmbench.measure.anchors import Limits
+from llmbench.model.implementations.kinds import Implementation
+from llmbench.sizing.op import Op
+from llmbench.sizing.work import Pass, least_s
+
+__all__ = ["Launch", "OpTime", "in_ranges", "op_times", "profiled"]
+
+MARK = "llmbench.op "
+OTHER = "other"
+"""What belongs to no op of the table: copies, sums that a module makes by itself, the optimizer's zeros."""
+
+_FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
+"""The functions of an implementation that are ops without a module."""
+
+
+class Launch(NamedTuple):
+    """A kernel (on a CPU an op of torch) that an op ran so often, and its seconds all together."""
+
+    op: str
+    backward: bool
+    kernel: str
+    runs: int
+    total_s: float
+
+
+class OpTime(NamedTuple):
+    """An op of the table, all its instances: predicted seconds (None where the table has none), and its kernels (none
+    where it runs inside another's)."""
+
+    op: str
+    predicted_s: float | None
+    launches: tuple[Launch, ...]
+
+    @property
+    def measured_s(self) -> float:
+        """What its kernels took."""
+        return sum(each.total_s for each in self.launches)
+
+
+class _Ranges:
+    """Names of ops, kept as a path of modules."""
+
+    def __init__(self) -> None:
+        self.path: list[str] = [""]
+
+    @contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        self.path.append(name)
+        try:
+            with record_function(MARK + name):
+                yield
+        finally:
+            self.path.pop()
+
+
+@contextmanager
+def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Implementation]]:
+    """Inside, modules run in ranges of their names; what is yielded makes an implementation's functions do so."""
+    ranges = _Ranges()
+    with ExitStack() as undo:
+        for name, module in _modules(model).items():
+            own = ExitStack()
+            own_name = re.sub(r"\.\d+(?=\.|$)", ".{}", name)
+
+            def enter(_: nn.Module, __: Any, own: ExitStack = own, name: str = own_name) -> None:
+                own.enter_context(ranges.within(name))
+
+            def leave(_: nn.Module, __: Any, ___: Any, own: ExitStack = own) -> None:
+                own.close()
+
+            undo.callback(module.register_forward_pre_hook(enter).remove)
+            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+        def ranged(how: Implementation) -> Implementation:
+            functions: dict[str, Any] = {
+                field: partial(_called, ranges, getattr(how, field), part)
+                for field, part in _FUNCTIONS.items()
+                if getattr(how, field) is not None
+            }
+            return how._replace(**functions)
+
+        yield ranged
+
+
+def _called(ranges: _Ranges, function: Callable[..., Any], part: str, *args: Any, **options: Any) -> Any:
+    """Call a function in the range of the op that it is of the module at hand."""
+    with ranges.within(f"{ranges.path[-1]}.{part}".lstrip(".")):
+        return function(*args, **options)
+
+
+def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
+    """The modules inside a model that are ops, or hold functions that are."""
+    found = () if model is None else model.named_modules()
+    return {name: module for name, module in found if name and not isinstance(module, nn.ModuleList)}
+
+
+def profiled(call: Callable[[], Any], device: torch.device, trace: Path | None = None) -> list[Launch]:
+    """Run a call under the profiler; its kernels by op, what took longest first. `trace`: where a Chrome trace goes.
+    On a CPU the profiler slows ops down: shares mean something, times are the clock's to tell."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    call()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    with profile(activities=activities) as profiler:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    return _launches([event for event in profiler.events() or () if event.device_type == DeviceType.CPU], on_gpu)
+
+
+def _launches(events: list[Any], on_gpu: bool) -> list[Launch]:
+    owners = {
+        event.sequence_nr: _range(event)
+        for event in sorted(events, key=lambda event: event.time_range.start)
+        if event.sequence_nr >= 0 and _node(event) is None
+    }  # the last with a number is the one that made the node
+    found: dict[tuple[str, bool, str], tuple[int, float]] = {}
+    for event in events:
+        if event.name.startswith(MARK):
+            continue
+        node = _node(event)
+        op = _range(event) if node is None else owners.get(node.sequence_nr, OTHER)
+        ran = [(kernel.name, kernel.duration) for kernel in event.kernels] if on_gpu else [_own(event)]
+        for name, microseconds in ran:
+            key = op, node is not None, name
+            runs, total = found.get(key, (0, 0.0))
+            found[key] = runs + 1, total + microseconds * 1e-6
+    rows = [Launch(*key, runs, total) for key, (runs, total) in found.items()]
+    return sorted(rows, key=lambda row: (-row.total_s, row))
+
+
+def _own(event: Any) -> tuple[str, float]:
+    return event.name, event.self_cpu_time_total
+
+
+def _node(event: Any) -> Any:
+    """The autograd node that an event runs for, if it is part of a backward pass."""
+    while event is not None:
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            return event
+        event = event.cpu_parent
+    return None
+
+
+def _range(event: Any) -> str:
+    """The innermost range around an event."""
+    while event is not None:
+        if event.name.startswith(MARK):
+            return str(event.name.removeprefix(MARK))
+        event = event.cpu_parent
+    return OTHER
+
+
+def op_times(launches: list[Launch], ops: list[Op], of: Pass, limits: Limits) -> list[OpTime]:
+    """Kernels joined to the table, what took longest first.
+
+    A range that is no op (a module's own work) has the prediction of those ops inside it that ran nothing of their own.
+    What runs in no range is the one op's where there is only one, else the loss's, which is no module.
+    """
+    known = dict.fromkeys(op.name for op in ops)
+    outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER
+    by_op: dict[str, list[Launch]] = {}
+    for each in launches:
+        if of == "both" or each.backward == (of == "backward"):
+            name = outside if each.op == OTHER or len(known) == 1 else each.op
+            by_op.setdefault(name, []).append(each)
+    predicted: dict[str, float] = {}
+    for op in ops:
+        least = least_s([op], of, limits.least_s)
+        if least:
+            where = _holder(op.name, by_op)
+            predicted[where] = predicted.get(where, 0.0) + least
+    names = dict.fromkeys([*by_op, *predicted])
+    rows = [OpTime(name, predicted.get(name), tuple(by_op.get(name, ()))) for name in names]
+    return sorted(rows, key=lambda row: -row.measured_s)
+
+
+def _holder(name: str, ran: Container[str]) -> str:
+    """The innermost range around an op, its own first, that ran anything; its own name where none did."""
+    where = name
+    while where and where not in ran:
+        where = where.rpartition(".")[0]
+    return where or (OTHER if OTHER in ran else name)

@@ -1,0 +1,107 @@
+"""The frame of every experiment: groups of rivals, timed one group after the other, their rows kept as they come.
+
+A group is one case: what is to be compared, at one shape. Its rivals are made when its turn comes, with what the
+machine was found to be able to do, and are let go before the next. Nothing that goes wrong in one ends the others.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from llmbench.measure.anchors import Anchors
+from llmbench.measure.clock import Call, Clock, CudaClock
+from llmbench.measure.gate import Rival, measured
+from llmbench.measure.results import Key, Row, Scalar, Store
+
+__all__ = ["Group", "Pace", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a group is timed: `budget_s` for all rivals together once they are warm, and samples of each."""
+
+    budget_s: float = 1.0
+    warmup_s: float = 0.1
+    min_samples: int = 10
+    max_samples: int = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rivals at one case. `names` are those of the rivals that `rivals(anchors)` makes, in their order.
+
+    `graphs`: short rivals may be captured as CUDA graphs, which cannot hold a backward pass without its forward.
+    `attention`: the attention kernels that ran are named in the rows. `energy`: joules are measured.
+    """
+
+    experiment: str
+    case: Mapping[str, Scalar]
+    names: Sequence[str]
+    rivals: Callable[[Anchors], Sequence[Rival]]
+    pace: Pace = Pace()
+    graphs: bool = True
+    attention: bool = False
+    energy: bool = False
+
+    def row_keys(self) -> list[Key]:
+        """What its rows are about."""
+        case = tuple(sorted(self.case.items()))
+        return [(self.experiment, case, name) for name in self.names]
+
+
+def run(
+    groups: Iterable[Group],
+    *,
+    clock: Clock,
+    anchors: Anchors,
+    store: Store | None = None,
+    started: Callable[[Group], None] = lambda group: None,
+) -> Iterator[Row]:
+    """Rows as they come, in the store before they are yielded. `started` hears of a group before it is timed.
+
+    A group that the store has whole is left out, and its old rows are not yielded; of one that was broken off, every
+    rival is timed again, because rivals are compared side by side. Whoever stops iterating, or is interrupted, loses
+    only the rows of the group at hand.
+    """
+    done = set() if store is None else store.done
+    for group in groups:
+        if all(key in done for key in group.row_keys()):
+            continue
+        started(group)
+        for row in _measured(group, clock, anchors):
+            if store is not None:
+                store.write([row])
+            yield row
+        gc.collect()
+        if clock.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measured(group: Group, clock: Clock, anchors: Anchors) -> Iterator[Row]:
+    try:
+        rivals = list(group.rivals(anchors))
+        assert [rival.name for rival in rivals] == list(group.names)
+    except Exception as problem:  # none can be made: each says so
+        rivals = [Rival(name=name, prepare=_raising(problem)) for name in group.names]
+    if isinstance(clock, CudaClock) and not group.graphs:
+        clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)
+    yield from measured(
+        rivals,
+        experiment=group.experiment,
+        case=group.case,
+        clock=clock,
+        energy=group.energy,
+        attention=group.attention,
+        **asdict(group.pace),
+    )
+
+
+def _raising(problem: Exception) -> Callable[[], Call]:
+    def prepare() -> Call:
+        raise problem
+
+    return prepare

@@ -1,0 +1,95 @@
+"""What a row says, worked out: rates, shares of the limits, memory, how far the prediction was off. Base units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llmbench.errors import LLMBenchError
+from llmbench.measure.anchors import Anchors, Limits, datasheet_limits
+from llmbench.measure.environment import Environment
+from llmbench.measure.measurement import ratio
+from llmbench.measure.results import Row
+from llmbench.spec.catalog import load_device
+from llmbench.spec.device import DType
+
+__all__ = ["Figures", "Yardsticks", "figures", "plain"]
+
+
+class Yardsticks(NamedTuple):
+    """What rates are held against: the machine as it was found, and as its datasheet has it (None where that is not
+    known)."""
+
+    anchors: Anchors
+    datasheet: Limits | None
+
+    @classmethod
+    def of(cls, anchors: Anchors, environment: Environment, dtype: DType) -> Yardsticks:
+        """Those of a machine for a format."""
+        name = environment.datasheet
+        return cls(anchors, None if name is None else datasheet_limits(load_device(name), dtype))
+
+
+class Figures(NamedTuple):
+    """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
+    inputs and all that the call added. `off`: predicted over measured, less one. `speedup`: how many times as long the
+    baseline takes, sample by sample."""
+
+    seconds: float | None = None
+    spread: float | None = None
+    flops_per_s: float | None = None
+    bytes_per_s: float | None = None
+    of_anchor: float | None = None
+    of_datasheet: float | None = None
+    peak_bytes: int | None = None
+    need_bytes: int | None = None
+    predicted_s: float | None = None
+    off: float | None = None
+    speedup: float | None = None
+
+
+def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Figures:
+    """Of one row; `baseline` is the row of its group that it is compared with."""
+    known = Figures(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
+    if row.measurement is None or not row.seconds:
+        return known
+    held = row.figures.get("input_bytes")
+    peak = None
+    if row.memory is not None:
+        peak = row.memory.added_bytes + (int(held) if isinstance(held, int) else 0)
+    return known._replace(
+        seconds=row.seconds,
+        spread=row.measurement.spread,
+        flops_per_s=row.flops_per_s,
+        bytes_per_s=row.bytes_per_s,
+        of_anchor=_share(row, yardsticks.anchors.limits()),
+        of_datasheet=_share(row, yardsticks.datasheet),
+        peak_bytes=peak,
+        off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
+        speedup=_speedup(row, baseline),
+    )
+
+
+def _share(row: Row, limits: Limits | None) -> float | None:
+    if limits is None or not row.seconds or row.work_flops is None or row.work_bytes is None:
+        return None
+    return limits.least_s(row.work_flops, row.work_bytes) / row.seconds
+
+
+def _speedup(row: Row, baseline: Row | None) -> float | None:
+    if baseline is None or baseline.measurement is None or row.measurement is None:
+        return None
+    try:
+        return ratio(baseline.measurement, row.measurement).median
+    except LLMBenchError:  # of two sessions, or of no time at all
+        return None
+
+
+def plain(rows: Iterable[Row], yardsticks: Yardsticks, baselines: Mapping[int, Row]) -> list[dict[str, Any]]:
+    """Rows as JSON has them: those of a file of results, each with its figures. `baselines` by a row's place."""
+    return [
+        msgspec.to_builtins(row) | {"derived": figures(row, yardsticks, baselines.get(index))._asdict()}
+        for index, row in enumerate(rows)
+    ]

@@ -1,0 +1,21 @@
+"""The parts of a model that can be timed by themselves."""
+
+from __future__ import annotations
+
+from llmbench.bench.pieces import attending, modules, pointwise
+from llmbench.bench.setting import Piece
+from llmbench.errors import UnknownNameError, suggestion
+
+__all__ = ["PIECES", "piece"]
+
+PIECES = {each.name: each for each in (*attending.PIECES, *pointwise.PIECES, *modules.PIECES)}
+"""Every piece by its name."""
+
+
+def piece(name: str) -> Piece:
+    """The piece of that name. Raises UnknownNameError with the nearest."""
+    if name not in PIECES:
+        near = suggestion(name, PIECES)
+        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(PIECES)}"
+        raise UnknownNameError(f"no piece `{name}`", hint=hint)
+    return PIECES[name]

@@ -1,0 +1,167 @@
+"""Pieces with weights, taken from the real model: a mixture of experts, the loss, a layer, a whole model.
+
+B batch, S length, D hidden, V vocabulary, t = B·S tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+import torch
+from torch import Tensor
+
+from llmbench.bench.pieces.parts import with_layer
+from llmbench.bench.setting import Made, Piece, Setting
+from llmbench.errors import UnsupportedError
+from llmbench.model.attention import Step
+from llmbench.model.create import build
+from llmbench.model.decoder import Block, Decoder
+from llmbench.model.ffn import MixtureLayer
+from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.norms import Residual
+from llmbench.model.positions import tables_of
+from llmbench.sizing.op import Op
+from llmbench.spec.ffn import MoE
+from llmbench.spec.model import ModelSpec
+
+__all__ = ["PIECES"]
+
+Versions = Callable[[torch.dtype], Decoder]
+"""The model in its own format, and the same weights in another, made when they are asked for."""
+
+
+def _decoder(setting: Setting) -> tuple[Decoder, Versions]:
+    model = build(setting.spec, impl="standard", device=setting.device, dtype=setting.format)
+    held = {setting.format: model}
+
+    def version(dtype: torch.dtype) -> Decoder:
+        if dtype not in held:
+            held[dtype] = copy.deepcopy(model).to(dtype)
+        return held[dtype]
+
+    return model, version
+
+
+def _mixture(setting: Setting) -> Made:
+    model, version = _decoder(setting)
+
+    def run(how: Implementation, x: Tensor) -> Tensor:
+        return cast(MixtureLayer, cast(Block, version(x.dtype).layers[0]).ffn)(x, how)
+
+    x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
+    weights = tuple(cast(Block, model.layers[0]).ffn.parameters())  # type: ignore[union-attr]
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
+
+
+def _has_experts(spec: ModelSpec) -> ModelSpec:
+    return _small(with_layer(spec, "experts", lambda layer: isinstance(layer.ffn, MoE)))
+
+
+def _loss(setting: Setting) -> Made:
+    model, version = _decoder(setting)
+
+    def run(how: Implementation, x: Tensor) -> Tensor:
+        of = version(x.dtype)
+        of.implementation = how
+        out: Tensor = of.loss(x, targets)
+        return out
+
+    width = model.lm_head.in_features
+    x = setting.normal(setting.batch, setting.seq_len, width)
+    targets = setting.tokens(setting.spec.vocab_size, setting.batch, setting.seq_len)
+    return Made(
+        run=run, inputs={"x": x}, differentiable=("x",), parameters=tuple(model.lm_head.parameters()), model=model
+    )
+
+
+def _block(setting: Setting) -> Made:
+    model, version = _decoder(setting)
+    positions = setting.positions()
+    tables = tables_of(model.rotations, positions, setting.seq_len)
+
+    def run(how: Implementation, x: Tensor) -> Tensor:
+        step = Step(positions, None, True, tables, how)
+        stream, _ = version(x.dtype).layers[0](Residual(x), step, None, None)
+        out: Tensor = stream.whole()
+        return out
+
+    x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
+    return Made(
+        run=run, inputs={"x": x}, differentiable=("x",), parameters=tuple(model.layers[0].parameters()), model=model
+    )
+
+
+def _has_layer(spec: ModelSpec) -> ModelSpec:
+    return _small(with_layer(_decodes(spec), "layers", lambda layer: True))
+
+
+def _model(setting: Setting) -> Made:
+    model, version = _decoder(setting)
+
+    def run(how: Implementation, tokens: Tensor, like: Tensor) -> Tensor:
+        of = version(like.dtype)
+        of.implementation = how
+        out: Tensor = of(tokens, targets=targets if setting.backward else None)
+        return out
+
+    shape = setting.spec.vocab_size, setting.batch, setting.seq_len
+    targets = setting.tokens(*shape, seed=1)
+    inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}  # `like` says in which format to compute
+    return Made(run=run, inputs=inputs, parameters=tuple(dict.fromkeys(model.parameters())), model=model)
+
+
+def _decodes(spec: ModelSpec) -> ModelSpec:
+    if spec.encoder is not None:
+        raise UnsupportedError(f"{spec.name}: models with an encoder are not timed", hint="--model names another")
+    return spec
+
+
+def _small(spec: ModelSpec) -> ModelSpec:
+    """Without most of its vocabulary, which a layer by itself does not meet."""
+    return msgspec.structs.replace(spec, vocab_size=min(spec.vocab_size, 256))
+
+
+def _in_layer(op: Op) -> bool:
+    return op.name.startswith("layers.{}.")
+
+
+PIECES = (
+    Piece(
+        name="moe",
+        what="router, experts and what stands beside them, of a layer",
+        alone=_has_experts,
+        has=lambda op: op.name.startswith("layers.{}.ffn."),
+        make=_mixture,
+        shapes={"cuda": ("mixtral-8x7b", {}, 1, 4096), "cpu": ("olmoe-1b-7b", {"num_experts": 8}, 1, 128)},
+        cpu_impl="standard",
+    ),
+    Piece(
+        name="loss",
+        what="the head and the cross-entropy of its logits",
+        alone=lambda spec: with_layer(_decodes(spec), "layers", lambda layer: True),
+        has=lambda op: op.name in ("lm_head", "loss", "soft_cap"),
+        make=_loss,
+        shapes={"cuda": ("llama3-8b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 128)},
+    ),
+    Piece(
+        name="block",
+        what="one layer of the model",
+        alone=_has_layer,
+        has=_in_layer,
+        make=_block,
+        shapes={"cuda": ("llama2-7b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 256)},
+        cpu_impl="flash",
+    ),
+    Piece(
+        name="model",
+        what="the whole model: logits, or with backward a step's loss and gradients",
+        alone=_decodes,
+        has=lambda op: True,
+        make=_model,
+        shapes={"cuda": ("smollm2-1.7b", {}, 1, 2048), "cpu": ("smollm2-135m", {}, 1, 64)},
+        cpu_impl="flash",
+    ),
+)

@@ -1,0 +1,134 @@
+"""What a piece of a model is measured at, and what it is made of there.
+
+B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.model.trace import DTYPES, Format
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.work import Pass
+from llmbench.sizing.workload import Workload
+from llmbench.spec.model import ModelSpec
+
+__all__ = ["Made", "Piece", "Setting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A model and a shape: `seq_len` tokens of `batch` sequences, in a cache where the piece decodes; `of` is what is
+    timed."""
+
+    spec: ModelSpec
+    batch: int
+    seq_len: int
+    dtype: Format
+    device: torch.device
+    of: Pass = "forward"
+
+    @property
+    def format(self) -> torch.dtype:
+        """torch's name of the format."""
+        return DTYPES[self.dtype]
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are made."""
+        return self.of != "forward"
+
+    def but(self, **changes: Any) -> Setting:
+        """The same with something else."""
+        return replace(self, **changes)
+
+    def normal(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """Random values, made where they will be; on meta none at all."""
+        dtype = dtype or self.format
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(dtype)
+
+    def tokens(self, below: int, *shape: int, seed: int = 0) -> Tensor:
+        """Random integers from 0."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(below, shape, generator=generator).to(self.device)
+
+    def positions(self) -> Tensor:
+        """0 … S-1 of every sequence, [B, S]."""
+        return torch.arange(self.seq_len, device=self.device).expand(self.batch, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A piece in memory, for every way to compute it: `run(how, **inputs)`, also in fp64 where `inputs` are.
+
+    `differentiable` names the inputs that have gradients; `parameters` are weights beside the inputs that have them
+    too. `model`: what modules are in, where any are.
+    """
+
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: dict[str, Any]
+    differentiable: tuple[str, ...] = ()
+    parameters: Sequence[Tensor] = ()
+    model: nn.Module | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of inputs and parameters."""
+        tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*tensors, *self.parameters))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a model that can be timed by itself.
+
+    `alone(spec)` is the smallest model that has it (one layer); it raises LLMBenchError where there is none. `has(op)`
+    says which ops of that model it is. `make` puts it into memory. `phase` is that of its ops; what decodes has no
+    backward pass. `impl` is the way to compute it that is worth looking at on a GPU, `cpu_impl` on a CPU; `shapes`
+    are the defaults there: model, changes to it, batch, tokens. `check_seq` is as long as a check in fp64 needs.
+    """
+
+    name: str
+    what: str
+    alone: Callable[[ModelSpec], ModelSpec]
+    has: Callable[[Op], bool]
+    make: Callable[[Setting], Made]
+    shapes: dict[Literal["cuda", "cpu"], tuple[str, dict[str, Any], int, int]]
+    phase: Literal["train", "decode"] = "train"
+    impl: str = "fused"
+    cpu_impl: str | None = None
+    check_seq: int = 256
+
+    def ops(self, setting: Setting, impl: str) -> list[Op]:
+        """Its ops as that implementation computes them: on plain torch's terms unless the kernels are ours."""
+        return self.ops_of(
+            setting,
+            attention="standard" if impl == "standard" else "flash",
+            kernels="fused" if impl == "fused" else "eager",
+        )
+
+    def ops_of(self, setting: Setting, **how: Any) -> list[Op]:
+        """Its ops for a workload with these options."""
+        formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), setting.dtype)
+        if self.phase == "decode":
+            work = Workload(
+                phase="decode",
+                batch=setting.batch,
+                query_len=1,
+                kv_len=setting.seq_len,
+                absorbed_mla=True,
+                **formats,
+                **how,
+            )
+        else:
+            work = Workload.train(setting.seq_len, setting.batch, **formats, **how)
+        return [op for op in lower(setting.spec, work) if self.has(op)]

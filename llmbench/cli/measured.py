@@ -1,0 +1,86 @@
+"""What the measuring commands share: a way to torch, how rows are shown, what the machine was found to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmbench.errors import CannotRunError
+from llmbench.report.document import Column
+from llmbench.report.units import percent, si
+
+if TYPE_CHECKING:
+    from llmbench.bench.figures import Figures, Yardsticks
+    from llmbench.measure.environment import Environment
+    from llmbench.measure.results import Row
+
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto takes a GPU.")]
+DType = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option("--dtype", help="Format; bf16 on a GPU and fp32 on a CPU unless given.", show_default=False),
+]
+
+
+def need_torch(command: str) -> None:
+    """Raise CannotRunError unless torch is there."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise CannotRunError(
+            f"`llmbench {command}` needs PyTorch, which is not installed", hint="pip install 'llmbench[gpu]'"
+        )
+
+
+MEASURED = [
+    Column("time", "ms"),
+    Column("spread", "percent"),
+    Column("rate", "tflops_per_s"),
+    Column("traffic", "gb_per_s"),
+    Column("of limit", "percent"),
+    Column("of datasheet", "percent"),
+    Column("peak", "gib"),
+    Column("analytic", "gib"),
+    Column("predicted", "ms"),
+    Column("off", "percent"),
+]
+"""Columns of `cells`."""
+
+
+def cells(row: Row, figures: Figures) -> list[Any]:
+    """A row's figures; its status in place of a time where it has none."""
+    return [
+        figures.seconds if row.status == "ok" else row.status,
+        figures.spread,
+        figures.flops_per_s,
+        figures.bytes_per_s,
+        figures.of_anchor,
+        figures.of_datasheet,
+        figures.peak_bytes,
+        figures.need_bytes,
+        figures.predicted_s,
+        figures.off,
+    ]
+
+
+def machine(environment: Environment, yardsticks: Yardsticks) -> list[str]:
+    """What it was measured on, and what that could do in this run."""
+    anchors = yardsticks.anchors
+    where = environment.device
+    if where == "cpu":
+        threads = f"{environment.threads} thread" + "s" * (environment.threads > 1)
+        where = f"{environment.cpu or 'a CPU'}, {threads}"
+    rates = ", ".join(
+        (
+            f"{si(anchors.matmul.per_s)}FLOP/s ({anchors.matmul.what})",
+            f"{si(anchors.copy.per_s)}B/s copying",
+            f"{si(anchors.read.per_s)}B/s reading",
+            f"{1e6 * anchors.launch.each_s:.1f} µs a launch",
+        )
+    )
+    lines = [f"{where} · torch {environment.torch}", f"limits, measured in this run: {rates}"]
+    if yardsticks.datasheet is not None:
+        share = percent(anchors.matmul.per_s / yardsticks.datasheet.flops_per_s)
+        peak, memory = (si(rate) for rate in yardsticks.datasheet)
+        lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; products reach {share}")
+    return lines
