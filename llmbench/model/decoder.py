@@ -182,18 +182,7 @@ class Decoder(nn.Module):
         valid = None if lengths is None else steps < lengths[:, None]
         positions = steps if cache is None else steps + cache.lengths[:, None]
         plain = cache is None or cache.longest == 0
-        limit, end = self.spec.position_limit, length if cache is None else length + cache.longest
-        if limit is not None and end > limit:
-            raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
-        if any(rotation.regime(end) != rotation.regime(1) for rotation in self.rotations):
-            held = [0] * batch if cache is None else cache.held
-            new = [length] * batch if lengths is None else lengths.tolist()
-            refuse_turned_anew(self.rotations, held, [had + more for had, more in zip(held, new, strict=True)])
-        if lengths is not None and self.shares_room and bool((lengths < length).any()):
-            raise CannotRunError(
-                f"{self.spec.name}: with a capacity factor padding would take the places of real tokens",
-                hint="give rows of one length",
-            )
+        self._refuse_step(batch, length, cache, lengths)
         seen = length if cache is None else cache.reserve(length, lengths)
         tables = tables_of(self.rotations, positions, seen)
         after = None if cache is None else cache.lengths + (length if lengths is None else lengths)
@@ -210,12 +199,25 @@ class Decoder(nn.Module):
         x = self.read(stream)
         return self.logits(x) if targets is None else self.loss(x, targets)
 
+    def _refuse_step(self, batch: int, length: int, cache: Cache | None, lengths: Tensor | None) -> None:
+        """Raise CannotRunError for what would be computed otherwise than in one pass of each row alone."""
+        limit, end = self.spec.position_limit, length if cache is None else length + cache.longest
+        if limit is not None and end > limit:
+            raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
+        if any(rotation.regime(end) != rotation.regime(1) for rotation in self.rotations):
+            held = [0] * batch if cache is None else cache.held
+            new = [length] * batch if lengths is None else lengths.tolist()
+            refuse_turned_anew(self.rotations, held, [had + more for had, more in zip(held, new, strict=True)])
+        if lengths is not None and self.shares_room and bool((lengths < length).any()):
+            raise CannotRunError(
+                f"{self.spec.name}: with a capacity factor padding would take the places of real tokens",
+                hint="give rows of one length",
+            )
+
     def embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
         """[B, S] to [B, S, D]."""
         spec = self.spec
-        x = self.embedding(tokens)
-        if spec.embedding.scale != 1.0:
-            x = x * torch.tensor(spec.embedding.scale, dtype=x.dtype)
+        x = self.looked_up(tokens)
         if self.token_type_embedding is not None:
             kinds = torch.zeros_like(tokens) if token_types is None else token_types
             x = x + self.token_type_embedding(kinds)
@@ -237,6 +239,12 @@ class Decoder(nn.Module):
         if self.embedding_projection is not None:
             x = self.embedding_projection(x)
         return x + added if added is not None and after else x
+
+    def looked_up(self, tokens: Tensor) -> Tensor:
+        """Rows of the embedding [B, S, W], as the model scales them."""
+        x: Tensor = self.embedding(tokens)
+        scale = self.spec.embedding.scale
+        return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
 
     def read(self, stream: Residual) -> Tensor:
         """The stream of [B, S, D] as the vocabulary is multiplied with it, [B, S, W]."""

@@ -96,9 +96,7 @@ class Seq2Seq(Decoder):
         """The encoder's output [B, E, D] of its tokens [B, E], and which of them are real."""
         steps = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         valid = None if lengths is None else steps < lengths[:, None]
-        x = self.embedding(tokens)
-        if self.spec.embedding.scale != 1.0:
-            x = x * torch.tensor(self.spec.embedding.scale, dtype=x.dtype)
+        x = self.looked_up(tokens)
         return self.encoder(x, valid, self.implementation), valid
 
 

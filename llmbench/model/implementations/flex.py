@@ -20,20 +20,10 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     k, v, mask = seen.k, seen.v, seen.mask
-    queries, keys, bias = mask.queries, mask.keys, scores.added(mask)
+    bias = scores.added(mask)
 
     def allowed(b: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        query, key = queries[b, s], keys[b, t]
-        ok = key >= 0
-        if mask.causal:
-            ok = ok & (key <= query)
-            if mask.window is not None:
-                ok = ok & (key > query - mask.window)
-            if mask.chunk is not None:
-                ok = ok & (key // mask.chunk == query // mask.chunk)
-        elif mask.window is not None:
-            ok = ok & ((key - query).abs() <= mask.window // 2)
-        return ok
+        return mask.sees(mask.queries[b, s], mask.keys[b, t])
 
     def change(score: Tensor, b: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
         if scores.soft_cap is not None:

@@ -30,7 +30,10 @@ class Mask(NamedTuple):
 
     def allowed(self) -> Tensor:
         """Boolean [B, 1, S, T]: the pairs that are scored."""
-        query, key = self.queries[:, None, :, None], self.keys[:, None, None, :]
+        return self.sees(self.queries[:, None, :, None], self.keys[:, None, None, :])
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query at one position sees a key at another."""
         seen = key >= 0
         if self.causal:
             seen = seen & (key <= query)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.errors import CannotRunError
+from llmbench.errors import UnsupportedError
 from llmbench.model.implementations.kinds import Attend, AttendLatent, Given, Implementation, Scores, Seen
 from llmbench.model.positions import rotate
 from llmbench.spec.ffn import Activation, Router
@@ -28,7 +28,7 @@ def activation(name: Activation) -> Pointwise:
 
 
 def _xielu_missing(x: Tensor) -> Tensor:
-    raise CannotRunError("the trained activation xIELU is not built")
+    raise UnsupportedError("the trained activation xIELU is sized, not built yet")
 
 
 _ACTIVATIONS: dict[str, Pointwise] = {
