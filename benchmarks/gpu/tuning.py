@@ -1,0 +1,155 @@
+"""Every configuration that a kernel has to choose from, timed at its shapes: is the shipped one, the first, the best?
+
+Launchers choose by name (`launching.choose`). For each name that a pass over a shape meets, its candidates are timed in
+the same interleaved rounds, all other names as they ship. Each must give what the shipped one gives, to a rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.calls import Way, call_of, inputs_of, work_of
+from benchmarks.gpu.machine import Machine, time_box
+from benchmarks.gpu.measuring import LEAST_S, case_of
+from llmbench.kernels.accuracy import Verdict, compare
+from llmbench.kernels.kernel import Kernel, Random, described
+from llmbench.kernels.launching import architecture, captured, poisoned, preferring
+from llmbench.measure.gate import Rival, measured
+from llmbench.measure.results import Row
+
+__all__ = ["Choice", "choices", "ranked", "rivals_of", "tuned"]
+
+ONCE = ("linear_cross_entropy",)
+"""Kernels whose backward pass cannot be repeated: it is timed with its forward pass."""
+
+
+class Choice(NamedTuple):
+    """What one name of a launcher can choose in one pass over one case: its candidates in words, by their number."""
+
+    kernel: Kernel
+    case: Any
+    way: Way
+    name: str
+    candidates: dict[int, str]
+
+    @property
+    def experiment(self) -> str:
+        """As rows call it."""
+        return f"tune {self.kernel.name} {self.way}"
+
+
+def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
+    """Every choice of these kernels between two candidates or more, found without running them."""
+    for of in kernels:
+        for case in of.cases[:1] if machine.rehearsal else of.shapes:
+            known: set[str] = set()
+            ways: tuple[Way, ...] = ("forward", "both" if of.name in ONCE else "backward")
+            for way in ways if of.differentiable else ways[:1]:
+                shipped, counts = _configurations(of, case, way, machine, {})
+                for name, count in counts.items():
+                    if name in known:
+                        continue
+                    known.add(name)
+                    words: dict[int, str] = {}
+                    for index in range(1, count):
+                        found, _ = _configurations(of, case, way, machine, {name: index})
+                        pairs = [(old, new) for old, new in zip(shipped, found, strict=False) if old != new]
+                        if pairs:  # the last candidate stands for those beyond it
+                            words.setdefault(0, pairs[0][0])
+                            words[index] = pairs[0][1]
+                    if len(words) > 1:
+                        yield Choice(of, case, way, name, words)
+
+
+def _configurations(
+    of: Kernel, case: Any, way: Way, machine: Machine, preferred: dict[str, int]
+) -> tuple[list[str], dict[str, int]]:
+    """The configurations of a pass's launches, its forward pass included, and how many candidates each name had."""
+    inputs = of.inputs(case, Random(0, _format(of, machine), torch.device("cpu"), shapes_only=True))
+    with captured(architecture(machine.device)) as capture, preferring(preferred):
+        call_of(of.run, inputs, "forward" if way == "forward" else "both", of.differentiable)()
+    return [str(launch.config) for launch in capture.launches], capture.candidates
+
+
+def _format(of: Kernel, machine: Machine) -> torch.dtype:
+    return of.formats([machine.dtype])[0]
+
+
+def rivals_of(choice: Choice, machine: Machine) -> list[Rival]:
+    """The candidates of a choice, which share their inputs."""
+    of, dtype = choice.kernel, _format(choice.kernel, machine)
+    flops, moved = work_of(of.cost(choice.case, dtype), choice.way)
+    made: list[Callable[[], Any]] = []
+
+    def call() -> Any:
+        if not made:
+            inputs = inputs_of(of, choice.case, 0, dtype, machine.device)
+            made.append(call_of(of.run, inputs, choice.way, of.differentiable))
+        return made[0]()
+
+    def rival(index: int, words: str) -> Rival:
+        def candidate() -> Any:
+            with preferring({choice.name: index}):
+                return call()
+
+        def check() -> list[Verdict]:
+            with time_box(machine.rival_s, words), poisoned():
+                return list(_agreement(_tensors(candidate()), _tensors(call())))
+
+        return Rival(
+            name=f"{index}: {words}",
+            prepare=lambda: candidate,
+            check=check,
+            work_flops=flops or None,
+            work_bytes=moved or None,
+        )
+
+    return [rival(index, words) for index, words in choice.candidates.items()]
+
+
+def _tensors(results: Any) -> list[Tensor]:
+    return [each for each in (results if isinstance(results, tuple) else (results,)) if isinstance(each, Tensor)]
+
+
+def _agreement(found: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator[Verdict]:
+    """Each result of a candidate held to that of the shipped one, within a rounding of its format."""
+    for place, (one, other) in enumerate(zip(found, shipped, strict=True)):
+        yield compare(f"result {place}", one, other, other.double())
+
+
+def tuned(
+    kernels: Sequence[Kernel], machine: Machine, left_s: Callable[[], float]
+) -> Iterator[tuple[Choice, list[Row]]]:
+    """Each choice with the rows of its candidates. One that is not begun in time is a single row "n/a"."""
+    for choice in choices(kernels, machine):
+        case = case_of(choice.case, _format(choice.kernel, machine)) | {"choice": choice.name}
+        if left_s() < LEAST_S:
+            first, reason = f"0: {choice.candidates[0]}", "no time was left"
+            row = Row(experiment=choice.experiment, case=case, implementation=first, status="n/a", reason=reason)
+            yield choice, [row]
+            continue
+        rivals = rivals_of(choice, machine)
+        yield (
+            choice,
+            list(measured(rivals, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling)),
+        )
+        machine.forget()
+
+
+def ranked(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
+    """The candidates of a choice for a reader, the fastest first, each with its time over the shipped one's."""
+    lines = [f"{choice.experiment} · {described(choice.case)} · {choice.name}"]
+    shipped = next((row.seconds for row in rows if row.implementation.startswith("0:")), None)
+    for row in sorted(rows, key=lambda row: row.seconds or float("inf")):
+        if row.seconds is None:
+            said = f"{row.status}: {row.reason}"
+        elif rehearsal:
+            said = "rehearsed"
+        else:
+            said = f"{row.seconds * 1e3:.4g} ms" + (f", {row.seconds / shipped:.3f} of the shipped" if shipped else "")
+        lines.append(f"  {row.implementation}: {said}")
+    return "\n".join(lines)
