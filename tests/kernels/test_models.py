@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError
 from llmbench.kernels.checking import compare
 from llmbench.model.attention import Step
+from llmbench.model.create import materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.latent import set_latent_form
@@ -23,9 +25,11 @@ from llmbench.model.positions import tables_of
 from llmbench.model.state import CACHE_KINDS
 from llmbench.sizing.lower import lower
 from llmbench.sizing.workload import Workload
+from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba, Mamba2, Mixer, QKNorm
 from llmbench.spec.model import Head, Layer, ModelSpec, Norm
+from llmbench.spec.override import override
 from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -260,3 +264,29 @@ def test_without_the_interpreter_a_cpu_has_no_fused_kernels(monkeypatch: pytest.
         assert_close(built(SPECS["gqa"], "flash")(tokens()), built(SPECS["gqa"], "standard")(tokens()))
         with pytest.raises(CannotRunError, match="needs a GPU"):
             built(SPECS["gqa"], "fused")(tokens())
+
+
+@pytest.mark.parametrize("name", ["llama3.2-1b", "qwen3-0.6b", "phi-3-mini"])
+def test_what_backward_needs_is_what_memory_says(name: str) -> None:
+    """Of dense models in fused kernels, on fake tensors; without the loss, of which ours keeps a gradient instead, and with
+    the tables of the rotation, which are kept once for all layers."""
+    spec = override(load_bundled(name), {"num_hidden_layers": 2})
+    kinds: dict[str, Any] = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kernels": "fused"}
+    wanted = sum(op.count * op.saved_bytes for op in lower(spec, Workload.train(256, 2, **kinds)) if op.kind != "loss")
+    with FakeTensorMode():
+        model = models.build(spec, impl="fused", device="meta")
+        materialise(model, device="cpu", dtype=torch.bfloat16)
+        given = torch.zeros((2, 256), dtype=torch.int64)
+        tables = sum(2 * rotation.width // 2 * given.numel() * 4 for rotation in model.rotations)
+        storages = {x.untyped_storage()._cdata: 0 for x in (*model.parameters(), *model.buffers())}
+        held: list[Any] = []
+
+        def pack(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            held.append(storage)  # so that no address is used twice
+            storages.setdefault(storage._cdata, storage.nbytes())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            model(given)
+    assert sum(storages.values()) == pytest.approx(wanted + tables, rel=0.001)
