@@ -78,7 +78,7 @@ def sdpa(backend: str | None = None) -> Contender:
         except RuntimeError as problem:
             first = str(problem).partition("\n")[0]
             if "No available kernel" in first or "No viable backend" in first:
-                raise CannotRunError(f"SDPA {backend}: {first}") from None
+                raise CannotRunError(first) from None
             raise
 
     return Contender(name=f"sdpa-{backend}" if backend else "sdpa", build=lambda case, machine: op)

@@ -127,7 +127,7 @@ def judged(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
     """What rows say of the goals: one outcome a goal and case that was begun, one "n/a" for a goal without any."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape")), {})
+        case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
         case[row.implementation] = row
     found = []
     for goal in goals:
@@ -152,8 +152,10 @@ def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
     else:
         other = rows.get(goal.than)
         if other is None or other.measurement is None:
-            reason = "not measured" if other is None else f"{other.status}: {other.reason}"
-            return Outcome(goal, shape, None, "n/a", f"{goal.than} {reason}")
+            if other is None:
+                return Outcome(goal, shape, None, "n/a", f"{goal.than}: not measured")
+            failed = "" if other.status == "n/a" else f" {other.status}"
+            return Outcome(goal, shape, None, "n/a", f"{goal.than}{failed}: {other.reason}")
         value = _rate_ratio(goal, ours, other)
     return Outcome(goal, shape, value, _verdict(goal, value.median), note)
 

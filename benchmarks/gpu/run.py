@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -43,22 +44,25 @@ def run(given: argparse.Namespace) -> int:
     """Do what was asked; the exit code."""
     if given.table is not None:
         found = read(given.table)
-        summary.table(found.rows, rehearsal=any(header.inputs.get("rehearsal") for header in found.headers))
+        part = any(header.inputs.get("only") for header in found.headers)
+        quick = any(header.inputs.get("rehearsal") for header in found.headers)
+        summary.table(found.rows, rehearsal=quick, only=[row.experiment for row in found.rows] if part else ())
         return _code(found.rows)
-    chosen(given.only)  # refused before anything is started
+    chosen(given.only)  # names are refused before anything is started
+    kernels = [kernel(name) for name in given.tune or NAMES]
     with a_rehearsal() if given.quick else a_gpu() as machine:
         if given.warm is not None:
-            _warm(given, machine)
+            _warm(given, kernels, machine)
             return 0
         deadline = Deadline(given.seconds)
-        faulthandler.dump_traceback_later(given.seconds + LATE_S, exit=True)
+        faulthandler.dump_traceback_later(given.seconds + LATE_S, exit=True, file=sys.__stderr__ or sys.stderr)
         try:
-            return _session(given, machine, deadline)
+            return _session(given, kernels, machine, deadline)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _session(given: argparse.Namespace, machine: Machine, deadline: Deadline) -> int:
+def _session(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
     """A run with a file of its own, or the rest of one."""
     header, path = _header(given, machine), given.resume or _path(given, machine)
     with Store(path, header, resume=given.resume is not None) as store:
@@ -69,7 +73,7 @@ def _session(given: argparse.Namespace, machine: Machine, deadline: Deadline) ->
             if given.resume is None:
                 _prepare(given, session)
             if given.tune is not None:
-                _tune([kernel(name) for name in given.tune or NAMES], session)
+                _tune(kernels, session)
             else:
                 _measure(given, session)
         except KeyboardInterrupt:
@@ -114,6 +118,8 @@ def _header(given: argparse.Namespace, machine: Machine) -> Header:
 
 def _path(given: argparse.Namespace, machine: Machine) -> Path:
     folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(machine.name)
+    if machine.rehearsal and given.results is None:  # nothing to keep
+        folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     folder.mkdir(parents=True, exist_ok=True)
     what = "tune" if given.tune is not None else "gpu_check"
     return folder / f"{what}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}.jsonl"
@@ -193,12 +199,12 @@ def _tune(kernels: Sequence[Kernel], session: _Session) -> None:
         print(tuning.ranked(choice, rows, rehearsal=session.machine.rehearsal), flush=True)
 
 
-def _warm(given: argparse.Namespace, machine: Machine) -> None:
+def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> None:
     """Check and run a share of what will be timed, so that it is compiled; what fails will fail again where it
     counts."""
     number, shares = map(int, given.warm.split("/"))
     machine = replace(machine, seeds=1)
-    for index, rivals in enumerate(_all_rivals(given, machine)):
+    for index, rivals in enumerate(_all_rivals(given, kernels, machine)):
         if index % shares != number:
             continue
         for rival in rivals:
@@ -211,9 +217,9 @@ def _warm(given: argparse.Namespace, machine: Machine) -> None:
         machine.forget()
 
 
-def _all_rivals(given: argparse.Namespace, machine: Machine) -> Iterator[list[Rival]]:
+def _all_rivals(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> Iterator[list[Rival]]:
     if given.tune is not None:
-        for choice in tuning.choices([kernel(name) for name in given.tune or NAMES], machine):
+        for choice in tuning.choices(kernels, machine):
             yield tuning.rivals_of(choice, machine)
     else:
         for experiment in chosen(given.only):

@@ -1,8 +1,8 @@
 """A pytest plugin: one of several processes runs its share of the tests until their time is up, and notes each outcome.
 
 Every share begins with other tests, those of the kernels first; what is marked `gpu` alone (every configuration) comes
-last among them. A test that is not begun in time is noted as such, never as passed. The environment says which share:
-GPU_CHECK_SHARE=2/12, GPU_CHECK_UNTIL (seconds since the epoch), GPU_CHECK_NOTES (a file).
+last among them. A test that is not begun in time is noted as such, never as passed. The environment says which share
+(2/12), until when (seconds since the epoch), and the file of notes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["NOTES", "SHARE", "UNTIL", "pytest_collectreport", "pytest_runtest_logreport", "pytest_runtest_setup"]
+from benchmarks.gpu.workers import NOTES, SHARE, UNTIL
 
-SHARE, UNTIL, NOTES = "GPU_CHECK_SHARE", "GPU_CHECK_UNTIL", "GPU_CHECK_NOTES"
+__all__ = ["pytest_collection_modifyitems", "pytest_collectreport", "pytest_runtest_logreport", "pytest_runtest_setup"]
+
 NOT_BEGUN = "not begun: out of time"
 
 

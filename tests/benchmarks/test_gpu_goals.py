@@ -1,0 +1,138 @@
+"""The goals as data: each can be measured, and rows of known times give the ratios that the goals are written in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu.experiments import EXPERIMENTS, chosen
+from benchmarks.gpu.goals import COPY, GOALS, MATMUL, OURS, Goal, Outcome, judged
+from llmbench.errors import UnknownNameError
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.results import Row
+from llmbench.measure.telemetry import Conditions
+
+
+def row(implementation: str, *samples_s: float, case: str = "rows=4", **more: Any) -> Row:
+    """A row with these times; without any, one that is n/a."""
+    timed = Measurement(samples_s=samples_s, clock="cuda-events") if samples_s else None
+    common: dict[str, Any] = {"experiment": "x", "case": {"shape": case}, "implementation": implementation}
+    if timed is None:
+        return Row(**({"status": "n/a", "reason": "not here"} | common | more))
+    return Row(**({"status": "ok", "measurement": timed} | common | more))
+
+
+def outcome(goal: Goal, *rows: Row) -> Outcome:
+    (found,) = judged(rows, [goal])
+    return found
+
+
+def test_every_goal_is_measured_and_every_experiment_has_one() -> None:
+    contenders = {each.name: {one.name for one in each.contenders} for each in EXPERIMENTS}
+    assert len(contenders) == len(EXPERIMENTS)
+    for goal in GOALS:
+        assert goal.by == "memory" or goal.than in contenders[goal.experiment], goal
+        if goal.must is not None and goal.moonshot is not None:
+            assert goal.meets(goal.moonshot, goal.must), goal
+    assert set(contenders) == {goal.experiment for goal in GOALS}
+    assert all(each.contenders[0].name == OURS for each in EXPERIMENTS)
+
+
+def test_shapes_are_those_that_the_goals_mean() -> None:
+    """Long sequences, caches and weights far beyond an L2, few tokens where weights are streamed."""
+    by_name = {each.name: each for each in EXPERIMENTS}
+    for each in EXPERIMENTS:
+        bf16 = [each.kernel.cost(case, torch.bfloat16) for case in each.cases]
+        if each.kernel.name == "attention":
+            assert all(case.queries == case.keys >= 8192 for case in each.cases)
+        elif "cross-entropy" not in each.name:
+            assert all(cost.bytes >= 2**28 for cost in bf16), each.name
+    assert by_name["attention window forward"].cases[0].window == 1024
+    assert all(case.tokens <= 256 for case in by_name["MoE decode"].cases)
+    assert by_name["MoE forward"].cases[0].tokens >= 8192
+
+
+def test_experiments_are_chosen_by_words() -> None:
+    assert [each.name for each in chosen(["moe f", "rope"])] == ["RoPE forward", "RoPE backward", "MoE forward"]
+    assert len(chosen([])) == len(EXPERIMENTS)
+    with pytest.raises(UnknownNameError, match="no experiment has `ropes`"):
+        chosen(["ropes"])
+
+
+def test_a_speed_up_is_taken_pair_by_pair() -> None:
+    """Both slow down by half in the second round, which changes nothing."""
+    rows = row(OURS, 1.0, 2.0, 1.0), row("flash", 1.3, 2.6, 1.3)
+    found = outcome(Goal("x", "flash", must=1.25), *rows)
+    assert found.value is not None
+    assert (found.value.median, found.value.p10, found.value.p90) == pytest.approx((1.3, 1.3, 1.3))
+    assert found.verdict == "pass"
+    assert outcome(Goal("x", "flash", must=1.31), *rows).verdict == "MISS"
+    assert outcome(Goal("x", "flash", must=1.0, moonshot=1.3), *rows).verdict == "moonshot"
+    assert outcome(Goal("x", "flash", moonshot=1.4), *rows).verdict == "not yet"
+    assert outcome(Goal("x", "flash"), *rows).verdict == "–"
+
+
+def test_a_share_is_that_of_rates() -> None:
+    """3 GB in 1 s beside 8 GB in 2 s; 5 TFLOP in 1 s beside 10 in 1.6."""
+    ours = row(OURS, 1.0, work_bytes=3 * 10**9, work_flops=5 * 10**12)
+    copy, matmul = row(COPY, 2.0, work_bytes=8 * 10**9), row(MATMUL, 1.6, work_flops=10 * 10**12)
+    shares = [outcome(Goal("x", COPY, "bytes"), ours, copy), outcome(Goal("x", MATMUL, "flops"), ours, matmul)]
+    assert [share.value and share.value.median for share in shares] == pytest.approx([0.75, 0.8])
+
+
+def test_a_window_is_held_to_its_share_of_the_triangle() -> None:
+    """A tenth of the FLOPs in an eighth of the time: 1.25 times its share."""
+    goal = Goal("x", "own causal", "flops", must=1.25, at_most=True)
+    found = outcome(goal, row(OURS, 1.0, work_flops=10), row("own causal", 8.0, work_flops=100))
+    assert found.value is not None
+    assert found.value.median == pytest.approx(1.25)
+    slower = outcome(goal, row(OURS, 1.1, work_flops=10), row("own causal", 8.0, work_flops=100))
+    assert (found.verdict, slower.verdict) == ("pass", "MISS")
+
+
+def test_memory_beside_the_results() -> None:
+    """1,300 bytes at the peak, of which 300 are gradients, beside logits of 8,000."""
+    ours = row(
+        OURS,
+        1.0,
+        memory=MemoryPeak(added_bytes=1300, by="allocator"),
+        figures={"logits_bytes": 8000, "results_bytes": 300},
+    )
+    found = outcome(Goal("x", "logits", "memory", must=1 / 8, at_most=True), ours)
+    assert found.value is not None
+    assert (found.value.median, found.verdict) == (0.125, "pass")
+    assert outcome(Goal("x", "logits", "memory", must=1 / 9, at_most=True), ours).verdict == "MISS"
+
+
+def test_what_was_not_measured_says_why() -> None:
+    goal = Goal("x", "liger", must=1.0)
+    assert outcome(goal).note == "not begun"
+    found = outcome(goal, row(OURS, 1.0), row("liger"))
+    assert (found.verdict, found.note) == ("n/a", "liger: not here")
+    broken = row("liger", status="FAILED", reason="RuntimeError: no")
+    assert outcome(goal, row(OURS, 1.0), broken).note == "liger FAILED: RuntimeError: no"
+    wrong = row(OURS, status="INCORRECT", reason="out: error 1")
+    assert outcome(goal, wrong, row("liger", 1.0))[3:] == ("INCORRECT", "out: error 1")
+
+
+def test_a_throttled_gpu_is_told() -> None:
+    """Flagged, and never dropped."""
+    timed = Measurement(
+        samples_s=(1.0, 1.0, 2.0, 2.0),
+        clock="cuda-events",
+        conditions=Conditions(readings=4, throttled={"power cap": 0.75}),
+    )
+    found = outcome(Goal("x", "flash", must=1.0), row(OURS, 1.0, measurement=timed), row("flash", *[3.0] * 4))
+    assert (found.verdict, found.note) == ("pass", "throttled: power cap 75%; spread 67%")
+
+
+def test_each_case_has_an_outcome_and_the_last_row_counts() -> None:
+    rows = [row(OURS, 1.0), row(OURS, 2.0), row("flash", 3.0), row(OURS, 1.0, case="rows=8")]
+    found = judged(rows, [Goal("x", "flash", must=1.0)])
+    assert [(each.shape, each.value and each.value.median, each.verdict) for each in found] == [
+        ("rows=4", 1.5, "pass"),
+        ("rows=8", None, "n/a"),
+    ]
