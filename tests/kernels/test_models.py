@@ -268,8 +268,8 @@ def test_without_the_interpreter_a_cpu_has_no_fused_kernels(monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["llama3.2-1b", "qwen3-0.6b", "phi-3-mini"])
 def test_what_backward_needs_is_what_memory_says(name: str) -> None:
-    """Of dense models in fused kernels, on fake tensors; without the loss, of which ours keeps a gradient instead, and with
-    the tables of the rotation, which are kept once for all layers."""
+    """Of dense models in fused kernels, on fake tensors; without the loss, of which ours keeps a gradient instead, and
+    with the tables of the rotation, which are kept once for all layers."""
     spec = override(load_bundled(name), {"num_hidden_layers": 2})
     kinds: dict[str, Any] = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kernels": "fused"}
     wanted = sum(op.count * op.saved_bytes for op in lower(spec, Workload.train(256, 2, **kinds)) if op.kind != "loss")
