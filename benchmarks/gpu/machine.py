@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch
 
 from benchmarks.gpu.rehearsal import WallClockCuda
 from llmbench.errors import CannotRunError
@@ -96,7 +97,7 @@ def a_gpu() -> Iterator[Machine]:
     if not torch.cuda.is_available():
         raise CannotRunError("no CUDA GPU here", hint="--quick rehearses on a CPU, without times that mean anything")
     device = torch.device("cuda", torch.cuda.current_device())
-    with torch.cuda.stream(torch.cuda.Stream(device)), _tf32():
+    with torch.cuda.stream(torch.cuda.Stream(device)), _settings():
         names, notes = _names_kernels(device)
         yield Machine(
             name=torch.cuda.get_device_name(device),
@@ -118,26 +119,29 @@ def a_rehearsal() -> Iterator[Machine]:
     """A CPU that stands for a GPU: kernels run in Triton's interpreter, torch.compile without code generation, and the
     GPU's clock with a wall clock for its events."""
     device = torch.device("cpu")
-    yield Machine(
-        name="rehearsal",
-        device=device,
-        clock=CudaClock(device, cuda=WallClockCuda()),
-        rehearsal=True,
-        sampling={"budget_s": 0.0, "warmup_s": 0.0, "min_samples": 2},
-        seeds=1,
-        rival_s=20.0,
-        compiler="eager",
-        sizes=Sizes(matmul=64, bytes=2**12, launches=10),
-    )
+    with _settings():
+        yield Machine(
+            name="rehearsal",
+            device=device,
+            clock=CudaClock(device, cuda=WallClockCuda()),
+            rehearsal=True,
+            sampling={"budget_s": 0.0, "warmup_s": 0.0, "min_samples": 2},
+            seeds=1,
+            rival_s=20.0,
+            compiler="aot_eager",
+            sizes=Sizes(matmul=64, bytes=2**12, launches=10),
+        )
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
-    """fp32 products as the gate makes them, throughout: torch.compile would compile again for another setting."""
+def _settings() -> Iterator[None]:
+    """fp32 products as the gate makes them, throughout: torch.compile would compile again for another setting. And
+    compiled backward passes are repeated, so that they must not reuse the memory of what they were given."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        yield
+        with functorch.patch(donated_buffer=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -1,8 +1,8 @@
 """A pytest plugin: one of several processes runs its share of the tests until their time is up, and notes each outcome.
 
-Every share begins with other tests, those of the kernels first; what is marked `gpu` alone (every configuration) comes
-last among them. A test that is not begun in time is noted as such, never as passed. The environment says which share
-(2/12), until when (seconds since the epoch), and the file of notes.
+Tests that are marked `gpu`, which go through every configuration, come last. A test that is not begun in time is noted
+as such, never as passed. The environment says which share (2/12), until when (seconds since the epoch), and the file of
+notes. Loads without pytest, for those who only name it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
-from benchmarks.gpu.workers import NOTES, SHARE, UNTIL
+__all__ = [
+    "NOTES",
+    "SHARE",
+    "UNTIL",
+    "pytest_collection_modifyitems",
+    "pytest_collectreport",
+    "pytest_runtest_logreport",
+    "pytest_runtest_setup",
+]
 
-__all__ = ["pytest_collection_modifyitems", "pytest_collectreport", "pytest_runtest_logreport", "pytest_runtest_setup"]
-
+SHARE, UNTIL, NOTES = "GPU_CHECK_SHARE", "GPU_CHECK_UNTIL", "GPU_CHECK_NOTES"
 NOT_BEGUN = "not begun: out of time"
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep this process's share."""
     number, shares = map(int, os.environ[SHARE].split("/"))
@@ -34,6 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin nothing when the time is up."""
+    import pytest
+
     if time.time() > float(os.environ[UNTIL]):
         pytest.skip(NOT_BEGUN)
 

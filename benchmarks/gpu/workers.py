@@ -22,14 +22,13 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from benchmarks.gpu.goals import TESTS
+from benchmarks.gpu.sharding import NOTES, SHARE, UNTIL
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
 
-__all__ = ["NOTES", "ROOT", "SHARE", "UNTIL", "Suite", "SuiteRun", "prepare"]
+__all__ = ["ROOT", "Suite", "SuiteRun", "prepare"]
 
 ROOT = Path(__file__).parents[2]
-SHARE, UNTIL, NOTES = "GPU_CHECK_SHARE", "GPU_CHECK_UNTIL", "GPU_CHECK_NOTES"
-"""What tells a process its share of the tests, when to begin no more, and where to note outcomes."""
 GRACE_S = 20.0
 """What a share of tests may take beyond its time, for the test that it is in the middle of."""
 
