@@ -19,7 +19,7 @@ from llmbench.kernels.launching import poisoned
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Row, Scalar
 
-__all__ = ["case_of", "rivals_of", "rows_of"]
+__all__ = ["LEAST_S", "broken", "case_of", "rivals_of", "rows_of"]
 
 LEAST_S = 10.0
 """What is left when no further case is begun."""
@@ -31,6 +31,13 @@ NAMED = ("attention", "decode_attention")
 def case_of(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
     """A case as it stands in a row."""
     return {"shape": described(case), "dtype": short(dtype)}
+
+
+def broken(experiment: str, case: dict[str, Scalar], implementation: str, problem: Exception) -> Row:
+    """The row of what could not even be set up, or took all its contenders with it."""
+    first = str(problem).strip().partition("\n")[0]
+    reason = f"{type(problem).__name__}: {first}"
+    return Row(experiment=experiment, case=case, implementation=implementation, status="FAILED", reason=reason)
 
 
 def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float]) -> Iterator[Row]:

@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu import summary, tuning
 from benchmarks.gpu.experiments import chosen
 from benchmarks.gpu.machine import Deadline, Machine, a_gpu, a_rehearsal, slug
-from benchmarks.gpu.measuring import rivals_of, rows_of
+from benchmarks.gpu.measuring import broken, rivals_of, rows_of
 from benchmarks.gpu.workers import ROOT, Suite, prepare
 from llmbench.kernels.kernel import Kernel
 from llmbench.kernels.registry import NAMES, kernel
@@ -34,7 +34,6 @@ WARMERS = 4
 
 TESTS_SHARE, ALONE_SHARE, WARM_SHARE = 0.32, 0.05, 0.25
 """Of the seconds: what tests and compilers may take, tests that need the GPU alone, and compilers without tests."""
-
 
 LATE_S = 15.0
 """What the end may be late, before a run that hangs in a kernel is ended from outside Python."""
@@ -57,12 +56,12 @@ def run(given: argparse.Namespace) -> int:
         deadline = Deadline(given.seconds)
         faulthandler.dump_traceback_later(given.seconds + LATE_S, exit=True, file=sys.__stderr__ or sys.stderr)
         try:
-            return _session(given, kernels, machine, deadline)
+            return _run_into_a_file(given, kernels, machine, deadline)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _session(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
+def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
     """A run with a file of its own, or the rest of one."""
     header, path = _header(given, machine), given.resume or _path(given, machine)
     with Store(path, header, resume=given.resume is not None) as store:
@@ -168,10 +167,7 @@ def _measure(given: argparse.Namespace, session: _Session) -> None:
             for row in rows_of(experiment, session.machine, lambda: session.deadline.left_s):
                 session.keep(row)
         except Exception as problem:
-            first = str(problem).strip().partition("\n")[0]
-            reason = f"{type(problem).__name__}: {first}"
-            name = experiment.contenders[0].name
-            session.keep(Row(experiment=experiment.name, case={}, implementation=name, status="FAILED", reason=reason))
+            session.keep(broken(experiment.name, {}, experiment.contenders[0].name, problem))
         if not _alive(session.machine):
             print("the GPU's context is lost: going on in a new process", flush=True)
             only = ["--only", *given.only] if given.only else []

@@ -6,7 +6,7 @@ the same interleaved rounds, all other names as they ship. Each must give what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.calls import Way, call_of, inputs_of, work_of
 from benchmarks.gpu.machine import Machine, time_box
-from benchmarks.gpu.measuring import LEAST_S, case_of
+from benchmarks.gpu.measuring import LEAST_S, broken, case_of
 from llmbench.kernels.accuracy import Verdict, compare
 from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
@@ -50,19 +50,25 @@ def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
             ways: tuple[Way, ...] = ("forward", "both" if of.name in ONCE else "backward")
             for way in ways if of.differentiable else ways[:1]:
                 shipped, counts = _configurations(of, case, way, machine, {})
-                for name, count in counts.items():
-                    if name in known:
-                        continue
-                    known.add(name)
-                    words: dict[int, str] = {}
-                    for index in range(1, count):
-                        found, _ = _configurations(of, case, way, machine, {name: index})
-                        pairs = [(old, new) for old, new in zip(shipped, found, strict=False) if old != new]
-                        if pairs:  # the last candidate stands for those beyond it
-                            words.setdefault(0, pairs[0][0])
-                            words[index] = pairs[0][1]
-                    if len(words) > 1:
+                for name in [each for each in counts if each not in known]:
+                    others = range(1, counts[name])
+                    found = {index: _configurations(of, case, way, machine, {name: index})[0] for index in others}
+                    words = _in_words(shipped, found)
+                    if words:
                         yield Choice(of, case, way, name, words)
+                known |= counts.keys()
+
+
+def _in_words(shipped: Sequence[str], found: Mapping[int, Sequence[str]]) -> dict[int, str]:
+    """The launch that each candidate changes, as it is then, and under 0 as it ships; a candidate that changes nothing
+    is left out, for the last one stands for those beyond it."""
+    words: dict[int, str] = {}
+    for index, configurations in found.items():
+        changed = [pair for pair in zip(shipped, configurations, strict=False) if pair[0] != pair[1]]
+        if changed:
+            words.setdefault(0, changed[0][0])
+            words[index] = changed[0][1]
+    return words
 
 
 def _configurations(
@@ -132,12 +138,14 @@ def tuned(
             row = Row(experiment=choice.experiment, case=case, implementation=first, status="n/a", reason=reason)
             yield choice, [row]
             continue
-        rivals = rivals_of(choice, machine)
-        yield (
-            choice,
-            list(measured(rivals, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling)),
-        )
-        machine.forget()
+        try:
+            rivals = rivals_of(choice, machine)
+            found = measured(rivals, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling)
+            rows = list(found)
+            machine.forget()
+        except Exception as problem:
+            rows = [broken(choice.experiment, case, f"0: {choice.candidates[0]}", problem)]
+        yield choice, rows
 
 
 def ranked(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:

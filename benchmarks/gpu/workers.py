@@ -141,7 +141,9 @@ def prepare(suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float) ->
             crew.wait(warmers, start + box_s)
         if suite is None:
             return None
-        lines = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+        # what stands behind the last line's end was being written when a process was ended
+        whole, _, _ = notes.read_text(encoding="utf-8").rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
         outcomes = Counter(line["outcome"] for line in lines)
         cut = sum(process.pid in crew.ended for process in tests)
         failures = [f"{line['test']}: {line['text']}" for line in lines if line["outcome"] in ("failed", "error")]

@@ -144,6 +144,21 @@ def test_a_lost_context_is_left_behind(
     assert ours == ["RoPE forward", "RoPE backward"]
 
 
+def test_ctrl_c_leaves_a_table(
+    tmp_path: Path, stands_for: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    rope = experiment("RoPE backward")
+    stands_for(experiment("RoPE forward"), replace(rope, contenders=[Contender(name=OURS, build=stopped)]))
+    assert main(["--quick", "--only", "RoPE", "--results", str(tmp_path)]) == 130
+    assert statuses(results(tmp_path).rows)["RoPE forward", OURS] == "ok"
+    said = capsys.readouterr().out
+    assert "interrupted" in said
+    assert said.index("goals\n") > said.index("interrupted")
+
+
 def test_time_that_is_up(tmp_path: Path) -> None:
     """A contender that takes too long is n/a, and what is not begun says so."""
     with pytest.raises(OutOfTimeError, match="a nap took more than"), time_box(0.05, "a nap"):
