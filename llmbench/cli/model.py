@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, approximate_lines, load, title, working
-from llmbench.errors import CannotRunError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import change, size
@@ -71,6 +71,8 @@ def command(
       llmbench model deepseek-v3 --trace --seq 4096 --format json
     """
     spec = load(model, set)
+    if trace and device not in ("auto", "meta"):
+        raise LLMBenchError(f"--trace computes without memory, on no device `{device}`", hint="leave --device out")
     try:
         from llmbench.model import describe
     except ModuleNotFoundError as problem:

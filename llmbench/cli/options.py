@@ -12,6 +12,7 @@ import typer
 from llmbench.errors import LLMBenchError, UnknownNameError
 from llmbench.report.document import Document
 from llmbench.report.render import Format, render
+from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
@@ -62,10 +63,8 @@ def approximate_lines(spec: ModelSpec) -> list[str]:
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
     """What there is to say of a sequence of so many tokens."""
-    limit = spec.position_limit
-    if limit is None or tokens <= limit:
-        return []
-    return [f"the learned positions of {spec.name} end at {limit:,} tokens: it cannot read {tokens:,}"]
+    reason = beyond_positions(spec, tokens)
+    return [] if reason is None else [reason]
 
 
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:

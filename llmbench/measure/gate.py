@@ -22,7 +22,7 @@ from llmbench.measure.energy import energy_of
 from llmbench.measure.launches import attention_kernels
 from llmbench.measure.memory import peak_memory
 from llmbench.measure.results import Check, Row, Scalar, Status
-from llmbench.model.describe import free_bytes
+from llmbench.model.devices import free_bytes
 
 __all__ = ["Rival", "measured"]
 

@@ -6,23 +6,24 @@ seconds.
 
 from __future__ import annotations
 
-import json
 import math
+from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from llmbench.errors import UnsupportedError
+from llmbench.errors import UnknownNameError, suggestion
+from llmbench.model.arguments import whole_seed
 from llmbench.model.decoder import Decoder
+from llmbench.model.devices import device_of
+from llmbench.model.formats import weight_format
 from llmbench.model.seq2seq import model_of
-from llmbench.model.weights import Checkpoint, fill, table_of
-from llmbench.model.weights.families import PARTS_OF_HEADS
+from llmbench.model.weights import Checkpoint, fill, formats_of, table_of
+from llmbench.model.weights.config import refuse_config
 from llmbench.spec.huggingface import load_config
-from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import Rope
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
 """gpt2: normal with 0.02 everywhere. scaled: the same, and projections back into the residual stream smaller by
@@ -30,9 +31,6 @@ sqrt(2·layers) (GPT-2's paper, section 2.3). xavier: uniform by fan in and out.
 
 _INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
 """Projections whose output is added to the residual stream."""
-
-_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""How the names of transformers' classes end that make logits over the vocabulary."""
 
 _KEPT_IN_FP32 = ("correction",)
 """Buffers whose format does not follow the model's: a router's correction is nudged by small steps."""
@@ -47,10 +45,21 @@ def build(
     init: Initialisation = "scaled",
     seed: int = 0,
 ) -> Decoder:
-    """A model with random weights, the same for the same seed and device. On device "meta" it has no memory."""
+    """A model with random weights, the same for the same seed and device. On device "meta" it has no memory.
+
+    Raises UnsupportedError for what is not built, CannotRunError where the device is not there, SpecError and
+    UnknownNameError for arguments that cannot be.
+    """
+    device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
+    if init not in get_args(Initialisation):
+        near = suggestion(str(init), get_args(Initialisation))
+        raise UnknownNameError(
+            f"no initialisation `{init}`",
+            hint=(f"did you mean `{near}`? " if near else "") + f"there is {', '.join(get_args(Initialisation))}",
+        )
     model = _on_meta(spec, impl)
     materialise(model, device=device, dtype=dtype)
-    if torch.device(device).type != "meta" and init != "empty":
+    if device.type != "meta" and init != "empty":
         initialise(model, init=init, seed=seed)
     return model
 
@@ -62,22 +71,24 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """The model that transformers' save_pretrained wrote into `folder`, or that was downloaded there; in the format of
-    its tensors unless `dtype` says otherwise.
+    """The model that transformers' save_pretrained wrote into `folder` (or into that of a config.json), or that was
+    downloaded there. Without `dtype` it has the narrowest format that holds all tensors: theirs where they have one,
+    fp32 where some are fp16 and some bf16.
 
-    Raises UnsupportedError where the family's logits were not shown equal to transformers', or the config has keys that
-    are not understood; SpecError where file and config contradict each other.
+    Raises UnsupportedError where the family's logits were not shown equal to transformers', the config has keys that
+    are not understood, or weights are quantised; SpecError where file and config contradict each other; and for other
+    arguments as `build`.
     """
+    device = device_of(device)
     folder = Path(folder)
+    if folder.name == "config.json" and not folder.is_dir():
+        folder = folder.parent
     spec = load_config(folder)
     table_of(spec)
-    _refuse_unknown(spec, folder)
+    refuse_config(spec, folder)
     checkpoint = Checkpoint(folder)
-    formats = {kind for kind in checkpoint.dtypes() if kind.is_floating_point}
-    if any(kind.itemsize == 1 for kind in formats):
-        raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
-    if dtype is None:
-        dtype = max(formats, key=lambda kind: kind.itemsize, default=torch.float32)
+    formats = formats_of(spec, checkpoint)
+    dtype = reduce(torch.promote_types, formats or {torch.float32}) if dtype is None else weight_format(dtype)
     model = _on_meta(spec, impl)
     materialise(model, device=device, dtype=dtype)
     fill(model, spec, checkpoint)
@@ -87,40 +98,6 @@ def load(
 def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
     with torch.device("meta"):
         return model_of(spec, impl=impl)
-
-
-def _refuse_unknown(spec: ModelSpec, folder: Path) -> None:
-    """Refuse what the description does not hold exactly: sizes may be right where logits are not."""
-    if spec.approximate:
-        raise UnsupportedError(f"{folder}: {spec.approximate[0]}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
-    stated = config.get("architectures") or []
-    kinds = [kind for kind in ([stated] if isinstance(stated, str) else stated) if isinstance(kind, str)]
-    if kinds and not any(kind.endswith(_WITH_HEAD) for kind in kinds):
-        raise UnsupportedError(
-            f"{folder}: saved as {', '.join(kinds)}, a model without a language-model head",
-            hint="save it from a class like AutoModelForCausalLM, so that the folder holds what makes logits",
-        )
-    if config.get("model_type") != spec.family:
-        raise UnsupportedError(f"{folder}: the text part of `{config.get('model_type')}` is not read alone")
-    if any(_turns_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
-        raise UnsupportedError(f"{folder}: this family's class turns whole heads, whatever the config says")
-
-
-def _rotations(spec: ModelSpec) -> list[tuple[Attention | LatentAttention, Rope]]:
-    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    found = [(mixer, spec.positions_of(mixer)) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
-    return [(mixer, positions) for mixer, positions in found if isinstance(positions, Rope)]
-
-
-def _turns_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Rope) -> bool:
-    """Whether transformers turns whole heads where the config says a part: without scaling, if the family's class does
-    not read that key; and always the part of a latent head that is for positions alone."""
-    if rope.rotary_dim is None:
-        return False
-    return isinstance(mixer, LatentAttention) or (rope.scaling is None and spec.family not in PARTS_OF_HEADS)
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmbench.errors import CannotRunError, LLMBenchError, UnsupportedError
 from llmbench.model.create import build, load, parameter_bytes
 from llmbench.model.decoder import Decoder
-from llmbench.model.trace import DTYPES, Format, run_once
+from llmbench.model.devices import device_of, free_bytes, taken_bytes
+from llmbench.model.formats import DTYPES, Format
+from llmbench.model.trace import refuse_beyond_counting, run_once
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import widest_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "device_of", "first_layers", "forward", "tree"]
+__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "first_layers", "forward", "tree"]
 
 
 class Plan(NamedTuple):
@@ -128,22 +132,17 @@ def build_on(spec: ModelSpec, plan: Plan) -> Built:
     """The model in memory ("auto": on a GPU where there is one), once it is sure that it and a forward pass have room.
 
     Raises CannotRunError where the device is not there or too small, UnsupportedError for what is not built and for
-    weights that cannot be read.
+    weights that cannot be read, SpecError for sequences that the model cannot read.
     """
     where, dtype = device_of(plan.device), DTYPES[plan.dtype]
-    limit = spec.position_limit
-    if limit is not None and plan.seq_len > limit:
-        raise LLMBenchError(
-            f"{spec.name} has learned positions for {limit:,} tokens, not {plan.seq_len:,}",
-            hint="choose a smaller --seq",
-        )
+    refuse_beyond_positions(spec, plan.seq_len)
     _check_room(spec, plan, where, parameter_bytes(build(spec, impl=plan.impl, device="meta", dtype=dtype)))
-    before, start = _taken(where), time.perf_counter()
+    before, start = taken_bytes(where), time.perf_counter()
     if plan.folder is None:
         model = build(spec, impl=plan.impl, device=where, dtype=dtype).eval()
     else:
         model = _loaded(plan.folder, plan, where)
-    after = _taken(where)
+    after = taken_bytes(where)
     return Built(
         model=model,
         device=str(where),
@@ -169,7 +168,9 @@ def _gib(amount: int) -> str:
 
 def _check_room(spec: ModelSpec, plan: Plan, where: torch.device, weights: int) -> None:
     """Refuse what cannot fit: the weights, and beside them the widest op of the forward pass. More than that may be
-    alive at once, so that what passes may still be too large."""
+    alive at once, so that what passes may still be too large. On meta there is room for what can be counted."""
+    if where.type == "meta":
+        refuse_beyond_counting(spec, plan.seq_len, plan.batch)
     room = free_bytes(where)
     if room is None:
         return
@@ -193,13 +194,12 @@ def _check_room(spec: ModelSpec, plan: Plan, where: torch.device, weights: int) 
 def forward(built: Built, plan: Plan) -> Ran:
     """One forward pass on random tokens: the second, for the first one sets libraries up."""
     model, device = built.model, torch.device(built.device)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.spec.vocab_size, (plan.batch, plan.seq_len), generator=generator).to(device)
+    tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ran = _KernelOps()
     flex = plan.impl == "flex"  # it is compiled at its first call, which fails under a mode; its op is known
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the caller says so itself
-        with nullcontext() if flex else ran:
+        with _reasons_in_errors(), nullcontext() if flex else ran:
             shape = list(run_once(model, tokens).shape)
         if device.type == "meta":
             return Ran(None, [], shape, None)
@@ -210,6 +210,28 @@ def forward(built: Built, plan: Plan) -> Ran:
         taken = time.perf_counter() - start
         finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # without a mask as large as they are
     return Ran(taken, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
+
+
+@contextmanager
+def _reasons_in_errors() -> Iterator[None]:
+    """Why torch has no kernel goes into the error that says so; torch warns of it, each time with a place in its
+    source."""
+    with warnings.catch_warnings(record=True) as said:
+        try:
+            yield
+        except CannotRunError as problem:
+            reasons = [str(warning.message).partition(" (Triggered internally")[0] for warning in said]
+            why = [reason for reason in reasons if not reason.endswith(("because:", "runtime disabled."))]
+            raise CannotRunError(" ".join([str(problem), *why]), hint=problem.hint) from None
+    for warning in said:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _tokens(vocab_size: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """The same random tokens on every device; on meta none."""
+    if device.type == "meta":
+        return torch.empty(shape, dtype=torch.int64, device=device)
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _KernelOps(TorchDispatchMode):
@@ -227,44 +249,3 @@ class _KernelOps(TorchDispatchMode):
         elif "attention" in name:
             self.names.add(name.lstrip("_"))
         return func(*args, **(kwargs or {}))
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name, "auto" a GPU where there is one. Raises LLMBenchError or CannotRunError for none here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise LLMBenchError(f"--device: no device `{name}`", hint="auto, cpu, cuda, cuda:1 or meta") from None
-    if device.type not in ("cpu", "cuda", "meta"):
-        raise CannotRunError(f"--device {name}: only cpu, cuda and meta are supported")
-    if device.type != "cuda" and device.index is not None:
-        raise LLMBenchError(f"--device: no device `{name}`", hint=f"there is one `{device.type}`, without a number")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CannotRunError("there is no CUDA GPU here, or this PyTorch cannot use it", hint="use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CannotRunError(f"--device {name}: GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-    return device
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes free on a device, where that can be told."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    found = [line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-    return int(found[0]) * 1024 if found else None
-
-
-def _taken(device: torch.device) -> int | None:
-    """Bytes in use by this process: on the GPU what torch has allocated, on a CPU what is resident."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status")
-    if device.type != "cpu" or not status.exists():
-        return None
-    found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmRSS")]
-    return int(found[0]) * 1024 if found else None

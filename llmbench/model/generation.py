@@ -1,21 +1,28 @@
 """Tokens one after another: a prefill of the prompts, then one new token a step for every sequence.
 
-B batch, S the longest prompt, V vocabulary.
+B batch, S the longest prompt, E the longest row of an encoder, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError, SpecError
+from llmbench.model.arguments import real_number, row_lengths, token_rows, whole_number, whole_seed
 from llmbench.model.decoder import Decoder
 from llmbench.model.mixers import new_cache
 from llmbench.model.state import Cache
-from llmbench.spec.position import LearnedPositions
+from llmbench.sizing.lengths import refuse_beyond_positions
+
+COLDEST = torch.finfo(torch.float32).tiny
+"""The lowest temperature but 0: logits are divided by it in fp32."""
+
+_How = tuple[float, int | None, float | None]
+"""temperature, top_k, top_p."""
 
 
 class Generated(NamedTuple):
@@ -36,15 +43,23 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     lengths: Tensor | None = None,
+    encoder_tokens: Tensor | None = None,
+    encoder_lengths: Tensor | None = None,
     cache: str = "rolling",
     stop_token: int | None = None,
 ) -> Generated:
-    """Continue prompts [B, S], whose rows have `lengths` [B] real tokens and padding behind them.
+    """Continue prompts [B, S], whose rows have `lengths` [B] real tokens and padding behind them. An encoder-decoder
+    reads `encoder_tokens` [B, E] with `encoder_lengths` [B] before; its prompts are what its decoder starts with.
 
     temperature 0 takes the likeliest token; otherwise logits are divided by it, and a token drawn from the `top_k`
     likeliest, and of those from the fewest that have `top_p` of the probability. The same seed gives the same tokens.
     `cache` names one of CACHE_KINDS. A row ends with `stop_token`; all do after `max_new_tokens`.
+
+    Raises SpecError and UnknownNameError for arguments that cannot be, UnsupportedError for a model that does not go on
+    token by token, CannotRunError for one without memory.
     """
+    if stop_token is not None:
+        whole_number("stop_token", stop_token, 0, model.spec.vocab_size - 1)
     steps = stream(
         model,
         tokens,
@@ -54,6 +69,8 @@ def generate(
         top_p=top_p,
         seed=seed,
         lengths=lengths,
+        encoder_tokens=encoder_tokens,
+        encoder_lengths=encoder_lengths,
         cache=cache,
     )
     batch = tokens.shape[0]
@@ -81,33 +98,77 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     lengths: Tensor | None = None,
+    encoder_tokens: Tensor | None = None,
+    encoder_lengths: Tensor | None = None,
     cache: str | Cache = "rolling",
 ) -> Iterator[Tensor]:
     """`generate`, step by step: the next token [B] of every row, whatever came before. `cache` may be one that already
     holds the beginning of the sequences."""
-    _check(tokens, max_new_tokens, temperature, top_k, top_p, lengths)
-    held = _opened(model, tokens, lengths, max_new_tokens, cache) if isinstance(cache, str) else cache
-    _check_positions(model, held, tokens, lengths, max_new_tokens)
-    generator = torch.Generator(device=tokens.device).manual_seed(seed)
-    return _steps(model, tokens, lengths, held, max_new_tokens, (temperature, top_k, top_p), generator)
+    how = _how(temperature, top_k, top_p)
+    count, seed = whole_number("max_new_tokens", max_new_tokens, 1), whole_seed(seed)
+    weight = model.embedding.weight
+    if weight.is_meta:
+        raise CannotRunError(f"{model.spec.name} is on meta, where it has no weights", hint="build it on cpu or cuda")
+    tokens = token_rows("tokens", tokens, model.spec.vocab_size, weight.device)
+    lengths = row_lengths("lengths", lengths, tokens)
+    batch = tokens.shape[0]
+    room = (tokens.shape[1] if lengths is None else int(lengths.max())) + count - 1  # the last token is never put in
+    if isinstance(cache, str):
+        cache = new_cache(model.spec, batch, room, kind=cache, dtype=weight.dtype, device=weight.device)
+    elif cache.lengths.shape[0] != batch:
+        raise SpecError(f"the cache holds {cache.lengths.shape[0]} sequences, and there are {batch} prompts")
+    refuse_beyond_positions(model.spec, cache.longest + room)
+    first = _read_before(model, tokens, encoder_tokens, encoder_lengths, cache)
+    first |= {"tokens": tokens, "lengths": lengths}
+    return _steps(model, first, cache, count, how, torch.Generator(device=tokens.device).manual_seed(seed))
+
+
+def _read_before(
+    model: Decoder, tokens: Tensor, encoder_tokens: Tensor | None, encoder_lengths: Tensor | None, cache: Cache
+) -> dict[str, Any]:
+    """What an encoder reads, for the first step; nothing where there is no encoder, or its output is in the cache."""
+    name = model.spec.name
+    if encoder_tokens is None:
+        if encoder_lengths is not None:
+            raise SpecError("encoder_lengths are those of encoder_tokens, and there are none")
+        if model.has_encoder and cache.longest == 0:
+            raise SpecError(f"{name} has an encoder, and no tokens for it", hint="give encoder_tokens")
+        return {}
+    if not model.has_encoder:
+        raise SpecError(f"{name} has no encoder to read encoder_tokens")
+    read = token_rows("encoder_tokens", encoder_tokens, model.spec.vocab_size, tokens.device)
+    if read.shape[0] != tokens.shape[0]:
+        raise SpecError(f"encoder_tokens must be one row a prompt: {tokens.shape[0]}")
+    return {"encoder_tokens": read, "encoder_lengths": row_lengths("encoder_lengths", encoder_lengths, read)}
 
 
 def _steps(
-    model: Decoder,
-    tokens: Tensor,
-    lengths: Tensor | None,
-    cache: Cache,
-    count: int,
-    how: tuple[float, int | None, float | None],
-    generator: torch.Generator,
+    model: Decoder, first: dict[str, Any], cache: Cache, count: int, how: _How, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    new = tokens
-    for index in range(count):
+    given = first
+    for _ in range(count):
         with torch.no_grad():
-            logits = model(new, cache=cache, lengths=lengths if index == 0 else None, last_only=True)
+            logits = model(**given, cache=cache, last_only=True)
             chosen = choose(logits[:, 0], *how, generator=generator)
         yield chosen
-        new = chosen[:, None]
+        given = {"tokens": chosen[:, None]}
+
+
+def _how(temperature: float, top_k: int | None, top_p: float | None) -> _How:
+    """What `choose` takes, once it is sure that it can be."""
+    temperature = real_number("temperature", temperature)
+    if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
+        raise SpecError(
+            f"temperature must be 0, or at least {COLDEST:.1e} and finite, not {temperature}",
+            hint="0 takes the likeliest token",
+        )
+    if top_k is not None:
+        top_k = whole_number("top_k", top_k, 1)
+    if top_p is not None:
+        top_p = real_number("top_p", top_p)
+        if not 0.0 < top_p <= 1.0:
+            raise SpecError(f"top_p must be above 0 and at most 1, not {top_p}")
+    return temperature, top_k, top_p
 
 
 def choose(
@@ -126,7 +187,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, 
     softmax(logits / temperature) of the `top_k` likeliest tokens; of those, likeliest first, as many as it takes to
     reach `top_p`, the one that reaches it included.
     """
-    scaled = logits.to(torch.float32) / temperature
+    wide = logits.to(torch.float32)
+    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # as softmax does, before a division can overflow
     if top_k is not None and top_k < scaled.shape[-1]:
         best = scaled.topk(top_k, dim=-1)
         scaled = torch.full_like(scaled, -torch.inf).scatter(-1, best.indices, best.values)
@@ -139,49 +201,3 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, 
     kept[..., 0] = ordered[..., 0]
     nucleus = torch.zeros_like(weights).scatter(-1, order, kept)
     return nucleus / nucleus.sum(dim=-1, keepdim=True)
-
-
-def _opened(model: Decoder, tokens: Tensor, lengths: Tensor | None, new: int, kind: str) -> Cache:
-    longest = tokens.shape[1] if lengths is None else int(lengths.max())
-    weight = model.embedding.weight
-    room = longest + new - 1  # the last token is never put in
-    return new_cache(model.spec, tokens.shape[0], room, kind=kind, dtype=weight.dtype, device=weight.device)
-
-
-def _check(
-    tokens: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    lengths: Tensor | None,
-) -> None:
-    if tokens.dim() != 2 or not tokens.numel():
-        raise SpecError("prompts must be one row of at least one token each")
-    if max_new_tokens < 1:
-        raise SpecError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if not 0.0 <= temperature < float("inf"):
-        raise SpecError(f"temperature must be 0 or more, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise SpecError(f"top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise SpecError(f"top_p must be above 0 and at most 1, not {top_p}")
-    if lengths is not None:
-        if lengths.shape != tokens.shape[:1]:
-            raise SpecError(f"lengths must be one number a row: {tokens.shape[0]}")
-        if int(lengths.min()) < 1 or int(lengths.max()) > tokens.shape[1]:
-            raise SpecError(f"lengths must be between 1 and {tokens.shape[1]}")
-
-
-def _check_positions(model: Decoder, cache: Cache, tokens: Tensor, lengths: Tensor | None, new: int) -> None:
-    """A table of positions ends; rotary and added ones do not."""
-    kind = model.spec.positions
-    if not isinstance(kind, LearnedPositions):
-        return
-    longest = cache.longest + (tokens.shape[1] if lengths is None else int(lengths.max())) + new - 1
-    rows = kind.num_positions - kind.offset
-    if longest > rows:
-        raise CannotRunError(
-            f"{model.spec.name} has learned positions for {rows} tokens, not {longest}",
-            hint="use a shorter prompt or fewer new tokens",
-        )

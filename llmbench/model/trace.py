@@ -32,21 +32,26 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from llmbench.errors import SpecError
 from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import ExpertsLayer, even_shares
+from llmbench.model.formats import DTYPES, Format
 from llmbench.model.implementations.kinds import Scores, Seen
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.scopes import Attributed, Scopes
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
+from llmbench.sizing.memory import widest_bytes
 from llmbench.sizing.op import Op
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import Activation
 from llmbench.spec.model import ModelSpec
 
 Attention = Literal["flash", "standard"]
-Format = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LARGEST_BYTES = 2**60
+"""Bytes of an op that can still be traced: torch counts those of a tensor in 64 bits, without memory too."""
 
 
 class TracedOp(NamedTuple):
@@ -73,7 +78,10 @@ class Trace(NamedTuple):
 def trace(
     spec: ModelSpec, *, seq_len: int, batch: int = 1, dtype: Format = "bf16", attention: Attention = "flash"
 ) -> Trace:
-    """Trace one forward pass (and its loss) of a training step. Raises UnsupportedError for what is not built."""
+    """Trace one forward pass (and its loss) of a training step. Raises UnsupportedError for what is not built,
+    SpecError for sequences that the model cannot read or torch cannot count."""
+    refuse_beyond_positions(spec, seq_len)
+    refuse_beyond_counting(spec, seq_len, batch)
     short = shortened(spec)
     work = Workload.train(
         seq_len,
@@ -89,6 +97,16 @@ def trace(
     flops = _homes(traced_flops(model, names, seq_len, batch), names)
     saved = _homes(traced_saved_bytes(model, names, seq_len, batch, DTYPES[dtype], attention), names)
     return Trace(_joined(lower(spec, work), spec, short, flops, saved), len(short.order))
+
+
+def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
+    """Raise SpecError where an op, with its scores held, is larger than LARGEST_BYTES."""
+    work = Workload.prefill(seq_len, batch, attention="standard", activation_dtype="fp32")
+    if widest_bytes(lower(spec, work)) > LARGEST_BYTES:
+        raise SpecError(
+            f"{spec.name}: {batch:,} × {seq_len:,} tokens make tensors too large for torch to count",
+            hint="choose a smaller --seq or --batch",
+        )
 
 
 def shortened(spec: ModelSpec) -> ModelSpec:

@@ -72,7 +72,8 @@ def test_the_tree_adds_up(name: str, capsys: Capture) -> None:
     ("impl", "kernels"),
     [("standard", []), ("flash", ["scaled_dot_product_flash_attention_for_cpu"]), ("flex", ["flex_attention"])],
 )
-def test_it_says_what_ran(impl: str, kernels: list[str], capsys: Capture) -> None:
+def test_it_says_what_ran(impl: str, kernels: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with it, flash runs our kernels in Triton's interpreter
     arguments = ("smollm2-135m", "--layers", "1", "--seq", "8", "--device", "cpu", "--impl", impl)
     assert row(capsys, *arguments)["built"]["attention_kernels"] == kernels
     assert run(["model", *arguments]) == 0
@@ -104,7 +105,11 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (["gpt2", "--device", "meta", "--impl", "flex"], 3, "does not run on meta"),
         (["gpt2", "--layers", "13"], 2, "gpt2 has 12"),
         (["gpt2", "--layers", "1", "--batch", "10000000", "--device", "cpu"], 3, "10,000,000 × 128 tokens needs"),
-        (["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"], 2, "positions for 1,024 tokens"),
+        (["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"], 2, "end at 1,024 tokens: it cannot read 1,025"),
+        (["gpt2", "--trace", "--seq", "1025"], 2, "end at 1,024 tokens: it cannot read 1,025"),
+        (["llama3.1-8b", "--trace", "--seq", "2147483648"], 2, "1 × 2,147,483,648 tokens make tensors too large"),
+        (["llama3.1-8b", "--device", "meta", "--seq", "2147483648"], 2, "tensors too large"),
+        (["gpt2", "--trace", "--device", "cuda"], 2, "on no device `cuda`"),
         (["gpt2", "--layers", "0"], 2, "--layers"),
         (["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"], 3, "no soft cap on scores"),
         (["gpt2", "--set", "hidden_size=100000000"], 3, "--layers N"),
@@ -112,6 +117,15 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
 )
 def test_what_cannot_be(arguments: list[str], code: int, says: str, capsys: Capture) -> None:
     assert says in refusal(capsys, code, *arguments)
+
+
+def test_torch_says_why_it_has_no_kernel(capsys: Capture, recwarn: pytest.WarningsRecorder) -> None:
+    """In the error, and not in warnings with places in torch's source."""
+    arguments = ("deepseek-v2-lite", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu", "--seq", "8")
+    said = refusal(capsys, 3, *arguments, "--impl", "sdpa-flash")
+    assert "Query.size(-1): 192, Key.size(-1): 192, Value.size(-1): 128" in said
+    assert "Triggered internally" not in said
+    assert not recwarn.list
 
 
 @pytest.fixture

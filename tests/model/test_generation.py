@@ -11,7 +11,7 @@ import transformers
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError, SpecError, UnknownNameError, UnsupportedError
-from llmbench.model.generation import choose, generate, probabilities, stream
+from llmbench.model.generation import COLDEST, choose, generate, probabilities, stream
 from llmbench.model.mixers import new_cache
 from llmbench.model.state import CACHE_KINDS
 
@@ -169,26 +169,107 @@ def test_counts_of_what_is_drawn(top_k: int | None, top_p: float | None) -> None
     assert int((wanted > 0).sum()) == (min(top_k or 10, 10) if top_p is None else int((counts > 0).sum()))
 
 
+@pytest.mark.parametrize("cache", EXACT)
+def test_an_encoder_decoder_equals_transformers(cache: str, tmp_path: Path) -> None:
+    """Sources of different lengths; T5's decoder starts with its padding token."""
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.3)
+    theirs.save_pretrained(tmp_path)
+    ours = models.load(tmp_path, impl="standard")
+    source, lengths = small.prompt(3, 11) % 60 + 3, torch.tensor([11, 4, 7])
+    real = (torch.arange(11) < lengths[:, None]).long()
+    wanted = theirs.generate(source, attention_mask=real, max_new_tokens=9, do_sample=False, eos_token_id=None)
+    start = torch.zeros(3, 1, dtype=torch.int64)
+    made = generate(
+        ours,
+        start,
+        encoder_tokens=source,
+        encoder_lengths=lengths,
+        max_new_tokens=9,
+        temperature=0.0,
+        cache=cache,
+    )
+    assert made.tokens.tolist() == wanted[:, 1:].tolist()
+    assert len({tuple(row) for row in made.tokens.tolist()}) == 3
+    with pytest.raises(SpecError, match="has an encoder"):
+        generate(ours, start, max_new_tokens=2)
+    with pytest.raises(SpecError, match="no token"):
+        generate(ours, start, encoder_tokens=source + 64, max_new_tokens=2)
+    with pytest.raises(SpecError, match="one row a prompt: 3"):
+        generate(ours, start, encoder_tokens=source[:2], max_new_tokens=2)
+    with pytest.raises(SpecError, match="encoder_lengths must be between 1 and 11"):
+        generate(ours, start, encoder_tokens=source, encoder_lengths=lengths + 1, max_new_tokens=2)
+
+
+def test_integers_of_any_width() -> None:
+    model = small.model_of(small.SPECS["gqa"])
+    prompts, lengths = small.prompt(2, 6), torch.tensor([3, 6])
+    wanted = generate(model, prompts, lengths=lengths, max_new_tokens=4, temperature=0.0).tokens
+    for kind in (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint64):
+        made = generate(model, prompts.to(kind), lengths=lengths.to(kind), max_new_tokens=4, temperature=0).tokens
+        assert torch.equal(made, wanted)
+
+
+@pytest.mark.parametrize("temperature", [COLDEST, 1e-30, 1e-3, 1.0, 1e38])
+def test_every_temperature_gives_probabilities(temperature: float) -> None:
+    """Logits far apart: the division may not become infinity minus infinity."""
+    logits = torch.tensor([[1e38, -1e38, 0.0], [5.0, 4.999, 4.0]])
+    found = probabilities(logits, temperature)
+    wanted = (logits.double() / temperature).softmax(-1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_refusals() -> None:
     model = small.model_of(small.SPECS["learned"])  # a table for 38 tokens
     prompts = small.prompt(1, 8)
     assert generate(model, prompts, max_new_tokens=31).tokens.shape == (1, 31)
-    with pytest.raises(CannotRunError, match="learned positions for 38 tokens, not 39"):
+    with pytest.raises(SpecError, match="end at 38 tokens: it cannot read 39"):
         generate(model, prompts, max_new_tokens=32)
     for how, message in (
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-45}, r"temperature must be 0, or at least 1.2e-38"),
+        ({"temperature": "warm"}, "temperature must be a number"),
         ({"top_k": 0}, "top_k"),
+        ({"top_k": 1.5}, "top_k must be a whole number"),
+        ({"top_k": True}, "top_k must be a whole number"),
         ({"top_p": 0.0}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number"),
+        ({"seed": 2**70}, "seed must be a whole number"),
+        ({"stop_token": 64}, "stop_token must be a whole number from 0 to 63"),
         ({"lengths": torch.tensor([9])}, "lengths"),
         ({"lengths": torch.tensor([0])}, "lengths"),
         ({"lengths": torch.tensor([1, 2])}, "lengths"),
+        ({"lengths": torch.tensor([3.0])}, "lengths must be whole numbers, not float32"),
+        ({"lengths": [3]}, "lengths must be a tensor, not a list"),
+        ({"tokens": [[1, 2]]}, "tokens must be a tensor, not a list"),
+        ({"tokens": prompts.float()}, "tokens must be whole numbers, not float32"),
+        ({"tokens": prompts > 3}, "tokens must be whole numbers, not bool"),
+        ({"tokens": prompts[0]}, "rows of at least one token"),
+        ({"tokens": prompts[:, :0]}, "rows of at least one token"),
+        ({"tokens": prompts - 64}, "is no token; the vocabulary has 0 to 63"),
+        ({"tokens": torch.full((1, 2), 64)}, "tokens: 64 is no token"),
+        ({"tokens": prompts.to("meta")}, "on meta, and the model on cpu"),
+        ({"encoder_tokens": prompts}, "has no encoder"),
+        ({"encoder_lengths": torch.tensor([1])}, "there are none"),
     ):
         with pytest.raises(SpecError, match=message):
-            generate(model, prompts, **{"max_new_tokens": 2, **how})
+            generate(model, **{"tokens": prompts, "max_new_tokens": 2, **how})
+    cache = new_cache(model.spec, 2, 20, dtype=torch.float32, device="cpu")
+    with pytest.raises(SpecError, match="holds 2 sequences, and there are 1 prompts"):
+        stream(model, prompts, max_new_tokens=2, cache=cache)
     with pytest.raises(UnknownNameError, match="kind of cache"):
         generate(model, prompts, max_new_tokens=2, cache="paging")
+    with pytest.raises(CannotRunError, match="is on meta"):
+        generate(models.build(model.spec, device="meta"), prompts, max_new_tokens=2)
     encoder = small.model_of(small.small(small.gqa(causal=False)))
     with pytest.raises(UnsupportedError, match="bidirectional"):
         generate(encoder, prompts, max_new_tokens=2)

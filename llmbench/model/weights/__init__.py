@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import SpecError, UnsupportedError
+from llmbench.model.formats import holds_weights
 from llmbench.model.weights.rules import TRANSFORMS, At, Rule
 from llmbench.model.weights.safetensors import Checkpoint
 from llmbench.spec.model import Layer, ModelSpec
@@ -20,7 +21,7 @@ from llmbench.spec.model import Layer, ModelSpec
 if TYPE_CHECKING:
     from llmbench.model.weights.families import Table
 
-__all__ = ["Checkpoint", "fill", "supported_families", "table_of"]
+__all__ = ["Checkpoint", "fill", "formats_of", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
@@ -40,6 +41,20 @@ def table_of(spec: ModelSpec) -> Table:
             hint=f"supported are {', '.join(supported_families())}",
         )
     return TABLES[spec.family]
+
+
+def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
+    """The formats of a checkpoint's weights. Raises UnsupportedError naming those that are quantised: what is not
+    floating cannot be told from codes of a quantisation."""
+    formats = {name: checkpoint.dtype(name) for name in _weights_of(spec, checkpoint.names)}
+    coded = sorted(name for name, dtype in formats.items() if not holds_weights(dtype))
+    if coded:
+        kinds = sorted({str(formats[name]).removeprefix("torch.") for name in coded})
+        raise UnsupportedError(
+            f"{checkpoint.folder}: quantised weights are not read: {_few(coded)} ({', '.join(kinds)})",
+            hint="save the model in bf16, fp16 or fp32",
+        )
+    return set(formats.values())
 
 
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
@@ -72,12 +87,18 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
         owners[id(held)] = ours
         with torch.no_grad():
             held.copy_(tensor)
-    left = sorted(name for name in names - used if not table.ignores(name) and not _predicts_further(spec, name))
+    left = sorted(_weights_of(spec, names) - used)
     empty = [name for name, held_id in missing.items() if held_id not in owners]
     problems = [f"no tensor for {_few(empty)}"] if empty else []
     problems += [f"no use for {_few(left)}"] if left else []
     if problems:
         raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))
+
+
+def _weights_of(spec: ModelSpec, names: set[str]) -> set[str]:
+    """The tensors of a file that a model must have a use for."""
+    table = table_of(spec)
+    return {name for name in names if not table.ignores(name) and not _predicts_further(spec, name)}
 
 
 def _predicts_further(spec: ModelSpec, name: str) -> bool:
@@ -110,9 +131,10 @@ def _made(rule: Rule, sources: list[list[str]], at: At, checkpoint: Checkpoint) 
         for name in rule.transforms:
             try:
                 tensor = TRANSFORMS[name](tensor, at)
-            except (RuntimeError, IndexError) as problem:
+            except (RuntimeError, IndexError):
                 raise SpecError(
-                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {at.name}: {problem}"
+                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {at.name} of the "
+                    "sizes in the config"
                 ) from None
         made.append(tensor)
     return torch.stack(made) if rule.stacked else made[0]

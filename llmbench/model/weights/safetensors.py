@@ -6,10 +6,13 @@ mapped, not read: a tensor costs memory when it is copied into the model.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -34,12 +37,28 @@ _DTYPES = {
 
 _LARGEST_HEADER = 100 * 2**20
 
+T = TypeVar("T")
+
+
+class _Index(msgspec.Struct):
+    """model.safetensors.index.json: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class _Entry(msgspec.Struct):
+    """What a header says of one tensor; its offsets count from the header's end."""
+
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[int, int]
+
 
 class _Place(NamedTuple):
     """Where the bytes of one tensor are."""
 
     file: Path
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     end: int
@@ -67,18 +86,18 @@ class Checkpoint:
         """The shape of one tensor."""
         return self._places[name].shape
 
-    def dtypes(self) -> set[torch.dtype]:
-        """The formats that the tensors have."""
-        return {_DTYPES[place.dtype] for place in self._places.values()}
+    def dtype(self, name: str) -> torch.dtype:
+        """The format of one tensor."""
+        return self._places[name].dtype
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU, over the mapped file; to be copied, not changed."""
         place = self._places[name]
-        dtype = _DTYPES[place.dtype]
+        dtype = place.dtype
         if place.end == place.start:
             return torch.empty(place.shape, dtype=dtype)
         if place.file not in self._maps:
-            with place.file.open("rb") as file:
+            with _reading(place.file), place.file.open("rb") as file:
                 self._maps[place.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         raw = torch.frombuffer(
             self._maps[place.file], dtype=torch.uint8, offset=place.start, count=place.end - place.start
@@ -88,16 +107,36 @@ class Checkpoint:
         return raw.view(dtype).view(place.shape)
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What the system says of a file, as a SpecError that names it."""
+    try:
+        yield
+    except OSError as problem:
+        raise SpecError(f"cannot read {file}: {problem.strerror}") from None
+
+
+def _decoded(text: bytes | msgspec.Raw, kind: type[T], fault: str) -> T:
+    """JSON as a `kind`; otherwise a SpecError that begins with `fault`."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as problem:
+        reason = str(problem)
+    except UnicodeDecodeError:
+        reason = "not UTF-8"
+    except RecursionError:
+        reason = "nested too deeply"
+    raise SpecError(f"{fault}: {reason}")
+
+
 def _files(folder: Path) -> list[Path]:
     """The files of a checkpoint, without other safetensors that lie beside them."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
-        try:
-            names: dict[str, Any] = msgspec.json.decode(index.read_bytes())["weight_map"]
-            files = sorted({str(name) for name in names.values()})
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as problem:
-            raise SpecError(f"{index} is no index of safetensors: {problem}") from None
+        with _reading(index):
+            text = index.read_bytes()
+        files = sorted(set(_decoded(text, _Index, f"{index} is no index of safetensors").weight_map.values()))
         for name in files:
             if Path(name).name != name:
                 raise SpecError(f"{index}: `{name}` is not a file of the folder")
@@ -110,33 +149,25 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _header(file: Path) -> dict[str, _Place]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _LARGEST_HEADER):
-            raise SpecError(f"{file} is not safetensors, or cut short")
-        raw = stream.read(length)
-    try:
-        header: dict[str, Any] = msgspec.json.decode(raw)
-        header.pop("__metadata__", None)
-        return {name: _place(file, name, entry, 8 + length, size) for name, entry in header.items()}
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise SpecError(f"{file} is not safetensors: {problem}") from None
+    with _reading(file):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(size - 8, _LARGEST_HEADER):
+                raise SpecError(f"{file} is no safetensors file, or cut short")
+            text = stream.read(length)
+    header = _decoded(text, dict[str, msgspec.Raw], f"{file} is no safetensors file")
+    header.pop("__metadata__", None)
+    return {name: _place(file, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
-def _place(file: Path, name: str, entry: dict[str, Any], data: int, size: int) -> _Place:
-    kind, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-    start, end = (data + int(offset) for offset in entry["data_offsets"])
-    if kind not in _DTYPES:
-        raise SpecError(f"{file}: tensor {name} has the format {kind}, which is not known")
-    elements = 1
-    for n in shape:
-        elements *= n
-    if (
-        min(shape, default=0) < 0
-        or not data <= start <= end <= size
-        or end - start != elements * _DTYPES[kind].itemsize
-    ):
+def _place(file: Path, name: str, said: msgspec.Raw, data: int, size: int) -> _Place:
+    entry = _decoded(said, _Entry, f"{file}: tensor {name}")
+    dtype = _DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise SpecError(f"{file}: tensor {name} has the format {entry.dtype}, which is not known")
+    start, end = (data + offset for offset in entry.data_offsets)
+    if not data <= start <= end <= size or end - start != math.prod(entry.shape) * dtype.itemsize:
         raise SpecError(f"{file}: tensor {name} does not fit the file; it is cut short or damaged")
-    return _Place(file, kind, shape, start, end)
+    return _Place(file, dtype, entry.shape, start, end)

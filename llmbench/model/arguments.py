@@ -1,0 +1,73 @@
+"""What callers hand to a model from outside, held to what it must be.
+
+B batch, S length.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmbench.errors import SpecError
+
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value`, once it is sure that it is a whole number from `least` to `most`. Raises SpecError."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole and least <= value and (most is None or value <= most):
+        return int(value)
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise SpecError(f"{name} must be a whole number {bounds}, not {value!r}")
+
+
+def whole_seed(seed: Any) -> int:
+    """`seed`, once it is sure that torch's generators take it. Raises SpecError."""
+    return whole_number("seed", seed, -(2**63), 2**64 - 1)
+
+
+def real_number(name: str, value: Any) -> float:
+    """`value`, once it is sure that it is a number. Raises SpecError."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise SpecError(f"{name} must be a number, not {value!r}")
+
+
+def token_rows(name: str, tokens: Any, vocab_size: int, device: torch.device) -> Tensor:
+    """Tokens [B, S] on `device`, in int64. Raises SpecError."""
+    tokens = _integers(name, tokens, device)
+    if tokens.dim() != 2 or not tokens.numel():
+        raise SpecError(f"{name} must be rows of at least one token each, not of the shape {tuple(tokens.shape)}")
+    least, most = (int(bound) for bound in tokens.aminmax())
+    if least < 0 or most >= vocab_size:
+        wrong = least if least < 0 else most
+        raise SpecError(f"{name}: {wrong} is no token; the vocabulary has 0 to {vocab_size - 1}")
+    return tokens
+
+
+def row_lengths(name: str, lengths: Any, tokens: Tensor) -> Tensor | None:
+    """How many tokens of each row are real, [B] in int64; None where that is not said. Raises SpecError."""
+    if lengths is None:
+        return None
+    lengths = _integers(name, lengths, tokens.device)
+    rows, most = tokens.shape
+    if lengths.shape != (rows,):
+        raise SpecError(f"{name} must be one number a row: {rows}")
+    if int(lengths.min()) < 1 or int(lengths.max()) > most:
+        raise SpecError(f"{name} must be between 1 and {most}")
+    return lengths
+
+
+def _integers(name: str, values: Any, device: torch.device) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise SpecError(f"{name} must be a tensor, not a {type(values).__name__}", hint="torch.tensor(…) makes one")
+    if values.dtype not in (*_SIGNED, *_UNSIGNED):
+        raise SpecError(f"{name} must be whole numbers, not {str(values.dtype).removeprefix('torch.')}")
+    if values.device != device:
+        raise SpecError(f"{name}: on {values.device}, and the model on {device}", hint=f".to('{device}') moves them")
+    return values.to(torch.int64)

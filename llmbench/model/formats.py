@@ -1,0 +1,28 @@
+"""The formats that a model's weights and activations can have."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from llmbench.errors import SpecError
+
+Format = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""torch's names of the formats that commands take."""
+
+
+def holds_weights(dtype: torch.dtype) -> bool:
+    """Whether it is floating and not quantised: numbers of 8 bits and fewer mean something by their scales alone."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def weight_format(dtype: Any) -> torch.dtype:
+    """`dtype`, once it is sure that a model can be computed in it. Raises SpecError."""
+    if isinstance(dtype, torch.dtype) and holds_weights(dtype):
+        return dtype
+    raise SpecError(
+        f"dtype: a model cannot have the format `{dtype}`",
+        hint="torch.float32, torch.bfloat16, torch.float16 or torch.float64",
+    )

@@ -1,0 +1,208 @@
+"""build and load: what they are given from outside is right, or refused with a reason; never read as something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from llmbench import model as models
+from llmbench.errors import CannotRunError, LLMBenchError, SpecError, UnknownNameError, UnsupportedError
+from llmbench.model.devices import device_of
+
+from . import small
+
+UP = "model.layers.0.mlp.up_proj.weight"
+Edit = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"init": "gtp2"}, UnknownNameError, "no initialisation `gtp2`"),
+        ({"init": None}, UnknownNameError, "no initialisation `None`"),
+        ({"device": "abc"}, LLMBenchError, "no device `abc`"),
+        ({"device": None}, LLMBenchError, "no device `None`"),
+        ({"device": "cpu:1"}, LLMBenchError, "no device `cpu:1`"),
+        ({"device": "mps"}, CannotRunError, "only cpu, cuda and meta"),
+        ({"device": "cuda:99"}, CannotRunError, "GPU"),
+        ({"dtype": "fp32"}, SpecError, "the format `fp32`"),
+        ({"dtype": torch.int8}, SpecError, "the format `torch.int8`"),
+        ({"dtype": torch.complex64}, SpecError, "the format `torch.complex64`"),
+        ({"dtype": torch.float8_e4m3fn}, SpecError, "the format `torch.float8_e4m3fn`"),
+        ({"seed": 2**70}, SpecError, "seed must be a whole number"),
+        ({"seed": 1.5}, SpecError, "seed must be a whole number"),
+    ],
+)
+def test_what_cannot_be_built(given: dict[str, Any], error: type[LLMBenchError], says: str, llama: Path) -> None:
+    with pytest.raises(error, match=says):
+        models.build(small.SPECS["gqa"], **given)
+    if not {"init", "seed"} & set(given):
+        with pytest.raises(error, match=says):
+            models.load(llama, **given)
+
+
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert next(models.build(small.SPECS["gqa"], device="auto").parameters()).device.type == device_of("auto").type
+
+
+# Folders
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What transformers saves of a tiny LLaMA."""
+    folder: Path = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def llama(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(saved, tmp_path / "llama"))
+
+
+def change_tensors(folder: Path, change: Edit) -> None:
+    """Other tensors in the file."""
+    file = folder / "model.safetensors"
+    save_file({name: held.contiguous() for name, held in change(load_file(file)).items()}, file, {"format": "pt"})
+
+
+def change_config(folder: Path, **keys: Any) -> None:
+    """Other keys in config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
+def test_what_is_not_floating_is_no_weight(dtype: str, llama: Path) -> None:
+    change_tensors(llama, lambda held: {**held, UP: held[UP].to(getattr(torch, dtype))})
+    with pytest.raises(UnsupportedError, match=rf"quantised weights are not read: {UP} \({dtype}\)"):
+        models.load(llama)
+
+
+def test_integers_that_are_no_weights_are_left_alone(tmp_path: Path) -> None:
+    """Position ids of BERT, which older versions of transformers saved."""
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    theirs = transformers.BertForMaskedLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda held: {**held, "bert.embeddings.position_ids": torch.arange(512)[None]})
+    tokens = small.prompt(1, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(models.load(tmp_path)(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("formats", "wanted"),
+    [
+        (["float16"], "float16"),
+        (["bfloat16"], "bfloat16"),
+        (["float16", "bfloat16"], "float32"),
+        (["bfloat16", "float32"], "float32"),
+        (["float64", "float16"], "float64"),
+    ],
+)
+def test_the_narrowest_format_that_holds_all_tensors(formats: list[str], wanted: str, llama: Path) -> None:
+    """Every value of the file is in the model, unrounded."""
+    kinds = [getattr(torch, name) for name in formats]
+    change_tensors(
+        llama, lambda held: {name: x.to(kinds[at % len(kinds)]) for at, (name, x) in enumerate(sorted(held.items()))}
+    )
+    model = models.load(llama)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, wanted)}
+    held = load_file(llama / "model.safetensors")
+    assert torch.equal(model.layers[0].ffn.up_proj.weight.double(), held[UP].double())
+    assert torch.equal(model.embedding.weight.double(), held["model.embed_tokens.weight"].double())
+
+
+def test_a_config_stands_for_its_folder(llama: Path) -> None:
+    whole, named = models.load(llama), models.load(llama / "config.json")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), named.parameters(), strict=True))
+    for nothing in (llama / "model.safetensors", llama / "none" / "config.json"):
+        with pytest.raises(SpecError, match="cannot read"):
+            models.load(nothing)
+
+
+@pytest.mark.parametrize("stated", [3, {"LlamaForCausalLM": 1}, [3]])
+def test_architectures_are_names(stated: Any, llama: Path) -> None:
+    change_config(llama, architectures=stated)
+    with pytest.raises(SpecError, match="a list of names"):
+        models.load(llama)
+
+
+def header(text: str | bytes) -> bytes:
+    """A file of a header and four bytes."""
+    raw = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(raw)) + raw + bytes(4)
+
+
+ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "cut short"),
+        (b"\xff" * 8, "cut short"),
+        (header("[]"), "no safetensors file: Expected `object`"),
+        (header("{"), "no safetensors file"),
+        (header(b'{"\xff": 1}'), "not UTF-8"),
+        (header('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"), "nested too deeply"),
+        (header('{"a": 3}'), "tensor a: Expected `object`"),
+        (header('{"a": {"dtype": "F32"}}'), "tensor a: .*missing required field `shape`"),
+        (header(f'{{"a": {ENTRY.replace("[1]", "[-1]")}}}'), r"tensor a: Expected `int` >= 0"),
+        (header(f'{{"a": {ENTRY.replace("[1]", "[2]")}}}'), "tensor a does not fit the file"),
+        (header(f'{{"a": {ENTRY.replace("4]", "8]")}}}'), "tensor a does not fit the file"),
+        (header(f'{{"a": {ENTRY.replace("F32", "C64")}}}'), "the format C64, which is not known"),
+        (header(f'{{"a": {ENTRY}}}'), "no tensor for embedding.weight"),
+    ],
+)
+def test_a_damaged_file(content: bytes, says: str, llama: Path) -> None:
+    (llama / "model.safetensors").write_bytes(content)
+    with pytest.raises(SpecError, match=says):
+        models.load(llama)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"weight_map": 3}', "Expected `object`, got `int`"),
+        (b"{}", "missing required field `weight_map`"),
+        (b"\xff\xfe", "is no index of safetensors"),
+        (b'{"weight_map": {"a": "../model.safetensors"}}', "is not a file of the folder"),
+        (b'{"weight_map": {"a": "b.safetensors"}}', "names b.safetensors, which is not there"),
+    ],
+)
+def test_a_damaged_index(content: bytes, says: str, llama: Path) -> None:
+    (llama / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(SpecError, match=says):
+        models.load(llama)
+
+
+def test_what_the_system_says_of_a_file(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without permission; whoever runs the tests may have every permission."""
+    normal = Path.open
+
+    def refused(file: Path, *how: Any, **more: Any) -> Any:
+        if file.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(file))
+        return normal(file, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(SpecError, match=r"cannot read .*model.safetensors: Permission denied"):
+        models.load(llama)
