@@ -9,10 +9,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench import model as models
-from llmbench.errors import UnsupportedError
 from llmbench.model.create import materialise
-from llmbench.model.decoder import Decoder
-from llmbench.model.trace import Attention, Trace, as_on_cuda, run_once, shortened, trace, traced_flops
+from llmbench.model.recurrent import NAMES
+from llmbench.model.trace import (
+    Attention,
+    TracedOp,
+    as_on_cuda,
+    run_once,
+    shortened,
+    trace,
+    traced_flops,
+)
 from llmbench.sizing.flops import count_flops
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import WORKSPACE_BYTES
@@ -22,42 +29,22 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.mixer import Attention as SoftmaxAttention
 from llmbench.spec.mixer import LatentAttention, branches
-from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 from tests.oracles.training_memory import CudaBehaviour, StorageTracker
-
-
-def on_meta(spec: ModelSpec) -> Decoder:
-    """The whole model, without memory."""
-    try:
-        return models.build(spec, device="meta")
-    except UnsupportedError as problem:
-        pytest.skip(str(problem))
-
 
 # Modules and parameters
 
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_modules_are_the_ops_and_hold_their_parameters(name: str) -> None:
+    """And every bundled model builds."""
     spec = load_bundled(name)
-    model = on_meta(spec)
+    model = models.build(spec, device="meta")
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
     ops = {name for op in lower(spec, Workload.prefill(8)) for name in op.names()}
     for held, _ in model.named_parameters():
         name = held.removesuffix(".weight").removesuffix(".bias")
         assert {held, name, name.replace("_bias", "_proj")} & ops, held
-
-
-def test_most_bundled_models_build() -> None:
-    built = 0
-    for name in bundled_models():
-        try:
-            models.build(load_bundled(name), device="meta")
-            built += 1
-        except UnsupportedError:
-            pass
-    assert built >= 130
 
 
 # FLOPs
@@ -70,7 +57,6 @@ NOT_COUNTED = {"deepseek-v3.2": "attention.indexer.core"}
 def test_flops_are_what_the_counter_counts(name: str) -> None:
     """Two layers of each kind, at full width, every op by itself; the rest of the model is those layers again."""
     spec = load_bundled(name)
-    on_meta(spec)
     short = shortened(spec)
     ops = [op for op in lower(short, Workload.prefill(24, 2, masked_pairs=True)) if op.kind != "scan"]
     names = {name for op in ops for name in op.names()}
@@ -85,7 +71,6 @@ def test_flops_are_what_the_counter_counts(name: str) -> None:
 def test_flops_of_whole_models(name: str) -> None:
     """Every layer, nothing of ours between model and counter."""
     spec = load_bundled(name)
-    on_meta(spec)
     model = models.build(spec, impl="standard", device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run_once(model, torch.zeros((3, 40), dtype=torch.int64, device="meta"))
@@ -95,20 +80,35 @@ def test_flops_of_whole_models(name: str) -> None:
 # Saved bytes
 
 SEQ, BATCH = 1024, 2
+KEPT_WHOLE = {"qwen3-next-80b-a3b": ("attention.q_norm", "attention.gate")}
+"""Ops that keep a part of a tensor, and so all of it: q and its gate come from one projection."""
+
+
+def traced(ops: list[TracedOp]) -> int:
+    """Bytes that ops kept."""
+    return sum(op.traced_saved_bytes for op in ops)
+
+
+def analytic(ops: list[TracedOp]) -> int:
+    """Bytes that they should."""
+    return sum(op.saved_bytes or 0 for op in ops)
 
 
 @pytest.mark.parametrize("attention", ["flash", "standard"])
 @pytest.mark.parametrize("name", bundled_models())
 def test_what_backward_needs_is_what_the_table_says(name: str, attention: Attention) -> None:
-    """Every bundled model agrees with `memory`'s figure, or `memory` marks that figure."""
+    """Every bundled model agrees with `memory`'s figure. Where it has recurrent mixers, `memory` marks the figure, as
+    torch's recurrences keep many times what the table says, and all that is outside of them agrees."""
     spec = load_bundled(name)
-    on_meta(spec)
+    found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
+    ops = [op for op in found.ops if not op.name.endswith(KEPT_WHOLE.get(name, ("?",)))]
     if doubts(spec):
         assert training_memory(spec, SEQ, kernels="eager").approximate
-        return
-    found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
+        inside = [op for op in ops if set(NAMES.values()) & set(op.name.split("."))]
+        assert traced(inside) > 4 * analytic(inside)
+        ops = [op for op in ops if op not in inside]
     bound = 0.005 if attention == "flash" else 0.02  # standard keeps its mask too, which the table leaves out
-    assert total(found) == pytest.approx(sum(op.saved_bytes or 0 for op in found.ops), rel=bound)
+    assert traced(ops) == pytest.approx(analytic(ops), rel=bound)
 
 
 def test_few_figures_are_marked() -> None:
@@ -199,11 +199,6 @@ def test_peak_of_a_step(name: str, layers: int, seq_len: int) -> None:
     assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(tracker.peak, rel=0.015)
 
 
-def total(found: Trace) -> int:
-    """Bytes saved by all ops."""
-    return sum(op.traced_saved_bytes for op in found.ops)
-
-
 def test_layers_that_are_not_traced_are_counted() -> None:
     spec = load_bundled("gemma2-2b")
     short = shortened(spec)
@@ -212,7 +207,7 @@ def test_layers_that_are_not_traced_are_counted() -> None:
     every = trace(spec, seq_len=64, attention="standard")
     for rope in (False, True):  # the rotation's tables are made once, and kept once
         ops = [[op for op in found.ops if op.layer and op.name.endswith(".rope") == rope] for found in (twice, every)]
-        few, many = (sum(op.traced_saved_bytes for op in found) for found in ops)
+        few, many = map(traced, ops)
         assert many * 4 == few * (4 if rope else 26)
         assert many > 0
 
