@@ -6,7 +6,8 @@ product of a few dimensions an honest figure instead of an absurd one.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -16,11 +17,27 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 """A dimension or a count that may be zero (absent)."""
 
+LARGEST = 1e30
+"""Far beyond any number in a spec or a config; neither infinity nor NaN."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class Fault(NamedTuple):
+    """What is wrong with a field, as it reads behind the field's name and a colon."""
+
+    field: str
+    what: str
+    hint: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A frozen, keyword-only piece of a spec; unknown fields are refused, defaults are left out when written."""
+
+    def faults(self) -> Iterator[Fault]:
+        """What its own fields cannot be, alone or beside each other. What every number must be, and what parts must be
+        beside other parts, is in llmbench.spec.check."""
+        return iter(())
 
 
 class Kind(Part, frozen=True, tag_field="kind", tag=str.lower):

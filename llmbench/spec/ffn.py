@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from llmbench.spec.base import Count, Kind, Part, Size
+from llmbench.spec.base import Count, Fault, Kind, Part, Size
+from llmbench.spec.faults import nearest_divisors, not_negative, positive
 
 Activation = Literal[
     "relu",
@@ -30,6 +32,12 @@ class Dense(Kind, frozen=True, tag="dense"):
     bias: bool = False
     activation_parameters: Count = 0
 
+    def faults(self) -> Iterator[Fault]:
+        yield from _two_matrices(self.activation)
+        if self.activation_parameters and self.activation != "xielu":
+            what = f"{self.activation_parameters}, but {self.activation} has none"
+            yield Fault("activation_parameters", what, "xielu is the activation that is trained")
+
 
 class Gated(Kind, frozen=True, tag="gated"):
     """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation.
@@ -42,6 +50,9 @@ class Gated(Kind, frozen=True, tag="gated"):
     bias: bool = False
     gate_scale: float = 1.0
     output_scale: float = 1.0
+
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "gate_scale", "output_scale")
 
 
 class Router(Part, frozen=True):
@@ -68,6 +79,12 @@ class Router(Part, frozen=True):
     hidden_size: Size | None = None
     jitter: float = 0.01
     on_input: bool = False
+
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "scale")
+        yield from not_negative(self, "jitter")
+        if self.topk_group > self.n_group:
+            yield Fault("topk_group", f"{self.topk_group} is more than n_group {self.n_group}")
 
 
 class SharedExperts(Part, frozen=True):
@@ -107,6 +124,51 @@ class MoE(Kind, frozen=True, tag="moe"):
     expert_capacity: Size | None = None
     zero_experts: Count = 0
     latent_size: Size | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        choices = self.num_experts + self.zero_experts
+        if self.num_experts_per_tok > choices:
+            what = f"{self.num_experts_per_tok} is more than {self._choices_label}"
+            yield Fault("num_experts_per_tok", what)
+        yield from self._group_faults(choices)
+        if self.capacity_factor is not None and self.expert_capacity is not None:
+            yield Fault("expert_capacity", "and capacity_factor exclude each other", "leave one of them out")
+        factor = self.capacity_factor
+        if factor is not None and not 0.001 <= factor <= 1000:
+            hint = "1.25 is usual; without it experts take all that comes"
+            yield Fault("capacity_factor", f"{factor} is not from 0.001 to 1000 even shares", hint)
+        if not self.gated:
+            yield from _two_matrices(self.activation)
+
+    @property
+    def _choices_label(self) -> str:
+        """What a router chooses from, as messages say it."""
+        label = f"num_experts {self.num_experts}"
+        return f"{label} and zero_experts {self.zero_experts}" if self.zero_experts else label
+
+    def _group_faults(self, choices: int) -> Iterator[Fault]:
+        """What its router's groups cannot be, of so many outputs."""
+        router = self.router
+        if choices % router.n_group:
+            what = f"{router.n_group} does not divide {self._choices_label}"
+            yield Fault("router.n_group", what, nearest_divisors(router.n_group, choices))
+            return
+        if router.n_group == 1:
+            return
+        size = choices // router.n_group
+        room = router.topk_group * size
+        if self.num_experts_per_tok > room:
+            what = (
+                f"{self.num_experts_per_tok} is more than the {room} experts of topk_group {router.topk_group} groups"
+            )
+            yield Fault("num_experts_per_tok", what, "choose a larger router.topk_group")
+        if size < 2 and router.correction is not None:
+            yield Fault("router.n_group", f"{router.n_group} leaves {size} expert a group, and its two best rank it")
+
+
+def _two_matrices(activation: Activation) -> Iterator[Fault]:
+    if activation == "swiglu_oai":
+        yield Fault("activation", f"{activation} clamps a gate, and there is none", "it needs three matrices")
 
 
 FFN = Dense | Gated | MoE

@@ -6,10 +6,12 @@ break every such rule (Gemma's heads, Mistral Nemo's, T5-11B's).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from llmbench.spec.base import Count, Kind, Part, Size
-from llmbench.spec.position import Positions
+from llmbench.spec.base import Count, Fault, Kind, Part, Size
+from llmbench.spec.faults import divides, not_negative, positive
+from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
 
 
 class QKNorm(Part, frozen=True):
@@ -27,6 +29,9 @@ class QKNorm(Part, frozen=True):
     after_rope: bool = False
     eps: float | None = None
 
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "eps")
+
 
 class Temperature(Part, frozen=True):
     """Queries grow with their position p, so that scores stay sharp in long contexts (arXiv 2501.19399): times
@@ -35,6 +40,9 @@ class Temperature(Part, frozen=True):
     scale: float
     every: Size
     offset: Count = 0
+
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "scale")
 
 
 class DisentangledScores(Part, frozen=True):
@@ -113,6 +121,27 @@ class Attention(Kind, frozen=True, tag="attention"):
             return "MHA"
         return "MQA" if self.num_key_value_heads == 1 else "GQA"
 
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "num_key_value_heads", "num_attention_heads")
+        yield from positive(self, "logit_soft_cap", "value_scale", "scale", "clip_qkv")
+        yield from _embedded(self.positions)
+        if self.attention_chunk_size is not None and self.sliding_window is not None:
+            yield Fault("attention_chunk_size", "and sliding_window exclude each other", "leave one of them out")
+        if self.attention_chunk_size is not None and not self.causal:
+            what = f"{self.attention_chunk_size} holds causal attention within chunks, and causal is false"
+            yield Fault("attention_chunk_size", what, "leave it out; a sliding_window may look both ways")
+        if self.value_dim != self.head_dim and self.value_from_key:
+            yield Fault("v_head_dim", f"{self.value_dim} is not head_dim {self.head_dim}, but value_from_key is true")
+        if self.value_dim != self.head_dim and self.output_gate == "elementwise":
+            what = f'{self.value_dim} is not head_dim {self.head_dim}, the width of an output_gate "elementwise"'
+            yield Fault("v_head_dim", what)
+
+
+def _embedded(positions: Positions | None) -> Iterator[Fault]:
+    """The fault of a mixer's own positions that are added to an embedding."""
+    if isinstance(positions, (LearnedPositions, SinusoidalPositions)):
+        yield Fault("positions", "of this kind are added to the embedding", "set the model's own positions instead")
+
 
 class Indexer(Part, frozen=True):
     """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys each query attends to.
@@ -156,6 +185,11 @@ class LatentAttention(Kind, frozen=True, tag="mla"):
         """Width of one query (and uncompressed key) head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "latent_eps")
+        yield from positive(self, "scale")
+        yield from _embedded(self.positions)
+
 
 class CompressedAttention(Kind, frozen=True, tag="compressed"):
     """DeepSeek-V4's attention: one key a token, which is its value too, for all heads, seen within a window; and
@@ -178,6 +212,14 @@ class CompressedAttention(Kind, frozen=True, tag="compressed"):
     indexer: Indexer | None = None
     positions: Positions | None = None
 
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "output_groups", "num_attention_heads")
+        yield from _embedded(self.positions)
+        if self.compress_rate is None and self.overlap:
+            yield Fault("overlap", "there are no entries to overlap", "set compress_rate")
+        if self.compress_rate is None and self.indexer is not None:
+            yield Fault("indexer", "there are no entries to choose from", "set compress_rate")
+
 
 class Mamba(Kind, frozen=True, tag="mamba"):
     """Selective state space (Mamba-1, arXiv 2312.00752).
@@ -194,6 +236,9 @@ class Mamba(Kind, frozen=True, tag="mamba"):
     proj_bias: bool = False
     inner_norms: Literal["none", "plain", "weighted"] = "none"
     norm_eps: float | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "norm_eps")
 
 
 class Mamba2(Kind, frozen=True, tag="mamba2"):
@@ -225,6 +270,15 @@ class Mamba2(Kind, frozen=True, tag="mamba2"):
         """Width of the values the heads carry."""
         return self.num_heads * self.head_dim
 
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "n_groups", "num_heads")
+        yield from not_negative(self, "time_step_min")
+        yield from positive(self, "projection_scales")
+        if self.time_step_max is not None and not self.time_step_max > self.time_step_min:
+            yield Fault("time_step_max", f"{self.time_step_max} is not above time_step_min {self.time_step_min}")
+        if self.projection_scales and len(self.projection_scales) != 5:
+            yield Fault("projection_scales", f"needs 5 numbers, not {len(self.projection_scales)}")
+
 
 class GatedDeltaNet(Kind, frozen=True, tag="gated_delta_net"):
     """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
@@ -241,6 +295,10 @@ class GatedDeltaNet(Kind, frozen=True, tag="gated_delta_net"):
     output_gate: bool = True
     negative_eigenvalues: bool = False
     norm_eps: float | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "num_key_heads", "num_value_heads")
+        yield from not_negative(self, "norm_eps")
 
 
 class KimiDelta(Kind, frozen=True, tag="kimi_delta"):
@@ -269,6 +327,9 @@ class RGLRU(Kind, frozen=True, tag="rg_lru"):
     lru_width: Size
     num_heads: Size
     conv_kernel: Size
+
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "num_heads", "lru_width")
 
 
 class ShortConv(Kind, frozen=True, tag="short_conv"):
@@ -299,6 +360,17 @@ class Parallel(Kind, frozen=True, tag="parallel"):
     branches: tuple[SingleMixer, ...]
     input_scales: tuple[float, ...] = ()
     output_scales: tuple[float, ...] = ()
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.branches:
+            yield Fault("branches", "is empty", "without a mixer, leave out the whole of it")
+        if len({type(branch) for branch in self.branches}) != len(self.branches):
+            yield Fault("branches", "two are of one kind, and a branch goes by the name of its kind")
+        for field in ("input_scales", "output_scales"):
+            given = getattr(self, field)
+            if given and len(given) != len(self.branches):
+                yield Fault(field, f"needs one number for each of {len(self.branches)} branches, not {len(given)}")
+        yield from positive(self, "input_scales", "output_scales")
 
 
 Mixer = SingleMixer | Parallel

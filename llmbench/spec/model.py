@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
 
-from llmbench.errors import SpecError
-from llmbench.spec.base import Count, Name, Part, Size
+from llmbench.spec.base import Count, Fault, Name, Part, Size
+from llmbench.spec.check import check
+from llmbench.spec.faults import not_negative, positive
 from llmbench.spec.ffn import FFN, MoE
-from llmbench.spec.mixer import Attention, LatentAttention, Mamba2, Mixer, Parallel, branches
-from llmbench.spec.pattern import parse_pattern
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
+from llmbench.spec.mixer import Attention, LatentAttention, Mixer, branches
+from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
 """Where a layer's norms stand.
@@ -32,6 +34,9 @@ class Norm(Part, frozen=True):
     bias: bool = False
     eps: float = 1e-5
     unit_offset: bool = False
+
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "eps")
 
 
 class ExtraWeight(Part, frozen=True):
@@ -56,6 +61,10 @@ class ExtraWeight(Part, frozen=True):
         "norms",
         "other",
     ] = "other"
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.shape:
+            yield Fault("shape", "has no dimension")
 
 
 class Layer(Part, frozen=True):
@@ -90,6 +99,16 @@ class Layer(Part, frozen=True):
         sublayers = sum(part is not None for part in (self.mixer, self.cross_attention, self.ffn))
         return 2 * sublayers if self.placement == "sandwich" else sublayers
 
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "residual_scale", "skip_scale")
+        if self.residual_from_norm and self.placement != "pre":
+            yield Fault("residual_from_norm", f'needs placement "pre", not "{self.placement}"')
+        cross = self.cross_attention
+        if cross is not None and cross.span is not None:
+            yield Fault(
+                "cross_attention", "sees the whole encoder", "leave out its sliding_window or attention_chunk_size"
+            )
+
 
 class Embedding(Part, frozen=True):
     """What happens between a token's number and the first layer.
@@ -107,6 +126,11 @@ class Embedding(Part, frozen=True):
     norm: bool = False
     scale: float = 1.0
 
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "scale")
+        if self.projection_bias and self.size is None:
+            yield Fault("projection_bias", "there is no projection", "set size, the width it projects from")
+
 
 class Head(Part, frozen=True):
     """The language-model head. transform: a dense layer with activation and norm before the vocabulary; "bert" keeps
@@ -121,6 +145,9 @@ class Head(Part, frozen=True):
     transform_bias: bool = True
     soft_cap: float | None = None
     scale: float = 1.0
+
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "soft_cap", "scale")
 
 
 class Stack(Part, frozen=True):
@@ -162,6 +189,10 @@ class NextTokenPrediction(Part, frozen=True):
 
     count: Size
     layer: Name
+
+    def faults(self) -> Iterator[Fault]:
+        if self.count > MAX_LAYERS:
+            yield Fault("count", f"{self.count} is more than {MAX_LAYERS} layers")
 
 
 class ModelSpec(Part, frozen=True):
@@ -231,94 +262,10 @@ class ModelSpec(Part, frozen=True):
 
     def check(self) -> ModelSpec:
         """Hold the fields against each other; returns self. Raises SpecError naming the field."""
-        _check_stack("", self.layers, self.order, self.positions)
-        if self.encoder is not None:
-            _check_stack("encoder.", self.encoder.layers, self.encoder.order, self.encoder.positions)
-        for name, layer in self.layers.items():
-            if layer.cross_attention is not None and self.encoder is None:
-                raise SpecError(f"layers.{name}.cross_attention: the model has no encoder")
-        if isinstance(self.positions, LearnedPositions) and self.positions.num_positions <= self.positions.offset:
-            raise SpecError("positions.offset: leaves no position in the table")
-        mtp = self.next_token_prediction
-        if mtp is not None and mtp.layer not in self.layers:
-            raise SpecError(f"next_token_prediction.layer: no layer kind `{mtp.layer}` in layers")
+        check(self)
         return self
 
 
 @lru_cache(maxsize=4096)
 def _parsed(pattern: str) -> tuple[str, ...]:
     return parse_pattern(pattern)
-
-
-def _check_stack(where: str, layers: dict[str, Layer], order: tuple[str, ...], positions: Positions | None) -> None:
-    used = set(order)
-    if not order:
-        raise SpecError(f"{where}pattern: no layers")
-    for name in order:
-        if name not in layers:
-            raise SpecError(
-                f"{where}pattern: no layer kind `{name}`",
-                hint=f"{where}layers has: {', '.join(layers) or 'none'}",
-            )
-    for name, layer in layers.items():
-        at = f"{where}layers.{name}"
-        if name not in used:
-            raise SpecError(f"{at}: never used in {where}pattern")
-        tag = layer.shared_weights
-        if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
-            raise SpecError(f"{at}.shared_weights: `{tag}` names the weights of another kind of layer too")
-        if layer.residual_from_norm and layer.placement != "pre":
-            raise SpecError(f'{at}.residual_from_norm: needs placement "pre", not "{layer.placement}"')
-        if isinstance(layer.mixer, Parallel):
-            _check_scales(f"{at}.mixer", layer.mixer)
-        for mixer in branches(layer.mixer):
-            if isinstance(mixer, Attention):
-                _check_attention(f"{at}.mixer", mixer)
-                _check_buckets(f"{at}.mixer", mixer.positions or positions, causal=mixer.causal)
-            if isinstance(mixer, Mamba2) and mixer.projection_scales and len(mixer.projection_scales) != 5:
-                raise SpecError(f"{at}.mixer.projection_scales: needs 5 numbers, not {len(mixer.projection_scales)}")
-        if isinstance(layer.ffn, MoE):
-            _check_moe(f"{at}.ffn", layer.ffn)
-
-
-def _check_scales(at: str, mixer: Parallel) -> None:
-    for field in ("input_scales", "output_scales"):
-        given = getattr(mixer, field)
-        if given and len(given) != len(mixer.branches):
-            raise SpecError(f"{at}.{field}: needs one number for each of {len(mixer.branches)} branches")
-
-
-def _check_attention(at: str, mixer: Attention) -> None:
-    if mixer.num_attention_heads % mixer.num_key_value_heads:
-        raise SpecError(
-            f"{at}.num_key_value_heads: {mixer.num_key_value_heads} does not divide num_attention_heads "
-            f"{mixer.num_attention_heads}"
-        )
-    if mixer.sliding_window is not None and mixer.attention_chunk_size is not None:
-        raise SpecError(f"{at}: sliding_window and attention_chunk_size exclude each other")
-    if mixer.value_from_key and mixer.value_dim != mixer.head_dim:
-        raise SpecError(f"{at}.v_head_dim: must equal head_dim where value_from_key is true")
-
-
-def _check_buckets(at: str, positions: Positions | None, *, causal: bool) -> None:
-    """Half of a direction's buckets are for one distance each; the others need distances beyond them."""
-    if not isinstance(positions, RelativeBias):
-        return
-    exact = positions.num_buckets // (2 if causal else 4)
-    if exact < 1 or positions.max_distance <= exact:
-        raise SpecError(
-            f"{at}: a relative bias of num_buckets {positions.num_buckets} and max_distance {positions.max_distance}"
-            f" has no buckets for far distances: that takes at least {2 if causal else 4} buckets, and a max_distance"
-            f" above {exact}"
-        )
-
-
-def _check_moe(at: str, ffn: MoE) -> None:
-    if ffn.num_experts_per_tok > ffn.num_experts + ffn.zero_experts:
-        raise SpecError(
-            f"{at}.num_experts_per_tok: {ffn.num_experts_per_tok} is more than num_experts {ffn.num_experts}"
-        )
-    if ffn.num_experts % ffn.router.n_group:
-        raise SpecError(f"{at}.router.n_group: {ffn.router.n_group} does not divide num_experts {ffn.num_experts}")
-    if ffn.capacity_factor is not None and ffn.expert_capacity is not None:
-        raise SpecError(f"{at}: capacity_factor and expert_capacity exclude each other")

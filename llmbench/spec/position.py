@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from llmbench.spec.base import Count, Kind, Part, Size
+from llmbench.spec.base import Count, Fault, Kind, Part, Size
+from llmbench.spec.faults import not_negative, positive
 
 
 class RopeScaling(Part, frozen=True):
@@ -30,6 +32,17 @@ class RopeScaling(Part, frozen=True):
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
 
+    def faults(self) -> Iterator[Fault]:
+        yield from positive(self, "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        yield from positive(self, "attention_factor", "short_factor", "long_factor")
+        yield from not_negative(self, "mscale", "mscale_all_dim")
+        low, high = self.low_freq_factor or 1.0, self.high_freq_factor or 4.0
+        if self.kind == "llama3" and high < low:
+            yield Fault("high_freq_factor", f"{high} is below low_freq_factor {low}")
+        fast, slow = self.beta_fast or 32.0, self.beta_slow or 1.0
+        if self.kind == "yarn" and fast < slow:
+            yield Fault("beta_fast", f"{fast} is below beta_slow {slow}")
+
 
 class Rope(Kind, frozen=True, tag="rope"):
     """Rotary embedding (arXiv 2104.09864). `rotary_dim` None turns the whole head; `interleaved` pairs
@@ -39,6 +52,12 @@ class Rope(Kind, frozen=True, tag="rope"):
     rotary_dim: Size | None = None
     interleaved: bool = False
     scaling: RopeScaling | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.theta > 1:
+            yield Fault("theta", f"{self.theta} is not above 1: frequencies are its negative powers", "10000 is usual")
+        if self.rotary_dim is not None and self.rotary_dim % 2:
+            yield Fault("rotary_dim", f"{self.rotary_dim} is odd, but dims are turned in pairs", "choose an even one")
 
 
 class LearnedPositions(Kind, frozen=True, tag="learned"):
@@ -50,6 +69,12 @@ class LearnedPositions(Kind, frozen=True, tag="learned"):
     num_positions: Size
     offset: Count = 0
     uncounted: Count | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        if self.num_positions <= self.offset:
+            yield Fault("offset", f"{self.offset} leaves no position in a table of {self.num_positions}")
+        if self.uncounted is not None and self.offset == 0:
+            yield Fault("uncounted", "takes the row before the first, and offset 0 leaves none", "offset = 1 or more")
 
 
 class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):

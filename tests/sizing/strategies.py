@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import (
@@ -27,6 +28,7 @@ from llmbench.spec.mixer import (
     QKNorm,
     ShortConv,
     SingleMixer,
+    branches,
 )
 from llmbench.spec.model import (
     Embedding,
@@ -43,6 +45,7 @@ from llmbench.spec.position import (
     Alibi,
     LearnedPositions,
     NoPositions,
+    Positions,
     RelativeBias,
     Rope,
     RopeScaling,
@@ -54,7 +57,7 @@ heads = st.sampled_from((4, 8))
 maybe = st.booleans()
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
-reals = st.floats(-1e6, 1e6, allow_nan=False)
+scales = st.floats(1e-6, 1e6)
 PLACEMENTS = ("pre", "post", "output", "sandwich", "parallel", "parallel_two", "none")
 ACTIVATIONS = ("relu", "gelu", "silu", "relu2")
 
@@ -66,11 +69,16 @@ def optional(strategy: st.SearchStrategy) -> st.SearchStrategy:
 
 rope = st.builds(
     Rope,
-    theta=st.floats(1.0, 1e8),
+    theta=st.floats(1.5, 1e8),
     rotary_dim=optional(st.just(4)),
     interleaved=maybe,
     scaling=optional(
-        st.builds(RopeScaling, kind=st.sampled_from(("linear", "yarn", "llama3")), factor=st.floats(1, 64))
+        st.builds(
+            RopeScaling,
+            kind=st.sampled_from(("linear", "yarn", "llama3")),
+            factor=st.floats(1, 64),
+            original_max_position_embeddings=st.integers(1, 2**20),
+        )
     ),
 )
 positions = st.one_of(
@@ -103,12 +111,13 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
     many = draw(heads)
     head_dim = draw(widths)
     from_key = draw(maybe)
-    span = draw(st.sampled_from(("none", "window", "chunk")))
+    span = draw(st.sampled_from(("none", "window", "chunk") if causal else ("none", "window")))
+    gate = draw(st.sampled_from((None, "elementwise", "headwise")))
     return Attention(
         num_attention_heads=many,
         num_key_value_heads=draw(st.sampled_from([n for n in (1, 2, 4, 8) if many % n == 0])),
         head_dim=head_dim,
-        v_head_dim=None if from_key else draw(optional(widths)),
+        v_head_dim=None if from_key or gate == "elementwise" else draw(optional(widths)),
         causal=causal,
         sliding_window=draw(st.integers(1, 24)) if span == "window" else None,
         attention_chunk_size=draw(st.integers(1, 24)) if span == "chunk" else None,
@@ -116,7 +125,7 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
         output_bias=draw(maybe),
         qk_norm=draw(optional(qk_norms)),
         sinks=draw(maybe),
-        output_gate=draw(st.sampled_from((None, "elementwise", "headwise"))),
+        output_gate=gate,
         value_from_key=from_key,
         shares_kv=draw(st.sampled_from((False, False, False, True))),
         output_norm=draw(maybe),
@@ -128,7 +137,7 @@ def attentions(draw: st.DrawFn, *, causal: bool = True) -> Attention:
 indexers = st.builds(
     Indexer,
     num_heads=heads,
-    head_dim=widths,
+    head_dim=st.sampled_from((16, 40)),  # no less than what latents rotate
     top_k=st.integers(1, 24),
     shared=st.sampled_from((False, False, True)),
 )
@@ -157,18 +166,24 @@ def latents(draw: st.DrawFn) -> LatentAttention:
     )
 
 
-compressed = st.builds(
-    CompressedAttention,
-    num_attention_heads=heads,
-    head_dim=widths,
-    q_lora_rank=widths,
-    output_groups=st.just(4),
-    output_lora_rank=widths,
-    sliding_window=st.integers(1, 24),
-    compress_rate=optional(st.sampled_from((2, 4, 8))),
-    overlap=maybe,
-    indexer=optional(st.builds(Indexer, num_heads=heads, head_dim=widths, top_k=st.integers(1, 8))),
-)
+@st.composite
+def compressed(draw: st.DrawFn) -> CompressedAttention:
+    """Attention to a window and, half of the time, to entries before it, chosen or not."""
+    indexers = st.builds(Indexer, num_heads=heads, head_dim=widths, top_k=st.integers(1, 8))
+    rate = draw(optional(st.sampled_from((2, 4, 8))))
+    return CompressedAttention(
+        num_attention_heads=draw(heads),
+        head_dim=draw(widths),
+        q_lora_rank=draw(widths),
+        output_groups=4,
+        output_lora_rank=draw(widths),
+        sliding_window=draw(st.integers(1, 24)),
+        compress_rate=rate,
+        overlap=rate is not None and draw(maybe),
+        indexer=None if rate is None else draw(optional(indexers)),
+    )
+
+
 recurrents = st.one_of(
     st.builds(
         Mamba,
@@ -194,7 +209,7 @@ recurrents = st.one_of(
     ),
     st.builds(
         GatedDeltaNet,
-        num_key_heads=heads,
+        num_key_heads=st.just(4),
         num_value_heads=heads,
         key_head_dim=widths,
         value_head_dim=widths,
@@ -207,15 +222,14 @@ recurrents = st.one_of(
     st.builds(ShortConv, width=widths, conv_kernel=st.integers(1, 4), bias=maybe),
     st.builds(RWKV, width=widths),
 )
-single: st.SearchStrategy[SingleMixer] = st.one_of(attentions(), latents(), compressed, recurrents)
+single: st.SearchStrategy[SingleMixer] = st.one_of(attentions(), latents(), compressed(), recurrents)
 mixers = st.one_of(single, single, st.builds(Parallel, branches=st.tuples(attentions(), recurrents)))
 
-dense = st.builds(
-    Dense,
-    intermediate_size=widths,
-    activation=st.sampled_from(ACTIVATIONS),
-    bias=maybe,
-    activation_parameters=st.sampled_from((0, 0, 2)),
+dense = st.one_of(
+    st.builds(Dense, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe),
+    st.builds(
+        Dense, intermediate_size=widths, activation=st.just("xielu"), bias=maybe, activation_parameters=st.just(2)
+    ),
 )
 gated = st.builds(Gated, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe)
 routers = st.builds(
@@ -223,7 +237,6 @@ routers = st.builds(
     scores=st.sampled_from(("softmax", "softmax_topk", "sigmoid")),
     bias=maybe,
     correction=st.sampled_from((None, "buffer", "parameter")),
-    n_group=st.sampled_from((1, 2, 4)),
     hidden_size=st.sampled_from((None, None, 8)),
 )
 shared_experts = st.builds(SharedExperts, intermediate_size=widths, gate=maybe, bias=maybe)
@@ -232,14 +245,17 @@ shared_experts = st.builds(SharedExperts, intermediate_size=widths, gate=maybe, 
 @st.composite
 def mixtures(draw: st.DrawFn) -> MoE:
     """Experts with whatever stands beside them."""
+    experts = draw(st.sampled_from((4, 8, 16)))
+    groups = draw(st.sampled_from([n for n in (1, 2, 4) if experts >= 2 * n]))
+    chosen_groups = draw(st.integers(1, groups))
     return MoE(
-        num_experts=draw(st.sampled_from((4, 8, 16))),
-        num_experts_per_tok=draw(st.integers(1, 4)),
+        num_experts=experts,
+        num_experts_per_tok=draw(st.integers(1, min(4, chosen_groups * experts // groups))),
         intermediate_size=draw(widths),
         activation=draw(st.sampled_from(ACTIVATIONS)),
         gated=draw(maybe),
         bias=draw(maybe),
-        router=draw(routers),
+        router=replace(draw(routers), n_group=groups, topk_group=chosen_groups),
         shared=draw(optional(shared_experts)),
         beside=draw(optional(st.one_of(dense, gated))),
         zero_experts=draw(st.sampled_from((0, 0, 4))),
@@ -274,11 +290,34 @@ def _pattern(draw: st.DrawFn, kinds: Iterable[str]) -> str:
     return " ".join(f"{draw(st.integers(1, 3))}*{kind}" for kind in kinds)
 
 
+def _with_a_first_choice(kinds: dict[str, Layer]) -> dict[str, Layer]:
+    """The layers, of which the first with an indexer has one of its own."""
+    for name, layer in kinds.items():
+        if isinstance(layer.mixer, LatentAttention) and layer.mixer.indexer is not None:
+            own = replace(layer.mixer.indexer, shared=False)
+            return kinds | {name: replace(layer, mixer=replace(layer.mixer, indexer=own))}
+    return kinds
+
+
+def _positions_for(kinds: dict[str, Layer]) -> st.SearchStrategy[Positions]:
+    """Positions that layers in this order can have: scores of latents take no bias, and one table of biases serves
+    layers of as many heads as the first."""
+    mixers = [branches(layer.mixer) for layer in kinds.values()]
+    everything = [mixer for each in mixers for mixer in each]
+    if any(isinstance(mixer, (LatentAttention, CompressedAttention)) for mixer in everything):
+        return positions.filter(lambda chosen: not isinstance(chosen, (Alibi, RelativeBias)))
+    users = [mixer for mixer in everything if isinstance(mixer, Attention) and mixer.positions is None]
+    if len({mixer.num_attention_heads for mixer in users}) < 2 and (not users or users[0] in mixers[0]):
+        return positions
+    return positions.filter(lambda chosen: not isinstance(chosen, RelativeBias) or chosen.per_layer)
+
+
 @st.composite
 def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStrategy = mixers) -> ModelSpec:
     """A valid model; `encoder` None has one half of the time."""
     with_encoder = draw(maybe) if encoder is None else encoder
     kinds = {f"kind{n}": draw(layers(cross=with_encoder, mixer=mixer)) for n in range(draw(st.integers(1, 3)))}
+    kinds = _with_a_first_choice(kinds)
     encoder_stack = None
     if with_encoder:
         inner = {"enc": draw(layers(cross=False, mixer=attentions(causal=False)))}
@@ -302,7 +341,7 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
         hidden_size=draw(widths),
         tie_word_embeddings=draw(maybe),
         max_position_embeddings=draw(optional(st.integers(1, 2**20))),
-        positions=draw(positions),
+        positions=draw(_positions_for(kinds)),
         norm=draw(norms),
         final_norm=draw(maybe),
         embedding=draw(
@@ -312,10 +351,12 @@ def models(draw: st.DrawFn, *, encoder: bool | None = False, mixer: st.SearchStr
                 positions_after=maybe,
                 token_types=st.sampled_from((0, 0, 2)),
                 norm=maybe,
-                scale=reals,
+                scale=scales,
             )
         ),
-        head=draw(st.builds(Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=reals)),
+        head=draw(
+            st.builds(Head, bias=maybe, transform=st.sampled_from((None, None, "bert", "roberta")), scale=scales)
+        ),
         encoder=encoder_stack,
         next_token_prediction=draw(
             st.sampled_from(

@@ -88,7 +88,7 @@ FREE = {
     "sliding_window": st.integers(1, 2**17),
     "num_experts_per_tok": st.integers(1, 8),
     "norm.eps": st.floats(1e-9, 1e-3),
-    "positions.theta": st.floats(1.0, 1e9),
+    "positions.theta": st.floats(1.5, 1e9),
 }
 
 

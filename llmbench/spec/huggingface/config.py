@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmbench.errors import SpecError
+from llmbench.spec.base import LARGEST
 from llmbench.spec.huggingface.harmless import HARMLESS_KEYS
 
 _TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
@@ -19,9 +20,6 @@ _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
 """A value that switches nothing on; an unknown key that holds one is harmless."""
 
 _REQUIRED: Any = object()
-
-_HUGE = 1e30
-"""Far beyond any number in a config; neither infinity nor NaN."""
 
 
 class Config:
@@ -127,7 +125,7 @@ class Config:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"must be a number, not {_shown(value)}")
-        if not -_HUGE <= value <= _HUGE:
+        if not -LARGEST <= value <= LARGEST:
             raise self.error(key, f"must be a number of sensible size, not {_shown(value)}")
         return float(value)
 

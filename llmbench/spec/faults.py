@@ -1,0 +1,54 @@
+"""What fields of a part often cannot be, written once: zero or less, or no divisor of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import msgspec
+
+from llmbench.spec.base import Fault, Part
+
+
+def positive(part: Part, *fields: str) -> Iterator[Fault]:
+    """Faults of numbers, or lists of them, that are given and not above zero."""
+    for field, value in _given(part, fields):
+        if not value > 0:
+            yield Fault(field, f"{value} is not above 0", default_hint(part, field))
+
+
+def not_negative(part: Part, *fields: str) -> Iterator[Fault]:
+    """Faults of numbers that are given and below zero."""
+    for field, value in _given(part, fields):
+        if not value >= 0:
+            yield Fault(field, f"{value} is below 0", default_hint(part, field))
+
+
+def divides(part: Part, field: str, of: str) -> Iterator[Fault]:
+    """The fault of a count that does not divide another of the same part."""
+    value, whole = getattr(part, field), getattr(part, of)
+    if whole % value:
+        yield Fault(field, f"{value} does not divide {of} {whole}", nearest_divisors(value, whole))
+
+
+def nearest_divisors(value: int, whole: int) -> str:
+    """A hint: the numbers on either side of `value` that divide `whole`."""
+    small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    every = sorted({*small, *(whole // n for n in small)})
+    near = [n for n in every if n < value][-1:] + [n for n in every if n > value][:1]
+    return f"the nearest that does: {' or '.join(map(str, near))}"
+
+
+def _given(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    for field in fields:
+        value = getattr(part, field)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            yield field, number
+
+
+def default_hint(part: Part, field: str) -> str | None:
+    """A hint: what stands where the field is left out."""
+    default = next(known.default for known in msgspec.structs.fields(part) if known.name == field)
+    if default is msgspec.NODEFAULT:
+        return None
+    return "it may be left out" if default in (None, ()) else f"its default is {default}"
