@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from msgspec.json import encode
 
 from llmbench.cli import run
+from tests.measure.rows import header, row
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -87,7 +89,11 @@ def test_examples_of_the_help_run(
     (folder / "config.json").write_text(json.dumps(config))
     assert run(["specs", "import", "path/to/config.json", "-o", "my-model.toml"]) == 0
     capsys.readouterr()
-    if example.startswith("llmbench kernels inspect"):  # kernels of this process may be interpreted
+    if example.startswith("llmbench diff"):
+        for name in ("before", "after"):
+            (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
+    alone = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
+    if example.startswith(alone):  # kernels of this process may be interpreted
         own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         subprocess.run([sys.executable, "-m", *shlex.split(example)], env=own, check=True, capture_output=True)
         return

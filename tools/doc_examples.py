@@ -41,7 +41,8 @@ def output_of(command: str) -> str:
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    if command.startswith(("llmbench kernels check", "llmbench kernels inspect")):  # interpreted, and not
+    apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
+    if command.startswith(apart):  # interpreted, and not
         own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         words = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from llmbench.measure.anchors import Limits
+from llmbench.measure.measurement import quantile
 from llmbench.model.implementations.kinds import Implementation
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, least_s
@@ -28,7 +29,7 @@ __all__ = ["Launch", "OpTime", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 OTHER = "other"
-"""What belongs to no op of the table: copies, sums that a module makes by itself, the optimizer's zeros."""
+"""What no module does: sums of the residual stream at the end of a layer or model, the loss's own work."""
 
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
 """The functions of an implementation that are ops without a module."""
@@ -116,29 +117,43 @@ def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
 
 
 def profiled(call: Callable[[], Any], device: torch.device, trace: Path | None = None) -> list[Launch]:
-    """Run a call under the profiler; its kernels by op, what took longest first. `trace`: where a Chrome trace goes.
-    On a CPU the profiler slows ops down: shares mean something, times are the clock's to tell."""
+    """Run a call under the profiler `CALLS` times; its kernels by op, what took longest first, each with the median of
+    its times. `trace`: where a Chrome trace of the last goes. On a CPU the profiler slows ops down: shares mean
+    something, times are the clock's to tell."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     call()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    with profile(activities=activities) as profiler:
-        call()
+    found: dict[_Key, list[tuple[int, float]]] = {}
+    for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
+        with profile(activities=activities) as profiler:
+            call()
+            if on_gpu:
+                torch.cuda.synchronize(device)
+        events = [event for event in profiler.events() or () if event.device_type == DeviceType.CPU]
+        for key, taken in _launches(events, on_gpu).items():
+            found.setdefault(key, []).append(taken)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
-    return _launches([event for event in profiler.events() or () if event.device_type == DeviceType.CPU], on_gpu)
+    rows = [Launch(*key, taken[-1][0], quantile([each[1] for each in taken], 0.5)) for key, taken in found.items()]
+    return sorted(rows, key=lambda row: (-row.total_s, row))
 
 
-def _launches(events: list[Any], on_gpu: bool) -> list[Launch]:
+CALLS = 5
+
+_Key: TypeAlias = tuple[str, bool, str]
+"""An op, whether in its backward pass, and a kernel."""
+
+
+def _launches(events: list[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
+    """Runs and seconds of each kernel of a call."""
     owners = {
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
     }  # the last with a number is the one that made the node
-    found: dict[tuple[str, bool, str], tuple[int, float]] = {}
+    found: dict[_Key, tuple[int, float]] = {}
     for event in events:
         if event.name.startswith(MARK):
             continue
@@ -149,8 +164,7 @@ def _launches(events: list[Any], on_gpu: bool) -> list[Launch]:
             key = op, node is not None, name
             runs, total = found.get(key, (0, 0.0))
             found[key] = runs + 1, total + microseconds * 1e-6
-    rows = [Launch(*key, runs, total) for key, (runs, total) in found.items()]
-    return sorted(rows, key=lambda row: (-row.total_s, row))
+    return found
 
 
 def _own(event: Any) -> tuple[str, float]:

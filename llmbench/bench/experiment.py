@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 
+from llmbench.bench.figures import Yardsticks
+from llmbench.bench.ranks import ALONE, Follower, Processes, Ranks
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call, Clock, CudaClock
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Key, Row, Scalar, Store
+from llmbench.model.formats import Format
+from llmbench.report.document import Unit
 
-__all__ = ["Group", "Pace", "run"]
+__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,10 @@ class Pace:
     warmup_s: float = 0.1
     min_samples: int = 10
     max_samples: int = 400
+
+    def settled(self) -> Pace:
+        """As many samples whatever a clock says, for processes that must all do the same."""
+        return replace(self, budget_s=0.0, warmup_s=0.0, max_samples=self.min_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +62,60 @@ class Group:
         return [(self.experiment, case, name) for name in self.names]
 
 
+FULL = Pace()
+QUICK = Pace(budget_s=0.1, warmup_s=0.02, min_samples=4, max_samples=50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What an experiment is to do: its preset, where, in which format, and as which of the processes that take part."""
+
+    quick: bool
+    device: torch.device
+    dtype: Format
+    ranks: Ranks = ALONE
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether shapes may be those of a GPU."""
+        return self.device.type == "cuda"
+
+    @property
+    def pace(self) -> Pace:
+        """How long each group is timed."""
+        return QUICK if self.quick else FULL
+
+
+class Chart(NamedTuple):
+    """What its rows are drawn against: a field of the case, with its name in words."""
+
+    x: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A question, and the groups that answer it. `baseline` is the rival that the others of its group are compared
+    with; `columns` show figures of its rows: key, heading, how they are shown. `derived` gives figures that follow from
+    a row's time, `notes` say what figures mean. `processes`: in how many it can run."""
+
+    name: str
+    question: str
+    groups: Callable[[Ask], list[Group]]
+    baseline: str
+    columns: tuple[tuple[str, str, Unit], ...] = ()
+    chart: Chart | None = None
+    derived: Callable[[Row, Yardsticks], Mapping[str, Scalar]] = lambda row, yardsticks: {}
+    processes: Processes = "one"
+    notes: tuple[str, ...] = ()
+
+
 def run(
     groups: Iterable[Group],
     *,
     clock: Clock,
     anchors: Anchors,
-    store: Store | None = None,
+    store: Store | Follower | None = None,
     started: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[Row]:
     """Rows as they come, in the store before they are yielded. `started` hears of a group before it is timed.

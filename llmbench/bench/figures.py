@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +11,7 @@ from llmbench.errors import LLMBenchError
 from llmbench.measure.anchors import Anchors, Limits, datasheet_limits
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import ratio
-from llmbench.measure.results import Row
+from llmbench.measure.results import Row, Scalar
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
 
@@ -35,7 +35,7 @@ class Yardsticks(NamedTuple):
 class Figures(NamedTuple):
     """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
     inputs and all that the call added. `off`: predicted over measured, less one. `speedup`: how many times as long the
-    baseline takes, sample by sample."""
+    baseline takes, sample by sample. `tokens_per_s` where rows say of how many tokens they are."""
 
     seconds: float | None = None
     spread: float | None = None
@@ -48,6 +48,7 @@ class Figures(NamedTuple):
     predicted_s: float | None = None
     off: float | None = None
     speedup: float | None = None
+    tokens_per_s: float | None = None
 
 
 def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Figures:
@@ -55,7 +56,7 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
     known = Figures(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
-    held = row.figures.get("input_bytes")
+    held, tokens = (row.figures.get(name) for name in ("input_bytes", "tokens"))
     peak = None
     if row.memory is not None:
         peak = row.memory.added_bytes + (int(held) if isinstance(held, int) else 0)
@@ -69,6 +70,7 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
         peak_bytes=peak,
         off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
         speedup=_speedup(row, baseline),
+        tokens_per_s=tokens / row.seconds if isinstance(tokens, int) else None,
     )
 
 
@@ -87,9 +89,16 @@ def _speedup(row: Row, baseline: Row | None) -> float | None:
         return None
 
 
-def plain(rows: Iterable[Row], yardsticks: Yardsticks, baselines: Mapping[int, Row]) -> list[dict[str, Any]]:
-    """Rows as JSON has them: those of a file of results, each with its figures. `baselines` by a row's place."""
+def plain(
+    rows: Iterable[Row],
+    yardsticks: Yardsticks,
+    baselines: Mapping[int, Row],
+    derived: Callable[[Row, Yardsticks], Mapping[str, Scalar]] = lambda row, yardsticks: {},
+) -> list[dict[str, Any]]:
+    """Rows as JSON has them: those of a file of results, each with its figures and what an experiment has `derived`
+    from them. `baselines` by a row's place."""
     return [
-        msgspec.to_builtins(row) | {"derived": figures(row, yardsticks, baselines.get(index))._asdict()}
+        msgspec.to_builtins(row)
+        | {"derived": figures(row, yardsticks, baselines.get(index))._asdict() | dict(derived(row, yardsticks))}
         for index, row in enumerate(rows)
     ]

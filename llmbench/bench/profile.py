@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from llmbench.bench.by_kernel import OpTime, in_ranges, op_times, profiled
-from llmbench.bench.experiment import Pace, run
+from llmbench.bench.experiment import FULL, Pace, run
 from llmbench.bench.figures import Yardsticks
+from llmbench.bench.others import WAYS
 from llmbench.bench.rivals import COMPILED, call_of, check_passes, known_name, piece_group, way_of
 from llmbench.bench.setting import Piece, Setting
 from llmbench.errors import LLMBenchError
@@ -18,14 +19,15 @@ from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import Clock, clock_for
 from llmbench.measure.environment import Environment, environment
 from llmbench.measure.results import Row
-from llmbench.model.describe import device_of
+from llmbench.model.devices import device_of
+from llmbench.model.formats import Format
 from llmbench.model.implementations import implementation
-from llmbench.model.trace import Format
+from llmbench.model.implementations.kernels import interpreted
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Profile", "chosen", "profile", "setting_of"]
+__all__ = ["Profile", "chosen", "on_a_cpu", "profile", "setting_of"]
 
 
 class Profile(NamedTuple):
@@ -61,7 +63,7 @@ def setting_of(
         from llmbench.spec.override import override
 
         spec = override(find_model(model), changes)
-    if kind == "cpu":
+    if kind == "cpu" and (seq_len is None or batch is None):
         usual = f"{usual_batch} × {usual_seq:,} tokens, fp32"
         notes.append(f"on a CPU defaults are small: {usual}; --seq, --batch, --dtype and --model change them")
     setting = Setting(
@@ -83,8 +85,7 @@ def chosen(piece: Piece, impl: str | None, device: torch.device) -> list[str]:
     """The rivals: what was asked for or is usual there, and plain torch. Raises UnknownNameError for no known name."""
     usual = piece.impl if device.type == "cuda" else piece.cpu_impl
     name = impl or usual or "standard"
-    if name != COMPILED:
-        known_name(name)
+    known_name(name)
     return list(dict.fromkeys([name, "standard"]))
 
 
@@ -93,7 +94,7 @@ def profile(
     setting: Setting,
     names: Sequence[str],
     *,
-    pace: Pace | None = None,
+    pace: Pace = FULL,
     sizes: Sizes | None = None,
     clock: Clock | None = None,
     by_kernel: bool = False,
@@ -117,7 +118,7 @@ def profile(
             "dtype": setting.dtype,
             "pass": setting.of,
         },
-        pace=pace or Pace(),
+        pace=pace,
     )
     by_name = {row.implementation: row for row in run([group], clock=clock, anchors=anchors)}
     rows = [by_name[name] for name in names]
@@ -135,7 +136,7 @@ def _ops(piece: Piece, setting: Setting, name: str, yardsticks: Yardsticks, trac
         # Of a backward pass by itself nothing would tell which forward it is of.
         whole = setting.but(of="both") if setting.backward else setting
         with in_ranges(made.model) as ranged:
-            how = ranged(implementation(name))
+            how = ranged(WAYS[name]() if name in WAYS else implementation(name))
 
             def run_ranged(**inputs: object) -> object:
                 return made.run(how, **inputs)
@@ -145,10 +146,17 @@ def _ops(piece: Piece, setting: Setting, name: str, yardsticks: Yardsticks, trac
     return op_times(launches, piece.ops(setting, "standard" if name == COMPILED else name), setting.of, limits)
 
 
+def on_a_cpu() -> str:
+    """What our kernels are on a CPU."""
+    if interpreted():
+        return "TRITON_INTERPRET=1: Triton's interpreter runs the kernels, whose times mean nothing"
+    return "impl flash is torch's own flash kernel on a CPU; the Triton kernels are for GPUs"
+
+
 def _notes(rows: list[Row], setting: Setting) -> list[str]:
     notes = []
-    if setting.device.type == "cpu" and rows[0].implementation == "flash":
-        notes.append("impl flash is torch's own flash kernel on a CPU; the Triton kernels are for GPUs")
+    if setting.device.type == "cpu" and rows[0].implementation in ("flash", "fused"):
+        notes.append(on_a_cpu())
     for row in rows:
         if row.status != "ok":
             need = "" if row.need_bytes is None else f"; needs {row.need_bytes / 2**30:,.2f} GiB"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmbench.bench.experiment import Group, Pace
+from llmbench.bench.others import WAYS
 from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.errors import LLMBenchError, UnknownNameError, suggestion
 from llmbench.kernels.accuracy import Verdict, held
@@ -22,7 +24,18 @@ from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.sizing.work import least_s, need_bytes, work
 
-__all__ = ["COMPILED", "call_of", "check_passes", "known_name", "piece_group", "verdicts", "way_of"]
+__all__ = [
+    "COMPILED",
+    "Entry",
+    "call_of",
+    "check_factor",
+    "check_passes",
+    "entry_group",
+    "known_name",
+    "piece_group",
+    "verdicts",
+    "way_of",
+]
 
 TORCH_FACTOR = 4.0
 """How much further from the exact result than plain torch its other kernels may be: they sum in other orders, which
@@ -32,52 +45,70 @@ COMPILED = "compiled"
 """A rival beside the implementations: plain torch through torch.compile."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row to be: a piece at a setting computed in the way named `impl`, by the name `label`; `figures` are what an
+    experiment adds to it."""
+
+    label: str
+    piece: Piece
+    setting: Setting
+    impl: str
+    figures: Mapping[str, Scalar] = field(default_factory=dict)
+
+
 def piece_group(
-    piece: Piece,
-    setting: Setting,
-    names: Sequence[str],
-    *,
-    experiment: str,
-    case: dict[str, Scalar],
-    pace: Pace = Pace(),
+    piece: Piece, setting: Setting, names: Sequence[str], *, experiment: str, case: Mapping[str, Scalar], pace: Pace
 ) -> Group:
-    """The ways of these names to compute a piece, as a group. Inputs and weights are made once for all of them."""
+    """The ways of these names to compute one piece, as a group."""
+    entries = [Entry(label=name, piece=piece, setting=setting, impl=name) for name in names]
+    return entry_group(entries, experiment=experiment, case=case, pace=pace)
+
+
+def entry_group(entries: Sequence[Entry], *, experiment: str, case: Mapping[str, Scalar], pace: Pace) -> Group:
+    """Entries as a group. Those of one piece at one setting share inputs and weights."""
     return Group(
         experiment=experiment,
         case=case,
-        names=names,
-        rivals=partial(_rivals, piece, setting, names),
+        names=[entry.label for entry in entries],
+        rivals=partial(_rivals, entries),
         pace=pace,
-        graphs=setting.of != "backward",
-        attention=piece.name in ("attention", "decode", "mla"),
+        graphs=all(entry.setting.of != "backward" for entry in entries),
+        attention=all(entry.piece.name in ("attention", "decode", "mla") for entry in entries),
     )
 
 
-def _rivals(piece: Piece, setting: Setting, names: Sequence[str], anchors: Anchors) -> list[Rival]:
-    made = cache(partial(piece.make, setting))
-    return [_rival(piece, setting, name, made, anchors) for name in names]
+def _rivals(entries: Sequence[Entry], anchors: Anchors) -> list[Rival]:
+    shared: dict[tuple[int, int], Callable[[], Made]] = {}
+    found = []
+    for entry in entries:
+        what = id(entry.piece), id(entry.setting)
+        made = shared.setdefault(what, cache(partial(entry.piece.make, entry.setting)))
+        found.append(_rival(entry, made, anchors))
+    return found
 
 
-def _rival(piece: Piece, setting: Setting, name: str, made: Callable[[], Made], anchors: Anchors) -> Rival:
+def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
+    piece, setting, name = entry.piece, entry.setting, entry.impl
     way = cache(partial(way_of, name))
     ops = piece.ops(setting, STANDARD.name if name == COMPILED else name)
     must = work(piece.ops_of(setting), setting.of)
     limits = anchors.limits(read_only=piece.phase == "decode")
     return Rival(
-        name=name,
+        name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
         need_bytes=need_bytes(ops, setting.of, activation_bytes=setting.format.itemsize),
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=least_s(ops, setting.of, limits.least_s),
-        figures={"input_bytes": piece.make(setting.but(device=torch.device("meta"))).nbytes},
+        figures={"input_bytes": piece.make(setting.but(device=torch.device("meta"))).nbytes} | dict(entry.figures),
     )
 
 
 def known_name(name: str) -> None:
     """Raise UnknownNameError unless a way to compute has that name."""
-    known = (*IMPLEMENTATIONS, COMPILED)
+    known = (*IMPLEMENTATIONS, COMPILED, *WAYS)
     if name not in known:
         near = suggestion(name, known)
         hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(known)}"
@@ -96,15 +127,15 @@ Way = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def way_of(name: str) -> Way:
     """The way of that name: an implementation's, or plain torch compiled."""
-    if name != COMPILED:
-        chosen = implementation(name)
-        return lambda run: partial(run, chosen)
+    if name == COMPILED:
+        return lambda run: _compiled(partial(run, STANDARD))
+    chosen = WAYS[name]() if name in WAYS else implementation(name)
+    return lambda run: partial(run, chosen)
 
-    def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
-        torch._dynamo.reset()
-        return torch.compile(partial(run, STANDARD), dynamic=False)
 
-    return compiled
+def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    torch._dynamo.reset()  # each rival is compiled for its own shape, whatever was before
+    return torch.compile(run, dynamic=False)
 
 
 def call_of(made: Made, way: Way, setting: Setting) -> Call:
@@ -138,16 +169,20 @@ def call_of(made: Made, way: Way, setting: Setting) -> Call:
     return lambda: backward(kept, again=True)
 
 
+def check_factor(impl: str, device: torch.device) -> float:
+    """How much further from the exact result than plain torch an implementation may be."""
+    return 2.0 if impl in ("flash", "fused") and device.type == "cuda" else TORCH_FACTOR
+
+
 def verdicts(piece: Piece, setting: Setting, name: str, way: Way) -> list[Verdict]:
     """The piece computed that way at a size with room for fp64, held against plain torch."""
     layers = min(2, setting.spec.num_hidden_layers)
     small = setting.but(spec=first_layers(setting.spec, layers), batch=1, seq_len=min(setting.seq_len, piece.check_seq))
     made = piece.make(small)
-    ours = name in ("flash", "fused") and setting.device.type == "cuda"
     return held(
         way(made.run),
         partial(made.run, STANDARD),
         made.inputs,
         differentiable=made.differentiable if setting.backward else (),
-        factor=2.0 if ours else TORCH_FACTOR,
+        factor=check_factor(name, setting.device),
     )

@@ -12,14 +12,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmbench.model.trace import DTYPES, Format
+from llmbench.model.formats import DTYPES, Format
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass
 from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Made", "Piece", "Setting"]
+__all__ = ["Made", "Piece", "Setting", "computed"]
+
+
+def computed(impl: str) -> dict[str, Any]:
+    """How a workload says that it is computed by that implementation: on plain torch's terms unless the kernels are
+    ours."""
+    return {
+        "attention": "standard" if impl == "standard" else "flash",
+        "kernels": "fused" if impl == "fused" else "eager",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +118,8 @@ class Piece:
     check_seq: int = 256
 
     def ops(self, setting: Setting, impl: str) -> list[Op]:
-        """Its ops as that implementation computes them: on plain torch's terms unless the kernels are ours."""
-        return self.ops_of(
-            setting,
-            attention="standard" if impl == "standard" else "flash",
-            kernels="fused" if impl == "fused" else "eager",
-        )
+        """Its ops as that implementation computes them."""
+        return self.ops_of(setting, **computed(impl))
 
     def ops_of(self, setting: Setting, **how: Any) -> list[Op]:
         """Its ops for a workload with these options."""

@@ -24,6 +24,8 @@ COMMANDS = {
     "model": "llmbench.cli.model",
     "kernels": "llmbench.cli.kernels",
     "profile": "llmbench.cli.profile",
+    "bench": "llmbench.cli.bench",
+    "diff": "llmbench.cli.diff",
     "env": "llmbench.cli.env",
 }
 """Every command and the module that has it, in the order of the help."""

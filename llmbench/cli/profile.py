@@ -87,6 +87,8 @@ def command(
 
     if set and model is None:
         raise LLMBenchError("--set changes a model, and none was named", hint="--model names it")
+    if trace is not None and not trace.absolute().parent.is_dir():
+        raise LLMBenchError(f"--trace {trace}: no such folder")
     found = piece_of(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
@@ -154,7 +156,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
         bound = "products" if intensity > limits.flops_per_s / limits.bytes_per_s else "memory traffic"
         lines.append(
             f"the work: {first.work_flops:,} FLOPs, {first.work_bytes:,} bytes, {intensity:,.1f} FLOPs a byte: "
-            f"{bound} bounds it here"
+            f"bound by {bound} here"
         )
     ran = [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
     what = f"{piece.name} · {setting.of} · batch {setting.batch:,} · {setting.seq_len:,} tokens · {setting.dtype}"

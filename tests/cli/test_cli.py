@@ -382,6 +382,8 @@ OPTIONS = {
     "compare": "--seq --set --format --output",
     "model": "--impl --device --dtype --layers --trace --seq --batch --set --format --output",
     "profile": "--impl --model --set --seq --batch --dtype --pass --device --by --trace --format --output",
+    "bench": "--preset --device --dtype --output --resume --plot --format",
+    "diff": "--all --format --output",
     "env": "--format --output",
     "kernels list": "--format --output",
     "kernels check": "--device --dtype --seeds --format --output",

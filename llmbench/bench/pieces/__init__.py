@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from llmbench.bench.pieces import attending, modules, pointwise
+from llmbench.bench.pieces import attending, mixtures, modules, pointwise
 from llmbench.bench.setting import Piece
 from llmbench.errors import UnknownNameError, suggestion
 
 __all__ = ["PIECES", "piece"]
 
-PIECES = {each.name: each for each in (*attending.PIECES, *pointwise.PIECES, *modules.PIECES)}
+PIECES = {each.name: each for each in (*attending.PIECES, *pointwise.PIECES, *mixtures.PIECES, *modules.PIECES)}
 """Every piece by its name."""
 
 

@@ -1,13 +1,11 @@
-"""Pieces with weights, taken from the real model: a mixture of experts, the loss, a layer, a whole model.
+"""Pieces with weights, taken from the real model: the loss, a layer, a whole model.
 
 B batch, S length, D hidden, V vocabulary, t = B·S tokens.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import cast
 
 import msgspec
 import torch
@@ -18,50 +16,35 @@ from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.create import build
-from llmbench.model.decoder import Block, Decoder
-from llmbench.model.ffn import MixtureLayer
+from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.kinds import Implementation
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
 from llmbench.sizing.op import Op
-from llmbench.spec.ffn import MoE
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["PIECES"]
+__all__ = ["PIECES", "decoder_of", "short_vocabulary"]
 
 Versions = Callable[[torch.dtype], Decoder]
 """The model in its own format, and the same weights in another, made when they are asked for."""
 
 
-def _decoder(setting: Setting) -> tuple[Decoder, Versions]:
+def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
+    """The model of a setting with random weights, in its format and, asked for, in another."""
     model = build(setting.spec, impl="standard", device=setting.device, dtype=setting.format)
     held = {setting.format: model}
 
     def version(dtype: torch.dtype) -> Decoder:
         if dtype not in held:
-            held[dtype] = copy.deepcopy(model).to(dtype)
+            held[dtype] = build(setting.spec, impl="standard", device=setting.device, dtype=dtype, init="empty")
+            held[dtype].load_state_dict(model.state_dict())
         return held[dtype]
 
     return model, version
 
 
-def _mixture(setting: Setting) -> Made:
-    model, version = _decoder(setting)
-
-    def run(how: Implementation, x: Tensor) -> Tensor:
-        return cast(MixtureLayer, cast(Block, version(x.dtype).layers[0]).ffn)(x, how)
-
-    x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
-    weights = tuple(cast(Block, model.layers[0]).ffn.parameters())  # type: ignore[union-attr]
-    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
-
-
-def _has_experts(spec: ModelSpec) -> ModelSpec:
-    return _small(with_layer(spec, "experts", lambda layer: isinstance(layer.ffn, MoE)))
-
-
 def _loss(setting: Setting) -> Made:
-    model, version = _decoder(setting)
+    model, version = decoder_of(setting)
 
     def run(how: Implementation, x: Tensor) -> Tensor:
         of = version(x.dtype)
@@ -78,7 +61,7 @@ def _loss(setting: Setting) -> Made:
 
 
 def _block(setting: Setting) -> Made:
-    model, version = _decoder(setting)
+    model, version = decoder_of(setting)
     positions = setting.positions()
     tables = tables_of(model.rotations, positions, setting.seq_len)
 
@@ -95,11 +78,11 @@ def _block(setting: Setting) -> Made:
 
 
 def _has_layer(spec: ModelSpec) -> ModelSpec:
-    return _small(with_layer(_decodes(spec), "layers", lambda layer: True))
+    return short_vocabulary(with_layer(_decodes(spec), "layers", lambda layer: True))
 
 
 def _model(setting: Setting) -> Made:
-    model, version = _decoder(setting)
+    model, version = decoder_of(setting)
 
     def run(how: Implementation, tokens: Tensor, like: Tensor) -> Tensor:
         of = version(like.dtype)
@@ -119,7 +102,7 @@ def _decodes(spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-def _small(spec: ModelSpec) -> ModelSpec:
+def short_vocabulary(spec: ModelSpec) -> ModelSpec:
     """Without most of its vocabulary, which a layer by itself does not meet."""
     return msgspec.structs.replace(spec, vocab_size=min(spec.vocab_size, 256))
 
@@ -129,15 +112,6 @@ def _in_layer(op: Op) -> bool:
 
 
 PIECES = (
-    Piece(
-        name="moe",
-        what="router, experts and what stands beside them, of a layer",
-        alone=_has_experts,
-        has=lambda op: op.name.startswith("layers.{}.ffn."),
-        make=_mixture,
-        shapes={"cuda": ("mixtral-8x7b", {}, 1, 4096), "cpu": ("olmoe-1b-7b", {"num_experts": 8}, 1, 128)},
-        cpu_impl="standard",
-    ),
     Piece(
         name="loss",
         what="the head and the cross-entropy of its logits",

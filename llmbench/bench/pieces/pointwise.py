@@ -17,7 +17,7 @@ from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import Rope
 
-__all__ = ["PIECES"]
+__all__ = ["ADD_NORM", "PIECES"]
 
 
 def _norm(setting: Setting) -> Made:
@@ -35,6 +35,19 @@ def _norm(setting: Setting) -> Made:
     return Made(
         run=run, inputs=inputs, differentiable=tuple(name for name, value in inputs.items() if value is not None)
     )
+
+
+def _add_norm(setting: Setting) -> Made:
+    made = _norm(setting)
+    norm = layer_of(setting.spec).norm or setting.spec.norm
+
+    def run(
+        how: Implementation, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return how.norm(x, residual, weight, bias, norm)
+
+    inputs = made.inputs | {"residual": setting.normal(*made.inputs["x"].shape, seed=3)}
+    return Made(run=run, inputs=inputs, differentiable=(*made.differentiable, "residual"))
 
 
 def _has_norm(spec: ModelSpec) -> ModelSpec:
@@ -91,6 +104,15 @@ def _glu(setting: Setting) -> Made:
 def _gates(spec: ModelSpec) -> ModelSpec:
     return with_layer(spec, "gated feed-forward", lambda layer: isinstance(layer.ffn, Gated))
 
+
+ADD_NORM = Piece(
+    name="add_norm",
+    what="the residual stream's sum, and its norm",
+    alone=_has_norm,
+    has=lambda op: _is_norm(op) or op.name == "layers.{}.mixer_residual",
+    make=_add_norm,
+    shapes={},
+)
 
 PIECES = (
     Piece(

@@ -1,0 +1,1 @@
+"""The experiments of `llmbench bench`, a file each."""

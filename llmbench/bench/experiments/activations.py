@@ -1,0 +1,74 @@
+"""What does a feed-forward cost by its activation, at equal parameters?
+
+A gated feed-forward has three matrices where a plain one has two: its width is two thirds (Shazeer, arXiv 2002.05202,
+section 2), rounded to 64.
+"""
+
+from __future__ import annotations
+
+from llmbench.bench.experiment import Ask, Experiment, Group
+from llmbench.bench.pieces import mixtures
+from llmbench.bench.rivals import Entry, entry_group
+from llmbench.bench.setting import Setting
+from llmbench.bench.variants import model_of
+from llmbench.measure.results import Scalar
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.work import Pass
+from llmbench.spec.ffn import FFN, Activation, Dense, Gated
+
+__all__ = ["EXPERIMENT"]
+
+PLAIN: dict[str, Activation] = {
+    "ReLU": "relu",
+    "ReLU²": "relu2",
+    "GELU": "gelu",
+    "GELU (tanh)": "gelu_tanh",
+    "SiLU": "silu",
+}
+GATED: dict[str, Activation] = {"GLU": "sigmoid", "ReGLU": "relu", "GEGLU": "gelu", "SwiGLU": "silu"}
+
+
+def shapes(hidden: int) -> dict[str, tuple[FFN, str]]:
+    """Every feed-forward by its name, and how it is computed; gated ones fused too."""
+    width = 4 * hidden
+    narrow = max(64, round(2 * width / 3 / 64) * 64)
+    found: dict[str, tuple[FFN, str]] = {
+        name: (Dense(intermediate_size=width, activation=of), "standard") for name, of in PLAIN.items()
+    }
+    for name, of in GATED.items():
+        gated = Gated(intermediate_size=narrow, activation=of)
+        found |= {name: (gated, "standard"), f"{name} fused": (gated, "fused")}
+    return found
+
+
+def groups(ask: Ask) -> list[Group]:
+    """Forward, and forward with backward, at the widths of models."""
+    if ask.on_gpu:
+        tokens, widths = (4096, (2048,)) if ask.quick else (8192, (2048, 4096))
+    else:
+        tokens, widths = (32, (192,)) if ask.quick else (512, (768,))
+    passes: tuple[Pass, ...] = ("forward", "both")
+    return [_group(ask, tokens, width, passed) for width in widths for passed in passes]
+
+
+def _group(ask: Ask, tokens: int, hidden: int, passed: Pass) -> Group:
+    entries = []
+    for name, (ffn, impl) in shapes(hidden).items():
+        spec = model_of(name, hidden, ffn=ffn)
+        setting = Setting(spec=spec, batch=1, seq_len=tokens, dtype=ask.dtype, device=ask.device, of=passed)
+        figures = {
+            "intermediate_size": ffn.intermediate_size,
+            "parameters": count_parameters(spec).components["mlp"],
+        }
+        entries.append(Entry(label=name, piece=mixtures.FFN, setting=setting, impl=impl, figures=figures))
+    case: dict[str, Scalar] = {"pass": passed, "tokens": tokens, "dtype": ask.dtype, "hidden_size": hidden}
+    return entry_group(entries, experiment="activations", case=case, pace=ask.pace)
+
+
+EXPERIMENT = Experiment(
+    name="activations",
+    question="what does a feed-forward cost by its activation, at equal parameters?",
+    groups=groups,
+    baseline="GELU",
+    columns=(("intermediate_size", "intermediate", "count"), ("parameters", "parameters", "count")),
+)

@@ -1,0 +1,131 @@
+"""MHA, GQA, MQA or MLA, at equal hidden size: what do they hold, how fast do they read and write, how many fit?
+
+The attention of a layer with its projections, by `flash` (on a CPU by `sdpa`): a prefill of whole sequences, and a
+decoding step on a cache. Parameters and cache are those of the layer; `largest batch` is that of a whole model of
+LLaMA-2-7B's depth and feed-forward ratio (32 layers) in the memory that was free, by `llmbench memory --phase
+inference`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from llmbench.bench.experiment import Ask, Experiment, Group
+from llmbench.bench.pieces import piece
+from llmbench.bench.pieces.stepping import STEP
+from llmbench.bench.rivals import Entry, entry_group
+from llmbench.bench.setting import Setting
+from llmbench.bench.variants import heads, model_of
+from llmbench.measure.results import Scalar
+from llmbench.model.devices import free_bytes
+from llmbench.sizing.kvcache import kv_cache
+from llmbench.sizing.memory import inference_memory
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.recipe import PrecisionName
+from llmbench.spec.ffn import Gated
+from llmbench.spec.mixer import LatentAttention, Mixer
+
+__all__ = ["EXPERIMENT", "kinds", "largest_batch"]
+
+
+def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
+    """The four, of `count` query heads. MLA's widths stand to its head as DeepSeek-V2's do (arXiv 2405.04434, section
+    3.1.2): a latent of four heads, half a head rotated."""
+    grouped = max(1, count // 4)
+    return {
+        "MHA": heads(count, count, head_dim),
+        "GQA": heads(count, grouped, head_dim),
+        "MQA": heads(count, 1, head_dim),
+        "MLA": LatentAttention(
+            num_attention_heads=count,
+            kv_lora_rank=4 * head_dim,
+            qk_nope_head_dim=head_dim,
+            qk_rope_head_dim=head_dim // 2,
+            v_head_dim=head_dim,
+        ),
+    }
+
+
+def groups(ask: Ask) -> list[Group]:
+    """Prefill and decoding, over context and batch."""
+    if ask.on_gpu:
+        size = (32, 128)
+        prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
+    else:
+        size = (8, 32) if ask.quick else (8, 64)
+        prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
+    cases = [("prefill", each) for each in prefills] + [("decode", each) for each in steps]
+    return [_group(ask, size, phase, batch, context) for phase, (batch, context) in cases]
+
+
+Shapes = tuple[tuple[int, int], ...]
+GPU_PREFILLS: Shapes = ((1, 2048), (1, 8192), (1, 32768))
+GPU_STEPS: Shapes = tuple(product((1, 16, 128), (4096, 16384)))
+CPU_PREFILLS: Shapes = ((1, 512), (1, 1024))
+CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
+"""(batch, context)."""
+
+
+def _group(ask: Ask, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
+    count, head_dim = size
+    hidden = count * head_dim
+    impl = "flash" if ask.on_gpu else "sdpa"  # the CPU's flash kernel has no keys wider than values, as MLA's are
+    entries = []
+    for name, mixer in kinds(count, head_dim).items():
+        spec = model_of(name, hidden, mixer=mixer)
+        setting = Setting(spec=spec, batch=batch, seq_len=context, dtype=ask.dtype, device=ask.device)
+        figures: dict[str, Scalar] = {
+            "parameters": count_parameters(spec).components["attention"],
+            "kv_bytes_per_token": kv_cache(spec, context, kv_dtype=ask.dtype).bytes_per_token,
+            "largest_batch": largest_batch(ask, hidden, mixer, context),
+            "tokens": batch * (context if phase == "prefill" else 1),
+        }
+        of = piece("block") if phase == "prefill" else STEP
+        entries.append(Entry(label=name, piece=of, setting=setting, impl=impl, figures=figures))
+    case: dict[str, Scalar] = {
+        "hidden_size": hidden,
+        "heads": count,
+        "head_dim": head_dim,
+        "dtype": ask.dtype,
+        "phase": phase,
+        "batch": batch,
+        "context": context,
+    }
+    return entry_group(entries, experiment="heads", case=case, pace=ask.pace)
+
+
+def largest_batch(ask: Ask, hidden: int, mixer: Mixer, context: int) -> int | None:
+    """Sequences of that length that a whole model serves at once in the memory that is free; None where that is not
+    known, 0 where not one has room."""
+    room = free_bytes(ask.device)
+    if room is None:
+        return None
+    ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
+    spec = model_of("served", hidden, mixer=mixer, ffn=ffn, layers=32, vocab=32000)
+    precision: PrecisionName = "fp32" if ask.dtype == "fp32" else "bf16"
+
+    def fits(batch: int) -> bool:
+        memory = inference_memory(spec, context, batch=batch, precision=precision, kv_dtype=ask.dtype)
+        return memory.needed_bytes <= room
+
+    most = 1
+    while fits(most):
+        most *= 2
+    least = most // 2
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
+
+
+EXPERIMENT = Experiment(
+    name="heads",
+    question="MHA, GQA, MQA or MLA at equal hidden size: what do they hold, how fast are they, how many fit?",
+    groups=groups,
+    baseline="MHA",
+    columns=(
+        ("parameters", "parameters", "count"),
+        ("kv_bytes_per_token", "cache of a token", "bytes"),
+        ("largest_batch", "largest batch", "count"),
+    ),
+)

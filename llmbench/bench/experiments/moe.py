@@ -1,0 +1,142 @@
+"""What does a mixture of experts cost, beside dense feed-forwards and by how it is computed?
+
+`loop` computes one expert after another in plain torch, `grouped` sorts tokens and takes torch's grouped products,
+`fused` is our kernel. Beside them stand dense feed-forwards as wide as what a token uses (`dense, active`) and as what
+is held (`dense, total`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmbench.bench.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.pieces import mixtures, piece
+from llmbench.bench.rivals import Entry, entry_group
+from llmbench.bench.setting import Piece, Setting
+from llmbench.bench.variants import model_of
+from llmbench.measure.results import Scalar
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.ffn import FFN, Gated, MoE
+from llmbench.spec.model import ModelSpec
+
+__all__ = ["EXPERIMENT", "load"]
+
+WAYS = {"loop": "standard", "grouped": "grouped", "fused": "fused"}
+
+
+class _Shapes:
+    """Widths and tokens of a preset. `total` is the width of all experts together."""
+
+    def __init__(self, ask: Ask) -> None:
+        if ask.on_gpu:
+            self.tokens, self.hidden, self.total = (4096, 2048, 16384) if ask.quick else (16384, 4096, 65536)
+        else:
+            self.tokens, self.hidden, self.total = (32, 64, 512) if ask.quick else (512, 512, 8192)
+        if ask.quick:
+            self.experts: tuple[int, ...] = (8,)
+            self.top_k: tuple[int, ...] = (2,)
+        else:
+            self.experts, self.top_k = (8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
+
+    def mixture(self, experts: int, top_k: int) -> MoE:
+        """Experts that are `total` wide together."""
+        return MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=self.total // experts)
+
+
+def groups(ask: Ask) -> list[Group]:
+    """Against dense ones; by number of experts; by experts a token; by balance; and what the router costs."""
+    of = _Shapes(ask)
+    usual = of.mixture(8, 2)
+    found = [_against_dense(ask, of, usual)]
+    found += [_sweep(ask, of, "by experts", of.mixture(count, 2)) for count in of.experts]
+    found += [_sweep(ask, of, "by experts a token", of.mixture(64, k)) for k in of.top_k if not ask.quick]
+    found += [_balance(ask, of, usual if ask.quick else of.mixture(64, 8), skew) for skew in (0.0, 1.0)]
+    return [*found, _routing(ask, of, usual if ask.quick else of.mixture(256, 8))]
+
+
+def _entry(
+    ask: Ask, of: _Shapes, label: str, ffn: FFN, impl: str, part: Piece, spec: ModelSpec | None = None, **more: Scalar
+) -> Entry:
+    spec = spec or model_of(label, of.hidden, ffn=ffn)
+    count = count_parameters(spec)
+    figures: dict[str, Scalar] = {
+        "parameters": count.total - count.components["embedding"] - count.components["lm_head"],
+        "active_parameters": count.active - count.components["embedding"] - count.components["lm_head"],
+        "tokens": of.tokens,
+        **more,
+    }
+    setting = Setting(spec=spec, batch=1, seq_len=of.tokens, dtype=ask.dtype, device=ask.device)
+    return Entry(label=label, piece=part, setting=setting, impl=impl, figures=figures)
+
+
+def _ways(ask: Ask, of: _Shapes, moe: MoE, part: Piece, **more: Scalar) -> list[Entry]:
+    """A mixture in every way, its weights made once."""
+    spec = model_of("mixture", of.hidden, ffn=moe)
+    first, *others = (_entry(ask, of, label, moe, impl, part, spec, **more) for label, impl in WAYS.items())
+    return [first, *(Entry(**{**vars(each), "setting": first.setting}) for each in others)]
+
+
+def _group(ask: Ask, of: _Shapes, what: str, moe: MoE, entries: Iterable[Entry], **more: Scalar) -> Group:
+    case: dict[str, Scalar] = {
+        "what": what,
+        "tokens": of.tokens,
+        "hidden_size": of.hidden,
+        "experts_width": of.total,
+        "dtype": ask.dtype,
+        "experts": moe.num_experts,
+        "top_k": moe.num_experts_per_tok,
+        **more,
+    }
+    return entry_group(list(entries), experiment="moe", case=case, pace=ask.pace)
+
+
+def _against_dense(ask: Ask, of: _Shapes, moe: MoE) -> Group:
+    active = Gated(intermediate_size=moe.num_experts_per_tok * moe.intermediate_size)
+    total = Gated(intermediate_size=of.total)
+    dense = [
+        _entry(ask, of, label, ffn, "standard", mixtures.FFN)
+        for label, ffn in (("dense, active", active), ("dense, total", total))
+    ]
+    return _group(ask, of, "against dense", moe, [*dense, *_ways(ask, of, moe, piece("moe"))])
+
+
+def _sweep(ask: Ask, of: _Shapes, what: str, moe: MoE) -> Group:
+    return _group(ask, of, what, moe, _ways(ask, of, moe, piece("moe")))
+
+
+def _balance(ask: Ask, of: _Shapes, moe: MoE, skew: float) -> Group:
+    part = mixtures.experts_piece(skew)
+    spec = model_of("mixture", of.hidden, ffn=moe)
+    setting = Setting(spec=spec, batch=1, seq_len=of.tokens, dtype=ask.dtype, device=ask.device)
+    entries = _ways(ask, of, moe, part, load=load(setting, skew))
+    return _group(ask, of, "experts alone", moe, entries, skew=skew)
+
+
+def _routing(ask: Ask, of: _Shapes, moe: MoE) -> Group:
+    routers = [
+        _entry(ask, of, label, moe, impl, mixtures.ROUTER)
+        for label, impl in (("router", "standard"), ("router fused", "fused"))
+    ]
+    return _group(ask, of, "cost of routing", moe, [*routers, *_ways(ask, of, moe, piece("moe"))])
+
+
+def load(setting: Setting, skew: float) -> float:
+    """Tokens of the busiest expert over those of the mean one."""
+    chosen = mixtures.choices(setting, skew).flatten()
+    moe = setting.spec.layers["block"].ffn
+    assert isinstance(moe, MoE)
+    return float(chosen.bincount(minlength=moe.num_experts).max()) * moe.num_experts / len(chosen)
+
+
+EXPERIMENT = Experiment(
+    name="moe",
+    question="what does a mixture of experts cost, beside dense feed-forwards and by how it is computed?",
+    groups=groups,
+    baseline="loop",
+    columns=(
+        ("parameters", "parameters", "count"),
+        ("active_parameters", "active", "count"),
+        ("load", "busiest expert", "ratio"),
+    ),
+    chart=Chart("experts", "experts"),
+)

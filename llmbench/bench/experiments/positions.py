@@ -1,0 +1,64 @@
+"""What do positions cost: none, learned, sinusoidal, RoPE (fused and not), ALiBi?
+
+The same small model with each, its attention by `flash`. Learned and sinusoidal ones are added once, to the embedding;
+RoPE turns queries and keys of every layer; ALiBi is added to the scores inside the attention.
+"""
+
+from __future__ import annotations
+
+from llmbench.bench.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.pieces import piece
+from llmbench.bench.rivals import Entry, entry_group
+from llmbench.bench.setting import Setting
+from llmbench.bench.variants import heads, model_of
+from llmbench.measure.results import Scalar
+from llmbench.spec.ffn import Dense
+from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope, SinusoidalPositions
+
+__all__ = ["EXPERIMENT"]
+
+
+def groups(ask: Ask) -> list[Group]:
+    """Forward passes over lengths."""
+    if ask.on_gpu:
+        layers, hidden, dim = 4, 2048, 128
+        lengths: tuple[int, ...] = (1024,) if ask.quick else (1024, 4096, 16384)
+    else:
+        layers, hidden, dim = (2, 128, 32) if ask.quick else (4, 512, 64)
+        lengths = (64,) if ask.quick else (256, 1024)
+    return [_group(ask, layers, hidden, dim, length) for length in lengths]
+
+
+def _group(ask: Ask, layers: int, hidden: int, dim: int, length: int) -> Group:
+    kinds: dict[str, tuple[Positions, str]] = {
+        "none": (NoPositions(), "flash"),
+        "learned": (LearnedPositions(num_positions=length), "flash"),
+        "sinusoidal": (SinusoidalPositions(), "flash"),
+        "RoPE": (Rope(), "flash"),
+        "RoPE fused": (Rope(), "rope-fused"),
+        "ALiBi": (Alibi(), "flash"),
+    }
+    count = hidden // dim
+    entries = []
+    for name, (positions, impl) in kinds.items():
+        spec = model_of(
+            name,
+            hidden,
+            mixer=heads(count, count, dim),
+            ffn=Dense(intermediate_size=4 * hidden),
+            positions=positions,
+            layers=layers,
+        )
+        setting = Setting(spec=spec, batch=1, seq_len=length, dtype=ask.dtype, device=ask.device)
+        entries.append(Entry(label=name, piece=piece("model"), setting=setting, impl=impl))
+    case: dict[str, Scalar] = {"layers": layers, "hidden_size": hidden, "dtype": ask.dtype, "seq_len": length}
+    return entry_group(entries, experiment="positions", case=case, pace=ask.pace)
+
+
+EXPERIMENT = Experiment(
+    name="positions",
+    question="what do positions cost: none, learned, sinusoidal, RoPE, ALiBi?",
+    groups=groups,
+    baseline="none",
+    chart=Chart("seq_len", "tokens of a sequence"),
+)

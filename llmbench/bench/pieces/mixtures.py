@@ -1,0 +1,130 @@
+"""Feed-forwards with their weights: a whole one, a mixture's router, and its experts on choices that are given.
+
+B batch, S length, D hidden, t = B·S tokens, E experts, k experts a token.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.bench.pieces.modules import decoder_of, short_vocabulary
+from llmbench.bench.pieces.parts import ffn_of, with_layer
+from llmbench.bench.setting import Made, Piece, Setting
+from llmbench.model.decoder import Decoder
+from llmbench.model.ffn import MixtureLayer
+from llmbench.model.implementations.kinds import Implementation
+from llmbench.sizing.op import Op
+from llmbench.spec.ffn import MoE
+from llmbench.spec.model import ModelSpec
+
+__all__ = ["FFN", "PIECES", "ROUTER", "experts_piece"]
+
+
+def _layer(model: Decoder) -> nn.Module:
+    ffn = model.layers[0].ffn
+    assert isinstance(ffn, nn.Module)
+    return ffn
+
+
+def _ffn(setting: Setting) -> Made:
+    model, version = decoder_of(setting)
+
+    def run(how: Implementation, x: Tensor) -> Tensor:
+        out: Tensor = _layer(version(x.dtype))(x, how)
+        return out
+
+    x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
+    weights = tuple(_layer(model).parameters())
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
+
+
+def _router(setting: Setting) -> Made:
+    model, version = decoder_of(setting)
+
+    def run(how: Implementation, x: Tensor) -> Tensor:
+        _, weights, _ = cast(MixtureLayer, _layer(version(x.dtype))).router(x, how)
+        return cast(Tensor, weights.sum(-1))  # of the chosen, in whatever order an implementation gives them
+
+    x = setting.normal(setting.batch * setting.seq_len, setting.spec.hidden_size)
+    weights = tuple(cast(MixtureLayer, _layer(model)).router.parameters())
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
+
+
+def choices(setting: Setting, skew: float) -> Tensor:
+    """Experts [t, k] of random tokens, different ones of a token: expert e with a chance that goes as (e + 1) ** -skew,
+    drawn without putting back; even where skew is 0."""
+    moe = ffn_of(setting.spec, MoE)
+    generator = torch.Generator().manual_seed(7)
+    chances = torch.arange(1, moe.num_experts + 1, dtype=torch.float64) ** -skew
+    rows = chances.expand(setting.batch * setting.seq_len, -1)
+    return torch.multinomial(rows, moe.num_experts_per_tok, generator=generator).to(setting.device)
+
+
+def experts_piece(skew: float) -> Piece:
+    """A mixture's experts alone, on choices of that skew."""
+
+    def make(setting: Setting) -> Made:
+        model, version = decoder_of(setting)
+        moe = ffn_of(setting.spec, MoE)
+        chosen = choices(setting, skew)
+        weights = torch.full(chosen.shape, 1 / moe.num_experts_per_tok, device=setting.device)
+
+        def run(how: Implementation, x: Tensor) -> Tensor:
+            of = cast(MixtureLayer, _layer(version(x.dtype)))
+            out: Tensor = of.experts(x, weights.to(x.dtype), chosen, how)
+            return out
+
+        x = setting.normal(len(chosen), setting.spec.hidden_size)
+        held = tuple(cast(MixtureLayer, _layer(model)).experts.parameters())
+        return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=held, model=model)
+
+    return Piece(
+        name="experts",
+        what="the experts of a mixture on given choices",
+        alone=_has_experts,
+        has=lambda op: op.component == "experts",
+        make=make,
+        shapes={},
+    )
+
+
+def _has_experts(spec: ModelSpec) -> ModelSpec:
+    return short_vocabulary(with_layer(spec, "experts", lambda layer: isinstance(layer.ffn, MoE)))
+
+
+def _has_ffn(spec: ModelSpec) -> ModelSpec:
+    return short_vocabulary(with_layer(spec, "feed-forward", lambda layer: layer.ffn is not None))
+
+
+def _of_ffn(op: Op) -> bool:
+    return op.name.startswith("layers.{}.ffn.")
+
+
+FFN = Piece(
+    name="ffn", what="the feed-forward of a layer", alone=_has_ffn, has=_of_ffn, make=_ffn, shapes={}, check_seq=64
+)
+
+ROUTER = Piece(
+    name="router",
+    what="the router of a mixture: scores of all experts, and the choice",
+    alone=_has_experts,
+    has=lambda op: op.component == "router",
+    make=_router,
+    shapes={},
+)
+
+PIECES = (
+    Piece(
+        name="moe",
+        what="router, experts and what stands beside them, of a layer",
+        alone=_has_experts,
+        has=_of_ffn,
+        make=_ffn,
+        shapes={"cuda": ("mixtral-8x7b", {}, 1, 4096), "cpu": ("olmoe-1b-7b", {"num_experts": 8}, 1, 128)},
+        cpu_impl="standard",
+        check_seq=64,
+    ),
+)

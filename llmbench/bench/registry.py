@@ -1,0 +1,23 @@
+"""The experiments by name; a file is loaded when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from llmbench.bench.experiment import Experiment
+from llmbench.errors import UnknownNameError, suggestion
+
+__all__ = ["EXPERIMENTS", "experiment"]
+
+EXPERIMENTS = ("attention", "norms", "activations", "positions", "heads", "moe")
+"""Every experiment: a file of `llmbench/bench/experiments` with `EXPERIMENT` at its end."""
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name. Raises UnknownNameError with the nearest."""
+    if name not in EXPERIMENTS:
+        near = suggestion(name, EXPERIMENTS)
+        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(EXPERIMENTS)}"
+        raise UnknownNameError(f"no experiment `{name}`", hint=hint)
+    found: Experiment = import_module(f"llmbench.bench.experiments.{name}").EXPERIMENT
+    return found

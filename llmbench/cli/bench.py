@@ -1,0 +1,240 @@
+"""`llmbench bench`: which is better, and by how much?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmbench.cli.measured import MEASURED, Device, DType, cells, machine, need_torch
+from llmbench.cli.options import As, answer
+from llmbench.errors import LLMBenchError
+from llmbench.report.document import Block, Column, Document, Table
+
+if TYPE_CHECKING:
+    from llmbench.bench.experiment import Ask, Experiment, Group
+    from llmbench.bench.figures import Yardsticks
+    from llmbench.measure.environment import Environment
+    from llmbench.measure.results import Row
+
+Name = Annotated[
+    Literal["attention", "norms", "activations", "positions", "heads", "moe"],
+    typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False),
+]
+Preset = Annotated[
+    Literal["quick", "full"], typer.Option("--preset", help="quick: a few small cases; full: minutes of them.")
+]
+Kept = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Keep rows in a new file as they come (JSON lines).", show_default=False
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="FILE", help="Go on with a file that was broken off.", show_default=False),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Draw time and memory: .png, .svg or .pdf.", show_default=False),
+]
+
+
+def command(
+    experiment: Name,
+    preset: Preset = "quick",
+    device: Device = "auto",
+    dtype: DType = None,
+    output: Kept = None,
+    resume: Resume = None,
+    plot: Plot = None,
+    format: As = "table",
+) -> None:
+    """An experiment: rivals side by side, each checked, timed, and set beside its prediction.
+
+    EXPERIMENT is attention (every kernel over lengths, masks and passes), norms, activations (at equal parameters),
+    positions, heads (MHA, GQA, MQA, MLA at equal width) or moe (against dense models; balance; routing). What does not
+    fit, does not exist here or is wrong is a row too. --output keeps what was measured whatever happens; `llmbench
+    diff` compares two such files.
+
+    Examples:
+
+      llmbench bench attention --device cpu
+
+      llmbench bench norms --device cpu --preset quick -o norms.jsonl
+
+      llmbench bench activations --device cpu --format json
+    """
+    need_torch("bench")
+    from llmbench.bench.experiment import Ask, run
+    from llmbench.bench.figures import Yardsticks
+    from llmbench.bench.ranks import join
+    from llmbench.bench.registry import experiment as experiment_of
+    from llmbench.measure.anchors import measure_anchors
+    from llmbench.measure.clock import clock_for
+    from llmbench.measure.environment import environment
+    from llmbench.measure.results import Header
+    from llmbench.model.devices import device_of
+    from llmbench.report.plots import check_plot
+
+    path = _kept(output, resume)
+    if plot is not None:
+        check_plot(plot)
+    of, where = experiment_of(experiment), device_of(device)
+    if where.type == "meta":
+        raise LLMBenchError("--device meta: what has no memory takes no time", hint="cpu, cuda or auto")
+    ranks, where = join(of.processes, where, experiment)
+    ask = Ask(
+        quick=preset == "quick",
+        device=where,
+        dtype=dtype or ("bf16" if where.type == "cuda" else "fp32"),
+        ranks=ranks,
+    )
+    groups = of.groups(ask)
+    inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
+    inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
+    clock, found = ranks.clock(clock_for(where)), environment(where)
+    with _progress(len(groups)) as told:
+        told("limits of the machine")
+        anchors = measure_anchors(clock_for(where), budget_s=0.1 if ask.quick else 0.3)
+        header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
+        rows: list[Row] = []
+        damaged: list[str] = []
+        interrupted = False
+        with nullcontext() if path is None else ranks.store(path, header, resume=resume is not None) as store:
+            if store is not None and store.found is not None:
+                rows = list(store.found.by_key().values())
+                damaged = [f"left out: {damage}" for damage in store.found.damaged]
+            try:
+                for row in run(groups, clock=clock, anchors=anchors, store=store, started=lambda g: told(_named(g))):
+                    rows.append(row)
+            except KeyboardInterrupt:
+                interrupted = True
+    if not ranks.first:
+        return
+    order = {key: place for place, key in enumerate(key for group in groups for key in group.row_keys())}
+    rows = sorted({row.key: row for row in rows}.values(), key=lambda row: order.get(row.key, len(order)))
+    yardsticks = Yardsticks.of(anchors, found, ask.dtype)
+    document = _document(of, ask, rows, found, yardsticks, inputs)
+    document.blocks[-1].lines += damaged
+    _draw(of, rows, plot, document)
+    answer(document, format, None)
+    if path is not None:
+        sys.stderr.write(f"{len(rows)} rows in {path}\n")
+    if interrupted:
+        kept = f"`--resume {path}` goes on" if path else "with --output they would have been kept"
+        sys.stderr.write(f"interrupted: {len(rows)} rows were measured; {kept}\n")
+        raise typer.Exit(130)
+
+
+def _kept(output: Path | None, resume: Path | None) -> Path | None:
+    """The file that rows go to."""
+    if output is not None and resume is not None:
+        raise LLMBenchError("--output begins a file and --resume goes on with one", hint="give one of them")
+    if resume is not None and not resume.is_file():
+        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output begins one")
+    return output or resume
+
+
+def _named(group: Group) -> str:
+    return " ".join(str(value) for value in group.case.values())
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr where that is a terminal; what is yielded moves it on and says what is next."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=count + 1)
+
+        def told(text: str) -> None:
+            bar.update(task, description=text, advance=1)
+
+        yield told
+
+
+def _document(
+    of: Experiment,
+    ask: Ask,
+    rows: list[Row],
+    environment: Environment,
+    yardsticks: Yardsticks,
+    inputs: dict[str, Any],
+) -> Document:
+    import msgspec
+
+    from llmbench.bench.figures import figures, plain
+    from llmbench.bench.profile import on_a_cpu
+    from llmbench.bench.summary import baseline_of, sheets
+
+    baselines = baseline_of(rows, of)
+    by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
+    common, found = sheets(rows, of.chart)
+    x = [Column(of.chart.label, "count")] if of.chart else []
+    more = [Column(title, unit) for _, title, unit in of.columns]
+    tokens = any("tokens" in row.figures for row in rows)
+    columns = [*x, Column("implementation", name=True), *more, *([Column("tokens/s", "count")] if tokens else [])]
+    columns += [*MEASURED, *([Column(f"× {of.baseline}", "ratio")] if of.baseline else [])]
+    blocks = []
+    for sheet in found:
+        table = []
+        for row in sheet.rows:
+            known = figures(row, yardsticks, by_key.get(row.key))
+            first = [row.case[of.chart.x]] if of.chart else []
+            own = [(row.figures | dict(of.derived(row, yardsticks))).get(key) for key, _, _ in of.columns]
+            own += [known.tokens_per_s] if tokens else []
+            last = [known.speedup] if of.baseline else []
+            table.append([*first, row.implementation, *own, *cells(row, known), *last])
+        lines = list(_remarks(sheet.rows))
+        blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
+    question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"
+    size = "the quick preset" if ask.quick else "the full preset"
+    about = [*machine(environment, yardsticks), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
+    if not ask.on_gpu:
+        about.append(on_a_cpu())
+    if of.baseline:
+        about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
+    about += of.notes
+    return Document(
+        command="bench",
+        inputs=inputs,
+        rows_key="rows",
+        rows=plain(rows, yardsticks, baselines, of.derived),
+        blocks=[Block(headline=question), *blocks, Block(lines=about)],
+        environment=msgspec.to_builtins(environment),
+        also={"anchors": msgspec.to_builtins(yardsticks.anchors)},
+    )
+
+
+def _remarks(rows: list[Row]) -> Iterator[str]:
+    """Why rows have no time; rows of one reason together."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            names.setdefault(f"{row.status}, {row.reason}", []).append(row.implementation)
+    for reason, found in names.items():
+        yield f"{', '.join(dict.fromkeys(found))}: {reason}"
+
+
+def _draw(of: Experiment, rows: list[Row], plot: Path | None, document: Document) -> None:
+    """The curves: in a file where one is named, and the first of them below the tables."""
+    from llmbench.bench.summary import curves, sheets
+    from llmbench.report.plots import save, terminal
+
+    panels = curves(sheets(rows, of.chart)[1], of.chart) if of.chart else []
+    if plot is not None:
+        if not panels:
+            raise LLMBenchError(f"--plot: nothing of {of.name} in this preset is a curve", hint="leave --plot out")
+        save(panels, plot)
+        sys.stderr.write(f"wrote {plot}\n")
+    elif panels:
+        document.blocks.insert(-1, Block(lines=terminal(panels[0])))

@@ -1,0 +1,153 @@
+"""The frame: groups one after the other, failures that end nothing, runs that are broken off and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.experiment import Ask, Group, Pace, run
+from llmbench.bench.registry import experiment
+from llmbench.bench.summary import baseline_of, curves, sheets
+from llmbench.errors import UnknownNameError, UnsupportedError
+from llmbench.measure.anchors import Anchors
+from llmbench.measure.clock import CpuClock
+from llmbench.measure.gate import Rival
+from llmbench.measure.results import Header, Row, Store, read
+from tests.bench.test_pieces import anchors
+from tests.measure.rows import header
+
+PACE = Pace(budget_s=0.0, warmup_s=0.0, min_samples=2, max_samples=2)
+
+
+def group(number: int, *names: str, calls: Callable[[], Any] = lambda: None, heard: list[int] | None = None) -> Group:
+    """A group that says when its rivals are made."""
+
+    def rivals(_: Anchors) -> Sequence[Rival]:
+        if heard is not None:
+            heard.append(number)
+        return [Rival(name=name, prepare=lambda: calls) for name in names]
+
+    return Group(experiment="test", case={"number": number}, names=names, rivals=rivals, pace=PACE)
+
+
+def kept(path: Path, *, resume: bool = False) -> Store:
+    """A file of results."""
+    return Store(path, header(), resume=resume)
+
+
+def go(groups: list[Group], store: Store | None = None, **more: Any) -> list[Row]:
+    """Run them all."""
+    return list(run(groups, clock=CpuClock(sample_s=1e-6), anchors=anchors(), store=store, **more))
+
+
+def test_a_group_that_cannot_be_made_ends_nothing() -> None:
+    def refuse(_: Anchors) -> Sequence[Rival]:
+        raise UnsupportedError("not built yet")
+
+    broken = Group(experiment="test", case={"number": 0}, names=("a", "b"), rivals=refuse, pace=PACE)
+    rows = go([broken, group(1, "c")])
+    assert [(row.implementation, row.status, row.reason) for row in rows] == [
+        ("a", "n/a", "not built yet"),
+        ("b", "n/a", "not built yet"),
+        ("c", "ok", None),
+    ]
+
+
+def test_rivals_are_made_when_their_turn_comes() -> None:
+    heard: list[int] = []
+    rows = run([group(n, "a", heard=heard) for n in range(3)], clock=CpuClock(sample_s=1e-6), anchors=anchors())
+    next(rows)
+    assert heard == [0]
+    next(rows)
+    assert heard == [0, 1]
+
+
+def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def interrupt(at: Group) -> None:
+        if at.case["number"] == 2:
+            raise KeyboardInterrupt
+
+    groups = [group(n, "a", "b") for n in range(4)]
+    with kept(path) as store, pytest.raises(KeyboardInterrupt):
+        go(groups, store, started=interrupt)
+    assert len(read(path).rows) == 4
+    # as if it had been killed while it wrote the second group's last row
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    heard: list[int] = []
+    with kept(path, resume=True) as store:
+        assert store.found is not None
+        assert [damage.line for damage in store.found.damaged] == [5]
+        go([group(n, "a", "b", heard=heard) for n in range(4)], store)
+    assert heard == [1, 2, 3]  # the first is whole; the second's rivals are timed side by side once more
+    found = read(path)
+    assert len(found.by_key()) == 8
+    assert [damage.line for damage in found.damaged] == [5]
+    with kept(path, resume=True) as store:
+        assert go(groups, store) == []
+
+
+def test_rows_are_in_the_file_before_they_are_seen(tmp_path: Path) -> None:
+    with kept(tmp_path / "rows.jsonl") as store:
+        for row in run([group(0, "a")], clock=CpuClock(sample_s=1e-6), anchors=anchors(), store=store):
+            assert read(store.path).rows == [row]
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("name", ["attention", "norms", "activations", "positions", "heads", "moe"])
+def test_groups_are_cases_of_their_own(name: str, quick: bool, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every preset of every experiment, as far as no device is needed: made, named, each group apart. A GPU's has more
+    than a CPU's, and the full one more than the quick."""
+    import llmbench.bench.experiments.heads as of_heads
+    from llmbench.bench.experiments import moe as of_moe
+
+    monkeypatch.setattr(of_heads, "free_bytes", lambda device: 2**37)
+    monkeypatch.setattr(of_moe, "load", lambda setting, skew: 1.0)
+    asked = experiment(name)
+    assert asked.name == name
+    groups = asked.groups(Ask(quick=quick, device=torch.device(place), dtype="bf16"))
+    keys = [key for group in groups for key in group.row_keys()]
+    assert len(set(keys)) == len(keys)
+    assert {group.experiment for group in groups} == {name}
+    assert all(asked.baseline in group.names for group in groups)
+    if not quick:
+        fewer = asked.groups(Ask(quick=True, device=torch.device(place), dtype="bf16"))
+        assert len(groups) >= len(fewer)
+
+
+def test_an_unknown_experiment_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as problem:
+        experiment("norm")
+    assert "did you mean `norms`?" in str(problem.value.hint)
+
+
+def test_sheets_share_all_but_one_field() -> None:
+    asked = experiment("attention")
+    rows = [
+        Row(
+            experiment="attention",
+            case={"mask": mask, "heads": 4, "seq_len": length},
+            implementation=name,
+            status="OOM",
+            reason="no room",
+        )
+        for mask in ("causal", "alibi")
+        for length in (128, 64)
+        for name in ("flash", "standard")
+    ]
+    common, found = sheets(rows, asked.chart)
+    assert common == "heads 4"
+    assert [sheet.title for sheet in found] == ["mask causal", "mask alibi"]
+    assert [row.case["seq_len"] for row in found[0].rows] == [64, 64, 128, 128]
+    against = baseline_of(rows, asked)
+    assert all(rows[i].case == row.case and row.implementation == "standard" for i, row in against.items())
+    assert len(against) == len(rows)
+    assert all(panel.series == [] for panel in curves(found, asked.chart))
+    assert isinstance(header(), Header)

@@ -1,0 +1,216 @@
+"""Pieces and their rivals: right before timed, beside figures that agree with what is measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmbench.bench import others
+from llmbench.bench.experiment import Pace, run
+from llmbench.bench.figures import Figures, Yardsticks, figures
+from llmbench.bench.pieces import PIECES, piece
+from llmbench.bench.pieces.pointwise import ADD_NORM
+from llmbench.bench.pieces.stepping import STEP
+from llmbench.bench.rivals import piece_group
+from llmbench.bench.setting import Piece, Setting
+from llmbench.bench.variants import heads, model_of
+from llmbench.measure.anchors import Anchor, Anchors, Limits
+from llmbench.measure.clock import CpuClock
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.results import Row
+from llmbench.model.implementations.plain import STANDARD
+from llmbench.sizing.work import Pass
+from llmbench.spec.ffn import Gated, MoE
+from llmbench.spec.mixer import LatentAttention
+from llmbench.spec.model import ModelSpec, Norm
+from llmbench.spec.position import Alibi
+
+CPU = torch.device("cpu")
+PACE = Pace(budget_s=0.02, warmup_s=0.0, min_samples=2, max_samples=4)
+LATENT = LatentAttention(num_attention_heads=2, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flash` is torch's kernel for CPUs, as users have it there."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def anchors() -> Anchors:
+    """1 TFLOP/s, 100 GB/s copied, 50 GB/s read."""
+
+    def anchor(work: int, seconds: float) -> Anchor:
+        return Anchor(what="", work=work, measurement=Measurement(samples_s=(seconds,), clock="cpu"))
+
+    return Anchors(
+        matmul=anchor(10**9, 1e-3), copy=anchor(10**9, 1e-2), read=anchor(10**9, 2e-2), launch=anchor(1000, 5e-3)
+    )
+
+
+def small(**more: Any) -> ModelSpec:
+    """A layer that every piece finds something in."""
+    parts: dict[str, Any] = {"mixer": heads(4, 2, 16), "ffn": Gated(intermediate_size=96)}
+    return model_of("small", 64, **(parts | more))
+
+
+SPECS: dict[str, ModelSpec] = {
+    "mla": small(mixer=LATENT),
+    "moe": small(ffn=MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=32)),
+}
+
+
+def setting(of: Piece, spec: ModelSpec | None = None, /, **more: Any) -> Setting:
+    """A tiny setting on the CPU."""
+    given: dict[str, Any] = {"batch": 2, "seq_len": 24, "dtype": "fp32", "device": CPU}
+    return Setting(spec=of.alone(spec or SPECS.get(of.name) or small()), **(given | more))
+
+
+def rows(of: Piece, at: Setting, *names: str) -> list[Row]:
+    """What a group of these ways comes to, in their order."""
+    group = piece_group(of, at, names, experiment="test", case={}, pace=PACE)
+    found = {row.implementation: row for row in run([group], clock=CpuClock(), anchors=anchors())}
+    return [found[name] for name in names]
+
+
+@pytest.mark.parametrize("passed", ["forward", "backward", "both"])
+@pytest.mark.parametrize("name", PIECES)
+def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass) -> None:
+    of = piece(name)
+    if of.phase == "decode" and passed != "forward":
+        pytest.skip("a cache has no backward pass")
+    for row in rows(of, setting(of, of=passed), "standard", "sdpa"):
+        assert row.status == "ok", row.reason
+        assert row.work_bytes
+        assert row.predicted_s
+        assert row.need_bytes
+        assert row.memory is not None
+        assert (row.implementation == "standard") == (not row.checks)
+        assert all(check.passed for check in row.checks)
+        if passed != "forward" and name not in ("model",):
+            assert any(check.tensor.startswith("d") for check in row.checks) or row.implementation == "standard"
+
+
+@pytest.mark.parametrize("mixer", [heads(4, 2, 16), heads(4, 4, 16, sinks=True), heads(4, 1, 16, sliding_window=8)])
+@pytest.mark.parametrize("positions", [None, Alibi()])
+def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any) -> None:
+    """The cache that a step meets holds random tokens: the same keys by hand give the same result."""
+    at = setting(STEP, small(mixer=mixer, positions=positions), seq_len=40)
+    made = STEP.make(at)
+    first, again = (made.run(STANDARD, **made.inputs) for _ in range(2))
+    torch.testing.assert_close(first, again)  # it writes its own slot again, and nothing else
+    (row,) = rows(STEP, at, "standard")
+    assert row.status == "ok", row.reason
+
+
+def test_steps_of_latents_and_sums_with_norms() -> None:
+    assert [row.status for row in rows(STEP, setting(STEP, SPECS["mla"]), "standard", "sdpa")] == ["ok", "ok"]
+    for norm in (Norm(), Norm(kind="layernorm", bias=True)):
+        at = setting(ADD_NORM, small(norm=norm), of="both")
+        assert [row.status for row in rows(ADD_NORM, at, "standard", "sdpa")] == ["ok", "ok"]
+
+
+def test_torchs_grouped_products_make_the_same_mixture() -> None:
+    of = piece("moe")
+    plain, grouped = rows(of, setting(of, seq_len=64), "standard", "grouped")
+    assert (plain.status, grouped.status, grouped.reason) == ("ok", "ok", None)
+    assert grouped.checks
+
+
+# Planted faults
+
+
+def slightly_off(q: Tensor, seen: Any, scores: Any) -> Tensor:
+    """Attention that scales a little wrongly."""
+    return STANDARD.attend(q, seen, scores._replace(scale=scores.scale * 1.01))
+
+
+def greedy(q: Tensor, seen: Any, scores: Any) -> Tensor:
+    """Attention that needs more than there is."""
+    torch.empty(2**50, dtype=torch.uint8)
+    return STANDARD.attend(q, seen, scores)
+
+
+@pytest.mark.parametrize(
+    ("attend", "status", "says"),
+    [(slightly_off, "INCORRECT", "out: error"), (greedy, "OOM", "can't allocate memory")],
+)
+def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
+    attend: Any, status: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
+    of = piece("attention")
+    at = setting(of)
+    plain, planted, right = rows(of, at, "standard", "planted", "sdpa")
+    assert (planted.status, planted.measurement) == (status, None)
+    assert says in str(planted.reason)
+    assert planted.need_bytes == right.need_bytes  # both hold no scores, by the table
+    assert plain.need_bytes is not None
+    assert right.need_bytes is not None
+    assert plain.need_bytes > right.need_bytes > 0
+    assert (plain.status, right.status) == ("ok", "ok")
+
+
+def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(q: Tensor, seen: Any, scores: Any) -> Tensor:
+        out = STANDARD.attend(q, seen, scores)
+        return out.detach() + 0.9 * (out - out.detach())
+
+    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
+    of = piece("attention")
+    assert rows(of, setting(of), "planted")[0].status == "ok"  # forward alone is right
+    (row,) = rows(of, setting(of, of="both"), "planted")
+    assert row.status == "INCORRECT"
+    assert "dq" in str(row.reason)
+
+
+# Figures
+
+
+@pytest.mark.parametrize("impl", ["standard", "flash"])
+@pytest.mark.parametrize("passed", ["forward", "both"])
+def test_the_analytic_need_is_what_attention_takes(impl: str, passed: Pass) -> None:
+    """Inputs and all that torch allocates, against the table; which counts no mask, a byte a pair for all heads."""
+    of = piece("attention")
+    at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, of=passed)
+    (row,) = rows(of, at, impl)
+    peak = figures(row, Yardsticks(anchors(), None)).peak_bytes
+    assert peak is not None
+    assert row.need_bytes is not None
+    tolerance = 0.02 if passed == "forward" else 0.15
+    assert math.isclose(peak, row.need_bytes, rel_tol=tolerance)
+
+
+def test_figures_of_a_row() -> None:
+    measured = Measurement(samples_s=(0.002, 0.002), clock="cpu")
+    row = Row(
+        experiment="x",
+        case={},
+        implementation="a",
+        status="ok",
+        measurement=measured,
+        work_flops=10**9,
+        work_bytes=10**7,
+        predicted_s=0.001,
+        need_bytes=7,
+        figures={"tokens": 8},
+    )
+    slow = Row(
+        experiment="x",
+        case={},
+        implementation="b",
+        status="ok",
+        measurement=Measurement(samples_s=(0.006, 0.004), clock="cpu"),
+    )
+    found = figures(row, Yardsticks(anchors(), Limits(2e12, 1e12)), slow)
+    assert found.of_anchor == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
+    assert found.of_datasheet == pytest.approx(0.25)
+    assert found.off == pytest.approx(-0.5)
+    assert found.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
+    assert found.tokens_per_s == pytest.approx(4000)
+    assert (found.peak_bytes, found.need_bytes) == (None, 7)
+    lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
+    assert figures(lost, Yardsticks(anchors(), None), slow) == Figures(need_bytes=9)

@@ -1,0 +1,326 @@
+"""`llmbench profile`, `bench` and `diff`: rows by the schema, files, refusals. What measures runs in one process of its
+own, where kernels are not interpreted."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmbench.bench.pieces import PIECES
+from llmbench.cli import run
+from llmbench.measure.difference import FLOOR
+from llmbench.measure.results import Header, Row, read
+from llmbench.report.plots import Panel, Series, terminal
+
+Capture = pytest.CaptureFixture[str]
+
+EXPERIMENTS = ("attention", "norms", "activations", "positions", "heads", "moe")
+SMALL = ["--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
+MODELS = {"mla": ["--model", "deepseek-v2-lite", "--seq", "24"], "moe": ["--seq", "8"], "loss": ["--seq", "8"]}
+PROFILES = {f"profile {name}": ["profile", name, *MODELS.get(name, SMALL)] for name in PIECES}
+TRACED = ["profile", "block", *SMALL, "--pass", "both", "--by", "kernel", "--trace", "trace.json"]
+BENCHES = {name: ["bench", name, "--output", f"{name}.jsonl"] for name in EXPERIMENTS}
+
+MANY = """
+import contextlib, functools, json, sys
+from llmbench.bench import experiment, profile
+from llmbench.cli import run
+profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
+profile.measure_anchors = functools.partial(profile.measure_anchors, budget_s=0.05)
+for name, arguments in json.load(sys.stdin).items():
+    with open(name + ".out", "w") as out, contextlib.redirect_stdout(out):
+        code = run(arguments)
+    assert code == 0, (name, code)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every command has left its JSON as NAME.out, and files of its own."""
+    where = tmp_path_factory.mktemp("measured")
+    asked = {**PROFILES, "traced": TRACED, **BENCHES}
+    asked = {name: [*arguments, "--device", "cpu", "--format", "json"] for name, arguments in asked.items()}
+    asked["norms.table"] = ["bench", "norms", "--device", "cpu"]
+    asked["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], input=json.dumps(asked), cwd=where, env=clean, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    return where
+
+
+def answer(folder: Path, name: str) -> dict[str, Any]:
+    """What a command said."""
+    found: dict[str, Any] = json.loads((folder / f"{name}.out").read_text())
+    return found
+
+
+def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
+    """Rows as the schema of results has them."""
+    return [msgspec.convert({k: v for k, v in row.items() if k != "derived"}, Row) for row in rows]
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_every_piece_is_profiled(folder: Path, name: str) -> None:
+    found = answer(folder, f"profile {name}")
+    assert found["schema"] == "llmbench.profile/1"
+    assert found["environment"]["device"] == "cpu"
+    assert found["anchors"]["matmul"]["work"] == 2 * 1024**3
+    rows = as_rows(found["implementations"])
+    assert rows[-1].implementation == "standard"
+    assert rows[-1].status == "ok"
+    for row, given in zip(rows, found["implementations"], strict=True):
+        assert row.case["piece"] == name
+        assert (row.status, given["derived"]["seconds"]) == ("ok", row.seconds)
+        assert given["derived"]["of_anchor"] > 0
+        assert given["derived"]["peak_bytes"] >= row.figures["input_bytes"]
+        assert given["derived"]["off"] == pytest.approx(row.predicted_s / row.seconds - 1)
+    assert found["implementations"][-1]["derived"]["speedup"] == 1.0
+
+
+def test_kernels_are_joined_to_ops(folder: Path) -> None:
+    """Every product of the table has products of its own, forward and backward; predictions sum to the row's."""
+    found = answer(folder, "traced")
+    ops = {op["op"]: op for op in found["ops"]}
+    for name in ("attention.q_proj", "attention.o_proj", "ffn.gate_proj", "ffn.down_proj"):
+        products = {
+            launch["backward"]: launch["runs"]
+            for launch in ops[f"layers.{{}}.{name}"]["launches"]
+            if launch["kernel"] in ("aten::mm", "aten::addmm")
+        }
+        assert products == {False: 1, True: 2}, name
+    (attended,) = (
+        launch
+        for launch in ops["layers.{}.attention.core"]["launches"]
+        if launch["kernel"] == "aten::_scaled_dot_product_flash_attention_for_cpu"
+    )
+    assert attended["runs"] == 1
+    predicted = sum(op["predicted_s"] or 0.0 for op in found["ops"])
+    assert predicted == pytest.approx(found["implementations"][0]["predicted_s"])
+    assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs(folder: Path, name: str) -> None:
+    found = answer(folder, name)
+    assert found["schema"] == "llmbench.bench/1"
+    rows = as_rows(found["rows"])
+    assert {row.experiment for row in rows} == {name}
+    assert {row.status for row in rows} <= {"ok", "n/a"}, [row.reason for row in rows]
+    assert sum(row.status == "ok" for row in rows) >= 3
+    for row in rows:
+        if row.status == "n/a":
+            assert "GPU" in str(row.reason)
+    written = read(folder / f"{name}.jsonl")
+    assert {row.key: row for row in rows} == written.by_key()
+    assert written.damaged == []
+    (header,) = written.headers
+    assert (header.command, header.inputs["experiment"]) == ("bench", name)
+
+
+def test_equal_parameters_are_equal(folder: Path) -> None:
+    """Within the rounding of a gated width to 64."""
+    for row in as_rows(answer(folder, "activations")["rows"]):
+        assert row.figures["parameters"] == pytest.approx(2 * 4 * 192 * 192, rel=0.05)
+
+
+def test_heads_hold_what_they_should(folder: Path) -> None:
+    """8 heads of 32 at width 256: by hand, in fp32."""
+    held = {row.implementation: row.figures for row in as_rows(answer(folder, "heads")["rows"])}
+    assert {name: figures["kv_bytes_per_token"] for name, figures in held.items()} == {
+        "MHA": 2 * 8 * 32 * 4,
+        "GQA": 2 * 2 * 32 * 4,
+        "MQA": 2 * 32 * 4,
+        "MLA": (128 + 16) * 4,
+    }
+    assert held["MHA"]["parameters"] == 4 * 256 * 256
+    assert held["GQA"]["parameters"] == 2 * 256 * 256 + 2 * 256 * 64
+    batches = [held[name]["largest_batch"] for name in ("MHA", "MLA", "GQA", "MQA")]
+    assert batches == sorted(batches)
+
+
+def test_tables_say_what_they_are(folder: Path) -> None:
+    bench, profile = ((folder / f"{name}.table.out").read_text() for name in ("norms", "norm"))
+    for text in (bench, profile):
+        assert "limits, measured in this run" in text
+        assert "predicted (ms)" in text
+    assert "the quick preset, with the shapes of a CPU" in bench
+    assert "on a CPU defaults are small" in profile
+    assert "where the time of standard goes" in profile
+
+
+def in_words(rows: list[Row], path: Path) -> Path:
+    """A file of results with these rows."""
+    head = read_header(path)
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in (head, *rows)))
+    return path
+
+
+def read_header(path: Path) -> Header:
+    """Any header will do."""
+    from tests.measure.rows import header
+
+    return header(inputs={"of": path.suffix})
+
+
+def slower(row: Row, times: float) -> Row:
+    """The same row, slowed down."""
+    assert row.measurement is not None
+    samples = tuple(sample * times for sample in row.measurement.samples_s)
+    return msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=samples))
+
+
+def test_two_files_are_compared(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = [row for row in read(folder / "norms.jsonl").by_key().values() if row.status == "ok"]
+    # quiet samples, so that the noise is the floor
+    quiet = [
+        msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=(0.01, 0.01)))
+        for row in rows
+    ]
+    before = in_words(quiet, tmp_path / "before.jsonl")
+    same = in_words([slower(row, 1 + FLOOR / 2) for row in quiet], tmp_path / "same.jsonl")
+    after = in_words([slower(quiet[0], 1.3), *quiet[1:]], tmp_path / "after.jsonl")
+    assert run(["diff", str(before), str(same), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["regressions"] == 0
+    assert run(["diff", str(before), str(after), "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "llmbench.diff/1"
+    (changed,) = (row for row in found["changes"] if row["verdict"] == "slower")
+    assert changed["ratio"] == pytest.approx(1.3)
+    assert changed["implementation"] == quiet[0].implementation
+    assert run(["diff", str(before), str(after)]) == 1
+    text = capsys.readouterr().out
+    assert "1.30×" in text
+    assert f"{len(rows)} rows" in text
+    after.write_bytes(after.read_bytes()[:-9])
+    assert run(["diff", str(before), str(after)]) == 1
+    assert f"after.jsonl:{len(rows) + 1}: " in capsys.readouterr().out
+
+
+def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
+    """stderr of a command that refuses, and says nothing else."""
+    assert run([*arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["profile", "attention", "--impl", "flsh"], ["no implementation `flsh`", "did you mean `flash`"]),
+        (["profile", "atention"], ["atention"]),
+        (["profile", "decode", "--device", "cpu", "--pass", "both"], ["decode has no backward pass", "--pass forward"]),
+        (["profile", "glu", "--model", "gpt2"], ["gpt2 has no gated feed-forward", "--model"]),
+        (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
+        (["profile", "moe", "--model", "llama2-7b"], ["llama2-7b has no experts"]),
+        (["profile", "model", "--model", "t5-base"], ["with an encoder"]),
+        (["profile", "model", "--model", "gpt2", "--seq", "2048"], ["positions for 1,024 tokens"]),
+        (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
+        (["profile", "norm", "--device", "meta"], ["takes no time"]),
+        (
+            ["profile", "norm", "--device", "cpu", "--trace", "no/such/trace.json"],
+            ["no/such/trace.json", "no such folder"],
+        ),
+        (["bench", "norm"], ["norm"]),
+        (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output begins", "one of them"]),
+        (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
+        (["bench", "norms", "--plot", "curve.jpg"], ["no such kind of picture", ".png"]),
+        (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
+        (["diff", "nowhere.jsonl", "nowhere.jsonl"], ["cannot read nowhere.jsonl"]),
+    ],
+)
+def test_wrong_input_is_explained(
+    arguments: list[str], says: list[str], capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    err = refusal(capsys, *arguments)
+    for text in says:
+        assert text in err
+
+
+def test_what_is_missing_here(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    gone = {"matplotlib", "torch"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
+    for command in (["profile", "norm"], ["bench", "norms"], ["diff", "a", "b"]):
+        assert "needs PyTorch" in refusal(capsys, *command, code=3)
+    gone.remove("torch")
+    monkeypatch.chdir(tmp_path)
+    assert "llmbench[plot]" in refusal(capsys, "bench", "norms", "--plot", "curve.png", code=3)
+
+
+def test_a_file_is_kept_and_another_is_not_mixed_in(folder: Path, capsys: Capture) -> None:
+    kept = str(folder / "norms.jsonl")
+    before = Path(kept).read_bytes()
+    assert "is there already" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
+    assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", kept)
+    assert Path(kept).read_bytes() == before
+
+
+def test_a_finished_run_is_only_shown_again(folder: Path) -> None:
+    kept = folder / "positions.jsonl"
+    rows = read(kept).by_key()
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert run(["bench", "positions", "--device", "cpu", "--resume", str(kept), "--format", "json"]) == 0
+    assert {row.key: row for row in as_rows(json.loads(out.getvalue())["rows"])} == rows
+    assert f"{len(rows)} rows in " in err.getvalue()
+
+
+def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmbench.bench.experiment as frame
+
+    kept = tmp_path / "norms.jsonl"
+    whole = frame.run
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        for count, row in enumerate(whole(*args, **options)):
+            yield row
+            if count == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(frame, "run", interrupted)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert run(["bench", "attention", "--device", "cpu", "-o", str(kept), "--format", "json"]) == 130
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["rows"]) == 2
+    assert f"--resume {kept}" in err
+    assert len(read(kept).rows) == 2
+
+
+def test_a_terminal_plot() -> None:
+    """Two curves of one slope on logarithmic axes: letters on diagonals, one where both are."""
+    panel = Panel(
+        "time", "tokens", "time", "s", [Series("x", [(1, 1e-3), (10, 1e-2), (100, 1e-1)]), Series("y", [(1, 1e-3)])]
+    )
+    lines = terminal(panel, width=21, height=3)
+    assert [line.partition("┤")[2] for line in lines[1:4]] == [" " * 20 + "a", " " * 10 + "a", "*"]
+    assert lines[1].startswith("100 ms")
+    assert lines[3].strip().startswith("1 ms")
+    assert "a x · b y" in lines[-1]
+    assert terminal(panel._replace(series=[])) == []
+
+
+def test_a_plot_is_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from llmbench.report.plots import save
+
+    panel = Panel("time", "tokens", "time", "s", [Series("x", [(1, 1e-3), (10, 1e-2)])])
+    save([panel, panel, panel], tmp_path / "curve.svg")
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
