@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -36,7 +37,8 @@ LATENT = LatentAttention(num_attention_heads=2, kv_lora_rank=32, qk_nope_head_di
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flash` is torch's kernel for CPUs, as users have it there."""
+    """`flash` is torch's kernel for CPUs, as users have it there. Kernels are loaded before, as conftest wants them."""
+    importlib.import_module("llmbench.model.implementations.kernels")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 

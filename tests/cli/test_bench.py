@@ -4,6 +4,7 @@ own, where kernels are not interpreted."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -295,6 +296,7 @@ def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
             if count == 1:
                 raise KeyboardInterrupt
 
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
     monkeypatch.setattr(frame, "run", interrupted)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert run(["bench", "attention", "--device", "cpu", "-o", str(kept), "--format", "json"]) == 130
