@@ -46,8 +46,15 @@ def mimo(c: Config) -> ModelSpec:
     near = local_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
     frequency = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
-    before = c.optional_size("sliding_window_size")  # keys before a query, which itself it does not count
-    window = c.window() if before is None else before + 1
+    window, before = c.window(), c.optional_size("sliding_window_size")
+    if before is not None and window == before:
+        # The hub's own config. Published sizes take the first; transformers' class, where it reads the second, sees one
+        # key more: those before a query, and its own.
+        c.inexact(
+            f"sliding_window {window} counts a query's own key, sliding_window_size {before} in its class does not"
+        )
+    elif before is not None:
+        window = before + 1
     no_effect(c, "attention_chunk_size swa_rope_theta topk_method scoring_func")
     states_rotation(c)
     positions, near_positions = (_mimo_rope(c, kind) for kind in ("full_attention", "sliding_attention"))
