@@ -105,7 +105,7 @@ def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
     if widest_bytes(lower(spec, work)) > LARGEST_BYTES:
         raise SpecError(
             f"{spec.name}: {batch:,} × {seq_len:,} tokens make tensors too large for torch to count",
-            hint="choose a smaller --seq or --batch",
+            hint="choose a shorter sequence or a smaller batch",
         )
 
 
