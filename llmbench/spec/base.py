@@ -18,7 +18,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 """A dimension or a count that may be zero (absent)."""
 
 LARGEST = 1e30
-"""Far beyond any number in a spec or a config; neither infinity nor NaN."""
+"""Far beyond any number in a spec or a config; neither infinity nor NaN. Beyond it, and nearer to zero than its
+inverse, products leave what fp32 holds."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 

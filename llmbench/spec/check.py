@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmbench.errors import SpecError
 from llmbench.spec.base import LARGEST, Fault, Part
 from llmbench.spec.faults import default_hint
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
+from llmbench.spec.mixer import Attention, CompressedAttention, Indexer, LatentAttention, SingleMixer, branches
 from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope, RopeScaling
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _number_faults(part: Part) -> Iterator[Fault]:
     for field in part.__struct_fields__:
         value = getattr(part, field)
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not abs(number) <= LARGEST:
+            if isinstance(number, float) and number != 0 and not 1 / LARGEST <= abs(number) <= LARGEST:
                 yield Fault(field, f"{number} is not a number of sensible size", default_hint(part, field))
 
 
@@ -192,10 +192,21 @@ def _shared_table_faults(
 
 
 def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
-    """An indexer that takes the choice before it needs one."""
-    chosen = False
+    """An indexer that takes the choice before it needs one, of as many keys and within the same window."""
+    chooser: tuple[str, LatentAttention, Indexer] | None = None
     for at, mixer in in_order:
         indexer = mixer.indexer if isinstance(mixer, LatentAttention) else None
-        if indexer is not None and indexer.shared and not chosen:
+        if not isinstance(mixer, LatentAttention) or indexer is None:
+            continue
+        if not indexer.shared:
+            chooser = at, mixer, indexer
+            continue
+        if chooser is None:
             yield Fault(f"{at}.indexer.shared", "no layer before it has an indexer of its own")
-        chosen = chosen or indexer is not None
+            return
+        where, owner, chosen = chooser
+        if indexer.top_k != chosen.top_k:
+            yield Fault(f"{at}.indexer.top_k", f"{indexer.top_k} differs from {chosen.top_k} of {where}, which chooses")
+        if mixer.sliding_window != owner.sliding_window:
+            what = f"{mixer.sliding_window} differs from {owner.sliding_window} of {where}, which chooses the keys"
+            yield Fault(f"{at}.sliding_window", what)

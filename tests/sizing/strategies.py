@@ -291,12 +291,19 @@ def _pattern(draw: st.DrawFn, kinds: Iterable[str]) -> str:
 
 
 def _with_a_first_choice(kinds: dict[str, Layer]) -> dict[str, Layer]:
-    """The layers, of which the first with an indexer has one of its own."""
+    """The layers, where the first with an indexer has one of its own, and those that share a choice its size."""
+    found: dict[str, Layer] = {}
+    chosen: Indexer | None = None
     for name, layer in kinds.items():
-        if isinstance(layer.mixer, LatentAttention) and layer.mixer.indexer is not None:
-            own = replace(layer.mixer.indexer, shared=False)
-            return kinds | {name: replace(layer, mixer=replace(layer.mixer, indexer=own))}
-    return kinds
+        mixer = layer.mixer
+        if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+            shared = mixer.indexer.shared and chosen is not None
+            indexer = replace(mixer.indexer, shared=shared)
+            chosen = indexer if not shared or chosen is None else chosen
+            indexer = replace(indexer, top_k=chosen.top_k)
+            layer = replace(layer, mixer=replace(mixer, indexer=indexer))
+        found[name] = layer
+    return found
 
 
 def _positions_for(kinds: dict[str, Layer]) -> st.SearchStrategy[Positions]:

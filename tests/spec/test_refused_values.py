@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from llmbench.errors import SpecError
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.huggingface import from_config
 from llmbench.spec.huggingface.export import to_config
 from llmbench.spec.mixer import RGLRU, LatentAttention, Mamba2
+from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 
 DENSE, MIXTURE, LATENT, CHUNKED = "smollm2-135m", "mixtral-8x7b", "deepseek-v3", "llama4-scout"
@@ -61,6 +63,14 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("t5-base", {f"encoder.{MIXER}.head_dim": 64, f"encoder.{MIXER}.scale": 0}, f"encoder.{MIXER}.scale", "0.0"),
     (LATENT, {"latent_eps": -1e-6}, "layers.dense.mixer.latent_eps", "below 0"),
     (LATENT, {"layers.*.mixer.indexer": SHARED_INDEXER}, "layers.dense.mixer.indexer.shared", "no layer before it"),
+    ("glm-like", {"layers.second.mixer.indexer.top_k": 7}, "layers.second.mixer.indexer.top_k", "7 differs from 2048"),
+    (
+        "glm-like",
+        {"layers.second.mixer.sliding_window": 7},
+        "layers.second.mixer.sliding_window",
+        "7 differs from None",
+    ),
+    (DENSE, {f"{MIXER}.scale": 1e-300}, f"{MIXER}.scale", "1e-300 is not a number of sensible size"),
     # Recurrent mixers
     ("mamba2-2.7b", {"n_groups": 3}, "mixer.n_groups", "3 does not divide num_heads 80"),
     ("mamba2-2.7b", {"time_step_max": 0}, "mixer.time_step_max", "0.0 is not above time_step_min"),
@@ -94,9 +104,22 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 """Model, changes, the field that the message names, what it says of it."""
 
 
+def like_glm() -> ModelSpec:
+    """Two layers with an indexer, of which the second takes the choice of the first (GLM-5)."""
+    spec = load_bundled("deepseek-v3.2")
+    first = spec.layers["dense"]
+    assert isinstance(first.mixer, LatentAttention)
+    assert first.mixer.indexer is not None
+    second = replace(first, mixer=replace(first.mixer, indexer=replace(first.mixer.indexer, shared=True)))
+    changed = replace(
+        spec, layers={"first": first, "second": second}, pattern="first second", next_token_prediction=None
+    )
+    return changed.check()
+
+
 @pytest.mark.parametrize(("name", "change", "field", "what"), REFUSED)
 def test_refused(name: str, change: dict[str, Any], field: str, what: str) -> None:
-    spec = load_bundled("gpt2" if name == "roberta-like" else name)
+    spec = like_glm() if name == "glm-like" else load_bundled("gpt2" if name == "roberta-like" else name)
     with pytest.raises(SpecError, match=what) as refusal:
         override(spec, change)
     assert f"{field}: " in str(refusal.value)
