@@ -97,6 +97,13 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
     return master + (two // 2 if op.matrix is not None and op.kind == "matmul" and op.layer else two)
 
 
+def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
+    """Bytes that an optimizer's step moves for one instance of an op's parameters, in one pass: gradients read, and
+    weights, master copy and states read and written."""
+    gradients, weights = (bytes_of(op.parameters, dtype) for dtype in (precision.gradients, precision.weights))
+    return gradients + 2 * (weights + state_bytes(op, optimizer, precision))
+
+
 def served_bytes(op: Op, dtype: DType) -> int:
     """Bytes of one instance of an op's weights in a served model.
 

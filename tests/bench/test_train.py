@@ -1,0 +1,150 @@
+"""Training steps: rows with their figures, the peak that `memory` predicts, and faults that the gate finds."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench import training
+from llmbench.bench.experiment import Ask, run
+from llmbench.bench.experiments import train
+from llmbench.bench.experiments.train import derived, flops_of, group_of, memory_of
+from llmbench.bench.figures import Yardsticks
+from llmbench.bench.setting import Setting
+from llmbench.bench.training import Trainer, Way, verdicts
+from llmbench.bench.variants import heads, model_of
+from llmbench.errors import LLMBenchError
+from llmbench.measure.anchors import Anchors, Limits, Sizes, measure_anchors
+from llmbench.measure.clock import CpuClock
+from llmbench.measure.results import Row
+from llmbench.model import build
+from llmbench.model.implementations import implementation
+from llmbench.sizing.params import count_parameters
+from llmbench.spec.ffn import Gated
+from llmbench.spec.model import Norm
+from llmbench.spec.position import LearnedPositions
+
+CPU = torch.device("cpu")
+SPEC = model_of(
+    "tiny",
+    32,
+    mixer=heads(4, 4, 8),
+    ffn=Gated(intermediate_size=48),
+    # What a CPU computes as a GPU does: RMSNorm is several ops there that keep more, and a flash kernel whose queries
+    # RoPE has laid out anew lays its output out like them, of which o_proj keeps a copy.
+    norm=Norm(kind="layernorm", bias=True),
+    positions=LearnedPositions(num_positions=48),
+    layers=3,
+    vocab=97,
+)
+SETTING = Setting(spec=SPEC, batch=4, seq_len=48, dtype="fp32", device=CPU, of="both")
+WAYS = [Way("standard"), Way("sdpa"), Way("flash"), Way("sdpa", recompute=True)]
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU flash is torch's own kernel, as it is for users."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture(scope="module")
+def anchors() -> Anchors:
+    return measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+
+
+@pytest.fixture(scope="module")
+def rows(anchors: Anchors) -> dict[str, Row]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        ask = Ask(quick=True, device=CPU, dtype="fp32")
+        return {
+            row.implementation: row for row in run([group_of(SETTING, WAYS, ask)], clock=CpuClock(), anchors=anchors)
+        }
+
+
+def test_every_way_is_right_and_timed(rows: dict[str, Row]) -> None:
+    assert {name: (row.status, [check.tensor for check in row.checks]) for name, row in rows.items()} == {
+        way.name: ("ok", ["loss", "gradients"]) for way in WAYS
+    }
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_the_peak_is_that_of_memory(rows: dict[str, Row], way: Way) -> None:
+    row = rows[way.name]
+    assert row.memory is not None
+    held = row.figures["input_bytes"]
+    assert held == 3 * 4 * count_parameters(SPEC).total + 4 * len(list(build(SPEC).parameters()))  # and step counts
+    assert held + row.memory.added_bytes == pytest.approx(row.need_bytes, rel=0.03)
+
+
+def test_recomputing_saves_memory_for_flops(rows: dict[str, Row]) -> None:
+    plain, again = rows["sdpa"], rows["sdpa recompute"]
+    assert plain.memory is not None
+    assert again.memory is not None
+    assert again.memory.added_bytes < 0.7 * plain.memory.added_bytes
+    assert again.work_flops == plain.work_flops
+    forward = flops_of(SETTING, Way("sdpa")).total // 3  # backward has two products for one of forward
+    head = 2 * 4 * 48 * SPEC.vocab_size * SPEC.hidden_size
+    assert again.figures["hardware_flops"] - plain.figures["hardware_flops"] == forward - head
+
+
+def test_mfu_is_of_the_datasheet_where_there_is_one(rows: dict[str, Row], anchors: Anchors) -> None:
+    row = rows["sdpa recompute"]
+    assert row.seconds is not None
+    assert row.work_flops is not None
+    known = derived(row, Yardsticks(anchors, Limits(1e12, 1e11)))
+    assert known["mfu"] == pytest.approx(row.work_flops / (row.seconds * 1e12))
+    assert known["hfu"] == pytest.approx(row.figures["hardware_flops"] / (row.seconds * 1e12))
+    here = derived(row, Yardsticks(anchors, None))
+    assert here["mfu"] == pytest.approx(row.flops_per_s / anchors.matmul.per_s)
+
+
+def test_a_step_changes_no_weight_and_leaves_no_gradient() -> None:
+    model = build(SPEC)
+    before = [parameter.clone() for parameter in model.parameters()]
+    tokens = SETTING.tokens(97, 4, 48)
+    step = Trainer(model, tokens, tokens).by(Way("sdpa"))
+    for _ in range(2):
+        step()
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_compiled_and_recomputed_steps_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph as torch.compile takes it, without the minutes of making kernels of it."""
+    monkeypatch.setattr(training.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    for way in (Way("sdpa", compiled=True), Way("sdpa", recompute=True, compiled=True)):
+        assert [verdict.passed for verdict in verdicts(SETTING, way)] == [True, True]
+
+
+def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            return grads[0] * 0.999
+
+    how = implementation("sdpa")
+    wrong = how._replace(attend=lambda q, seen, scores: Halved.apply(how.attend(q, seen, scores)))
+    monkeypatch.setattr(training, "implementation", lambda name: wrong if name == "sdpa" else implementation(name))
+    assert [verdict.passed for verdict in verdicts(SETTING, Way("sdpa"))] == [True, False]
+
+
+def test_what_does_not_fit_is_a_row_with_its_need(anchors: Anchors) -> None:
+    huge = SETTING.but(batch=10**7)
+    ask = Ask(quick=True, device=CPU, dtype="fp32")
+    (row,) = run([group_of(huge, [Way("sdpa")], ask)], clock=CpuClock(), anchors=anchors)
+    assert row.status == "OOM"
+    memory = memory_of(huge, Way("sdpa"), 1)
+    assert row.need_bytes == memory.peak_bytes - memory.parts_bytes["overhead"]
+
+
+def test_fp16_is_refused() -> None:
+    with pytest.raises(LLMBenchError, match="fp16 would need its losses scaled"):
+        train.groups(Ask(quick=True, device=CPU, dtype="fp16"))
