@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,9 +20,9 @@ from llmbench.measure.clock import Call, Clock, CudaClock
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Key, Row, Scalar, Store
 from llmbench.model.formats import Format
-from llmbench.report.document import Unit
+from llmbench.report.document import Table, Unit
 
-__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "run"]
+__all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Summary", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,20 @@ class Chart(NamedTuple):
     label: str
 
 
+class Summary(NamedTuple):
+    """What all rows say together: as a table with lines below it, and in JSON under `key`."""
+
+    key: str
+    rows: list[dict[str, Any]]
+    table: Table
+    lines: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A question, and the groups that answer it. `baseline` is the rival that the others of its group are compared
     with; `columns` show figures of its rows: key, heading, how they are shown. `derived` gives figures that follow from
-    a row's time, `notes` say what figures mean. `processes`: in how many it can run."""
+    a row's time, `summary` what all rows say together, `notes` what figures mean. `processes`: in how many it runs."""
 
     name: str
     question: str
@@ -106,6 +115,7 @@ class Experiment:
     columns: tuple[tuple[str, str, Unit], ...] = ()
     chart: Chart | None = None
     derived: Callable[[Row, Yardsticks], Mapping[str, Scalar]] = lambda row, yardsticks: {}
+    summary: Callable[[Ask, Sequence[Row]], Summary] | None = None
     processes: Processes = "one"
     notes: tuple[str, ...] = ()
 

@@ -9,7 +9,18 @@ from llmbench.errors import UnknownNameError, suggestion
 
 __all__ = ["EXPERIMENTS", "experiment"]
 
-EXPERIMENTS = ("attention", "norms", "activations", "positions", "heads", "moe")
+EXPERIMENTS = (
+    "attention",
+    "norms",
+    "activations",
+    "positions",
+    "heads",
+    "moe",
+    "generate",
+    "train",
+    "collectives",
+    "textbook",
+)
 """Every experiment: a file of `llmbench/bench/experiments` with `EXPERIMENT` at its end."""
 
 

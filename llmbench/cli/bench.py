@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from llmbench.measure.results import Row
 
 Name = Annotated[
-    Literal["attention", "norms", "activations", "positions", "heads", "moe"],
+    Literal[
+        "attention",
+        "norms",
+        "activations",
+        "positions",
+        "heads",
+        "moe",
+        "generate",
+        "train",
+        "collectives",
+        "textbook",
+    ],
     typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False),
 ]
 Preset = Annotated[
@@ -204,6 +215,11 @@ def _document(
     if of.baseline:
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
     about += of.notes
+    also = {"anchors": msgspec.to_builtins(yardsticks.anchors)}
+    if of.summary is not None:
+        all_of_it = of.summary(ask, rows)
+        blocks.append(Block(headline=all_of_it.key, table=all_of_it.table, lines=all_of_it.lines))
+        also[all_of_it.key] = all_of_it.rows
     return Document(
         command="bench",
         inputs=inputs,
@@ -211,7 +227,7 @@ def _document(
         rows=plain(rows, yardsticks, baselines, of.derived),
         blocks=[Block(headline=question), *blocks, Block(lines=about)],
         environment=msgspec.to_builtins(environment),
-        also={"anchors": msgspec.to_builtins(yardsticks.anchors)},
+        also=also,
     )
 
 

@@ -1,0 +1,106 @@
+"""What a textbook claims of speed and memory, and what became of it here (`llmbench.bench.claims` has the claims)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmbench.bench.claim_runs import RUNS
+from llmbench.bench.claims import CLAIMS, Claim, Outcome, outcome
+from llmbench.bench.experiment import Ask, Experiment, Group, Summary
+from llmbench.measure.results import Row
+from llmbench.report.document import Column, Table
+from llmbench.report.units import si
+
+__all__ = ["EXPERIMENT", "outcomes"]
+
+
+def groups(ask: Ask) -> list[Group]:
+    """The run of every claim that one settles."""
+    return [RUNS[name](ask) for name in dict.fromkeys(claim.run for claim in CLAIMS) if name is not None]
+
+
+def outcomes(rows: Sequence[Row]) -> list[Outcome]:
+    """What became of each claim, by the rows that there are."""
+    by_run: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_run.setdefault(str(row.case["run"]), {})[row.implementation] = row
+    return [outcome(claim, by_run.get(claim.run or "", {})) for claim in CLAIMS]
+
+
+def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
+    """A line a claim."""
+    found = [_plain(each, ask, rows) for each in outcomes(rows)]
+    names = {"says": "claim", "claimed": "claimed", "measured": "here", "verdict": "verdict", "kind": "kind"}
+    columns = [Column(title, wraps=name == "says") for name, title in names.items()]
+    table = []
+    for claim, each in zip(CLAIMS, found, strict=True):
+        shown = {"claimed": _bounded(claim), "measured": _shown(claim, each["measured"])}
+        table.append([*((each | shown)[name] for name in names), each["setting"]])
+    verdicts = [each["verdict"] for each in found]
+    lines = [", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "does not", "n/a"))]
+    if not ask.on_gpu:
+        lines.append("on a CPU what is measured is smaller than the claims' own settings")
+    lines += [f"{each['claim']}: n/a, {each['reason']}" for each in found if each["verdict"] == "n/a"]
+    return Summary("claims", found, Table(columns=[*columns, Column("setting", wraps=True)], rows=table), lines)
+
+
+def _plain(found: Outcome, ask: Ask, rows: Sequence[Row]) -> dict[str, Any]:
+    """As JSON has it: figures are ratios, shares and changes of one, bytes, or 1 for what runs."""
+    claim = found.claim
+    return {
+        "claim": claim.name,
+        "says": claim.says,
+        "claimed": claim.claimed,
+        "bound": claim.bound,
+        "unit": claim.shown,
+        "measured": found.measured,
+        "verdict": found.verdict,
+        "reason": found.reason or None,
+        "kind": None if claim.value is None else "analytic" if claim.run is None else "measured",
+        "run": claim.run,
+        "at": claim.at,
+        "setting": _setting(claim, ask, rows),
+        "source": claim.source,
+    }
+
+
+def _setting(claim: Claim, ask: Ask, rows: Sequence[Row]) -> str:
+    """The claim's own; on a CPU, for what is measured, that of its run."""
+    if ask.on_gpu or claim.run is None:
+        return claim.at
+    case = next((row.case for row in rows if row.case["run"] == claim.run), {})
+    return ", ".join(f"{name} {value}" for name, value in case.items() if name not in ("run", "dtype"))
+
+
+def _bounded(claim: Claim) -> str:
+    sign = {"near": "", "at least": "≥ ", "at most": "≤ "}[claim.bound]
+    return _shown(claim, claim.claimed) if claim.shown == "yes" else sign + _shown(claim, claim.claimed)
+
+
+def _shown(claim: Claim, value: float | None) -> str:
+    """In the claim's terms."""
+    if value is None:
+        return "–"
+    return {
+        "yes": "runs" if value else "refuses",
+        "bytes": f"{si(value)}B",
+        "share": f"{value:.0%}",
+        "change": f"{value:+.0%}",
+        "ratio": f"{value:.2f}×",
+    }[claim.shown]
+
+
+EXPERIMENT = Experiment(
+    name="textbook",
+    question="what does a textbook claim of speed and memory, and does it hold here?",
+    groups=groups,
+    baseline="",
+    columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "at length", "percent")),
+    summary=summary,
+    notes=(
+        "holds: within a tenth of the claimed ratio (−25% is 0.75); where the claim is a bound (≥, ≤), on its side",
+        "loss of guessing: the loss after a short training as a share of that of knowing nothing; at length: of what is"
+        " read then",
+    ),
+)

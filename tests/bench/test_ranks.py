@@ -1,0 +1,134 @@
+"""Two processes on one machine, by gloo: what is spread is right, what is sent is what the Op table says, and neither
+process waits for the other in vain."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.experiments.collectives import links
+from llmbench.bench.ranks import join
+from llmbench.errors import LLMBenchError
+from llmbench.measure.results import read
+from llmbench.sizing.lower import lower
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.workload import Layout, Workload
+from tests.bench.two_ranks import SPEC, WAYS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes found, and the file that they wrote."""
+    out = tmp_path_factory.mktemp("ranks") / "found.json"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.two_ranks", str(out)],
+            env={**os.environ, **where, "RANK": rank, "LOCAL_RANK": rank, "TRITON_INTERPRET": "0"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    answers: dict[str, Any] = json.loads(out.read_text())
+    return answers | {"said": said, "file": f"{out}.jsonl"}
+
+
+def test_what_is_spread_has_the_loss_and_gradients_of_one_process(found: dict[str, Any]) -> None:
+    rows = found["train"]
+    assert [(row["implementation"], row["status"], row["reason"]) for row in rows] == [
+        (way.name, "ok", None) for way in WAYS
+    ]
+    for row in rows:
+        assert [(check["tensor"], check["passed"]) for check in row["checks"]] == [("loss", True), ("gradients", True)]
+        assert row["figures"]["tokens"] == 4 * 24
+        assert row["case"]["ranks"] == 2
+
+
+def test_fsdp_splits_weights_evenly(found: dict[str, Any]) -> None:
+    assert sum(found["local_parameters"]) == count_parameters(SPEC).total
+    assert max(found["local_parameters"]) < 0.51 * count_parameters(SPEC).total
+
+
+def test_tensor_parallel_sends_what_the_table_says(found: dict[str, Any]) -> None:
+    """Beside it: the embedding's sum, and three numbers a token of the loss (largest, sum, that of the target)."""
+    counts = {"forward": 0, "backward": 0}
+    for op in lower(SPEC, Workload.train(24, 4), Layout(tp=2)):
+        for collective in op.collectives:
+            counts[collective.when] += op.count
+    assert found["sent"] == {"forward": counts["forward"] + 4, "backward": counts["backward"]}
+
+
+def test_what_one_rank_computes_wrongly_is_wrong(found: dict[str, Any]) -> None:
+    assert found["uneven"][1] is False  # gradients; a loss over so few layers hardly moves
+
+
+def test_what_fails_on_one_rank_fails_on_all(found: dict[str, Any]) -> None:
+    rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
+    assert rows == {
+        "made": ("OOM", "no room on the second"),
+        "run": ("FAILED", "RuntimeError: another rank failed"),
+        "good": ("ok", None),
+    }
+
+
+def test_collectives_are_right(found: dict[str, Any]) -> None:
+    rows = {row["case"]["collective"]: row for row in found["collectives"]}
+    assert list(rows) == ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+    for row in rows.values():
+        assert row["status"] == "ok"
+        assert row["implementation"] == "gloo"
+        assert [check["passed"] for check in row["checks"]] == [True]
+        assert len(row["measurement"]["samples_s"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "bus"), [("all_reduce", 1.5e9), ("all_gather", 7.5e8), ("reduce_scatter", 7.5e8), ("all_to_all", 7.5e8)]
+)
+def test_bandwidths(kind: str, bus: float) -> None:
+    """Four ranks, a gigabyte in a second: worked out by hand."""
+    assert links(kind, 10**9, 1.0, 4) == (1e9, bus)
+
+
+def test_the_first_rank_alone_writes_and_answers(found: dict[str, Any]) -> None:
+    (first, first_said), (second, second_said) = found["said"]
+    assert found["codes"] == [0, 0]
+    assert first.count("how fast do ranks send to each other") == 2
+    assert second == ""
+    results = read(found["file"])
+    assert not results.damaged
+    assert len(results.headers) == 2
+    assert len(results.rows) == len(results.by_key()) == 8  # resumed, and nothing measured again
+    assert found["exists"] == 2
+    assert "is there already" in first_said
+    assert "is there already" in second_said
+
+
+def test_collectives_need_several_processes() -> None:
+    with pytest.raises(LLMBenchError, match="needs several processes") as raised:
+        join("several", torch.device("cpu"), "collectives")
+    assert raised.value.hint == "torchrun --nproc-per-node 2 -m llmbench bench collectives --device cpu"
+
+
+def test_other_experiments_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LLMBenchError, match="runs in one process, and torchrun started 2"):
+        join("one", torch.device("cpu"), "norms")

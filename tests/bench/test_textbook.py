@@ -1,0 +1,175 @@
+"""The textbook's claims: analytic ones against figures worked out by hand, measured ones by rows that are given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.claim_runs import RUNS
+from llmbench.bench.claims import CLAIMS, Claim, change, memory, outcome, runs, times
+from llmbench.bench.experiment import Ask, run
+from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
+from llmbench.bench.short_training import progressions
+from llmbench.measure.anchors import Sizes, measure_anchors
+from llmbench.measure.clock import CpuClock
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.results import Row
+
+CPU = torch.device("cpu")
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+
+
+def row(name: str, *samples: float, **fields: Any) -> Row:
+    given: dict[str, Any] = {"status": "OOM", "reason": "no room"}
+    if samples:
+        given = {"status": "ok", "measurement": Measurement(samples_s=samples, clock="cpu")}
+    return Row(experiment="textbook", case={"run": "a"}, implementation=name, **{**given, **fields})
+
+
+def rows(*each: Row) -> dict[str, Row]:
+    return {one.implementation: one for one in each}
+
+
+def claim(value: Any, claimed: float, **fields: Any) -> Claim:
+    return Claim(name="a", says="a", claimed=claimed, at="here", source="a test", run="a", value=value, **fields)
+
+
+SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("of", "measured", "verdict"),
+    [
+        (claim(times("slow", "fast"), 3.2), 3.0, "holds"),
+        (claim(times("slow", "fast"), 3.4), 3.0, "does not"),
+        (claim(times("slow", "fast"), 2.7), 3.0, "does not"),
+        (claim(times("slow", "fast"), 2.7, bound="at least"), 3.0, "holds"),
+        (claim(times("slow", "fast"), 2.7, bound="at most"), 3.0, "does not"),
+        # a ratio of 1/3: within a tenth of 0.35, but not of 0.4
+        (claim(change("fast", "slow"), -0.65, shown="change"), -2 / 3, "holds"),
+        (claim(change("fast", "slow"), -0.6, shown="change"), -2 / 3, "does not"),
+    ],
+)
+def test_verdicts(of: Claim, measured: float, verdict: str) -> None:
+    found = outcome(of, rows(SLOW, FAST))
+    assert found.measured == pytest.approx(measured)
+    assert found.verdict == verdict
+
+
+def test_memory_is_inputs_and_what_was_added() -> None:
+    big, small = (replace_memory(each, added, 100) for each, added in ((SLOW, 300), (FAST, 100)))
+    assert outcome(claim(memory("fast", "slow"), -0.5, shown="change"), rows(big, small)).measured == -0.5
+
+
+def replace_memory(of: Row, added: int, inputs: int) -> Row:
+    return row(
+        of.implementation,
+        1.0,
+        memory=MemoryPeak(added_bytes=added, by="tensors"),
+        figures={"input_bytes": inputs},
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], "not run"),
+        ([FAST, row("slow")], "slow: OOM, no room"),
+        ([FAST, row("slow", 1.0)], "samples of one comparison"),
+    ],
+)
+def test_without_figures_a_claim_is_open(given: list[Row], reason: str) -> None:
+    found = outcome(claim(times("slow", "fast"), 3.0), rows(*given))
+    assert (found.verdict, found.measured) == ("n/a", None)
+    assert found.reason.startswith(reason)
+
+
+def test_a_refusal_is_an_answer_and_a_failure_is_none() -> None:
+    refused, failed = (row("x", status=status, reason="why", measurement=None) for status in ("n/a", "FAILED"))
+    of = claim(runs("x"), 0.0, bound="at most", shown="yes")
+    assert outcome(of, rows(refused)).verdict == "holds"
+    assert outcome(of, rows(row("x", 1.0))).verdict == "does not"
+    assert outcome(of, rows(failed)).verdict == "n/a"
+
+
+def test_analytic_claims_by_hand() -> None:
+    found = {
+        name: outcome(BY_NAME[name], {})
+        for name in ("GQA cache", "MQA cache", "MoE top-1", "MoE top-2", "standard 8192")
+    }
+    assert found["GQA cache"].measured == pytest.approx(4 / 12 - 1)
+    assert found["MQA cache"].measured == pytest.approx(1 / 12 - 1)
+    assert {name: each.verdict for name, each in found.items()} == {
+        "GQA cache": "holds",
+        "MQA cache": "holds",
+        "MoE top-1": "holds",
+        "MoE top-2": "does not",
+        "standard 8192": "holds",
+    }
+    # Mistral-7B: two of its feed-forwards in place of one, beside its other products and the scores of 2,048 tokens
+    ffn, others = 32 * 3 * 4096 * 14336, 32 * (2 * 4096 + 2 * 1024) * 4096 + 32000 * 4096
+    scores = 32 * 2 * 32 * 128 * 1024.5
+    assert found["MoE top-2"].measured == pytest.approx((2 * ffn + others + scores) / (ffn + others + scores), rel=1e-3)
+    # scores alone: 12 layers, 8 sequences, 12 heads, 8,192² of at least an fp32 softmax
+    assert found["standard 8192"].measured > 12 * 8 * 12 * 8192**2 * 4
+
+
+def test_every_claim_has_a_source_and_a_way() -> None:
+    assert len(BY_NAME) == len(CLAIMS)
+    for each in CLAIMS:
+        assert each.source
+        assert each.at
+        assert (each.value is None) == bool(each.unavailable) == (each.claimed is None)
+        assert each.run is None or each.run in RUNS
+    assert {each.run for each in CLAIMS} - {None} == set(RUNS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_runs_are_described_without_being_made(device: str, quick: bool) -> None:
+    """Also for a GPU that is not there, where each claim has its own setting."""
+    ask = Ask(quick=quick, device=torch.device(device), dtype="bf16" if device == "cuda" else "fp32")
+    by_run = {group.case["run"]: group for group in groups(ask)}
+    assert set(by_run) == set(RUNS)
+    if device == "cuda":
+        assert {key: by_run["flash 4096"].case[key] for key in ("model", "batch", "seq_len")} == {
+            "model": "gpt2",
+            "batch": 8,
+            "seq_len": 4096,
+        }
+        norm = by_run["norm forward"].case
+        assert (norm["batch"], norm["seq_len"], norm["hidden_size"]) == (32, 1024, 4096)
+        assert by_run["decode 1"].case["context"] == 2048
+
+
+def test_progressions_go_on() -> None:
+    tokens, targets = progressions(64, 5, 20, 3, CPU)
+    strides = (targets - tokens) % 64
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    assert torch.equal(strides, strides[:, :1].expand(-1, 20))
+    assert 1 <= int(strides.min()) <= int(strides.max()) <= 7
+
+
+def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table says of the rows that were measured; the other runs are in the command's test."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ask = Ask(quick=True, device=CPU, dtype="fp32")
+    anchors = measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    chosen = [RUNS[name](ask) for name in ("length", "decode 1", "norm forward", "style decode")]
+    found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), anchors=anchors))
+    by_name = {each.claim.name: each for each in outcomes(found)}
+    assert {by_name[f"{kind} length"].verdict for kind in ("learned", "RoPE", "ALiBi")} == {"holds"}
+    ratio = by_name["RMSNorm forward"].measured
+    times = {each.implementation: each.seconds for each in found if each.case["run"] == "norm forward"}
+    assert ratio == pytest.approx(times["LayerNorm"] / times["RMSNorm"], rel=0.5)
+    assert by_name["flash 512"].verdict == "n/a"
+    told = summary(ask, found)
+    assert told.key == "claims"
+    assert [each["claim"] for each in told.rows] == [claim.name for claim in CLAIMS]
+    assert len(told.table.rows) == len(CLAIMS)
+    assert "flash 512: n/a, not run" in told.lines
+    assert EXPERIMENT.summary is summary

@@ -1,0 +1,127 @@
+"""What one of two processes does in `test_ranks`; the first writes what was found, as JSON, to the file it is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import msgspec
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import loss_parallel
+
+from llmbench.bench import training
+from llmbench.bench.experiment import Ask, Group, run
+from llmbench.bench.experiments import collectives, train
+from llmbench.bench.ranks import Ranks, join
+from llmbench.bench.setting import Setting
+from llmbench.bench.sharding import shard
+from llmbench.bench.training import Trainer, Way, verdicts
+from llmbench.bench.variants import heads, model_of
+from llmbench.cli import run as command
+from llmbench.measure.anchors import Anchors, Sizes, measure_anchors
+from llmbench.measure.clock import Call, CpuClock
+from llmbench.measure.gate import Rival
+from llmbench.model import build
+from llmbench.model.decoder import Decoder
+from llmbench.spec.ffn import Gated
+
+CPU = torch.device("cpu")
+SPEC = model_of("tiny", 32, mixer=heads(4, 2, 8), ffn=Gated(intermediate_size=48), layers=3, vocab=98)
+SETTING = Setting(spec=SPEC, batch=4, seq_len=24, dtype="fp32", device=CPU, of="both")
+WAYS = [Way("sdpa", sharding="fsdp"), Way("sdpa", recompute=True, sharding="fsdp"), Way("sdpa", sharding="tp")]
+
+
+def rows_of(groups: list[Group], ranks: Ranks, anchors: Anchors) -> list[Any]:
+    """Rows as a file has them."""
+    return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CpuClock()), anchors=anchors)]
+
+
+def sent(ranks: Ranks) -> dict[str, int]:
+    """All-reduces of a tensor-parallel forward and backward pass."""
+    model = build(SPEC, impl="sdpa")
+    shard(model, "tp", init_device_mesh("cpu", (ranks.size,)))
+    tokens = SETTING.tokens(98, 4, 24)
+    with loss_parallel(), CommDebugMode() as counted:
+        loss = model(tokens, targets=tokens)
+        forward = counted.get_total_counts()
+        loss.backward()
+        return {"forward": forward, "backward": counted.get_total_counts() - forward}
+
+
+def uneven(ranks: Ranks) -> list[bool]:
+    """Whether the gate passes what the second rank alone computes wrongly."""
+    right = training.shard
+
+    def wrong(model: Decoder, *how: Any) -> None:
+        right(model, *how)
+        if ranks.rank == 1:
+            with torch.no_grad():
+                model.layers[1].ffn.down_proj.weight.to_local().mul_(1.01)
+
+    training.shard = wrong  # type: ignore[assignment]
+    try:
+        return [verdict.passed for verdict in verdicts(SETTING, WAYS[2], ranks)]
+    finally:
+        training.shard = right
+
+
+def alone(ranks: Ranks, anchors: Anchors) -> list[Any]:
+    """Rows of rivals that the second rank alone cannot make, and cannot run."""
+
+    def rivals(anchors: Anchors) -> list[Rival]:
+        def no_room() -> Call:
+            if ranks.rank == 1:
+                raise torch.OutOfMemoryError("no room on the second")
+            return lambda: None
+
+        def broken() -> Call:
+            made = iter(range(3))
+
+            def call() -> None:
+                if next(made) == 2 and ranks.rank == 1:
+                    raise ValueError("broken")
+
+            return call
+
+        return [
+            Rival(name="made", prepare=lambda: ranks.agreed(no_room)),
+            Rival(name="run", prepare=broken),
+            Rival(name="good", prepare=lambda: lambda: None),
+        ]
+
+    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
+    group = Group(experiment="faults", case={}, names=["made", "run", "good"], rivals=rivals, pace=pace)
+    return rows_of([group], ranks, anchors)
+
+
+def main(out: str) -> None:
+    """All of it."""
+    ranks, _ = join("any", CPU, "train")
+    ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
+    anchors = measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    found: dict[str, Any] = {
+        "train": rows_of([train.group_of(SETTING, WAYS, ask)], ranks, anchors),
+        "collectives": rows_of(
+            [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, anchors
+        ),
+        "sent": sent(ranks),
+        "uneven": uneven(ranks),
+        "faults": alone(ranks, anchors),
+    }
+    local = Trainer(build(SPEC), *[SETTING.tokens(98, 4, 24)] * 2, sharding="fsdp", ranks=ranks)
+    found["local_parameters"] = ranks.gathered(sum(each.to_local().numel() for each in local.parameters))
+    results = f"{out}.jsonl"
+    found["codes"] = [
+        command(["bench", "collectives", "--device", "cpu", way, results]) for way in ("--output", "--resume")
+    ]
+    found["exists"] = command(["bench", "collectives", "--device", "cpu", "--output", results])
+    if ranks.first:
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump(found, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
