@@ -22,6 +22,7 @@ from llmbench.model.mixers import build_mixer
 from llmbench.model.norms import NormLayer, Residual, times
 from llmbench.model.positions import refuse_turned_anew, rotations_of, sinusoids, tables_of
 from llmbench.model.state import Cache
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.spec.ffn import MoE
 from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
@@ -201,9 +202,8 @@ class Decoder(nn.Module):
 
     def _refuse_step(self, batch: int, length: int, cache: Cache | None, lengths: Tensor | None) -> None:
         """Raise CannotRunError for what would be computed otherwise than in one pass of each row alone."""
-        limit, end = self.spec.position_limit, length if cache is None else length + cache.longest
-        if limit is not None and end > limit:
-            raise CannotRunError(f"{self.spec.name}: {end} tokens, but its table of positions has rows for {limit}")
+        end = length if cache is None else length + cache.longest
+        refuse_beyond_positions(self.spec, end)
         if any(rotation.regime(end) != rotation.regime(1) for rotation in self.rotations):
             held = [0] * batch if cache is None else cache.held
             new = [length] * batch if lengths is None else lengths.tolist()

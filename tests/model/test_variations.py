@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from llmbench import model as models
-from llmbench.errors import CannotRunError, SpecError, UnsupportedError
+from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.mixers import new_cache
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.huggingface import from_config
@@ -275,5 +275,5 @@ def test_roberta_as_a_decoder_goes_on_where_it_stands(tmp_path: Path) -> None:
 
 def test_more_tokens_than_a_table_of_positions_has_rows(tmp_path: Path) -> None:
     saved(config_of("gpt2", {"max_position_embeddings": 12}), tmp_path)
-    with pytest.raises(CannotRunError, match="20 tokens, but its table of positions has rows for 12"):
+    with pytest.raises(SpecError, match="end at 12 tokens: it cannot read 20"):
         models.load(tmp_path)(TOKENS)
