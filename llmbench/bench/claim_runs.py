@@ -23,6 +23,7 @@ from llmbench.bench.setting import Setting
 from llmbench.bench.short_training import TAIL, progressions, trained
 from llmbench.bench.training import Way
 from llmbench.bench.variants import heads, model_of
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival
@@ -223,7 +224,10 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
             with torch.no_grad():
                 return model(tokens, targets=targets)
 
-        figures["loss_at_length"] = float(call()) / nothing
+        try:
+            figures["loss_at_length"] = float(call()) / nothing
+        except LLMBenchError as refusal:  # that a model cannot read on is an answer
+            raise CannotRunError(str(refusal)) from None
         return call
 
     return Rival(name=name, prepare=prepare, figures=figures)

@@ -68,9 +68,11 @@ def command(
     """An experiment: rivals side by side, each checked, timed, and set beside its prediction.
 
     EXPERIMENT is attention (every kernel over lengths, masks and passes), norms, activations (at equal parameters),
-    positions, heads (MHA, GQA, MQA, MLA at equal width) or moe (against dense models; balance; routing). What does not
-    fit, does not exist here or is wrong is a row too. --output keeps what was measured whatever happens; `llmbench
-    diff` compares two such files.
+    positions, heads (MHA, GQA, MQA, MLA at equal width), moe (against dense models; balance; routing), generate (first
+    token, next token, whole answers), train (steps of a model; under torchrun with FSDP2 and tensor parallelism),
+    collectives (under torchrun) or textbook (claims, and whether they hold here). What does not fit, does not exist
+    here or is wrong is a row too. --output keeps what was measured whatever happens; `llmbench diff` compares two such
+    files.
 
     Examples:
 

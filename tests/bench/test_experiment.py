@@ -101,7 +101,9 @@ def test_rows_are_in_the_file_before_they_are_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("name", ["attention", "norms", "activations", "positions", "heads", "moe"])
+@pytest.mark.parametrize(
+    "name", ["attention", "norms", "activations", "positions", "heads", "moe", "generate", "train"]
+)
 def test_groups_are_cases_of_their_own(name: str, quick: bool, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every preset of every experiment, as far as no device is needed: made, named, each group apart. A GPU's has more
     than a CPU's, and the full one more than the quick."""
