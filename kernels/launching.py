@@ -151,7 +151,7 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
         return
     if device.type != "cuda":
         raise CannotRunError(
-            f"the Triton kernel `{kernel.__name__}` needs a GPU",
+            f"the Triton kernel `{kernel.fn.__name__}` needs a GPU",
             hint="TRITON_INTERPRET=1 runs it on a CPU, slowly, for checks",
         )
     if 0 in grid:

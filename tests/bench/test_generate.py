@@ -14,6 +14,7 @@ from llmbench.bench.experiments.generate import Case, Checks, group_of, need_byt
 from llmbench.bench.serving import Server
 from llmbench.bench.variants import heads, model_of
 from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.kernels import launching
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.model import build
@@ -46,6 +47,7 @@ MIXERS = {"heads": heads(4, 2, 8), "window": heads(4, 2, 8, sliding_window=5), "
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU flash is torch's own kernel, as it is for users."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(launching, "interpreted", lambda: False)  # another test may have loaded kernels interpreted
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
