@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.measure.clock import Call, Clock, Stopwatch, Warm
+from llmbench.measure.clock import Call, Clock, Stopwatch, Warm, clock_for
 from llmbench.measure.results import Header, Key, Results, Row, Store
 
 __all__ = ["ALONE", "Follower", "Processes", "RankedClock", "Ranks", "join"]
@@ -71,9 +71,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def clock(self, clock: Clock) -> Clock:
-        """A clock that all ranks read alike."""
-        return clock if self.size == 1 else RankedClock(clock)
+    def clock(self, device: torch.device) -> Clock:
+        """The clock of a device, and where there are others one that all read alike. It captures no graphs: what ranks
+        wait for is no part of one."""
+        return clock_for(device) if self.size == 1 else RankedClock(clock_for(device, graphs="never"))
 
     @contextmanager
     def store(self, path: Path, header: Header, *, resume: bool) -> Iterator[Store | Follower]:
@@ -125,7 +126,8 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend, where = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=where)
         atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size()), device
 

@@ -73,6 +73,8 @@ class Trainer:
         self.tokens, self.targets = tokens, targets
         if sharding:
             shard(model, sharding, init_device_mesh(tokens.device.type, (ranks.size,)))
+        # made once: to torch.compile another object is another model
+        self._again = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
         kinds = dict.fromkeys(map(type, self.parameters))  # one kernel does not update tensors of several kinds
         groups = [{"params": [each for each in self.parameters if type(each) is kind]} for kind in kinds]
@@ -102,7 +104,8 @@ class Trainer:
         how = implementation(way.impl)
         if how.loss is not None and self.sharding == "tp":
             raise CannotRunError(f"impl {way.impl} needs the head's whole matrix", hint="use flash")
-        model: Any = torch.compile(self.model, dynamic=False) if way.compiled else self.model
+        # whole, or an error: what is not compiled would be timed under its name
+        model: Any = torch.compile(self.model, dynamic=False, fullgraph=True) if way.compiled else self.model
 
         def loss() -> Tensor:
             self.model.implementation = how
@@ -113,10 +116,11 @@ class Trainer:
         return loss
 
     def _recompute(self, wanted: bool) -> None:
-        for block in self.model.layers:
-            block.__dict__.pop("forward", None)
+        for block, again in self._again:
             if wanted:
-                block.forward = partial(_checkpointed, block.forward)
+                block.forward = again
+            else:
+                block.__dict__.pop("forward", None)
 
     def _context(self) -> AbstractContextManager[Any]:
         """Where the vocabulary is split, the loss is taken of its shards."""

@@ -110,7 +110,7 @@ def command(
     groups = of.groups(ask)
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
-    clock, found = ranks.clock(clock_for(where)), environment(where)
+    clock, found = ranks.clock(where), environment(where)
     with _progress(len(groups)) as told:
         told("limits of the machine")
         anchors = measure_anchors(clock_for(where), budget_s=0.1 if ask.quick else 0.3)

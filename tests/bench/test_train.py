@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from llmbench.bench import training
 from llmbench.bench.experiment import Ask, run
@@ -118,6 +119,22 @@ def test_compiled_and_recomputed_steps_are_right(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(training.torch, "compile", partial(torch.compile, backend="aot_eager"))
     for way in (Way("sdpa", compiled=True), Way("sdpa", recompute=True, compiled=True)):
         assert [verdict.passed for verdict in verdicts(SETTING, way)] == [True, True]
+
+
+def test_what_is_compiled_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rivals share a model and take turns: torch.compile must not take it for another one each time. It gives up after
+    a few and runs it eager."""
+    monkeypatch.setattr(training.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    tokens = SETTING.tokens(97, 4, 48)
+    trainer = Trainer(build(SPEC), tokens, tokens)
+    steps = [trainer.by(Way("sdpa", again, compiled)) for again in (False, True) for compiled in (False, True)]
+    made: list[int] = []
+    for _ in range(4):
+        for step in steps:
+            step()
+        made.append(counters["stats"]["unique_graphs"])
+    assert made[0] > 0
+    assert len(set(made)) == 1
 
 
 def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

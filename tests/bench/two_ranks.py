@@ -36,7 +36,7 @@ WAYS = [Way("sdpa", sharding="fsdp"), Way("sdpa", recompute=True, sharding="fsdp
 
 def rows_of(groups: list[Group], ranks: Ranks, anchors: Anchors) -> list[Any]:
     """Rows as a file has them."""
-    return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CpuClock()), anchors=anchors)]
+    return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CPU), anchors=anchors)]
 
 
 def sent(ranks: Ranks) -> dict[str, int]:

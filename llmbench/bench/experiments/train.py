@@ -108,7 +108,7 @@ def group_of(setting: Setting, ways: Sequence[Way], ask: Ask) -> Group:
 
     names = [way.name for way in ways]
     pace = ask.pace if ask.ranks.size == 1 else ask.pace.settled()
-    return Group(experiment="train", case=case, names=names, rivals=rivals, pace=pace, graphs=False)
+    return Group(experiment="train", case=case, names=names, rivals=rivals, pace=pace, graphs=False, attention=True)
 
 
 def trainer_of(setting: Setting, ranks: Ranks, sharding: Sharding | None) -> Trainer:
