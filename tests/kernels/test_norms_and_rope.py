@@ -16,6 +16,7 @@ from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
 from llmbench.kernels.rms_norm import KERNEL as RMS_NORM
 from llmbench.kernels.rms_norm import Case, add_rms_norm, rms_norm
 from llmbench.kernels.rope import rope
+from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate
 from llmbench.spec.model import Norm
@@ -40,8 +41,8 @@ def test_norms_are_the_models(kind: Any, per_head: bool, offset: bool) -> None:
     x = made(3, 5, 2, 12, seed=9)
     ours = layer_norm if kind == "layernorm" else rms_norm
     found = ours(x, layer.weight, layer.bias, eps=layer.norm.eps, unit_offset=offset)
-    plain = layer(x)
-    exact = layer.double()(x.double())
+    plain = layer(x, STANDARD)
+    exact = layer.double()(x.double(), STANDARD)
     assert compare("out", found.detach(), plain.detach(), exact.detach()).passed
 
 
