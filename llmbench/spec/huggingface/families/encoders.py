@@ -117,7 +117,7 @@ def roformer(c: Config) -> ModelSpec:
     )
     embedding = Embedding(
         size=None if size == hidden else size,
-        projection_bias=True,
+        projection_bias=size != hidden,
         token_types=c.count("type_vocab_size"),
         norm=True,
     )
@@ -297,7 +297,7 @@ def electra(c: Config) -> ModelSpec:
     size = c.size("embedding_size", hidden)
     embedding = Embedding(
         size=None if size == hidden else size,
-        projection_bias=True,
+        projection_bias=size != hidden,
         token_types=c.count("type_vocab_size"),
         norm=True,
     )
