@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llmbench.errors import UnknownNameError, suggestion
+from llmbench.errors import unknown
 from llmbench.kernels.kernel import Kernel
 
 __all__ = ["NAMES", "kernel"]
@@ -29,8 +29,6 @@ NAMES = (
 def kernel(name: str) -> Kernel:
     """The kernel of that name. Raises UnknownNameError with the nearest."""
     if name not in NAMES:
-        near = suggestion(name, NAMES)
-        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(NAMES)}"
-        raise UnknownNameError(f"no kernel `{name}`", hint=hint)
+        raise unknown("kernel", name, NAMES)
     found: Kernel = import_module(f"llmbench.kernels.{name}").KERNEL
     return found

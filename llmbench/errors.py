@@ -65,3 +65,11 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
 
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """That there is no `what` of that name; the hint has the nearest of those that there are, and all of them."""
+    names = list(known)
+    near = suggestion(name, names)
+    hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(names)}"
+    return UnknownNameError(f"no {what} `{name}`", hint=hint)

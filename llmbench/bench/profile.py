@@ -22,12 +22,13 @@ from llmbench.measure.results import Row
 from llmbench.model.devices import device_of
 from llmbench.model.formats import Format
 from llmbench.model.implementations import implementation
-from llmbench.model.implementations.kernels import interpreted
+from llmbench.model.implementations.kernels import on_a_cpu
+from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Profile", "chosen", "on_a_cpu", "profile", "setting_of"]
+__all__ = ["Profile", "chosen", "profile", "setting_of"]
 
 
 class Profile(NamedTuple):
@@ -74,9 +75,8 @@ def setting_of(
         device=where,
         of=of,
     )
-    limit = spec.position_limit
-    if piece.name == "model" and limit is not None and setting.seq_len > limit:
-        raise LLMBenchError(f"{spec.name} has positions for {limit:,} tokens", hint="choose a smaller --seq")
+    if piece.name == "model":
+        refuse_beyond_positions(spec, setting.seq_len)
     check_passes(piece, setting)
     return setting, notes
 
@@ -144,13 +144,6 @@ def _ops(piece: Piece, setting: Setting, name: str, yardsticks: Yardsticks, trac
             launches = profiled(call_of(made, lambda _: run_ranged, whole), setting.device, trace)
     limits = yardsticks.anchors.limits(read_only=piece.phase == "decode")
     return op_times(launches, piece.ops(setting, "standard" if name == COMPILED else name), setting.of, limits)
-
-
-def on_a_cpu() -> str:
-    """What our kernels are on a CPU."""
-    if interpreted():
-        return "TRITON_INTERPRET=1: Triton's interpreter runs the kernels, whose times mean nothing"
-    return "impl flash is torch's own flash kernel on a CPU; the Triton kernels are for GPUs"
 
 
 def _notes(rows: list[Row], setting: Setting) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from llmbench.bench.experiment import Experiment
-from llmbench.errors import UnknownNameError, suggestion
+from llmbench.errors import unknown
 
 __all__ = ["EXPERIMENTS", "experiment"]
 
@@ -27,8 +27,6 @@ EXPERIMENTS = (
 def experiment(name: str) -> Experiment:
     """The experiment of that name. Raises UnknownNameError with the nearest."""
     if name not in EXPERIMENTS:
-        near = suggestion(name, EXPERIMENTS)
-        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(EXPERIMENTS)}"
-        raise UnknownNameError(f"no experiment `{name}`", hint=hint)
+        raise unknown("experiment", name, EXPERIMENTS)
     found: Experiment = import_module(f"llmbench.bench.experiments.{name}").EXPERIMENT
     return found

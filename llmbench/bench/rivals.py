@@ -13,7 +13,7 @@ from torch import Tensor
 from llmbench.bench.experiment import Group, Pace
 from llmbench.bench.others import WAYS
 from llmbench.bench.setting import Made, Piece, Setting
-from llmbench.errors import LLMBenchError, UnknownNameError, suggestion
+from llmbench.errors import LLMBenchError, unknown
 from llmbench.kernels.accuracy import Verdict, held
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
@@ -110,9 +110,7 @@ def known_name(name: str) -> None:
     """Raise UnknownNameError unless a way to compute has that name."""
     known = (*IMPLEMENTATIONS, COMPILED, *WAYS)
     if name not in known:
-        near = suggestion(name, known)
-        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(known)}"
-        raise UnknownNameError(f"no implementation `{name}`", hint=hint)
+        raise unknown("implementation", name, known)
 
 
 def check_passes(piece: Piece, setting: Setting) -> None:

@@ -186,8 +186,8 @@ def _document(
     import msgspec
 
     from llmbench.bench.figures import figures, plain
-    from llmbench.bench.profile import on_a_cpu
     from llmbench.bench.summary import baseline_of, sheets
+    from llmbench.model.implementations.kernels import on_a_cpu
 
     baselines = baseline_of(rows, of)
     by_key = {rows[index].key: baseline for index, baseline in baselines.items()}

@@ -224,13 +224,9 @@ def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[st
 
 def _where(built: Built) -> list[str]:
     """What stands for the Triton kernels where there is no GPU."""
-    if built.device != "cpu":
-        return []
-    from llmbench.model.implementations.kernels import interpreted
+    from llmbench.model.implementations.kernels import on_a_cpu
 
-    if interpreted():
-        return ["the kernels ran in Triton's interpreter (TRITON_INTERPRET=1): for their results, not for their speed"]
-    return ["impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs"]
+    return [on_a_cpu()] if built.device == "cpu" else []
 
 
 def _trace_row(found: Trace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from llmbench.errors import UnknownNameError, suggestion
+from llmbench.errors import unknown
 from llmbench.model.arguments import whole_seed
 from llmbench.model.decoder import Decoder
 from llmbench.model.devices import device_of
@@ -52,11 +52,7 @@ def build(
     """
     device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
     if init not in get_args(Initialisation):
-        near = suggestion(str(init), get_args(Initialisation))
-        raise UnknownNameError(
-            f"no initialisation `{init}`",
-            hint=(f"did you mean `{near}`? " if near else "") + f"there is {', '.join(get_args(Initialisation))}",
-        )
+        raise unknown("initialisation", str(init), get_args(Initialisation))
     model = _on_meta(spec, impl)
     materialise(model, device=device, dtype=dtype)
     if device.type != "meta" and init != "empty":

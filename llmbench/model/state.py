@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llmbench.errors import CannotRunError, UnknownNameError, suggestion
+from llmbench.errors import CannotRunError, unknown
 from llmbench.model.cache import LayerCache, RowShape, SlotCache
 from llmbench.model.paged import BLOCK_SIZE, BlockPool, BlockTable, PagedCache
 from llmbench.model.rows import Storage
@@ -48,11 +48,7 @@ CACHE_KINDS: dict[str, CacheKind] = {
 def cache_kind(name: str) -> CacheKind:
     """The kind of that name. Raises UnknownNameError with the nearest."""
     if name not in CACHE_KINDS:
-        near = suggestion(name, CACHE_KINDS)
-        raise UnknownNameError(
-            f"no kind of cache `{name}`",
-            hint=(f"did you mean `{near}`? " if near else "") + f"there is {', '.join(CACHE_KINDS)}",
-        )
+        raise unknown("kind of cache", name, CACHE_KINDS)
     return CACHE_KINDS[name]
 
 

@@ -188,3 +188,11 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         assert held.grad is not None, parameter
         assert torch.isfinite(held.grad).all(), parameter
         assert held.grad.abs().max() > 0, parameter
+
+
+@pytest.mark.parametrize("where", ["positions", "encoder.positions"])
+def test_each_stack_has_its_own_positions(where: str) -> None:
+    """Buckets of the one are not sized as those of the other."""
+    spec = override(load_bundled("t5-small"), {f"{where}.num_buckets": 6})
+    model = models.build(spec, device="meta")
+    assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total

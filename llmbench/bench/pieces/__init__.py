@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.bench.pieces import attending, mixtures, modules, pointwise
 from llmbench.bench.setting import Piece
-from llmbench.errors import UnknownNameError, suggestion
+from llmbench.errors import unknown
 
 __all__ = ["PIECES", "piece"]
 
@@ -15,7 +15,5 @@ PIECES = {each.name: each for each in (*attending.PIECES, *pointwise.PIECES, *mi
 def piece(name: str) -> Piece:
     """The piece of that name. Raises UnknownNameError with the nearest."""
     if name not in PIECES:
-        near = suggestion(name, PIECES)
-        hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(PIECES)}"
-        raise UnknownNameError(f"no piece `{name}`", hint=hint)
+        raise unknown("piece", name, PIECES)
     return PIECES[name]

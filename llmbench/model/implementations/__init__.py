@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llmbench.errors import CannotRunError, UnknownNameError, suggestion
+from llmbench.errors import CannotRunError, unknown
 from llmbench.model.implementations.kinds import Implementation
 
 IMPLEMENTATIONS: dict[str, str] = {
@@ -34,11 +34,7 @@ def implementation(name: str) -> Implementation:
     """The implementation of that name. Raises UnknownNameError with the nearest, CannotRunError where it needs Triton
     and there is none."""
     if name not in IMPLEMENTATIONS:
-        near = suggestion(name, IMPLEMENTATIONS)
-        raise UnknownNameError(
-            f"no implementation `{name}`",
-            hint=(f"did you mean `{near}`? " if near else "") + f"there is {', '.join(IMPLEMENTATIONS)}",
-        )
+        raise unknown("implementation", name, IMPLEMENTATIONS)
     found: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
     if name not in found:
         raise CannotRunError(f"impl {name} needs Triton", hint="install llmbench[gpu], or use flash or sdpa")

@@ -48,6 +48,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def on_a_cpu() -> str:
+    """What stands for the kernels on a CPU, for a reader."""
+    if interpreted():
+        return "the kernels ran in Triton's interpreter (TRITON_INTERPRET=1): for their results, not for their speed"
+    return "impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs"
+
+
 def run_kernels(x: Tensor) -> bool:
     """Whether Triton runs on x, or stands for what would. Raises CannotRunError where it would and is not there."""
     runs = x.device.type != "cpu" or interpreted()

@@ -19,7 +19,7 @@ from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
-from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
 
 __all__ = ["lower", "lower_next_token_prediction", "visible_pairs"]
 
@@ -38,7 +38,8 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
         raise LayoutError(f"layout ep={layout.ep}: {spec.name} has no experts")
     ops: list[Op] = []
     if spec.encoder is not None and workload.phase != "decode":
-        encoder = Builder(spec, workload, layout, encoder=True)
+        own = msgspec.structs.replace(spec, positions=spec.encoder.positions or NoPositions())
+        encoder = Builder(own, workload, layout, encoder=True)
         _encoder_embedding(encoder, spec.encoder)
         _stack(encoder, spec.encoder.layers, spec.encoder.order)
         encoder.at("encoder.", "", ())
