@@ -227,7 +227,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
         (["profile", "moe", "--model", "llama2-7b"], ["llama2-7b has no experts"]),
         (["profile", "model", "--model", "t5-base"], ["with an encoder"]),
-        (["profile", "model", "--model", "gpt2", "--seq", "2048"], ["positions for 1,024 tokens"]),
+        (["profile", "model", "--model", "gpt2", "--seq", "2048"], ["the learned positions of gpt2 end at 1,024 tokens"]),
         (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
         (["profile", "norm", "--device", "meta"], ["takes no time"]),
         (
