@@ -42,9 +42,31 @@ class WallClockCuda:
     CUDAGraph = _Graph
 
     @contextmanager
-    def graph(self, graph: Any) -> Iterator[None]:
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
         """Capture."""
         yield
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        """Make it the current one."""
+        yield
+
+    def current_stream(self, device: Any) -> None:
+        """There is none."""
+
+    def graph_pool_handle(self) -> None:
+        """Memory of a graph's own."""
+
+    def current_device(self) -> int:
+        """There is one."""
+        return 0
+
+    def get_sync_debug_mode(self) -> int:
+        """Ops that wait just do so."""
+        return 0
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        """None of them waits."""
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.errors import UnsupportedError
 from llmbench.measure.clock import Call
+from llmbench.measure.graphs import captured
 from llmbench.model.cache import SlotCache
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.kinds import Implementation
@@ -93,18 +94,8 @@ class Server:
 
     def captured(self, call: Call) -> Call:
         """What `call` does on the device, as one launch. Raises CannotRunError for what no graph can hold."""
-        device = self.lengths.device
         call()  # what is made once (workspaces, tuned kernels) is made outside
-        graph = self.cuda.CUDAGraph()
-        try:
-            with self.cuda.graph(graph):
-                call()
-        except Exception as problem:  # whatever a model does that a graph cannot hold
-            self.cuda.synchronize(device)
-            reason = str(problem).partition("\n")[0]
-            raise CannotRunError(f"no CUDA graph holds a step of {self.model.spec.name}: {reason}") from None
-        replay: Call = graph.replay
-        return replay
+        return captured(call, self.lengths.device, f"a step of {self.model.spec.name}", cuda=self.cuda)
 
     def _pass(self, tokens: Tensor) -> None:
         with torch.no_grad():

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 
 from llmbench.errors import CannotRunError
+from llmbench.measure.graphs import captured
 from llmbench.measure.measurement import ClockKind, Measurement
 from llmbench.measure.telemetry import watching
 
@@ -247,13 +248,6 @@ class CudaClock:
         return Stopwatch(sample=lambda: self.once(call), kind=kind, cold=True, notes=notes)
 
     def _captured(self, name: str, call: Call) -> Call:
-        graph = self.cuda.CUDAGraph()
-        try:
-            with self.cuda.graph(graph):
-                call()
-        except Exception as problem:  # whatever a call does that a graph cannot hold
-            self.cuda.synchronize(self.device)
-            raise CannotRunError(f"no CUDA graph holds `{name}`: {str(problem).partition(chr(10))[0]}") from None
-        replay: Call = graph.replay
+        replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
         replay()
         return replay

@@ -7,7 +7,7 @@ for one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class _Asking(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__):
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("called a synchronizing CUDA operation")
         return func(*args, **(kwargs or {}))
 
 
@@ -62,13 +62,41 @@ class RecordedCuda:
 
     CUDAGraph = RecordedGraph
 
-    @staticmethod
+    def __init__(self) -> None:
+        self.asking: _Asking | None = None
+
     @contextmanager
-    def graph(graph: RecordedGraph) -> Iterator[None]:
+    def graph(self, graph: RecordedGraph, pool: None) -> Iterator[None]:
         """Capture what is done inside."""
         with _Recorder(graph), _Asking():
             yield
 
-    @staticmethod
-    def synchronize(device: torch.device) -> None:
+    def get_sync_debug_mode(self) -> int | str:
+        """What becomes of those who ask for values."""
+        return "error" if self.asking else 0
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        """Refuse them, or not."""
+        if self.asking is not None:
+            self.asking.__exit__(None, None, None)
+        self.asking = None
+        if mode == "error":
+            self.asking = _Asking()
+            self.asking.__enter__()
+
+    def graph_pool_handle(self) -> None:
+        """Memory of a graph's own."""
+
+    def current_device(self) -> int:
+        """There is one."""
+        return 0
+
+    def current_stream(self, device: torch.device) -> None:
+        """There is one."""
+
+    def stream(self, stream: None) -> nullcontext[None]:
+        """Make it the current one."""
+        return nullcontext()
+
+    def synchronize(self, device: torch.device) -> None:
         """Nothing runs behind a CPU's back."""

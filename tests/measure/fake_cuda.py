@@ -1,7 +1,8 @@
 """A stand-in for torch.cuda with a time of its own, so that a GPU's code paths run where there is none.
 
 Kernels take the time they say; launched one by one each waits for its launch first, replayed by a graph it does not.
-Only what the real one refuses in the same place is refused: a capture cannot wait for the GPU.
+Only what the real one refuses in the same place is refused: a capture cannot wait for the GPU, and after one that broke
+off the allocator gives nothing back.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class FakeCuda:
         self.capturing: list[float] | None = None
         self.allocated = self.peak = 1000
         self.log: list[str] = []
+        self.broken = False
+        self.sync_debug_mode: int | str = 0
         fake = self
 
         class Event:
@@ -60,13 +63,45 @@ class FakeCuda:
         return call
 
     @contextmanager
-    def graph(self, graph: Any) -> Iterator[None]:
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
         """Capture into a graph."""
         self.capturing = graph.kernels
+        self.broken = True
         try:
             yield
+            self.broken = False
         finally:
             self.capturing = None
+
+    def wait(self) -> None:
+        """An op that waits, as `.item()` does."""
+        if self.sync_debug_mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        self.synchronize()
+
+    def get_sync_debug_mode(self) -> int | str:
+        """What ops that wait do."""
+        return self.sync_debug_mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        """Let them raise, or not."""
+        self.sync_debug_mode = mode
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        """Memory of a graph's own."""
+        return 0, 1
+
+    def current_device(self) -> int:
+        """There is one."""
+        return 0
+
+    def current_stream(self, device: Any) -> None:
+        """There is one."""
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        """Make it the current one."""
+        yield
 
     def synchronize(self, device: Any = None) -> None:
         """Wait, which a capture cannot."""
@@ -89,6 +124,7 @@ class FakeCuda:
 
     def empty_cache(self) -> None:
         """Nothing is cached."""
+        assert not self.broken, "captures_underway.empty() INTERNAL ASSERT FAILED"
         self.log.append("empty_cache")
 
     def reset_peak_memory_stats(self, device: Any) -> None:

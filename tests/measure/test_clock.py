@@ -209,15 +209,24 @@ def test_short_calls_are_timed_as_graphs_and_so_are_their_rivals() -> None:
 
 
 def test_what_no_graph_holds_is_said_by_all() -> None:
+    """And is not captured: nothing could be freed any more."""
     fake = FakeCuda()
-    calls = {"good": fake.kernels(1, 1e-6), "waits": lambda: fake.synchronize()}
+    calls = {"good": fake.kernels(1, 1e-6), "waits": fake.wait}
     found = compare(calls, clock=on_fake(fake), warmup_s=0, budget_s=0)
     for each in found.values():
         assert each.clock == "cuda-events"
-        said = "no CUDA graph holds `waits`: CUDA error: operation not permitted when stream is capturing"
-        assert each.notes == (said,)
+        assert each.notes == ("no CUDA graph holds `waits`: called a synchronizing CUDA operation",)
+    assert fake.sync_debug_mode == 0
+    fake.empty_cache()
     with pytest.raises(CannotRunError, match="no CUDA graph holds `waits`"):
         compare(calls, clock=on_fake(fake, graphs="always"), warmup_s=0)
+
+
+def test_a_capture_that_breaks_off_is_told_by_its_first_line() -> None:
+    fake = FakeCuda()
+    found = compare({"x": fake.synchronize}, clock=on_fake(fake), warmup_s=0, budget_s=0)["x"]
+    said = "no CUDA graph holds `x`: CUDA error: operation not permitted when stream is capturing"
+    assert (found.clock, found.notes) == ("cuda-events", (said,))
 
 
 def test_l2_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
