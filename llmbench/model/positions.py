@@ -190,12 +190,9 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Te
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """Slopes [N]: 2 ** (-8i/n) for the nearest power of two n, the rest taken between (arXiv 2108.12409)."""
     nearest = 2 ** math.floor(math.log2(num_heads))
-    base = 2.0 ** (-8.0 / nearest)
-    slopes = [base ** (i + 1) for i in range(nearest)]
-    if nearest < num_heads:
-        half = 2.0 ** (-4.0 / nearest)
-        slopes += [half ** (2 * i + 1) for i in range(num_heads - nearest)]
-    return torch.tensor(slopes, dtype=torch.float32, device=device)
+    head = torch.arange(num_heads, dtype=torch.float64, device=device)  # made there: a copy from here is waited for
+    between = 4 / nearest * (2 * (head - nearest) + 1)
+    return torch.exp2(-torch.where(head < nearest, 8 / nearest * (head + 1), between)).to(torch.float32)
 
 
 def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +47,8 @@ def _held_to(backend: str | None) -> Attend:
                 return F.scaled_dot_product_attention(
                     q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
                 )
+            except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too, and not about the kernel
+                raise
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
