@@ -35,7 +35,7 @@ class Yardsticks(NamedTuple):
 class Figures(NamedTuple):
     """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
     inputs and all that the call added. `off`: predicted over measured, less one. `speedup`: how many times as long the
-    baseline takes, sample by sample. `tokens_per_s` where rows say of how many tokens they are."""
+    baseline takes, sample by sample. `tokens_per_s`, `joules_per_token` where rows say of how many tokens they are."""
 
     seconds: float | None = None
     spread: float | None = None
@@ -49,6 +49,8 @@ class Figures(NamedTuple):
     off: float | None = None
     speedup: float | None = None
     tokens_per_s: float | None = None
+    joules_per_call: float | None = None
+    joules_per_token: float | None = None
 
 
 def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Figures:
@@ -57,6 +59,8 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
     if row.measurement is None or not row.seconds:
         return known
     held, tokens = (row.figures.get(name) for name in ("input_bytes", "tokens"))
+    tokens = tokens if isinstance(tokens, int) else None
+    joules = None if row.energy is None else row.energy.joules_per_call
     peak = None
     if row.memory is not None:
         peak = row.memory.added_bytes + (int(held) if isinstance(held, int) else 0)
@@ -70,7 +74,9 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
         peak_bytes=peak,
         off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
         speedup=_speedup(row, baseline),
-        tokens_per_s=tokens / row.seconds if isinstance(tokens, int) else None,
+        tokens_per_s=tokens / row.seconds if tokens else None,
+        joules_per_call=joules,
+        joules_per_token=joules / tokens if joules is not None and tokens else None,
     )
 
 

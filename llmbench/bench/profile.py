@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -120,6 +121,7 @@ def profile(
         },
         pace=pace,
     )
+    group = replace(group, energy=True)
     by_name = {row.implementation: row for row in run([group], clock=clock, anchors=anchors)}
     rows = [by_name[name] for name in names]
     ops = None

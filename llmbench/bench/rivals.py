@@ -94,6 +94,7 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     ops = piece.ops(setting, STANDARD.name if name == COMPILED else name)
     must = work(piece.ops_of(setting), setting.of)
     limits = anchors.limits(read_only=piece.phase == "decode")
+    sized = piece.make(setting.but(device=torch.device("meta")))
     return Rival(
         name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
@@ -102,7 +103,7 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=least_s(ops, setting.of, limits.least_s),
-        figures={"input_bytes": piece.make(setting.but(device=torch.device("meta"))).nbytes} | dict(entry.figures),
+        figures={"input_bytes": sized.nbytes} | dict(sized.found) | dict(entry.figures),
     )
 
 

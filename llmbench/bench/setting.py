@@ -5,13 +5,14 @@ B batch, S query length, T key length, D hidden, N query heads, K KV heads, H he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from llmbench.measure.results import Scalar
 from llmbench.model.formats import DTYPES, Format
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -80,7 +81,7 @@ class Made:
     """A piece in memory, for every way to compute it: `run(how, **inputs)`, also in fp64 where `inputs` are.
 
     `differentiable` names the inputs that have gradients; `parameters` are weights beside the inputs that have them
-    too. `model`: what modules are in, where any are.
+    too. `model`: what modules are in, where any are. `found`: figures that making it came to, for its rows.
     """
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -88,6 +89,7 @@ class Made:
     differentiable: tuple[str, ...] = ()
     parameters: Sequence[Tensor] = ()
     model: nn.Module | None = None
+    found: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import MEASURED, Device, DType, cells, machine, need_torch
+from llmbench.cli.measured import Device, DType, cells, columns_of, machine, need_torch
 from llmbench.cli.options import As, answer
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Column, Document, Table
@@ -194,9 +194,9 @@ def _document(
     common, found = sheets(rows, of.chart)
     x = [Column(of.chart.label, "count")] if of.chart else []
     more = [Column(title, unit) for _, title, unit in of.columns]
-    tokens = any("tokens" in row.figures for row in rows)
-    columns = [*x, Column("implementation", name=True), *more, *([Column("tokens/s", "count")] if tokens else [])]
-    columns += [*MEASURED, *([Column(f"× {of.baseline}", "ratio")] if of.baseline else [])]
+    usual = columns_of(rows)
+    columns = [*x, Column("implementation", name=True), *more, *usual.values()]
+    columns += [Column(f"× {of.baseline}", "ratio")] if of.baseline else []
     blocks = []
     for sheet in found:
         table = []
@@ -204,9 +204,8 @@ def _document(
             known = figures(row, yardsticks, by_key.get(row.key))
             first = [row.case[of.chart.x]] if of.chart else []
             own = [(row.figures | dict(of.derived(row, yardsticks))).get(key) for key, _, _ in of.columns]
-            own += [known.tokens_per_s] if tokens else []
             last = [known.speedup] if of.baseline else []
-            table.append([*first, row.implementation, *own, *cells(row, known), *last])
+            table.append([*first, row.implementation, *own, *cells(row, known, usual), *last])
         lines = list(_remarks(sheet.rows))
         blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
     question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"

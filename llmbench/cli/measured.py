@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -32,35 +33,35 @@ def need_torch(command: str) -> None:
         )
 
 
-MEASURED = [
-    Column("time", "ms"),
-    Column("spread", "percent"),
-    Column("rate", "tflops_per_s"),
-    Column("traffic", "gb_per_s"),
-    Column("of limit", "percent"),
-    Column("of datasheet", "percent"),
-    Column("peak", "gib"),
-    Column("analytic", "gib"),
-    Column("predicted", "ms"),
-    Column("off", "percent"),
-]
-"""Columns of `cells`."""
+MEASURED = {
+    "seconds": Column("time", "ms"),
+    "spread": Column("spread", "percent"),
+    "flops_per_s": Column("rate", "tflops_per_s"),
+    "bytes_per_s": Column("traffic", "gb_per_s"),
+    "of_anchor": Column("of limit", "percent"),
+    "of_datasheet": Column("of datasheet", "percent"),
+    "peak_bytes": Column("peak", "gib"),
+    "need_bytes": Column("analytic", "gib"),
+    "predicted_s": Column("predicted", "ms"),
+    "off": Column("off", "percent"),
+}
+COUNTED = {"tokens_per_s": Column("tokens/s", "count")}
+ENERGY = {"joules_per_call": Column("energy a call", "joules")}
+ENERGY_COUNTED = {"joules_per_token": Column("energy a token", "joules")}
 
 
-def cells(row: Row, figures: Figures) -> list[Any]:
+def columns_of(rows: Sequence[Row]) -> dict[str, Column]:
+    """Columns by the figure that each shows; of tokens and joules where any row has them."""
+    tokens = any("tokens" in row.figures for row in rows)
+    joules = any(row.energy is not None for row in rows)
+    found = COUNTED | MEASURED if tokens else MEASURED
+    return found | (ENERGY | (ENERGY_COUNTED if tokens else {}) if joules else {})
+
+
+def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:
     """A row's figures; its status in place of a time where it has none."""
-    return [
-        figures.seconds if row.status == "ok" else row.status,
-        figures.spread,
-        figures.flops_per_s,
-        figures.bytes_per_s,
-        figures.of_anchor,
-        figures.of_datasheet,
-        figures.peak_bytes,
-        figures.need_bytes,
-        figures.predicted_s,
-        figures.off,
-    ]
+    found = figures._asdict() | ({} if row.status == "ok" else {"seconds": row.status})
+    return [found[name] for name in columns]
 
 
 def machine(environment: Environment, yardsticks: Yardsticks) -> list[str]:

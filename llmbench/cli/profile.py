@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import MEASURED, Device, DType, cells, machine, need_torch
+from llmbench.cli.measured import Device, DType, cells, columns_of, machine, need_torch
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
 from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
@@ -144,10 +144,11 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
     from llmbench.bench.figures import figures
 
     baseline = measured.rows[-1]
+    columns = columns_of(measured.rows)
     rows = []
     for row in measured.rows:
         found = figures(row, measured.yardsticks, baseline)
-        rows.append([row.implementation, *cells(row, found), found.speedup])
+        rows.append([row.implementation, *cells(row, found, columns), found.speedup])
     first = measured.rows[0]
     lines = machine(measured.environment, measured.yardsticks)
     if first.work_flops is not None and first.work_bytes is not None:
@@ -163,7 +164,9 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
     return Block(
         subject=title(setting.spec),
         headline=f"{headline(setting.spec)}\n{what}: {piece.what}",
-        table=Table(columns=[Column("implementation", name=True), *MEASURED, Column("speed-up", "ratio")], rows=rows),
+        table=Table(
+            columns=[Column("implementation", name=True), *columns.values(), Column("speed-up", "ratio")], rows=rows
+        ),
         lines=[*lines, *ran, *measured.notes, *notes, *approximate_lines(setting.spec)],
     )
 

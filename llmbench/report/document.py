@@ -17,11 +17,12 @@ Unit = Literal[
     "flops_whole",
     "tflops_per_s",
     "ratio",
+    "joules",
     "seconds",
     "ms",
     "number",
 ]
-"""How a value is shown. Values are always held in base units: bytes, FLOPs, seconds, fractions of one."""
+"""How a value is shown. Values are always held in base units: bytes, FLOPs, joules, seconds, fractions of one."""
 
 
 class Column(msgspec.Struct, frozen=True):

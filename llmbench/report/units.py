@@ -28,6 +28,7 @@ _UNITS: dict[Unit, tuple[str, str]] = {
     "flops": ("FLOPs", "FLOPs"),
     "flops_whole": ("FLOPs", "FLOPs"),
     "tflops_per_s": ("TFLOP/s", "FLOP/s"),
+    "joules": ("J", "J"),
     "seconds": ("s", "s"),
     "ms": ("ms", "s"),
 }
@@ -120,6 +121,7 @@ _SHOWN: dict[Unit, Callable[[Any], str]] = {
     "flops": lambda value: si(value).strip(),
     "flops_whole": count,
     "tflops_per_s": lambda value: _number(value / 1e12),
+    "joules": lambda value: _number(value),
     "ratio": lambda value: f"{value:.2f}×",
     "seconds": lambda value: f"{value:.3g}",
     "ms": lambda value: _number(float(f"{1e3 * value:.4g}")),

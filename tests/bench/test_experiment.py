@@ -108,10 +108,8 @@ def test_groups_are_cases_of_their_own(name: str, quick: bool, place: str, monke
     """Every preset of every experiment, as far as no device is needed: made, named, each group apart. A GPU's has more
     than a CPU's, and the full one more than the quick."""
     import llmbench.bench.experiments.heads as of_heads
-    from llmbench.bench.experiments import moe as of_moe
 
     monkeypatch.setattr(of_heads, "free_bytes", lambda device: 2**37)
-    monkeypatch.setattr(of_moe, "load", lambda setting, skew: 1.0)
     asked = experiment(name)
     assert asked.name == name
     groups = asked.groups(Ask(quick=quick, device=torch.device(place), dtype="bf16"))

@@ -21,6 +21,7 @@ from llmbench.bench.setting import Piece, Setting
 from llmbench.bench.variants import heads, model_of
 from llmbench.measure.anchors import Anchor, Anchors, Limits
 from llmbench.measure.clock import CpuClock
+from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
 from llmbench.model.implementations.plain import STANDARD
@@ -198,6 +199,7 @@ def test_figures_of_a_row() -> None:
         work_bytes=10**7,
         predicted_s=0.001,
         need_bytes=7,
+        energy=Energy(joules=6.0, calls=3, seconds=1.0),
         figures={"tokens": 8},
     )
     slow = Row(
@@ -213,6 +215,7 @@ def test_figures_of_a_row() -> None:
     assert found.off == pytest.approx(-0.5)
     assert found.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
     assert found.tokens_per_s == pytest.approx(4000)
+    assert (found.joules_per_call, found.joules_per_token) == (2.0, 0.25)
     assert (found.peak_bytes, found.need_bytes) == (None, 7)
     lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
     assert figures(lost, Yardsticks(anchors(), None), slow) == Figures(need_bytes=9)

@@ -4,6 +4,7 @@ own, where kernels are not interpreted."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 
 from llmbench.bench.pieces import PIECES
 from llmbench.cli import run
+from llmbench.errors import LLMBenchError
 from llmbench.measure.difference import FLOOR
 from llmbench.measure.results import Header, Row, read
 from llmbench.report.plots import Panel, Series, terminal
@@ -227,7 +229,10 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
         (["profile", "moe", "--model", "llama2-7b"], ["llama2-7b has no experts"]),
         (["profile", "model", "--model", "t5-base"], ["with an encoder"]),
-        (["profile", "model", "--model", "gpt2", "--seq", "2048"], ["the learned positions of gpt2 end at 1,024 tokens"]),
+        (
+            ["profile", "model", "--model", "gpt2", "--seq", "2048"],
+            ["the learned positions of gpt2 end at 1,024 tokens"],
+        ),
         (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
         (["profile", "norm", "--device", "meta"], ["takes no time"]),
         (
@@ -320,9 +325,31 @@ def test_a_terminal_plot() -> None:
 
 
 def test_a_plot_is_a_file(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from llmbench.report.plots import save
 
     panel = Panel("time", "tokens", "time", "s", [Series("x", [(1, 1e-3), (10, 1e-2)])])
-    save([panel, panel, panel], tmp_path / "curve.svg")
-    assert "<svg" in (tmp_path / "curve.svg").read_text()
+    for suffix, begins in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        save([panel, panel, panel], tmp_path / f"curve.{suffix}")
+        assert (tmp_path / f"curve.{suffix}").read_bytes().startswith(begins)
+    with pytest.raises(LLMBenchError, match="cannot write"):
+        save([panel], tmp_path / "curve.svg" / "below.svg")
+
+
+def test_joules_are_shown_where_a_counter_tells_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmbench.bench import profile
+    from llmbench.bench.experiment import QUICK
+    from llmbench.measure import gate
+    from llmbench.measure.energy import Energy
+
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(profile, "profile", functools.partial(profile.profile, pace=QUICK))
+    arguments = ["profile", "norm", *SMALL, "--device", "cpu"]
+    assert run(arguments) == 0
+    assert "energy" not in capsys.readouterr().out
+    monkeypatch.setattr(gate, "energy_of", lambda call, device: Energy(joules=3.0, calls=2, seconds=1.0))
+    assert run([*arguments, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["implementations"]
+    assert {row["derived"]["joules_per_call"] for row in found} == {1.5}
+    assert run([*arguments, "--format", "csv"]) == 0
+    assert ",energy a call (J)," in capsys.readouterr().out.partition("\n")[0]

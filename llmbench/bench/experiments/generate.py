@@ -170,7 +170,14 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
     # One answer takes long enough to be trusted.
     pace = replace(ask.pace, min_samples=3) if case.phase == "answer" else ask.pace
     return Group(
-        experiment="generate", case=about, names=list(rivals), rivals=made, pace=pace, graphs=False, attention=True
+        experiment="generate",
+        case=about,
+        names=list(rivals),
+        rivals=made,
+        pace=pace,
+        graphs=False,
+        attention=True,
+        energy=not ask.quick,
     )
 
 

@@ -107,8 +107,17 @@ def group_of(setting: Setting, ways: Sequence[Way], ask: Ask) -> Group:
         return [rival(setting, way, ask, anchors, trainer) for way in ways]
 
     names = [way.name for way in ways]
-    pace = ask.pace if ask.ranks.size == 1 else ask.pace.settled()
-    return Group(experiment="train", case=case, names=names, rivals=rivals, pace=pace, graphs=False, attention=True)
+    alone = ask.ranks.size == 1
+    return Group(
+        experiment="train",
+        case=case,
+        names=names,
+        rivals=rivals,
+        pace=ask.pace if alone else ask.pace.settled(),
+        graphs=False,
+        attention=True,
+        energy=alone and not ask.quick,  # ranks must all do as many calls, and a second is not as many for all
+    )
 
 
 def trainer_of(setting: Setting, ranks: Ranks, sharding: Sharding | None) -> Trainer:

@@ -1,6 +1,6 @@
 """Feed-forwards with their weights: a whole one, a mixture's router, and its experts on choices that are given.
 
-B batch, S length, D hidden, t = B·S tokens, E experts, k experts a token.
+B batch, S length, D hidden.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmbench.bench.pieces.modules import decoder_of, short_vocabulary
 from llmbench.bench.pieces.parts import ffn_of, with_layer
+from llmbench.bench.routing import Routing, choices, load
 from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import MixtureLayer
@@ -53,23 +54,15 @@ def _router(setting: Setting) -> Made:
     return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
 
 
-def choices(setting: Setting, skew: float) -> Tensor:
-    """Experts [t, k] of random tokens, different ones of a token: expert e with a chance that goes as (e + 1) ** -skew,
-    drawn without putting back; even where skew is 0."""
-    moe = ffn_of(setting.spec, MoE)
-    generator = torch.Generator().manual_seed(7)
-    chances = torch.arange(1, moe.num_experts + 1, dtype=torch.float64) ** -skew
-    rows = chances.expand(setting.batch * setting.seq_len, -1)
-    return torch.multinomial(rows, moe.num_experts_per_tok, generator=generator).to(setting.device)
-
-
-def experts_piece(skew: float) -> Piece:
-    """A mixture's experts alone, on choices of that skew."""
+def experts_piece(routing: Routing) -> Piece:
+    """A mixture's experts alone, on choices of that kind."""
 
     def make(setting: Setting) -> Made:
         model, version = decoder_of(setting)
         moe = ffn_of(setting.spec, MoE)
-        chosen = choices(setting, skew)
+        tokens = setting.batch * setting.seq_len
+        found = choices(moe.num_experts, moe.num_experts_per_tok, tokens, routing)
+        chosen = found.to(setting.device)
         weights = torch.full(chosen.shape, 1 / moe.num_experts_per_tok, device=setting.device)
 
         def run(how: Implementation, x: Tensor) -> Tensor:
@@ -79,7 +72,14 @@ def experts_piece(skew: float) -> Piece:
 
         x = setting.normal(len(chosen), setting.spec.hidden_size)
         held = tuple(cast(MixtureLayer, _layer(model)).experts.parameters())
-        return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=held, model=model)
+        return Made(
+            run=run,
+            inputs={"x": x},
+            differentiable=("x",),
+            parameters=held,
+            model=model,
+            found={"load": load(found, moe.num_experts)},
+        )
 
     return Piece(
         name="experts",
