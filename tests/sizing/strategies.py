@@ -169,11 +169,13 @@ def latents(draw: st.DrawFn) -> LatentAttention:
 @st.composite
 def compressed(draw: st.DrawFn) -> CompressedAttention:
     """Attention to a window and, half of the time, to entries before it, chosen or not."""
-    indexers = st.builds(Indexer, num_heads=heads, head_dim=widths, top_k=st.integers(1, 8))
+    head_dim = draw(widths)
+    chosen_by = st.sampled_from((head_dim, head_dim + 8))  # no less than what positions turn
+    indexers = st.builds(Indexer, num_heads=heads, head_dim=chosen_by, top_k=st.integers(1, 8))
     rate = draw(optional(st.sampled_from((2, 4, 8))))
     return CompressedAttention(
         num_attention_heads=draw(heads),
-        head_dim=draw(widths),
+        head_dim=head_dim,
         q_lora_rank=draw(widths),
         output_groups=4,
         output_lora_rank=draw(widths),
