@@ -15,6 +15,7 @@ import torch
 
 from llmbench.bench.figures import Yardsticks
 from llmbench.bench.ranks import ALONE, Follower, Processes, Ranks
+from llmbench.errors import CannotRunError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call, Clock, CudaClock
 from llmbench.measure.gate import Rival, measured
@@ -132,20 +133,28 @@ def run(
 
     A group that the store has whole is left out, and its old rows are not yielded; of one that was broken off, every
     rival is timed again, because rivals are compared side by side. Whoever stops iterating, or is interrupted, loses
-    only the rows of the group at hand.
+    only the rows of the group at hand. Raises CannotRunError where a kernel took the GPU's context with it.
     """
     done = set() if store is None else store.done
     for group in groups:
         if all(key in done for key in group.row_keys()):
             continue
         started(group)
-        for row in _measured(group, clock, anchors):
-            if store is not None:
-                store.write([row])
-            yield row
-        gc.collect()
-        if clock.device.type == "cuda":
-            torch.cuda.empty_cache()
+        try:
+            for row in _measured(group, clock, anchors):
+                if store is not None:
+                    store.write([row])
+                yield row
+            gc.collect()
+            if clock.device.type == "cuda":
+                torch.cuda.synchronize(clock.device)
+                torch.cuda.empty_cache()
+        except torch.AcceleratorError as problem:  # after an illegal access nothing runs in this process any more
+            where = ", ".join(f"{name} {value}" for name, value in group.case.items())
+            raise CannotRunError(
+                f"the GPU's context is lost ({str(problem).partition(chr(10))[0]}), at {where}",
+                hint="what was measured before is in the file of --output; --resume goes on from there",
+            ) from None
 
 
 def _measured(group: Group, clock: Clock, anchors: Anchors) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import typer
 
 from llmbench.cli.measured import Device, DType, cells, columns_of, machine, need_torch
 from llmbench.cli.options import As, answer
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Block, Column, Document, Table
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def command(
         header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
         rows: list[Row] = []
         damaged: list[str] = []
-        interrupted = False
+        interrupted, lost = False, None
         with nullcontext() if path is None else ranks.store(path, header, resume=resume is not None) as store:
             if store is not None and store.found is not None:
                 rows = list(store.found.by_key().values())
@@ -127,6 +127,8 @@ def command(
                     rows.append(row)
             except KeyboardInterrupt:
                 interrupted = True
+            except CannotRunError as problem:  # what was measured is shown first
+                lost = problem
     if not ranks.first:
         return
     order = {key: place for place, key in enumerate(key for group in groups for key in group.row_keys())}
@@ -142,6 +144,8 @@ def command(
         kept = f"`--resume {path}` goes on" if path else "with --output they would have been kept"
         sys.stderr.write(f"interrupted: {len(rows)} rows were measured; {kept}\n")
         raise typer.Exit(130)
+    if lost is not None:
+        raise lost
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:

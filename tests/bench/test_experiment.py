@@ -12,7 +12,7 @@ import torch
 from llmbench.bench.experiment import Ask, Group, Pace, run
 from llmbench.bench.registry import experiment
 from llmbench.bench.summary import baseline_of, curves, sheets
-from llmbench.errors import UnknownNameError, UnsupportedError
+from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival
@@ -91,6 +91,25 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     assert [damage.line for damage in found.damaged] == [5]
     with kept(path, resume=True) as store:
         assert go(groups, store) == []
+
+
+def test_a_lost_gpu_ends_the_run_and_not_the_rows(tmp_path: Path) -> None:
+    """No group after it has a chance, and what a new process could do is not told to have failed."""
+
+    class Lost(CpuClock):
+        times = 0
+
+        def session(self) -> Any:
+            self.times += 1
+            if self.times == 2:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
+            return super().session()
+
+    groups = [group(0, "a"), group(1, "b"), group(2, "c")]
+    path = tmp_path / "rows.jsonl"
+    with kept(path) as store, pytest.raises(CannotRunError, match=r"context is lost .*illegal.* at number 1"):
+        list(run(groups, clock=Lost(sample_s=1e-6), anchors=anchors(), store=store))
+    assert [row.implementation for row in read(path).rows] == ["a"]
 
 
 def test_rows_are_in_the_file_before_they_are_seen(tmp_path: Path) -> None:

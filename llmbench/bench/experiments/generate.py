@@ -167,8 +167,9 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
         shared = Shared(case)
         return [rival(name, *how, shared, anchors, checks) for name, how in rivals.items()]
 
-    # One answer takes long enough to be trusted.
-    pace = replace(ask.pace, min_samples=3) if case.phase == "answer" else ask.pace
+    answers = case.phase == "answer"
+    # One answer takes long enough to be trusted. Its kernels are those of its steps, and too many to be named again.
+    pace = replace(ask.pace, min_samples=3) if answers else ask.pace
     return Group(
         experiment="generate",
         case=about,
@@ -176,7 +177,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
         rivals=made,
         pace=pace,
         graphs=False,
-        attention=True,
+        attention=not answers,
         energy=not ask.quick,
     )
 

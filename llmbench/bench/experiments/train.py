@@ -175,11 +175,12 @@ def groups(ask: Ask) -> list[Group]:
         raise LLMBenchError("train: fp16 would need its losses scaled", hint="--dtype bf16 or fp32")
     spec, shapes = plan(ask)
     found = []
-    for batch, seq_len in shapes:
+    for index, (batch, seq_len) in enumerate(shapes):
         setting = Setting(
             spec=spec, batch=batch * ask.ranks.size, seq_len=seq_len, dtype=ask.dtype, device=ask.device, of="both"
         )
-        found.append(group_of(setting, ways(ask), ask))
+        # compiling takes minutes: at the first shape alone
+        found.append(group_of(setting, [way for way in ways(ask) if not (way.compiled and index)], ask))
     return found
 
 
