@@ -77,12 +77,17 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 
 def latent_by(attend: Attend) -> AttendLatent:
-    """Absorbed latent attention as `attend` does it: rows are keys of one head, their latents its values."""
+    """Absorbed latent attention as `attend` does it: rows are keys of one head, their latents its values. The query
+    heads, N times S of them, are queries of that head, so that no row is copied for each."""
 
     def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
-        rows = seen.k
-        latents = rows[..., : q_latent.shape[-1]]
-        return attend(torch.cat((q_latent, q_rope), dim=-1), Given(rows, latents, seen.mask), scores)
+        rows, mask = seen.k, seen.mask
+        B, N, S, C = q_latent.shape
+        q = torch.cat((q_latent, q_rope), dim=-1).reshape(B, 1, N * S, -1)
+        mask = mask._replace(queries=mask.queries.repeat(1, N), plain=False)
+        if scores.bias is not None:
+            scores = scores._replace(bias=scores.bias.expand(-1, N, -1, -1).reshape(-1, 1, N * S, rows.shape[2]))
+        return attend(q, Given(rows, rows[..., :C], mask), scores).reshape(B, N, S, C)
 
     return attend_latent
 
