@@ -81,7 +81,8 @@ class Made:
     """A piece in memory, for every way to compute it: `run(how, **inputs)`, also in fp64 where `inputs` are.
 
     `differentiable` names the inputs that have gradients; `parameters` are weights beside the inputs that have them
-    too. `model`: what modules are in, where any are. `found`: figures that making it came to, for its rows.
+    too. `model`: what modules are in, where any are. `state_bytes`: of a cache that is kept
+    beside them. `found`: figures that making it came to, for its rows.
     """
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -89,13 +90,14 @@ class Made:
     differentiable: tuple[str, ...] = ()
     parameters: Sequence[Tensor] = ()
     model: nn.Module | None = None
+    state_bytes: int = 0
     found: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of inputs and parameters."""
+        """Bytes of inputs, parameters and state."""
         tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in (*tensors, *self.parameters))
+        return self.state_bytes + sum(tensor.nbytes for tensor in (*tensors, *self.parameters))
 
 
 @dataclass(frozen=True, kw_only=True)

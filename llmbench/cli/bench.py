@@ -197,25 +197,25 @@ def _document(
     by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
     common, found = sheets(rows, of.chart)
     x = [Column(of.chart.label, "count")] if of.chart else []
-    more = [Column(title, unit) for _, title, unit in of.columns]
-    usual = columns_of(rows)
+    more = [Column(title, unit, sparse=True) for _, title, unit in of.columns]
+    known = {row.key: figures(row, yardsticks, by_key.get(row.key)) for row in rows}
+    usual = columns_of(known.values())
     columns = [*x, Column("implementation", name=True), *more, *usual.values()]
-    columns += [Column(f"× {of.baseline}", "ratio")] if of.baseline else []
+    columns += [Column(f"× {of.baseline}", "ratio", sparse=True)] if of.baseline else []
     blocks = []
     for sheet in found:
         table = []
         for row in sheet.rows:
-            known = figures(row, yardsticks, by_key.get(row.key))
             first = [row.case[of.chart.x]] if of.chart else []
             own = [(row.figures | dict(of.derived(row, yardsticks))).get(key) for key, _, _ in of.columns]
-            last = [known.speedup] if of.baseline else []
-            table.append([*first, row.implementation, *own, *cells(row, known, usual), *last])
+            last = [known[row.key].speedup] if of.baseline else []
+            table.append([*first, row.implementation, *own, *cells(row, known[row.key], usual), *last])
         lines = list(_remarks(sheet.rows))
         blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
     question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"
     size = "the quick preset" if ask.quick else "the full preset"
     about = [*machine(environment, yardsticks), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
-    if not ask.on_gpu:
+    if not ask.on_gpu and any(row.implementation in ("flash", "fused") for row in rows):
         about.append(on_a_cpu())
     if of.baseline:
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from llmbench.errors import CannotRunError
 from llmbench.report.document import Column
-from llmbench.report.units import percent, si
+from llmbench.report.units import fitting, percent, si
 
 if TYPE_CHECKING:
     from llmbench.bench.figures import Figures, Yardsticks
@@ -33,29 +34,34 @@ def need_torch(command: str) -> None:
         )
 
 
-MEASURED = {
+COLUMNS = {
+    "tokens_per_s": Column("tokens/s", "count", sparse=True),
     "seconds": Column("time", "ms"),
-    "spread": Column("spread", "percent"),
-    "flops_per_s": Column("rate", "tflops_per_s"),
-    "bytes_per_s": Column("traffic", "gb_per_s"),
-    "of_anchor": Column("of limit", "percent"),
-    "of_datasheet": Column("of datasheet", "percent"),
-    "peak_bytes": Column("peak", "gib"),
-    "need_bytes": Column("analytic", "gib"),
-    "predicted_s": Column("predicted", "ms"),
-    "off": Column("off", "percent"),
+    "spread": Column("spread", "percent", sparse=True),
+    "flops_per_s": Column("rate", "tflops_per_s", sparse=True),
+    "bytes_per_s": Column("traffic", "gb_per_s", sparse=True),
+    "of_anchor": Column("of limit", "percent", sparse=True),
+    "of_datasheet": Column("of datasheet", "percent", sparse=True),
+    "peak_bytes": Column("peak", "gib", sparse=True),
+    "need_bytes": Column("analytic", "gib", sparse=True),
+    "predicted_s": Column("predicted", "ms", sparse=True),
+    "off": Column("off", "percent", sparse=True),
+    "joules_per_call": Column("energy a call", "joules", sparse=True),
+    "joules_per_token": Column("energy a token", "joules", sparse=True),
 }
-COUNTED = {"tokens_per_s": Column("tokens/s", "count")}
-ENERGY = {"joules_per_call": Column("energy a call", "joules")}
-ENERGY_COUNTED = {"joules_per_token": Column("energy a token", "joules")}
+TOGETHER = {"peak_bytes": "need_bytes", "need_bytes": "peak_bytes", "seconds": "predicted_s", "predicted_s": "seconds"}
+"""Columns that stand beside each other to be compared, and so have one unit."""
 
 
-def columns_of(rows: Sequence[Row]) -> dict[str, Column]:
-    """Columns by the figure that each shows; of tokens and joules where any row has them."""
-    tokens = any("tokens" in row.figures for row in rows)
-    joules = any(row.energy is not None for row in rows)
-    found = COUNTED | MEASURED if tokens else MEASURED
-    return found | (ENERGY | (ENERGY_COUNTED if tokens else {}) if joules else {})
+def columns_of(found: Iterable[Figures]) -> dict[str, Column]:
+    """Columns by the figure that each shows, in units that suit these figures."""
+    values = [each._asdict() for each in found]
+
+    def fitted(name: str, column: Column) -> Column:
+        of_both = [each[key] for each in values for key in (name, TOGETHER.get(name, name))]
+        return msgspec.structs.replace(column, unit=fitting(column.unit, of_both))
+
+    return {name: fitted(name, column) for name, column in COLUMNS.items()}
 
 
 def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:

@@ -144,11 +144,12 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
     from llmbench.bench.figures import figures
 
     baseline = measured.rows[-1]
-    columns = columns_of(measured.rows)
-    rows = []
-    for row in measured.rows:
-        found = figures(row, measured.yardsticks, baseline)
-        rows.append([row.implementation, *cells(row, found, columns), found.speedup])
+    found = [figures(row, measured.yardsticks, baseline) for row in measured.rows]
+    columns = columns_of(found)
+    rows = [
+        [row.implementation, *cells(row, known, columns), known.speedup]
+        for row, known in zip(measured.rows, found, strict=True)
+    ]
     first = measured.rows[0]
     lines = machine(measured.environment, measured.yardsticks)
     if first.work_flops is not None and first.work_bytes is not None:

@@ -10,15 +10,19 @@ Unit = Literal[
     "text",
     "count",
     "bytes",
+    "kib",
+    "mib",
     "gib",
     "gb_per_s",
     "percent",
     "flops",
     "flops_whole",
+    "gflops_per_s",
     "tflops_per_s",
     "ratio",
     "joules",
     "seconds",
+    "us",
     "ms",
     "number",
 ]
@@ -27,12 +31,14 @@ Unit = Literal[
 
 class Column(msgspec.Struct, frozen=True):
     """A column: its heading (the renderer adds the unit) and how its values are shown. wraps: text that may go on in
-    the next line; name: text whose words are never broken, however narrow the terminal."""
+    the next line; name: text whose words are never broken, however narrow the terminal; sparse: left out of a table for
+    people where no row has a value."""
 
     title: str
     unit: Unit = "text"
     wraps: bool = False
     name: bool = False
+    sparse: bool = False
 
 
 class Table(msgspec.Struct, kw_only=True):

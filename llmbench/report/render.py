@@ -75,7 +75,7 @@ def _markdown(document: Document) -> str:
         if block.headline:
             parts.append(f"**{block.headline}**")
         if block.table is not None:
-            parts.append(_markdown_table(block.table))
+            parts.append(_markdown_table(_for_people(block.table)))
         parts += _lines(block)
     return "\n\n".join(parts) + "\n"
 
@@ -126,8 +126,9 @@ def _print(document: Document, console: Any) -> None:
         if block.table is not None:
             if block.headline:
                 console.print()
-            rows = [_cells(block.table, row) for row in block.table.rows]
-            widths = _widths(block.table, rows, console)
+            table = _for_people(block.table)
+            rows = [_cells(table, row) for row in table.rows]
+            widths = _widths(table, rows, console)
             narrow = widths is not None
             grid = RichTable(
                 box=None,
@@ -138,7 +139,7 @@ def _print(document: Document, console: Any) -> None:
                 title_justify="left",
                 title_style="bold",
             )
-            for place, (column, title) in enumerate(zip(block.table.columns, _headings(block.table), strict=True)):
+            for place, (column, title) in enumerate(zip(table.columns, _headings(table), strict=True)):
                 right = column.unit != "text"
                 wraps = not right and (narrow or column.wraps)
                 grid.add_column(
@@ -149,10 +150,10 @@ def _print(document: Document, console: Any) -> None:
                     overflow="fold" if wraps else "ellipsis",
                 )
             for number, cells in enumerate(rows):
-                style = "bold" if block.table.total and number == len(rows) - 1 else None
+                style = "bold" if table.total and number == len(rows) - 1 else None
                 grid.add_row(*cells, style=style)
-            if block.table.title:
-                console.print(Padding(Text(block.table.title, style="bold"), (0, 0, 0, 2)))
+            if table.title:
+                console.print(Padding(Text(table.title, style="bold"), (0, 0, 0, 2)))
             console.print(Padding(grid, (0, 0, 0, 2)))
         lines = _lines(block)
         if lines:
@@ -160,6 +161,21 @@ def _print(document: Document, console: Any) -> None:
                 console.print()
             for line in lines:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
+
+
+def _for_people(table: Table) -> Table:
+    """Without sparse columns that have no value."""
+    kept = [
+        place
+        for place, column in enumerate(table.columns)
+        if not column.sparse or any(row[place] is not None for row in table.rows)
+    ]
+    return Table(
+        columns=[table.columns[place] for place in kept],
+        rows=[[row[place] for place in kept] for row in table.rows],
+        title=table.title,
+        total=table.total,
+    )
 
 
 def _widths(table: Table, rows: list[list[str]], console: Any) -> list[int] | None:

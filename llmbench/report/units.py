@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmbench.report.document import Unit
@@ -23,16 +23,37 @@ _BINARY = ((2**60, "EiB"), (2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**2
 
 _UNITS: dict[Unit, tuple[str, str]] = {
     "bytes": ("B", "bytes"),
+    "kib": ("KiB", "bytes"),
+    "mib": ("MiB", "bytes"),
     "gib": ("GiB", "bytes"),
     "gb_per_s": ("GB/s", "bytes/s"),
     "flops": ("FLOPs", "FLOPs"),
     "flops_whole": ("FLOPs", "FLOPs"),
+    "gflops_per_s": ("GFLOP/s", "FLOP/s"),
     "tflops_per_s": ("TFLOP/s", "FLOP/s"),
     "joules": ("J", "J"),
     "seconds": ("s", "s"),
+    "us": ("µs", "s"),
     "ms": ("ms", "s"),
 }
 """The unit of a column as people read it, and the base unit that its values are held in."""
+
+
+_SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
+    ((2**30, "gib"), (2**20, "mib"), (0, "kib")),
+    ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
+    ((1e-3, "ms"), (0, "us")),
+)
+"""Units of a kind, each with the least that the largest value of a column is in it."""
+
+
+def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
+    """The unit of the same kind that suits columns with these values: one in which the largest is not below one."""
+    largest = max((value for value in values if isinstance(value, (int, float))), default=None)
+    kind = next((kind for kind in _SCALES if unit in (name for _, name in kind)), None)
+    if kind is None or largest is None:
+        return unit
+    return next(name for least, name in kind if largest >= least)
 
 
 def heading(title: str, unit: Unit, *, base: bool = False) -> str:
@@ -115,15 +136,19 @@ _SHOWN: dict[Unit, Callable[[Any], str]] = {
     "text": str,
     "count": count,
     "bytes": count,
+    "kib": lambda value: _number(float(f"{value / 2**10:.4g}")),
+    "mib": lambda value: _number(float(f"{value / 2**20:.4g}")),
     "gib": gib,
     "gb_per_s": lambda value: count(value / 1e9) if value >= 1e11 else _number(float(f"{value / 1e9:.3g}")),
     "percent": percent,
     "flops": lambda value: si(value).strip(),
     "flops_whole": count,
+    "gflops_per_s": lambda value: _number(value / 1e9),
     "tflops_per_s": lambda value: _number(value / 1e12),
     "joules": lambda value: _number(value),
     "ratio": lambda value: f"{value:.2f}×",
     "seconds": lambda value: f"{value:.3g}",
+    "us": lambda value: _number(float(f"{1e6 * value:.4g}")),
     "ms": lambda value: _number(float(f"{1e3 * value:.4g}")),
     "number": _number,
 }

@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,10 +157,23 @@ def test_tables_say_what_they_are(folder: Path) -> None:
     bench, profile = ((folder / f"{name}.table.out").read_text() for name in ("norms", "norm"))
     for text in (bench, profile):
         assert "limits, measured in this run" in text
-        assert "predicted (ms)" in text
+        assert re.search(r"predicted \((ms|µs)\)", text)
+        assert "datasheet" not in text  # a CPU has none bundled: a column of – tells nothing
     assert "the quick preset, with the shapes of a CPU" in bench
     assert "on a CPU defaults are small" in profile
     assert "where the time of standard goes" in profile
+
+
+def test_memory_is_near_what_was_predicted(folder: Path) -> None:
+    """Weights, states, caches and activations: where the table counts all of them, the peak is what it says."""
+    cases = {("train", None, None), ("generate", None, None), ("heads", "phase", "decode")}
+    cases |= {("textbook", "run", run) for run in ("style train", "decode 1", "decode 16")}
+    for name, field, value in cases:
+        rows = [row for row in answer(folder, name)["rows"] if field is None or row["case"][field] == value]
+        assert rows
+        for row in rows:
+            found = row["derived"]
+            assert found["peak_bytes"] == pytest.approx(found["need_bytes"], rel=0.2), (name, row["implementation"])
 
 
 def in_words(rows: list[Row], path: Path) -> Path:

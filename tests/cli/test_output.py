@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from llmbench.cli import run
+from llmbench.report.document import Block, Column, Document, Table, Unit
+from llmbench.report.render import render
+from llmbench.report.units import fitting, heading, shown
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
 from llmbench.spec.override import override
@@ -342,3 +345,44 @@ def test_names_are_never_broken() -> None:
     for command in ("kvcache", "compare"):
         text = ANSI.sub("", on_terminal(command, *names))
         assert all(name in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "fits"),
+    [
+        ("gib", [2**30, 5], "gib"),
+        ("gib", [2**30 - 1, None], "mib"),
+        ("gib", [2**20 - 1], "kib"),
+        ("ms", [0.0009, 0.0001], "us"),
+        ("ms", [0.001, "OOM"], "ms"),
+        ("tflops_per_s", [9.9e11], "gflops_per_s"),
+        ("ratio", [1e-9], "ratio"),
+        ("ms", [None], "ms"),
+    ],
+)
+def test_a_column_has_the_unit_that_its_largest_value_suits(unit: Unit, values: list[object], fits: Unit) -> None:
+    assert fitting(unit, values) == fits
+    assert heading("x", fits, base=True) == heading("x", unit, base=True)  # machines see no difference
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(2560, "kib", "2.5"), (3 * 2**19, "mib", "1.5"), (12347e-9, "us", "12.35"), (25e9, "gflops_per_s", "25")],
+)
+def test_small_units(value: float, unit: Unit, text: str) -> None:
+    assert shown(value, unit) == text
+
+
+def test_sparse_columns_without_a_value_are_for_machines_only() -> None:
+    columns = [Column("name"), Column("known", "ms", sparse=True), Column("unknown", "ms", sparse=True)]
+    table = Table(columns=columns, rows=[["a", 0.0025, None], ["b", None, None]])
+    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(table=table)])
+    for form in ("table", "markdown"):
+        out = io.StringIO()
+        render(document, form, out)
+        assert "known (ms)" in out.getvalue()
+        assert "2.5" in out.getvalue()
+        assert "unknown" not in out.getvalue()
+    out = io.StringIO()
+    render(document, "csv", out)
+    assert out.getvalue().splitlines() == ["name,known (s),unknown (s)", "a,0.0025,", "b,,"]

@@ -38,7 +38,8 @@ def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
         shown = {"claimed": _bounded(claim), "measured": _shown(claim, each["measured"])}
         table.append([*((each | shown)[name] for name in names), each["setting"]])
     verdicts = [each["verdict"] for each in found]
-    lines = [", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "does not", "n/a"))]
+    of_claims = {"holds": "hold", "does not": "do not", "n/a": "n/a"}
+    lines = ["of the claims " + ", ".join(f"{verdicts.count(each)} {words}" for each, words in of_claims.items())]
     if not ask.on_gpu:
         lines.append("on a CPU what is measured is smaller than the claims' own settings")
     lines += [f"{each['claim']}: n/a, {each['reason']}" for each in found if each["verdict"] == "n/a"]

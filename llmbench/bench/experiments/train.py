@@ -140,10 +140,14 @@ def rival(
         "hardware_flops": (flops.total + flops.recompute) // ranks,
     }
 
+    def ready() -> tuple[Trainer, Call]:
+        made = trainer(way.sharding)
+        return made, made.by(way)
+
     def prepare() -> Call:
-        step = ask.ranks.agreed(lambda: trainer(way.sharding).by(way))
+        made, step = ask.ranks.agreed(ready)
         ask.ranks.agreed(step)  # AdamW makes its states
-        figures["input_bytes"] = trainer(way.sharding).nbytes
+        figures["input_bytes"] = made.nbytes
         return step
 
     ops = lower(setting.spec, workload(setting, way, ranks), layout_of(way, ranks))

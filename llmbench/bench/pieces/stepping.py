@@ -5,7 +5,7 @@ B batch, T tokens in the cache, the new one included, D hidden.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from llmbench.model.implementations.kinds import Implementation
 from llmbench.model.mixers import new_cache
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
+from llmbench.model.state import Cache
 from llmbench.sizing.op import Op
 from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import ModelSpec
@@ -26,8 +27,8 @@ from llmbench.spec.model import ModelSpec
 __all__ = ["STEP"]
 
 
-def _filled(setting: Setting, dtype: torch.dtype) -> dict[str, Any]:
-    """The state of the layer, full but for the newest token's slot (which a step writes, again and again)."""
+def _filled(setting: Setting, dtype: torch.dtype) -> Cache:
+    """The cache of the layer, full but for the newest token's slot (which a step writes, again and again)."""
     spec, mixer = setting.spec, mixer_of(setting.spec, (Attention, LatentAttention))
     if isinstance(mixer, LatentAttention):
         widths = (1, mixer.kv_lora_rank + mixer.qk_rope_head_dim), (1, 0)
@@ -39,10 +40,9 @@ def _filled(setting: Setting, dtype: torch.dtype) -> dict[str, Any]:
         setting.normal(setting.batch, count, setting.seq_len, width, seed=seed).to(dtype)
         for seed, (count, width) in enumerate(widths, 1)
     )
-    state: dict[str, Any] = cache.layers[0]
-    for layer in state.values():
+    for layer in cache.layers[0].values():
         layer.fill(keys, values, setting.positions(), None)
-    return state
+    return cache
 
 
 def _step(setting: Setting) -> Made:
@@ -50,17 +50,23 @@ def _step(setting: Setting) -> Made:
     positions = setting.positions()[:, -1:]
     tables = tables_of(model.rotations, positions, setting.seq_len)
     lengths = torch.full((setting.batch,), setting.seq_len, dtype=torch.int64, device=setting.device)
-    states: dict[torch.dtype, dict[str, Any]] = {}
+    caches = {setting.format: _filled(setting, setting.format)}
 
     def run(how: Implementation, x: Tensor) -> Tensor:
-        if x.dtype not in states:
-            states[x.dtype] = _filled(setting, x.dtype)
+        if x.dtype not in caches:
+            caches[x.dtype] = _filled(setting, x.dtype)
         step = Step(positions, None, False, tables, how, lengths)
-        stream, _ = cast(Block, version(x.dtype).layers[0])(Residual(x), step, states[x.dtype], None)
+        stream, _ = cast(Block, version(x.dtype).layers[0])(Residual(x), step, caches[x.dtype].layers[0], None)
         return cast(Tensor, stream.whole())
 
     x = setting.normal(setting.batch, 1, setting.spec.hidden_size)
-    return Made(run=run, inputs={"x": x}, parameters=tuple(model.layers[0].parameters()), model=model)
+    return Made(
+        run=run,
+        inputs={"x": x},
+        parameters=tuple(model.layers[0].parameters()),
+        model=model,
+        state_bytes=caches[setting.format].nbytes,
+    )
 
 
 def _attends(spec: ModelSpec) -> ModelSpec:

@@ -1,0 +1,70 @@
+"""`benchmarks/gpu_bench.sh` rehearsed on a CPU: experiments one after the other, in the time that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import sweeps
+from benchmarks.gpu.sweeps import main, warm
+from llmbench.measure.results import Row, Store
+from tests.measure.rows import header
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the rehearsal is for where there is no GPU")
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["--quick", "--only", "heads", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("heads: done; 8 ok")
+    assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.jsonl", "bench-heads.txt"}
+    assert "MLA" in (tmp_path / "bench-heads.txt").read_text(encoding="utf-8")
+    assert main(["--quick", "--seconds", "0", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{name}: no time was left; run this again" for name in sweeps.SHARES if name != "heads"]
+
+
+def test_what_takes_too_long_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sweeps, "LEAST_S", 0.0)
+    seconds = str(sweeps.GRACE_S + 0.05)  # the last is for what an interrupted experiment has to write
+    assert main(["--quick", "--only", "heads", "--seconds", seconds, "--results", str(tmp_path)]) == 0
+    assert "heads: not done (130); no rows" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.unfinished.txt"}
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
+        with Store(folder / f"bench-{name}.jsonl", header()) as store:
+            for implementation, status in (("a", "INCORRECT"), ("b", "OOM"), ("c", "n/a")):
+                reason = f"{status} for a reason"
+                store.write(
+                    [Row(experiment=name, case={}, implementation=implementation, status=status, reason=reason)]
+                )
+        return 0
+
+    monkeypatch.setattr(sweeps, "_bench", bench)
+    assert main(["--quick", "--only", "moe", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "moe: done; 1 INCORRECT, 1 OOM, 1 n/a" in said
+    assert "a at {}: INCORRECT, INCORRECT for a reason" in said
+    assert "OOM for a reason" not in said
+
+
+def test_warming_runs_a_share_of_all_rivals_and_says_what_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    warm(["heads"], 0, 2, quick=True)  # half of its groups
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("llmbench.bench.rivals.call_of", lambda *_: 1 / 0)
+    warm(["heads"], 1, 2, quick=True)
+    assert capsys.readouterr().out == "".join(f"{name}: division by zero\n" for name in ("MHA", "GQA", "MQA", "MLA"))
+
+
+def test_wrong_input_is_explained(capsys: Capture) -> None:
+    assert main(["--only", "head"]) == 2
+    assert "did you mean `heads`?" in capsys.readouterr().err
+    assert main([]) == 3
+    assert "--quick rehearses on a CPU" in capsys.readouterr().err
