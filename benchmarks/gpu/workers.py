@@ -29,6 +29,9 @@ from llmbench.measure.results import Row
 __all__ = ["ROOT", "Suite", "SuiteRun", "prepare"]
 
 ROOT = Path(__file__).parents[2]
+ONE_CORE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+"""For processes that share the cores: each compiles on one."""
+
 GRACE_S = 20.0
 """What a share of tests may take beyond its time, for the test that it is in the middle of."""
 
@@ -119,8 +122,10 @@ class _Crew:
         return self.folder / f"{number}.log"
 
 
-def prepare(suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float) -> SuiteRun | None:
-    """Run a suite, and beside it the commands `warm` (arguments of this package), for `box_s` seconds at most.
+def prepare(
+    suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float, *, module: str = "benchmarks.gpu"
+) -> SuiteRun | None:
+    """Run a suite, and beside it the commands `warm` (arguments of `module`), for `box_s` seconds at most.
 
     What `warm` says is not looked at: what is not compiled by then is compiled later.
     """
@@ -136,7 +141,7 @@ def prepare(suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float) ->
                 options = ("-m", "pytest", "-p", "benchmarks.gpu.sharding", "-p", "no:cacheprovider", *suite.arguments)
                 said = {SHARE: f"{number}/{suite.shares}", UNTIL: str(start + box_s), NOTES: str(notes)}
                 tests.append(crew.begin(options, said))
-            warmers = [crew.begin(("-m", "benchmarks.gpu", *arguments), {}) for arguments in warm]
+            warmers = [crew.begin(("-m", module, *arguments), ONE_CORE) for arguments in warm]
             crew.wait(tests, start + box_s + GRACE_S)
             crew.wait(warmers, start + box_s)
         if suite is None:

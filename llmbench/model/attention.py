@@ -53,14 +53,14 @@ class AttentionLayer(nn.Module):
         where: str = "attention",
     ) -> None:
         super().__init__()
-        for field in ("shares_kv", "output_norm", "disentangled"):
+        for field in ("shares_kv", "output_norm", "disentangled", "input_size"):
             if getattr(mixer, field):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
         self.spec, self.mixer = spec, mixer
         self.position_kind = positions
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
-        width = spec.hidden_size if mixer.input_size is None else mixer.input_size
+        width = spec.hidden_size
         doubled = 2 if mixer.output_gate == "elementwise" else 1
         self.q_proj = nn.Linear(width, doubled * heads * mixer.head_dim, bias=mixer.qkv_bias)
         self.k_proj = nn.Linear(width, kv_heads * mixer.head_dim, bias=mixer.qkv_bias)

@@ -85,6 +85,9 @@ class Router(Part, frozen=True):
         yield from not_negative(self, "jitter")
         if self.topk_group > self.n_group:
             yield Fault("topk_group", f"{self.topk_group} is more than n_group {self.n_group}")
+        if self.scores in ("softmax_topk", "sparsemixer") and (self.correction or self.n_group > 1):
+            what = f"{self.scores} chooses by logits alone"
+            yield Fault("scores", what, "leave correction and n_group out, or choose other scores")
 
 
 class SharedExperts(Part, frozen=True):

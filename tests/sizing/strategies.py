@@ -234,12 +234,14 @@ dense = st.one_of(
     ),
 )
 gated = st.builds(Gated, intermediate_size=widths, activation=st.sampled_from(ACTIVATIONS), bias=maybe)
-routers = st.builds(
+networks = st.sampled_from((None, None, 8))
+by_logits = st.builds(Router, scores=st.just("softmax_topk"), bias=maybe, hidden_size=networks)
+by_scores = st.builds(
     Router,
-    scores=st.sampled_from(("softmax", "softmax_topk", "sigmoid")),
+    scores=st.sampled_from(("softmax", "sigmoid")),
     bias=maybe,
     correction=st.sampled_from((None, "buffer", "parameter")),
-    hidden_size=st.sampled_from((None, None, 8)),
+    hidden_size=networks,
 )
 shared_experts = st.builds(SharedExperts, intermediate_size=widths, gate=maybe, bias=maybe)
 
@@ -248,7 +250,9 @@ shared_experts = st.builds(SharedExperts, intermediate_size=widths, gate=maybe, 
 def mixtures(draw: st.DrawFn) -> MoE:
     """Experts with whatever stands beside them."""
     experts = draw(st.sampled_from((4, 8, 16)))
-    groups = draw(st.sampled_from([n for n in (1, 2, 4) if experts >= 2 * n]))
+    router = draw(st.one_of(by_logits, by_scores, by_scores))
+    most = 1 if router.scores == "softmax_topk" else experts // 2
+    groups = draw(st.sampled_from([n for n in (1, 2, 4) if n <= most]))
     chosen_groups = draw(st.integers(1, groups))
     return MoE(
         num_experts=experts,
@@ -257,7 +261,7 @@ def mixtures(draw: st.DrawFn) -> MoE:
         activation=draw(st.sampled_from(ACTIVATIONS)),
         gated=draw(maybe),
         bias=draw(maybe),
-        router=replace(draw(routers), n_group=groups, topk_group=chosen_groups),
+        router=replace(router, n_group=groups, topk_group=chosen_groups),
         shared=draw(optional(shared_experts)),
         beside=draw(optional(st.one_of(dense, gated))),
         zero_experts=draw(st.sampled_from((0, 0, 4))),

@@ -86,6 +86,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (MIXTURE, {"gated": False, "activation": "swiglu_oai"}, f"{FFN}.activation", "swiglu_oai clamps a gate"),
     (LATENT, {f"{MOE}.router.n_group": 7}, f"{MOE}.router.n_group", "7 does not divide num_experts 256"),
     (LATENT, {f"{MOE}.zero_experts": 1}, f"{MOE}.router.n_group", "8 does not divide num_experts 256 and zero"),
+    (LATENT, {f"{MOE}.router.scores": "softmax_topk"}, f"{MOE}.router.scores", "chooses by logits alone"),
     (LATENT, {f"{MOE}.router.topk_group": 9}, f"{MOE}.router.topk_group", "9 is more than n_group 8"),
     (LATENT, {f"{MOE}.router.n_group": 256}, f"{MOE}.num_experts_per_tok", "8 is more than the 4 experts"),
     (DENSE, {"gate_scale": 0}, f"{FFN}.gate_scale", "0.0 is not above 0"),
