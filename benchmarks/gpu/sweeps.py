@@ -1,0 +1,167 @@
+"""`llmbench bench` on this GPU, one experiment after the other, each in a process and a file of its own.
+
+A run has so many seconds. First all cores compile what will be timed, as in `workers`; then each experiment has its
+share of the time that is left, and is interrupted where that is over: its rows are kept, and the next run goes on with
+them. An experiment is done when its table is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.machine import Deadline, slug
+from benchmarks.gpu.workers import ROOT, prepare
+from llmbench.bench.experiment import Ask
+from llmbench.bench.registry import experiment
+from llmbench.errors import CannotRunError, LLMBenchError, unknown
+from llmbench.measure.anchors import Sizes, measure_anchors
+from llmbench.measure.clock import clock_for
+from llmbench.measure.results import read
+
+__all__ = ["main", "warm"]
+
+SHARES = {"heads": 1.0, "moe": 1.0, "textbook": 1.5, "train": 2.0, "generate": 3.0, "attention": 4.0}
+"""What is run, and its part of the time, by number and size of its cases; what one does not use is for the others."""
+
+WARM_SHARE, WARMERS = 0.25, 8
+"""Of the seconds: what compilers may take; and how many there are at most, for they share the GPU's memory."""
+
+LEAST_S, GRACE_S = 30.0, 25.0
+"""What is left when no experiment is begun; and how long an interrupted one may take to write what it has."""
+
+PLAIN = ("standard", "loop", "dense, active", "dense, total")
+"""Rivals that nothing is compiled for, and that have much to do."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(prog="benchmarks/gpu_bench.sh", description="llmbench bench on this GPU.")
+    add = found.add_argument
+    add("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(SHARES)}; all not done yet if not given")
+    add("--quick", action="store_true", help="the quick preset; a rehearsal where there is no GPU")
+    add("--results", type=Path, metavar="FOLDER", help="where files go; benchmarks/results/GPU if not given")
+    add("--seconds", type=float, default=520.0, metavar="N", help="what all of it may take (default 520)")
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of what will be timed
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and return the exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        for name in given.only:
+            if name not in SHARES:
+                raise unknown("experiment", name, SHARES)
+        if not (given.quick or torch.cuda.is_available()):
+            raise CannotRunError("no CUDA GPU here", hint="--quick rehearses on a CPU")
+        if given.warm is not None:
+            number, shares = map(int, given.warm.split("/"))
+            warm(given.only, number, shares, quick=given.quick)
+            return 0
+        return _run(given)
+    except LLMBenchError as problem:
+        print(f"error: {problem}" + (f"\n\nhint: {problem.hint}" if problem.hint else ""), file=sys.stderr)
+        return problem.exit_code
+
+
+def _run(given: argparse.Namespace) -> int:
+    deadline = Deadline(given.seconds)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "rehearsal"
+    folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(gpu)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name in SHARES if (name in given.only if given.only else not _table(folder, name).exists())]
+    quick = ["--quick"] * given.quick
+    warmers = 1 if given.quick else max(1, min(WARMERS, (os.cpu_count() or 1) - 2))
+    commands = [["--warm", f"{number}/{warmers}", *quick, "--only", *names] for number in range(warmers)]
+    if names and torch.cuda.is_available():
+        prepare(None, commands, WARM_SHARE * deadline.left_s, module="benchmarks.gpu.sweeps")
+        print(f"compiled; {deadline.left_s:.0f} s are left", flush=True)
+    wrong = False
+    for index, name in enumerate(names):
+        spare = deadline.left_s - GRACE_S
+        box_s = spare * SHARES[name] / sum(SHARES[each] for each in names[index:])
+        if box_s >= LEAST_S:
+            code = _bench(name, folder, box_s, quick=given.quick)
+            said, faults = _summary(folder, name)
+            print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {said}", *faults, sep="\n  ", flush=True)
+            wrong = wrong or bool(faults) or code not in (0, 130)
+        else:
+            print(f"{name}: no time was left; run this again", flush=True)
+    return 1 if wrong else 0
+
+
+def _table(folder: Path, name: str) -> Path:
+    return folder / f"bench-{name}.txt"
+
+
+def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
+    """Begin an experiment or go on with it; its exit code, 130 where its time was over."""
+    rows, table = folder / f"bench-{name}.jsonl", _table(folder, name)
+    table.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "llmbench", "bench", name, "--preset", "quick" if quick else "full"]
+    command += ["--resume" if rows.exists() else "--output", str(rows)]
+    if experiment(name).chart is not None and not quick and find_spec("matplotlib"):
+        command += ["--plot", str(folder / f"bench-{name}.svg")]
+    unfinished = table.with_suffix(".unfinished.txt")
+    with unfinished.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            code = process.wait(box_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            code = 130
+    if code == 0:
+        unfinished.rename(table)
+    return code
+
+
+def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
+    """How many rows there are of each status, and those that must not be."""
+    path = folder / f"bench-{name}.jsonl"
+    rows = list(read(path).by_key().values()) if path.exists() else []
+    bad = [row for row in rows if row.status in ("INCORRECT", "FAILED")]
+    counts = Counter(row.status for row in rows)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no rows"
+    return said, [f"{row.implementation} at {row.case}: {row.status}, {row.reason}" for row in bad]
+
+
+def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
+    """Check and run a share of what will be timed, so that it is compiled; what fails will fail again where it
+    counts."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
+    anchors = measure_anchors(clock_for(device), budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10))
+    groups = [group for name in names for group in experiment(name).groups(ask)]
+    for group in groups[number::shares]:
+        for rival in group.rivals(anchors):
+            if rival.name in PLAIN:
+                continue
+            try:
+                if rival.check is not None:
+                    rival.check()
+                rival.prepare()()
+            except Exception as problem:
+                print(f"{rival.name}: {problem}")
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
