@@ -7,7 +7,7 @@
 #   benchmarks/gpu_bench.sh --quick               # rehearse it: the quick preset, on a CPU too
 #   benchmarks/gpu_bench.sh --help
 #
-# Needs what gpu_check.sh needs, and matplotlib for the plots. PYTHON=… names another interpreter. Exit code 0: nothing
+# Needs what gpu_check.sh needs, and matplotlib for the plots. PYTHON and LLMBENCH_COMMIT as there. Exit code 0: nothing
 # went wrong, be it done or out of time; 1: something is INCORRECT or crashed; 3: no GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -8,8 +8,8 @@
 #   benchmarks/gpu_check.sh --help
 #
 # Needs torch, triton, msgspec, rich and typer; pytest for the tests, liger-kernel for its rows. PYTHON=… names another
-# interpreter, COMMIT=… the commit of a tree without its history. Exit code 0: it ran, and misses are printed as misses;
-# 1: something is INCORRECT or crashed; 3: no GPU.
+# interpreter, LLMBENCH_COMMIT=… the commit of a tree without its history. Exit code 0: it ran, and misses are printed as
+# misses; 1: something is INCORRECT or crashed; 3: no GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -51,7 +51,7 @@ class WallClockCuda:
         """Make it the current one."""
         yield
 
-    def current_stream(self, device: Any) -> None:
+    def current_stream(self) -> None:
         """There is none."""
 
     def graph_pool_handle(self) -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import torch
 
 from benchmarks.gpu import summary, tuning
@@ -105,12 +104,11 @@ def _code(rows: Sequence[Row]) -> int:
 
 
 def _header(given: argparse.Namespace, machine: Machine) -> Header:
-    """The environment, with COMMIT where the tree is a copy without its history, and anchors of a quiet GPU."""
-    place = environment(machine.device)
+    """The environment, and anchors of a quiet GPU."""
     return Header(
         command="gpu_check",
         inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
-        environment=msgspec.structs.replace(place, commit=place.commit or os.environ.get("COMMIT")),
+        environment=environment(machine.device),
         anchors=measure_anchors(machine.clock, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes),
     )
 

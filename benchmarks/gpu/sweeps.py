@@ -107,28 +107,34 @@ def _table(folder: Path, name: str) -> Path:
 
 def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
     """Begin an experiment or go on with it; its exit code, 130 where its time was over."""
-    rows, table = folder / f"bench-{name}.jsonl", _table(folder, name)
+    table = _table(folder, name)
     table.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "llmbench", "bench", name, "--preset", "quick" if quick else "full"]
-    command += ["--resume" if rows.exists() else "--output", str(rows)]
-    if experiment(name).chart is not None and not quick and find_spec("matplotlib"):
-        command += ["--plot", str(folder / f"bench-{name}.svg")]
     unfinished = table.with_suffix(".unfinished.txt")
     with unfinished.open("wb") as out:
+        command = _command(name, folder, quick=quick)
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             code = process.wait(box_s)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(GRACE_S)
+                code = process.wait(GRACE_S) and 130  # 0: it was at its end
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            code = 130
+                code = 130
     if code == 0:
         unfinished.rename(table)
     return code
+
+
+def _command(name: str, folder: Path, *, quick: bool) -> list[str]:
+    rows = folder / f"bench-{name}.jsonl"
+    command = [sys.executable, "-m", "llmbench", "bench", name, "--preset", "quick" if quick else "full"]
+    command += ["--resume" if rows.exists() else "--output", str(rows)]
+    if experiment(name).chart is not None and not quick and find_spec("matplotlib"):
+        command += ["--plot", str(folder / f"bench-{name}.svg")]
+    return command
 
 
 def _summary(folder: Path, name: str) -> tuple[str, list[str]]:

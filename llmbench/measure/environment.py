@@ -101,7 +101,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `device` is "cpu" or the GPU's name, `datasheet` the bundled device that it matches. `ptxas` is the one that Triton
     assembles with for this GPU. `commit` of the installed tree where that is a git checkout, with "+" behind it where
-    files differ from it.
+    files differ from it; of a copy without its history what LLMBENCH_COMMIT says.
     """
 
     llmbench: str
@@ -135,7 +135,7 @@ def environment(device: torch.device) -> Environment:
         match = device_matching(gpu.name, gpu.total_memory, devices, num_sms=gpu.multi_processor_count)
     return Environment(
         llmbench=__version__,
-        commit=commit(Path(__file__).parents[2]),
+        commit=commit(Path(__file__).parents[2]) or os.environ.get("LLMBENCH_COMMIT"),
         python=platform.python_version(),
         os=f"{platform.system()} {platform.machine()}",
         cpu=cpu_model(),

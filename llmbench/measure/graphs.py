@@ -14,8 +14,8 @@ __all__ = ["captured"]
 
 
 def captured(call: Callable[[], Any], device: torch.device, what: str, *, cuda: Any = torch.cuda) -> Callable[[], Any]:
-    """What `call` does on the device, as one launch; it was called before, and runs once more. The device is current.
-    `what` names the call in an error; `cuda` is torch.cuda.
+    """What `call` does on the device, as one launch; it was called before, and runs once more. `what` names it in an
+    error; `cuda` is torch.cuda.
 
     Raises CannotRunError for what no graph can hold. Mostly that is a call that waits for the GPU, to learn a number or
     to copy one there, and such a call is not captured at all: a capture that breaks off leaves torch's allocator in the
@@ -25,7 +25,7 @@ def captured(call: Callable[[], Any], device: torch.device, what: str, *, cuda: 
         _refuse_waits(call, cuda)
         graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
         # A capture that breaks off does not even go back to the stream that was current.
-        with _ended(pool, cuda), cuda.stream(cuda.current_stream(device)), cuda.graph(graph, pool=pool):
+        with cuda.device(device), _ended(pool, cuda), cuda.stream(cuda.current_stream()), cuda.graph(graph, pool=pool):
             call()
     except Exception as problem:  # whatever a call does that a graph cannot hold
         cuda.synchronize(device)

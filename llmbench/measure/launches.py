@@ -54,7 +54,8 @@ def summed(events: Iterable[Any], *, on_gpu: bool) -> list[Launched]:
 def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[str, ...]:
     """The backend that scaled_dot_product_attention really chose for this call: on a GPU the kernels' names, on a CPU
     torch's attention ops. Empty where plain products and a softmax ran."""
-    marks = ("attention", "fmha", "flash", "sdpa")  # cuDNN says sdpa, torch's memory-efficient kernel fmha
+    # cuDNN says sdpa, torch's memory-efficient kernel fmha, ours on a cache split
+    marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
     dispatched = "aten::scaled_dot_product_attention"  # what chooses, not what is chosen
     names = {row.name for row in launches(call, device) if row.name != dispatched}
     return tuple(sorted(name for name in names if any(mark in name.lower() for mark in marks)))

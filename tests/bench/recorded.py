@@ -91,7 +91,11 @@ class RecordedCuda:
         """There is one."""
         return 0
 
-    def current_stream(self, device: torch.device) -> None:
+    def device(self, device: torch.device) -> nullcontext[None]:
+        """Make it the current one."""
+        return nullcontext()
+
+    def current_stream(self) -> None:
         """There is one."""
 
     def stream(self, stream: None) -> nullcontext[None]:

@@ -29,6 +29,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: Capture) -> None
 
 def test_what_takes_too_long_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sweeps, "LEAST_S", 0.0)
+    monkeypatch.setattr(sweeps, "_command", lambda *_, **__: ["sleep", "100"])
     seconds = str(sweeps.GRACE_S + 0.3)  # the last is for what an interrupted experiment has to write
     assert main(["--quick", "--only", "heads", "--seconds", seconds, "--results", str(tmp_path)]) == 0
     assert "heads: not done (130); no rows" in capsys.readouterr().out

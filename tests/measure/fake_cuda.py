@@ -95,7 +95,7 @@ class FakeCuda:
         """There is one."""
         return 0
 
-    def current_stream(self, device: Any) -> None:
+    def current_stream(self) -> None:
         """There is one."""
 
     @contextmanager

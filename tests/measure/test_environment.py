@@ -30,6 +30,14 @@ def test_this_machine() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
 
 
+def test_the_commit_of_a_copy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMBENCH_COMMIT", "abc")
+    here = commit(Path(__file__).parents[2])
+    assert environment(CPU).commit == (here or "abc")  # git's own word counts first
+    monkeypatch.setattr("llmbench.measure.environment.commit", lambda root: None)
+    assert environment(CPU).commit == "abc"
+
+
 def test_nobody_is_named() -> None:
     text = msgspec.json.encode(environment(CPU)).decode()
     for secret in (socket.gethostname(), str(Path.home()), str(Path(__file__).parents[2]), os.getcwd()):
