@@ -43,7 +43,11 @@ def energy_of(
     gpu = gpu or gpu_of(device)
     if gpu is None or gpu.energy_j() is None:
         return None
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     call()
     wait()
     calls, batch, passed = 0, 1, 0.0
