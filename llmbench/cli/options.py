@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,6 +74,8 @@ def title(spec: ModelSpec, *, approximate: bool = False) -> str:
 
 def working(what: str) -> AbstractContextManager[object]:
     """Says what takes so long, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext()
     from rich.console import Console
 
     return Console(stderr=True).status(f"{what} …")

@@ -15,6 +15,8 @@ from llmbench.report.units import heading, shown
 Format = Literal["table", "json", "csv", "markdown"]
 PIPED_WIDTH = 240
 """Columns of a table that goes to a file: wide enough that nothing is cut."""
+INDENT = "  "
+"""What stands before a table and the lines below it."""
 
 
 def render(document: Document, format: Format, stream: TextIO) -> None:
@@ -118,6 +120,14 @@ def _print(document: Document, console: Any) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    room = console.width
+
+    def below(text: str, style: str = "") -> None:
+        """A line of its own, wrapped at the terminal's edge, and not padded up to it."""
+        for line in Text(text, style=style).wrap(console, room - len(INDENT)):
+            line.rstrip()
+            console.print(Text(INDENT) + line)
+
     for index, block in enumerate(document.blocks):
         if index:
             console.print()
@@ -128,7 +138,7 @@ def _print(document: Document, console: Any) -> None:
                 console.print()
             table = _for_people(block.table)
             rows = [_cells(table, row) for row in table.rows]
-            widths = _widths(table, rows, console)
+            widths = _widths(table, rows, room)
             narrow = widths is not None
             grid = RichTable(
                 box=None,
@@ -153,14 +163,17 @@ def _print(document: Document, console: Any) -> None:
                 style = "bold" if table.total and number == len(rows) - 1 else None
                 grid.add_row(*cells, style=style)
             if table.title:
-                console.print(Padding(Text(table.title, style="bold"), (0, 0, 0, 2)))
-            console.print(Padding(grid, (0, 0, 0, 2)))
+                below(table.title, "bold")
+            if widths is not None:  # what cannot be narrower runs over the edge, and is not cut there
+                console.width = max(room, sum(widths) + 2 * len(widths))
+            console.print(Padding(grid, (0, 0, 0, len(INDENT))))
+            console.width = room
         lines = _lines(block)
         if lines:
             if block.table is not None:
                 console.print()
             for line in lines:
-                console.print(Padding(Text(line), (0, 0, 0, 2)))
+                below(line)
 
 
 def _for_people(table: Table) -> Table:
@@ -178,7 +191,7 @@ def _for_people(table: Table) -> Table:
     )
 
 
-def _widths(table: Table, rows: list[list[str]], console: Any) -> list[int] | None:
+def _widths(table: Table, rows: list[list[str]], terminal: int) -> list[int] | None:
     """The width of each column where the terminal is too narrow for the table as it is, so that headings and text must
     wrap: the widest texts give way first. Numbers are never broken, nor names or the words of a heading: where they
     alone are too wide, lines run over the edge."""
@@ -192,10 +205,9 @@ def _widths(table: Table, rows: list[list[str]], console: Any) -> list[int] | No
         words = [*title.split(), *(word for cell in cells for word in cell.split() if column.name)]
         whole.append(max(widest, cell_len(title)))
         least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
-    room = console.width - 2 * len(whole)  # what is before the table, and between its columns
+    room = terminal - 2 * len(whole)  # what is before the table, and between its columns
     if sum(whole) <= room:
         return None
-    console.width = max(console.width, sum(least) + 2 * len(whole))
     room = max(room, sum(least))
     widths = whole
     for limit in range(max(whole), -1, -1):

@@ -115,8 +115,13 @@ def billions(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction of one as per cent."""
-    return f"{100 * value:.1f}%"
+    """A fraction of one as per cent: 4.4%, −53.3%."""
+    return signed(f"{100 * value:.1f}%")
+
+
+def signed(text: str) -> str:
+    """A number as it is formatted, with the sign that is a minus and no hyphen."""
+    return text.replace("-", "−")
 
 
 def change(value: float, reference: float) -> str:
@@ -125,7 +130,7 @@ def change(value: float, reference: float) -> str:
         return UNKNOWN
     difference = 100 * (value - reference) / reference
     text = f"{difference:+.1f}%" if not difference or abs(difference) >= 0.05 else f"{difference:+.1g}%"
-    return text.replace("-", "−")
+    return signed(text)
 
 
 def _number(value: float) -> str:

@@ -199,9 +199,48 @@ def test_eighty_columns_are_kept_and_no_number_cut(arguments: list[str]) -> None
     assert cut == []
 
 
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_below_a_table_wider_than_the_terminal_lines_are_wrapped_and_not_padded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    wide = Table(columns=[Column(name * 12) for name in "abcdefghij"], rows=[["x"] * 10])
+    words = "a line that is longer than the terminal is wide, and so goes on in the next line, which is short"
+    lines = [words, "short"]
+    blocks = [Block(headline="first", table=wide, lines=lines), Block(headline="second", lines=lines)]
+    out = Terminal()
+    render(Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=blocks), "table", out)
+    text = [ANSI.sub("", line) for line in out.getvalue().splitlines()]
+    assert max(map(len, text)) > 80  # the table, which nothing is cut from
+    wrapped = [
+        "  a line that is longer than the terminal is wide, and so goes on in the next",
+        "  line, which is short",
+    ]
+    below = [*wrapped, "  short"]
+    assert text[-8:] == [*below, "", "second", *below]
+
+
 def test_no_color_is_respected() -> None:
+    """No colour, as no-color.org asks; other styles may stay."""
     text = on_terminal("params", "gpt2", NO_COLOR="1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
+    codes = {code for found in ANSI.findall(text) for code in found[2:-1].split(";")}
+    assert codes <= {"", "0", "1", "2", "3", "4", "22", "23", "24"}, codes
+
+
+def test_what_takes_long_is_told_on_a_terminal_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmbench.cli.options import working
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which is about colours
+    with working("waiting"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dumb_terminal_gets_plain_text() -> None:
@@ -367,9 +406,15 @@ def test_a_column_has_the_unit_that_its_largest_value_suits(unit: Unit, values: 
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(2560, "kib", "2.5"), (3 * 2**19, "mib", "1.5"), (12347e-9, "us", "12.35"), (25e9, "gflops_per_s", "25")],
+    [
+        (2560, "kib", "2.5"),
+        (3 * 2**19, "mib", "1.5"),
+        (12347e-9, "us", "12.35"),
+        (25e9, "gflops_per_s", "25"),
+        (-0.533, "percent", "−53.3%"),
+    ],
 )
-def test_small_units(value: float, unit: Unit, text: str) -> None:
+def test_values_in_their_units(value: float, unit: Unit, text: str) -> None:
     assert shown(value, unit) == text
 
 
