@@ -127,7 +127,8 @@ def profiled(call: Callable[[], Any], device: torch.device, trace: Path | None =
     for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
-        with profile(activities=activities) as profiler:
+        # acc_events: there is one cycle; torch 2.11 warns that it would forget others
+        with profile(activities=activities, acc_events=True) as profiler:
             call()
             if on_gpu:
                 torch.cuda.synchronize(device)

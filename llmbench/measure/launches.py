@@ -31,7 +31,8 @@ def launches(call: Callable[[], Any], device: torch.device) -> list[Launched]:
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    with profile(activities=activities) as profiler:
+    # acc_events: there is one cycle; torch 2.11 warns that it would forget others
+    with profile(activities=activities, acc_events=True) as profiler:
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
