@@ -109,7 +109,9 @@ def _header(given: argparse.Namespace, machine: Machine) -> Header:
         command="gpu_check",
         inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
         environment=environment(machine.device),
-        anchors=measure_anchors(machine.clock, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes),
+        anchors=measure_anchors(
+            machine.clock, machine.dtype, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes
+        ),
     )
 
 

@@ -28,6 +28,7 @@ from llmbench.errors import CannotRunError, LLMBenchError, unknown
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import clock_for
 from llmbench.measure.results import read
+from llmbench.model.formats import DTYPES
 
 __all__ = ["main", "warm"]
 
@@ -152,7 +153,9 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
     counts."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
-    anchors = measure_anchors(clock_for(device), budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10))
+    anchors = measure_anchors(
+        clock_for(device), DTYPES[ask.dtype], budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10)
+    )
     groups = [group for name in names for group in experiment(name).groups(ask)]
     for group in groups[number::shares]:
         for rival in group.rivals(anchors):

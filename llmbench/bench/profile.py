@@ -104,7 +104,7 @@ def profile(
     """Measure it. `sizes`: of the anchors."""
     clock = clock or clock_for(setting.device)
     found = environment(setting.device)
-    anchors = measure_anchors(clock, sizes=sizes)
+    anchors = measure_anchors(clock, setting.format, sizes=sizes)
     yardsticks = Yardsticks.of(anchors, found, setting.dtype)
     group = piece_group(
         piece,

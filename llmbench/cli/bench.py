@@ -92,6 +92,7 @@ def command(
     from llmbench.measure.environment import environment
     from llmbench.measure.results import Header
     from llmbench.model.devices import device_of
+    from llmbench.model.formats import DTYPES
     from llmbench.report.plots import check_plot
 
     path = _kept(output, resume)
@@ -113,7 +114,7 @@ def command(
     clock, found = ranks.clock(where), environment(where)
     with _progress(len(groups)) as told:
         told("limits of the machine")
-        anchors = measure_anchors(clock_for(where), budget_s=0.1 if ask.quick else 0.3)
+        anchors = measure_anchors(clock_for(where), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
         header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
         rows: list[Row] = []
         damaged: list[str] = []

@@ -6,6 +6,7 @@ clocks of the day; fractions of an anchor do not.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import msgspec
@@ -81,18 +82,17 @@ GPU = Sizes(matmul=8192, bytes=2**30, launches=1000)
 CPU = Sizes(matmul=1024, bytes=2**27, launches=1000)
 
 
-def measure_anchors(clock: Clock, *, budget_s: float = 0.3, sizes: Sizes | None = None) -> Anchors:
-    """Measure them, `budget_s` seconds each, on random values: zeros take less power and so go faster."""
+def measure_anchors(clock: Clock, dtype: torch.dtype, *, budget_s: float = 0.3, sizes: Sizes | None = None) -> Anchors:
+    """Measure them, `budget_s` seconds each, on random values: zeros take less power and so go faster. The product is
+    one of matrices in `dtype`, the format of what is held against it."""
     device = clock.device
-    on_gpu = device.type == "cuda"
-    sizes = sizes or (GPU if on_gpu else CPU)
+    sizes = sizes or (GPU if device.type == "cuda" else CPU)
 
     def timed(what: str, work: int, call: Call, by: Clock = clock) -> Anchor:
         return Anchor(what=what, work=work, measurement=compare({what: call}, clock=by, budget_s=budget_s)[what])
 
-    n, dtype = sizes.matmul, _dtype(device)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    name = str(dtype).removeprefix("torch.")
+    a, b = _matrices(sizes.matmul, dtype, device)
+    n, name = len(a), str(dtype).removeprefix("torch.")
     matmul = timed(f"{name} {n}×{n}×{n} product", 2 * n**3, lambda: a @ b)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -105,11 +105,25 @@ def measure_anchors(clock: Clock, *, budget_s: float = 0.3, sizes: Sizes | None 
     return Anchors(matmul=matmul, copy=copy, read=read, launch=launch)
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a GPU that multiplies it, fp16 on an older one, fp32 on a CPU."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+LONGEST_S = 0.1
+"""A product that takes longer, as one in fp16 does on CPUs that cannot multiply it, is made smaller: its rate is that
+of a larger one."""
+
+
+def _matrices(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The factors of a square product, n × n each or, where a CPU is slow at it, smaller."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    while device.type == "cpu" and len(a) > SMALLEST:
+        start = time.perf_counter()
+        a @ b
+        if time.perf_counter() - start < LONGEST_S:
+            break
+        half = len(a) // 2
+        a, b = a[:half, :half].contiguous(), b[:half, :half].contiguous()
+    return a, b
+
+
+SMALLEST = 128
 
 
 def _launches(one: Tensor, count: int) -> None:

@@ -128,7 +128,7 @@ def test_memory_is_weights_and_the_whole_cache_at_least() -> None:
 def test_rows() -> None:
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     clock = CpuClock()
-    anchors = measure_anchors(clock, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    anchors = measure_anchors(clock, torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     impls = ("sdpa", "flash", "fused")
     cases = [
         case(phase="first token"),

@@ -158,7 +158,7 @@ def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     """What the table says of the rows that were measured; the other runs are in the command's test."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
-    anchors = measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    anchors = measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     chosen = [RUNS[name](ask) for name in ("length", "decode 1", "norm forward", "style decode")]
     found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), anchors=anchors))
     by_name = {each.claim.name: each for each in outcomes(found)}

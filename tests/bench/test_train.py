@@ -53,7 +53,7 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def anchors() -> Anchors:
-    return measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    return measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
 
 
 @pytest.fixture(scope="module")

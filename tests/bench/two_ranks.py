@@ -101,7 +101,7 @@ def main(out: str) -> None:
     """All of it."""
     ranks, _ = join("any", CPU, "train")
     ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
-    anchors = measure_anchors(CpuClock(), budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    anchors = measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     found: dict[str, Any] = {
         "train": rows_of([train.group_of(SETTING, WAYS, ask)], ranks, anchors),
         "collectives": rows_of(

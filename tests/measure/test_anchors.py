@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmbench.measure import anchors as anchors_of
 from llmbench.measure.anchors import Limits, Sizes, datasheet_limits, measure_anchors
 from llmbench.measure.clock import CpuClock, clock_for
 from llmbench.spec.catalog import load_device
@@ -12,7 +16,8 @@ from tests.measure.rows import anchors
 
 
 def test_anchors_of_this_machine() -> None:
-    found = measure_anchors(CpuClock(threads=1), budget_s=0.02, sizes=Sizes(matmul=128, bytes=2**20, launches=50))
+    sizes = Sizes(matmul=128, bytes=2**20, launches=50)
+    found = measure_anchors(CpuClock(threads=1), torch.float32, budget_s=0.02, sizes=sizes)
     assert found.matmul.what == "float32 128×128×128 product"
     assert found.matmul.work == 2 * 128**3
     assert (found.copy.work, found.read.work, found.launch.work) == (2 * 2**20, 2**20, 50)
@@ -20,6 +25,29 @@ def test_anchors_of_this_machine() -> None:
     assert 1e-8 < found.launch.each_s < 1e-2
     for each in (found.matmul, found.copy, found.read):
         assert each.per_s > 1e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_product_is_one_in_the_format_that_is_asked_for(dtype: torch.dtype) -> None:
+    """What it multiplies is seen by torch's own dispatcher, not taken from the label."""
+    seen = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.mm.default:
+                seen.append((args[0].dtype, tuple(args[0].shape), tuple(args[1].shape)))
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        found = measure_anchors(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(64, 2**10, 2))
+    assert set(seen) == {(dtype, (64, 64), (64, 64))}
+    assert found.matmul.what == f"{dtype} 64×64×64 product".removeprefix("torch.")
+
+
+def test_a_slow_product_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchors_of, "LONGEST_S", 0.0)  # whatever it takes is too long
+    found = measure_anchors(CpuClock(threads=1), torch.float32, budget_s=0.0, sizes=Sizes(512, 2**10, 2))
+    assert (found.matmul.what, found.matmul.work) == ("float32 128×128×128 product", 2 * 128**3)
 
 
 def test_rates_and_rooflines() -> None:
@@ -38,7 +66,7 @@ def test_a_datasheet_is_a_roofline_where_it_says_both() -> None:
 
 @pytest.mark.gpu
 def test_anchors_of_a_gpu() -> None:
-    found = measure_anchors(clock_for(torch.device("cuda")), budget_s=0.1)
+    found = measure_anchors(clock_for(torch.device("cuda")), torch.bfloat16, budget_s=0.1)
     assert found.matmul.per_s > 1e13
     assert found.copy.per_s > 1e11
     assert found.read.per_s > 1e11
