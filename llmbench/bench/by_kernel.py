@@ -8,10 +8,12 @@ the op whose forward made their node of the graph, which the profiler's sequence
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -19,13 +21,14 @@ from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from llmbench.errors import LLMBenchError
 from llmbench.measure.anchors import Limits
 from llmbench.measure.measurement import quantile
 from llmbench.model.implementations.kinds import Implementation
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, least_s
 
-__all__ = ["Launch", "OpTime", "in_ranges", "op_times", "profiled"]
+__all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 OTHER = "other"
@@ -57,6 +60,26 @@ class OpTime(NamedTuple):
     def measured_s(self) -> float:
         """What its kernels took."""
         return sum(each.total_s for each in self.launches)
+
+
+class Recording(NamedTuple):
+    """What the profiler saw of a call: its kernels by op, what took longest first, and its trace."""
+
+    launches: list[Launch]
+    profiler: profile
+
+    def save(self, path: Path) -> None:
+        """Write the trace for Perfetto or chrome://tracing, gzipped where the name ends in .gz; once. Raises
+        LLMBenchError where that fails."""
+        with TemporaryDirectory() as folder:  # the profiler clears its way first, and does not say what it could not do
+            made = Path(folder) / f"trace{path.suffix}"
+            self.profiler.export_chrome_trace(str(made))
+            if not made.is_file():
+                raise LLMBenchError(f"cannot write {path}: the profiler made no trace")
+            try:
+                shutil.copyfile(made, path)
+            except OSError as problem:
+                raise LLMBenchError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 class _Ranges:
@@ -116,10 +139,9 @@ def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
     return {name: module for name, module in found if name and not isinstance(module, nn.ModuleList)}
 
 
-def profiled(call: Callable[[], Any], device: torch.device, trace: Path | None = None) -> list[Launch]:
-    """Run a call under the profiler `CALLS` times; its kernels by op, what took longest first, each with the median of
-    its times. `trace`: where a Chrome trace of the last goes. On a CPU the profiler slows ops down: shares mean
-    something, times are the clock's to tell."""
+def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
+    """Run a call under the profiler `CALLS` times; its kernels, each with the median of its times, and the trace of the
+    last. On a CPU the profiler slows ops down: shares mean something, times are the clock's to tell."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     call()
@@ -135,10 +157,8 @@ def profiled(call: Callable[[], Any], device: torch.device, trace: Path | None =
         events = [event for event in profiler.events() or () if event.device_type == DeviceType.CPU]
         for key, taken in _launches(events, on_gpu).items():
             found.setdefault(key, []).append(taken)
-    if trace is not None:
-        profiler.export_chrome_trace(str(trace))
     rows = [Launch(*key, taken[-1][0], quantile([each[1] for each in taken], 0.5)) for key, taken in found.items()]
-    return sorted(rows, key=lambda row: (-row.total_s, row))
+    return Recording(sorted(rows, key=lambda row: (-row.total_s, row)), profiler)
 
 
 CALLS = 5

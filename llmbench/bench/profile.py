@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from llmbench.bench.by_kernel import OpTime, in_ranges, op_times, profiled
+from llmbench.bench.by_kernel import OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.experiment import FULL, Pace, run
 from llmbench.bench.figures import Yardsticks
 from llmbench.bench.others import WAYS
@@ -34,13 +33,15 @@ __all__ = ["Profile", "chosen", "profile", "setting_of"]
 
 class Profile(NamedTuple):
     """Rows of the rivals, the one that was asked for first; what they are held against; and where the time of the first
-    goes (None where that was not asked for)."""
+    goes, with what the profiler saw of it: None where that was not asked for, or for the reason `unrecorded`."""
 
     rows: list[Row]
     yardsticks: Yardsticks
     environment: Environment
-    ops: list[OpTime] | None
     notes: list[str]
+    ops: list[OpTime] | None = None
+    recording: Recording | None = None
+    unrecorded: str = ""
 
 
 def setting_of(
@@ -99,9 +100,8 @@ def profile(
     sizes: Sizes | None = None,
     clock: Clock | None = None,
     by_kernel: bool = False,
-    trace: Path | None = None,
 ) -> Profile:
-    """Measure it. `sizes`: of the anchors."""
+    """Measure it. `sizes`: of the anchors; `by_kernel`: also where the time of the first goes."""
     clock = clock or clock_for(setting.device)
     found = environment(setting.device)
     anchors = measure_anchors(clock, setting.format, sizes=sizes)
@@ -124,33 +124,40 @@ def profile(
     group = replace(group, energy=True)
     by_name = {row.implementation: row for row in run([group], clock=clock, anchors=anchors)}
     rows = [by_name[name] for name in names]
-    ops = None
-    if (by_kernel or trace is not None) and rows[0].status == "ok":
-        ops = _ops(piece, setting, names[0], yardsticks, trace)
-    return Profile(rows, yardsticks, found, ops, _notes(rows, setting))
+    measured = Profile(rows, yardsticks, found, _notes(rows, setting))
+    if not by_kernel:
+        return measured
+    if rows[0].status != "ok":
+        return measured._replace(unrecorded=f"{names[0]} is {rows[0].status}, and was not looked into")
+    try:
+        recording = _recorded(piece, setting, names[0])
+    except RuntimeError as problem:  # torch's; the times are known, and are not lost for it
+        text = str(problem).partition("\n")[0]
+        return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
+    limits = anchors.limits(read_only=piece.phase == "decode")
+    ops = piece.ops(setting, "standard" if names[0] == COMPILED else names[0])
+    return measured._replace(ops=op_times(recording.launches, ops, setting.of, limits), recording=recording)
 
 
-def _ops(piece: Piece, setting: Setting, name: str, yardsticks: Yardsticks, trace: Path | None) -> list[OpTime]:
+def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
+    """A call of that implementation under the profiler, in ranges of its ops."""
     made = piece.make(setting)
     if name == COMPILED:
-        launches = profiled(call_of(made, way_of(name), setting), setting.device, trace)
-    else:
-        # Of a backward pass by itself nothing would tell which forward it is of.
-        whole = setting.but(of="both") if setting.backward else setting
-        with in_ranges(made.model) as ranged:
-            how = ranged(WAYS[name]() if name in WAYS else implementation(name))
+        return profiled(call_of(made, way_of(name), setting), setting.device)
+    # Of a backward pass by itself nothing would tell which forward it is of.
+    whole = setting.but(of="both") if setting.backward else setting
+    with in_ranges(made.model) as ranged:
+        how = ranged(WAYS[name]() if name in WAYS else implementation(name))
 
-            def run_ranged(**inputs: object) -> object:
-                return made.run(how, **inputs)
+        def run_ranged(**inputs: object) -> object:
+            return made.run(how, **inputs)
 
-            launches = profiled(call_of(made, lambda _: run_ranged, whole), setting.device, trace)
-    limits = yardsticks.anchors.limits(read_only=piece.phase == "decode")
-    return op_times(launches, piece.ops(setting, "standard" if name == COMPILED else name), setting.of, limits)
+        return profiled(call_of(made, lambda _: run_ranged, whole), setting.device)
 
 
 def _notes(rows: list[Row], setting: Setting) -> list[str]:
     notes = []
-    if setting.device.type == "cpu" and rows[0].implementation in ("flash", "fused"):
+    if setting.device.type == "cpu" and rows[0].implementation in ("flash", "fused") and rows[0].status == "ok":
         notes.append(on_a_cpu())
     for row in rows:
         if row.status != "ok":

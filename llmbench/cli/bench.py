@@ -22,19 +22,7 @@ if TYPE_CHECKING:
     from llmbench.measure.results import Row
 
 Name = Annotated[
-    Literal[
-        "attention",
-        "norms",
-        "activations",
-        "positions",
-        "heads",
-        "moe",
-        "generate",
-        "train",
-        "collectives",
-        "textbook",
-    ],
-    typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False),
+    str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)
 ]
 Preset = Annotated[
     Literal["quick", "full"], typer.Option("--preset", help="quick: a few small cases; full: minutes of them.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
 
-from llmbench.errors import CannotRunError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Column
 from llmbench.report.units import fitting, percent, si
 
@@ -32,6 +35,26 @@ def need_torch(command: str) -> None:
         raise CannotRunError(
             f"`llmbench {command}` needs PyTorch, which is not installed", hint="pip install 'llmbench[gpu]'"
         )
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raise LLMBenchError, before anything is measured, where no file could be written."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise LLMBenchError(f"{option} {path} is a folder", hint="name a file in it")
+        if not path.absolute().parent.is_dir():
+            raise LLMBenchError(f"{option} {path}: no such folder")
+        if path.exists():
+            writable = os.access(path, os.W_OK)
+        else:
+            TemporaryFile(dir=path.absolute().parent).close()
+            writable = True
+    except OSError:
+        writable = False
+    if not writable:
+        raise LLMBenchError(f"{option} {path}: no file can be written there")
 
 
 COLUMNS = {

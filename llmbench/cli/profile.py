@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import Device, DType, cells, columns_of, machine, need_torch
+from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, machine, need_torch
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
     from llmbench.bench.profile import Profile
     from llmbench.bench.setting import Piece, Setting
 
-Name = Literal["attention", "decode", "mla", "norm", "rope", "glu", "moe", "loss", "block", "model"]
-Named = Annotated[Name, typer.Argument(metavar="PIECE", help="What is timed; listed above.", show_default=False)]
+Named = Annotated[str, typer.Argument(metavar="PIECE", help="What is timed; listed above.", show_default=False)]
 Impl = Annotated[
     str | None,
     typer.Option(
         "--impl",
         metavar="NAME",
         help="How it is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused, compiled "
-        "(standard by torch.compile). Attention is computed by flash unless given, the rest by fused on a GPU.",
+        "(standard by torch.compile), grouped (standard, experts by grouped products), rope-fused (flash, rotations "
+        "fused). Attention is computed by flash unless given, the rest by fused on a GPU.",
         show_default=False,
     ),
 ]
@@ -87,14 +88,14 @@ def command(
 
     if set and model is None:
         raise LLMBenchError("--set changes a model, and none was named", hint="--model names it")
-    if trace is not None and not trace.absolute().parent.is_dir():
-        raise LLMBenchError(f"--trace {trace}: no such folder")
+    check_file("--trace", trace)
+    check_file("--output", output)
     found = piece_of(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
     names = chosen(found, impl, setting.device)
     with working(f"measuring {piece}"):
-        measured = profile(found, setting, names, by_kernel=by is not None, trace=trace)
+        measured = profile(found, setting, names, by_kernel=by is not None or trace is not None)
     document = _document(
         found,
         setting,
@@ -114,6 +115,16 @@ def command(
         notes,
     )
     answer(document, format, output)
+    if trace is not None:
+        _save(measured, trace)
+
+
+def _save(measured: Profile, trace: Path) -> None:
+    """Write the trace, once the answer is out, and say so."""
+    if measured.recording is None:
+        raise CannotRunError(f"no trace: {measured.unrecorded}")
+    measured.recording.save(trace)
+    sys.stderr.write(f"wrote {trace}\n")
 
 
 def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
@@ -127,7 +138,7 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
     if measured.ops is not None:
         ops = [op._asdict() | {"launches": [each._asdict() for each in op.launches]} for op in measured.ops]
     blocks = [_block(piece, setting, measured, notes)]
-    if inputs["by"] is not None and measured.ops is not None:
+    if inputs["by"] is not None:
         blocks.append(_kernel_block(setting, measured))
     return Document(
         command="profile",
@@ -156,10 +167,8 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
         limits = measured.yardsticks.anchors.limits()
         intensity = first.work_flops / first.work_bytes
         bound = "products" if intensity > limits.flops_per_s / limits.bytes_per_s else "memory traffic"
-        lines.append(
-            f"the work: {first.work_flops:,} FLOPs, {first.work_bytes:,} bytes, {intensity:,.1f} FLOPs a byte: "
-            f"bound by {bound} here"
-        )
+        products = f"{first.work_flops:,} FLOPs, {intensity:,.1f} a byte" if first.work_flops else "no products"
+        lines.append(f"the work: {first.work_bytes:,} bytes, {products}: bound by {bound} here")
     ran = [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
     what = f"{piece.name} · {setting.of} · batch {setting.batch:,} · {setting.seq_len:,} tokens · {setting.dtype}"
     return Block(
@@ -174,7 +183,8 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
 
 def _kernel_block(setting: Setting, measured: Profile) -> Block:
     """Ops, what took longest first, each with its kernels below."""
-    assert measured.ops is not None
+    if measured.ops is None:
+        return Block(lines=[f"no kernels: {measured.unrecorded}"])
     total = sum(op.measured_s for op in measured.ops) or 1.0
     rows: list[list[Any]] = []
     for op in measured.ops:

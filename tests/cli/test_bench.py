@@ -18,21 +18,28 @@ from typing import Any
 import msgspec
 import pytest
 
+from llmbench.bench.by_kernel import Recording
+from llmbench.bench.others import WAYS
 from llmbench.bench.pieces import PIECES
+from llmbench.bench.registry import EXPERIMENTS
+from llmbench.bench.rivals import COMPILED
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.measure.difference import FLOOR
 from llmbench.measure.results import Header, Row, read
+from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.plots import Panel, Series, terminal
 
+pytestmark = pytest.mark.xdist_group("measured commands")  # which one worker runs, once
 Capture = pytest.CaptureFixture[str]
 
-EXPERIMENTS = ("attention", "norms", "activations", "positions", "heads", "moe", "generate", "train", "textbook")
+ALONE = [name for name in EXPERIMENTS if name != "collectives"]
+"""Experiments that run in one process."""
 SMALL = ["--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
 MODELS = {"mla": ["--model", "deepseek-v2-lite", "--seq", "24"], "moe": ["--seq", "8"], "loss": ["--seq", "8"]}
 PROFILES = {f"profile {name}": ["profile", name, *MODELS.get(name, SMALL)] for name in PIECES}
 TRACED = ["profile", "block", *SMALL, "--pass", "both", "--by", "kernel", "--trace", "trace.json"]
-BENCHES = {name: ["bench", name, "--output", f"{name}.jsonl"] for name in EXPERIMENTS}
+BENCHES = {name: ["bench", name, "--output", f"{name}.jsonl"] for name in ALONE}
 
 MANY = """
 import contextlib, functools, json, sys
@@ -114,7 +121,45 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_trace_that_is_not_there_is_told_after_the_answer(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmbench.bench import profile
+    from llmbench.bench.experiment import QUICK
+
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(profile, "profile", functools.partial(profile.profile, pace=QUICK))
+    trace = tmp_path / "trace.json"
+    asked = ["profile", "attention", *SMALL, "--device", "cpu", "--trace", str(trace)]
+    assert run([*asked, "--impl", "sdpa-cudnn", "--by", "kernel"]) == 3
+    out, err = capsys.readouterr()
+    assert "standard" in out
+    assert "no kernels: sdpa-cudnn is n/a" in out
+    assert err.startswith("error: no trace: sdpa-cudnn is n/a")
+    assert not trace.exists()
+    assert run([*asked, "--impl", "standard"]) == 0
+    assert capsys.readouterr().err == f"wrote {trace}\n"
+    assert json.loads(trace.read_text())["traceEvents"]
+
+    class Lazy:
+        def export_chrome_trace(self, path: str) -> None:
+            """What torch's profiler does where it cannot write: nothing."""
+
+    with pytest.raises(LLMBenchError, match="the profiler made no trace"):
+        Recording([], Lazy()).save(trace)
+
+
+def test_what_the_help_lists_is_what_there_is() -> None:
+    for command, names in (("bench", EXPERIMENTS), ("profile", (*PIECES, *IMPLEMENTATIONS, *WAYS, COMPILED))):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert run([command, "--help"]) == 0
+        words = set(re.findall(r"[a-z-]+", out.getvalue().replace("-\n", "-")))
+        assert set(names) <= words, set(names) - words
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_experiment_runs(folder: Path, name: str) -> None:
     found = answer(folder, name)
     assert found["schema"] == "llmbench.bench/1"
@@ -237,7 +282,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
     ("arguments", "says"),
     [
         (["profile", "attention", "--impl", "flsh"], ["no implementation `flsh`", "did you mean `flash`"]),
-        (["profile", "atention"], ["atention"]),
+        (["profile", "atention"], ["no piece `atention`", "did you mean `attention`"]),
         (["profile", "decode", "--device", "cpu", "--pass", "both"], ["decode has no backward pass", "--pass forward"]),
         (["profile", "glu", "--model", "gpt2"], ["gpt2 has no gated feed-forward", "--model"]),
         (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
@@ -253,7 +298,10 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
             ["profile", "norm", "--device", "cpu", "--trace", "no/such/trace.json"],
             ["no/such/trace.json", "no such folder"],
         ),
-        (["bench", "norm"], ["norm"]),
+        (["bench", "norm"], ["no experiment `norm`", "did you mean `norms`"]),
+        (["profile", "norm", "--device", "cpu", "--trace", "."], ["--trace . is a folder", "name a file"]),
+        (["profile", "norm", "--device", "cpu", "-o", "."], ["--output . is a folder"]),
+        (["profile", "norm", "--trace", "x" * 300], ["no file can be written there"]),
         (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output begins", "one of them"]),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
         (["bench", "norms", "--plot", "curve.jpg"], ["no such kind of picture", ".png"]),
