@@ -1,6 +1,7 @@
 """Without a GPU, kernels run in Triton's interpreter, which must be chosen before the first of them is loaded."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -17,3 +18,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+TOGETHER = ("tests/cli/test_bench.py",)
+"""Files whose fixtures take a minute: one worker runs such a file whole, and makes them once. (With pytest 9.2 the mark
+xdist_group has no effect.)"""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Under pytest-xdist each test goes to the next free worker, but files of `TOGETHER` go whole."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return OneByOne(config, log)

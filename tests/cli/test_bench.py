@@ -30,7 +30,6 @@ from llmbench.measure.results import Header, Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.plots import Panel, Series, terminal
 
-pytestmark = pytest.mark.xdist_group("measured commands")  # which one worker runs, once
 Capture = pytest.CaptureFixture[str]
 
 ALONE = [name for name in EXPERIMENTS if name != "collectives"]
@@ -121,15 +120,22 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
     assert json.loads((folder / "trace.json").read_text())["traceEvents"]
 
 
-def test_a_trace_that_is_not_there_is_told_after_the_answer(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def quick_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this process profiles with few samples and small anchors."""
     from llmbench.bench import profile
     from llmbench.bench.experiment import QUICK
+    from llmbench.measure.anchors import Sizes
 
     importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(profile, "profile", functools.partial(profile.profile, pace=QUICK))
+    small = functools.partial(profile.profile, pace=QUICK, sizes=Sizes(64, 2**16, 10))
+    monkeypatch.setattr(profile, "profile", small)
+
+
+def test_a_trace_that_is_not_there_is_told_after_the_answer(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_profiles(monkeypatch)
     trace = tmp_path / "trace.json"
     asked = ["profile", "attention", *SMALL, "--device", "cpu", "--trace", str(trace)]
     assert run([*asked, "--impl", "sdpa-cudnn", "--by", "kernel"]) == 3
@@ -155,7 +161,7 @@ def test_what_the_help_lists_is_what_there_is() -> None:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             assert run([command, "--help"]) == 0
-        words = set(re.findall(r"[a-z-]+", out.getvalue().replace("-\n", "-")))
+        words = set(re.findall(r"[a-z-]+", re.sub(r"-\n *", "-", out.getvalue())))
         assert set(names) <= words, set(names) - words
 
 
@@ -398,14 +404,10 @@ def test_a_plot_is_a_file(tmp_path: Path) -> None:
 
 
 def test_joules_are_shown_where_a_counter_tells_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmbench.bench import profile
-    from llmbench.bench.experiment import QUICK
     from llmbench.measure import gate
     from llmbench.measure.energy import Energy
 
-    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(profile, "profile", functools.partial(profile.profile, pace=QUICK))
+    quick_profiles(monkeypatch)
     arguments = ["profile", "norm", *SMALL, "--device", "cpu"]
     assert run(arguments) == 0
     assert "energy" not in capsys.readouterr().out
