@@ -31,6 +31,10 @@ class Yardsticks(NamedTuple):
         name = environment.datasheet
         return cls(anchors, None if name is None else datasheet_limits(load_device(name), dtype))
 
+    def limits(self, row: Row) -> Limits:
+        """The machine's roofline for a row: the one that its prediction was made with."""
+        return self.anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
+
 
 class Figures(NamedTuple):
     """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
@@ -69,7 +73,7 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
         spread=row.measurement.spread,
         flops_per_s=row.flops_per_s,
         bytes_per_s=row.bytes_per_s,
-        of_anchor=_share(row, yardsticks.anchors.limits()),
+        of_anchor=_share(row, yardsticks.limits(row)),
         of_datasheet=_share(row, yardsticks.datasheet),
         peak_bytes=peak,
         off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,

@@ -134,7 +134,7 @@ def profile(
     except RuntimeError as problem:  # torch's; the times are known, and are not lost for it
         text = str(problem).partition("\n")[0]
         return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
-    limits = anchors.limits(read_only=piece.phase == "decode")
+    limits = anchors.limits(piece.bandwidth)
     ops = piece.ops(setting, "standard" if names[0] == COMPILED else names[0])
     return measured._replace(ops=op_times(recording.launches, ops, setting.of, limits), recording=recording)
 

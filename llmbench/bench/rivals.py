@@ -18,11 +18,12 @@ from llmbench.kernels.accuracy import Verdict, held
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival
+from llmbench.measure.memory import Continued
 from llmbench.measure.results import Scalar
 from llmbench.model.describe import first_layers
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.sizing.work import least_s, need_bytes, work
+from llmbench.sizing.work import least_s, need_bytes
 
 __all__ = [
     "COMPILED",
@@ -92,18 +93,19 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     piece, setting, name = entry.piece, entry.setting, entry.impl
     way = cache(partial(way_of, name))
     ops = piece.ops(setting, STANDARD.name if name == COMPILED else name)
-    must = work(piece.ops_of(setting), setting.of)
-    limits = anchors.limits(read_only=piece.phase == "decode")
+    must = piece.work(setting)
+    limits = anchors.limits(piece.bandwidth)
     sized = piece.make(setting.but(device=torch.device("meta")))
+    figures: dict[str, Scalar] = {"input_bytes": sized.nbytes, "bandwidth": piece.bandwidth}
     return Rival(
         name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
-        need_bytes=need_bytes(ops, setting.of, activation_bytes=setting.format.itemsize),
+        need_bytes=need_bytes(ops, setting.of, element_bytes=setting.format.itemsize),
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=least_s(ops, setting.of, limits.least_s),
-        figures={"input_bytes": sized.nbytes} | dict(sized.found) | dict(entry.figures),
+        figures=figures | dict(sized.found) | dict(entry.figures),
     )
 
 
@@ -164,8 +166,7 @@ def call_of(made: Made, way: Way, setting: Setting) -> Call:
 
     if setting.of == "both":
         return lambda: backward(outputs(), again=False)
-    kept = outputs()
-    return lambda: backward(kept, again=True)
+    return Continued(outputs, partial(backward, again=True))
 
 
 def check_factor(impl: str, device: torch.device) -> float:

@@ -12,22 +12,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llmbench.measure.anchors import Bandwidth
 from llmbench.measure.results import Scalar
 from llmbench.model.formats import DTYPES, Format
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
-from llmbench.sizing.work import Pass
-from llmbench.sizing.workload import Workload
+from llmbench.sizing.work import Pass, Work, work
+from llmbench.sizing.workload import Phase, Workload
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["Made", "Piece", "Setting", "computed"]
 
 
-def computed(impl: str) -> dict[str, Any]:
+def computed(impl: str, phase: Phase) -> dict[str, Any]:
     """How a workload says that it is computed by that implementation: on plain torch's terms unless the kernels are
-    ours."""
+    ours. What holds the scores computes those too that the mask throws away; a cache holds no more than a new token
+    sees."""
+    scores = impl in ("standard", "grouped")  # which differ in their experts alone
     return {
-        "attention": "standard" if impl == "standard" else "flash",
+        "attention": "standard" if scores else "flash",
+        "masked_pairs": scores and phase != "decode",
         "kernels": "fused" if impl == "fused" else "eager",
     }
 
@@ -105,9 +109,11 @@ class Piece:
     """A part of a model that can be timed by itself.
 
     `alone(spec)` is the smallest model that has it (one layer); it raises LLMBenchError where there is none. `has(op)`
-    says which ops of that model it is. `make` puts it into memory. `phase` is that of its ops; what decodes has no
-    backward pass. `impl` is the way to compute it that is worth looking at on a GPU, `cpu_impl` on a CPU; `shapes`
-    are the defaults there: model, changes to it, batch, tokens. `check_seq` is as long as a check in fp64 needs.
+    says which ops of that model it is, in the order of the table; `backward_only` names those that a forward pass by
+    itself does without, `keeps` those whose results leave it beside the last one's. `make` puts it into memory. `phase`
+    is that of its ops; what decodes has no backward pass. `impl` is the way to compute it that is worth looking at on a
+    GPU, `cpu_impl` on a CPU; `shapes` are the defaults there: model, changes to it, batch, tokens. `check_seq` is as
+    long as a check in fp64 needs.
     """
 
     name: str
@@ -120,16 +126,27 @@ class Piece:
     impl: str = "fused"
     cpu_impl: str | None = None
     check_seq: int = 256
+    backward_only: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """What its bytes are held against: a decoding step hardly writes."""
+        return "read" if self.phase == "decode" else "copy"
+
+    def work(self, setting: Setting) -> Work:
+        """What no way to compute it does without."""
+        return work(self.ops_of(setting), setting.of, keeps=self.keeps)
 
     def ops(self, setting: Setting, impl: str) -> list[Op]:
         """Its ops as that implementation computes them."""
-        return self.ops_of(setting, **computed(impl))
+        return self.ops_of(setting, **computed(impl, self.phase))
 
     def ops_of(self, setting: Setting, **how: Any) -> list[Op]:
         """Its ops for a workload with these options."""
         formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), setting.dtype)
         if self.phase == "decode":
-            work = Workload(
+            workload = Workload(
                 phase="decode",
                 batch=setting.batch,
                 query_len=1,
@@ -139,5 +156,6 @@ class Piece:
                 **how,
             )
         else:
-            work = Workload.train(setting.seq_len, setting.batch, **formats, **how)
-        return [op for op in lower(setting.spec, work) if self.has(op)]
+            workload = Workload.train(setting.seq_len, setting.batch, **formats, **how)
+        without = () if setting.backward else self.backward_only
+        return [op for op in lower(setting.spec, workload) if self.has(op) and op.name not in without]

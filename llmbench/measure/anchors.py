@@ -7,7 +7,7 @@ clocks of the day; fractions of an anchor do not.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -17,7 +17,11 @@ from llmbench.measure.clock import Call, Clock, CpuClock, compare
 from llmbench.measure.measurement import Measurement
 from llmbench.spec.device import DeviceSpec, DType
 
-__all__ = ["Anchor", "Anchors", "Limits", "Sizes", "datasheet_limits", "measure_anchors"]
+__all__ = ["Anchor", "Anchors", "Bandwidth", "Limits", "Sizes", "datasheet_limits", "measure_anchors"]
+
+
+Bandwidth = Literal["copy", "read"]
+"""The anchor that bytes are held against."""
 
 
 class Limits(NamedTuple):
@@ -58,9 +62,10 @@ class Anchors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     read: Anchor
     launch: Anchor
 
-    def limits(self, *, read_only: bool = False) -> Limits:
-        """The roofline of what was measured; `read_only` for work that hardly writes, as decoding is."""
-        return Limits(self.matmul.per_s, self.read.per_s if read_only else self.copy.per_s)
+    def limits(self, bandwidth: Bandwidth = "copy") -> Limits:
+        """The roofline of what was measured, with bytes at the rate of that anchor: `read` for work that hardly writes,
+        as decoding is."""
+        return Limits(self.matmul.per_s, getattr(self, bandwidth).per_s)
 
 
 def datasheet_limits(device: DeviceSpec, dtype: DType) -> Limits | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveTensors", "MemoryPeak", "peak_memory"]
+__all__ = ["Continued", "LiveTensors", "MemoryPeak", "peak_memory"]
 
 
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,18 +35,51 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return None if self.held_bytes is None else self.held_bytes + self.added_bytes
 
 
+class Continued:
+    """A call that goes on, again and again, from what was done before and is kept: a backward pass of its forward.
+
+    `begin()` does that, `go(kept)` is the call. What is kept is memory that the call needs, though it does not make it.
+    """
+
+    def __init__(self, begin: Callable[[], Any], go: Callable[[Any], Any]) -> None:
+        self._begin, self._go = begin, go
+        self._kept = begin()
+
+    def __call__(self) -> Any:
+        """Go on."""
+        return self._go(self._kept)
+
+    def forget(self) -> None:
+        """Let go of what was kept; the call cannot go on before it has begun again."""
+        self._kept = None
+
+    def begin(self) -> None:
+        """Do once more what the call goes on from."""
+        self._kept = self._begin()
+
+
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
-    """Run `call` once, warmed up, and watch its memory. `cuda` is torch.cuda."""
+    """Run `call` once, warmed up, and watch its memory. Of what a `Continued` call goes on from, that counts which is
+    kept, not what making it took. `cuda` is torch.cuda."""
+    if isinstance(call, Continued):
+        call.forget()
     if device.type != "cuda":
         live = LiveTensors()
         with live:
+            if isinstance(call, Continued):
+                call.begin()
+                live.peak_bytes = live.live_bytes
             call()
         return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
     gc.collect()
     cuda.synchronize(device)
     cuda.empty_cache()  # what others left reserved is not this call's
-    cuda.reset_peak_memory_stats(device)
     held = cuda.memory_allocated(device)
+    if isinstance(call, Continued):
+        call.begin()
+        cuda.synchronize(device)
+        cuda.empty_cache()
+    cuda.reset_peak_memory_stats(device)
     call()
     cuda.synchronize(device)
     return MemoryPeak(

@@ -54,7 +54,7 @@ def test_rates_and_rooflines() -> None:
     found = anchors()
     assert (found.matmul.per_s, found.launch.each_s) == pytest.approx((1e12, 5e-6))
     assert found.limits() == pytest.approx((1e12, 1e11))
-    assert found.limits(read_only=True) == pytest.approx((1e12, 5e10))
+    assert found.limits("read") == pytest.approx((1e12, 5e10))
     roofline = Limits(flops_per_s=100.0, bytes_per_s=10.0)
     assert (roofline.least_s(1000, 1), roofline.least_s(1, 1000), roofline.least_s(0, 5)) == (10.0, 100.0, 0.5)
 

@@ -21,7 +21,7 @@ from llmbench.bench.serving import Server
 from llmbench.bench.setting import Setting, computed
 from llmbench.bench.variants import heads, model_of
 from llmbench.kernels.accuracy import Verdict, held
-from llmbench.measure.anchors import Anchors
+from llmbench.measure.anchors import Anchors, Bandwidth
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival
 from llmbench.measure.results import Scalar
@@ -69,13 +69,17 @@ class Case:
         """What its rate counts: tokens read for a first token, else tokens made."""
         return self.batch * (self.context if self.phase == "first token" else self.new_tokens)
 
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """What its bytes are held against: steps, of which an answer has many, hardly write."""
+        return "copy" if self.phase == "first token" else "read"
+
 
 class Part(NamedTuple):
-    """Ops that are done `times` times, one after the other, and whether they hardly write."""
+    """Ops that are done `times` times, one after the other."""
 
     ops: list[Op]
     times: float
-    reads: bool
 
 
 def parts(case: Case, impl: str | None = None) -> list[Part]:
@@ -85,20 +89,22 @@ def parts(case: Case, impl: str | None = None) -> list[Part]:
     the first and half the last, for an op's FLOPs and bytes grow by the same with each token.
     """
     how: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), case.dtype)
-    how |= {} if impl is None else computed(impl)
+
+    def told(phase: Literal["prefill", "decode"]) -> dict[str, Any]:
+        return how if impl is None else how | computed(impl, phase)
 
     def step(context: int) -> list[Op]:
-        return lower(case.spec, Workload.decode(context, case.batch, **how))
+        return lower(case.spec, Workload.decode(context, case.batch, **told("decode")))
 
     if case.phase == "next token":
-        return [Part(step(case.context), 1.0, True)]
-    whole = lower(case.spec, Workload.prefill(case.context, case.batch, **how))
-    last = lower(case.spec, Workload.prefill(1, case.batch, **how))
+        return [Part(step(case.context), 1.0)]
+    whole = lower(case.spec, Workload.prefill(case.context, case.batch, **told("prefill")))
+    last = lower(case.spec, Workload.prefill(1, case.batch, **told("prefill")))
     after = 1 + max(index for index, op in enumerate(whole) if op.layer)  # only the last position has logits
-    found = [Part(whole[:after] + last[after:], 1.0, False)]
+    found = [Part(whole[:after] + last[after:], 1.0)]
     if case.new_tokens > 1:
         half = (case.new_tokens - 1) / 2
-        found += [Part(step(context), half, True) for context in (case.context, case.capacity - 1)]
+        found += [Part(step(context), half) for context in (case.context, case.capacity - 1)]
     return found
 
 
@@ -116,7 +122,7 @@ class Shared:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.figures: dict[str, Scalar] = {"tokens": case.tokens}
+        self.figures: dict[str, Scalar] = {"tokens": case.tokens, "bandwidth": case.bandwidth}
 
     @cached_property
     def server(self) -> Server:
@@ -187,6 +193,7 @@ def rival(name: str, impl: str, graph: bool, shared: Shared, anchors: Anchors, c
     case = shared.case
     must, does = parts(case), parts(case, impl)
     flops, moved = (sum(part.times * work(part.ops, "forward")[index] for part in must) for index in (0, 1))
+    limits = anchors.limits(case.bandwidth)
     return Rival(
         name=name,
         prepare=partial(shared.call, impl, graph=graph),
@@ -194,9 +201,7 @@ def rival(name: str, impl: str, graph: bool, shared: Shared, anchors: Anchors, c
         need_bytes=need_bytes(case, impl),
         work_flops=round(flops),
         work_bytes=round(moved),
-        predicted_s=sum(
-            part.times * least_s(part.ops, "forward", anchors.limits(read_only=part.reads).least_s) for part in does
-        ),
+        predicted_s=sum(part.times * least_s(part.ops, "forward", limits.least_s) for part in does),
         figures=shared.figures,
     )
 

@@ -16,7 +16,6 @@ from llmbench.bench.routing import ROUTINGS, Routing
 from llmbench.bench.setting import Piece, Setting
 from llmbench.bench.variants import model_of
 from llmbench.measure.results import Scalar
-from llmbench.sizing.params import count_parameters
 from llmbench.spec.ffn import FFN, Gated, MoE
 from llmbench.spec.model import ModelSpec
 
@@ -57,13 +56,13 @@ def groups(ask: Ask) -> list[Group]:
 
 def _entry(ask: Ask, of: _Shapes, label: str, ffn: FFN, impl: str, part: Piece, spec: ModelSpec | None = None) -> Entry:
     spec = spec or model_of(label, of.hidden, ffn=ffn)
-    count = count_parameters(spec)
-    figures: dict[str, Scalar] = {
-        "parameters": count.total - count.components["embedding"] - count.components["lm_head"],
-        "active_parameters": count.active - count.components["embedding"] - count.components["lm_head"],
+    setting = Setting(spec=spec, batch=1, seq_len=of.tokens, dtype=ask.dtype, device=ask.device)
+    ops = part.ops_of(setting)
+    figures: dict[str, Scalar] = {  # of what is timed, not of the model that it stands in
+        "parameters": sum(op.parameters for op in ops),
+        "active_parameters": sum(op.active_parameters for op in ops),
         "tokens": of.tokens,
     }
-    setting = Setting(spec=spec, batch=1, seq_len=of.tokens, dtype=ask.dtype, device=ask.device)
     return Entry(label=label, piece=part, setting=setting, impl=impl, figures=figures)
 
 

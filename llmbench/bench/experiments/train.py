@@ -47,8 +47,12 @@ def layout_of(way: Way, ranks: int) -> Layout:
 def workload(setting: Setting, way: Way, ranks: int) -> Workload:
     """A step of one GPU: data-parallel ones have equal parts of the batch."""
     batch = setting.batch // ranks if way.sharding == "fsdp" else setting.batch
+    return _step(setting, batch, **computed(way.impl, "train"))
+
+
+def _step(setting: Setting, batch: int, **how: Any) -> Workload:
     formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype"), setting.dtype)
-    return Workload.train(setting.seq_len, batch, **formats, **computed(way.impl))
+    return Workload.train(setting.seq_len, batch, **formats, **how)
 
 
 def memory_of(setting: Setting, way: Way, ranks: int) -> Memory:
@@ -67,8 +71,15 @@ def memory_of(setting: Setting, way: Way, ranks: int) -> Memory:
 
 
 def flops_of(setting: Setting, way: Way) -> Flops:
-    """Those of the whole batch."""
-    return count_flops(setting.spec, workload(setting, way, 1), recompute="full" if way.recompute else "none")
+    """Those of the whole batch, of the pairs that the mask leaves."""
+    needed = _step(setting, setting.batch, attention=workload(setting, way, 1).attention)
+    return count_flops(setting.spec, needed, recompute="full" if way.recompute else "none")
+
+
+def bytes_of(setting: Setting) -> int:
+    """What a step of the whole batch has to move on one GPU, whatever computes it: forward, backward and AdamW."""
+    ops = lower(setting.spec, _step(setting, setting.batch))
+    return work(ops, "both").bytes + _updated_bytes(ops, setting)
 
 
 def predicted_s(setting: Setting, way: Way, ranks: int, anchors: Anchors) -> float:
@@ -77,14 +88,14 @@ def predicted_s(setting: Setting, way: Way, ranks: int, anchors: Anchors) -> flo
     layout, bound = layout_of(way, ranks), anchors.limits().least_s
     ops = lower(setting.spec, workload(setting, way, ranks), layout)
     again = [op for op in ops if op.layer] if way.recompute else []
-    updated = _updated_bytes(ops, setting, way, ranks)
+    updated = _updated_bytes(ops, setting) // (ranks if way.sharding == "fsdp" else 1)
     return least_s(ops, "both", bound) + least_s(again, "forward", bound) + bound(0, updated)
 
 
-def _updated_bytes(ops: Sequence[Op], setting: Setting, way: Way, ranks: int) -> int:
-    """What AdamW moves on one GPU, of FSDP's its part."""
+def _updated_bytes(ops: Sequence[Op], setting: Setting) -> int:
+    """What AdamW moves of the weights of these ops."""
     recipe = training_precision(_precision(setting))
-    return sum(op.count * update_bytes(op, "adamw", recipe) for op in ops) // (ranks if way.sharding == "fsdp" else 1)
+    return sum(op.count * update_bytes(op, "adamw", recipe) for op in ops)
 
 
 def _precision(setting: Setting) -> PrecisionName:
@@ -150,14 +161,13 @@ def rival(
         figures["input_bytes"] = made.nbytes
         return step
 
-    ops = lower(setting.spec, workload(setting, way, ranks), layout_of(way, ranks))
     return Rival(
         name=way.name,
         prepare=prepare,
         check=partial(verdicts, setting, way, ask.ranks),
         need_bytes=memory.peak_bytes - workspace,
         work_flops=flops.total // ranks,
-        work_bytes=work(ops, "both").bytes + _updated_bytes(ops, setting, way, ranks),
+        work_bytes=bytes_of(setting) // ranks,
         predicted_s=predicted_s(setting, way, ranks, anchors),
         figures=figures,
     )

@@ -156,7 +156,7 @@ def _latent(setting: Setting) -> Made:
 
 
 def _core(op: Op) -> bool:
-    return op.name.endswith("attention.core")
+    return op.name == "layers.{}.attention.core"
 
 
 def _attends(spec: ModelSpec) -> ModelSpec:

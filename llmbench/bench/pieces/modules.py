@@ -134,6 +134,7 @@ PIECES = (
         what="the whole model: logits, or with backward a step's loss and gradients",
         alone=_decodes,
         has=lambda op: True,
+        backward_only=("loss",),
         make=_model,
         shapes={"cuda": ("smollm2-1.7b", {}, 1, 2048), "cpu": ("smollm2-135m", {}, 1, 64)},
         cpu_impl="flash",

@@ -5,6 +5,7 @@ B batch, S length, D hidden, N query heads, K KV heads, H head dim, R rotated di
 
 from __future__ import annotations
 
+import msgspec
 from torch import Tensor
 
 from llmbench.bench.pieces.parts import ffn_of, layer_of, mixer_of, with_layer
@@ -51,11 +52,19 @@ def _add_norm(setting: Setting) -> Made:
 
 
 def _has_norm(spec: ModelSpec) -> ModelSpec:
-    return with_layer(spec, "norm before a mixer", lambda layer: layer.mixer is not None)
+    """Of two norms around a mixer, the one before it."""
+    found = with_layer(spec, "norm of a mixer", lambda layer: layer.mixer is not None)
+    ((name, layer),) = found.layers.items()
+    if layer.placement != "sandwich":
+        return found
+    return msgspec.structs.replace(found, layers={name: msgspec.structs.replace(layer, placement="pre")})
 
 
 def _is_norm(op: Op) -> bool:
     return op.kind == "norm" and op.name in ("layers.{}.mixer_norm", "layers.{}.norm", "layers.{}.post_mixer_norm")
+
+
+SUM = "layers.{}.mixer_residual"
 
 
 def _rope(setting: Setting) -> Made:
@@ -109,7 +118,8 @@ ADD_NORM = Piece(
     name="add_norm",
     what="the residual stream's sum, and its norm",
     alone=_has_norm,
-    has=lambda op: _is_norm(op) or op.name == "layers.{}.mixer_residual",
+    has=lambda op: op.name in (SUM, "final_norm"),  # the norm that reads the sum, where a layer is a mixer alone
+    keeps=(SUM,),
     make=_add_norm,
     shapes={},
 )

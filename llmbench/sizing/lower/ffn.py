@@ -163,6 +163,18 @@ def _router_network(b: Builder, width: Dim) -> Dim:
     return width
 
 
+def experts_met(moe: MoE, experts: int, tokens: int) -> float:
+    """How many of so many `experts` are chosen by any of `tokens` tokens, and so have their weights read: the expected
+    number where each token's choices fall evenly, and apart from the other tokens'. One token leaves an expert out with
+    a chance of 1 − k/E, all of them with its power: experts·(1 − (1 − k/E)^tokens). Routers that are trained to be
+    balanced come near; others meet fewer. Buffers of a capacity factor are computed with whole, and so meet all.
+    """
+    if moe.capacity_factor is not None:
+        return experts
+    chance = moe.num_experts_per_tok / (moe.num_experts + moe.zero_experts)
+    return experts * (1 - (1 - chance) ** tokens)
+
+
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
     """The experts' matrices as grouped products over `rows` token copies."""
     tp, ep = b.layout.tp, b.layout.ep
@@ -171,6 +183,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
     padded = rows
     if moe.capacity_factor is not None:
         padded = local_experts * share(rows * round(moe.capacity_factor * 1000), 1000 * local_experts)
+    met = experts_met(moe, local_experts, b.tokens * ep)
     dispatch = b.act(padded * inputs.size)
     exchange: tuple[Collective, ...] = ()
     if ep > 1:
@@ -178,7 +191,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             Collective("all_to_all", dispatch, "ep", "forward"),
             Collective("all_to_all", dispatch, "ep", "backward"),
         )
-    b.elementwise("ffn.dispatch", "experts", reads=rows * inputs.size, writes=padded * inputs.size)
+    b.elementwise("ffn.dispatch", "experts", reads=b.tokens * inputs.size, writes=padded * inputs.size)
     # (name, weights of one expert, bias of one, its label, inputs per row, saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
     for matrix, saves in [*inner, ("down_proj", True)]:
@@ -192,8 +205,6 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
         label = f"{experts.label} × " + product(inputs, width).label
         if moe.bias:
             label += f" + {experts.label} × {inputs.label if down else width.label}"
-        # Every expert that meets a token is read once: all of them, unless there are fewer rows than experts.
-        met = min(local_experts, padded) if b.workload.phase == "decode" else local_experts
         b.add(
             f"ffn.experts.{matrix}",
             "experts",
@@ -206,7 +217,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             formula=label,
             forward_flops=flops,
             backward_flops=2 * flops,
-            weight_bytes=bytes_of(met * (weights + bias), b.workload.weight_dtype),
+            weight_bytes=bytes_of(round(met * (weights + bias)), b.workload.weight_dtype),
             read_bytes=b.act(padded * before),
             written_bytes=b.act(padded * after),
             saved_bytes=b.act(padded * before) if saves else 0,
