@@ -15,7 +15,7 @@ from llmbench.measure.results import Row, Scalar
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
 
-__all__ = ["Figures", "Yardsticks", "figures", "plain"]
+__all__ = ["Figures", "Yardsticks", "figures", "peak_bytes", "plain"]
 
 
 class Yardsticks(NamedTuple):
@@ -34,6 +34,15 @@ class Yardsticks(NamedTuple):
     def limits(self, row: Row) -> Limits:
         """The machine's roofline for a row: the one that its prediction was made with."""
         return self.anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
+
+    def in_cache(self, row: Row) -> bool:
+        """Whether a row beat its limit because bytes set it, and were in a cache: calls came one after the other on the
+        same data."""
+        if row.measurement is None or row.measurement.cold or row.work_bytes is None or not row.seconds:
+            return False
+        limits, flops = self.limits(row), row.work_flops or 0
+        bytes_bind = row.work_bytes / limits.bytes_per_s > flops / limits.flops_per_s
+        return bytes_bind and limits.least_s(flops, row.work_bytes) > row.seconds
 
 
 class Figures(NamedTuple):
@@ -62,12 +71,9 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
     known = Figures(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
-    held, tokens = (row.figures.get(name) for name in ("input_bytes", "tokens"))
+    tokens = row.figures.get("tokens")
     tokens = tokens if isinstance(tokens, int) else None
     joules = None if row.energy is None else row.energy.joules_per_call
-    peak = None
-    if row.memory is not None:
-        peak = row.memory.added_bytes + (int(held) if isinstance(held, int) else 0)
     return known._replace(
         seconds=row.seconds,
         spread=row.measurement.spread,
@@ -75,13 +81,21 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
         bytes_per_s=row.bytes_per_s,
         of_anchor=_share(row, yardsticks.limits(row)),
         of_datasheet=_share(row, yardsticks.datasheet),
-        peak_bytes=peak,
+        peak_bytes=peak_bytes(row),
         off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
         speedup=_speedup(row, baseline),
         tokens_per_s=tokens / row.seconds if tokens else None,
         joules_per_call=joules,
         joules_per_token=joules / tokens if joules is not None and tokens else None,
     )
+
+
+def peak_bytes(row: Row) -> int | None:
+    """Inputs and all that a call added at its fullest moment; None where memory was not measured."""
+    if row.memory is None:
+        return None
+    held = row.figures.get("input_bytes")
+    return row.memory.added_bytes + (held if isinstance(held, int) else 0)
 
 
 def _share(row: Row, limits: Limits | None) -> float | None:

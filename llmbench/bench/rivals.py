@@ -159,14 +159,14 @@ def call_of(made: Made, way: Way, setting: Setting) -> Call:
         out = run(**inputs)
         return [each for each in (out if isinstance(out, tuple) else (out,)) if each.requires_grad]
 
-    def backward(outs: list[Tensor], *, again: bool) -> object:
+    def backward(outs: list[Tensor], again: bool) -> object:
         if "of" not in grads:
             grads["of"] = [torch.randn_like(out) for out in outs]
         return torch.autograd.grad(outs, wanted, grads["of"], retain_graph=again, allow_unused=True)
 
     if setting.of == "both":
         return lambda: backward(outputs(), again=False)
-    return Continued(outputs, partial(backward, again=True))
+    return Continued(outputs, backward)
 
 
 def check_factor(impl: str, device: torch.device) -> float:

@@ -93,8 +93,8 @@ def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:
     return [found[name] for name in columns]
 
 
-def machine(environment: Environment, yardsticks: Yardsticks) -> list[str]:
-    """What it was measured on, and what that could do in this run."""
+def machine(environment: Environment, yardsticks: Yardsticks, rows: Iterable[Row] = ()) -> list[str]:
+    """What rows were measured on, and what that could do in this run."""
     anchors = yardsticks.anchors
     where = environment.device
     if where == "cpu":
@@ -113,4 +113,6 @@ def machine(environment: Environment, yardsticks: Yardsticks) -> list[str]:
         share = percent(anchors.matmul.per_s / yardsticks.datasheet.flops_per_s)
         peak, memory = (si(rate) for rate in yardsticks.datasheet)
         lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; products reach {share}")
+    if any(yardsticks.in_cache(row) for row in rows):
+        lines.append("over 100% of limit: data that stay in a cache between calls; the limit is memory's")
     return lines

@@ -162,9 +162,9 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
         for row, known in zip(measured.rows, found, strict=True)
     ]
     first = measured.rows[0]
-    lines = machine(measured.environment, measured.yardsticks)
+    lines = machine(measured.environment, measured.yardsticks, measured.rows)
     if first.work_flops is not None and first.work_bytes is not None:
-        limits = measured.yardsticks.anchors.limits()
+        limits = measured.yardsticks.limits(first)
         intensity = first.work_flops / first.work_bytes
         bound = "products" if intensity > limits.flops_per_s / limits.bytes_per_s else "memory traffic"
         products = f"{first.work_flops:,} FLOPs, {intensity:,.1f} a byte" if first.work_flops else "no products"

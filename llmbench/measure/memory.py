@@ -38,47 +38,60 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Continued:
     """A call that goes on, again and again, from what was done before and is kept: a backward pass of its forward.
 
-    `begin()` does that, `go(kept)` is the call. What is kept is memory that the call needs, though it does not make it.
+    `begin()` does that, `go(kept, again)` is the call, which leaves what is kept as it is where it is to go on `again`.
+    What is kept is memory that the call needs, though it does not make it.
     """
 
-    def __init__(self, begin: Callable[[], Any], go: Callable[[Any], Any]) -> None:
+    def __init__(self, begin: Callable[[], Any], go: Callable[[Any, bool], Any]) -> None:
         self._begin, self._go = begin, go
         self._kept = begin()
 
     def __call__(self) -> Any:
         """Go on."""
-        return self._go(self._kept)
-
-    def forget(self) -> None:
-        """Let go of what was kept; the call cannot go on before it has begun again."""
-        self._kept = None
+        return self._go(self._kept, True)
 
     def begin(self) -> None:
-        """Do once more what the call goes on from."""
+        """Do anew what the call goes on from."""
+        self._kept = None
         self._kept = self._begin()
+
+    def end(self) -> None:
+        """Go on for the last time, as whoever calls once does. Before another call it has to begin anew."""
+        kept, self._kept = self._kept, None
+        self._go(kept, False)
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
     """Run `call` once, warmed up, and watch its memory. Of what a `Continued` call goes on from, that counts which is
     kept, not what making it took. `cuda` is torch.cuda."""
-    if isinstance(call, Continued):
-        call.forget()
+    if not isinstance(call, Continued):
+        return _peak(_nothing, call, device, cuda)
+    call.end()
+    found = _peak(call.begin, call.end, device, cuda)
+    call.begin()
+    return found
+
+
+def _nothing() -> None:
+    """What comes before a call that begins by itself."""
+
+
+def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.device, cuda: Any) -> MemoryPeak:
+    """The fullest moment of `call`, beside what was held before `begin`."""
     if device.type != "cuda":
         live = LiveTensors()
         with live:
-            if isinstance(call, Continued):
-                call.begin()
-                live.peak_bytes = live.live_bytes
+            begin()
+            live.peak_bytes = live.live_bytes
             call()
         return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
     gc.collect()
     cuda.synchronize(device)
     cuda.empty_cache()  # what others left reserved is not this call's
     held = cuda.memory_allocated(device)
-    if isinstance(call, Continued):
-        call.begin()
-        cuda.synchronize(device)
-        cuda.empty_cache()
+    begin()
+    cuda.synchronize(device)
+    cuda.empty_cache()
     cuda.reset_peak_memory_stats(device)
     call()
     cuda.synchronize(device)

@@ -174,7 +174,7 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("impl", ["standard", "flash"])
-@pytest.mark.parametrize("passed", ["forward", "both"])
+@pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 def test_the_analytic_need_is_what_attention_takes(impl: str, passed: Pass) -> None:
     """Inputs and all that torch allocates, against the table; which counts no mask, a byte a pair for all heads."""
     of = piece("attention")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmbench.measure.memory import LiveTensors, peak_memory
+from llmbench.measure.memory import Continued, LiveTensors, peak_memory
 from tests.measure.fake_cuda import FakeCuda
 from tests.oracles.training_memory import StorageTracker
 
@@ -55,6 +55,49 @@ def test_a_training_step_by_another_tracker() -> None:
     assert peak_memory(step, CPU).added_bytes == tracker.peak - given
 
 
+def test_what_a_backward_pass_goes_on_from_counts() -> None:
+    """By hand: 4,000 bytes are saved; forward needs three times that for a moment, backward twice that beside it."""
+    x = torch.randn(1000)
+    used: list[bool] = []
+
+    def forward() -> torch.Tensor:
+        return torch.cat([x, x, x])[:1000].clone()
+
+    def backward(saved: torch.Tensor, again: bool) -> torch.Tensor:
+        used.append(again)
+        return torch.cat([saved, saved])
+
+    call = Continued(forward, backward)
+    call()
+    assert peak_memory(call, CPU).added_bytes == 12_000
+    call()  # goes on as before
+    assert used == [True, False, False, True]
+
+
+def test_a_backward_pass_by_another_tracker() -> None:
+    """Torch's own: what forward leaves, then the fullest moment of backward, which lets go of what it has used."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 10))
+    x = torch.randn(128, 64)
+    weights = list(model.parameters())
+
+    def backward(loss: torch.Tensor, again: bool) -> object:
+        return torch.autograd.grad(loss, weights, retain_graph=again)
+
+    def forward() -> torch.Tensor:
+        return model(x).square().mean()
+
+    tracker = StorageTracker()
+    for tensor in (*weights, x):
+        tracker.add(tensor, "given")
+    given = tracker.total
+    with tracker:
+        loss = forward()
+        tracker.peak = tracker.total
+        backward(loss, False)
+    assert peak_memory(Continued(forward, backward), CPU).added_bytes == tracker.peak - given
+
+
 def test_memory_is_given_back() -> None:
     with LiveTensors() as live:
         for _ in range(5):
@@ -87,6 +130,22 @@ def test_a_gpu_by_its_stand_in() -> None:
     found = peak_memory(call, torch.device("cuda"), cuda=fake)
     assert (found.held_bytes, found.added_bytes, found.peak_bytes) == (1000, 5000, 6000)
     assert (found.reserved_bytes, found.by) == (2**21, "allocator")
+
+
+def test_a_gpu_counts_what_is_gone_on_from() -> None:
+    fake = FakeCuda()
+
+    def forward() -> int:
+        fake.allocate(7000)
+        fake.allocate(-4000)  # 3,000 are kept
+        return 3000
+
+    def backward(kept: int, again: bool) -> None:
+        fake.allocate(2000)
+        fake.allocate(-2000 if again else -2000 - kept)
+
+    found = peak_memory(Continued(forward, backward), torch.device("cuda"), cuda=fake)
+    assert (found.held_bytes, found.added_bytes) == (1000, 5000)
 
 
 @pytest.mark.gpu
