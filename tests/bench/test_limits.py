@@ -1,0 +1,89 @@
+"""One limit a row, and what is said where it is beaten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.experiment import Ask
+from llmbench.bench.experiments import generate
+from llmbench.bench.figures import Yardsticks, figures
+from llmbench.bench.pieces import piece
+from llmbench.bench.rivals import Entry, entry_group
+from llmbench.bench.variants import heads, model_of
+from llmbench.cli.measured import machine
+from llmbench.measure.environment import environment
+from llmbench.measure.gate import Rival
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.results import Row
+from llmbench.spec.ffn import Gated
+from tests.bench.test_pieces import anchors, setting
+
+CPU = torch.device("cpu")
+YARDSTICKS = Yardsticks(anchors(), None)
+
+
+def row_of(rival: Rival, seconds: float, *, cold: bool = False) -> Row:
+    """As if it had been timed."""
+    return Row(
+        experiment="x",
+        case={},
+        implementation=rival.name,
+        status="ok",
+        measurement=Measurement(samples_s=(seconds,), clock="cpu", cold=cold),
+        work_flops=rival.work_flops,
+        work_bytes=rival.work_bytes,
+        predicted_s=rival.predicted_s,
+        figures=dict(rival.figures),
+    )
+
+
+@pytest.mark.parametrize("name", ["attention", "norm", "decode", "mla"])
+def test_a_single_op_at_its_prediction_is_at_its_limit(name: str) -> None:
+    """Whatever its bytes are held against: `of limit` and `predicted` are of one roofline."""
+    of = piece(name)
+    entry = Entry(label="flash", piece=of, setting=setting(of), impl="flash")
+    (rival,) = entry_group(
+        [entry], experiment="x", case={}, pace=Ask(quick=True, device=CPU, dtype="fp32").pace
+    ).rivals(anchors())
+    assert rival.predicted_s is not None
+    found = figures(row_of(rival, rival.predicted_s), YARDSTICKS)
+    assert (found.of_anchor, found.off) == (pytest.approx(1.0), pytest.approx(0.0))
+
+
+@pytest.mark.parametrize(("phase", "bandwidth"), [("first token", "copy"), ("next token", "read"), ("answer", "read")])
+def test_the_bytes_of_steps_are_read(phase: Any, bandwidth: str) -> None:
+    spec = model_of("x", 64, mixer=heads(2, 1, 32), ffn=Gated(intermediate_size=96), layers=2)
+    case = generate.Case(spec=spec, dtype="fp32", device=CPU, phase=phase, batch=2, context=16, new_tokens=1)
+    rival = generate.rival("sdpa", "sdpa", False, generate.Shared(case), anchors(), generate.Checks())
+    assert rival.figures["bandwidth"] == bandwidth
+    assert rival.work_bytes is not None
+    row = row_of(replace(rival, work_flops=0), 1.0)  # bytes alone
+    assert figures(row, YARDSTICKS).of_anchor == pytest.approx(
+        rival.work_bytes / {"copy": 1e11, "read": 5e10}[bandwidth]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flops", "seconds", "cold", "said"),
+    [
+        (0, 0.5e-3, False, True),  # twice as fast as a copy of its bytes
+        (0, 2e-3, False, False),
+        (0, 0.5e-3, True, False),  # its caches were emptied: not they
+        (2 * 10**9, 1.5e-3, False, False),  # bound by products
+    ],
+)
+def test_it_is_said_where_caches_beat_memory(flops: int, seconds: float, cold: bool, said: bool) -> None:
+    rival = Rival(name="a", prepare=lambda: lambda: None, work_flops=flops, work_bytes=10**8)
+    row = row_of(rival, seconds, cold=cold)
+    assert YARDSTICKS.in_cache(row) == said
+    lines = machine(environment(CPU), YARDSTICKS, [row])
+    assert any("stay in a cache" in line for line in lines) == said
+
+
+def test_what_has_no_time_beats_nothing() -> None:
+    lost = Row(experiment="x", case={}, implementation="a", status="OOM", reason="no room", work_bytes=1)
+    assert not YARDSTICKS.in_cache(lost)
