@@ -1,4 +1,4 @@
-"""One way to compute a piece, as the gate checks and times it: its call, its check, its work, its prediction."""
+"""One way to compute a piece, as the gate times it: its call, its work, its prediction. `checking` has its check."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmbench.bench.checking import verdicts
 from llmbench.bench.experiment import Group, Pace
 from llmbench.bench.others import WAYS
 from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.errors import LLMBenchError, unknown
-from llmbench.kernels.accuracy import Verdict, held
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import Rival
+from llmbench.measure.gate import ADDRESSABLE_BYTES, Rival
 from llmbench.measure.memory import Continued
 from llmbench.measure.results import Scalar
-from llmbench.model.describe import first_layers
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.sizing.work import least_s, need_bytes
@@ -29,18 +28,12 @@ __all__ = [
     "COMPILED",
     "Entry",
     "call_of",
-    "check_factor",
     "check_passes",
     "entry_group",
     "known_name",
     "piece_group",
-    "verdicts",
     "way_of",
 ]
-
-TORCH_FACTOR = 4.0
-"""How much further from the exact result than plain torch its other kernels may be: they sum in other orders, which
-shows in fp32. Ours have 2."""
 
 COMPILED = "compiled"
 """A rival beside the implementations: plain torch through torch.compile."""
@@ -95,17 +88,20 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     ops = piece.ops(setting, STANDARD.name if name == COMPILED else name)
     must = piece.work(setting)
     limits = anchors.limits(piece.bandwidth)
-    sized = piece.make(setting.but(device=torch.device("meta")))
-    figures: dict[str, Scalar] = {"input_bytes": sized.nbytes, "bandwidth": piece.bandwidth}
+    need = need_bytes(ops, setting.of, element_bytes=setting.format.itemsize)
+    figures: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
+    if need < ADDRESSABLE_BYTES:  # what has more cannot even be described to torch
+        sized = piece.make(setting.but(device=torch.device("meta")))
+        figures |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.found)
     return Rival(
         name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
-        need_bytes=need_bytes(ops, setting.of, element_bytes=setting.format.itemsize),
+        need_bytes=need,
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=least_s(ops, setting.of, limits.least_s),
-        figures=figures | dict(sized.found) | dict(entry.figures),
+        figures=figures | dict(entry.figures),
     )
 
 
@@ -151,7 +147,7 @@ def call_of(made: Made, way: Way, setting: Setting) -> Call:
         return forward
     leaves = [inputs[name].detach().requires_grad_() for name in made.differentiable]
     inputs |= dict(zip(made.differentiable, leaves, strict=True))
-    wanted = [*leaves, *made.parameters]
+    wanted = [*leaves, *made.parameters(setting.format).values()]
     assert wanted, "nothing here has gradients"
     grads: dict[str, list[Tensor]] = {}
 
@@ -167,22 +163,3 @@ def call_of(made: Made, way: Way, setting: Setting) -> Call:
     if setting.of == "both":
         return lambda: backward(outputs(), again=False)
     return Continued(outputs, backward)
-
-
-def check_factor(impl: str, device: torch.device) -> float:
-    """How much further from the exact result than plain torch an implementation may be."""
-    return 2.0 if impl in ("flash", "fused") and device.type == "cuda" else TORCH_FACTOR
-
-
-def verdicts(piece: Piece, setting: Setting, name: str, way: Way) -> list[Verdict]:
-    """The piece computed that way at a size with room for fp64, held against plain torch."""
-    layers = min(2, setting.spec.num_hidden_layers)
-    small = setting.but(spec=first_layers(setting.spec, layers), batch=1, seq_len=min(setting.seq_len, piece.check_seq))
-    made = piece.make(small)
-    return held(
-        way(made.run),
-        partial(made.run, STANDARD),
-        made.inputs,
-        differentiable=made.differentiable if setting.backward else (),
-        factor=check_factor(name, setting.device),
-    )

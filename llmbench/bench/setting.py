@@ -5,7 +5,7 @@ B batch, S query length, T key length, D hidden, N query heads, K KV heads, H he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,7 +71,9 @@ class Setting:
         return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(dtype)
 
     def tokens(self, below: int, *shape: int, seed: int = 0) -> Tensor:
-        """Random integers from 0."""
+        """Random integers from 0; on meta none at all."""
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=torch.int64, device=self.device)
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(below, shape, generator=generator).to(self.device)
 
@@ -84,24 +86,23 @@ class Setting:
 class Made:
     """A piece in memory, for every way to compute it: `run(how, **inputs)`, also in fp64 where `inputs` are.
 
-    `differentiable` names the inputs that have gradients; `parameters` are weights beside the inputs that have them
-    too. `model`: what modules are in, where any are. `state_bytes`: of a cache that is kept
-    beside them. `found`: figures that making it came to, for its rows.
+    `differentiable` names the inputs that have gradients; `parameters(format)` are the weights beside them that have
+    some too, by name, as `run` computes with them in that format. `model`: what modules are in, where any are.
+    `state_bytes`: of a cache that is kept beside them. `found`: figures that making it came to, for its rows.
     """
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: dict[str, Any]
     differentiable: tuple[str, ...] = ()
-    parameters: Sequence[Tensor] = ()
+    parameters: Callable[[torch.dtype], Mapping[str, Tensor]] = lambda dtype: {}
     model: nn.Module | None = None
     state_bytes: int = 0
     found: Mapping[str, Scalar] = field(default_factory=dict)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of inputs, parameters and state."""
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """Bytes of inputs, of parameters in that format, and of the state."""
         tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
-        return self.state_bytes + sum(tensor.nbytes for tensor in (*tensors, *self.parameters))
+        return self.state_bytes + sum(tensor.nbytes for tensor in (*tensors, *self.parameters(dtype).values()))
 
 
 @dataclass(frozen=True, kw_only=True)

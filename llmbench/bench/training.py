@@ -19,16 +19,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils.checkpoint import checkpoint
 
+from llmbench.bench.checking import check_factor
 from llmbench.bench.pieces.modules import decoder_of
+from llmbench.bench.pieces.parts import layer_of_each_kind
 from llmbench.bench.ranks import ALONE, Ranks
-from llmbench.bench.rivals import check_factor
 from llmbench.bench.setting import Setting
 from llmbench.bench.sharding import Sharding, shard
 from llmbench.errors import CannotRunError
 from llmbench.kernels.accuracy import Verdict, held, nearness
 from llmbench.measure.clock import Call
 from llmbench.model.decoder import Decoder
-from llmbench.model.describe import first_layers
 from llmbench.model.implementations import implementation
 from llmbench.model.norms import Residual
 
@@ -156,9 +156,9 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def verdicts(setting: Setting, way: Way, ranks: Ranks = ALONE) -> list[Verdict]:
-    """Loss and gradients of a model's first layers, held against those of plain torch in one process; the worst of all
+    """Loss and gradients of a layer of each kind, held against those of plain torch in one process; the worst of all
     ranks."""
-    spec = first_layers(setting.spec, min(2, setting.spec.num_hidden_layers))
+    spec = layer_of_each_kind(setting.spec)
     small = setting.but(spec=spec, batch=2 * ranks.size, seq_len=min(setting.seq_len, 64))
     model, version = decoder_of(small)
     shape = spec.vocab_size, small.batch, small.seq_len

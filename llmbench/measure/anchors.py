@@ -69,8 +69,11 @@ class Anchors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def datasheet_limits(device: DeviceSpec, dtype: DType) -> Limits | None:
-    """The roofline of a datasheet, dense; None where it does not give one of the two."""
+    """The roofline of a datasheet, dense; None where it does not give one of the two. fp32 is multiplied in tf32 (see
+    `kernels.accuracy.tf32_products`) where a device has that."""
     flops, memory = device.peak_flops_per_s(dtype), device.memory_bandwidth_bytes_per_s
+    if dtype == "fp32":
+        flops = device.peak_flops_per_s("tf32") or flops
     return None if flops is None or memory is None else Limits(flops, float(memory.value))
 
 
@@ -98,7 +101,8 @@ def measure_anchors(clock: Clock, dtype: torch.dtype, *, budget_s: float = 0.3, 
 
     a, b = _matrices(sizes.matmul, dtype, device)
     n, name = len(a), str(dtype).removeprefix("torch.")
-    matmul = timed(f"{name} {n}×{n}×{n} product", 2 * n**3, lambda: a @ b)
+    as_tf32 = " (in tf32)" if a.is_cuda and dtype == torch.float32 and torch.cuda.is_tf32_supported() else ""
+    matmul = timed(f"{name} {n}×{n}×{n} product{as_tf32}", 2 * n**3, lambda: a @ b)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
     size = f"{source.nbytes / 2**20:,.0f} MiB"

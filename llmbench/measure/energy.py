@@ -16,7 +16,8 @@ __all__ = ["Energy", "energy_of"]
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Energy of the whole GPU, its idle power included, over `calls` calls one after another, which find their
-    inputs in its caches where those have room."""
+    inputs in its caches where those have room. What was timed as a CUDA graph is replayed as one, without the gaps
+    between launches, in which a GPU idles."""
 
     joules: float
     calls: int

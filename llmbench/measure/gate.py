@@ -16,15 +16,20 @@ from typing import Any, NamedTuple
 import torch
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.kernels.accuracy import Verdict
+from llmbench.kernels.accuracy import Verdict, tf32_products
 from llmbench.measure.clock import Call, Clock, compare
-from llmbench.measure.energy import energy_of
+from llmbench.measure.energy import Energy, energy_of
+from llmbench.measure.graphs import captured
 from llmbench.measure.launches import attention_kernels
+from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import peak_memory
 from llmbench.measure.results import Check, Row, Scalar, Status
 from llmbench.model.devices import free_bytes
 
-__all__ = ["Rival", "measured"]
+__all__ = ["ADDRESSABLE_BYTES", "Rival", "measured"]
+
+ADDRESSABLE_BYTES = 2**57
+"""As much as the widest addresses of today reach (five levels of pages on x86-64); sizes beyond overflow in torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,8 @@ def measured(
     calls: dict[str, Call] = {}
     found: dict[str, dict[str, Any]] = {}
     for rival in rivals:
-        passed = _passed(rival, clock.device, attention)
+        with tf32_products(clock.device):
+            passed = _passed(rival, clock.device, attention)
         if isinstance(passed, _Fault):
             yield row(rival, passed.status, reason=passed.reason, checks=passed.checks)
         else:
@@ -90,8 +96,17 @@ def measured(
             fault = _fault(failed.pop(rival.name), ())
             yield row(rival, fault.status, reason=fault.reason, **found[rival.name])
         elif rival.name in times:
-            joules = energy_of(calls[rival.name], clock.device) if energy else None
+            joules = _energy(calls[rival.name], times[rival.name], clock.device) if energy else None
             yield row(rival, "ok", measurement=times[rival.name], energy=joules, **found[rival.name])
+
+
+def _energy(call: Call, timed: Measurement, device: torch.device) -> Energy | None:
+    """Joules of a call, launched as it was timed; None where that cannot be known."""
+    with tf32_products(device):
+        try:
+            return energy_of(captured(call, device, "it") if timed.clock == "cuda-graph" else call, device)
+        except CannotRunError:  # a graph held it before, and no longer does
+            return None
 
 
 class _Fault(NamedTuple):
@@ -106,15 +121,17 @@ def _passed(rival: Rival, device: torch.device, attention: bool) -> tuple[Call, 
     """The rival's call and what is known of it, once it is right and has run."""
     checks: tuple[Check, ...] = ()
     try:
-        free = free_bytes(device) if device.type == "cpu" else None
-        if free is not None and rival.need_bytes is not None and rival.need_bytes > free:
-            # Linux gives what it does not have, and ends the process that uses it
-            return _Fault("OOM", f"not tried: {free:,} bytes are free")
+        if rival.need_bytes is not None:
+            if rival.need_bytes >= ADDRESSABLE_BYTES:
+                return _Fault("OOM", "not tried: no machine addresses so much")
+            free = free_bytes(device) if device.type == "cpu" else None
+            if free is not None and rival.need_bytes > free:
+                # Linux gives what it does not have, and ends the process that uses it
+                return _Fault("OOM", f"not tried: {free:,} bytes are free")
         if rival.check is not None:
             checks = tuple(Check.of(verdict) for verdict in rival.check())
-            wrong = [check for check in checks if not check.passed]
-            if wrong:
-                return _Fault("INCORRECT", "; ".join(check.fault() for check in wrong), checks)
+            if not all(check.passed for check in checks):
+                return _Fault("INCORRECT", _faults(checks), checks)
         call = rival.prepare()
         call()  # compiles, tunes, fills pools
         memory = peak_memory(call, device)
@@ -122,12 +139,21 @@ def _passed(rival: Rival, device: torch.device, attention: bool) -> tuple[Call, 
         return call, {"checks": checks, "memory": memory, "kernels": kernels}
     except Exception as problem:
         fault = _fault(problem, checks)
+        if fault.status == "OOM" and rival.check is not None and not checks:
+            fault = fault._replace(reason=f"in its check, in fp64: {fault.reason}")
     # outside, where the error is gone, and with it the frames that kept its tensors
     if fault.status == "OOM":
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return fault
+
+
+def _faults(checks: Sequence[Check], most: int = 3) -> str:
+    """What is wrong, for a reader: the first of it."""
+    faults = [check.fault() for check in checks if not check.passed]
+    more = f"; {len(faults) - most} more tensors of {len(checks)}" if len(faults) > most else ""
+    return "; ".join(faults[:most]) + more
 
 
 NO_ROOM = (

@@ -264,7 +264,9 @@ class Decoder(nn.Module):
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy of [B, S, W] for targets [B, S]; one of -100 counts for nothing."""
         if self.implementation.loss is None:
-            return F.cross_entropy(self.logits(x).flatten(0, 1).float(), targets.flatten())
+            logits = self.logits(x).flatten(0, 1)
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            return F.cross_entropy(logits.to(wide), targets.flatten())
         head = self.spec.head
         bias = self.lm_head.bias if self.head is None or self.head.bias is None else self.head.bias
         return self.implementation.loss(

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from llmbench.bench.checking import check_factor
 from llmbench.bench.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.pieces.modules import decoder_of
-from llmbench.bench.rivals import check_factor
+from llmbench.bench.pieces.parts import layer_of_each_kind
 from llmbench.bench.serving import Server
 from llmbench.bench.setting import Setting, computed
 from llmbench.bench.variants import heads, model_of
@@ -26,7 +27,6 @@ from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival
 from llmbench.measure.results import Scalar
 from llmbench.model.create import build, parameter_bytes
-from llmbench.model.describe import first_layers
 from llmbench.model.formats import DTYPES
 from llmbench.model.implementations import implementation
 from llmbench.sizing.dtypes import bytes_of
@@ -221,9 +221,9 @@ class Checks:
 
 
 def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int = 6) -> list[Verdict]:
-    """Logits of a model's first layers, token by token on its cache, held against one pass of plain torch over all
+    """Logits of a layer of each kind, token by token on its cache, held against one pass of plain torch over all
     tokens at once."""
-    spec = first_layers(case.spec, min(2, case.spec.num_hidden_layers))
+    spec = layer_of_each_kind(case.spec)
     setting = Setting(spec=spec, batch=2, seq_len=prompt + steps, dtype=case.dtype, device=case.device)
     _, version = decoder_of(setting)
 

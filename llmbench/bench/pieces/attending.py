@@ -24,6 +24,10 @@ from llmbench.spec.position import Alibi, RelativeBias
 __all__ = ["PIECES", "Heads", "heads_of", "sequence_mask"]
 
 
+LONG_CACHE = 8192
+"""Tokens in a cache that is checked: enough for kernels to split it, and 17 MB a key head of 128 in fp64."""
+
+
 class Heads(NamedTuple):
     """What the core of an attention is given, and what it does to scores."""
 
@@ -101,7 +105,7 @@ def _attention(setting: Setting) -> Made:
 
 
 class _Cached(NamedTuple):
-    """Keys and values in a cache, all slots taken."""
+    """Keys and values in a cache, as a Seen."""
 
     k: Tensor
     v: Tensor
@@ -109,20 +113,39 @@ class _Cached(NamedTuple):
     slots: Slots
 
 
-def _last(setting: Setting, *, causal: bool, window: int | None, chunk: int | None) -> tuple[Mask, Tensor]:
-    """What the newest token of each sequence sees, and how many tokens there are."""
-    keys = setting.positions()
-    lengths = torch.full((setting.batch,), setting.seq_len, dtype=torch.int64, device=setting.device)
-    return Mask(keys[:, -1:], keys, causal, window, chunk, False), lengths
+class _Room(NamedTuple):
+    """Where a model's cache (`llmbench.model.cache`) would hold the tokens of sequences that have come so far: `mask`
+    is the newest one's on all `tokens` slots, which are all taken. A layer with a window or a chunk has no more slots
+    than that, a ring of them."""
+
+    tokens: int
+    mask: Mask
+    lengths: Tensor
+    ring: bool
+
+    def cached(self, k: Tensor, v: Tensor) -> _Cached:
+        """Keys and values that are in the slots."""
+        return _Cached(k, v, self.mask, Slots(k, v, None, None, self.lengths, ring=self.ring))
+
+
+def _room(setting: Setting, *, causal: bool, window: int | None, chunk: int | None) -> _Room:
+    B, last = setting.batch, setting.seq_len - 1
+    span = window or chunk
+    ring = span is not None and span <= last
+    tokens = span if ring and span is not None else last + 1
+    slots = torch.arange(tokens, device=setting.device)
+    positions = (last - (last - slots) % tokens).expand(B, -1)
+    lengths = torch.full((B,), setting.seq_len, dtype=torch.int64, device=setting.device)
+    return _Room(tokens, Mask(lengths[:, None] - 1, positions, causal, window, chunk, False), lengths, ring)
 
 
 def _decode(setting: Setting) -> Made:
     of = heads_of(setting.spec)
-    mask, lengths = _last(setting, causal=of.causal, window=of.window, chunk=of.chunk)
-    B, T = setting.batch, setting.seq_len
+    room = _room(setting, causal=of.causal, window=of.window, chunk=of.chunk)
+    B, T = setting.batch, room.tokens
 
     def run(how: Implementation, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        seen: Seen = _Cached(k, v, mask, Slots(k, v, None, None, lengths))
+        seen: Seen = room.cached(k, v)
         return how.attend(q, seen, of.scores(q.device, sinks))
 
     inputs = {
@@ -138,13 +161,12 @@ def _latent(setting: Setting) -> Made:
     spec = setting.spec
     mixer = mixer_of(spec, LatentAttention)
     scores = Scores(score_scale(mixer, spec.positions_of(mixer)))
-    mask, lengths = _last(setting, causal=True, window=mixer.sliding_window, chunk=None)
-    B, T, heads = setting.batch, setting.seq_len, mixer.num_attention_heads
+    room = _room(setting, causal=True, window=mixer.sliding_window, chunk=None)
+    B, T, heads = setting.batch, room.tokens, mixer.num_attention_heads
     C, R = mixer.kv_lora_rank, mixer.qk_rope_head_dim
 
     def run(how: Implementation, q_latent: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
-        nothing = rows[..., :0]
-        seen: Seen = _Cached(rows, nothing, mask, Slots(rows, nothing, None, None, lengths))
+        seen: Seen = room.cached(rows, rows[..., :0])
         return how.attend_latent(q_latent, q_rope, seen, scores)
 
     inputs = {
@@ -195,7 +217,7 @@ PIECES = (
         phase="decode",
         impl="flash",
         cpu_impl="flash",
-        check_seq=1024,
+        check_seq=LONG_CACHE,
     ),
     Piece(
         name="mla",
@@ -207,6 +229,6 @@ PIECES = (
         phase="decode",
         impl="flash",
         cpu_impl="sdpa",
-        check_seq=1024,
+        check_seq=LONG_CACHE,
     ),
 )

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from llmbench.bench.pieces.modules import decoder_of, short_vocabulary
+from llmbench.bench.pieces.modules import decoder_of, parameters_of, short_vocabulary
 from llmbench.bench.pieces.parts import ffn_of, with_layer
 from llmbench.bench.routing import Routing, choices, load
 from llmbench.bench.setting import Made, Piece, Setting
@@ -30,6 +30,10 @@ def _layer(model: Decoder) -> nn.Module:
     return ffn
 
 
+def _mixture(model: Decoder) -> MixtureLayer:
+    return cast(MixtureLayer, _layer(model))
+
+
 def _ffn(setting: Setting) -> Made:
     model, version = decoder_of(setting)
 
@@ -38,20 +42,19 @@ def _ffn(setting: Setting) -> Made:
         return out
 
     x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
-    weights = tuple(_layer(model).parameters())
-    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters_of(version, _layer), model=model)
 
 
 def _router(setting: Setting) -> Made:
     model, version = decoder_of(setting)
 
     def run(how: Implementation, x: Tensor) -> Tensor:
-        _, weights, _ = cast(MixtureLayer, _layer(version(x.dtype))).router(x, how)
+        _, weights, _ = _mixture(version(x.dtype)).router(x, how)
         return cast(Tensor, weights.sum(-1))  # of the chosen, in whatever order an implementation gives them
 
     x = setting.normal(setting.batch * setting.seq_len, setting.spec.hidden_size)
-    weights = tuple(cast(MixtureLayer, _layer(model)).router.parameters())
-    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=weights, model=model)
+    parameters = parameters_of(version, lambda model: _mixture(model).router)
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
 
 
 def experts_piece(routing: Routing) -> Piece:
@@ -66,17 +69,15 @@ def experts_piece(routing: Routing) -> Piece:
         weights = torch.full(chosen.shape, 1 / moe.num_experts_per_tok, device=setting.device)
 
         def run(how: Implementation, x: Tensor) -> Tensor:
-            of = cast(MixtureLayer, _layer(version(x.dtype)))
-            out: Tensor = of.experts(x, weights.to(x.dtype), chosen, how)
+            out: Tensor = _mixture(version(x.dtype)).experts(x, weights.to(x.dtype), chosen, how)
             return out
 
         x = setting.normal(len(chosen), setting.spec.hidden_size)
-        held = tuple(cast(MixtureLayer, _layer(model)).experts.parameters())
         return Made(
             run=run,
             inputs={"x": x},
             differentiable=("x",),
-            parameters=held,
+            parameters=parameters_of(version, lambda model: _mixture(model).experts),
             model=model,
             found={"load": load(found, moe.num_experts)},
         )

@@ -5,11 +5,11 @@ B batch, S length, D hidden, V vocabulary, t = B·S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmbench.bench.pieces.parts import with_layer
 from llmbench.bench.setting import Made, Piece, Setting
@@ -23,10 +23,13 @@ from llmbench.model.positions import tables_of
 from llmbench.sizing.op import Op
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["PIECES", "decoder_of", "short_vocabulary"]
+__all__ = ["PIECES", "decoder_of", "parameters_of", "short_vocabulary"]
 
 Versions = Callable[[torch.dtype], Decoder]
 """The model in its own format, and the same weights in another, made when they are asked for."""
+
+Versioned = Callable[[torch.dtype], Mapping[str, Tensor]]
+"""Tensors by name in each format."""
 
 
 def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
@@ -43,6 +46,11 @@ def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
     return model, version
 
 
+def parameters_of(version: Versions, part: Callable[[Decoder], nn.Module]) -> Versioned:
+    """The parameters of a part of the model, in each format."""
+    return lambda dtype: dict(part(version(dtype)).named_parameters())
+
+
 def _loss(setting: Setting) -> Made:
     model, version = decoder_of(setting)
 
@@ -55,9 +63,8 @@ def _loss(setting: Setting) -> Made:
     width = model.lm_head.in_features
     x = setting.normal(setting.batch, setting.seq_len, width)
     targets = setting.tokens(setting.spec.vocab_size, setting.batch, setting.seq_len)
-    return Made(
-        run=run, inputs={"x": x}, differentiable=("x",), parameters=tuple(model.lm_head.parameters()), model=model
-    )
+    parameters = parameters_of(version, lambda model: model.lm_head)
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
 
 
 def _block(setting: Setting) -> Made:
@@ -72,9 +79,8 @@ def _block(setting: Setting) -> Made:
         return out
 
     x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
-    return Made(
-        run=run, inputs={"x": x}, differentiable=("x",), parameters=tuple(model.layers[0].parameters()), model=model
-    )
+    parameters = parameters_of(version, lambda model: model.layers[0])
+    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
 
 
 def _has_layer(spec: ModelSpec) -> ModelSpec:
@@ -93,7 +99,7 @@ def _model(setting: Setting) -> Made:
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     targets = setting.tokens(*shape, seed=1)
     inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}  # `like` says in which format to compute
-    return Made(run=run, inputs=inputs, parameters=tuple(dict.fromkeys(model.parameters())), model=model)
+    return Made(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 
 def _decodes(spec: ModelSpec) -> ModelSpec:

@@ -10,7 +10,7 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.spec.model import Layer, ModelSpec
 
-__all__ = ["ffn_of", "layer_of", "mixer_of", "with_layer"]
+__all__ = ["ffn_of", "layer_of", "layer_of_each_kind", "mixer_of", "with_layer"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,14 @@ def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> Mod
     return msgspec.structs.replace(
         spec, layers={name: spec.layers[name]}, pattern=name, encoder=None, published_parameters=None
     )
+
+
+def layer_of_each_kind(spec: ModelSpec) -> ModelSpec:
+    """The model with the first layer of each kind it has, and of a single kind with two of them: what a whole model
+    does is done in these, one handing on to the next."""
+    kinds = list(dict.fromkeys(spec.order))
+    names = kinds if len(kinds) > 1 else spec.order[:2]
+    return msgspec.structs.replace(spec, pattern=" ".join(names), published_parameters=None)
 
 
 def layer_of(spec: ModelSpec) -> Layer:

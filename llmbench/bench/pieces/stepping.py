@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from llmbench.bench.pieces.modules import decoder_of, short_vocabulary
+from llmbench.bench.pieces.modules import decoder_of, parameters_of, short_vocabulary
 from llmbench.bench.pieces.parts import mixer_of, with_layer
 from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.model.attention import Step
@@ -63,7 +63,7 @@ def _step(setting: Setting) -> Made:
     return Made(
         run=run,
         inputs={"x": x},
-        parameters=tuple(model.layers[0].parameters()),
+        parameters=parameters_of(version, lambda model: model.layers[0]),
         model=model,
         state_bytes=caches[setting.format].nbytes,
     )

@@ -54,7 +54,7 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """The scores are held: S × T for every head. Softmax in fp32."""
+    """The scores are held: S × T for every head. Softmax in fp32, or wider."""
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -70,7 +70,7 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
         logits = torch.cat((logits, column), dim=-1)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(q.dtype)
     if scores.sinks is not None:
         weights = weights[..., :-1]
     return torch.matmul(weights, v)

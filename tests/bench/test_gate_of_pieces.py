@@ -1,0 +1,238 @@
+"""Does the gate see what is timed? Faults that are planted on purpose, and the sizes at which pieces are checked."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmbench.bench import others
+from llmbench.bench.checking import check_setting, verdicts
+from llmbench.bench.figures import Yardsticks, figures
+from llmbench.bench.pieces import PIECES, piece
+from llmbench.bench.rivals import way_of
+from llmbench.bench.setting import Piece
+from llmbench.bench.variants import heads
+from llmbench.kernels.accuracy import Verdict
+from llmbench.measure.gate import ADDRESSABLE_BYTES
+from llmbench.model.cache import RowShape, SlotCache
+from llmbench.model.implementations.kinds import ExpertWeights, Seen
+from llmbench.model.implementations.plain import STANDARD
+from llmbench.spec.catalog import load_bundled
+from tests.bench.test_pieces import CPU, anchors, rows, setting, small
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flash` is torch's kernel for CPUs, as users have it there."""
+    importlib.import_module("llmbench.model.implementations.kernels")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def moved(x: Tensor | None, factor: float) -> Any:
+    """x, through which gradients come `factor` times as large."""
+    if x is None or not x.requires_grad:
+        return x
+    y = x.clone()
+    y.register_hook(lambda grad: grad * factor)
+    return y
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """A rival `planted`, plain torch but for these functions."""
+    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", **functions))
+
+
+def wrong(of: Piece, at: Any) -> list[Verdict]:
+    """What the gate finds wrong with it."""
+    return [each for each in verdicts(of, at, "planted", way_of("planted")) if not each.passed]
+
+
+# Gradients of weights
+
+
+def tripled_norm(x: Tensor, residual: Any, weight: Any, bias: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """A norm whose weight has three times its gradient."""
+    return STANDARD.norm(x, residual, moved(weight, 3.0), bias, norm)
+
+
+def halved_attention(q: Tensor, seen: Seen, scores: Any) -> Tensor:
+    """Attention through which half of the gradients come."""
+    out: Tensor = moved(STANDARD.attend(q, seen, scores), 0.5)
+    return out
+
+
+def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: Any) -> Tensor:
+    """Experts whose matrices have three times their gradients."""
+    return others._grouped(x, weights, chosen, ExpertWeights(*(moved(each, 3.0) for each in held)), moe)
+
+
+@pytest.mark.parametrize("name", ["block", "model"])
+def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, norm=tripled_norm)
+    found = [each.tensor for each in wrong(piece(name), setting(piece(name), of="both"))]
+    assert found
+    assert all(tensor.endswith("norm.weight") for tensor in found)
+    assert not wrong(piece(name), setting(piece(name)))  # forward is right
+
+
+@pytest.mark.parametrize(
+    ("name", "functions", "says"),
+    [
+        ("block", {"norm": tripled_norm}, "d mixer_norm.weight: error 2"),
+        ("model", {"norm": tripled_norm}, "d layers.0.mixer_norm.weight: error 2"),
+        ("model", {"attend": halved_attention}, "v_proj.weight: error 5"),
+        ("moe", {"experts": tripled_experts}, "d experts.gate_proj: error 2"),
+    ],
+)
+def test_what_trains_wrongly_has_no_time(name: str, functions: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, **functions)
+    for passed in ("backward", "both"):
+        (row,) = rows(piece(name), setting(piece(name), of=passed, seq_len=16), "planted")
+        assert (row.status, row.measurement) == ("INCORRECT", None)
+        assert any(says in check.fault() for check in row.checks)
+
+
+# Windows and chunks, which a short check would not meet
+
+
+def blind(q: Tensor, seen: Seen, scores: Any) -> Tensor:
+    """Attention that takes no heed of windows and chunks."""
+    return STANDARD.attend(q, _Blind(seen), scores)
+
+
+class _Blind:
+    slots = None
+
+    def __init__(self, seen: Seen) -> None:
+        self.k, self.v = seen.k, seen.v
+        self.mask = seen.mask._replace(window=None, chunk=None)
+
+
+@pytest.mark.parametrize(
+    ("span", "length"),
+    [
+        ({"sliding_window": 512}, 1024),
+        ({"sliding_window": 1024}, 8192),
+        ({"sliding_window": 4096}, 16384),
+        ({"sliding_window": 1023}, 1024),
+        ({"attention_chunk_size": 512}, 1024),
+        ({"attention_chunk_size": 8192}, 16384),
+    ],
+)
+def test_a_window_that_is_ignored_is_found(span: dict[str, int], length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, attend=blind)
+    of = piece("attention")
+    at = setting(of, small(mixer=heads(8, 4, 16, **span)), batch=1, seq_len=length)
+    assert [each.tensor for each in wrong(of, at)] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["block", "model"])
+def test_a_window_of_a_later_layer_is_met(name: str) -> None:
+    spec = load_bundled("gemma3-1b")  # five layers of a window, then one without
+    at = setting(piece(name), spec, batch=4, seq_len=2048)
+    checked = check_setting(piece(name), at)
+    assert (checked.batch, checked.seq_len) == (2, 2 * 512 + 1)
+    mixers = [checked.spec.layers[each].mixer for each in checked.spec.order]
+    assert [mixer.sliding_window for mixer in mixers] == ([512] if name == "block" else [512, None])  # type: ignore[union-attr]
+
+
+def test_checks_are_as_small_as_they_may_be() -> None:
+    wide = load_bundled("mistral-7b-v0.1")  # 32 heads, 8 of keys; a window of 4,096
+    attention = check_setting(piece("attention"), setting(piece("attention"), wide, batch=4, seq_len=8192))
+    mixer = attention.spec.layers[attention.spec.order[0]].mixer
+    assert (attention.batch, attention.seq_len) == (2, 2049)
+    assert (mixer.num_attention_heads, mixer.num_key_value_heads, mixer.sliding_window) == (8, 2, 1024)  # type: ignore[union-attr]
+    short = check_setting(piece("attention"), setting(piece("attention"), wide, batch=1, seq_len=4096))
+    assert (short.batch, short.seq_len) == (1, 256)  # of 4,096 tokens a window of 4,096 hides none
+    norm = check_setting(piece("norm"), setting(piece("norm"), wide, seq_len=8192))
+    assert norm.seq_len == 256  # its layer has a window; a norm meets none
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("deepseek-v3", 2), ("qwen3-next-80b-a3b", 2), ("jamba-v0.1", 3), ("llama2-7b", 1)]
+)
+def test_a_model_is_checked_with_a_layer_of_each_kind(name: str, kinds: int) -> None:
+    spec = check_setting(piece("model"), setting(piece("model"), load_bundled(name))).spec
+    assert spec.num_hidden_layers == max(kinds, 2)
+    assert len(set(spec.order)) == kinds
+
+
+# The cache of a windowed layer
+
+
+def seen_by(of: Piece, at: Any) -> Seen:
+    """What an implementation is given."""
+    made, found = of.make(at), []
+
+    def attend(q: Tensor, seen: Seen, scores: Any) -> Tensor:
+        found.append(seen)
+        return q
+
+    made.run(STANDARD._replace(attend=attend), **made.inputs)
+    seen: Seen = found[0]
+    return seen
+
+
+@pytest.mark.parametrize(("span", "length"), [(16, 40), (16, 17), (16, 16), (16, 5), (16, 64)])
+@pytest.mark.parametrize("kind", ["sliding_window", "attention_chunk_size"])
+def test_a_cache_holds_what_a_models_own_does(kind: str, span: int, length: int) -> None:
+    of = piece("decode")
+    at = setting(of, small(mixer=heads(4, 2, 16, **{kind: span})), seq_len=length)
+    seen = seen_by(of, at)
+    assert seen.slots is not None
+    cache = SlotCache(2, min(span, length), RowShape(2, (16,), (16,)), ring=span < length, dtype=at.format, device=CPU)
+    rows_of = torch.zeros(2, 2, length, 16)
+    cache.fill(rows_of, rows_of, at.positions(), None)
+    torch.testing.assert_close(seen.mask.keys, cache.token_positions())
+    assert seen.slots.ring == cache.ring
+    assert seen.k.shape == cache.gathered_keys(at.format).shape
+    for row in rows(of, at, "standard", "sdpa"):
+        assert row.status == "ok", row.reason
+
+
+@pytest.mark.parametrize("impl", ["standard", "flash"])
+def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
+    of = piece("decode")
+    at = setting(of, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
+    (row,) = rows(of, at, impl)
+    peak = figures(row, Yardsticks(anchors(), None)).peak_bytes
+    assert peak is not None
+    assert row.need_bytes is not None
+    assert math.isclose(peak, row.need_bytes, rel_tol=0.02)
+
+
+# Sizes beyond all memory
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_what_cannot_be_counted_has_no_room(name: str) -> None:
+    at = setting(piece(name), batch=2**31, seq_len=2**31)
+    for row in rows(piece(name), at, "standard", "sdpa"):
+        assert (row.status, row.measurement) == ("OOM", None)
+        assert row.need_bytes is not None
+        assert row.need_bytes > ADDRESSABLE_BYTES
+
+
+# The reference
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By numbers of 64 bits from beginning to end."""
+    scores = (q @ k.mT) / math.sqrt(q.shape[-1])
+    seen = torch.ones(scores.shape[-2:]).tril().bool()
+    weights = scores.masked_fill(~seen, -math.inf).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def test_the_reference_is_exact() -> None:
+    made = piece("attention").make(setting(piece("attention"), small(mixer=heads(4, 4, 16))))
+    q, k, v = (made.inputs[name].double() for name in "qkv")
+    torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None), exact_attention(q, k, v))
+    loss = piece("loss").make(setting(piece("loss")))
+    assert loss.run(STANDARD, x=loss.inputs["x"].double()).dtype == torch.float64  # type: ignore[union-attr]
+    assert isinstance(loss.parameters(torch.float64)["weight"], Tensor)
