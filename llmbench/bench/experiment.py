@@ -64,7 +64,7 @@ class Group:
 
 
 FULL = Pace()
-QUICK = Pace(budget_s=0.1, warmup_s=0.02, min_samples=4, max_samples=50)
+QUICK = Pace(budget_s=0.1, warmup_s=0.02, max_samples=50)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from llmbench.cli.measured import need_torch
 from llmbench.cli.options import As, Output, answer
 from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.units import fitting
 
 if TYPE_CHECKING:
     from llmbench.measure.difference import Change, Difference
@@ -26,10 +28,13 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Two files of results: what changed by more than the noise. Exit code 1 where something got slower or broke.
+    """Two files of results: what changed by more than the noise. Exit code 1 where something got slower, broke or takes
+    more memory.
 
-    Rows are paired by experiment, case and implementation. The noise of a pair is that of both measurements, and never
-    less than 3%; damaged lines, and what differs between the machines, are told.
+    Rows are paired by experiment, case and implementation. The noise of a pair is what the samples, the anchors of both
+    runs and the other rivals of its case tell of the machine, and never less than 10% on a CPU and 5% on a GPU. A row
+    is the same where a change by 1.3× is ruled out, else unclear. Memory has grown where the peak is larger by 5% and
+    by a MiB. Damaged lines, and what differs between the machines, are told.
 
     Examples:
 
@@ -58,7 +63,13 @@ def command(
 def _row(change: Change) -> dict[str, Any]:
     experiment, case, implementation = change.key
     sides = {
-        name: None if row is None else {"status": row.status, "median_s": row.seconds}
+        name: None
+        if row is None
+        else {
+            "status": row.status,
+            "median_s": row.seconds,
+            "added_bytes": None if row.memory is None else row.memory.added_bytes,
+        }
         for name, row in (("before", change.before), ("after", change.after))
     }
     return {
@@ -68,37 +79,62 @@ def _row(change: Change) -> dict[str, Any]:
         "verdict": change.verdict,
         "ratio": change.ratio,
         "noise": change.noise,
+        "heavier": change.heavier,
         **sides,
     }
 
 
 def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
-    shown = [change for change in found.changes if everything or change.verdict != "same"]
-    rows = [
-        [
-            change.key[0],
-            " ".join(f"{name}={value}" for name, value in change.key[1]),
-            change.key[2],
-            *(None if row is None else row.seconds or row.status for row in (change.before, change.after)),
-            change.ratio,
-            change.noise,
-            change.verdict,
-        ]
-        for change in shown
-    ]
+    shown = [change for change in found.changes if everything or change.verdict != "same" or change.heavier]
+    times = [row.seconds for change in shown for row in (change.before, change.after) if row is not None]
+    time = fitting("ms", times)
     columns = [
         Column("experiment"),
         Column("case", wraps=True),
         Column("implementation", name=True),
-        Column("before", "ms"),
-        Column("after", "ms"),
+        Column("before", time),
+        Column("after", time),
         Column("ratio", "ratio"),
         Column("noise", "percent"),
+        Column("peak", "ratio", sparse=True),
         Column("verdict"),
     ]
-    counts: dict[str, int] = {}
-    for change in found.changes:
-        counts[change.verdict] = counts.get(change.verdict, 0) + 1
+    rows = [
+        [
+            change.key[0],
+            _case(change),
+            change.key[2],
+            *(None if row is None else row.seconds or row.status for row in (change.before, change.after)),
+            change.ratio,
+            change.noise,
+            change.peak_ratio if change.heavier else None,
+            f"{change.verdict}, more memory" if change.heavier else change.verdict,
+        ]
+        for change in shown
+    ]
+    counts = Counter(change.verdict for change in found.changes)
     tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    rows_said = "1 row" if len(found.changes) == 1 else f"{len(found.changes)} rows"
+    lines = [f"{rows_said}: {tally}; {_regressions(len(found.regressions))}"]
+    gone = [f"{change.key[2]} at {_case(change)}" for change in found.changes if change.verdict == "gone"]
+    if gone:
+        more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        lines.append(f"gone, and not judged: {'; '.join(gone[:NAMED])}{more}")
+    if counts["unclear"]:
+        lines.append(
+            "unclear: the noise hides a change by 1.3×; measure again while the machine is quiet, or for longer"
+        )
     table = Table(columns=columns, rows=rows) if rows else None
-    return Block(table=table, lines=[f"{len(found.changes)} rows: {tally}"], notes=[*found.notes, *damaged])
+    return Block(table=table, lines=lines, notes=[*found.notes, *damaged])
+
+
+NAMED = 3
+"""Rows that are gone and are named; JSON has all."""
+
+
+def _case(change: Change) -> str:
+    return " ".join(f"{name}={value}" for name, value in change.key[1])
+
+
+def _regressions(count: int) -> str:
+    return "no regression" if count == 0 else "1 regression" if count == 1 else f"{count} regressions"

@@ -12,16 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from llmbench.errors import CannotRunError
+from llmbench.kernels.accuracy import tf32_products
 from llmbench.measure.graphs import captured
-from llmbench.measure.measurement import ClockKind, Measurement
+from llmbench.measure.measurement import ClockKind, Measurement, quantile
 from llmbench.measure.telemetry import watching
+from llmbench.measure.waiting import waited_s
 
 __all__ = ["Call", "Clock", "CpuClock", "CudaClock", "Stopwatch", "Warm", "clock_for", "compare"]
 
@@ -34,13 +36,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Stopwatch:
-    """One rival, ready: `sample()` runs it and gives the seconds of a call."""
+    """One rival, ready: `sample()` runs it and gives the seconds of a call. `waits` grows with the samples, where the
+    system counts it: the share of each that threads waited for a core."""
 
     sample: Callable[[], float]
     kind: ClockKind
     calls: int = 1
     cold: bool = False
     notes: tuple[str, ...] = ()
+    waits: list[float] = field(default_factory=list)
 
 
 class Warm(NamedTuple):
@@ -135,6 +139,7 @@ def compare(
             warmup_calls=ready[name].calls,
             cold=watches[name].cold,
             threads=clock.threads,
+            waited=quantile(watches[name].waits, 0.5) if watches[name].waits else None,
             conditions=conditions,
             notes=watches[name].notes,
         )
@@ -185,7 +190,17 @@ class CpuClock:
 
     def _stopwatch(self, rival: Warm) -> Stopwatch:
         count = math.ceil(self.sample_s / max(rival.fastest_s, 1e-8))
-        return Stopwatch(sample=lambda: _wall(rival.call, count) / count, kind="cpu", calls=count)
+        waits: list[float] = []
+
+        def sample() -> float:
+            before = waited_s()
+            seconds = _wall(rival.call, count)
+            after = waited_s()
+            if before is not None and after is not None and seconds > 0:
+                waits.append(min(max(after - before, 0.0) / seconds, 1.0))  # several threads may wait at once
+            return seconds / count
+
+        return Stopwatch(sample=sample, kind="cpu", calls=count, waits=waits)
 
 
 def _wall(call: Call, count: int) -> float:
@@ -215,8 +230,8 @@ class CudaClock:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """The device is current; nothing from before is still running."""
-        with self.cuda.device(self.device):
+        """The device is current; nothing from before is still running; products of fp32 are tf32, for all."""
+        with self.cuda.device(self.device), tf32_products(self.device):
             self.cuda.synchronize(self.device)
             yield
 

@@ -1,24 +1,59 @@
-"""Two files of results side by side: what got slower, by more than the noise?"""
+"""Two files of results side by side: what got slower, by more than the noise?
+
+A pair of medians is judged by the logarithm of its ratio: as far up as down. What may move it for no reason is, in the
+order of what it amounts to on a busy machine:
+
+- others had the core: a median that waited for a share w of its time may be 1 / (1 - w) too long (`waited`);
+- the machine was slower for a while: rivals of a case are timed side by side, so that this moves all of them. What all
+  have moved, beyond what the whole sweep has, is no implementation's;
+- the machine is slower today: the anchors of both sessions tell, which no change of ours moves;
+- what nothing tells: where memory and code lie, how high clocks went, neighbours on the same host (`FLOOR`);
+- a median of n samples has an error of its own.
+
+The first three are known and are added, each on the side to which it moves a row. The last two are chance and add as
+squares, the error of the medians at so many standard deviations that one build, run twice, is almost never called
+slower: the more rows, the more.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
+from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import Measurement
-from llmbench.measure.results import Key, Results, Row
+from llmbench.measure.results import Header, Key, Results, Row, differences
 
-__all__ = ["FLOOR", "Change", "Difference", "diff", "noise"]
+__all__ = ["FLOOR", "SEEN", "Change", "Difference", "Noise", "diff", "noise"]
 
-FLOOR = 0.03
-"""No change is told below this: medians of two runs differ that much for no reason (clocks, where buffers lie)."""
+SEEN = 1.3
+"""A change of this size is to be seen. Where it cannot be ruled out, nothing is said to be the same."""
 
-Verdict = Literal["slower", "faster", "same", "broken", "mended", "new", "gone"]
+FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
+"""By the clock, how far medians of two runs lie apart where nothing tells why, as a logarithm. A CPU: over 576 pairs of
+rows in 36 pairs of runs on two shared cores, what is left without the common move of all rivals is 0.022 (root mean
+square) and 0.066 at most; the order of linking or the size of the environment alone can do as much (Mytkowicz et al.
+2009, "Producing wrong data without doing anything obviously wrong!"). A GPU: room for boost clocks and for boards of
+one kind; not measured yet."""
+
+FALSE_ALARMS = 0.005
+"""Of sweeps of one build, those that the error of medians may turn red: half of the one in a hundred that all causes
+together may."""
+
+MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
+"""Peaks that grew by more than both are a regression: a count of bytes has no noise but that of the allocator's blocks
+(of 512 bytes to 2 MiB) and of workspaces that a library chooses."""
+
+Verdict = Literal["slower", "faster", "same", "unclear", "broken", "mended", "new", "gone"]
+Case = tuple[str, tuple[tuple[str, object], ...]]
 
 
 class Change(NamedTuple):
     """A row before and after. `ratio`: time after over time before, None unless both have one; `noise`: how far from 1
-    it may lie without meaning anything. "broken": what had a time has none; "mended": the other way round."""
+    it may lie on that side without meaning anything. "same": a change by `SEEN` is ruled out; "unclear": it is not.
+    "broken": what had a time has none; "mended": the other way round."""
 
     key: Key
     before: Row | None
@@ -26,6 +61,30 @@ class Change(NamedTuple):
     ratio: float | None
     noise: float | None
     verdict: Verdict
+
+    @property
+    def added_bytes(self) -> tuple[int, int] | None:
+        """What the call added at its peak, before and after; None unless both are known."""
+        if self.before is None or self.after is None or self.before.memory is None or self.after.memory is None:
+            return None
+        return self.before.memory.added_bytes, self.after.memory.added_bytes
+
+    @property
+    def peak_ratio(self) -> float | None:
+        """After over before; None where that is not known, or was nothing before."""
+        before, after = self.added_bytes or (0, 0)
+        return after / before if before else None
+
+    @property
+    def heavier(self) -> bool:
+        """Whether the peak grew."""
+        before, after = self.added_bytes or (0, 0)
+        return after - before > max(MEMORY_SHARE * before, MEMORY_BYTES)
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is a regression: of time, of memory, or of working at all."""
+        return self.verdict in ("slower", "broken") or self.heavier
 
 
 class Difference(NamedTuple):
@@ -36,62 +95,154 @@ class Difference(NamedTuple):
 
     @property
     def regressions(self) -> list[Change]:
-        """What got slower or broke, the worst first."""
-        worse = [change for change in self.changes if change.verdict in ("slower", "broken")]
+        """What got slower, broke or takes more memory, the worst first."""
+        worse = [change for change in self.changes if change.worse]
         return sorted(worse, key=lambda change: -(change.ratio or math.inf))
 
 
 def diff(before: Results, after: Results) -> Difference:
-    """Pair the rows of two files by experiment, case and implementation, in the order of `before`."""
+    """Pair the rows of two files by experiment, case and implementation, in the order of `before`.
+
+    Raises LLMBenchError where they have no row in common.
+    """
     old, new = before.by_key(), after.by_key()
-    return Difference([_change(key, old.get(key), new.get(key)) for key in {**old, **new}], _notes(before, after))
+    both = {key: (old[key], new[key]) for key in old if key in new}
+    if not both:
+        raise LLMBenchError(
+            f"{before.path} and {after.path} have no row in common",
+            hint="rows pair by experiment, case and implementation: give two runs of one experiment and preset",
+        )
+    moved = {key: move for key, pair in both.items() if (move := _moved(*pair)) is not None}
+    alike = _alike(moved)
+    headers = before.headers_by_key(), after.headers_by_key()
+
+    def change(key: Key) -> Change:
+        was, now = old.get(key), new.get(key)
+        if key not in moved or was is None or now is None or was.measurement is None or now.measurement is None:
+            return Change(key, was, now, None, None, _of_statuses(was, now))
+        known = alike[key[:2]], *_machine(was.measurement, *(each[key] for each in headers))
+        found = noise(was.measurement, now.measurement, known=known, rows=len(moved))
+        move = moved[key]
+        within = found.high if move > 0 else -found.low
+        return Change(key, was, now, math.exp(move), math.expm1(within), found.verdict(move))
+
+    return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike))
 
 
-def noise(before: Measurement, after: Measurement) -> float:
-    """How far apart two medians may lie for no reason, as a ratio less one: both spreads (the reach of the middle half
-    over the median) as if they were independent, and never below `FLOOR`. That is wide for a median, on purpose:
-    samples of one run resemble each other more than those of two."""
-    return max(FLOOR, math.hypot(before.spread, after.spread))
+class Noise(NamedTuple):
+    """Moves from `low` to `high` have no meaning; logarithms, 0 is between them."""
+
+    low: float
+    high: float
+
+    def verdict(self, move: float) -> Verdict:
+        """Of a logarithm of time after over time before."""
+        if not self.low <= move <= self.high:
+            return "slower" if move > 0 else "faster"
+        return "same" if max(move - self.low, self.high - move) < math.log(SEEN) else "unclear"
 
 
-def _change(key: Key, before: Row | None, after: Row | None) -> Change:
-    ratio = within = None
+def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (), rows: int = 1) -> Noise:
+    """How far apart two medians may lie for no reason.
+
+    `known`: moves of the machine, as logarithms, each of which may have moved the row as far; `rows`: how many are
+    judged together.
+    """
+    moves = [*known, _waiting(after), -_waiting(before)]
+    error = math.hypot(_error_of_median(before), _error_of_median(after))
+    reach = _student(1 - FALSE_ALARMS / rows, EFFICIENCY * (before.n + after.n))
+    chance = math.hypot(max(FLOOR[before.clock], FLOOR[after.clock]), reach * error)
+    return Noise(sum(min(move, 0) for move in moves) - chance, sum(max(move, 0) for move in moves) + chance)
+
+
+def _waiting(of: Measurement) -> float:
+    """How much too long a median may be for waiting, as a logarithm."""
+    return -math.log1p(-min(of.waited or 0.0, 0.99))
+
+
+EFFICIENCY = 0.37
+"""Of the interquartile range: it tells as much of a normal spread as a standard deviation of so many of the samples."""
+
+
+def _error_of_median(of: Measurement) -> float:
+    """Standard error of the median as a share of it: 1.2533 σ / √n for what is normal in the middle, with σ from the
+    reach of the middle half, IQR / 1.349, which tails do not move."""
+    return 1.2533 / 1.349 * of.spread / math.sqrt(of.n)
+
+
+def _student(share: float, freedom: float) -> float:
+    """The value below which a share of Student's t lies (Abramowitz and Stegun 26.7.5, three terms)."""
+    z = NormalDist().inv_cdf(share)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + (z**3 + z) / (4 * freedom) + second / freedom**2
+
+
+def _moved(before: Row, after: Row) -> float | None:
+    """Logarithm of time after over time before; None unless both have one."""
+    return math.log(after.seconds / before.seconds) if before.seconds and after.seconds else None
+
+
+def _alike(moved: Mapping[Key, float]) -> dict[Case, float]:
+    """How far all rivals of each case have moved together, beyond what the sweep has.
+
+    Together is what the one has that moved least, and nothing where they moved both ways, or one is alone. That of the
+    sweep is the middle one of all cases: where everything moved, it is not taken for a passing disturbance.
+    """
+    cases: dict[Case, list[float]] = {}
+    for key, change in moved.items():
+        cases.setdefault(key[:2], []).append(change)
+    least = {case: _least(changes) for case, changes in cases.items()}
+    ordered = sorted(least.values())
+    middle = _least(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]) if ordered else 0.0
+    return {case: each - middle if len(cases[case]) > 1 else 0.0 for case, each in least.items()}
+
+
+def _least(changes: list[float]) -> float:
+    """The one nearest to 0 of those that have one sign, else 0."""
+    return max(min(changes), 0.0) + min(max(changes), 0.0)
+
+
+def _machine(of: Measurement, before: Header | None, after: Header | None) -> tuple[float, float]:
+    """How far anchors moved, down and up, as logarithms of their times: those that speak for such a row. Calls of a CPU
+    mostly find their inputs in its caches, calls of a GPU do not; launches cost nothing within a graph."""
+    if before is None or after is None or before.anchors is None or after.anchors is None:
+        return 0.0, 0.0
+    names = {"cpu": ("matmul", "launch"), "cuda-events": ("matmul", "copy", "read", "launch")}
+    moves = [0.0]
+    for name in names.get(of.clock, ("matmul", "copy", "read")):
+        was, now = getattr(before.anchors, name), getattr(after.anchors, name)
+        if was.what == now.what:
+            moves.append(math.log(was.per_s / now.per_s))
+    return min(moves), max(moves)
+
+
+def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
     if before is None or after is None:
-        verdict: Verdict = "new" if before is None else "gone"
-    elif before.measurement is None or after.measurement is None:
-        verdict = _of_statuses(before, after)
-    else:
-        within = noise(before.measurement, after.measurement)
-        ratio = after.measurement.median_s / before.measurement.median_s if before.measurement.median_s else math.inf
-        verdict = "slower" if ratio > 1 + within else "faster" if ratio < 1 / (1 + within) else "same"
-    return Change(key, before, after, ratio, within, verdict)
-
-
-def _of_statuses(before: Row, after: Row) -> Verdict:
+        return "new" if before is None else "gone"
     if before.status == after.status:
-        return "same"
+        return "unclear" if before.status == "ok" else "same"  # a time of zero
     if "ok" in (before.status, after.status):
         return "broken" if before.status == "ok" else "mended"
     return "broken" if after.status in ("INCORRECT", "FAILED") else "same"
 
 
-def _notes(before: Results, after: Results) -> list[str]:
-    """What a reader must know beside the rows, of the last sessions."""
+def _notes(before: Results, after: Results, alike: Mapping[Case, float]) -> list[str]:
+    """What a reader must know beside the rows; of places, the last sessions'."""
     found = [f"{len(each.damaged)} damaged lines in {each.path} left out" for each in (before, after) if each.damaged]
+    together = sum(abs(move) > math.log(SEEN) / 2 for move in alike.values())
+    if together:
+        cases = "1 case" if together == 1 else f"{together} cases"
+        found.append(f"all rivals of {cases} moved alike: taken for the machine, and part of the noise there")
     if not before.headers or not after.headers:
         return [*found, "a file has no header: where it was measured is not known"]
     old, new = before.headers[-1], after.headers[-1]
-    for name in old.environment.__struct_fields__:
-        was, now = (getattr(header.environment, name) for header in (old, new))
-        if was != now:
-            found.append(f"{name}: {was if was is not None else 'unknown'} → {now if now is not None else 'unknown'}")
+    found += differences(old.environment, new.environment)
     if old.inputs != new.inputs:
         found.append("the inputs of the two sessions differ")
     if old.anchors and new.anchors:
         for name in ("matmul", "copy", "read", "launch"):
             was, now = getattr(old.anchors, name), getattr(new.anchors, name)
-            within = noise(was.measurement, now.measurement)
             ratio = was.per_s / now.per_s if was.what == now.what else 1.0
-            if not 1 / (1 + within) <= ratio <= 1 + within:
+            if abs(math.log(ratio)) > FLOOR[was.measurement.clock]:
                 found.append(f"the machine itself: {was.what} takes {ratio:.2f}× as long")
     return found

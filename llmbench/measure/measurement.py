@@ -20,13 +20,18 @@ ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
 WIDE = 0.10
 """A spread from here on is told."""
 
+WAITED = 0.02
+"""A share of waiting from here on is told."""
+
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds of one call, sample by sample in the order in which they were taken; statistics are made of them.
 
     A sample is `calls_per_sample` calls, divided by their number. `cold`: nothing of the inputs was in the GPU's L2
-    when it began. `threads` are those of torch on a CPU. `conditions`: how the GPU fared meanwhile, None where nothing
-    can tell. `notes`: what a reader must know before trusting the figures.
+    when it began. `threads` are those of torch on a CPU. `waited`: the share of the middle sample's time that threads
+    were ready and had no core, because others had it; None on a GPU and where the system does not tell. `conditions`:
+    how the GPU fared meanwhile, None where nothing can tell. `notes`: what a reader must know before trusting the
+    figures.
     """
 
     samples_s: tuple[float, ...]
@@ -35,6 +40,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     warmup_calls: int = 0
     cold: bool = False
     threads: int | None = None
+    waited: float | None = None
     conditions: Conditions | None = None
     notes: tuple[str, ...] = ()
 
@@ -44,6 +50,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("a measurement has at least one sample")
         if not all(0 <= sample < math.inf for sample in self.samples_s):
             raise ValueError("samples are seconds: finite, and not negative")
+        if self.waited is not None and not 0 <= self.waited <= 1:
+            raise ValueError("waiting is a share")
 
     @property
     def n(self) -> int:
@@ -76,29 +84,20 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.iqr_s / self.median_s if self.median_s else 0.0
 
     def remarks(self) -> tuple[str, ...]:
-        """The notes, and what samples and conditions say themselves: a wide spread, a throttled GPU."""
-        found = list(self.notes)
+        """The notes, and what samples and conditions say themselves: a wide spread, a GPU held back."""
+        return tuple(f"{kind}: {detail}" if detail else kind for kind, detail in self.remarks_by_kind().items())
+
+    def remarks_by_kind(self) -> dict[str, str]:
+        """What is remarkable, with what there is to say of it in this measurement."""
+        found = dict.fromkeys(self.notes, "")
         if self.spread >= WIDE:
-            found.append(f"wide spread: the middle half of the samples reaches over {self.spread:.0%} of the median")
+            found["wide spread"] = f"the middle half of the samples reaches over {self.spread:.0%} of the median"
+        if self.waited is not None and self.waited >= WAITED:
+            found["the CPU was shared"] = f"{self.waited:.0%} of the time went by waiting for a core"
         if self.conditions is not None and self.conditions.throttled:
             shares = ", ".join(f"{reason} ({share:.0%})" for reason, share in self.conditions.throttled.items())
-            found.append(f"the GPU was held back: {shares} of the readings")
-        return tuple(found)
-
-    def as_row(self) -> dict[str, float | int | str | bool | list[str] | None]:
-        """The statistics as plain values."""
-        return {
-            "median_s": self.median_s,
-            "p10_s": self.p10_s,
-            "p90_s": self.p90_s,
-            "iqr_s": self.iqr_s,
-            "n": self.n,
-            "clock": self.clock,
-            "calls_per_sample": self.calls_per_sample,
-            "cold": self.cold,
-            "threads": self.threads,
-            "notes": list(self.remarks()),
-        }
+            found["the GPU was held back"] = f"{shares} of the readings"
+        return found
 
 
 class Ratio(NamedTuple):

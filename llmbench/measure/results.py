@@ -22,7 +22,21 @@ from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 
-__all__ = ["SCHEMA", "Check", "Damage", "Header", "Key", "Results", "Row", "Scalar", "Status", "Store", "read"]
+__all__ = [
+    "SCHEMA",
+    "Check",
+    "Damage",
+    "Header",
+    "Key",
+    "Results",
+    "Row",
+    "Scalar",
+    "Session",
+    "Status",
+    "Store",
+    "differences",
+    "read",
+]
 
 SCHEMA = "llmbench.results/1"
 
@@ -132,17 +146,37 @@ class Damage(NamedTuple):
         return f"{self.path}:{self.line}: {self.problem}"
 
 
+class Session(NamedTuple):
+    """A header and the rows that were written after it; None where a file begins without one."""
+
+    header: Header | None
+    rows: list[Row]
+
+
 class Results(NamedTuple):
     """What a file has. Of rows with one key the last counts: it was measured again. `damaged` lines are left out."""
 
     path: str
-    headers: list[Header]
-    rows: list[Row]
+    sessions: list[Session]
     damaged: list[Damage]
+
+    @property
+    def headers(self) -> list[Header]:
+        """Of the sessions that have one."""
+        return [session.header for session in self.sessions if session.header is not None]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all sessions, in the order written."""
+        return [row for session in self.sessions for row in session.rows]
 
     def by_key(self) -> dict[Key, Row]:
         """Rows by what they are about."""
         return {row.key: row for row in self.rows}
+
+    def headers_by_key(self) -> dict[Key, Header | None]:
+        """Where and beside which anchors each of those rows was measured."""
+        return {row.key: session.header for session in self.sessions for row in session.rows}
 
 
 def read(path: str | Path) -> Results:
@@ -154,7 +188,7 @@ def read(path: str | Path) -> Results:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as problem:
         raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
-    found = Results(str(path), [], [], [])
+    found = Results(str(path), [], [])
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -165,10 +199,12 @@ def read(path: str | Path) -> Results:
             found.damaged.append(Damage(found.path, number, str(problem)))
             continue
         if isinstance(decoded, Header):
-            found.headers.append(decoded)
-        else:
-            found.rows.append(decoded)
-    if not found.headers and not found.rows:
+            found.sessions.append(Session(decoded, []))
+            continue
+        if not found.sessions:
+            found.sessions.append(Session(None, []))
+        found.sessions[-1].rows.append(decoded)
+    if not found.sessions:
         what = str(found.damaged[0]) if found.damaged else f"{path} is empty"
         raise LLMBenchError(f"no results: {what}", hint="result files have one JSON object a line, a header first")
     return found
@@ -186,7 +222,8 @@ def _refuse_other_version(path: str, line: bytes) -> None:
 
 
 class Store:
-    """A file that rows are appended to. What is in it when it is opened is kept, and is in `found`.
+    """A file that rows are appended to. What is in it when it is opened is kept, and is in `found`; `notes` say what a
+    reader must know of the two together.
 
     A line is whole or it is not there: it is written at once and is on the disk before `write` returns. What a killed
     session left of its last line becomes a damaged line of its own.
@@ -194,9 +231,12 @@ class Store:
 
     def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
         """Begin a session. Raises LLMBenchError where the file is there and is not to be resumed, or was measured with
-        other inputs or on another device."""
+        other inputs, on another machine or by other code."""
         self.path = Path(path)
         self.found: Results | None = None
+        self.notes: list[str] = []
+        if self.path.is_dir():
+            raise LLMBenchError(f"{path} is a folder", hint="name a file in it, which rows are kept in")
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
                 raise LLMBenchError(f"{path} is there already", hint="--resume goes on with it; or name another file")
@@ -248,8 +288,30 @@ class Store:
                     f"{self.path} was measured with other inputs: {before.command} {_json(before.inputs)}"
                 )
             was, now = before.environment, header.environment
-            if (was.device, was.cpu) != (now.device, now.cpu):
-                raise LLMBenchError(f"{self.path} was measured on another machine: {was.device}, {was.cpu}")
+            same_commit = _tree(was) == _tree(now)
+            changes = differences(was, msgspec.structs.replace(now, commit=was.commit) if same_commit else now)
+            if changes:
+                raise LLMBenchError(
+                    f"{self.path} was measured elsewhere or by other code: {'; '.join(changes)}",
+                    hint="rows of one file are compared with each other; --output begins another",
+                )
+            if any(place.commit is not None and place.commit.endswith("+") for place in (was, now)):
+                self.notes = [f"files differ from commit {_tree(now)}: earlier rows may be of other code"]
+
+
+def differences(before: Environment, after: Environment) -> list[str]:
+    """What is not the same of two places, in words."""
+    found = []
+    for name in before.__struct_fields__:
+        was, now = (getattr(place, name) for place in (before, after))
+        if was != now:
+            found.append(f"{name}: {was if was is not None else 'unknown'} → {now if now is not None else 'unknown'}")
+    return found
+
+
+def _tree(place: Environment) -> str | None:
+    """The commit, whether files differ from it or not."""
+    return None if place.commit is None else place.commit.removesuffix("+")
 
 
 def _json(value: Any) -> str:

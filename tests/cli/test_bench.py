@@ -25,10 +25,8 @@ from llmbench.bench.registry import EXPERIMENTS
 from llmbench.bench.rivals import COMPILED
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
-from llmbench.measure.difference import FLOOR
-from llmbench.measure.results import Header, Row, read
+from llmbench.measure.results import Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
-from llmbench.report.plots import Panel, Series, terminal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -227,54 +225,6 @@ def test_memory_is_near_what_was_predicted(folder: Path) -> None:
             assert found["peak_bytes"] == pytest.approx(found["need_bytes"], rel=0.2), (name, row["implementation"])
 
 
-def in_words(rows: list[Row], path: Path) -> Path:
-    """A file of results with these rows."""
-    head = read_header(path)
-    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in (head, *rows)))
-    return path
-
-
-def read_header(path: Path) -> Header:
-    """Any header will do."""
-    from tests.measure.rows import header
-
-    return header(inputs={"of": path.suffix})
-
-
-def slower(row: Row, times: float) -> Row:
-    """The same row, slowed down."""
-    assert row.measurement is not None
-    samples = tuple(sample * times for sample in row.measurement.samples_s)
-    return msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=samples))
-
-
-def test_two_files_are_compared(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    rows = [row for row in read(folder / "norms.jsonl").by_key().values() if row.status == "ok"]
-    # quiet samples, so that the noise is the floor
-    quiet = [
-        msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=(0.01, 0.01)))
-        for row in rows
-    ]
-    before = in_words(quiet, tmp_path / "before.jsonl")
-    same = in_words([slower(row, 1 + FLOOR / 2) for row in quiet], tmp_path / "same.jsonl")
-    after = in_words([slower(quiet[0], 1.3), *quiet[1:]], tmp_path / "after.jsonl")
-    assert run(["diff", str(before), str(same), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["regressions"] == 0
-    assert run(["diff", str(before), str(after), "--format", "json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["schema"] == "llmbench.diff/1"
-    (changed,) = (row for row in found["changes"] if row["verdict"] == "slower")
-    assert changed["ratio"] == pytest.approx(1.3)
-    assert changed["implementation"] == quiet[0].implementation
-    assert run(["diff", str(before), str(after)]) == 1
-    text = capsys.readouterr().out
-    assert "1.30×" in text
-    assert f"{len(rows)} rows" in text
-    after.write_bytes(after.read_bytes()[:-9])
-    assert run(["diff", str(before), str(after)]) == 1
-    assert f"after.jsonl:{len(rows) + 1}: " in capsys.readouterr().out
-
-
 def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
     """stderr of a command that refuses, and says nothing else."""
     assert run([*arguments]) == code
@@ -377,30 +327,6 @@ def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
     assert len(json.loads(out)["rows"]) == 2
     assert f"--resume {kept}" in err
     assert len(read(kept).rows) == 2
-
-
-def test_a_terminal_plot() -> None:
-    """Two curves of one slope on logarithmic axes: letters on diagonals, one where both are."""
-    panel = Panel(
-        "time", "tokens", "time", "s", [Series("x", [(1, 1e-3), (10, 1e-2), (100, 1e-1)]), Series("y", [(1, 1e-3)])]
-    )
-    lines = terminal(panel, width=21, height=3)
-    assert [line.partition("┤")[2] for line in lines[1:4]] == [" " * 20 + "a", " " * 10 + "a", "*"]
-    assert lines[1].startswith("100 ms")
-    assert lines[3].strip().startswith("1 ms")
-    assert "a x · b y" in lines[-1]
-    assert terminal(panel._replace(series=[])) == []
-
-
-def test_a_plot_is_a_file(tmp_path: Path) -> None:
-    from llmbench.report.plots import save
-
-    panel = Panel("time", "tokens", "time", "s", [Series("x", [(1, 1e-3), (10, 1e-2)])])
-    for suffix, begins in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
-        save([panel, panel, panel], tmp_path / f"curve.{suffix}")
-        assert (tmp_path / f"curve.{suffix}").read_bytes().startswith(begins)
-    with pytest.raises(LLMBenchError, match="cannot write"):
-        save([panel], tmp_path / "curve.svg" / "below.svg")
 
 
 def test_joules_are_shown_where_a_counter_tells_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

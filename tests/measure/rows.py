@@ -7,7 +7,7 @@ from typing import Any
 from llmbench.measure.anchors import Anchor, Anchors
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement
-from llmbench.measure.results import Header, Results, Row
+from llmbench.measure.results import Header, Results, Row, Session
 
 PLACE = Environment(
     llmbench="0.1.0",
@@ -62,4 +62,4 @@ def row(name: str = "flash", *samples_s: float, status: Any = "ok", seq: int = 5
 
 def results(*rows: Row, **more: Any) -> Results:
     """A file's content."""
-    return Results("file.jsonl", [header(**more)], list(rows), [])
+    return Results("file.jsonl", [Session(header(**more), list(rows))], [])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -146,12 +147,57 @@ def test_a_file_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
     assert "--resume" in (refused.value.hint or "")
     with pytest.raises(LLMBenchError, match="with other inputs: bench attention"):
         Store(path, header(inputs={"seq": [512]}), resume=True)
-    elsewhere = msgspec.structs.replace(PLACE, device="NVIDIA H200")
-    with pytest.raises(LLMBenchError, match="on another machine: cpu, AMD EPYC"):
-        Store(path, header(environment=elsewhere), resume=True)
     with pytest.raises(LLMBenchError, match=r"cannot write .*: No such file"):
         Store(tmp_path / "nowhere" / "r.jsonl", header())
+    with pytest.raises(LLMBenchError, match="is a folder"):
+        Store(tmp_path, header())
     Store(path, header(inputs={"seq": (512, 1024)}), resume=True).close()  # a tuple is a list in a file
+
+
+@pytest.mark.parametrize(
+    ("field", "was", "now"),
+    [
+        ("device", "cpu", "NVIDIA H200"),
+        ("torch", "2.13.0", "2.14.0"),
+        ("triton", None, "3.9.0"),
+        ("driver", "570.1", "580.2"),
+        ("threads", 2, 1),
+        ("commit", "abc", "def+"),
+        ("commit", None, "abc"),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_resumed(field: str, was: Any, now: Any, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    before, after = (msgspec.structs.replace(PLACE, **{field: value}) for value in (was, now))
+    Store(path, header(environment=before)).close()
+    with pytest.raises(LLMBenchError, match="elsewhere or by other code") as refused:
+        Store(path, header(environment=after), resume=True)
+    assert f"{field}: {'unknown' if was is None else was} → {now}" in str(refused.value)
+    assert "--output" in (refused.value.hint or "")
+    assert len(read(path).headers) == 1
+
+
+@pytest.mark.parametrize(("was", "now", "told"), [("abc", "abc", 0), ("abc", "abc+", 1), ("abc+", "abc+", 1)])
+def test_files_that_differ_from_the_commit_are_told(was: str, now: str, told: int, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    before, after = (msgspec.structs.replace(PLACE, commit=commit) for commit in (was, now))
+    Store(path, header(environment=before)).close()
+    with Store(path, header(environment=after), resume=True) as store:
+        assert store.notes == ["files differ from commit abc: earlier rows may be of other code"] * told
+
+
+def test_rows_know_their_session(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with Store(path, header(anchors=anchors())) as store:
+        store.write([row("a"), row("b")])
+    with Store(path, header(anchors=anchors(matmul_s=2e-3)), resume=True) as store:
+        store.write([row("b"), row("c")])
+    found = read(path).headers_by_key()
+    seen = {key[2]: each.anchors.matmul.measurement.median_s for key, each in found.items() if each and each.anchors}
+    assert seen == {"a": 1e-3, "b": 2e-3, "c": 2e-3}
+    path.write_bytes(path.read_bytes().split(b"\n", 1)[1])  # without the first header
+    assert read(path).headers_by_key()[row("a").key] is None
+    assert [each.implementation for each in read(path).rows] == ["a", "b", "b", "c"]
 
 
 def test_what_is_done_and_what_failed(tmp_path: Path) -> None:
@@ -191,3 +237,5 @@ def test_a_measurement_is_made_of_times() -> None:
     for wrong in ((), (math.nan,), (-1.0,), (math.inf,)):
         with pytest.raises(ValueError, match="sample"):
             Measurement(samples_s=wrong, clock="cpu")
+    with pytest.raises(ValueError, match="share"):
+        timed(1.0, waited=1.5)

@@ -1,0 +1,125 @@
+"""`llmbench diff`: two real runs, planted slow-downs, what it says and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmbench.cli import run
+from llmbench.measure.difference import FLOOR
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.results import Row, Store, read
+from tests.measure.rows import header, row
+
+Capture = pytest.CaptureFixture[str]
+
+TWICE = """
+from llmbench.cli import run
+for name in ("first", "second"):
+    assert run(["bench", "norms", "--device", "cpu", "-o", name + ".jsonl"]) == 0
+"""
+
+
+def file_of(rows: list[Row], path: Path) -> Path:
+    """A file of results with these rows."""
+    path.unlink(missing_ok=True)
+    with Store(path, header()) as store:
+        store.write(rows)
+    return path
+
+
+def slower(of: Row, times: float) -> Row:
+    """The same row, slowed down."""
+    if of.measurement is None:
+        return of
+    samples = tuple(sample * times for sample in of.measurement.samples_s)
+    return msgspec.structs.replace(of, measurement=msgspec.structs.replace(of.measurement, samples_s=samples))
+
+
+def compared(capsys: Capture, before: Path, after: Path, code: int) -> dict[str, Any]:
+    """What is said in JSON, and with which exit code."""
+    assert run(["diff", str(before), str(after), "--format", "json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "llmbench.diff/1"
+    return found
+
+
+def test_two_runs_of_one_build_show_no_regression(tmp_path: Path, capsys: Capture) -> None:
+    """Real ones, of a machine that runs tests beside them. In one of two rivals what takes twice as long is seen, or
+    said to be unclear: never the same."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", TWICE], cwd=tmp_path, env=clean, check=True, capture_output=True)
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for before, after in ((first, second), (second, first)):
+        found = compared(capsys, before, after, 0)
+        assert {change["verdict"] for change in found["changes"]} <= {"same", "unclear", "faster"}
+    rows = [slower(each, 2) if each.implementation == "RMSNorm" else each for each in read(second).rows]
+    assert run(["diff", str(first), str(file_of(rows, tmp_path / "slow.jsonl")), "--format", "json"]) in (0, 1)
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    planted = [change["verdict"] for change in changes if change["implementation"] == "RMSNorm"]
+    assert len(planted) == 4
+    assert set(planted) <= {"slower", "unclear"}
+
+
+def quiet(name: str, added_bytes: int = 2**24, **more: Any) -> Row:
+    """Ten samples that agree, so that the noise is the floor."""
+    return row(name, *[0.01] * 10, memory=MemoryPeak(added_bytes=added_bytes, by="tensors"), **more)
+
+
+def test_a_planted_slow_down_is_found(tmp_path: Path, capsys: Capture) -> None:
+    rows = [quiet(name, seq=seq) for seq in (64, 128) for name in ("flash", "sdpa", "standard")]
+    before = file_of(rows, tmp_path / "before.jsonl")
+    same = file_of([slower(each, 1 + FLOOR["cpu"] / 2) for each in rows], tmp_path / "same.jsonl")
+    after = file_of([slower(rows[0], 1.3), *rows[1:]], tmp_path / "after.jsonl")
+    assert compared(capsys, before, same, 0)["regressions"] == 0
+    found = compared(capsys, before, after, 1)
+    (changed,) = (change for change in found["changes"] if change["verdict"] == "slower")
+    assert (changed["implementation"], changed["ratio"]) == ("flash", pytest.approx(1.3))
+    assert changed["noise"] == pytest.approx(0.105, abs=0.001)  # exp(0.1) - 1
+    assert run(["diff", str(before), str(after)]) == 1
+    text = capsys.readouterr().out
+    assert "1.30×" in text
+    assert "6 rows: 1 slower, 5 same; 1 regression" in text
+    after.write_bytes(after.read_bytes()[:-9])
+    assert run(["diff", str(before), str(after)]) == 1
+    assert "after.jsonl:7: " in capsys.readouterr().out
+
+
+def test_memory_that_grew_and_rows_that_are_gone(tmp_path: Path, capsys: Capture) -> None:
+    before = file_of([quiet("a"), quiet("b")], tmp_path / "before.jsonl")
+    heavier = file_of([quiet("a", 2**25), quiet("b")], tmp_path / "heavier.jsonl")
+    assert compared(capsys, before, heavier, 1)["changes"][0]["heavier"]
+    assert run(["diff", str(before), str(heavier)]) == 1
+    text = capsys.readouterr().out
+    assert "same, more memory" in text
+    assert "2.00×" in text
+    fewer = file_of([quiet("a", 2**23)], tmp_path / "fewer.jsonl")
+    assert run(["diff", str(before), str(fewer)]) == 0
+    text = capsys.readouterr().out
+    assert "2 rows: 1 same, 1 gone; no regression" in text
+    assert "gone, and not judged: b at causal=True seq=512" in text
+
+
+def test_wide_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
+    before = file_of([quiet("a")], tmp_path / "before.jsonl")
+    wide = file_of([row("a", *(0.01 * (0.6 + 0.2 * (n % 5)) for n in range(10)))], tmp_path / "wide.jsonl")
+    assert run(["diff", str(before), str(wide)]) == 0
+    text = capsys.readouterr().out
+    assert "1 row: 1 unclear; no regression" in text
+    assert "unclear: the noise hides a change by 1.3×" in text
+
+
+def test_files_of_different_things_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    before, after = (file_of([quiet(name)], tmp_path / f"{name}.jsonl") for name in ("a", "b"))
+    assert run(["diff", str(before), str(after)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no row in common" in err
+    assert "hint: " in err
