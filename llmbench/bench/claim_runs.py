@@ -1,4 +1,4 @@
-"""What is timed for the textbook's claims: each at its own setting on a GPU, at a smaller one on a CPU.
+"""What is timed for the textbook's claims: each at its own setting on a GPU, most at a smaller one on a CPU.
 
 A run is a group whose rivals are the two sides of a claim. Its case says the setting that it really had.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import msgspec
@@ -35,7 +35,7 @@ from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Alibi, LearnedPositions, Positions, Rope
 
-__all__ = ["RUNS"]
+__all__ = ["RUNS", "is_own"]
 
 LAYER_NORM = Norm(kind="layernorm", bias=True)
 KINDS: tuple[Literal["gqa", "mqa"], ...] = ("gqa", "mqa")
@@ -244,3 +244,15 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
     "length": length,
 }
 """By the names that claims know them by."""
+
+
+def is_own(case: Setup) -> bool:
+    """Whether a run of this case was at the setting of its claims: what a GPU measures, whatever the format."""
+    own = _own(str(case["run"]))
+    return {name: value for name, value in case.items() if name != "dtype"} == own
+
+
+@cache
+def _own(run: str) -> dict[str, Scalar]:
+    ask = Ask(quick=False, device=torch.device("cuda"), dtype="bf16")  # described, not made: no GPU is needed
+    return {name: value for name, value in RUNS[run](ask).case.items() if name != "dtype"}

@@ -3,14 +3,18 @@ curves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from llmbench.bench.cases import in_words
 from llmbench.bench.experiment import Chart, Experiment
+from llmbench.bench.figures import peak_bytes
 from llmbench.measure.results import Row, Scalar
 from llmbench.report.plots import Panel, Series
 
-__all__ = ["Sheet", "baseline_of", "curves", "sheets"]
+__all__ = ["Sheet", "baseline_of", "curves", "has_curves", "remarks", "sheets"]
+
+Case = Mapping[str, Scalar]
 
 
 class Sheet(NamedTuple):
@@ -22,23 +26,26 @@ class Sheet(NamedTuple):
 
 def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
     """What all rows share, in words; and the sheets, in the order of their first rows."""
-    shared = [name for name in (rows[0].case if rows else {}) if len({str(row.case.get(name)) for row in rows}) == 1]
-    x = chart.x if chart else ""
+    common, titles = _titles([row.case for row in rows], chart)
     found: dict[str, list[Row]] = {}
-    for row in rows:
-        title = _words((name, value) for name, value in row.case.items() if name not in shared and name != x)
+    for title, row in zip(titles, rows, strict=True):
         found.setdefault(title, []).append(row)
-    common = _words((name, rows[0].case[name]) for name in shared)
-    return common, [Sheet(title, sorted(each, key=lambda row: _number(row, x))) for title, each in found.items()]
+    return common, [Sheet(title, sorted(each, key=lambda row: _x(row.case, chart))) for title, each in found.items()]
 
 
-def _number(row: Row, x: str) -> float:
-    value = row.case.get(x)
+def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]:
+    """What all cases share, in words, and for each what is left of it beside that and the chart's x."""
+    names = cases[0] if cases else {}
+    shared = [name for name in names if len({str(case.get(name)) for case in cases}) == 1]
+    hidden = {*shared, chart.x if chart else ""}
+    titles = [", ".join(in_words(case, [name for name in case if name not in hidden])) for case in cases]
+    return " · ".join(in_words(names, shared)), titles
+
+
+def _x(case: Case, chart: Chart | None) -> float:
+    """Where a case is on the chart; 0 where it is not."""
+    value = case.get(chart.x) if chart else None
     return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _words(fields: Iterable[tuple[str, Scalar]]) -> str:
-    return " · ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in fields)
 
 
 def baseline_of(rows: Sequence[Row], experiment: Experiment) -> dict[int, Row]:
@@ -51,29 +58,66 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
     return tuple(sorted(row.case.items()))
 
 
-def curves(found: Sequence[Sheet], chart: Chart) -> list[Panel]:
-    """Time and memory over the chart's x, two panels a sheet that has more than one x."""
+def remarks(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines below a sheet, rows of one text together: why there is no time, what must be known of times, and which
+    attention kernels ran."""
+    names: dict[str, list[str]] = {}
+    details: dict[str, list[str]] = {}
+    for row in rows:
+        found = {f"{row.status}, {row.reason}": ""} if row.measurement is None else row.measurement.remarks_by_kind()
+        for kind, detail in found.items():
+            names.setdefault(kind, []).append(row.implementation)
+            details.setdefault(kind, []).append(detail)
+    for kind, of in names.items():
+        told = set(details[kind])
+        yield f"{', '.join(dict.fromkeys(of))}: {kind}" + (f": {told.pop()}" if len(told) == 1 and any(told) else "")
+    ran: dict[str, list[str]] = {}
+    for row in rows:
+        if row.kernels:
+            ran.setdefault(", ".join(dict.fromkeys(map(_short, row.kernels))), []).append(row.implementation)
+    for kernels, of in ran.items():
+        yield f"{', '.join(dict.fromkeys(of))} ran {kernels}"
+
+
+def _short(kernel: str) -> str:
+    """A kernel's name without its type, template and arguments."""
+    return kernel.removeprefix("void ").partition("<")[0].partition("(")[0]
+
+
+def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
+    """Whether rows of these cases are a curve anywhere."""
+    found: dict[str, set[float]] = {}
+    for title, case in zip(_titles(cases, chart)[1], cases, strict=True):
+        found.setdefault(title, set()).add(_x(case, chart))
+    return any(len(xs - {0.0}) > 1 for xs in found.values())
+
+
+def curves(found: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
+    """Time and memory over the chart's x, two panels a sheet that has more than one x. Rivals without a time have their
+    status beside their name."""
     panels = []
     for sheet in found:
-        if len({_number(row, chart.x) for row in sheet.rows if _number(row, chart.x) > 0}) < 2:
+        rows = [row for row in sheet.rows if _x(row.case, chart) > 0]
+        if chart is None or not has_curves([row.case for row in rows], chart):
             continue
-        names = dict.fromkeys(row.implementation for row in sheet.rows)
-        for what, unit in (("time", "s"), ("memory", "B")):
+        names = dict.fromkeys(row.implementation for row in rows)
+        for what, unit in (("time", "s"), ("peak memory", "B")):
             series = []
             for name in names:
-                points = [
-                    (_number(row, chart.x), value)
-                    for row in sheet.rows
-                    if row.implementation == name and _number(row, chart.x) > 0 and (value := _value(row, what))
-                ]
-                if points:
-                    series.append(Series(name, points))
-            panels.append(Panel(" · ".join(filter(None, (what, sheet.title))), chart.label, what, unit, series))
+                own = [row for row in rows if row.implementation == name]
+                values = [(_x(row.case, chart), row.seconds if what == "time" else peak_bytes(row)) for row in own]
+                points = [(x, float(value)) for x, value in values if value]
+                series.append(Series(name, points, _missing(own, chart)))
+            panels.append(Panel(what, sheet.title, chart.label, unit, series))
     return panels
 
 
-def _value(row: Row, what: str) -> float | None:
-    """Seconds, or what the call added to memory."""
-    if what == "time":
-        return row.seconds
-    return float(row.memory.added_bytes) if row.memory is not None else None
+def _missing(rows: Sequence[Row], chart: Chart) -> str:
+    """What became of a rival where it has no time: "n/a", "OOM at 8,192, 16,384"."""
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            where.setdefault(row.status, []).append(f"{_x(row.case, chart):,.0f}")
+    if len(where) == 1 and not any(row.status == "ok" for row in rows):
+        return next(iter(where))
+    return "; ".join(f"{status} at {', '.join(places)}" for status, places in where.items())

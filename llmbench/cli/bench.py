@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import Device, DType, cells, columns_of, machine, need_torch
+from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, machine, need_torch, place
 from llmbench.cli.options import As, answer
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Block, Column, Document, Table
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row
 
-Name = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)
-]
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)]
 Preset = Annotated[
     Literal["quick", "full"], typer.Option("--preset", help="quick: a few small cases; full: minutes of them.")
 ]
@@ -71,19 +69,23 @@ def command(
       llmbench bench activations --device cpu --format json
     """
     need_torch("bench")
+    from llmbench.bench.cases import in_words
     from llmbench.bench.experiment import Ask, run
     from llmbench.bench.figures import Yardsticks
     from llmbench.bench.ranks import join
     from llmbench.bench.registry import experiment as experiment_of
+    from llmbench.bench.summary import curves, has_curves, sheets
     from llmbench.measure.anchors import measure_anchors
     from llmbench.measure.clock import clock_for
     from llmbench.measure.environment import environment
     from llmbench.measure.results import Header
     from llmbench.model.devices import device_of
     from llmbench.model.formats import DTYPES
-    from llmbench.report.plots import check_plot
+    from llmbench.report.plots import check_plot, save, terminal
 
     path = _kept(output, resume)
+    check_file("--output", output)
+    check_file("--plot", plot)
     if plot is not None:
         check_plot(plot)
     of, where = experiment_of(experiment), device_of(device)
@@ -97,10 +99,16 @@ def command(
         ranks=ranks,
     )
     groups = of.groups(ask)
+    if plot is not None and not has_curves([group.case for group in groups], of.chart):
+        raise LLMBenchError(f"--plot: nothing of {experiment} in this preset is a curve", hint="leave --plot out")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
     clock, found = ranks.clock(where), environment(where)
     with _progress(len(groups)) as told:
+
+        def tell(group: Group) -> None:
+            told(" · ".join(in_words(group.case)))
+
         told("limits of the machine")
         anchors = measure_anchors(clock_for(where), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
         header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
@@ -112,7 +120,7 @@ def command(
                 rows = list(store.found.by_key().values())
                 damaged = [f"left out: {damage}" for damage in store.found.damaged]
             try:
-                for row in run(groups, clock=clock, anchors=anchors, store=store, started=lambda g: told(_named(g))):
+                for row in run(groups, clock=clock, anchors=anchors, store=store, started=tell):
                     rows.append(row)
             except KeyboardInterrupt:
                 interrupted = True
@@ -125,10 +133,19 @@ def command(
     yardsticks = Yardsticks.of(anchors, found, ask.dtype)
     document = _document(of, ask, rows, found, yardsticks, inputs)
     document.blocks[-1].lines += damaged
-    _draw(of, rows, plot, document)
+    common, parts = sheets(rows, of.chart)
+    panels = curves(parts, of.chart)
+    if panels and plot is None:
+        more = [f"the first of {len(panels)} panels; --plot draws them all"] if len(panels) > 1 else []
+        document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
     if path is not None:
         sys.stderr.write(f"{len(rows)} rows in {path}\n")
+    if plot is not None and panels:
+        save(panels, plot, title=f"{of.name}: {of.question}", caption=_caption(common, found))
+        sys.stderr.write(f"wrote {plot}\n")
+    elif plot is not None:
+        sys.stderr.write(f"{plot} is not written: what was measured is no curve yet\n")
     if interrupted:
         kept = f"`--resume {path}` goes on" if path else "with --output they would have been kept"
         sys.stderr.write(f"interrupted: {len(rows)} rows were measured; {kept}\n")
@@ -144,10 +161,6 @@ def _kept(output: Path | None, resume: Path | None) -> Path | None:
     if resume is not None and not resume.is_file():
         raise LLMBenchError(f"--resume {resume}: no such file", hint="--output begins one")
     return output or resume
-
-
-def _named(group: Group) -> str:
-    return " ".join(str(value) for value in group.case.values())
 
 
 @contextmanager
@@ -179,7 +192,7 @@ def _document(
     import msgspec
 
     from llmbench.bench.figures import figures, plain
-    from llmbench.bench.summary import baseline_of, sheets
+    from llmbench.bench.summary import baseline_of, remarks, sheets
     from llmbench.model.implementations.kernels import on_a_cpu
 
     baselines = baseline_of(rows, of)
@@ -199,12 +212,12 @@ def _document(
             own = [(row.figures | dict(of.derived(row, yardsticks))).get(key) for key, _, _ in of.columns]
             last = [known[row.key].speedup] if of.baseline else []
             table.append([*first, row.implementation, *own, *cells(row, known[row.key], usual), *last])
-        lines = list(_remarks(sheet.rows))
+        lines = list(remarks(sheet.rows))
         blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
     question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"
     size = "the quick preset" if ask.quick else "the full preset"
-    about = [*machine(environment, yardsticks), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
-    if not ask.on_gpu and any(row.implementation in ("flash", "fused") for row in rows):
+    about = [*machine(environment, yardsticks, rows), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
+    if not ask.on_gpu and any(row.implementation in ("flash", "fused") and row.status == "ok" for row in rows):
         about.append(on_a_cpu())
     if of.baseline:
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
@@ -225,26 +238,8 @@ def _document(
     )
 
 
-def _remarks(rows: list[Row]) -> Iterator[str]:
-    """Why rows have no time; rows of one reason together."""
-    names: dict[str, list[str]] = {}
-    for row in rows:
-        if row.status != "ok":
-            names.setdefault(f"{row.status}, {row.reason}", []).append(row.implementation)
-    for reason, found in names.items():
-        yield f"{', '.join(dict.fromkeys(found))}: {reason}"
-
-
-def _draw(of: Experiment, rows: list[Row], plot: Path | None, document: Document) -> None:
-    """The curves: in a file where one is named, and the first of them below the tables."""
-    from llmbench.bench.summary import curves, sheets
-    from llmbench.report.plots import save, terminal
-
-    panels = curves(sheets(rows, of.chart)[1], of.chart) if of.chart else []
-    if plot is not None:
-        if not panels:
-            raise LLMBenchError(f"--plot: nothing of {of.name} in this preset is a curve", hint="leave --plot out")
-        save(panels, plot)
-        sys.stderr.write(f"wrote {plot}\n")
-    elif panels:
-        document.blocks.insert(-1, Block(lines=terminal(panels[0])))
+def _caption(common: str, environment: Environment) -> str:
+    """What a picture's figures depend on."""
+    commit = environment.commit or "unknown"
+    code = f"llmbench {environment.llmbench} at {commit[:8]}{'+' * commit.endswith('+')}"
+    return " · ".join(filter(None, (common, place(environment), code)))

@@ -13,7 +13,7 @@ import typer
 
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Column
-from llmbench.report.units import fitting, percent, si
+from llmbench.report.units import fitting, percent, plural, si
 
 if TYPE_CHECKING:
     from llmbench.bench.figures import Figures, Yardsticks
@@ -93,13 +93,17 @@ def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:
     return [found[name] for name in columns]
 
 
+def place(environment: Environment) -> str:
+    """What something was measured on, and by which torch."""
+    where = environment.device
+    if where == "cpu":
+        where = f"{environment.cpu or 'a CPU'}, {plural(environment.threads, 'thread')}"
+    return f"{where} · torch {environment.torch}"
+
+
 def machine(environment: Environment, yardsticks: Yardsticks, rows: Iterable[Row] = ()) -> list[str]:
     """What rows were measured on, and what that could do in this run."""
     anchors = yardsticks.anchors
-    where = environment.device
-    if where == "cpu":
-        threads = f"{environment.threads} thread" + "s" * (environment.threads > 1)
-        where = f"{environment.cpu or 'a CPU'}, {threads}"
     rates = ", ".join(
         (
             f"{si(anchors.matmul.per_s)}FLOP/s ({anchors.matmul.what})",
@@ -108,7 +112,7 @@ def machine(environment: Environment, yardsticks: Yardsticks, rows: Iterable[Row
             f"{1e6 * anchors.launch.each_s:.1f} µs a launch",
         )
     )
-    lines = [f"{where} · torch {environment.torch}", f"limits, measured in this run: {rates}"]
+    lines = [place(environment), f"limits, measured in this run: {rates}"]
     if yardsticks.datasheet is not None:
         share = percent(anchors.matmul.per_s / yardsticks.datasheet.flops_per_s)
         peak, memory = (si(rate) for rate in yardsticks.datasheet)

@@ -4,66 +4,150 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.units import si
+from llmbench.report.document import Unit
+from llmbench.report.units import fitting, heading, shown, size
 
 __all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Of Okabe and Ito, which the colour-blind tell apart too (https://jfly.uni-koeln.de/color), grey for their yellow."""
+MARKERS = "osD^vPX*"
 
 
 class Series(NamedTuple):
-    """A curve: its name, and its points, all above zero."""
+    """A curve: its name, its points, all above zero, and what is to be said of those that are missing."""
 
     name: str
     points: list[tuple[float, float]]
+    missing: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in a legend."""
+        return f"{self.name} ({self.missing})" if self.missing else self.name
 
 
 class Panel(NamedTuple):
-    """Curves in one pair of axes. `y` is in the base unit `unit`."""
+    """Curves in one pair of axes: what `y` is, of which case. `unit` is the base unit of y: "s" or "B"."""
 
-    title: str
-    x: str
     y: str
+    case: str
+    x: str
     unit: str
     series: list[Series]
 
+    @property
+    def title(self) -> str:
+        """What is drawn."""
+        return f"{self.y}, {self.case}" if self.case else self.y
+
 
 def check_plot(path: Path) -> None:
-    """Raise, before anything is measured, where `save` could not write there."""
+    """Raise, before anything is measured, where `save` makes no such picture."""
     if path.suffix not in SUFFIXES:
         raise LLMBenchError(
             f"--plot {path}: no such kind of picture", hint=f"a name that ends in {', '.join(SUFFIXES)}"
         )
-    if not path.absolute().parent.is_dir():
-        raise LLMBenchError(f"--plot {path}: no such folder")
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         raise CannotRunError("--plot needs matplotlib, which is not installed", hint="pip install 'llmbench[plot]'")
 
 
-def save(panels: list[Panel], path: Path) -> None:
-    """All panels as one picture. Raises LLMBenchError where it cannot be written."""
+_SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
+"""A unit of the kind that an axis has; which of them suits its values."""
+
+
+def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "") -> None:
+    """All panels as one picture, two a row, with a line above and one below. Raises LLMBenchError where it cannot be
+    written."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.4 * columns, 4.2 * rows), layout="constrained")
+    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.7), dpi=150, layout="constrained")
+    names = dict.fromkeys(series.name for panel in panels for series in panel.series)
+    styles = {name: _style(number) for number, name in enumerate(names)}
     for index, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, index)
-        for series in panel.series:
-            axes.plot(*zip(*series.points, strict=True), marker="o", markersize=3, label=series.name)
-        axes.set(title=panel.title, xlabel=panel.x, ylabel=f"{panel.y} ({panel.unit})", xscale="log", yscale="log")
-        axes.grid(visible=True, which="major", alpha=0.3)
-        axes.legend(fontsize="small")
+        _draw(figure.add_subplot(rows, columns, index), panel, styles)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    if caption:
+        figure.supxlabel(caption, fontsize=7, color="#555555")
     try:
         figure.savefig(path)
     except OSError as problem:
         raise LLMBenchError(f"cannot write {path}: {problem.strerror}") from None
+
+
+def _style(number: int) -> dict[str, Any]:
+    """A line's look, the same in every panel; open markers, for curves lie on each other."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": "-" if number < len(COLORS) else "--",
+        "markersize": 4.5,
+        "markerfacecolor": "none",
+        "linewidth": 1.4,
+    }
+
+
+def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
+    points = [point for series in panel.series for point in series.points]
+    unit = fitting(_SHOWN_IN[panel.unit], [y for _, y in points])
+    for series in panel.series:
+        xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
+        axes.plot(xs, ys, label=series.label, **styles[series.name])
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel(panel.x, fontsize=9)
+    axes.set_ylabel(heading(panel.y, unit), fontsize=9)
+    measured = sorted({x for x, _ in points})
+    if measured:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(measured, [f"{x:,.0f}" for x in measured], rotation=30 if len(measured) > MOST_TICKS else 0)
+        ticks = _ticks([y for _, y in points], panel.unit)
+        axes.set_yticks(ticks, [_plain(shown(y, unit)) for y in ticks])
+        margin = (ticks[-1] / ticks[0]) ** 0.02  # for the markers at the ends
+        axes.set_ylim(ticks[0] / margin, ticks[-1] * margin)
+        axes.minorticks_off()
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7.5, frameon=False)
+
+
+_GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
+    "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
+    "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
+}
+"""Plain numbers to mark an axis with, times powers of the first; the finest first."""
+def _plain(number: str) -> str:
+    """Without zeros behind the point."""
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+MOST_TICKS = 9
+
+
+def _ticks(values: list[float], unit: str) -> list[float]:
+    """Plain numbers around the values: of the finest grid that has no more than `MOST_TICKS` of them."""
+    low, high = min(values), max(values)
+    ticks: list[float] = []
+    for base, digits in _GRIDS[unit]:
+        first, last = math.floor(math.log(low, base)) - 1, math.ceil(math.log(high, base)) + 1
+        every = [digit * float(base) ** power for power in range(first, last + 1) for digit in digits]
+        start = max(tick for tick in every if tick <= low)
+        end = min(tick for tick in every if tick >= high and tick > start)
+        ticks = [tick for tick in every if start <= tick <= end]
+        if len(ticks) <= MOST_TICKS:
+            break
+    return ticks
 
 
 def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
@@ -80,15 +164,13 @@ def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
             there = grid[row][column]
             grid[row][column] = letter if there in (" ", letter) else "*"
     labels = [""] * height
-    labels[0], labels[-1] = f"{si(math.exp(high))}{panel.unit}", f"{si(math.exp(low))}{panel.unit}"
-    if panel.unit == "s":
-        labels[0], labels[-1] = _seconds(math.exp(high)), _seconds(math.exp(low))
+    labels[0], labels[-1] = (_amount(math.exp(end), panel.unit) for end in (high, low))
     edge = max(map(len, labels))
     lines = [panel.title, *(f"{label:>{edge}} ┤{''.join(row)}" for label, row in zip(labels, grid, strict=True))]
     ends = f"{math.exp(left):,.0f}", f"{math.exp(right):,.0f}"
     lines.append(" " * edge + " └" + "─" * width)
     lines.append(" " * (edge + 2) + ends[0] + f"{panel.x:^{width - len(ends[0]) - len(ends[1])}}" + ends[1])
-    names = [f"{letter} {series.name}" for letter, series in zip(LETTERS, panel.series, strict=False)]
+    names = [f"{letter} {series.label}" for letter, series in zip(LETTERS, panel.series, strict=False)]
     return [line.rstrip() for line in [*lines, " " * (edge + 2) + " · ".join(names)]]
 
 
@@ -98,9 +180,11 @@ def _span(values: list[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _seconds(value: float) -> str:
+def _amount(value: float, unit: str) -> str:
     """Three digits in the unit that keeps them above one."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+    if unit == "B":
+        return size(value)
+    for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if value >= scale:
-            return f"{value / scale:.3g} {unit}"
+            return f"{value / scale:.3g} {name}"
     return f"{value * 1e9:.3g} ns"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.claim_runs import RUNS
+from llmbench.bench.claim_runs import RUNS, is_own
 from llmbench.bench.claims import CLAIMS, Claim, change, memory, outcome, runs, times
 from llmbench.bench.experiment import Ask, run
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
@@ -47,6 +47,12 @@ SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
         (claim(times("slow", "fast"), 3.2), 3.0, "holds"),
         (claim(times("slow", "fast"), 3.4), 3.0, "does not"),
         (claim(times("slow", "fast"), 2.7), 3.0, "does not"),
+        # a gain is claimed, and more of it is no refutation
+        (claim(times("slow", "fast"), 2.7, bound="or better"), 3.0, "holds"),
+        (claim(times("slow", "fast"), 3.2, bound="or better"), 3.0, "holds"),
+        (claim(times("slow", "fast"), 3.4, bound="or better"), 3.0, "does not"),
+        (claim(change("fast", "slow"), -0.6, shown="change", bound="or better"), -2 / 3, "holds"),
+        (claim(change("fast", "slow"), -0.75, shown="change", bound="or better"), -2 / 3, "does not"),
         (claim(times("slow", "fast"), 2.7, bound="at least"), 3.0, "holds"),
         (claim(times("slow", "fast"), 2.7, bound="at most"), 3.0, "does not"),
         # a ratio of 1/3: within a tenth of 0.35, but not of 0.4
@@ -58,6 +64,24 @@ def test_verdicts(of: Claim, measured: float, verdict: str) -> None:
     found = outcome(of, rows(SLOW, FAST))
     assert found.measured == pytest.approx(measured)
     assert found.verdict == verdict
+
+
+def test_another_setting_settles_nothing() -> None:
+    """But what is as true of a small model is settled by one."""
+    of = claim(times("slow", "fast"), 3.0)
+    found = outcome(of, rows(SLOW, FAST), own_setting=False)
+    assert (found.verdict, found.measured, found.reason) == ("n/a here", 3.0, "smaller than the claim's own setting")
+    assert outcome(replace(of, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
+    assert outcome(replace(of, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_gpu_measures_at_the_claims_own_setting(run: str) -> None:
+    on_gpu = Ask(quick=True, device=torch.device("cuda"), dtype="fp16")
+    assert is_own(RUNS[run](on_gpu).case)
+    case = RUNS[run](Ask(quick=True, device=CPU, dtype="fp32")).case
+    assert not is_own(case)
+    assert is_own(RUNS[run](on_gpu).case | {"dtype": "fp32"})
 
 
 def test_memory_is_inputs_and_what_was_added() -> None:
@@ -119,7 +143,7 @@ def test_analytic_claims_by_hand() -> None:
 
 
 def test_every_claim_has_a_source_and_a_way() -> None:
-    assert len(BY_NAME) == len(CLAIMS)
+    assert len(BY_NAME) == len(CLAIMS) == len({claim.says for claim in CLAIMS})
     for each in CLAIMS:
         assert each.source
         assert each.at
@@ -163,6 +187,7 @@ def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), anchors=anchors))
     by_name = {each.claim.name: each for each in outcomes(found)}
     assert {by_name[f"{kind} length"].verdict for kind in ("learned", "RoPE", "ALiBi")} == {"holds"}
+    assert by_name["RMSNorm forward"].verdict == "n/a here"
     ratio = by_name["RMSNorm forward"].measured
     times = {each.implementation: each.seconds for each in found if each.case["run"] == "norm forward"}
     assert ratio == pytest.approx(times["LayerNorm"] / times["RMSNorm"], rel=0.5)

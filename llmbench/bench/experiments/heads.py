@@ -27,6 +27,9 @@ from llmbench.spec.mixer import LatentAttention, Mixer
 
 __all__ = ["EXPERIMENT", "kinds", "largest_batch"]
 
+LAYERS = 32
+"""Of the model that is served, as LLaMA-2-7B has them."""
+
 
 def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
     """The four, of `count` query heads. MLA's widths stand to its head as DeepSeek-V2's do (arXiv 2405.04434, section
@@ -101,7 +104,7 @@ def largest_batch(ask: Ask, hidden: int, mixer: Mixer, context: int) -> int | No
     if room is None:
         return None
     ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
-    spec = model_of("served", hidden, mixer=mixer, ffn=ffn, layers=32, vocab=32000)
+    spec = model_of("served", hidden, mixer=mixer, ffn=ffn, layers=LAYERS, vocab=32000)
     precision: PrecisionName = "fp32" if ask.dtype == "fp32" else "bf16"
 
     def fits(batch: int) -> bool:
@@ -127,5 +130,10 @@ EXPERIMENT = Experiment(
         ("parameters", "parameters", "count"),
         ("kv_bytes_per_token", "cache of a token", "bytes"),
         ("largest_batch", "largest batch", "count"),
+    ),
+    notes=(
+        "parameters, cache: of the one layer of attention that is timed, projections included",
+        f"largest batch: sequences of that length that a model of {LAYERS} such layers, with LLaMA's feed-forward,"
+        " serves at once in the memory that was free; by arithmetic",
     ),
 )

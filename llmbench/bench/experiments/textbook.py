@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmbench.bench.claim_runs import RUNS
-from llmbench.bench.claims import CLAIMS, Claim, Outcome, outcome
+from llmbench.bench.cases import in_words
+from llmbench.bench.claim_runs import RUNS, is_own
+from llmbench.bench.claims import CLAIMS, NEAR, SMALLER, Claim, Outcome, outcome
 from llmbench.bench.experiment import Ask, Experiment, Group, Summary
 from llmbench.measure.results import Row
 from llmbench.report.document import Column, Table
-from llmbench.report.units import si
+from llmbench.report.units import si, signed
 
 __all__ = ["EXPERIMENT", "outcomes"]
 
@@ -25,12 +26,17 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
     by_run: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_run.setdefault(str(row.case["run"]), {})[row.implementation] = row
-    return [outcome(claim, by_run.get(claim.run or "", {})) for claim in CLAIMS]
+
+    def settled(claim: Claim) -> Outcome:
+        found = by_run.get(claim.run or "", {})
+        return outcome(claim, found, own_setting=all(is_own(row.case) for row in found.values()))
+
+    return [settled(claim) for claim in CLAIMS]
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
     """A line a claim."""
-    found = [_plain(each, ask, rows) for each in outcomes(rows)]
+    found = [_plain(each, rows) for each in outcomes(rows)]
     names = {"says": "claim", "claimed": "claimed", "measured": "here", "verdict": "verdict", "kind": "kind"}
     columns = [Column(title, wraps=name == "says") for name, title in names.items()]
     table = []
@@ -38,15 +44,13 @@ def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
         shown = {"claimed": _bounded(claim), "measured": _shown(claim, each["measured"])}
         table.append([*((each | shown)[name] for name in names), each["setting"]])
     verdicts = [each["verdict"] for each in found]
-    of_claims = {"holds": "hold", "does not": "do not", "n/a": "n/a"}
-    lines = ["of the claims " + ", ".join(f"{verdicts.count(each)} {words}" for each, words in of_claims.items())]
-    if not ask.on_gpu:
-        lines.append("on a CPU what is measured is smaller than the claims' own settings")
+    counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
+    lines = [f"of {len(verdicts)} claims: {', '.join(counted)}"]
     lines += [f"{each['claim']}: n/a, {each['reason']}" for each in found if each["verdict"] == "n/a"]
     return Summary("claims", found, Table(columns=[*columns, Column("setting", wraps=True)], rows=table), lines)
 
 
-def _plain(found: Outcome, ask: Ask, rows: Sequence[Row]) -> dict[str, Any]:
+def _plain(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
     """As JSON has it: figures are ratios, shares and changes of one, bytes, or 1 for what runs."""
     claim = found.claim
     return {
@@ -61,21 +65,21 @@ def _plain(found: Outcome, ask: Ask, rows: Sequence[Row]) -> dict[str, Any]:
         "kind": None if claim.value is None else "analytic" if claim.run is None else "measured",
         "run": claim.run,
         "at": claim.at,
-        "setting": _setting(claim, ask, rows),
+        "setting": _setting(claim, rows),
         "source": claim.source,
     }
 
 
-def _setting(claim: Claim, ask: Ask, rows: Sequence[Row]) -> str:
-    """The claim's own; on a CPU, for what is measured, that of its run."""
-    if ask.on_gpu or claim.run is None:
+def _setting(claim: Claim, rows: Sequence[Row]) -> str:
+    """That of its run; the claim's own where it was that, or nothing was run."""
+    case = next((row.case for row in rows if row.case["run"] == claim.run), None)
+    if case is None or is_own(case):
         return claim.at
-    case = next((row.case for row in rows if row.case["run"] == claim.run), {})
-    return ", ".join(f"{name} {value}" for name, value in case.items() if name not in ("run", "dtype"))
+    return ", ".join(in_words(case, [name for name in case if name not in ("run", "dtype")]))
 
 
 def _bounded(claim: Claim) -> str:
-    sign = {"near": "", "at least": "≥ ", "at most": "≤ "}[claim.bound]
+    sign = {"at least": "≥ ", "at most": "≤ "}.get(claim.bound, "")
     return _shown(claim, claim.claimed) if claim.shown == "yes" else sign + _shown(claim, claim.claimed)
 
 
@@ -87,7 +91,7 @@ def _shown(claim: Claim, value: float | None) -> str:
         "yes": "runs" if value else "refuses",
         "bytes": f"{si(value)}B",
         "share": f"{value:.0%}",
-        "change": f"{value:+.0%}",
+        "change": signed(f"{value:+.0%}"),
         "ratio": f"{value:.2f}×",
     }[claim.shown]
 
@@ -100,7 +104,9 @@ EXPERIMENT = Experiment(
     columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "at length", "percent")),
     summary=summary,
     notes=(
-        "holds: within a tenth of the claimed ratio (−25% is 0.75); where the claim is a bound (≥, ≤), on its side",
+        f"holds: within {NEAR:.0%} of the claimed ratio (−25% is 0.75), or better where that is a speed-up or a saving;"
+        " where the claim is a bound (≥, ≤), on its side",
+        f"n/a here: the setting is {SMALLER}, at which a GPU measures; the figure neither confirms nor refutes",
         "loss of guessing: the loss after a short training as a share of that of knowing nothing; at length: of what is"
         " read then",
     ),

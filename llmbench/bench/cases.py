@@ -1,0 +1,57 @@
+"""The fields of a case as a reader says them: headings of tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from llmbench.measure.results import Scalar
+from llmbench.report.units import plural, size
+
+__all__ = ["FIELDS", "in_words"]
+
+_NAMES = {
+    "alibi": "ALiBi",
+    "window": "sliding window",
+    "both": "forward and backward",
+    "all_reduce": "all-reduce",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+}
+"""Values whose names in code are not what they are called."""
+
+
+def _itself(value: Any) -> str:
+    return _NAMES.get(value, str(value))
+
+
+FIELDS: dict[str, Callable[[Any], str]] = {
+    **dict.fromkeys(("what", "run", "model", "mask", "pass", "phase", "collective", "dtype"), _itself),
+    "batch": "batch {:,}".format,
+    "bytes": size,
+    "context": "{:,} tokens of context".format,
+    "experts": partial(plural, noun="expert"),
+    "experts_width": "experts {:,} wide together".format,
+    "head_dim": "head dim {}".format,
+    "heads": partial(plural, noun="head"),
+    "hidden_size": "hidden {}".format,
+    "layers": partial(plural, noun="layer"),
+    "new_tokens": partial(plural, noun="new token"),
+    "ranks": partial(plural, noun="rank"),
+    "read_at": "read at {:,} tokens".format,
+    "routing": "{} routing".format,
+    "seq_len": partial(plural, noun="token"),
+    "steps": partial(plural, noun="step"),
+    "tokens": partial(plural, noun="token"),
+    "top_k": "{} a token".format,
+    "trained_at": "trained at {:,} tokens".format,
+}
+"""How the value of a field is said."""
+
+
+def in_words(case: Mapping[str, Scalar], names: Iterable[str] | None = None) -> list[str]:
+    """Fields of a case, or those of these names: ["next token", "batch 4"]. One that is not known has its name."""
+    chosen = case if names is None else names
+    return [FIELDS.get(name, f"{name} {{}}".format)(case[name]) for name in chosen]

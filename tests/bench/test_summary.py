@@ -1,0 +1,91 @@
+"""How rows of an experiment are shown: headings in words, curves, what is said below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmbench.bench.cases import FIELDS, in_words
+from llmbench.bench.experiment import Ask, Chart
+from llmbench.bench.experiments import heads
+from llmbench.bench.registry import EXPERIMENTS, experiment
+from llmbench.bench.summary import curves, has_curves, remarks, sheets
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.results import Row
+
+CHART = Chart("seq_len", "tokens of a sequence")
+
+
+def row(name: str, *samples_s: float, length: int = 64, notes: tuple[str, ...] = (), **fields: Any) -> Row:
+    """A row with a time, or without one of the status that is given."""
+    if samples_s:
+        fields |= {"status": "ok", "measurement": Measurement(samples_s=samples_s, clock="cpu", notes=notes)}
+    else:
+        fields = {"reason": "no room", **fields}
+    case = {"mask": "causal", "pass": "both", "seq_len": length}
+    return Row(experiment="attention", case=case, implementation=name, **fields)
+
+
+def test_curves_are_those_of_the_table() -> None:
+    """Time and peak by length; a rival's status where it has no time; no curve of a single length."""
+    known: dict[str, Any] = {"memory": MemoryPeak(added_bytes=30, by="tensors"), "figures": {"input_bytes": 12}}
+    rows = [
+        row("flash", 0.25, length=64, **known),
+        row("flash", 0.5, length=128, **known),
+        row("standard", 0.25, length=64, **known),
+        row("standard", length=128, status="OOM"),
+        *(row("flex", length=length, status="n/a") for length in (64, 128)),
+    ]
+    common, (sheet,) = sheets(rows, CHART)
+    assert (common, sheet.title) == ("causal · forward and backward", "")
+    time, peak = curves([sheet], CHART)
+    assert [series.label for series in time.series] == ["flash", "standard (OOM at 128)", "flex (n/a)"]
+    assert [series.points for series in time.series] == [[(64, 0.25), (128, 0.5)], [(64, 0.25)], []]
+    assert [series.points for series in peak.series] == [[(64, 42), (128, 42)], [(64, 42)], []]
+    cases = [row.case for row in rows]
+    assert has_curves(cases, CHART)
+    assert not has_curves(cases, None)
+    assert not has_curves(cases[:1], CHART)
+    assert curves(sheets([rows[0], rows[2]], CHART)[1], CHART) == []
+
+
+def test_sheets_are_named_by_what_sets_them_apart() -> None:
+    cases: list[dict[str, Any]] = [
+        {"what": "against dense", "tokens": 32, "dtype": "fp32"},
+        {"what": "experts alone", "tokens": 32, "dtype": "fp32", "routing": "even"},
+    ]
+    rows = [Row(experiment="moe", case=case, implementation="a", status="OOM", reason="no room") for case in cases]
+    common, found = sheets(rows, None)
+    assert common == "32 tokens · fp32"
+    assert [sheet.title for sheet in found] == ["against dense", "experts alone, even routing"]
+
+
+def test_what_must_be_known_of_rows_stands_below_them() -> None:
+    """A line for all rows of a kind, with what there is to say where that is the same; short names of kernels."""
+    kernel = "void pytorch_flash::flash_fwd_kernel<Traits<128, 64>, false>(pytorch_flash::Params)"
+    rows = [
+        row("flash", 1.0, 1.2, 1.4, 1.6, notes=("no CUDA graph holds it",), kernels=(kernel,)),
+        row("sdpa", 1.0, 2.0, 3.0, 4.0, notes=("no CUDA graph holds it",), kernels=(kernel,)),
+        row("sdpa", 1.0, 1.0),
+        *(row(name, status="n/a", reason="no GPU") for name in ("a", "b", "b")),
+    ]
+    assert list(remarks(rows)) == [
+        "flash, sdpa: no CUDA graph holds it",
+        "flash, sdpa: wide spread",
+        "a, b: n/a, no GPU",
+        "flash, sdpa ran pytorch_flash::flash_fwd_kernel",
+    ]
+    assert list(remarks(rows[1:2]))[1].startswith("sdpa: wide spread: the middle half of the samples reaches over 60%")
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collectives"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cases_are_said_in_words(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every field of every case, also with the shapes of a GPU that is not there."""
+    monkeypatch.setattr(heads, "free_bytes", lambda device: None)
+    for group in experiment(name).groups(Ask(quick=False, device=torch.device(device), dtype="bf16")):
+        assert set(group.case) <= set(FIELDS)
+        assert not any("_" in words or "{" in words for words in in_words(group.case)), group.case
