@@ -152,7 +152,7 @@ def _passed(rival: Rival, device: torch.device, attention: bool) -> tuple[Call, 
 def _faults(checks: Sequence[Check], most: int = 3) -> str:
     """What is wrong, for a reader: the first of it."""
     faults = [check.fault() for check in checks if not check.passed]
-    more = f"; {len(faults) - most} more tensors of {len(checks)}" if len(faults) > most else ""
+    more = f"; {len(faults) - most} more of {len(checks)} tensors" if len(faults) > most else ""
     return "; ".join(faults[:most]) + more
 
 

@@ -190,6 +190,17 @@ def on_fake(fake: FakeCuda, **options: Any) -> CudaClock:
     return CudaClock(CPU, cuda=fake, **options)
 
 
+def test_products_are_timed_as_they_are_checked() -> None:
+    """Those of fp32 in tf32, while a GPU is timed; a CPU's are left alone."""
+    clock = on_fake(FakeCuda())
+    with clock.session(), CpuClock().session():
+        assert torch.get_float32_matmul_precision() == "highest"
+    clock.device = GPU
+    with clock.session():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_long_calls_are_timed_by_events() -> None:
     fake = FakeCuda()
     found = compare({"x": fake.kernels(3, 1e-3)}, clock=on_fake(fake), warmup_s=0, budget_s=0)["x"]

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.kernels.accuracy import held
+from llmbench.measure import gate
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival, measured
+from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row, Store, read
 from tests.measure.rows import header
 
@@ -145,6 +147,30 @@ def test_a_real_allocation_that_fails() -> None:
     found = rows(Rival(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
     assert found["vast"].status == "OOM"
     assert "allocate memory" in (found["vast"].reason or "")
+
+
+def test_what_has_no_room_for_its_check_says_so() -> None:
+    def check() -> Any:
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    found = rows(Rival(name="wide", prepare=raising(AssertionError()), check=check, need_bytes=123))
+    assert (found["wide"].status, found["wide"].reason) == ("OOM", "in its check, in fp64: Tried to allocate 20 GiB")
+
+
+def test_a_reason_names_the_first_of_many_faults() -> None:
+    def wrong(**inputs: Tensor) -> Tensor:
+        return 2 * standard(**inputs)
+
+    assert (rows(rival("wrong", wrong))["wrong"].reason or "").endswith("; 1 more of 4 tensors")
+
+
+def test_joules_are_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph where that was timed, else the call."""
+    monkeypatch.setattr(gate, "captured", lambda call, device, what: f"graph of {call}")
+    monkeypatch.setattr(gate, "energy_of", lambda call, device: call)
+    for kind, launched in (("cuda-graph", "graph of it"), ("cuda-events", "it")):
+        timed = Measurement(samples_s=(1.0,), clock=kind)  # type: ignore[arg-type]
+        assert gate._energy("it", timed, torch.device("cpu")) == launched  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_what_a_cpu_has_no_room_for_is_not_tried() -> None:
