@@ -122,16 +122,16 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
     axes.legend(fontsize=7.5, frameon=False)
 
 
-_GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
-    "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
-    "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
-}
-"""Plain numbers to mark an axis with, times powers of the first; the finest first."""
 def _plain(number: str) -> str:
     """Without zeros behind the point."""
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
+_GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
+    "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
+    "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
+}
+"""Plain numbers to mark an axis with, times powers of the first; the finest first."""
 MOST_TICKS = 9
 
 
