@@ -101,34 +101,47 @@ def held(
     """Hold every output of `run`, and its gradients to the inputs that `differentiable` names and to `weights`, to
     `reference`: a function in plain torch that computes in whatever dtype it is given. `factor` as for `compare`: our
     kernels have 2; others may sum in another order, and torch's own then come out somewhat over it in fp32."""
-    given, exact_weights = weights or Weights()
-
-    def plainly(inputs: Inputs, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return _results(reference, inputs, differentiable, weights, seed)
-
+    weights = weights or Weights()
     device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), torch.device("cpu"))
+
+    def plainly() -> dict[str, Tensor]:
+        with tf32_products(device):
+            return _results(reference, inputs, differentiable, weights.given, seed)
+
+    def exactly() -> dict[str, Tensor]:
+        return _results(reference, _widened(inputs), differentiable, weights.exact, seed)
+
     with tf32_products(device):
-        found = _results(run, inputs, differentiable, given, seed)
-        plain = plainly(inputs, given)
-    exact = plainly(_widened(inputs), exact_weights)
+        found = _results(run, inputs, differentiable, weights.given, seed)
+    plain, exact = plainly(), exactly()
     verdicts = [compare(name, found[name], plain[name], exact[name], factor=factor) for name in exact]
     if all(verdict.passed for verdict in verdicts):
         return verdicts
-    with _Apart() as plain_apart, tf32_products(device):
-        plain_terms = plainly(inputs, given)
-    with _Apart() as apart:
-        terms = plainly(_widened(inputs), exact_weights)
-    for index, (name, _, _, _, passed) in enumerate(verdicts):
-        if passed or found[name].shape != exact[name].shape or found[name].dtype != plain[name].dtype:
-            continue
-        off, rounding = found[name].double() - exact[name], _rounding(plain[name])
-        if not exact[name].dim() and apart.losses is not None and plain_apart.losses is not None:
-            plain_off = (plain_apart.losses.double() - apart.losses).abs().mean()
-            verdicts[index] = _verdict(name, off, plain_off, exact[name], rounding, factor)
-        elif all(measure(exact[name]) <= rounding * measure(terms[name]) for measure in _MEASURES):
-            plain_off = plain_terms[name].double() - terms[name]
-            verdicts[index] = _verdict(name, off, plain_off, terms[name], rounding, factor)
-    return verdicts
+    with _Apart() as plain_sums:
+        plain_terms = plainly()
+    with _Apart() as sums:
+        terms = exactly()
+    off_losses = _difference(plain_sums.losses, sums.losses)
+
+    def by_terms(verdict: Verdict) -> Verdict:
+        """Where the terms say more than the sum, the verdict by them."""
+        own = found[verdict.tensor]
+        total, rounding = exact[verdict.tensor], _rounding(plain[verdict.tensor])
+        if own.shape != total.shape or own.dtype != plain[verdict.tensor].dtype:
+            return verdict
+        off = own.double() - total
+        if not total.dim() and off_losses is not None:
+            return _verdict(verdict.tensor, off, off_losses.abs().mean(), total, rounding, factor)
+        size = terms[verdict.tensor].double()
+        if any(measure(total) > rounding * measure(size) for measure in _MEASURES):
+            return verdict
+        return _verdict(verdict.tensor, off, plain_terms[verdict.tensor].double() - size, size, rounding, factor)
+
+    return [verdict if verdict.passed else by_terms(verdict) for verdict in verdicts]
+
+
+def _difference(plain: Tensor | None, exact: Tensor | None) -> Tensor | None:
+    return None if plain is None or exact is None else plain.double() - exact
 
 
 def _results(
