@@ -22,7 +22,7 @@ from llmbench.measure.memory import Continued
 from llmbench.measure.results import Scalar
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.sizing.work import least_s, need_bytes
+from llmbench.sizing.work import need_bytes
 
 __all__ = [
     "COMPILED",
@@ -85,10 +85,10 @@ def _rivals(entries: Sequence[Entry], anchors: Anchors) -> list[Rival]:
 def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     piece, setting, name = entry.piece, entry.setting, entry.impl
     way = cache(partial(way_of, name))
-    ops = piece.ops(setting, STANDARD.name if name == COMPILED else name)
+    impl = STANDARD.name if name == COMPILED else name
     must = piece.work(setting)
     limits = anchors.limits(piece.bandwidth)
-    need = need_bytes(ops, setting.of, element_bytes=setting.format.itemsize)
+    need = need_bytes(piece.ops(setting, impl), setting.of, element_bytes=setting.format.itemsize)
     figures: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
     if need < ADDRESSABLE_BYTES:  # what has more cannot even be described to torch
         sized = piece.make(setting.but(device=torch.device("meta")))
@@ -100,7 +100,7 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
         need_bytes=need,
         work_flops=must.flops,
         work_bytes=must.bytes,
-        predicted_s=least_s(ops, setting.of, limits.least_s),
+        predicted_s=piece.predicted_s(setting, impl, limits),
         figures=figures | dict(entry.figures),
     )
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmbench.measure.anchors import Bandwidth
+from llmbench.measure.anchors import Bandwidth, Limits
 from llmbench.measure.results import Scalar
 from llmbench.model.formats import DTYPES, Format
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
-from llmbench.sizing.work import Pass, Work, work
+from llmbench.sizing.work import Pass, Work, least_s, work
 from llmbench.sizing.workload import Phase, Workload
 from llmbench.spec.model import ModelSpec
 
@@ -111,10 +111,10 @@ class Piece:
 
     `alone(spec)` is the smallest model that has it (one layer); it raises LLMBenchError where there is none. `has(op)`
     says which ops of that model it is, in the order of the table; `backward_only` names those that a forward pass by
-    itself does without, `keeps` those whose results leave it beside the last one's. `make` puts it into memory. `phase`
-    is that of its ops; what decodes has no backward pass. `impl` is the way to compute it that is worth looking at on a
-    GPU, `cpu_impl` on a CPU; `shapes` are the defaults there: model, changes to it, batch, tokens. `check_seq` is as
-    long as a check in fp64 needs.
+    itself does without, `keeps` those whose results leave it beside the last one's; where it `fuses`, the way
+    `fused` does all of them in one kernel. `make` puts it into memory. `phase` is that of its ops; what decodes has no
+    backward pass. `impl` is the way to compute it that is worth looking at on a GPU, `cpu_impl` on a CPU; `shapes` are
+    the defaults there: model, changes to it, batch, tokens. `check_seq` is as long as a check in fp64 needs.
     """
 
     name: str
@@ -129,6 +129,7 @@ class Piece:
     check_seq: int = 256
     backward_only: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    fuses: bool = False
 
     @property
     def bandwidth(self) -> Bandwidth:
@@ -138,6 +139,13 @@ class Piece:
     def work(self, setting: Setting) -> Work:
         """What no way to compute it does without."""
         return work(self.ops_of(setting), setting.of, keeps=self.keeps)
+
+    def predicted_s(self, setting: Setting, impl: str, limits: Limits) -> float:
+        """The least time of that implementation's ops, one after the other; where it is one op to it, of that."""
+        if not (self.fuses and impl == "fused"):
+            return least_s(self.ops(setting, impl), setting.of, limits.least_s)
+        passes: tuple[Pass, ...] = ("forward", "backward") if setting.of == "both" else (setting.of,)
+        return sum(limits.least_s(*self.work(setting.but(of=each))) for each in passes)
 
     def ops(self, setting: Setting, impl: str) -> list[Op]:
         """Its ops as that implementation computes them."""

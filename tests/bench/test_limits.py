@@ -12,6 +12,7 @@ from llmbench.bench.experiment import Ask
 from llmbench.bench.experiments import generate
 from llmbench.bench.figures import Yardsticks, figures
 from llmbench.bench.pieces import piece
+from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.rivals import Entry, entry_group
 from llmbench.bench.variants import heads, model_of
 from llmbench.cli.measured import machine
@@ -19,6 +20,7 @@ from llmbench.measure.environment import environment
 from llmbench.measure.gate import Rival
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
+from llmbench.sizing.work import Pass
 from llmbench.spec.ffn import Gated
 from tests.bench.test_pieces import anchors, setting
 
@@ -50,8 +52,22 @@ def test_a_single_op_at_its_prediction_is_at_its_limit(name: str) -> None:
         [entry], experiment="x", case={}, pace=Ask(quick=True, device=CPU, dtype="fp32").pace
     ).rivals(anchors())
     assert rival.predicted_s is not None
+    assert rival.figures["bandwidth"] == ("read" if name in ("decode", "mla") else "copy")
     found = figures(row_of(rival, rival.predicted_s), YARDSTICKS)
     assert (found.of_anchor, found.off) == (pytest.approx(1.0), pytest.approx(0.0))
+
+
+@pytest.mark.parametrize("passed", ["forward", "backward", "both"])
+def test_a_sum_and_its_norm_in_one_kernel_are_predicted_as_one(passed: Pass) -> None:
+    """Four tensors move in either pass, at 100 GB/s; one op after the other moves five, then six."""
+    at = setting(ADD_NORM, of=passed)
+    tensor, weight = 4 * 2 * 24 * 64, 4 * 64
+    passes = {"forward": (1,), "backward": (2,), "both": (1, 2)}[passed]
+    limits = anchors().limits()
+    fused = sum(4 * tensor + weights * weight for weights in passes) / 1e11
+    assert ADD_NORM.predicted_s(at, "fused", limits) == pytest.approx(fused)
+    apart = sum((4 + each) * tensor + each * weight for each in passes) / 1e11
+    assert ADD_NORM.predicted_s(at, "standard", limits) == pytest.approx(apart)
 
 
 @pytest.mark.parametrize(("phase", "bandwidth"), [("first token", "copy"), ("next token", "read"), ("answer", "read")])

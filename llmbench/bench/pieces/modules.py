@@ -123,6 +123,7 @@ PIECES = (
         what="the head and the cross-entropy of its logits",
         alone=lambda spec: with_layer(_decodes(spec), "layers", lambda layer: True),
         has=lambda op: op.name in ("lm_head", "loss", "soft_cap"),
+        fuses=True,
         make=_loss,
         shapes={"cuda": ("llama3-8b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 128)},
     ),

@@ -120,6 +120,7 @@ ADD_NORM = Piece(
     alone=_has_norm,
     has=lambda op: op.name in (SUM, "final_norm"),  # the norm that reads the sum, where a layer is a mixer alone
     keeps=(SUM,),
+    fuses=True,
     make=_add_norm,
     shapes={},
 )
