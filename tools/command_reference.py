@@ -25,8 +25,9 @@ HEAD = """\
 
 What each command answers in JSON is in [Read the JSON](guides/read-the-json.md).
 
-**Exit codes.** 0: done. 1: the verdict is negative. 2: wrong usage or input. 3: cannot run here (no GPU, a missing
-extra, no network). 101: a bug of llmbench. Data goes to stdout; errors, hints and progress go to stderr.
+**Exit codes.** 0: done. 1: the verdict is negative (does not fit, a regression, a row that is INCORRECT or FAILED).
+2: wrong usage or input. 3: cannot run here (no GPU, a missing extra, no network). 101: a bug of llmbench. Data goes to
+stdout; errors, hints and progress go to stderr.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,8 +11,8 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.anchors import Anchors, Limits, datasheet_limits
 from llmbench.measure.environment import Environment
-from llmbench.measure.measurement import ratio
-from llmbench.measure.results import Row, Scalar
+from llmbench.measure.measurement import Ratio, ratio
+from llmbench.measure.results import Key, Row, Scalar
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
 
@@ -20,20 +21,25 @@ __all__ = ["Figures", "Yardsticks", "figures", "peak_bytes", "plain"]
 
 class Yardsticks(NamedTuple):
     """What rates are held against: the machine as it was found, and as its datasheet has it (None where that is not
-    known)."""
+    known). `earlier`: as the sessions found it that measured these rows."""
 
     anchors: Anchors
     datasheet: Limits | None
+    earlier: Mapping[Key, Anchors] = MappingProxyType({})
 
     @classmethod
-    def of(cls, anchors: Anchors, environment: Environment, dtype: DType) -> Yardsticks:
+    def of(
+        cls, anchors: Anchors, environment: Environment, dtype: DType, earlier: Mapping[Key, Anchors] | None = None
+    ) -> Yardsticks:
         """Those of a machine for a format."""
         name = environment.datasheet
-        return cls(anchors, None if name is None else datasheet_limits(load_device(name), dtype))
+        datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
+        return cls(anchors, datasheet, earlier or {})
 
     def limits(self, row: Row) -> Limits:
         """The machine's roofline for a row: the one that its prediction was made with."""
-        return self.anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
+        anchors = self.earlier.get(row.key, self.anchors)
+        return anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
 
     def in_cache(self, row: Row) -> bool:
         """Whether a row beat its limit because bytes set it, and were in a cache: calls came one after the other on the
@@ -48,10 +54,15 @@ class Yardsticks(NamedTuple):
 class Figures(NamedTuple):
     """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
     inputs and all that the call added. `off`: predicted over measured, less one. `speedup`: how many times as long the
-    baseline takes, sample by sample. `tokens_per_s`, `joules_per_token` where rows say of how many tokens they are."""
+    baseline takes, sample by sample: median, 10th and 90th percentile. `tokens_per_s`, `joules_per_token` where rows
+    say of how many tokens they are."""
 
     seconds: float | None = None
+    p10_s: float | None = None
+    p90_s: float | None = None
+    iqr_s: float | None = None
     spread: float | None = None
+    n: int | None = None
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
     of_anchor: float | None = None
@@ -61,6 +72,8 @@ class Figures(NamedTuple):
     predicted_s: float | None = None
     off: float | None = None
     speedup: float | None = None
+    speedup_p10: float | None = None
+    speedup_p90: float | None = None
     tokens_per_s: float | None = None
     joules_per_call: float | None = None
     joules_per_token: float | None = None
@@ -74,16 +87,22 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
     tokens = row.figures.get("tokens")
     tokens = tokens if isinstance(tokens, int) else None
     joules = None if row.energy is None else row.energy.joules_per_call
+    times, compared = row.measurement, _speedup(row, baseline)
+    if compared is not None:
+        known = known._replace(speedup=compared.median, speedup_p10=compared.p10, speedup_p90=compared.p90)
     return known._replace(
         seconds=row.seconds,
-        spread=row.measurement.spread,
+        p10_s=times.p10_s,
+        p90_s=times.p90_s,
+        iqr_s=times.iqr_s,
+        spread=times.spread,
+        n=times.n,
         flops_per_s=row.flops_per_s,
         bytes_per_s=row.bytes_per_s,
         of_anchor=_share(row, yardsticks.limits(row)),
         of_datasheet=_share(row, yardsticks.datasheet),
         peak_bytes=peak_bytes(row),
         off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
-        speedup=_speedup(row, baseline),
         tokens_per_s=tokens / row.seconds if tokens else None,
         joules_per_call=joules,
         joules_per_token=joules / tokens if joules is not None and tokens else None,
@@ -104,11 +123,11 @@ def _share(row: Row, limits: Limits | None) -> float | None:
     return limits.least_s(row.work_flops, row.work_bytes) / row.seconds
 
 
-def _speedup(row: Row, baseline: Row | None) -> float | None:
+def _speedup(row: Row, baseline: Row | None) -> Ratio | None:
     if baseline is None or baseline.measurement is None or row.measurement is None:
         return None
     try:
-        return ratio(baseline.measurement, row.measurement).median
+        return ratio(baseline.measurement, row.measurement)
     except LLMBenchError:  # of two sessions, or of no time at all
         return None
 

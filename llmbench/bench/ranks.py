@@ -95,6 +95,7 @@ class Follower:
     """What another rank has in place of a Store."""
 
     found: Results | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, done: set[Key]) -> None:
         self.done = done

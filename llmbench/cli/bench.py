@@ -10,16 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, machine, need_torch, place
+from llmbench.cli.measured import (
+    Device,
+    DType,
+    cells,
+    check_file,
+    columns_of,
+    fail_where_wrong,
+    machine,
+    need_torch,
+    place,
+)
 from llmbench.cli.options import As, answer
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.experiment import Ask, Experiment, Group
     from llmbench.bench.figures import Yardsticks
+    from llmbench.measure.anchors import Anchors
     from llmbench.measure.environment import Environment
-    from llmbench.measure.results import Row
+    from llmbench.measure.results import Key, Row
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)]
 Preset = Annotated[
@@ -28,7 +40,11 @@ Preset = Annotated[
 Kept = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="FILE", help="Keep rows in a new file as they come (JSON lines).", show_default=False
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Keep rows (not this answer) in a new file, JSON lines, as they come.",
+        show_default=False,
     ),
 ]
 Resume = Annotated[
@@ -57,8 +73,8 @@ def command(
     positions, heads (MHA, GQA, MQA, MLA at equal width), moe (against dense models; balance; routing), generate (first
     token, next token, whole answers), train (steps of a model; under torchrun with FSDP2 and tensor parallelism),
     collectives (under torchrun) or textbook (claims, and whether they hold here). What does not fit, does not exist
-    here or is wrong is a row too. --output keeps what was measured whatever happens; `llmbench diff` compares two such
-    files.
+    here or is wrong is a row too. Exit code 1 where one is INCORRECT or FAILED. --output keeps what was measured
+    whatever happens; `llmbench diff` compares two such files.
 
     Examples:
 
@@ -113,15 +129,19 @@ def command(
         anchors = measure_anchors(clock_for(where), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
         header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
         rows: list[Row] = []
-        damaged: list[str] = []
+        earlier: dict[Key, Anchors] = {}
+        told_of: list[str] = []
         interrupted, lost = False, None
         with nullcontext() if path is None else ranks.store(path, header, resume=resume is not None) as store:
             if store is not None and store.found is not None:
                 rows = list(store.found.by_key().values())
-                damaged = [f"left out: {damage}" for damage in store.found.damaged]
+                sessions = store.found.headers_by_key()
+                earlier = {key: head.anchors for key, head in sessions.items() if head and head.anchors}
+                told_of = [*store.notes, *(f"left out: {damage}" for damage in store.found.damaged)]
             try:
                 for row in run(groups, clock=clock, anchors=anchors, store=store, started=tell):
                     rows.append(row)
+                    earlier.pop(row.key, None)
             except KeyboardInterrupt:
                 interrupted = True
             except CannotRunError as problem:  # what was measured is shown first
@@ -130,9 +150,11 @@ def command(
         return
     order = {key: place for place, key in enumerate(key for group in groups for key in group.row_keys())}
     rows = sorted({row.key: row for row in rows}.values(), key=lambda row: order.get(row.key, len(order)))
-    yardsticks = Yardsticks.of(anchors, found, ask.dtype)
+    yardsticks = Yardsticks.of(anchors, found, ask.dtype, earlier)
     document = _document(of, ask, rows, found, yardsticks, inputs)
-    document.blocks[-1].lines += damaged
+    if earlier:
+        told_of.append(f"{plural(len(earlier), 'row')} of earlier sessions: held to the limits measured then")
+    document.blocks[-1].lines += told_of
     common, parts = sheets(rows, of.chart)
     panels = curves(parts, of.chart)
     if panels and plot is None:
@@ -152,6 +174,7 @@ def command(
         raise typer.Exit(130)
     if lost is not None:
         raise lost
+    fail_where_wrong(rows)
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:

@@ -11,7 +11,7 @@ import typer
 from llmbench.cli.measured import need_torch
 from llmbench.cli.options import As, Output, answer
 from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import fitting
+from llmbench.report.units import fitting, plural
 
 if TYPE_CHECKING:
     from llmbench.measure.difference import Change, Difference
@@ -114,8 +114,8 @@ def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
     ]
     counts = Counter(change.verdict for change in found.changes)
     tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    rows_said = "1 row" if len(found.changes) == 1 else f"{len(found.changes)} rows"
-    lines = [f"{rows_said}: {tally}; {_regressions(len(found.regressions))}"]
+    regressions = plural(len(found.regressions), "regression") if found.regressions else "no regression"
+    lines = [f"{plural(len(found.changes), 'row')}: {tally}; {regressions}"]
     gone = [f"{change.key[2]} at {_case(change)}" for change in found.changes if change.verdict == "gone"]
     if gone:
         more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
@@ -134,7 +134,3 @@ NAMED = 3
 
 def _case(change: Change) -> str:
     return " ".join(f"{name}={value}" for name, value in change.key[1])
-
-
-def _regressions(count: int) -> str:
-    return "no regression" if count == 0 else "1 regression" if count == 1 else f"{count} regressions"

@@ -37,6 +37,12 @@ def need_torch(command: str) -> None:
         )
 
 
+def fail_where_wrong(rows: Iterable[Row]) -> None:
+    """Exit with code 1 where a row is INCORRECT or FAILED. What has no room or does not exist here is no fault."""
+    if any(row.status in ("INCORRECT", "FAILED") for row in rows):
+        raise typer.Exit(1)
+
+
 def check_file(option: str, path: Path | None) -> None:
     """Raise LLMBenchError, before anything is measured, where no file could be written."""
     if path is None:

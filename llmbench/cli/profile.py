@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, machine, need_torch
+from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, fail_where_wrong, machine, need_torch
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
@@ -70,7 +70,8 @@ def command(
     """One piece of a model, timed beside its prediction, the machine's limits and plain torch.
 
     PIECE is attention, decode (one new token on a cache), mla (the same on latents), norm, rope, glu, moe, loss, block
-    (a layer) or model. It is checked against plain torch in fp64 before it is timed. A CPU has smaller default shapes.
+    (a layer) or model. It is checked against plain torch in fp64 before it is timed; exit code 1 where it is INCORRECT
+    or FAILED. A CPU has smaller default shapes.
 
     Examples:
 
@@ -117,6 +118,7 @@ def command(
     answer(document, format, output)
     if trace is not None:
         _save(measured, trace)
+    fail_where_wrong(measured.rows)
 
 
 def _save(measured: Profile, trace: Path) -> None:

@@ -28,11 +28,6 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Energy of one."""
         return self.joules / self.calls
 
-    @property
-    def watts(self) -> float:
-        """Mean power."""
-        return self.joules / self.seconds
-
 
 def energy_of(
     call: Callable[[], Any], device: torch.device, *, least_s: float = 1.0, gpu: Gpu | None = None

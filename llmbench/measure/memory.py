@@ -29,11 +29,6 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reserved_bytes: int | None = None
     by: Literal["allocator", "tensors"]
 
-    @property
-    def peak_bytes(self) -> int | None:
-        """Everything torch held at that moment, None on a CPU."""
-        return None if self.held_bytes is None else self.held_bytes + self.added_bytes
-
 
 class Continued:
     """A call that goes on, again and again, from what was done before and is kept: a backward pass of its forward.

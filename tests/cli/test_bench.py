@@ -27,6 +27,7 @@ from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.measure.results import Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
+from llmbench.report import plots
 
 Capture = pytest.CaptureFixture[str]
 
@@ -262,6 +263,9 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
         (["bench", "norms", "--plot", "curve.jpg"], ["no such kind of picture", ".png"]),
         (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
+        (["bench", "norms", "--plot", "."], ["--plot . is a folder"]),
+        (["bench", "activations", "--device", "cpu", "--plot", "a.png"], ["nothing of activations", "is a curve"]),
+        (["bench", "norms", "--device", "cpu", "--plot", "a.png"], ["nothing of norms in this preset is a curve"]),
         (["diff", "nowhere.jsonl", "nowhere.jsonl"], ["cannot read nowhere.jsonl"]),
     ],
 )
@@ -301,8 +305,38 @@ def test_a_finished_run_is_only_shown_again(folder: Path) -> None:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert run(["bench", "positions", "--device", "cpu", "--resume", str(kept), "--format", "json"]) == 0
-    assert {row.key: row for row in as_rows(json.loads(out.getvalue())["rows"])} == rows
+    shown = json.loads(out.getvalue())["rows"]
+    assert {row.key: row for row in as_rows(shown)} == rows
+    assert shown == answer(folder, "positions")["rows"]  # held to the limits of the session that measured them
     assert f"{len(rows)} rows in " in err.getvalue()
+
+
+def test_curves_are_drawn_once_the_answer_is_out(
+    folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    rows, picture = tmp_path / "attention.jsonl", tmp_path / "curve.svg"
+    rows.write_bytes((folder / "attention.jsonl").read_bytes())
+    again = ["bench", "attention", "--device", "cpu", "--resume", str(rows)]
+    assert run(again) == 0
+    out = capsys.readouterr().out
+    assert "time, causal, forward" in out
+    assert "the first of 4 panels; --plot draws them all" in out
+    assert "flash, sdpa ran aten::_scaled_dot_product_flash_attention_for_cpu\n" in out
+    assert "autograd" not in out
+    assert run([*again, "--plot", str(picture)]) == 0
+    assert f"wrote {picture}" in capsys.readouterr().err
+    assert picture.read_text().startswith("<?xml")
+
+    def full(*args: Any, **options: Any) -> None:
+        raise LLMBenchError("cannot write curve.svg: No space left on device")
+
+    monkeypatch.setattr(plots, "save", full)
+    assert run([*again, "--plot", str(picture)]) == 2
+    out, err = capsys.readouterr()
+    assert "causal, backward" in out
+    assert "No space left" in err
 
 
 def test_ctrl_c_keeps_rows_and_says_how_to_go_on(

@@ -178,7 +178,7 @@ def derived(row: Row, yardsticks: Yardsticks) -> Mapping[str, Scalar]:
     done = row.figures.get("hardware_flops")
     if not row.seconds or row.work_flops is None or not isinstance(done, int):
         return {}
-    peak = yardsticks.datasheet or yardsticks.anchors.limits()
+    peak = yardsticks.datasheet or yardsticks.limits(row)
     return {name: flops / row.seconds / peak.flops_per_s for name, flops in (("mfu", row.work_flops), ("hfu", done))}
 
 

@@ -1,0 +1,73 @@
+"""`profile` and `bench` end with 1 where a row is INCORRECT or FAILED, and only then."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from torch import Tensor
+
+from llmbench.bench import experiment, others, profile
+from llmbench.cli import run
+from llmbench.errors import CannotRunError
+from llmbench.measure.anchors import Sizes
+from llmbench.model.implementations.plain import STANDARD
+from tests.measure.rows import row
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples, small anchors, no interpreter."""
+    importlib.import_module("llmbench.model.implementations.kernels")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    small = functools.partial(profile.profile, pace=experiment.QUICK, sizes=Sizes(64, 2**16, 10))
+    monkeypatch.setattr(profile, "profile", small)
+
+
+def doubled(*given: Any) -> Tensor:
+    """Attention, twice as large."""
+    return 2 * STANDARD.attend(*given)
+
+
+def raising(problem: Exception) -> Callable[..., Tensor]:
+    """What cannot attend."""
+
+    def attend(*given: Any) -> Tensor:
+        raise problem
+
+    return attend
+
+
+@pytest.mark.parametrize(
+    ("attend", "status", "code"),
+    [
+        (STANDARD.attend, "ok", 0),
+        (doubled, "INCORRECT", 1),
+        (raising(ValueError("broken")), "FAILED", 1),
+        (raising(MemoryError("full")), "OOM", 0),
+        (raising(CannotRunError("not here")), "n/a", 0),
+    ],
+)
+def test_profile_ends_as_its_rows_are(
+    attend: Any, status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(others.WAYS, "flex", lambda: STANDARD._replace(name="flex", attend=attend))
+    arguments = ["profile", "attention", "--impl", "flex", "--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
+    assert run([*arguments, "--device", "cpu", "--format", "csv"]) == code
+    shown = capsys.readouterr().out
+    assert "flex" in shown
+    assert status == "ok" or status in shown
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("INCORRECT", 1), ("FAILED", 1), ("OOM", 0), ("n/a", 0)])
+def test_bench_ends_as_its_rows_are(
+    status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [msgspec.structs.replace(each, case={}) for each in (row("a"), row("b", status=status))]
+    monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
+    assert run(["bench", "activations", "--device", "cpu", "--format", "json"]) == code
+    assert '"b"' in capsys.readouterr().out
