@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmbench.bench.experiment import QUICK
 from llmbench.bench.experiments.collectives import links
 from llmbench.bench.ranks import join
 from llmbench.errors import LLMBenchError
@@ -96,7 +97,7 @@ def test_collectives_are_right(found: dict[str, Any]) -> None:
         assert row["status"] == "ok"
         assert row["implementation"] == "gloo"
         assert [check["passed"] for check in row["checks"]] == [True]
-        assert len(row["measurement"]["samples_s"]) == 4
+        assert len(row["measurement"]["samples_s"]) == QUICK.min_samples
 
 
 @pytest.mark.parametrize(
