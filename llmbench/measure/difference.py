@@ -123,8 +123,8 @@ def diff(before: Results, after: Results) -> Difference:
         known = alike[key[:2]], *_machine(was.measurement, *(each[key] for each in headers))
         found = noise(was.measurement, now.measurement, known=known, rows=len(moved))
         move = moved[key]
-        within = found.high if move > 0 else -found.low
-        return Change(key, was, now, math.exp(move), math.expm1(within), found.verdict(move))
+        within = abs(math.expm1(found.high if move > 0 else found.low))
+        return Change(key, was, now, math.exp(move), within, found.verdict(move))
 
     return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike))
 
