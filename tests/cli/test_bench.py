@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from llmbench.bench.by_kernel import Recording
 from llmbench.bench.others import WAYS
@@ -25,6 +26,7 @@ from llmbench.bench.registry import EXPERIMENTS
 from llmbench.bench.rivals import COMPILED
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
+from llmbench.measure import environment
 from llmbench.measure.results import Row, read
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report import plots
@@ -43,6 +45,8 @@ MANY = """
 import contextlib, functools, json, sys
 from llmbench.bench import experiment, profile
 from llmbench.cli import run
+from llmbench.measure import environment
+environment.commit = lambda root: "0" * 40
 profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
 profile.measure_anchors = functools.partial(profile.measure_anchors, budget_s=0.05)
 for name, arguments in json.load(sys.stdin).items():
@@ -61,11 +65,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked["norms.table"] = ["bench", "norms", "--device", "cpu"]
     asked["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    clean["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # files are resumed here, with as many
     done = subprocess.run(
         [sys.executable, "-c", MANY], input=json.dumps(asked), cwd=where, env=clean, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
     return where
+
+
+@pytest.fixture(autouse=True)
+def _one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whoever made the files and who resumes them, whatever is committed meanwhile."""
+    monkeypatch.setattr(environment, "commit", lambda root: "0" * 40)
 
 
 def answer(folder: Path, name: str) -> dict[str, Any]:
