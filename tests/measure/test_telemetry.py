@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.measure import telemetry
+from llmbench.measure import energy, telemetry
 from llmbench.measure.clock import CpuClock, compare
 from llmbench.measure.energy import energy_of
 from llmbench.measure.telemetry import Gpu, Watch, gpu_of, watching
@@ -79,7 +79,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ClockInfo=1500,
         Temperature=70,
         CurrentClocksEventReasons=lambda: 0x04 if next(looks) >= 2 else 0x01,
-        TotalEnergyConsumption=lambda: time.perf_counter() * 500e3,
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
@@ -125,18 +124,25 @@ def test_nothing_is_known_of_a_cpu_nor_without_a_driver(monkeypatch: pytest.Monk
     assert gpu_of(GPU) is None
 
 
-def test_joules_of_a_call(machine: SimpleNamespace) -> None:
-    """500 W over calls of some 10 ms."""
-    found = energy_of(lambda: time.sleep(0.01), torch.device("cpu"), least_s=0.1, gpu=Gpu(machine, "GPU-1234"))
+def test_joules_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 W over calls of a 64th of a second, in a time that only they move. Eight take an eighth; the first, which warms
+    up, is not among them."""
+    now = [100.0]
+    monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def call() -> None:
+        now[0] += 1 / 64
+
+    counter = nvml(TotalEnergyConsumption=lambda: now[0] * 500e3)
+    found = energy_of(call, torch.device("cpu"), least_s=1 / 8, gpu=Gpu(counter, "GPU-1234"))
     assert found is not None
-    assert found.seconds >= 0.1
-    assert found.joules_per_call == pytest.approx(500 * found.seconds / found.calls, rel=0.05)
-    assert found.joules / found.seconds == pytest.approx(500, rel=0.05)
+    assert (found.calls, found.seconds) == (8, 1 / 8)
+    assert found.joules_per_call == pytest.approx(500 / 64)
 
 
 def test_a_slow_call_is_made_once() -> None:
-    count, energy = [], iter([1e3, 1e3, 9e3])
-    gpu = Gpu(nvml(TotalEnergyConsumption=lambda: next(energy)), "GPU-1234")
+    count, read = [], iter([1e3, 1e3, 9e3])
+    gpu = Gpu(nvml(TotalEnergyConsumption=lambda: next(read)), "GPU-1234")
 
     def call() -> None:
         count.append(1)
