@@ -125,8 +125,8 @@ def test_nothing_is_known_of_a_cpu_nor_without_a_driver(monkeypatch: pytest.Monk
 
 
 def test_joules_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 W over calls of a 64th of a second, in a time that only they move. Eight take an eighth; the first, which warms
-    up, is not among them."""
+    """500 W over calls of a 64th of a second, in a time that only they move. Eight take an eighth; the first, which
+    warms up, is not among them."""
     now = [100.0]
     monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
