@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -28,7 +28,6 @@ from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.experiment import Ask, Experiment, Group
-    from llmbench.bench.figures import Yardsticks
     from llmbench.measure.anchors import Anchors
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Key, Row
@@ -85,18 +84,11 @@ def command(
       llmbench bench activations --device cpu --format json
     """
     need_torch("bench")
-    from llmbench.bench.cases import in_words
-    from llmbench.bench.experiment import Ask, run
-    from llmbench.bench.figures import Yardsticks
+    from llmbench.bench.experiment import Ask
     from llmbench.bench.ranks import join
     from llmbench.bench.registry import experiment as experiment_of
     from llmbench.bench.summary import curves, has_curves, sheets
-    from llmbench.measure.anchors import measure_anchors
-    from llmbench.measure.clock import clock_for
-    from llmbench.measure.environment import environment
-    from llmbench.measure.results import Header
     from llmbench.model.devices import device_of
-    from llmbench.model.formats import DTYPES
     from llmbench.report.plots import check_plot, save, terminal
 
     path = _kept(output, resume)
@@ -119,62 +111,92 @@ def command(
         raise LLMBenchError(f"--plot: nothing of {experiment} in this preset is a curve", hint="leave --plot out")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
-    clock, found = ranks.clock(where), environment(where)
-    with _progress(len(groups)) as told:
-
-        def tell(group: Group) -> None:
-            told(" · ".join(in_words(group.case)))
-
-        told("limits of the machine")
-        anchors = measure_anchors(clock_for(where), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
-        header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
-        rows: list[Row] = []
-        earlier: dict[Key, Anchors] = {}
-        told_of: list[str] = []
-        interrupted, lost = False, None
-        with nullcontext() if path is None else ranks.store(path, header, resume=resume is not None) as store:
-            if store is not None and store.found is not None:
-                rows = list(store.found.by_key().values())
-                sessions = store.found.headers_by_key()
-                earlier = {key: head.anchors for key, head in sessions.items() if head and head.anchors}
-                told_of = [*store.notes, *(f"left out: {damage}" for damage in store.found.damaged)]
-            try:
-                for row in run(groups, clock=clock, anchors=anchors, store=store, started=tell):
-                    rows.append(row)
-                    earlier.pop(row.key, None)
-            except KeyboardInterrupt:
-                interrupted = True
-            except CannotRunError as problem:  # what was measured is shown first
-                lost = problem
+    measured = _measured(groups, ask, inputs, path, resume=resume is not None)
     if not ranks.first:
         return
-    order = {key: place for place, key in enumerate(key for group in groups for key in group.row_keys())}
-    rows = sorted({row.key: row for row in rows}.values(), key=lambda row: order.get(row.key, len(order)))
-    yardsticks = Yardsticks.of(anchors, found, ask.dtype, earlier)
-    document = _document(of, ask, rows, found, yardsticks, inputs)
-    if earlier:
-        told_of.append(f"{plural(len(earlier), 'row')} of earlier sessions: held to the limits measured then")
-    document.blocks[-1].lines += told_of
-    common, parts = sheets(rows, of.chart)
+    document = _document(of, ask, measured, inputs)
+    common, parts = sheets(measured.rows, of.chart)
     panels = curves(parts, of.chart)
     if panels and plot is None:
         more = [f"the first of {len(panels)} panels; --plot draws them all"] if len(panels) > 1 else []
         document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
     if path is not None:
-        sys.stderr.write(f"{len(rows)} rows in {path}\n")
+        sys.stderr.write(f"{len(measured.rows)} rows in {path}\n")
     if plot is not None and panels:
-        save(panels, plot, title=f"{of.name}: {of.question}", caption=_caption(common, found))
+        save(panels, plot, title=f"{of.name}: {of.question}", caption=_caption(common, measured.environment))
         sys.stderr.write(f"wrote {plot}\n")
     elif plot is not None:
         sys.stderr.write(f"{plot} is not written: what was measured is no curve yet\n")
-    if interrupted:
+    _end(measured, path)
+
+
+class _Measured(NamedTuple):
+    """What there is to show once nothing more is measured: rows in the order of their groups, those of earlier sessions
+    too; `earlier`, the anchors of these; `notes`, what a reader must know of the file; and what broke it off, if
+    anything did."""
+
+    rows: list[Row]
+    anchors: Anchors
+    environment: Environment
+    earlier: dict[Key, Anchors]
+    notes: list[str]
+    broken_off: KeyboardInterrupt | CannotRunError | None
+
+
+def _measured(
+    groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
+) -> _Measured:
+    """Measure what the file does not have yet. Whatever breaks it off, what was measured before is not lost."""
+    from llmbench.bench.cases import in_words
+    from llmbench.bench.experiment import run
+    from llmbench.measure.anchors import measure_anchors
+    from llmbench.measure.clock import clock_for
+    from llmbench.measure.environment import environment
+    from llmbench.measure.results import Header
+    from llmbench.model.formats import DTYPES
+
+    clock, found = ask.ranks.clock(ask.device), environment(ask.device)
+    with _progress(len(groups)) as told:
+
+        def tell(group: Group) -> None:
+            told(" · ".join(in_words(group.case)))
+
+        told("limits of the machine")
+        anchors = measure_anchors(clock_for(ask.device), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
+        header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
+        rows: dict[Key, Row] = {}
+        earlier: dict[Key, Anchors] = {}
+        notes: list[str] = []
+        broken_off: KeyboardInterrupt | CannotRunError | None = None
+        with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
+            if store is not None and store.found is not None:
+                rows = store.found.by_key()
+                sessions = store.found.headers_by_key()
+                earlier = {key: head.anchors for key, head in sessions.items() if head and head.anchors}
+                notes = [*store.notes, *(f"left out: {damage}" for damage in store.found.damaged)]
+            try:
+                for row in run(groups, clock=clock, anchors=anchors, store=store, started=tell):
+                    rows[row.key] = row
+                    earlier.pop(row.key, None)
+            except (KeyboardInterrupt, CannotRunError) as problem:
+                broken_off = problem
+    if earlier:
+        notes.append(f"{plural(len(earlier), 'row')} of earlier sessions: held to the limits measured then")
+    order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
+    ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
+    return _Measured(ordered, anchors, found, earlier, notes, broken_off)
+
+
+def _end(measured: _Measured, path: Path | None) -> None:
+    """With the exit code, and what there is to say of it, once everything is shown."""
+    if isinstance(measured.broken_off, KeyboardInterrupt):
         kept = f"`--resume {path}` goes on" if path else "with --output they would have been kept"
-        sys.stderr.write(f"interrupted: {len(rows)} rows were measured; {kept}\n")
+        sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
         raise typer.Exit(130)
-    if lost is not None:
-        raise lost
-    fail_where_wrong(rows)
+    if measured.broken_off is not None:
+        raise measured.broken_off
+    fail_where_wrong(measured.rows)
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:
@@ -204,20 +226,15 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
         yield told
 
 
-def _document(
-    of: Experiment,
-    ask: Ask,
-    rows: list[Row],
-    environment: Environment,
-    yardsticks: Yardsticks,
-    inputs: dict[str, Any],
-) -> Document:
+def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
     import msgspec
 
-    from llmbench.bench.figures import figures, plain
+    from llmbench.bench.figures import Yardsticks, figures, plain
     from llmbench.bench.summary import baseline_of, remarks, sheets
     from llmbench.model.implementations.kernels import on_a_cpu
 
+    rows, environment = measured.rows, measured.environment
+    yardsticks = Yardsticks.of(measured.anchors, environment, ask.dtype, measured.earlier)
     baselines = baseline_of(rows, of)
     by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
     common, found = sheets(rows, of.chart)
@@ -255,7 +272,7 @@ def _document(
         inputs=inputs,
         rows_key="rows",
         rows=plain(rows, yardsticks, baselines, of.derived),
-        blocks=[Block(headline=question), *blocks, Block(lines=about)],
+        blocks=[Block(headline=question), *blocks, Block(lines=[*about, *measured.notes])],
         environment=msgspec.to_builtins(environment),
         also=also,
     )
