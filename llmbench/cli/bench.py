@@ -259,7 +259,7 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
     about = [*machine(environment, yardsticks, rows), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
     if not ask.on_gpu and any(row.implementation in ("flash", "fused") and row.status == "ok" for row in rows):
         about.append(on_a_cpu())
-    if of.baseline:
+    if any(each.speedup is not None for each in known.values()):
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
     about += of.notes
     also = {"anchors": msgspec.to_builtins(yardsticks.anchors)}

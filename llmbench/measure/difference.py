@@ -52,8 +52,8 @@ Case = tuple[str, tuple[tuple[str, object], ...]]
 
 class Change(NamedTuple):
     """A row before and after. `ratio`: time after over time before, None unless both have one; `noise`: how far from 1
-    it may lie on that side without meaning anything. "same": a change by `SEEN` is ruled out; "unclear": it is not.
-    "broken": what had a time has none; "mended": the other way round."""
+    it may lie on that side without meaning anything, None where that is not known. "same": a change by `SEEN` is ruled
+    out; "unclear": it is not. "broken": what had a time has none; "mended": the other way round."""
 
     key: Key
     before: Row | None
@@ -123,7 +123,8 @@ def diff(before: Results, after: Results) -> Difference:
         known = alike[key[:2]], *_machine(was.measurement, *(each[key] for each in headers))
         found = noise(was.measurement, now.measurement, known=known, rows=len(moved))
         move = moved[key]
-        within = abs(math.expm1(found.high if move > 0 else found.low))
+        edge = found.high if move > 0 else found.low
+        within = abs(math.expm1(edge)) if math.isfinite(edge) else None
         return Change(key, was, now, math.exp(move), within, found.verdict(move))
 
     return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike))
@@ -166,7 +167,9 @@ EFFICIENCY = 0.37
 
 def _error_of_median(of: Measurement) -> float:
     """Standard error of the median as a share of it: 1.2533 σ / √n for what is normal in the middle, with σ from the
-    reach of the middle half, IQR / 1.349, which tails do not move."""
+    reach of the middle half, IQR / 1.349, which tails do not move. Of a single sample nothing is known."""
+    if of.n < 2:
+        return math.inf
     return 1.2533 / 1.349 * of.spread / math.sqrt(of.n)
 
 

@@ -112,6 +112,12 @@ def steady(count: int = 4, **more: Any) -> Results:
     return results(*(row(name, *times, seq=seq) for seq in range(count) for name in ("a", "b", "c")), **more)
 
 
+def test_of_one_sample_nothing_is_said() -> None:
+    (found,) = diff(results(row("flash", 0.01)), results(row("flash", 0.1))).changes
+    assert (found.verdict, found.noise) == ("unclear", None)
+    assert found.ratio == pytest.approx(10)
+
+
 def test_what_slows_all_rivals_of_a_case_is_the_machine() -> None:
     """One case of four: unclear. All cases: slower, for nothing else stood still. One rival: slower."""
     before = steady()
@@ -210,7 +216,7 @@ def test_noise_by_hand() -> None:
     assert noise(still, still, known=(0.3, -0.2, 0.1)) == pytest.approx((-0.3, 0.5))
     before, after = timed(*[1.0] * 10, waited=0.5), timed(*[1.0] * 10, waited=0.75)
     assert noise(before, after) == pytest.approx((-0.1 - math.log(2), 0.1 + math.log(4)))
-    assert math.isfinite(noise(before, timed(1.0, waited=1.0)).high)
+    assert math.isfinite(noise(before, timed(*[1.0] * 10, waited=1.0)).high)
 
 
 @pytest.mark.parametrize(
@@ -278,8 +284,8 @@ def test_rows_without_a_time(before: str | None, after: str | None, verdict: str
 
 
 def test_the_worst_comes_first() -> None:
-    before = results(row("a", 1.0), row("b", 1.0), row("c", 1.0), row("d", 1.0))
-    after = results(row("a", 1.5), row("b", 2.0), row("c", status="OOM"), row("d", 1.0))
+    before = results(*(row(name, 1.0, 1.0) for name in "abcd"))
+    after = results(row("a", 1.5, 1.5), row("b", 2.0, 2.0), row("c", status="OOM"), row("d", 1.0, 1.0))
     assert [change.key[2] for change in diff(before, after).regressions] == ["c", "b", "a"]
 
 

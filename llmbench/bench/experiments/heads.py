@@ -58,7 +58,8 @@ def groups(ask: Ask) -> list[Group]:
         size = (8, 32) if ask.quick else (8, 64)
         prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
     cases = [("prefill", each) for each in prefills] + [("decode", each) for each in steps]
-    return [_group(ask, size, phase, batch, context) for phase, (batch, context) in cases]
+    room = free_bytes(ask.device)  # once, so that all kinds of heads have as much
+    return [_group(ask, room, size, phase, batch, context) for phase, (batch, context) in cases]
 
 
 Shapes = tuple[tuple[int, int], ...]
@@ -69,7 +70,7 @@ CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
 """(batch, context)."""
 
 
-def _group(ask: Ask, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
+def _group(ask: Ask, room: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
     count, head_dim = size
     hidden = count * head_dim
     impl = "flash" if ask.on_gpu else "sdpa"  # the CPU's flash kernel has no keys wider than values, as MLA's are
@@ -80,7 +81,7 @@ def _group(ask: Ask, size: tuple[int, int], phase: str, batch: int, context: int
         figures: dict[str, Scalar] = {
             "parameters": count_parameters(spec).components["attention"],
             "kv_bytes_per_token": kv_cache(spec, context, kv_dtype=ask.dtype).bytes_per_token,
-            "largest_batch": largest_batch(ask, hidden, mixer, context),
+            "largest_batch": largest_batch(ask, room, hidden, mixer, context),
             "tokens": batch * (context if phase == "prefill" else 1),
         }
         of = piece("block") if phase == "prefill" else STEP
@@ -97,10 +98,9 @@ def _group(ask: Ask, size: tuple[int, int], phase: str, batch: int, context: int
     return entry_group(entries, experiment="heads", case=case, pace=ask.pace)
 
 
-def largest_batch(ask: Ask, hidden: int, mixer: Mixer, context: int) -> int | None:
-    """Sequences of that length that a whole model serves at once in the memory that is free; None where that is not
-    known, 0 where not one has room."""
-    room = free_bytes(ask.device)
+def largest_batch(ask: Ask, room: int | None, hidden: int, mixer: Mixer, context: int) -> int | None:
+    """Sequences of that length that a whole model serves at once in `room` bytes; None where those are not known, 0
+    where not one has room."""
     if room is None:
         return None
     ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
