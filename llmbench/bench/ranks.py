@@ -11,7 +11,7 @@ import atexit
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -129,8 +129,17 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
     if not dist.is_initialized():
         backend, where = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=PATIENCE, device_id=where)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size()), device
+
+
+def _leave() -> None:
+    """Before Python ends. A thread of gloo may still be letting go of the tensors of what was sent last; that it would
+    have to do in an interpreter which is gone, and abort. It has done so when the next thing, a barrier, is through."""
+    if dist.get_backend() == "gloo":
+        with suppress(RuntimeError):  # another rank may be gone already, and is not waited for
+            dist.barrier(async_op=True).wait(timeout=timedelta(seconds=5))
+    dist.destroy_process_group()
 
 
 class RankedClock:
