@@ -18,7 +18,7 @@ from benchmarks.gpu import summary, tuning
 from benchmarks.gpu.experiments import chosen
 from benchmarks.gpu.machine import Deadline, Machine, a_gpu, a_rehearsal, slug
 from benchmarks.gpu.measuring import broken, rivals_of, rows_of
-from benchmarks.gpu.workers import ROOT, Suite, prepare
+from benchmarks.gpu.workers import ROOT, Suite, prepare, run_once
 from llmbench.kernels.kernel import Kernel
 from llmbench.kernels.registry import NAMES, kernel
 from llmbench.measure.anchors import measure_anchors
@@ -196,20 +196,14 @@ def _tune(kernels: Sequence[Kernel], session: _Session) -> None:
 
 
 def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> None:
-    """Check and run a share of what will be timed, so that it is compiled; what fails will fail again where it
-    counts."""
+    """Compile a share of what will be timed."""
     number, shares = map(int, given.warm.split("/"))
     machine = replace(machine, seeds=1)
     for index, rivals in enumerate(_all_rivals(given, kernels, machine)):
         if index % shares != number:
             continue
         for rival in rivals:
-            try:
-                if rival.check is not None:
-                    rival.check()
-                rival.prepare()()
-            except Exception as problem:
-                print(f"{rival.name}: {problem}")
+            run_once(rival)
         machine.forget()
 
 

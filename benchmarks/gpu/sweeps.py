@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.machine import Deadline, slug
-from benchmarks.gpu.workers import ROOT, prepare
+from benchmarks.gpu.workers import ROOT, prepare, run_once
 from llmbench.bench.experiment import Ask
 from llmbench.bench.registry import experiment
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
@@ -152,8 +152,7 @@ def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
 
 
 def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
-    """Check and run a share of what will be timed, so that it is compiled; what fails will fail again where it
-    counts."""
+    """Compile a share of what will be timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
     anchors = measure_anchors(
@@ -164,12 +163,7 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
         for rival in group.rivals(anchors):
             if rival.name in PLAIN:
                 continue
-            try:
-                if rival.check is not None:
-                    rival.check()
-                rival.prepare()()
-            except Exception as problem:
-                print(f"{rival.name}: {problem}")
+            run_once(rival)
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.goals import TESTS
 from benchmarks.gpu.sharding import NOTES, SHARE, UNTIL
+from llmbench.measure.gate import Rival
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
 
-__all__ = ["ROOT", "Suite", "SuiteRun", "prepare"]
+__all__ = ["ROOT", "Suite", "SuiteRun", "prepare", "run_once"]
 
 ROOT = Path(__file__).parents[2]
 ONE_CORE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -159,3 +160,13 @@ def prepare(
             failures=[*failures, *crew.crashes(tests)],
             problem=None if tests else "pytest is not installed",
         )
+
+
+def run_once(rival: Rival) -> None:
+    """Check and run what will be timed, so that it is compiled; what fails will fail again where it counts."""
+    try:
+        if rival.check is not None:
+            rival.check()
+        rival.prepare()()
+    except Exception as problem:
+        print(f"{rival.name}: {problem}")

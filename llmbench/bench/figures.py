@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -41,14 +41,21 @@ class Yardsticks(NamedTuple):
         anchors = self.earlier.get(row.key, self.anchors)
         return anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
 
+    def bound(self, row: Row) -> Literal["products", "memory traffic"] | None:
+        """Which of them takes a row longer by its roofline; None where its work is not known."""
+        if row.work_flops is None or row.work_bytes is None:
+            return None
+        limits = self.limits(row)
+        by_products = row.work_flops / limits.flops_per_s > row.work_bytes / limits.bytes_per_s
+        return "products" if by_products else "memory traffic"
+
     def in_cache(self, row: Row) -> bool:
         """Whether a row beat its limit because bytes set it, and were in a cache: calls came one after the other on the
         same data."""
-        if row.measurement is None or row.measurement.cold or row.work_bytes is None or not row.seconds:
+        if row.measurement is None or row.measurement.cold or self.bound(row) != "memory traffic":
             return False
-        limits, flops = self.limits(row), row.work_flops or 0
-        bytes_bind = row.work_bytes / limits.bytes_per_s > flops / limits.flops_per_s
-        return bytes_bind and limits.least_s(flops, row.work_bytes) > row.seconds
+        share = _share(row, self.limits(row))
+        return share is not None and share > 1
 
 
 class Figures(NamedTuple):

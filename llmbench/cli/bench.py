@@ -280,6 +280,7 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
 
 def _caption(common: str, environment: Environment) -> str:
     """What a picture's figures depend on."""
-    commit = environment.commit or "unknown"
-    code = f"llmbench {environment.llmbench} at {commit[:8]}{'+' * commit.endswith('+')}"
+    commit, code = environment.commit, f"llmbench {environment.llmbench}"
+    if commit is not None:
+        code += f" at {commit[:8]}{'+' * commit.endswith('+')}"
     return " · ".join(filter(None, (common, place(environment), code)))

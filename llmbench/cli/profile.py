@@ -13,6 +13,7 @@ from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximat
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.profile import Profile
@@ -165,14 +166,14 @@ def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) 
     ]
     first = measured.rows[0]
     lines = machine(measured.environment, measured.yardsticks, measured.rows)
-    if first.work_flops is not None and first.work_bytes is not None:
-        limits = measured.yardsticks.limits(first)
-        intensity = first.work_flops / first.work_bytes
-        bound = "products" if intensity > limits.flops_per_s / limits.bytes_per_s else "memory traffic"
-        products = f"{first.work_flops:,} FLOPs, {intensity:,.1f} a byte" if first.work_flops else "no products"
+    if first.work_flops is not None and first.work_bytes:
+        each = f"{first.work_flops:,} FLOPs, {first.work_flops / first.work_bytes:,.1f} a byte"
+        products = each if first.work_flops else "no products"
+        bound = measured.yardsticks.bound(first)
         lines.append(f"the work: {first.work_bytes:,} bytes, {products}: bound by {bound} here")
     ran = [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
-    what = f"{piece.name} · {setting.of} · batch {setting.batch:,} · {setting.seq_len:,} tokens · {setting.dtype}"
+    tokens = plural(setting.seq_len, "token")
+    what = f"{piece.name} · {setting.of} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
     return Block(
         subject=title(setting.spec),
         headline=f"{headline(setting.spec)}\n{what}: {piece.what}",
