@@ -22,6 +22,7 @@ from llmbench.errors import CannotRunError
 from llmbench.kernels.accuracy import tf32_products
 from llmbench.measure.graphs import captured
 from llmbench.measure.measurement import ClockKind, Measurement, quantile
+from llmbench.measure.meeting import meeting
 from llmbench.measure.telemetry import watching
 from llmbench.measure.waiting import waited_s
 
@@ -36,8 +37,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Stopwatch:
-    """One rival, ready: `sample()` runs it and gives the seconds of a call. `waits` grows with the samples, where the
-    system counts it: the share of each that threads waited for a core."""
+    """One rival, ready: `sample()` runs it and gives the seconds of a call. What grows with the samples: `waits`, where
+    the system counts it, the share of each that threads waited for a core; `meetings`, where there are several threads,
+    the seconds in which they met behind it."""
 
     sample: Callable[[], float]
     kind: ClockKind
@@ -45,6 +47,7 @@ class Stopwatch:
     cold: bool = False
     notes: tuple[str, ...] = ()
     waits: list[float] = field(default_factory=list)
+    meetings: list[float] = field(default_factory=list)
 
 
 class Warm(NamedTuple):
@@ -139,12 +142,17 @@ def compare(
             warmup_calls=ready[name].calls,
             cold=watches[name].cold,
             threads=clock.threads,
-            waited=quantile(watches[name].waits, 0.5) if watches[name].waits else None,
+            waited=_middle(watches[name].waits),
+            meeting_s=_middle(watches[name].meetings),
             conditions=conditions,
             notes=watches[name].notes,
         )
         for name in left
     }
+
+
+def _middle(values: list[float]) -> float | None:
+    return quantile(values, 0.5) if values else None
 
 
 def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
@@ -186,11 +194,13 @@ class CpuClock:
 
     def stopwatches(self, rivals: Mapping[str, Warm]) -> dict[str, Stopwatch]:
         """Each with as many calls a sample as it needs."""
-        return {name: self._stopwatch(rival) for name, rival in rivals.items()}
+        meet = meeting(self.threads)
+        return {name: self._stopwatch(rival, meet) for name, rival in rivals.items()}
 
-    def _stopwatch(self, rival: Warm) -> Stopwatch:
+    def _stopwatch(self, rival: Warm, meet: Callable[[], float] | None) -> Stopwatch:
         count = math.ceil(self.sample_s / max(rival.fastest_s, 1e-8))
         waits: list[float] = []
+        meetings: list[float] = []
 
         def sample() -> float:
             before = waited_s()
@@ -198,9 +208,11 @@ class CpuClock:
             after = waited_s()
             if before is not None and after is not None and seconds > 0:
                 waits.append(min(max(after - before, 0.0) / seconds, 1.0))  # several threads may wait at once
+            if meet is not None:
+                meetings.append(meet())
             return seconds / count
 
-        return Stopwatch(sample=sample, kind="cpu", calls=count, waits=waits)
+        return Stopwatch(sample=sample, kind="cpu", calls=count, waits=waits, meetings=meetings)
 
 
 def _wall(call: Call, count: int) -> float:

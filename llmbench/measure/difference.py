@@ -7,10 +7,12 @@ order of what it amounts to on a busy machine:
 - the machine was slower for a while: rivals of a case are timed side by side, so that this moves all of them. What all
   have moved, beyond what the whole sweep has, is no implementation's;
 - the machine is slower today: the anchors of both sessions tell, which no change of ours moves;
+- threads met slower: where the host has put two cores that share no cache, calls of several threads take up to twice
+  as long, and that changes from second to second (`meeting`);
 - what nothing tells: where memory and code lie, how high clocks went, neighbours on the same host (`FLOOR`);
 - a median of n samples has an error of its own.
 
-The first three are known and are added, each on the side to which it moves a row. The last two are chance and add as
+The first four are known and are added, each on the side to which it moves a row. The last two are chance and add as
 squares, the error of the medians at so many standard deviations that one build, run twice, is almost never called
 slower: the more rows, the more.
 """
@@ -127,7 +129,7 @@ def diff(before: Results, after: Results) -> Difference:
         within = abs(math.expm1(edge)) if math.isfinite(edge) else None
         return Change(key, was, now, math.exp(move), within, found.verdict(move))
 
-    return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike))
+    return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike, list(both.values())))
 
 
 class Noise(NamedTuple):
@@ -149,7 +151,7 @@ def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (
     `known`: moves of the machine, as logarithms, each of which may have moved the row as far; `rows`: how many are
     judged together.
     """
-    moves = [*known, _waiting(after), -_waiting(before)]
+    moves = [*known, _waiting(after), -_waiting(before), _meeting(before, after)]
     error = math.hypot(_error_of_median(before), _error_of_median(after))
     reach = _student(1 - FALSE_ALARMS / rows, EFFICIENCY * (before.n + after.n))
     chance = math.hypot(max(FLOOR[before.clock], FLOOR[after.clock]), reach * error)
@@ -159,6 +161,14 @@ def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (
 def _waiting(of: Measurement) -> float:
     """How much too long a median may be for waiting, as a logarithm."""
     return -math.log1p(-min(of.waited or 0.0, 0.99))
+
+
+def _meeting(before: Measurement, after: Measurement) -> float:
+    """How much slower threads met after than before, as a logarithm; 0 where they cannot be compared. No call has more
+    of it than one that does nothing else, and how much of it a call has is not known."""
+    if before.meeting_s is None or after.meeting_s is None or before.threads != after.threads:
+        return 0.0
+    return math.log(after.meeting_s / before.meeting_s)
 
 
 EFFICIENCY = 0.37
@@ -229,13 +239,14 @@ def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
     return "broken" if after.status in ("INCORRECT", "FAILED") else "same"
 
 
-def _notes(before: Results, after: Results, alike: Mapping[Case, float]) -> list[str]:
+def _notes(before: Results, after: Results, alike: Mapping[Case, float], both: list[tuple[Row, Row]]) -> list[str]:
     """What a reader must know beside the rows; of places, the last sessions'."""
     found = [f"{len(each.damaged)} damaged lines in {each.path} left out" for each in (before, after) if each.damaged]
     together = sum(abs(move) > math.log(SEEN) / 2 for move in alike.values())
     if together:
         cases = "1 case" if together == 1 else f"{together} cases"
         found.append(f"all rivals of {cases} moved alike: taken for the machine, and part of the noise there")
+    found += _meetings([(was.measurement, now.measurement) for was, now in both])
     if not before.headers or not after.headers:
         return [*found, "a file has no header: where it was measured is not known"]
     old, new = before.headers[-1], after.headers[-1]
@@ -249,3 +260,15 @@ def _notes(before: Results, after: Results, alike: Mapping[Case, float]) -> list
             if abs(math.log(ratio)) > FLOOR[was.measurement.clock]:
                 found.append(f"the machine itself: {was.what} takes {ratio:.2f}× as long")
     return found
+
+
+def _meetings(pairs: list[tuple[Measurement | None, Measurement | None]]) -> list[str]:
+    """That threads met at another speed, if they did."""
+    met = [abs(_meeting(was, now)) for was, now in pairs if was and now]
+    apart = [move for move in met if move > math.log(SEEN) / 2]
+    if not apart:
+        return []
+    return [
+        f"threads met at another speed beside {len(apart)} of {len(met)} rows, up to {math.exp(max(apart)):.1f}×: "
+        "part of the noise there; OMP_NUM_THREADS=1 leaves it out"
+    ]

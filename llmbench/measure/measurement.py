@@ -29,9 +29,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     A sample is `calls_per_sample` calls, divided by their number. `cold`: nothing of the inputs was in the GPU's L2
     when it began. `threads` are those of torch on a CPU. `waited`: the share of the middle sample's time that threads
-    were ready and had no core, because others had it; None on a GPU and where the system does not tell. `conditions`:
-    how the GPU fared meanwhile, None where nothing can tell. `notes`: what a reader must know before trusting the
-    figures.
+    were ready and had no core, because others had it; None on a GPU and where the system does not tell. `meeting_s`:
+    seconds in which the threads met between the samples (see `measure.meeting`), the middle one; None of one thread and
+    on a GPU. `conditions`: how the GPU fared meanwhile, None where nothing can tell. `notes`: what a reader must know
+    before trusting the figures.
     """
 
     samples_s: tuple[float, ...]
@@ -41,6 +42,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cold: bool = False
     threads: int | None = None
     waited: float | None = None
+    meeting_s: float | None = None
     conditions: Conditions | None = None
     notes: tuple[str, ...] = ()
 
@@ -52,6 +54,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("samples are seconds: finite, and not negative")
         if self.waited is not None and not 0 <= self.waited <= 1:
             raise ValueError("waiting is a share")
+        if self.meeting_s is not None and not 0 < self.meeting_s < math.inf:
+            raise ValueError("a meeting takes seconds: finite, and more than none")
 
     @property
     def n(self) -> int:

@@ -28,6 +28,7 @@ from llmbench.measure import clock
 looks = count()
 clock.time = SimpleNamespace(perf_counter=lambda: next(looks) / 1024)
 clock.waited_s = lambda: None
+clock.meeting = lambda threads: None
 for name in ("first", "second"):
     assert run(["bench", "norms", "--device", "cpu", "-o", name + ".jsonl"]) == 0
 """

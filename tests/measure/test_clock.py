@@ -256,6 +256,22 @@ def test_l2_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
     assert read == [4 * 2**18] * (found.warmup_calls + found.n)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_several_threads_are_timed_meeting(threads: int) -> None:
+    """Two ops a meeting: no machine is through with them in a tenth of a microsecond. One thread meets nobody."""
+    found = compare({"x": lambda: None}, clock=CpuClock(threads=threads), budget_s=0)["x"]
+    assert found.meeting_s is not None
+    assert 1e-7 < found.meeting_s < 1
+    assert compare({"x": lambda: None}, clock=CpuClock(threads=1), budget_s=0)["x"].meeting_s is None
+
+
+def test_the_middle_meeting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([3e-6, 9e-6, 4e-6, 5e-6])
+    monkeypatch.setattr(clocks, "meeting", lambda threads: lambda: next(seen))
+    found = compare({"x": lambda: None}, clock=CpuClock(), budget_s=0, min_samples=4, max_samples=4)["x"]
+    assert found.meeting_s == pytest.approx(4.5e-6)
+
+
 def test_the_clock_of_a_device() -> None:
     chosen = clock_for(CPU, threads=2)
     assert isinstance(chosen, CpuClock)

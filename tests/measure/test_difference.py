@@ -172,6 +172,32 @@ def test_waiting_for_a_core_is_no_slow_down() -> None:
     assert set(verdicts(before, waited(slowed(before, 3.0), 0.5))) == {"slower"}
 
 
+def test_threads_that_met_slower_are_no_slow_down() -> None:
+    """What a meeting took longer, any call of several threads may have; what it did not, none."""
+
+    def met(found: Results, seconds: float, threads: int = 2) -> Results:
+        ((head, rows),) = found.sessions
+        rows = [
+            msgspec.structs.replace(
+                each, measurement=msgspec.structs.replace(each.measurement, meeting_s=seconds, threads=threads)
+            )
+            for each in rows
+        ]
+        return found._replace(sessions=[Session(head, rows)])
+
+    before, slow = met(steady(), 7e-6), slowed(steady(), 1.8)
+    assert set(verdicts(before, met(slow, 7e-6))) == {"slower"}
+    assert set(verdicts(before, met(slow, 14e-6))) == {"unclear"}
+    assert set(verdicts(met(slow, 14e-6), before)) == {"unclear"}
+    assert set(verdicts(met(steady(), 14e-6), met(slow, 7e-6))) == {"slower"}
+    assert set(verdicts(before, met(slowed(steady(), 2.3), 14e-6))) == {"slower"}
+    assert set(verdicts(before, met(slow, 14e-6, threads=3))) == {"slower"}
+    assert set(verdicts(before, slow)) == {"slower"}
+    (note,) = diff(before, met(slow, 14e-6)).notes
+    assert note.startswith(f"threads met at another speed beside {len(slow.rows)} of {len(slow.rows)} rows, up to 2.0×")
+    assert not diff(before, met(slow, 7.5e-6)).notes
+
+
 def test_rows_are_judged_beside_the_anchors_of_their_own_session() -> None:
     """A file that was resumed on a slower day: its second session's rows are excused, its first one's are not."""
     before = steady(2, anchors=anchors())
@@ -217,6 +243,9 @@ def test_noise_by_hand() -> None:
     before, after = timed(*[1.0] * 10, waited=0.5), timed(*[1.0] * 10, waited=0.75)
     assert noise(before, after) == pytest.approx((-0.1 - math.log(2), 0.1 + math.log(4)))
     assert math.isfinite(noise(before, timed(*[1.0] * 10, waited=1.0)).high)
+    before, after = timed(*[1.0] * 10, meeting_s=2e-6), timed(*[1.0] * 10, meeting_s=6e-6)
+    assert noise(before, after) == pytest.approx((-0.1, 0.1 + math.log(3)))
+    assert noise(after, before) == pytest.approx((-0.1 - math.log(3), 0.1))
 
 
 @pytest.mark.parametrize(

@@ -239,3 +239,6 @@ def test_a_measurement_is_made_of_times() -> None:
             Measurement(samples_s=wrong, clock="cpu")
     with pytest.raises(ValueError, match="share"):
         timed(1.0, waited=1.5)
+    for wrong_s in (0.0, -1e-6, math.nan, math.inf):
+        with pytest.raises(ValueError, match="meeting"):
+            timed(1.0, meeting_s=wrong_s)
