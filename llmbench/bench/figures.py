@@ -49,13 +49,14 @@ class Yardsticks(NamedTuple):
         by_products = row.work_flops / limits.flops_per_s > row.work_bytes / limits.bytes_per_s
         return "products" if by_products else "memory traffic"
 
-    def in_cache(self, row: Row) -> bool:
-        """Whether a row beat its limit because bytes set it, and were in a cache: calls came one after the other on the
-        same data."""
-        if row.measurement is None or row.measurement.cold or self.bound(row) != "memory traffic":
-            return False
+    def beaten_by(self, row: Row) -> Literal["a cache", "the machine"] | None:
+        """What let a row pass its limit, if it did: where bytes set the limit and calls came one after the other on the
+        same data, these were in a cache; else the machine did more than while its limits were measured."""
         share = _share(row, self.limits(row))
-        return share is not None and share > 1
+        if row.measurement is None or share is None or share <= 1:
+            return None
+        warm = not row.measurement.cold and self.bound(row) == "memory traffic"
+        return "a cache" if warm else "the machine"
 
 
 class Figures(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from llmbench.bench.cases import in_words
 from llmbench.bench.experiment import Chart, Experiment
 from llmbench.bench.figures import peak_bytes
+from llmbench.measure.measurement import told
 from llmbench.measure.results import Row, Scalar
 from llmbench.report.plots import Panel, Series
 
@@ -61,16 +62,13 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
     """Lines below a sheet, rows of one text together: why there is no time, what must be known of times, and which
     attention kernels ran."""
-    names: dict[str, list[str]] = {}
-    details: dict[str, list[str]] = {}
-    for row in rows:
-        found = {f"{row.status}, {row.reason}": ""} if row.measurement is None else row.measurement.remarks_by_kind()
-        for kind, detail in found.items():
-            names.setdefault(kind, []).append(row.implementation)
-            details.setdefault(kind, []).append(detail)
-    for kind, of in names.items():
-        told = set(details[kind])
-        yield f"{', '.join(dict.fromkeys(of))}: {kind}" + (f": {told.pop()}" if len(told) == 1 and any(told) else "")
+    yield from told(
+        (
+            row.implementation,
+            row.measurement.remarks_by_kind() if row.measurement else {f"{row.status}, {row.reason}": ""},
+        )
+        for row in rows
+    )
     ran: dict[str, list[str]] = {}
     for row in rows:
         if row.kernels:

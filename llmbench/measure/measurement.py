@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.telemetry import Conditions
 
-__all__ = ["ClockKind", "Measurement", "Ratio", "quantile", "ratio"]
+__all__ = ["ClockKind", "Measurement", "Ratio", "quantile", "ratio", "told"]
 
 ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
 """`cpu`: a wall clock around calls. `cuda-events`: two events around one call, gaps between its launches included.
@@ -102,6 +102,19 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             shares = ", ".join(f"{reason} ({share:.0%})" for reason, share in self.conditions.throttled.items())
             found["the GPU was held back"] = f"{shares} of the readings"
         return found
+
+
+def told(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
+    """Remarks by kind, each with what has it: "a, b: wide spread". A detail is told where all have the same."""
+    names: dict[str, list[str]] = {}
+    details: dict[str, set[str]] = {}
+    for name, remarks in named:
+        for kind, detail in remarks.items():
+            names.setdefault(kind, []).append(name)
+            details.setdefault(kind, set()).add(detail)
+    for kind, of in names.items():
+        (detail,) = details[kind] if len(details[kind]) == 1 else ("",)
+        yield f"{', '.join(dict.fromkeys(of))}: {kind}" + (f": {detail}" if detail else "")
 
 
 class Ratio(NamedTuple):

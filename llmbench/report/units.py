@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,16 +45,18 @@ _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
-"""Units of a kind, each with the least that the largest value of a column is in it."""
+"""Units of a kind, each with the least that it is for."""
 
 
 def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
-    """The unit of the same kind that suits columns with these values: one in which the largest is not below one."""
-    largest = max((value for value in values if isinstance(value, (int, float))), default=None)
+    """The unit of the same kind that suits columns with these values: one in which their geometric mean is not below
+    one, so that neither the smallest nor the largest has many digits that say nothing."""
+    amounts = [math.log2(value) for value in values if isinstance(value, (int, float)) and value > 0]
     kind = next((kind for kind in _SCALES if unit in (name for _, name in kind)), None)
-    if kind is None or largest is None:
+    if kind is None or not amounts:
         return unit
-    return next(name for least, name in kind if largest >= least)
+    middle = sum(amounts) / len(amounts)
+    return next(name for least, name in kind if not least or middle >= math.log2(least))
 
 
 def heading(title: str, unit: Unit, *, base: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from llmbench.measure.results import Row
 from llmbench.sizing.work import Pass
 from llmbench.spec.ffn import Gated
 from tests.bench.test_pieces import anchors, setting
+from tests.measure.rows import timed
 
 CPU = torch.device("cpu")
 YARDSTICKS = Yardsticks(anchors(), None)
@@ -86,20 +88,34 @@ def test_the_bytes_of_steps_are_read(phase: Any, bandwidth: str) -> None:
 @pytest.mark.parametrize(
     ("flops", "seconds", "cold", "said"),
     [
-        (0, 0.5e-3, False, True),  # twice as fast as a copy of its bytes
-        (0, 2e-3, False, False),
-        (0, 0.5e-3, True, False),  # its caches were emptied: not they
-        (2 * 10**9, 1.5e-3, False, False),  # bound by products
+        (0, 0.5e-3, False, "a cache"),  # twice as fast as a copy of its bytes
+        (0, 2e-3, False, None),
+        (0, 0.5e-3, True, "the machine"),  # its caches were emptied: not they
+        (2 * 10**9, 1.5e-3, False, "the machine"),  # bound by products
+        (2 * 10**9, 2.5e-3, False, None),
     ],
 )
-def test_it_is_said_where_caches_beat_memory(flops: int, seconds: float, cold: bool, said: bool) -> None:
+def test_it_is_said_what_beat_a_limit(flops: int, seconds: float, cold: bool, said: str | None) -> None:
     rival = Rival(name="a", prepare=lambda: lambda: None, work_flops=flops, work_bytes=10**8)
     row = row_of(rival, seconds, cold=cold)
-    assert YARDSTICKS.in_cache(row) == said
+    assert YARDSTICKS.beaten_by(row) == said
     lines = machine(environment(CPU), YARDSTICKS, [row])
-    assert any("stay in a cache" in line for line in lines) == said
+    assert any("stay in a cache" in line for line in lines) == (said == "a cache")
+    assert any("by no cache" in line for line in lines) == (said == "the machine")
+
+
+def test_limits_that_were_disturbed_say_so() -> None:
+    """What held the anchors up makes every share of them too high."""
+    quiet = anchors()
+    assert not any("limits of" in line for line in machine(environment(CPU), Yardsticks(quiet, None)))
+    held = msgspec.structs.replace(
+        quiet,
+        matmul=msgspec.structs.replace(quiet.matmul, measurement=timed(1e-3, waited=0.5)),
+        copy=msgspec.structs.replace(quiet.copy, measurement=timed(1e-2, waited=0.25)),
+    )
+    assert "limits of products, copying: the CPU was shared" in machine(environment(CPU), Yardsticks(held, None))
 
 
 def test_what_has_no_time_beats_nothing() -> None:
     lost = Row(experiment="x", case={}, implementation="a", status="OOM", reason="no room", work_bytes=1)
-    assert not YARDSTICKS.in_cache(lost)
+    assert YARDSTICKS.beaten_by(lost) is None

@@ -389,17 +389,19 @@ def test_names_are_never_broken() -> None:
 @pytest.mark.parametrize(
     ("unit", "values", "fits"),
     [
-        ("gib", [2**30, 5], "gib"),
+        ("gib", [2**32, 2**28], "gib"),
+        ("gib", [2**30, 2**22, 0], "mib"),
         ("gib", [2**30 - 1, None], "mib"),
         ("gib", [2**20 - 1], "kib"),
         ("ms", [0.0009, 0.0001], "us"),
         ("ms", [0.001, "OOM"], "ms"),
+        ("ms", [7e-6, 0.8], "ms"),
         ("tflops_per_s", [9.9e11], "gflops_per_s"),
         ("ratio", [1e-9], "ratio"),
         ("ms", [None], "ms"),
     ],
 )
-def test_a_column_has_the_unit_that_its_largest_value_suits(unit: Unit, values: list[object], fits: Unit) -> None:
+def test_a_column_has_the_unit_that_its_middle_suits(unit: Unit, values: list[object], fits: Unit) -> None:
     assert fitting(unit, values) == fits
     assert heading("x", fits, base=True) == heading("x", unit, base=True)  # machines see no difference
 
