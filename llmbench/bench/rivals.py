@@ -68,7 +68,7 @@ def entry_group(entries: Sequence[Entry], *, experiment: str, case: Mapping[str,
         rivals=partial(_rivals, entries),
         pace=pace,
         graphs=all(entry.setting.of != "backward" for entry in entries),
-        attention=all(entry.piece.name in ("attention", "decode", "mla") for entry in entries),
+        attention=any(op.kind == "attention" for entry in entries for op in entry.piece.ops(entry.setting, entry.impl)),
     )
 
 
