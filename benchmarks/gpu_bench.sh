@@ -3,7 +3,7 @@
 # minutes: the next run goes on where one was out of time.
 #
 #   benchmarks/gpu_bench.sh                       # all that is not done yet
-#   benchmarks/gpu_bench.sh --only attention moe  # these, whether they are done or not
+#   benchmarks/gpu_bench.sh --only attention moe  # these: what is missing of them, and their tables anew
 #   benchmarks/gpu_bench.sh --quick               # rehearse it: the quick preset, on a CPU too
 #   benchmarks/gpu_bench.sh --help
 #

@@ -48,6 +48,9 @@ MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
 """Peaks that grew by more than both are a regression: a count of bytes has no noise but that of the allocator's blocks
 (of 512 bytes to 2 MiB) and of workspaces that a library chooses."""
 
+FAULTS = ("INCORRECT", "FAILED")
+"""Statuses of what is wrong; that something has no room, or does not exist here, is not."""
+
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "mended", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
 
@@ -55,7 +58,8 @@ Case = tuple[str, tuple[tuple[str, object], ...]]
 class Change(NamedTuple):
     """A row before and after. `ratio`: time after over time before, None unless both have one; `noise`: how far from 1
     it may lie on that side without meaning anything, None where that is not known. "same": a change by `SEEN` is ruled
-    out; "unclear": it is not. "broken": what had a time has none; "mended": the other way round."""
+    out; "unclear": it is not. "broken": what had a time has none, or what was not wrong is; "mended": what had no time
+    has one."""
 
     key: Key
     before: Row | None
@@ -236,7 +240,7 @@ def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
         return "unclear" if before.status == "ok" else "same"  # a time of zero
     if "ok" in (before.status, after.status):
         return "broken" if before.status == "ok" else "mended"
-    return "broken" if after.status in ("INCORRECT", "FAILED") else "same"
+    return "broken" if after.status in FAULTS and before.status not in FAULTS else "same"
 
 
 def _notes(before: Results, after: Results, alike: Mapping[Case, float], both: list[tuple[Row, Row]]) -> list[str]:
