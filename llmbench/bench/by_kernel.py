@@ -2,14 +2,15 @@
 
 A module's work, and that of the functions an implementation gives (attention, rotation, gate), runs inside a profiler
 range of its op's name; a kernel belongs to the innermost range around its launch. Kernels of a backward pass belong to
-the op whose forward made their node of the graph, which the profiler's sequence numbers tell.
+the op whose forward made their node of the graph, which the profiler's sequence numbers tell. What ran on a GPU and the
+profiler joined to no launch has a row of its own, so that rows always sum to all that ran.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from llmbench.errors import LLMBenchError
 from llmbench.measure.anchors import Limits
+from llmbench.measure.launches import summed
 from llmbench.measure.measurement import quantile
 from llmbench.model.implementations.kinds import Implementation
 from llmbench.sizing.op import Op
@@ -34,15 +36,19 @@ MARK = "llmbench.op "
 OTHER = "other"
 """What no module does: sums of the residual stream at the end of a layer or model, the loss's own work."""
 
+UNJOINED = "unjoined"
+"""Kernels that ran, of which the profiler does not know the launch."""
+
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
 """The functions of an implementation that are ops without a module."""
 
 
 class Launch(NamedTuple):
-    """A kernel (on a CPU an op of torch) that an op ran so often, and its seconds all together."""
+    """A kernel (on a CPU an op of torch) that an op ran so often, and its seconds all together. `backward`: whether in
+    its backward pass; None where nothing tells."""
 
     op: str
-    backward: bool
+    backward: bool | None
     kernel: str
     runs: int
     total_s: float
@@ -154,8 +160,7 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
             call()
             if on_gpu:
                 torch.cuda.synchronize(device)
-        events = [event for event in profiler.events() or () if event.device_type == DeviceType.CPU]
-        for key, taken in _launches(events, on_gpu).items():
+        for key, taken in _launches(profiler.events() or (), on_gpu).items():
             found.setdefault(key, []).append(taken)
     rows = [Launch(*key, taken[-1][0], quantile([each[1] for each in taken], 0.5)) for key, taken in found.items()]
     return Recording(sorted(rows, key=lambda row: (-row.total_s, row)), profiler)
@@ -163,12 +168,22 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
 
 CALLS = 5
 
-_Key: TypeAlias = tuple[str, bool, str]
+_Key: TypeAlias = tuple[str, bool | None, str]
 """An op, whether in its backward pass, and a kernel."""
 
 
-def _launches(events: list[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
-    """Runs and seconds of each kernel of a call."""
+def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
+    """Runs and seconds of each kernel of a call.
+
+    The profiler hands a kernel to the event of the host that launched it, which may be a range by itself. A range is
+    shown on the GPU's line too, and is handed to itself; it is no kernel.
+    """
+    ran_on = {DeviceType.CPU: list[Any](), DeviceType.CUDA: list[Any]()}
+    for event in recorded:
+        if event.device_type in ran_on:
+            ran_on[event.device_type].append(event)
+    events = ran_on[DeviceType.CPU]
+    ranges = {event.name for event in ran_on[DeviceType.CUDA] if event.is_user_annotation}
     owners = {
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
@@ -176,20 +191,40 @@ def _launches(events: list[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
     }  # the last with a number is the one that made the node
     found: dict[_Key, tuple[int, float]] = {}
     for event in events:
-        if event.name.startswith(MARK):
-            continue
         node = _node(event)
         op = _range(event) if node is None else owners.get(node.sequence_nr, OTHER)
-        ran = [(kernel.name, kernel.duration) for kernel in event.kernels] if on_gpu else [_own(event)]
-        for name, microseconds in ran:
-            key = op, node is not None, name
-            runs, total = found.get(key, (0, 0.0))
-            found[key] = runs + 1, total + microseconds * 1e-6
+        for name, microseconds in _ran(event, on_gpu):
+            if name not in ranges:
+                _add(found, (op, node is not None, name), 1, microseconds * 1e-6)
+    for name, (runs, total_s) in _unjoined(ran_on[DeviceType.CUDA], found).items():
+        _add(found, (UNJOINED, None, name), runs, total_s)
     return found
 
 
-def _own(event: Any) -> tuple[str, float]:
-    return event.name, event.self_cpu_time_total
+def _ran(event: Any, on_gpu: bool) -> list[tuple[str, float]]:
+    """What an event of the host ran: its kernels, or on a CPU itself, unless it is a range; and microseconds."""
+    if on_gpu:
+        return [(kernel.name, kernel.duration) for kernel in event.kernels]
+    return [] if event.name.startswith(MARK) else [(event.name, event.self_cpu_time_total)]
+
+
+def _add(found: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: float) -> None:
+    before = found.get(key, (0, 0.0))
+    found[key] = before[0] + runs, before[1] + total_s
+
+
+def _unjoined(on_gpu: list[Any], found: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
+    """Runs and seconds, by name, of those kernels on the GPU's line that `found` does not have."""
+    joined: dict[str, tuple[int, float]] = {}
+    for (_, _, name), (runs, total_s) in found.items():
+        before = joined.get(name, (0, 0.0))
+        joined[name] = before[0] + runs, before[1] + total_s
+    left = {}
+    for each in summed(on_gpu, on_gpu=True):
+        runs, total_s = joined.get(each.name, (0, 0.0))
+        if each.runs > runs:
+            left[each.name] = each.runs - runs, max(each.total_s - total_s, 0.0)
+    return left
 
 
 def _node(event: Any) -> Any:
@@ -214,14 +249,17 @@ def op_times(launches: list[Launch], ops: list[Op], of: Pass, limits: Limits) ->
     """Kernels joined to the table, what took longest first.
 
     A range that is no op (a module's own work) has the prediction of those ops inside it that ran nothing of their own.
-    What runs in no range is the one op's where there is only one, else the loss's, which is no module.
+    What runs in no range is the one op's where there is only one, else the loss's, which is no module. What was joined
+    to no launch is the one op's, too, where it cannot be of a pass that is not asked for; else it has its own row.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER
     by_op: dict[str, list[Launch]] = {}
     for each in launches:
-        if of == "both" or each.backward == (of == "backward"):
-            name = outside if each.op == OTHER or len(known) == 1 else each.op
+        unsure = each.backward is None
+        if unsure or of == "both" or each.backward == (of == "backward"):
+            alone = len(known) == 1 and not (unsure and of == "backward")
+            name = outside if each.op == OTHER or alone else each.op
             by_op.setdefault(name, []).append(each)
     predicted: dict[str, float] = {}
     for op in ops:
