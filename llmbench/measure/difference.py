@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Header, Key, Results, Row, differences
+from llmbench.report.units import plural
 
 __all__ = ["FLOOR", "SEEN", "Change", "Difference", "Noise", "diff", "noise"]
 
@@ -50,6 +51,10 @@ MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
 
 FAULTS = ("INCORRECT", "FAILED")
 """Statuses of what is wrong; that something has no room, or does not exist here, is not."""
+
+TOGETHER = 2.0
+"""As far as rivals of a case are taken to move together for no reason of theirs: the longest disturbance seen on shared
+cores. What moved all of them further is a change: of what they share, if of nothing else."""
 
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "mended", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
@@ -203,15 +208,18 @@ def _alike(moved: Mapping[Key, float]) -> dict[Case, float]:
     """How far all rivals of each case have moved together, beyond what the sweep has.
 
     Together is what the one has that moved least, and nothing where they moved both ways, or one is alone. That of the
-    sweep is the middle one of all cases: where everything moved, it is not taken for a passing disturbance.
+    sweep is the middle one of all cases: where everything moved, it is not taken for a passing disturbance. Nor is what
+    is beyond `TOGETHER`.
     """
+    most = math.log(TOGETHER)
     cases: dict[Case, list[float]] = {}
     for key, change in moved.items():
         cases.setdefault(key[:2], []).append(change)
     least = {case: _least(changes) for case, changes in cases.items()}
     ordered = sorted(least.values())
     middle = _least(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]) if ordered else 0.0
-    return {case: each - middle if len(cases[case]) > 1 else 0.0 for case, each in least.items()}
+    moved_together = {case: each - middle if len(cases[case]) > 1 else 0.0 for case, each in least.items()}
+    return {case: max(-most, min(each, most)) for case, each in moved_together.items()}
 
 
 def _least(changes: list[float]) -> float:
@@ -245,14 +253,22 @@ def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
 
 def _notes(before: Results, after: Results, alike: Mapping[Case, float], both: list[tuple[Row, Row]]) -> list[str]:
     """What a reader must know beside the rows; of places, the last sessions'."""
-    found = [f"{len(each.damaged)} damaged lines in {each.path} left out" for each in (before, after) if each.damaged]
-    together = sum(abs(move) > math.log(SEEN) / 2 for move in alike.values())
+    found = [
+        f"{plural(len(each.damaged), 'damaged line')} in {each.path} left out"
+        for each in (before, after)
+        if each.damaged
+    ]
+    together = [abs(move) for move in alike.values() if abs(move) > math.log(SEEN) / 2]
     if together:
-        cases = "1 case" if together == 1 else f"{together} cases"
-        found.append(f"all rivals of {cases} moved alike: taken for the machine, and part of the noise there")
+        cases, most = plural(len(together), "case"), math.exp(max(together))
+        found.append(
+            f"all rivals of {cases} moved alike, up to {most:.1f}×: taken for the machine, and for noise there; "
+            "a change of what they share looks the same"
+        )
     found += _meetings([(was.measurement, now.measurement) for was, now in both])
     if not before.headers or not after.headers:
-        return [*found, "a file has no header: where it was measured is not known"]
+        bare = ", ".join(each.path for each in (before, after) if not each.headers)
+        return [*found, f"no header in {bare}: where it was measured is not known"]
     old, new = before.headers[-1], after.headers[-1]
     found += differences(old.environment, new.environment)
     if old.inputs != new.inputs:
