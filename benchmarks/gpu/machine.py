@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._functorch import config as functorch
 
 from benchmarks.gpu.rehearsal import WallClockCuda
+from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.errors import CannotRunError
 from llmbench.measure.anchors import GPU, Sizes
 from llmbench.measure.clock import Clock, CudaClock
@@ -79,13 +79,11 @@ class Machine:
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` by torch.compile, for these shapes and whole."""
-        compiled: Callable[..., Any] = torch.compile(function, backend=self.compiler, dynamic=False, fullgraph=True)
-        return compiled
+        return compiled(function, backend=self.compiler, fullgraph=True)
 
     def forget(self) -> None:
-        """Give back what an experiment held. Compiled code too: torch.compile counts the shapes that one function has
-        met, and gives up after eight."""
-        torch._dynamo.reset()
+        """Give back what an experiment held, compiled code too."""
+        forget_compiled()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -135,13 +133,11 @@ def a_rehearsal() -> Iterator[Machine]:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """fp32 products as the gate makes them, throughout: torch.compile would compile again for another setting. And
-    compiled backward passes are repeated, so that they must not reuse the memory of what they were given."""
+    """fp32 products as the gate makes them, throughout: torch.compile would compile again for another setting."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with functorch.patch(donated_buffer=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmbench.bench.compiling import compiled
 from llmbench.errors import CannotRunError
 from llmbench.model.implementations import implementation
 from llmbench.model.implementations.kinds import ExpertWeights, Implementation, Mask, Scores, Seen
@@ -28,8 +29,7 @@ def compiled_flex() -> Implementation:
     sequences without gaps. (`impl="flex"` of a model finds them at every call.)"""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch._dynamo.reset()
-    fast: Any = torch.compile(flex_attention, dynamic=False)
+    fast = compiled(flex_attention)
     blocks: dict[tuple[int, int], Any] = {}
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:

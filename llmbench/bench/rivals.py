@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmbench.bench.checking import verdicts
+from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.bench.experiment import Group, Pace
 from llmbench.bench.others import WAYS
 from llmbench.bench.setting import Made, Piece, Setting
@@ -73,6 +74,7 @@ def entry_group(entries: Sequence[Entry], *, experiment: str, case: Mapping[str,
 
 
 def _rivals(entries: Sequence[Entry], anchors: Anchors) -> list[Rival]:
+    forget_compiled()  # of other groups; what this one compiles stays until all of it is timed
     shared: dict[tuple[int, int], Callable[[], Made]] = {}
     found = []
     for entry in entries:
@@ -125,14 +127,9 @@ Way = Callable[[Callable[..., Any]], Callable[..., Any]]
 def way_of(name: str) -> Way:
     """The way of that name: an implementation's, or plain torch compiled."""
     if name == COMPILED:
-        return lambda run: _compiled(partial(run, STANDARD))
+        return lambda run: compiled(partial(run, STANDARD))
     chosen = WAYS[name]() if name in WAYS else implementation(name)
     return lambda run: partial(run, chosen)
-
-
-def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
-    torch._dynamo.reset()  # each rival is compiled for its own shape, whatever was before
-    return torch.compile(run, dynamic=False)
 
 
 def call_of(made: Made, way: Way, setting: Setting) -> Call:
