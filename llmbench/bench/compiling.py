@@ -10,10 +10,15 @@ from torch._functorch import config as functorch
 
 from llmbench.errors import CannotRunError
 
-__all__ = ["compiled", "forget_compiled"]
+__all__ = ["Backend", "compiled", "forget_compiled"]
+
+Backend = str | Callable[..., Any]
+"""A compiler behind torch.compile, or the name of one."""
 
 
-def compiled(function: Callable[..., Any], *, backend: str = "inductor", fullgraph: bool = False) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], *, backend: Backend = "inductor", fullgraph: bool = False
+) -> Callable[..., Any]:
     """`function` by torch.compile, for the shapes that it is called with: nothing is made for others. Its backward pass
     can be repeated. It raises CannotRunError where torch gives up compiling, and would go on without.
 
