@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from llmbench.cli.measured import (
     fail_where_wrong,
     machine,
     need_torch,
+    one_table,
     place,
 )
 from llmbench.cli.options import As, answer
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from llmbench.bench.experiment import Ask, Experiment, Group
     from llmbench.measure.anchors import Anchors
     from llmbench.measure.environment import Environment
-    from llmbench.measure.results import Key, Row
+    from llmbench.measure.results import Key, Row, Scalar
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)]
 Preset = Annotated[
@@ -239,19 +241,23 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
     by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
     common, found = sheets(rows, of.chart)
     x = [Column(of.chart.label, "count")] if of.chart else []
-    more = [Column(title, unit, sparse=True) for _, title, unit in of.columns]
+
+    def figure(row: Row, key: str) -> Scalar:
+        return (row.figures | dict(of.derived(row, yardsticks))).get(key)
+
+    own = [(Column(title, unit, sparse=True), partial(figure, key=key)) for key, title, unit in of.columns]
     known = {row.key: figures(row, yardsticks, by_key.get(row.key)) for row in rows}
     usual = columns_of(known.values())
-    columns = [*x, Column("implementation", name=True), *more, *usual.values()]
+    columns = [*x, Column("implementation", name=True), *(column for column, _ in own), *usual.values()]
     columns += [Column(f"× {of.baseline}", "ratio", sparse=True)] if of.baseline else []
     blocks = []
     for sheet in found:
         table = []
         for row in sheet.rows:
             first = [row.case[of.chart.x]] if of.chart else []
-            own = [(row.figures | dict(of.derived(row, yardsticks))).get(key) for key, _, _ in of.columns]
+            added = [shown(row) for _, shown in own]
             last = [known[row.key].speedup] if of.baseline else []
-            table.append([*first, row.implementation, *own, *cells(row, known[row.key], usual), *last])
+            table.append([*first, row.implementation, *added, *cells(row, known[row.key], usual), *last])
         lines = list(remarks(sheet.rows))
         blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
     question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"
@@ -263,8 +269,10 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
     about += of.notes
     also = {"anchors": msgspec.to_builtins(yardsticks.anchors)}
+    tables = [one_table(rows, [known[row.key] for row in rows], own)]
     if of.summary is not None:
         all_of_it = of.summary(ask, rows)
+        tables.append(all_of_it.table)
         blocks.append(Block(headline=all_of_it.key, table=all_of_it.table, lines=all_of_it.lines))
         also[all_of_it.key] = all_of_it.rows
     return Document(
@@ -275,6 +283,7 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
         blocks=[Block(headline=question), *blocks, Block(lines=[*about, *measured.notes])],
         environment=msgspec.to_builtins(environment),
         also=also,
+        tables=tables,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmbench.cli.measured import need_torch
+from llmbench.cli.measured import check_file, need_torch
 from llmbench.cli.options import As, Output, answer
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import fitting, plural
@@ -41,6 +41,7 @@ def command(
       llmbench diff before.jsonl after.jsonl
     """
     need_torch("diff")
+    check_file("--output", output)
     from llmbench.measure.difference import diff
     from llmbench.measure.results import read
 

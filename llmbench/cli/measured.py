@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,13 +12,16 @@ import msgspec
 import typer
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.document import Column
+from llmbench.report.document import Column, Table
 from llmbench.report.units import fitting, percent, plural, si
 
 if TYPE_CHECKING:
     from llmbench.bench.figures import Figures, Yardsticks
     from llmbench.measure.environment import Environment
-    from llmbench.measure.results import Row
+    from llmbench.measure.results import Row, Scalar
+
+    Own = Sequence[tuple[Column, Callable[[Row], Scalar]]]
+    """Columns that an experiment adds, and their figures."""
 
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto takes a GPU.")]
 DType = Annotated[
@@ -43,8 +46,12 @@ def fail_where_wrong(rows: Iterable[Row]) -> None:
         raise typer.Exit(1)
 
 
+RESULTS = b'{"line":"'
+"""How a file of results begins, whichever line is its first."""
+
+
 def check_file(option: str, path: Path | None) -> None:
-    """Raise LLMBenchError, before anything is measured, where no file could be written."""
+    """Raise LLMBenchError, before anything is measured, where no file could be written, or results would be lost."""
     if path is None:
         return
     try:
@@ -54,6 +61,11 @@ def check_file(option: str, path: Path | None) -> None:
             raise LLMBenchError(f"{option} {path}: no such folder")
         if path.exists():
             writable = os.access(path, os.W_OK)
+            if path.is_file() and path.open("rb").read(len(RESULTS)) == RESULTS:
+                raise LLMBenchError(
+                    f"{option} {path} holds results, which would be lost",
+                    hint="name another file; `llmbench bench --resume` goes on with it",
+                )
         else:
             TemporaryFile(dir=path.absolute().parent).close()
             writable = True
@@ -97,6 +109,26 @@ def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:
     """A row's figures; its status in place of a time where it has none."""
     found = figures._asdict() | ({} if row.status == "ok" else {"seconds": row.status})
     return [found[name] for name in columns]
+
+
+def one_table(rows: Sequence[Row], known: Sequence[Figures], own: Own = ()) -> Table:
+    """All rows under the same columns, for machines: what each is about, how it ended, what `own` adds, its figures."""
+    fields = dict.fromkeys(name for row in rows for name in row.case)
+    columns = [
+        *map(Column, ("experiment", *fields, "implementation", "status", "reason")),
+        *(column for column, _ in own),
+        *COLUMNS.values(),
+        Column("speed-up", "ratio"),
+    ]
+    cells = [
+        [
+            *(row.experiment, *map(row.case.get, fields), row.implementation, row.status, row.reason),
+            *(figure(row) for _, figure in own),
+            *(getattr(figures, name) for name in (*COLUMNS, "speedup")),
+        ]
+        for row, figures in zip(rows, known, strict=True)
+    ]
+    return Table(columns=columns, rows=cells)
 
 
 def place(environment: Environment) -> str:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.measured import Device, DType, cells, check_file, columns_of, fail_where_wrong, machine, need_torch
+from llmbench.cli.measured import (
+    Device,
+    DType,
+    cells,
+    check_file,
+    columns_of,
+    fail_where_wrong,
+    machine,
+    need_torch,
+    one_table,
+)
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
@@ -16,6 +26,7 @@ from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
+    from llmbench.bench.figures import Figures
     from llmbench.bench.profile import Profile
     from llmbench.bench.setting import Piece, Setting
 
@@ -92,6 +103,8 @@ def command(
         raise LLMBenchError("--set changes a model, and none was named", hint="--model names it")
     check_file("--trace", trace)
     check_file("--output", output)
+    if trace is not None and output is not None and trace.absolute() == output.absolute():
+        raise LLMBenchError(f"--output and --trace are both {trace}", hint="name two files")
     found = piece_of(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
@@ -133,14 +146,15 @@ def _save(measured: Profile, trace: Path) -> None:
 def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
     import msgspec
 
-    from llmbench.bench.figures import plain
+    from llmbench.bench.figures import figures, plain
 
-    plain_torch = measured.rows[-1]
-    rows = plain(measured.rows, measured.yardsticks, dict.fromkeys(range(len(measured.rows)), plain_torch))
+    baseline = measured.rows[-1]
+    rows = plain(measured.rows, measured.yardsticks, dict.fromkeys(range(len(measured.rows)), baseline))
+    known = [figures(row, measured.yardsticks, baseline) for row in measured.rows]
     ops = None
     if measured.ops is not None:
         ops = [op._asdict() | {"launches": [each._asdict() for each in op.launches]} for op in measured.ops]
-    blocks = [_block(piece, setting, measured, notes)]
+    blocks = [_block(piece, setting, measured, known, notes)]
     if inputs["by"] is not None:
         blocks.append(_kernel_block(setting, measured))
     return Document(
@@ -151,18 +165,15 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
         blocks=blocks,
         environment=msgspec.to_builtins(measured.environment),
         also={"anchors": msgspec.to_builtins(measured.yardsticks.anchors), "ops": ops},
+        tables=[one_table(measured.rows, known), *(block.table for block in blocks[1:] if block.table is not None)],
     )
 
 
-def _block(piece: Piece, setting: Setting, measured: Profile, notes: list[str]) -> Block:
-    from llmbench.bench.figures import figures
-
-    baseline = measured.rows[-1]
-    found = [figures(row, measured.yardsticks, baseline) for row in measured.rows]
-    columns = columns_of(found)
+def _block(piece: Piece, setting: Setting, measured: Profile, known: list[Figures], notes: list[str]) -> Block:
+    columns = columns_of(known)
     rows = [
-        [row.implementation, *cells(row, known, columns), known.speedup]
-        for row, known in zip(measured.rows, found, strict=True)
+        [row.implementation, *cells(row, figures, columns), figures.speedup]
+        for row, figures in zip(measured.rows, known, strict=True)
     ]
     first = measured.rows[0]
     lines = machine(measured.environment, measured.yardsticks, measured.rows)

@@ -65,7 +65,8 @@ class Block(msgspec.Struct, kw_only=True):
 class Document(msgspec.Struct, kw_only=True):
     """A command's answer. `rows_key` names its rows in JSON ("models"); `rows` are plain mappings in base units.
     `environment`: what measured figures depend on, in JSON beside the versions; `also`: what else stands beside the
-    rows there."""
+    rows there. `tables`: what CSV has in place of the blocks' tables, where a row of these does not say by itself what
+    it is about."""
 
     command: str
     inputs: dict[str, Any]
@@ -75,3 +76,4 @@ class Document(msgspec.Struct, kw_only=True):
     version: int = 1
     environment: dict[str, Any] = {}
     also: dict[str, Any] = {}
+    tables: list[Table] = []

@@ -56,7 +56,8 @@ def _csv(document: Document) -> str:
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    for index, block in enumerate(block for block in document.blocks if block.table is not None):
+    blocks = [Block(table=table) for table in document.tables] or document.blocks
+    for index, block in enumerate(block for block in blocks if block.table is not None):
         table = block.table
         assert table is not None
         if index:

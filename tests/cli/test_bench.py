@@ -305,7 +305,7 @@ def test_what_is_missing_here(capsys: Capture, tmp_path: Path, monkeypatch: pyte
 def test_a_file_is_kept_and_another_is_not_mixed_in(folder: Path, capsys: Capture) -> None:
     kept = str(folder / "norms.jsonl")
     before = Path(kept).read_bytes()
-    assert "is there already" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
+    assert "holds results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
     assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", kept)
     assert Path(kept).read_bytes() == before
 

@@ -130,3 +130,14 @@ def test_files_of_different_things_are_refused(tmp_path: Path, capsys: Capture) 
     assert out == ""
     assert "no row in common" in err
     assert "hint: " in err
+
+
+@pytest.mark.parametrize(
+    "command", ["diff {file} {file}", "profile norm --device cpu --seq 8", "bench norms --device cpu"]
+)
+def test_results_are_not_written_over(command: str, tmp_path: Path, capsys: Capture) -> None:
+    path = file_of([quiet("a")], tmp_path / "r.jsonl")
+    before = path.read_bytes()
+    assert run([*command.format(file=path).split(), "--output", str(path)]) == 2
+    assert f"{path} holds results" in capsys.readouterr().err
+    assert path.read_bytes() == before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -58,9 +60,12 @@ def test_profile_ends_as_its_rows_are(
     monkeypatch.setitem(others.WAYS, "flex", lambda: STANDARD._replace(name="flex", attend=attend))
     arguments = ["profile", "attention", "--impl", "flex", "--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
     assert run([*arguments, "--device", "cpu", "--format", "csv"]) == code
-    shown = capsys.readouterr().out
-    assert "flex" in shown
-    assert status == "ok" or status in shown
+    flex, standard = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (flex["implementation"], flex["status"]) == ("flex", status)
+    assert (standard["implementation"], standard["status"]) == ("standard", "ok")
+    assert {row["piece"] for row in (flex, standard)} == {"attention"}
+    assert {row["seq_len"] for row in (flex, standard)} == {"24"}
+    assert bool(flex["time (s)"]) == (status == "ok") != bool(flex["reason"])
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("INCORRECT", 1), ("FAILED", 1), ("OOM", 0), ("n/a", 0)])
@@ -71,3 +76,22 @@ def test_bench_ends_as_its_rows_are(
     monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
     assert run(["bench", "activations", "--device", "cpu", "--format", "json"]) == code
     assert '"b"' in capsys.readouterr().out
+
+
+def test_rows_of_all_cases_are_one_table_for_machines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each says what it is about and how it ended; a time is a number or nothing."""
+    cases: list[tuple[str, str, int]] = [("a", "ok", 8), ("b", "OOM", 8), ("a", "ok", 16)]
+    rows = [msgspec.structs.replace(row(name, status=status), case={"seq_len": seq}) for name, status, seq in cases]
+    monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
+    assert run(["bench", "attention", "--device", "cpu", "--format", "csv"]) == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    told = [
+        (each["seq_len"], each["implementation"], each["status"], each["reason"], each["time (s)"]) for each in found
+    ]
+    assert told == [
+        ("8", "a", "ok", "", "0.0105"),
+        ("8", "b", "OOM", "for a reason", ""),
+        ("16", "a", "ok", "", "0.0105"),
+    ]
