@@ -110,7 +110,8 @@ def command(
     )
     groups = of.groups(ask)
     if plot is not None and not has_curves([group.case for group in groups], of.chart):
-        raise LLMBenchError(f"--plot: nothing of {experiment} in this preset is a curve", hint="leave --plot out")
+        where_none = " in this preset" if of.chart else ""
+        raise LLMBenchError(f"--plot: nothing of {experiment}{where_none} is a curve", hint="leave --plot out")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
     measured = _measured(groups, ask, inputs, path, resume=resume is not None)

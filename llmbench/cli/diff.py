@@ -90,8 +90,8 @@ def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
     times = [row.seconds for change in shown for row in (change.before, change.after) if row is not None]
     time = fitting("ms", times)
     columns = [
-        Column("experiment"),
-        Column("case", wraps=True),
+        Column("experiment", spare=1),
+        Column("case", wraps=True, name=True),
         Column("implementation", name=True),
         Column("before", time),
         Column("after", time),

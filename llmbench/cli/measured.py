@@ -78,16 +78,16 @@ def check_file(option: str, path: Path | None) -> None:
 COLUMNS = {
     "tokens_per_s": Column("tokens/s", "count", sparse=True),
     "seconds": Column("time", "ms"),
-    "spread": Column("spread", "percent", sparse=True),
-    "flops_per_s": Column("rate", "tflops_per_s", sparse=True),
-    "bytes_per_s": Column("traffic", "gb_per_s", sparse=True),
+    "spread": Column("spread", "percent", sparse=True, spare=4),
+    "flops_per_s": Column("rate", "tflops_per_s", sparse=True, spare=1),
+    "bytes_per_s": Column("traffic", "gb_per_s", sparse=True, spare=6),
     "of_anchor": Column("of limit", "percent", sparse=True),
-    "of_datasheet": Column("of datasheet", "percent", sparse=True),
+    "of_datasheet": Column("of datasheet", "percent", sparse=True, spare=2),
     "peak_bytes": Column("peak", "gib", sparse=True),
-    "need_bytes": Column("analytic", "gib", sparse=True),
+    "need_bytes": Column("analytic", "gib", sparse=True, spare=3),
     "predicted_s": Column("predicted", "ms", sparse=True),
-    "off": Column("off", "percent", sparse=True),
-    "joules_per_call": Column("energy a call", "joules", sparse=True),
+    "off": Column("off", "percent", sparse=True, spare=5),
+    "joules_per_call": Column("energy a call", "joules", sparse=True, spare=7),
     "joules_per_token": Column("energy a token", "joules", sparse=True),
 }
 TOGETHER = {"peak_bytes": "need_bytes", "need_bytes": "peak_bytes", "seconds": "predicted_s", "predicted_s": "seconds"}

@@ -32,13 +32,14 @@ Unit = Literal[
 class Column(msgspec.Struct, frozen=True):
     """A column: its heading (the renderer adds the unit) and how its values are shown. wraps: text that may go on in
     the next line; name: text whose words are never broken, however narrow the terminal; sparse: left out of a table for
-    people where no row has a value."""
+    people where no row has a value; spare: left out where a terminal is too narrow for it, the largest first."""
 
     title: str
     unit: Unit = "text"
     wraps: bool = False
     name: bool = False
     sparse: bool = False
+    spare: int = 0
 
 
 class Table(msgspec.Struct, kw_only=True):

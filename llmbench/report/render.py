@@ -137,7 +137,7 @@ def _print(document: Document, console: Any) -> None:
         if block.table is not None:
             if block.headline:
                 console.print()
-            table = _for_people(block.table)
+            table, left_out = _within(_for_people(block.table), room)
             rows = [_cells(table, row) for row in table.rows]
             widths = _widths(table, rows, room)
             narrow = widths is not None
@@ -169,6 +169,8 @@ def _print(document: Document, console: Any) -> None:
                 console.width = max(room, sum(widths) + 2 * len(widths))
             console.print(Padding(grid, (0, 0, 0, len(INDENT))))
             console.width = room
+            if left_out:
+                below(f"too narrow for {', '.join(left_out)}", "dim")
         lines = _lines(block)
         if lines:
             if block.table is not None:
@@ -179,11 +181,30 @@ def _print(document: Document, console: Any) -> None:
 
 def _for_people(table: Table) -> Table:
     """Without sparse columns that have no value."""
-    kept = [
-        place
-        for place, column in enumerate(table.columns)
-        if not column.sparse or any(row[place] is not None for row in table.rows)
-    ]
+    return _with(
+        table,
+        [
+            place
+            for place, column in enumerate(table.columns)
+            if not column.sparse or any(row[place] is not None for row in table.rows)
+        ],
+    )
+
+
+def _within(table: Table, room: int) -> tuple[Table, list[str]]:
+    """Without as many spare columns as a terminal of that width has no room for; and their headings."""
+    left_out: list[str] = []
+    while True:
+        widths = _widths(table, [_cells(table, row) for row in table.rows], room)
+        spare = max(table.columns, key=lambda column: column.spare, default=None)
+        if widths is None or sum(widths) + 2 * len(widths) <= room or spare is None or not spare.spare:
+            return table, left_out
+        left_out.append(spare.title)
+        table = _with(table, [place for place, column in enumerate(table.columns) if column is not spare])
+
+
+def _with(table: Table, kept: list[int]) -> Table:
+    """With the columns at these places alone."""
     return Table(
         columns=[table.columns[place] for place in kept],
         rows=[[row[place] for place in kept] for row in table.rows],
