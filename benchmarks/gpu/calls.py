@@ -1,22 +1,22 @@
-"""From a kernel and a case to what a clock can call: inputs made on the device, and one pass of an op over them."""
+"""From a kernel and a case to what a pass is made of: inputs on the device, and the work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.sizing.work import Pass
 
-__all__ = ["EACH_WAY", "OnDevice", "Op", "Way", "call_of", "cloned", "inputs_of", "work_of"]
+__all__ = ["EACH_WAY", "OnDevice", "Op", "cloned", "inputs_of", "work_of"]
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
 """What takes the inputs of a kernel by keyword."""
 
-Way = Literal["forward", "backward", "both"]
-EACH_WAY: tuple[Way, ...] = ("forward", "backward")
+EACH_WAY: tuple[Pass, ...] = ("forward", "backward")
 
 
 class OnDevice(Random):
@@ -43,42 +43,10 @@ def cloned(inputs: Inputs) -> Inputs:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-def work_of(cost: Cost, way: Way) -> tuple[int, int]:
+def work_of(cost: Cost, way: Pass) -> tuple[int, int]:
     """FLOPs and bytes of a pass."""
     if way == "forward":
         return cost.flops, cost.bytes
     if way == "backward":
         return cost.backward_flops, cost.backward_bytes
     return cost.flops + cost.backward_flops, cost.bytes + cost.backward_bytes
-
-
-def call_of(op: Op, inputs: Inputs, way: Way, differentiable: tuple[str, ...]) -> Callable[[], Any]:
-    """One pass over `inputs`. Forward keeps nothing for a backward pass; backward has its forward pass done."""
-    if way == "forward":
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return op(**inputs)
-
-        return forward
-    given = dict(inputs)
-    leaves = []
-    for name in differentiable:
-        if isinstance(given.get(name), Tensor):
-            given[name] = given[name].detach().requires_grad_()
-            leaves.append(given[name])
-    if way == "both":
-
-        def both() -> Any:
-            moving = _moving(op(**given))
-            return torch.autograd.grad(moving, leaves, [torch.ones_like(out) for out in moving])
-
-        return both
-    moving = _moving(op(**given))
-    into = [torch.randn_like(out) for out in moving]
-    return lambda: torch.autograd.grad(moving, leaves, into, retain_graph=True)
-
-
-def _moving(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    every = outputs if isinstance(outputs, tuple) else (outputs,)
-    return [out for out in every if out.requires_grad]

@@ -6,20 +6,21 @@ A contender that this machine does not have raises CannotRunError from its build
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.gpu.calls import Op
 from benchmarks.gpu.goals import COPY, MATMUL, OURS, READ
 from benchmarks.gpu.machine import Machine
-from llmbench.errors import CannotRunError
+from llmbench.bench.others import compiled_flex, grouped_experts
 from llmbench.kernels.attention import Case as AttentionCase
 from llmbench.kernels.kernel import Kernel
+from llmbench.model.implementations import implementation
+from llmbench.model.implementations.kinds import ExpertWeights, Given, Implementation, Mask, Scores
 
 __all__ = ["Bound", "Contender", "compiled", "copy", "flex", "grouped_mm", "matmul", "ours", "own", "read", "sdpa"]
 
@@ -66,76 +67,48 @@ def compiled(kernel: Kernel) -> Contender:
 
 def sdpa(backend: str | None = None) -> Contender:
     """torch's scaled_dot_product_attention by one of its backends, or as it chooses; of `q`, `k`, `v` and `causal`."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    only = getattr(SDPBackend, f"{backend.upper()}_ATTENTION") if backend else None
-
-    def op(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, **_: Any) -> Tensor:
-        grouped = q.shape[1] != k.shape[1]
-        try:
-            with sdpa_kernel(only) if only is not None else nullcontext():
-                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-        except RuntimeError as problem:
-            first = str(problem).partition("\n")[0]
-            if "No available kernel" in first or "No viable backend" in first:
-                raise CannotRunError(first) from None
-            raise
-
-    return Contender(name=f"sdpa-{backend}" if backend else "sdpa", build=lambda case, machine: op)
+    name = f"sdpa-{backend}" if backend else "sdpa"
+    return Contender(name=name, build=lambda case, machine: _attention(implementation(name)))
 
 
-def _flex(case: AttentionCase, machine: Machine) -> Op:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _attention(how: Implementation) -> Op:
+    """An implementation's attention on the inputs of our kernel, whole sequences or all slots of a cache. Its mask is
+    there from the first call on."""
 
-    def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        if case.window is None:
-            return query >= key
-        return (query >= key) & (query - key < case.window)
+    @cache
+    def mask(batch: int, queries: int, keys: int, device: torch.device, causal: bool, window: int | None) -> Mask:
+        query_places, key_places = (torch.arange(length, device=device).expand(batch, -1) for length in (queries, keys))
+        return Mask(query_places, key_places, causal, window, None, True)
 
-    mask = create_block_mask(seen, None, None, case.queries, case.keys, device=machine.device.type)
-    powers = [2.0 ** (-8 * (head + 1) / case.heads) for head in range(case.heads)]
-    slopes = torch.tensor(powers, dtype=torch.float32, device=machine.device)
-
-    def sloped(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + slopes[h] * (key - query)
-
-    attend = machine.compile(flex_attention)
-    score_mod = sloped if case.alibi else None
-
-    def op(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
-        if q.requires_grad and q.device.type == "cpu":
-            raise CannotRunError("FlexAttention has no backward pass on a CPU")
-        out: Tensor = attend(q, k, v, score_mod=score_mod, block_mask=mask)
-        return out
+    def op(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = False,
+        window: int | None = None,
+        slopes: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        seen = Given(k, v, mask(len(q), q.shape[2], k.shape[2], q.device, causal, window))
+        return how.attend(q, seen, Scores(q.shape[-1] ** -0.5, slopes=slopes))
 
     return op
 
 
+def _flex(case: AttentionCase, machine: Machine) -> Op:
+    return _attention(compiled_flex(machine.compile))
+
+
 flex = Contender(name="flex", build=_flex)
-"""FlexAttention, compiled; causal, with the case's window or slopes."""
+"""FlexAttention, compiled, with the case's window or slopes."""
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor, **_: Any) -> Tensor:
-    """Sort, gather, three grouped products, and a weighted sum back; the host learns nothing, as in ours."""
-    k = chosen.shape[1]
-    choices, order = chosen.flatten().sort(stable=True)
-    experts = torch.arange(len(up), device=x.device, dtype=choices.dtype)
-    ends = torch.searchsorted(choices, experts, right=True).to(torch.int32)
-    rows = x[order // k]
-    hidden = F.silu(torch._grouped_mm(rows, gate.mT, offs=ends)) * torch._grouped_mm(rows, up.mT, offs=ends)
-    made = torch._grouped_mm(hidden, down.mT, offs=ends)
-    back = torch.empty_like(made).index_copy(0, order, made).view(*chosen.shape, -1)
-    return torch.bmm(weights.to(x.dtype)[:, None], back)[:, 0]
+    return grouped_experts(x, weights, chosen, ExpertWeights(gate, up, down, None, None, None), "silu")
 
 
-def _has_grouped_mm(case: Any, machine: Machine) -> Op:
-    if not hasattr(torch, "_grouped_mm"):
-        raise CannotRunError(f"torch {torch.__version__} has no _grouped_mm")
-    return _grouped_mm
-
-
-grouped_mm = Contender(name="grouped_mm", build=_has_grouped_mm)
-"""A mixture by torch._grouped_mm; SwiGLU, without biases."""
+grouped_mm = Contender(name="grouped_mm", build=lambda case, machine: _grouped_mm)
+"""A mixture by torch's grouped products; SwiGLU, without biases."""
 
 
 def _copy(case: Any, machine: Machine) -> Callable[[], Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import liger
-from benchmarks.gpu.calls import EACH_WAY, Way, work_of
+from benchmarks.gpu.calls import EACH_WAY, work_of
 from benchmarks.gpu.contenders import (
     Bound,
     Contender,
@@ -30,6 +30,7 @@ from llmbench.kernels import layer_norm as layer_norm_file
 from llmbench.kernels import linear_cross_entropy as loss
 from llmbench.kernels.kernel import Kernel
 from llmbench.measure.results import Scalar
+from llmbench.sizing.work import Pass
 
 __all__ = ["EXPERIMENTS", "Experiment", "chosen"]
 
@@ -44,7 +45,7 @@ class Experiment:
 
     name: str
     kernel: Kernel
-    way: Way
+    way: Pass
     cases: Sequence[Any]
     gate: Any = None
     tiny: Any

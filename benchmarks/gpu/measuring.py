@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.calls import Op, call_of, cloned, inputs_of, work_of
+from benchmarks.gpu.calls import Op, cloned, inputs_of, work_of
 from benchmarks.gpu.contenders import Bound, Contender
 from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.machine import Machine, time_box
+from llmbench.bench.passes import one_pass
 from llmbench.kernels.accuracy import Verdict, held
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import described
@@ -87,7 +88,7 @@ def _rival(
 
     def prepare() -> Callable[[], Any]:
         inputs = inputs_of(of.kernel, ran, 0, machine.dtype, machine.device)
-        return call_of(built(ran), inputs, of.way, of.kernel.differentiable)
+        return one_pass(built(ran), inputs, of.way, differentiable=of.kernel.differentiable)
 
     def check() -> list[Verdict]:
         if each.name not in known:

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.calls import Way, call_of, inputs_of, work_of
+from benchmarks.gpu.calls import inputs_of, work_of
 from benchmarks.gpu.machine import Machine, time_box
 from benchmarks.gpu.measuring import LEAST_S, broken, case_of
+from llmbench.bench.passes import one_pass
 from llmbench.kernels.accuracy import Verdict, compare
 from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Row
+from llmbench.sizing.work import Pass
 
 __all__ = ["Choice", "choices", "ranked", "rivals_of", "tuned"]
 
@@ -32,7 +34,7 @@ class Choice(NamedTuple):
 
     kernel: Kernel
     case: Any
-    way: Way
+    way: Pass
     name: str
     candidates: dict[int, str]
 
@@ -47,7 +49,7 @@ def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
     for of in kernels:
         for case in of.cases[:1] if machine.rehearsal else of.shapes:
             known: set[str] = set()
-            ways: tuple[Way, ...] = ("forward", "both" if of.name in ONCE else "backward")
+            ways: tuple[Pass, ...] = ("forward", "both" if of.name in ONCE else "backward")
             for way in ways if of.differentiable else ways[:1]:
                 shipped, counts = _configurations(of, case, way, machine, {})
                 for name in [each for each in counts if each not in known]:
@@ -72,12 +74,12 @@ def _in_words(shipped: Sequence[str], found: Mapping[int, Sequence[str]]) -> dic
 
 
 def _configurations(
-    of: Kernel, case: Any, way: Way, machine: Machine, preferred: dict[str, int]
+    of: Kernel, case: Any, way: Pass, machine: Machine, preferred: dict[str, int]
 ) -> tuple[list[str], dict[str, int]]:
     """The configurations of a pass's launches, its forward pass included, and how many candidates each name had."""
     inputs = of.inputs(case, Random(0, _format(of, machine), torch.device("cpu"), shapes_only=True))
     with captured(architecture(machine.device)) as capture, preferring(preferred):
-        call_of(of.run, inputs, "forward" if way == "forward" else "both", of.differentiable)()
+        one_pass(of.run, inputs, "forward" if way == "forward" else "both", differentiable=of.differentiable)()
     return [str(launch.config) for launch in capture.launches], capture.candidates
 
 
@@ -94,7 +96,7 @@ def rivals_of(choice: Choice, machine: Machine) -> list[Rival]:
     def call() -> Any:
         if not made:
             inputs = inputs_of(of, choice.case, 0, dtype, machine.device)
-            made.append(call_of(of.run, inputs, choice.way, of.differentiable))
+            made.append(one_pass(of.run, inputs, choice.way, differentiable=of.differentiable))
         return made[0]()
 
     def rival(index: int, words: str) -> Rival:

@@ -19,23 +19,25 @@ from llmbench.errors import CannotRunError
 from llmbench.model.implementations import implementation
 from llmbench.model.implementations.kinds import ExpertWeights, Implementation, Mask, Scores, Seen
 from llmbench.model.implementations.plain import STANDARD, activation, glu
-from llmbench.spec.ffn import MoE
+from llmbench.spec.ffn import Activation, MoE
 
-__all__ = ["WAYS"]
+__all__ = ["WAYS", "compiled_flex", "grouped_experts"]
 
 
-def compiled_flex() -> Implementation:
+def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
     """FlexAttention as its users have it: compiled for one shape, and the blocks that a mask leaves out found once, for
     sequences without gaps. (`impl="flex"` of a model finds them at every call.)"""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    fast = compiled(flex_attention)
+    fast = compiler(flex_attention)
     blocks: dict[tuple[int, int], Any] = {}
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         mask = seen.mask
         if not mask.plain or scores.sinks is not None or scores.soft_cap is not None or scores.bias is not None:
             raise CannotRunError("flex is timed on whole sequences, with slopes at most", hint="use sdpa")
+        if q.requires_grad and q.device.type == "cpu":
+            raise CannotRunError("FlexAttention has no backward pass on a CPU", hint="use sdpa")
         size = q.shape[2], seen.k.shape[2]
         if size not in blocks:
             found = None if mask.everything else create_block_mask(_seen_by(mask), None, None, *size, device=q.device)
@@ -71,23 +73,28 @@ def _sloped(slopes: Tensor | None) -> Any:
     return change
 
 
+def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, name: Activation) -> Tensor:
+    """Experts without biases on tokens [t, D]: sorted by their experts, each matrix of all experts as one grouped
+    product, and a weighted sum back, [t, D]. Nothing is learnt on the host, and nothing is larger than the copies of
+    the tokens [t·k, D]."""
+    choices, order = chosen.flatten().sort(stable=True)
+    experts = torch.arange(len(held.up), device=x.device, dtype=choices.dtype)
+    ends = torch.searchsorted(choices, experts, right=True).to(torch.int32)
+    rows = x[order // chosen.shape[1]]
+    up = F.grouped_mm(rows, held.up.mT, offs=ends)
+    inner = activation(name)(up) if held.gate is None else glu(F.grouped_mm(rows, held.gate.mT, offs=ends), up, name)
+    made = F.grouped_mm(inner, held.down.mT, offs=ends)
+    back = torch.empty_like(made).index_copy_(0, order, made).view(*chosen.shape, -1)
+    return torch.bmm(weights.to(back.dtype)[:, None], back)[:, 0]
+
+
 def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: MoE) -> Tensor:
-    """Tokens [t, D] sorted by their experts, each matrix of all experts as one grouped product: [t, D]."""
+    """`grouped_experts`, for mixtures that it computes."""
     if any(bias is not None for bias in (held.gate_bias, held.up_bias, held.down_bias)) or moe.router.on_input:
         raise CannotRunError("grouped is for experts without biases, weighted on their output", hint="use standard")
-    choices = chosen.flatten()
-    order = choices.argsort(stable=True)
-    numbers = torch.arange(moe.num_experts, device=x.device)
-    ends = (choices[:, None] == numbers).sum(0).cumsum(0).to(torch.int32)
-    rows = x[order // chosen.shape[1]]
-    up = F.grouped_mm(rows, held.up.transpose(1, 2), offs=ends)
-    if held.gate is None:
-        inner = activation(moe.activation)(up)
-    else:
-        inner = glu(F.grouped_mm(rows, held.gate.transpose(1, 2), offs=ends), up, moe.activation)
-    made = F.grouped_mm(inner, held.down.transpose(1, 2), offs=ends)
-    back = torch.empty_like(made).index_copy(0, order, made)
-    return (back.view(*weights.shape, -1) * weights[..., None].to(made.dtype)).sum(1)
+    if moe.zero_experts or moe.capacity_factor is not None or moe.expert_capacity is not None:
+        raise CannotRunError("grouped has an expert compute every choice of every token", hint="use standard")
+    return grouped_experts(x, weights, chosen, held, moe.activation)
 
 
 def _turned_fused() -> Implementation:

@@ -8,18 +8,17 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmbench.bench.checking import verdicts
 from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.bench.experiment import Group, Pace
 from llmbench.bench.others import WAYS
+from llmbench.bench.passes import one_pass
 from llmbench.bench.setting import Made, Piece, Setting
 from llmbench.errors import LLMBenchError, unknown
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import ADDRESSABLE_BYTES, Rival
-from llmbench.measure.memory import Continued
 from llmbench.measure.results import Scalar
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.plain import STANDARD
@@ -133,30 +132,6 @@ def way_of(name: str) -> Way:
 
 
 def call_of(made: Made, way: Way, setting: Setting) -> Call:
-    """What is timed: a forward pass, the backward pass of one, or both. Gradients are not kept."""
-    run, inputs = way(made.run), dict(made.inputs)
-    if setting.of == "forward":
-
-        def forward() -> object:
-            with torch.no_grad():
-                return run(**inputs)
-
-        return forward
-    leaves = [inputs[name].detach().requires_grad_() for name in made.differentiable]
-    inputs |= dict(zip(made.differentiable, leaves, strict=True))
-    wanted = [*leaves, *made.parameters(setting.format).values()]
-    assert wanted, "nothing here has gradients"
-    grads: dict[str, list[Tensor]] = {}
-
-    def outputs() -> list[Tensor]:
-        out = run(**inputs)
-        return [each for each in (out if isinstance(out, tuple) else (out,)) if each.requires_grad]
-
-    def backward(outs: list[Tensor], again: bool) -> object:
-        if "of" not in grads:
-            grads["of"] = [torch.randn_like(out) for out in outs]
-        return torch.autograd.grad(outs, wanted, grads["of"], retain_graph=again, allow_unused=True)
-
-    if setting.of == "both":
-        return lambda: backward(outputs(), again=False)
-    return Continued(outputs, backward)
+    """What is timed: a pass of the piece in that way."""
+    weights = made.parameters(setting.format).values() if setting.backward else ()
+    return one_pass(way(made.run), made.inputs, setting.of, differentiable=made.differentiable, weights=weights)

@@ -27,8 +27,10 @@ from llmbench.measure.anchors import Anchor, Anchors, Limits
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import LiveTensors
 from llmbench.measure.results import Row
 from llmbench.model.attention import Step
+from llmbench.model.implementations.kinds import ExpertWeights
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.mixers import new_cache
 from llmbench.model.norms import Residual
@@ -170,6 +172,28 @@ def test_torchs_grouped_products_make_the_same_mixture() -> None:
     plain, grouped = rows(of, setting(of, seq_len=64), "standard", "grouped")
     assert (plain.status, grouped.status, grouped.reason) == ("ok", "ok", None)
     assert grouped.checks
+
+
+def test_grouped_products_hold_no_table_of_choices_by_experts() -> None:
+    """1,024 choices among 1,024 experts: a table of them would be larger than all of the mixture's own tensors."""
+    t, k, D, experts = 256, 4, 16, 1024
+    chosen = torch.randn(t, experts).topk(k).indices
+    up, down = torch.randn(experts, D, D), torch.randn(experts, D, D)
+    x, weights = torch.randn(t, D), torch.full((t, k), 1 / k)
+    held = ExpertWeights(None, up, down, None, None, None)
+    with LiveTensors() as live:
+        out = others.grouped_experts(x, weights, chosen, held, "relu")
+    expected = torch.einsum("tkf,tkdf->td", torch.relu(torch.einsum("td,tkfd->tkf", x, up[chosen])), down[chosen]) / k
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert live.peak_bytes < 8 * t * k * D * 4
+
+
+@pytest.mark.parametrize("more", [{"zero_experts": 2}, {"capacity_factor": 1.0}, {"expert_capacity": 4}])
+def test_grouped_products_are_not_for_choices_that_no_expert_computes(more: dict[str, Any]) -> None:
+    """Their rows would never be written."""
+    moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=32, **more)
+    (row,) = rows(piece("moe"), setting(piece("moe"), small(ffn=moe)), "grouped")
+    assert (row.status, row.reason) == ("n/a", "grouped has an expert compute every choice of every token")
 
 
 # Planted faults
