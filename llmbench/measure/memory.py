@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Continued", "LiveTensors", "MemoryPeak", "peak_memory"]
+from llmbench.model.devices import taken_bytes
+
+__all__ = ["Continued", "LiveTensors", "MemoryPeak", "Replayed", "kept_bytes", "peak_memory"]
 
 
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,9 +58,35 @@ class Continued:
         self._go(kept, False)
 
 
+class Replayed:
+    """A call that is launched as a CUDA graph, or of which parts are, and the same call without one.
+
+    A graph was given its memory when it was captured, which a replay does not show: how much that is, the call without
+    a graph tells.
+    """
+
+    def __init__(self, replay: Callable[[], Any], eager: Callable[[], Any]) -> None:
+        self._replay, self.eager = replay, eager
+
+    def __call__(self) -> Any:
+        """Replay it."""
+        return self._replay()
+
+
+def kept_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
+    """What this process keeps of a device's memory: on a GPU all that torch cannot give back, graphs' own memory
+    included; on a CPU what is resident, 0 where no system tells."""
+    if device.type != "cuda":
+        return taken_bytes(device) or 0
+    cuda.empty_cache()
+    return int(cuda.memory_reserved(device))
+
+
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
     """Run `call` once, warmed up, and watch its memory. Of what a `Continued` call goes on from, that counts which is
-    kept, not what making it took. `cuda` is torch.cuda."""
+    kept, not what making it took; of a `Replayed` one, what it takes without a graph. `cuda` is torch.cuda."""
+    if isinstance(call, Replayed):
+        call = call.eager
     if not isinstance(call, Continued):
         return _peak(_nothing, call, device, cuda)
     call.end()

@@ -3,6 +3,7 @@ table."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from llmbench.bench.experiment import Ask, run
 from llmbench.bench.experiments import generate
-from llmbench.bench.experiments.generate import Case, Checks, group_of, need_bytes, parts, verdicts
+from llmbench.bench.experiments.generate import Case, Checks, Shared, group_of, need_bytes, parts, verdicts
 from llmbench.bench.serving import Server
 from llmbench.bench.variants import heads, model_of
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.kernels import launching
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
+from llmbench.measure.memory import peak_memory
 from llmbench.model import build
 from llmbench.model.generation import generate as generated
 from llmbench.model.implementations import implementation
@@ -28,7 +30,7 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import Gated, MoE, Router
 from llmbench.spec.mixer import LatentAttention, Mamba2, Mixer
 from llmbench.spec.model import ModelSpec
-from tests.bench.recorded import RecordedCuda
+from tests.bench.recorded import RecordedCuda, RecordedGraph
 
 CPU = torch.device("cpu")
 
@@ -123,6 +125,20 @@ def test_memory_is_weights_and_the_whole_cache_at_least() -> None:
     of = case(context=50)
     held = 4 * count_parameters(of.spec).total + kv_cache(of.spec, 51, batch=2, kv_dtype="fp32").bytes_total
     assert held < need_bytes(of, "sdpa") < 1.5 * held
+
+
+@pytest.mark.parametrize("phase", ["next token", "answer"])
+def test_memory_of_a_graph_is_that_of_its_step(phase: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No replay shows it: a graph was given its memory before."""
+    monkeypatch.setattr(generate, "Server", partial(Server, cuda=RecordedCuda()))
+    shared = Shared(case(phase=phase, new_tokens=8 if phase == "answer" else 1))
+    eager, graph = (shared.call("sdpa", graph=graph) for graph in (False, True))
+    graph()
+    monkeypatch.setattr(RecordedGraph, "replay", lambda graph: None)
+    assert peak_memory(graph, CPU) == peak_memory(eager, CPU)
+    monkeypatch.setattr(shared.server, "_pass", lambda tokens: pytest.fail("not replayed"))
+    if phase == "next token":
+        graph()
 
 
 def test_rows() -> None:

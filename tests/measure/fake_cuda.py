@@ -2,7 +2,7 @@
 
 Kernels take the time they say; launched one by one each waits for its launch first, replayed by a graph it does not.
 Only what the real one refuses in the same place is refused: a capture cannot wait for the GPU, and after one that broke
-off the allocator gives nothing back.
+off the allocator gives nothing back; and who waits hears that the context is `lost`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 GAP_S = 5e-6
 
@@ -23,7 +25,7 @@ class FakeCuda:
         self.capturing: list[float] | None = None
         self.allocated = self.peak = 1000
         self.log: list[str] = []
-        self.broken = False
+        self.broken = self.lost = False
         self.sync_debug_mode: int | str = 0
         fake = self
 
@@ -36,7 +38,7 @@ class FakeCuda:
                 self.at = fake.now_s
 
             def synchronize(self) -> None:
-                pass
+                fake.synchronize()
 
             def elapsed_time(self, end: Event) -> float:
                 return (end.at - self.at) * 1e3
@@ -107,6 +109,10 @@ class FakeCuda:
         """Wait, which a capture cannot."""
         if self.capturing is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+        if self.lost:
+            raise torch.AcceleratorError(
+                "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might"
+            )
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
@@ -138,6 +144,10 @@ class FakeCuda:
     def max_memory_allocated(self, device: Any) -> int:
         """At the peak."""
         return self.peak
+
+    def memory_reserved(self, device: Any) -> int:
+        """Now, in such blocks, for nothing is cached."""
+        return -(-self.allocated // 2**21) * 2**21
 
     def max_memory_reserved(self, device: Any) -> int:
         """In blocks of 2 MiB."""

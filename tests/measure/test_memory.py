@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmbench.measure.memory import Continued, LiveTensors, peak_memory
+from llmbench.measure.memory import Continued, LiveTensors, Replayed, kept_bytes, peak_memory
 from tests.measure.fake_cuda import FakeCuda
 from tests.oracles.training_memory import StorageTracker
 
@@ -146,6 +146,30 @@ def test_a_gpu_counts_what_is_gone_on_from() -> None:
 
     found = peak_memory(Continued(forward, backward), torch.device("cuda"), cuda=fake)
     assert (found.held_bytes, found.added_bytes) == (1000, 5000)
+
+
+def test_a_graph_has_the_memory_of_its_call() -> None:
+    """It was filled when it was captured; what is replayed asks for no more."""
+    fake = FakeCuda()
+
+    def eager() -> None:
+        fake.allocate(5000)
+        fake.allocate(-5000)
+
+    fake.allocate(5000)  # the capture's
+    replay = Replayed(lambda: fake.log.append("replayed"), eager)
+    found = peak_memory(replay, torch.device("cuda"), cuda=fake)
+    assert (found.held_bytes, found.added_bytes) == (6000, 5000)
+    replay()
+    assert fake.log.count("replayed") == 1
+
+
+def test_what_is_kept_is_what_others_cannot_have() -> None:
+    fake = FakeCuda()
+    fake.allocate(3 * 2**20)
+    assert kept_bytes(torch.device("cuda"), cuda=fake) == 4 * 2**20
+    assert fake.log == ["empty_cache"]
+    assert kept_bytes(CPU) > 2**20  # Python and torch at least
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from llmbench.kernels.accuracy import Verdict, held
 from llmbench.measure.anchors import Anchors, Bandwidth
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival
+from llmbench.measure.memory import Replayed
 from llmbench.measure.results import Scalar
 from llmbench.model.create import build, parameter_bytes
 from llmbench.model.formats import DTYPES
@@ -148,11 +149,15 @@ class Shared:
                 server.start(case.context)  # again and again after as many tokens
                 server.next()
 
-            timed = server.by(how, step)
-            return server.captured(timed) if graph else timed
+            eager = server.by(how, step)
+            return Replayed(server.captured(eager), eager) if graph else eager
+
+        def answered(following: Call) -> Call:
+            return server.by(how, partial(server.answer, case.new_tokens, following))
+
+        eager = answered(server.next)
         server.by(how, server.first)()
-        following = server.captured(server.by(how, server.next)) if graph else server.next
-        return server.by(how, partial(server.answer, case.new_tokens, following))
+        return Replayed(answered(server.captured(server.by(how, server.next))), eager) if graph else eager
 
 
 def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Group:
