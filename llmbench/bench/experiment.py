@@ -7,18 +7,20 @@ machine was found to be able to do, and are let go before the next. Nothing that
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from llmbench.bench.figures import Yardsticks
-from llmbench.bench.ranks import ALONE, Follower, Processes, Ranks
+from llmbench.bench.ranks import ALONE, Follower, Processes, RankedClock, Ranks
 from llmbench.errors import CannotRunError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call, Clock, CudaClock
 from llmbench.measure.gate import Rival, measured
+from llmbench.measure.lost import LostError
 from llmbench.measure.results import Key, Row, Scalar, Store
 from llmbench.model.formats import Format
 from llmbench.report.document import Table, Unit
@@ -132,44 +134,50 @@ def run(
     """Rows as they come, in the store before they are yielded. `started` hears of a group before it is timed.
 
     A group that the store has whole is left out, and its old rows are not yielded; of one that was broken off, every
-    rival is timed again, because rivals are compared side by side. Whoever stops iterating, or is interrupted, loses
-    only the rows of the group at hand. Raises CannotRunError where a kernel took the GPU's context with it.
+    rival is timed again, because rivals are compared side by side: all but one that ended a session, which would end
+    this one too. Whoever stops iterating, or is interrupted, loses only the rows of the group at hand. Raises
+    CannotRunError where a rival took the GPU's context or other ranks with it: its own row is the last.
     """
-    done = set() if store is None else store.done
+    done, never = (set(), set()) if store is None else (store.done, store.ended_session)
     for group in groups:
         if all(key in done for key in group.row_keys()):
             continue
         started(group)
         try:
-            for row in _measured(group, clock, anchors):
+            for row in _measured(group, clock, anchors, never):
                 if store is not None:
                     store.write([row])
                 yield row
             gc.collect()
             if clock.device.type == "cuda":
-                torch.cuda.synchronize(clock.device)
+                clock.check_device()
                 torch.cuda.empty_cache()
-        except torch.AcceleratorError as problem:  # after an illegal access nothing runs in this process any more
+        except LostError as problem:
             where = ", ".join(f"{name} {value}" for name, value in group.case.items())
+            who = f"{problem.rival} at {where}" if problem.rival else where
             raise CannotRunError(
-                f"the GPU's context is lost ({str(problem).partition(chr(10))[0]}), at {where}",
+                f"{problem}, at {who}",
                 hint="what was measured before is in the file of --output; --resume goes on from there",
             ) from None
 
 
-def _measured(group: Group, clock: Clock, anchors: Anchors) -> Iterator[Row]:
+def _measured(group: Group, clock: Clock, anchors: Anchors, never: Set[Key]) -> Iterator[Row]:
+    ranks = clock.ranks if isinstance(clock, RankedClock) else ALONE
     try:
-        rivals = list(group.rivals(anchors))
+        rivals = list(ranks.agreed(partial(group.rivals, anchors)))
         assert [rival.name for rival in rivals] == list(group.names)
+    except LostError:
+        raise
     except Exception as problem:  # none can be made: each says so
         rivals = [Rival(name=name, prepare=_raising(problem)) for name in group.names]
     if isinstance(clock, CudaClock) and not group.graphs:
         clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)
     yield from measured(
-        rivals,
+        [rival for rival, key in zip(rivals, group.row_keys(), strict=True) if key not in never],
         experiment=group.experiment,
         case=group.case,
         clock=clock,
+        company=ranks,
         energy=group.energy,
         attention=group.attention,
         **asdict(group.pace),

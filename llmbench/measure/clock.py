@@ -21,6 +21,7 @@ import torch
 from llmbench.errors import CannotRunError
 from llmbench.kernels.accuracy import tf32_products
 from llmbench.measure.graphs import captured
+from llmbench.measure.lost import LostError, running
 from llmbench.measure.measurement import ClockKind, Measurement, quantile
 from llmbench.measure.meeting import meeting
 from llmbench.measure.telemetry import watching
@@ -83,6 +84,10 @@ class Clock(Protocol):
         """Make rivals ready, all in the same way."""
         ...
 
+    def check_device(self) -> None:
+        """Raise LostError where the device does nothing any more, whoever asks it to."""
+        ...
+
 
 def clock_for(device: torch.device, *, threads: int | None = None, graphs: Graphs = "auto") -> Clock:
     """The clock of a device: `threads` for a CPU, `graphs` for a GPU."""
@@ -104,19 +109,23 @@ def compare(
     Each is called at least once, and for `warmup_s` seconds, before anything counts. Then come rounds of one sample of
     each, every other round backwards, until `budget_s` seconds have gone and each has `min_samples`, or `max_samples`.
     A rival that raises ends the comparison with its error; where `failed` is given, it is put there by its name and the
-    others go on.
+    others go on. Raises LostError, with the rival's name, where they cannot.
     """
     left = dict(calls)
 
     def tried(name: str, action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except Exception as problem:
-            if failed is None:
+        with running(name):
+            try:
+                return action()
+            except LostError:
                 raise
-            failed[name] = problem.with_traceback(None)  # which would keep the tensors of the failed call alive
-            del left[name]
-            return None
+            except Exception as problem:
+                if failed is None:
+                    raise
+                failed[name] = problem.with_traceback(None)  # which would keep the tensors of the failed call alive
+                del left[name]
+                clock.check_device()
+                return None
 
     with clock.session(), watching(clock.device) as watch:
         warm = {name: tried(name, partial(_warm, clock, call, warmup_s)) for name, call in calls.items()}
@@ -197,6 +206,9 @@ class CpuClock:
         meet = meeting(self.threads)
         return {name: self._stopwatch(rival, meet) for name, rival in rivals.items()}
 
+    def check_device(self) -> None:
+        """A CPU that is lost asks nobody."""
+
     def _stopwatch(self, rival: Warm, meet: Callable[[], float] | None) -> Stopwatch:
         count = math.ceil(self.sample_s / max(rival.fastest_s, 1e-8))
         waits: list[float] = []
@@ -244,7 +256,7 @@ class CudaClock:
     def session(self) -> Iterator[None]:
         """The device is current; nothing from before is still running; products of fp32 are tf32, for all."""
         with self.cuda.device(self.device), tf32_products(self.device):
-            self.cuda.synchronize(self.device)
+            self.check_device()
             yield
 
     def once(self, call: Call) -> float:
@@ -271,10 +283,23 @@ class CudaClock:
                 notes = (str(problem),)
         return {name: self._stopwatch(rival.call, "cuda-events", notes) for name, rival in rivals.items()}
 
+    def check_device(self) -> None:
+        """After an illegal access, for one, every call of the driver fails."""
+        try:
+            self.cuda.synchronize(self.device)
+        except RuntimeError as problem:
+            raise LostError(f"the GPU's context is lost ({str(problem).partition(chr(10))[0]})") from None
+
     def _stopwatch(self, call: Call, kind: ClockKind, notes: tuple[str, ...]) -> Stopwatch:
         return Stopwatch(sample=lambda: self.once(call), kind=kind, cold=True, notes=notes)
 
     def _captured(self, name: str, call: Call) -> Call:
-        replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
-        replay()
+        with running(name):
+            try:
+                replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
+                replay()
+                self.cuda.synchronize(self.device)  # what it does wrong is its own, and not the next one's
+            except Exception:
+                self.check_device()
+                raise
         return replay

@@ -2,8 +2,8 @@
 
 A rival that computes something else is a row "INCORRECT" without a time; one that has no room is "OOM" with what it
 should have needed; one that this machine or this shape does not have is "n/a" with the reason; anything else that goes
-wrong is "FAILED". No row ends a sweep. Rows of rivals that cannot be timed come at once, so that an interruption leaves
-them in the file.
+wrong is "FAILED". No row ends a sweep, but that of a rival which takes the GPU or other ranks with it. Rows of rivals
+that cannot be timed come at once, so that an interruption leaves them in the file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -21,12 +22,15 @@ from llmbench.measure.clock import Call, Clock, compare
 from llmbench.measure.energy import Energy, energy_of
 from llmbench.measure.graphs import captured
 from llmbench.measure.launches import attention_kernels
+from llmbench.measure.lost import LostError, running
 from llmbench.measure.measurement import Measurement
-from llmbench.measure.memory import peak_memory
-from llmbench.measure.results import Check, Row, Scalar, Status
+from llmbench.measure.memory import kept_bytes, peak_memory
+from llmbench.measure.results import ENDED_SESSION, Check, Row, Scalar, Status
 from llmbench.model.devices import free_bytes
 
-__all__ = ["ADDRESSABLE_BYTES", "Rival", "measured"]
+__all__ = ["ADDRESSABLE_BYTES", "Company", "Fault", "Rival", "fault_of", "measured"]
+
+T = TypeVar("T")
 
 ADDRESSABLE_BYTES = 2**57
 """As much as the widest addresses of today reach (five levels of pages on x86-64); sizes beyond overflow in torch."""
@@ -52,21 +56,51 @@ class Rival:
     figures: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+class Company(Protocol):
+    """Who measures the same at the same time; `processes` of them share this one's memory."""
+
+    @property
+    def processes(self) -> int:
+        """This one among them."""
+        ...
+
+    def agreed(self, action: Callable[[], T]) -> T:
+        """What `action` gives. Where it raises for anyone, it raises for all."""
+        ...
+
+
+class _Alone:
+    """Nobody."""
+
+    processes = 1
+
+    def agreed(self, action: Callable[[], T]) -> T:
+        return action()
+
+
+_ALONE: Company = _Alone()
+
+
 def measured(
     rivals: Sequence[Rival],
     *,
     experiment: str,
     case: Mapping[str, Scalar],
     clock: Clock,
+    company: Company = _ALONE,
     budget_s: float = 1.0,
     energy: bool = False,
     attention: bool = False,
     **sampling: Any,
 ) -> Iterator[Row]:
     """A row for every rival, those without a time first. `budget_s` is that of all together; `sampling` goes on to
-    `clock.compare`. With `energy` each runs for a second more, with `attention` the attention kernels are named."""
+    `clock.compare`. With `energy` each runs for a second more, with `attention` the attention kernels are named.
 
-    def row(rival: Rival, status: Status, **found: Any) -> Row:
+    Raises LostError where a rival takes the GPU or other ranks with it: the last row is its own then, and of those that
+    were still to be timed there is none.
+    """
+
+    def row(rival: Rival, status: Status, figures: Mapping[str, Scalar] | None = None, **found: Any) -> Row:
         return Row(
             experiment=experiment,
             case=dict(case),
@@ -76,77 +110,132 @@ def measured(
             work_flops=rival.work_flops,
             work_bytes=rival.work_bytes,
             predicted_s=rival.predicted_s,
-            figures=dict(rival.figures),
+            figures={**rival.figures, **(figures or {})},
             **found,
         )
 
     calls: dict[str, Call] = {}
     found: dict[str, dict[str, Any]] = {}
-    for rival in rivals:
-        with tf32_products(clock.device):
-            passed = _passed(rival, clock.device, attention)
-        if isinstance(passed, _Fault):
-            yield row(rival, passed.status, reason=passed.reason, checks=passed.checks)
-        else:
-            calls[rival.name], found[rival.name] = passed
+    kept: dict[str, int] = {}
     failed: dict[str, Exception] = {}
-    times = compare(calls, clock=clock, budget_s=budget_s, failed=failed, **sampling)
-    for rival in rivals:
-        if rival.name in failed:
-            fault = _fault(failed.pop(rival.name), ())
-            yield row(rival, fault.status, reason=fault.reason, **found[rival.name])
-        elif rival.name in times:
-            joules = _energy(calls[rival.name], times[rival.name], clock.device) if energy else None
-            yield row(rival, "ok", measurement=times[rival.name], energy=joules, **found[rival.name])
+    try:
+        for rival in rivals:
+            before = kept_bytes(clock.device)
+            with tf32_products(clock.device), running(rival.name):
+                passed = _passed(rival, clock, attention, company)
+            if isinstance(passed, Fault):
+                fault = passed.beside(sum(kept.values()))
+                yield row(rival, fault.status, reason=fault.reason, checks=fault.checks)
+            else:
+                calls[rival.name], found[rival.name] = passed
+                kept[rival.name] = max(kept_bytes(clock.device) - before, 0)
+        times = compare(calls, clock=clock, budget_s=budget_s, failed=failed, **sampling)
+        for rival in rivals:
+            if rival.name in failed:
+                others = sum(amount for name, amount in kept.items() if name != rival.name)
+                fault = fault_of(failed.pop(rival.name)).beside(others)
+                yield row(rival, fault.status, reason=fault.reason, **found[rival.name])
+            elif rival.name in times:
+                with running(rival.name):
+                    joules = _energy(calls[rival.name], times[rival.name], clock) if energy else None
+                yield row(rival, "ok", measurement=times[rival.name], energy=joules, **found[rival.name])
+    except LostError as problem:
+        for rival in rivals:
+            if rival.name == problem.rival:
+                ended: dict[str, Scalar] = {ENDED_SESSION: True}
+                yield row(rival, "FAILED", figures=ended, reason=str(problem), **found.get(rival.name, {}))
+        raise
 
 
-def _energy(call: Call, timed: Measurement, device: torch.device) -> Energy | None:
+def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
     """Joules of a call, launched as it was timed; None where that cannot be known."""
+    device = clock.device
     with tf32_products(device):
         try:
             return energy_of(captured(call, device, "it") if timed.clock == "cuda-graph" else call, device)
         except CannotRunError:  # a graph held it before, and no longer does
             return None
+        except Exception:
+            clock.check_device()
+            raise
 
 
-class _Fault(NamedTuple):
+class Fault(NamedTuple):
     """Why a rival has no time."""
 
     status: Status
     reason: str
     checks: tuple[Check, ...] = ()
 
+    def beside(self, kept: int) -> Fault:
+        """The same, where rivals before it kept so many bytes: to be timed in turn, all are ready at once."""
+        if self.status != "OOM" or not kept:
+            return self
+        return self._replace(reason=f"{self.reason}; rivals beside it kept {kept:,} bytes")
 
-def _passed(rival: Rival, device: torch.device, attention: bool) -> tuple[Call, dict[str, Any]] | _Fault:
-    """The rival's call and what is known of it, once it is right and has run."""
+
+class _WrongError(Exception):
+    """An implementation is not what it should be: some of these checks failed."""
+
+    def __init__(self, checks: tuple[Check, ...]) -> None:
+        super().__init__(checks)
+        self.checks = checks
+
+
+def _passed(rival: Rival, clock: Clock, attention: bool, company: Company) -> tuple[Call, dict[str, Any]] | Fault:
+    """The rival's call and what is known of it, once it is right and has run. Every step is agreed upon before the
+    next: whoever goes on alone would wait for the others in a step that they never come to."""
+    device, agreed = clock.device, company.agreed
     checks: tuple[Check, ...] = ()
     try:
-        if rival.need_bytes is not None:
-            if rival.need_bytes >= ADDRESSABLE_BYTES:
-                return _Fault("OOM", "not tried: no machine addresses so much")
-            free = free_bytes(device) if device.type == "cpu" else None
-            if free is not None and rival.need_bytes > free:
-                # Linux gives what it does not have, and ends the process that uses it
-                return _Fault("OOM", f"not tried: {free:,} bytes are free")
-        if rival.check is not None:
-            checks = tuple(Check.of(verdict) for verdict in rival.check())
-            if not all(check.passed for check in checks):
-                return _Fault("INCORRECT", _faults(checks), checks)
-        call = rival.prepare()
-        call()  # compiles, tunes, fills pools
-        memory = peak_memory(call, device)
-        kernels = attention_kernels(call, device) if attention else ()
+        agreed(partial(_refuse_too_large, rival.need_bytes, device, company.processes))
+        checks = agreed(partial(_checked, rival))
+        call = agreed(rival.prepare)
+        agreed(call)  # compiles, tunes, fills pools
+        memory = agreed(partial(peak_memory, call, device))
+        kernels = agreed(partial(attention_kernels, call, device)) if attention else ()
         return call, {"checks": checks, "memory": memory, "kernels": kernels}
+    except LostError:
+        raise
     except Exception as problem:
-        fault = _fault(problem, checks)
-        if fault.status == "OOM" and rival.check is not None and not checks:
-            fault = fault._replace(reason=f"in its check, in fp64: {fault.reason}")
+        fault = fault_of(problem)
+        fault = fault._replace(checks=fault.checks or checks)
     # outside, where the error is gone, and with it the frames that kept its tensors
+    clock.check_device()
     if fault.status == "OOM":
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return fault
+
+
+def _refuse_too_large(need_bytes: int | None, device: torch.device, processes: int) -> None:
+    """Raise MemoryError for what so many processes cannot have at once. What a GPU has no room for does no harm."""
+    if need_bytes is None:
+        return
+    if need_bytes >= ADDRESSABLE_BYTES:
+        raise MemoryError("not tried: no machine addresses so much")
+    free = free_bytes(device) if device.type == "cpu" else None
+    if free is not None and need_bytes * processes > free:
+        # Linux gives what it does not have, and ends the process that uses it
+        shared = f" for {processes} processes" if processes > 1 else ""
+        raise MemoryError(f"not tried: {free:,} bytes are free{shared}")
+
+
+def _checked(rival: Rival) -> tuple[Check, ...]:
+    """What its check found. Raises _WrongError where that is a fault."""
+    if rival.check is None:
+        return ()
+    try:
+        checks = tuple(Check.of(verdict) for verdict in rival.check())
+    except Exception as problem:
+        fault = fault_of(problem)
+        if fault.status == "OOM":
+            raise MemoryError(f"in its check, in fp64: {fault.reason}") from None
+        raise
+    if not all(check.passed for check in checks):
+        raise _WrongError(checks)
+    return checks
 
 
 def _faults(checks: Sequence[Check], most: int = 3) -> str:
@@ -165,11 +254,15 @@ NO_ROOM = (
 """How RuntimeErrors say that memory is short, where it is not torch's own allocator that says so."""
 
 
-def _fault(problem: Exception, checks: tuple[Check, ...]) -> _Fault:
-    """What an error means for a row."""
+def fault_of(problem: Exception) -> Fault:
+    """What an error means for a row, with the notes that were added to it."""
+    notes = getattr(problem, "__notes__", ())
+    if isinstance(problem, _WrongError):
+        return Fault("INCORRECT", "; ".join((_faults(problem.checks), *notes)), problem.checks)
     text = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    text = "; ".join((text, *notes))
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(problem) for sign in NO_ROOM):
-        return _Fault("OOM", text, checks)
+        return Fault("OOM", text)
     if isinstance(problem, (UnsupportedError, CannotRunError, NotImplementedError)):
-        return _Fault("n/a", text, checks)
-    return _Fault("FAILED", f"{type(problem).__name__}: {text}", checks)
+        return Fault("n/a", text)
+    return Fault("FAILED", f"{type(problem).__name__}: {text}")

@@ -23,6 +23,7 @@ from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 
 __all__ = [
+    "ENDED_SESSION",
     "SCHEMA",
     "Check",
     "Damage",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 SCHEMA = "llmbench.results/1"
+
+ENDED_SESSION = "ended_session"
+"""The figure of a row that was the last of its session, because the rival took the GPU or other ranks with it."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
@@ -115,6 +119,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     def key(self) -> Key:
         """What it is about."""
         return self.experiment, tuple(sorted(self.case.items())), self.implementation
+
+    @property
+    def ended_session(self) -> bool:
+        """Whether nothing could be measured after it."""
+        return self.figures.get(ENDED_SESSION) is True
 
     @property
     def seconds(self) -> float | None:
@@ -253,9 +262,16 @@ class Store:
 
     @property
     def done(self) -> set[Key]:
-        """What need not be measured again: all that was settled. What failed may do better."""
+        """What need not be measured again: all that was settled. What failed may do better, unless it ended a session:
+        it would end each that tries it again."""
         rows = self.found.by_key().values() if self.found else ()
-        return {row.key for row in rows if row.status != "FAILED"}
+        return {row.key for row in rows if row.status != "FAILED"} | self.ended_session
+
+    @property
+    def ended_session(self) -> set[Key]:
+        """What must not be tried again."""
+        rows = self.found.by_key().values() if self.found else ()
+        return {row.key for row in rows if row.ended_session}
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows, all at once."""

@@ -16,6 +16,7 @@ from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival
+from llmbench.measure.lost import LostError
 from llmbench.measure.results import Header, Row, Store, read
 from tests.bench.test_pieces import anchors
 from tests.measure.rows import header
@@ -93,23 +94,88 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
         assert go(groups, store) == []
 
 
-def test_a_lost_gpu_ends_the_run_and_not_the_rows(tmp_path: Path) -> None:
-    """No group after it has a chance, and what a new process could do is not told to have failed."""
+class Losing(CpuClock):
+    """The clock of a GPU whose context a call can take, in a process of its own."""
 
-    class Lost(CpuClock):
-        times = 0
+    def __init__(self) -> None:
+        super().__init__(sample_s=1e-6)
+        self.lost = False
 
-        def session(self) -> Any:
-            self.times += 1
-            if self.times == 2:
-                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
-            return super().session()
+    def use(self) -> None:
+        """What every kernel does."""
+        if self.lost:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors")
 
-    groups = [group(0, "a"), group(1, "b"), group(2, "c")]
+    def check_device(self) -> None:
+        """As a GPU's clock does."""
+        try:
+            self.use()
+        except RuntimeError:
+            raise LostError("the GPU's context is lost (an illegal access)") from None
+
+    def losing(self, call: int) -> Callable[[], None]:
+        """A kernel that takes the context in that call of its."""
+        counted = iter(range(1, 10**9))
+
+        def bad() -> None:
+            self.lost = self.lost or next(counted) == call
+            self.use()
+
+        return bad
+
+
+@pytest.mark.parametrize("call", [1, 4], ids=["gate", "clock"])
+def test_a_lost_gpu_ends_the_session_and_resuming_goes_on(tmp_path: Path, call: int) -> None:
+    """What takes the context is told by name and not tried again; no other rival is told to have failed."""
     path = tmp_path / "rows.jsonl"
-    with kept(path) as store, pytest.raises(CannotRunError, match=r"context is lost .*illegal.* at number 1"):
-        list(run(groups, clock=Lost(sample_s=1e-6), anchors=anchors(), store=store))
-    assert [row.implementation for row in read(path).rows] == ["a"]
+
+    def session(*, resume: bool) -> list[tuple[Any, str, str]]:
+        clock = Losing()
+
+        def group(number: int, *names: str) -> Group:
+            def rivals(_: Anchors) -> Sequence[Rival]:
+                calls = {name: clock.losing(call) if name == "bad" else clock.use for name in names}
+                return [Rival(name=name, prepare=lambda name=name: calls[name]) for name in names]
+
+            return Group(experiment="test", case={"number": number}, names=names, rivals=rivals, pace=PACE)
+
+        groups = [group(0, "a"), group(1, "b", "bad", "c"), group(2, "d")]
+        with kept(path, resume=resume) as store:
+            rows = run(groups, clock=clock, anchors=anchors(), store=store)
+            return [(row.case["number"], row.implementation, row.status) for row in rows]
+
+    with pytest.raises(CannotRunError, match=r"context is lost \(an illegal access\), at bad at number 1") as raised:
+        session(resume=False)
+    assert "--resume goes on" in str(raised.value.hint)
+    written = [(row.implementation, row.status, row.reason) for row in read(path).rows]
+    assert written == [("a", "ok", None), ("bad", "FAILED", "the GPU's context is lost (an illegal access)")]
+    assert session(resume=True) == [(1, "b", "ok"), (1, "c", "ok"), (2, "d", "ok")]
+    assert session(resume=True) == []
+
+
+def test_a_gpu_that_is_lost_between_groups_ends_the_run(tmp_path: Path) -> None:
+    """Nobody's doing: no row says so, and resuming tries all of it again."""
+    clock = Losing()
+
+    def lose(at: Group) -> None:
+        clock.lost = at.case["number"] == 1
+
+    def refuse(_: Anchors) -> Sequence[Rival]:
+        clock.check_device()
+        return [Rival(name="b", prepare=lambda: clock.use)]
+
+    second = Group(experiment="test", case={"number": 1}, names=("b",), rivals=refuse, pace=PACE)
+    with kept(tmp_path / "rows.jsonl") as store, pytest.raises(CannotRunError, match=r"context is lost .* at number 1"):
+        list(run([group(0, "a"), second], clock=clock, anchors=anchors(), store=store, started=lose))
+    assert [row.implementation for row in read(store.path).rows] == ["a"]
+
+
+def test_an_error_that_a_gpu_survives_ends_nothing() -> None:
+    def refused() -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+
+    rows = go([group(0, "a", calls=refused), group(1, "b")])
+    assert [(row.implementation, row.status) for row in rows] == [("a", "FAILED"), ("b", "ok")]
 
 
 def test_rows_are_in_the_file_before_they_are_seen(tmp_path: Path) -> None:

@@ -84,10 +84,22 @@ def test_what_one_rank_computes_wrongly_is_wrong(found: dict[str, Any]) -> None:
 def test_what_fails_on_one_rank_fails_on_all(found: dict[str, Any]) -> None:
     rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
     assert rows == {
-        "made": ("OOM", "no room on the second"),
-        "run": ("FAILED", "RuntimeError: another rank failed"),
+        "need": ("OOM", "not tried: no machine addresses so much; on rank 1"),
+        "check": ("FAILED", "RuntimeError: OddError: odd; on rank 1"),
+        "wrong": ("INCORRECT", "out: error 1.0e+00, budget 0.0e+00; on rank 1"),
+        "made": ("OOM", "no room; on rank 1"),
+        **dict.fromkeys(("first", "memory", "timed"), ("FAILED", "ValueError: broken; on rank 1")),
         "good": ("ok", None),
     }
+
+
+def test_ranks_that_are_no_longer_in_step_measure_no_more(found: dict[str, Any]) -> None:
+    """What the first still waits for would meet what the second does next."""
+    first, second = found["parted"]
+    assert first == second
+    assert first["rows"] == [["leaving", "FAILED", True]]
+    assert first["end"].startswith("ranks are no longer in step: rank 0: RuntimeError: ")
+    assert "; rank 1: ValueError: gone, at leaving" in first["end"]
 
 
 def test_collectives_are_right(found: dict[str, Any]) -> None:
@@ -118,8 +130,8 @@ def test_the_first_rank_alone_writes_and_answers(found: dict[str, Any]) -> None:
     assert len(results.headers) == 2
     assert len(results.rows) == len(results.by_key()) == 8  # resumed, and nothing measured again
     assert found["exists"] == 2
-    assert "is there already" in first_said
-    assert "is there already" in second_said
+    assert "which would be lost" in first_said
+    assert "which would be lost" in second_said
 
 
 def test_collectives_need_several_processes() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import loss_parallel
@@ -21,8 +24,10 @@ from llmbench.bench.sharding import shard
 from llmbench.bench.training import Trainer, Way, verdicts
 from llmbench.bench.variants import heads, model_of
 from llmbench.cli import run as command
+from llmbench.errors import CannotRunError
+from llmbench.kernels.accuracy import Verdict
 from llmbench.measure.anchors import Anchors, Sizes, measure_anchors
-from llmbench.measure.clock import Call, CpuClock
+from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival
 from llmbench.model import build
 from llmbench.model.decoder import Decoder
@@ -68,33 +73,75 @@ def uneven(ranks: Ranks) -> list[bool]:
         training.shard = right
 
 
+class OddError(Exception):
+    """One that other processes cannot be told as it is."""
+
+    def __init__(self, text: str, more: str) -> None:
+        super().__init__(text)
+
+
 def alone(ranks: Ranks, anchors: Anchors) -> list[Any]:
-    """Rows of rivals that the second rank alone cannot make, and cannot run."""
+    """Rows of rivals that fail on the second rank alone, each at another step, some before collectives that the first
+    rank would wait in."""
+    ones = torch.ones(10)
+
+    def good() -> None:
+        dist.all_reduce(ones)
+
+    def failing(problem: Exception, call: int = 0) -> Callable[[], Any]:
+        counted = iter(range(100))
+
+        def fail() -> list[Any]:
+            if next(counted) == call and ranks.rank == 1:
+                raise problem
+            return []
+
+        return fail
+
+    def wrong() -> list[Verdict]:
+        return [Verdict("out", 1.0, 0.0, 0.0, ranks.rank == 0)]
 
     def rivals(anchors: Anchors) -> list[Rival]:
-        def no_room() -> Call:
-            if ranks.rank == 1:
-                raise torch.OutOfMemoryError("no room on the second")
-            return lambda: None
-
-        def broken() -> Call:
-            made = iter(range(3))
-
-            def call() -> None:
-                if next(made) == 2 and ranks.rank == 1:
-                    raise ValueError("broken")
-
-            return call
-
+        no_room, odd = torch.OutOfMemoryError("no room"), OddError("odd", "more")
         return [
-            Rival(name="made", prepare=lambda: ranks.agreed(no_room)),
-            Rival(name="run", prepare=broken),
-            Rival(name="good", prepare=lambda: lambda: None),
+            Rival(name="need", prepare=lambda: good, need_bytes=2**60 * ranks.rank),
+            Rival(name="check", prepare=lambda: good, check=failing(odd)),
+            Rival(name="wrong", prepare=lambda: good, check=wrong),
+            Rival(name="made", prepare=failing(no_room)),
+            Rival(name="first", prepare=lambda: failing(ValueError("broken"))),
+            Rival(name="memory", prepare=lambda: failing(ValueError("broken"), 1)),
+            Rival(name="timed", prepare=lambda: failing(ValueError("broken"), 2)),
+            Rival(name="good", prepare=lambda: good),
         ]
 
+    names = ["need", "check", "wrong", "made", "first", "memory", "timed", "good"]
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
-    group = Group(experiment="faults", case={}, names=["made", "run", "good"], rivals=rivals, pace=pace)
-    return rows_of([group], ranks, anchors)
+    return rows_of([Group(experiment="faults", case={}, names=names, rivals=rivals, pace=pace)], ranks, anchors)
+
+
+def parted(ranks: Ranks, anchors: Anchors) -> dict[str, Any]:
+    """Rows of this rank, and how they end, where the second rank leaves a collective that the first waits in."""
+    impatient = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    ones, counted = torch.ones(10), iter(range(100))
+
+    def leaving() -> None:
+        if next(counted) == 2 and ranks.rank == 1:
+            raise ValueError("gone")
+        dist.all_reduce(ones, group=impatient)
+
+    def rivals(anchors: Anchors) -> list[Rival]:
+        calls = {"good": lambda: dist.all_reduce(ones), "leaving": leaving}
+        return [Rival(name=name, prepare=lambda call=call: call) for name, call in calls.items()]
+
+    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
+    group = Group(experiment="parted", case={}, names=["good", "leaving"], rivals=rivals, pace=pace)
+    found: list[Any] = []
+    try:
+        for row in run([group, group], clock=ranks.clock(CPU), anchors=anchors):
+            found.append([row.implementation, row.status, row.ended_session])
+    except CannotRunError as problem:
+        return {"rows": found, "end": str(problem)}
+    return {"rows": found, "end": None}
 
 
 def main(out: str) -> None:
@@ -110,6 +157,7 @@ def main(out: str) -> None:
         "sent": sent(ranks),
         "uneven": uneven(ranks),
         "faults": alone(ranks, anchors),
+        "parted": ranks.gathered(parted(ranks, anchors)),
     }
     local = Trainer(build(SPEC), *[SETTING.tokens(98, 4, 24)] * 2, sharding="fsdp", ranks=ranks)
     found["local_parameters"] = ranks.gathered(sum(each.to_local().numel() for each in local.parameters))

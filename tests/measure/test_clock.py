@@ -20,6 +20,7 @@ from torch.utils.benchmark import Timer
 from llmbench.errors import CannotRunError
 from llmbench.measure import clock as clocks
 from llmbench.measure.clock import Clock, CpuClock, CudaClock, clock_for, compare
+from llmbench.measure.lost import LostError
 from llmbench.measure.measurement import ratio
 from tests.measure.fake_cuda import GAP_S, FakeCuda
 
@@ -217,6 +218,26 @@ def test_short_calls_are_timed_as_graphs_and_so_are_their_rivals() -> None:
     assert {each.clock for each in found.values()} == {"cuda-graph"}
     never = compare(calls, clock=on_fake(fake, graphs="never"), warmup_s=0, budget_s=0)
     assert never["short"].median_s == pytest.approx(4 * (20e-6 + GAP_S))
+
+
+@pytest.mark.parametrize(("graphs", "at"), [("never", 1), ("never", 2), ("auto", 3)], ids=["warm", "sample", "capture"])
+def test_a_lost_gpu_is_laid_to_who_lost_it(graphs: Any, at: int) -> None:
+    """And not to who has the next turn."""
+    fake = FakeCuda()
+    kernel, calls = fake.kernels(1, 1e-6), iter(range(1, 100))
+
+    def bad() -> None:
+        kernel()
+        if next(calls) == at:
+            fake.lost = True
+
+    clock, failed = on_fake(fake, graphs=graphs), dict[str, Exception]()
+    with pytest.raises(
+        LostError, match=r"context is lost \(CUDA error: an illegal memory access was encountered\)$"
+    ) as lost:
+        compare({"good": kernel, "bad": bad}, clock=clock, warmup_s=0, budget_s=0, failed=failed)
+    assert lost.value.rival == "bad"
+    assert "good" not in failed
 
 
 def test_what_no_graph_holds_is_said_by_all() -> None:

@@ -170,7 +170,7 @@ def test_joules_are_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "energy_of", lambda call, device: call)
     for kind, launched in (("cuda-graph", "graph of it"), ("cuda-events", "it")):
         timed = Measurement(samples_s=(1.0,), clock=kind)  # type: ignore[arg-type]
-        assert gate._energy("it", timed, torch.device("cpu")) == launched  # type: ignore[arg-type,comparison-overlap]
+        assert gate._energy("it", timed, CLOCK) == launched  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_what_a_cpu_has_no_room_for_is_not_tried() -> None:
@@ -178,6 +178,86 @@ def test_what_a_cpu_has_no_room_for_is_not_tried() -> None:
     found = rows(Rival(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
     assert found["vast"].status == "OOM"
     assert (found["vast"].reason or "").startswith("not tried: ")
+
+
+class Pair:
+    """Two processes of one machine; what this one does the other does too, up to a point."""
+
+    processes = 2
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.steps, self.broken = 0, broken
+
+    def agreed(self, action: Callable[[], Any]) -> Any:
+        """What it does here, if the other can."""
+        found = action()
+        self.steps += 1
+        if self.steps == self.broken:
+            raise RuntimeError("the other failed")
+        return found
+
+
+def test_what_processes_need_together_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "free_bytes", lambda device: 1500)
+    fits = Rival(name="fits", prepare=lambda: lambda: None, need_bytes=1000)
+    assert rows(fits)["fits"].status == "ok"
+    row = rows(fits, company=Pair())["fits"]
+    assert (row.status, row.reason) == ("OOM", "not tried: 1,500 bytes are free for 2 processes")
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_no_step_is_gone_on_from_alone(step: int) -> None:
+    """Room, check, prepare, call, memory, kernels."""
+    done: list[str] = []
+
+    def call() -> None:
+        done.append("call")
+
+    def prepare() -> Callable[[], None]:
+        done.append("prepare")
+        return call
+
+    def check() -> list[Any]:
+        done.append("check")
+        return []
+
+    one = Rival(name="one", prepare=prepare, check=check)
+    row = rows(one, company=Pair(step), attention=True)["one"]
+    assert (row.status, row.reason) == ("FAILED", "RuntimeError: the other failed")
+    assert done == ["check", "prepare", "call", "call", "call"][: step - 1]
+
+
+def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"bytes": 100}
+    monkeypatch.setattr(gate, "kept_bytes", lambda device: held["bytes"])
+    no_room = torch.OutOfMemoryError("Tried to allocate 20 GiB")
+    calls = iter(range(100))
+
+    def keeping(amount: int, call: Callable[[], Any] = lambda: None) -> Callable[[], Callable[[], Any]]:
+        def prepare() -> Callable[[], Any]:
+            held["bytes"] += amount
+            return call
+
+        return prepare
+
+    def full_at_last() -> None:
+        if next(calls) == 2:
+            raise no_room
+
+    found = rows(
+        Rival(name="first", prepare=raising(no_room)),
+        Rival(name="a", prepare=keeping(3000)),
+        Rival(name="b", prepare=keeping(4000, full_at_last)),
+        Rival(name="vast", prepare=raising(no_room)),
+        Rival(name="odd", prepare=raising(ValueError("odd"))),
+    )
+    assert {name: row.reason for name, row in found.items()} == {
+        "first": "Tried to allocate 20 GiB",
+        "a": None,
+        "b": "Tried to allocate 20 GiB; rivals beside it kept 3,000 bytes",
+        "vast": "Tried to allocate 20 GiB; rivals beside it kept 7,000 bytes",
+        "odd": "ValueError: odd",
+    }
 
 
 def test_failing_at_last_is_a_row_too() -> None:

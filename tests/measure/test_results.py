@@ -19,7 +19,7 @@ from llmbench.kernels.accuracy import Verdict
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
-from llmbench.measure.results import SCHEMA, Check, Line, Row, Store, read
+from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, Store, read
 from llmbench.measure.telemetry import Conditions
 from tests.measure.rows import PLACE, anchors, header, row, timed
 
@@ -206,8 +206,10 @@ def test_what_is_done_and_what_failed(tmp_path: Path) -> None:
         assert store.done == set()
         store.write([row("a"), row("b", status="OOM"), row("c", status="FAILED"), row("d", status="INCORRECT")])
         store.write([row("a", 5.0)])
+        store.write([row("e", status="FAILED", figures={ENDED_SESSION: True})])
     with Store(path, header(), resume=True) as store:
-        assert {key[2] for key in store.done} == {"a", "b", "d"}
+        assert {key[2] for key in store.done} == {"a", "b", "d", "e"}
+        assert {key[2] for key in store.ended_session} == {"e"}
     assert read(path).by_key()[row("a").key].seconds == 5.0  # measured again
 
 
