@@ -154,9 +154,9 @@ def run(
                 torch.cuda.empty_cache()
         except LostError as problem:
             where = ", ".join(f"{name} {value}" for name, value in group.case.items())
-            who = f"{problem.rival} at {where}" if problem.rival else where
+            place = " at ".join(filter(None, (problem.rival, where)))
             raise CannotRunError(
-                f"{problem}, at {who}",
+                f"{problem}, at {place}",
                 hint="what was measured before is in the file of --output; --resume goes on from there",
             ) from None
 
