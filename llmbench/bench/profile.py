@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-import torch
-
 from llmbench.bench.by_kernel import OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.experiment import FULL, Pace, run
 from llmbench.bench.figures import Yardsticks
-from llmbench.bench.others import WAYS
-from llmbench.bench.rivals import COMPILED, call_of, check_passes, known_name, piece_group, way_of
+from llmbench.bench.rivals import (
+    COMPILED,
+    alike,
+    call_of,
+    check_passes,
+    implementation_of,
+    known_name,
+    piece_group,
+    way_of,
+)
 from llmbench.bench.setting import Piece, Setting
-from llmbench.errors import LLMBenchError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import Clock, clock_for
 from llmbench.measure.environment import Environment, environment
 from llmbench.measure.results import Row
 from llmbench.model.devices import device_of
 from llmbench.model.formats import Format
-from llmbench.model.implementations import implementation
 from llmbench.model.implementations.kernels import on_a_cpu
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.work import Pass
@@ -83,12 +88,18 @@ def setting_of(
     return setting, notes
 
 
-def chosen(piece: Piece, impl: str | None, device: torch.device) -> list[str]:
-    """The rivals: what was asked for or is usual there, and plain torch. Raises UnknownNameError for no known name."""
-    usual = piece.impl if device.type == "cuda" else piece.cpu_impl
-    name = impl or usual or "standard"
-    known_name(name)
-    return list(dict.fromkeys([name, "standard"]))
+def chosen(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
+    """The rivals: what was asked for, or is usual there and is not plain torch by another name, and plain torch. Raises
+    UnknownNameError for no known name."""
+    if impl is not None:
+        known_name(impl)
+        return list(dict.fromkeys([impl, "standard"]))
+    usual = (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
+    try:
+        plain = alike(piece, setting, usual)
+    except CannotRunError:  # its row says so
+        plain = False
+    return ["standard"] if plain else list(dict.fromkeys([usual, "standard"]))
 
 
 def profile(
@@ -147,7 +158,7 @@ def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
     # Of a backward pass by itself nothing would tell which forward it is of.
     whole = setting.but(of="both") if setting.backward else setting
     with in_ranges(made.model) as ranged:
-        how = ranged(WAYS[name]() if name in WAYS else implementation(name))
+        how = ranged(implementation_of(name))
 
         def run_ranged(**inputs: object) -> object:
             return made.run(how, **inputs)

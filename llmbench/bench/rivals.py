@@ -14,22 +14,26 @@ from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.bench.experiment import Group, Pace
 from llmbench.bench.others import WAYS
 from llmbench.bench.passes import one_pass
+from llmbench.bench.pieces.parts import layer_of_each_kind
 from llmbench.bench.setting import Made, Piece, Setting
-from llmbench.errors import LLMBenchError, unknown
+from llmbench.errors import CannotRunError, LLMBenchError, unknown
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import ADDRESSABLE_BYTES, Rival
 from llmbench.measure.results import Scalar
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
+from llmbench.model.implementations.kinds import Implementation
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.sizing.work import need_bytes
 
 __all__ = [
     "COMPILED",
     "Entry",
+    "alike",
     "call_of",
     "check_passes",
     "entry_group",
+    "implementation_of",
     "known_name",
     "piece_group",
     "way_of",
@@ -85,7 +89,13 @@ def _rivals(entries: Sequence[Entry], anchors: Anchors) -> list[Rival]:
 
 def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     piece, setting, name = entry.piece, entry.setting, entry.impl
-    way = cache(partial(way_of, name))
+
+    @cache
+    def way() -> Way:
+        if alike(piece, setting, name):
+            raise CannotRunError(f"{name} computes nothing of {piece.name} in a way of its own", hint="use standard")
+        return way_of(name)
+
     impl = STANDARD.name if name == COMPILED else name
     must = piece.work(setting)
     limits = anchors.limits(piece.bandwidth)
@@ -127,8 +137,42 @@ def way_of(name: str) -> Way:
     """The way of that name: an implementation's, or plain torch compiled."""
     if name == COMPILED:
         return lambda run: compiled(partial(run, STANDARD))
-    chosen = WAYS[name]() if name in WAYS else implementation(name)
+    chosen = implementation_of(name)
     return lambda run: partial(run, chosen)
+
+
+def implementation_of(name: str) -> Implementation:
+    """The functions of that name."""
+    return WAYS[name]() if name in WAYS else implementation(name)
+
+
+def alike(piece: Piece, setting: Setting, name: str) -> bool:
+    """Whether that way is plain torch by another name: whether all that the piece asks of an implementation is plain
+    torch's in it. Raises CannotRunError where there is no such implementation here."""
+    if name in (STANDARD.name, COMPILED):
+        return False
+    its = implementation_of(name)
+    return all(getattr(its, each) is getattr(STANDARD, each) for each in _asked(piece, setting))
+
+
+def _asked(piece: Piece, setting: Setting) -> set[str]:
+    """What the piece asks of an implementation, found on a few tokens of a layer of each kind, which take no time."""
+    few, asked = min(setting.seq_len, 16), _Asked()
+    at = setting.but(spec=layer_of_each_kind(setting.spec), batch=1, seq_len=few, device=torch.device("meta"))
+    made = piece.make(at)
+    made.run(asked, **made.inputs)
+    return asked.names
+
+
+class _Asked:
+    """Plain torch, and which of its functions were asked for."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(STANDARD, name)
 
 
 def call_of(made: Made, way: Way, setting: Setting) -> Call:

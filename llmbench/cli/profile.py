@@ -108,7 +108,7 @@ def command(
     found = piece_of(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
-    names = chosen(found, impl, setting.device)
+    names = chosen(found, impl, setting)
     with working(f"measuring {piece}"):
         measured = profile(found, setting, names, by_kernel=by is not None or trace is not None)
     document = _document(

@@ -19,7 +19,8 @@ from llmbench.bench.pieces import PIECES, piece, stepping
 from llmbench.bench.pieces.modules import decoder_of
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.pieces.stepping import STEP
-from llmbench.bench.rivals import piece_group
+from llmbench.bench.profile import chosen
+from llmbench.bench.rivals import alike, piece_group
 from llmbench.bench.setting import Piece, Setting
 from llmbench.bench.variants import heads, model_of
 from llmbench.kernels.accuracy import compare
@@ -36,6 +37,7 @@ from llmbench.model.mixers import new_cache
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
 from llmbench.sizing.work import Pass
+from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Gated, MoE
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
@@ -89,13 +91,32 @@ def rows(of: Piece, at: Setting, *names: str) -> list[Row]:
     return [found[name] for name in names]
 
 
+def by_itself(function: Any) -> Any:
+    """A function that does the same."""
+    return lambda *args, **options: function(*args, **options)
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A rival that does all that plain torch does, in functions of its own."""
+    own = {name: by_itself(function) for name, function in STANDARD._asdict().items() if callable(function)}
+    monkeypatch.setitem(others.WAYS, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own))
+    return "again"
+
+
+def from_all_logits(x: Tensor, weight: Tensor, bias: Any, targets: Tensor, scale: float, soft_cap: Any) -> Tensor:
+    """The loss of the head of `small`."""
+    assert (bias, scale, soft_cap) == (None, 1.0, None)
+    return torch.nn.functional.cross_entropy(x @ weight.T, targets)
+
+
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 @pytest.mark.parametrize("name", PIECES)
-def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass) -> None:
+def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass, again: str) -> None:
     of = piece(name)
     if of.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
-    for row in rows(of, setting(of, of=passed), "standard", "sdpa"):
+    for row in rows(of, setting(of, of=passed), "standard", again):
         assert row.status == "ok", row.reason
         assert row.work_bytes
         assert row.predicted_s
@@ -160,11 +181,46 @@ def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any, monk
     assert verdict.passed, verdict
 
 
-def test_steps_of_latents_and_sums_with_norms() -> None:
+def test_steps_of_latents_and_sums_with_norms(again: str) -> None:
     assert [row.status for row in rows(STEP, setting(STEP, SPECS["mla"]), "standard", "sdpa")] == ["ok", "ok"]
     for norm in (Norm(), Norm(kind="layernorm", bias=True)):
         at = setting(ADD_NORM, small(norm=norm), of="both")
-        assert [row.status for row in rows(ADD_NORM, at, "standard", "sdpa")] == ["ok", "ok"]
+        assert [row.status for row in rows(ADD_NORM, at, "standard", again)] == ["ok", "ok"]
+
+
+SAME = {
+    "norm": ("sdpa", "sdpa-cudnn", "flex", "flash", "grouped", "rope-fused"),
+    "rope": ("sdpa", "flex", "flash", "grouped"),
+    "glu": ("sdpa", "flash", "rope-fused"),
+    "attention": ("grouped",),
+    "mla": ("grouped",),
+    "moe": ("sdpa", "flash", "rope-fused"),
+    "loss": ("sdpa", "flash", "grouped"),
+    "block": ("grouped",),  # its feed-forward is no mixture
+}
+
+
+@pytest.mark.parametrize(("name", "impl"), [(name, impl) for name, impls in SAME.items() for impl in impls])
+def test_what_is_plain_torch_by_another_name_is_no_rival(name: str, impl: str) -> None:
+    (row,) = rows(piece(name), setting(piece(name)), impl)
+    assert (row.status, row.checks, row.measurement) == ("n/a", (), None)
+    assert row.reason == f"{impl} computes nothing of {name} in a way of its own"
+
+
+def test_what_a_piece_has_is_found_in_any_of_its_layers() -> None:
+    of = piece("model")
+    assert not alike(of, setting(of, load_bundled("deepseek-v2-lite")), "grouped")  # mixtures after a dense layer
+    hybrid = load_bundled("jamba-v0.1")  # a state space first, then some attention
+    assert not alike(of, setting(of, hybrid, seq_len=4096), "sdpa")
+    assert alike(piece("block"), setting(piece("block"), hybrid), "sdpa")
+
+
+def test_what_is_usual_is_not_plain_torch_by_another_name() -> None:
+    of = piece("block")
+    assert chosen(of, None, setting(of)) == ["flash", "standard"]
+    spaces = setting(of, load_bundled("jamba-v0.1"))
+    assert chosen(of, None, spaces) == ["standard"]
+    assert chosen(of, "flash", spaces) == ["flash", "standard"]  # which is n/a
 
 
 def test_torchs_grouped_products_make_the_same_mixture() -> None:
