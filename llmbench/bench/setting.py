@@ -19,9 +19,10 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, Work, least_s, work
 from llmbench.sizing.workload import Phase, Workload
+from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Made", "Piece", "Setting", "computed"]
+__all__ = ["Made", "Piece", "Setting", "computed", "held"]
 
 
 def computed(impl: str, phase: Phase) -> dict[str, Any]:
@@ -34,6 +35,28 @@ def computed(impl: str, phase: Phase) -> dict[str, Any]:
         "masked_pairs": scores and phase != "decode",
         "kernels": "fused" if impl == "fused" else "eager",
     }
+
+
+def held(impl: str, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
+    """How a workload says what torch makes beside results, where that implementation leaves something to torch there:
+    masks for its attention, which `flash` is too on a CPU; and scores, where it has no kernel: on a CPU for keys and
+    values of different widths."""
+    on_a_cpu = device.type == "cpu"
+    found: dict[str, Any] = {
+        "dense_mask": impl.startswith("sdpa") or (impl == "flash" and on_a_cpu),
+        "on_cpu": on_a_cpu,
+    }
+    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
+    if impl.startswith("sdpa") and on_a_cpu and any(_uneven(mixer) for mixer in mixers):
+        found |= {"attention": "standard"}
+    return found
+
+
+def _uneven(mixer: object) -> bool:
+    """Whether keys and values have different widths."""
+    if isinstance(mixer, LatentAttention):
+        return True
+    return isinstance(mixer, Attention) and mixer.value_dim != mixer.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +172,7 @@ class Piece:
 
     def ops(self, setting: Setting, impl: str) -> list[Op]:
         """Its ops as that implementation computes them."""
-        return self.ops_of(setting, **computed(impl, self.phase))
+        return self.ops_of(setting, **(computed(impl, self.phase) | held(impl, setting.spec, setting.device)))
 
     def ops_of(self, setting: Setting, **how: Any) -> list[Op]:
         """Its ops for a workload with these options."""

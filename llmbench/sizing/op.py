@@ -65,7 +65,9 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops, backward_flops: a multiply-add is 2; matrix products, convolutions and recurrences only.
     recompute_flops: what flash attention's backward computes again.
     weight_bytes: weights read. read_bytes, written_bytes: activations. kv_read_bytes, kv_written_bytes: cache.
-    saved_bytes: what backward needs of it, beyond what an earlier op has saved. selective_bytes: the part of it that
+    forward_bytes: held at the fullest moment of its forward, what it reads and writes included.
+    saved_bytes: what backward needs of it, beyond what an earlier op has saved. copied_bytes: the part of it that
+    copies what came in, which is held by what it came from, too. selective_bytes: the part of it that
     selective recomputation gives up (the score matrices). backward_bytes: held only while its backward runs:
     gradients of what came in and went out, and scratch. matrix: (copies, inputs, outputs) of its weights here, where
     they are matrices. tied: the embedding serves as the head too (on both ops).
@@ -91,7 +93,9 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     kv_read_bytes: int = 0
     kv_written_bytes: int = 0
+    forward_bytes: int = 0
     saved_bytes: int = 0
+    copied_bytes: int = 0
     selective_bytes: int = 0
     backward_bytes: int = 0
     matrix: tuple[int, int, int] | None = None

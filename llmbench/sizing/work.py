@@ -7,6 +7,7 @@ better or worse are not counted. Folds over the op table, like every other figur
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from llmbench.sizing.op import Op
@@ -61,16 +62,19 @@ def least_s(ops: Iterable[Op], of: Pass, bound: Callable[[int, int], float]) -> 
 def need_bytes(ops: list[Op], of: Pass, *, element_bytes: int) -> int:
     """Memory that these ops need with their inputs, weights and results; `element_bytes` of a weight or an activation.
 
-    Without backward: all weights, and the widest op. A standard attention holds its scores as logits and as an fp32
-    softmax, and in 16-bit formats as that softmax rounded: 8 bytes a score whatever the format. With backward: weights
-    and their gradients, all that is saved, and what the fullest backward holds beside.
+    Without backward: all weights, and the fullest forward of an op with what is held beside it. With backward: weights;
+    what is saved, from the end on less and less of it; their gradients, more and more of them; and what the op at work
+    holds. Inputs stay with whoever calls, and so do results. The gradient of a result is not counted: it is the
+    caller's own.
     """
     trained = sum(op.count * op.parameters for op in ops) + _lent_elements(ops)
     weights = element_bytes * (trained + sum(op.count * op.buffers for op in ops))
     if of == "forward":
-        return weights + max((_widest(op, element_bytes) for op in ops), default=0)
-    saved = sum(op.count * op.saved_bytes for op in ops)
-    return weights + element_bytes * trained + saved + max((op.backward_bytes for op in ops), default=0)
+        return weights + max(
+            (beside + op.forward_bytes for op, beside in zip(ops, _beside(ops), strict=True)), default=0
+        )
+    backward = _backward_bytes(ops, element_bytes)
+    return weights + (max(_saving_bytes(ops), backward) if of == "both" else backward)
 
 
 def _lent_elements(ops: Iterable[Op]) -> int:
@@ -79,19 +83,71 @@ def _lent_elements(ops: Iterable[Op]) -> int:
     return 0 if any(op.kind == "embedding" for op in tied) else sum(op.matmul_elements for op in tied)
 
 
-def _widest(op: Op, element_bytes: int) -> int:
-    """What one op holds while its forward runs. The table counts four passes over the scores as traffic of a standard
-    attention; held are 8 bytes each."""
-    moved = op.read_bytes + op.written_bytes + op.kv_read_bytes
-    scores = _scores(op, element_bytes)
-    return moved - 4 * element_bytes * scores + 8 * scores
-
-
-def _scores(op: Op, element_bytes: int) -> int:
-    """How many scores an attention keeps for backward: plain torch an fp32 softmax and, in 16-bit formats, its copy."""
-    if op.kind != "attention" or not op.selective_bytes:
+def _given_bytes(ops: Sequence[Op]) -> int:
+    """Activations that the ops are given, or that a table makes of token numbers."""
+    first = next((op for op in ops if op.read_bytes), None)
+    if first is None:
         return 0
-    return op.selective_bytes // (4 if element_bytes == 4 else 4 + element_bytes)
+    if first.selective_bytes:  # of scores that are held it reads those too; saved beside them are q, k and v
+        return min(first.read_bytes, first.saved_bytes - first.selective_bytes)
+    return first.read_bytes
+
+
+def _beside(ops: Sequence[Op]) -> list[int]:
+    """What is held beside each op while a forward pass runs: the layer's input, the residual stream once a sublayer has
+    been added to it, and what a norm made of it for the sublayer at work."""
+    given, stream, inner = _given_bytes(ops), 0, 0
+    found: list[int] = []
+    for op in ops:
+        norm = op.kind == "norm" and op.component == "norms" and ".post_" not in op.name
+        found.append(0 if not found else given if norm else given + stream + inner)
+        if norm:
+            inner = op.written_bytes
+        elif op.name.endswith("_residual"):
+            inner, stream = 0, 0 if op.name.endswith("ffn_residual") else op.written_bytes
+    return found
+
+
+def _saving_bytes(ops: Sequence[Op]) -> int:
+    """The fullest moment of a forward pass that saves for backward."""
+    saved, fullest = _given_bytes(ops), 0
+    for index, op in enumerate(ops):
+        before = saved + (op.count - 1) * op.saved_bytes - (saved if index == 0 else 0)
+        fullest = max(fullest, before + op.forward_bytes + op.copied_bytes)
+        saved += op.count * op.saved_bytes
+    return fullest
+
+
+def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
+    """The fullest moment of backward, beside weights. Layers of a kind are alike, and each moment in them grows or
+    shrinks evenly from one to the next, so that the last and the first are looked at."""
+    given, last = _given_bytes(ops), ops[-1]
+    # What the first op saves as it was given is not there twice.
+    own_input = min(given, ops[0].saved_bytes - ops[0].selective_bytes - ops[0].copied_bytes)
+    result = 0 if last.kind in ("loss", "attention") else last.written_bytes  # attention's is saved, or hardly counts
+    alive = given - own_input + sum(op.count * op.saved_bytes for op in ops) + result
+    stream = max((op.written_bytes for op in ops if op.name.endswith("_residual")), default=0)
+    gradients = fullest = 0
+    for _, group in groupby(reversed(ops), key=lambda op: op.layers):
+        layer = list(group)
+        saved, made = sum(op.saved_bytes for op in layer), sum(_gradient(op) * element_bytes for op in layer)
+        count = layer[0].count
+        for done in {0, count - 1}:
+            held = alive + gradients + done * (made - saved)
+            for op in layer:
+                held += _gradient(op) * element_bytes
+                passing = op.backward_bytes - (op.written_bytes if op is last and not op.selective_bytes else 0)
+                passing += stream if op.layers and not op.name.endswith("_residual") else 0
+                fullest = max(fullest, held + passing)
+                held -= op.saved_bytes
+        alive -= count * saved
+        gradients += count * made
+    return fullest
+
+
+def _gradient(op: Op) -> int:
+    """Elements of the gradients of an op's weights; a tied head makes one of its embedding's."""
+    return op.parameters + (op.matmul_elements if op.tied and op.kind != "embedding" else 0)
 
 
 def _passes(op: Op, of: Pass) -> tuple[Work, ...]:

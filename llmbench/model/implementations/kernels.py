@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from llmbench.errors import CannotRunError
 from llmbench.model.implementations.kinds import ExpertWeights, Mask, Scores, Seen, Slots
 from llmbench.model.implementations.plain import STANDARD, latent_by
-from llmbench.model.implementations.sdpa import refuse
+from llmbench.model.implementations.sdpa import dense_mask, refuse
 from llmbench.spec.ffn import Activation, MoE, Router
 from llmbench.spec.model import Norm
 
@@ -212,16 +212,11 @@ def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     """torch's flash kernel for CPUs."""
     refuse(scores, "flash on a CPU")
     k, v, mask = seen.k, seen.v, seen.mask
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if q.shape[-1] != v.shape[-1]:
         raise CannotRunError("impl flash on a CPU needs keys and values of one width", hint="use sdpa")
-    dense, bias = None, scores.added(mask)
-    if bias is not None or not (mask.everything or mask.only_causal):
-        dense = torch.zeros((), dtype=q.dtype, device=q.device).expand(q.shape[0], 1, q.shape[2], k.shape[2])
-        dense = dense if bias is None else dense + bias.to(q.dtype)
-        dense = dense.masked_fill(~mask.allowed(), -math.inf)
+    dense = dense_mask(q, mask, scores)
+    if dense is not None and dense.dtype == torch.bool:
+        dense = torch.zeros_like(dense, dtype=q.dtype).masked_fill_(~dense, -math.inf)
     out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, dense is None and mask.causal, attn_mask=dense, scale=scores.scale
     )[0]

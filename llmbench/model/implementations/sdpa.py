@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.kinds import Attend, Scores, Seen
+from llmbench.model.implementations.kinds import Attend, Mask, Scores, Seen
 from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
@@ -22,13 +22,7 @@ def _held_to(backend: str | None) -> Attend:
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")
         k, v, mask = seen.k, seen.v, seen.mask
-        dense: Tensor | None = None
-        if not (mask.everything or mask.only_causal):
-            dense = mask.allowed()
-        bias = scores.added(mask)
-        if bias is not None:
-            bias = bias.to(q.dtype)
-            dense = bias if mask.everything else bias.masked_fill(~mask.allowed(), -math.inf)
+        dense = dense_mask(q, mask, scores)
         causal = dense is None and mask.causal
         grouped = k.shape[1] != q.shape[1]
         if backend is None:
@@ -57,6 +51,15 @@ def _held_to(backend: str | None) -> Attend:
                 ) from None
 
     return attend
+
+
+def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
+    """What is no plain causal mask as a tensor: a bias in q's format, or which pairs are scored, [B, 1 or N, S, T]."""
+    bias = scores.added(mask)
+    if bias is None:
+        return None if mask.everything or mask.only_causal else mask.allowed()
+    bias = bias.to(q.dtype)
+    return bias if mask.everything else bias.masked_fill(~mask.allowed(), -math.inf)
 
 
 def refuse(scores: Scores, name: str) -> None:

@@ -246,23 +246,30 @@ def _head(b: Builder) -> None:
     if b.workload.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
         if spec.head.soft_cap is not None and not b.fused:  # keeps its tanh; a fused loss caps what it reads
-            b.elementwise("soft_cap", "lm_head", reads=logits, writes=logits, saves=logits)
+            # while it is made: what it divided, and the tanh or the result
+            b.elementwise(
+                "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
+            )
         _loss(b, logits)
 
 
 def _loss(b: Builder, logits: int) -> None:
     """Cross-entropy over so many logits.
 
-    Plain torch: logits to fp32, a log-softmax that is saved (4 bytes), and in backward two more of its size; split
-    over a tensor-parallel group three, because torch's loss_parallel writes that backward out. Fused: an fp32 softmax
-    that backward overwrites with the gradient, beside that gradient in the activations' format.
+    Plain torch: logits to fp32 beside them, a log-softmax that is saved (4 bytes), and in backward two more of its
+    size; split over a tensor-parallel group three, because torch's loss_parallel writes that backward out. Fused: an
+    fp32 softmax that backward overwrites with the gradient, beside that gradient in the activations' format.
     """
     passing = 8 * logits if b.layout.tp == 1 else 12 * logits
+    held = b.act(logits)
+    if not b.fused:
+        held += 4 * logits + (0 if b.workload.activation_dtype == "fp32" else 4 * logits)
     b.add(
         "loss",
         "lm_head",
         "loss",
         read_bytes=b.act(logits),
+        forward_bytes=held,
         saved_bytes=4 * logits,
         backward_bytes=b.act(logits) if b.fused else passing,
     )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.held import stepwise_norm
 from llmbench.sizing.op import Collective, Component, Op, OpKind
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec, Norm
@@ -83,8 +84,10 @@ class Builder:
         return bytes_of(elements, self.workload.activation_dtype)
 
     def add(self, name: str, component: Component, kind: OpKind, **figures: Any) -> None:
-        """Append an op at the current place. While its backward runs, the gradients of what it read and wrote are held,
-        unless it says otherwise."""
+        """Append an op at the current place. While its forward runs, what it reads and writes is held, and while its
+        backward runs, the gradients of both, unless it says otherwise."""
+        moved = figures.get("read_bytes", 0) + figures.get("written_bytes", 0) + figures.get("kv_read_bytes", 0)
+        figures.setdefault("forward_bytes", moved)
         figures.setdefault("backward_bytes", figures.get("read_bytes", 0) + figures.get("written_bytes", 0))
         self.ops.append(
             Op(
@@ -200,7 +203,7 @@ class Builder:
 
         Saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics a row. `weight_width` where the weight is
         wider than what is normalised together (a weight per head): plain torch multiplies by it in a step of its own,
-        which keeps the normalised values too.
+        which keeps the normalised values too. RMSNorm step by step: see `stepwise_norm`.
         """
         rows = self.stream_tokens if rows is None else rows
         weight = width if weight_width is None else weight_width
@@ -210,6 +213,12 @@ class Builder:
         saved = 4 * rows * (2 if norm.kind == "layernorm" else 1) + (data if saves_input else 0)
         if weight.size != width.size and norm.weight and not self.fused:
             saved += data
+        passing: dict[str, int] = {}
+        offset = norm.unit_offset and norm.weight
+        if norm.kind == "rmsnorm" and not self.fused and (offset or self.workload.on_cpu):
+            step = stepwise_norm(rows * width.size, data, weighted=norm.weight, keeps=not offset)
+            saved += step.saved_bytes
+            passing = {"forward_bytes": step.forward_bytes, "backward_bytes": step.backward_bytes}
         self.add(
             name,
             component,
@@ -222,6 +231,7 @@ class Builder:
             read_bytes=data,
             written_bytes=data,
             saved_bytes=saved,
+            **passing,
         )
 
     def vector(
@@ -260,8 +270,10 @@ class Builder:
         writes: int,
         saves: int = 0,
         saved_bytes: int = 0,
+        **held: int,
     ) -> None:
-        """A function of its inputs, element by element; figures in elements, `saved_bytes` for other widths."""
+        """A function of its inputs, element by element; figures in elements, `saved_bytes` for other widths. `held`:
+        forward_bytes and backward_bytes, where it is done in steps."""
         self.add(
             name,
             component,
@@ -269,6 +281,7 @@ class Builder:
             read_bytes=self.act(reads),
             written_bytes=self.act(writes),
             saved_bytes=self.act(saves) + saved_bytes,
+            **held,
         )
 
     def residual(self, name: str) -> None:

@@ -66,8 +66,10 @@ def _activation(
         tensors = 2 if gated else 1
     else:
         tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
-    saves = elements * tensors
-    b.elementwise(f"{name}.act", component, reads=elements * (2 if gated else 1), writes=elements, saves=saves)
+    saves, reads = elements * tensors, elements * (2 if gated else 1)
+    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # act(gate) stands beside its product
+    held = b.act(reads + elements * (steps + 1))
+    b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=held)
     return not gated and activation in _FROM_RESULT
 
 
@@ -139,7 +141,16 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         )
     combined = b.tokens * b.hidden.size
     outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
-    b.elementwise("ffn.combine", "experts", reads=rows * inputs.size, writes=combined, saves=rows + outputs)
+    # Plain torch has the experts' inputs still, and their outputs as they made them, as the tokens lie, and weighted.
+    held = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
+    b.elementwise(
+        "ffn.combine",
+        "experts",
+        reads=rows * inputs.size,
+        writes=combined,
+        saves=rows + outputs,
+        forward_bytes=held,
+    )
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
