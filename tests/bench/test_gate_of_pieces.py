@@ -232,7 +232,7 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_the_reference_is_exact() -> None:
     made = piece("attention").make(setting(piece("attention"), small(mixer=heads(4, 4, 16))))
     q, k, v = (made.inputs[name].double() for name in "qkv")
-    torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None), exact_attention(q, k, v))
+    torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None, slopes=None), exact_attention(q, k, v))
     loss = piece("loss").make(setting(piece("loss")))
     assert loss.run(STANDARD, x=loss.inputs["x"].double()).dtype == torch.float64  # type: ignore[union-attr]
     assert isinstance(loss.parameters(torch.float64)["weight"], Tensor)

@@ -252,6 +252,21 @@ def test_grouped_products_are_not_for_choices_that_no_expert_computes(more: dict
     assert (row.status, row.reason) == ("n/a", "grouped has an expert compute every choice of every token")
 
 
+@pytest.mark.parametrize("name", ["attention", "decode"])
+def test_slopes_are_there_before_the_clock_starts(name: str) -> None:
+    made = piece(name).make(setting(piece(name), small(positions=Alibi())))
+    given = []
+
+    def attend(q: Tensor, seen: Any, scores: Any) -> Tensor:
+        given.append(scores.slopes)
+        return q
+
+    for _ in range(2):
+        made.run(STANDARD._replace(attend=attend), **made.inputs)
+    assert given[0] is given[1] is made.inputs["slopes"]
+    torch.testing.assert_close(given[0], torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]))
+
+
 # Planted faults
 
 

@@ -43,9 +43,12 @@ class Heads(NamedTuple):
     sinks: bool
     alibi: float | None
 
-    def scores(self, device: torch.device, sinks: Tensor | None) -> Scores:
+    def slopes(self, device: torch.device) -> Tensor | None:
+        """ALiBi's, as a model has them before its first layer attends; None without."""
+        return None if self.alibi is None else alibi_slopes(self.heads, device) * self.alibi
+
+    def scores(self, sinks: Tensor | None, slopes: Tensor | None) -> Scores:
         """As implementations take it."""
-        slopes = None if self.alibi is None else alibi_slopes(self.heads, device) * self.alibi
         return Scores(self.scale, self.soft_cap, sinks, slopes)
 
 
@@ -91,8 +94,10 @@ def _attention(setting: Setting) -> Made:
     of = heads_of(setting.spec)
     mask, (B, S) = sequence_mask(setting, of), (setting.batch, setting.seq_len)
 
-    def run(how: Implementation, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        return how.attend(q, Given(k, v, mask), of.scores(q.device, sinks))
+    def run(
+        how: Implementation, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, slopes: Tensor | None
+    ) -> Tensor:
+        return how.attend(q, Given(k, v, mask), of.scores(sinks, slopes))
 
     shapes = {"q": (of.heads, of.head_dim), "k": (of.kv_heads, of.head_dim), "v": (of.kv_heads, of.value_dim)}
     inputs: dict[str, Tensor | None] = {
@@ -101,6 +106,7 @@ def _attention(setting: Setting) -> Made:
         for seed, (name, (count, width)) in enumerate(shapes.items())
     }
     inputs["sinks"] = setting.normal(of.heads, seed=3) if of.sinks else None
+    inputs["slopes"] = of.slopes(setting.device)
     return Made(run=run, inputs=inputs, differentiable=("q", "k", "v", "sinks") if of.sinks else ("q", "k", "v"))
 
 
@@ -144,15 +150,18 @@ def _decode(setting: Setting) -> Made:
     room = _room(setting, causal=of.causal, window=of.window, chunk=of.chunk)
     B, T = setting.batch, room.tokens
 
-    def run(how: Implementation, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    def run(
+        how: Implementation, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, slopes: Tensor | None
+    ) -> Tensor:
         seen: Seen = room.cached(k, v)
-        return how.attend(q, seen, of.scores(q.device, sinks))
+        return how.attend(q, seen, of.scores(sinks, slopes))
 
     inputs = {
         "q": setting.normal(B, of.heads, 1, of.head_dim),
         "k": setting.normal(B, of.kv_heads, T, of.head_dim, seed=1),
         "v": setting.normal(B, of.kv_heads, T, of.value_dim, seed=2),
         "sinks": setting.normal(of.heads, seed=3) if of.sinks else None,
+        "slopes": of.slopes(setting.device),
     }
     return Made(run=run, inputs=inputs)
 
