@@ -21,7 +21,7 @@ from llmbench.model.implementations.kinds import ExpertWeights, Implementation, 
 from llmbench.model.implementations.plain import STANDARD, activation, glu
 from llmbench.spec.ffn import Activation, MoE
 
-__all__ = ["WAYS", "compiled_flex", "grouped_experts"]
+__all__ = ["FLEX", "WAYS", "compiled_flex", "grouped_experts"]
 
 
 def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
@@ -102,8 +102,10 @@ def _turned_fused() -> Implementation:
     return implementation("flash")._replace(name="rope-fused", rotate=implementation("fused").rotate)
 
 
+FLEX = "flex"
+
 WAYS: dict[str, Callable[[], Implementation]] = {
-    "flex": compiled_flex,
+    FLEX: compiled_flex,
     "grouped": lambda: STANDARD._replace(name="grouped", experts=_grouped),
     "rope-fused": _turned_fused,
 }

@@ -12,7 +12,7 @@ import torch
 from llmbench.bench.checking import verdicts
 from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.bench.experiment import Group, Pace
-from llmbench.bench.others import WAYS
+from llmbench.bench.others import FLEX, WAYS
 from llmbench.bench.passes import one_pass
 from llmbench.bench.pieces.parts import layer_of_each_kind
 from llmbench.bench.setting import Made, Piece, Setting
@@ -113,12 +113,13 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
         work_bytes=must.bytes,
         predicted_s=piece.predicted_s(setting, impl, limits),
         figures=figures | dict(entry.figures),
+        compiled=name in (COMPILED, FLEX),
     )
 
 
 def known_name(name: str) -> None:
     """Raise UnknownNameError unless a way to compute has that name."""
-    known = (*IMPLEMENTATIONS, COMPILED, *WAYS)
+    known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *WAYS)))
     if name not in known:
         raise unknown("implementation", name, known)
 

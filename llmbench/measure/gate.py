@@ -42,8 +42,8 @@ class Rival:
 
     `prepare()` makes inputs and gives back the call to time; what rivals share they share outside. `check()` gives
     verdicts (`kernels.accuracy.held`), at a size that leaves room for fp64: None where nothing is to be held against
-    it, as for the reference itself. `need_bytes` is the analytic need of inputs and call; the rest is copied into the
-    row.
+    it, as for the reference itself. `need_bytes` is the analytic need of inputs and call. `compiled`: some of it is by
+    torch.compile, whose memory on a CPU nothing counts. The rest is copied into the row.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Rival:
     work_bytes: int | None = None
     predicted_s: float | None = None
     figures: Mapping[str, Scalar] = field(default_factory=dict)
+    compiled: bool = False
 
 
 class Company(Protocol):
@@ -192,7 +193,8 @@ def _passed(rival: Rival, clock: Clock, attention: bool, company: Company) -> tu
         checks = agreed(partial(_checked, rival))
         call = agreed(rival.prepare)
         agreed(call)  # compiles, tunes, fills pools
-        memory = agreed(partial(peak_memory, call, device))
+        unseen = rival.compiled and device.type == "cpu"
+        memory = None if unseen else agreed(partial(peak_memory, call, device))
         kernels = agreed(partial(attention_kernels, call, device)) if attention else ()
         return call, {"checks": checks, "memory": memory, "kernels": kernels}
     except LostError:

@@ -275,6 +275,16 @@ def test_failing_at_last_is_a_row_too() -> None:
     assert found["standard"].measurement.n == 10
 
 
+def test_what_nothing_counts_is_not_known() -> None:
+    """Memory of compiled code on a CPU: torch's dispatcher sees none of it."""
+    found = rows(
+        Rival(name="plain", prepare=lambda: lambda: torch.ones(1000)),
+        Rival(name="compiled", prepare=lambda: lambda: torch.ones(1000), compiled=True),
+    )
+    assert found["plain"].memory is not None
+    assert (found["compiled"].status, found["compiled"].memory) == ("ok", None)
+
+
 def test_a_failure_keeps_no_memory() -> None:
     """The frames of the failed call go, and with them its tensors."""
     alive: list[weakref.ref[Tensor]] = []

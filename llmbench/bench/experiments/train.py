@@ -170,6 +170,7 @@ def rival(
         work_bytes=bytes_of(setting) // ranks,
         predicted_s=predicted_s(setting, way, ranks, anchors),
         figures=figures,
+        compiled=way.compiled,
     )
 
 
