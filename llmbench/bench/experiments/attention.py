@@ -91,4 +91,8 @@ EXPERIMENT = Experiment(
     groups=groups,
     baseline="standard",
     chart=Chart("seq_len", "tokens of a sequence"),
+    notes=(
+        "window, alibi: standard and torch's kernels make their mask and bias in every call, as they do in a layer;"
+        " the flash kernel on a GPU needs none, flex has found its blocks before",
+    ),
 )
