@@ -93,13 +93,12 @@ def chosen(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
     UnknownNameError for no known name."""
     if impl is not None:
         known_name(impl)
-        return list(dict.fromkeys([impl, "standard"]))
-    usual = (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
+    usual = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
     try:
         plain = alike(piece, setting, usual)
     except CannotRunError:  # its row says so
         plain = False
-    return ["standard"] if plain else list(dict.fromkeys([usual, "standard"]))
+    return ["standard"] if plain and impl is None else list(dict.fromkeys([usual, "standard"]))
 
 
 def profile(

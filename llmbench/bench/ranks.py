@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -106,6 +107,8 @@ class Ranks:
 
 ALONE = Ranks()
 
+NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+
 
 def _sendable(problem: Exception) -> Exception:
     """The same to other processes, or what can be said of it to them."""
@@ -122,7 +125,9 @@ def _of_all(problems: Mapping[int, Exception], size: int) -> Exception:
         if isinstance(problem, LostError):
             return problem
     faults = {rank: fault_of(problem) for rank, problem in problems.items()}
-    if len({fault.reason if fault.status == "FAILED" else fault.status for fault in faults.values()}) > 1:
+    # Numbers aside: the same error names another device, rank or address on each.
+    kinds = {NUMBER.sub("", fault.reason) if fault.status == "FAILED" else fault.status for fault in faults.values()}
+    if len(kinds) > 1:
         told = "; ".join(f"rank {rank}: {fault.reason}" for rank, fault in faults.items())
         return LostError(f"ranks are no longer in step: {told}")
     rank, problem = next(iter(problems.items()))

@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils.checkpoint import checkpoint
 
 from llmbench.bench.checking import check_factor
+from llmbench.bench.compiling import compiled
 from llmbench.bench.pieces.modules import decoder_of
 from llmbench.bench.pieces.parts import layer_of_each_kind
 from llmbench.bench.ranks import ALONE, Ranks
@@ -105,7 +106,7 @@ class Trainer:
         if how.loss is not None and self.sharding == "tp":
             raise CannotRunError(f"impl {way.impl} needs the head's whole matrix", hint="use flash")
         # whole, or an error: what is not compiled would be timed under its name
-        model: Any = torch.compile(self.model, dynamic=False, fullgraph=True) if way.compiled else self.model
+        model: Any = compiled(self.model, fullgraph=True) if way.compiled else self.model
 
         def loss() -> Tensor:
             self.model.implementation = how

@@ -90,7 +90,7 @@ def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
     times = [row.seconds for change in shown for row in (change.before, change.after) if row is not None]
     time = fitting("ms", times)
     columns = [
-        Column("experiment", spare=1),
+        Column("experiment", spare=1 if len({change.key[0] for change in shown}) == 1 else 0),
         Column("case", wraps=True, name=True),
         Column("implementation", name=True),
         Column("before", time),

@@ -46,6 +46,11 @@ def fail_where_wrong(rows: Iterable[Row]) -> None:
         raise typer.Exit(1)
 
 
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
 RESULTS = b'{"line":"'
 """How a file of results begins, whichever line is its first."""
 
@@ -61,7 +66,7 @@ def check_file(option: str, path: Path | None) -> None:
             raise LLMBenchError(f"{option} {path}: no such folder")
         if path.exists():
             writable = os.access(path, os.W_OK)
-            if path.is_file() and path.open("rb").read(len(RESULTS)) == RESULTS:
+            if path.is_file() and _begins(path, RESULTS):
                 raise LLMBenchError(
                     f"{option} {path} holds results, which would be lost",
                     hint="name another file; `llmbench bench --resume` goes on with it",
@@ -119,12 +124,14 @@ def one_table(rows: Sequence[Row], known: Sequence[Figures], own: Own = ()) -> T
         *(column for column, _ in own),
         *COLUMNS.values(),
         Column("speed-up", "ratio"),
+        Column("note"),
     ]
     cells = [
         [
             *(row.experiment, *map(row.case.get, fields), row.implementation, row.status, row.reason),
             *(figure(row) for _, figure in own),
             *(getattr(figures, name) for name in (*COLUMNS, "speedup")),
+            "; ".join(row.measurement.remarks()) if row.measurement else None,
         ]
         for row, figures in zip(rows, known, strict=True)
     ]

@@ -27,7 +27,6 @@ from typing import Literal, NamedTuple
 from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Header, Key, Results, Row, differences
-from llmbench.report.units import plural
 
 __all__ = ["FLOOR", "SEEN", "Change", "Difference", "Noise", "diff", "noise"]
 
@@ -55,6 +54,9 @@ FAULTS = ("INCORRECT", "FAILED")
 TOGETHER = 2.0
 """As far as rivals of a case are taken to move together for no reason of theirs: the longest disturbance seen on shared
 cores. What moved all of them further is a change: of what they share, if of nothing else."""
+
+MET = 2.5
+"""As far as threads that met slower are taken to have slowed a call: of 50 ops the worst took 2.4 times as long."""
 
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "mended", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
@@ -174,10 +176,11 @@ def _waiting(of: Measurement) -> float:
 
 def _meeting(before: Measurement, after: Measurement) -> float:
     """How much slower threads met after than before, as a logarithm; 0 where they cannot be compared. No call has more
-    of it than one that does nothing else, and how much of it a call has is not known."""
+    of it than one that does nothing else, nor more than `MET`; how much of it a call has is not known."""
     if before.meeting_s is None or after.meeting_s is None or before.threads != after.threads:
         return 0.0
-    return math.log(after.meeting_s / before.meeting_s)
+    move, most = math.log(after.meeting_s / before.meeting_s), math.log(MET)
+    return max(-most, min(move, most))
 
 
 EFFICIENCY = 0.37
@@ -254,13 +257,13 @@ def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
 def _notes(before: Results, after: Results, alike: Mapping[Case, float], both: list[tuple[Row, Row]]) -> list[str]:
     """What a reader must know beside the rows; of places, the last sessions'."""
     found = [
-        f"{plural(len(each.damaged), 'damaged line')} in {each.path} left out"
+        f"{_several(len(each.damaged), 'damaged line')} in {each.path} left out"
         for each in (before, after)
         if each.damaged
     ]
     together = [abs(move) for move in alike.values() if abs(move) > math.log(SEEN) / 2]
     if together:
-        cases, most = plural(len(together), "case"), math.exp(max(together))
+        cases, most = _several(len(together), "case"), math.exp(max(together))
         found.append(
             f"all rivals of {cases} moved alike, up to {most:.1f}×: taken for the machine, and for noise there; "
             "a change of what they share looks the same"
@@ -292,3 +295,7 @@ def _meetings(pairs: list[tuple[Measurement | None, Measurement | None]]) -> lis
         f"threads met at another speed beside {len(apart)} of {len(met)} rows, up to {math.exp(max(apart)):.1f}×: "
         "part of the noise there; OMP_NUM_THREADS=1 leaves it out"
     ]
+
+
+def _several(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"

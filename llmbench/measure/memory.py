@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmbench.model.devices import taken_bytes
-
 __all__ = ["Continued", "LiveTensors", "MemoryPeak", "Replayed", "kept_bytes", "peak_memory"]
 
 
@@ -74,10 +72,10 @@ class Replayed:
 
 
 def kept_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
-    """What this process keeps of a device's memory: on a GPU all that torch cannot give back, graphs' own memory
-    included; on a CPU what is resident, 0 where no system tells."""
+    """What torch keeps of a GPU's memory once it has given back what it can: graphs' own memory is among it. 0 of a
+    CPU, where nothing tells tensors from the rest of a process."""
     if device.type != "cuda":
-        return taken_bytes(device) or 0
+        return 0
     cuda.empty_cache()
     return int(cuda.memory_reserved(device))
 

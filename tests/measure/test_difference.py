@@ -246,9 +246,10 @@ def test_noise_by_hand() -> None:
     before, after = timed(*[1.0] * 10, waited=0.5), timed(*[1.0] * 10, waited=0.75)
     assert noise(before, after) == pytest.approx((-0.1 - math.log(2), 0.1 + math.log(4)))
     assert math.isfinite(noise(before, timed(*[1.0] * 10, waited=1.0)).high)
-    before, after = timed(*[1.0] * 10, meeting_s=2e-6), timed(*[1.0] * 10, meeting_s=6e-6)
-    assert noise(before, after) == pytest.approx((-0.1, 0.1 + math.log(3)))
-    assert noise(after, before) == pytest.approx((-0.1 - math.log(3), 0.1))
+    before, after = timed(*[1.0] * 10, meeting_s=2e-6), timed(*[1.0] * 10, meeting_s=4e-6)
+    assert noise(before, after) == pytest.approx((-0.1, 0.1 + math.log(2)))
+    assert noise(after, before) == pytest.approx((-0.1 - math.log(2), 0.1))
+    assert noise(before, timed(*[1.0] * 10, meeting_s=1.0)).high == pytest.approx(0.1 + math.log(2.5))
 
 
 @pytest.mark.parametrize(

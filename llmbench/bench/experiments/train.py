@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
+from llmbench.bench.compiling import forget_compiled
 from llmbench.bench.experiment import Ask, Experiment, Group
 from llmbench.bench.figures import Yardsticks
 from llmbench.bench.pieces.modules import decoder_of
@@ -114,6 +115,7 @@ def group_of(setting: Setting, ways: Sequence[Way], ask: Ask) -> Group:
         case["ranks"] = ask.ranks.size
 
     def rivals(anchors: Anchors) -> list[Rival]:
+        forget_compiled()  # of other settings
         trainer = cache(partial(trainer_of, setting, ask.ranks))
         return [rival(setting, way, ask, anchors, trainer) for way in ways]
 
