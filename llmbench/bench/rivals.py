@@ -99,7 +99,8 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
     impl = STANDARD.name if name == COMPILED else name
     must = piece.work(setting)
     limits = anchors.limits(piece.bandwidth)
-    need = need_bytes(piece.ops(setting, impl), setting.of, element_bytes=setting.format.itemsize)
+    ops = piece.ops(setting, impl)
+    need = need_bytes(ops, setting.of, element_bytes=setting.format.itemsize)
     figures: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
     if need < ADDRESSABLE_BYTES:  # what has more cannot even be described to torch
         sized = piece.make(setting.but(device=torch.device("meta")))
@@ -108,7 +109,8 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
         name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
-        need_bytes=need,
+        # what plain torch holds of a scan, step by step, the table does not know
+        need_bytes=None if any(op.kind == "scan" for op in ops) else need,
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=piece.predicted_s(setting, impl, limits),

@@ -7,20 +7,23 @@ from typing import Any, cast
 import pytest
 import torch
 
+from llmbench.bench.experiment import QUICK
 from llmbench.bench.pieces import piece
 from llmbench.bench.pieces.mixtures import FFN
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.pieces.stepping import STEP
-from llmbench.bench.rivals import call_of, way_of
+from llmbench.bench.rivals import call_of, piece_group, way_of
 from llmbench.bench.setting import Piece, Setting, held
 from llmbench.bench.variants import heads, model_of
 from llmbench.measure.memory import peak_memory
 from llmbench.model.formats import Format
 from llmbench.sizing.work import Pass, need_bytes
+from llmbench.spec.catalog import find_model
 from llmbench.spec.ffn import Dense, Gated, MoE
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import Norm
 from llmbench.spec.position import Alibi, Rope
+from tests.measure.rows import anchors
 
 CPU = torch.device("cpu")
 LATENT = LatentAttention(
@@ -133,3 +136,13 @@ def test_what_a_gpu_does_at_once_a_cpu_does_in_steps() -> None:
     assert need_bytes(of.ops(at, "standard"), "forward", element_bytes=4) == 3 * x + weight
     assert need_bytes(of.ops(on_a_gpu, "standard"), "forward", element_bytes=4) == 2 * x + weight
     assert not held("standard", at.spec, on_a_gpu.device)["on_cpu"]
+
+
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b"])
+def test_of_a_scan_no_need_is_given(name: str) -> None:
+    """Plain torch computes it step by step, and nothing says what that holds."""
+    of = found("block")
+    at = Setting(spec=of.alone(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
+    (rival,) = piece_group(of, at, ["standard"], experiment="x", case={}, pace=QUICK).rivals(anchors())
+    assert rival.need_bytes is None
+    assert rival.work_flops
