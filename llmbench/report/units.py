@@ -137,7 +137,9 @@ def change(value: float, reference: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int) or 9999.5 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.4g}"
 
 
 _SHOWN: dict[Unit, Callable[[Any], str]] = {

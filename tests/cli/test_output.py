@@ -411,6 +411,7 @@ def test_a_column_has_the_unit_that_its_middle_suits(unit: Unit, values: list[ob
     [
         (2560, "kib", "2.5"),
         (3 * 2**19, "mib", "1.5"),
+        (2**24, "kib", "16,380"),
         (12347e-9, "us", "12.35"),
         (25e9, "gflops_per_s", "25"),
         (-0.533, "percent", "−53.3%"),
