@@ -124,13 +124,14 @@ def measured(
             with tf32_products(clock.device), running(rival.name):
                 before = kept_bytes(clock.device)
                 passed = _passed(rival, clock, attention, company)
-                kept[rival.name] = max(kept_bytes(clock.device) - before, 0)
+                more = max(kept_bytes(clock.device) - before, 0)
             if isinstance(passed, Fault):
                 addressable = rival.need_bytes is None or rival.need_bytes < ADDRESSABLE_BYTES
                 fault = passed.beside(sum(kept.values()) if addressable else 0)
                 yield row(rival, fault.status, reason=fault.reason, checks=fault.checks)
             else:
                 calls[rival.name], found[rival.name] = passed
+                kept[rival.name] = more
         times = compare(calls, clock=clock, budget_s=budget_s, failed=failed, **sampling)
         for rival in rivals:
             if rival.name in failed:

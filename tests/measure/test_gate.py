@@ -260,6 +260,19 @@ def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.Mon
     }
 
 
+def test_what_a_rival_leaves_that_had_no_room_is_not_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor beside the next: what is beside a rival is ready to be timed."""
+    held = {"bytes": 100}
+    monkeypatch.setattr(gate, "kept_bytes", lambda device: held["bytes"])
+
+    def leaving() -> Callable[[], Any]:
+        held["bytes"] += 5000
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    found = rows(Rival(name="a", prepare=leaving), Rival(name="b", prepare=leaving))
+    assert [row.reason for row in found.values()] == ["Tried to allocate 20 GiB"] * 2
+
+
 def test_failing_at_last_is_a_row_too() -> None:
     """Right, and right once more, and then no more."""
     calls = iter(range(100))

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
-from llmbench.sizing.lower.attention import core
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import compressed_pairs, visible_pairs
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import CompressedAttention

@@ -1,0 +1,168 @@
+"""softmax(Q Kᵀ) V, whose matrices have no weights: FLOPs, traffic, what is saved and what is held."""
+
+from __future__ import annotations
+
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.builder import Builder, share
+from llmbench.sizing.lower.held import dense_mask, held_scores, sdpa_scores
+from llmbench.sizing.op import Cache, Collective, Component
+
+
+def core(
+    b: Builder,
+    name: str,
+    heads: int,
+    kv_heads: int,
+    *,
+    qk_dim: int,
+    v_dim: int,
+    pairs: int,
+    source_len: int,
+    cache: Cache | None,
+    seen: int,
+    read_per_token: int,
+    component: Component = "attention",
+    soft_cap: bool = False,
+    biased: bool = False,
+    masked: bool = False,
+    unsplit: int = 0,
+) -> None:
+    """softmax(Q Kᵀ) V of `heads` heads on this GPU.
+
+    Forward 2·(d_qk + d_v) FLOPs a pair and head; backward twice that; flash computes Q Kᵀ once more. Flash saves
+    q, k, v, its output and one fp32 log-sum-exp a row and head; standard saves the probabilities in place of both
+    (and with dropout a mask and the dropped-out probabilities, and the tanh of a `soft_cap`; selective recomputation
+    gives these up). `biased`: a bias is added to all scores; `masked`: pairs are left out that a causal mask has; see
+    `_held`. `unsplit`: width of what the values are only a view into, and plain torch's flash keeps with them.
+    """
+    w = b.workload
+    batch = w.batch
+    queries = share(batch * b.query_len, b.layout.cp)
+    keys = share(batch * source_len, b.layout.cp)
+    scored = heads * share(batch * pairs, b.layout.cp)
+    forward = 2 * (qk_dim + v_dim) * scored
+    square = heads * share(batch * b.query_len * source_len, b.layout.cp)
+    inputs = queries * heads * qk_dim + keys * kv_heads * (qk_dim + v_dim)
+    output = queries * heads * v_dim
+    selective = 0
+    if w.attention == "flash":
+        saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
+        # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all of them; torch's
+        # kernel for CPUs does neither.
+        expanded = 0 if kv_heads == heads or w.on_cpu else keys * heads * (qk_dim + v_dim)
+        rows = 4 * queries * heads
+        accumulator = 0 if w.activation_dtype == "fp32" or w.on_cpu else rows * qk_dim
+        scratch = b.act(inputs + output + expanded) + rows + accumulator
+        traffic_read, traffic_written = inputs, output
+    else:
+        # Plain torch takes the softmax in fp32 and keeps it beside its copy in the activations' format.
+        wide = w.dense_mask or w.activation_dtype == "fp32"  # SDPA without a kernel: nothing is rounded in between
+        kept = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
+        selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
+        expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
+        saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
+        # At the softmax's backward, plain torch holds three fp32 squares (probabilities, their gradient, the scores')
+        # and the values' gradient, and has let the copy and the output's gradient go.
+        made = b.act(keys * heads * v_dim)
+        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + made
+        traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
+    new = 0 if cache is None else cache.per_token
+    reads_cache = w.phase == "decode"
+    kv_read = bytes_of(share(batch * seen, b.layout.cp) * read_per_token, w.kv_dtype) if reads_cache else 0
+    given = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
+    held, mask_saved, copied = _held(
+        b,
+        heads,
+        kv_heads,
+        qk_dim=qk_dim,
+        v_dim=v_dim,
+        key_len=min(seen, source_len) if reads_cache else source_len,
+        biased=biased,
+        masked=masked or reads_cache,
+        soft_cap=soft_cap,
+    )
+    kv_width = kv_heads * (qk_dim + v_dim)
+    ring: tuple[Collective, ...] = ()
+    if b.layout.cp > 1:
+        moved = b.act(batch * source_len * kv_width)
+        ring = (
+            Collective("all_gather", moved, "cp", "forward"),
+            Collective("reduce_scatter", moved, "cp", "backward"),
+        )
+    b.add(
+        name,
+        component,
+        "attention",
+        forward_flops=forward,
+        backward_flops=2 * forward,
+        recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,
+        read_bytes=b.act(queries * heads * qk_dim) if reads_cache else b.act(traffic_read),
+        written_bytes=b.act(traffic_written),
+        kv_read_bytes=kv_read,
+        kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
+        forward_bytes=given + held,
+        saved_bytes=saved + mask_saved,
+        copied_bytes=copied,
+        selective_bytes=selective,
+        backward_bytes=scratch,
+        cache=cache,
+        collectives=ring,
+    )
+
+
+def _held(
+    b: Builder,
+    heads: int,
+    kv_heads: int,
+    *,
+    qk_dim: int,
+    v_dim: int,
+    key_len: int,
+    biased: bool,
+    masked: bool,
+    soft_cap: bool,
+) -> tuple[int, int, int]:
+    """What `core` holds beside its inputs at the fullest moment of its forward, what of a mask it saves, and of its
+    inputs in copies.
+
+    Plain torch repeats shared keys and values for every head; those of a cache, of a single sequence, and what it
+    repeated, lie as a product wants them, others are copied. Absorbed latent attention has one head of keys, and its
+    queries joined anew.
+    """
+    w = b.workload
+    decode, absorbed = w.phase == "decode", w.absorbed_mla and kv_heads == 1
+    queries, keys = (share(w.batch * length, b.layout.cp) for length in (b.query_len, key_len))
+    pairs = share(w.batch * b.query_len * key_len, b.layout.cp)
+    squares, output = heads * pairs, b.act(queries * heads * v_dim)
+    joined = b.act(queries * heads * qk_dim) if absorbed else 0
+    repeats = kv_heads != heads and not absorbed
+    repeated = b.act(keys * heads * (qk_dim + v_dim)) if repeats else 0
+    if w.attention == "standard" and w.dense_mask:
+        sizes = queries * heads * qk_dim, keys * kv_heads * qk_dim, keys * kv_heads * v_dim
+        given = b.act(sum(sizes))
+        scores = sdpa_scores(squares, queries=sizes[0], keys=sizes[1], values=sizes[2], given=given, output=output)
+        return joined + scores, 0, 4 * sum(sizes)
+    if w.attention == "standard":
+        moved = 0 if decode or w.batch == 1 else heads
+        moved_keys = 0 if repeats else moved
+        moved_queries = b.act(queries * moved * qk_dim)
+        scores = held_scores(
+            squares,
+            b.act(squares),
+            queries=moved_queries,
+            keys=b.act(keys * moved_keys * qk_dim),
+            values=b.act(keys * moved_keys * v_dim),
+            output=output,
+            biased=biased,
+            soft_cap=soft_cap,
+        )
+        copied = moved_queries + repeated + b.act(keys * moved_keys * (qk_dim + v_dim))
+        return joined + repeated + scores, 0, copied
+    if not w.dense_mask:
+        return output, 0, 0
+    if not biased and not masked:
+        return joined + output, 0, 0
+    many = squares if absorbed else pairs
+    made = dense_mask(squares, b.act(squares), many, b.act(1), biased=biased)
+    handed = b.act(squares) if biased else many + b.act(many)
+    return joined + max(made, handed + output), b.act(squares if biased else many), 0
