@@ -78,7 +78,9 @@ def differences(before: Any, after: Any, renamed: dict[str, str], at: str = "") 
             if key in before and key in after:
                 if key not in TEXTS:
                     yield from differences(before[key], after[key], renamed, f"{at}.{key}")
-                elif len(before[key]) != len(after[key]) and key != "message" or bool(before[key]) != bool(after[key]):
+                elif (len(before[key]) != len(after[key]) and key != "message") or bool(before[key]) != bool(
+                    after[key]
+                ):
                     yield f"{at}.{key}: {before[key]!r} before, {after[key]!r} after"
             else:
                 yield f"{at}.{key}: only in {'the first' if key in before else 'the second'} record"

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from llmbench.kernels.formats import short
-from llmbench.kernels.inspection import launches
 from llmbench.kernels.kernel import Kernel, described
-from llmbench.kernels.registry import NAMES, kernel
+from llmbench.kernels.proof.inspect import launches
+from llmbench.kernels.registry import KERNELS, kernel
 
 TARGET = Path(__file__).parent.parent / "docs" / "kernel-configurations.md"
 ARCH = 90
@@ -56,7 +56,7 @@ def section(of: Kernel) -> Iterator[str]:
 
 def reference() -> str:
     """The page."""
-    return HEAD + "".join(line for name in NAMES for line in section(kernel(name)))
+    return HEAD + "".join(line for name in KERNELS for line in section(kernel(name)))
 
 
 def main() -> int:

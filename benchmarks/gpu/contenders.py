@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks.gpu.calls import Op
 from benchmarks.gpu.goals import COPY, MATMUL, OURS, READ
 from benchmarks.gpu.machine import Machine
-from llmbench.bench.others import compiled_flex, grouped_experts
-from llmbench.kernels.attention import Case as AttentionCase
+from llmbench.bench.baselines import compiled_flex, grouped_experts
+from llmbench.kernels.attention.attention import Case as AttentionCase
 from llmbench.kernels.kernel import Kernel
 from llmbench.model.implementations import implementation
-from llmbench.model.implementations.kinds import ExpertWeights, Given, Implementation, Mask, Scores
+from llmbench.model.implementations.interface import ExpertWeights, Given, Implementation, Mask, Scores
 
 __all__ = ["Bound", "Contender", "compiled", "copy", "flex", "grouped_mm", "matmul", "ours", "own", "read", "sdpa"]
 

@@ -25,10 +25,15 @@ from benchmarks.gpu.contenders import (
 )
 from benchmarks.gpu.machine import Machine
 from llmbench.errors import UnknownNameError, suggestion
-from llmbench.kernels import attention, decode_attention, glu, mla_decode, moe, rms_norm, rope
-from llmbench.kernels import layer_norm as layer_norm_file
-from llmbench.kernels import linear_cross_entropy as loss
+from llmbench.kernels.attention import attention
+from llmbench.kernels.decoding import attention as decode_attention
+from llmbench.kernels.decoding import latent as mla_decode
+from llmbench.kernels.experts import mixture as moe
 from llmbench.kernels.kernel import Kernel
+from llmbench.kernels.loss import linear as loss
+from llmbench.kernels.norm import layer_norm as layer_norm_file
+from llmbench.kernels.norm import rms_norm
+from llmbench.kernels.pointwise import glu, rope
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 

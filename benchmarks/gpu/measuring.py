@@ -12,11 +12,11 @@ from benchmarks.gpu.calls import Op, cloned, inputs_of, work_of
 from benchmarks.gpu.contenders import Bound, Contender
 from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.machine import Machine, time_box
-from llmbench.bench.passes import one_pass
-from llmbench.kernels.accuracy import Verdict, held
+from llmbench.bench.autograd import one_pass
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import described
 from llmbench.kernels.launching import poisoned
+from llmbench.kernels.proof.accuracy import Verdict, held
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Row, Scalar
 

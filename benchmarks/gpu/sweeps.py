@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.gpu.machine import Deadline, slug
 from benchmarks.gpu.workers import ROOT, prepare, run_once
-from llmbench.bench.experiment import Ask
-from llmbench.bench.registry import experiment
+from llmbench.bench.experiments import find_experiment
+from llmbench.bench.experiments.experiment import Ask
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import clock_for
@@ -136,7 +136,7 @@ def _command(name: str, folder: Path, *, quick: bool) -> list[str]:
     rows = folder / f"bench-{name}.jsonl"
     command = [sys.executable, "-m", "llmbench", "bench", name, "--preset", "quick" if quick else "full"]
     command += ["--resume" if rows.exists() else "--output", str(rows)]
-    if experiment(name).chart is not None and not quick and find_spec("matplotlib"):
+    if find_experiment(name).chart is not None and not quick and find_spec("matplotlib"):
         command += ["--plot", str(folder / f"bench-{name}.svg")]
     return command
 
@@ -158,7 +158,7 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
     anchors = measure_anchors(
         clock_for(device), DTYPES[ask.dtype], budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10)
     )
-    groups = [group for name in names for group in experiment(name).groups(ask)]
+    groups = [group for name in names for group in find_experiment(name).groups(ask)]
     for group in groups[number::shares]:
         for rival in group.rivals(anchors):
             if rival.name in PLAIN:

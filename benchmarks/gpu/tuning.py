@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.gpu.calls import inputs_of, work_of
 from benchmarks.gpu.machine import Machine, time_box
 from benchmarks.gpu.measuring import LEAST_S, broken, case_of
-from llmbench.bench.passes import one_pass
-from llmbench.kernels.accuracy import Verdict, compare
+from llmbench.bench.autograd import one_pass
 from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
+from llmbench.kernels.proof.accuracy import Verdict, compare
 from llmbench.measure.gate import Rival, measured
 from llmbench.measure.results import Row
 from llmbench.sizing.work import Pass

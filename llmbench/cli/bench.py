@@ -29,7 +29,7 @@ from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
-    from llmbench.bench.experiment import Ask, Experiment, Group
+    from llmbench.bench.experiments.experiment import Ask, Experiment, Group
     from llmbench.measure.anchors import Anchors
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Key, Row, Scalar
@@ -86,10 +86,10 @@ def command(
       llmbench bench activations --device cpu --format json
     """
     need_torch("bench")
-    from llmbench.bench.experiment import Ask
-    from llmbench.bench.ranks import join
-    from llmbench.bench.registry import experiment as experiment_of
-    from llmbench.bench.summary import curves, has_curves, sheets
+    from llmbench.bench.experiments import find_experiment
+    from llmbench.bench.experiments.experiment import Ask
+    from llmbench.bench.results.sheets import curves, has_curves, sheets
+    from llmbench.measure.ranks import join
     from llmbench.model.devices import device_of
     from llmbench.report.plots import check_plot, save, terminal
 
@@ -98,7 +98,7 @@ def command(
     check_file("--plot", plot)
     if plot is not None:
         check_plot(plot)
-    of, where = experiment_of(experiment), device_of(device)
+    of, where = find_experiment(experiment), device_of(device)
     if where.type == "meta":
         raise LLMBenchError("--device meta: what has no memory takes no time", hint="cpu, cuda or auto")
     ranks, where = join(of.processes, where, experiment)
@@ -151,8 +151,8 @@ def _measured(
     groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
 ) -> _Measured:
     """Measure what the file does not have yet. Whatever breaks it off, what was measured before is not lost."""
-    from llmbench.bench.cases import in_words
-    from llmbench.bench.experiment import run
+    from llmbench.bench.experiments.experiment import run
+    from llmbench.bench.results.words import in_words
     from llmbench.measure.anchors import measure_anchors
     from llmbench.measure.clock import clock_for
     from llmbench.measure.environment import environment
@@ -232,8 +232,8 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
 def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
     import msgspec
 
-    from llmbench.bench.figures import Yardsticks, figures, plain
-    from llmbench.bench.summary import baseline_of, remarks, sheets
+    from llmbench.bench.results.metrics import Yardsticks, figures, plain
+    from llmbench.bench.results.sheets import baseline_of, remarks, sheets
     from llmbench.model.implementations.kernels import on_a_cpu
 
     rows, environment = measured.rows, measured.environment

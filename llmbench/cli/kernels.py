@@ -14,7 +14,7 @@ from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Column, Document, Table
 
 if TYPE_CHECKING:
-    from llmbench.kernels.inspection import Compiled
+    from llmbench.kernels.proof.inspect import Compiled
 
 T = TypeVar("T")
 
@@ -49,10 +49,10 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
     """
     _prepare()
     from llmbench.kernels.formats import short
-    from llmbench.kernels.registry import NAMES, kernel
+    from llmbench.kernels.registry import KERNELS, kernel
 
     rows: list[dict[str, Any]] = []
-    for name in NAMES:
+    for name in KERNELS:
         of = kernel(name)
         rows.append(
             {
@@ -119,7 +119,7 @@ def check_kernels(
     if place == "cpu":
         _prepare_interpreter()
         os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
-    from llmbench.kernels.checking import check_all
+    from llmbench.kernels.proof.check import check_all
 
     formats = _dtypes(dtype)
     found = list(_followed(check_all(_known(names), formats, seeds, place), "checking"))
@@ -192,7 +192,7 @@ def inspect_kernels(
     """
     _prepare()
     os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted has nothing to compile
-    from llmbench.kernels.inspection import inspect
+    from llmbench.kernels.proof.inspect import inspect
 
     arches = _arches(arch)
     formats = _dtypes(dtype)
@@ -290,11 +290,11 @@ def _prepare_interpreter() -> None:
 
 
 def _known(names: list[str] | None) -> tuple[str, ...]:
-    from llmbench.kernels.registry import NAMES, kernel
+    from llmbench.kernels.registry import KERNELS, kernel
 
     for name in names or ():
         kernel(name)
-    return tuple(names or NAMES)
+    return tuple(names or KERNELS)
 
 
 def _dtypes(text: str) -> list[Any]:
@@ -311,7 +311,7 @@ def _dtypes(text: str) -> list[Any]:
 
 
 def _arches(text: str) -> list[int]:
-    from llmbench.kernels.inspection import ARCHITECTURES
+    from llmbench.kernels.proof.inspect import ARCHITECTURES
 
     names = {f"sm_{number}": number for number in ARCHITECTURES}
     parts = [part.strip() for part in text.split(",") if part.strip()]

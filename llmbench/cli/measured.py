@@ -16,7 +16,7 @@ from llmbench.report.document import Column, Table
 from llmbench.report.units import fitting, percent, plural, si
 
 if TYPE_CHECKING:
-    from llmbench.bench.figures import Figures, Yardsticks
+    from llmbench.bench.results.metrics import Figures, Yardsticks
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row, Scalar
 

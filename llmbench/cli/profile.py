@@ -26,9 +26,9 @@ from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
-    from llmbench.bench.figures import Figures
+    from llmbench.bench.pieces.piece import Piece, Setting
     from llmbench.bench.profile import Profile
-    from llmbench.bench.setting import Piece, Setting
+    from llmbench.bench.results.metrics import Figures
 
 Named = Annotated[str, typer.Argument(metavar="PIECE", help="What is timed; listed above.", show_default=False)]
 Impl = Annotated[
@@ -96,7 +96,7 @@ def command(
       llmbench profile decode --device cpu --model llama3-8b --seq 512 --batch 2 --format json
     """
     need_torch("profile")
-    from llmbench.bench.pieces import piece as piece_of
+    from llmbench.bench.pieces import find_piece
     from llmbench.bench.profile import chosen, profile, setting_of
 
     if set and model is None:
@@ -105,7 +105,7 @@ def command(
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
         raise LLMBenchError(f"--output and --trace are both {trace}", hint="name two files")
-    found = piece_of(piece)
+    found = find_piece(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
     names = chosen(found, impl, setting)
@@ -146,7 +146,7 @@ def _save(measured: Profile, trace: Path) -> None:
 def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
     import msgspec
 
-    from llmbench.bench.figures import figures, plain
+    from llmbench.bench.results.metrics import figures, plain
 
     baseline = measured.rows[-1]
     rows = plain(measured.rows, measured.yardsticks, dict.fromkeys(range(len(measured.rows)), baseline))

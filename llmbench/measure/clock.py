@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 
 from llmbench.errors import CannotRunError
-from llmbench.kernels.accuracy import tf32_products
+from llmbench.kernels.proof.accuracy import tf32_products
 from llmbench.measure.graphs import captured
 from llmbench.measure.lost import LostError, running
 from llmbench.measure.measurement import ClockKind, Measurement, quantile

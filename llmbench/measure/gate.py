@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.kernels.accuracy import Verdict, tf32_products
+from llmbench.kernels.proof.accuracy import Verdict, tf32_products
 from llmbench.measure.clock import Call, Clock, compare
 from llmbench.measure.energy import Energy, energy_of
 from llmbench.measure.graphs import captured

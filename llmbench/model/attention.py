@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.cache import Held, LayerCache
-from llmbench.model.implementations.kinds import Given, Implementation, Mask, Scores, Seen
+from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import Tables, alibi_slopes, relative_buckets, rotation_of
 from llmbench.spec.mixer import Attention, QKNorm, Temperature

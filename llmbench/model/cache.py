@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from llmbench.model.implementations.kinds import Mask, Slots
-from llmbench.model.rows import Rows, Storage
+from llmbench.model.implementations.interface import Mask, Slots
+from llmbench.model.storage import Rows, Storage
 
 
 class LayerCache(Protocol):

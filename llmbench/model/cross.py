@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
-from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.implementations.kinds import ExpertWeights, Implementation
+from llmbench.model.implementations.interface import ExpertWeights, Implementation
 from llmbench.model.implementations.plain import activation
 from llmbench.model.norms import times
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.implementations.interface import Implementation
 from llmbench.model.implementations.plain import activation
 from llmbench.model.norms import NormLayer
 from llmbench.spec.ffn import Activation, Dense, Gated

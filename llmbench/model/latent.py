@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmbench.model.attention import Step, context
 from llmbench.model.cache import LayerCache, RowShape
-from llmbench.model.implementations.kinds import Given, Implementation, Mask, Scores, Seen
+from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate, rotation_of, yarn_scale
 from llmbench.spec.mixer import LatentAttention

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.implementations.interface import Implementation
 from llmbench.spec.model import Norm
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from llmbench.errors import CannotRunError
 from llmbench.model.cache import RowShape
-from llmbench.model.implementations.kinds import Slots
-from llmbench.model.rows import Rows, Storage
+from llmbench.model.implementations.interface import Slots
+from llmbench.model.storage import Rows, Storage
 
 BLOCK_SIZE = 16
 """Tokens a block, as engines have it by default."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.decoder import Block, Decoder, refuse_layers
-from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.implementations.interface import Implementation
 from llmbench.model.norms import NormLayer, Residual
 from llmbench.model.positions import rotations_of, tables_of
 from llmbench.model.state import Cache

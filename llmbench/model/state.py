@@ -14,7 +14,7 @@ from torch import Tensor
 from llmbench.errors import CannotRunError, unknown
 from llmbench.model.cache import LayerCache, RowShape, SlotCache
 from llmbench.model.paged import BLOCK_SIZE, BlockPool, BlockTable, PagedCache
-from llmbench.model.rows import Storage
+from llmbench.model.storage import Storage
 
 
 class CacheKind(NamedTuple):

@@ -37,7 +37,7 @@ from llmbench.model.create import build, materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import ExpertsLayer, even_shares
 from llmbench.model.formats import DTYPES, Format
-from llmbench.model.implementations.kinds import Scores, Seen
+from llmbench.model.implementations.interface import Scores, Seen
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.scopes import Attributed, Scopes
 from llmbench.sizing.lengths import refuse_beyond_positions

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import rivals
+from llmbench.bench import candidates as rivals
+from llmbench.bench.candidates import COMPILED, Entry, entry_group
 from llmbench.bench.compiling import compiled, forget_compiled
-from llmbench.bench.experiment import run
-from llmbench.bench.pieces import PIECES, piece
-from llmbench.bench.rivals import COMPILED, Entry, entry_group
+from llmbench.bench.experiments.experiment import run
+from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.errors import CannotRunError
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.results import Row
@@ -45,14 +45,16 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 @pytest.mark.parametrize("name", [name for name, each in PIECES.items() if each.phase == "train"])
 def test_every_piece_has_a_compiled_backward(name: str, passed: Pass, graphs: Graphs) -> None:
     """Its check, which is of the same shape here, has one that runs once; that which is timed is repeated."""
-    (row,) = rows(piece(name), setting(piece(name), of=passed), COMPILED)
+    (row,) = rows(find_piece(name), setting(find_piece(name), of=passed), COMPILED)
     assert (row.status, row.reason) == ("ok", None)
     assert graphs.compiled
 
 
 def test_code_that_inductor_makes_runs_backward_twice() -> None:
     """With what torch's cache holds from a pass that ran once."""
-    assert [rows(piece("norm"), setting(piece("norm"), of=of), COMPILED)[0].reason for of in ("both", "backward")] == [
+    assert [
+        rows(find_piece("norm"), setting(find_piece("norm"), of=of), COMPILED)[0].reason for of in ("both", "backward")
+    ] == [
         None,
         None,
     ]
@@ -95,7 +97,7 @@ def group_rows(*entries: Entry) -> list[Row]:
 @pytest.mark.parametrize("passed", ["forward", "both"])
 def test_rivals_of_a_group_stay_compiled(passed: Pass, graphs: Graphs) -> None:
     """Two norms, each compiled for its check and once more for what is timed."""
-    of = piece("norm")
+    of = find_piece("norm")
     entries = []
     for norm in (Norm(kind="layernorm", bias=True), Norm()):
         at = setting(of, small(norm=norm), seq_len=300, of=passed)

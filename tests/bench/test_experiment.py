@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.experiment import Ask, Group, Pace, run
-from llmbench.bench.registry import experiment
-from llmbench.bench.summary import baseline_of, curves, sheets
+from llmbench.bench.experiments import find_experiment
+from llmbench.bench.experiments.experiment import Ask, Group, Pace, run
+from llmbench.bench.results.sheets import baseline_of, curves, sheets
 from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import CpuClock
@@ -195,7 +195,7 @@ def test_groups_are_cases_of_their_own(name: str, quick: bool, place: str, monke
     import llmbench.bench.experiments.heads as of_heads
 
     monkeypatch.setattr(of_heads, "free_bytes", lambda device: 2**37)
-    asked = experiment(name)
+    asked = find_experiment(name)
     assert asked.name == name
     groups = asked.groups(Ask(quick=quick, device=torch.device(place), dtype="bf16"))
     keys = [key for group in groups for key in group.row_keys()]
@@ -209,12 +209,12 @@ def test_groups_are_cases_of_their_own(name: str, quick: bool, place: str, monke
 
 def test_an_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError) as problem:
-        experiment("norm")
+        find_experiment("norm")
     assert "did you mean `norms`?" in str(problem.value.hint)
 
 
 def test_sheets_share_all_but_one_field() -> None:
-    asked = experiment("attention")
+    asked = find_experiment("attention")
     rows = [
         Row(
             experiment="attention",

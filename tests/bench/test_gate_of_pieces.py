@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import others
-from llmbench.bench.checking import check_setting, verdicts
-from llmbench.bench.figures import Yardsticks, figures
-from llmbench.bench.pieces import PIECES, piece
-from llmbench.bench.rivals import way_of
-from llmbench.bench.setting import Piece
-from llmbench.bench.variants import heads
-from llmbench.kernels.accuracy import Verdict
+from llmbench.bench import baselines as others
+from llmbench.bench.candidates import way_of
+from llmbench.bench.correctness import check_setting, verdicts
+from llmbench.bench.experiments.synthetic import heads
+from llmbench.bench.pieces import PIECES, find_piece
+from llmbench.bench.pieces.piece import Piece
+from llmbench.bench.results.metrics import Yardsticks, figures
+from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.gate import ADDRESSABLE_BYTES
 from llmbench.model.cache import RowShape, SlotCache
-from llmbench.model.implementations.kinds import ExpertWeights, Seen
+from llmbench.model.implementations.interface import ExpertWeights, Seen
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.spec.catalog import load_bundled
 from tests.bench.test_pieces import CPU, anchors, rows, setting, small
@@ -74,10 +74,10 @@ def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeig
 @pytest.mark.parametrize("name", ["block", "model"])
 def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, norm=tripled_norm)
-    found = [each.tensor for each in wrong(piece(name), setting(piece(name), of="both"))]
+    found = [each.tensor for each in wrong(find_piece(name), setting(find_piece(name), of="both"))]
     assert found
     assert all(tensor.endswith("norm.weight") for tensor in found)
-    assert not wrong(piece(name), setting(piece(name)))  # forward is right
+    assert not wrong(find_piece(name), setting(find_piece(name)))  # forward is right
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.Monke
 def test_what_trains_wrongly_has_no_time(name: str, functions: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, **functions)
     for passed in ("backward", "both"):
-        (row,) = rows(piece(name), setting(piece(name), of=passed, seq_len=16), "planted")
+        (row,) = rows(find_piece(name), setting(find_piece(name), of=passed, seq_len=16), "planted")
         assert (row.status, row.measurement) == ("INCORRECT", None)
         assert any(says in check.fault() for check in row.checks)
 
@@ -126,7 +126,7 @@ class _Blind:
 )
 def test_a_window_that_is_ignored_is_found(span: dict[str, int], length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, attend=blind)
-    of = piece("attention")
+    of = find_piece("attention")
     at = setting(of, small(mixer=heads(8, 4, 16, **span)), batch=1, seq_len=length)
     assert [each.tensor for each in wrong(of, at)] == ["out"]
 
@@ -134,8 +134,8 @@ def test_a_window_that_is_ignored_is_found(span: dict[str, int], length: int, mo
 @pytest.mark.parametrize("name", ["block", "model"])
 def test_a_window_of_a_later_layer_is_met(name: str) -> None:
     spec = load_bundled("gemma3-1b")  # five layers of a window, then one without
-    at = setting(piece(name), spec, batch=4, seq_len=2048)
-    checked = check_setting(piece(name), at)
+    at = setting(find_piece(name), spec, batch=4, seq_len=2048)
+    checked = check_setting(find_piece(name), at)
     assert (checked.batch, checked.seq_len) == (2, 2 * 512 + 1)
     mixers = [checked.spec.layers[each].mixer for each in checked.spec.order]
     assert [mixer.sliding_window for mixer in mixers] == ([512] if name == "block" else [512, None])  # type: ignore[union-attr]
@@ -143,13 +143,13 @@ def test_a_window_of_a_later_layer_is_met(name: str) -> None:
 
 def test_checks_are_as_small_as_they_may_be() -> None:
     wide = load_bundled("mistral-7b-v0.1")  # 32 heads, 8 of keys; a window of 4,096
-    attention = check_setting(piece("attention"), setting(piece("attention"), wide, batch=4, seq_len=8192))
+    attention = check_setting(find_piece("attention"), setting(find_piece("attention"), wide, batch=4, seq_len=8192))
     mixer = attention.spec.layers[attention.spec.order[0]].mixer
     assert (attention.batch, attention.seq_len) == (2, 2049)
     assert (mixer.num_attention_heads, mixer.num_key_value_heads, mixer.sliding_window) == (8, 2, 1024)  # type: ignore[union-attr]
-    short = check_setting(piece("attention"), setting(piece("attention"), wide, batch=1, seq_len=4096))
+    short = check_setting(find_piece("attention"), setting(find_piece("attention"), wide, batch=1, seq_len=4096))
     assert (short.batch, short.seq_len) == (1, 256)  # of 4,096 tokens a window of 4,096 hides none
-    norm = check_setting(piece("norm"), setting(piece("norm"), wide, seq_len=8192))
+    norm = check_setting(find_piece("norm"), setting(find_piece("norm"), wide, seq_len=8192))
     assert norm.seq_len == 256  # its layer has a window; a norm meets none
 
 
@@ -157,7 +157,7 @@ def test_checks_are_as_small_as_they_may_be() -> None:
     ("name", "kinds"), [("deepseek-v3", 2), ("qwen3-next-80b-a3b", 2), ("jamba-v0.1", 3), ("llama2-7b", 1)]
 )
 def test_a_model_is_checked_with_a_layer_of_each_kind(name: str, kinds: int) -> None:
-    spec = check_setting(piece("model"), setting(piece("model"), load_bundled(name))).spec
+    spec = check_setting(find_piece("model"), setting(find_piece("model"), load_bundled(name))).spec
     assert spec.num_hidden_layers == max(kinds, 2)
     assert len(set(spec.order)) == kinds
 
@@ -181,7 +181,7 @@ def seen_by(of: Piece, at: Any) -> Seen:
 @pytest.mark.parametrize(("span", "length"), [(16, 40), (16, 17), (16, 16), (16, 5), (16, 64)])
 @pytest.mark.parametrize("kind", ["sliding_window", "attention_chunk_size"])
 def test_a_cache_holds_what_a_models_own_does(kind: str, span: int, length: int) -> None:
-    of = piece("decode")
+    of = find_piece("decode")
     at = setting(of, small(mixer=heads(4, 2, 16, **{kind: span})), seq_len=length)
     seen = seen_by(of, at)
     assert seen.slots is not None
@@ -197,7 +197,7 @@ def test_a_cache_holds_what_a_models_own_does(kind: str, span: int, length: int)
 
 @pytest.mark.parametrize("impl", ["standard", "flash"])
 def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
-    of = piece("decode")
+    of = find_piece("decode")
     at = setting(of, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
     (row,) = rows(of, at, impl)
     peak = figures(row, Yardsticks(anchors(), None)).peak_bytes
@@ -211,8 +211,8 @@ def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
 
 @pytest.mark.parametrize("name", PIECES)
 def test_what_cannot_be_counted_has_no_room(name: str) -> None:
-    at = setting(piece(name), batch=2**31, seq_len=2**31)
-    for row in rows(piece(name), at, "standard", "sdpa"):
+    at = setting(find_piece(name), batch=2**31, seq_len=2**31)
+    for row in rows(find_piece(name), at, "standard", "sdpa"):
         assert (row.status, row.measurement) == ("OOM", None)
         assert row.need_bytes is not None
         assert row.need_bytes > ADDRESSABLE_BYTES
@@ -230,9 +230,9 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def test_the_reference_is_exact() -> None:
-    made = piece("attention").make(setting(piece("attention"), small(mixer=heads(4, 4, 16))))
+    made = find_piece("attention").make(setting(find_piece("attention"), small(mixer=heads(4, 4, 16))))
     q, k, v = (made.inputs[name].double() for name in "qkv")
     torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None, slopes=None), exact_attention(q, k, v))
-    loss = piece("loss").make(setting(piece("loss")))
+    loss = find_piece("loss").make(setting(find_piece("loss")))
     assert loss.run(STANDARD, x=loss.inputs["x"].double()).dtype == torch.float64  # type: ignore[union-attr]
     assert isinstance(loss.parameters(torch.float64)["weight"], Tensor)

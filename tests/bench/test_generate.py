@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.experiment import Ask, run
 from llmbench.bench.experiments import generate
+from llmbench.bench.experiments.experiment import Ask, run
 from llmbench.bench.experiments.generate import Case, Checks, Shared, group_of, need_bytes, parts, verdicts
-from llmbench.bench.serving import Server
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.experiments.generate.server import Server
+from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.kernels import launching
 from llmbench.measure.anchors import Sizes, measure_anchors

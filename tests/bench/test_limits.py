@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.bench.experiment import Ask
+from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments import generate
-from llmbench.bench.figures import Yardsticks, figures
-from llmbench.bench.pieces import piece
+from llmbench.bench.experiments.experiment import Ask
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.rivals import Entry, entry_group
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.results.metrics import Yardsticks, figures
 from llmbench.cli.measured import machine
 from llmbench.measure.environment import environment
 from llmbench.measure.gate import Rival
@@ -48,7 +48,7 @@ def row_of(rival: Rival, seconds: float, *, cold: bool = False) -> Row:
 @pytest.mark.parametrize("name", ["attention", "norm", "decode", "mla"])
 def test_a_single_op_at_its_prediction_is_at_its_limit(name: str) -> None:
     """Whatever its bytes are held against: `of limit` and `predicted` are of one roofline."""
-    of = piece(name)
+    of = find_piece(name)
     entry = Entry(label="flash", piece=of, setting=setting(of), impl="flash")
     (rival,) = entry_group(
         [entry], experiment="x", case={}, pace=Ask(quick=True, device=CPU, dtype="fp32").pace

@@ -7,14 +7,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from llmbench.bench.experiment import QUICK
-from llmbench.bench.pieces import piece
-from llmbench.bench.pieces.mixtures import FFN
+from llmbench.bench.candidates import call_of, piece_group, way_of
+from llmbench.bench.experiments.experiment import QUICK
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.decode import STEP
+from llmbench.bench.pieces.moe import FFN
+from llmbench.bench.pieces.piece import Piece, Setting, held
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.pieces.stepping import STEP
-from llmbench.bench.rivals import call_of, piece_group, way_of
-from llmbench.bench.setting import Piece, Setting, held
-from llmbench.bench.variants import heads, model_of
 from llmbench.measure.memory import peak_memory
 from llmbench.model.formats import Format
 from llmbench.sizing.work import Pass, need_bytes
@@ -79,7 +79,7 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(name: str) -> Piece:
-    return {"step": STEP, "add_norm": ADD_NORM, "ffn": FFN}.get(name) or piece(name)
+    return {"step": STEP, "add_norm": ADD_NORM, "ffn": FFN}.get(name) or find_piece(name)
 
 
 def setting(of: Piece, dtype: Format, passed: Pass, batch: int = 2, **parts: Any) -> Setting:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmbench.bench.experiment import Ask
 from llmbench.bench.experiments import moe, train
-from llmbench.bench.pieces import PIECES, piece
-from llmbench.bench.pieces.mixtures import ROUTER
+from llmbench.bench.experiments.experiment import Ask
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.experiments.train.step import Way
+from llmbench.bench.pieces import PIECES, find_piece
+from llmbench.bench.pieces.moe import ROUTER
+from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.profile import setting_of
-from llmbench.bench.setting import Setting
-from llmbench.bench.training import Way
-from llmbench.bench.variants import heads, model_of
 from llmbench.errors import LLMBenchError
 from llmbench.model.create import build
 from llmbench.sizing.work import need_bytes
@@ -42,14 +42,14 @@ def test_a_function_is_one_op_of_one_layer(name: str) -> None:
 
 def test_the_norm_of_a_model_with_two_around_each_mixer() -> None:
     """By hand: 512 tokens of gemma3-1b read and written, 4 bytes each, and its weight."""
-    of = piece("norm")
+    of = find_piece("norm")
     spec = of.alone(load_bundled("gemma3-1b"))
     at = Setting(spec=spec, batch=1, seq_len=512, dtype="fp32", device=CPU)
     assert of.work(at) == (0, 2 * 512 * 1152 * 4 + 1152 * 4)
 
 
 def test_weights_that_no_token_meets_are_held_and_not_read() -> None:
-    of = piece("moe")
+    of = find_piece("moe")
     spec = of.alone(model_of("x", 64, ffn=MoE(num_experts=16, num_experts_per_tok=1, intermediate_size=96)))
     at = Setting(spec=spec, batch=1, seq_len=1, dtype="fp32", device=CPU)
     expert = 3 * 64 * 96
@@ -64,7 +64,7 @@ def test_what_is_held_is_what_the_module_has() -> None:
         spec = load_bundled("smollm2-135m" if tied else "tinyllama-1.1b")
         assert spec.tie_word_embeddings == tied
         for name in ("loss", "model"):
-            of = piece(name)
+            of = find_piece(name)
             at = Setting(spec=of.alone(spec), batch=1, seq_len=1, dtype="fp32", device=torch.device("meta"))
             model = build(at.spec, impl="standard", device="meta", dtype=torch.float32)
             part = model if name == "model" else model.lm_head
@@ -97,7 +97,7 @@ def test_parameters_of_a_mixture_are_those_of_what_is_timed() -> None:
 
 
 def test_a_mixture_on_a_cpu_is_one() -> None:
-    at, _ = setting_of(piece("moe"), None, seq_len=None, batch=None, dtype=None, of="forward", device="cpu")
+    at, _ = setting_of(find_piece("moe"), None, seq_len=None, batch=None, dtype=None, of="forward", device="cpu")
     ffn = at.spec.layers[at.spec.order[0]].ffn
     assert isinstance(ffn, MoE)
     assert (ffn.num_experts, ffn.num_experts_per_tok) == (8, 2)

@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import others
-from llmbench.bench.experiment import Pace, run
-from llmbench.bench.figures import Figures, Yardsticks, figures
-from llmbench.bench.pieces import PIECES, piece, stepping
-from llmbench.bench.pieces.modules import decoder_of
+from llmbench.bench import baselines as others
+from llmbench.bench.candidates import alike, piece_group
+from llmbench.bench.experiments.experiment import Pace, run
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import PIECES, decode, find_piece
+from llmbench.bench.pieces.blocks import decoder_of
+from llmbench.bench.pieces.decode import STEP
+from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.pieces.stepping import STEP
 from llmbench.bench.profile import chosen
-from llmbench.bench.rivals import alike, piece_group
-from llmbench.bench.setting import Piece, Setting
-from llmbench.bench.variants import heads, model_of
-from llmbench.kernels.accuracy import compare
+from llmbench.bench.results.metrics import Figures, Yardsticks, figures
+from llmbench.kernels.proof.accuracy import compare
 from llmbench.measure.anchors import Anchor, Anchors, Limits
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.energy import Energy
@@ -31,7 +31,7 @@ from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import LiveTensors
 from llmbench.measure.results import Row
 from llmbench.model.attention import Step
-from llmbench.model.implementations.kinds import ExpertWeights
+from llmbench.model.implementations.interface import ExpertWeights
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.mixers import new_cache
 from llmbench.model.norms import Residual
@@ -113,7 +113,7 @@ def from_all_logits(x: Tensor, weight: Tensor, bias: Any, targets: Tensor, scale
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 @pytest.mark.parametrize("name", PIECES)
 def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass, again: str) -> None:
-    of = piece(name)
+    of = find_piece(name)
     if of.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
     for row in rows(of, setting(of, of=passed), "standard", again):
@@ -166,7 +166,7 @@ def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any, monk
     """With the keys and values of that pass in its cache; what is in the newest token's slot before does not matter."""
     at = setting(STEP, small(mixer=mixer, positions=positions), seq_len=40)
     model, version = decoder_of(at)
-    monkeypatch.setattr(stepping, "decoder_of", lambda _: (model, version))
+    monkeypatch.setattr(decode, "decoder_of", lambda _: (model, version))
     tables = tables_of(model.rotations, at.positions(), at.seq_len)
     x = at.normal(at.batch, at.seq_len, 64)
     plain, keys, values = whole_pass(at, version(x.dtype).layers[0], tables, x)
@@ -202,21 +202,21 @@ SAME = {
 
 @pytest.mark.parametrize(("name", "impl"), [(name, impl) for name, impls in SAME.items() for impl in impls])
 def test_what_is_plain_torch_by_another_name_is_no_rival(name: str, impl: str) -> None:
-    (row,) = rows(piece(name), setting(piece(name)), impl)
+    (row,) = rows(find_piece(name), setting(find_piece(name)), impl)
     assert (row.status, row.checks, row.measurement) == ("n/a", (), None)
     assert row.reason == f"{impl} computes nothing of {name} in a way of its own"
 
 
 def test_what_a_piece_has_is_found_in_any_of_its_layers() -> None:
-    of = piece("model")
+    of = find_piece("model")
     assert not alike(of, setting(of, load_bundled("deepseek-v2-lite")), "grouped")  # mixtures after a dense layer
     hybrid = load_bundled("jamba-v0.1")  # a state space first, then some attention
     assert not alike(of, setting(of, hybrid, seq_len=4096), "sdpa")
-    assert alike(piece("block"), setting(piece("block"), hybrid), "sdpa")
+    assert alike(find_piece("block"), setting(find_piece("block"), hybrid), "sdpa")
 
 
 def test_what_is_usual_is_not_plain_torch_by_another_name() -> None:
-    of = piece("block")
+    of = find_piece("block")
     assert chosen(of, None, setting(of)) == ["flash", "standard"]
     spaces = setting(of, load_bundled("jamba-v0.1"))
     assert chosen(of, None, spaces) == ["standard"]
@@ -224,7 +224,7 @@ def test_what_is_usual_is_not_plain_torch_by_another_name() -> None:
 
 
 def test_torchs_grouped_products_make_the_same_mixture() -> None:
-    of = piece("moe")
+    of = find_piece("moe")
     plain, grouped = rows(of, setting(of, seq_len=64), "standard", "grouped")
     assert (plain.status, grouped.status, grouped.reason) == ("ok", "ok", None)
     assert grouped.checks
@@ -248,13 +248,13 @@ def test_grouped_products_hold_no_table_of_choices_by_experts() -> None:
 def test_grouped_products_are_not_for_choices_that_no_expert_computes(more: dict[str, Any]) -> None:
     """Their rows would never be written."""
     moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=32, **more)
-    (row,) = rows(piece("moe"), setting(piece("moe"), small(ffn=moe)), "grouped")
+    (row,) = rows(find_piece("moe"), setting(find_piece("moe"), small(ffn=moe)), "grouped")
     assert (row.status, row.reason) == ("n/a", "grouped has an expert compute every choice of every token")
 
 
 @pytest.mark.parametrize("name", ["attention", "decode"])
 def test_slopes_are_there_before_the_clock_starts(name: str) -> None:
-    made = piece(name).make(setting(piece(name), small(positions=Alibi())))
+    made = find_piece(name).make(setting(find_piece(name), small(positions=Alibi())))
     given = []
 
     def attend(q: Tensor, seen: Any, scores: Any) -> Tensor:
@@ -289,7 +289,7 @@ def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
     attend: Any, status: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
-    of = piece("attention")
+    of = find_piece("attention")
     at = setting(of)
     plain, planted, right = rows(of, at, "standard", "planted", "sdpa")
     assert (planted.status, planted.measurement) == (status, None)
@@ -307,7 +307,7 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.detach() + 0.9 * (out - out.detach())
 
     monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
-    of = piece("attention")
+    of = find_piece("attention")
     assert rows(of, setting(of), "planted")[0].status == "ok"  # forward alone is right
     (row,) = rows(of, setting(of, of="both"), "planted")
     assert row.status == "INCORRECT"
@@ -321,7 +321,7 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 def test_the_analytic_need_is_what_attention_takes(impl: str, passed: Pass) -> None:
     """Inputs and all that torch allocates, against the table; which counts no mask, a byte a pair for all heads."""
-    of = piece("attention")
+    of = find_piece("attention")
     at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, of=passed)
     (row,) = rows(of, at, impl)
     peak = figures(row, Yardsticks(anchors(), None)).peak_bytes

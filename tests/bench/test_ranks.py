@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.experiment import QUICK
 from llmbench.bench.experiments.collectives import links
-from llmbench.bench.ranks import join
+from llmbench.bench.experiments.experiment import QUICK
 from llmbench.errors import LLMBenchError
+from llmbench.measure.ranks import join
 from llmbench.measure.results import read
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters

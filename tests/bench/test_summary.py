@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.cases import FIELDS, in_words
-from llmbench.bench.experiment import Ask, Chart
-from llmbench.bench.experiments import heads
-from llmbench.bench.registry import EXPERIMENTS, experiment
-from llmbench.bench.summary import curves, has_curves, remarks, sheets
+from llmbench.bench.experiments import EXPERIMENTS, find_experiment, heads
+from llmbench.bench.experiments.experiment import Ask, Chart
+from llmbench.bench.results.sheets import curves, has_curves, remarks, sheets
+from llmbench.bench.results.words import FIELDS, in_words
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.results import Row
@@ -86,6 +85,6 @@ def test_what_must_be_known_of_rows_stands_below_them() -> None:
 def test_cases_are_said_in_words(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every field of every case, also with the shapes of a GPU that is not there."""
     monkeypatch.setattr(heads, "free_bytes", lambda device: None)
-    for group in experiment(name).groups(Ask(quick=False, device=torch.device(device), dtype="bf16")):
+    for group in find_experiment(name).groups(Ask(quick=False, device=torch.device(device), dtype="bf16")):
         assert set(group.case) <= set(FIELDS)
         assert not any("_" in words or "{" in words for words in in_words(group.case)), group.case

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.claim_runs import RUNS, is_own
-from llmbench.bench.claims import CLAIMS, Claim, change, memory, outcome, runs, times
-from llmbench.bench.experiment import Ask, run
+from llmbench.bench.experiments.experiment import Ask, run
+from llmbench.bench.experiments.short_training import progressions
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
-from llmbench.bench.short_training import progressions
+from llmbench.bench.experiments.textbook.claims import CLAIMS, Claim, change, memory, outcome, runs, times
+from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from llmbench.bench import training
-from llmbench.bench.experiment import Ask, run
 from llmbench.bench.experiments import train
+from llmbench.bench.experiments.experiment import Ask, run
+from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train import derived, flops_of, group_of, memory_of
-from llmbench.bench.figures import Yardsticks
-from llmbench.bench.setting import Setting
-from llmbench.bench.training import Trainer, Way, verdicts
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.experiments.train import step as training
+from llmbench.bench.experiments.train.step import Trainer, Way, verdicts
+from llmbench.bench.pieces.piece import Setting
+from llmbench.bench.results.metrics import Yardsticks
 from llmbench.errors import LLMBenchError
 from llmbench.measure.anchors import Anchors, Limits, Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmbench.bench.pieces import piece
-from llmbench.bench.pieces.mixtures import experts_piece
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.moe import experts_piece
+from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.setting import Piece, Setting
-from llmbench.bench.variants import heads, model_of
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.sizing.work import least_s, work
 from llmbench.spec.ffn import Gated, MoE
@@ -27,7 +27,7 @@ B, S = 2, 96
 
 def of(name: str | Piece, **parts: Any) -> tuple[Any, Any]:
     """Forward and backward work of a piece in bf16."""
-    found = piece(name) if isinstance(name, str) else name
+    found = find_piece(name) if isinstance(name, str) else name
     spec = model_of("x", 256, **parts)
     at = Setting(spec=found.alone(spec), batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"))
     return found.work(at), found.work(at.but(of="backward"))
@@ -37,7 +37,9 @@ def cost(name: str, *case: Any, **more: Any) -> Any:
     """What a kernel's file says."""
     from importlib import import_module
 
-    module = import_module(f"llmbench.kernels.{name}")
+    from llmbench.kernels.registry import KERNELS
+
+    module = import_module(f"llmbench.kernels.{KERNELS[name]}")
     return module.KERNEL.cost(module.Case(*case, **more), torch.bfloat16)
 
 
@@ -117,7 +119,7 @@ def test_pieces_move_what_enters_and_leaves(name: str, placement: str) -> None:
     """Against the tensors of the real piece: inputs, weights and results, each once; backward inputs and weights again,
     and gradients of all three."""
     moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=96)
-    found = piece(name)
+    found = find_piece(name)
     spec = model_of("x", 64, mixer=heads(2, 1, 32), ffn=moe, vocab=300)
     layer = msgspec.structs.replace(spec.layers["block"], placement=placement)
     spec = found.alone(msgspec.structs.replace(spec, layers={"block": layer}))
@@ -134,7 +136,7 @@ def test_pieces_move_what_enters_and_leaves(name: str, placement: str) -> None:
 
 
 def test_a_model_moves_its_weights_rows_of_its_table_and_logits() -> None:
-    found = piece("model")
+    found = find_piece("model")
     spec = model_of("x", 64, mixer=heads(2, 1, 32), ffn=Gated(intermediate_size=96), layers=3, vocab=300)
     at = Setting(spec=spec, batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"))
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64
@@ -145,7 +147,7 @@ def test_a_model_moves_its_weights_rows_of_its_table_and_logits() -> None:
 
 def test_a_model_without_backward_has_no_loss() -> None:
     """As it is timed: its forward pass by itself ends in logits."""
-    found = piece("model")
+    found = find_piece("model")
     spec = model_of("x", 64, mixer=heads(2, 1, 32), vocab=300)
     at = Setting(spec=spec, batch=B, seq_len=S, dtype="fp32", device=torch.device("cpu"))
     for of_pass, ends in (("forward", "lm_head"), ("both", "loss")):
@@ -160,7 +162,7 @@ def test_a_model_without_backward_has_no_loss() -> None:
 @pytest.mark.parametrize("mixer", [heads(4, 2, 64), heads(4, 4, 64, sliding_window=17)])
 def test_whoever_holds_the_scores_computes_them_all(mixer: Any, impl: str) -> None:
     """The FLOPs of the prediction are those that torch counts, masked pairs included; the work is the mask's."""
-    found = piece("attention")
+    found = find_piece("attention")
     spec = found.alone(model_of("x", 256, mixer=mixer))
     at = Setting(spec=spec, batch=B, seq_len=S, dtype="fp32", device=torch.device("cpu"))
     made = found.make(at)
@@ -177,7 +179,7 @@ def test_whoever_holds_the_scores_computes_them_all(mixer: Any, impl: str) -> No
 
 def test_the_least_time_is_that_of_each_op_in_turn() -> None:
     """A product bound by FLOPs and a sum bound by bytes, one after the other: no rate of the one serves the other."""
-    found = piece("block")
+    found = find_piece("block")
     at = Setting(
         spec=found.alone(model_of("x", 256, mixer=heads(4, 4, 64))),
         batch=B,

@@ -16,20 +16,20 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import loss_parallel
 
-from llmbench.bench import training
-from llmbench.bench.experiment import Ask, Group, run
 from llmbench.bench.experiments import collectives, train
-from llmbench.bench.ranks import Ranks, join
-from llmbench.bench.setting import Setting
-from llmbench.bench.sharding import shard
-from llmbench.bench.training import Trainer, Way, verdicts
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.experiments.experiment import Ask, Group, run
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.experiments.train import step as training
+from llmbench.bench.experiments.train.sharding import shard
+from llmbench.bench.experiments.train.step import Trainer, Way, verdicts
+from llmbench.bench.pieces.piece import Setting
 from llmbench.cli import run as command
 from llmbench.errors import CannotRunError
-from llmbench.kernels.accuracy import Verdict
+from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.anchors import Anchors, Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival
+from llmbench.measure.ranks import Ranks, join
 from llmbench.model import build
 from llmbench.model.decoder import Decoder
 from llmbench.spec.ffn import Gated

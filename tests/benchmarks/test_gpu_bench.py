@@ -59,7 +59,7 @@ def test_warming_runs_a_share_of_all_rivals_and_says_what_fails(
 ) -> None:
     warm(["heads"], 0, 2, quick=True)  # half of its groups
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr("llmbench.bench.rivals.call_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("llmbench.bench.candidates.call_of", lambda *_: 1 / 0)
     warm(["heads"], 1, 2, quick=True)
     assert capsys.readouterr().out == "".join(f"{name}: division by zero\n" for name in ("MHA", "GQA", "MQA", "MLA"))
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.machine import Machine, OutOfTimeError, a_gpu, a_rehearsal, 
 from benchmarks.gpu.measuring import rows_of
 from benchmarks.gpu.workers import Suite, prepare
 from llmbench.kernels import launching
-from llmbench.kernels.glu import KERNEL as GLU
+from llmbench.kernels.pointwise.glu import KERNEL as GLU
 from llmbench.measure.results import Results, Row, read
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the rehearsal is for where there is no GPU")

@@ -19,11 +19,11 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.bench.by_kernel import Recording
-from llmbench.bench.others import WAYS
+from llmbench.bench.baselines import WAYS
+from llmbench.bench.candidates import COMPILED
+from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.bench.pieces import PIECES
-from llmbench.bench.registry import EXPERIMENTS
-from llmbench.bench.rivals import COMPILED
+from llmbench.bench.profile.by_op import Recording
 from llmbench.cli import run
 from llmbench.errors import LLMBenchError
 from llmbench.measure import environment
@@ -43,7 +43,8 @@ BENCHES = {name: ["bench", name, "--output", f"{name}.jsonl"] for name in ALONE}
 
 MANY = """
 import contextlib, functools, json, sys
-from llmbench.bench import experiment, profile
+from llmbench.bench.experiments import experiment
+from llmbench.bench import profile
 from llmbench.cli import run
 from llmbench.measure import environment
 environment.commit = lambda root: "0" * 40
@@ -133,7 +134,7 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
 def quick_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process profiles with few samples and small anchors."""
     from llmbench.bench import profile
-    from llmbench.bench.experiment import QUICK
+    from llmbench.bench.experiments.experiment import QUICK
     from llmbench.measure.anchors import Sizes
 
     importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
@@ -353,7 +354,7 @@ def test_curves_are_drawn_once_the_answer_is_out(
 def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import llmbench.bench.experiment as frame
+    import llmbench.bench.experiments.experiment as frame
 
     kept = tmp_path / "norms.jsonl"
     whole = frame.run

@@ -23,10 +23,10 @@ def llmbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 def test_list_names_every_kernel() -> None:
-    from llmbench.kernels.registry import NAMES
+    from llmbench.kernels.registry import KERNELS
 
     found = llmbench("kernels", "list", "--format", "json")
-    assert [row["kernel"] for row in json.loads(found.stdout)["kernels"]] == list(NAMES)
+    assert [row["kernel"] for row in json.loads(found.stdout)["kernels"]] == list(KERNELS)
 
 
 def test_check_on_a_cpu_is_interpreted() -> None:

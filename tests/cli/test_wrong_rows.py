@@ -13,7 +13,9 @@ import msgspec
 import pytest
 from torch import Tensor
 
-from llmbench.bench import experiment, others, profile
+from llmbench.bench import baselines as others
+from llmbench.bench import profile
+from llmbench.bench.experiments import experiment
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
 from llmbench.measure.anchors import Sizes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.kernels.accuracy import Weights, compare, held
+from llmbench.kernels.proof.accuracy import Weights, compare, held
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

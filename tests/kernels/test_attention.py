@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.kernels.attention import KERNEL, Case, attention, cost, inputs, reference
-from llmbench.kernels.attention_tiles import Reach, seen_pairs, split_width
+from llmbench.kernels.attention.attention import KERNEL, Case, attention, cost, inputs, reference
+from llmbench.kernels.attention.tiles import Reach, seen_pairs, split_width
 from llmbench.kernels.kernel import Random
 from llmbench.sizing.lower.pairs import visible_pairs
 

@@ -11,16 +11,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.errors import CannotRunError
-from llmbench.kernels import decode_attention as gqa
-from llmbench.kernels import mla_decode as mla
-from llmbench.kernels.caches import seen
-from llmbench.kernels.decoding import split_count
+from llmbench.kernels.decoding import attention as gqa
+from llmbench.kernels.decoding import latent as mla
+from llmbench.kernels.decoding.caches import seen
+from llmbench.kernels.decoding.merge import split_count
 from llmbench.kernels.kernel import Random
 from llmbench.model.cache import RowShape, SlotCache
-from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.paged import BlockPool, BlockTable, PagedCache
-from llmbench.model.rows import Storage
+from llmbench.model.storage import Storage
 from llmbench.sizing.lower.pairs import visible_pairs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

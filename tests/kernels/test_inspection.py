@@ -11,7 +11,8 @@ FAULTY = """
 import torch, triton, triton.language as tl
 from typing import NamedTuple
 from llmbench.errors import CannotRunError
-from llmbench.kernels import inspection, registry
+from llmbench.kernels import registry
+from llmbench.kernels.proof import inspect as inspection
 from llmbench.kernels.kernel import Cost, Kernel
 from llmbench.kernels.launching import Config, architecture, choose, launch
 

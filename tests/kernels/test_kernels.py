@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench.kernels import launching
-from llmbench.kernels.checking import check, compare
 from llmbench.kernels.kernel import Kernel, Random, described
-from llmbench.kernels.registry import NAMES, kernel
+from llmbench.kernels.proof.check import check, compare
+from llmbench.kernels.registry import KERNELS, kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEEDS = (0, 1) if DEVICE.type == "cpu" else range(8)
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 CASES = [
     pytest.param(kernel(name), case, id=f"{name}-{'-'.join(map(str, case))}")
-    for name in NAMES
+    for name in KERNELS
     for case in kernel(name).cases
 ]
 
@@ -36,7 +36,7 @@ def test_results_and_gradients_are_within_budget(of: Kernel, case: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_every_configuration_is_right(name: str) -> None:
     """Not only the one that is shipped, at real sizes too."""
     of = kernel(name)
@@ -82,7 +82,7 @@ def run_with_gradients(of: Kernel, case: Any, dtype: torch.dtype, device: torch.
         torch.autograd.grad(moving, leaves, [torch.randn_like(out) for out in moving])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_ops_are_complete(name: str) -> None:
     """torch's own check of a custom op: schema, fake tensors, autograd, and both together under compilation."""
     of = kernel(name)
@@ -95,7 +95,7 @@ def test_ops_are_complete(name: str) -> None:
         torch.library.opcheck(op, args, kwargs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_flops_are_the_cost(name: str) -> None:
     """What the counter counts is what the kernel's cost says, forward and backward."""
     of = kernel(name)

@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmbench.kernels import launching, linear_gradients, linear_losses
-from llmbench.kernels import linear_cross_entropy as file
-from llmbench.kernels.checking import check, compare
-from llmbench.kernels.cross_entropy import cross_entropy
-from llmbench.kernels.cross_entropy_rows import Options
+from llmbench.kernels import launching
 from llmbench.kernels.kernel import Random
-from llmbench.kernels.linear_cross_entropy import KERNEL, Case, linear_cross_entropy, reference
-from llmbench.kernels.linear_gradients import Wanted, gradients, rows_a_chunk
+from llmbench.kernels.loss import linear as file
+from llmbench.kernels.loss import linear_backward as linear_gradients
+from llmbench.kernels.loss import linear_forward as linear_losses
+from llmbench.kernels.loss.cross_entropy import cross_entropy
+from llmbench.kernels.loss.linear import KERNEL, Case, linear_cross_entropy, reference
+from llmbench.kernels.loss.linear_backward import Wanted, gradients, rows_a_chunk
+from llmbench.kernels.loss.rows import Options
+from llmbench.kernels.proof.check import check, compare
 from llmbench.sizing.lower import lower
 from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import load_bundled

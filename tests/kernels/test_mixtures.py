@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from llmbench.kernels import launching
-from llmbench.kernels.checking import compare
-from llmbench.kernels.grouped_matmul import grouped_matmul
-from llmbench.kernels.grouped_matmul import reference as grouped_reference
-from llmbench.kernels.grouping import rows_a_tile, sort_by_expert, tile_limit, tiles_of
+from llmbench.kernels.experts.grouped import grouped_matmul
+from llmbench.kernels.experts.grouped import reference as grouped_reference
+from llmbench.kernels.experts.mixture import KERNEL, Case, moe, reference
+from llmbench.kernels.experts.routing import moe_routing
+from llmbench.kernels.experts.sorting import rows_a_tile, sort_by_expert, tile_limit, tiles_of
 from llmbench.kernels.kernel import Random
-from llmbench.kernels.moe import KERNEL, Case, moe, reference
-from llmbench.kernels.moe_routing import moe_routing
+from llmbench.kernels.proof.check import compare
 from llmbench.model.ffn import ExpertsLayer, RouterLayer
 from llmbench.model.implementations import implementation
 from llmbench.sizing.lower import lower

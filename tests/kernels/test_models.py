@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError
-from llmbench.kernels.checking import compare
+from llmbench.kernels.proof.check import compare
 from llmbench.model.attention import Step
 from llmbench.model.create import materialise
 from llmbench.model.decoder import Decoder

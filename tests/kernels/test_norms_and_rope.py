@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.kernels import norms
-from llmbench.kernels.checking import check, compare
-from llmbench.kernels.glu import configurations, glu
-from llmbench.kernels.layer_norm import KERNEL as LAYER_NORM
-from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
-from llmbench.kernels.rms_norm import KERNEL as RMS_NORM
-from llmbench.kernels.rms_norm import Case, add_rms_norm, rms_norm
-from llmbench.kernels.rope import rope
+from llmbench.kernels.norm import norm as norms
+from llmbench.kernels.norm.layer_norm import KERNEL as LAYER_NORM
+from llmbench.kernels.norm.layer_norm import add_layer_norm, layer_norm
+from llmbench.kernels.norm.rms_norm import KERNEL as RMS_NORM
+from llmbench.kernels.norm.rms_norm import Case, add_rms_norm, rms_norm
+from llmbench.kernels.pointwise.glu import configurations, glu
+from llmbench.kernels.pointwise.rope import rope
+from llmbench.kernels.proof.check import check, compare
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.kernels.accuracy import held
+from llmbench.kernels.proof.accuracy import held
 from llmbench.measure import gate
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.gate import Rival, measured

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from llmbench.errors import LLMBenchError
-from llmbench.kernels.accuracy import Verdict
+from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak

@@ -14,12 +14,12 @@ from torch import Tensor
 from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError, UnsupportedError
 from llmbench.model.cache import RowShape, SlotCache
 from llmbench.model.decoder import Decoder
-from llmbench.model.implementations.kinds import Given, Mask, Scores
+from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.latent import LatentLayer, set_latent_form
 from llmbench.model.mixers import new_cache
-from llmbench.model.rows import Storage, quantise, restore
 from llmbench.model.state import CACHE_KINDS, Cache
+from llmbench.model.storage import Storage, quantise, restore
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.mixer import LatentAttention, branches

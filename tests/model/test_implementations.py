@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmbench.errors import CannotRunError, UnknownNameError
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
-from llmbench.model.implementations.kinds import Given, Implementation, Mask, Scores
+from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
 
 MASKS: dict[str, dict[str, Any]] = {

@@ -6,11 +6,11 @@ section 2), rounded to 64.
 
 from __future__ import annotations
 
-from llmbench.bench.experiment import Ask, Experiment, Group
-from llmbench.bench.pieces import mixtures
-from llmbench.bench.rivals import Entry, entry_group
-from llmbench.bench.setting import Setting
-from llmbench.bench.variants import model_of
+from llmbench.bench.candidates import Entry, entry_group
+from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+from llmbench.bench.experiments.synthetic import model_of
+from llmbench.bench.pieces import moe as moe_pieces
+from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.work import Pass
@@ -60,7 +60,7 @@ def _group(ask: Ask, tokens: int, hidden: int, passed: Pass) -> Group:
             "intermediate_size": ffn.intermediate_size,
             "parameters": count_parameters(spec).components["mlp"],
         }
-        entries.append(Entry(label=name, piece=mixtures.FFN, setting=setting, impl=impl, figures=figures))
+        entries.append(Entry(label=name, piece=moe_pieces.FFN, setting=setting, impl=impl, figures=figures))
     case: dict[str, Scalar] = {"pass": passed, "tokens": tokens, "dtype": ask.dtype, "hidden_size": hidden}
     return entry_group(entries, experiment="activations", case=case, pace=ask.pace)
 

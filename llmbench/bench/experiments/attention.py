@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from llmbench.bench.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.pieces import piece
-from llmbench.bench.rivals import piece_group
-from llmbench.bench.setting import Setting
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.candidates import piece_group
+from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 from llmbench.spec.position import Alibi, Positions, Rope
@@ -82,7 +82,7 @@ def _group(ask: Ask, of: Plan, head_dim: int, length: int, mask: str, passed: Pa
         "dtype": ask.dtype,
         "seq_len": length,
     }
-    return piece_group(piece("attention"), setting, of.rivals, experiment="attention", case=case, pace=ask.pace)
+    return piece_group(find_piece("attention"), setting, of.rivals, experiment="attention", case=case, pace=ask.pace)
 
 
 EXPERIMENT = Experiment(

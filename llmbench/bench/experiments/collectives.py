@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmbench.bench.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.figures import Yardsticks
-from llmbench.kernels.accuracy import Verdict
+from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.results.metrics import Yardsticks
+from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.anchors import Anchors
 from llmbench.measure.clock import Call
 from llmbench.measure.gate import Rival

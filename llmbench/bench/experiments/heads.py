@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from itertools import product
 
-from llmbench.bench.experiment import Ask, Experiment, Group
-from llmbench.bench.pieces import piece
-from llmbench.bench.pieces.stepping import STEP
-from llmbench.bench.rivals import Entry, entry_group
-from llmbench.bench.setting import Setting
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.candidates import Entry, entry_group
+from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.decode import STEP
+from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.model.devices import free_bytes
 from llmbench.sizing.kvcache import kv_cache
@@ -84,7 +84,7 @@ def _group(ask: Ask, room: int | None, size: tuple[int, int], phase: str, batch:
             "largest_batch": largest_batch(ask, room, hidden, mixer, context),
             "tokens": batch * (context if phase == "prefill" else 1),
         }
-        of = piece("block") if phase == "prefill" else STEP
+        of = find_piece("block") if phase == "prefill" else STEP
         entries.append(Entry(label=name, piece=of, setting=setting, impl=impl, figures=figures))
     case: dict[str, Scalar] = {
         "hidden_size": hidden,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmbench.bench.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.pieces import mixtures, piece
-from llmbench.bench.rivals import Entry, entry_group
-from llmbench.bench.routing import ROUTINGS, Routing
-from llmbench.bench.setting import Piece, Setting
-from llmbench.bench.variants import model_of
+from llmbench.bench.candidates import Entry, entry_group
+from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.routing import ROUTINGS, Routing
+from llmbench.bench.experiments.synthetic import model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces import moe as moe_pieces
+from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.measure.results import Scalar
 from llmbench.spec.ffn import FFN, Gated, MoE
 from llmbench.spec.model import ModelSpec
@@ -91,27 +92,27 @@ def _against_dense(ask: Ask, of: _Shapes, moe: MoE) -> Group:
     active = Gated(intermediate_size=moe.num_experts_per_tok * moe.intermediate_size)
     total = Gated(intermediate_size=of.total)
     dense = [
-        _entry(ask, of, label, ffn, "standard", mixtures.FFN)
+        _entry(ask, of, label, ffn, "standard", moe_pieces.FFN)
         for label, ffn in (("dense, active", active), ("dense, total", total))
     ]
-    return _group(ask, of, "against dense", moe, [*dense, *_ways(ask, of, moe, piece("moe"))])
+    return _group(ask, of, "against dense", moe, [*dense, *_ways(ask, of, moe, find_piece("moe"))])
 
 
 def _sweep(ask: Ask, of: _Shapes, what: str, moe: MoE) -> Group:
-    return _group(ask, of, what, moe, _ways(ask, of, moe, piece("moe")))
+    return _group(ask, of, what, moe, _ways(ask, of, moe, find_piece("moe")))
 
 
 def _balance(ask: Ask, of: _Shapes, moe: MoE, routing: Routing) -> Group:
-    entries = _ways(ask, of, moe, mixtures.experts_piece(routing))
+    entries = _ways(ask, of, moe, moe_pieces.experts_piece(routing))
     return _group(ask, of, "experts alone", moe, entries, routing=routing)
 
 
 def _routing(ask: Ask, of: _Shapes, moe: MoE) -> Group:
     routers = [
-        _entry(ask, of, label, moe, impl, mixtures.ROUTER)
+        _entry(ask, of, label, moe, impl, moe_pieces.ROUTER)
         for label, impl in (("router", "standard"), ("router fused", "fused"))
     ]
-    return _group(ask, of, "cost of routing", moe, [*routers, *_ways(ask, of, moe, piece("moe"))])
+    return _group(ask, of, "cost of routing", moe, [*routers, *_ways(ask, of, moe, find_piece("moe"))])
 
 
 EXPERIMENT = Experiment(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 
-from llmbench.bench.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.pieces import piece
+from llmbench.bench.candidates import COMPILED, Entry, entry_group
+from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.rivals import COMPILED, Entry, entry_group
-from llmbench.bench.setting import Setting
-from llmbench.bench.variants import heads, model_of
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 from llmbench.spec.model import Norm
@@ -32,7 +32,7 @@ def groups(ask: Ask) -> list[Group]:
 
 
 def _group(ask: Ask, tokens: int, what: str, passed: Pass, width: int) -> Group:
-    of = piece("norm") if what == "alone" else ADD_NORM
+    of = find_piece("norm") if what == "alone" else ADD_NORM
     # compiling takes seconds a rival, on a CPU many of them
     ways = {label: impl for label, impl in WAYS.items() if impl != COMPILED or not ask.quick}
     entries = []

@@ -6,11 +6,11 @@ RoPE turns queries and keys of every layer; ALiBi is added to the scores inside 
 
 from __future__ import annotations
 
-from llmbench.bench.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.pieces import piece
-from llmbench.bench.rivals import Entry, entry_group
-from llmbench.bench.setting import Setting
-from llmbench.bench.variants import heads, model_of
+from llmbench.bench.candidates import Entry, entry_group
+from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
+from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.pieces import find_piece
+from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.spec.ffn import Dense
 from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope, SinusoidalPositions
@@ -50,7 +50,7 @@ def _group(ask: Ask, layers: int, hidden: int, dim: int, length: int) -> Group:
             layers=layers,
         )
         setting = Setting(spec=spec, batch=1, seq_len=length, dtype=ask.dtype, device=ask.device)
-        entries.append(Entry(label=name, piece=piece("model"), setting=setting, impl=impl))
+        entries.append(Entry(label=name, piece=find_piece("model"), setting=setting, impl=impl))
     case: dict[str, Scalar] = {"layers": layers, "hidden_size": hidden, "dtype": ask.dtype, "seq_len": length}
     return entry_group(entries, experiment="positions", case=case, pace=ask.pace)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from llmbench.bench.pieces import attending, mixtures, modules, pointwise
-from llmbench.bench.setting import Piece
+from llmbench.bench.pieces import attention, blocks, moe, pointwise
+from llmbench.bench.pieces.piece import Piece
 from llmbench.errors import unknown
 
-__all__ = ["PIECES", "piece"]
+__all__ = ["PIECES", "find_piece"]
 
-PIECES = {each.name: each for each in (*attending.PIECES, *pointwise.PIECES, *mixtures.PIECES, *modules.PIECES)}
+PIECES = {each.name: each for each in (*attention.PIECES, *pointwise.PIECES, *moe.PIECES, *blocks.PIECES)}
 """Every piece by its name."""
 
 
-def piece(name: str) -> Piece:
+def find_piece(name: str) -> Piece:
     """The piece of that name. Raises UnknownNameError with the nearest."""
     if name not in PIECES:
         raise unknown("piece", name, PIECES)

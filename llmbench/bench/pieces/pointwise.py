@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 from torch import Tensor
 
-from llmbench.bench.pieces.parts import ffn_of, layer_of, mixer_of, with_layer
-from llmbench.bench.setting import Made, Piece, Setting
-from llmbench.model.implementations.kinds import Implementation
+from llmbench.bench.pieces.piece import Made, Piece, Setting
+from llmbench.bench.pieces.reduce import ffn_of, layer_of, mixer_of, with_layer
+from llmbench.model.implementations.interface import Implementation
 from llmbench.model.positions import rotation_of
 from llmbench.sizing.op import Op
 from llmbench.spec.ffn import Gated

@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from llmbench.errors import CannotRunError, unknown
-from llmbench.model.implementations.kinds import Implementation
+from llmbench.model.implementations.interface import Implementation
 
 IMPLEMENTATIONS: dict[str, str] = {
     "standard": "plain",

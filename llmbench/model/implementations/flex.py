@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.kinds import Scores, Seen
+from llmbench.model.implementations.interface import Scores, Seen
 from llmbench.model.implementations.plain import STANDARD, latent_by
 
 

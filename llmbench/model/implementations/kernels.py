@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.kinds import ExpertWeights, Mask, Scores, Seen, Slots
+from llmbench.model.implementations.interface import ExpertWeights, Mask, Scores, Seen, Slots
 from llmbench.model.implementations.plain import STANDARD, latent_by
 from llmbench.model.implementations.sdpa import dense_mask, refuse
 from llmbench.spec.ffn import Activation, MoE, Router
@@ -27,17 +27,17 @@ from llmbench.spec.model import Norm
 
 TRITON = find_spec("triton") is not None
 if TRITON:  # all at once: torch counts the FLOPs of those ops only that it knows when counting starts
-    from llmbench.kernels.attention import attention
-    from llmbench.kernels.decode_attention import decode_attention
-    from llmbench.kernels.glu import ACTIVATIONS
-    from llmbench.kernels.glu import glu as glu_kernel
-    from llmbench.kernels.layer_norm import add_layer_norm, layer_norm
-    from llmbench.kernels.linear_cross_entropy import linear_cross_entropy
-    from llmbench.kernels.mla_decode import mla_decode
-    from llmbench.kernels.moe import moe as moe_kernel
-    from llmbench.kernels.moe_routing import SCORES, moe_routing
-    from llmbench.kernels.rms_norm import add_rms_norm, rms_norm
-    from llmbench.kernels.rope import rope
+    from llmbench.kernels.attention.attention import attention
+    from llmbench.kernels.decoding.attention import decode_attention
+    from llmbench.kernels.decoding.latent import mla_decode
+    from llmbench.kernels.experts.mixture import moe as moe_kernel
+    from llmbench.kernels.experts.routing import SCORES, moe_routing
+    from llmbench.kernels.loss.linear import linear_cross_entropy
+    from llmbench.kernels.norm.layer_norm import add_layer_norm, layer_norm
+    from llmbench.kernels.norm.rms_norm import add_rms_norm, rms_norm
+    from llmbench.kernels.pointwise.glu import ACTIVATIONS
+    from llmbench.kernels.pointwise.glu import glu as glu_kernel
+    from llmbench.kernels.pointwise.rope import rope
 
 MOST_QUERIES = 8
 """New tokens of a sequence that the decode kernels take; with more, attention's own kernel is the better one."""

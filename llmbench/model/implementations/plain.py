@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.implementations.kinds import Attend, AttendLatent, Given, Implementation, Scores, Seen
+from llmbench.model.implementations.interface import Attend, AttendLatent, Given, Implementation, Scores, Seen
 from llmbench.model.positions import rotate
 from llmbench.spec.ffn import Activation, Router
 from llmbench.spec.model import Norm

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.kinds import Attend, Mask, Scores, Seen
+from llmbench.model.implementations.interface import Attend, Mask, Scores, Seen
 from llmbench.model.implementations.plain import STANDARD, latent_by
 
 

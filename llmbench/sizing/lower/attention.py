@@ -10,8 +10,8 @@ from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
 from llmbench.sizing.lower.core import core
-from llmbench.sizing.lower.held import rotation
 from llmbench.sizing.lower.pairs import visible_pairs
+from llmbench.sizing.lower.temporaries import rotation
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import Attention, DisentangledScores, LatentAttention, QKNorm
 from llmbench.spec.model import Norm

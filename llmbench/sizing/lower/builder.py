@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
-from llmbench.sizing.lower.held import stepwise_norm
+from llmbench.sizing.lower.temporaries import stepwise_norm
 from llmbench.sizing.op import Collective, Component, Op, OpKind
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec, Norm

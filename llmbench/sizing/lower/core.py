@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, share
-from llmbench.sizing.lower.held import dense_mask, held_scores, sdpa_scores
+from llmbench.sizing.lower.temporaries import dense_mask, held_scores, sdpa_scores
 from llmbench.sizing.op import Cache, Collective, Component
 
 

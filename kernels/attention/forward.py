@@ -1,0 +1,322 @@
+"""Attention's forward kernel: online softmax over tiles of keys (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
+2307.08691).
+
+For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2^(m - m') + Σp, o' = o·2^(m - m') + p v;
+at the end o / l and the log-sum-exp m + log l. A sink is a key without a value: m starts at its score and l at 1.
+Scores are in units of log 2, with the factor folded into the scale; backward takes the log-sum-exp in the same units,
+since every change of units would cost fp32 a rounding of a number that is large beside its fraction.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmbench.kernels.attention.tiles import (
+    LOG2E,
+    Problem,
+    allowed,
+    capped,
+    heads_together,
+    one_tile,
+    padded,
+    phases,
+    split_width,
+    tile_of,
+    tiles_from,
+)
+from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.products import dot
+
+__all__ = ["forward"]
+
+LOG2_E, LN_2 = tl.constexpr(LOG2E), tl.constexpr(1 / LOG2E)
+
+
+@triton.jit
+def _over_keys(
+    total,
+    m,
+    o,
+    q,
+    q_rest,
+    k_tiles,
+    k_rest_tiles,
+    v_tiles,
+    k_row,
+    v_row,
+    start,
+    stop,
+    keys,
+    positions,
+    before,
+    after,
+    scale,
+    cap,
+    slope,
+    MASKED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    VALUES: tl.constexpr,
+    PADDED_VALUES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Take in the keys from `start` to `stop`, a tile at a time."""
+    FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+    for n in range(start, stop, BLOCK_N):
+        k = tile_of(k_tiles, n, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, not MASKED)
+        s = dot(q, k.T)
+        if REST > 0:
+            k_rest = tile_of(k_rest_tiles, n, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, not MASKED)
+            s = dot(q_rest, k_rest.T, s)
+        columns = n + tl.arange(0, BLOCK_N)
+        factor = scale
+        if CAPPED or SLOPED:  # else the scale waits for the fused multiply-add before the exponential
+            s = s * scale
+            factor = 1.0
+            if CAPPED:
+                s = capped(s, q.dtype == tl.float32) * cap
+            if SLOPED:
+                s += (columns[None, :] - positions[:, None]).to(tl.float32) * slope
+        if MASKED:
+            seen = allowed(columns[None, :], positions[:, None], before, after, BEFORE, AFTER)
+            s = tl.where(seen & (columns[None, :] < keys), s, float("-inf"))
+        top = tl.maximum(m, tl.max(s, 1) * factor)
+        level = top
+        if MASKED:  # a row that has seen no key yet
+            level = tl.where(top == float("-inf"), 0.0, top)
+        p = tl.exp2(s * factor - level[:, None])
+        keep = tl.exp2(m - level)
+        total = total * keep + tl.sum(p, 1)
+        v = tile_of(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
+        o = dot(p.to(v.dtype), v, o * keep[:, None])
+        m = top
+    return total, m, o
+
+
+@triton.jit
+def attention_forward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    level,
+    sinks,
+    slopes,
+    query_starts,
+    key_starts,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    out_batch,
+    out_head,
+    out_row,
+    lse_batch,
+    lse_head,
+    queries,
+    keys,
+    heads,
+    all_heads,
+    tiles,
+    together,
+    before,
+    after,
+    scale,
+    cap,
+    GROUP: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
+    SINKS: tl.constexpr,
+    PACKED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    VALUES: tl.constexpr,
+    PADDED_VALUES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """A program: BLOCK_M queries of one head. `_batch`, `_head`, `_row` are strides in elements."""
+    tile, head = one_tile(tiles, all_heads, together, AFTER and not BEFORE)
+    batch = tl.cast(head // heads, tl.int64)
+    head = tl.cast(head % heads, tl.int64)
+    kv_head = head // GROUP
+    q += head * q_head
+    k += kv_head * k_head
+    v += kv_head * v_head
+    out += head * out_head
+    lse += head * lse_head
+    level += head * lse_head
+    if PACKED:
+        start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - start
+        q += tl.cast(start, tl.int64) * q_row
+        out += tl.cast(start, tl.int64) * out_row
+        lse += start
+        level += start
+        start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - start
+        k += tl.cast(start, tl.int64) * k_row
+        v += tl.cast(start, tl.int64) * v_row
+    else:
+        q += batch * q_batch
+        k += batch * k_batch
+        v += batch * v_batch
+        out += batch * out_batch
+        lse += batch * lse_batch
+        level += batch * lse_batch
+    first = tile * BLOCK_M
+    if first < queries:
+        FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+        q_tiles = tiles_from(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        k_tiles = tiles_from(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = tiles_from(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        q_tile = tile_of(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
+        q_rest = q_tile
+        k_rest_tiles = k_tiles
+        if REST > 0:
+            q_rest_tiles = tiles_from(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rest = tile_of(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
+            k_rest_tiles = tiles_from(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+
+        rows = first + tl.arange(0, BLOCK_M)
+        shift = keys - queries
+        positions = rows + shift
+        total = tl.zeros([BLOCK_M], tl.float32)
+        m = total - float("inf")
+        if SINKS:
+            total += 1.0
+            m = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2_E
+        o = tl.zeros([BLOCK_M, PADDED_VALUES], tl.float32)
+        slope = 0.0
+        if SLOPED:
+            slope = tl.load(slopes + head).to(tl.float32) * LOG2_E
+
+        last = tl.minimum(first + BLOCK_M, queries) - 1
+        lo, a, b, hi = phases(first, last, shift, before, after, keys, BLOCK_N, BEFORE, AFTER)
+        for phase in tl.static_range(0 if BEFORE else 1, 3):
+            begin = lo if phase == 0 else (a if phase == 1 else b)
+            end = a if phase == 0 else (b if phase == 1 else hi)
+            total, m, o = _over_keys(
+                total,
+                m,
+                o,
+                q_tile,
+                q_rest,
+                k_tiles,
+                k_rest_tiles,
+                v_tiles,
+                k_row,
+                v_row,
+                begin,
+                end,
+                keys,
+                positions,
+                before,
+                after,
+                scale,
+                cap,
+                slope,
+                phase != 1,
+                BEFORE,
+                AFTER,
+                CAPPED,
+                SLOPED,
+                WIDTH,
+                MAIN,
+                REST,
+                VALUES,
+                PADDED_VALUES,
+                BLOCK_N,
+                TMA,
+            )
+
+        inside = rows < queries
+        total = tl.where(total > 0.0, total, 1.0)  # where no key is seen, o is 0 and m -∞
+        m += tl.log2(total)
+        tl.store(level + rows, m, mask=inside)
+        tl.store(lse + rows, m * LN_2, mask=inside)
+        o = o / total[:, None]
+        c = tl.arange(0, PADDED_VALUES)
+        place = out + rows[:, None] * tl.cast(out_row, tl.int64) + c[None, :]
+        tl.store(place, o.to(out.dtype.element_ty), mask=inside[:, None] & (c[None, :] < VALUES))
+
+
+def configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
+    """`width` and `values` as padded; `element` bytes. One block a multiprocessor: 8 warps are two warpgroups of 64
+    query rows each, so that one's softmax may run beside the other's products; 4 warps would hold 128 accumulators
+    more a thread and spill.
+    """
+
+    def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1) -> Config:
+        return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note)
+
+    wide = max(width, values)
+    if arch < 90 or element == 4:
+        tma = int(arch >= 90)
+        if wide <= 128:
+            return [config(128, 64 if element == 2 else 32, 8, 2, "what shared memory holds", tma)]
+        return [config(64, 32 if element == 2 else 16, 8, 2, "what shared memory holds", tma)]
+    if wide <= 64:
+        return [
+            config(
+                128, 64, 8, 3, "at most 128 registers a thread: two blocks, one's softmax beside the other's products"
+            ),
+            config(128, 128, 8, 2, "half as many steps, one block"),
+            config(64, 64, 4, 3, "three blocks, but keys and values are read twice as often"),
+        ]
+    if width <= 192 and values <= 128:
+        found = [
+            config(128, 128, 8, 2, "a tile of keys as wide as registers and shared memory allow: fewest softmax steps"),
+            config(128, 64, 8, 3, "half the scores a thread, a deeper pipeline"),
+        ]
+        if width <= 128:
+            found.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to make", tma=0))
+        return found
+    return [config(128, 64, 8, 2, "accumulators take half the registers: 64 keys a tile, 192 KiB shared")]
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Write `out` [B, N, S, V] or [tokens, N, V]; returns the log-sum-exp [B, N, S] or [N, tokens] of e and of 2."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    batch, queries, keys = problem[:3]
+    group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()
+    shape = (heads, q.shape[0]) if problem.packed else (batch, heads, queries)
+    lse, level = (empty(*shape, like=q, dtype=torch.float32) for _ in range(2))
+    choices = configurations(sum(split_width(width)), padded(v_width), element, architecture(q.device))
+    config = choose("attention_forward", choices)
+    tiles = triton.cdiv(queries, config["BLOCK_M"])
+    together = group * heads_together(keys * (width + v_width) * element, batch * kv_heads)
+    launch(
+        attention_forward,
+        (tiles * batch * heads,),
+        config,
+        *(q, k, v, out, lse, level, problem.sinks, problem.slopes, problem.query_starts, problem.key_starts),
+        *problem.strides(q, k, v, out),
+        *problem.row_strides(lse),
+        *(queries, keys, heads, batch * heads, tiles, together),
+        *problem.reach.as_arguments(),
+        *problem.factors(),
+        GROUP=group,
+        SINKS=problem.sinks is not None,
+        **problem.constants(width, v_width),
+    )
+    return lse, level

@@ -1,0 +1,352 @@
+"""The gated half of a mixture of experts and its gradient: products with the activation in them (`moe` has the whole).
+
+Shapes: t tokens, k choices of each, R = t·k pairs, D hidden, F intermediate, E experts. Rows of [R, …] are sorted by
+expert; `order` [R] says which pair = token · k + slot stands where (`grouping`).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmbench.kernels.experts.grouped import multiply, tile_at
+from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.pointwise.glu import ACTIVATIONS, LIMIT, OAI, gate_and_slope
+from llmbench.kernels.products import dot, narrowed
+
+__all__ = ["gated", "gated_gradient"]
+
+
+@triton.jit
+def _multiply_both(
+    acc,
+    acc2,
+    a,
+    w,
+    w2,
+    a_live,
+    w_live,
+    inner,
+    EVEN: tl.constexpr,
+    SWAP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """As `grouped_matmul.multiply`, with two matrices for the same rows."""
+    step = tl.arange(0, BLOCK_K)[None, :]
+    a, w, w2 = a + step, w + step, w2 + step
+    for k in range(0, inner, BLOCK_K):
+        if EVEN:
+            rows = tl.load(a, mask=a_live, other=0.0)
+            columns = tl.load(w, mask=w_live, other=0.0)
+            columns2 = tl.load(w2, mask=w_live, other=0.0)
+        else:
+            inside = step < inner - k
+            rows = tl.load(a, mask=a_live & inside, other=0.0)
+            columns = tl.load(w, mask=w_live & inside, other=0.0)
+            columns2 = tl.load(w2, mask=w_live & inside, other=0.0)
+        if SWAP:
+            rows = tl.trans(rows)
+            acc = dot(columns, rows, acc)
+            acc2 = dot(columns2, rows, acc2)
+        else:
+            acc = dot(rows, tl.trans(columns), acc)
+            acc2 = dot(rows, tl.trans(columns2), acc2)
+        a += BLOCK_K
+        w += BLOCK_K
+        w2 += BLOCK_K
+    return acc, acc2
+
+
+@triton.jit
+def _halves(x):
+    """The left and the right columns of [M, N]. The end of a tile is done by halves where a whole one would spill."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _store_gated(
+    a,
+    b,
+    first_bias,
+    second_bias,
+    second,
+    h,
+    kept,
+    kept2,
+    bias,
+    corner,
+    place,
+    n,
+    live,
+    width,
+    ACT: tl.constexpr,
+):
+    """Biases, activation and stores of columns n of the two products; `b` counts only where there is `second`."""
+    here = live[:, None] & (n < width)[None, :]
+    place = place + n[None, :]
+    if first_bias is not None:
+        a += tl.load(first_bias + bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
+    if kept is not None:
+        tl.store(kept + corner + place, narrowed(a, h.dtype.element_ty), mask=here)
+    value, _slope = gate_and_slope(a, ACT)
+    if second is not None:
+        if second_bias is not None:
+            b += tl.load(second_bias + bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
+        if kept2 is not None:
+            tl.store(kept2 + corner + place, narrowed(b, h.dtype.element_ty), mask=here)
+        if ACT == OAI:
+            b = tl.minimum(tl.maximum(b, -LIMIT), LIMIT) + 1.0
+        value = value * b
+    tl.store(h + corner + place, narrowed(value, h.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def gated_forward(
+    x,
+    first,
+    second,
+    first_bias,
+    second_bias,
+    h,
+    kept,
+    kept2,
+    order,
+    offsets,
+    tiles,
+    limit,
+    width,
+    inner,
+    choices,
+    ACT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SWAP: tl.constexpr,
+    HALVES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or without `second` act(x·firstᵀ); the products themselves are kept where
+    there is room for them. x [t, D] is gathered row by row."""
+    expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
+    if expert < 0:
+        return
+    row = top + tl.arange(0, BLOCK_M)
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    live = row < tl.load(offsets + expert + 1)
+    token = tl.load(order + row, mask=live, other=0) // choices
+    rows = x + token.to(tl.int64)[:, None] * inner
+    at = expert.to(tl.int64) * width * inner + (n * inner)[:, None]
+    w_live = (n < width)[:, None]
+    a = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if second is None:
+        b = a
+        a = multiply(a, rows, first + at, live[:, None], w_live, inner, 1, EVEN, SWAP, BLOCK_K)
+    else:
+        a, b = _multiply_both(
+            a, tl.zeros_like(a), rows, first + at, second + at, live[:, None], w_live, inner, EVEN, SWAP, BLOCK_K
+        )
+    if SWAP:
+        a, b = tl.trans(a), tl.trans(b)
+    corner = top.to(tl.int64) * width  # what is left to add fits in 32 bits
+    place = (tl.arange(0, BLOCK_M) * width)[:, None]
+    bias = expert * width
+    if HALVES:
+        n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        a, right = _halves(a)
+        b, right2 = _halves(b)
+        _store_gated(a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width, ACT)
+        a, b = right, right2
+        n += BLOCK_N // 2
+    _store_gated(a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width, ACT)
+
+
+@triton.jit
+def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
+    """da, db and w·h of columns n from dh, and the sums of dh·h over these columns."""
+    here = live[:, None] & (n < width)[None, :]
+    place = place + n[None, :]
+    value, slope = gate_and_slope(tl.load(kept + corner + place, mask=here, other=0.0).to(tl.float32), ACT)
+    h = value
+    dy = dh * weight[:, None]
+    if kept2 is not None:
+        b = tl.load(kept2 + corner + place, mask=here, other=0.0).to(tl.float32)
+        dvalue = dy * value
+        if ACT == OAI:
+            dvalue = tl.where((b >= -LIMIT) & (b <= LIMIT), dvalue, 0.0)
+            b = tl.minimum(tl.maximum(b, -LIMIT), LIMIT) + 1.0
+        tl.store(db + corner + place, narrowed(dvalue, db.dtype.element_ty), mask=here)
+        h = value * b
+        slope = slope * b
+    tl.store(da + corner + place, narrowed(dy * slope, da.dtype.element_ty), mask=here)
+    tl.store(scaled + corner + place, narrowed(h * weight[:, None], scaled.dtype.element_ty), mask=here)
+    return tl.sum(dh * h, axis=1)
+
+
+@triton.jit
+def gated_backward(
+    dout,
+    down,
+    kept,
+    kept2,
+    weights,
+    da,
+    db,
+    scaled,
+    sums,
+    order,
+    offsets,
+    tiles,
+    limit,
+    width,
+    inner,
+    choices,
+    pairs,
+    ACT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SWAP: tl.constexpr,
+    HALVES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dh = the pairs' rows of dout times down, and at once da, db, w·h (`scaled`) and the sum of dh·h over these
+    columns, one row of `sums` [⌈F / BLOCK_N⌉, R] in the order of pairs."""
+    expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
+    if expert < 0:
+        return
+    row = top + tl.arange(0, BLOCK_M)
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    live = row < tl.load(offsets + expert + 1)
+    pair = tl.load(order + row, mask=live, other=0)
+    rows = dout + (pair // choices).to(tl.int64)[:, None] * inner
+    at = down + expert.to(tl.int64) * width * inner + n[:, None]
+    dh = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    dh = multiply(dh, rows, at, live[:, None], (n < width)[:, None], inner, width, EVEN, SWAP, BLOCK_K)
+    if SWAP:
+        dh = tl.trans(dh)
+    weight = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
+    corner = top.to(tl.int64) * width  # what is left to add fits in 32 bits
+    place = (tl.arange(0, BLOCK_M) * width)[:, None]
+    if HALVES:
+        n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        left, right = _halves(dh)
+        part = _gated_end(left, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+        n += BLOCK_N // 2
+        part += _gated_end(right, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+    else:
+        part = _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+    tl.store(sums + column.to(tl.int64) * pairs + pair, part, mask=live)
+
+
+def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> list[Config]:
+    """As `grouped_matmul.product_configurations`; two matrices of BLOCK_N columns are one of twice as many."""
+    k = 128 // itemsize
+    if tile >= 128:
+        shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
+        narrow = Config(
+            **shape, HALVES=0, BLOCK_N=128 // matrices, num_stages=3, note="64 sums a thread, 96 KB: two blocks an SM"
+        )
+        if arch < 90 or itemsize > 2:  # 128 sums a thread and fp32 operands, or mma.sync's, can be too many registers
+            return [narrow]
+        note = "a warpgroup holds 64 rows of both products, 128 sums a thread; rows of x are loaded once for both"
+        return [Config(**shape, HALVES=1, BLOCK_N=256 // matrices, num_stages=4, note=note), narrow]
+    if tile == 64:
+        note = "one warpgroup, 64 sums a thread, 24 KB a stage: two blocks an SM"
+        shape = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": k, "SWAP": 0, "HALVES": 0, "GROUP": 4}
+        return [Config(**shape, num_warps=4, num_stages=4, note=note)]
+    shape = {"BLOCK_M": tile, "BLOCK_N": 64, "SWAP": 1, "HALVES": 0, "GROUP": 4, "num_warps": 4}
+    deep = Config(**shape, BLOCK_K=k, num_stages=5, note="16 KB of weights a stage, 4 in flight, two blocks an SM")
+    if tile > 16:  # longer steps of more rows would leave room for one block only
+        return [deep]
+    note = "32 KB of weights a stage in lines of 256 B, 2 in flight, two blocks an SM: 128 KB on their way"
+    return [Config(**shape, BLOCK_K=2 * k, num_stages=3, note=note), deep]
+
+
+def gated(
+    x: Tensor,
+    inner_matrices: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile: int,
+    choices: int,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h [R, F], and if `keep` the two products [R, F], else empty tensors in their places (a launcher).
+
+    `inner_matrices`: the first and the second, and their biases; with no second, h = act(x·firstᵀ)."""
+    first, second, first_bias, second_bias = inner_matrices
+    rows, (_, width, inner) = len(order), first.shape
+    h = empty(rows, width, like=x)
+    kept = empty(rows, width, like=x) if keep else None
+    kept2 = empty(rows, width, like=x) if keep and second is not None else None
+    matrices = 1 if second is None else 2
+    config = choose("gated_forward", gated_configurations(tile, x.element_size(), architecture(x.device), matrices))
+    limit = tiles.shape[1]
+    launch(
+        gated_forward,
+        (limit * triton.cdiv(width, config["BLOCK_N"]),),
+        config,
+        *(x, first, second, first_bias, second_bias, h, kept, kept2),
+        *(order, offsets, tiles, limit, width, inner, choices),
+        ACT=ACTIVATIONS[activation],
+        EVEN=inner % config["BLOCK_K"] == 0,
+    )
+    return h, x.new_empty(0) if kept is None else kept, x.new_empty(0) if kept2 is None else kept2
+
+
+def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
+    """The ends of this kernel are long (two tensors read, three written): narrower than the plain product."""
+    k = 128 // itemsize
+    if tile >= 128:
+        shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8, "num_warps": 8}
+        narrow = Config(**shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks hide each other's ends")
+        if itemsize > 2:  # twice the registers for what is read: 128 columns would spill
+            return [narrow]
+        note = "64 sums a thread, and the end on 32 at a time; 32 KB a stage"
+        return [Config(**shape, BLOCK_N=128, num_stages=4 if arch >= 90 else 3, note=note), narrow]
+    shape = {"BLOCK_M": tile, "BLOCK_N": 64, "GROUP": 4, "num_warps": 4, "num_stages": 4}
+    if tile == 64:
+        note = "one warpgroup, 32 sums a thread, 16 KB a stage: two or three blocks an SM"
+        return [Config(**shape, BLOCK_K=k, SWAP=0, HALVES=1, note=note)]
+    note = "16 KB of weights a stage, 3 in flight, two blocks an SM"
+    return [Config(**shape, BLOCK_K=2 * k, SWAP=1, HALVES=0, note=note)]
+
+
+def gated_gradient(
+    dout: Tensor,
+    down: Tensor,
+    kept: Tensor,
+    kept2: Tensor | None,
+    weights: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile: int,
+    choices: int,
+    activation: str,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """da, db, w·h [R, F] and the parts of dw [columns of tiles, R] (a launcher)."""
+    rows, (_, inner, width) = len(order), down.shape
+    da, scaled = empty(rows, width, like=dout), empty(rows, width, like=dout)
+    db = None if kept2 is None else empty(rows, width, like=dout)
+    config = choose("gated_backward", gradient_configurations(tile, dout.element_size(), architecture(dout.device)))
+    columns, limit = triton.cdiv(width, config["BLOCK_N"]), tiles.shape[1]
+    sums = empty(columns, rows, like=dout, dtype=torch.float32)
+    launch(
+        gated_backward,
+        (limit * columns,),
+        config,
+        *(dout, down, kept, kept2, weights, da, db, scaled, sums),
+        *(order, offsets, tiles, limit, width, inner, choices, rows),
+        ACT=ACTIVATIONS[activation],
+        EVEN=inner % config["BLOCK_K"] == 0,
+    )
+    return da, db, scaled, sums

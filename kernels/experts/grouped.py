@@ -1,0 +1,380 @@
+"""Grouped matrix products: rows sorted by expert, each expert's rows with a matrix of its own, in one launch.
+
+    y[r] = W[e(r)] · x[r]          W [E, N, K], rows offsets[e] to offsets[e + 1] are expert e's
+    dx[r] = W[e(r)]ᵀ · dy[r]       dW[e] = Σ over its rows of dy[r] ⊗ x[r]
+
+The grid has as many tiles of rows as there can at most be (`grouping`); a program whose tile does not exist ends at
+once. Tiles are walked GROUP rows of tiles at a time, so that programs that run together share weights and rows in L2.
+Few rows an expert: the tile is 16 or 32 rows high and the product is made the other way round, SWAP: the weights are
+then the instruction's 128 rows and the tokens its 16 or 32 columns, and every weight crosses shared memory once.
+
+fp32 operands are multiplied in tf32 on a GPU; sums are in fp32. Nothing is added by atomics: results repeat exactly.
+Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. A matrix W[e] has under 2³¹ elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from llmbench.kernels.experts.sorting import rows_a_tile, tiles_of
+from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.products import dot, narrowed
+
+__all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile_at", "weight_gradient"]
+
+
+@triton.jit
+def tile_at(tiles, limit, columns, GROUP: tl.constexpr):
+    """Expert and first row of this program's tile, and its column of tiles: GROUP tiles down, then one to the right."""
+    program = tl.program_id(0)
+    band = columns * GROUP
+    top = program // band * GROUP
+    height = tl.minimum(limit - top, GROUP)
+    tile = top + program % band % height
+    return tl.load(tiles + tile), tl.load(tiles + limit + tile), program % band // height
+
+
+@triton.jit
+def multiply(
+    acc,
+    a,
+    w,
+    a_live,
+    w_live,
+    inner,
+    w_inner,
+    EVEN: tl.constexpr,
+    SWAP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """acc + A·Wᵀ, or with SWAP acc + W·Aᵀ, summed over `inner`: rows of A and W start at the pointers a [M, 1], w
+    [N, 1]; along them A has stride 1 and W `w_inner`. EVEN: BLOCK_K divides `inner`."""
+    step = tl.arange(0, BLOCK_K)[None, :]
+    a = a + step
+    w = w + step * w_inner
+    for k in range(0, inner, BLOCK_K):
+        if EVEN:
+            rows = tl.load(a, mask=a_live, other=0.0)
+            columns = tl.load(w, mask=w_live, other=0.0)
+        else:
+            inside = step < inner - k
+            rows = tl.load(a, mask=a_live & inside, other=0.0)
+            columns = tl.load(w, mask=w_live & inside, other=0.0)
+        acc = dot(columns, tl.trans(rows), acc) if SWAP else dot(rows, tl.trans(columns), acc)
+        a += BLOCK_K
+        w += w_inner * BLOCK_K
+    return acc
+
+
+@triton.jit
+def grouped_product(
+    a,
+    w,
+    a2,
+    w2,
+    bias,
+    scale,
+    out,
+    order,
+    offsets,
+    tiles,
+    limit,
+    width,
+    inner,
+    w_row,
+    w_inner,
+    EVEN: tl.constexpr,
+    SWAP: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """out [R, width]: A·W[e]ᵀ of BLOCK_M rows by BLOCK_N columns, + A2·W2[e]ᵀ, + bias[e], each row times its scale.
+
+    With `order` a row goes to the place of its pair, where its scale is too; without, it stays in its place."""
+    expert, first, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
+    if expert < 0:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    live = row < tl.load(offsets + expert + 1)
+    from_row = row.to(tl.int64)[:, None] * inner
+    matrix = expert.to(tl.int64) * width * inner
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    w_live = (n < width)[:, None]
+    at = (n * w_row)[:, None]
+    acc = multiply(acc, a + from_row, w + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
+    if a2 is not None:
+        acc = multiply(acc, a2 + from_row, w2 + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
+    if SWAP:
+        acc = tl.trans(acc)
+    if bias is not None:
+        acc += tl.load(bias + expert * width + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
+    to = row
+    if order is not None:
+        to = tl.load(order + row, mask=live, other=0)
+    if scale is not None:
+        acc *= tl.load(scale + to, mask=live, other=0.0).to(tl.float32)[:, None]
+    place = out + to.to(tl.int64)[:, None] * width + n[None, :]
+    tl.store(place, narrowed(acc, out.dtype.element_ty), mask=live[:, None] & (n < width)[None, :])
+
+
+@triton.jit
+def grouped_weight_gradient(
+    p,
+    q,
+    out,
+    order,
+    offsets,
+    high,
+    wide,
+    choices,
+    P_GATHERED: tl.constexpr,
+    Q_GATHERED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """out [E, high, wide]: of one expert, Σ over its rows of p[r] ⊗ q[r], BLOCK_I by BLOCK_J, BLOCK_K rows at a time.
+
+    A gathered operand is one row a token, and `order` says whose: token = order[r] / choices."""
+    rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
+    each = rows_of_tiles * columns_of_tiles
+    expert = tl.program_id(0) // each
+    program = tl.program_id(0) % each
+    band = columns_of_tiles * GROUP
+    top = program // band * GROUP
+    height = tl.minimum(rows_of_tiles - top, GROUP)
+    i = (top + program % band % height) * BLOCK_I + tl.arange(0, BLOCK_I)
+    j = program % band // height * BLOCK_J + tl.arange(0, BLOCK_J)
+    end = tl.load(offsets + expert + 1)
+    acc = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    for start in range(tl.load(offsets + expert), end, BLOCK_K):
+        row = start + tl.arange(0, BLOCK_K)
+        live = row < end
+        p_row, q_row = row, row
+        if P_GATHERED or Q_GATHERED:
+            token = tl.load(order + row, mask=live, other=0) // choices
+            if P_GATHERED:
+                p_row = token
+            if Q_GATHERED:
+                q_row = token
+        p_at = p + p_row.to(tl.int64)[:, None] * high + i[None, :]
+        q_at = q + q_row.to(tl.int64)[:, None] * wide + j[None, :]
+        left = tl.load(p_at, mask=live[:, None] & (i < high)[None, :], other=0.0)
+        right = tl.load(q_at, mask=live[:, None] & (j < wide)[None, :], other=0.0)
+        acc = dot(tl.trans(left), right, acc)
+    place = out + (expert.to(tl.int64) * high + i.to(tl.int64)[:, None]) * wide + j[None, :]
+    tl.store(place, narrowed(acc, out.dtype.element_ty), mask=(i < high)[:, None] & (j < wide)[None, :])
+
+
+def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
+    """128 B of the inner dimension a step: a line of shared memory, and a 16-byte load of a thread an eighth of it."""
+    k = 128 // itemsize
+    if tile >= 128:
+        shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
+        half = Config(**shape, BLOCK_N=128, num_stages=3, note="96 KB: two blocks an SM hide each other's ends")
+        if arch < 90:  # mma.sync holds its operands in registers too: 256 columns would spill
+            return [half]
+        note = "two warpgroups of 64 × 256: 128 sums a thread, 85 FLOP a byte of shared memory; 48 KB a stage"
+        return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]
+    if tile == 64:
+        shape = {"BLOCK_M": 64, "BLOCK_K": k, "SWAP": 0, "GROUP": 4, "num_warps": 4, "num_stages": 4}
+        note = "one warpgroup of 64 × 128, 24 KB a stage: two blocks an SM"
+        return [Config(**shape, BLOCK_N=128 if arch >= 90 else 64, note=note)]
+    shape = {"BLOCK_M": tile, "BLOCK_K": 2 * k, "SWAP": 1, "GROUP": 4, "num_warps": 4}
+    note = "16 KB of weights a stage in lines of 256 B, 3 in flight, two blocks an SM: 96 KB on their way"
+    few = Config(**shape, BLOCK_N=64, num_stages=4, note=note)
+    if tile > 16:  # twice the columns would leave room for one block only
+        return [few]
+    return [few, Config(**shape, BLOCK_N=128, num_stages=3, note="32 KB a stage, 2 in flight, two blocks: 128 KB")]
+
+
+def gradient_configurations(itemsize: int, arch: int, gathered: bool) -> list[Config]:
+    """As the product's: rows of the two operands are what is summed over, both are contiguous the other way."""
+    shape = {"BLOCK_I": 128, "BLOCK_K": 128 // itemsize, "GROUP": 8}
+    extra = 1 if gathered else 0
+    wide = "128 sums a thread, 48 KB a stage; gathered rows take a stage more, which loads their numbers ahead"
+    note = "64 sums a thread: two blocks an SM, and more tiles of small matrices"
+    half = Config(**shape, BLOCK_J=128, num_warps=8, num_stages=3 + extra, note=note)
+    if arch < 90:
+        return [half]
+    return [Config(**shape, BLOCK_J=256, num_warps=8, num_stages=4 + extra, note=wide), half]
+
+
+def product(
+    a: Tensor,
+    w: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    tile: int,
+    *,
+    transposed: bool = False,
+    second: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
+    order: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """a [R, K] times w [E, N, K], or `transposed` w [E, K, N], and `second`'s a and w added: [R, N] (a launcher).
+
+    With `order`, row r goes to place order[r], and `scale` is by that place. All tensors contiguous."""
+    rows, inner = a.shape
+    width = w.shape[2] if transposed else w.shape[1]
+    out = empty(rows, width, like=a)
+    config = choose("grouped_product", product_configurations(tile, a.element_size(), architecture(a.device)))
+    limit = tiles.shape[1]
+    a2, w2 = second or (None, None)
+    launch(
+        grouped_product,
+        (limit * triton.cdiv(width, config["BLOCK_N"]),),
+        config,
+        *(a, w, a2, w2, bias, scale, out, order, offsets, tiles, limit, width, inner),
+        *((1, width) if transposed else (inner, 1)),
+        EVEN=inner % config["BLOCK_K"] == 0,
+    )
+    return out
+
+
+def weight_gradient(
+    p: Tensor, q: Tensor, offsets: Tensor, order: Tensor | None, choices: int, *, gathered: str = ""
+) -> Tensor:
+    """Σ over each expert's rows of p[r] ⊗ q[r]: [E, I, J] of p [R, I] and q [R, J] (a launcher). `gathered` names the
+    operand, "p" or "q", that has one row a token instead."""
+    experts, high, wide = len(offsets) - 1, p.shape[1], q.shape[1]
+    out = empty(experts, high, wide, like=p)
+    config = choose(
+        "grouped_weight_gradient", gradient_configurations(p.element_size(), architecture(p.device), gathered != "")
+    )
+    grid = (experts * triton.cdiv(high, config["BLOCK_I"]) * triton.cdiv(wide, config["BLOCK_J"]),)
+    constants = {"P_GATHERED": gathered == "p", "Q_GATHERED": gathered == "q"}
+    launch(grouped_weight_gradient, grid, config, p, q, out, order, offsets, high, wide, choices, **constants)
+    return out
+
+
+@torch.library.custom_op("llmbench::grouped_matmul", mutates_args=())
+def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> Tensor:
+    return product(x.contiguous(), weight.contiguous(), offsets.contiguous(), tiles, tile)
+
+
+@_grouped_matmul.register_fake
+def _(x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("llmbench::grouped_matmul_backward", mutates_args=())
+def _grouped_matmul_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    dout, offsets = dout.contiguous(), offsets.contiguous()
+    dx = product(dout, weight.contiguous(), offsets, tiles, tile, transposed=True)
+    return dx, weight_gradient(dout, x.contiguous(), offsets, None, 1)
+
+
+@_grouped_matmul_backward.register_fake
+def _(dout: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+@register_flop_formula(torch.ops.llmbench.grouped_matmul)
+def _flops(x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * x[0] * weight[1] * weight[2]
+
+
+@register_flop_formula(torch.ops.llmbench.grouped_matmul_backward)
+def _backward_flops(dout: torch.Size, x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 4 * x[0] * weight[1] * weight[2]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.tile = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    return *_grouped_matmul_backward(dout, *ctx.saved_tensors, ctx.tile), None, None, None
+
+
+_grouped_matmul.register_autograd(_backward, setup_context=_keep)
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """y [R, N] of x [R, K] sorted by expert, weight [E, N, K] and offsets [E + 1] in int32, from 0 to R.
+
+    Raises ValueError where shapes or dtypes do not fit; that offsets rise from 0 to R is not looked at, for that would
+    wait for the GPU.
+    """
+    if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[2]:
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: [R, K] and [E, N, K] are needed")
+    if x.dtype != weight.dtype or x.dtype not in KERNEL.dtypes:
+        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: fp16, bf16 or fp32 alike are needed")
+    if offsets.shape != (weight.shape[0] + 1,) or offsets.dtype != torch.int32:
+        raise ValueError(f"offsets {tuple(offsets.shape)} {offsets.dtype}: ({weight.shape[0] + 1},) in int32 is needed")
+    tile = rows_a_tile(x.shape[0], weight.shape[0])
+    return _grouped_matmul(x, weight, offsets, tiles_of(offsets, x.shape[0], tile), tile)
+
+
+def reference(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """The same in plain torch, expert after expert."""
+    ends = offsets.tolist()
+    return torch.cat([x[start:end] @ of.T for start, end, of in zip(ends[:-1], ends[1:], weight.unbind(), strict=True)])
+
+
+class Case(NamedTuple):
+    """`empty`: that many of the experts have no rows."""
+
+    rows: int
+    experts: int
+    inner: int
+    width: int
+    empty: int = 0
+
+
+def inputs(case: Case, random: Random) -> Inputs:
+    """Rows shared out at random; the experts without any stand first and among the others."""
+    who = random.integers(case.empty, case.experts, case.rows).cpu()
+    counts = torch.bincount(who, minlength=case.experts)
+    if case.empty > 1:  # one of them last
+        counts = counts.roll(-1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int().to(random.device)
+    return {
+        "x": random.normal(case.rows, case.inner),
+        "weight": random.normal(case.experts, case.width, case.inner, scale=case.inner**-0.5),
+        "offsets": offsets,
+    }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """2·R·N·K, and twice that backward. Bytes: rows in and out once, the weights of the experts that can have rows."""
+    flops = 2 * case.rows * case.inner * case.width
+    met = min(case.experts - case.empty, case.rows)
+    rows, matrices = case.rows * (case.inner + case.width), case.inner * case.width
+    forward = rows + met * matrices
+    backward = 2 * rows + (met + case.experts) * matrices
+    return Cost(flops, forward * dtype.itemsize, 2 * flops, backward * dtype.itemsize)
+
+
+KERNEL = Kernel(
+    name="grouped_matmul",
+    summary="rows sorted by expert, each expert's with its own matrix",
+    run=grouped_matmul,
+    reference=reference,
+    inputs=inputs,
+    cost=cost,
+    cases=[
+        Case(21, 3, 37, 45),
+        Case(150, 3, 64, 136, empty=1),
+        Case(5, 9, 40, 33, empty=2),
+        Case(80, 4, 30, 129),
+    ],
+    shapes=[Case(65536, 256, 7168, 2048), Case(1024, 128, 2048, 768)],  # DeepSeek-V3 training; Qwen3-30B-A3B decoding
+    differentiable=("x", "weight"),
+)

@@ -1,0 +1,361 @@
+"""A mixture of experts: out[i] = Σ over the k experts e of token i of w · down[e]·(act(gate[e]·x[i]) ∘ up[e]·x[i]).
+
+Forward, four launches after the sort (`grouping`):
+    gated     a, b = rows of x times gate[e], up[e], gathered as they are loaded; h = act(a) ∘ b from the sums in fp32
+    down      w · down[e]·h, each row written to the place of its pair (token, slot)
+    combine   out[i] = the sum of token i's k rows, which lie side by side: no atomics, always the same result
+Backward keeps a and b (2·R·F), and neither h nor what the experts gave. With y = down[e]·h, and dy the token's row of
+dout, not yet times w:
+    dh = down[e]ᵀ·dy        dw = dy·y = dh·h, so that y is not needed        ddown[e] = Σ dy ⊗ w·h
+    db = w·dh ∘ act(a),  da = w·dh ∘ b ∘ act'(a)        dgate[e] = Σ da ⊗ x,  dup[e] = Σ db ⊗ x
+    dx[i] = the sum over its k pairs of gate[e]ᵀ·da + up[e]ᵀ·db
+Without gate, h = act(up[e]·x). An expert of number E or more computes nothing and gives the token back: w · x[i].
+
+Shapes: t tokens, k experts a token, R = t·k pairs, D hidden, F intermediate, E experts; x [t, D], weights [t, k] in
+any float dtype, chosen [t, k]; gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D].
+fp32 operands are multiplied in tf32 on a GPU; sums and activations are in fp32.
+Mixtures: Shazeer et al., arXiv 1701.06538; dw from dh·h, and fused gathers: Guo et al., SonicMoE, arXiv 2512.14080.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from llmbench.kernels.experts.gated import gated, gated_gradient
+from llmbench.kernels.experts.grouped import product, weight_gradient
+from llmbench.kernels.experts.sorting import rows_a_tile, sort_by_expert
+from llmbench.kernels.experts.sums import bias_gradient, combined, pair_gradient
+from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.pointwise.glu import ACTIVATIONS
+from llmbench.kernels.pointwise.glu import reference as glu_reference
+
+__all__ = ["KERNEL", "moe", "reference"]
+
+
+@torch.library.custom_op("llmbench::moe", mutates_args=())
+def _moe(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    activation: str,
+    tile: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out [t, D], and if `keep` a and b [R, F], else two empty tensors; without gate only a, which is up·x then."""
+    x, weights, chosen = x.contiguous(), weights.contiguous(), chosen.contiguous()
+    gate, up, down, gate_bias, up_bias, bias = _contiguous(gate, up, down, gate_bias, up_bias, down_bias)
+    given = (up, None, up_bias, None) if gate is None else (gate, up, gate_bias, up_bias)
+    h, a, b = gated(x, given, order, offsets, tiles, tile, chosen.shape[1], activation, keep)
+    rows = product(h, down, offsets, tiles, tile, bias=bias, order=order, scale=weights)
+    return combined(rows, x, weights, chosen, down.shape[0]), a, b
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if of is None else of.contiguous() for of in tensors]
+
+
+@_moe.register_fake
+def _(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    activation: str,
+    tile: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept, nothing = (chosen.numel(), up.shape[1]), (0,)
+    a, b = kept if keep else nothing, kept if keep and gate is not None else nothing
+    return x.new_empty(x.shape), x.new_empty(a), x.new_empty(b)
+
+
+@torch.library.custom_op("llmbench::moe_backward", mutates_args=())
+def _moe_backward(
+    dout: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    a: Tensor,
+    b: Tensor,
+    activation: str,
+    tile: int,
+) -> list[Tensor]:
+    """Gradients of x, weights, gate, up, down and the three biases; an empty tensor for each that is absent."""
+    dout, x, weights, chosen = dout.contiguous(), x.contiguous(), weights.contiguous(), chosen.contiguous()
+    gate, up, down, down_bias = _contiguous(gate, up, down, down_bias)
+    k = chosen.shape[1]
+    da, db, scaled, sums = gated_gradient(
+        dout, down, a, None if gate is None else b, weights, order, offsets, tiles, tile, k, activation
+    )
+    ddown = weight_gradient(dout, scaled, offsets, order, k, gathered="p")
+    del scaled
+    dweights = pair_gradient(sums, dout, x, weights, chosen, down_bias, down.shape[0])
+    dfirst = weight_gradient(da, x, offsets, order, k, gathered="q")
+    added: tuple[Tensor | None, Tensor | None]
+    if gate is None or db is None:  # `up` is the first matrix, and all there is
+        dgate, dup, added, first, second = None, dfirst, (None, da), up, None
+    else:
+        dgate, dup = dfirst, weight_gradient(db, x, offsets, order, k, gathered="q")
+        added, first, second = (da, db), gate, (db, up)
+    rows = product(da, first, offsets, tiles, tile, transposed=True, second=second, order=order)
+    grads = [combined(rows, dout, weights, chosen, down.shape[0]), dweights, dgate, dup, ddown]
+    for bias, of in zip((gate_bias, up_bias), added, strict=True):
+        grads.append(None if bias is None or of is None else bias_gradient(of, offsets))
+    grads.append(None if down_bias is None else bias_gradient(dout, offsets, order, weights, k))
+    return [x.new_empty(0) if of is None else of for of in grads]
+
+
+@_moe_backward.register_fake
+def _(
+    dout: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    order: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    a: Tensor,
+    b: Tensor,
+    activation: str,
+    tile: int,
+) -> list[Tensor]:
+    given = (x, weights, gate, up, down, gate_bias, up_bias, down_bias)
+    return [x.new_empty(0) if of is None else of.new_empty(of.shape) for of in given]
+
+
+@register_flop_formula(torch.ops.llmbench.moe)
+def _flops(
+    x: torch.Size, weights: torch.Size, chosen: torch.Size, gate: torch.Size | None, up: torch.Size, *_: Any, **__: Any
+) -> int:
+    """All pairs, those of experts that compute nothing too: shapes do not tell them."""
+    return 2 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
+
+
+@register_flop_formula(torch.ops.llmbench.moe_backward)
+def _backward_flops(
+    dout: torch.Size,
+    x: torch.Size,
+    weights: torch.Size,
+    chosen: torch.Size,
+    gate: torch.Size | None,
+    up: torch.Size,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return 4 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.tile, _kept = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros as large as a and b
+
+
+def _backward(ctx: Any, dout: Tensor, da: None, db: None) -> tuple[Tensor | None, ...]:
+    grads = _moe_backward(dout, *ctx.saved_tensors, ctx.activation, ctx.tile)
+    given = [ctx.saved_tensors[i] for i in (0, 1, 3, 4, 5, 6, 7, 8)]
+    dx, dweights, *rest = [None if of is None else grad for grad, of in zip(grads, given, strict=True)]
+    return dx, dweights, None, *rest, *[None] * 6
+
+
+_moe.register_autograd(_backward, setup_context=_keep)
+
+
+def moe(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    activation: str = "silu",
+) -> Tensor:
+    """What the chosen experts make of x [t, D], weighted and summed: [t, D]. `chosen` in int32 or int64, not negative.
+
+    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError where shapes or dtypes do not fit. For an
+    op that weighs what experts read, with one expert a token, scale x and give weights of 1.
+    """
+    ACTIVATIONS[activation]
+    if up.dim() != 3 or x.dim() != 2 or x.shape[1] != up.shape[2]:
+        raise ValueError(f"x {tuple(x.shape)} and up {tuple(up.shape)}: [t, D] and [E, F, D] are needed")
+    experts, width, hidden = up.shape
+    wanted = {
+        "gate": (gate, (experts, width, hidden)),
+        "down": (down, (experts, hidden, width)),
+        "gate_bias": (gate_bias, (experts, width)),
+        "up_bias": (up_bias, (experts, width)),
+        "down_bias": (down_bias, (experts, hidden)),
+    }
+    for name, (of, shape) in wanted.items():
+        if of is not None and (of.shape != shape or of.dtype != x.dtype):
+            raise ValueError(f"{name} {tuple(of.shape)} {of.dtype} beside x {x.dtype}: {shape} of that is needed")
+    if x.dtype not in KERNEL.dtypes or up.dtype != x.dtype:
+        raise ValueError(f"x {x.dtype} and up {up.dtype}: fp16, bf16 or fp32 alike are needed")
+    if chosen.dim() != 2 or weights.shape != chosen.shape or chosen.shape[0] != x.shape[0]:
+        raise ValueError(f"weights {tuple(weights.shape)} and chosen {tuple(chosen.shape)}: [t, k] are needed")
+    if chosen.dtype not in (torch.int32, torch.int64) or not weights.is_floating_point():
+        raise ValueError(f"weights {weights.dtype} and chosen {chosen.dtype}: floats and int32 or int64 are needed")
+    if gate is None and (gate_bias is not None or activation == "swiglu_oai"):
+        raise ValueError("without gate there is no gate_bias, and no swiglu_oai")
+    tile = rows_a_tile(chosen.numel(), experts)
+    order, offsets, tiles = sort_by_expert(chosen, experts, tile)
+    tensors = x, weights, chosen, gate, up, down, gate_bias, up_bias, down_bias
+    keep = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in tensors)
+    out, _, _ = _moe(*tensors, order, offsets, tiles, activation, tile, keep)
+    return out
+
+
+def reference(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    *,
+    activation: str = "silu",
+) -> Tensor:
+    """The same in plain torch: the tokens' copies in the order of their experts, each expert on its own, and back."""
+    choices = chosen.flatten()
+    order = choices.argsort(stable=True)
+    counts = torch.bincount(choices, minlength=len(up) + 1).tolist()
+    *copies, beyond = x[order // chosen.shape[1]].split([*counts[: len(up)], sum(counts[len(up) :])])
+    made = []
+    for e, rows in enumerate(copies):
+        b = rows @ up[e].T if up_bias is None else torch.addmm(up_bias[e], rows, up[e].T)
+        if gate is None:
+            h = glu_reference(b, torch.ones_like(b), activation)
+        else:
+            a = rows @ gate[e].T if gate_bias is None else torch.addmm(gate_bias[e], rows, gate[e].T)
+            h = glu_reference(a, b, activation)
+        made.append(h @ down[e].T if down_bias is None else torch.addmm(down_bias[e], h, down[e].T))
+    back = torch.cat([*made, beyond])[order.argsort()].view(*chosen.shape, -1)
+    return (back * weights[..., None].to(back.dtype)).sum(1)
+
+
+class Case(NamedTuple):
+    """`used`: so many of the experts are ever chosen (None: all). `beyond`: experts that compute nothing."""
+
+    tokens: int
+    hidden: int
+    width: int
+    experts: int
+    k: int
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+    used: int | None = None
+    beyond: int = 0
+
+
+def inputs(case: Case, random: Random) -> Inputs:
+    """k different experts for each token, weights that sum to about 1."""
+    choices = (case.used or case.experts) + case.beyond
+    if random.shapes_only:
+        chosen = random.integers(0, case.experts, case.tokens, case.k)
+    else:
+        chosen = random.normal(case.tokens, choices, dtype=torch.float32).topk(case.k).indices
+        if case.used is not None:
+            chosen = torch.where(chosen < case.used, chosen, chosen - case.used + case.experts)
+    inner, outer = (case.experts, case.width), (case.experts, case.hidden)
+
+    def bias(wanted: bool, shape: tuple[int, int]) -> Tensor | None:
+        return random.normal(*shape) if case.bias and wanted else None
+
+    return {
+        "x": random.normal(case.tokens, case.hidden),
+        "weights": (random.normal(case.tokens, case.k, dtype=torch.float32) * 0.2 + 1.0) / case.k,
+        "chosen": chosen,
+        "gate": random.normal(*inner, case.hidden, scale=2 * case.hidden**-0.5) if case.gated else None,
+        "up": random.normal(*inner, case.hidden, scale=case.hidden**-0.5),
+        "down": random.normal(*outer, case.width, scale=case.width**-0.5),
+        "gate_bias": bias(case.gated, inner),
+        "up_bias": bias(True, inner),
+        "down_bias": bias(True, outer),
+        "activation": case.activation,
+    }
+
+
+def cost(case: Case, dtype: torch.dtype) -> Cost:
+    """2·D·F for each matrix and pair, twice that backward; pairs of experts that compute nothing are counted as well.
+    Bytes: tokens in and out once, choices once, the weights of as many experts as can be met; backward reads the same
+    and dout, and writes the gradients of all."""
+    pairs = case.tokens * case.k
+    matrices = 3 if case.gated else 2
+    flops = 2 * pairs * matrices * case.hidden * case.width
+    biases = (matrices - 1) * case.width + case.hidden if case.bias else 0
+    expert = matrices * case.hidden * case.width + biases
+    met = min(case.used or case.experts, pairs)
+    tokens, item = case.tokens * case.hidden, dtype.itemsize
+    forward = (2 * tokens + met * expert) * item + 12 * pairs
+    backward = (3 * tokens + (met + case.experts) * expert) * item + 16 * pairs
+    return Cost(flops, forward, 2 * flops, backward)
+
+
+KERNEL = Kernel(
+    name="moe",
+    summary="the chosen experts of each token, weighted and summed",
+    run=moe,
+    reference=reference,
+    inputs=inputs,
+    cost=cost,
+    cases=[
+        Case(11, 37, 21, 4, 2),
+        Case(34, 64, 136, 2, 2, "gelu_tanh"),
+        Case(17, 24, 32, 2, 2, "relu", gated=False, bias=True),
+        Case(7, 48, 33, 4, 3, "swiglu_oai", bias=True, used=3),
+        Case(9, 20, 70, 3, 3, "gelu", used=2, beyond=2),
+        Case(19, 40, 20, 3, 1, "sigmoid", used=1),
+    ],
+    shapes=[
+        Case(8192, 4096, 14336, 8, 2),  # Mixtral 8x7B, training
+        Case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, decoding: tiles of 16 rows
+        Case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, decoding: tiles of 32, biases
+        Case(512, 2048, 768, 128, 8),  # a short prompt: tiles of 64
+    ],
+    differentiable=("x", "weights", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"),
+)

@@ -1,0 +1,106 @@
+"""A whole decoder at work: the first token after a prompt, one more token, a whole answer; eager or as a CUDA graph.
+
+Every shape is static: the cache has all its room from the start, and a step reads and writes the same addresses
+whatever the context is. What the cache knows on the host (how long its sequences are, whether there is room) stays
+outside the graph: a replay counts on the device alone.
+
+B batch, S prompt length, T tokens in the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmbench.errors import UnsupportedError
+from llmbench.measure.clock import Call
+from llmbench.measure.graphs import captured
+from llmbench.model.cache import SlotCache
+from llmbench.model.decoder import Decoder
+from llmbench.model.implementations.interface import Implementation
+from llmbench.model.mixers import new_cache
+
+__all__ = ["Server"]
+
+
+class Server:
+    """A model, prompts [B, S] and a cache with room for `capacity` tokens a sequence; the likeliest token is chosen.
+
+    Rivals may share it: each call begins by saying where it starts and how it computes. After a pass `token` [B, 1] is
+    what was chosen, and `logits` [B, 1, V] what it was chosen by. `cuda` is torch.cuda. Raises UnsupportedError for a
+    model that keeps more than keys and values.
+    """
+
+    def __init__(self, model: Decoder, prompts: Tensor, capacity: int, *, cuda: Any = torch.cuda) -> None:
+        self.model, self.prompts, self.cuda = model, prompts, cuda
+        weight = model.embedding.weight
+        self.cache = new_cache(
+            model.spec, prompts.shape[0], capacity, kind="rolling", dtype=weight.dtype, device=weight.device
+        )
+        self.states: list[SlotCache] = []
+        for state in (state for layer in self.cache.layers for state in layer.values()):
+            if not isinstance(state, SlotCache):
+                raise UnsupportedError(f"{model.spec.name}: only caches of keys and values are static")
+            self.states.append(state)
+        self.lengths = self.cache.lengths
+        self.token = prompts[:, -1:].clone()
+        self.logits = torch.empty(0, dtype=weight.dtype, device=weight.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of prompts and cache."""
+        return self.prompts.nbytes + self.cache.nbytes
+
+    def fill(self, context: int) -> None:
+        """Put random keys and values of `context` tokens into the cache."""
+        steps = torch.arange(context, device=self.lengths.device).expand(self.lengths.shape[0], -1)
+        for state in self.states:
+            keys, values = (
+                rows.data.new_empty(*rows.data.shape[:2], context, rows.data.shape[3]).normal_()
+                for rows in (state.keys, state.values)
+            )
+            state.fill(keys, values, steps, None)
+
+    def start(self, context: int) -> None:
+        """Say that the cache holds `context` tokens of every sequence."""
+        self.lengths.fill_(context)
+        self.cache.held = [context] * len(self.cache.held)
+
+    def first(self) -> None:
+        """Read the prompts into an empty cache, and choose a token."""
+        self.start(0)
+        self._pass(self.prompts)
+
+    def next(self) -> None:
+        """Put in the token that was chosen last, and choose one."""
+        self._pass(self.token)
+
+    def answer(self, count: int, step: Call) -> None:
+        """Read the prompts and choose `count` tokens, the first at once, each other by a `step`."""
+        self.first()
+        for _ in range(count - 1):
+            step()
+
+    def by(self, how: Implementation, call: Call) -> Call:
+        """The call, computed that way."""
+
+        def computed() -> object:
+            self.model.implementation = how
+            return call()
+
+        return computed
+
+    def captured(self, call: Call) -> Call:
+        """What `call` does on the device, as one launch. Raises CannotRunError for what no graph can hold."""
+        call()  # what is made once (workspaces, tuned kernels) is made outside
+        return captured(call, self.lengths.device, f"a step of {self.model.spec.name}", cuda=self.cuda)
+
+    def _pass(self, tokens: Tensor) -> None:
+        with torch.no_grad():
+            self.logits = self.model(tokens, cache=self.cache, last_only=True)
+            self.token.copy_(self.logits.argmax(dim=-1))
+            # The cache counts in a new tensor; the next pass, and every replay, reads this one.
+            self.lengths.copy_(self.cache.lengths)
+            self.cache.lengths = self.lengths

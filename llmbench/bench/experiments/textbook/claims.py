@@ -1,0 +1,388 @@
+"""What a textbook on language models says of speed and memory, claim by claim, and what became of each here.
+
+The figures are the textbook's own; `source` names the work that the claim goes back to. An analytic claim is settled by
+the sizing table, a measured one by the rows of a run (`runs`), at the claim's own setting where
+the machine is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from llmbench.bench.results.metrics import peak_bytes
+from llmbench.errors import LLMBenchError
+from llmbench.measure.measurement import ratio
+from llmbench.measure.results import Row
+from llmbench.sizing.flops import count_flops
+from llmbench.sizing.kvcache import as_heads, kv_cache
+from llmbench.sizing.params import count_parameters
+from llmbench.sizing.training import training_memory
+from llmbench.sizing.workload import Workload
+from llmbench.spec.catalog import load_bundled
+from llmbench.spec.ffn import Gated, MoE
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.override import override
+
+__all__ = ["CLAIMS", "Claim", "Outcome", "outcome"]
+
+Rows = Mapping[str, Row]
+"""The rows of a run, by implementation."""
+
+NEAR = 0.10
+"""A measured figure is the claimed one if it is no further from it than this share of it; of a change, of what is left:
+−25% is a ratio of 0.75."""
+
+Verdict = Literal["holds", "does not", "n/a here", "n/a"]
+Bound = Literal["near", "or better", "at least", "at most"]
+
+
+class NoFigureError(Exception):
+    """Why a claim has no figure here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim: `claimed` as it is shown; `at`, its own setting. `bound`: the measured figure must be near `claimed`, at
+    least or at most that; "or better" of a gain (a speed-up, a ratio above 1; a saving, a change below 0): near it, or
+    more of it. `run`: whose rows it is settled by, none for an analytic one. `value(rows)` is the figure here; it
+    raises NoFigureError where there is none. `any_size`: a small model settles it as well as the claim's own.
+    `unavailable`: why nothing here can tell."""
+
+    name: str
+    says: str
+    claimed: float | None
+    at: str
+    source: str
+    bound: Bound = "near"
+    shown: Literal["ratio", "share", "change", "bytes", "yes"] = "ratio"
+    run: str | None = None
+    value: Callable[[Rows], float] | None = None
+    any_size: bool = False
+    unavailable: str = ""
+
+    def holds(self, found: float) -> bool:
+        """Whether the claim holds where this is the figure."""
+        assert self.claimed is not None
+        near = abs(found - self.claimed) <= NEAR * (self.claimed + (self.shown == "change"))
+        more, less = found >= self.claimed, found <= self.claimed
+        better = less if self.shown == "change" else more
+        return {"near": near, "or better": near or better, "at least": more, "at most": less}[self.bound]
+
+
+class Outcome(NamedTuple):
+    """What became of a claim: "holds" or "does not"; "n/a here" where the setting is not the claim's own, which neither
+    confirms nor refutes it; "n/a" without a figure. `reason` of the last two; `measured` is in the claim's terms."""
+
+    claim: Claim
+    measured: float | None
+    verdict: Verdict
+    reason: str = ""
+
+
+SMALLER = "smaller than the claim's own setting"
+
+
+def outcome(claim: Claim, rows: Rows, *, own_setting: bool = True) -> Outcome:
+    """Settle a claim by the rows of its run (empty for an analytic one). `own_setting`: whether they are of the claim's
+    own."""
+    if claim.value is None or claim.claimed is None:
+        return Outcome(claim, None, "n/a", claim.unavailable)
+    try:
+        found = claim.value(rows)
+    except NoFigureError as problem:
+        return Outcome(claim, None, "n/a", str(problem))
+    if claim.run is not None and not own_setting and not claim.any_size:
+        return Outcome(claim, found, "n/a here", SMALLER)
+    return Outcome(claim, found, "holds" if claim.holds(found) else "does not")
+
+
+def _row(rows: Rows, name: str) -> Row:
+    if name not in rows:
+        raise NoFigureError("not run")
+    return rows[name]
+
+
+def _timed(rows: Rows, name: str) -> Row:
+    row = _row(rows, name)
+    if row.status != "ok":
+        raise NoFigureError(f"{name}: {row.status}, {row.reason}")
+    return row
+
+
+def times(of: str, over: str) -> Callable[[Rows], float]:
+    """How many times as long `of` takes as `over`, sample by sample."""
+
+    def value(rows: Rows) -> float:
+        long, short = (_timed(rows, name).measurement for name in (of, over))
+        assert long is not None
+        assert short is not None
+        try:
+            return ratio(long, short).median
+        except LLMBenchError as problem:
+            raise NoFigureError(str(problem)) from None
+
+    return value
+
+
+def change(of: str, than: str) -> Callable[[Rows], float]:
+    """How much longer `of` takes than `than`, as a share; below 0 where it takes less."""
+    longer = times(of, than)
+    return lambda rows: longer(rows) - 1
+
+
+def memory(of: str, than: str) -> Callable[[Rows], float]:
+    """How much more memory `of` needs than `than`, weights included."""
+
+    def peak(row: Row) -> int:
+        found = peak_bytes(row)
+        if found is None:
+            raise NoFigureError(f"{row.implementation}: memory was not measured")
+        return found
+
+    return lambda rows: peak(_timed(rows, of)) / peak(_timed(rows, than)) - 1
+
+
+def figure(name: str, key: str) -> Callable[[Rows], float]:
+    """A figure of a row."""
+    return lambda rows: float(_timed(rows, name).figures[key] or 0.0)
+
+
+def runs(name: str) -> Callable[[Rows], float]:
+    """1 where the row has a time, 0 where the model refused."""
+
+    def value(rows: Rows) -> float:
+        row = _row(rows, name)
+        if row.status not in ("ok", "n/a"):
+            raise NoFigureError(f"{name}: {row.status}, {row.reason}")
+        return float(row.status == "ok")
+
+    return value
+
+
+def gpt2_small(num_positions: int) -> ModelSpec:
+    """GPT-2's twelve layers, 768 wide, with so many positions."""
+    return override(load_bundled("gpt2"), {"positions.num_positions": num_positions})
+
+
+def _standard_bytes() -> float:
+    return training_memory(gpt2_small(8192), 8192, micro_batch=8, attention="standard", kernels="eager").peak_bytes
+
+
+def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
+    """The cache of GPT-2 with fewer key-value heads, beside its own."""
+    spec = load_bundled("gpt2")
+    fewer = as_heads(spec, kind, groups=4)
+    assert fewer is not None
+    return kv_cache(fewer, 1024).bytes_total / kv_cache(spec, 1024).bytes_total - 1
+
+
+def _mixture(top_k: int) -> Callable[[Rows], float]:
+    """FLOPs a token of Mistral-7B with as many experts, each as wide as its feed-forward, as make its parameters ten
+    times as many; beside its own."""
+    spec = load_bundled("mistral-7b-v0.1")
+    layer = spec.layers["block"]
+    assert isinstance(layer.ffn, Gated)
+    total, ffn = (count_parameters(spec).total, count_parameters(spec).components["mlp"])
+    experts = round((9 * total + ffn) / ffn)
+    mixture = MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=layer.ffn.intermediate_size)
+    sparse = msgspec.structs.replace(
+        spec, layers={"block": msgspec.structs.replace(layer, ffn=mixture)}, published_parameters=None
+    )
+    step = Workload.prefill(2048)
+    return lambda rows: count_flops(sparse, step).total / count_flops(spec, step).total
+
+
+FLASH = "FlashAttention, arXiv 2205.14135"
+SHARED_HEADS = "multi-query attention, arXiv 1911.02150; grouped-query attention, arXiv 2305.13245"
+STYLE = "an ablation from GPT-2 to LLaMA, arXiv 2302.13971"
+DEPTH = "on layer normalization in the Transformer, arXiv 2002.04745"
+LENGTH = "RoPE, arXiv 2104.09864; ALiBi, arXiv 2108.12409"
+NO_CORPUS = "needs a text and training to its end, which `bench` does not do"
+GPT2_TRAINING = "forward and backward of 12 layers 768 wide, batch 8"
+
+CLAIMS = (
+    *(
+        Claim(
+            name=f"flash {length}",
+            says=f"flash attention is {claimed}× as fast as standard at {length:,} tokens",
+            claimed=claimed,
+            at=GPT2_TRAINING,
+            source=FLASH,
+            bound="or better",
+            run=f"flash {length}",
+            value=times("standard", "flash"),
+        )
+        for length, claimed in ((512, 1.2), (1024, 2.2), (2048, 3.9), (4096, 7.9))
+    ),
+    Claim(
+        name="flash memory",
+        says="flash attention needs 52% less memory at 2,048 tokens",
+        claimed=-0.52,
+        at=GPT2_TRAINING,
+        source=FLASH,
+        bound="or better",
+        shown="change",
+        run="flash 2048",
+        value=memory("flash", "standard"),
+    ),
+    Claim(
+        name="standard 8192",
+        says="standard attention does not fit on 40 GB at 8,192 tokens",
+        claimed=40e9,
+        at=f"{GPT2_TRAINING}, mixed precision",
+        source=FLASH,
+        bound="at least",
+        shown="bytes",
+        value=lambda rows: _standard_bytes(),
+    ),
+    Claim(
+        name="GQA cache",
+        says="grouped-query attention with 4 of 12 key-value heads has a cache 67% smaller",
+        claimed=-0.67,
+        at="12 heads",
+        source=SHARED_HEADS,
+        bound="or better",
+        shown="change",
+        value=lambda rows: _cache_of("gqa"),
+    ),
+    Claim(
+        name="MQA cache",
+        says="multi-query attention has a cache 92% smaller",
+        claimed=-0.92,
+        at="12 heads",
+        source=SHARED_HEADS,
+        bound="or better",
+        shown="change",
+        value=lambda rows: _cache_of("mqa"),
+    ),
+    *(
+        Claim(
+            name=f"{kind} decode, batch {batch}",
+            says=f"{kind} decodes {claimed - 1:.0%} faster than MHA, batch {batch}",
+            claimed=claimed,
+            at=f"7B, 2,048 tokens; its batch is not said: {batch}",
+            source=SHARED_HEADS,
+            bound="or better",
+            run=f"decode {batch}",
+            value=times("MHA", kind),
+        )
+        for batch in (1, 16)
+        for kind, claimed in (("MQA", 1.38), ("GQA", 1.29))
+    ),
+    *(
+        Claim(
+            name=f"RMSNorm {passed}",
+            says=f"RMSNorm is {claimed}× as fast as LayerNorm, {passed}",
+            claimed=claimed,
+            at="[32, 1024, 4096]",
+            source="RMSNorm, arXiv 1910.07467",
+            bound="or better",
+            run=f"norm {passed}",
+            value=times("LayerNorm", "RMSNorm"),
+        )
+        for passed, claimed in (("forward", 1.9), ("backward", 1.8))
+    ),
+    *(
+        Claim(
+            name=f"SwiGLU {passed}",
+            says=f"SwiGLU takes {claimed}× the time of GELU at equal parameters, {passed}",
+            claimed=claimed,
+            at="its shape is not said: 8,192 tokens 4,096 wide",
+            source="GLU variants, arXiv 2002.05202",
+            run=f"glu {passed}",
+            value=times("SwiGLU", "GELU"),
+        )
+        for passed, claimed in (("forward", 1.15), ("backward", 1.20))
+    ),
+    *(
+        Claim(
+            name=f"MoE top-{top_k}",
+            says=f"a mixture of experts has 10× the parameters for 1.5× the compute (top-{top_k})",
+            claimed=1.5,
+            at="Mistral-7B, 2,048 tokens; its shape and choice are not said",
+            source="Switch, arXiv 2101.03961; Mixtral, arXiv 2401.04088",
+            bound="at most",
+            value=_mixture(top_k),
+        )
+        for top_k in (1, 2)
+    ),
+    Claim(
+        name="LLaMA step",
+        says="a training step in LLaMA's style takes 16% longer than in GPT-2's",
+        claimed=0.16,
+        at="about 10M parameters",
+        source=STYLE,
+        shown="change",
+        run="style train",
+        value=change("LLaMA style", "GPT-2 style"),
+    ),
+    Claim(
+        name="LLaMA decode",
+        says="a decoding step in LLaMA's style takes 25% less than in GPT-2's",
+        claimed=-0.25,
+        at="about 10M parameters",
+        source=STYLE,
+        bound="or better",
+        shown="change",
+        run="style decode",
+        value=change("LLaMA style", "GPT-2 style"),
+    ),
+    Claim(
+        name="LLaMA loss",
+        says="in LLaMA's style the loss falls from GPT-2's 1.47 to 1.42",
+        claimed=None,
+        at="about 10M parameters",
+        source=STYLE,
+        unavailable=NO_CORPUS,
+    ),
+    Claim(
+        name="post-norm",
+        says="post-norm does not train beyond about 24 layers: its loss stays that of guessing",
+        claimed=0.97,
+        at="30 layers, no warm-up",
+        shown="share",
+        source=DEPTH,
+        bound="at least",
+        run="depth",
+        value=figure("post-norm", "loss_of_guessing"),
+    ),
+    Claim(
+        name="pre-norm",
+        says="pre-norm trains at that depth: its loss falls below that of guessing",
+        claimed=0.97,
+        at="30 layers, no warm-up",
+        shown="share",
+        source=DEPTH,
+        bound="at most",
+        run="depth",
+        value=figure("pre-norm", "loss_of_guessing"),
+    ),
+    *(
+        Claim(
+            name=f"{kind} length",
+            says=f"{kind} positions can{'not' * (not can)} run past the length of training",
+            claimed=float(can),
+            at="twice the length",
+            source=LENGTH,
+            shown="yes",
+            bound="at least" if can else "at most",
+            any_size=True,
+            run="length",
+            value=runs(kind),
+        )
+        for kind, can in (("learned", False), ("RoPE", True), ("ALiBi", True))
+    ),
+    Claim(
+        name="perplexity by length",
+        says="RoPE and ALiBi keep their perplexity past the length of training",
+        claimed=None,
+        at="a model trained on short texts",
+        source=LENGTH,
+        unavailable=NO_CORPUS,
+    ),
+)
+"""Every claim; those of one run stand side by side in it."""

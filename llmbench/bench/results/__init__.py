@@ -1,0 +1,1 @@
+"""Rows of measurements as people and machines read them."""

@@ -1,0 +1,121 @@
+"""Rows of an experiment as they are shown: in panels of one case each, with what they are compared with, and as
+curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from llmbench.bench.experiments.experiment import Chart, Experiment
+from llmbench.bench.results.metrics import peak_bytes
+from llmbench.bench.results.words import in_words
+from llmbench.measure.measurement import told
+from llmbench.measure.results import Row, Scalar
+from llmbench.report.plots import Panel, Series
+
+__all__ = ["Sheet", "baseline_of", "curves", "has_curves", "remarks", "sheets"]
+
+Case = Mapping[str, Scalar]
+
+
+class Sheet(NamedTuple):
+    """Rows whose cases differ in one field at most: the chart's x. `title` says what they share and others do not."""
+
+    title: str
+    rows: list[Row]
+
+
+def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
+    """What all rows share, in words; and the sheets, in the order of their first rows."""
+    common, titles = _titles([row.case for row in rows], chart)
+    found: dict[str, list[Row]] = {}
+    for title, row in zip(titles, rows, strict=True):
+        found.setdefault(title, []).append(row)
+    return common, [Sheet(title, sorted(each, key=lambda row: _x(row.case, chart))) for title, each in found.items()]
+
+
+def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]:
+    """What all cases share, in words, and for each what is left of it beside that and the chart's x."""
+    names = cases[0] if cases else {}
+    shared = [name for name in names if len({str(case.get(name)) for case in cases}) == 1]
+    hidden = {*shared, chart.x if chart else ""}
+    titles = [", ".join(in_words(case, [name for name in case if name not in hidden])) for case in cases]
+    return " · ".join(in_words(names, shared)), titles
+
+
+def _x(case: Case, chart: Chart | None) -> float:
+    """Where a case is on the chart; 0 where it is not."""
+    value = case.get(chart.x) if chart else None
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def baseline_of(rows: Sequence[Row], experiment: Experiment) -> dict[int, Row]:
+    """For each row's place, the row of its group that it is compared with."""
+    by_case = {_case(row): row for row in rows if row.implementation == experiment.baseline}
+    return {index: by_case[_case(row)] for index, row in enumerate(rows) if _case(row) in by_case}
+
+
+def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
+    return tuple(sorted(row.case.items()))
+
+
+def remarks(rows: Sequence[Row]) -> Iterator[str]:
+    """Lines below a sheet, rows of one text together: why there is no time, what must be known of times, and which
+    attention kernels ran."""
+    yield from told(
+        (
+            row.implementation,
+            row.measurement.remarks_by_kind() if row.measurement else {f"{row.status}, {row.reason}": ""},
+        )
+        for row in rows
+    )
+    ran: dict[str, list[str]] = {}
+    for row in rows:
+        if row.kernels:
+            ran.setdefault(", ".join(dict.fromkeys(map(_short, row.kernels))), []).append(row.implementation)
+    for kernels, of in ran.items():
+        yield f"{', '.join(dict.fromkeys(of))} ran {kernels}"
+
+
+def _short(kernel: str) -> str:
+    """A kernel's name without its type, template and arguments."""
+    return kernel.removeprefix("void ").partition("<")[0].partition("(")[0]
+
+
+def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
+    """Whether rows of these cases are a curve anywhere."""
+    found: dict[str, set[float]] = {}
+    for title, case in zip(_titles(cases, chart)[1], cases, strict=True):
+        found.setdefault(title, set()).add(_x(case, chart))
+    return any(len(xs - {0.0}) > 1 for xs in found.values())
+
+
+def curves(found: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
+    """Time and memory over the chart's x, two panels a sheet that has more than one x. Rivals without a time have their
+    status beside their name."""
+    panels = []
+    for sheet in found:
+        rows = [row for row in sheet.rows if _x(row.case, chart) > 0]
+        if chart is None or not has_curves([row.case for row in rows], chart):
+            continue
+        names = dict.fromkeys(row.implementation for row in rows)
+        for what, unit in (("time", "s"), ("peak memory", "B")):
+            series = []
+            for name in names:
+                own = [row for row in rows if row.implementation == name]
+                values = [(_x(row.case, chart), row.seconds if what == "time" else peak_bytes(row)) for row in own]
+                points = [(x, float(value)) for x, value in values if value]
+                series.append(Series(name, points, _missing(own, chart)))
+            panels.append(Panel(what, sheet.title, chart.label, unit, series))
+    return panels
+
+
+def _missing(rows: Sequence[Row], chart: Chart) -> str:
+    """What became of a rival where it has no time: "n/a", "OOM at 8,192, 16,384"."""
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            where.setdefault(row.status, []).append(f"{_x(row.case, chart):,.0f}")
+    if len(where) == 1 and not any(row.status == "ok" for row in rows):
+        return next(iter(where))
+    return "; ".join(f"{status} at {', '.join(places)}" for status, places in where.items())
