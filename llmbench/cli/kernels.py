@@ -11,9 +11,13 @@ import typer
 from llmbench.cli.options import As, Output, answer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Column, Document, Table, table
+from llmbench.report.fields import Field, records
 
 if TYPE_CHECKING:
+    import torch
+
+    from llmbench.kernels.kernel import Kernel
     from llmbench.kernels.proof.inspect import Compiled
 
 T = TypeVar("T")
@@ -37,6 +41,34 @@ DTypes = Annotated[
 ]
 
 
+LIST: tuple[Field[Kernel], ...] = (
+    Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="its name"),
+    Field("summary", "computes", wraps=True, description="what it computes"),
+    Field(
+        "dtypes",
+        "formats",
+        value=lambda kernel: [_short(dtype) for dtype in kernel.dtypes],
+        description="the formats that it is checked in",
+    ),
+    Field(
+        "backward",
+        "backward",
+        value=lambda kernel: bool(kernel.differentiable),
+        description="whether it has a backward pass",
+    ),
+    Field("cases", "cases", "count", value=lambda kernel: len(kernel.cases), description="number of cases to check"),
+    Field(
+        "shapes", "shapes", "count", value=lambda kernel: len(kernel.shapes), description="number of shapes to compile"
+    ),
+)
+
+
+def _short(dtype: torch.dtype) -> str:
+    from llmbench.kernels.formats import short
+
+    return short(dtype)
+
+
 @command.command("list")
 def list_kernels(format: As = "table", output: Output = None) -> None:
     """Every kernel: what it computes, its formats, how many cases prove it.
@@ -48,41 +80,17 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
       llmbench kernels list --format json
     """
     _prepare()
-    from llmbench.kernels.formats import short
     from llmbench.kernels.registry import KERNELS, kernel
 
-    rows: list[dict[str, Any]] = []
-    for name in KERNELS:
-        of = kernel(name)
-        rows.append(
-            {
-                "kernel": name,
-                "summary": of.summary,
-                "dtypes": [short(dtype) for dtype in of.dtypes],
-                "backward": bool(of.differentiable),
-                "cases": len(of.cases),
-                "shapes": len(of.shapes),
-            }
-        )
-    columns = [Column("kernel", name=True), Column("computes", wraps=True), Column("formats"), Column("backward")]
-    columns += [Column("cases", "count"), Column("shapes", "count")]
-    cells = [
-        [
-            row["kernel"],
-            row["summary"],
-            " ".join(row["dtypes"]),
-            "yes" if row["backward"] else "no",
-            row["cases"],
-            row["shapes"],
-        ]
-        for row in rows
-    ]
-    table = Table(columns=columns, rows=cells)
-    answer(
-        Document(command="kernels.list", inputs={}, rows_key="kernels", rows=rows, blocks=[Block(table=table)]),
-        format,
-        output,
+    kernels = [kernel(name) for name in KERNELS]
+    document = Document(
+        command="kernels.list",
+        inputs={},
+        rows_key="kernels",
+        rows=records(LIST, kernels),
+        blocks=[Block(table=table(LIST, kernels))],
     )
+    answer(document, format, output)
 
 
 @command.command("check")

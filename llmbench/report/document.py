@@ -1,73 +1,102 @@
-"""What a command answers: rows of plain values for machines, tables of the same values for people."""
+"""The answer of a command: rows of plain values for machines, tables of the same values for people."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-Unit = Literal[
-    "text",
-    "count",
-    "bytes",
-    "kib",
-    "mib",
-    "gib",
-    "gb_per_s",
-    "percent",
-    "flops",
-    "flops_whole",
-    "gflops_per_s",
-    "tflops_per_s",
-    "ratio",
-    "joules",
-    "seconds",
-    "us",
-    "ms",
-    "number",
-]
-"""How a value is shown. Values are always held in base units: bytes, FLOPs, joules, seconds, fractions of one."""
+from llmbench.report.fields import Cell, Field
+from llmbench.report.units import Unit, heading, shown
 
+__all__ = ["Block", "Column", "Document", "Table", "Unit", "table", "transposed"]
 
-class Column(msgspec.Struct, frozen=True):
-    """A column: its heading (the renderer adds the unit) and how its values are shown. wraps: text that may go on in
-    the next line; name: text whose words are never broken, however narrow the terminal; sparse: left out of a table for
-    people where no row has a value; spare: left out where a terminal is too narrow for it, the largest first."""
+Item = TypeVar("Item")
 
-    title: str
-    unit: Unit = "text"
-    wraps: bool = False
-    name: bool = False
-    sparse: bool = False
-    spare: int = 0
+if TYPE_CHECKING:
+
+    class Column(Field[Any], frozen=True):
+        """A column of values given by place: the older form of a Field, until nothing uses it."""
+
+        def __init__(
+            self,
+            title: str,
+            unit: Unit = "text",
+            *,
+            wraps: bool = False,
+            name: bool = False,
+            sparse: bool = False,
+            spare: int = 0,
+        ) -> None: ...
+
+else:
+
+    def Column(  # noqa: N802
+        title: str,
+        unit: Unit = "text",
+        *,
+        wraps: bool = False,
+        name: bool = False,
+        sparse: bool = False,
+        spare: int = 0,
+    ) -> Field[Any]:
+        """Make a Field whose name is its heading."""
+        base = heading(title, unit, base=True)
+        return Field(base, title, unit, wraps=wraps, unbroken=name, sparse=sparse, spare=spare)
 
 
 class Table(msgspec.Struct, kw_only=True):
-    """Rows under columns; None is unknown, which is never zero. `total` sets the last row apart."""
+    """Rows of values under columns. None is unknown, which is never zero. "" does not apply. `total` sets the last row
+    apart."""
 
-    columns: list[Column]
+    columns: Sequence[Field[Any]]
     rows: list[list[Any]]
-    title: str = ""
     total: bool = False
 
 
+def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
+    """A row for each item, a column for each field; `total` is an item for the last row, which is set apart."""
+    every = [*items, *(() if total is None else (total,))]
+    return Table(
+        columns=fields, rows=[[field.cell(item) for field in fields] for item in every], total=total is not None
+    )
+
+
+def transposed(fields: Sequence[Field[Item]], items: Mapping[str, Item]) -> Table:
+    """For people: a row for each field that has a heading, and a column for each item under its name."""
+    rows: list[list[Any]] = []
+    for field in fields:
+        if field.heading is not None:
+            cells = [field.cell(item) for item in items.values()]
+            texts = [cell.text if isinstance(cell, Cell) else shown(cell, field.unit) for cell in cells]
+            rows.append([field.heading, *texts])
+    columns: list[Field[Any]] = [Field("field", "", unbroken=True), *(Field(name, name, wraps=True) for name in items)]
+    return Table(columns=columns, rows=rows)
+
+
 class Block(msgspec.Struct, kw_only=True):
-    """One part of a report for people: a headline, a table, lines under it. `subject` is the model that the table is
-    about (marked where approximate), for formats that have no headline. notes: what a reader must know of the figures;
-    lines for people, a column in CSV."""
+    """One part of an answer for people: a headline, a table, lines under it.
+
+    `about` says what all rows of the table are about, in the form of a JSON row: CSV puts it beside each row.
+    `lines` and then `notes` stand under the table; notes say what a reader must know of the figures.
+    """
 
     headline: str = ""
     subject: str = ""
+    about: dict[str, Any] = {}
     table: Table | None = None
     lines: list[str] = []
     notes: list[str] = []
 
 
 class Document(msgspec.Struct, kw_only=True):
-    """A command's answer. `rows_key` names its rows in JSON ("models"); `rows` are plain mappings in base units.
-    `environment`: what measured figures depend on, in JSON beside the versions; `also`: what else stands beside the
-    rows there. `tables`: what CSV has in place of the blocks' tables, where a row of these does not say by itself what
-    it is about."""
+    """The answer of a command.
+
+    `rows_key` names the rows in JSON ("models"); `rows` are plain mappings in base units.
+    `environment` says in JSON what measured figures depend on, beside the versions. `also` stands beside the rows.
+    `tables` are the tables of CSV where those of the blocks are made for people only.
+    """
 
     command: str
     inputs: dict[str, Any]

@@ -10,6 +10,7 @@ import msgspec
 
 from llmbench._version import __version__
 from llmbench.report.document import Block, Document, Table
+from llmbench.report.fields import Cell, Field
 from llmbench.report.units import heading, shown
 
 Format = Literal["table", "json", "csv", "markdown"]
@@ -50,26 +51,52 @@ def to_json(document: Document) -> str:
 
 
 def _csv(document: Document) -> str:
-    """The tables' values in base units; several tables follow each other with an empty line between. A column in
-    front says which model a table is about, and whether that is approximate; one behind has the notes."""
+    """The values of the tables in base units under the fields' names.
+
+    What a table is about stands beside each of its rows. Tables with the same columns are one; between others is an
+    empty line. Fields that are objects in JSON are left out.
+    """
     import csv
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    header: list[str] = []
     blocks = [Block(table=table) for table in document.tables] or document.blocks
-    for index, block in enumerate(block for block in blocks if block.table is not None):
-        table = block.table
-        assert table is not None
-        if index:
-            text.write("\n")
-        front = {name: value for name, value in (("spec", block.subject), ("table", table.title)) if value}
-        behind = {"note": "; ".join(block.notes)} if block.notes else {}
-        titles = [heading(column.title, column.unit, base=True) for column in table.columns]
-        writer.writerow([*front, *titles, *behind])
-        for row in table.rows:
-            values = ["" if value is None else value for value in row]
-            writer.writerow([*front.values(), *values, *behind.values()])
+    for block in blocks:
+        if block.table is None:
+            continue
+        columns, rows = _flat(block.table)
+        about = block.about or ({"spec": block.subject} if block.subject else {})
+        about = ({"notes": block.notes} if block.notes else {}) | about
+        front = {name: value for name, value in about.items() if not isinstance(value, list)}
+        behind = {name: value for name, value in about.items() if isinstance(value, list)}
+        names = [*front, *(column.name for column in columns), *behind]
+        if names != header:
+            text.write("\n" if header else "")
+            writer.writerow(header := names)
+        for row in rows:
+            writer.writerow(map(_plain, (*front.values(), *row, *behind.values())))
     return text.getvalue()
+
+
+def _flat(table: Table) -> tuple[list[Field[Any]], list[list[Any]]]:
+    """Columns and values for CSV, without fields that are objects."""
+    rows = [[cell.value if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
+    kept = [place for place in range(len(table.columns)) if not any(_nested(row[place]) for row in rows)]
+    return [table.columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value))
+
+
+def _plain(value: Any) -> Any:
+    """A value as CSV has it: nothing for what is unknown, `true` and `false`, the elements of a list in one text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "; ".join("" if part is None else str(part) for part in value)
+    return "" if value is None else value
 
 
 def _markdown(document: Document) -> str:
@@ -84,7 +111,7 @@ def _markdown(document: Document) -> str:
 
 
 def _lines(block: Block) -> list[str]:
-    """What stands under a table for people."""
+    """The lines under a table for people."""
     return [*block.lines, *(f"note: {note}" for note in block.notes)]
 
 
@@ -95,8 +122,7 @@ def _markdown_table(table: Table) -> str:
     head = _headings(table)
     rule = ["---" if column.unit == "text" else "---:" for column in table.columns]
     rows = [line(_cells(table, row)) for row in table.rows]
-    title = [f"*{table.title}*", ""] if table.title else []
-    return "\n".join([*title, line(head), line(rule), *rows])
+    return "\n".join([line(head), line(rule), *rows])
 
 
 def _table(document: Document, stream: TextIO) -> None:
@@ -147,8 +173,6 @@ def _print(document: Document, console: Any) -> None:
                 pad_edge=False,
                 padding=(0, 2, 0, 0),
                 header_style="dim",
-                title_justify="left",
-                title_style="bold",
             )
             for place, (column, title) in enumerate(zip(table.columns, _headings(table), strict=True)):
                 right = column.unit != "text"
@@ -163,8 +187,6 @@ def _print(document: Document, console: Any) -> None:
             for number, cells in enumerate(rows):
                 style = "bold" if table.total and number == len(rows) - 1 else None
                 grid.add_row(*cells, style=style)
-            if table.title:
-                below(table.title, "bold")
             if widths is not None:  # what cannot be narrower runs over the edge, and is not cut there
                 console.width = max(room, sum(widths) + 2 * len(widths))
             console.print(Padding(grid, (0, 0, 0, len(INDENT))))
@@ -180,13 +202,13 @@ def _print(document: Document, console: Any) -> None:
 
 
 def _for_people(table: Table) -> Table:
-    """Without sparse columns that have no value."""
+    """Without fields that people do not see, and without sparse columns that have no value."""
     return _with(
         table,
         [
             place
             for place, column in enumerate(table.columns)
-            if not column.sparse or any(row[place] is not None for row in table.rows)
+            if column.heading is not None and not (column.sparse and all(row[place] is None for row in table.rows))
         ],
     )
 
@@ -199,7 +221,7 @@ def _within(table: Table, room: int) -> tuple[Table, list[str]]:
         spare = max(table.columns, key=lambda column: column.spare, default=None)
         if widths is None or sum(widths) + 2 * len(widths) <= room or spare is None or not spare.spare:
             return table, left_out
-        left_out.append(spare.title)
+        left_out.append(spare.heading or "")
         table = _with(table, [place for place, column in enumerate(table.columns) if column is not spare])
 
 
@@ -208,7 +230,6 @@ def _with(table: Table, kept: list[int]) -> Table:
     return Table(
         columns=[table.columns[place] for place in kept],
         rows=[[row[place] for place in kept] for row in table.rows],
-        title=table.title,
         total=table.total,
     )
 
@@ -224,7 +245,7 @@ def _widths(table: Table, rows: list[list[str]], terminal: int) -> list[int] | N
     least: list[int] = []
     for column, title, cells in zip(table.columns, _headings(table), columns, strict=True):
         widest = max(map(cell_len, cells), default=0)
-        words = [*title.split(), *(word for cell in cells for word in cell.split() if column.name)]
+        words = [*title.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
         whole.append(max(widest, cell_len(title)))
         least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
     room = terminal - 2 * len(whole)  # what is before the table, and between its columns
@@ -243,8 +264,9 @@ def _widths(table: Table, rows: list[list[str]], terminal: int) -> list[int] | N
 
 
 def _headings(table: Table) -> list[str]:
-    return [heading(column.title, column.unit) for column in table.columns]
+    return [heading(column.heading or "", column.unit) for column in table.columns]
 
 
 def _cells(table: Table, row: list[Any]) -> list[str]:
-    return [shown(value, column.unit) for value, column in zip(row, table.columns, strict=True)]
+    cells = zip(row, table.columns, strict=True)
+    return [cell.text if isinstance(cell, Cell) else shown(cell, column.unit) for cell, column in cells]

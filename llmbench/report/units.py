@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
-from llmbench.report.document import Unit
+Unit = Literal[
+    "text",
+    "count",
+    "bytes",
+    "kib",
+    "mib",
+    "gib",
+    "gb_per_s",
+    "percent",
+    "flops",
+    "flops_whole",
+    "gflops_per_s",
+    "tflops_per_s",
+    "ratio",
+    "joules",
+    "seconds",
+    "us",
+    "ms",
+    "number",
+    "scientific",
+    "parameters",
+]
+"""How people see a value. The value itself is in base units: bytes, FLOPs, joules, seconds, fractions of one."""
 
 UNKNOWN = "–"
 _PREFIXES = (
@@ -76,6 +98,10 @@ def shown(value: Any, unit: Unit) -> str:
         return UNKNOWN
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(element, unit) for element in value) or "none"
     return _SHOWN[unit](value)
 
 
@@ -161,4 +187,6 @@ _SHOWN: dict[Unit, Callable[[Any], str]] = {
     "us": lambda value: _number(float(f"{1e6 * value:.4g}")),
     "ms": lambda value: _number(float(f"{1e3 * value:.4g}")),
     "number": _number,
+    "scientific": lambda value: f"{value:.1e}",
+    "parameters": billions,
 }

@@ -1,4 +1,4 @@
-"""Tables in a terminal that is too narrow for them: what is spare is left out, and said to be."""
+"""Tables in a terminal that is too narrow for them: spare columns are left out, and a line names them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import re
 
 import pytest
 
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field
 from llmbench.report.render import render
 
-COLUMNS = [
-    Column("implementation", name=True),
-    Column("time", "ms"),
-    Column("traffic", "gb_per_s", spare=2),
-    Column("analytic", "gib", spare=1),
-    Column("verdict"),
+FIELDS: list[Field[dict[str, object]]] = [
+    Field("implementation", "implementation", unbroken=True),
+    Field("seconds", "time", "ms"),
+    Field("bytes_per_s", "traffic", "gb_per_s", spare=2),
+    Field("need_bytes", "analytic", "gib", spare=1),
+    Field("verdict", "verdict"),
 ]
+ROW = {
+    "implementation": "attention",
+    "seconds": 0.001,
+    "bytes_per_s": 5e9,
+    "need_bytes": 2**30,
+    "verdict": "faster",
+}
 
 
 class Terminal(io.StringIO):
-    """Somebody looks at it."""
+    """A stream that says that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -30,8 +38,8 @@ def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines of a table in a terminal of that width."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    table = Table(columns=COLUMNS, rows=[["attention", 0.001, 5e9, 2**30, "faster"]])
-    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(table=table, lines=["below"])])
+    block = Block(table=table(FIELDS, [ROW]), lines=["below"])
+    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[block])
     terminal = Terminal()
     render(document, "table", terminal)
     return re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
@@ -41,13 +49,14 @@ def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("width", "left_out"),
     [(80, []), (60, []), (44, ["traffic"]), (36, ["traffic", "analytic"]), (10, ["traffic", "analytic"])],
 )
-def test_what_is_spare_gives_way(width: int, left_out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest number first, and never what is not spare, however narrow it is."""
+def test_spare_columns_give_way(width: int, left_out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The column with the largest number goes first. Columns that are not spare stay, however narrow the terminal."""
     lines = drawn(width, monkeypatch)
     text = " ".join(" ".join(lines).split())
     head = text.partition("attention")[0]
-    for column in COLUMNS:
-        assert (column.title in head) == (column.title not in left_out)
+    for field in FIELDS:
+        assert field.heading is not None
+        assert (field.heading in head) == (field.heading not in left_out)
     assert (f"too narrow for {', '.join(left_out)}" in text) == bool(left_out)
     assert "attention" in text
     if width > 10:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from llmbench.cli import run
-from llmbench.report.document import Block, Column, Document, Table, Unit
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Cell, Field, records
 from llmbench.report.render import render
-from llmbench.report.units import fitting, heading, shown
+from llmbench.report.units import Unit, fitting, heading, shown
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
 from llmbench.spec.override import override
@@ -86,8 +87,8 @@ def test_json(arguments: list[str], capsys: Capture) -> None:
 @each_answer
 def test_csv(arguments: list[str], capsys: Capture) -> None:
     text = answer(capsys, *arguments, "--format", "csv")
-    for table in text.split("\n\n"):
-        rows = list(csv.reader(io.StringIO(table), strict=True))
+    for part in text.split("\n\n"):
+        rows = list(csv.reader(io.StringIO(part), strict=True))
         assert len(rows) > 1
         assert {len(row) for row in rows} == {len(rows[0])}
         assert "–" not in [cell for row in rows[1:] for cell in row]  # unknown is empty to a machine
@@ -211,7 +212,7 @@ def test_below_a_table_wider_than_the_terminal_lines_are_wrapped_and_not_padded(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm-256color")
-    wide = Table(columns=[Column(name * 12) for name in "abcdefghij"], rows=[["x"] * 10])
+    wide = Table(columns=[Field(name, name * 12) for name in "abcdefghij"], rows=[["x"] * 10])
     words = "a line that is longer than the terminal is wide, and so goes on in the next line, which is short"
     lines = [words, "short"]
     blocks = [Block(headline="first", table=wide, lines=lines), Block(headline="second", lines=lines)]
@@ -422,15 +423,51 @@ def test_values_in_their_units(value: float, unit: Unit, text: str) -> None:
 
 
 def test_sparse_columns_without_a_value_are_for_machines_only() -> None:
-    columns = [Column("name"), Column("known", "ms", sparse=True), Column("unknown", "ms", sparse=True)]
-    table = Table(columns=columns, rows=[["a", 0.0025, None], ["b", None, None]])
-    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(table=table)])
+    fields: list[Field[dict[str, object]]] = [
+        Field("name", "name"),
+        Field("known_s", "known", "ms", sparse=True),
+        Field("unknown_s", "unknown", "ms", sparse=True),
+        Field("hidden", description="a field without a heading"),
+    ]
+    items = [{"name": "a", "known_s": 0.0025, "unknown_s": None, "hidden": True}, {"name": "b"}]
+    items[1] |= {"known_s": None, "unknown_s": None, "hidden": False}
+    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=[Block(table=table(fields, items))])
     for form in ("table", "markdown"):
         out = io.StringIO()
         render(document, form, out)
         assert "known (ms)" in out.getvalue()
         assert "2.5" in out.getvalue()
         assert "unknown" not in out.getvalue()
+        assert "hidden" not in out.getvalue()
     out = io.StringIO()
     render(document, "csv", out)
-    assert out.getvalue().splitlines() == ["name,known (s),unknown (s)", "a,0.0025,", "b,,"]
+    assert out.getvalue().splitlines() == ["name,known_s,unknown_s,hidden", "a,0.0025,,true", "b,,,false"]
+
+
+def test_one_description_serves_every_format() -> None:
+    """A name with dots is an object in JSON, and one column in CSV; people read the text, machines the value."""
+    fields: list[Field[int]] = [
+        Field("value", "value", "count", value=lambda number: number),
+        Field("square.text", value=lambda number: [number, number]),
+        Field("square.value", "square", "count", value=lambda number: number**2, text=lambda number: f"{number}²"),
+        Field("object", value=lambda number: {"a": number}),
+        Field("parity", "parity", value=lambda number: number % 2 == 1, in_json=False),
+    ]
+    assert records(fields, [3]) == [{"value": 3, "square": {"text": [3, 3], "value": 9}, "object": {"a": 3}}]
+    made = table(fields, [3, 1000])
+    assert made.rows[0] == [3, [3, 3], Cell(9, "3²"), {"a": 3}, True]
+    blocks = [Block(about={"model": name, "notes": ["x", "y"]}, table=made) for name in ("m", "n")]
+    document = Document(command="x", inputs={}, rows_key="rows", rows=[], blocks=blocks)
+    out = io.StringIO()
+    render(document, "csv", out)
+    assert out.getvalue().splitlines()[:3] == [
+        "model,value,square.text,square.value,parity,notes",
+        "m,3,3; 3,9,true,x; y",
+        "m,1000,1000; 1000,1000000,false,x; y",
+    ]
+    assert len(out.getvalue().splitlines()) == 5, "one header for both blocks"
+    out = io.StringIO()
+    render(document, "markdown", out)
+    assert (
+        "| value | square | parity |\n| ---: | ---: | --- |\n| 3 | 3² | yes |\n| 1,000 | 1000² | no |" in out.getvalue()
+    )
