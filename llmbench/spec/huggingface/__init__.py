@@ -1,7 +1,7 @@
-"""A Hugging Face config.json becomes a ModelSpec, or an honest refusal.
+"""Reads a Hugging Face config.json as a ModelSpec, or refuses it.
 
-Known model types are read by their family's importer (`families`); a key it does not understand makes the result
-approximate, and says so. A multimodal config stands for its text part, and a note says so. An unknown model type is
+The importer of its model type reads a config (`families`). A key that no importer understands makes the result
+approximate, with the reason. Of a multimodal config the text part is read, with a note. An unknown model type is
 refused: no figure is better than a wrong one.
 """
 
@@ -23,31 +23,35 @@ __all__ = ["from_config", "load_config", "supported_model_types"]
 
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
-    """Read config.json (or the folder that holds it). Raises SpecError, UnsupportedError."""
+    """The spec of a config.json, or of the folder that holds one.
+
+    `name` is the spec's name; without it, the name of the folder or of the file. Raises SpecError for a file that
+    cannot be read or is wrong, UnsupportedError for a model type that is not known.
+    """
     file = path / "config.json" if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or a name that no file can have
+    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or an impossible file name
         raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
     try:
-        values = json.loads(text)  # the standard parser, because it accepts the NaN and Infinity that configs hold
+        values = json.loads(text)  # not msgspec: configs hold NaN and Infinity
     except (ValueError, RecursionError) as problem:
-        raise SpecError(f"{file} is not JSON: {problem}") from None
+        raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
-        raise SpecError(f"{file} does not hold a JSON object")
+        raise SpecError(f"{file} holds no JSON object, but {type(values).__name__}")
     stem = path.name if path.is_dir() else path.parent.name if path.name == "config.json" else path.stem
     return from_config(values, name=name or stem or "model", source=str(path))
 
 
 def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Face config") -> ModelSpec:
-    """A parsed config as a spec. Raises SpecError where a value is wrong, UnsupportedError where it is not known."""
+    """The spec of a parsed config. Raises SpecError for a wrong value, UnsupportedError for an unknown architecture."""
     from llmbench.spec.huggingface.families import FAMILIES
 
     notes: list[str] = []
     values = text_part(values, notes)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise SpecError("config has no model_type", hint="is it the config.json of a transformers model?")
+        raise SpecError("config has no model_type", hint="give the config.json of a transformers model")
     known = facts().get(model_type, {})
     defaults = {**known.get("defaults", {}), "default_theta": known.get("default_theta")}
     config = Config(values, model_type=model_type, defaults=defaults, aliases=known.get("attribute_map", {}))
@@ -72,12 +76,12 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
 
 
 def _text(text: str) -> str:
-    """The text without what UTF-8 cannot hold: the halves of characters that JSON and file names may have."""
+    """The text with `?` for lone surrogates, which JSON and file names may hold and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
-    """Hold a spec that was put together in code to the same bounds as one that was read from a file."""
+    """The same spec, checked against the bounds that a spec from a file must keep. Raises SpecError."""
     try:
         return msgspec.convert(msgspec.to_builtins(spec), ModelSpec).check()
     except msgspec.ValidationError as problem:
@@ -85,7 +89,7 @@ def validated(spec: ModelSpec) -> ModelSpec:
 
 
 def supported_model_types() -> list[str]:
-    """Every model_type that is read exactly."""
+    """Every model type that has an importer, sorted."""
     from llmbench.spec.huggingface.families import FAMILIES
 
     return sorted(FAMILIES)
@@ -97,7 +101,7 @@ def _unknown(c: Config) -> Any:
     near = suggestion(c.model_type, FAMILIES)
     raise UnsupportedError(
         f"model type `{c.model_type[:60]}` is not known",
-        hint=(f"the nearest known one is `{near}`; " if near else "") + "`llmbench specs list --model-types` shows all",
+        hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --model-types` shows all",
     )
 
 

@@ -1,5 +1,4 @@
-"""The language model inside a config of several parts (vision, audio, speech): the figures are of it
-alone."""
+"""Finds the text part of a multimodal config (vision, audio, speech); all figures are of that part alone."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.huggingface.facts import facts
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
-"""Where a config keeps its text part."""
+"""Keys that hold the text part of a config."""
 
 _FLAT = {
     "qwen2_vl": "qwen2_vl_text",
@@ -19,34 +18,37 @@ _FLAT = {
     "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }
-"""Older files of these types keep the text part's keys at the top; as which type those are read."""
+"""Types whose older files have the keys of the text part at the top level, and the type that these are read as."""
 
 _VISION_KEYS = re.compile(
     "vision_config$|(image|video|vision_start|vision_end|vision)_token_id$|"
     "mm_|image_|vision_tower|(tune|freeze|unfreeze|use)_mm_|tokenizer_(model_max_length|padding_side)"
 )
-"""Keys of such files that speak of images."""
+"""Keys of such files that describe the vision part."""
 
 _REFUSED = {
-    "florence2": "its text part is an encoder-decoder inside a larger one",
-    "minicpmv": "which language model it holds is only in its code",
-    "minicpmo": "which language model it holds is only in its code",
+    "florence2": "its text part is an encoder-decoder inside a larger model",
+    "minicpmv": "only its code, not its config, names the language model inside",
+    "minicpmo": "only its code, not its config, names the language model inside",
 }
 
 
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
-    """The text part of a config, or the config itself where it has no parts.
+    """The text part of a config, or the config itself where it has no parts; adds to `notes`.
 
-    Keys of the outer config speak of the whole and stay behind, except tying: what the outer config states
-    goes before what the text part states; where neither speaks, the default is that of the class that holds
-    the head."""
+    Other keys of the outer config are left out, except tie_word_embeddings: the outer value has precedence over that of
+    the text part, and without either the default of the class that holds the head applies. Raises UnsupportedError
+    where the text part is not known.
+    """
     outer_type = values.get("model_type")
     kind = str(outer_type)
     if kind in _REFUSED:
-        raise UnsupportedError(f"model type `{kind}` is not supported: {_REFUSED[kind]}")
+        raise UnsupportedError(
+            f"model type `{kind}` is not supported: {_REFUSED[kind]}", hint="give the config.json of its language model"
+        )
     key = next((key for key in TEXT_KEYS if isinstance(values.get(key), dict)), None)
     if depth > 3:
-        raise SpecError("config: text parts are nested too deeply")
+        raise SpecError("config: text parts are nested more than 3 deep")
     default = facts().get(kind, {}).get("text_config") or {}
     if key is not None:
         part = dict(values[key])
@@ -66,16 +68,16 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     if part.get("model_type") is None:
         part["model_type"] = default.get("model_type")
     if not isinstance(part["model_type"], str):
-        raise UnsupportedError(f"config `{kind}`: the model type of its text part is not known")
+        raise UnsupportedError(f"config `{kind}`: its text part has no model_type, and its class names none")
     if part.get("use_mla") is False:
-        raise UnsupportedError(f"config `{kind}`: a text part with use_mla = false is not supported")
+        raise UnsupportedError(f"config `{kind}`: use_mla = false in its text part is not supported, only true is")
     for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):  # DeepSeek-VL2
         if part.get(name) is usual:
             del part[name]
     stated = values.get("tie_word_embeddings")
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:
-            notes.append(f"tie_word_embeddings: {stated} outside the text part, which says otherwise, is followed")
+            notes.append(f"tie_word_embeddings = {stated} of the outer config is used, not that of its text part")
         part["tie_word_embeddings"] = stated
     elif "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
         # A text part without a class of its own: the class of the whole holds its head.

@@ -1,8 +1,8 @@
-"""Reading a Hugging Face config: typed access that remembers what was read.
+"""Typed access to a Hugging Face config that remembers which keys were read.
 
-A key that is missing means the default of the model's class, which is a fact of each family (`defaults.json`, taken
-from transformers' classes). A key that nothing read, whose value is not that default, and that is not known to be
-harmless, might change a number: it makes the result approximate, and says so.
+A missing key means the default of the model's class (`defaults.json`, taken from transformers' classes). A key makes
+the result approximate where nothing read it, its value is not that default, and it is not known to be harmless: it
+might change a number.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from llmbench.spec.base import LARGEST
 from llmbench.spec.huggingface.harmless import HARMLESS_KEYS
 
 _TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
-"""How keys end that name a token of the vocabulary."""
+"""Endings of the keys that hold a token of the vocabulary."""
 
 _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
-"""A value that switches nothing on; an unknown key that holds one is harmless."""
+"""Values that switch nothing on: an unknown key with one of them is harmless."""
 
 _REQUIRED: Any = object()
 
 
 class Config:
-    """One Hugging Face config (or its text part) with its class's defaults behind it."""
+    """One Hugging Face config (or its text part), with the defaults of its class for missing keys.
+
+    `aliases` maps a standard name to the name that the class gives the key (hidden_size to n_embd).
+    """
 
     def __init__(
         self,
@@ -43,29 +46,29 @@ class Config:
         self._values: dict[str, Any] = {}
         for key, value in values.items():
             if not _same(self._values.setdefault(self._name(key), value), value):
-                self.doubt(f"{path}{key} and {self._name(key)} are two names of one thing with two values")
+                self.doubt(f"config keys {path}{key} and {path}{self._name(key)} mean the same, but have two values")
         self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()
 
     def _name(self, key: str) -> str:
-        """The standard name of a key that the class calls otherwise (n_embd is hidden_size)."""
+        """The standard name of a key (hidden_size for n_embd)."""
         return self._standard.get(key, key)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the config itself has the key (not only its class)."""
+        """Whether the config itself has the key, under either name; the defaults of its class do not count."""
         return self._name(key) in self._values
 
     def spells(self, key: str) -> bool:
-        """Whether the config has the key by this very name."""
+        """Whether the config has the key under exactly this name."""
         return key in self._spelled
 
     def put(self, key: str, value: Any) -> None:
-        """Replace a value that the family derives from another key."""
+        """Set a value that the importer derives from another key."""
         self._values[self._name(key)] = value
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it stands, or the class's default, or `default`."""
+        """The value as the config has it, else the default of its class, else `default`."""
         key = self._name(key)
         self._read.add(key)
         if key in self._values:
@@ -73,16 +76,13 @@ class Config:
         return self._defaults.get(key, default)
 
     def first(self, *keys: str) -> Any:
-        """The first of several names of one thing that has a value."""
-        found = None
-        for key in keys:
-            value = self.get(key)
-            found = value if found is None else found
-        return found
+        """The value of the first of `keys` that has one; all of them count as read."""
+        values = [self.get(key) for key in keys]
+        return next((value for value in values if value is not None), None)
 
     def ignore(self, *keys: str) -> None:
-        """Say that these keys were considered and change nothing here."""
-        self._read.update(map(self._name, keys))
+        """Mark keys as read that change no figure of this family; one string may have several, with spaces between."""
+        self._read.update(self._name(key) for text in keys for key in text.split())
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
         """A whole number of at least one."""
@@ -99,9 +99,9 @@ class Config:
         return self._whole(key, value, 1)
 
     def window(self, key: str = "sliding_window") -> int | None:
-        """The keys a query sees, or None for all. Zero is none here, but masks of transformers then hide every key."""
+        """The number of keys that a query sees, or None for all; zero means all, though transformers then hides all."""
         if self.get(key) == 0 and self.get(key) is not False:
-            self.inexact(f"{key} = 0 hides every key")
+            self.unbuildable(f"{key} = 0, with which transformers hides every key")
         return self.optional_size(key)
 
     def count(self, key: str, default: int = 0) -> int:
@@ -119,22 +119,22 @@ class Config:
         return bool(value)
 
     def number(self, key: str, default: float) -> float:
-        """A finite number."""
+        """A finite number; `default` where it is null or absent."""
         value = self.get(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"must be a number, not {_shown(value)}")
         if not -LARGEST <= value <= LARGEST:
-            raise self.error(key, f"must be a number of sensible size, not {_shown(value)}")
+            raise self.error(key, f"must be between {-LARGEST:g} and {LARGEST:g}, not {_shown(value)}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
-        """A real number, or None where it is null or absent."""
+        """A finite number, or None where it is null or absent."""
         return None if self.get(key) is None else self.number(key, 0.0)
 
     def text(self, key: str, default: str = "") -> str:
-        """A string."""
+        """A string; `default` where it is null or absent."""
         value = self.get(key)
         if value is None:
             return default
@@ -152,7 +152,7 @@ class Config:
         return value
 
     def entries(self, key: str, length: int | None = None, *, nested: bool = False) -> list[Any] | None:
-        """A list (of exactly `length` entries), or None where it is null or absent; of plain values unless
+        """A list, or None where it is null or absent: of exactly `length` entries, and of plain values unless
         `nested`."""
         value = self.get(key)
         if value is None:
@@ -162,12 +162,14 @@ class Config:
         if not nested and any(isinstance(entry, (list, dict)) for entry in value):
             raise self.error(key, f"must be a list of plain values, not {_shown(value)}")
         if length is not None and len(value) != length:
-            raise self.error(key, f"must have {length} entries, one a layer, not {len(value)}")
+            raise self.error(key, f"must have {length} entries, one per layer, not {len(value)}")
         return value
 
     def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
-        """A nested object as a config of its own (call its `doubt_unread` too), with the defaults of its class where
-        that has a model type of its own."""
+        """A nested object as a config of its own, with `defaults` or those that its class has for the object.
+
+        Call its `doubt_unread` too.
+        """
         nested = Config(
             self.table(key),
             model_type=self.model_type,
@@ -179,29 +181,30 @@ class Config:
         return nested
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Refuse to go on unless the key has one of these values (or is absent)."""
+        """Make the result approximate unless the key has one of these values, or is null or absent."""
         value = self.get(key)
         if value is not None and value not in allowed:
-            self.doubt(f"{self.path}{key} = {_shown(value)} is not understood")
+            known = " or ".join(map(_shown, allowed))
+            self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood, only {known} is")
 
     def doubt(self, reason: str) -> None:
-        """Make the result approximate, for this reason."""
+        """Make the result approximate; the reason stands in every answer."""
         if reason not in self.approximate:
             self.approximate.append(reason)
 
-    def inexact(self, reason: str) -> None:
-        """Say that sizes are exact but what the model computes is not all described, so that none is built."""
+    def unbuildable(self, reason: str) -> None:
+        """Mark the model as not buildable: its sizes are exact, but the spec does not describe all that it computes."""
         if reason not in self.undescribed:
             self.undescribed.append(reason)
         self.note(f"sized, not built: {reason}")
 
     def note(self, text: str) -> None:
-        """Say something beside the figures."""
+        """Add a note, which stands below the figures."""
         if text not in self.notes:
             self.notes.append(text)
 
     def doubt_unread(self) -> None:
-        """Doubt every key that was not read and might matter."""
+        """Make the result approximate for each key that was not read and might change a number."""
         for key, value in self._values.items():
             if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
                 continue
@@ -213,7 +216,7 @@ class Config:
             self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood")
 
     def error(self, key: str, what: str) -> SpecError:
-        """A SpecError that names the key."""
+        """A SpecError that begins with the key."""
         return SpecError(f"config {self.path}{key}: {what}")
 
     def _whole(self, key: str, value: Any, least: int) -> int:

@@ -1,5 +1,4 @@
-"""What transformers' configuration classes say of each model type: defaults, other names of keys, text
-parts."""
+"""Facts of transformers' configuration classes by model type: defaults, aliases of keys, text parts."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import msgspec
 
 @lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """Model type -> its record in `defaults.json`."""
+    """The record of each model type in `defaults.json`; tools/huggingface_defaults.py describes its keys."""
     file = Path(__file__).with_name("defaults.json")
     records: dict[str, Any] = msgspec.json.decode(file.read_bytes())["types"]
     return records

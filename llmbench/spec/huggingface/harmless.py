@@ -1,9 +1,9 @@
-"""Keys of a Hugging Face config that no figure and no weight shape of a text model depends on, and why."""
+"""Keys of a Hugging Face config that change no figure and no weight shape of a text model, by the reason."""
 
 from __future__ import annotations
 
 _BY_REASON = {
-    "where it came from and how it is loaded": """
+    "origin and loading": """
         _commit_hash _name_or_path architecture architectures auto_map compression_config dtype
         finetuning_task is_llama_config llama_config model_type prefix quantization quantization_config
         router_dtype task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
@@ -58,7 +58,7 @@ _BY_REASON = {
         use_resampler video_token_id video_token_index vision_config vision_end_token_id
         vision_feature_layer vision_feature_select_strategy vision_start_token_id vision_token_id
     """,
-    "the rest": """
+    "other": """
         add_cross_attention attn_logit_softcapping_note cross_attention_hidden_size embd_layer_norm
         full_attn_mod gen_num_layers id2label interpolate_factor is_decoder is_encoder_decoder
         keys_to_ignore_at_inference label2id num_labels offset_alibi output_attentions output_expert_logits
@@ -70,4 +70,4 @@ _BY_REASON = {
 }
 
 HARMLESS_KEYS = frozenset(key for keys in _BY_REASON.values() for key in keys.split())
-"""Keys that are never doubted, whatever their value."""
+"""Keys that never make a result approximate, whatever their value."""

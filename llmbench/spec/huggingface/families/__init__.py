@@ -1,23 +1,29 @@
-"""One function a family: a config of that model_type becomes a ModelSpec.
+"""Importers: a function for each model type turns its config into a ModelSpec.
 
-`@family("llama", ...)` registers it for those model types. Importing this package registers all of them.
+`@family("llama", ...)` registers a function for these model types. A file holds one lineage: the models of one maker,
+or of one class that many makers took over (bert, bart, mamba). `common.py` has what importers share.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.model import ModelSpec
 
 Importer = Callable[[Config], ModelSpec]
+ImporterT = TypeVar("ImporterT", bound=Importer)
 FAMILIES: dict[str, Importer] = {}
+"""The importer of each model type."""
 
 
-def family(*model_types: str) -> Callable[[Importer], Importer]:
+def family(*model_types: str) -> Callable[[ImporterT], ImporterT]:
     """Register an importer for these model types."""
 
-    def register(importer: Importer) -> Importer:
+    def register(importer: ImporterT) -> ImporterT:
         for model_type in model_types:
             assert model_type not in FAMILIES, f"{model_type} has two importers"
             FAMILIES[model_type] = importer
@@ -26,26 +32,5 @@ def family(*model_types: str) -> Callable[[Importer], Importer]:
     return register
 
 
-from llmbench.spec.huggingface.families import (  # noqa: E402, F401
-    compressed,
-    deberta,
-    dense,
-    dense_kin,
-    encoders,
-    gemma,
-    gemma_edge,
-    gpt,
-    gpt_kin,
-    hybrid,
-    latent,
-    linear,
-    mixture,
-    mixture_kin,
-    odd_moe,
-    remote,
-    remote_dense,
-    seq2seq,
-    shared_moe,
-    state_space,
-    vision_text,
-)
+for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # each registers its importers
+    importlib.import_module(f"{__name__}.{_file.stem}")

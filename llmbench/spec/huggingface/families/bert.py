@@ -1,4 +1,4 @@
-"""Encoders with their masked-LM heads: BERT and its kin, ALBERT, ELECTRA, ModernBERT."""
+"""BERT and the encoders of its line, with their masked-LM heads: RoBERTa, ALBERT, ELECTRA, DeBERTa, ModernBERT."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import Any, Literal
 from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.parts import activation, attention, block, decoder, dense, gated, norm, rope
-from llmbench.spec.mixer import Attention
+from llmbench.spec.huggingface.families.common import (
+    activation,
+    attention,
+    block,
+    decoder,
+    dense,
+    gated,
+    norm,
+    num_layers,
+    rope,
+)
+from llmbench.spec.mixer import Attention, DisentangledScores
 from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement
-from llmbench.spec.position import LearnedPositions, Positions, RelativeBias
+from llmbench.spec.position import LearnedPositions, NoPositions, Positions, RelativeBias
 
 Transform = Literal["bert", "roberta"]
 
@@ -29,13 +39,6 @@ def bidirectional(c: Config, **fields: Any) -> Attention:
     causal = c.flag("is_decoder")
     fields = {"qkv_bias": True, "output_bias": True, "causal": causal, **fields}
     return attention(c, num_key_value_heads=c.size("num_attention_heads"), **fields)
-
-
-def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
-    """The bias that stands beside the head and is the head's own, unless nothing is tied."""
-    if transform is None or c.flag("tie_word_embeddings"):
-        return ()
-    return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
 
 
 def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
@@ -72,16 +75,18 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
     )
 
 
-@family("bert", "ernie")
-def bert(c: Config) -> ModelSpec:
-    """BERT, and ERNIE 1 to 3, which may have a table of tasks: bidirectional, post-norm, segment
-    embeddings."""
-    tasks: tuple[ExtraWeight, ...] = ()
-    if c.model_type == "ernie":
-        shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
-        if c.flag("use_task_id"):
-            tasks = (ExtraWeight(name="task_embedding", shape=shape, role="table", component="embedding"),)
-    return masked_lm(c, block(bidirectional(c), dense(c, bias=True), "post"), "bert", learned_positions(c), extra=tasks)
+def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
+    """The bias that stands beside the head and is the head's own, unless nothing is tied."""
+    if transform is None or c.flag("tie_word_embeddings"):
+        return ()
+    return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
+
+
+@family("bert")
+def bert(c: Config, *, extra: tuple[ExtraWeight, ...] = ()) -> ModelSpec:
+    """BERT: bidirectional, norms behind the sublayers, segment embeddings."""
+    layer = block(bidirectional(c), dense(c, bias=True), "post")
+    return masked_lm(c, layer, "bert", learned_positions(c), extra=extra)
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
@@ -143,7 +148,7 @@ def mpnet(c: Config) -> ModelSpec:
     )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     if buckets.num_buckets != 32:
-        c.inexact("MPNet's class sorts distances into 32 buckets whatever relative_attention_num_buckets says")
+        c.unbuildable("MPNet's class sorts distances into 32 buckets whatever relative_attention_num_buckets says")
     layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
     # Whatever pads: the class has a padding token of its own.
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=2, uncounted=1)
@@ -276,7 +281,7 @@ def distilbert(c: Config) -> ModelSpec:
     c.put("layer_norm_eps", 1e-12)  # the class's own; its config has none
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     if ffn.activation != "gelu":
-        c.inexact(f"the activation `{ffn.activation}` of the head, which is counted as gelu")
+        c.unbuildable(f"the activation `{ffn.activation}` of the head, which is counted as gelu")
     layer = block(bidirectional(c), ffn, "post")
     # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
     return decoder(
@@ -314,13 +319,99 @@ def electra(c: Config) -> ModelSpec:
     )
 
 
+@family("deberta")
+def deberta(c: Config) -> ModelSpec:
+    """DeBERTa 1: scores by content and by relative position; biases on queries and values only."""
+    hidden = c.size("hidden_size")
+    scores, extra = _position_scores(c), []
+    disentangled = None
+    if scores is not None:
+        kinds, span = scores
+        extra.append(_relative_table(2 * span, hidden))
+        disentangled = DisentangledScores(
+            span=span,
+            content_to_position="c2p" in kinds,
+            position_to_content="p2c" in kinds,
+            key_bias=False,
+            clipped=True,
+        )
+    mixer = bidirectional(c, qkv_bias=False, disentangled=disentangled)
+    width = mixer.num_attention_heads * mixer.head_dim
+    biases = tuple(
+        ExtraWeight(name=f"attention.{letter}_bias", shape=(width,), role="vector", component="attention")
+        for letter in "qv"
+    )
+    return _deberta(c, block(mixer, dense(c, bias=True), "post", extra=biases), extra)
+
+
+@family("deberta-v2")
+def deberta_v2(c: Config) -> ModelSpec:
+    """DeBERTa 2 and 3: positions in buckets, whose keys and queries may come from the content's
+    projections."""
+    hidden = c.size("hidden_size")
+    scores = _position_scores(c)
+    extra: list[ExtraWeight] = []
+    disentangled = None
+    buckets, shared = c.get("position_buckets"), c.flag("share_att_key")
+    if scores is not None:
+        kinds, span = scores
+        span = buckets if isinstance(buckets, int) and buckets > 0 else span
+        extra.append(_relative_table(2 * span, hidden))
+        disentangled = DisentangledScores(
+            span=span,
+            content_to_position="c2p" in kinds,
+            position_to_content="p2c" in kinds,
+            shared_projections=shared,
+        )
+    if "layer_norm" in c.text("norm_rel_ebd", "none").lower():
+        extra.append(ExtraWeight(name="relative_norm", shape=(2, hidden), role="vector", component="norms"))
+    kernel = c.get("conv_kernel_size")
+    if isinstance(kernel, int) and kernel > 0:
+        c.doubt(f"conv_kernel_size = {kernel}: the convolution beside the first layer is not counted")
+    c.ignore("attention_head_size", "conv_act", "conv_groups")
+    mixer = bidirectional(c, head_dim=c.optional_size("attention_head_size"), disentangled=disentangled)
+    return _deberta(c, block(mixer, dense(c, bias=True), "post"), extra)
+
+
+def _position_scores(c: Config) -> tuple[list[str], int] | None:
+    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without
+    them."""
+    kinds = c.get("pos_att_type") or []
+    if not isinstance(kinds, (str, list)):
+        raise c.error("pos_att_type", "must be a list, or names with | between them")
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+    span = c.get("max_relative_positions")
+    if not isinstance(span, int) or span < 1:
+        span = c.size("max_position_embeddings")
+    return ([str(kind) for kind in kinds], span) if c.flag("relative_attention") else None
+
+
+def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
+    c.ignore(
+        "pooler_hidden_act",
+        "pooler_hidden_size",
+        "pooler_dropout",
+        "max_relative_positions",
+        "pos_att_type",
+        "relative_attention",
+    )
+    c.require("legacy", True)
+    c.require("embedding_size", c.size("hidden_size"))
+    positions: Positions = learned_positions(c) if c.flag("position_biased_input", True) else NoPositions()
+    return masked_lm(c, layer, "bert", positions, extra=tuple(extra))
+
+
+def _relative_table(rows: int, hidden: int) -> ExtraWeight:
+    return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
+
+
 @family("modernbert", "modernbert-decoder")
 def modernbert(c: Config) -> ModelSpec:
     """ModernBERT: pre-norm without biases, GEGLU, two local layers to a global one; the first layer has no
     norm before its attention, for the embedding has one."""
     causal = c.model_type == "modernbert-decoder"
     bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
-    every, count = c.size("global_attn_every_n_layers", 3), min(c.size("num_hidden_layers"), 10_001)
+    every, count = c.size("global_attn_every_n_layers", 3), num_layers(c)
     given = c.entries("layer_types", count)
     kinds = given or ["sliding_attention" if index % every else "full_attention" for index in range(count)]
     c.ignore(

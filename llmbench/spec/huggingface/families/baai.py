@@ -1,0 +1,20 @@
+"""Aquila and Emu3's text part by BAAI."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.llama import llama, llama_from_hub
+from llmbench.spec.model import ModelSpec
+
+
+@family("aquila")
+def aquila(c: Config) -> ModelSpec:
+    """Aquila: Llama under its own name."""
+    return llama_from_hub(c)
+
+
+@family("emu3_text_model", "Emu3")
+def emu3(c: Config) -> ModelSpec:
+    """Emu3's text part: Llama."""
+    return llama(c)

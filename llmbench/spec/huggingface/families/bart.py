@@ -1,0 +1,147 @@
+"""BART and the encoder-decoders of its class: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmbench.spec.ffn import FFN, MoE, Router
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import block, decoder, dense, norm, per_layer
+from llmbench.spec.mixer import Attention
+from llmbench.spec.model import Embedding, ExtraWeight, Layer, ModelSpec, Placement, Stack
+from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a class of BART's line differs: where its norms stand, and what its positions are."""
+
+    placement: Placement = "post"
+    embedding_norm: bool = True
+    final_norm: bool = False
+    offset: int = 2
+    table: bool = True
+    buffer: bool = True
+
+
+_FORMS = {
+    "bart": _Form(),
+    "plbart": _Form(),
+    "mvp": _Form(),
+    "mbart": _Form(placement="pre", final_norm=True),
+    "blenderbot": _Form(placement="pre", embedding_norm=False, final_norm=True, offset=0),
+    "blenderbot-small": _Form(offset=0),
+    "pegasus": _Form(placement="pre", embedding_norm=False, final_norm=True, offset=0),
+    "marian": _Form(embedding_norm=False, offset=0),
+    "m2m_100": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, buffer=False),
+    "nllb-moe": _Form(placement="pre", embedding_norm=False, final_norm=True, table=False, buffer=False),
+}
+
+
+@family(*_FORMS)
+def bart(c: Config) -> ModelSpec:
+    """BART and its kin: one token table for both stacks and the head, a position table each (Pegasus's and
+    Marian's sines are stored as one, M2M-100's are not), and a stored, untrained bias of the logits."""
+    form = _FORMS[c.model_type]
+    hidden, depth, decoder_depth = (
+        c.size("hidden_size"),
+        c.size("num_hidden_layers"),
+        c.size("decoder_layers"),
+    )
+    expect_depths(c, depth, decoder_depth)
+    c.ignore(
+        "normalize_before",
+        "normalize_embedding",
+        "add_final_layer_norm",
+        "add_bias_logits",
+        "extra_pos_embeddings",
+        "static_position_embeddings",
+        "classif_dropout",
+        "do_blenderbot_90_layernorm",
+        "num_hidden_layers",
+        "layernorm_variant",
+        "force_bos_token_to_be_generated",
+        "variant",
+        "gpt2_vocab_size",
+        "encoder_layers",
+    )
+    if not c.flag("tie_word_embeddings"):
+        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
+    if c.model_type == "mvp" and c.flag("use_prompt"):
+        c.doubt("use_prompt = True: prompts are not counted")
+    c.ignore("prompt_length", "prompt_mid_dim")
+    rows = c.size("max_position_embeddings") + form.offset
+    positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
+    if form.table:
+        positions = LearnedPositions(num_positions=rows, offset=form.offset)
+
+    def stack(side: str, count: int) -> list[tuple[str, Layer]]:
+        heads = c.size(f"{side}_attention_heads")
+        fields = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads}
+        both = {**fields, "qkv_bias": True, "output_bias": True}
+        own = Attention(**both, causal=side == "decoder")  # type: ignore[arg-type]
+        cross = Attention(**both, causal=False) if side == "decoder" else None  # type: ignore[arg-type]
+        width = c.size(f"{side}_ffn_dim")
+        ffn: FFN = dense(c, bias=True, width=width, keys=("activation_function",))
+        plain = block(own, ffn, form.placement, cross_attention=cross)
+        step = c.count(f"{side}_sparse_step") if c.model_type == "nllb-moe" else 0
+        if not step:
+            return [("block", plain)] * count
+        sparse = block(own, _nllb_experts(c, width), form.placement, cross_attention=cross)
+        return [("moe", sparse) if (index + 1) % step == 0 else ("block", plain) for index in range(count)]
+
+    vocab, encoder_vocab = c.size("vocab_size"), None
+    if c.model_type == "marian":
+        own_vocab = c.size("decoder_vocab_size", vocab)
+        if not c.flag("share_encoder_decoder_embeddings", True):
+            vocab, encoder_vocab = own_vocab, vocab
+    encoder_layers, encoder_pattern = per_layer(c, stack("encoder", depth))
+    layers = stack("decoder", decoder_depth)
+    c.put("num_hidden_layers", decoder_depth)
+    bias = ExtraWeight(name="final_logits_bias", shape=(vocab,), role="buffer")
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, "layernorm"),
+        positions=positions,
+        vocab_size=vocab,
+        final_norm=form.final_norm,
+        embedding=Embedding(norm=form.embedding_norm, scale=hidden**0.5 if c.flag("scale_embedding") else 1.0),
+        encoder=Stack(
+            layers=encoder_layers,
+            pattern=encoder_pattern,
+            final_norm=form.final_norm,
+            positions=positions,
+            embedding_norm=form.embedding_norm,
+            vocab_size=encoder_vocab,
+        ),
+        extra=(bias,) if form.buffer else (),
+    )
+
+
+def expect_depths(c: Config, encoder: int, decoder_depth: int) -> None:
+    if max(encoder, decoder_depth) > 10_000:
+        raise c.error("num_layers", "is more than 10000")
+
+
+def _nllb_experts(c: Config, width: int) -> MoE:
+    """Two experts a token."""
+    c.ignore(
+        "expert_capacity",
+        "batch_prioritized_routing",
+        "moe_eval_capacity_token_fraction",
+        "normalize_router_prob_before_dropping",
+        "second_expert_policy",
+        "router_type",
+    )
+    ffn = dense(c, bias=True, width=width, keys=("activation_function",))
+    return MoE(
+        num_experts=c.size("num_experts"),
+        num_experts_per_tok=2,
+        intermediate_size=width,
+        activation=ffn.activation,
+        gated=False,
+        bias=True,
+        router=Router(bias=c.flag("router_bias")),
+    )

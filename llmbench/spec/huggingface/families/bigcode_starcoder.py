@@ -1,0 +1,32 @@
+"""StarCoder 1 and 2 by BigCode."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, rope
+from llmbench.spec.huggingface.families.openai_gpt import gpt2
+from llmbench.spec.model import ModelSpec
+
+
+@family("gpt_bigcode")
+def gpt_bigcode(c: Config) -> ModelSpec:
+    """StarCoder: GPT-2, with one key-value head unless `multi_query` is false."""
+    return gpt2(c, num_key_value_heads=1 if c.flag("multi_query", True) else None)
+
+
+@family("starcoder2")
+def starcoder2(c: Config) -> ModelSpec:
+    """StarCoder2: GPT's biases, LayerNorm and two-matrix feed-forward with RoPE and grouped heads."""
+    bias = c.flag("use_bias", True)
+    window = c.window()
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=window)
+    c.require("norm_type", "layer_norm")
+    c.ignore("activation_function", "scale_attn_weights")
+    c.require("mlp_type", "default")
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=bias)),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim),
+    )

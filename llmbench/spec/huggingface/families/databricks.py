@@ -1,0 +1,116 @@
+"""MPT and DBRX by Databricks (MosaicML)."""
+
+from __future__ import annotations
+
+from llmbench.spec.ffn import MoE, Router
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    block,
+    decoder,
+    dense,
+    expect_divisible_heads,
+    norm,
+    rope,
+)
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Alibi, Rope
+
+
+@family("mpt")
+def mpt(c: Config) -> ModelSpec:
+    """MPT: ALiBi or learned positions, LayerNorm without bias, no biases, grouped heads in a few sizes."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    inner = c.sub("attn_config")
+    kv_heads = 1 if inner.text("attn_type") == "multiquery_attention" else inner.size("kv_n_heads", heads)
+    if kv_heads != heads:
+        c.doubt("MPT's class in transformers builds a key-value head for every head whatever attn_config says")
+    inner.require("qk_ln", False)
+    inner.ignore(
+        "attn_impl",
+        "attn_pdrop",
+        "prefix_lm",
+        "attn_uses_sequence_id",
+        "rope",
+        "rope_theta",
+        "rope_impl",
+        "sliding_window_size",
+    )
+    c.require("no_bias", True)
+    c.require("norm_type", "low_precision_layernorm", "layer_norm", "layernorm")
+    c.ignore(
+        "learned_pos_emb",
+        "logit_scale",
+        "verbose",
+        "init_device",
+        "embedding_fraction",
+        "ffn_config",
+        "fc_type",
+        "init_config",
+        "tokenizer_name",
+        "use_cache",
+        "init_div_is_residual",
+    )
+    if c.size("expansion_ratio", 4) != 4:
+        c.doubt("MPT's class in transformers builds feed-forwards of 4 × hidden whatever expansion_ratio says")
+    if hidden % heads:
+        c.doubt("num_attention_heads does not divide hidden_size")
+    inner.require("alibi_bias_max", 8)
+    if c.get("max_seq_len") == 1:
+        c.unbuildable("max_seq_len = 1, which in MPT's class makes every distance zero")
+    mixer = attention(
+        c,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        clip_qkv=inner.optional_number("clip_qkv") or None,
+        scale=inner.optional_number("softmax_scale"),
+    )
+    if inner.flag("alibi", True):
+        positions = Alibi()
+    else:
+        positions = Alibi()
+        c.doubt("MPT without ALiBi has learned positions, which transformers' class does not build")
+    inner.doubt_unread()
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=False, width=c.size("expansion_ratio", 4) * hidden, keys=("hidden_act",))),
+        norm=norm(c, "layernorm", bias=False),
+        positions=positions,
+    )
+
+
+@family("dbrx")
+def dbrx(c: Config) -> ModelSpec:
+    """DBRX: 4 of 16 experts, LayerNorms without bias, its sizes in two nested tables."""
+    inner, ffn = c.sub("attn_config"), c.sub("ffn_config")
+    heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
+    mixer = attention(
+        c,
+        num_key_value_heads=inner.size("kv_n_heads", heads),
+        head_dim=hidden // heads,
+        clip_qkv=inner.optional_number("clip_qkv"),
+    )
+    inner.ignore("attn_pdrop")
+    c.ignore("num_key_value_heads")  # newer files say it at the top too
+    act = ffn.table("ffn_act_fn").get("name", "silu")
+    ffn.ignore("uniform_expert_assignment", "hidden_size")
+    power = ffn.get("moe_normalize_expert_weights")
+    if power not in (None, 1, 1.0):
+        ffn.unbuildable(f"experts' weights are normalised by their norm of order {power!r}, not by their sum")
+    experts = MoE(
+        num_experts=ffn.size("moe_num_experts"),
+        num_experts_per_tok=ffn.size("moe_top_k"),
+        intermediate_size=ffn.size("ffn_hidden_size"),
+        activation="silu" if act == "silu" else "gelu",
+        router=Router(normalize=power is not None),
+    )
+    theta = inner.number("rope_theta", 10000.0)
+    inner.doubt_unread()
+    ffn.doubt_unread()
+    expect_divisible_heads(c)
+    positions = rope(c, head_dim=mixer.head_dim)
+    if not c.table("rope_parameters"):  # newer files say it there, and that is what is followed
+        positions = Rope(theta=theta)
+        c.unbuildable("DBRX's class does not read attn_config.rope_theta")
+    return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)

@@ -1,0 +1,258 @@
+"""DeepSeekMoE, DeepSeek-V2 to V4, and the parts that other lineages took over from them."""
+
+from __future__ import annotations
+
+from llmbench.spec.ffn import MoE, Router, SharedExperts
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    block,
+    decoder,
+    deepseek_router,
+    gated,
+    latent_attention,
+    mixture_layers,
+    moe,
+    norm,
+    num_layers,
+    prediction_modules,
+    rope,
+    shared_experts,
+    sparse_after_first,
+    sparse_layers,
+)
+from llmbench.spec.mixer import Attention, CompressedAttention, Indexer, LatentAttention, Mixer
+from llmbench.spec.model import ExtraWeight, HyperConnections, Layer, ModelSpec
+
+
+@family("deepseek")
+def deepseek_moe(c: Config) -> ModelSpec:
+    """DeepSeekMoE-16B: fine-grained softmax experts and shared ones, the first layers dense."""
+    bias = c.flag("attention_bias")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    return deepseek_model(c, mixer, positions_dim=mixer.head_dim, scores="softmax", correction=None)
+
+
+def deepseek_model(
+    c: Config,
+    mixer: Mixer,
+    *,
+    positions_dim: int,
+    scores: str = "sigmoid",
+    correction: str | None = "buffer",
+    interleaved: bool = False,
+    partial: float = 1.0,
+    bias: bool = False,
+    first: int = 0,
+    sparse: list[bool] | None = None,
+) -> ModelSpec:
+    """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every
+    `moe_layer_freq`-th), `n_shared_experts` of the same width beside them, multi-token prediction apart."""
+    ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
+    flags = sparse_after_first(c, first) if sparse is None else sparse
+    dense = None if all(flags) else gated(c, bias=bias)
+    if dense is None:
+        c.ignore("intermediate_size")
+    layers = mixture_layers(mixer, flags, ffn, dense)
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=positions_dim, interleaved=interleaved, partial=partial),
+        next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
+    )
+
+
+def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
+    """DeepSeek's experts; `scoring_func` and `topk_method` change no figure."""
+    shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
+    c.ignore("topk_method", "scoring_func", "num_local_experts")
+    if c.text("scoring_func") in ("softmax", "sigmoid"):
+        scores = c.text("scoring_func")
+    return moe(
+        c,
+        experts="n_routed_experts",
+        router=deepseek_router(c, correction=correction, scores=scores),
+        shared=shared,
+    )
+
+
+@family("deepseek_v2")
+def deepseek_v2(c: Config) -> ModelSpec:
+    """DeepSeek-V2 and V2-Lite: softmax router limited to groups, no correction. Small DeepSeek-VL2 models do
+    without latent attention (`use_mla`)."""
+    mixer: Attention | LatentAttention
+    if c.flag("use_mla", True):
+        mixer = latent_attention(c)
+        turned = mixer.qk_rope_head_dim
+    else:
+        bias = c.flag("attention_bias")
+        mixer = attention(c, qkv_bias=bias, output_bias=bias)
+        turned = mixer.head_dim
+        c.ignore("q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim")
+    return deepseek_model(
+        c,
+        mixer,
+        positions_dim=turned,
+        scores="softmax",
+        correction=None,
+        interleaved=True,
+        bias=c.flag("mlp_bias"),
+    )
+
+
+@family("deepseek_v3")
+def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer") -> ModelSpec:
+    """DeepSeek-V3 and R1: latent attention, a sigmoid router with a stored correction."""
+    mixer = latent_attention(c)
+    if c.table("rope_parameters").get("llama_4_scaling_beta"):
+        c.unbuildable("queries that grow with their position (llama_4_scaling_beta)")
+    return deepseek_model(
+        c,
+        mixer,
+        positions_dim=mixer.qk_rope_head_dim,
+        scores=scores,
+        correction=correction,
+        interleaved=c.flag("rope_interleave", True),
+    )
+
+
+@family("deepseek_v32")
+def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bool = False) -> ModelSpec:
+    """DeepSeek-V3.2: V3 with an indexer that chooses the keys.
+
+    `reused` says which layers take the choice of the indexer before them, `interleaved` how an indexer rotates.
+    """
+    count = num_layers(c)
+    if "num_experts" in c and c.get("num_experts") is not None:
+        c.put("n_routed_experts", c.get("num_experts"))
+    for kind in c.entries("layer_types", count) or []:
+        if kind != "indexed_attention":
+            c.doubt(f"layer_types has {str(kind)[:40]!r}, which is not understood")
+            break
+    mixers = [
+        ("shared" if reuses else "", indexed_attention(c, shared=reuses, interleaved=interleaved))
+        for reuses in reused or [False] * count
+    ]
+    sparse = sparse_layers(c, lambda index: index >= c.count("first_k_dense_replace"))
+    c.ignore("moe_layer_freq mlp_bias indexer_rope_interleave index_share_for_mtp_iteration index_skip_topk_offset")
+    layers = mixture_layers(mixers, sparse, deepseek_ffn(c), gated(c, bias=False))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=c.size("qk_rope_head_dim"), interleaved=True),
+        next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
+    )
+
+
+def indexed_attention(c: Config, *, shared: bool = False, interleaved: bool = False) -> LatentAttention:
+    """Latent attention to the keys that an indexer chooses; a `shared` indexer is that of a layer before."""
+    return latent_attention(c, indexer=indexer_of(c, shared=shared, interleaved=interleaved))
+
+
+def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) -> Indexer:
+    """DeepSeek-V3.2's indexer by its keys."""
+    return Indexer(
+        num_heads=c.size("index_n_heads"),
+        head_dim=c.size("index_head_dim"),
+        top_k=c.size("index_topk"),
+        shared=shared,
+        interleaved=interleaved,
+    )
+
+
+@family("deepseek_v4")
+def deepseek_v4(c: Config) -> ModelSpec:
+    """DeepSeek-V4: windows with compressed entries before them, experts in every layer (the first choose by
+    the token's number), residual streams that two small matrices a layer mix (hyper-connections)."""
+    count = num_layers(c)
+    vocab, top_k = c.size("vocab_size"), c.size("num_experts_per_tok")
+    shared = SharedExperts(intermediate_size=c.size("moe_intermediate_size"), bias=c.flag("mlp_bias"))
+    c.require("n_shared_experts", 1)
+    c.require("attention_bias", False)
+    scale = c.number("routed_scaling_factor", 1.0)
+    learned = moe(
+        c,
+        experts="n_routed_experts",
+        router=Router(scores="sigmoid", correction="buffer", normalize=True, scale=scale),
+        shared=shared,
+    )
+    hashed = moe(
+        c,
+        experts="n_routed_experts",
+        router=Router(scores="sigmoid", normalize=True, scale=scale),
+        shared=shared,
+    )
+    table = ExtraWeight(name="ffn.router.table", shape=(vocab, top_k), role="buffer", component="router")
+    c.ignore(
+        """
+        hc_sinkhorn_iters hc_eps swiglu_limit scoring_func topk_method expert_dtype compress_rope_theta
+        num_key_value_heads norm_topk_prob qk_rope_head_dim partial_rotary_factor num_local_experts
+        intermediate_size n_group topk_group first_k_dense_replace
+        """,
+    )
+    kinds = c.entries("mlp_layer_types", count)
+    if kinds is None:
+        first = min(count, c.count("num_hash_layers", 3))
+        kinds = ["hash_moe"] * first + ["moe"] * (count - first)
+    layers: list[tuple[str, Layer]] = []
+    for (name, rate), kind in zip(_compressed_layers(c), kinds, strict=True):
+        mixer = _compressed_attention(c, rate, light=name == "compressed")
+        if kind == "hash_moe":
+            layers.append((f"{name}_hash", block(mixer, hashed, extra=(table,))))
+        else:
+            layers.append((name, block(mixer, learned)))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=c.size("head_dim"), interleaved=True),
+        next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
+        hyper_connections=HyperConnections(streams=c.size("hc_mult")),
+    )
+
+
+_KINDS = {
+    "sliding_attention": ("local", 0),
+    "compressed_sparse_attention": ("compressed", 4),
+    "heavily_compressed_attention": ("heavy", 128),
+}
+
+
+def _compressed_layers(c: Config) -> list[tuple[str, int]]:
+    """The kind of each layer, and how many tokens an entry stands for; 0 where it has none."""
+    count = num_layers(c)
+    given, ratios, rates = c.get("layer_types"), c.get("compress_ratios"), c.table("compress_rates")
+    own = {"compressed": c.optional_size("compress_rate_csa"), "heavy": c.optional_size("compress_rate_hca")}
+    if given is None and isinstance(ratios, list):  # may go on with those of the prediction modules
+        kinds = {ratio: kind for kind, (_, ratio) in _KINDS.items()}
+        given = [kinds.get(ratio) if type(ratio) is int else None for ratio in ratios]
+    if given is None:
+        heavy, light = "heavily_compressed_attention", "compressed_sparse_attention"
+        given = [light if index > 2 and index % 2 else heavy for index in range(count)]
+    if not isinstance(given, list) or len(given) < count or any(kind not in _KINDS for kind in given[:count]):
+        raise c.error("layer_types" if ratios is None else "compress_ratios", f"is not understood for {count} layers")
+    layers = []
+    for kind in given[:count]:
+        name, usual = _KINDS[kind]
+        rate = own.get(name) or rates.get(kind, usual)
+        if type(rate) is not int or rate < min(usual, 1):
+            raise c.error("compress_rates", "must be whole numbers of at least one")
+        layers.append((name, rate))
+    return layers
+
+
+def _compressed_attention(c: Config, rate: int, *, light: bool) -> CompressedAttention:
+    return CompressedAttention(
+        num_attention_heads=c.size("num_attention_heads"),
+        head_dim=c.size("head_dim"),
+        q_lora_rank=c.size("q_lora_rank"),
+        output_groups=c.size("o_groups"),
+        output_lora_rank=c.size("o_lora_rank"),
+        sliding_window=c.size("sliding_window"),
+        compress_rate=rate or None,
+        overlap=light,
+        indexer=indexer_of(c) if light else None,
+    )

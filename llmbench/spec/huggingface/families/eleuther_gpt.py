@@ -1,0 +1,94 @@
+"""GPT-Neo, GPT-J and GPT-NeoX (Pythia) by EleutherAI."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm, num_layers, rope
+from llmbench.spec.model import ExtraWeight, Head, Layer, ModelSpec, Placement
+from llmbench.spec.position import LearnedPositions
+
+
+@family("gpt_neo")
+def gpt_neo(c: Config) -> ModelSpec:
+    """GPT-Neo: every other layer local by `attention_types`; no biases on q, k and v, and unscaled scores."""
+    count = num_layers(c)
+    given = c.get("attention_layers")  # written beside attention_types, and what the layers are built from
+    kinds: list[str] = []
+    for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
+            raise c.error("attention_types", 'must be a list like [[["global", "local"], 12]]')
+        kinds += [str(kind) for kind in item[0]] * min(item[1], -(-count // max(1, len(item[0]))))
+        if len(kinds) >= count:
+            break
+    if len(kinds) < count:
+        raise c.error("attention_types", f"names {len(kinds)} layers of {count}")
+    if isinstance(given, list) and len(given) == count:
+        kinds = [str(kind) for kind in given]
+    ffn = dense(
+        c,
+        bias=True,
+        width=c.size("intermediate_size", 4 * c.size("hidden_size")),
+        keys=("activation_function",),
+    )
+    heads, window = c.size("num_attention_heads"), c.window("window_size")
+    layers: list[tuple[str, Layer]] = []
+    for kind in kinds[:count]:
+        own = window if kind == "local" else None
+        mixer = attention(c, num_key_value_heads=heads, output_bias=True, scale=1.0, sliding_window=own)
+        layers.append(("local" if kind == "local" else "global", block(mixer, ffn)))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, "layernorm"),
+        positions=LearnedPositions(num_positions=c.size("max_position_embeddings")),
+    )
+
+
+@family("gptj")
+def gptj(c: Config) -> ModelSpec:
+    """GPT-J: one norm before both sublayers, 64 dimensions rotated in neighbouring pairs, a bias on the head and none
+    in attention."""
+    heads = c.size("num_attention_heads")
+    c.ignore("scale_attn_weights", "rotary")
+    mixer = attention(c, num_key_value_heads=heads)
+    width = c.size("n_inner", 4 * c.size("hidden_size"))
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, width=width, keys=("activation_function",)), "parallel"),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, interleaved=True),
+        head=Head(bias=True),
+    )
+
+
+@family("gpt_neox")
+def gpt_neox(c: Config) -> ModelSpec:
+    """GPT-NeoX and Pythia: two norms side by side, a quarter of each head rotated, no biases on the head."""
+    bias = c.flag("attention_bias", True)
+    heads = c.size("num_attention_heads")
+    mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
+    placement: Placement = "parallel_two" if c.flag("use_parallel_residual", True) else "pre"
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, keys=("hidden_act",)), placement),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, partial=0.25),
+    )
+
+
+@family("gpt_neox_japanese")
+def gpt_neox_japanese(c: Config) -> ModelSpec:
+    """GPT-NeoX Japanese: no biases but one, on the output of the last layer's attention."""
+    hidden, count = c.size("hidden_size"), num_layers(c)
+    mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
+    width = c.size("intermediate_multiple_size", 4) * hidden
+    layer = block(mixer, dense(c, bias=False, width=width))
+    bias = ExtraWeight(name="attention.o_bias", shape=(hidden,), role="vector", component="attention")
+    last = block(mixer, layer.ffn, extra=(bias,))
+    return decoder(
+        c,
+        [("block", layer)] * (count - 1) + [("last", last)],
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim),
+    )

@@ -1,0 +1,533 @@
+"""Google's models: Gemma 1 to 4, RecurrentGemma, T5 and its line, T5Gemma."""
+
+from __future__ import annotations
+
+import math
+
+from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.facts import facts
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.bart import expect_depths
+from llmbench.spec.huggingface.families.common import (
+    activation,
+    attention,
+    block,
+    decoder,
+    expect_activation,
+    expect_rope_type,
+    gated,
+    layer_size,
+    layer_types,
+    norm,
+    num_layers,
+    per_layer,
+    rope,
+)
+from llmbench.spec.mixer import RGLRU, Attention, Mixer, QKNorm
+from llmbench.spec.model import Embedding, ExtraWeight, Head, Layer, ModelSpec, Placement, Stack
+from llmbench.spec.position import RelativeBias, Rope
+
+
+@family("gemma")
+def gemma(c: Config) -> ModelSpec:
+    """Gemma 1: LLaMA with GEGLU, wide heads, norms by 1 + weight and a scaled embedding."""
+    bias = c.flag("attention_bias")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias)
+    return decoder(
+        c,
+        block(mixer, gated(c, bias=False)),
+        norm=norm(c, unit_offset=True),
+        positions=rope(c, head_dim=mixer.head_dim),
+        embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
+    )
+
+
+@family("gemma2")
+def gemma2(c: Config) -> ModelSpec:
+    """Gemma 2: four norms a layer, soft caps, every other layer local."""
+    count = num_layers(c)
+    kinds = layer_types(c, ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(count)])
+    return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"))
+
+
+@family("gemma3_text")
+def gemma3(c: Config) -> ModelSpec:
+    """Gemma 3: five local layers to one global, qk-norm, another base for local layers' rotation."""
+    every = c.size("sliding_window_pattern", 6)
+    c.ignore("_sliding_window_pattern", "cache_implementation")
+    c.require("use_bidirectional_attention", False)
+    count = num_layers(c)
+    derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
+    cap = c.optional_number("attn_logit_softcapping")
+    if cap is not None:
+        c.unbuildable("attn_logit_softcapping, which Gemma 3's class does not apply")
+    return _local_and_global(c, layer_types(c, derived), cap=cap, qk_norm=QKNorm())
+
+
+@family("vaultgemma")
+def vaultgemma(c: Config) -> ModelSpec:
+    """VaultGemma: Gemma 2 with norms only before its sublayers."""
+    count = num_layers(c)
+    kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
+    return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"), placement="pre")
+
+
+def _local_and_global(
+    c: Config,
+    kinds: list[str],
+    *,
+    cap: float | None,
+    qk_norm: QKNorm | None = None,
+    placement: Placement = "sandwich",
+) -> ModelSpec:
+    bias = c.flag("attention_bias")
+    scalar = c.optional_number("query_pre_attn_scalar")
+    if scalar is not None and scalar < 0:
+        raise c.error("query_pre_attn_scalar", f"must not be negative, not {scalar:g}")
+    common = {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "qk_norm": qk_norm,
+        "logit_soft_cap": cap,
+        "scale": None if not scalar else scalar**-0.5,
+    }
+    head_dim = attention(c).head_dim
+    local_theta = c.optional_number("rope_local_base_freq")
+    positions = rope(c, head_dim=head_dim, layer_type="full_attention")
+    local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
+    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # the other keys speak of global layers
+        local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
+        expect_rope_type(c)
+    window = c.window()
+    ffn = gated(c, bias=False)
+    layers = []
+    for kind in kinds:
+        if kind == "sliding_attention":
+            own = None if local_positions == positions else local_positions
+            mixer = attention(c, sliding_window=window, positions=own, **common)
+            layers.append(("local", block(mixer, ffn, placement)))
+        else:
+            layers.append(("global", block(attention(c, **common), ffn, placement)))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, unit_offset=True),
+        positions=positions,
+        embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
+        head=Head(soft_cap=c.optional_number("final_logit_softcapping")),
+    )
+
+
+@family("gemma3n_text")
+def gemma3n(c: Config) -> ModelSpec:
+    """Gemma 3n: four streams of hidden states mixed by AltUp, LAuReL beside attention, per-layer embeddings;
+    the last layers share keys and values."""
+    c.note("FLOPs leave out AltUp's mixing of its streams, which multiplies with no stored matrix (under 0.1%)")
+    hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
+    count = num_layers(c)
+    kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
+    widths = c.get("intermediate_size")
+    if isinstance(widths, list) and len(widths) != count:
+        raise c.error("intermediate_size", f"must be a number or {count} of them")
+    c.ignore(
+        "query_pre_attn_scalar",
+        "altup_lr_multiplier",
+        "activation_sparsity_pattern",
+        "altup_active_idx",
+        "altup_coef_clip",
+        "altup_correct_scale",
+        "rope_local_base_freq",
+    )
+    bias = c.flag("attention_bias")
+    layer_extra = [
+        ExtraWeight(name="altup.correct_output_scale", shape=(hidden,), role="vector"),
+        ExtraWeight(name="altup.correction_coefs", shape=(streams, streams), role="matmul"),
+        ExtraWeight(name="altup.prediction_coefs", shape=(streams**2, streams), role="matmul"),
+        ExtraWeight(name="altup.modality_router", shape=(streams, hidden), role="matmul"),
+        ExtraWeight(name="altup.router_norm", shape=(hidden,), role="vector"),
+        ExtraWeight(name="laurel.linear_left", shape=(rank, hidden), role="matmul"),
+        ExtraWeight(name="laurel.linear_right", shape=(hidden, rank), role="matmul"),
+        ExtraWeight(name="laurel.norm", shape=(hidden,), role="vector"),
+    ]
+    layer_extra += _per_layer_input(c)
+    window = c.window()
+    local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
+    first_shared = _first_shared(c, count)
+    layers: list[tuple[str, Layer]] = []
+    for index, kind in enumerate(kinds):
+        local = kind == "sliding_attention"
+        mixer = attention(
+            c,
+            qkv_bias=bias,
+            output_bias=bias,
+            qk_norm=QKNorm(),
+            value_norm=True,
+            scale=1.0,
+            sliding_window=window if local else None,
+            positions=local_positions if local else None,
+            shares_kv=index >= first_shared,
+        )
+        ffn = gated(
+            c, bias=False, width=layer_size(c, "intermediate_size", widths[index]) if isinstance(widths, list) else None
+        )
+        name = ("local" if local else "global") + ("_shared" if index >= first_shared else "")
+        layers.append((name, block(mixer, ffn, "sandwich", extra=tuple(layer_extra))))
+    extra = _per_layer_tables(c, count)
+    for index in range(streams - 1):
+        for name in ("altup_projections", "altup_unembed_projections"):
+            extra.append(ExtraWeight(name=f"{name}.{index}", shape=(hidden, hidden), role="matmul"))
+    return _gemma_model(c, layers, extra, attention(c).head_dim)
+
+
+@family("gemma4_text", "gemma4_unified_text")
+def gemma4(c: Config) -> ModelSpec:
+    """Gemma 4: global layers have heads of their own shape and may take values from keys; a stored scale a
+    layer; in its sizes also per-layer embeddings and shared keys (E2B, E4B), or experts beside the
+    feed-forward (26B-A4B). The last layer is global whatever the config says."""
+    count = num_layers(c)
+    kinds = layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)])
+    kinds[-1:] = ["full_attention"]
+    window = c.window()
+    if c.get("use_bidirectional_attention") == "all":
+        c.doubt("attention that sees both sides (use_bidirectional_attention = all) is counted as causal")
+    bias = c.flag("attention_bias")
+    global_dim = c.size("global_head_dim", 512)
+    keys_are_values = c.flag("attention_k_eq_v")
+    global_heads = c.optional_size("num_global_key_value_heads") if keys_are_values else None
+    c.ignore("num_global_key_value_heads")
+    local_positions = _rotation(c, "sliding_attention", attention(c).head_dim, 10_000.0)
+    first_shared = _first_shared(c, count)
+    double = c.flag("use_double_wide_mlp")
+    hidden, width = c.size("hidden_size"), c.size("intermediate_size")
+    layer_extra = [ExtraWeight(name="layer_scalar", shape=(1,), role="buffer"), *_per_layer_input(c)]
+    experts = _experts(c, layer_extra, hidden) if c.flag("enable_moe_block") else None
+    c.ignore("num_experts", "top_k_experts", "moe_intermediate_size", "expert_intermediate_size")
+    layers: list[tuple[str, Layer]] = []
+    for index, kind in enumerate(kinds):
+        shared, local = index >= first_shared, kind == "sliding_attention"
+        mixer = attention(
+            c,
+            head_dim=None if local else global_dim,
+            num_key_value_heads=None if local else global_heads,
+            sliding_window=window if local else None,
+            positions=local_positions if local else None,
+            qkv_bias=bias,
+            output_bias=bias,
+            qk_norm=QKNorm(),
+            value_norm=True,
+            value_from_key=keys_are_values and not local,
+            shares_kv=shared,
+            scale=1.0,
+        )
+        plain = gated(c, bias=False, width=2 * width if double and shared else width)
+        ffn: FFN = plain if experts is None else _with_dense(experts, plain)
+        name = ("local" if local else "global") + ("_shared" if shared else "")
+        layers.append((name, block(mixer, ffn, "sandwich", extra=tuple(layer_extra))))
+    return _gemma_model(c, layers, _per_layer_tables(c, count), global_dim)
+
+
+def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
+    """Gemma 4's experts: three norms of their own, a scale before the router and one behind each expert."""
+    number = c.size("num_experts")
+    for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
+        extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
+    extra.append(ExtraWeight(name="ffn.router.scale", shape=(hidden,), role="vector", component="router"))
+    extra.append(ExtraWeight(name="ffn.router.expert_scale", shape=(number,), role="vector", component="router"))
+    return MoE(
+        num_experts=number,
+        num_experts_per_tok=c.size("top_k_experts"),
+        intermediate_size=c.size("moe_intermediate_size", c.get("expert_intermediate_size")),
+        activation=activation(c),
+        router=Router(normalize=True),
+    )
+
+
+def _with_dense(experts: MoE, plain: Gated) -> MoE:
+    fields = {name: getattr(experts, name) for name in experts.__struct_fields__}
+    return MoE(**{**fields, "beside": plain})
+
+
+def _per_layer_input(c: Config) -> list[ExtraWeight]:
+    """What each layer does with its own embedding of the token: gate, project and norm it."""
+    hidden, width = c.size("hidden_size"), c.optional_size("hidden_size_per_layer_input")
+    if width is None:
+        return []
+    return [
+        ExtraWeight(name="per_layer_input_gate", shape=(width, hidden), role="matmul"),
+        ExtraWeight(name="per_layer_projection", shape=(hidden, width), role="matmul"),
+        ExtraWeight(name="per_layer_input_norm", shape=(hidden,), role="vector", component="norms"),
+    ]
+
+
+def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
+    """The second embedding table, with a row of `hidden_size_per_layer_input` a layer for each token."""
+    vocab, width = c.size("vocab_size_per_layer_input", 1), c.optional_size("hidden_size_per_layer_input")
+    if width is None:
+        return []
+    hidden = c.size("hidden_size")
+    return [
+        ExtraWeight(name="embedding_per_layer", shape=(vocab, count * width), role="table", component="embedding"),
+        ExtraWeight(name="per_layer_model_projection", shape=(count * width, hidden), role="matmul"),
+        ExtraWeight(name="per_layer_projection_norm", shape=(width,), role="vector", component="norms"),
+    ]
+
+
+def _first_shared(c: Config, count: int) -> int:
+    """The first layer that reads the keys and values of an earlier one of its type."""
+    shared = c.count("num_kv_shared_layers")
+    if shared >= count:
+        raise c.error("num_kv_shared_layers", f"{shared} of {count} layers leaves none to share from")
+    return count - shared
+
+
+def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
+    """The rotation of a layer type, whose base the older configs keep in a key of its own."""
+    positions = rope(c, head_dim=head_dim, layer_type=kind)
+    given = c.table("rope_parameters").get(kind)
+    return positions if isinstance(given, dict) else Rope(theta=base)
+
+
+def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int) -> ModelSpec:
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim, layer_type="full_attention"),
+        embedding=Embedding(scale=c.size("hidden_size") ** 0.5),
+        head=Head(soft_cap=c.optional_number("final_logit_softcapping")),
+        extra=tuple(extra),
+    )
+
+
+@family("recurrent_gemma")
+def recurrent_gemma(c: Config) -> ModelSpec:
+    """RecurrentGemma (Griffin): two recurrent blocks to one local attention; `intermediate_size` counts both
+    halves."""
+    hidden = c.size("hidden_size")
+    kinds = c.entries("block_types") or ["recurrent", "recurrent", "attention"]
+    count = num_layers(c)
+    local = attention(
+        c,
+        qkv_bias=c.flag("attention_bias"),
+        output_bias=True,
+        sliding_window=c.window("attention_window_size"),
+    )
+    lru = RGLRU(
+        lru_width=c.size("lru_width", hidden),
+        num_heads=c.size("num_attention_heads"),
+        conv_kernel=c.size("conv1d_width"),
+    )
+    if lru.lru_width % lru.num_heads:
+        raise c.error("lru_width", f"{lru.lru_width} is not a multiple of num_attention_heads {lru.num_heads}")
+    ffn = gated(c, bias=True, width=c.size("intermediate_size") // 2)
+    expect_activation(c, "hidden_activation", "gelu_tanh")
+    c.ignore("_block_types", "logits_soft_cap", "final_w_init_variance_scale")
+    layers = []
+    for index in range(count):
+        attends = kinds[index % len(kinds)] == "attention"
+        mixer: Mixer = local if attends else lru
+        layers.append(("attention" if attends else "recurrent", block(mixer, ffn)))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, unit_offset=True),
+        positions=rope(c, head_dim=local.head_dim, partial=0.5),
+        embedding=Embedding(scale=_as_bfloat16(hidden**0.5)),
+        head=Head(soft_cap=c.optional_number("logits_soft_cap")),
+    )
+
+
+def _as_bfloat16(x: float) -> float:
+    """The nearest number with 8 significant bits: the class keeps its scale in bf16, whatever the model's format."""
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(fraction * 256), exponent - 8)
+
+
+@family("t5", "mt5", "umt5", "longt5", "switch_transformers")
+def t5(c: Config) -> ModelSpec:
+    """T5 in all versions; LongT5 with a local encoder; Switch with its experts in every `*_sparse_step`-th
+    layer."""
+    hidden = c.size("hidden_size")
+    heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
+    positions = RelativeBias(
+        num_buckets=c.size("relative_attention_num_buckets"),
+        max_distance=c.size("relative_attention_max_distance", 128),
+        per_layer=c.model_type == "umt5",
+    )
+    window, more = _longt5(c, hidden, heads) if c.model_type == "longt5" else (None, {})
+    switch = c.model_type == "switch_transformers"
+
+    def layer_of(ffn: FFN, *, causal: bool) -> Layer:
+        same = {
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "head_dim": head_dim,
+            "scale": 1.0,
+        }
+        local = None if causal else window
+        own = Attention(causal=causal, sliding_window=local, **same)  # type: ignore[arg-type]
+        cross = Attention(causal=False, **same)  # type: ignore[arg-type]
+        return Layer(mixer=own, ffn=ffn, cross_attention=cross if causal else None)
+
+    ffn = _t5_ffn(c)
+    depth = c.size("num_hidden_layers")
+    decoder_depth = c.size("num_decoder_layers", depth)
+    expect_depths(c, depth, decoder_depth)
+
+    def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
+        layers = []
+        step = 0
+        if switch:
+            sparse = c.count(sparse_key)
+            step = count // sparse if sparse else 0
+        for index in range(count):
+            has_experts = step > 0 and (index % step == 1 or step == 1)
+            name = "moe" if has_experts else "block"
+            layers.append((name, layer_of(_switch_experts(c, ffn) if has_experts else ffn, causal=causal)))
+        return layers
+
+    def with_globals(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
+        """LongT5's global tokens: a norm in every layer, a table of biases in the first."""
+        changed = []
+        for index, (name, layer) in enumerate(layers):
+            extra = (more["norm"], more["bias"]) if index == 0 else (more["norm"],)
+            own = block(layer.mixer, layer.ffn, extra=extra)
+            changed.append((f"{name}_first" if index == 0 else name, own))
+        return changed
+
+    encoder = stack(depth, "num_sparse_encoder_layers", causal=False)
+    encoder_layers, encoder_pattern = per_layer(c, with_globals(encoder) if more else encoder)
+    c.ignore(
+        "encoder_sparse_step",
+        "decoder_sparse_step",
+        "is_gated_act",
+        "dense_act_fn",
+        "add_router_probs",
+        "router_type",
+        "router_bias",
+        "batch_prioritized_routing",
+        "num_selected_experts",
+        "n_positions",
+    )
+    if switch and not c.flag("tie_word_embeddings"):
+        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
+    c.put("num_hidden_layers", decoder_depth)
+    # Files of transformers 5 always tie, and say beside it whether the output is scaled; mT5's never is.
+    scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
+    return decoder(
+        c,
+        stack(decoder_depth, "num_sparse_decoder_layers", causal=True),
+        norm=norm(c),
+        positions=positions,
+        encoder=Stack(layers=encoder_layers, pattern=encoder_pattern, positions=positions),
+        head=Head(scale=hidden**-0.5 if scaled else 1.0),
+    )
+
+
+def _t5_ffn(c: Config) -> Dense | Gated:
+    projection = c.text("feed_forward_proj", "relu")
+    width = c.size("d_ff")
+    is_gated = projection.startswith("gated-")
+    act = activation(c, "dense_act_fn", default=projection.removeprefix("gated-"))
+    if projection == "gated-gelu":
+        act = "gelu_tanh"
+    if is_gated:
+        return Gated(intermediate_size=width, activation=act)
+    return Dense(intermediate_size=width, activation=act)
+
+
+def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
+    return MoE(
+        num_experts=c.size("num_experts"),
+        num_experts_per_tok=1,
+        intermediate_size=ffn.intermediate_size,
+        activation=ffn.activation,
+        gated=isinstance(ffn, Gated),
+        router=Router(bias=c.flag("router_bias")),
+        expert_capacity=c.optional_size("expert_capacity"),
+    )
+
+
+def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWeight]]:
+    """LongT5's encoder sees `local_radius` to both sides; "transient-global" adds a summary of each block."""
+    kind = c.text("encoder_attention_type", "local")
+    c.require("encoder_attention_type", "local", "transient-global")
+    c.ignore("global_block_size")
+    radius = c.size("local_radius")
+    if kind != "transient-global":
+        return 2 * radius + 1, {}
+    c.doubt("encoder_attention_type = transient-global: scores with the summaries of blocks are not counted")
+    buckets = c.size("relative_attention_num_buckets")
+    bias = ExtraWeight(name="global_bias", shape=(buckets, heads), role="vector", component="attention_extra")
+    return 2 * radius + 1, {
+        "norm": ExtraWeight(name="global_norm", shape=(hidden,), role="vector", component="norms"),
+        "bias": bias,
+    }
+
+
+@family("t5gemma")
+def t5gemma(c: Config) -> ModelSpec:
+    """T5Gemma: Gemma 2 as encoder and as decoder, each with a token table, of widths that may differ."""
+    module = facts()["t5_gemma_module"]["defaults"]
+    inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
+    # Keys of the whole that both stacks repeat.
+    c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
+
+    def stack(own: Config, *, causal: bool) -> list[tuple[str, Layer]]:
+        bias = own.flag("attention_bias")
+        own.ignore(
+            "query_pre_attn_scalar",
+            "is_decoder",
+            "cross_attention_hidden_size",
+            "use_bidirectional_attention",
+        )
+        count, window = min(own.size("num_hidden_layers"), 10_001), own.window()
+        given = own.entries("layer_types", count)
+        kinds = given or ["full_attention" if index % 2 else "sliding_attention" for index in range(count)]
+        shape = {"qkv_bias": bias, "output_bias": bias}
+        soft_cap = own.optional_number("attn_logit_softcapping")
+        cross = attention(own, causal=False, logit_soft_cap=soft_cap, **shape) if causal else None
+        layers = []
+        for kind in kinds:
+            local = kind == "sliding_attention"
+            span = window if local else None
+            if span is not None and not causal:
+                span = 2 * span  # the window lies to both sides
+            mixer = attention(own, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
+            layer = block(mixer, gated(own, bias=False), "sandwich", cross_attention=cross)
+            layers.append(("local" if local else "global", layer))
+        return layers
+
+    encoder_layers, encoder_pattern = per_layer(c, stack(inner, causal=False))
+    layers = stack(outer, causal=True)
+    vocab, hidden, encoder_hidden = (
+        outer.size("vocab_size"),
+        outer.size("hidden_size"),
+        inner.size("hidden_size"),
+    )
+    c.put("num_hidden_layers", len(layers))
+    soft_cap = outer.optional_number("final_logit_softcapping")
+    inner.ignore("final_logit_softcapping", "tie_word_embeddings", "max_position_embeddings", "rope_theta")
+    outer.ignore("tie_word_embeddings", "max_position_embeddings")
+    positions = rope(outer, head_dim=outer.size("head_dim"))
+    encoder = Stack(
+        layers=encoder_layers,
+        pattern=encoder_pattern,
+        positions=rope(inner, head_dim=inner.size("head_dim")),
+        vocab_size=inner.size("vocab_size"),
+        hidden_size=None if encoder_hidden == hidden else encoder_hidden,
+    )
+    inner.doubt_unread()
+    outer.doubt_unread()
+    return decoder(
+        c,
+        layers,
+        norm=norm(outer, unit_offset=True),
+        positions=positions,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        embedding=Embedding(scale=hidden**0.5),
+        head=Head(soft_cap=soft_cap),
+        encoder=encoder,
+    )

@@ -1,0 +1,178 @@
+"""Granite 3 and 4 and Bamba by IBM."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmbench.spec.ffn import FFN, SharedExperts
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    TOPK_SOFTMAX,
+    attention,
+    block,
+    decoder,
+    gated,
+    head_dim_of,
+    layer_types,
+    mixture_layers,
+    moe,
+    newer_layer_type,
+    norm,
+    num_layers,
+    rope,
+    windowed_layers,
+)
+from llmbench.spec.huggingface.families.mamba import mamba2_mixer
+from llmbench.spec.mixer import Mixer
+from llmbench.spec.model import Embedding, Head, Layer, ModelSpec
+from llmbench.spec.position import NoPositions, Positions
+
+
+@family("granite")
+def granite(c: Config) -> ModelSpec:
+    """Granite 3: LLaMA with multipliers on embedding, attention, residuals and logits."""
+    bias = c.flag("attention_bias")
+    mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
+    layer = block(mixer, gated(c), residual_scale=c.number("residual_multiplier", 1.0))
+    return granite_model(c, layer, mixer.head_dim)
+
+
+def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: int) -> ModelSpec:
+    """Granite's multipliers around its layers."""
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim),
+        embedding=Embedding(scale=c.number("embedding_multiplier", 1.0)),
+        head=Head(scale=1 / (c.number("logits_scaling", 1.0) or 1.0)),
+    )
+
+
+@family("granite_swa")
+def granite_swa(c: Config) -> ModelSpec:
+    """Granite with sinks and, three layers of four, a window; a layer's own rotation base, 0 for none."""
+    bias = c.flag("attention_bias")
+    window = c.window()
+    count = num_layers(c)
+    kinds = layer_types(c, ["sliding_attention" if i % 4 else "full_attention" for i in range(count)])
+    bases = c.entries("layer_rope_theta", count) or [None] * count
+    multiplier = c.optional_number("attention_multiplier")
+    ffn, scale = gated(c), c.number("residual_multiplier", 1.0)
+    layers: list[tuple[str, Layer]] = []
+    for kind, base in zip(kinds, bases, strict=True):
+        local = kind == "sliding_attention"
+        mixer = attention(
+            c,
+            qkv_bias=bias,
+            output_bias=bias,
+            sinks=True,
+            sliding_window=window if local else None,
+            scale=multiplier,
+            positions=layer_positions(c, base),
+        )
+        layers.append(("local" if local else "global", block(mixer, ffn, residual_scale=scale)))
+    return granite_model(c, layers, head_dim_of(c))
+
+
+def layer_positions(c: Config, theta: object) -> Positions | None:
+    """Positions by an entry of `layer_rope_theta`: 0 for none, None or the model's own base for the model's."""
+    if theta == 0:
+        return NoPositions()
+    positions = rope(c, head_dim=head_dim_of(c))
+    if not isinstance(theta, (int, float)) or theta == positions.theta:
+        return None
+    return msgspec.structs.replace(positions, theta=float(theta))
+
+
+@family("granitemoe", "granitemoeshared", "granitemoe_swa")
+def granitemoe(c: Config) -> ModelSpec:
+    """Granite 3 with experts; later a shared one, then sinks and windows in three layers of four."""
+    bias = c.flag("attention_bias")
+    swa = c.model_type == "granitemoe_swa"
+    window = c.window() if swa else None
+    common = {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "scale": c.optional_number("attention_multiplier"),
+        "sinks": swa,
+    }
+    width = c.count("shared_intermediate_size") if c.model_type != "granitemoe" else 0
+    shared = SharedExperts(intermediate_size=width) if width else None
+    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX, shared=shared)
+    scale = c.number("residual_multiplier", 1.0)
+    if not swa:
+        mixer = attention(c, **common)
+        return granite_model(c, block(mixer, ffn, residual_scale=scale), mixer.head_dim)
+    thetas = c.entries("layer_rope_theta", num_layers(c)) or [None] * num_layers(c)
+    mixers = [
+        (
+            "local" if near else "global",
+            attention(
+                c,
+                sliding_window=window if near else None,
+                positions=layer_positions(c, theta),
+                **common,
+            ),
+        )
+        for near, theta in zip(windowed_layers(c, lambda index: index % 4 != 0), thetas, strict=True)
+    ]
+    layers = mixture_layers(mixers, [True] * num_layers(c), ffn, None, residual_scale=scale)
+    return granite_model(c, layers, head_dim_of(c))
+
+
+@family("granitemoehybrid")
+def granitemoehybrid(c: Config) -> ModelSpec:
+    """Granite 4: Mamba-2 and attention by `layer_types`; a shared feed-forward in every layer, beside experts
+    or alone; no positions unless `position_embedding_type` is rope."""
+    bias = c.flag("attention_bias")
+    full = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
+    count = num_layers(c)
+    kinds = [newer_layer_type(kind) for kind in c.entries("layer_types", count) or ["linear_attention"] * count]
+    c.ignore("normalization_function", "init_method", "mamba_expand", "mamba_d_head")
+    ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size")) if "linear_attention" in kinds else None
+    width = c.size("shared_intermediate_size")
+    ffn: FFN
+    if c.count("num_local_experts"):
+        ffn = moe(
+            c,
+            experts="num_local_experts",
+            width="intermediate_size",
+            router=TOPK_SOFTMAX,
+            shared=SharedExperts(intermediate_size=width),
+        )
+    else:
+        c.ignore("intermediate_size", "num_experts_per_tok")
+        ffn = gated(c, bias=False, width=width)
+    scale = c.number("residual_multiplier", 1.0)
+    layers = []
+    for kind in kinds:
+        mixer: Mixer | None = ssm if kind == "linear_attention" else full
+        layers.append(("mamba" if kind == "linear_attention" else "attention", block(mixer, ffn, residual_scale=scale)))
+    positions = rope(c, head_dim=full.head_dim)
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=positions if c.get("position_embedding_type") == "rope" else NoPositions(),
+        embedding=Embedding(scale=c.number("embedding_multiplier", 1.0)),
+        head=Head(scale=1 / (c.number("logits_scaling", 1.0) or 1.0)),
+    )
+
+
+@family("bamba")
+def bamba(c: Config) -> ModelSpec:
+    """Bamba: Mamba-2 with attention in the layers `attn_layer_indices`, half of each head rotated."""
+    bias = c.flag("attention_bias")
+    full = attention(c, qkv_bias=bias, output_bias=bias)
+    ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size"))
+    attends = set(c.entries("attn_layer_indices") or [])
+    # The class derives the kinds from the indices and the half rotation from nothing, whatever a file says.
+    c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
+    ffn = gated(c)
+    layers = []
+    for index in range(num_layers(c)):
+        mixer: Mixer = full if index in attends else ssm
+        layers.append(("attention" if index in attends else "mamba", block(mixer, ffn)))
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim, partial=0.5))

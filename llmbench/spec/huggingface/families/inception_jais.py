@@ -1,0 +1,50 @@
+"""Jais 1 and 2 by Inception, and BTLM by Cerebras, which shares the class of the first."""
+
+from __future__ import annotations
+
+from llmbench.spec.ffn import Dense, Gated
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.arcee import arcee
+from llmbench.spec.huggingface.families.common import attention, block, decoder, dense, norm
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Alibi, LearnedPositions, Positions
+
+
+@family("jais", "btlm")
+def jais(c: Config) -> ModelSpec:
+    """Jais and BTLM: GPT-2's blocks and biases with SwiGLU and ALiBi, under maximal-update multipliers."""
+    names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
+    for old, new in names:
+        c.put(new, c.size(old))
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    c.require("add_cross_attention", False)
+    c.ignore("scale_attn_weights", "n_positions")
+    factors = ("embeddings_scale", "width_scale", "mup_embeddings_scale", "mup_output_alpha", "mup_width_scale")
+    others = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
+    if any(c.get(key) not in (None, 1) for key in factors) or any(map(c.get, others)):
+        c.unbuildable("the multipliers of a maximal-update model, or a scaled ALiBi")
+    c.ignore(*factors, *others)
+    mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
+    width = c.size("n_inner", 4 * hidden)
+    ffn: Dense | Gated
+    if c.text("activation_function") == "swiglu":
+        ffn = Gated(intermediate_size=width, activation="silu", bias=True)
+    else:
+        ffn = dense(c, bias=True, width=width, keys=("activation_function",))
+    positions: Positions = Alibi()
+    if c.text("position_embedding_type", "learned") != "alibi":
+        positions = LearnedPositions(num_positions=c.size("n_positions"))
+    return decoder(
+        c,
+        block(mixer, ffn),
+        norm=norm(c, "layernorm"),
+        positions=positions,
+        tie_word_embeddings=c.flag("tie_word_embeddings", True),
+    )
+
+
+@family("jais2")
+def jais2(c: Config) -> ModelSpec:
+    """Jais 2: AFM with LayerNorms."""
+    return arcee(c, norm_kind="layernorm")

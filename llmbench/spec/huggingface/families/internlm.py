@@ -1,0 +1,27 @@
+"""InternLM 1 to 3 by Shanghai AI Laboratory."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.llama import llama, llama_from_hub
+from llmbench.spec.model import ModelSpec
+
+
+@family("internlm")
+def internlm(c: Config) -> ModelSpec:
+    """InternLM 1: Llama with biases in attention by `bias`."""
+    return llama_from_hub(c, bias=c.flag("bias", True))
+
+
+@family("internlm2")
+def internlm2(c: Config) -> ModelSpec:
+    """InternLM 2: Llama; `bias` changes nothing."""
+    c.ignore("bias")
+    return llama(c)
+
+
+@family("internlm3")
+def internlm3(c: Config) -> ModelSpec:
+    """InternLM 3: Llama under its own name."""
+    return llama(c)

@@ -1,0 +1,95 @@
+"""EXAONE by LG AI Research."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    HEAD_NORM,
+    attention,
+    block,
+    decoder,
+    deepseek_router,
+    gated,
+    head_dim_of,
+    layer_types,
+    mixture_layers,
+    moe,
+    norm,
+    num_layers,
+    prediction_modules,
+    rope,
+    shared_experts,
+    sparse_layers,
+    windowed_layers,
+)
+from llmbench.spec.huggingface.families.llama import llama_from_hub
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import NoPositions
+
+
+@family("exaone")
+def exaone(c: Config) -> ModelSpec:
+    """EXAONE 3: Llama with other names of the same keys."""
+    if "tie_word_embeddings" not in c:
+        c.doubt("whether the head is tied: tie_word_embeddings is missing")
+    return llama_from_hub(c)
+
+
+@family("exaone4")
+def exaone4(c: Config) -> ModelSpec:
+    """EXAONE 4: norms on sublayer outputs, qk-norm, three local layers to one global without positions."""
+    window = c.window()
+    count = num_layers(c)
+    pattern = c.get("sliding_window_pattern")
+    spelled = isinstance(pattern, str)  # "LLLG": then the last layer is global wherever the pattern stands
+    every = max(1, len(pattern) if spelled else pattern if isinstance(pattern, int) else 4)
+    derived = [
+        "sliding_attention" if window and (i + 1) % every and not (spelled and i == count - 1) else "full_attention"
+        for i in range(count)
+    ]
+    kinds = layer_types(c, derived)
+    ffn = gated(c, bias=False)
+    layers = [
+        ("local", block(attention(c, qk_norm=HEAD_NORM, sliding_window=window), ffn, "output"))
+        if kind == "sliding_attention"
+        else (
+            "global",
+            block(attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None), ffn, "output"),
+        )
+        for kind in kinds
+    ]
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
+
+
+@family("exaone_moe")
+def exaone_moe(c: Config) -> ModelSpec:
+    """K-EXAONE: EXAONE 4's attention (no positions in global layers), DeepSeek's experts, norms before
+    each."""
+    window = c.window()
+    pattern = c.get("sliding_window_pattern")
+    every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
+    last = pattern[-1:] if isinstance(pattern, str) else "G"
+    if last not in ("G", "g"):
+        c.doubt(f"sliding_window_pattern = {pattern!r} is not understood")
+    local = windowed_layers(c, lambda index: every > 0 and (index + 1) % every != 0)
+    # As in EXAONE 4: with a pattern, only local layers rotate; without one, all do.
+    mixers = [
+        ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
+        if near
+        else ("global", attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None))
+        for near in local
+    ]
+    width = c.size("moe_intermediate_size")
+    ffn = moe(c, router=deepseek_router(c), shared=shared_experts(c, "num_shared_experts", width))
+    c.ignore("scoring_func", "topk_method", "first_last_k_dense_replace")
+    flags, first = c.entries("is_moe_layer", num_layers(c)), c.count("first_k_dense_replace")
+    sparse = sparse_layers(c, lambda index: bool(flags[index]) if flags else index >= first)
+    layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=False))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=head_dim_of(c)),
+        next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
+    )

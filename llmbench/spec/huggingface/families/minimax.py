@@ -1,0 +1,174 @@
+"""MiniMax-Text-01, M1, M2 and M3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmbench.spec.ffn import Gated, Router, SharedExperts
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    HEAD_NORM,
+    TOPK_SOFTMAX,
+    activation,
+    attention,
+    block,
+    decoder,
+    layer_types,
+    matrix,
+    mixture_layers,
+    moe,
+    norm,
+    num_layers,
+    rope,
+    sparse_layers,
+    vector,
+)
+from llmbench.spec.mixer import LightningAttention, QKNorm
+from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction
+
+
+@family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")
+def minimax(c: Config) -> ModelSpec:
+    """MiniMax-Text-01 and M1: seven lightning-attention layers to one of softmax attention, experts in all.
+    The first files on the hub list the kinds of layers as zeros and ones in `attn_type_list`."""
+    full = attention(c, sliding_window=c.window())
+    linear = LightningAttention(
+        num_attention_heads=full.num_attention_heads,
+        head_dim=full.head_dim,
+        block_size=c.size("block_size", 256),
+    )
+    count = num_layers(c)
+    derived = ["full_attention" if (i + 1) % 2 else "linear_attention" for i in range(count)]
+    if c.model_type != "minimax":
+        softmax = c.entries("attn_type_list", count)
+        if softmax is None:
+            raise c.error("attn_type_list", f"is missing; `{c.model_type}` needs it")
+        derived = ["full_attention" if kind == 1 else "linear_attention" for kind in softmax]
+        if c.count("shared_intermediate_size"):
+            c.doubt("shared_intermediate_size: a shared expert is not counted")
+        c.ignore("shared_moe_mode")
+    kinds = layer_types(c, derived)
+    ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
+    if ffn.activation != "silu":
+        c.unbuildable("MiniMax's linear attention has hidden_act too, and only SiLU is built")
+    layers = []
+    for kind in kinds:
+        residual = _minimax_residual(c, kind)
+        if kind == "linear_attention":
+            layers.append(("linear", block(linear, ffn, **residual)))
+        else:
+            layers.append(("attention", block(full, ffn, **residual)))
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.head_dim))
+
+
+def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
+    """How a layer adds: what its norm gives times α, and the sublayer's output times β. The class in transformers
+    always starts behind the norm; that on the hub where `postnorm` says so, and its factors have other names."""
+    hub = c.model_type != "minimax"
+    own = "linear_attention" if kind == "linear_attention" else "full_attention"
+    own = own if hub else own.replace("attention", "attn")
+
+    def factor(part: str, name: str) -> float:
+        return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
+
+    alpha, beta = (factor(own, name) for name in ("alpha", "beta"))
+    if (alpha, beta) != (factor("mlp", "alpha"), factor("mlp", "beta")):
+        c.unbuildable("sublayers of one layer that are added with different factors")
+    behind = c.flag("postnorm") if hub else True
+    return {"skip_scale": alpha, "residual_scale": beta, "residual_from_norm": behind}
+
+
+@family("minimax_m2")
+def minimax_m2(c: Config) -> ModelSpec:
+    """MiniMax-M2: qk-norm over the full width, sigmoid router with a stored correction."""
+    c.require("use_qk_norm", True)
+    c.require("qk_norm_type", "per_layer")
+    c.ignore(
+        """
+        scoring_func mtp_transformer_layers use_mtp shared_moe_mode mlp_intermediate_size
+        layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta
+        """,
+    )
+    c.require("use_routing_bias", True)
+    c.require("shared_intermediate_size", 0)
+    c.require("moe_intermediate_size", c.size("intermediate_size"))
+    if any(kind != 1 for kind in c.entries("attn_type_list") or []):
+        c.doubt("attn_type_list with other than full attention is not understood")
+    mixer = attention(c, qk_norm=QKNorm(over="full"))
+    ffn = moe(
+        c,
+        experts="num_local_experts",
+        width="intermediate_size",
+        router=Router(scores="sigmoid", correction="buffer", normalize=True),
+    )
+    mtp = c.count("num_mtp_modules")
+    return decoder(
+        c,
+        block(mixer, ffn),
+        norm=norm(c),
+        positions=rope(c, head_dim=mixer.head_dim),
+        next_token_prediction=NextTokenPrediction(count=mtp, layer="block") if mtp else None,
+    )
+
+
+@family("minimax_m3_vl_text", "minimax_m3")
+def minimax_m3(c: Config) -> ModelSpec:
+    """MiniMax-M3: grouped attention with a norm a head, on some layers to blocks of keys that an indexer
+    chooses."""
+    legacy = c.table("sparse_attention_config")
+    count, hidden = num_layers(c), c.size("hidden_size")
+    for key, old in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
+        if old in legacy:
+            c.put(key, legacy[old])
+    c.ignore(
+        """
+        index_block_size index_topk_blocks index_local_blocks use_qk_norm
+        use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
+        """,
+    )
+    c.put("rotary_dim", None)  # the class reads a share of the head
+    if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
+        c.unbuildable("a SwiGLU with another slope or limit than gpt-oss's")
+    c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
+    given = c.entries("layer_types", count)
+    frequency = legacy.get("sparse_attention_freq")
+    if given is None and isinstance(frequency, list):
+        if len(frequency) != count:
+            raise c.error("sparse_attention_config", f"must say it of {count} layers, not of {len(frequency)}")
+        given = ["minimax_m3_sparse" if chosen else "full_attention" for chosen in frequency]
+    kinds = given or ["full_attention"] * count
+    chosen = c.entries("moe_layer_freq", count)
+    sparse = sparse_layers(c, lambda index: bool(chosen[index]) if chosen else True)
+    mixer = attention(c, qk_norm=HEAD_NORM)
+    c.put("hidden_act", "swiglu_oai")
+    ffn = moe(
+        c,
+        experts="num_local_experts",
+        width="intermediate_size",
+        router=Router(
+            scores="sigmoid",
+            correction="buffer",
+            normalize=True,
+            scale=c.number("routed_scaling_factor", 1.0),
+        ),
+        shared=SharedExperts(intermediate_size=c.size("shared_intermediate_size")),
+    )
+    c.require("n_shared_experts", 1)
+    dense = Gated(intermediate_size=c.size("dense_intermediate_size"), activation=activation(c))
+    layers: list[tuple[str, Layer]] = []
+    for kind, has_experts in zip(kinds, sparse, strict=True):
+        if kind not in ("full_attention", "minimax_m3_sparse"):
+            raise c.error("layer_types", f"has the unknown kind `{str(kind)[:40]}`")
+        extra: tuple[ExtraWeight, ...] = ()
+        if kind == "minimax_m3_sparse":
+            c.doubt("attention to chosen blocks is counted as to all keys, without the indexer's scores and keys")
+            width, heads = c.size("index_head_dim"), c.size("index_n_heads")
+            extra = (
+                matrix("attention.indexer.q_proj", "attention_extra", heads * width, hidden),
+                matrix("attention.indexer.k_proj", "attention_extra", width, hidden),
+                vector("attention.indexer.norms", "attention_extra", 2, width),
+            )
+        name = "chosen" if extra else "global"
+        layers += mixture_layers([(name, mixer)], [has_experts], ffn, dense, extra=extra)
+    return decoder(c, layers, norm=norm(c, unit_offset=True), positions=rope(c, head_dim=mixer.head_dim))

@@ -1,0 +1,97 @@
+"""dots by rednote."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    HEAD_NORM,
+    attention,
+    decoder,
+    deepseek_router,
+    gated,
+    head_dim_of,
+    latent_attention,
+    matrix,
+    mixture_layers,
+    moe,
+    norm,
+    num_layers,
+    rope,
+    shared_experts,
+    sparse_after_first,
+    vector,
+    windowed_layers,
+)
+from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
+from llmbench.spec.mixer import LatentAttention
+from llmbench.spec.model import ModelSpec
+
+
+@family("dots1")
+def dots1(c: Config) -> ModelSpec:
+    """dots.llm1: Qwen3's attention, DeepSeek's experts, windows from layer `max_window_layers` on."""
+    bias = c.flag("attention_bias")
+    window, first = c.window(), c.count("max_window_layers")
+    common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
+    local = windowed_layers(c, lambda index: window is not None and index >= first)
+    mixers = [
+        ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
+    ]
+    sparse = sparse_after_first(c)
+    c.ignore("intermediate_size")
+    layers = mixture_layers(mixers, sparse, deepseek_ffn(c), None if all(sparse) else gated(c, bias=False))
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))
+
+
+@family("dots3_note_text")
+def dots3_note(c: Config) -> ModelSpec:
+    """dots3: global layers of indexed latent attention, local ones of a narrower kind; a norm on the rotated
+    key and a gate a head."""
+    count, hidden = num_layers(c), c.size("hidden_size")
+    given = c.entries("layer_types", count)
+    windows = c.flag("use_sliding_window", True)
+    derived = ["full_attention" if not windows or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)]
+    kinds = [str(kind) for kind in given or derived]
+    sparse_attention = c.get("use_dsa")
+    if "per_layer_config" in c:
+        c.doubt("per_layer_config is not understood")
+    if sparse_attention is None and "per_layer_config" not in c:
+        sparse_attention = True
+    if sparse_attention is not None:
+        kinds = [kind if kind == "sliding_attention" else "indexed" if sparse_attention else "full" for kind in kinds]
+    window = c.window() or c.size("sliding_window_size", 512)
+    full = latent_attention(c)
+    if full.q_lora_rank is None:
+        raise c.error("q_lora_rank", "must be a whole number of at least one")
+    head_dim, nope = c.size("swa_head_dim", 256), c.size("swa_qk_nope_head_dim", 192)
+    local = LatentAttention(
+        num_attention_heads=c.size("swa_num_attention_heads", 64),
+        q_lora_rank=c.size("swa_q_lora_rank", 1024),
+        kv_lora_rank=c.size("swa_kv_lora_rank", 1024),
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=c.count("swa_qk_rope_head_dim", head_dim - nope),
+        v_head_dim=c.size("swa_v_head_dim", 128),
+        latent_bias=full.latent_bias,
+        output_bias=full.output_bias,
+        sliding_window=window,
+    )
+    c.ignore("swa_num_key_value_heads", "swa_rope_theta", "head_dim", "mlp_bias")
+    width = c.size("shared_experts_intermediate_size", 1536)
+    width = c.size("moe_shared_expert_intermediate_size", width)
+    shared = shared_experts(c, "n_shared_experts", width)
+    ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
+    dense = gated(c, bias=False)
+    layers = []
+    for kind, sparse in zip(kinds, sparse_after_first(c, 1), strict=True):
+        mixer, name = full, "global"
+        if kind == "sliding_attention":
+            mixer, name = local, "local"
+        elif kind in ("indexed", "indexed_attention"):
+            mixer = indexed_attention(c)
+        extra = (
+            vector("attention.k_rope_norm", "attention_norms", mixer.qk_rope_head_dim),
+            matrix("attention.g_proj", "attention", mixer.num_attention_heads, hidden),
+        )
+        layers += mixture_layers([(name, mixer)], [sparse], ffn, dense, extra=extra)
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True))

@@ -1,0 +1,69 @@
+"""A.X K1 and K2 by SK Telecom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    decoder,
+    gated,
+    latent_attention,
+    matrix,
+    mixture_layers,
+    norm,
+    prediction_modules,
+    rope,
+    sparse_after_first,
+    vector,
+)
+from llmbench.spec.huggingface.families.deepseek import deepseek_ffn, indexed_attention
+from llmbench.spec.model import ModelSpec
+
+
+@family("axk1", "AXK1")
+def axk1(c: Config) -> ModelSpec:
+    """A.X K1: DeepSeek-V3 with a norm on the output of the experts."""
+    mixer = latent_attention(c)
+    after = vector("ffn.post_norm", "norms", c.size("hidden_size"))
+    sparse = sparse_after_first(c, 1)
+    layers = mixture_layers(mixer, sparse, deepseek_ffn(c), gated(c, bias=False), sparse_extra=(after,))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c),
+        positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True),
+        next_token_prediction=prediction_modules(c.count("num_nextn_predict_layers"), list(layers)),
+    )
+
+
+@family("axk2")
+def axk2(c: Config) -> ModelSpec:
+    """A.X K2: DeepSeek-V3.2 whose queries and output gate come from one matrix over both q latents, and whose
+    norms are gated by a narrow network."""
+    hidden, rank = c.size("hidden_size"), c.size("gated_norm_rank")
+    mixer = indexed_attention(c)
+    q_rank = mixer.q_lora_rank
+    if q_rank is None:
+        raise c.error("q_lora_rank", "must be a whole number of at least one")
+    heads, width = mixer.num_attention_heads, mixer.qk_head_dim + mixer.v_head_dim
+    # q_b_proj of the spec is heads × qk over one latent; the rest of the fused matrix stands beside it.
+    rest = matrix("attention.q_gate_proj", "attention", heads * (2 * width - mixer.qk_head_dim), q_rank)
+    c.ignore("layer_types")
+
+    def gate(name: str) -> tuple[Any, ...]:
+        return (
+            matrix(f"{name}.gate_in", "norms", rank, hidden),
+            matrix(f"{name}.gate_out", "norms", hidden, rank),
+        )
+
+    layers = mixture_layers(
+        mixer,
+        sparse_after_first(c, 1),
+        deepseek_ffn(c),
+        gated(c, bias=False),
+        extra=(rest, *gate("mixer_norm")),
+        sparse_extra=gate("ffn_norm"),
+    )
+    return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))

@@ -1,0 +1,91 @@
+"""Step 3.5 by StepFun."""
+
+from __future__ import annotations
+
+from llmbench.spec.ffn import MoE, SharedExperts
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    HEAD_NORM,
+    SIGMOID,
+    activation,
+    attention,
+    decoder,
+    gated,
+    mixture_layers,
+    norm,
+    num_layers,
+    prediction_modules,
+    rope,
+    sparse_layers,
+    windowed_layers,
+)
+from llmbench.spec.model import ModelSpec
+
+
+@family("step3p5")
+def step3p5(c: Config) -> ModelSpec:
+    """Step 3.5: a gate a head, local layers with query heads of their own number, three dense layers
+    first."""
+    count = num_layers(c)
+    mtp = c.count("num_nextn_predict_layers")
+    for key in ("layer_types", "mlp_layer_types"):  # may go on with those of the prediction modules
+        given = c.get(key)
+        if isinstance(given, list) and len(given) == count + mtp:
+            c.put(key, given[:count])
+    bias = c.flag("attention_bias")
+    other = c.table("attention_other_setting")
+    local_heads = c.optional_size("num_sliding_attention_heads") or other.get("num_attention_heads")
+    if other and (other.get("num_attention_groups"), other.get("head_dim")) not in (
+        (None, None),
+        (c.size("num_key_value_heads"), c.size("head_dim")),
+    ):
+        c.doubt("attention_other_setting has other key-value heads, which is not understood")
+    gate = c.flag("use_head_wise_attn_gate", True) and c.get("gating") in (None, True, "per-head")
+    if not gate:
+        c.doubt("an attention gate that is not one a head is not understood")
+    c.require("use_moe", True)
+    c.require("use_moe_router_bias", True)
+    c.require("sink", False)
+    window = c.window()
+    common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "headwise"}
+    full = attention(c, **common)
+    heads = local_heads if type(local_heads) is int and local_heads > 0 else full.num_attention_heads
+    local = attention(c, num_attention_heads=heads, sliding_window=window, **common)
+    mixers = [("local", local) if near else ("global", full) for near in windowed_layers(c, lambda index: False)]
+    listed = c.get("moe_layers_enum")
+    names = listed.split(",") if isinstance(listed, str) else listed if isinstance(listed, list) else None
+    chosen = set(range(3, count)) if names is None else {int(name) for name in names if str(name).strip().isdigit()}
+    keys = ("moe_num_experts", "n_routed_experts", "num_local_experts")
+    experts = next((c.size(key) for key in keys if key in c), 288)
+    mlp_bias = c.flag("mlp_bias")
+    ffn = MoE(
+        num_experts=experts,
+        num_experts_per_tok=c.size("num_experts_per_tok"),
+        intermediate_size=c.size("moe_intermediate_size"),
+        activation=activation(c),
+        router=SIGMOID,
+        shared=SharedExperts(intermediate_size=c.size("share_expert_dim"), bias=mlp_bias),
+    )
+    if c.spells("num_local_experts") and not any(map(c.spells, keys[:2])):
+        c.doubt("num_local_experts alone is not the name that Step 3.5 reads")
+    c.ignore(*keys)
+    c.ignore(
+        """
+        swiglu_limits swiglu_limits_shared query_pre_attn_scalar moe_router_scaling_factor
+        partial_rotary_factors yarn_only_types zero_centered need_fp32_gate norm_expert_weight
+        moe_router_activation moe_every_n_layer moe_layer_offset att_impl_type use_qk_norm
+        mtp_layer_types mtp_mlp_layer_types use_rope_layers use_head_wise_attn_gate gating
+        moe_layers_enum
+        """,
+    )
+    c.unbuildable("limits on gates, the scale of scores and rotations by layer (Step 3.5)")
+    sparse = sparse_layers(c, lambda index: index in chosen)
+    layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=mlp_bias))
+    return decoder(
+        c,
+        layers,
+        norm=norm(c, unit_offset=True),
+        positions=rope(c, head_dim=full.head_dim),
+        next_token_prediction=prediction_modules(mtp, list(layers)),
+    )

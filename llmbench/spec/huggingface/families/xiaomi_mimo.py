@@ -1,0 +1,79 @@
+"""MiMo by Xiaomi."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    decoder,
+    deepseek_router,
+    expect_stated_rotation,
+    gated,
+    head_dim_of,
+    mixture_layers,
+    moe,
+    norm,
+    num_layers,
+    rope,
+    shared_experts,
+    sparse_layers,
+    windowed_layers,
+)
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import Rope
+
+
+@family("mimo_v2_flash")
+def mimo(c: Config) -> ModelSpec:
+    """MiMo-V2-Flash: keys 192 wide and values 128, five local layers with sinks to one global, each its
+    heads."""
+    count = num_layers(c)
+    bias = c.flag("attention_bias")
+    pattern = c.entries("hybrid_layer_pattern", count)
+    near = windowed_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
+    frequency = c.entries("moe_layer_freq", count)
+    sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
+    window, before = c.window(), c.optional_size("sliding_window_size")
+    if before is not None and window == before:
+        # The hub's own config. Published sizes take the first; transformers' class, where it reads the second, sees one
+        # key more: those before a query, and its own.
+        c.unbuildable(
+            f"sliding_window {window} counts a query's own key, sliding_window_size {before} in its class does not"
+        )
+    elif before is not None:
+        window = before + 1
+    c.ignore("attention_chunk_size swa_rope_theta topk_method scoring_func")
+    expect_stated_rotation(c)
+    positions, near_positions = (_mimo_rope(c, kind) for kind in ("full_attention", "sliding_attention"))
+    value_scale = c.optional_number("attention_value_scale")
+    full = attention(
+        c,
+        v_head_dim=c.optional_size("v_head_dim"),
+        value_scale=value_scale,
+        qkv_bias=bias,
+        sinks=c.flag("add_full_attention_sink_bias"),
+    )
+    local = attention(
+        c,
+        num_attention_heads=c.size("swa_num_attention_heads", full.num_attention_heads),
+        num_key_value_heads=c.size("swa_num_key_value_heads", 2 * full.num_key_value_heads),
+        head_dim=c.size("swa_head_dim", full.head_dim),
+        v_head_dim=c.optional_size("swa_v_head_dim") or full.v_head_dim,
+        qkv_bias=bias,
+        sliding_window=window,
+        sinks=c.flag("add_swa_attention_sink_bias", True),
+        value_scale=value_scale,
+        positions=near_positions,
+    )
+    shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"))
+    ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
+    mixers = [("local", local) if is_local else ("global", full) for is_local in near]
+    layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=False))
+    return decoder(c, layers, norm=norm(c), positions=positions)
+
+
+def _mimo_rope(c: Config, kind: str) -> Rope:
+    """A third of each head turns unless the config says otherwise or scales the rotation."""
+    whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
+    return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)

@@ -1,0 +1,114 @@
+"""ChatGLM and GLM-4 to GLM-5 by Zhipu AI, dense, with experts and with latent attention."""
+
+from __future__ import annotations
+
+from llmbench.errors import UnsupportedError
+from llmbench.spec.ffn import Gated
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    HEAD_NORM,
+    attention,
+    block,
+    decoder,
+    gated,
+    latent_attention,
+    norm,
+    num_layers,
+    rope,
+)
+from llmbench.spec.huggingface.families.deepseek import deepseek_model, deepseek_v32
+from llmbench.spec.model import ModelSpec, Placement
+
+
+@family("chatglm")
+def chatglm(c: Config) -> ModelSpec:
+    """ChatGLM 2 and 3, GLM-4-9B: grouped heads of `kv_channels`, q/k/v biases, a padded vocabulary."""
+    if "padded_vocab_size" not in c:
+        raise UnsupportedError("the first ChatGLM-6B (its config has no padded_vocab_size) is not supported")
+    heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
+    head_dim = c.size("kv_channels", max(1, hidden // heads))
+    grouped = c.size("multi_query_group_num", 1) if c.flag("multi_query_attention") else heads
+    c.ignore("multi_query_group_num")
+    c.put("num_hidden_layers", c.size("num_layers"))
+    bias = c.flag("add_bias_linear")
+    mixer = attention(
+        c,
+        num_key_value_heads=grouped,
+        head_dim=head_dim,
+        qkv_bias=bias or c.flag("add_qkv_bias"),
+        output_bias=bias,
+    )
+    c.ignore("vocab_size", "apply_query_key_layer_scaling")
+    c.ignore("fp32_residual_connection", "original_rope", "prefix_projection", "quantization_bit")
+    c.put("rope_theta", 10000.0 * c.number("rope_ratio", 1.0))
+    behind = c.flag("apply_residual_connection_post_layernorm")
+    kind = "rmsnorm" if c.flag("rmsnorm", True) else "layernorm"
+    ffn = Gated(intermediate_size=c.size("ffn_hidden_size"), activation="silu", bias=bias)
+    return decoder(
+        c,
+        block(mixer, ffn, residual_from_norm=behind),
+        norm=norm(c, kind),
+        positions=rope(c, head_dim=head_dim, interleaved=True, partial=0.5),
+        final_norm=c.flag("post_layer_norm", True),
+        vocab_size=c.size("padded_vocab_size"),
+    )
+
+
+@family("glm", "glm4")
+def glm(c: Config) -> ModelSpec:
+    """GLM-4: biases on q, k, v by `attention_bias`, half of each head rotated; GLM-4-0414 has four norms a layer."""
+    mixer = attention(c, qkv_bias=c.flag("attention_bias"))
+    placement: Placement = "sandwich" if c.model_type == "glm4" else "pre"
+    positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
+    return decoder(c, block(mixer, gated(c, bias=False), placement), norm=norm(c), positions=positions)
+
+
+@family("glm4v_text", "glm_ocr_text")
+def glm4v(c: Config) -> ModelSpec:
+    """GLM-4.1V (always with biases on q, k and v) and GLM-OCR (never): norms before and after each
+    sublayer."""
+    c.ignore("attention_bias")
+    mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
+    positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
+    return decoder(c, block(mixer, gated(c, bias=False), "sandwich"), norm=norm(c), positions=positions)
+
+
+@family("glm4_moe", "glm4v_moe_text")
+def glm4_moe(c: Config) -> ModelSpec:
+    """GLM-4.5: half of each head rotated, biases on q, k and v only, DeepSeek's experts."""
+    mixer = attention(
+        c,
+        qkv_bias=c.flag("attention_bias"),
+        qk_norm=HEAD_NORM if c.model_type == "glm4_moe" and c.flag("use_qk_norm") else None,
+    )
+    return deepseek_model(c, mixer, positions_dim=mixer.head_dim, partial=0.5)
+
+
+@family("glm4_moe_lite")
+def glm4_moe_lite(c: Config) -> ModelSpec:
+    """GLM-4.7-Flash: DeepSeek-V3 with one dense layer."""
+    mixer = latent_attention(c)
+    turned = mixer.qk_rope_head_dim
+    return deepseek_model(c, mixer, positions_dim=turned, interleaved=c.flag("rope_interleave", True), first=1)
+
+
+@family("glm_moe_dsa")
+def glm_moe_dsa(c: Config) -> ModelSpec:
+    """GLM-5: DeepSeek-V3.2 whose indexers may serve several layers."""
+    return deepseek_v32(c, reused=_shared_indexers(c), interleaved=True)
+
+
+def _shared_indexers(c: Config) -> list[bool]:
+    """Which layers reuse the choice of the indexer before them: listed, or every so many have their own."""
+    count = num_layers(c)
+    given = c.entries("indexer_types", count)
+    pattern = c.get("index_topk_pattern")
+    every, offset = max(c.count("index_topk_freq", 1), 1), c.count("index_skip_topk_offset", 2)
+    if given is None and isinstance(pattern, (str, list)):
+        given = ["shared" if kind in ("S", "shared") else "full" for kind in pattern]
+        if len(given) != count:
+            raise c.error("index_topk_pattern", f"must have {count} entries, one a layer, not {len(given)}")
+    if given is None:
+        given = ["full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(count)]
+    return [kind == "shared" for kind in given]
