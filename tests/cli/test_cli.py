@@ -16,7 +16,8 @@ from llmbench.report.render import to_json
 from llmbench.sizing.op import Component
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import write_spec
-from llmbench.spec.huggingface.export import to_config
+
+from ..oracles.huggingface_export import to_config
 
 Capture = pytest.CaptureFixture[str]
 

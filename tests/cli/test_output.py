@@ -351,7 +351,7 @@ def test_one_approximate_model_among_several(format: str, approximate: str, caps
 
 
 def test_an_imported_config_that_is_doubted(tmp_path: Path, capsys: Capture) -> None:
-    from llmbench.spec.huggingface.export import to_config
+    from ..oracles.huggingface_export import to_config
 
     config = to_config(load_bundled("llama2-7b")) | {"something_new": 17}
     file = tmp_path / "config.json"

@@ -18,9 +18,9 @@ from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.files import read_spec
 from llmbench.spec.huggingface import from_config, load_config, supported_model_types
-from llmbench.spec.huggingface.export import to_config
 from llmbench.spec.huggingface.facts import facts
 
+from ..oracles.huggingface_export import to_config
 from .hostile import JUNK, QUICK_S, anything, common, sized, survives
 
 

@@ -17,12 +17,12 @@ from llmbench.sizing.workload import Layout
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.files import parse_spec, read_spec, write_spec
 from llmbench.spec.huggingface import load_config
-from llmbench.spec.huggingface.export import same_model, to_config
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 from llmbench.spec.pattern import format_pattern, parse_pattern
 from llmbench.spec.position import LearnedPositions
 
+from ..oracles.huggingface_export import same_model, to_config
 from . import strategies
 
 common = settings(

@@ -11,11 +11,12 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Gated, MoE
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.export import same_model, to_config
 from llmbench.spec.mixer import Attention, LatentAttention
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions, NoPositions, Rope
+
+from ..oracles.huggingface_export import same_model, to_config
 
 
 def parameters(name: str) -> Parameters:

@@ -13,10 +13,10 @@ from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import bundled_models, find_model, load_bundled
 from llmbench.spec.files import parse_spec, write_spec
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.export import exportable_model_types, same_model, to_config
 from llmbench.spec.override import override
 
 from ..oracles import transformers_meta as oracle
+from ..oracles.huggingface_export import exportable_model_types, same_model, to_config
 
 FOLDER = Path(__file__).parents[2] / "specs" / "models"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from llmbench.errors import SpecError
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.export import to_config
 from llmbench.spec.mixer import RGLRU, LatentAttention, Mamba2
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.override import override
+
+from ..oracles.huggingface_export import to_config
 
 DENSE, MIXTURE, LATENT, CHUNKED = "smollm2-135m", "mixtral-8x7b", "deepseek-v3", "llama4-scout"
 MIXER, FFN = "layers.block.mixer", "layers.block.ffn"

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmbench.spec.ffn import Dense, Gated, MoE
-from llmbench.spec.huggingface.export_parts import (
+from llmbench.spec.mixer import RGLRU, Attention, GatedDeltaNet, LatentAttention, Mamba, Mamba2
+from llmbench.spec.position import RelativeBias, Rope
+
+from .huggingface_keys import (
     Keys,
     View,
     bert,
@@ -26,8 +29,6 @@ from llmbench.spec.huggingface.export_parts import (
     starcoder2,
     width,
 )
-from llmbench.spec.mixer import RGLRU, Attention, GatedDeltaNet, LatentAttention, Mamba, Mamba2
-from llmbench.spec.position import RelativeBias, Rope
 
 
 def experts(count: str, size: str) -> Callable[[View], Keys]:

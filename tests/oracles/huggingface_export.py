@@ -12,10 +12,11 @@ import msgspec
 
 from llmbench.errors import LLMBenchError, UnsupportedError
 from llmbench.spec.huggingface import from_config
-from llmbench.spec.huggingface.export_forms import FORMS
-from llmbench.spec.huggingface.export_parts import View
 from llmbench.spec.huggingface.facts import facts as all_facts
 from llmbench.spec.model import Layer, ModelSpec
+
+from .huggingface_forms import FORMS
+from .huggingface_keys import View
 
 __all__ = ["exportable_model_types", "same_model", "to_config"]
 
