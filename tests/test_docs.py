@@ -1,4 +1,4 @@
-"""The pages say what the program does: references are current, examples print what they show, links lead somewhere."""
+"""The pages agree with the program: references are up to date, examples print the shown output, links have targets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.
 
 
 def tool(name: str) -> ModuleType:
-    """A script of tools/ as a module."""
-    described = importlib.util.spec_from_file_location(f"llmbench_tools_{name}", ROOT / "tools" / f"{name}.py")
-    assert described is not None
-    assert described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    sys.modules[described.name] = module
-    described.loader.exec_module(module)
+    """Import a script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"llmbench_tools_{name}", ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
     return module
 
 
@@ -54,7 +54,7 @@ def test_references_are_up_to_date(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("page", components.PAGES)
-def test_components_name_the_models_that_use_them(page: str) -> None:
+def test_component_pages_list_the_models_that_use_each_feature(page: str) -> None:
     path = components.FOLDER / f"{page}.md"
     assert len(components.MARKED.findall(path.read_text(encoding="utf-8"))) == 1
     assert path.read_text(encoding="utf-8") == components.current(path), "run python tools/component_models.py"
@@ -92,21 +92,21 @@ def test_examples_of_the_help_run(
     if example.startswith("llmbench diff"):
         for name in ("before", "after"):
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
-    alone = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
-    if example.startswith(alone):  # kernels of this process may be interpreted
-        own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        subprocess.run([sys.executable, "-m", *shlex.split(example)], env=own, check=True, capture_output=True)
+    own_process = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
+    if example.startswith(own_process):  # this process may run kernels in the interpreter
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        subprocess.run([sys.executable, "-m", *shlex.split(example)], env=environment, check=True, capture_output=True)
         return
     assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
-def test_examples_of_the_pages_print_what_they_show(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # as a reader runs them
+def test_examples_of_the_pages_print_the_shown_output(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # a reader does not set it
     text = path.read_text(encoding="utf-8")
     for block in examples.BLOCK.finditer(text):
         if block["body"].startswith(examples.PROMPTS):
-            assert block["info"].strip() == "console", f"mark it as console: {block['body'][:60]}"
+            assert block["info"].strip() == "console", f"mark this block as console: {block['body'][:60]}"
     assert examples.actual(text) == text, "run python tools/doc_examples.py"
 
 
@@ -121,23 +121,23 @@ def test_python_examples_of_the_pages(path: Path) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors a page's headings make."""
+    """The anchors of all headings of a page."""
     prose = examples.BLOCK.sub("", text)
     titles = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_have_targets(path: Path) -> None:
     prose = re.sub(r"`[^`\n]*`", "", examples.BLOCK.sub("", path.read_text(encoding="utf-8")))
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
         file = (path.parent / name) if name else path
-        assert file.exists(), f"{target} leads nowhere"
+        assert file.exists(), f"{target} does not exist"
         if anchor and file.suffix == ".md":
-            assert anchor in anchors(file.read_text(encoding="utf-8")), f"no heading for {target}"
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: the page has no such heading"
 
 
 def test_every_page_of_the_docs_is_linked_from_the_index() -> None:
@@ -155,7 +155,7 @@ def test_paths_named_in_the_pages_exist() -> None:
             assert (ROOT / name).exists(), f"{relative[path]} names {name}"
 
 
-def test_counts_that_the_pages_give() -> None:
+def test_pages_give_the_right_number_of_bundled_models_and_devices() -> None:
     models, devices = (len(list((ROOT / "specs" / kind).glob("*.toml"))) for kind in ("models", "devices"))
     for path in PAGES:
         text = path.read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
-"""Write into docs/components/*.md which bundled models use what: the table between a page's two markers.
+"""Write the table "who uses it" of each page in docs/components/: the bundled models that use each feature.
+
+The table stands between the two markers of a page.
 
 python tools/component_models.py            # write them
-python tools/component_models.py --check    # compare; exit 1 where one is out of date
+python tools/component_models.py --check    # compare; exit 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -27,68 +29,68 @@ Uses = Callable[[ModelSpec], bool]
 
 
 def layers(spec: ModelSpec) -> list[Layer]:
-    """Every kind of layer, of the encoder too."""
+    """All kinds of layers of a model, including its encoder."""
     return [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
 
 
 def mixers(spec: ModelSpec, kind: type[Kind]) -> Iterator[Kind]:
-    """Every mixer of a kind."""
+    """All mixers of a model that have the type `kind`."""
     return (mixer for layer in layers(spec) for mixer in branches(layer.mixer) if isinstance(mixer, kind))
 
 
 def positions(spec: ModelSpec) -> list[Positions]:
-    """What tells the places of tokens, in the model and in each of its attentions."""
+    """The position encodings of a model: its own, and that of each attention."""
     attentions: list[Attention | LatentAttention] = [*mixers(spec, Attention), *mixers(spec, LatentAttention)]
     return [spec.positions, *(spec.positions_of(mixer) for mixer in attentions)]
 
 
 def has_mixer(kind: type[Kind], also: Callable[[Kind], object] = lambda mixer: True) -> Uses:
-    """Whether a model has a mixer of a kind of which `also` holds."""
+    """Return a test for models that have a mixer of type `kind` that satisfies `also`."""
     return lambda spec: any(also(mixer) for mixer in mixers(spec, kind))
 
 
 def has_ffn(kind: type[Kind], also: Callable[[Kind], object] = lambda ffn: True) -> Uses:
-    """Whether a model has a feed-forward of a kind of which `also` holds."""
+    """Return a test for models that have a feed-forward of type `kind` that satisfies `also`."""
     return lambda spec: any(isinstance(layer.ffn, kind) and also(layer.ffn) for layer in layers(spec))
 
 
 def has_rope(also: Callable[[Rope], object]) -> Uses:
-    """Whether a model has a rotation of which `also` holds."""
-    return lambda spec: any(isinstance(found, Rope) and also(found) for found in positions(spec))
+    """Return a test for models that have a rotary encoding that satisfies `also`."""
+    return lambda spec: any(isinstance(encoding, Rope) and also(encoding) for encoding in positions(spec))
 
 
 def has_norm(kind: str, *, bias: bool = False, weight: bool = True) -> Uses:
-    """Whether a model's norm is of that kind."""
+    """Return a test for models whose norm has this kind, bias and weight."""
     return lambda spec: (spec.norm.kind, spec.norm.bias, spec.norm.weight) == (kind, bias, weight)
 
 
 def placed(placement: str) -> Uses:
-    """Whether a layer of a model has its norms there."""
+    """Return a test for models that have a layer with this placement of norms."""
     return lambda spec: any(layer.placement == placement for layer in layers(spec))
 
 
 def scaled(kind: str) -> Uses:
-    """Whether a model changes its rotation's frequencies in that way."""
+    """Return a test for models that have a rotary encoding with this kind of scaling."""
     return has_rope(lambda rope: rope.scaling is not None and rope.scaling.kind == kind)
 
 
 PAGES: dict[str, dict[str, Uses]] = {
     "positions": {
         "RoPE": has_rope(lambda rope: True),
-        "RoPE of a part of the head": has_rope(lambda rope: rope.rotary_dim is not None),
-        "RoPE of neighbours (`interleaved`)": has_rope(lambda rope: rope.interleaved),
+        "RoPE on a part of the head": has_rope(lambda rope: rope.rotary_dim is not None),
+        "RoPE on neighbouring pairs (`interleaved`)": has_rope(lambda rope: rope.interleaved),
         "scaling `linear`": scaled("linear"),
         "scaling `dynamic`": scaled("dynamic"),
         "scaling `yarn`": scaled("yarn"),
         "scaling `llama3`": scaled("llama3"),
         "scaling `longrope`": scaled("longrope"),
         "learned table": lambda spec: isinstance(spec.positions, LearnedPositions),
-        "ALiBi": lambda spec: any(isinstance(found, Alibi) for found in positions(spec)),
-        "relative bias": lambda spec: any(isinstance(found, RelativeBias) for found in positions(spec)),
-        "layers without positions among layers with": lambda spec: (
+        "ALiBi": lambda spec: any(isinstance(encoding, Alibi) for encoding in positions(spec)),
+        "relative bias": lambda spec: any(isinstance(encoding, RelativeBias) for encoding in positions(spec)),
+        "layers with and layers without positions": lambda spec: (
             len({isinstance(spec.positions_of(mixer), NoPositions) for mixer in mixers(spec, Attention)}) > 1
         ),
-        "none": lambda spec: all(isinstance(found, NoPositions) for found in positions(spec)),
+        "no positions": lambda spec: all(isinstance(encoding, NoPositions) for encoding in positions(spec)),
     },
     "norms": {
         "RMSNorm": has_norm("rmsnorm"),
@@ -105,9 +107,7 @@ PAGES: dict[str, dict[str, Uses]] = {
         "MQA": has_mixer(Attention, lambda mixer: mixer.label == "MQA"),
         "`sliding_window`": has_mixer(Attention, lambda mixer: mixer.sliding_window),
         "`attention_chunk_size`": has_mixer(Attention, lambda mixer: mixer.attention_chunk_size),
-        "windowed layers among global ones": lambda spec: (
-            len({mixer.span is None for mixer in mixers(spec, Attention)}) > 1
-        ),
+        "windowed and global layers": lambda spec: len({mixer.span is None for mixer in mixers(spec, Attention)}) > 1,
         "`qk_norm`": has_mixer(Attention, lambda mixer: mixer.qk_norm),
         "`logit_soft_cap`": has_mixer(Attention, lambda mixer: mixer.logit_soft_cap),
         "`sinks`": has_mixer(Attention, lambda mixer: mixer.sinks),
@@ -119,7 +119,7 @@ PAGES: dict[str, dict[str, Uses]] = {
     },
     "latent-attention": {
         "latent attention": has_mixer(LatentAttention),
-        "queries in full rank (no `q_lora_rank`)": has_mixer(LatentAttention, lambda mixer: mixer.q_lora_rank is None),
+        "full-rank queries (no `q_lora_rank`)": has_mixer(LatentAttention, lambda mixer: mixer.q_lora_rank is None),
         "`indexer`": has_mixer(LatentAttention, lambda mixer: mixer.indexer),
     },
     "feed-forward": {
@@ -129,20 +129,20 @@ PAGES: dict[str, dict[str, Uses]] = {
         "dense, GELU (tanh)": has_ffn(Dense, lambda ffn: ffn.activation == "gelu_tanh"),
         "SwiGLU": has_ffn(Gated, lambda ffn: ffn.activation == "silu"),
         "GEGLU": has_ffn(Gated, lambda ffn: ffn.activation in ("gelu", "gelu_tanh")),
-        "biases": lambda spec: any(isinstance(at.ffn, (Dense, Gated)) and at.ffn.bias for at in layers(spec)),
+        "biases": lambda spec: any(isinstance(layer.ffn, (Dense, Gated)) and layer.ffn.bias for layer in layers(spec)),
     },
     "mixture-of-experts": {
         "scores `softmax`": has_ffn(MoE, lambda ffn: ffn.router.scores == "softmax"),
         "scores `softmax_topk`": has_ffn(MoE, lambda ffn: ffn.router.scores == "softmax_topk"),
         "scores `sigmoid`": has_ffn(MoE, lambda ffn: ffn.router.scores == "sigmoid"),
         "scores `sparsemixer`": has_ffn(MoE, lambda ffn: ffn.router.scores == "sparsemixer"),
-        "one expert a token": has_ffn(MoE, lambda ffn: ffn.num_experts_per_tok == 1),
+        "one expert per token": has_ffn(MoE, lambda ffn: ffn.num_experts_per_tok == 1),
         "`shared` experts": has_ffn(MoE, lambda ffn: ffn.shared),
-        "`correction` of the choice": has_ffn(MoE, lambda ffn: ffn.router.correction),
+        "`correction` (a bias in the choice of experts)": has_ffn(MoE, lambda ffn: ffn.router.correction),
         "groups (`n_group`)": has_ffn(MoE, lambda ffn: ffn.router.n_group > 1),
-        "weights on the input (`on_input`)": has_ffn(MoE, lambda ffn: ffn.router.on_input),
+        "routing weights on the input (`on_input`)": has_ffn(MoE, lambda ffn: ffn.router.on_input),
         "limited capacity": has_ffn(MoE, lambda ffn: ffn.capacity_factor or ffn.expert_capacity),
-        "layers of experts among dense ones": lambda spec: (
+        "expert layers and dense layers": lambda spec: (
             spec.is_moe and any(isinstance(layer.ffn, (Dense, Gated)) for layer in layers(spec))
         ),
     },
@@ -157,8 +157,8 @@ PAGES: dict[str, dict[str, Uses]] = {
         ),
     },
     "embeddings-and-heads": {
-        "tied": lambda spec: spec.tie_word_embeddings,
-        "untied": lambda spec: not spec.tie_word_embeddings,
+        "tied head": lambda spec: spec.tie_word_embeddings,
+        "untied head": lambda spec: not spec.tie_word_embeddings,
         "`embedding.scale`": lambda spec: spec.embedding.scale != 1.0,
         "`embedding.norm`": lambda spec: spec.embedding.norm,
         "`embedding.size`": lambda spec: spec.embedding.size is not None,
@@ -169,11 +169,11 @@ PAGES: dict[str, dict[str, Uses]] = {
         "`head.soft_cap`": lambda spec: spec.head.soft_cap is not None,
     },
     "encoders": {
-        "encoder alone": lambda spec: spec.encoder is None and not spec.decodes,
+        "encoder only": lambda spec: spec.encoder is None and not spec.decodes,
         "encoder and decoder": lambda spec: spec.encoder is not None,
     },
 }
-"""What a page's table lists, and who uses it."""
+"""The features that each page lists, with the test for models that use them."""
 
 
 @cache
@@ -183,22 +183,22 @@ def specs() -> tuple[ModelSpec, ...]:
 
 
 def table(page: str) -> str:
-    """Which models use what a page describes; what none uses is left out."""
-    lines = ["| what | models | which |", "|---|---:|---|"]
-    for what, uses in PAGES[page].items():
+    """The table of a page: each feature with the models that use it. A feature without models is left out."""
+    lines = ["| feature | number | models |", "|---|---:|---|"]
+    for feature, uses in PAGES[page].items():
         names = [spec.name for spec in specs() if uses(spec)]
         if names:
-            lines.append(f"| {what} | {len(names)} | {', '.join(names)} |")
+            lines.append(f"| {feature} | {len(names)} | {', '.join(names)} |")
     return "\n".join(lines) + "\n"
 
 
 def current(path: Path) -> str:
-    """A page with its table as it should be."""
+    """The text of a page with an up-to-date table."""
     return MARKED.sub(lambda match: match[1] + table(path.stem) + match[2], path.read_text(encoding="utf-8"))
 
 
 def main() -> int:
-    """Write or compare all pages."""
+    """Write all pages. With `--check`, compare them and return 1 if one is out of date."""
     stale = 0
     for path in (FOLDER / f"{page}.md" for page in PAGES):
         text = current(path)

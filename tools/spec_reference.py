@@ -1,7 +1,7 @@
-"""Write docs/spec-fields.md from the types of a spec: every part, its fields, their types and defaults.
+"""Write docs/spec-fields.md from the types in llmbench/spec/: every part with its fields, their types and defaults.
 
 python tools/spec_reference.py            # write it
-python tools/spec_reference.py --check    # compare; exit 1 where it is out of date
+python tools/spec_reference.py --check    # compare; exit 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ HEAD = """\
 
 <!-- Written by tools/spec_reference.py from the types in llmbench/spec/. Do not edit; run it again. -->
 
-How the parts fit together is in [Specs](concepts/specs.md). A *size* is a whole number from 1 to 2³¹; a *count* may be
-0 as well. A field that is not required may be left out. An unknown field is an error that names its place.
+[Specs](concepts/specs.md) explains how the parts fit together. A *size* is a whole number from 1 to 2³¹. A *count* may
+also be 0. A field that is not required may be left out. llmbench refuses an unknown field and says where it stands.
 """
 
 SECTIONS = (
@@ -64,7 +64,7 @@ def parts(module: ModuleType) -> list[type[msgspec.Struct]]:
 
 
 def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:
-    """The named lists of values that a module defines (`Placement`)."""
+    """The lists of values that a module names (`Placement`), by name."""
     return {
         name: typing.get_args(value)
         for name, value in vars(module).items()
@@ -72,20 +72,20 @@ def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:
     }
 
 
-def remarks(tree: ast.AST) -> dict[str, str]:
-    """The text that stands right below an assignment, by the assigned name."""
-    found = {}
+def descriptions(tree: ast.AST) -> dict[str, str]:
+    """Texts that stand directly below an assignment, by the assigned name."""
+    texts = {}
     for body in [getattr(node, "body", None) for node in ast.walk(tree)]:
         for before, after in itertools.pairwise(body) if isinstance(body, list) else ():
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
             target = getattr(before, "target", None) or (getattr(before, "targets", None) or [None])[0]
             if isinstance(text, str) and isinstance(target, ast.Name):
-                found[target.id] = inspect.cleandoc(text)
-    return found
+                texts[target.id] = inspect.cleandoc(text)
+    return texts
 
 
 def type_text(written: str) -> str:
-    """A field's type as a reader of specs says it."""
+    """The type of a field in words: `size` for an Annotated int, `list of text` for tuple[str, ...]."""
     written = re.sub(r"\s+", " ", written).removesuffix(" | None").strip()
     if written in WORDS:
         return WORDS[written]
@@ -103,7 +103,7 @@ def type_text(written: str) -> str:
 
 
 def default_text(field: msgspec.structs.FieldInfo) -> str:
-    """A field's default as a spec would say it."""
+    """The default of a field, as a spec writes it."""
     if field.required:
         return "required"
     if field.default_factory is not msgspec.NODEFAULT or field.default == ():
@@ -120,7 +120,7 @@ def default_text(field: msgspec.structs.FieldInfo) -> str:
 
 
 def section(part: type[msgspec.Struct]) -> str:
-    """One part: what it says of itself, and its fields."""
+    """The section of one part: its docstring and its fields."""
     tag = part.__struct_config__.tag
     lines = [f"### {part.__name__}", ""]
     lines += [f'`kind = "{tag}"`', ""] if tag else []
@@ -129,7 +129,7 @@ def section(part: type[msgspec.Struct]) -> str:
     if not fields:
         return "\n".join([*lines, "No fields.", ""])
     lines += ["| field | type | default |", "|---|---|---|"]
-    notes = remarks(ast.parse(inspect.getsource(part)))
+    notes = descriptions(ast.parse(inspect.getsource(part)))
     for field in fields:
         text = type_text(str(part.__annotations__[field.name]))
         lines.append(f"| `{field.encode_name}` | {text} | {default_text(field)} |")
@@ -143,15 +143,15 @@ def reference() -> str:
     texts = [HEAD]
     for title, module in SECTIONS:
         texts += [f"## {title}\n", *(section(part) for part in parts(module))]
-        said = remarks(ast.parse(inspect.getsource(module)))
+        notes = descriptions(ast.parse(inspect.getsource(module)))
         for name, values in choices(module).items():
             listed = ", ".join(f'`"{value}"`' for value in values)
-            texts.append(f"### {name}\n\nOne of {listed}.\n\n{said.get(name, '')}\n".replace("\n\n\n", "\n"))
+            texts.append(f"### {name}\n\nOne of {listed}.\n\n{notes.get(name, '')}\n".replace("\n\n\n", "\n"))
     return "\n".join(texts)
 
 
 def main() -> int:
-    """Write or compare."""
+    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
