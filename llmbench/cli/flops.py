@@ -1,4 +1,4 @@
-"""`llmbench flops`: the arithmetic of a prefill, a decoding step or a training step."""
+"""`llmbench flops`: the FLOPs of a prefill, a decoding step or a training step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llmbench.cli.options import (
+    MODEL_FIELDS,
     SEQ,
+    AboutModel,
     As,
     Batch,
     Explain,
@@ -16,14 +18,13 @@ from llmbench.cli.options import (
     Seq,
     Set,
     answer,
-    approximate_lines,
-    length_notes,
     load,
-    title,
+    model_block,
 )
 from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, records
 from llmbench.report.units import change, plural, si
 from llmbench.sizing.flops import Flops, count_flops, step_flops
 from llmbench.sizing.lower import lower
@@ -33,34 +34,94 @@ from llmbench.sizing.workload import Phase, Recompute, Workload
 from llmbench.spec.mixer import LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
-OfPhase = Annotated[
-    Phase, typer.Option("--phase", help="prefill and train take --seq tokens, decode one after --seq cached.")
+PhaseOption = Annotated[
+    Phase,
+    typer.Option(
+        "--phase", help="prefill and train read --seq tokens; decode computes one token after --seq cached ones."
+    ),
 ]
-Counted = Annotated[
+ScorePairs = Annotated[
     Literal["causal", "full"],
-    typer.Option("--attention", help="Score pairs: those the mask leaves, or all S×S as FLOP counters do."),
+    typer.Option("--attention", help="Score pairs to count: those inside the mask, or all S×S as FLOP counters do."),
 ]
-Again = Annotated[Recompute, typer.Option("--recompute", help="What training computes twice.")]
-By = Annotated[Literal["component", "op"], typer.Option("--by", help="What a row of the table is.")]
+RecomputeOption = Annotated[
+    Recompute, typer.Option("--recompute", help="Activations that the backward pass computes again.")
+]
+By = Annotated[Literal["component", "op"], typer.Option("--by", help="Rows of the table.")]
+
+
+class Counted(AboutModel, kw_only=True):
+    """A model and the FLOPs of one step."""
+
+    flops: Flops
+    workload: Workload
+    recompute: Recompute
+
+
+FIELDS: tuple[Field[Counted], ...] = (
+    *MODEL_FIELDS,
+    Field("phase", value=lambda row: row.workload.phase, description="`prefill`, `decode` or `train`, as asked"),
+    Field("seq_len", value=lambda row: _length(row.workload), description="tokens per sequence, as asked"),
+    Field("batch", value=lambda row: row.workload.batch, description="sequences, as asked"),
+    Field(
+        "attention",
+        value=lambda row: "full" if row.workload.masked_pairs else "causal",
+        description="score pairs that are counted, as asked",
+    ),
+    Field(
+        "absorbed_mla",
+        value=lambda row: absorbs(row.spec, row.workload),
+        description="whether latent attention computes on the latent itself (in decoding), without expanding it",
+    ),
+    Field(
+        "total_flops",
+        value=lambda row: row.flops.total,
+        description="FLOPs of the step: the forward pass, and in training the backward pass",
+    ),
+    Field("matmul_flops", value=lambda row: row.flops.matmul, description="its products with weights"),
+    Field(
+        "attention_flops",
+        value=lambda row: row.flops.attention,
+        description="its scores, and their products with the values",
+    ),
+    Field("recurrent_flops", value=lambda row: row.flops.recurrent, description="its recurrences and convolutions"),
+    Field(
+        "recompute_flops",
+        value=lambda row: row.flops.recompute,
+        description="FLOPs that the backward pass computes a second time; not in the total",
+    ),
+    Field(
+        "tokens",
+        value=lambda row: row.flops.tokens,
+        description="new tokens: batch × sequence, or in decoding the batch",
+    ),
+    Field("flops_per_token", value=lambda row: row.flops.per_token, description="total / tokens"),
+    Field(
+        "rule_of_thumb_flops",
+        value=lambda row: row.flops.rule,
+        description="2·N or (in training) 6·N per token; N is the active parameters without embeddings",
+    ),
+    Field("components", value=lambda row: row.flops.components, description="FLOPs by component"),
+)
 
 
 def command(
     models: Models,
-    phase: OfPhase = "prefill",
+    phase: PhaseOption = "prefill",
     seq: Seq = SEQ,
     batch: Batch = 1,
-    attention: Counted = "causal",
-    recompute: Again = "none",
+    attention: ScorePairs = "causal",
+    recompute: RecomputeOption = "none",
     by: By = "component",
     explain: Explain = False,
     set: Set = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """The arithmetic of a prefill, decode or training step.
+    """Count the FLOPs of a prefill, a decoding step or a training step.
 
-    A multiply-add is 2; logits are counted at every position, experts by those chosen; elementwise work (norms,
-    activations, softmax) is not counted.
+    A multiply-add is 2 FLOPs. Logits are counted at every position, and of the experts those that a token uses.
+    Elementwise work (norms, activations, softmax) is not counted.
 
     Examples:
 
@@ -74,12 +135,21 @@ def command(
     """
     if recompute != "none" and phase != "train":
         raise LLMBenchError(
-            f"--recompute {recompute} is for training: --phase {phase} has no backward pass",
-            hint="leave it out, or ask for --phase train",
+            f"--recompute {recompute}: --phase {phase} has no backward pass",
+            hint="leave --recompute out, or use --phase train",
         )
     specs = [load(text, set) for text in models]
     workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    counts = [count_flops(spec, workload, recompute=recompute) for spec in specs]
+    rows = [
+        Counted(
+            spec=spec,
+            tokens=workload.kv_len,
+            flops=count_flops(spec, workload, recompute=recompute),
+            workload=workload,
+            recompute=recompute,
+        )
+        for spec in specs
+    ]
     document = Document(
         command="flops",
         inputs={
@@ -92,35 +162,9 @@ def command(
             "set": set or [],
         },
         rows_key="models",
-        rows=[
-            {
-                "model": spec.name,
-                "approximate": bool(spec.approximate),
-                "approximate_because": list(spec.approximate),
-                "notes": [*spec.notes, *length_notes(spec, workload.kv_len)],
-                "phase": phase,
-                "seq_len": seq,
-                "batch": batch,
-                "attention": attention,
-                "absorbed_mla": absorbs(spec, workload),
-                "total_flops": flops.total,
-                "matmul_flops": flops.matmul,
-                "attention_flops": flops.attention,
-                "recurrent_flops": flops.recurrent,
-                "recompute_flops": flops.recompute,
-                "tokens": flops.tokens,
-                "flops_per_token": flops.per_token,
-                "rule_of_thumb_flops": flops.rule,
-                "components": flops.components,
-            }
-            for spec, flops in zip(specs, counts, strict=True)
-        ],
-        blocks=[],
+        rows=records(FIELDS, rows),
+        blocks=[_block(row, by, explain) for row in rows] if format != "json" else [],
     )
-    if format != "json":
-        document.blocks += [
-            _block(spec, flops, workload, by, explain, recompute) for spec, flops in zip(specs, counts, strict=True)
-        ]
     answer(document, format, output)
 
 
@@ -135,66 +179,84 @@ def absorbs(spec: ModelSpec, workload: Workload) -> bool:
     return workload.absorbed_mla and any(isinstance(mixer, LatentAttention) for mixer in mixers)
 
 
-def _block(spec: ModelSpec, flops: Flops, workload: Workload, by: str, explain: bool, recompute: Recompute) -> Block:
-    ops = [op for op in lower(spec, workload) if step_flops(op, workload)]
-    rows = _by_op(ops, workload, explain) if by == "op" else _by_component(flops, ops, workload, explain)
-    rows = [[*row, row[-1] / flops.total if flops.total else None] for row in rows]
-    rows.append(["total", "", flops.per_token, flops.total, 1.0])
-    columns = [
-        Column(by),
-        Column("formula" if not explain else "formula, with the numbers", wraps=True),
-        Column("per token", "flops"),
-        Column("step", "flops_whole"),
-        Column("share", "percent"),
+def _length(workload: Workload) -> int:
+    """Tokens per sequence that were asked for: in decoding those in the cache."""
+    return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
+
+
+def _block(row: Counted, by: str, explain: bool) -> Block:
+    flops, workload = row.flops, row.workload
+    ops = [op for op in lower(row.spec, workload) if step_flops(op, workload)]
+    rows = _by_op(ops, workload, explain) if by == "op" else _by_component(ops, workload, explain)
+    one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
+    first: list[Field[dict[str, Any]]] = [
+        Field("op", "op", text=lambda part: f"{part['count']} × {part['op']}" if part.get("count", 1) > 1 else None),
+        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("count"),
     ]
-    if by == "op" and len({layer_group(op) for op in ops if op.layer}) > 1:  # whose op it is, its name does not say
-        columns.insert(1, Column("layers", name=True))
-        rows = [[row[0], group, *row[1:]] for row, group in zip(rows, [*map(layer_group, ops), ""], strict=True)]
-    return Block(
-        subject=title(spec),
-        headline=f"{headline(spec)}\n{_context(workload)}",
-        table=Table(columns=columns, rows=rows, total=True),
-        lines=[*_lines(spec, flops, workload, recompute), *approximate_lines(spec)],
-        notes=length_notes(spec, workload.kv_len),
+    columns: list[Field[dict[str, Any]]] = [
+        *(first if by == "op" else [Field[dict[str, Any]]("component", "component")]),
+        Field("formula", "formula", wraps=True),
+        Field("flops_per_token", "per token", "flops", value=lambda part: part["flops"] / flops.tokens),
+        Field("flops", "step", "flops_whole"),
+        Field("share", "share", "percent", value=lambda part: part["flops"] / flops.total if flops.total else None),
+    ]
+    return model_block(
+        row,
+        headline=f"{headline(row.spec)}\n{_context(workload)}",
+        table=table(columns, rows, total={by: "total", "flops": flops.total}),
+        lines=_lines(row),
     )
 
 
 def _context(w: Workload) -> str:
-    what = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
-    length = w.kv_len - 1 if w.phase == "decode" else w.query_len
-    pairs = "all S×S score pairs" if w.masked_pairs else "score pairs that the mask leaves"
-    return f"{what} {plural(length, 'token')} · batch {w.batch:,} · {pairs}"
+    step = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
+    pairs = "all S×S score pairs" if w.masked_pairs else "score pairs inside the mask"
+    return f"{step} {plural(_length(w), 'token')} · batch {w.batch:,} · {pairs}"
 
 
-def _lines(spec: ModelSpec, flops: Flops, w: Workload, recompute: Recompute) -> list[str]:
+def _lines(row: Counted) -> list[str]:
+    flops, w = row.flops, row.workload
     rule = "6·N" if w.phase == "train" else "2·N"
     lines = [
-        f"a token {si(flops.per_token)}FLOPs · rule of thumb {rule}, N active without embeddings = "
-        f"{si(flops.rule / flops.tokens)}FLOPs a token ({change(flops.rule, flops.total)})"
+        f"{si(flops.per_token)}FLOPs per token · rule of thumb {rule} = {si(flops.rule / flops.tokens)}FLOPs per token "
+        f"({change(flops.rule, flops.total)}), N: active parameters without embeddings"
     ]
-    if absorbs(spec, w):
-        lines.append("latent attention absorbed: scores and values are of the latent itself, which is not expanded")
+    if absorbs(row.spec, w):
+        lines.append("latent attention is absorbed: it computes scores and values on the latent, without expanding it")
     if flops.recompute:
-        again = "flash attention's scores" + (f" and recompute {recompute}" if recompute != "none" else "")
-        lines.append(f"computed again in backward, beside the total: {si(flops.recompute)}FLOPs ({again})")
+        source = "flash attention's scores" + (f" and recompute {row.recompute}" if row.recompute != "none" else "")
+        lines.append(f"not in the total: {si(flops.recompute)}FLOPs that the backward pass computes again ({source})")
     if flops.recurrent:
-        lines.append("recurrences are counted in their step form; chunked kernels compute other products")
+        lines.append("recurrences are counted step by step; chunked kernels compute different products")
     return lines
 
 
-def _by_component(flops: Flops, ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
-    rows: list[list[Any]] = []
+def _by_component(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
     groups: dict[str, list[Op]] = {}
     for op in ops:
         groups.setdefault(_work(op), []).append(op)
-    for name, chosen in groups.items():
-        total = sum(step_flops(op, w) for op in chosen)
-        rows.append([name, _text(name, chosen, w, explain), total / flops.tokens, total])
-    return rows
+    return [
+        {"component": name, "formula": _text(name, group, w, explain), "flops": sum(step_flops(op, w) for op in group)}
+        for name, group in groups.items()
+    ]
+
+
+def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "op": op.name,
+            "layers": layer_group(op),
+            "count": op.count,
+            "formula": _text(_work(op), [op], w, explain),
+            "flops": step_flops(op, w),
+        }
+        for op in ops
+    ]
 
 
 def _work(op: Op) -> str:
-    """What an op's FLOPs are counted as: scores, a recurrence, or a component's products with weights."""
+    """The row that counts an op's FLOPs: attention scores, a recurrence, or a component's products with weights."""
     names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
     return names.get(op.kind, op.component)
 
@@ -210,14 +272,3 @@ def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
         tokens = w.batch * w.query_len
         return f"{times} × tokens × weights = {times} × {tokens:,} × {elements:,}"
     return f"{times} × tokens × weights"
-
-
-def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[list[Any]]:
-    tokens = w.batch * w.query_len
-    rows: list[list[Any]] = []
-    for op in ops:
-        total = step_flops(op, w)
-        text = _text(_work(op), [op], w, explain)
-        where = op.name if op.count == 1 else f"{op.count} × {op.name}"
-        rows.append([where, text, total / tokens, total])
-    return rows

@@ -1,4 +1,4 @@
-"""`llmbench kvcache`: what a model keeps between steps."""
+"""`llmbench kvcache`: the KV cache and the recurrent states of a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import msgspec
 import typer
 
 from llmbench.cli.options import (
+    MODEL_FIELDS,
     MODEL_HELP,
     SEQ,
+    AboutModel,
     As,
     Batch,
     CacheType,
@@ -18,14 +20,15 @@ from llmbench.cli.options import (
     Seq,
     Set,
     answer,
-    approximate_lines,
     length_notes,
     load,
-    title,
+    model_block,
+    positive_integer,
 )
 from llmbench.report.describe import distinct, headline, kind_text
-from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import plural, size
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import UNKNOWN, plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
@@ -36,26 +39,97 @@ OptionalModels = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Without one, the bundled models are compared."),
 ]
-Held = Annotated[CacheType, typer.Option("--kv-dtype", help="Format of the cache, without its scales.")]
+CacheFormat = Annotated[CacheType, typer.Option("--kv-dtype", help="Format of the cache. Its scales are not counted.")]
 BlockSize = Annotated[
-    int, typer.Option("--block-size", metavar="TOKENS", help="Tokens of an engine's cache block.", min=1, max=2**20)
+    int,
+    typer.Option(
+        "--block-size", metavar="TOKENS", help="Tokens per cache block of an engine.", parser=positive_integer
+    ),
 ]
+
+
+class Cached(AboutModel, kw_only=True):
+    """A model and its cache."""
+
+    cache: KVCache
+
+
+FIELDS: tuple[Field[Cached], ...] = (
+    *MODEL_FIELDS,
+    Field("kind", "kind", value=lambda row: _kinds(row.spec), wraps=True, in_json=False),
+    Field("seq_len", value=lambda row: row.cache.seq_len, description="tokens per sequence, as asked"),
+    Field("batch", value=lambda row: row.cache.batch, description="sequences, as asked"),
+    Field("kv_dtype", value=lambda row: row.cache.kv_dtype, description="format of the cache, as asked"),
+    Field("block_size", value=lambda row: row.cache.block_size, description="tokens per cache block, as asked"),
+    Field(
+        "bytes_per_token",
+        "per token",
+        "bytes",
+        value=lambda row: row.cache.bytes_per_token,
+        description="bytes that one more token adds while the cache of every layer still grows",
+    ),
+    Field(
+        "bytes_per_sequence",
+        "per sequence",
+        "gib",
+        value=lambda row: row.cache.bytes_per_sequence,
+        description="keys and values of `seq_len` tokens, windows respected; the next three are not in it",
+    ),
+    Field(
+        "state_bytes_per_sequence",
+        "fixed state",
+        "gib",
+        value=lambda row: row.cache.state_bytes_per_sequence,
+        text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
+        description="recurrent and convolution states, the same at any length",
+    ),
+    Field(
+        "indexer_bytes_per_sequence",
+        value=lambda row: row.cache.indexer_bytes_per_sequence,
+        description="keys of an indexer, which chooses the tokens that attention reads",
+    ),
+    Field(
+        "cross_bytes_per_sequence",
+        value=lambda row: row.cache.cross_bytes_per_sequence,
+        description="keys and values of `seq_len` encoder tokens",
+    ),
+    Field(
+        "bytes_total",
+        "total",
+        "gib",
+        value=lambda row: row.cache.bytes_total,
+        description="batch × the sum of the four above",
+    ),
+    Field(
+        "reserved_bytes",
+        "reserved",
+        "gib",
+        value=lambda row: row.cache.reserved_bytes,
+        description="bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length",
+    ),
+    Field(
+        "layers",
+        value=lambda row: row.cache.layers,
+        description="bytes per sequence for each kind of layer, states included",
+    ),
+)
 
 
 def command(
     models: OptionalModels = None,
     seq: Seq = SEQ,
     batch: Batch = 1,
-    kv_dtype: Held = "bf16",
+    kv_dtype: CacheFormat = "bf16",
     block_size: BlockSize = 16,
     explain: Explain = False,
     set: Set = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """What a model keeps between steps: KV cache and states.
+    """Size the KV cache and the recurrent states of a model.
 
-    A token, a sequence, a batch; windows, latents and hybrids as they are; and what an engine reserves.
+    Per token, per sequence and per batch. Windows, latents and hybrids count as they are. The memory that an engine
+    reserves stands beside it.
 
     Examples:
 
@@ -68,7 +142,10 @@ def command(
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
     specs = [load(text, set) for text in models] if models else _bundled(set)
-    caches = [kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size) for spec in specs]
+    rows = [
+        Cached(spec=spec, tokens=seq, cache=kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size))
+        for spec in specs
+    ]
     document = Document(
         command="kvcache",
         inputs={
@@ -80,14 +157,14 @@ def command(
             "set": set or [],
         },
         rows_key="models",
-        rows=[_row(spec, cache) for spec, cache in zip(specs, caches, strict=True)],
+        rows=records(FIELDS, rows),
         blocks=[],
     )
     if format != "json":
         if models and len(models) == 1:
-            document.blocks += _one(specs[0], caches[0], kv_dtype, explain)
+            document.blocks += _one(rows[0], kv_dtype, explain)
         else:
-            document.blocks.append(_comparison(specs, caches, sorted_by_size=not models))
+            document.blocks.append(_comparison(rows, sorted_by_size=not models))
     answer(document, format, output)
 
 
@@ -97,74 +174,29 @@ def _bundled(changes: list[str] | None) -> list[ModelSpec]:
     return [load_bundled(name) for name in bundled_models()]
 
 
-def _row(spec: ModelSpec, cache: KVCache) -> dict[str, Any]:
-    return {
-        "model": spec.name,
-        "approximate": bool(spec.approximate),
-        "approximate_because": list(spec.approximate),
-        "notes": [*spec.notes, *length_notes(spec, cache.seq_len)],
-        "seq_len": cache.seq_len,
-        "batch": cache.batch,
-        "kv_dtype": cache.kv_dtype,
-        "block_size": cache.block_size,
-        "bytes_per_token": cache.bytes_per_token,
-        "bytes_per_sequence": cache.bytes_per_sequence,
-        "state_bytes_per_sequence": cache.state_bytes_per_sequence,
-        "indexer_bytes_per_sequence": cache.indexer_bytes_per_sequence,
-        "cross_bytes_per_sequence": cache.cross_bytes_per_sequence,
-        "bytes_total": cache.bytes_total,
-        "reserved_bytes": cache.reserved_bytes,
-        "layers": cache.layers,
-    }
-
-
 def _kinds(spec: ModelSpec) -> str:
     kinds = distinct(kind_text(mixer) for layer in spec.layers.values() for mixer in branches(layer.mixer))
     return " + ".join(kinds) or "none"
 
 
-def _comparison(specs: list[ModelSpec], caches: list[KVCache], *, sorted_by_size: bool) -> Block:
-    pairs = list(zip(specs, caches, strict=True))
+def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
+    shown = rows
     if sorted_by_size:
-        pairs = [pair for pair in pairs if pair[1].bytes_total]
-        pairs.sort(key=lambda pair: pair[1].bytes_total)
-    rows = [
-        [
-            title(spec),
-            _kinds(spec),
-            cache.bytes_per_token,
-            cache.bytes_per_sequence,
-            cache.state_bytes_per_sequence or None,
-            cache.bytes_total,
-            cache.reserved_bytes,
-        ]
-        for spec, cache in pairs
-    ]
-    columns = [
-        Column("model", name=True),
-        Column("kind", wraps=True),
-        Column("a token", "bytes"),
-        Column("a sequence", "gib"),
-        Column("fixed state", "gib"),
-        Column("total", "gib"),
-        Column("reserved", "gib"),
-    ]
-    first = caches[0]
-    left_out = len(specs) - len(pairs)
-    lines = ["total adds fixed states, indexer keys and cross-attention; reserved: whole blocks, windows ignored"]
-    if left_out:
-        lines.append(f"{left_out} without a cache (encoders) left out")
-    for spec, cache in pairs:
-        if not cache.bytes_total:
-            lines.append(_no_cache(spec))
-        lines += [f"{spec.name}: {line}" for line in approximate_lines(spec) if line.startswith("approximate")]
-    notes = [] if sorted_by_size else [note for spec in specs for note in length_notes(spec, first.seq_len)]
-    return Block(headline=_context(first), table=Table(columns=columns, rows=rows), lines=lines, notes=notes)
+        shown = sorted((row for row in rows if row.cache.bytes_total), key=lambda row: row.cache.bytes_total)
+    lines = ["total: with fixed states, indexer keys and cross-attention · reserved: whole blocks, windows ignored"]
+    if len(shown) < len(rows):
+        lines.append(f"{len(rows) - len(shown)} models without a cache (encoders) are left out")
+    for row in shown:
+        if not row.cache.bytes_total:
+            lines.append(_no_cache(row.spec))
+        lines += [f"{row.spec.name} is approximate: {reason}" for reason in row.approximate_because]
+    notes = [] if sorted_by_size else [note for row in rows for note in length_notes(row.spec, row.tokens)]
+    return Block(headline=_context(rows[0].cache), table=table(FIELDS, shown), lines=lines, notes=notes)
 
 
 def _no_cache(spec: ModelSpec) -> str:
-    what = "reads all tokens at once" if not spec.decodes else "has no mixer that looks back"
-    return f"{spec.name} keeps no cache: it {what}"
+    reason = "reads all tokens at once" if not spec.decodes else "has no mixer that reads earlier tokens"
+    return f"{spec.name} keeps no cache: it {reason}"
 
 
 def _context(cache: KVCache) -> str:
@@ -172,64 +204,63 @@ def _context(cache: KVCache) -> str:
     return f"KV cache · {tokens} · batch {cache.batch:,} · {cache.kv_dtype} · blocks of {cache.block_size:,}"
 
 
-def _one(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[Block]:
-    rows = _rows(spec, cache, kv_dtype, explain)
-    rows.append(["total", "", "", "", "", sum(row[-1] for row in rows)])
-    columns = [
-        Column("layers", name=True),
-        Column("count", "count"),
-        Column("kind"),
-        Column("elements a token", wraps=True),
-        Column("keeps"),
-        Column("a sequence", "gib"),
-    ]
+def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
+    spec, cache = row.spec, row.cache
+    layers = _rows(spec, cache, kv_dtype, explain)
+    columns: tuple[Field[dict[str, Any]], ...] = (
+        Field("layers", "layers", unbroken=True),
+        Field("count", "count", "count"),
+        Field("kind", "kind"),
+        Field("elements_per_token", "elements per token", wraps=True),
+        Field("tokens_kept", "tokens kept"),
+        Field("bytes_per_sequence", "per sequence", "gib"),
+    )
+    total = {"layers": "total", "bytes_per_sequence": sum(layer["bytes_per_sequence"] for layer in layers)}
     if cache.bytes_total:
-        one, whole = cache.bytes_total // cache.batch, cache.bytes_total
-        lines = [f"a token {size(cache.bytes_per_token)} · a sequence {size(one)}"]
+        lines = [f"{size(cache.bytes_per_token)} per token · {size(cache.bytes_total // cache.batch)} per sequence"]
         if cache.batch > 1:
-            lines[0] += f" · {cache.batch:,} sequences {size(whole)}"
-        lines.append(f"reserved by an engine without hybrid caches: {size(cache.reserved_bytes)}")
+            lines[0] += f" · {size(cache.bytes_total)} for {cache.batch:,} sequences"
+        if cache.reserved_bytes != cache.bytes_total:
+            lines.append(
+                f"an engine without hybrid caches reserves {size(cache.reserved_bytes)}: whole blocks, windows ignored"
+            )
     else:
         lines = [_no_cache(spec)]
-    blocks = [
-        Block(
-            subject=title(spec),
-            headline=f"{headline(spec)}\n{_context(cache)}",
-            table=Table(columns=columns, rows=rows, total=True),
-            lines=lines + approximate_lines(spec),
-            notes=length_notes(spec, cache.seq_len),
-        )
-    ]
+    context = f"{headline(spec)}\n{_context(cache)}"
+    blocks = [model_block(row, headline=context, table=table(columns, layers, total=total), lines=lines)]
     variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
     if variants is not None:
-        blocks.append(Block(subject=title(spec), table=variants))
+        blocks.append(Block(about=blocks[0].about, table=variants))
     return blocks
 
 
-def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[list[Any]]:
-    """What one sequence keeps: a row a mixer of each kind of layer, and rows for what stands beside them."""
-    rows: list[list[Any]] = []
+def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
+    """The cache of one sequence: a row for each mixer of each kind of layer, and for keys of indexers and encoders."""
+    rows: list[dict[str, Any]] = []
     for name, layer in spec.layers.items():
         mixers = branches(layer.mixer)
         for mixer in mixers:
-            held = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
-            size_here = held.layers.get(name, 0)
-            formula, span = (_formula(mixer, explain), _span(mixer)) if size_here else ("none", "nothing")
+            own = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
+            bytes_here = own.layers.get(name, 0)
+            formula, span = (_formula(mixer, explain), _span(mixer)) if bytes_here else ("none", "none")
             if getattr(mixer, "shares_kv", False):
                 formula = "none, reads another layer's"
-            rows.append([name, spec.order.count(name), kind_text(mixer), formula, span, size_here])
+            row = {"layers": name, "count": spec.order.count(name), "kind": kind_text(mixer)}
+            row |= {"elements_per_token": formula, "tokens_kept": span, "bytes_per_sequence": bytes_here}
+            rows.append(row)
     if cache.indexer_bytes_per_sequence:
-        rows.append(["indexer keys", "", "", "index_head_dim", "every token", cache.indexer_bytes_per_sequence])
+        row = {"layers": "indexer keys", "elements_per_token": "index_head_dim", "tokens_kept": "every token"}
+        rows.append(row | {"bytes_per_sequence": cache.indexer_bytes_per_sequence})
     if cache.cross_bytes_per_sequence:
         crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
-        texts = distinct(_formula(mixer, explain) for mixer in crossing)
-        text = "; ".join(texts)
-        rows.append(["cross-attention", "", "", text, "the encoder's tokens", cache.cross_bytes_per_sequence])
+        text = "; ".join(distinct(_formula(mixer, explain) for mixer in crossing))
+        row = {"layers": "cross-attention", "elements_per_token": text, "tokens_kept": "the encoder's tokens"}
+        rows.append(row | {"bytes_per_sequence": cache.cross_bytes_per_sequence})
     return rows
 
 
 def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
-    """The model with one of the parallel branches of a kind of layer."""
+    """The model with only one of the parallel branches of a kind of layer."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
@@ -267,22 +298,25 @@ def _span(mixer: object) -> str:
 
 
 def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
-    """What the cache would be with other key-value heads."""
-    rows: list[list[Any]] = []
-    for kind in ("mha", "gqa", "mqa"):
-        other = as_heads(spec, kind)
-        if other is None:
-            continue
-        each = kv_cache(other, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size)
-        name = {"mha": "MHA", "gqa": "GQA, 8 KV heads", "mqa": "MQA"}[kind]
-        rows.append([name, each.bytes_per_token, each.bytes_total, each.bytes_total / cache.bytes_total])
+    """The cache with other key-value heads."""
+    rows: list[tuple[str, KVCache]] = []
+    variants = (
+        ("MHA", as_heads(spec, "mha")),
+        ("GQA, 8 KV heads", as_heads(spec, "gqa")),
+        ("MQA", as_heads(spec, "mqa")),
+    )
+    for name, variant in variants:
+        if variant is not None:
+            variant_cache = kv_cache(
+                variant, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
+            )
+            rows.append((name, variant_cache))
     if not rows:
         return None
-    rows.append([f"as it is ({_kinds(spec)})", cache.bytes_per_token, cache.bytes_total, 1.0])
-    columns = [
-        Column("it would be as", name=True),
-        Column("a token", "bytes"),
-        Column("total", "gib"),
-        Column("ratio", "ratio"),
-    ]
-    return Table(columns=columns, rows=rows)
+    columns: tuple[Field[tuple[str, KVCache]], ...] = (
+        Field("attention", "if attention were", value=lambda row: row[0], unbroken=True),
+        Field("bytes_per_token", "per token", "bytes", value=lambda row: row[1].bytes_per_token),
+        Field("bytes_total", "total", "gib", value=lambda row: row[1].bytes_total),
+        Field("ratio", "ratio", "ratio", value=lambda row: row[1].bytes_total / cache.bytes_total),
+    )
+    return table(columns, [*rows, (f"as it is ({_kinds(spec)})", cache)])

@@ -1,4 +1,4 @@
-"""`llmbench memory`: what one GPU holds while training or serving, and which devices have room for it."""
+"""`llmbench memory`: the memory of one GPU in training or serving, and the devices with enough of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llmbench.cli.options import (
+    MODEL_FIELDS,
     SEQ,
+    AboutModel,
     As,
     CacheType,
     OneModel,
@@ -15,81 +17,143 @@ from llmbench.cli.options import (
     Seq,
     Set,
     answer,
-    approximate_lines,
-    length_notes,
     load,
-    title,
+    model_block,
+    positive_integer,
 )
 from llmbench.errors import LLMBenchError
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, record
 from llmbench.report.units import billions, plural, size
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import device_rooms
-from llmbench.spec.model import ModelSpec
 
-OfPhase = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
-Micro = Annotated[
+PhaseOption = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
+MicroBatch = Annotated[
     int,
     typer.Option(
         "--batch",
         "--micro-batch",
         metavar="N",
-        help="Sequences at once, of each data-parallel replica: of a micro-batch, or served together.",
-        min=1,
-        max=2**31,
+        help="Sequences per data-parallel replica: in a micro-batch, or served at once.",
+        parser=positive_integer,
     ),
 ]
-Held = Annotated[
+Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="How numbers are held; mixed (training) or bf16 (inference) unless given.",
+        help="Formats of weights, gradients and states. Default: mixed (training), bf16 (inference).",
         show_default=False,
     ),
 ]
-Opt = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states are kept.")]
-Again = Annotated[Recompute, typer.Option("--recompute", help="What backward computes again instead of keeping.")]
-Spread = Annotated[
+OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Optimizer of the training step.")]
+RecomputeOption = Annotated[
+    Recompute, typer.Option("--recompute", help="Activations that the backward pass computes again.")
+]
+LayoutOption = Annotated[
     str,
     typer.Option(
         "--layout",
         metavar="LAYOUT",
-        help="As in tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1.",
+        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1.",
         show_default=False,
     ),
 ]
 Kernels = Annotated[
     Literal["fused", "eager", "standard"],
-    typer.Option("--kernels", help="fused and flash; plain torch with flash; plain torch that holds the scores."),
+    typer.Option(
+        "--kernels",
+        help="fused: fused kernels and flash attention. eager: plain torch and flash attention. standard: plain torch, "
+        "attention stores its scores.",
+    ),
 ]
-CacheHeld = Annotated[
+CacheFormat = Annotated[
     CacheType | None,
-    typer.Option("--kv-dtype", help="Format of the cache (inference); bf16 unless given.", show_default=False),
+    typer.Option("--kv-dtype", help="Format of the cache (inference only). Default: bf16.", show_default=False),
 ]
+
+
+class Sized(AboutModel, kw_only=True):
+    """A model, the memory of one GPU, and the options behind it: None where an option is of the other phase."""
+
+    memory: Memory
+    precision: PrecisionName
+    optimizer: Optimizer | None
+    recompute: Recompute | None
+    kernels: str | None
+    kv_dtype: CacheType | None
+
+
+FIELDS: tuple[Field[Sized], ...] = (
+    *MODEL_FIELDS,
+    Field("phase", value=lambda row: row.memory.phase, description="`train` or `inference`, as asked"),
+    Field("seq_len", value=lambda row: row.memory.seq_len, description="tokens per sequence, as asked"),
+    Field("micro_batch", value=lambda row: row.memory.micro_batch, description="sequences, as asked"),
+    Field("batch_is", value=lambda row: _batch_is(row.memory), description="what `micro_batch` counts, in words"),
+    Field("precision", description="as asked, or the default of the phase"),
+    Field("optimizer", description="of training; null in inference"),
+    Field("recompute", description="of training; null in inference"),
+    Field("kernels", description="of training; null in inference"),
+    Field("kv_dtype", description="of inference; null in training"),
+    Field("layout", value=lambda row: str(row.memory.layout), description="parallel layout, as asked"),
+    Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
+    Field(
+        "peak_bytes",
+        value=lambda row: row.memory.peak_bytes,
+        description="the highest memory of a training step, or of serving, on the GPU with the most of it",
+    ),
+    Field(
+        "parts_bytes",
+        value=lambda row: row.memory.parts_bytes,
+        description="the parts of the peak, which add up to it: `weights`, `gradients`, `optimizer`, `activations`, "
+        "`logits`, `kv_cache`, `overhead`",
+    ),
+    Field(
+        "full_bytes",
+        value=lambda row: row.memory.held_bytes,
+        description="each part in full: parts are not all complete at one moment. With `zero=3` and a master copy, "
+        "`weights` is 0, because the fp32 shards count as `optimizer`",
+    ),
+    Field(
+        "reserved_bytes",
+        value=lambda row: row.memory.reserved_bytes,
+        description="memory that PyTorch's allocator takes from the device",
+    ),
+    Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, beside that"),
+    Field("moment", value=lambda row: row.memory.moment, description="the op whose backward pass has the peak"),
+    Field("stage", value=lambda row: row.memory.stage, description="the pipeline stage with the highest peak, from 0"),
+    Field("stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="the peak of each stage"),
+    Field(
+        "fits_on",
+        value=lambda row: fitting(row.memory),
+        description="bundled devices with room for `reserved_bytes` + `context_bytes`, smallest first",
+    ),
+)
 
 
 def command(
     model: OneModel,
-    phase: OfPhase = "train",
+    phase: PhaseOption = "train",
     seq: Seq = SEQ,
-    batch: Micro = 1,
-    precision: Held = None,
-    optimizer: Opt = "adamw",
-    recompute: Again = "none",
-    layout: Spread = "",
+    batch: MicroBatch = 1,
+    precision: Precision = None,
+    optimizer: OptimizerOption = "adamw",
+    recompute: RecomputeOption = "none",
+    layout: LayoutOption = "",
     kernels: Kernels = "fused",
-    kv_dtype: CacheHeld = None,
+    kv_dtype: CacheFormat = None,
     set: Set = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Peak memory of a GPU, and the devices that hold it.
+    """Size the peak memory of a GPU, and list the devices with enough of it.
 
-    A training step is followed op by op through its backward; the fullest pipeline stage is shown.
+    A training step is followed op by op through its backward pass. With pipeline stages, the fullest one is shown.
 
     Examples:
 
@@ -103,16 +167,17 @@ def command(
 
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
-    spread = Layout.parse(layout)
-    _refuse_what_does_nothing(phase, optimizer, recompute, kernels, kv_dtype, spread)
+    parallel = Layout.parse(layout)
+    _refuse_options_of_the_other_phase(phase, optimizer, recompute, kernels, kv_dtype, parallel)
     spec = load(model, set)
-    chosen: PrecisionName = precision or ("mixed" if phase == "train" else "bf16")
-    if phase == "train":
+    training = phase == "train"
+    chosen: PrecisionName = precision or ("mixed" if training else "bf16")
+    if training:
         memory = training_memory(
             spec,
             seq,
             micro_batch=batch,
-            layout=spread,
+            layout=parallel,
             precision=chosen,
             optimizer=optimizer,
             recompute=recompute,
@@ -120,36 +185,23 @@ def command(
             attention="standard" if kernels == "standard" else "flash",
         )
     else:
-        memory = inference_memory(spec, seq, batch=batch, layout=spread, precision=chosen, kv_dtype=kv_dtype or "bf16")
-    training = phase == "train"
-    row = {
-        "model": spec.name,
-        "approximate": bool(spec.approximate or memory.approximate),
-        "approximate_because": [*spec.approximate, *memory.approximate],
-        "notes": [*spec.notes, *length_notes(spec, seq)],
-        "phase": phase,
-        "seq_len": seq,
-        "micro_batch": batch,
-        "batch_is": _batch_is(memory),
-        "precision": chosen,
-        "optimizer": optimizer if training else None,
-        "recompute": recompute if training else None,
-        "kernels": kernels if training else None,
-        "kv_dtype": None if training else kv_dtype or "bf16",
-        "layout": str(spread),
-        "num_gpus": spread.num_gpus,
-        "peak_bytes": memory.peak_bytes,
-        "parts_bytes": memory.parts_bytes,
-        "held_bytes": memory.held_bytes,
-        "reserved_bytes": memory.reserved_bytes,
-        "context_bytes": CONTEXT_BYTES,
-        "moment": memory.moment,
-        "stage": memory.stage,
-        "stage_peak_bytes": list(memory.stage_peaks),
-        "fits_on": fitting(memory),
-    }
+        memory = inference_memory(
+            spec, seq, batch=batch, layout=parallel, precision=chosen, kv_dtype=kv_dtype or "bf16"
+        )
+    row = Sized(
+        spec=spec,
+        doubts=memory.approximate,
+        tokens=seq,
+        memory=memory,
+        precision=chosen,
+        optimizer=optimizer if training else None,
+        recompute=recompute if training else None,
+        kernels=kernels if training else None,
+        kv_dtype=None if training else kv_dtype or "bf16",
+    )
     document = Document(
         command="memory",
+        version=2,
         inputs={
             "model": model,
             "phase": phase,
@@ -164,52 +216,53 @@ def command(
             "set": set or [],
         },
         rows_key="models",
-        rows=[row],
-        blocks=[_block(spec, memory, row)] if format != "json" else [],
+        rows=[record(FIELDS, row)],
+        blocks=[_block(row)] if format != "json" else [],
     )
     answer(document, format, output)
 
 
-def _refuse_what_does_nothing(
+def _refuse_options_of_the_other_phase(
     phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout
 ) -> None:
-    """Options of the other phase would change no figure; to say so is better than to be silent."""
+    """Raise LLMBenchError for an option that changes no figure of this phase."""
     if phase == "train":
         if kv_dtype is not None:
             raise LLMBenchError(
-                f"--kv-dtype {kv_dtype} is for serving: a training step keeps no cache",
-                hint="leave it out, or ask for --phase inference",
+                f"--kv-dtype {kv_dtype}: a training step has no cache",
+                hint="leave --kv-dtype out, or use --phase inference",
             )
         return
-    for option, given, default in (
+    for option, value, default in (
         ("optimizer", optimizer, "adamw"),
         ("recompute", recompute, "none"),
         ("kernels", kernels, "fused"),
     ):
-        if given != default:
+        if value != default:
             raise LLMBenchError(
-                f"--{option} {given} is for training and changes nothing in --phase inference",
-                hint="leave it out, or ask for --phase train",
+                f"--{option} {value} is for training and changes nothing with --phase inference",
+                hint=f"leave --{option} out, or use --phase train",
             )
     if layout.zero:
         raise LLMBenchError(
             f"layout zero={layout.zero}: ZeRO splits the state of training, and serving has none",
-            hint="leave it out; tp, pp and ep split the weights of a served model",
+            hint="leave zero out; tp, pp and ep split the weights of a served model",
         )
 
 
 def _batch_is(memory: Memory) -> str:
-    """What --batch counts."""
-    each = "of each data-parallel replica"
-    return f"sequences of a micro-batch {each}" if memory.phase == "train" else f"sequences served at once {each}"
+    """What --batch counts, in words."""
+    if memory.phase == "train":
+        return "sequences in a micro-batch of each data-parallel replica"
+    return "sequences served at once by each data-parallel replica"
 
 
 def fitting(memory: Memory) -> list[str]:
-    """Bundled devices with room for it, smallest first."""
+    """The bundled devices with enough memory, smallest first."""
     return [name for name, room in device_rooms() if room >= memory.needed_bytes]
 
 
-_WHAT = {
+_PART_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer and master weights",
@@ -220,96 +273,86 @@ _WHAT = {
 }
 
 
-def _block(spec: ModelSpec, memory: Memory, row: dict[str, Any]) -> Block:
-    rows: list[list[Any]] = [
-        [
-            _WHAT[part],
-            memory.parts_bytes[part],
-            memory.parts_bytes[part] / memory.peak_bytes,
-            None if part == "weights" and _shards_only(memory) else memory.held_bytes.get(part),
-        ]
-        for part in PARTS
-        if memory.parts_bytes[part] or memory.held_bytes.get(part)
-    ]
-    rows.append(["peak", memory.peak_bytes, 1.0, ""])
-    columns = [
-        Column("part"),
-        Column("at the peak", "gib"),
-        Column("share", "percent"),
-        Column("when complete", "gib"),
-    ]
-    approximate = bool(memory.approximate)
-    return Block(
-        subject=title(spec, approximate=approximate),
-        headline="\n".join([headline(spec, approximate=approximate), *_context(memory, row)]),
-        table=Table(columns=columns, rows=rows, total=True),
-        lines=[
-            *_lines(memory),
-            *(f"approximate: {reason}" for reason in memory.approximate),
-            *approximate_lines(spec),
-        ],
-        notes=length_notes(spec, memory.seq_len),
+def _block(row: Sized) -> Block:
+    memory = row.memory
+    training = memory.phase == "train"
+    names = _PART_NAMES if training else _PART_NAMES | {"logits": "logits"}
+    parts: list[dict[str, Any]] = []
+    for part in PARTS:
+        peak, full = memory.parts_bytes[part], memory.held_bytes.get(part)
+        if peak or full:
+            in_shards = part == "weights" and _only_shards(memory)
+            parts.append({"part": part, "peak_bytes": peak, "full_bytes": None if in_shards else full})
+    columns: tuple[Field[dict[str, Any]], ...] = (
+        Field("part", "part", text=lambda part: names.get(part["part"])),
+        Field("peak_bytes", "at the peak", "gib"),
+        Field("share", "share", "percent", value=lambda part: part["peak_bytes"] / memory.peak_bytes),
+        Field("full_bytes", "in full", "gib"),
+    )
+    return model_block(
+        row,
+        headline="\n".join([headline(row.spec, approximate=bool(memory.approximate)), *_context(row)]),
+        table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
+        lines=_lines(memory),
     )
 
 
-def _shards_only(memory: Memory) -> bool:
-    """FSDP with an fp32 master copy: no other weights are kept, bf16 ones are gathered to compute."""
+def _only_shards(memory: Memory) -> bool:
+    """Whether the weights stay only as fp32 shards: FSDP with a master copy gathers bf16 weights to compute."""
     return memory.layout.zero == 3 and not memory.held_bytes["weights"]
 
 
-def _context(memory: Memory, row: dict[str, Any]) -> list[str]:
-    """What was asked, and what is assumed of it."""
-    layout = memory.layout
+def _context(row: Sized) -> list[str]:
+    """The options behind the figures, in words."""
+    memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     tokens, batch = plural(memory.seq_len, "token"), f"{memory.micro_batch:,}"
-    each = " of each replica" if layout.dp > 1 else ""
+    replica = " per replica" if layout.dp > 1 else ""
     if memory.phase == "inference":
-        formats = f"weights {row['precision']} · cache {row['kv_dtype']}"
-        return [f"serving · {tokens} · batch {batch}{each} · {gpus}", formats]
-    recipe = training_precision(row["precision"])
+        formats = f"weights {row.precision} · cache {row.kv_dtype}"
+        return [f"serving · {tokens} · batch {batch}{replica} · {gpus}", formats]
+    recipe = training_precision(row.precision)
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
-        formats += " (fp32 once reduced)"
+        formats += " (fp32 after reduction)"
     formats += ", master weights fp32" if recipe.master else ", no master copy"
-    again = "nothing recomputed" if row["recompute"] == "none" else f"recompute {row['recompute']}"
+    recompute = "no recomputation" if row.recompute == "none" else f"recompute {row.recompute}"
     kernels = {
         "fused": "fused kernels, flash attention",
         "eager": "plain torch, flash attention",
-        "standard": "plain torch, scores held",
-    }[row["kernels"]]
+        "standard": "plain torch, attention stores its scores",
+    }[row.kernels or "fused"]
     return [
-        f"training step · {tokens} · micro-batch {batch}{each} · {gpus}",
-        f"{row['precision']} precision: {formats} · {row['optimizer']} · {again} · {kernels}",
+        f"training step · {tokens} · micro-batch {batch}{replica} · {gpus}",
+        f"{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}",
     ]
 
 
 def _lines(memory: Memory) -> list[str]:
     layout = memory.layout
     lines = []
-    stage = f", in stage {memory.stage + 1} of {layout.pp}" if layout.pp > 1 else ""
+    stage = f" in pipeline stage {memory.stage + 1} of {layout.pp}" if layout.pp > 1 else ""
     if memory.phase == "train":
         moment = memory.moment.replace("{}.", "N.")
-        where = "the optimizer's step" if moment == "optimizer" else f"the backward of {moment}"
-        lines.append(f"the peak falls in {where}{stage}")
+        step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
+        lines.append(f"the peak is in {step}{stage and ','}{stage}; not every part is in full then")
         if layout.pp > 1:
-            lines.append("the pipeline is full: twice as many micro-batches as stages")
+            lines.append("the pipeline is full: it has twice as many micro-batches as stages")
         if layout.zero == 3:
-            if _shards_only(memory):
-                lines.append(
-                    "weights when complete: fp32 shards, counted with the optimizer; at the peak those gathered"
-                )
+            if _only_shards(memory):
+                lines.append("weights at the peak are gathered copies; their fp32 shards count with the optimizer")
         else:
             weights = 2 * memory.parameters
             lines.append(
-                f"{memory.peak_bytes / weights:.1f}× the bf16 weights of this GPU ({size(weights)}, "
-                f"{billions(memory.parameters)} parameters); the textbook says 12–16×"
+                f"{memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
+                f"{billions(memory.parameters)} parameters); textbooks say 12–16×"
             )
     elif stage:
-        lines.append(f"the fullest GPU is{stage[4:]}")
+        lines.append(f"the fullest GPU is{stage}")
     names = fitting(memory)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} larger" if len(names) > 8 else "")
     lines.append(
-        f"with {size(CONTEXT_BYTES)} of CUDA context {size(memory.needed_bytes)}: "
+        f"{size(memory.needed_bytes)} with a CUDA context of {size(CONTEXT_BYTES)}: "
         + (f"fits on {shown}" if names else "fits on no bundled device")
     )
     return lines

@@ -1,4 +1,4 @@
-"""What several commands share: options, reading models, writing the answer."""
+"""Parts that several commands share: options, reading models, the fields about a model, writing the answer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import typer
 
 from llmbench.errors import LLMBenchError, UnknownNameError
-from llmbench.report.document import Document
+from llmbench.report.document import Block, Document, Table
+from llmbench.report.fields import Field, record
 from llmbench.report.render import Format, render
 from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
 MODEL_HELP = "A bundled name, a spec .toml, a config.json or its folder, or hf:organisation/name."
+LARGEST = 2**31
+"""The largest number that an option takes."""
+
+
+def positive_integer(text: str | int) -> int:
+    """The number that an option gives: a whole one from 1 to LARGEST."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+    if not 1 <= number <= LARGEST:
+        raise typer.BadParameter(f"{number} is not from 1 to {LARGEST}")
+    return number
+
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
 OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
@@ -25,21 +41,21 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a field of the spec, as in num_key_value_heads=8.",
+        help="Change a field of the spec, for example num_key_value_heads=8.",
         show_default=False,
     ),
 ]
-As = Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")]
+As = Annotated[Format, typer.Option("--format", "-f", help="Format of the answer.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead.", show_default=False),
+    typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Show each formula with the numbers put in.")]
-Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31)]
+Explain = Annotated[bool, typer.Option("--explain", help="Put the numbers into each formula.")]
+Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer)]
 SEQ = 4096
-"""Tokens of a sequence where nobody says how many."""
+"""Default tokens per sequence."""
 CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences at once.", min=1, max=2**31)]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences in the batch.", parser=positive_integer)]
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:
@@ -56,13 +72,72 @@ def load(text: str, changes: list[str] | None) -> ModelSpec:
     return spec
 
 
+class AboutModel(msgspec.Struct, kw_only=True):
+    """A model that figures are about, and what a reader must know of them.
+
+    `doubts` are reasons why these figures are approximate, beside those of the spec. `tokens` is the sequence length
+    that was asked for.
+    """
+
+    spec: ModelSpec
+    doubts: tuple[str, ...] = ()
+    tokens: int = 0
+
+    @property
+    def approximate_because(self) -> list[str]:
+        """Reasons why figures may be inexact."""
+        return [*self.spec.approximate, *self.doubts]
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes of the spec, and on the length of the sequence."""
+        return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
+
+    @property
+    def title(self) -> str:
+        """The model's name, marked where its figures are approximate."""
+        return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
+
+
+MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
+    Field(
+        "model",
+        "model",
+        value=lambda about: about.spec.name,
+        text=lambda about: about.title,
+        unbroken=True,
+        description="name of the spec",
+    ),
+    Field(
+        "approximate",
+        value=lambda about: bool(about.approximate_because),
+        description="whether figures may be inexact",
+    ),
+    Field("approximate_because", description="the reasons for that, a list of texts"),
+    Field("notes", description="a list of texts: notes of the spec, and on the length of the sequence"),
+)
+"""The fields that each row about a model begins with."""
+
+
+def model_block(about: AboutModel, *, headline: str = "", table: Table | None, lines: list[str] | None = None) -> Block:
+    """A table about one model, with the model's notes under it."""
+    reasons = [f"approximate: {reason}" for reason in about.approximate_because]
+    return Block(
+        headline=headline,
+        about=record(MODEL_FIELDS, about),
+        table=table,
+        lines=[*(lines or []), *reasons],
+        notes=about.notes,
+    )
+
+
 def approximate_lines(spec: ModelSpec) -> list[str]:
-    """Why figures of this spec may be inexact, and what else there is to say of it."""
+    """Lines that say why figures of this spec may be inexact, and its notes."""
     return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
 
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
-    """What there is to say of a sequence of so many tokens."""
+    """Notes on a sequence of so many tokens: learned positions that end before it does."""
     reason = beyond_positions(spec, tokens)
     return [] if reason is None else [reason]
 
@@ -72,13 +147,13 @@ def title(spec: ModelSpec, *, approximate: bool = False) -> str:
     return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
 
 
-def working(what: str) -> AbstractContextManager[object]:
-    """Says what takes so long, where stderr is a terminal."""
+def working(activity: str) -> AbstractContextManager[object]:
+    """Show on stderr what a slow command is doing, if that is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console
 
-    return Console(stderr=True).status(f"{what} …")
+    return Console(stderr=True).status(f"{activity} …")
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llmbench.cli.options import As, Explain, Models, Output, Set, answer, approximate_lines, load, title
+from llmbench.cli.options import MODEL_FIELDS, AboutModel, As, Explain, Models, Output, Set, answer, load, model_block
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, records
 from llmbench.report.units import billions, change, size
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
@@ -18,7 +19,62 @@ from llmbench.spec.model import ModelSpec
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
 """Components in the order of a model: the head is last."""
 
-By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="What a row of the table is.")]
+By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="Rows of the table.")]
+
+
+class Counted(AboutModel, kw_only=True):
+    """A model and its parameters."""
+
+    parameters: Parameters
+
+
+FIELDS: tuple[Field[Counted], ...] = (
+    *MODEL_FIELDS,
+    Field(
+        "parameters.total",
+        description="trained elements; shared ones count once; buffers and multi-token prediction are apart",
+    ),
+    Field(
+        "parameters.active",
+        description="the total with the experts of each layer replaced by those that one token uses",
+    ),
+    Field("parameters.active_no_embeddings", description="`active` without the tables and without the head"),
+    Field(
+        "parameters.active_no_input_embedding",
+        description="the same with the head (vocab × width, tied or not, and its bias)",
+    ),
+    Field("parameters.active_matmul", description="elements of the matrices that one token is multiplied with"),
+    Field(
+        "components",
+        value=lambda row: row.parameters.components,
+        description="fourteen disjoint counts that add up to the total",
+    ),
+    Field(
+        "layers",
+        value=lambda row: {
+            name: {"count": count, "parameters": row.parameters.layers.get(name, 0)}
+            for name, count in _layer_counts(row.spec).items()
+        },
+        description="for each kind of layer: `count`, and the `parameters` of one",
+    ),
+    Field(
+        "persistent_buffers",
+        value=lambda row: row.parameters.buffers,
+        description="elements that are stored and not trained (corrections of a router)",
+    ),
+    Field(
+        "next_token_prediction",
+        value=lambda row: row.parameters.next_token_prediction,
+        description="parameters of the modules for multi-token prediction",
+    ),
+    Field(
+        "published_parameters",
+        value=lambda row: row.spec.published_parameters,
+        description="the count that the source publishes, or null",
+    ),
+    Field("rule_12_l_d2", value=lambda row: row.parameters.rule_12_l_d2, description="12·L·d²"),
+    Field("bf16_bytes", value=lambda row: 2 * row.parameters.total, description="2 × total"),
+)
 
 
 def command(
@@ -29,9 +85,10 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """How many parameters, exactly, and where.
+    """Count the parameters of a model, exactly.
 
-    By component, by kind of layer or by op; with what a token uses of them, and what is stored apart.
+    The table lists them by component, by kind of layer or by op. Lines below it give the parameters that one token
+    uses, and those that are stored apart.
 
     Examples:
 
@@ -46,44 +103,15 @@ def command(
       llmbench params path/to/config.json --format json
     """
     specs = [load(text, set) for text in models]
-    counts = [count_parameters(spec) for spec in specs]
+    rows = [Counted(spec=spec, parameters=count_parameters(spec)) for spec in specs]
     document = Document(
         command="params",
         inputs={"models": models, "set": set or []},
         rows_key="models",
-        rows=[_row(spec, counted) for spec, counted in zip(specs, counts, strict=True)],
-        blocks=[],
+        rows=records(FIELDS, rows),
+        blocks=[_block(row, by, explain) for row in rows] if format != "json" else [],
     )
-    if format != "json":
-        for spec, counted in zip(specs, counts, strict=True):
-            document.blocks.append(_block(spec, counted, by, explain))
     answer(document, format, output)
-
-
-def _row(spec: ModelSpec, counted: Parameters) -> dict[str, Any]:
-    return {
-        "model": spec.name,
-        "approximate": bool(spec.approximate),
-        "approximate_because": list(spec.approximate),
-        "notes": list(spec.notes),
-        "parameters": {
-            "total": counted.total,
-            "active": counted.active,
-            "active_no_embeddings": counted.active_no_embeddings,
-            "active_no_input_embedding": counted.active_no_input_embedding,
-            "active_matmul": counted.active_matmul,
-        },
-        "components": counted.components,
-        "layers": {
-            name: {"count": count, "parameters": counted.layers.get(name, 0)}
-            for name, count in _layer_counts(spec).items()
-        },
-        "persistent_buffers": counted.buffers,
-        "next_token_prediction": counted.next_token_prediction,
-        "published_parameters": spec.published_parameters,
-        "rule_12_l_d2": counted.rule_12_l_d2,
-        "bf16_bytes": 2 * counted.total,
-    }
 
 
 def _layer_counts(spec: ModelSpec) -> dict[str, int]:
@@ -94,13 +122,14 @@ def _layer_counts(spec: ModelSpec) -> dict[str, int]:
     return counts
 
 
-def _block(spec: ModelSpec, counted: Parameters, by: str, explain: bool) -> Block:
+def _block(row: Counted, by: str, explain: bool) -> Block:
+    spec, counted = row.spec, row.parameters
     ops = [op for op in lower(spec, ONE_TOKEN) if op.parameters or op.buffers]
-    table = {"component": _by_component, "layer": _by_layer, "op": _by_op}[by](spec, ops, counted, explain)
+    made = {"component": _by_component, "layer": _by_layer, "op": _by_op}[by](spec, ops, counted, explain)
     lines = [_summary(spec, counted)]
     if counted.active != counted.total:
         lines.append(
-            f"active a token {counted.active:,} ({counted.active / counted.total:.1%}) · without embeddings "
+            f"active per token {counted.active:,} ({counted.active / counted.total:.1%}) · without embeddings "
             f"{counted.active_no_embeddings:,} · without input embedding {counted.active_no_input_embedding:,}"
         )
     apart = []
@@ -109,8 +138,8 @@ def _block(spec: ModelSpec, counted: Parameters, by: str, explain: bool) -> Bloc
     if counted.next_token_prediction:
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
     if apart:
-        lines.append("apart from the total: " + " · ".join(apart))
-    return Block(headline=headline(spec), subject=title(spec), table=table, lines=lines + approximate_lines(spec))
+        lines.append("not in the total: " + " · ".join(apart))
+    return model_block(row, headline=headline(spec), table=made, lines=lines)
 
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:
@@ -188,68 +217,70 @@ def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
     return text if len(named) == len(ops) else f"{text} + …"
 
 
+LAYER_COLUMNS: tuple[Field[Any], ...] = (
+    Field("parameters_per_layer", "per layer", "count"),
+    Field("parameters", "model", "count"),
+    Field("share", "share", "percent"),
+)
+
+
 def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     for component in ROWS:
         chosen = [op for op in ops if op.component == component and op.parameters]
         if not chosen:
             continue
         inside = _groups([op for op in chosen if not _stands_once(op, spec)])
-        each = {sum(op.parameters for op in group) for group in inside.values()}
+        sums = {sum(op.parameters for op in group) for group in inside.values()}
         total = counted.components[component]
-        per_layer = each.pop() if len(each) == 1 else ""
-        rows.append([component, _formula(spec, chosen, explain), per_layer, total, total / counted.total])
-    rows.append(["total", "", "", counted.total, 1.0])
-    columns = [
-        Column("component", name=True),
-        Column("formula (a layer)" if not explain else "formula", wraps=True),
-        Column("per layer", "count"),
-        Column("model", "count"),
-        Column("share", "percent"),
-    ]
-    return Table(columns=columns, rows=rows, total=True)
+        row: dict[str, Any] = {"component": component, "formula": _formula(spec, chosen, explain)}
+        if len(sums) == 1:
+            row["parameters_per_layer"] = sums.pop()
+        rows.append(row | {"parameters": total, "share": total / counted.total})
+    columns: tuple[Field[Any], ...] = (
+        Field("component", "component", unbroken=True),
+        Field("formula", "formula" if explain else "formula (per layer)", wraps=True),
+        *LAYER_COLUMNS,
+    )
+    return table(columns, rows, total={"component": "total", "parameters": counted.total, "share": 1.0})
 
 
 def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     counts = _layer_counts(spec)
-    for name, each in counted.layers.items():
-        total = each * counts[name]
-        rows.append([name, counts[name], each, total, total / counted.total])
-    rest = counted.total - sum(row[3] for row in rows)
-    rows.append(["outside layers", "", "", rest, rest / counted.total])
-    rows.append(["total", sum(counts.values()), "", counted.total, 1.0])
-    columns = [
-        Column("layers", name=True),
-        Column("count", "count"),
-        Column("per layer", "count"),
-        Column("model", "count"),
-        Column("share", "percent"),
-    ]
-    return Table(columns=columns, rows=rows, total=True)
+    for name, parameters in counted.layers.items():
+        total = parameters * counts[name]
+        row = {"layers": name, "count": counts[name], "parameters_per_layer": parameters}
+        rows.append(row | {"parameters": total, "share": total / counted.total})
+    rest = counted.total - sum(row["parameters"] for row in rows)
+    rows.append({"layers": "outside layers", "parameters": rest, "share": rest / counted.total})
+    columns: tuple[Field[Any], ...] = (
+        Field("layers", "layers", unbroken=True),
+        Field("count", "count", "count"),
+        *LAYER_COLUMNS,
+    )
+    last = {"layers": "total", "count": sum(counts.values()), "parameters": counted.total, "share": 1.0}
+    return table(columns, rows, total=last)
 
 
 def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
     from llmbench.sizing.formula import values_of, with_numbers
 
-    rows: list[list[Any]] = []
+    rows: list[dict[str, Any]] = []
     for op in ops:
-        if not op.parameters:
-            continue
-        formula = op.formula
-        if explain and any(map(str.isalpha, formula)):
-            formula += f" = {with_numbers(formula, values_of(op, spec))}"
-        rows.append([f"{op.name}", layer_group(op), op.count, formula, op.parameters, op.count * op.parameters])
-    rows.append(["total", "", "", "", "", counted.total])
-    columns = [
-        Column("op", wraps=True),
-        Column("layers", name=True),
-        Column("count", "count"),
-        Column("formula", wraps=True),
-        Column("each", "count"),
-        Column("model", "count"),
-    ]
-    if len({row[1] for row in rows if row[1]}) < 2:  # one kind of layer says nothing
-        columns.pop(1)
-        rows = [[row[0], *row[2:]] for row in rows]
-    return Table(columns=columns, rows=rows, total=True)
+        if op.parameters:
+            formula = op.formula
+            if explain and any(map(str.isalpha, formula)):
+                formula += f" = {with_numbers(formula, values_of(op, spec))}"
+            row = {"op": op.name, "layers": layer_group(op), "count": op.count, "formula": formula}
+            rows.append(row | {"parameters_each": op.parameters, "parameters": op.count * op.parameters})
+    one_kind = len({row["layers"] for row in rows if row["layers"]}) < 2
+    columns: tuple[Field[Any], ...] = (
+        Field("op", "op", wraps=True),
+        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("count", "count", "count"),
+        Field("formula", "formula", wraps=True),
+        Field("parameters_each", "each", "count"),
+        Field("parameters", "model", "count"),
+    )
+    return table(columns, rows, total={"op": "total", "parameters": counted.total})

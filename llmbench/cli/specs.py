@@ -1,20 +1,23 @@
-"""`llmbench specs`: the catalogue, and bringing models into it."""
+"""`llmbench specs`: list, show, import and check the descriptions of models."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import msgspec
 import typer
 
 from llmbench.cli.options import As, Output, Set, answer, approximate_lines, load, title
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import billions
-from llmbench.sizing.params import count_parameters
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, record, records
+from llmbench.report.units import UNKNOWN
+from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.spec.catalog import (
     bundled_devices,
     bundled_models,
@@ -23,21 +26,113 @@ from llmbench.spec.catalog import (
     load_bundled,
     load_device,
 )
+from llmbench.spec.device import DeviceSpec, DType, Figure
 from llmbench.spec.files import read_spec, write_spec
+from llmbench.spec.model import ModelSpec
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
+Item = TypeVar("Item")
+
+
+class Listed(NamedTuple):
+    """A spec and its parameters."""
+
+    spec: ModelSpec
+    parameters: Parameters
+
+
+NAME: Field[Listed] = Field("name", "name", value=lambda row: row.spec.name, unbroken=True, description="its name")
+APPROXIMATE: Field[Listed] = Field(
+    "approximate", value=lambda row: bool(row.spec.approximate), description="whether figures may be inexact"
+)
+MODELS: tuple[Field[Listed], ...] = (
+    NAME,
+    APPROXIMATE,
+    Field("aliases", value=lambda row: list(row.spec.aliases), description="other names that commands take"),
+    Field(
+        "parameters",
+        "parameters",
+        "parameters",
+        value=lambda row: row.parameters.total,
+        description="trained elements",
+    ),
+    Field(
+        "active_parameters",
+        "active",
+        "parameters",
+        value=lambda row: row.parameters.active,
+        description="trained elements that one token uses",
+    ),
+    Field("layers", "layers", "count", value=lambda row: row.spec.num_hidden_layers, description="number of layers"),
+    Field("hidden_size", "hidden", "count", value=lambda row: row.spec.hidden_size, description="width"),
+    Field(
+        "family",
+        "family",
+        value=lambda row: row.spec.family,
+        text=lambda row: row.spec.family or UNKNOWN,
+        description="its `model_type` at Hugging Face, empty where it has none",
+    ),
+    Field("source", "source", value=lambda row: row.spec.source, wraps=True, description="origin of the figures"),
+)
+
+
+def _value(figure: Figure | None) -> int | float | None:
+    """The number of a datasheet, if it has one."""
+    return None if figure is None else figure.value
+
+
+def _peak(dtype: DType) -> Field[DeviceSpec]:
+    return Field(
+        f"dense_flops_per_s.{dtype}",
+        dtype,
+        "tflops_per_s",
+        value=lambda device: _value(device.dense_flops_per_s.get(dtype)),
+        in_json=False,
+    )
+
+
+DEVICES: tuple[Field[DeviceSpec], ...] = (
+    Field("name", "name", unbroken=True, description="its name"),
+    Field("aliases", value=lambda device: list(device.aliases), description="other names that commands take"),
+    Field("architecture", "architecture", description="its architecture"),
+    Field(
+        "memory_bytes",
+        "memory",
+        "gib",
+        value=lambda device: _value(device.memory_bytes),
+        description="memory by the datasheet",
+    ),
+    Field(
+        "memory_bandwidth_bytes_per_s",
+        "bandwidth",
+        "gb_per_s",
+        value=lambda device: _value(device.memory_bandwidth_bytes_per_s),
+        description="bandwidth of the memory by the datasheet",
+    ),
+    Field(
+        "dense_flops_per_s",
+        value=lambda device: {dtype: peak.value for dtype, peak in device.dense_flops_per_s.items()},
+        description="peak rate for each format, without sparsity",
+    ),
+    _peak("bf16"),
+    _peak("fp8"),
+    _peak("fp32"),
+)
+MODEL_TYPES: tuple[Field[str], ...] = (
+    Field("model_type", "model type", value=str, description="a `model_type` of Hugging Face that is read exactly"),
+)
 
 
 @command.command("list")
 def list_specs(
-    devices: Annotated[bool, typer.Option("--devices", help="The bundled devices instead of models.")] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="List the bundled devices.")] = False,
     model_types: Annotated[
-        bool, typer.Option("--model-types", help="The Hugging Face model types that are read exactly.")
+        bool, typer.Option("--model-types", help="List the Hugging Face model types that are read exactly.")
     ] = False,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """The bundled models (or devices) in one line each.
+    """List the bundled models, one per line.
 
     Examples:
 
@@ -50,95 +145,18 @@ def list_specs(
     if model_types:
         from llmbench.spec.huggingface import supported_model_types
 
-        rows: list[dict[str, Any]] = [{"model_type": name} for name in supported_model_types()]
-        table = Table(columns=[Column("model type")], rows=[[row["model_type"]] for row in rows])
+        rows, made = _listed(MODEL_TYPES, supported_model_types())
     elif devices:
-        rows, table = _devices()
+        rows, made = _listed(DEVICES, [load_device(name) for name in bundled_devices()])
     else:
-        rows, table = _models()
-    document = Document(command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=table)])
+        specs = [load_bundled(name) for name in bundled_models()]
+        rows, made = _listed(MODELS, [Listed(spec, count_parameters(spec)) for spec in specs])
+    document = Document(command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=made)])
     answer(document, format, output)
 
 
-def _models() -> tuple[list[dict[str, Any]], Table]:
-    rows: list[dict[str, Any]] = []
-    for name in bundled_models():
-        spec = load_bundled(name)
-        counted = count_parameters(spec)
-        rows.append(
-            {
-                "name": name,
-                "approximate": bool(spec.approximate),
-                "aliases": list(spec.aliases),
-                "family": spec.family,
-                "parameters": counted.total,
-                "active_parameters": counted.active,
-                "layers": spec.num_hidden_layers,
-                "hidden_size": spec.hidden_size,
-                "source": spec.source,
-            }
-        )
-    columns = [
-        Column("name", name=True),
-        Column("parameters", "count"),
-        Column("active", "count"),
-        Column("layers", "count"),
-        Column("hidden", "count"),
-        Column("family"),
-        Column("source", wraps=True),
-    ]
-    cells = [
-        [
-            row["name"],
-            billions(row["parameters"]),
-            billions(row["active_parameters"]),
-            row["layers"],
-            row["hidden_size"],
-            row["family"] or None,
-            row["source"],
-        ]
-        for row in rows
-    ]
-    return rows, Table(columns=columns, rows=cells)
-
-
-def _devices() -> tuple[list[dict[str, Any]], Table]:
-    rows: list[dict[str, Any]] = []
-    for name in bundled_devices():
-        device = load_device(name)
-        bandwidth = device.memory_bandwidth_bytes_per_s
-        memory = device.memory_bytes
-        rows.append(
-            {
-                "name": name,
-                "aliases": list(device.aliases),
-                "architecture": device.architecture,
-                "memory_bytes": memory.value if memory else None,
-                "memory_bandwidth_bytes_per_s": bandwidth.value if bandwidth else None,
-                "dense_flops_per_s": {key: figure.value for key, figure in device.dense_flops_per_s.items()},
-            }
-        )
-
-    columns = [
-        Column("name", name=True),
-        Column("architecture"),
-        Column("memory", "gib"),
-        Column("bandwidth", "gb_per_s"),
-        Column("bf16", "tflops_per_s"),
-        Column("fp8", "tflops_per_s"),
-        Column("fp32", "tflops_per_s"),
-    ]
-    cells = [
-        [
-            row["name"],
-            row["architecture"],
-            row["memory_bytes"],
-            row["memory_bandwidth_bytes_per_s"],
-            *(row["dense_flops_per_s"].get(dtype) for dtype in ("bf16", "fp8", "fp32")),
-        ]
-        for row in rows
-    ]
-    return rows, Table(columns=columns, rows=cells)
+def _listed(fields: Sequence[Field[Item]], items: Sequence[Item]) -> tuple[list[dict[str, Any]], Table]:
+    return records(fields, items), table(fields, items)
 
 
 @command.command("show")
@@ -150,7 +168,7 @@ def show(
     set: Set = None,
     output: Output = None,
 ) -> None:
-    """A spec as TOML, every field with its value; of a device, its datasheet with sources.
+    """Show a spec as TOML, with every field; for a device, its datasheet with sources.
 
     Examples:
 
@@ -181,7 +199,10 @@ def import_config(
     ],
     output: Output = None,
 ) -> None:
-    """A Hugging Face config as a spec file; what could not be read exactly is said and stays marked in the spec.
+    """Write a Hugging Face config as a spec file.
+
+    Parts that could not be read exactly are listed on stderr and marked in the spec. With --output, the spec is named
+    after the file.
 
     Examples:
 
@@ -192,7 +213,15 @@ def import_config(
     spec = load(config, None)
     for line in approximate_lines(spec):
         sys.stderr.write(line + "\n")
+    hub = config.startswith("hf:")
+    spec = msgspec.structs.replace(
+        spec,
+        name=spec.name if output is None else output.stem,
+        source=config if hub else "to be filled in: the page or paper that the figures come from",
+    )
     _write(write_spec(spec), output)
+    if not hub:
+        sys.stderr.write("fill in: source, published_parameters\n")
 
 
 @command.command("check")
@@ -201,7 +230,7 @@ def check(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Read a spec file strictly and say what it describes.
+    """Read a spec file strictly, and show the model that it describes.
 
     Examples:
 
@@ -220,34 +249,46 @@ def check(
         if _is_device(file):
             raise SpecError(
                 f"{file} describes a device, not a model",
-                hint="`llmbench specs list --devices` shows the bundled ones; only models are checked",
+                hint="only models are checked; `llmbench specs list --devices` shows the bundled devices",
             ) from None
         raise
-    counted = count_parameters(spec)
-    row = {
-        "file": str(file),
-        "name": spec.name,
-        "approximate": bool(spec.approximate),
-        "parameters": counted.total,
-        "published_parameters": spec.published_parameters,
-    }
-    published = spec.published_parameters
-    difference = None if published is None else counted.total - published
-    columns = [
-        Column("sound", name=True),
-        Column("parameters", "count"),
-        Column("published", "count"),
-        Column("difference", "count"),
-    ]
-    table = Table(columns=columns, rows=[[title(spec), counted.total, published, difference]])
+    row = Listed(spec, count_parameters(spec))
+    fields = _check_fields(file)
     document = Document(
         command="specs.check",
         inputs={"file": str(file)},
         rows_key="specs",
-        rows=[row],
-        blocks=[Block(headline=headline(spec), table=table, lines=approximate_lines(spec))],
+        rows=[record(fields, row)],
+        blocks=[Block(headline=headline(spec), table=table(fields, [row]), lines=approximate_lines(spec))],
     )
     answer(document, format, output)
+
+
+def _check_fields(file: Path) -> tuple[Field[Listed], ...]:
+    def difference(row: Listed) -> int | None:
+        published = row.spec.published_parameters
+        return None if published is None else row.parameters.total - published
+
+    return (
+        Field("file", value=lambda row: str(file), description="as given"),
+        msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
+        APPROXIMATE,
+        Field(
+            "parameters",
+            "parameters",
+            "count",
+            value=lambda row: row.parameters.total,
+            description="trained elements",
+        ),
+        Field(
+            "published_parameters",
+            "published",
+            "count",
+            value=lambda row: row.spec.published_parameters,
+            description="the count that the source publishes, or null",
+        ),
+        Field("difference", "difference", "count", value=difference, in_json=False),
+    )
 
 
 def _is_device(file: Path) -> bool:

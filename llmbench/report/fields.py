@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -11,7 +12,7 @@ from llmbench.report.units import Unit, fitting
 
 __all__ = ["Cell", "Field", "fitted", "record", "records"]
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", contravariant=True)
 
 
 class Field(msgspec.Struct, Generic[Item], frozen=True):
@@ -50,7 +51,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
             return self.value(item)
         if isinstance(item, Mapping):
             return item.get(self.name, "")
-        return getattr(item, self.name)
+        return attrgetter(self.name)(item)
 
     def cell(self, item: Item) -> Any:
         """The value of an item, with its text for people where that is another."""

@@ -67,7 +67,8 @@ def _csv(document: Document) -> str:
             continue
         columns, rows = _flat(block.table)
         about = block.about or ({"spec": block.subject} if block.subject else {})
-        about = ({"notes": block.notes} if block.notes else {}) | about
+        if block.notes and not about and all(column.name != "notes" for column in columns):
+            about = {"notes": block.notes}
         front = {name: value for name, value in about.items() if not isinstance(value, list)}
         behind = {name: value for name, value in about.items() if isinstance(value, list)}
         names = [*front, *(column.name for column in columns), *behind]

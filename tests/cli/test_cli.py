@@ -1,4 +1,4 @@
-"""The command line in this process: answers, JSON fields, options, and what is said of wrong input."""
+"""The command line in this process: answers, JSON fields, options, and messages about wrong input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows(capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
 
 
 def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
-    """stderr of a command that fails as it should: nothing on stdout, an error, no traceback."""
+    """stderr of a command that must fail: nothing on stdout, an error, no traceback."""
     assert run([*arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -109,9 +109,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     )
     | dict.fromkeys(("batch_is", "precision", "optimizer", "recompute", "kernels"), TEXT)
     | {"kv_dtype": "NoneType", "parts_bytes": PARTS}
-    | {"held_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
+    | {"full_bytes": dict.fromkeys(("weights", "gradients", "optimizer", "activations"), INT)},
 }
-"""Every field of a row and its type: what programs rely on."""
+"""Every field of a row and its type, on which programs rely."""
 
 
 def shape(value: Any) -> Any:
@@ -123,7 +123,7 @@ def shape(value: Any) -> Any:
 def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
     document = json.loads(answer(capsys, command, "llama2-7b", "--format", "json"))
     assert set(document) == {"schema", "inputs", "environment", "models"}
-    assert document["schema"] == f"llmbench.{command}/1"
+    assert document["schema"] == f"llmbench.{command}/{2 if command == 'memory' else 1}"
     assert document["environment"] == {
         "llmbench": llmbench.cli.__version__,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -140,7 +140,7 @@ def test_json_has_exactly_its_fields(command: str, capsys: Capture) -> None:
         ("memory", "model phase seq_len micro_batch precision optimizer recompute layout kernels kv_dtype set"),
     ],
 )
-def test_json_repeats_what_was_asked(command: str, inputs: str, capsys: Capture) -> None:
+def test_json_repeats_the_arguments(command: str, inputs: str, capsys: Capture) -> None:
     text = answer(capsys, command, "gpt2", "--set", "num_hidden_layers=3", "--format", "json")
     document = json.loads(text)
     assert " ".join(document["inputs"]) == inputs
@@ -167,7 +167,7 @@ def test_inference_is_its_own_phase(capsys: Capture) -> None:
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     scales = matrices // 128 * 5 // 2  # a bf16 scale and a 4-bit zero point for every 128 inputs
     assert row["parts_bytes"]["weights"] == matrices // 2 + scales + 2 * (6_738_415_616 - matrices)
-    assert row["held_bytes"] == {
+    assert row["full_bytes"] == {
         "weights": row["parts_bytes"]["weights"],
         "kv_cache": row["parts_bytes"]["kv_cache"],
     }
@@ -195,7 +195,7 @@ def test_numbers_keep_full_precision(capsys: Capture) -> None:
         "meta-llama/llama-2-7b-HF",
     ],
 )
-def test_a_model_by_any_of_its_names(typed: str, capsys: Capture) -> None:
+def test_a_model_has_many_names(typed: str, capsys: Capture) -> None:
     assert rows(capsys, "params", typed)[0]["model"] == "llama2-7b"
 
 
@@ -259,7 +259,7 @@ def test_none_removes_a_field(capsys: Capture) -> None:
         ("hidden_size", ["is not key=value"]),
     ],
 )
-def test_a_change_that_cannot_be(change: str, says: list[str], capsys: Capture) -> None:
+def test_a_wrong_change_is_explained(change: str, says: list[str], capsys: Capture) -> None:
     err = refusal(capsys, "params", "llama2-7b", "--set", change)
     for text in says:
         assert text in err
@@ -372,7 +372,7 @@ def test_every_command_has_a_module_and_help(capsys: Capture) -> None:
         assert f"llmbench kernels {name}" in answer(capsys, "kernels", name, "--help").split("Examples:")[1]
 
 
-# The options, frozen: a new one must be wanted by more than one user
+# The options are frozen: a new one must serve more than one user
 
 OPTIONS = {
     "params": "--by --explain --set --format --output",
@@ -397,7 +397,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_the_options_are_these(command: str) -> None:
+def test_options_are_frozen(command: str) -> None:
     import typer.main
 
     found = typer.main.get_command(llmbench.cli.build([command.split()[0]]))

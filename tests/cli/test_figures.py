@@ -1,4 +1,4 @@
-"""What stands in tables: rows add up, formulas come to their figures, and what must be known is said."""
+"""The figures in tables: rows add up, formulas give their figures, and notes say what a reader must know."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def table(capsys: Capture, *arguments: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_rows_of_a_cache_add_up(name: str, capsys: Capture) -> None:
-    *rows, total = [int(line["a sequence (bytes)"]) for line in table(capsys, "kvcache", name, "--seq", "3000")]
+    *rows, total = [int(line["bytes_per_sequence"]) for line in table(capsys, "kvcache", name, "--seq", "3000")]
     assert sum(rows) == total == kv_cache(load_bundled(name), 3000).bytes_total
 
 
@@ -63,23 +63,23 @@ def test_parallel_branches_have_a_row_each(tmp_path: Path, capsys: Capture) -> N
     for op in lower(spec, ONE_TOKEN):
         if op.cache:
             each[".attention." in op.name] += op.count * held_bytes(op.cache, 3000, "bf16", Layout()).total
-    shown = {line["kind"]: int(line["a sequence (bytes)"]) for line in rows[:-1]}
+    shown = {line["kind"]: int(line["bytes_per_sequence"]) for line in rows[:-1]}
     assert shown == {"GQA": each[True], "Mamba-2": each[False]}
 
 
 def test_an_encoder_has_no_cache(capsys: Capture) -> None:
     text = answer(capsys, "kvcache", "bert-base")
     assert "bert-base keeps no cache: it reads all tokens at once" in text
-    assert "it would be as" not in text
+    assert "if attention were" not in text
     assert row(capsys, "kvcache", "bert-base")["bytes_total"] == 0
     assert "bert-base keeps no cache" in answer(capsys, "kvcache", "bert-base", "gpt2")
 
 
 def test_latent_attention_as_other_heads(capsys: Capture) -> None:
     text = answer(capsys, "kvcache", "deepseek-v3", "--format", "csv").split("\n\n")[1]
-    as_heads = {line["it would be as"]: line for line in csv.DictReader(io.StringIO(text))}
+    as_heads = {line["attention"]: line for line in csv.DictReader(io.StringIO(text))}
     assert list(as_heads) == ["MHA", "GQA, 8 KV heads", "MQA", "as it is (MLA)"]
-    assert int(as_heads["MHA"]["a token (bytes)"]) == 61 * 128 * (192 + 128) * 2
+    assert int(as_heads["MHA"]["bytes_per_token"]) == 61 * 128 * (192 + 128) * 2
     assert float(as_heads["MHA"]["ratio"]) == 128 * 320 / 576
 
 
@@ -87,7 +87,7 @@ def test_latent_attention_as_other_heads(capsys: Capture) -> None:
 
 
 def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
-    """(what, its number, the kinds of layers it is a share of; none where it stands once) of an explained formula."""
+    """The parts of an explained formula: text, number, and the kinds of layers that have it (none: it stands once)."""
     inside, once, last = formula.rpartition(", + ")
     found = []
     if not once and last.endswith(" once"):
@@ -103,7 +103,7 @@ def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
 
 
 def number(text: str) -> int:
-    """What an explained formula comes to."""
+    """The result of an explained formula."""
     return int(text.rpartition(" = ")[2].replace(",", ""))
 
 
@@ -111,10 +111,10 @@ def number(text: str) -> int:
 def test_formulas_of_components_come_to_the_model(name: str, capsys: Capture) -> None:
     counts = {kind: layer["count"] for kind, layer in row(capsys, "params", name)["layers"].items()}
     for line in table(capsys, "params", name, "--explain")[:-1]:
-        component, formula, model = line["component"], line["formula"], int(line["model"])
-        if line["per layer"]:
+        component, formula, model = line["component"], line["formula"], int(line["parameters"])
+        if line["parameters_per_layer"]:
             ((_, each, _),) = [part for part in parts(formula, ["any"]) if part[2]]
-            assert each == int(line["per layer"])
+            assert each == int(line["parameters_per_layer"])
             once = sum(value for _, value, kinds in parts(formula, ["any"]) if not kinds)
             assert (model - once) % each == 0
             assert (model - once) // each <= sum(counts.values())
@@ -128,25 +128,25 @@ def test_formulas_of_components_come_to_the_model(name: str, capsys: Capture) ->
 def test_formulas_of_llama(capsys: Capture) -> None:
     by_name = {line["component"]: line for line in table(capsys, "params", "llama2-7b")}
     assert list(by_name) == ["embedding", "attention", "mlp", "norms", "lm_head", "total"]
-    assert by_name["norms"]["formula (a layer)"] == "2 × hidden, + hidden once"
-    assert by_name["embedding"]["per layer"] == ""
+    assert by_name["norms"]["formula"] == "2 × hidden, + hidden once"
+    assert by_name["embedding"]["parameters_per_layer"] == ""
     assert "–" not in answer(capsys, "params", "llama2-7b")
 
 
 def test_formulas_of_both_stacks(capsys: Capture) -> None:
     by_name = {line["component"]: line for line in table(capsys, "params", "t5-base")}
-    assert by_name["attention_extra"]["formula (a layer)"] == "2 × heads × num_buckets"
-    assert by_name["attention"]["formula (a layer)"] == "encoder.block: 4 × hidden²; block: 8 × hidden²"
-    assert by_name["attention"]["per layer"] == ""
-    assert by_name["mlp"]["per layer"] == "4718592"
+    assert by_name["attention_extra"]["formula"] == "2 × heads × num_buckets"
+    assert by_name["attention"]["formula"] == "encoder.block: 4 × hidden²; block: 8 × hidden²"
+    assert by_name["attention"]["parameters_per_layer"] == ""
+    assert by_name["mlp"]["parameters_per_layer"] == "4718592"
 
 
 def test_numbers_without_names_are_not_shown(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n_text"}))
     by_name = {line["component"]: line for line in table(capsys, "params", str(tmp_path))}
-    assert by_name["embedding"]["formula (a layer)"] == "vocab × hidden + …"
-    assert by_name["other"]["formula (a layer)"] == ""
-    assert by_name["norms"]["formula (a layer)"] == "4 × hidden + …, + hidden + … once"
+    assert by_name["embedding"]["formula"] == "vocab × hidden + …"
+    assert by_name["other"]["formula"] == ""
+    assert by_name["norms"]["formula"] == "4 × hidden + …, + hidden + … once"
 
 
 def test_published_counts_with_their_difference(capsys: Capture) -> None:
@@ -157,7 +157,14 @@ def test_published_counts_with_their_difference(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("command", ["params", "flops"])
 def test_ops_say_their_kind_of_layer_where_there_are_several(command: str, capsys: Capture) -> None:
-    assert "layers" not in table(capsys, command, "llama2-7b", "--by", "op")[0]
+    (heading,) = [
+        line for line in answer(capsys, command, "llama2-7b", "--by", "op").splitlines() if " formula " in line
+    ]
+    assert "layers" not in heading
+    (heading,) = [
+        line for line in answer(capsys, command, "jamba-v0.1", "--by", "op").splitlines() if " formula " in line
+    ]
+    assert "layers" in heading
     kinds = {line["layers"] for line in table(capsys, command, "jamba-v0.1", "--by", "op")}
     assert kinds == {"", "mamba_dense", "mamba_moe", "attention_dense"}
     assert "encoder.block" in {line["layers"] for line in table(capsys, command, "t5-base", "--by", "op")}
@@ -170,11 +177,11 @@ def test_the_rule_of_thumb_is_per_token_too(capsys: Capture) -> None:
     found = row(capsys, "flops", "llama2-7b")
     text = answer(capsys, "flops", "llama2-7b")
     assert found["seq_len"] == 4096
-    assert f"a token {found['flops_per_token'] / 1e9:.2f} GFLOPs" in text
-    assert f"= {found['rule_of_thumb_flops'] / 4096 / 1e9:.2f} GFLOPs a token (−9.3%)" in text
+    assert f"{found['flops_per_token'] / 1e9:.2f} GFLOPs per token ·" in text
+    assert f"= {found['rule_of_thumb_flops'] / 4096 / 1e9:.2f} GFLOPs per token (−9.3%)" in text
 
 
-def test_absorbed_latent_attention_is_said(capsys: Capture) -> None:
+def test_absorbed_latent_attention_is_noted(capsys: Capture) -> None:
     for model, phase, absorbed in (
         ("deepseek-v3", "decode", True),
         ("deepseek-v3", "prefill", False),
@@ -186,24 +193,24 @@ def test_absorbed_latent_attention_is_said(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("command", ["flops", "kvcache", "memory", "compare"])
 @pytest.mark.parametrize("format", ["table", "markdown", "csv", "json"])
-def test_positions_that_end_are_said(command: str, format: str, capsys: Capture) -> None:
+def test_positions_that_end_are_noted(command: str, format: str, capsys: Capture) -> None:
     note = "the learned positions of gpt2 end at 1,024 tokens: it cannot read 1,025"
     assert note in answer(capsys, command, "gpt2", "--seq", "1025", "--format", format)
     assert "the learned positions" not in answer(capsys, command, "gpt2", "--seq", "1024", "--format", format)
 
 
-def test_a_token_is_decoded_behind_the_others(capsys: Capture) -> None:
+def test_a_decoded_token_follows_the_cached_ones(capsys: Capture) -> None:
     assert "cannot read 1,025" in answer(capsys, "flops", "gpt2", "--seq", "1024", "--phase", "decode")
 
 
 # memory
 
 
-def test_memory_says_what_it_assumes(capsys: Capture) -> None:
+def test_memory_states_its_assumptions(capsys: Capture) -> None:
     text = answer(capsys, "memory", "llama2-7b", "--recompute", "full", "--layout", "dp=2", "--batch", "1000")
-    for said in ("weights bf16", "master weights fp32", "adamw", "recompute full", "fused", "flash"):
-        assert said in text.split("\n\n")[0]
-    assert "micro-batch 1,000 of each replica" in text
+    for assumption in ("weights bf16", "master weights fp32", "adamw", "recompute full", "fused", "flash"):
+        assert assumption in text.split("\n\n")[0]
+    assert "micro-batch 1,000 per replica" in text
     served = ("memory", "llama2-7b", "--phase", "inference", "--precision", "int8", "--kv-dtype", "fp8")
     assert "weights int8 · cache fp8" in answer(capsys, *served)
     found = row(capsys, *served)
@@ -215,14 +222,14 @@ def test_memory_says_what_it_assumes(capsys: Capture) -> None:
 def test_fsdp_shows_no_weights_of_its_own(capsys: Capture) -> None:
     arguments = ("memory", "llama2-7b", "--layout", "dp=8,zero=3")
     weights = table(capsys, *arguments)[0]
-    assert (weights["part"], weights["when complete (bytes)"]) == ("weights", "")
+    assert (weights["part"], weights["full_bytes"]) == ("weights", "")
     text = answer(capsys, *arguments)
-    assert "fp32 shards, counted with the optimizer" in text
+    assert "fp32 shards count with the optimizer" in text
     assert "textbook" not in text
     assert "textbook" in answer(capsys, *arguments[:-1], "dp=8,zero=2")
 
 
-def test_memory_that_is_approximate_says_why(capsys: Capture) -> None:
+def test_approximate_memory_has_a_reason(capsys: Capture) -> None:
     found = row(capsys, "memory", "mamba-130m")
     assert found["approximate"] is True
     (reason,) = found["approximate_because"]
@@ -250,7 +257,7 @@ def test_compare_gives_values_not_texts(capsys: Capture) -> None:
 # Wording and units
 
 
-def test_one_is_no_plural(capsys: Capture) -> None:
+def test_one_is_singular(capsys: Capture) -> None:
     one = ("--set", "num_hidden_layers=1")
     assert " · 1 layer · " in answer(capsys, "params", "gpt2", *one)
     assert "prefill of 1 token · batch 20,000 ·" in answer(capsys, "flops", "gpt2", "--seq", "1", "--batch", "20000")
@@ -259,20 +266,23 @@ def test_one_is_no_plural(capsys: Capture) -> None:
 
 def test_dense_models_use_all_their_parameters(capsys: Capture) -> None:
     by_name = {line["name"]: line for line in csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "-f", "csv")))}
-    assert by_name["llama2-7b"]["active"] == by_name["llama2-7b"]["parameters"] == "6.74 B"
-    assert by_name["mixtral-8x7b"]["active"] == "12.88 B"
+    assert by_name["llama2-7b"]["active_parameters"] == by_name["llama2-7b"]["parameters"] == "6738415616"
+    assert f"{int(by_name['mixtral-8x7b']['active_parameters']) / 1e9:.2f}" == "12.88"
+    (line,) = [line for line in answer(capsys, "specs", "list").splitlines() if line.startswith("  llama2-7b ")]
+    assert line.split()[1:5] == ["6.74", "B"] * 2
 
 
 def test_units_of_headings(capsys: Capture) -> None:
-    for arguments, people, base in (
-        (("memory", "gpt2"), "at the peak (GiB)", "at the peak (bytes)"),
-        (("specs", "list", "--devices"), "bandwidth (GB/s)", "bandwidth (bytes/s)"),
-        (("specs", "list", "--devices"), "bf16 (TFLOP/s)", "bf16 (FLOP/s)"),
-        (("flops", "gpt2"), "step (FLOPs)", "step (FLOPs)"),
+    """People see a unit in the heading; machines see it in the name of the field."""
+    for arguments, heading, name in (
+        (("memory", "gpt2"), "at the peak (GiB)", "peak_bytes"),
+        (("specs", "list", "--devices"), "bandwidth (GB/s)", "memory_bandwidth_bytes_per_s"),
+        (("specs", "list", "--devices"), "bf16 (TFLOP/s)", "dense_flops_per_s.bf16"),
+        (("flops", "gpt2"), "step (FLOPs)", "flops"),
     ):
-        assert people in answer(capsys, *arguments)
-        assert people in answer(capsys, *arguments, "--format", "markdown")
-        assert base in answer(capsys, *arguments, "--format", "csv").splitlines()[0]
+        assert heading in answer(capsys, *arguments)
+        assert heading in answer(capsys, *arguments, "--format", "markdown")
+        assert name in answer(capsys, *arguments, "--format", "csv").splitlines()[0].split(",")
     devices = csv.DictReader(io.StringIO(answer(capsys, "specs", "list", "--devices", "--format", "csv")))
     (h100,) = [line for line in devices if line["name"] == "h100-sxm"]
-    assert (float(h100["bandwidth (bytes/s)"]), int(h100["memory (bytes)"])) == (3.35e12, 80 * 2**30)
+    assert (float(h100["memory_bandwidth_bytes_per_s"]), int(h100["memory_bytes"])) == (3.35e12, 80 * 2**30)

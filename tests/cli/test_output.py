@@ -1,4 +1,4 @@
-"""What a command writes, and where: every format, terminals and pipes, files, exit codes of processes."""
+"""The output of commands: every format, terminals and pipes, files, exit codes of processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_json(arguments: list[str], capsys: Capture) -> None:
     text = answer(capsys, *arguments, "--format", "json")
     document = json.loads(text)
     command = ".".join(arguments[: 2 if arguments[0] == "specs" else 1])
-    assert document["schema"] == f"llmbench.{command}/1"
+    assert document["schema"] == f"llmbench.{command}/{2 if command == 'memory' else 1}"
     assert text.endswith("\n}\n")
     assert document == json.loads(json.dumps(document))
 
@@ -97,11 +97,11 @@ def test_csv(arguments: list[str], capsys: Capture) -> None:
 def test_csv_has_base_units(capsys: Capture) -> None:
     rows = list(csv.DictReader(io.StringIO(answer(capsys, "params", "llama2-7b", "-f", "csv"))))
     by_name = {row["component"]: row for row in rows}
-    assert int(by_name["total"]["model"]) == 6_738_415_616
+    assert int(by_name["total"]["parameters"]) == 6_738_415_616
     assert float(by_name["mlp"]["share"]) == 4_328_521_728 / 6_738_415_616
     cache = list(csv.DictReader(io.StringIO(answer(capsys, "kvcache", "gpt2", "llama2-7b", "-f", "csv"))))
     assert [row["model"] for row in cache] == ["gpt2", "llama2-7b"]
-    assert int(cache[1]["a token (bytes)"]) == 524_288
+    assert int(cache[1]["bytes_per_token"]) == 524_288
 
 
 @each_answer
@@ -130,7 +130,7 @@ def test_a_table_in_a_pipe_is_whole(arguments: list[str], capsys: Capture) -> No
 
 
 @each_answer
-def test_a_file_is_what_stdout_would_be(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_is_the_same_as_stdout(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
     for format in ("table", "json", "csv", "markdown"):
         file = tmp_path / f"answer.{format}"
         assert run([*arguments, "--format", format, "--output", str(file)]) == 0
@@ -149,7 +149,7 @@ def without_output(text: str, _file: Path) -> str:
 
 
 def on_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
-    """What a person sees in a terminal of this width."""
+    """The output in a terminal of this width."""
     master, slave = pty.openpty()
     variables = {
         **os.environ,
@@ -235,7 +235,7 @@ def test_no_color_is_respected() -> None:
     assert codes <= {"", "0", "1", "2", "3", "4", "22", "23", "24"}, codes
 
 
-def test_what_takes_long_is_told_on_a_terminal_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown_on_a_terminal_only(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmbench.cli.options import working
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # which is about colours
@@ -251,7 +251,7 @@ def test_a_dumb_terminal_gets_plain_text() -> None:
 # Processes
 
 
-def test_answers_and_errors_go_apart() -> None:
+def test_answers_go_to_stdout_and_errors_to_stderr() -> None:
     good = process("params", "gpt2", "--format", "json")
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout)["models"][0]["parameters"]["total"] == 124_439_808
@@ -272,7 +272,7 @@ def test_python_dash_m_and_the_script_are_one_program() -> None:
     [["kvcache", "--format", "json"], ["params", "gpt2"], ["specs", "show", "gpt2"], ["--help"]],
     ids=" ".join,
 )
-def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     child = subprocess.Popen([*LLMBENCH, *arguments], stdout=writer, stderr=subprocess.PIPE)
@@ -287,7 +287,7 @@ def test_head() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_arguments_that_are_not_text() -> None:
     for arguments in (["params", b"\xff"], ["params", "gpt2", "--set", b"name=\xff"], [b"\xff"]):
         done = subprocess.run([*LLMBENCH, *arguments], capture_output=True)
         assert done.returncode == 2
@@ -329,14 +329,17 @@ def approximate(tmp_path: Path) -> str:
     ],
     ids=" ".join,
 )
-def test_what_is_approximate_says_so(arguments: list[str], format: str, approximate: str, capsys: Capture) -> None:
+def test_an_approximate_model_is_marked(arguments: list[str], format: str, approximate: str, capsys: Capture) -> None:
     text = answer(capsys, *arguments, approximate, "--format", format)
     assert "approximate" in text
     if format == "json":
         assert all(row["approximate"] for row in json.loads(text)[list(json.loads(text))[3]])
     exact = answer(capsys, *arguments[:1], *(arguments[1:] or []), *exact_of(arguments), "--format", format)
-    if format != "json":
+    if format in ("table", "markdown"):
         assert "approximate" not in exact
+    elif format == "csv":
+        for content, value in ((text, "true"), (exact, "false")):
+            assert {line["approximate"] for line in csv.DictReader(io.StringIO(content.split("\n\n")[0]))} == {value}
 
 
 def exact_of(arguments: list[str]) -> list[str]:
@@ -350,7 +353,7 @@ def test_one_approximate_model_among_several(format: str, approximate: str, caps
         assert "approximate" in answer(capsys, command, "llama2-7b", approximate, "--format", format)
 
 
-def test_an_imported_config_that_is_doubted(tmp_path: Path, capsys: Capture) -> None:
+def test_an_approximate_import_is_marked(tmp_path: Path, capsys: Capture) -> None:
     from ..oracles.huggingface_export import to_config
 
     config = to_config(load_bundled("llama2-7b")) | {"something_new": 17}
@@ -374,7 +377,7 @@ def test_an_imported_config_that_is_doubted(tmp_path: Path, capsys: Capture) -> 
     [["params", "gpt2"], ["kvcache", "--format", "json"], ["specs", "show", "gpt2"], ["--version"], []],
     ids=" ".join,
 )
-def test_a_full_disk_is_an_error_and_no_bug(arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error_and_not_a_bug(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*LLMBENCH, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (2, "error: cannot write the answer: No space left on device\n")
@@ -402,7 +405,7 @@ def test_names_are_never_broken() -> None:
         ("ms", [None], "ms"),
     ],
 )
-def test_a_column_has_the_unit_that_its_middle_suits(unit: Unit, values: list[object], fits: Unit) -> None:
+def test_a_column_has_the_unit_of_its_middle_value(unit: Unit, values: list[object], fits: Unit) -> None:
     assert fitting(unit, values) == fits
     assert heading("x", fits, base=True) == heading("x", unit, base=True)  # machines see no difference
 
