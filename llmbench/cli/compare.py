@@ -2,36 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from llmbench.cli.options import (
-    SEQ,
-    As,
-    Models,
-    Output,
-    Seq,
-    Set,
-    answer,
-    approximate_lines,
-    length_notes,
-    load,
-    title,
-)
+import msgspec
+
+from llmbench.cli.options import MODEL_FIELDS, SEQ, AboutModel, As, Models, Output, Seq, Set, answer, length_notes, load
 from llmbench.report.describe import activation_text, distinct, ffn_text, mixer_text, positions_text
-from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import billions, plural, si, size
+from llmbench.report.document import Block, Document, table, transposed
+from llmbench.report.fields import Field, records
+from llmbench.report.units import plural, size
 from llmbench.sizing.flops import count_flops
-from llmbench.sizing.kvcache import kv_cache
-from llmbench.sizing.params import count_parameters
+from llmbench.sizing.kvcache import KVCache, kv_cache
+from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import FFN, MoE
 from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 
+class Compared(AboutModel, kw_only=True):
+    """A model with its parameters, cache and FLOPs per token; decoding has none where the model does not decode."""
+
+    parameters: Parameters
+    cache: KVCache
+    prefill_flops_per_token: float
+    decode_flops_per_token: float | None
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The kinds of layers of the decoder."""
+        return list(self.spec.layers.values())
+
+    @property
+    def ffns(self) -> list[FFN]:
+        """The feed-forward of each kind of layer that has one."""
+        return [layer.ffn for layer in self.layers if layer.ffn is not None]
+
+
+def _texts(name: str, heading: str, texts: Callable[[Compared], Iterable[str]], description: str) -> Field[Compared]:
+    """A field with the texts of all kinds of layers, each once."""
+    return Field(
+        name,
+        heading,
+        value=lambda row: _once(texts(row)),
+        text=lambda row: _joined(texts(row)),
+        description=description,
+    )
+
+
+FIELDS: tuple[Field[Compared], ...] = (
+    *(msgspec.structs.replace(field, heading=None) for field in MODEL_FIELDS),
+    Field("parameters", "parameters", "parameters", lambda row: row.parameters.total, description="trained elements"),
+    Field(
+        "active_parameters",
+        "active parameters",
+        "parameters",
+        lambda row: row.parameters.active,
+        description="trained elements that one token uses",
+    ),
+    _texts(
+        "positions",
+        "positions",
+        lambda row: (positions_text(row.spec.positions_of(mixer)) for mixer in _attentions(row.spec)),
+        "position encodings of attention",
+    ),
+    Field("norm", "norm", value=lambda row: _norm(row.spec), description="kind of norm"),
+    _texts(
+        "norm_placement",
+        "norm placement",
+        lambda row: (layer.placement.replace("_", " ") for layer in row.layers),
+        "where the norms of a layer stand",
+    ),
+    Field(
+        "parallel_block",
+        "parallel block",
+        value=lambda row: any(layer.placement.startswith("parallel") for layer in row.layers),
+        description="whether mixer and feed-forward read the same input",
+    ),
+    _texts(
+        "attention",
+        "attention",
+        lambda row: (mixer_text(layer.mixer) for layer in row.layers if layer.mixer is not None),
+        "mixers",
+    ),
+    Field(
+        "head_dim",
+        "head dim",
+        value=lambda row: _numbers(_head_dims(mixer)[0] for mixer in _attentions(row.spec)),
+        text=lambda row: _joined(map(_heads, _attentions(row.spec))),
+        description="widths of a query and key head",
+    ),
+    Field(
+        "v_head_dim",
+        value=lambda row: _numbers(_head_dims(mixer)[1] for mixer in _attentions(row.spec)),
+        description="widths of a value head",
+    ),
+    Field(
+        "window",
+        "window",
+        value=lambda row: _numbers(mixer.sliding_window for mixer in _attentions(row.spec)),
+        text=lambda row: _joined(map(_window, _attentions(row.spec))),
+        description="tokens that a query sees, itself included",
+    ),
+    Field(
+        "attention_chunk_size",
+        value=lambda row: _numbers(getattr(mixer, "attention_chunk_size", None) for mixer in _attentions(row.spec)),
+        description="tokens of a chunk, inside which attention stays",
+    ),
+    _texts(
+        "qk_norm",
+        "QK norm",
+        lambda row: (
+            mixer.qk_norm.over if mixer.qk_norm else "none"
+            for mixer in _attentions(row.spec)
+            if isinstance(mixer, Attention)
+        ),
+        "norms of queries and keys: over a head, or over all",
+    ),
+    Field("biases", "biases", value=lambda row: _biases(row.layers), description="projections that have a bias"),
+    _texts("feed_forward", "feed-forward", lambda row: map(ffn_text, row.ffns), "feed-forwards"),
+    _texts(
+        "activation",
+        "activation",
+        lambda row: (activation_text(ffn.activation) for ffn in row.ffns),
+        "activations of the feed-forwards",
+    ),
+    Field(
+        "moe",
+        "experts",
+        value=lambda row: _once(map(_moe, row.ffns)),
+        text=lambda row: _joined(text for text in map(_moe, row.ffns) if text != "none"),
+        description="experts per token, of how many, and how the router scores them",
+    ),
+    Field(
+        "layers",
+        "layers",
+        "count",
+        lambda row: row.spec.num_hidden_layers,
+        lambda row: f"{len(row.spec.encoder.order)} + {row.spec.num_hidden_layers}" if row.spec.encoder else None,
+        description="layers of the decoder, or of an encoder alone",
+    ),
+    Field(
+        "encoder_layers",
+        value=lambda row: len(row.spec.encoder.order) if row.spec.encoder else None,
+        description="layers of the encoder beside a decoder, or null",
+    ),
+    Field("pattern", "pattern", value=lambda row: row.spec.pattern, description="the order of the kinds of layers"),
+    Field("hidden_size", "hidden size", "count", lambda row: row.spec.hidden_size, description="width"),
+    Field("vocab_size", "vocab size", "count", lambda row: row.spec.vocab_size, description="size of the vocabulary"),
+    Field(
+        "tied_embeddings",
+        "tied embeddings",
+        value=lambda row: row.spec.tie_word_embeddings,
+        description="whether the head is the embedding",
+    ),
+    Field(
+        "context",
+        "context",
+        "count",
+        lambda row: row.spec.max_position_embeddings,
+        description="the longest sequence that the config names, or null",
+    ),
+    Field(
+        "kv_bytes_per_token",
+        "KV cache per token",
+        value=lambda row: row.cache.bytes_per_token,
+        text=lambda row: size(row.cache.bytes_per_token),
+        description="as in `kvcache`",
+    ),
+    Field(
+        "kv_bytes_per_sequence",
+        "KV cache per sequence",
+        value=lambda row: row.cache.bytes_per_sequence,
+        text=lambda row: size(row.cache.bytes_per_sequence),
+        description="as in `kvcache`",
+    ),
+    Field("prefill_flops_per_token", "prefill FLOPs per token", "flops", description="as in `flops`"),
+    Field(
+        "decode_flops_per_token",
+        "decode FLOPs per token",
+        "flops",
+        description="as in `flops`; null for an encoder alone",
+    ),
+)
+
+
 def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table", output: Output = None) -> None:
-    """Architectures side by side, with what they cost.
+    """Compare architectures and their costs.
 
     Examples:
 
@@ -41,102 +198,61 @@ def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table
 
       llmbench compare llama3-8b gemma2-9b --format markdown
     """
-    specs = [load(text, set) for text in models]
-    described = [_describe(spec, seq) for spec in specs]
+    rows = [_compared(load(text, set), seq) for text in models]
     document = Document(
         command="compare",
         inputs={"models": models, "seq_len": seq, "set": set or []},
         rows_key="models",
-        rows=[
-            {
-                "model": spec.name,
-                "approximate": bool(spec.approximate),
-                "approximate_because": list(spec.approximate),
-                "notes": [*spec.notes, *length_notes(spec, seq)],
-                **{key: raw for key, (raw, _) in fields.items()},
-            }
-            for spec, fields in zip(specs, described, strict=True)
-        ],
-        blocks=[],
+        rows=records(FIELDS, rows),
+        blocks=[_block(rows, seq)] if format != "json" else [],
+        tables=[table(FIELDS, rows)] if format == "csv" else [],
     )
-    if format != "json":
-        rows = [
-            [key.replace("_", " "), *(fields[key][1] for fields in described)]
-            for key in described[0]
-            if any(fields[key][1] not in ("none", "no") for fields in described)
-        ]
-        columns = [Column(""), *(Column(title(spec), wraps=True) for spec in specs)]
-        lines = [f"{spec.name}: {line}" for spec in specs for line in approximate_lines(spec)]
-        document.blocks.append(
-            Block(
-                headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
-                table=Table(columns=columns, rows=rows),
-                lines=lines,
-                notes=[note for spec in specs for note in length_notes(spec, seq)],
-            )
-        )
     answer(document, format, output)
 
 
-def _describe(spec: ModelSpec, seq: int) -> dict[str, tuple[Any, str]]:
-    """Each property as (value for machines, text for people)."""
-    counted = count_parameters(spec)
-    cache = kv_cache(spec, seq)
-    flops = count_flops(spec, Workload.prefill(seq))
-    decode = count_flops(spec, Workload.decode(seq)).per_token if spec.decodes else None
-    layers = list(spec.layers.values())
-    attentions = _attentions(spec)
-    ffns = [layer.ffn for layer in layers if layer.ffn is not None]
-    parallel = any(layer.placement.startswith("parallel") for layer in layers)
-    decoder, encoder = spec.num_hidden_layers, len(spec.encoder.order) if spec.encoder else None
-    context = spec.max_position_embeddings
-    return {
-        "parameters": (counted.total, billions(counted.total)),
-        "active_parameters": (counted.active, billions(counted.active)),
-        "positions": _each(positions_text(spec.positions_of(mixer)) for mixer in attentions),
-        "norm": (_norm(spec), _norm(spec)),
-        "norm_placement": _each(layer.placement.replace("_", " ") for layer in layers),
-        "parallel_block": (parallel, _yes(parallel)),
-        "attention": _each(mixer_text(layer.mixer) for layer in layers if layer.mixer is not None),
-        "head_dim": (_numbers(_head_dims(mixer)[0] for mixer in attentions), _each(map(_heads, attentions))[1]),
-        "v_head_dim": (_numbers(_head_dims(mixer)[1] for mixer in attentions), "none"),  # a row above has it
-        "window": (_numbers(mixer.sliding_window for mixer in attentions), _each(map(_window, attentions))[1]),
-        "attention_chunk_size": (_numbers(getattr(m, "attention_chunk_size", None) for m in attentions), "none"),
-        "qk_norm": _each(
-            mixer.qk_norm.over if mixer.qk_norm else "none" for mixer in attentions if isinstance(mixer, Attention)
-        ),
-        "biases": (_biases(layers), ", ".join(_biases(layers)) or "none"),
-        "feed_forward": _each(map(ffn_text, ffns)),
-        "activation": _each(activation_text(ffn.activation) for ffn in ffns),
-        "moe": _each(map(_moe, ffns)),
-        "layers": (decoder, str(decoder) if encoder is None else f"{encoder} + {decoder}"),
-        "encoder_layers": (encoder, "none"),  # the row above says it
-        "pattern": (spec.pattern, spec.pattern),
-        "hidden_size": (spec.hidden_size, f"{spec.hidden_size:,}"),
-        "vocab_size": (spec.vocab_size, f"{spec.vocab_size:,}"),
-        "tied_embeddings": (spec.tie_word_embeddings, _yes(spec.tie_word_embeddings)),
-        "context": (context, "–" if context is None else f"{context:,}"),
-        "kv_bytes_per_token": (cache.bytes_per_token, size(cache.bytes_per_token)),
-        "kv_bytes_per_sequence": (cache.bytes_per_sequence, size(cache.bytes_per_sequence)),
-        "prefill_flops_per_token": (flops.per_token, si(flops.per_token).strip()),
-        "decode_flops_per_token": (decode, "–" if decode is None else si(decode).strip()),
-    }
+def _compared(spec: ModelSpec, seq: int) -> Compared:
+    return Compared(
+        spec=spec,
+        tokens=seq,
+        parameters=count_parameters(spec),
+        cache=kv_cache(spec, seq),
+        prefill_flops_per_token=count_flops(spec, Workload.prefill(seq)).per_token,
+        decode_flops_per_token=count_flops(spec, Workload.decode(seq)).per_token if spec.decodes else None,
+    )
 
 
-def _each(texts: Iterable[str]) -> tuple[list[str], str]:
-    """What the kinds of layers have: for machines a list without "none" where none has it."""
+def _block(rows: list[Compared], seq: int) -> Block:
+    """A column for each model; rows that say "no" or "none" of all models are left out."""
+    fields = [
+        field
+        for field in FIELDS
+        if field.heading is not None and any(field.shown(row) not in ("none", "no") for row in rows)
+    ]
+    return Block(
+        headline=f"FLOPs and cache at {plural(seq, 'token')}, bf16",
+        table=transposed(fields, [(row.title, row) for row in rows]),
+        lines=[f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because],
+        notes=[
+            *(f"{row.spec.name}: {note}" for row in rows for note in row.spec.notes),
+            *(note for row in rows for note in length_notes(row.spec, seq)),
+        ],
+    )
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    """Each text once: an empty list where all are "none"."""
     found = distinct(texts)
-    return [] if found == ["none"] else found, "; ".join(found) or "none"
+    return [] if found == ["none"] else found
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(distinct(texts)) or "none"
 
 
 def _numbers(values: Iterable[int | None]) -> list[int | None]:
-    """The numbers that kinds of layers have, each once; null is of those that have none, where others do."""
+    """The numbers of all kinds of layers, each once: an empty list where no kind has one."""
     found = list(dict.fromkeys(values))
     return [] if found == [None] else found
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _attentions(spec: ModelSpec) -> list[Attention | LatentAttention]:

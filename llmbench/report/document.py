@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from llmbench.report.fields import Cell, Field
-from llmbench.report.units import Unit, heading, shown
+from llmbench.report.fields import Field
+from llmbench.report.units import Unit, heading
 
 __all__ = ["Block", "Column", "Document", "Table", "Unit", "table", "transposed"]
 
@@ -63,16 +63,14 @@ def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item |
     )
 
 
-def transposed(fields: Sequence[Field[Item]], items: Mapping[str, Item]) -> Table:
+def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]]) -> Table:
     """For people: a row for each field that has a heading, and a column for each item under its name."""
     rows: list[list[Any]] = []
     for field in fields:
         if field.heading is not None:
-            cells = [field.cell(item) for item in items.values()]
-            texts = [cell.text if isinstance(cell, Cell) else shown(cell, field.unit) for cell in cells]
-            rows.append([field.heading, *texts])
-    columns: list[Field[Any]] = [Field("field", "", unbroken=True), *(Field(name, name, wraps=True) for name in items)]
-    return Table(columns=columns, rows=rows)
+            rows.append([field.heading, *(field.shown(item) for _, item in items)])
+    columns: list[Field[Any]] = [Field("field", "", unbroken=True)]
+    return Table(columns=[*columns, *(Field(name, name, wraps=True) for name, _ in items)], rows=rows)
 
 
 class Block(msgspec.Struct, kw_only=True):

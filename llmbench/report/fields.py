@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from llmbench.report.units import Unit, fitting
+from llmbench.report.units import Unit, fitting, shown
 
 __all__ = ["Cell", "Field", "fitted", "record", "records"]
 
@@ -23,7 +23,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     `heading` is the heading of the column for people, to which the renderer adds the unit. None: people do not see it.
     `unit` says how people see the value.
     `value` gives the value of an item; by default it is the item's key or attribute `name`.
-    `text` gives what people see of an item, where that is not the value in its unit.
+    `text` gives the text for people; by default, and where it gives None, it is the value in its unit.
     `description` says in the documentation what the value is.
     `in_json`: False for a column of a table that JSON does not have.
     `scale`: fields of the same scale get one unit, which suits their values (`fitted`).
@@ -57,6 +57,11 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
         """The value of an item, with its text for people where that is another."""
         text = None if self.text is None else self.text(item)
         return self.of(item) if text is None else Cell(self.of(item), text)
+
+    def shown(self, item: Item) -> str:
+        """The text of an item for people."""
+        text = None if self.text is None else self.text(item)
+        return shown(self.of(item), self.unit) if text is None else text
 
 
 class Cell(NamedTuple):

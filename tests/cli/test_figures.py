@@ -250,7 +250,7 @@ def test_compare_gives_values_not_texts(capsys: Capture) -> None:
     assert bert["biases"] == ["q, k, v", "attention output", "feed-forward"]
     assert (bert["window"], bert["moe"], bert["layers"], bert["encoder_layers"]) == ([], [], 12, None)
     assert bert["approximate_because"] == []
-    (line,) = re.findall(r"decode flops per token +(.*)", answer(capsys, "compare", "bert-base", "gemma3-4b"))
+    (line,) = re.findall(r"decode FLOPs per token +(.*)", answer(capsys, "compare", "bert-base", "gemma3-4b"))
     assert line.split()[0] == "–"
 
 
