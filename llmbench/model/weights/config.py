@@ -1,4 +1,4 @@
-"""What a folder's config.json must say for its weights to be read, beyond what a spec holds."""
+"""Conditions on a folder's config.json, beside its spec, for its weights to be read."""
 
 from __future__ import annotations
 
@@ -7,39 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
-from llmbench.model.weights.families import PARTS_OF_HEADS
+from llmbench.model.weights.families import TABLES
 from llmbench.spec.mixer import Attention, LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""How the names of transformers' classes end that make logits over the vocabulary."""
+"""Endings of the names of transformers' classes that compute logits over the vocabulary."""
 
 
 def refuse_config(spec: ModelSpec, folder: Path) -> None:
-    """Refuse what the description, made from `folder`, does not hold exactly: sizes may be right where logits are not.
+    """Refuse a folder whose logits would differ from transformers': the sizes of `spec`, read from it, may be right
+    even so.
 
-    Raises UnsupportedError; SpecError where a key cannot be right.
+    Raises UnsupportedError, or SpecError for a wrong value in the config.
     """
     if spec.approximate:
         raise UnsupportedError(f"{folder}: {spec.approximate[0]}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
-        raise UnsupportedError(f"{folder}: quantised checkpoints are not read")
+        raise UnsupportedError(
+            f"{folder}: its config has quantization_config, and quantised checkpoints are not supported",
+            hint="save the model in bf16, fp16 or fp32",
+        )
     kinds = _architectures(config, folder)
     if kinds and not any(kind.endswith(_WITH_HEAD) for kind in kinds):
         raise UnsupportedError(
             f"{folder}: saved as {', '.join(kinds)}, a model without a language-model head",
-            hint="save it from a class like AutoModelForCausalLM, so that the folder holds what makes logits",
+            hint="save it from a class like AutoModelForCausalLM, which has the head",
         )
     if config.get("model_type") != spec.family:
-        raise UnsupportedError(f"{folder}: the text part of `{config.get('model_type')}` is not read alone")
-    if any(_turns_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
-        raise UnsupportedError(f"{folder}: this family's class turns whole heads, whatever the config says")
+        raise UnsupportedError(
+            f"{folder}: a checkpoint of the multimodal `{config.get('model_type')}` is not supported",
+            hint="save its language model alone",
+        )
+    if any(_rotates_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
+        raise UnsupportedError(
+            f"{folder}: the config rotates a part of each head, but the class of `{spec.family}` rotates whole heads"
+        )
 
 
 def _architectures(config: dict[str, Any], folder: Path) -> list[str]:
-    """The classes that the model was saved from; none where the config does not say."""
+    """The classes that the model was saved from; empty where the config states none."""
     stated = config.get("architectures") or []
     kinds = [stated] if isinstance(stated, str) else stated
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
@@ -49,13 +58,16 @@ def _architectures(config: dict[str, Any], folder: Path) -> list[str]:
 
 def _rotations(spec: ModelSpec) -> list[tuple[Attention | LatentAttention, Rope]]:
     mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    found = [(mixer, spec.positions_of(mixer)) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
-    return [(mixer, positions) for mixer, positions in found if isinstance(positions, Rope)]
+    pairs = [(mixer, spec.positions_of(mixer)) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
+    return [(mixer, positions) for mixer, positions in pairs if isinstance(positions, Rope)]
 
 
-def _turns_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Rope) -> bool:
-    """Whether transformers turns whole heads where the config says a part: without scaling, if the family's class does
-    not read that key; and always the part of a latent head that is for positions alone."""
+def _rotates_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Rope) -> bool:
+    """Whether transformers rotates whole heads where the config states a part.
+
+    A class that does not read the key does so unless the rotation is scaled. Every class does so for latent attention,
+    whose rotated part is a width of its own.
+    """
     if rope.rotary_dim is None:
         return False
-    return isinstance(mixer, LatentAttention) or (rope.scaling is None and spec.family not in PARTS_OF_HEADS)
+    return isinstance(mixer, LatentAttention) or (rope.scaling is None and not TABLES[spec.family].partial_rotation)

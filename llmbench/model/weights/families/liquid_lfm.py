@@ -1,10 +1,9 @@
-"""Hybrids of attention with short convolutions (LFM2 and later), dense, with experts or with norms on outputs; and
-OLMo's with delta nets."""
+"""Weight names: LFM2 and LFM3 by Liquid AI."""
 
 from __future__ import annotations
 
 from llmbench.model.weights.families import table
-from llmbench.model.weights.families.llama import ATTENTION, GATED, OUTPUT_NORMS, PRE_NORMS, QK_NORM, TOP
+from llmbench.model.weights.families.common import ATTENTION, QK_NORM
 
 _LFM_TOP = """
 embedding.weight        model.embed_tokens.weight
@@ -33,6 +32,7 @@ attention.k_norm.*      self_attn.k_layernorm.*
 """
 
 table("lfm2", top=_LFM_TOP, layers=_LFM + _LFM2_ATTENTION)
+
 table(
     "lfm2_moe",
     top=_LFM_TOP,
@@ -49,6 +49,7 @@ table(
     ffn.experts.down_proj   feed_forward.experts.down_proj
     """,
 )
+
 table(
     "lfm3",
     top=_LFM_TOP,
@@ -60,33 +61,4 @@ table(
     post_mixer_norm.*       post_operator_norm.*
     post_ffn_norm.*         post_ffn_norm.*
     """,
-)
-
-# A layer of a delta net has norms before its sublayers, one of attention behind them.
-table(
-    "olmo_hybrid",
-    top=TOP,
-    layers=ATTENTION
-    + QK_NORM
-    + GATED
-    + PRE_NORMS
-    + OUTPUT_NORMS
-    + """
-    mixer_norm.*                attention_layer_norm.*
-    post_mixer_norm.*           feedforward_layer_norm.*
-    ffn_norm.*                  feedforward_layer_norm.*
-    delta_net.q_proj.*          linear_attn.q_proj.*
-    delta_net.k_proj.*          linear_attn.k_proj.*
-    delta_net.v_proj.*          linear_attn.v_proj.*
-    delta_net.g_proj.*          linear_attn.g_proj.*
-    delta_net.a_proj.*          linear_attn.a_proj.*
-    delta_net.b_proj.*          linear_attn.b_proj.*
-    delta_net.conv.*            linear_attn.conv1d.*
-    delta_net.conv.weight       linear_attn.q_conv1d.weight+linear_attn.k_conv1d.weight+linear_attn.v_conv1d.weight
-    delta_net.A_log             linear_attn.A_log
-    delta_net.dt_bias           linear_attn.dt_bias
-    delta_net.norm.*            linear_attn.o_norm.*
-    delta_net.out_proj.*        linear_attn.o_proj.*
-    """,
-    ignored=r"mtp\..*",
 )

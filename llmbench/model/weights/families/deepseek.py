@@ -1,10 +1,9 @@
-"""Latent attention: DeepSeek-V2 and V3 and those that share their names."""
+"""Weight names: DeepSeekMoE, DeepSeek-V2 to V4, and the parts that other lineages took over from them."""
 
 from __future__ import annotations
 
 from llmbench.model.weights.families import table
-from llmbench.model.weights.families.llama import GATED, PRE_NORMS, TOP
-from llmbench.model.weights.families.mixture import CORRECTION, EXPERTS, SHARED_EXPERTS
+from llmbench.model.weights.families.common import CORRECTION, EXPERTS, GATED, PRE_NORMS, SHARED_EXPERTS, TOP
 
 LATENT = """
 attention.q_proj.*          self_attn.q_proj.*
@@ -24,8 +23,8 @@ attention.indexer.k_norm.*          self_attn.indexer.k_norm.*
 attention.indexer.weights_proj.*    self_attn.indexer.weights_proj.*
 """
 
-MOE = EXPERTS + CORRECTION + SHARED_EXPERTS + GATED
+DEEPSEEK_MOE = EXPERTS + CORRECTION + SHARED_EXPERTS + GATED
 
-table("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite", top=TOP, layers=LATENT + MOE + PRE_NORMS)
-table("deepseek_v32", "glm_moe_dsa", top=TOP, layers=LATENT + INDEXER + MOE + PRE_NORMS)
-table("minicpm3", "youtu", top=TOP, layers=LATENT + GATED + PRE_NORMS)
+table("deepseek_v2", "deepseek_v3", top=TOP, layers=LATENT + DEEPSEEK_MOE + PRE_NORMS)
+
+table("deepseek_v32", top=TOP, layers=LATENT + INDEXER + DEEPSEEK_MOE + PRE_NORMS)

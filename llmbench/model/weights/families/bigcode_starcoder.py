@@ -1,0 +1,35 @@
+"""Weight names: StarCoder 1 and 2 by BigCode."""
+
+from __future__ import annotations
+
+from llmbench.model.weights.families import table
+from llmbench.model.weights.families.common import ATTENTION, PRE_NORMS, TOP
+from llmbench.model.weights.families.openai_gpt import GPT2_NORMS, GPT2_TOP
+
+# With one key-value head for all: the queries, then the key, then the value. Else head by head.
+table(
+    "gpt_bigcode",
+    top=GPT2_TOP,
+    layers=GPT2_NORMS
+    + """
+    attention.q_proj.*      attn.c_attn.*                   groups.q
+    attention.k_proj.*      attn.c_attn.*                   groups.k
+    attention.v_proj.*      attn.c_attn.*                   groups.v
+    attention.o_proj.*      attn.c_proj.*
+    ffn.up_proj.*           mlp.c_fc.*
+    ffn.down_proj.*         mlp.c_proj.*
+    """,
+    at="transformer.h.{i}.",
+    ignored=r".*\.attn\.bias",
+)
+
+table(
+    "starcoder2",
+    top=TOP,
+    layers=ATTENTION
+    + PRE_NORMS
+    + """
+    ffn.up_proj.*           mlp.c_fc.*
+    ffn.down_proj.*         mlp.c_proj.*
+    """,
+)

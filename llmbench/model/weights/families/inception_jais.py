@@ -1,0 +1,8 @@
+"""Weight names: Jais 1 and 2 by Inception, and BTLM by Cerebras, which shares the class of the first."""
+
+from __future__ import annotations
+
+from llmbench.model.weights.families import table
+from llmbench.model.weights.families.common import ATTENTION, PRE_NORMS, TOP, UP_DOWN
+
+table("jais2", top=TOP, layers=ATTENTION + UP_DOWN + PRE_NORMS)

@@ -1,0 +1,44 @@
+"""Weight names: Falcon, Falcon-Mamba and Falcon-H1 by TII."""
+
+from __future__ import annotations
+
+from llmbench.model.weights.families import table
+from llmbench.model.weights.families.bigscience_bloom import BLOOM_ATTENTION
+from llmbench.model.weights.families.common import ATTENTION
+from llmbench.model.weights.families.eleuther_gpt import NEOX_FFN
+from llmbench.model.weights.families.mamba import (
+    BACKBONE,
+    HYBRID_GATED,
+    HYBRID_PRE_NORMS,
+    HYBRID_TOP,
+    MAMBA_BESIDE_ATTENTION,
+    STATE_SPACE,
+)
+
+# Falcon-7B has one norm, 40B has two in parallel, RW-1B and 7B have one before each sublayer.
+table(
+    "falcon",
+    top="""
+    embedding.weight        transformer.word_embeddings.weight
+    final_norm.*            transformer.ln_f.*
+    lm_head.*               lm_head.*
+    """,
+    layers=BLOOM_ATTENTION
+    + NEOX_FFN
+    + """
+    norm.*                  input_layernorm.*
+    mixer_norm.*            ln_attn.*
+    ffn_norm.*              ln_mlp.*
+    mixer_norm.*            input_layernorm.*
+    ffn_norm.*              post_attention_layernorm.*
+    """,
+    at="transformer.h.{i}.",
+)
+
+table("falcon_mamba", top=BACKBONE, layers=STATE_SPACE, at="backbone.layers.{i}.")
+
+table(
+    "falcon_h1",
+    top=HYBRID_TOP,
+    layers=MAMBA_BESIDE_ATTENTION + ATTENTION + HYBRID_GATED + HYBRID_PRE_NORMS,
+)
