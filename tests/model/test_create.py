@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,16 +160,23 @@ ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     [
         (b"", "cut short"),
         (b"\xff" * 8, "cut short"),
-        (header("[]"), "no safetensors file: Expected `object`"),
-        (header("{"), "no safetensors file"),
+        (header("[]"), "not a safetensors file: its header is not an object"),
+        (header("{"), "not a safetensors file, or is damaged: its header is not JSON"),
         (header(b'{"\xff": 1}'), "not UTF-8"),
         (header('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"), "nested too deeply"),
-        (header('{"a": 3}'), "tensor a: Expected `object`"),
-        (header('{"a": {"dtype": "F32"}}'), "tensor a: .*missing required field `shape`"),
-        (header(f'{{"a": {ENTRY.replace("[1]", "[-1]")}}}'), r"tensor a: Expected `int` >= 0"),
+        (header('{"a": 3}'), "tensor a has an entry that is not an object"),
+        (header('{"a": {"dtype": "F32"}}'), "tensor a has no `shape`"),
+        (
+            header(f'{{"a": {ENTRY.replace("[1]", "[-1]")}}}'),
+            "tensor a has a shape that is not a list of whole numbers from 0",
+        ),
         (header(f'{{"a": {ENTRY.replace("[1]", "[2]")}}}'), "tensor a does not fit the file"),
         (header(f'{{"a": {ENTRY.replace("4]", "8]")}}}'), "tensor a does not fit the file"),
-        (header(f'{{"a": {ENTRY.replace("F32", "C64")}}}'), "the format C64, which is not known"),
+        (header(f'{{"a": {ENTRY.replace("F32", "C64")}}}'), "tensor a has the format C64, which is not supported"),
+        (header(f'{{"a": {ENTRY.replace("[0, 4]", "[0]")}}}'), "tensor a has data_offsets that are not two whole"),
+        (header(f'{{"a": {ENTRY}, "b": {ENTRY}}}'), "not a safetensors file, or is damaged: .*offset"),
+        (header(f'{{"a": {ENTRY}}}') + bytes(4), "not a safetensors file, or is damaged: "),
+        (header(f'{{"a": {ENTRY}}}')[:-1], "tensor a does not fit the file"),
         (header(f'{{"a": {ENTRY}}}'), "no tensor for embedding.weight"),
     ],
 )
@@ -183,15 +191,32 @@ def test_a_damaged_file(content: bytes, says: str, llama: Path) -> None:
     [
         (b'{"weight_map": 3}', "Expected `object`, got `int`"),
         (b"{}", "missing required field `weight_map`"),
-        (b"\xff\xfe", "is no index of safetensors"),
-        (b'{"weight_map": {"a": "../model.safetensors"}}', "is not a file of the folder"),
-        (b'{"weight_map": {"a": "b.safetensors"}}', "names b.safetensors, which is not there"),
+        (b"\xff\xfe", "is not an index of safetensors"),
+        (b'{"weight_map": {"a": "../model.safetensors"}}', "is not the name of a file in the folder"),
+        (b'{"weight_map": {"a": "b.safetensors"}}', "names b.safetensors, which is missing"),
     ],
 )
 def test_a_damaged_index(content: bytes, says: str, llama: Path) -> None:
     (llama / "model.safetensors.index.json").write_bytes(content)
     with pytest.raises(SpecError, match=says):
         models.load(llama)
+
+
+def test_a_tensor_in_two_files(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    save_file(tensors, llama / "a.safetensors")
+    save_file({UP: tensors[UP]}, llama / "b.safetensors")
+    index = {"weight_map": {**dict.fromkeys(tensors, "a.safetensors"), UP: "b.safetensors"}}
+    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SpecError, match=rf"b.safetensors: tensor {UP} is in another file of the folder too"):
+        models.load(llama)
+
+
+def test_weights_need_the_package_safetensors(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(CannotRunError, match="needs the package `safetensors`") as raised:
+        models.load(llama)
+    assert raised.value.hint == "pip install 'llmbench[gpu]'"
 
 
 def test_what_the_system_says_of_a_file(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.formats import holds_weights
+from llmbench.model.weights.checkpoint import Checkpoint
 from llmbench.model.weights.rules import TRANSFORMS, At, Rule
-from llmbench.model.weights.safetensors import Checkpoint
 from llmbench.spec.model import Layer, ModelSpec
 
 if TYPE_CHECKING:
