@@ -27,7 +27,7 @@ from llmbench.spec.catalog import (
     load_device,
 )
 from llmbench.spec.device import DeviceSpec, DType, Figure
-from llmbench.spec.files import read_spec, write_spec
+from llmbench.spec.files import SOURCE_TO_FILL_IN, read_spec, write_spec
 from llmbench.spec.model import ModelSpec
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
@@ -217,11 +217,11 @@ def import_config(
     spec = msgspec.structs.replace(
         spec,
         name=spec.name if output is None else output.stem,
-        source=config if hub else "to be filled in: the page or paper that the figures come from",
+        source=config if hub else SOURCE_TO_FILL_IN,
     )
     _write(write_spec(spec), output)
     if not hub:
-        sys.stderr.write("fill in: source, published_parameters\n")
+        sys.stderr.write("fill in `source`, and `published_parameters` where there is a published count\n")
 
 
 @command.command("check")

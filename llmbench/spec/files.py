@@ -13,6 +13,10 @@ from llmbench.errors import SpecError, suggestion
 from llmbench.spec.model import ModelSpec
 
 
+SOURCE_TO_FILL_IN = "to be filled in: the page or paper that the figures come from"
+"""The source of a spec that was imported from a local config; no bundled spec has it."""
+
+
 def parse_spec(text: str, where: str) -> ModelSpec:
     """A spec from TOML text. Raises SpecError naming `where` and the field."""
     try:
