@@ -12,7 +12,6 @@ import msgspec
 from llmbench.errors import SpecError, suggestion
 from llmbench.spec.model import ModelSpec
 
-
 SOURCE_TO_FILL_IN = "to be filled in: the page or paper that the figures come from"
 """The source of a spec that was imported from a local config; no bundled spec has it."""
 
