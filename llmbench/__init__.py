@@ -1,7 +1,7 @@
 """llmbench: size, profile and benchmark language models.
 
-One description of a model (`ModelSpec`) and every figure about it, predicted or measured, from that description. From
-Python: `llmbench.spec.catalog.find_model("llama2-7b")`, then the functions of `llmbench.sizing`.
+A `ModelSpec` describes a model once. All figures about the model, predicted or measured, come from it. In Python, start
+with `llmbench.spec.catalog.find_model("llama2-7b")` and the functions of `llmbench.sizing`.
 """
 
 from llmbench._version import __version__

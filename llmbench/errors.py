@@ -1,15 +1,15 @@
-"""What llmbench raises, all below one class whose text is written for users.
+"""The exceptions of llmbench, all below one class whose text is written for users.
 
 ::
 
     LLMBenchError            exit 2, unless a subclass says otherwise
-    ├── UnknownNameError     no spec, device or command of that name
-    ├── SpecError            a spec, config or override that cannot be right; names the place
-    ├── UnsupportedError     a real architecture that llmbench refuses rather than guesses
-    ├── LayoutError          a parallel layout that this model or these GPUs cannot have
+    ├── UnknownNameError     no spec, device or command has that name
+    ├── SpecError            a spec, config or override with a wrong value; names the place
+    ├── UnsupportedError     an architecture that llmbench refuses, because it would have to guess
+    ├── LayoutError          a parallel layout that this model or this number of GPUs cannot have
     └── CannotRunError       exit 3: no GPU, a missing extra, no network
 
-Every error carries a hint where there is something the user can do next. Internal invariants are `assert`s.
+An error has a hint if there is a next step for the user. `assert` is for internal invariants.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class LLMBenchError(Exception):
-    """Any failure that the user can understand and mend; `str(error)` is the message, `hint` the next step."""
+    """A failure that the user can understand and correct. `str(error)` is the message, `hint` the next step."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class LLMBenchError(Exception):
 
 
 class UnknownNameError(LLMBenchError):
-    """A name that stands for nothing bundled and no file."""
+    """A name of nothing bundled and of no file."""
 
 
 class SpecError(LLMBenchError):
@@ -54,22 +54,22 @@ class LayoutError(LLMBenchError):
 
 
 class CannotRunError(LLMBenchError):
-    """The request is sound, but this machine cannot run it: no GPU, a missing extra, no network."""
+    """The request is valid, but this machine cannot run it: no GPU, a missing extra, no network."""
 
     exit_code = 3
 
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:
-    """The known word closest to `word`, or None where nothing is near enough to be meant."""
-    import difflib  # here, because only a failing command pays for it
+    """The known word closest to `word`, or None if no word is similar."""
+    import difflib  # imported here, so that only a failing command pays for it
 
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """That there is no `what` of that name; the hint has the nearest of those that there are, and all of them."""
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not one of the known ones; its hint names the most similar one, and lists all."""
     names = list(known)
     near = suggestion(name, names)
-    hint = (f"did you mean `{near}`? " if near else "") + f"there is {', '.join(names)}"
-    return UnknownNameError(f"no {what} `{name}`", hint=hint)
+    hint = (f"did you mean `{near}`? " if near else "") + f"choose from {', '.join(names)}"
+    return UnknownNameError(f"unknown {kind} `{name}`", hint=hint)

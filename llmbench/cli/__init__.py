@@ -1,4 +1,4 @@
-"""The command line: one module a command, imported only when it is called. The only place that prints or exits."""
+"""The command line: one module per command, imported only when it is called. Nothing else prints or exits."""
 
 from __future__ import annotations
 
@@ -28,64 +28,65 @@ COMMANDS = {
     "diff": "llmbench.cli.diff",
     "env": "llmbench.cli.env",
 }
-"""Every command and the module that has it, in the order of the help."""
+"""Each command and its module, in the order of the help."""
 
 BUG = 101
+"""Exit code of an unexpected exception."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 negative verdict, 2 bad input, 3 cannot run here, 101 a bug of ours."""
+    """Run one command and exit: 0 done, 1 negative verdict, 2 wrong input, 3 cannot run here, 101 a bug in llmbench."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
-            stream.reconfigure(errors="replace")  # a × becomes a ?, where the terminal has none
+            stream.reconfigure(errors="replace")  # prints ? for × if the terminal has no ×
     raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; the exit code. Errors go to stderr, with a hint where there is one."""
+    """Run one command and return the exit code. Errors and hints go to stderr."""
     try:
         code = _run(arguments)
         sys.stdout.flush()
         return code
     except (SystemExit, BrokenPipeError):  # typer leaves by the first
         _leave_stdout()
-        return 0  # the reader went away, as `head` does; nothing is wrong
+        return 0  # the reader closed the pipe, as `head` does: not an error
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as problem:
-        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:  # no file: a stream
+        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:  # a stream, not a file
             _leave_stdout()
-            _complain(f"cannot write the answer: {problem.strerror}")
+            _report(f"cannot write the answer: {problem.strerror}")
             return 2
         import traceback
 
         traceback.print_exc()
-        _complain("this is a bug in llmbench", "please report it with the lines above and the command you ran")
+        _report("this is a bug in llmbench", "please report it with the lines above and the command you ran")
         return BUG
 
 
 def _run(arguments: list[str]) -> int:
-    # What every complaint of the parser descends from; typer does not export it.
+    # The base class of the parser's errors, which typer does not export.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LLMBenchError as problem:
-        _complain(str(problem), problem.hint)
+        _report(str(problem), problem.hint)
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
-        if message.startswith("Usage:"):  # nothing was asked for, so the help is the answer
+        if message.startswith("Usage:"):  # no command was given: show the help
             print(message)
             return 0
-        _complain(message, _usage_hint(problem))
+        _report(message, _usage_hint(problem))
         return 2
     except typer.Exit as stop:
         return stop.exit_code
 
 
 def _leave_stdout() -> None:
-    """Nothing more can be written: what is left in the buffer must not fail again at the end of the process."""
+    """Send the rest of stdout's buffer nowhere, so that it does not fail again at the end of the process."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -93,10 +94,10 @@ def _leave_stdout() -> None:
 
 
 def build(arguments: list[str]) -> Any:
-    """The application with the command that `arguments` name, or with all of them for help."""
+    """The application with the command that `arguments` name, or with all commands for the help."""
     app = typer.Typer(
         name="llmbench",
-        help="Size, profile and benchmark language models: one description, every figure from it.",
+        help="Size, profile and benchmark language models. All figures come from one description of the model.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
@@ -128,7 +129,7 @@ def _root(
     pass
 
 
-def _complain(message: str, hint: str | None = None) -> None:
+def _report(message: str, hint: str | None = None) -> None:
     text = f"error: {message}\n"
     if hint:
         text += f"\nhint: {hint}\n"
@@ -141,4 +142,4 @@ def _usage_hint(problem: Any) -> str:
     message = problem.format_message()
     if message.startswith("No such command '"):
         return "`llmbench --help` lists all commands"
-    return f"`{path} --help` shows what it takes"
+    return f"`{path} --help` shows its arguments and options"

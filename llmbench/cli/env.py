@@ -1,21 +1,66 @@
-"""`llmbench env`: the machine as llmbench sees it."""
+"""`llmbench env`: the software and hardware of this machine."""
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import NamedTuple
 
 from llmbench._version import __version__
 from llmbench.cli.options import As, Output, answer
-from llmbench.measure.environment import gpus, packages
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.measure.environment import PACKAGES, Gpus, InstalledGpu, gpus, packages
+from llmbench.report.document import Block, Document, table, transposed
+from llmbench.report.fields import Field, record, records
+
+GPU_FIELDS: tuple[Field[InstalledGpu], ...] = (
+    Field("index", "GPU", "number", value=lambda gpu: gpu.number, description="its number"),
+    Field("name", "name", description="its name by the driver"),
+    Field("memory_bytes", "memory", "gib", description="its memory by the driver"),
+    Field(
+        "device",
+        "datasheet",
+        text=lambda gpu: gpu.device or "unknown GPU",
+        description="the bundled device with this name and memory, or null",
+    ),
+)
+
+
+class Machine(NamedTuple):
+    """The packages and GPUs of this machine."""
+
+    packages: dict[str, str | None]
+    gpus: Gpus
+
+
+def _package(name: str) -> Field[Machine]:
+    return Field(f"packages.{name}", name, value=lambda machine: machine.packages[name], in_json=False)
+
+
+FIELDS: tuple[Field[Machine], ...] = (
+    Field("llmbench", "llmbench", value=lambda machine: __version__, description="version"),
+    Field("python", "Python", value=lambda machine: platform.python_version(), description="version"),
+    Field("os", "OS", value=lambda machine: platform.platform(), description="operating system"),
+    Field("cpu_count", "CPUs", "count", value=lambda machine: os.cpu_count(), description="number of logical CPUs"),
+    Field(
+        "driver", "GPU driver", value=lambda machine: machine.gpus.driver, description="version of the driver, or null"
+    ),
+    Field("packages", description="version of each package, null where it is not installed"),
+    *map(_package, PACKAGES),
+    Field(
+        "gpus",
+        value=lambda machine: records(GPU_FIELDS, machine.gpus.gpus),
+        description="for each GPU: `index`, `name`, `memory_bytes`, and `device`, the bundled device or null",
+    ),
+    Field(
+        "gpu_problem", value=lambda machine: machine.gpus.problem, description="the reason why there is no GPU, or null"
+    ),
+)
 
 
 def command(format: As = "table", output: Output = None) -> None:
-    """This machine: Python, packages, GPUs.
+    """Show this machine: Python, packages, GPUs.
 
-    Each GPU with the datasheet that matches its exact name and memory, or "unknown GPU".
+    Each GPU stands beside the datasheet with its exact name and memory, or is an "unknown GPU".
 
     Examples:
 
@@ -23,38 +68,20 @@ def command(format: As = "table", output: Output = None) -> None:
 
       llmbench env --format json
     """
-    versions, found = packages(), gpus()
-    row: dict[str, Any] = {
-        "llmbench": __version__,
-        "python": platform.python_version(),
-        "os": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "packages": versions,
-        "driver": found.driver,
-        "gpus": [
-            {"index": gpu.number, "name": gpu.name, "memory_bytes": gpu.memory_bytes, "device": gpu.device}
-            for gpu in found.gpus
-        ],
-        "gpu_problem": found.problem,
-    }
-    about: list[list[Any]] = [
-        ["llmbench", __version__],
-        ["Python", row["python"]],
-        ["OS", row["os"]],
-        ["CPUs", str(row["cpu_count"])],
-        ["GPU driver", found.driver],
-    ]
-    about += [[name, version] for name, version in versions.items()]
-    blocks = [Block(table=Table(columns=[Column(""), Column("version")], rows=about))]
-    if found.gpus:
-        rows = [[*gpu[:3], gpu.device or "unknown GPU"] for gpu in found.gpus]
-        columns = [
-            Column("GPU", "number"),
-            Column("name"),
-            Column("memory", "gib"),
-            Column("datasheet"),
-        ]
-        blocks.append(Block(table=Table(columns=columns, rows=rows)))
+    machine = Machine(packages(), gpus())
+    blocks = [Block(table=transposed(FIELDS, [("version", machine)]))]
+    tables = [table(FIELDS, [machine])]
+    if machine.gpus.gpus:
+        tables.append(table(GPU_FIELDS, machine.gpus.gpus))
+        blocks.append(Block(table=tables[-1]))
     else:
-        blocks[0].lines.append(f"no GPU: {found.problem}")
-    answer(Document(command="env", inputs={}, rows_key="machines", rows=[row], blocks=blocks), format, output)
+        blocks[0].lines.append(f"no GPU: {machine.gpus.problem}")
+    document = Document(
+        command="env",
+        inputs={},
+        rows_key="machines",
+        rows=[record(FIELDS, machine)],
+        blocks=blocks,
+        tables=tables,
+    )
+    answer(document, format, output)

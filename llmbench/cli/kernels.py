@@ -1,4 +1,4 @@
-"""`llmbench kernels`: what there is, whether it is right, and what the compiler makes of it."""
+"""`llmbench kernels`: list, check and compile the Triton kernels."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from llmbench.cli.options import As, Output, answer
+from llmbench.cli.options import As, Output, answer, positive_integer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
-from llmbench.report.document import Block, Column, Document, Table, table
+from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
+from llmbench.report.units import Unit
 
 if TYPE_CHECKING:
     import torch
 
     from llmbench.kernels.kernel import Kernel
+    from llmbench.kernels.proof.check import Checked
     from llmbench.kernels.proof.inspect import Compiled
 
 T = TypeVar("T")
 
 command = typer.Typer(
     no_args_is_help=True,
-    help="The Triton kernels: list them, check them, see what they compile to.",
+    help="List, check and compile the Triton kernels.",
     rich_markup_mode=None,
 )
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels; all where none is named.", show_default=False)
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels. Default: all.", show_default=False)
 ]
 DTypes = Annotated[
     str,
     typer.Option(
         "--dtype",
         metavar="LIST",
-        help="Formats, with commas between: bf16, fp16, fp32. A kernel that knows none of them is taken in its own.",
+        help="Formats, separated by commas: bf16, fp16, fp32. A kernel with none of these formats runs in its own.",
     ),
 ]
 
 
 LIST: tuple[Field[Kernel], ...] = (
     Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="its name"),
-    Field("summary", "computes", wraps=True, description="what it computes"),
+    Field("summary", "computes", wraps=True, description="the function that it computes"),
     Field(
         "dtypes",
         "formats",
         value=lambda kernel: [_short(dtype) for dtype in kernel.dtypes],
-        description="the formats that it is checked in",
+        description="formats of its inputs",
     ),
     Field(
         "backward",
@@ -56,10 +58,83 @@ LIST: tuple[Field[Kernel], ...] = (
         value=lambda kernel: bool(kernel.differentiable),
         description="whether it has a backward pass",
     ),
-    Field("cases", "cases", "count", value=lambda kernel: len(kernel.cases), description="number of cases to check"),
+    Field("cases", "cases", "count", lambda kernel: len(kernel.cases), description="number of cases that are checked"),
     Field(
-        "shapes", "shapes", "count", value=lambda kernel: len(kernel.shapes), description="number of shapes to compile"
+        "shapes", "shapes", "count", lambda kernel: len(kernel.shapes), description="number of shapes that are compiled"
     ),
+)
+CHECK: tuple[Field[Checked], ...] = (
+    Field("kernel", "kernel", unbroken=True, description="the kernel"),
+    Field(
+        "dtype",
+        "format",
+        value=lambda row: str(row.dtype).removeprefix("torch."),
+        text=lambda row: _short(row.dtype),
+        description="the format of its inputs",
+    ),
+    Field("checks", "checks", "count", description="number of tensors that were compared, over all cases and seeds"),
+    Field(
+        "worst_case",
+        "worst case",
+        value=lambda row: row.case,
+        wraps=True,
+        description="the case nearest to its budget, or furthest over it",
+    ),
+    Field("tensor", "tensor", value=lambda row: row.worst.tensor, description="the tensor of that case"),
+    Field("error", "error", "scientific", lambda row: row.worst.error, description="its error, relative to fp64"),
+    Field(
+        "plain_error",
+        "plain torch",
+        "scientific",
+        lambda row: row.worst.plain_error,
+        description="the error of plain torch in the same format",
+    ),
+    Field("budget", "budget", "scientific", lambda row: row.worst.budget, description="the error that is allowed"),
+    Field(
+        "passed",
+        "verdict",
+        text=lambda row: "within budget" if row.passed else "WRONG",
+        description="whether all tensors are within their budgets",
+    ),
+)
+
+
+def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -> Field[Compiled]:
+    """A figure of the compiled kernel, unknown if the compiler gave none."""
+    return Field(
+        name, heading, unit, lambda row: getattr(row, name) if row.registers else None, description=description
+    )
+
+
+INSPECT: tuple[Field[Compiled], ...] = (
+    Field("kernel", description="the kernel"),
+    Field("function", "function", unbroken=True, description="its compiled function"),
+    Field("case", description="the shape"),
+    Field("dtype", description="the format"),
+    Field("config", "configuration", wraps=True, description="tile sizes and launch options"),
+    Field("note", description="the reason for this configuration"),
+    Field("arch", value=lambda row: f"sm_{row.arch}", description="the GPU architecture"),
+    Field(
+        "shipped",
+        "shipped",
+        text=lambda row: None if row.shipped else "",
+        description="whether a launch uses it, or it is a candidate",
+    ),
+    Field("num_warps", description="warps per block"),
+    Field("num_stages", description="stages of the software pipeline"),
+    _if_compiled("registers", "registers", "count", "registers per thread; null if nothing was compiled"),
+    _if_compiled("spilled_bytes", "spilled", "bytes", "bytes per thread that are spilled from registers to memory"),
+    Field("instruction", "tensor cores", description="tensor-core instruction, or null"),
+    _if_compiled("shared_bytes", "shared", "kib", "shared memory per block"),
+    _if_compiled("blocks", "blocks/SM", "count", "blocks that run at a time on a multiprocessor"),
+    _if_compiled("occupancy", "occupancy", "percent", "their warps as a share of all that a multiprocessor can have"),
+    Field("faults", value=lambda row: list(row.faults), description="faults, with which a kernel must not ship"),
+    Field(
+        "allowed",
+        value=lambda row: list(row.allowed),
+        description="faults that are allowed for a reason, and configurations that the architecture refuses",
+    ),
+    Field("ptxas", value=lambda row: ptxas(row.arch), description="version of the assembler"),
 )
 
 
@@ -71,7 +146,7 @@ def _short(dtype: torch.dtype) -> str:
 
 @command.command("list")
 def list_kernels(format: As = "table", output: Output = None) -> None:
-    """Every kernel: what it computes, its formats, how many cases prove it.
+    """List the kernels: what each computes, its formats, the number of cases that check it.
 
     Examples:
 
@@ -97,17 +172,22 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
 def check_kernels(
     names: Names = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="cuda, or cpu for the interpreter; auto takes a GPU.")
+        str,
+        typer.Option(
+            "--device", metavar="DEVICE", help="cuda, or cpu for Triton's interpreter. auto: cuda if there is a GPU."
+        ),
     ] = "auto",
     dtype: DTypes = "bf16,fp16,fp32",
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Random inputs for each case.", min=1)] = 2,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Random inputs per case.", parser=positive_integer)
+    ] = 2,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Hold every case of a kernel, and its gradients, to a reference in fp64.
+    """Check each case of a kernel, and its gradients, against a reference in fp64.
 
-    The error may be twice that of plain torch in the same format, and one rounding. Buffers are NaN before a kernel
-    writes them. Without a GPU the kernels run in Triton's interpreter. Exit code 1 where one is not within its budget.
+    An error may be twice that of plain torch in the same format, plus one rounding. Buffers are NaN before a kernel
+    writes them. Without a GPU, kernels run in Triton's interpreter. Exit code 1 if a kernel exceeds its budget.
 
     Examples:
 
@@ -118,7 +198,7 @@ def check_kernels(
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"--device {device}: kernels run on `cpu` (interpreted) or `cuda`")
     _prepare()
-    from llmbench.kernels.formats import gpu_name, short
+    from llmbench.kernels.formats import gpu_name
 
     gpu = gpu_name()
     if device == "cuda" and gpu is None:
@@ -129,43 +209,16 @@ def check_kernels(
         os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
     from llmbench.kernels.proof.check import check_all
 
-    formats = _dtypes(dtype)
-    found = list(_followed(check_all(_known(names), formats, seeds, place), "checking"))
-    rows = [row.as_row() for row in found]
-    wrong = [row for row in found if not row.passed]
-    columns = [
-        Column("kernel", name=True),
-        Column("format"),
-        Column("checks", "count"),
-        Column("worst case", wraps=True),
-        Column("of"),
-        Column("error", "number"),
-        Column("plain torch", "number"),
-        Column("budget", "number"),
-        Column("verdict"),
-    ]
-    cells = [
-        [
-            row.kernel,
-            short(row.dtype),
-            row.checks,
-            row.case,
-            row.worst.tensor,
-            f"{row.worst.error:.1e}",
-            f"{row.worst.plain_error:.1e}",
-            f"{row.worst.budget:.1e}",
-            "within budget" if row.passed else "WRONG",
-        ]
-        for row in found
-    ]
-    where = "in Triton's interpreter" if place == "cpu" else gpu
-    lines = [f"{len(found) - len(wrong)} of {len(found)} within budget, {where}"]
+    rows = list(_with_progress(check_all(_known(names), _dtypes(dtype), seeds, place), "checking"))
+    wrong = [row for row in rows if not row.passed]
+    machine = "in Triton's interpreter" if place == "cpu" else gpu
+    lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
     document = Document(
         command="kernels.check",
         inputs={"names": names or [], "device": place, "dtype": dtype, "seeds": seeds},
         rows_key="kernels",
-        rows=rows,
-        blocks=[Block(table=Table(columns=columns, rows=cells), lines=lines)],
+        rows=records(CHECK, rows),
+        blocks=[Block(table=table(CHECK, rows), lines=lines)],
     )
     answer(document, format, output)
     if wrong:
@@ -175,22 +228,24 @@ def check_kernels(
 @command.command("inspect")
 def inspect_kernels(
     names: Names = None,
-    arch: Annotated[str, typer.Option("--arch", metavar="LIST", help="Architectures: sm_80, sm_90, sm_100.")] = "sm_90",
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="LIST", help="GPU architectures: sm_80, sm_90, sm_100.")
+    ] = "sm_90",
     dtype: DTypes = "bf16",
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="Only what is launched, without configurations to choose from.")
+        bool, typer.Option("--shipped", help="Compile only the configurations that launches use.")
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", metavar="N", help="Compilers at once; one a core.", min=1, show_default=False),
+        typer.Option("--jobs", metavar="N", help="Parallel compilers. Default: one per core.", parser=positive_integer),
     ] = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Compile every configuration of every real shape, and show what came out. Needs no GPU.
+    """Compile the configurations of each kernel for real shapes, and show their registers and memory. Needs no GPU.
 
-    Exit code 1 where a kernel spills registers, asks for more shared memory than a block can have, or multiplies
-    matrices without the tensor-core instruction of its architecture, unless a reason is given with the kernel.
+    Exit code 1 if a kernel spills registers, needs more shared memory than a block has, or multiplies matrices without
+    the tensor-core instruction of its architecture. A reason that stands with the kernel allows it.
 
     Examples:
 
@@ -199,74 +254,39 @@ def inspect_kernels(
       llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
     """
     _prepare()
-    os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted has nothing to compile
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     from llmbench.kernels.proof.inspect import inspect
 
     arches = _arches(arch)
     formats = _dtypes(dtype)
     workers = jobs or os.cpu_count() or 1
-    found = list(_followed(inspect(_known(names), arches, formats, workers, shipped=shipped), "compiling"))
-    faulty = [row for row in found if row.faults]
+    rows = list(_with_progress(inspect(_known(names), arches, formats, workers, shipped=shipped), "compiling"))
     document = Document(
         command="kernels.inspect",
         inputs={"names": names or [], "arch": [f"sm_{n}" for n in arches], "dtype": dtype, "shipped": shipped},
         rows_key="configurations",
-        rows=[_compiled_row(row) for row in found],
-        blocks=_compiled_blocks(found),
+        rows=records(INSPECT, rows),
+        blocks=_compiled_blocks(rows),
     )
     answer(document, format, output)
-    if faulty:
+    if any(row.faults for row in rows):
         raise typer.Exit(1)
 
 
-def _compiled_row(row: Compiled) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    values = asdict(row) | {"arch": f"sm_{row.arch}", "occupancy": row.occupancy, "ptxas": ptxas(row.arch)}
-    if not row.registers:  # nothing came out
-        values |= dict.fromkeys(("registers", "spilled_bytes", "shared_bytes", "blocks", "occupancy"))
-    return values | {"faults": list(row.faults), "allowed": list(row.allowed)}
-
-
-def _compiled_blocks(found: list[Compiled]) -> list[Block]:
-    """A table for every shape, in its format and for its architecture; a line under it for all that is not as it
-    should be."""
-    columns = [
-        Column("function", name=True),
-        Column("configuration", wraps=True),
-        Column("shipped"),
-        Column("registers", "count"),
-        Column("spilled (B)", "count"),
-        Column("shared (KiB)", "number"),
-        Column("tensor cores"),
-        Column("blocks/SM", "count"),
-        Column("occupancy", "percent"),
-    ]
+def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
+    """A table for each shape, format and architecture; under it a line for each fault."""
     groups: dict[tuple[str, str, str, int], list[Compiled]] = {}
-    for row in found:
+    for row in compiled:
         groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
     blocks = []
     for (name, case, dtype, number), rows in groups.items():
-        cells = [
-            [
-                row.function,
-                row.config,
-                "yes" if row.shipped else "",
-                row.registers or None,
-                row.spilled_bytes if row.registers else None,
-                f"{row.shared_bytes / 1024:.1f}" if row.registers else None,
-                row.instruction,
-                row.blocks or None,
-                row.occupancy or None,
-            ]
-            for row in rows
-        ]
         lines = sorted({f"FAULT {row.function} {row.config}: {text}" for row in rows for text in row.faults})
         lines += sorted({f"allowed: {row.function} {text}" for row in rows for text in row.allowed})
         headline = f"{name} · {case} · {dtype} · sm_{number}"
-        blocks.append(Block(headline=headline, table=Table(columns=columns, rows=cells), lines=lines))
-    total = f"{sum(bool(row.config) for row in found)} compiled, {sum(bool(row.faults) for row in found)} with faults"
-    arches = dict.fromkeys(row.arch for row in found)
+        blocks.append(Block(headline=headline, table=table(INSPECT, rows), lines=lines))
+    faulty = sum(bool(row.faults) for row in compiled)
+    total = f"{sum(bool(row.config) for row in compiled)} compiled, {faulty} with faults"
+    arches = dict.fromkeys(row.arch for row in compiled)
     assemblers = ", ".join(f"ptxas {ptxas(number)} for sm_{number}" for number in arches)
     return [*blocks, Block(lines=[total, f"Triton {packages()['triton']}, {assemblers}"])]
 
@@ -288,7 +308,7 @@ def _prepare_interpreter() -> None:
     from importlib.util import find_spec
 
     triton = metadata.version("triton")
-    old = triton.startswith("3.6.")  # it takes the bounds of loops out of arrays in a way that numpy 2.4 refuses
+    old = triton.startswith("3.6.")  # numpy 2.4 refuses the arrays that its loop bounds come from
     hint = "pip install 'numpy<2.4'" if old else "pip install numpy"
     if find_spec("numpy") is None:
         raise CannotRunError("Triton's interpreter needs numpy, which is not installed", hint=hint)
@@ -312,9 +332,9 @@ def _dtypes(text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in FORMATS:
-            raise SpecError(f"--dtype {part}: no such format", hint=f"there is {', '.join(FORMATS)}")
+            raise SpecError(f"--dtype {part}: no such format", hint=f"choose from {', '.join(FORMATS)}")
     if not parts:
-        raise SpecError("--dtype names no format", hint=f"there is {', '.join(FORMATS)}")
+        raise SpecError("--dtype names no format", hint=f"choose from {', '.join(FORMATS)}")
     return [FORMATS[part] for part in parts]
 
 
@@ -325,14 +345,14 @@ def _arches(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in names:
-            raise SpecError(f"--arch {part}: no such architecture", hint=f"there is {', '.join(names)}")
+            raise SpecError(f"--arch {part}: no such architecture", hint=f"choose from {', '.join(names)}")
     if not parts:
-        raise SpecError("--arch names no architecture", hint=f"there is {', '.join(names)}")
+        raise SpecError("--arch names no architecture", hint=f"choose from {', '.join(names)}")
     return [names[part] for part in parts]
 
 
-def _followed(work: Iterable[T], doing: str) -> Iterator[T]:
-    """The same, with a spinner and a count on stderr where that is a terminal."""
+def _with_progress(work: Iterable[T], activity: str) -> Iterator[T]:
+    """The same items, with a count on stderr if that is a terminal."""
     import sys
 
     if not sys.stderr.isatty():
@@ -340,7 +360,7 @@ def _followed(work: Iterable[T], doing: str) -> Iterator[T]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(doing) as status:
-        for done, each in enumerate(work, 1):
-            status.update(f"{doing}: {done} done")
-            yield each
+    with Console(stderr=True).status(activity) as status:
+        for count, item in enumerate(work, 1):
+            status.update(f"{activity}: {count} done")
+            yield item

@@ -250,8 +250,8 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["profile", "attention", "--impl", "flsh"], ["no implementation `flsh`", "did you mean `flash`"]),
-        (["profile", "atention"], ["no piece `atention`", "did you mean `attention`"]),
+        (["profile", "attention", "--impl", "flsh"], ["unknown implementation `flsh`", "did you mean `flash`"]),
+        (["profile", "atention"], ["unknown piece `atention`", "did you mean `attention`"]),
         (["profile", "decode", "--device", "cpu", "--pass", "both"], ["decode has no backward pass", "--pass forward"]),
         (["profile", "glu", "--model", "gpt2"], ["gpt2 has no gated feed-forward", "--model"]),
         (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
@@ -267,7 +267,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
             ["profile", "norm", "--device", "cpu", "--trace", "no/such/trace.json"],
             ["no/such/trace.json", "no such folder"],
         ),
-        (["bench", "norm"], ["no experiment `norm`", "did you mean `norms`"]),
+        (["bench", "norm"], ["unknown experiment `norm`", "did you mean `norms`"]),
         (["profile", "norm", "--device", "cpu", "--trace", "."], ["--trace . is a folder", "name a file"]),
         (["profile", "norm", "--device", "cpu", "-o", "."], ["--output . is a folder"]),
         (["profile", "norm", "--trace", "x" * 300], ["no file can be written there"]),

@@ -1,4 +1,4 @@
-"""`llmbench kernels`, each command in a process of its own: its import settles whether kernels are interpreted."""
+"""`llmbench kernels`, each command in its own process: the import decides whether kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_inspect_compiles_without_a_gpu() -> None:
         assert row["faults"] == []
 
 
-def test_inspect_of_what_is_launched() -> None:
+def test_inspect_of_shipped_configurations() -> None:
     found = llmbench("kernels", "inspect", "glu", "--shipped", "--format", "json")
     rows = json.loads(found.stdout)["configurations"]
     assert len(rows) == 6, "forward and backward of three shapes"
@@ -63,13 +63,13 @@ def test_inspect_of_what_is_launched() -> None:
     ("arguments", "code", "said"),
     [
         (("check", "gluu"), 2, "did you mean `glu`?"),
-        (("inspect", "glu", "--arch", "sm_91"), 2, "there is sm_80, sm_90, sm_100"),
-        (("inspect", "glu", "--dtype", "fp8"), 2, "there is bf16, fp16, fp32"),
+        (("inspect", "glu", "--arch", "sm_91"), 2, "choose from sm_80, sm_90, sm_100"),
+        (("inspect", "glu", "--dtype", "fp8"), 2, "choose from bf16, fp16, fp32"),
         (("check", "glu", "--device", "tpu"), 2, "`cpu` (interpreted) or `cuda`"),
         (("check", "glu", "--seeds", "0"), 2, "--seeds"),
     ],
 )
-def test_what_cannot_be_is_said(arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_wrong_arguments_are_explained(arguments: tuple[str, ...], code: int, said: str) -> None:
     found = llmbench("kernels", *arguments)
     assert found.returncode == code
     assert said in found.stderr

@@ -201,7 +201,7 @@ def test_more_tokens_than_there_is_room_for(kind: str) -> None:
 
 def test_refusals() -> None:
     model = small.model_of(small.SPECS["gqa"])
-    with pytest.raises(UnknownNameError, match="no kind of cache `page`"):
+    with pytest.raises(UnknownNameError, match="unknown kind of cache `page`"):
         opened(model, 1, kind="page")
     with pytest.raises(UnsupportedError, match="bidirectional"):
         new_cache(small.small(small.gqa(causal=False)), 1, 4, dtype=torch.float32, device="cpu")

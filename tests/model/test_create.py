@@ -28,8 +28,8 @@ Edit = Callable[[dict[str, Any]], dict[str, Any]]
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ({"init": "gtp2"}, UnknownNameError, "no initialisation `gtp2`"),
-        ({"init": None}, UnknownNameError, "no initialisation `None`"),
+        ({"init": "gtp2"}, UnknownNameError, "unknown initialisation `gtp2`"),
+        ({"init": None}, UnknownNameError, "unknown initialisation `None`"),
         ({"device": "abc"}, LLMBenchError, "no device `abc`"),
         ({"device": None}, LLMBenchError, "no device `None`"),
         ({"device": "cpu:1"}, LLMBenchError, "no device `cpu:1`"),
