@@ -54,13 +54,18 @@ WORDS = {
 
 
 def parts(module: ModuleType) -> list[type[msgspec.Struct]]:
-    """The struct types a module defines, in its order; a model first."""
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module.__name__
-    ]
-    return sorted(found, key=lambda part: part is not model.ModelSpec)
+    """The parts that a module or package defines, without their bases, in its order; a model first."""
+    types = [value for value in vars(module).values() if isinstance(value, type)]
+    own = [part for part in types if f"{part.__module__}.".startswith(f"{module.__name__}.")]
+    return sorted(
+        (part for part in own if issubclass(part, msgspec.Struct) and is_concrete(part)),
+        key=lambda part: part is not model.ModelSpec,
+    )
+
+
+def is_concrete(part: type[msgspec.Struct]) -> bool:
+    """Whether a spec can contain the part: it is not the base of others."""
+    return not any(getattr(getattr(part, name), "__isabstractmethod__", False) for name in dir(part))
 
 
 def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:

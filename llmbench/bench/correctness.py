@@ -17,7 +17,7 @@ from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.kernels.proof.accuracy import Verdict, Weights, held
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.spec.mixer import Attention, LatentAttention, Mixer, branches
+from llmbench.spec.mixer import AttentionKind, Mixer, branches
 from llmbench.spec.model import Layer
 
 __all__ = ["check_factor", "check_setting", "verdicts"]
@@ -71,27 +71,21 @@ def check_setting(piece: Piece, setting: Setting) -> Setting:
 
 def _spans(layer: Layer) -> list[int]:
     """Windows and chunks of a layer."""
-    spans = [_span(mixer) for mixer in branches(layer.mixer)]
+    spans = [mixer.span for mixer in branches(layer.mixer)]
     return [span for span in spans if span is not None]
-
-
-def _span(mixer: Mixer) -> int | None:
-    if isinstance(mixer, LatentAttention):
-        return mixer.sliding_window
-    return mixer.span if isinstance(mixer, Attention) else None
 
 
 def _narrow(mixer: Mixer | None) -> Mixer | None:
     """Of no more heads and no wider window than a long check has room for."""
-    if not isinstance(mixer, (Attention, LatentAttention)):
+    if not isinstance(mixer, AttentionKind):
         return mixer
+    kv_heads = min(MOST_HEADS, mixer.num_key_value_heads)
     changes = {
-        name: min(value, WIDEST)
-        for name in ("sliding_window", "attention_chunk_size")
-        if (value := getattr(mixer, name, None)) is not None
+        "num_attention_heads": kv_heads * mixer.num_attention_heads // mixer.num_key_value_heads,
+        "num_key_value_heads": kv_heads,
+        "sliding_window": None if mixer.sliding_window is None else min(mixer.sliding_window, WIDEST),
+        "attention_chunk_size": None if mixer.attention_chunk_size is None else min(mixer.attention_chunk_size, WIDEST),
     }
-    if isinstance(mixer, Attention):
-        kv_heads = min(MOST_HEADS, mixer.num_key_value_heads)
-        heads = kv_heads * mixer.num_attention_heads // mixer.num_key_value_heads
-        return msgspec.structs.replace(mixer, num_attention_heads=heads, num_key_value_heads=kv_heads, **changes)
-    return msgspec.structs.replace(mixer, num_attention_heads=min(MOST_HEADS, mixer.num_attention_heads), **changes)
+    return msgspec.structs.replace(
+        mixer, **{name: changes[name] for name in mixer.__struct_fields__ if name in changes}
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from llmbench.cli.options import MODEL_FIELDS, SEQ, AboutModel, As, Models, Output, Seq, Set, answer, length_notes, load
-from llmbench.report.describe import activation_text, distinct, ffn_text, mixer_text, positions_text
+from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, table, transposed
 from llmbench.report.fields import Field, records
 from llmbench.report.units import plural, size
@@ -15,8 +15,8 @@ from llmbench.sizing.flops import count_flops
 from llmbench.sizing.kvcache import KVCache, kv_cache
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.sizing.workload import Workload
-from llmbench.spec.ffn import FFN, MoE
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.ffn import FFN, activation_name
+from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 
@@ -63,7 +63,7 @@ FIELDS: tuple[Field[Compared], ...] = (
     _texts(
         "positions",
         "positions",
-        lambda row: (positions_text(row.spec.positions_of(mixer)) for mixer in _attentions(row.spec)),
+        lambda row: (row.spec.positions_of(mixer).summary for mixer in row.spec.attentions),
         "position encodings of attention",
     ),
     Field("norm", "norm", value=lambda row: _norm(row.spec), description="kind of norm"),
@@ -82,56 +82,52 @@ FIELDS: tuple[Field[Compared], ...] = (
     _texts(
         "attention",
         "attention",
-        lambda row: (mixer_text(layer.mixer) for layer in row.layers if layer.mixer is not None),
+        lambda row: (layer.mixer.summary for layer in row.layers if layer.mixer is not None),
         "mixers",
     ),
     Field(
         "head_dim",
         "head dim",
-        value=lambda row: _numbers(_head_dims(mixer)[0] for mixer in _attentions(row.spec)),
-        text=lambda row: _joined(map(_heads, _attentions(row.spec))),
+        value=lambda row: _numbers(mixer.key_dim for mixer in row.spec.attentions),
+        text=lambda row: _joined(map(_heads, row.spec.attentions)),
         description="widths of a query and key head",
     ),
     Field(
         "v_head_dim",
-        value=lambda row: _numbers(_head_dims(mixer)[1] for mixer in _attentions(row.spec)),
+        value=lambda row: _numbers(mixer.value_dim for mixer in row.spec.attentions),
         description="widths of a value head",
     ),
     Field(
         "window",
         "window",
-        value=lambda row: _numbers(mixer.sliding_window for mixer in _attentions(row.spec)),
-        text=lambda row: _joined(map(_window, _attentions(row.spec))),
+        value=lambda row: _numbers(mixer.sliding_window for mixer in row.spec.attentions),
+        text=lambda row: _joined(map(_window, row.spec.attentions)),
         description="tokens that a query sees, itself included",
     ),
     Field(
         "attention_chunk_size",
-        value=lambda row: _numbers(getattr(mixer, "attention_chunk_size", None) for mixer in _attentions(row.spec)),
+        value=lambda row: _numbers(mixer.attention_chunk_size for mixer in row.spec.attentions),
         description="tokens of a chunk, inside which attention stays",
     ),
     _texts(
         "qk_norm",
         "QK norm",
-        lambda row: (
-            mixer.qk_norm.over if mixer.qk_norm else "none"
-            for mixer in _attentions(row.spec)
-            if isinstance(mixer, Attention)
-        ),
+        lambda row: (mixer.qk_norm.over if mixer.qk_norm else "none" for mixer in row.spec.attentions),
         "norms of queries and keys: over a head, or over all",
     ),
     Field("biases", "biases", value=lambda row: _biases(row.layers), description="projections that have a bias"),
-    _texts("feed_forward", "feed-forward", lambda row: map(ffn_text, row.ffns), "feed-forwards"),
+    _texts("feed_forward", "feed-forward", lambda row: (ffn.summary for ffn in row.ffns), "feed-forwards"),
     _texts(
         "activation",
         "activation",
-        lambda row: (activation_text(ffn.activation) for ffn in row.ffns),
+        lambda row: (activation_name(ffn.activation) for ffn in row.ffns),
         "activations of the feed-forwards",
     ),
     Field(
         "moe",
         "experts",
-        value=lambda row: _once(map(_moe, row.ffns)),
-        text=lambda row: _joined(text for text in map(_moe, row.ffns) if text != "none"),
+        value=lambda row: _once(ffn.experts_summary or "none" for ffn in row.ffns),
+        text=lambda row: _joined(ffn.experts_summary for ffn in row.ffns if ffn.experts_summary is not None),
         description="experts per token, of how many, and how the router scores them",
     ),
     Field(
@@ -255,11 +251,6 @@ def _numbers(values: Iterable[int | None]) -> list[int | None]:
     return [] if found == [None] else found
 
 
-def _attentions(spec: ModelSpec) -> list[Attention | LatentAttention]:
-    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    return [mixer for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
-
-
 def _norm(spec: ModelSpec) -> str:
     name = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[spec.norm.kind]
     if not spec.norm.weight:
@@ -267,39 +258,19 @@ def _norm(spec: ModelSpec) -> str:
     return f"{name} with bias" if spec.norm.bias else name
 
 
-def _head_dims(mixer: Attention | LatentAttention) -> tuple[int, int]:
-    if isinstance(mixer, LatentAttention):
-        return mixer.qk_head_dim, mixer.v_head_dim
-    return mixer.head_dim, mixer.value_dim
+def _heads(mixer: AttentionKind) -> str:
+    return f"{mixer.key_dim}" if mixer.key_dim == mixer.value_dim else f"{mixer.key_dim} / {mixer.value_dim}"
 
 
-def _heads(mixer: Attention | LatentAttention) -> str:
-    of_keys, of_values = _head_dims(mixer)
-    alike = of_keys == of_values and not isinstance(mixer, LatentAttention)
-    return f"{of_keys}" if alike else f"{of_keys} / {of_values}"
-
-
-def _window(mixer: Attention | LatentAttention) -> str:
+def _window(mixer: AttentionKind) -> str:
     if mixer.sliding_window:
         return f"{mixer.sliding_window:,}"
-    chunk = getattr(mixer, "attention_chunk_size", None)
-    return f"chunks of {chunk:,}" if chunk else "none"
+    return f"chunks of {mixer.attention_chunk_size:,}" if mixer.attention_chunk_size else "none"
 
 
 def _biases(layers: list[Layer]) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for layer in layers:
-        for mixer in branches(layer.mixer):
-            if isinstance(mixer, Attention):
-                found += ["q, k, v"] if mixer.qkv_bias else []
-                found += ["attention output"] if mixer.output_bias else []
-        if layer.ffn is not None and layer.ffn.bias:
-            found.append("feed-forward")
-    return distinct(found)
-
-
-def _moe(ffn: FFN) -> str:
-    if not isinstance(ffn, MoE):
-        return "none"
-    shared = f" + shared {ffn.shared.intermediate_size}" if ffn.shared else ""
-    return f"{ffn.num_experts_per_tok} of {ffn.num_experts}{shared}, {ffn.router.scores}"
+        names += [name for mixer in branches(layer.mixer) for name in mixer.biases]
+        names += ["feed-forward"] if layer.ffn is not None and layer.ffn.bias else []
+    return distinct(names)

@@ -31,7 +31,6 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.params import layer_group
 from llmbench.sizing.workload import Phase, Recompute, Workload
-from llmbench.spec.mixer import LatentAttention, branches
 from llmbench.spec.model import ModelSpec
 
 PhaseOption = Annotated[
@@ -175,8 +174,7 @@ def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
 
 def absorbs(spec: ModelSpec, workload: Workload) -> bool:
     """Whether latent attention works on the latent itself, here."""
-    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    return workload.absorbed_mla and any(isinstance(mixer, LatentAttention) for mixer in mixers)
+    return workload.absorbed_mla and any(mixer.absorbs for mixer in spec.mixers)
 
 
 def _length(workload: Workload) -> int:

@@ -25,14 +25,14 @@ from llmbench.cli.options import (
     model_block,
     positive_integer,
 )
-from llmbench.report.describe import distinct, headline, kind_text
+from llmbench.report.describe import cache_elements, cache_span, distinct, headline
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import UNKNOWN, plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
+from llmbench.spec.mixer import SingleMixer, branches
 from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
@@ -175,8 +175,7 @@ def _bundled(changes: list[str] | None) -> list[ModelSpec]:
 
 
 def _kinds(spec: ModelSpec) -> str:
-    kinds = distinct(kind_text(mixer) for layer in spec.layers.values() for mixer in branches(layer.mixer))
-    return " + ".join(kinds) or "none"
+    return " + ".join(distinct(mixer.label for mixer in spec.mixers)) or "none"
 
 
 def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
@@ -242,18 +241,16 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
         for mixer in mixers:
             own = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
             bytes_here = own.layers.get(name, 0)
-            formula, span = (_formula(mixer, explain), _span(mixer)) if bytes_here else ("none", "none")
-            if getattr(mixer, "shares_kv", False):
-                formula = "none, reads another layer's"
-            row = {"layers": name, "count": spec.order.count(name), "kind": kind_text(mixer)}
-            row |= {"elements_per_token": formula, "tokens_kept": span, "bytes_per_sequence": bytes_here}
+            elements = cache_elements(mixer, mixer.cache_rows, explain=explain)
+            row = {"layers": name, "count": spec.order.count(name), "kind": mixer.label}
+            row |= {"elements_per_token": elements, "tokens_kept": cache_span(mixer), "bytes_per_sequence": bytes_here}
             rows.append(row)
     if cache.indexer_bytes_per_sequence:
         row = {"layers": "indexer keys", "elements_per_token": "index_head_dim", "tokens_kept": "every token"}
         rows.append(row | {"bytes_per_sequence": cache.indexer_bytes_per_sequence})
     if cache.cross_bytes_per_sequence:
         crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
-        text = "; ".join(distinct(_formula(mixer, explain) for mixer in crossing))
+        text = "; ".join(distinct(cache_elements(mixer, (mixer.cache_row,), explain=explain) for mixer in crossing))
         row = {"layers": "cross-attention", "elements_per_token": text, "tokens_kept": "the encoder's tokens"}
         rows.append(row | {"bytes_per_sequence": cache.cross_bytes_per_sequence})
     return rows
@@ -263,38 +260,6 @@ def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
     """The model with only one of the parallel branches of a kind of layer."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
-
-
-def _formula(mixer: object, explain: bool) -> str:
-    if isinstance(mixer, LatentAttention):
-        text = "kv_lora_rank + qk_rope_head_dim"
-        total = mixer.kv_lora_rank + mixer.qk_rope_head_dim
-        return f"{text} = {mixer.kv_lora_rank} + {mixer.qk_rope_head_dim} = {total:,}" if explain else text
-    if isinstance(mixer, CompressedAttention):
-        rate = mixer.compress_rate
-        text = "head_dim" if rate is None else "head_dim, + head_dim / compress_rate"
-        numbers = f"{mixer.head_dim}" if rate is None else f"{mixer.head_dim}, + {mixer.head_dim} / {rate}"
-        return f"{text} = {numbers}" if explain else text
-    if not isinstance(mixer, Attention):
-        return "a fixed state"
-    wide = f"({mixer.head_dim} + {mixer.value_dim})"
-    if mixer.head_dim == mixer.value_dim:
-        text = "2 × kv_heads × head_dim"
-        numbers = f"2 × {mixer.num_key_value_heads} × {mixer.head_dim}"
-    else:
-        text = "kv_heads × (head_dim + v_head_dim)"
-        numbers = f"{mixer.num_key_value_heads} × {wide}"
-    total = mixer.num_key_value_heads * (mixer.head_dim + mixer.value_dim)
-    return f"{text} = {numbers} = {total:,}" if explain else text
-
-
-def _span(mixer: object) -> str:
-    span = getattr(mixer, "sliding_window", None) or getattr(mixer, "attention_chunk_size", None)
-    if isinstance(mixer, CompressedAttention):
-        return f"the last {span:,}" + (", + every token" if mixer.compress_rate else "")
-    if not isinstance(mixer, (Attention, LatentAttention)):
-        return "always the same"
-    return f"the last {span:,}" if span else "every token"
 
 
 def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:

@@ -12,7 +12,7 @@ from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.units import change, size
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ def command(
     }
     if trace:
         from llmbench.model.trace import trace as traced
-        from llmbench.sizing.training import doubts
+        from llmbench.sizing.training import training_doubts
 
         with working("tracing"):
             found = traced(
                 spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
             )
-        because = doubts(spec)
+        because = training_doubts(spec)
         row["approximate"] = bool(spec.approximate or because)
         row["approximate_because"] += because
         row |= {"built": None, "trace": _trace_row(found)}
@@ -211,7 +211,7 @@ def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[st
         return [f"fused ran as: {', '.join(ran.kernels)}", *_where(built)]
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
-    if not any(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
+    if not any(isinstance(mixer, AttentionKind) for mixer in mixers):
         return [f"no layer attends, so --impl {impl} changes nothing"]
     kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]

@@ -41,9 +41,8 @@ class Block(nn.Module):
         self.scales = scales(layer.mixer)
         self.mixers: list[str] = []
         for mixer in branches(layer.mixer):
-            name, module = build_mixer(spec, mixer, index=index, where=f"{where}.mixer")
-            self.add_module(name, module)
-            self.mixers.append(name)
+            self.add_module(mixer.module_name, build_mixer(spec, mixer, index=index, where=f"{where}.mixer"))
+            self.mixers.append(mixer.module_name)
         crossing = layer.cross_attention
         self.cross_attention: CrossAttentionLayer | None = None
         if crossing is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.model.attention import Step, context
-from llmbench.model.cache import LayerCache, RowShape
+from llmbench.model.cache import LayerCache
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate, rotation_of, yarn_scale
@@ -161,13 +161,6 @@ def score_scale(mixer: LatentAttention, positions: Positions) -> float:
     if scaling is not None and scaling.mscale_all_dim:
         scale *= yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2
     return scale
-
-
-def latent_row(mixer: LatentAttention) -> RowShape:
-    """What a token leaves: the latent and the rotated key as one key, an indexer's key as the value."""
-    indexer = mixer.indexer
-    index = indexer.head_dim if indexer is not None and not indexer.shared else 0
-    return RowShape(1, (mixer.kv_lora_rank, mixer.qk_rope_head_dim), (index,))
 
 
 def set_latent_form(model: nn.Module, form: Form) -> None:

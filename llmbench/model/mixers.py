@@ -1,12 +1,12 @@
-"""Which module mixes tokens, and which cache it keeps: one line a kind.
+"""The module of each kind of mixer, and its cache: one case per kind. mypy names this file when a kind has no case.
 
-A mixer is called as `mixer(x, step, state, shared)` with x [B, S, D], what its layer keeps between steps (or None), and
-what earlier layers of the stack hand on (T5's relative bias); it returns [B, S, D] and what it hands on.
+A mixer is called as `mixer(x, step, state, shared)` with x [B, S, D], the state that its layer keeps between steps (or
+None), and what earlier layers of the stack share (T5's relative bias). It returns [B, S, D] and what it shares.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, assert_never
 
 from torch import nn
 
@@ -14,57 +14,91 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.cache import RowShape
 from llmbench.model.cross import CrossState
-from llmbench.model.latent import LatentLayer, latent_row
-from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
+from llmbench.model.latent import LatentLayer
+from llmbench.model.recurrent import (
+    GatedDeltaNetLayer,
+    LightningLayer,
+    Mamba2Layer,
+    MambaLayer,
+    RGLRULayer,
+    ShortConvLayer,
+    new_state,
+)
 from llmbench.model.state import Cache, Store, open_store
-from llmbench.spec.mixer import Attention, LatentAttention, SingleMixer, branches
+from llmbench.spec.mixer import (
+    RGLRU,
+    RWKV,
+    Attention,
+    CacheRow,
+    CompressedAttention,
+    GatedDeltaNet,
+    KimiDelta,
+    LatentAttention,
+    LightningAttention,
+    Mamba,
+    Mamba2,
+    ShortConv,
+    SingleMixer,
+    branches,
+)
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import RelativeBias
 
 
-def mixer_name(mixer: SingleMixer) -> str:
-    """What a mixer is called in its layer, as in the sizing table."""
-    return _NAMES[type(mixer)]
-
-
-_NAMES: dict[type, str] = {Attention: "attention", LatentAttention: "attention", **NAMES}
-
-
-def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> tuple[str, nn.Module]:
-    """The name (as in the sizing table) and the module of a mixer in layer `index`. Raises UnsupportedError."""
-    if isinstance(mixer, Attention):
-        positions = spec.positions_of(mixer)
-        owns_bias = index == 0 or (isinstance(positions, RelativeBias) and positions.per_layer)
-        return mixer_name(mixer), AttentionLayer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
-    if isinstance(mixer, Built):
-        return mixer_name(mixer), recurrent_layer(spec, mixer, index=index)
-    if isinstance(mixer, LatentAttention):
-        return mixer_name(mixer), LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
-    raise UnsupportedError(f"{spec.name}: {where} of kind {type(mixer).__name__} is sized, not built yet")
+def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> nn.Module:
+    """The module of a mixer in layer `index`. Raises UnsupportedError for a kind that is only sized."""
+    match mixer:
+        case Attention():
+            positions = spec.positions_of(mixer)
+            owns_bias = index == 0 or (isinstance(positions, RelativeBias) and positions.per_layer)
+            return AttentionLayer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
+        case LatentAttention():
+            return LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
+        case Mamba():
+            return MambaLayer(spec, mixer)
+        case Mamba2():
+            return Mamba2Layer(spec, mixer)
+        case GatedDeltaNet():
+            return GatedDeltaNetLayer(spec, mixer)
+        case LightningAttention():
+            return LightningLayer(spec, mixer, index=index)
+        case RGLRU():
+            return RGLRULayer(spec, mixer)
+        case ShortConv():
+            return ShortConvLayer(spec, mixer)
+        case CompressedAttention() | KimiDelta() | RWKV():
+            raise UnsupportedError(f"{spec.name}: {where} of kind {mixer.kind} is sized, not built yet")
+        case _:
+            assert_never(mixer)
 
 
 def build_state(mixer: SingleMixer, store: Store) -> Any:
-    """What a mixer keeps between steps. Raises UnsupportedError."""
-    if isinstance(mixer, Attention):
-        if not mixer.causal:
-            raise UnsupportedError("bidirectional attention has no cache: each token sees those after it")
-        shape = RowShape(mixer.num_key_value_heads, (mixer.head_dim,), (mixer.value_dim,))
-        return store.rows(shape, mixer.span)
-    if isinstance(mixer, Built):
-        return new_state(mixer, store.batch, dtype=store.dtype, device=store.device)
-    if isinstance(mixer, LatentAttention):
-        return store.rows(latent_row(mixer), mixer.sliding_window)
-    raise UnsupportedError(f"a cache for {type(mixer).__name__} is not built yet")
+    """What a mixer keeps between steps: the rows of its tokens, or its fixed state. Raises UnsupportedError."""
+    rows, state = mixer.cache_rows, mixer.fixed_state
+    if state is not None and not rows:
+        return new_state(state, store.batch, dtype=store.dtype, device=store.device)
+    if state is None and len(rows) == 1:
+        return store.rows(row_shape(rows[0], mixer.indexer_row), rows[0].span)
+    if not mixer.causal:
+        raise UnsupportedError("bidirectional attention has no cache: each token sees those after it")
+    raise UnsupportedError(f"a cache for {mixer.label} is not built yet")
+
+
+def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
+    """The parts of a row in the cache. An indexer's key takes the place of the value, which a latent row has not."""
+    if row.value:
+        return RowShape(row.heads, row.key, row.value)
+    return RowShape(row.heads, row.key, (0 if indexer_row is None else indexer_row.width,))
 
 
 def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rolling", **where: Any) -> Cache:
-    """An empty cache of a whole model, with room for `capacity` tokens of each of `batch` sequences; `where` is dtype
-    and device, and for paged kinds block_size and num_blocks."""
+    """An empty cache of a whole model, with room for `capacity` tokens of each of `batch` sequences. `where`: dtype and
+    device, and for paged kinds block_size and num_blocks."""
     store = open_store(kind, batch, capacity, **where)
     layers = []
     for name in spec.order:
         layer = spec.layers[name]
-        layers.append({mixer_name(mixer): build_state(mixer, store) for mixer in branches(layer.mixer)})
+        layers.append({mixer.module_name: build_state(mixer, store) for mixer in branches(layer.mixer)})
         if layer.cross_attention is not None:
             layers[-1]["cross_attention"] = CrossState()
     return Cache(layers, store)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from llmbench.spec.base import plural as plural
+
 Unit = Literal[
     "text",
     "count",
@@ -85,11 +87,6 @@ def heading(title: str, unit: Unit, *, base: bool = False) -> str:
     """A column's heading with its unit: of people, or (base) of the values as they are held."""
     names = _UNITS.get(unit)
     return f"{title} ({names[base]})" if names else title
-
-
-def plural(number: int, noun: str) -> str:
-    """1 layer, 2 layers, 4,096 tokens."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def shown(value: Any, unit: Unit) -> str:

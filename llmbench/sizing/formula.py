@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
+from llmbench.spec.mixer import AttentionKind, SingleMixer, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 Term = tuple[str, ...]
@@ -65,7 +65,7 @@ def _split(text: str, sign: str) -> list[str]:
 def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> str:
     """One formula for the sum of several; heads × head_dim becomes hidden where they are equal."""
     total: Counter[Term] = Counter()
-    attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, Attention)), None)
+    attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, AttentionKind)), None)
     for formula in formulas:
         for term, count in terms(formula).items():
             total[tuple(sorted(_merged(term, attention, spec)))] += count
@@ -73,14 +73,14 @@ def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> s
     return " + ".join(shown)
 
 
-def _merged(term: Term, attention: Attention | None, spec: ModelSpec) -> list[str]:
+def _merged(term: Term, attention: AttentionKind | None, spec: ModelSpec) -> list[str]:
     factors = list(term)
     if attention is not None:
         if attention.num_key_value_heads == attention.num_attention_heads:
             factors = ["num_attention_heads" if f == "num_key_value_heads" else f for f in factors]
         if attention.num_key_value_heads == 1:
             factors = [f for f in factors if f != "num_key_value_heads"]
-        whole = attention.num_attention_heads * attention.head_dim == spec.hidden_size
+        whole = attention.num_attention_heads * attention.key_dim == spec.hidden_size
         if whole and "num_attention_heads" in factors and "head_dim" in factors:
             factors.remove("num_attention_heads")
             factors.remove("head_dim")
@@ -108,13 +108,13 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
-    values |= _numbers(spec.positions)
+    values |= numbers_of(spec.positions)
     if spec.hyper_connections is not None:
         values["streams"] = spec.hyper_connections.streams
     if spec.encoder is not None:
-        inside = _numbers(spec.encoder)
+        inside = numbers_of(spec.encoder)
         if spec.encoder.positions is not None:
-            inside |= _numbers(spec.encoder.positions)
+            inside |= numbers_of(spec.encoder.positions)
         values |= {f"encoder.{name}": value for name, value in inside.items()}
     layers = spec.encoder.layers if op.stack == "encoder" and spec.encoder else spec.layers
     layer = layers.get(op.layer)
@@ -126,11 +126,11 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
     elif ".ffn." in op.name:
         parts = [layer.ffn]
     for part in filter(None, parts):
-        values |= _numbers(part)
+        values |= numbers_of(part)
         for inner in ("shared", "beside", "router"):
             nested = getattr(part, inner, None)
             if nested is not None:
-                values |= {f"{inner}.{name}": value for name, value in _numbers(nested).items()}
+                values |= {f"{inner}.{name}": value for name, value in numbers_of(nested).items()}
         indexer = getattr(part, "indexer", None)
         if indexer is not None:
             values |= {"index_n_heads": indexer.num_heads, "index_head_dim": indexer.head_dim}
@@ -138,15 +138,10 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
 
 
 def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
-    """The mixers an op may belong to: of parallel branches, the attention or the others."""
-    mixers = [*branches(layer.mixer)]
-    if len(mixers) < 2:
-        return mixers
-    of_attention = ".attention." in op.name
-    attentions = (Attention, LatentAttention, CompressedAttention)
-    return [mixer for mixer in mixers if isinstance(mixer, attentions) == of_attention]
+    """The mixers that an op may belong to: those whose module it names."""
+    return [mixer for mixer in branches(layer.mixer) if f".{mixer.module_name}." in op.name]
 
 
-def _numbers(part: msgspec.Struct) -> dict[str, int]:
+def numbers_of(part: msgspec.Struct) -> dict[str, int]:
     found = {name: getattr(part, name) for name in part.__struct_fields__}
     return {name: value for name, value in found.items() if type(value) is int}

@@ -12,7 +12,7 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.lower.builder import share
 from llmbench.sizing.op import Cache
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import Attention, LatentAttention, Mixer, Parallel
+from llmbench.spec.mixer import AttentionKind, Mixer, Parallel
 from llmbench.spec.model import ModelSpec
 
 
@@ -118,10 +118,10 @@ def kv_cache(
 
 
 def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int = 8) -> ModelSpec | None:
-    """The model as it would be with one key-value head a query head (mha), `groups` of them (gqa), or one (mqa).
+    """The model with one key-value head per query head (mha), with `groups` of them (gqa), or with one (mqa).
 
-    Latent attention becomes ordinary attention of its expanded widths. None where there is no attention (state-space),
-    or where `groups` does not divide the heads.
+    Latent attention becomes ordinary attention with its expanded widths. None if no mixer can change: the model has no
+    attention (state-space), or `groups` does not divide the heads.
     """
     from msgspec.structs import replace
 
@@ -132,23 +132,15 @@ def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int
         if isinstance(mixer, Parallel):
             branches = tuple(convert(branch) for branch in mixer.branches)
             return replace(mixer, branches=branches)
-        if isinstance(mixer, LatentAttention):
-            mixer = Attention(
-                num_attention_heads=mixer.num_attention_heads,
-                num_key_value_heads=mixer.num_attention_heads,
-                head_dim=mixer.qk_head_dim,
-                v_head_dim=mixer.v_head_dim,
-                sliding_window=mixer.sliding_window,
-                positions=mixer.positions,
-            )
-        if not isinstance(mixer, Attention):
+        ordinary = mixer.ordinary if isinstance(mixer, AttentionKind) else None
+        if ordinary is None:
             return mixer
-        heads = mixer.num_attention_heads
-        wanted = heads if kind == "mha" else 1 if kind == "mqa" else groups
-        if heads % wanted:
-            return mixer
+        heads = ordinary.num_attention_heads
+        kv_heads = heads if kind == "mha" else 1 if kind == "mqa" else groups
+        if heads % kv_heads:
+            return ordinary
         changed = True
-        return replace(mixer, num_key_value_heads=wanted)
+        return replace(ordinary, num_key_value_heads=kv_heads)
 
     layers = {name: replace(layer, mixer=convert(layer.mixer)) for name, layer in spec.layers.items()}
     return replace(spec, layers=layers) if changed else None

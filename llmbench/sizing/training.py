@@ -24,7 +24,7 @@ from llmbench.sizing.recipe import Optimizer, Precision, PrecisionName, state_by
 from llmbench.sizing.recompute import checkpoint_bytes
 from llmbench.sizing.stages import Chunk, Stage, in_flight, stages
 from llmbench.sizing.workload import Layout, Recompute, Workload
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import branches
 from llmbench.spec.model import ModelSpec
 
 
@@ -131,7 +131,7 @@ class _Run(msgspec.Struct):
             stage=stage.index,
             stage_peaks=(),
             parameters=sum(op.parameters for op in ops),
-            approximate=doubts(self.spec),
+            approximate=training_doubts(self.spec),
             reserved_bytes=sum(parts.values()) + sum(op.read_bytes for op in ops if op.kind == "loss" and not fused),
         )
 
@@ -287,16 +287,12 @@ class _Run(msgspec.Struct):
         return bytes_of(elements, self.recipe.weights)
 
 
-def doubts(spec: ModelSpec) -> tuple[str, ...]:
-    """Why a training figure of this model is not exact. What is not named here was held against a trace of the real
-    model (tests/model/test_trace.py)."""
+def training_doubts(spec: ModelSpec) -> tuple[str, ...]:
+    """Why a training figure of this model is approximate. A trace of the real model confirms the other parts
+    (tests/model/test_trace.py)."""
     layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
     mixers = [mixer for layer in layers for mixer in branches(layer.mixer)]
-    found = []
-    if not all(isinstance(mixer, (Attention, LatentAttention)) for mixer in mixers):
-        found.append("what recurrent and compressed mixers save for backward differs between implementations")
-    if any(isinstance(mixer, Attention) and mixer.disentangled is not None for mixer in mixers):
-        found.append("what scores by relative position save for backward is not counted")
+    doubts = list(dict.fromkeys(mixer.training_doubt for mixer in mixers if mixer.training_doubt is not None))
     if spec.extra or any(layer.extra for layer in layers) or spec.hyper_connections is not None:
-        found.append("what extra weights and hyper-connections save for backward is not counted in full")
-    return tuple(found)
+        doubts.append("what extra weights and hyper-connections save for backward is not counted in full")
+    return tuple(doubts)

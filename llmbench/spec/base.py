@@ -42,4 +42,17 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Kind(Part, frozen=True, tag_field="kind", tag=str.lower):
-    """A part that comes in kinds: `kind = "..."` says which (a tagged union)."""
+    """A part that comes in kinds: `kind = "..."` says which (a tagged union).
+
+    A concrete kind is `@final`, so that mypy names each abstract property that it does not define.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The kind, as a spec file writes it."""
+        return str(self.__struct_config__.tag)
+
+
+def plural(number: int, noun: str) -> str:
+    """1 layer, 2 layers, 4,096 tokens."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,5 +1,5 @@
-"""Holding a spec against itself: every number, the own faults of every part (`Part.faults`), and what parts cannot be
-beside each other: layers and their order, positions and the heads they turn."""
+"""The check of a whole spec: the size of every number, the faults of every part (`Part.faults`), and contradictions
+between parts: between layers and their order, and between position encodings and the mixers that use them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 from llmbench.errors import SpecError
 from llmbench.spec.base import LARGEST, Fault, Part
 from llmbench.spec.faults import default_hint
-from llmbench.spec.mixer import Attention, CompressedAttention, Indexer, LatentAttention, SingleMixer, branches
-from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope, RopeScaling
+from llmbench.spec.mixer import AttentionKind, Indexer, SingleMixer, branches
+from llmbench.spec.position import (
+    LearnedPositions,
+    NoPositions,
+    PositionKind,
+    Positions,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    SinusoidalPositions,
+)
 
 if TYPE_CHECKING:
     from llmbench.spec.model import Layer, ModelSpec
@@ -21,14 +30,13 @@ _Placed = tuple[str, SingleMixer]
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise SpecError for the first field that cannot be as it is; the message names it and its value."""
+    """Raise SpecError for the first field with a fault; the message names the field and its value."""
     for fault in _faults(spec):
         raise SpecError(f"{fault.field}: {fault.what}", hint=fault.hint)
 
 
 def _faults(spec: ModelSpec) -> Iterator[Fault]:
-    """What is wrong with a spec, each field with its whole path; what comes later takes for granted that none came
-    before."""
+    """The faults of a spec, each with the whole path of its field. Later checks rely on earlier ones."""
     yield from _layer_faults(spec.layers, spec.order, "")
     if spec.encoder is not None:
         yield from _layer_faults(spec.encoder.layers, spec.encoder.order, "encoder.")
@@ -41,10 +49,11 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
     yield from _stack_faults(spec.layers, spec.order, spec.positions, spec.max_position_embeddings, "")
     if spec.encoder is not None:
         stack, at = spec.encoder, "encoder."
-        yield from _stack_faults(stack.layers, stack.order, stack.positions, spec.max_position_embeddings, at)
+        positions = NoPositions() if stack.positions is None else stack.positions
+        yield from _stack_faults(stack.layers, stack.order, positions, spec.max_position_embeddings, at)
         for name, layer in stack.layers.items():
             if layer.cross_attention is not None:
-                yield Fault(f"encoder.layers.{name}.cross_attention", "an encoder has no other to attend to")
+                yield Fault(f"encoder.layers.{name}.cross_attention", "an encoder has no other stack to attend to")
     mtp = spec.next_token_prediction
     if mtp is not None and mtp.layer not in spec.layers:
         yield Fault("next_token_prediction.layer", f"no layer kind `{mtp.layer}` in layers")
@@ -56,9 +65,9 @@ def _parts(part: Part, at: str) -> Iterator[tuple[str, Part]]:
     for field in part.__struct_fields__:
         value = getattr(part, field)
         inside = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, tuple) else None
-        for key, held in ({field: value} if inside is None else inside).items():
-            if isinstance(held, Part):
-                yield from _parts(held, f"{at}{key}." if inside is None else f"{at}{field}.{key}.")
+        for key, item in ({field: value} if inside is None else inside).items():
+            if isinstance(item, Part):
+                yield from _parts(item, f"{at}{key}." if inside is None else f"{at}{field}.{key}.")
 
 
 def _number_faults(part: Part) -> Iterator[Fault]:
@@ -70,7 +79,7 @@ def _number_faults(part: Part) -> Iterator[Fault]:
 
 
 def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> Iterator[Fault]:
-    """What is wrong between the kinds of layers and the pattern that orders them."""
+    """Contradictions between the kinds of layers and the pattern that orders them."""
     if not order:
         yield Fault(f"{at}pattern", "no layers")
     for name in order:
@@ -87,23 +96,23 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
 
 
 def _stack_faults(
-    layers: dict[str, Layer], order: Sequence[str], positions: Positions | None, trained: int | None, at: str
+    layers: dict[str, Layer], order: Sequence[str], positions: Positions, trained_len: int | None, at: str
 ) -> Iterator[Fault]:
-    """What is wrong between mixers and their positions, and between layers that hand something on. `trained`: the
-    length that a scaling without its own starts from."""
+    """Contradictions between mixers and position encodings, and between layers that share something.
+
+    trained_len: the training length for a RoPE scaling that does not state its own.
+    """
     mixers = {name: _mixers(f"{at}layers.{name}.mixer", layer) for name, layer in layers.items()}
-    for each in mixers.values():
-        for where, mixer in each:
-            if isinstance(mixer, (Attention, LatentAttention, CompressedAttention)):
-                own = mixer.positions is not None
-                place = f"{where}.positions" if own else f"{at}positions"
-                used = mixer.positions if own else positions
-                if isinstance(used, Rope):
-                    yield from _rotation_faults(where, mixer, place, used, trained)
-                elif isinstance(used, (Alibi, RelativeBias)) and not isinstance(mixer, Attention):
-                    yield Fault(place, f"{type(used).__name__} biases scores, and {where} takes rotations alone")
-                elif isinstance(used, RelativeBias) and isinstance(mixer, Attention):
-                    yield from _bucket_faults(where, used, causal=mixer.causal)
+    everything = list(chain.from_iterable(mixers.values()))
+    for where, mixer in everything:
+        if isinstance(mixer, AttentionKind):
+            own = mixer.positions
+            place, used = (f"{at}positions", positions) if own is None else (f"{where}.positions", own)
+            yield from _position_faults(where, mixer, place, used, trained_len)
+    recurrent = everything and not any(isinstance(mixer, AttentionKind) for _, mixer in everything)
+    if recurrent and _acts_in_mixers(positions):
+        what = f"no layer can use `{positions.kind}`: {everything[0][1].label} knows the order by its state"
+        yield Fault(f"{at}positions", what, _choices([]))
     in_order = [mixer for name in order for mixer in mixers[name]]
     yield from _shared_table_faults(in_order, positions, first=mixers[order[0]])
     yield from _shared_choice_faults(in_order)
@@ -111,69 +120,93 @@ def _stack_faults(
 
 def _mixers(where: str, layer: Layer) -> list[_Placed]:
     """The single mixers of a layer, with their paths."""
-    found = branches(layer.mixer)
-    return [(where if mixer is layer.mixer else f"{where}.branches.{i}", mixer) for i, mixer in enumerate(found)]
+    singles = branches(layer.mixer)
+    return [(where if mixer is layer.mixer else f"{where}.branches.{i}", mixer) for i, mixer in enumerate(singles)]
+
+
+def _position_faults(
+    where: str, mixer: AttentionKind, place: str, positions: Positions, trained_len: int | None
+) -> Iterator[Fault]:
+    """Contradictions between a mixer and the position encoding that applies to it."""
+    if _acts_in_mixers(positions) and type(positions) not in mixer.position_kinds:
+        what = f"`{positions.kind}` acts on {positions.acts_on}, but {where} ({mixer.label}) does not support it"
+        yield Fault(place, what, _choices(mixer.position_kinds))
+    elif isinstance(positions, Rope):
+        yield from _rotation_faults(where, mixer, place, positions, trained_len)
+    elif isinstance(positions, RelativeBias):
+        yield from _bucket_faults(where, positions, causal=mixer.causal)
+
+
+def _acts_in_mixers(positions: Positions) -> bool:
+    """Whether mixers have to apply the encoding."""
+    return positions.acts_on in ("queries and keys", "scores")
+
+
+def _choices(supported: Sequence[type[PositionKind]]) -> str:
+    """A hint: the position encodings that can stand there."""
+    kinds: list[type[PositionKind]] = [*supported, LearnedPositions, SinusoidalPositions, NoPositions]
+    tags = [f"`{kind.__struct_config__.tag}`" for kind in kinds]
+    return f"choose {', '.join(tags[:-1])} or {tags[-1]}"
 
 
 def _rotation_faults(
-    where: str, mixer: Attention | LatentAttention | CompressedAttention, place: str, rope: Rope, trained: int | None
+    where: str, mixer: AttentionKind, place: str, rope: Rope, trained_len: int | None
 ) -> Iterator[Fault]:
-    """What is wrong between heads and the rotation of their first `rotary_dim` dims, or of all of them."""
-    field = "qk_rope_head_dim" if isinstance(mixer, LatentAttention) else "head_dim"
-    width = getattr(mixer, field)
-    turned = width if rope.rotary_dim is None else rope.rotary_dim
-    if not width:
+    """Contradictions between a mixer's heads and the rotation of their first `rotary_dim` dimensions, or of all."""
+    rotated = mixer.rotated_heads
+    if rotated is None or not rotated.width:
         return
+    field, width = rotated.field, rotated.width
+    turned = width if rope.rotary_dim is None else rope.rotary_dim
     if turned > width:
-        yield Fault(f"{place}.rotary_dim", f"{turned} is more than {where}.{field} {width}", "turn that many or fewer")
+        yield Fault(f"{place}.rotary_dim", f"{turned} is more than {where}.{field} {width}", f"choose at most {width}")
     elif turned % 2:
-        hint = f"choose an even one, or let {place}.rotary_dim turn an even part"
-        yield Fault(f"{where}.{field}", f"{width} is odd, but {place} turns dims in pairs", hint)
-    indexer = None if isinstance(mixer, Attention) else mixer.indexer
+        hint = f"choose an even number, or let {place}.rotary_dim turn an even part"
+        yield Fault(f"{where}.{field}", f"{width} is odd, but {place} turns dimensions in pairs", hint)
+    indexer = mixer.indexer
     if indexer is not None and not indexer.shared and indexer.head_dim < turned:
-        yield Fault(
-            f"{where}.indexer.head_dim", f"{indexer.head_dim} is less than the {turned} dims that {place} turns"
-        )
+        what = f"{indexer.head_dim} is less than the {turned} dimensions that {place} turns"
+        yield Fault(f"{where}.indexer.head_dim", what)
     if rope.scaling is not None:
-        yield from _scaling_faults(f"{place}.scaling", rope.scaling, turned, trained)
+        yield from _scaling_faults(f"{place}.scaling", rope.scaling, turned, trained_len)
 
 
-def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained: int | None) -> Iterator[Fault]:
-    original = scaling.original_max_position_embeddings or trained
+def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int | None) -> Iterator[Fault]:
+    original = scaling.original_max_position_embeddings or trained_len
     if scaling.kind in ("dynamic", "yarn", "llama3", "longrope") and original is None:
         hint = "set max_position_embeddings or the scaling's original_max_position_embeddings"
-        yield Fault(at, f"{scaling.kind} starts from the length a model was trained on, which is not said", hint)
+        yield Fault(at, f"{scaling.kind} needs the length that the model was trained on", hint)
     if scaling.kind == "dynamic" and turned == 2:
-        yield Fault(at, "dynamic stretches all pairs but the first, and there is one", "turn more than 2 dims")
+        yield Fault(at, "dynamic stretches every pair but the first, and there is only one", "turn more dimensions")
     if scaling.kind != "longrope":
         return
     if original == 1:
-        yield Fault(f"{at}.original_max_position_embeddings", "1 leaves nothing to go beyond, by its logarithm")
+        yield Fault(f"{at}.original_max_position_embeddings", "1 is too short: its logarithm is 0")
     for field in ("short_factor", "long_factor"):
         count = len(getattr(scaling, field))
         if count != turned // 2:
-            yield Fault(f"{at}.{field}", f"needs {turned // 2} numbers, one a pair of dims, not {count}")
+            yield Fault(f"{at}.{field}", f"needs {turned // 2} numbers, one per pair of dimensions, not {count}")
 
 
 def _bucket_faults(where: str, bias: RelativeBias, *, causal: bool) -> Iterator[Fault]:
-    """Half of a direction's buckets are for one distance each; the others need distances beyond them."""
+    """Half of a direction's buckets stand for one distance each; the others need distances beyond them."""
     exact = bias.num_buckets // (2 if causal else 4)
     if exact < 1 or bias.max_distance <= exact:
         yield Fault(
             where,
             f"a relative bias of num_buckets {bias.num_buckets} and max_distance {bias.max_distance}"
-            f" has no buckets for far distances: that takes at least {2 if causal else 4} buckets, and a max_distance"
+            f" has no buckets for far distances: it needs at least {2 if causal else 4} buckets and a max_distance"
             f" above {exact}",
         )
 
 
 def _shared_table_faults(
-    in_order: Sequence[_Placed], positions: Positions | None, *, first: Sequence[_Placed]
+    in_order: Sequence[_Placed], positions: Positions, *, first: Sequence[_Placed]
 ) -> Iterator[Fault]:
-    """One table of relative biases serves a stack: its first layer has it, and it has a column a head."""
+    """Faults of the table of relative biases that a stack shares: it is in the first layer, with a column per head."""
     users = []
     for at, mixer in in_order:
-        if isinstance(mixer, Attention):
+        if isinstance(mixer, AttentionKind):
             used = positions if mixer.positions is None else mixer.positions
             if isinstance(used, RelativeBias) and not used.per_layer:
                 users.append((at, mixer, used))
@@ -192,11 +225,12 @@ def _shared_table_faults(
 
 
 def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
-    """An indexer that takes the choice before it needs one, of as many keys and within the same window."""
-    chooser: tuple[str, LatentAttention, Indexer] | None = None
+    """Faults of an indexer that uses an earlier layer's choice: that layer must exist, choose as many keys, and have
+    the same window."""
+    chooser: tuple[str, SingleMixer, Indexer] | None = None
     for at, mixer in in_order:
-        indexer = mixer.indexer if isinstance(mixer, LatentAttention) else None
-        if not isinstance(mixer, LatentAttention) or indexer is None:
+        indexer = mixer.indexer
+        if indexer is None:
             continue
         if not indexer.shared:
             chooser = at, mixer, indexer
@@ -207,6 +241,6 @@ def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
         where, owner, chosen = chooser
         if indexer.top_k != chosen.top_k:
             yield Fault(f"{at}.indexer.top_k", f"{indexer.top_k} differs from {chosen.top_k} of {where}, which chooses")
-        if mixer.sliding_window != owner.sliding_window:
-            what = f"{mixer.sliding_window} differs from {owner.sliding_window} of {where}, which chooses the keys"
+        if mixer.span != owner.span:
+            what = f"{mixer.span} differs from {owner.span} of {where}, which chooses the keys"
             yield Fault(f"{at}.sliding_window", what)

@@ -1,11 +1,12 @@
-"""What transforms each token by itself: dense, gated and mixture-of-experts feed-forwards."""
+"""Feed-forwards, which transform each token by itself: dense, gated and mixtures of experts."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, final
 
-from llmbench.spec.base import Count, Fault, Kind, Part, Size
+from llmbench.spec.base import Count, Fault, Kind, Part, Size, plural
 from llmbench.spec.faults import nearest_divisors, not_negative, positive
 
 Activation = Literal[
@@ -21,16 +22,72 @@ Activation = Literal[
     "swiglu_oai",
     "xielu",
 ]
-"""relu2 is relu(x)²; gelu the erf form; swiglu_oai gpt-oss's clamped, shifted SwiGLU; xielu Apertus's."""
+"""relu2: relu(x)². gelu: the erf form. swiglu_oai: gpt-oss's clamped, shifted SwiGLU. xielu: Apertus's."""
+
+_GATED_NAMES: dict[Activation, str] = {
+    "silu": "SwiGLU",
+    "gelu": "GEGLU",
+    "gelu_tanh": "GEGLU",
+    "relu": "ReGLU",
+    "sigmoid": "GLU",
+    "swiglu_oai": "SwiGLU",
+}
+_PLAIN_NAMES: dict[Activation, str] = {
+    "gelu": "GELU",
+    "gelu_tanh": "GELU (tanh)",
+    "relu": "ReLU",
+    "relu2": "ReLU²",
+    "silu": "SiLU",
+    "xielu": "xIELU",
+}
 
 
-class Dense(Kind, frozen=True, tag="dense"):
-    """Two matrices: down(act(up(x))). `activation_parameters` counts what a trained activation holds (xIELU: 2)."""
+def activation_name(activation: Activation) -> str:
+    """An activation as the field writes it: `GELU (tanh)`, `ReLU²`."""
+    return _PLAIN_NAMES.get(activation, activation)
+
+
+class FFNKind(Kind, frozen=True):
+    """A feed-forward, with what other code needs to know about it."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """Kind and size, as a headline shows them: `SwiGLU 11008`, `8 experts, 2 a token, SwiGLU 14336`."""
+
+    @property
+    @abstractmethod
+    def activation(self) -> Activation:
+        """The elementwise function between its matrices."""
+
+    @property
+    @abstractmethod
+    def bias(self) -> bool:
+        """Whether its matrices have biases."""
+
+    @property
+    @abstractmethod
+    def experts_summary(self) -> str | None:
+        """Its experts: `8 of 256 + shared 2048, sigmoid`; None where every token uses every weight."""
+
+
+@final
+class Dense(FFNKind, frozen=True, tag="dense"):
+    """Two matrices: down(act(up(x))).
+
+    activation_parameters: parameters of a trained activation (xIELU: 2).
+    """
 
     intermediate_size: Size
     activation: Activation = "gelu"
     bias: bool = False
     activation_parameters: Count = 0
+
+    experts_summary = None
+
+    @property
+    def summary(self) -> str:
+        return f"{activation_name(self.activation)} {self.intermediate_size}"
 
     def faults(self) -> Iterator[Fault]:
         yield from _two_matrices(self.activation)
@@ -39,7 +96,8 @@ class Dense(Kind, frozen=True, tag="dense"):
             yield Fault("activation_parameters", what, "xielu is the activation that is trained")
 
 
-class Gated(Kind, frozen=True, tag="gated"):
+@final
+class Gated(FFNKind, frozen=True, tag="gated"):
     """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation.
 
     gate_scale multiplies gate(x), output_scale the result (Falcon-H1).
@@ -51,20 +109,26 @@ class Gated(Kind, frozen=True, tag="gated"):
     gate_scale: float = 1.0
     output_scale: float = 1.0
 
+    experts_summary = None
+
+    @property
+    def summary(self) -> str:
+        return f"{_GATED_NAMES.get(self.activation, 'gated ' + self.activation)} {self.intermediate_size}"
+
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "gate_scale", "output_scale")
 
 
 class Router(Part, frozen=True):
-    """Chooses the experts of a token.
+    """The router, which chooses the experts of a token.
 
-    correction: DeepSeek-V3's per-expert bias for aux-loss-free balance, a "buffer" that training nudges and the
-        checkpoint stores, or a trained "parameter" (ERNIE).
-    scores: "softmax" over all experts before the choice, "softmax_topk" over the chosen ones, "sigmoid",
-        "sigmoid_topk" (Kolibri: logits choose, and only those of the chosen go through a sigmoid), or "sparsemixer"
-        (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn by a softmax over the experts that are left and whose
+    correction: DeepSeek-V3's bias per expert for balance without an auxiliary loss: a "buffer" that training adjusts
+        and the checkpoint stores, or a trained "parameter" (ERNIE).
+    scores: "softmax" over all experts before the choice; "softmax_topk" over the chosen ones; "sigmoid";
+        "sigmoid_topk" (Kolibri): the logits choose, and a sigmoid is taken of the chosen ones; or "sparsemixer"
+        (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn is a softmax over the experts that are left and whose
         logits are within 2 · `jitter` of the best, relative to it.
-    on_input: weights multiply what an expert reads, not what it gives (Llama-4).
+    on_input: the weights multiply an expert's input instead of its output (Llama-4).
     hidden_size: the router is a network of this width: a projection into it, a norm, two square layers (all three with
         biases), then the choice (ZAYA1).
     """
@@ -87,14 +151,14 @@ class Router(Part, frozen=True):
             yield Fault("topk_group", f"{self.topk_group} is more than n_group {self.n_group}")
         if self.scores in ("softmax_topk", "sparsemixer") and (self.correction or self.n_group > 1):
             what = f"{self.scores} chooses by logits alone"
-            yield Fault("scores", what, "leave correction and n_group out, or choose other scores")
+            yield Fault("scores", what, "leave out correction and n_group, or choose other scores")
 
 
 class SharedExperts(Part, frozen=True):
-    """Experts that every token visits, written as one feed-forward of their joint width.
+    """The experts that every token uses, as one feed-forward of their joint width.
 
-    gate: a sigmoid gate of one output on their result (Qwen-MoE). averaged: the result and that of the routed experts
-    are averaged, not added (Cohere).
+    gate: a sigmoid gate with one output multiplies their result (Qwen-MoE). averaged: their result and the routed
+    experts' are averaged, not added (Cohere).
     """
 
     intermediate_size: Size
@@ -103,15 +167,16 @@ class SharedExperts(Part, frozen=True):
     averaged: bool = False
 
 
-class MoE(Kind, frozen=True, tag="moe"):
-    """A mixture of experts: `num_experts_per_tok` of `num_experts` feed-forwards a token.
+@final
+class MoE(FFNKind, frozen=True, tag="moe"):
+    """A mixture of experts: each token uses `num_experts_per_tok` of `num_experts` feed-forwards.
 
-    gated: experts have three matrices (SwiGLU) or two. zero_experts: router outputs that compute nothing
+    gated: experts have three matrices (SwiGLU), otherwise two. zero_experts: router outputs that compute nothing
     (LongCat's identity experts). latent_size: experts work in a narrower space between two shared projections.
-    beside: a dense feed-forward on the same input whose output is added (Arctic, Gemma-4).
-    capacity_factor: tokens an expert takes of a pass, as a multiple of its even share, in buffers of that size (Switch,
-    arXiv 2101.03961, equation 3). expert_capacity: tokens it takes of each sequence of a pass (Switch on the hub).
-    Either way the first ones are taken, and the others get nothing of it; with neither, all are taken.
+    beside: a dense feed-forward on the same input, whose output is added (Arctic, Gemma-4).
+    capacity_factor: most tokens per expert and pass, as a multiple of its even share; buffers have that size (Switch,
+    arXiv 2101.03961, equation 3). expert_capacity: most tokens per expert and sequence (Switch on the hub). Under
+    either limit, an expert takes the first tokens, and adds nothing to the others. With neither, it takes all tokens.
     """
 
     num_experts: Size
@@ -128,6 +193,18 @@ class MoE(Kind, frozen=True, tag="moe"):
     zero_experts: Count = 0
     latent_size: Size | None = None
 
+    @property
+    def summary(self) -> str:
+        name = _GATED_NAMES.get(self.activation, self.activation) if self.gated else activation_name(self.activation)
+        shared = " + shared" if self.shared is not None else ""
+        experts = f"{plural(self.num_experts, 'expert')}, {self.num_experts_per_tok} a token{shared}"
+        return f"{experts}, {name} {self.intermediate_size}"
+
+    @property
+    def experts_summary(self) -> str:
+        shared = f" + shared {self.shared.intermediate_size}" if self.shared else ""
+        return f"{self.num_experts_per_tok} of {self.num_experts}{shared}, {self.router.scores}"
+
     def faults(self) -> Iterator[Fault]:
         choices = self.num_experts + self.zero_experts
         if self.num_experts_per_tok > choices:
@@ -138,19 +215,19 @@ class MoE(Kind, frozen=True, tag="moe"):
             yield Fault("expert_capacity", "and capacity_factor exclude each other", "leave one of them out")
         factor = self.capacity_factor
         if factor is not None and not 0.001 <= factor <= 1000:
-            hint = "1.25 is usual; without it experts take all that comes"
+            hint = "1.25 is usual; without it, experts take all tokens"
             yield Fault("capacity_factor", f"{factor} is not from 0.001 to 1000 even shares", hint)
         if not self.gated:
             yield from _two_matrices(self.activation)
 
     @property
     def _choices_label(self) -> str:
-        """What a router chooses from, as messages say it."""
+        """The number of router outputs, as messages write it."""
         label = f"num_experts {self.num_experts}"
         return f"{label} and zero_experts {self.zero_experts}" if self.zero_experts else label
 
     def _group_faults(self, choices: int) -> Iterator[Fault]:
-        """What its router's groups cannot be, of so many outputs."""
+        """Faults of the router's groups, for so many router outputs."""
         router = self.router
         if choices % router.n_group:
             what = f"{router.n_group} does not divide {self._choices_label}"
@@ -166,12 +243,12 @@ class MoE(Kind, frozen=True, tag="moe"):
             )
             yield Fault("num_experts_per_tok", what, "choose a larger router.topk_group")
         if size < 2 and router.correction is not None:
-            yield Fault("router.n_group", f"{router.n_group} leaves {size} expert a group, and its two best rank it")
+            yield Fault("router.n_group", f"{router.n_group} leaves {size} expert per group, but the two best rank it")
 
 
 def _two_matrices(activation: Activation) -> Iterator[Fault]:
     if activation == "swiglu_oai":
-        yield Fault("activation", f"{activation} clamps a gate, and there is none", "it needs three matrices")
+        yield Fault("activation", f"{activation} clamps a gate, but there is none", "it needs three matrices")
 
 
 FFN = Dense | Gated | MoE

@@ -11,8 +11,8 @@ import msgspec
 from llmbench.spec.base import Count, Fault, Name, Part, Size
 from llmbench.spec.check import check
 from llmbench.spec.faults import not_negative, positive
-from llmbench.spec.ffn import FFN, MoE
-from llmbench.spec.mixer import Attention, LatentAttention, Mixer, branches
+from llmbench.spec.ffn import FFN
+from llmbench.spec.mixer import Attention, AttentionKind, Mixer, SingleMixer, branches
 from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
@@ -239,29 +239,38 @@ class ModelSpec(Part, frozen=True):
         return len(self.order)
 
     @property
+    def mixers(self) -> list[SingleMixer]:
+        """The mixers of each kind of layer of the decoder (or of the only stack)."""
+        return [mixer for layer in self.layers.values() for mixer in branches(layer.mixer)]
+
+    @property
+    def attentions(self) -> list[AttentionKind]:
+        """Those of its `mixers` that attend."""
+        return [mixer for mixer in self.mixers if isinstance(mixer, AttentionKind)]
+
+    @property
     def is_moe(self) -> bool:
         """Whether any layer has experts."""
-        stacks = [self.layers] + ([self.encoder.layers] if self.encoder else [])
-        return any(isinstance(layer.ffn, MoE) for stack in stacks for layer in stack.values())
+        layers = [*self.layers.values(), *(self.encoder.layers.values() if self.encoder else ())]
+        return any(layer.ffn is not None and layer.ffn.experts_summary is not None for layer in layers)
 
     @property
     def decodes(self) -> bool:
-        """Whether it goes on token by token: no mixer looks ahead (BERT's do)."""
-        mixers = [mixer for layer in self.layers.values() for mixer in branches(layer.mixer)]
-        return all(not isinstance(mixer, Attention) or mixer.causal for mixer in mixers)
+        """Whether the model generates token by token: every mixer is causal (BERT's are not)."""
+        return all(mixer.causal for mixer in self.mixers)
 
     @property
     def position_limit(self) -> int | None:
-        """Tokens that a learned table of positions has rows for; None where nothing ends."""
+        """The most tokens that a learned table of positions has rows for; None: no limit."""
         learned = self.positions
         return learned.num_positions - learned.offset if isinstance(learned, LearnedPositions) else None
 
-    def positions_of(self, mixer: Attention | LatentAttention) -> Positions:
-        """The positions an attention uses: its own where it has any, else the model's."""
+    def positions_of(self, mixer: AttentionKind) -> Positions:
+        """The position encoding of a mixer: its own if it has one, otherwise the model's."""
         return self.positions if mixer.positions is None else mixer.positions
 
     def check(self) -> ModelSpec:
-        """Hold the fields against each other; returns self. Raises SpecError naming the field."""
+        """Check the fields against each other; returns self. Raises SpecError naming the field."""
         check(self)
         return self
 

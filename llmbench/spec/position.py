@@ -1,21 +1,36 @@
-"""How a model knows where a token stands."""
+"""Position encodings: how a model knows the order of its tokens."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, final
 
 from llmbench.spec.base import Count, Fault, Kind, Part, Size
 from llmbench.spec.faults import not_negative, positive
 
 
-class RopeScaling(Part, frozen=True):
-    """A change of RoPE's frequencies so that a model reads further than it was trained.
+class PositionKind(Kind, frozen=True):
+    """A position encoding, with what other code needs to know about it."""
 
-    `kind`: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware, base grows with length),
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """The encoding in the field's words: `RoPE (θ 10000)`, `learned (1024)`, `ALiBi`."""
+
+    @property
+    @abstractmethod
+    def acts_on(self) -> Literal["embedding", "queries and keys", "scores", "nothing"]:
+        """What the encoding changes. A mixer has to know those that act on queries and keys or on scores."""
+
+
+class RopeScaling(Part, frozen=True):
+    """A change of RoPE's frequencies that lets a model read further than it was trained.
+
+    kind: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware, base grows with length),
     "yarn" (arXiv 2309.00071), "llama3" (the Llama 3.1 report), "longrope" (arXiv 2402.13753),
     "proportional" (Gemma 4: only a part of the frequencies turns).
-    No figure of the sizing commands depends on it; the real model does.
+    No figure of the sizing commands depends on it. The real model does.
     """
 
     kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope", "proportional"]
@@ -44,31 +59,56 @@ class RopeScaling(Part, frozen=True):
             yield Fault("beta_fast", f"{fast} is below beta_slow {slow}")
 
 
-class Rope(Kind, frozen=True, tag="rope"):
-    """Rotary embedding (arXiv 2104.09864). `rotary_dim` None turns the whole head; `interleaved` pairs
-    neighbours (GPT-J) instead of halves (GPT-NeoX)."""
+@final
+class Rope(PositionKind, frozen=True, tag="rope"):
+    """Rotary embedding (arXiv 2104.09864).
+
+    rotary_dim: dimensions that turn; None turns the whole head. interleaved: a pair is two neighbours (GPT-J), not one
+    dimension of each half (GPT-NeoX).
+    """
 
     theta: float = 10000.0
     rotary_dim: Size | None = None
     interleaved: bool = False
     scaling: RopeScaling | None = None
 
+    acts_on = "queries and keys"
+
+    @property
+    def summary(self) -> str:
+        details = [f"θ {self.theta:g}"]
+        if self.rotary_dim is not None:
+            details.append(f"{self.rotary_dim} dims")
+        if self.scaling is not None:
+            details.append(f"{self.scaling.kind} ×{self.scaling.factor:g}")
+        return f"RoPE ({', '.join(details)})"
+
     def faults(self) -> Iterator[Fault]:
         if not self.theta > 1:
             yield Fault("theta", f"{self.theta} is not above 1: frequencies are its negative powers", "10000 is usual")
         if self.rotary_dim is not None and self.rotary_dim % 2:
-            yield Fault("rotary_dim", f"{self.rotary_dim} is odd, but dims are turned in pairs", "choose an even one")
+            yield Fault(
+                "rotary_dim", f"{self.rotary_dim} is odd, but dimensions turn in pairs", "choose an even number"
+            )
 
 
-class LearnedPositions(Kind, frozen=True, tag="learned"):
-    """A trained table of `num_positions` rows, the first `offset` of which no token uses (OPT: 2).
+@final
+class LearnedPositions(PositionKind, frozen=True, tag="learned"):
+    """A trained table of `num_positions` rows. No token uses the first `offset` rows (OPT: 2).
 
-    uncounted: a token that takes no position, and itself has the row before the first (RoBERTa's padding).
+    uncounted: the number of a token that takes no position; its own row is the one before the first (RoBERTa's
+    padding).
     """
 
     num_positions: Size
     offset: Count = 0
     uncounted: Count | None = None
+
+    acts_on = "embedding"
+
+    @property
+    def summary(self) -> str:
+        return f"learned ({self.num_positions - self.offset})"
 
     def faults(self) -> Iterator[Fault]:
         if self.num_positions <= self.offset:
@@ -77,41 +117,62 @@ class LearnedPositions(Kind, frozen=True, tag="learned"):
             yield Fault("uncounted", "takes the row before the first, and offset 0 leaves none", "offset = 1 or more")
 
 
-class SinusoidalPositions(Kind, frozen=True, tag="sinusoidal"):
+@final
+class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
     """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters.
 
-    halves: all sines and then all cosines, not in turn (CTRL). to_end: the slowest pair has a wavelength of exactly
-    2π · 10000 (fairseq's, XGLM), not one step short of it. offset: the number of the first token's position.
+    halves: all sines stand before all cosines (CTRL), instead of in turn. to_end: the slowest pair has a wavelength of
+    exactly 2π · 10000 (fairseq's, XGLM), instead of one step less. offset: the position of the first token.
     """
 
     halves: bool = False
     to_end: bool = False
     offset: Count = 0
 
+    acts_on = "embedding"
+    summary = "sinusoidal"
 
-class Alibi(Kind, frozen=True, tag="alibi"):
+
+@final
+class Alibi(PositionKind, frozen=True, tag="alibi"):
     """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters.
 
-    scaled: the bias is added before scores are scaled, so that it is scaled with them (Falcon). rounded: it is slope
-    times the key's position (which softmax cannot tell from the distance), each rounded to bf16 (Falcon), so that far
-    positions become coarse.
+    scaled: the bias is added before the scores are scaled, and so is scaled with them (Falcon). rounded: the bias is
+    the slope times the key's position (softmax gives the same result as with the distance), each rounded to bf16
+    (Falcon), which makes far positions coarse.
     """
 
     scaled: bool = False
     rounded: bool = False
 
+    acts_on = "scores"
+    summary = "ALiBi"
 
-class RelativeBias(Kind, frozen=True, tag="relative_bias"):
-    """T5's learned bias per bucket of distance and head. T5 keeps one table a stack, in its first layer;
-    `per_layer` gives every layer its own (UMT5)."""
+
+@final
+class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
+    """T5's learned bias per head and bucket of distances.
+
+    per_layer: each layer has its own table (UMT5). Without it, a stack has one table, in its first layer (T5).
+    """
 
     num_buckets: Size = 32
     max_distance: Size = 128
     per_layer: bool = False
 
+    acts_on = "scores"
 
-class NoPositions(Kind, frozen=True, tag="none"):
-    """Nothing tells the order: NoPE layers, and state-space mixers that know it by recurrence."""
+    @property
+    def summary(self) -> str:
+        return f"relative bias ({self.num_buckets} buckets)"
+
+
+@final
+class NoPositions(PositionKind, frozen=True, tag="none"):
+    """No encoding: NoPE layers, and state-space mixers, which know the order by recurrence."""
+
+    acts_on = "nothing"
+    summary = "none"
 
 
 Positions = Rope | LearnedPositions | SinusoidalPositions | Alibi | RelativeBias | NoPositions

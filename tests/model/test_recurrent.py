@@ -15,10 +15,10 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
-from llmbench.model.mixers import new_cache
+from llmbench.model.mixers import build_mixer, new_cache
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
-from llmbench.model.recurrent import NAMES, Built, new_state, recurrent_layer
+from llmbench.model.recurrent import new_state
 from llmbench.model.recurrent.linear import LightningLayer
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
@@ -27,16 +27,18 @@ from llmbench.spec.mixer import (
     RGLRU,
     RWKV,
     Attention,
+    AttentionKind,
     GatedDeltaNet,
     KimiDelta,
     LightningAttention,
     Mamba,
     Mamba2,
     Parallel,
+    Recurrent,
     ShortConv,
 )
 from llmbench.spec.model import Layer, ModelSpec
-from llmbench.spec.position import Rope
+from llmbench.spec.position import NoPositions, Rope
 
 from .recurrent_configs import CASES
 
@@ -92,7 +94,7 @@ def test_logits_equal_transformers_and_decoding_equals_one_pass(case: str, tmp_p
 
 # --- Each mixer by itself.
 
-MIXERS: dict[str, Built] = {
+MIXERS: dict[str, Recurrent] = {
     "mamba": Mamba(intermediate_size=24, state_size=4, conv_kernel=4, time_step_rank=3, inner_norms="weighted"),
     "mamba2": Mamba2(num_heads=4, head_dim=6, state_size=5, n_groups=2, conv_kernel=3, chunk_size=4),
     "mamba2 without norm": Mamba2(
@@ -115,7 +117,7 @@ def one_layer(*mixers: Any) -> ModelSpec:
         vocab_size=96,
         hidden_size=16,
         tie_word_embeddings=True,
-        positions=Rope(),
+        positions=Rope() if any(isinstance(mixer, AttentionKind) for mixer in mixers) else NoPositions(),
     ).check()
 
 
@@ -127,23 +129,23 @@ def step_of(positions: Tensor, valid: Tensor | None = None) -> Step:
 def test_padding_leaves_the_state_as_it_is(name: str) -> None:
     mixer = MIXERS[name]
     model = models.build(one_layer(mixer), init="xavier")
-    layer = model.get_submodule(f"layers.0.{NAMES[type(mixer)]}")
+    layer = model.get_submodule(f"layers.0.{mixer.module_name}")
     torch.manual_seed(0)
     x = torch.randn(3, 9, 16)
     positions = torch.arange(9).expand(3, -1)
     lengths = torch.tensor([9, 4, 0])
     with torch.no_grad():
-        padded = new_state(mixer, 3)
+        padded = new_state(mixer.fixed_state, 3)
         layer(x, step_of(positions, torch.arange(9) < lengths[:, None]), padded, None)
         for row, length in enumerate(lengths.tolist()):
-            alone = new_state(mixer, 1)
+            alone = new_state(mixer.fixed_state, 1)
             if length:
                 layer(x[row : row + 1, :length], step_of(positions[:1, :length]), alone, None)
             for ours, wanted in ((padded.conv, alone.conv), (padded.state, alone.state)):
                 if ours is not None and wanted is not None:
                     torch.testing.assert_close(ours[row : row + 1], wanted, rtol=1e-5, atol=1e-6)
         padded.forget(0)
-        empty = new_state(mixer, 3)
+        empty = new_state(mixer.fixed_state, 3)
         for ours, wanted in ((padded.conv, empty.conv), (padded.state, empty.state)):
             if ours is not None and wanted is not None:
                 assert torch.equal(ours[0], wanted[0])
@@ -248,4 +250,4 @@ def test_states_do_not_grow_with_length() -> None:
 
 def test_every_kind_of_mixer_has_a_name_and_a_module() -> None:
     for mixer in MIXERS.values():
-        assert isinstance(recurrent_layer(one_layer(mixer), mixer, index=0), nn.Module)
+        assert isinstance(build_mixer(one_layer(mixer), mixer, index=0, where="mixer"), nn.Module)

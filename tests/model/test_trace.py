@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench import model as models
 from llmbench.model.create import materialise
-from llmbench.model.recurrent import NAMES
 from llmbench.model.trace import (
     Attention,
     TracedOp,
@@ -24,11 +23,10 @@ from llmbench.sizing.flops import count_flops
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import WORKSPACE_BYTES
 from llmbench.sizing.params import count_parameters
-from llmbench.sizing.training import doubts, training_memory
+from llmbench.sizing.training import training_doubts, training_memory
 from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import bundled_models, load_bundled
-from llmbench.spec.mixer import Attention as SoftmaxAttention
-from llmbench.spec.mixer import LatentAttention, branches
+from llmbench.spec.mixer import RecurrentKind
 from llmbench.spec.override import override
 from tests.oracles.training_memory import CudaBehaviour, StorageTracker
 
@@ -102,9 +100,10 @@ def test_what_backward_needs_is_what_the_table_says(name: str, attention: Attent
     spec = load_bundled(name)
     found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
     ops = [op for op in found.ops if not op.name.endswith(KEPT_WHOLE.get(name, ("?",)))]
-    if doubts(spec):
+    if training_doubts(spec):
         assert training_memory(spec, SEQ, kernels="eager").approximate
-        inside = [op for op in ops if set(NAMES.values()) & set(op.name.split("."))]
+        names = {mixer.module_name for mixer in spec.mixers if isinstance(mixer, RecurrentKind)}
+        inside = [op for op in ops if names & set(op.name.split("."))]
         assert traced(inside) > 4 * analytic(inside)
         ops = [op for op in ops if op not in inside]
     bound = 0.005 if attention == "flash" else 0.02  # standard keeps its mask too, which the table leaves out
@@ -113,15 +112,11 @@ def test_what_backward_needs_is_what_the_table_says(name: str, attention: Attent
 
 def test_few_figures_are_marked() -> None:
     """The marks are for models with recurrent mixers, and those only."""
-    marked = {name for name in bundled_models() if doubts(load_bundled(name))}
+    marked = {name for name in bundled_models() if training_doubts(load_bundled(name))}
     recurrent = {
         name
         for name in bundled_models()
-        if any(
-            not isinstance(mixer, SoftmaxAttention | LatentAttention)
-            for layer in load_bundled(name).layers.values()
-            for mixer in branches(layer.mixer)
-        )
+        if any(isinstance(mixer, RecurrentKind) for mixer in load_bundled(name).mixers)
     }
     assert marked == recurrent
 

@@ -16,6 +16,7 @@ from llmbench.spec.mixer import (
     RGLRU,
     RWKV,
     Attention,
+    AttentionKind,
     CompressedAttention,
     GatedDeltaNet,
     Indexer,
@@ -313,16 +314,22 @@ def _with_a_first_choice(kinds: dict[str, Layer]) -> dict[str, Layer]:
 
 
 def _positions_for(kinds: dict[str, Layer]) -> st.SearchStrategy[Positions]:
-    """Positions that layers in this order can have: scores of latents take no bias, and one table of biases serves
-    layers of as many heads as the first."""
+    """Positions that layers in this order can have: each mixer that attends supports them, and one shared table of
+    biases needs layers with as many heads as the first."""
     mixers = [branches(layer.mixer) for layer in kinds.values()]
-    everything = [mixer for each in mixers for mixer in each]
-    if any(isinstance(mixer, (LatentAttention, CompressedAttention)) for mixer in everything):
-        return positions.filter(lambda chosen: not isinstance(chosen, (Alibi, RelativeBias)))
-    users = [mixer for mixer in everything if isinstance(mixer, Attention) and mixer.positions is None]
-    if len({mixer.num_attention_heads for mixer in users}) < 2 and (not users or users[0] in mixers[0]):
-        return positions
-    return positions.filter(lambda chosen: not isinstance(chosen, RelativeBias) or chosen.per_layer)
+    everything = [mixer for singles in mixers for mixer in singles]
+    attending = [mixer for mixer in everything if isinstance(mixer, AttentionKind)]
+    users = [mixer for mixer in attending if mixer.positions is None]
+    one_table = len({mixer.num_attention_heads for mixer in users}) < 2 and (not users or users[0] in mixers[0])
+
+    def fits(chosen: Positions) -> bool:
+        if isinstance(chosen, RelativeBias) and not chosen.per_layer and not one_table:
+            return False
+        if chosen.acts_on in ("embedding", "nothing"):
+            return True
+        return all(type(chosen) in mixer.position_kinds for mixer in users) and bool(attending or not everything)
+
+    return positions.filter(fits)
 
 
 @st.composite

@@ -42,14 +42,14 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "llama3.1-8b",
         {"positions.scaling.original_max_position_embeddings": None, "max_position_embeddings": None},
         "positions.scaling",
-        "llama3 starts from the length",
+        "llama3 needs the length",
     ),
-    (DENSE, {"positions": {"kind": "rope", "rotary_dim": 2, "scaling": {"kind": "dynamic"}}}, "scaling", "all pairs"),
+    (DENSE, {"positions": {"kind": "rope", "rotary_dim": 2, "scaling": {"kind": "dynamic"}}}, "scaling", "every pair"),
     # Other positions
     ("opt-125m", {"positions.offset": 5000}, "positions.offset", "5000 leaves no position"),
     ("roberta-like", {"positions": {"kind": "learned", "num_positions": 9, "uncounted": 1}}, "uncounted", "row before"),
     (DENSE, {f"{MIXER}.positions": {"kind": "learned", "num_positions": 9}}, f"{MIXER}.positions", "embedding"),
-    (LATENT, {"positions": {"kind": "alibi"}}, "positions", "Alibi biases scores"),
+    (LATENT, {"positions": {"kind": "alibi"}}, "positions", "`alibi` acts on scores"),
     ("t5-base", {"positions.num_buckets": 1}, MIXER, "num_buckets 1"),
     # Attention
     *((DENSE, {f"{MIXER}.scale": scale}, f"{MIXER}.scale", str(scale)) for scale in (0, -1, math.nan, math.inf)),

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from llmbench.bench.pieces.piece import Made, Piece, Setting
-from llmbench.bench.pieces.reduce import mixer_of, with_layer
+from llmbench.bench.pieces.reduce import attention_of, mixer_of, with_layer
 from llmbench.errors import UnsupportedError
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen, Slots
 from llmbench.model.latent import score_scale
 from llmbench.model.positions import alibi_slopes
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import Attention, LatentAttention
+from llmbench.spec.mixer import Attention, AttentionKind, LatentAttention
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Alibi, RelativeBias
 
@@ -55,7 +55,7 @@ class Heads(NamedTuple):
 def heads_of(spec: ModelSpec) -> Heads:
     """The attention of a model's first layer; a latent one in its naive form. Raises UnsupportedError for what has to
     be trained or chosen beside it."""
-    mixer = mixer_of(spec, (Attention, LatentAttention))
+    mixer = attention_of(spec)
     positions = spec.positions_of(mixer)
     if isinstance(positions, RelativeBias):
         raise UnsupportedError(f"{spec.name}: a relative bias is timed within its block", hint="profile block")
@@ -65,6 +65,8 @@ def heads_of(spec: ModelSpec) -> Heads:
         scale, heads = score_scale(mixer, positions), mixer.num_attention_heads
         widths = mixer.qk_head_dim, mixer.v_head_dim
         return Heads(heads, heads, *widths, True, mixer.sliding_window, None, scale, None, False, None)
+    if not isinstance(mixer, Attention):
+        raise UnsupportedError(f"{spec.name}: {mixer.label} cannot be timed by itself", hint="profile block")
     scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
     alibi = None
     if isinstance(positions, Alibi):
@@ -191,7 +193,7 @@ def _core(op: Op) -> bool:
 
 
 def _attends(spec: ModelSpec) -> ModelSpec:
-    return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, (Attention, LatentAttention)))
+    return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind))
 
 
 def _attends_plainly(spec: ModelSpec) -> ModelSpec:

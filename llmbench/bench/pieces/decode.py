@@ -12,16 +12,16 @@ from torch import Tensor
 
 from llmbench.bench.pieces.blocks import decoder_of, parameters_of, short_vocabulary
 from llmbench.bench.pieces.piece import Made, Piece, Setting
-from llmbench.bench.pieces.reduce import mixer_of, with_layer
+from llmbench.bench.pieces.reduce import attention_of, with_layer
 from llmbench.model.attention import Step
 from llmbench.model.decoder import Block
 from llmbench.model.implementations.interface import Implementation
-from llmbench.model.mixers import new_cache
+from llmbench.model.mixers import new_cache, row_shape
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
 from llmbench.model.state import Cache
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import Attention, LatentAttention
+from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["STEP"]
@@ -29,12 +29,9 @@ __all__ = ["STEP"]
 
 def _filled(setting: Setting, dtype: torch.dtype) -> Cache:
     """The cache of the layer, full but for the newest token's slot (which a step writes, again and again)."""
-    spec, mixer = setting.spec, mixer_of(setting.spec, (Attention, LatentAttention))
-    if isinstance(mixer, LatentAttention):
-        widths = (1, mixer.kv_lora_rank + mixer.qk_rope_head_dim), (1, 0)
-    else:
-        kv_heads = mixer.num_key_value_heads
-        widths = (kv_heads, mixer.head_dim), (kv_heads, mixer.value_dim)
+    spec, mixer = setting.spec, attention_of(setting.spec)
+    row = row_shape(mixer.cache_row, mixer.indexer_row)
+    widths = (row.heads, sum(row.key)), (row.heads, sum(row.value))
     cache = new_cache(spec, setting.batch, setting.seq_len, dtype=dtype, device=setting.device)
     keys, values = (
         setting.normal(setting.batch, count, setting.seq_len, width, seed=seed).to(dtype)
@@ -70,9 +67,7 @@ def _step(setting: Setting) -> Made:
 
 
 def _attends(spec: ModelSpec) -> ModelSpec:
-    return short_vocabulary(
-        with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, (Attention, LatentAttention)))
-    )
+    return short_vocabulary(with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind)))
 
 
 def _in_layer(op: Op) -> bool:

@@ -19,7 +19,7 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, Work, least_s, work
 from llmbench.sizing.workload import Phase, Workload
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["Made", "Piece", "Setting", "computed", "held"]
@@ -54,9 +54,7 @@ def held(impl: str, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
 
 def _uneven(mixer: object) -> bool:
     """Whether keys and values have different widths."""
-    if isinstance(mixer, LatentAttention):
-        return True
-    return isinstance(mixer, Attention) and mixer.value_dim != mixer.head_dim
+    return isinstance(mixer, AttentionKind) and (mixer.absorbs or mixer.value_dim != mixer.key_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

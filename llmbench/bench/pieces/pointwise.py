@@ -9,12 +9,12 @@ import msgspec
 from torch import Tensor
 
 from llmbench.bench.pieces.piece import Made, Piece, Setting
-from llmbench.bench.pieces.reduce import ffn_of, layer_of, mixer_of, with_layer
+from llmbench.bench.pieces.reduce import attention_of, ffn_of, layer_of, with_layer
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.positions import rotation_of
 from llmbench.sizing.op import Op
 from llmbench.spec.ffn import Gated
-from llmbench.spec.mixer import Attention, LatentAttention
+from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import Rope
 
@@ -69,9 +69,10 @@ SUM = "layers.{}.mixer_residual"
 
 def _rope(setting: Setting) -> Made:
     spec = setting.spec
-    mixer = mixer_of(spec, (Attention, LatentAttention))
-    latent = isinstance(mixer, LatentAttention)
-    width = mixer.qk_rope_head_dim if latent else mixer.head_dim
+    mixer = attention_of(spec)
+    rotated = mixer.rotated_heads
+    assert rotated is not None
+    width = rotated.width
     rotation = rotation_of(spec.positions_of(mixer), width, spec.max_position_embeddings)
     assert rotation is not None
     interleaved = rotation.rope.interleaved
@@ -81,7 +82,7 @@ def _rope(setting: Setting) -> Made:
         return how.rotate(q, k, (cos, sin), interleaved=interleaved)
 
     B, S = setting.batch, setting.seq_len
-    heads = {"q": mixer.num_attention_heads, "k": 1 if latent else mixer.num_key_value_heads}
+    heads = {"q": mixer.num_attention_heads, "k": rotated.key_heads}
     inputs = {
         name: setting.normal(B, S, count, width, seed=seed).transpose(1, 2)
         for seed, (name, count) in enumerate(heads.items())
@@ -92,9 +93,9 @@ def _rope(setting: Setting) -> Made:
 def _rotates(spec: ModelSpec) -> ModelSpec:
     def turns(layer: Layer) -> bool:
         mixer = layer.mixer
-        if not isinstance(mixer, (Attention, LatentAttention)) or not isinstance(spec.positions_of(mixer), Rope):
+        if not isinstance(mixer, AttentionKind) or not isinstance(spec.positions_of(mixer), Rope):
             return False
-        return isinstance(mixer, Attention) or bool(mixer.qk_rope_head_dim)
+        return mixer.rotated_heads is not None and mixer.rotated_heads.width > 0
 
     return with_layer(spec, "rotary positions", turns)
 

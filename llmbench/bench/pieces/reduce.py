@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from llmbench.errors import LLMBenchError
+from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
 
-__all__ = ["ffn_of", "layer_of", "layer_of_each_kind", "mixer_of", "with_layer"]
+__all__ = ["attention_of", "ffn_of", "layer_of", "layer_of_each_kind", "mixer_of", "with_layer"]
 
 T = TypeVar("T")
 
@@ -38,10 +39,17 @@ def layer_of(spec: ModelSpec) -> Layer:
     return spec.layers[spec.order[0]]
 
 
-def mixer_of(spec: ModelSpec, kind: type[T] | tuple[type[Any], ...]) -> Any:
+def mixer_of(spec: ModelSpec, kind: type[T]) -> T:
     """The mixer of its first layer, which is of that kind."""
     mixer = layer_of(spec).mixer
     assert isinstance(mixer, kind)
+    return mixer
+
+
+def attention_of(spec: ModelSpec) -> AttentionKind:
+    """The mixer of its first layer, which attends."""
+    mixer = layer_of(spec).mixer
+    assert isinstance(mixer, AttentionKind)
     return mixer
 
 

@@ -1,4 +1,4 @@
-"""What a recurrent mixer keeps between steps, and its short convolution.
+"""The state of a recurrent mixer between steps, and its short convolution.
 
 B batch, S length, C channels, k taps of the convolution.
 """
@@ -8,23 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from llmbench.errors import UnsupportedError
 from llmbench.model.recurrent.scan import causal_conv
-from llmbench.spec.mixer import (
-    RGLRU,
-    GatedDeltaNet,
-    LightningAttention,
-    Mamba,
-    Mamba2,
-    ShortConv,
-)
-
-Built = Mamba | Mamba2 | GatedDeltaNet | LightningAttention | RGLRU | ShortConv
+from llmbench.spec.mixer import FixedState
 
 
 class RecurrentState:
-    """The last k − 1 inputs of the convolution [B, k − 1, C], and the recurrence's state, fp32; either may be absent.
+    """The convolution's last k − 1 inputs [B, k − 1, C], and the recurrence's state in fp32; either may be absent.
 
-    Nothing here grows with length. Padding changes neither.
+    The size does not depend on the length. Padding changes neither part.
     """
 
     def __init__(self, conv: Tensor | None, state: Tensor | None) -> None:
@@ -32,44 +24,27 @@ class RecurrentState:
         self.state = state
 
     def forget(self, row: int) -> None:
-        """Put one sequence's state back to zeros, for another to start there."""
-        for held in (self.conv, self.state):
-            if held is not None:
-                held[row].zero_()
+        """Set one sequence's state to zeros, so that another can start in its place."""
+        for part in (self.conv, self.state):
+            if part is not None:
+                part[row].zero_()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is held."""
-        return sum(held.nbytes for held in (self.conv, self.state) if held is not None)
+        """Bytes of both parts."""
+        return sum(part.nbytes for part in (self.conv, self.state) if part is not None)
 
 
 def new_state(
-    mixer: Built, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    state: FixedState, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> RecurrentState:
-    """The state before the first token: zeros."""
-    conv, state = _shapes(mixer)
+    """The state before the first token: zeros. Raises UnsupportedError for tokens of the residual stream."""
+    if state.stream_tokens:
+        raise UnsupportedError("a state that holds tokens of the residual stream is not built yet")
     return RecurrentState(
-        None if conv is None else torch.zeros(batch, *conv, dtype=dtype, device=device),
-        None if state is None else torch.zeros(batch, *state, dtype=torch.float32, device=device),
+        None if state.conv is None else torch.zeros(batch, *state.conv, dtype=dtype, device=device),
+        None if state.scan is None else torch.zeros(batch, *state.scan, dtype=torch.float32, device=device),
     )
-
-
-def _shapes(mixer: Built) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
-    """Of the convolution's inputs and of the state, a sequence."""
-    if isinstance(mixer, Mamba):
-        return (mixer.conv_kernel - 1, mixer.intermediate_size), (mixer.intermediate_size, mixer.state_size)
-    if isinstance(mixer, Mamba2):
-        channels = mixer.intermediate_size + 2 * mixer.n_groups * mixer.state_size
-        return (mixer.conv_kernel - 1, channels), (mixer.num_heads, mixer.state_size, mixer.head_dim)
-    if isinstance(mixer, GatedDeltaNet):
-        keys, values = mixer.num_key_heads * mixer.key_head_dim, mixer.num_value_heads * mixer.value_head_dim
-        state = (mixer.num_value_heads, mixer.key_head_dim, mixer.value_head_dim)
-        return (mixer.conv_kernel - 1, 2 * keys + values), state
-    if isinstance(mixer, LightningAttention):
-        return None, (mixer.num_attention_heads, mixer.head_dim, mixer.head_dim)
-    if isinstance(mixer, RGLRU):
-        return (mixer.conv_kernel - 1, mixer.lru_width), (mixer.lru_width,)
-    return (mixer.conv_kernel - 1, mixer.width), None
 
 
 class CausalConv(nn.Module):
@@ -90,7 +65,7 @@ class CausalConv(nn.Module):
                 self.bias.zero_()
 
     def forward(self, x: Tensor, state: RecurrentState | None, valid: Tensor | None) -> Tensor:
-        """[B, S, C] to [B, S, C], after the inputs that `state` holds; the last real ones are put there."""
+        """[B, S, C] to [B, S, C], continuing after the inputs in `state`; then stores the last real inputs there."""
         taps = self.kernel - 1
         before = x.new_zeros(x.shape[0], taps, x.shape[2])
         if state is not None and state.conv is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.weights.families import TABLES
-from llmbench.spec.mixer import Attention, LatentAttention, branches
+from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 
@@ -56,13 +56,12 @@ def _architectures(config: dict[str, Any], folder: Path) -> list[str]:
     return kinds
 
 
-def _rotations(spec: ModelSpec) -> list[tuple[Attention | LatentAttention, Rope]]:
-    mixers = [mixer for layer in spec.layers.values() for mixer in branches(layer.mixer)]
-    pairs = [(mixer, spec.positions_of(mixer)) for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))]
+def _rotations(spec: ModelSpec) -> list[tuple[AttentionKind, Rope]]:
+    pairs = [(mixer, spec.positions_of(mixer)) for mixer in spec.attentions]
     return [(mixer, positions) for mixer, positions in pairs if isinstance(positions, Rope)]
 
 
-def _rotates_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Rope) -> bool:
+def _rotates_whole(spec: ModelSpec, mixer: AttentionKind, rope: Rope) -> bool:
     """Whether transformers rotates whole heads where the config states a part.
 
     A class that does not read the key does so unless the rotation is scaled. Every class does so for latent attention,
@@ -70,4 +69,6 @@ def _rotates_whole(spec: ModelSpec, mixer: Attention | LatentAttention, rope: Ro
     """
     if rope.rotary_dim is None:
         return False
-    return isinstance(mixer, LatentAttention) or (rope.scaling is None and not TABLES[spec.family].partial_rotation)
+    rotated = mixer.rotated_heads
+    part_of_head = rotated is not None and rotated.width < mixer.key_dim
+    return part_of_head or (rope.scaling is None and not TABLES[spec.family].partial_rotation)

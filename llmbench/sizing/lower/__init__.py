@@ -9,15 +9,15 @@ from __future__ import annotations
 import msgspec
 
 from llmbench.errors import LayoutError, SpecError
-from llmbench.sizing.lower.attention import attention, latent
+from llmbench.sizing.lower.attention import attention
 from llmbench.sizing.lower.builder import Builder, Dim, product, share
-from llmbench.sizing.lower.compressed import compressed
 from llmbench.sizing.lower.ffn import feed_forward
+from llmbench.sizing.lower.mixers import lower_mixer
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.streams import join_head, join_streams
 from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, SingleMixer, branches
+from llmbench.spec.mixer import branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
 
@@ -124,7 +124,7 @@ def _layer(b: Builder, layer: Layer) -> None:
         norms(sublayer, before=True)
         if sublayer == "mixer":
             for mixer in branches(layer.mixer):
-                _mixer(b, mixer)
+                lower_mixer(b, mixer)
         elif sublayer == "cross":
             assert layer.cross_attention is not None
             attention(b, layer.cross_attention, name="cross_attention", cross=True)
@@ -137,20 +137,6 @@ def _layer(b: Builder, layer: Layer) -> None:
         if layer.placement == "post":
             b.norm(f"{sublayer}_norm", "norms", b.hidden, norm)
     _extra(b, layer.extra)
-
-
-def _mixer(b: Builder, mixer: SingleMixer) -> None:
-    if isinstance(mixer, Attention):
-        attention(b, mixer)
-    elif isinstance(mixer, LatentAttention):
-        latent(b, mixer)
-    elif isinstance(mixer, CompressedAttention):
-        compressed(b, mixer)
-    else:
-        # Imported here: a fifth of this package, which most models do without and every start would pay for.
-        from llmbench.sizing.lower.recurrent import recurrent
-
-        recurrent(b, mixer)
 
 
 def _embedding(b: Builder) -> None:

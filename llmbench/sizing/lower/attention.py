@@ -1,21 +1,20 @@
-"""Attention and latent attention as ops.
+"""The ops of softmax attention: MHA, GQA and MQA.
 
-Per layer, MHA/GQA/MQA: q D·N·H, k and v D·K·H each, o N·H·D weights; scores and their use of the values cost
-2·(d_qk + d_v) FLOPs a pair and head. Latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): see `latent`.
+Weights per layer: q D·N·H, k and v D·K·H each, o N·H·D. Scores and their product with the values cost
+2·(d_qk + d_v) FLOPs per pair of tokens and head.
 """
 
 from __future__ import annotations
 
 from llmbench.errors import LayoutError
-from llmbench.sizing.dtypes import bytes_of
-from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import visible_pairs
 from llmbench.sizing.lower.temporaries import rotation
 from llmbench.sizing.op import Cache
-from llmbench.spec.mixer import Attention, DisentangledScores, LatentAttention, QKNorm
+from llmbench.spec.mixer import Attention, DisentangledScores, QKNorm
 from llmbench.spec.model import Norm
-from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
+from llmbench.spec.position import Positions, RelativeBias, Rope
 
 
 def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
@@ -77,7 +76,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         _relative_bias(b, name, positions, heads, tp)
     if isinstance(positions, Rope) and not cross:
         both = local_heads, 0 if mixer.shares_kv else local_kv_heads
-        _rope(b, name, positions, *(b.tokens * count * head_dim.size for count in both))
+        rope(b, name, positions, *(b.tokens * count * head_dim.size for count in both))
     if mixer.disentangled is not None:
         _disentangled(b, name, mixer.disentangled, inputs, product(heads, head_dim))
     source_len = b.workload.encoder_len if cross else b.kv_len
@@ -89,12 +88,12 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         chunk=mixer.attention_chunk_size,
         masked_too=b.workload.masked_pairs,
     )
-    per_token = 0 if mixer.shares_kv else local_kv_heads * (head_dim.size + value_dim.size)
+    row = local_kv_heads * mixer.cache_row.width
     cache = None
     if cross:
-        cache = Cache(cross_per_token=per_token)
+        cache = Cache(cross_per_token=0 if mixer.shares_kv else row)
     elif mixer.causal and b.stack == "decoder":
-        cache = Cache(per_token=per_token, span=mixer.span)
+        cache = token_cache(b, None if mixer.shares_kv else mixer.cache_row)
     core(
         b,
         f"{name}.core",
@@ -106,9 +105,9 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         source_len=source_len,
         cache=cache,
         seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
-        read_per_token=local_kv_heads * (head_dim.size + value_dim.size),
+        read_per_token=row,
         soft_cap=mixer.logit_soft_cap is not None,
-        biased=isinstance(positions, (Alibi, RelativeBias)) and not cross,
+        biased=positions.acts_on == "scores" and not cross,
         masked=mixer.span is not None and mixer.span < source_len,
     )
     width = product(heads, value_dim)
@@ -130,13 +129,14 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     )
 
 
-def _rope(b: Builder, name: str, rope: Positions, queries: int, keys: int) -> None:
-    """Queries and keys turned, of so many elements."""
-    held = {}
+def rope(b: Builder, name: str, positions: Positions, queries: int, keys: int) -> None:
+    """Rotate queries and keys of so many elements."""
+    temporary = {}
     if not b.fused:
-        steps = rotation(queries, keys, b.act(queries + keys), interleaved=isinstance(rope, Rope) and rope.interleaved)
-        held = {"forward_bytes": steps.forward_bytes, "backward_bytes": steps.backward_bytes}
-    b.elementwise(f"{name}.rope", "attention", reads=queries + keys, writes=queries + keys, **held)
+        interleaved = isinstance(positions, Rope) and positions.interleaved
+        steps = rotation(queries, keys, b.act(queries + keys), interleaved=interleaved)
+        temporary = {"forward_bytes": steps.forward_bytes, "backward_bytes": steps.backward_bytes}
+    b.elementwise(f"{name}.rope", "attention", reads=queries + keys, writes=queries + keys, **temporary)
 
 
 def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, ways: int) -> None:
@@ -188,100 +188,3 @@ def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, t
         looked_up = 8 * pairs + (b.act(pairs * share(heads.size, tp)) if w.attention == "flash" else 0)
     with b.only(b.layers if positions.per_layer else (0,)):
         b.vector(f"{name}.relative_bias", "attention_extra", rows, shards=tp, saved_bytes=looked_up)
-
-
-def latent(b: Builder, mixer: LatentAttention) -> None:
-    """Multi-head latent attention.
-
-    q: D·r_q + r_q·N·(d_nope + d_rope), or D·N·(d_nope + d_rope) in full rank. kv: D·(r_kv + d_rope) down,
-    r_kv·N·(d_nope + d_v) up. Cached per token: r_kv + d_rope, once. Absorbed, the up-projection is applied to
-    queries and outputs instead of keys and values (the same FLOPs a token) and a pair costs 2·(2·r_kv + d_rope) a
-    head instead of 2·(d_nope + d_rope + d_v).
-    """
-    tp = b.layout.tp
-    name = "attention"
-    heads = Dim(mixer.num_attention_heads, "num_attention_heads")
-    if heads.size % tp:
-        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads")
-    qk_dim = Dim(mixer.qk_head_dim, "(qk_nope_head_dim + qk_rope_head_dim)")
-    kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
-    latent_norm = b.spec.norm
-    if mixer.q_lora_rank is None:
-        b.linear(f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True)
-    else:
-        q_rank = Dim(mixer.q_lora_rank, "q_lora_rank")
-        b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank, bias=mixer.latent_bias)
-        if mixer.latent_norms:
-            b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, latent_norm, rows=b.tokens)
-        b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True)
-    compressed = Dim(mixer.kv_lora_rank + mixer.qk_rope_head_dim, "(kv_lora_rank + qk_rope_head_dim)")
-    b.linear(f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False)
-    if mixer.latent_norms:
-        b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
-    expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
-    b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
-    local = heads.size // tp
-    if mixer.qk_rope_head_dim:
-        _rope(b, name, b.spec.positions_of(mixer), *(b.tokens * count * mixer.qk_rope_head_dim for count in (local, 1)))
-    w = b.workload
-    visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
-    indexer = mixer.indexer
-    if indexer is not None:
-        if not indexer.shared:
-            _indexer(b, mixer, visible)
-        if not w.masked_pairs:
-            nearest = min(indexer.top_k, mixer.sliding_window or indexer.top_k)
-            visible = visible_pairs(b.query_len, b.kv_len, window=nearest)
-    cache = Cache(
-        per_token=compressed.size,
-        span=mixer.sliding_window,
-        indexer_per_token=indexer.head_dim if indexer and not indexer.shared else 0,
-    )
-    core(
-        b,
-        f"{name}.core",
-        local,
-        1 if w.absorbed_mla else local,
-        qk_dim=compressed.size if w.absorbed_mla else qk_dim.size,
-        v_dim=mixer.kv_lora_rank if w.absorbed_mla else mixer.v_head_dim,
-        pairs=visible,
-        source_len=b.kv_len,
-        cache=cache,
-        seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
-        read_per_token=compressed.size,
-        unsplit=mixer.qk_nope_head_dim,  # one product makes the plain part of a key and its value
-    )
-    b.linear(
-        f"{name}.o_proj",
-        "attention",
-        product(heads, Dim(mixer.v_head_dim, "v_head_dim")),
-        b.hidden,
-        bias=mixer.output_bias,
-        split="row",
-        saves_input=w.attention != "flash",
-    )
-
-
-def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
-    """DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` a token, a weight a head, and a
-    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs each."""
-    indexer = mixer.indexer
-    assert indexer is not None
-    rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")
-    heads, head_dim = Dim(indexer.num_heads, "index_n_heads"), Dim(indexer.head_dim, "index_head_dim")
-    where = "attention.indexer"
-    b.linear(f"{where}.q_proj", "attention_extra", rank, product(heads, head_dim), saves_input=False)
-    b.linear(f"{where}.k_proj", "attention_extra", b.hidden, head_dim, saves_input=False)
-    b.norm(f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens)
-    b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
-    flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
-    w = b.workload
-    b.add(
-        f"{where}.core",
-        "attention_extra",
-        "attention",
-        forward_flops=flops,
-        backward_flops=2 * flops,
-        kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,
-        kv_written_bytes=bytes_of(b.tokens * head_dim.size, w.kv_dtype) if w.phase != "train" else 0,
-    )

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.temporaries import stepwise_norm
-from llmbench.sizing.op import Collective, Component, Op, OpKind
+from llmbench.sizing.op import Cache, Collective, Component, Op, OpKind
 from llmbench.sizing.workload import Layout, Workload
+from llmbench.spec.mixer import CacheRow
 from llmbench.spec.model import ModelSpec, Norm
 
 Split = Literal["none", "column", "row"]
@@ -37,6 +38,19 @@ def product(*dims: Dim) -> Dim:
 def share(size: int, ways: int) -> int:
     """The largest of `ways` nearly equal shares of `size`."""
     return -(-size // ways)
+
+
+def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None = None) -> Cache:
+    """The cache of a row per token on this GPU. Tensor parallelism splits the heads of a row; beyond their number, GPUs
+    have copies. None: nothing is cached."""
+
+    def local(row: CacheRow | None) -> int:
+        if row is None:
+            return 0
+        return row._replace(heads=share(row.heads, min(b.layout.tp, row.heads))).elements
+
+    span = None if row is None else row.span
+    return Cache(per_token=local(row), span=span, indexer_per_token=local(indexer_row))
 
 
 class Builder:

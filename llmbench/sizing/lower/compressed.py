@@ -1,29 +1,26 @@
-"""DeepSeek-V4's compressed attention as ops.
+"""The ops of DeepSeek-V4's compressed attention.
 
-Weights a layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, the output N·H·r_o in groups, then
-g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap; its
-indexer two of D·c·h, a bias rate·c·h, queries r_q·n·h and a weight a head.
+Weights per layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, the output N·H·r_o in groups, then
+g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap. Its indexer
+adds two projections D·c·h, a bias rate·c·h, queries r_q·n·h and a weight per head.
 
-Cached: H a token within the window, H an entry, and the indexer's h likewise; the tokens that wait
-for an entry to be complete are left out.
+The cache has H elements per token of the window, H per entry, and h per entry of the indexer. Tokens that wait for
+their entry to be complete are not counted.
 """
 
 from __future__ import annotations
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
-from llmbench.sizing.lower.builder import Builder, Dim, product, share
+from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import compressed_pairs, visible_pairs
-from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import CompressedAttention
-
-_NAME = "attention"
 
 
 def compressed(b: Builder, mixer: CompressedAttention) -> None:
-    """Attention to a window, and to entries that stand for several tokens each."""
-    tp = b.layout.tp
+    """Add the ops of attention to a window, and to entries that stand for several tokens each."""
+    tp, name = b.layout.tp, mixer.module_name
     heads, groups = (
         Dim(mixer.num_attention_heads, "num_attention_heads"),
         Dim(mixer.output_groups, "output_groups"),
@@ -32,29 +29,29 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     if heads.size % tp or groups.size % tp:
         raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads in {groups.size} groups")
     norm = b.spec.norm
-    b.linear(f"{_NAME}.q_a_proj", "attention", b.hidden, q_rank)
-    b.norm(f"{_NAME}.q_a_norm", "attention_norms", q_rank, norm, rows=b.tokens)
-    b.linear(f"{_NAME}.q_b_proj", "attention", q_rank, product(heads, head_dim), split="column", gathers=True)
-    b.linear(f"{_NAME}.kv_proj", "attention", b.hidden, head_dim, saves_input=False)
-    b.norm(f"{_NAME}.kv_norm", "attention_norms", head_dim, norm, rows=b.tokens)
-    b.vector(f"{_NAME}.sinks", "attention_extra", heads, shards=tp)
+    b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank)
+    b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, norm, rows=b.tokens)
+    b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, head_dim), split="column", gathers=True)
+    b.linear(f"{name}.kv_proj", "attention", b.hidden, head_dim, saves_input=False)
+    b.norm(f"{name}.kv_norm", "attention_norms", head_dim, norm, rows=b.tokens)
+    b.vector(f"{name}.sinks", "attention_extra", heads, shards=tp)
     w = b.workload
     pairs = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
     if mixer.compress_rate is not None:
         pairs += _compressor(b, mixer, mixer.compress_rate)
     local = heads.size // tp
     turned = b.tokens * (local + 1) * head_dim.size
-    b.elementwise(f"{_NAME}.rope", "attention", reads=turned, writes=turned)
+    b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
     core(
         b,
-        f"{_NAME}.core",
+        f"{name}.core",
         local,
         1,
         qk_dim=head_dim.size,
         v_dim=head_dim.size,
         pairs=pairs,
         source_len=b.kv_len,
-        cache=Cache(per_token=head_dim.size, span=mixer.sliding_window),
+        cache=token_cache(b, mixer.cache_row),
         seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
         read_per_token=head_dim.size,
     )
@@ -62,23 +59,20 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     # Each group of heads has its own matrix: N·H/g inputs, g·r_o outputs; in the formula the groups cancel.
     inside = Dim(heads.size * head_dim.size // groups.size, product(heads, head_dim).label)
     narrow = Dim(rank.size, "output_lora_rank")
-    b.linear(f"{_NAME}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
-    b.linear(f"{_NAME}.o_b_proj", "attention", rank, b.hidden, split="row")
+    b.linear(f"{name}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
+    b.linear(f"{name}.o_b_proj", "attention", rank, b.hidden, split="row")
 
 
 def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
-    """What makes, keeps and chooses the entries; the pairs that attention scores with them."""
-    indexer, w = mixer.indexer, b.workload
+    """Add the ops that make, cache and choose the entries; returns the pairs of queries and entries to score."""
+    name, indexer, w = mixer.module_name, mixer.indexer, b.workload
     entries = b.kv_len // rate
-    _entries(b, f"{_NAME}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
+    _entries(b, f"{name}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
     top_k = None if indexer is None else indexer.top_k
     pairs = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=top_k, masked_too=w.masked_pairs)
     seen = entries if top_k is None else min(entries, top_k)
-    # A whole number of elements a token wherever the rate divides the width, as in every model there is.
-    per_token = share(mixer.head_dim, rate)
-    index_per_token = 0
     if indexer is not None:
-        where = f"{_NAME}.indexer"
+        where = f"{name}.indexer"
         q_rank, width = Dim(mixer.q_lora_rank, "q_lora_rank"), Dim(indexer.head_dim, "index_head_dim")
         heads = Dim(indexer.num_heads, "index_n_heads")
         _entries(b, where, width, rate, overlap=mixer.overlap)
@@ -87,19 +81,18 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
         scored = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=None, masked_too=w.masked_pairs)
         flops = 2 * indexer.num_heads * indexer.head_dim * share(w.batch * scored, b.layout.cp)
         b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
-        index_per_token = share(indexer.head_dim, rate)
     b.add(
-        f"{_NAME}.compressed_kv",
+        f"{name}.compressed_kv",
         "attention_extra",
         "attention",
         kv_read_bytes=bytes_of(w.batch * seen * mixer.head_dim, w.kv_dtype) if w.phase == "decode" else 0,
-        cache=Cache(per_token=per_token, indexer_per_token=index_per_token),
+        cache=token_cache(b, mixer.cache_rows[1], mixer.indexer_row),
     )
     return pairs
 
 
 def _entries(b: Builder, where: str, width: Dim, rate: int, *, overlap: bool) -> None:
-    """Tokens become entries: a weighted sum of `rate` projections by gates and biases, normed."""
+    """Add the ops that turn `rate` tokens into an entry: the norm of a sum of projections with gates and biases."""
     wide = product(Dim(2, "2"), width) if overlap else width
     b.linear(f"{where}.kv_proj", "attention_extra", b.hidden, wide, saves_input=False)
     b.linear(f"{where}.gate_proj", "attention_extra", b.hidden, wide, saves_input=False)

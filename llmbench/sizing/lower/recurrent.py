@@ -1,11 +1,13 @@
-"""State-space and linear mixers as ops: their projections, short convolutions, recurrences and fixed states.
+"""The ops of state-space and linear mixers: projections, short convolutions, recurrences and fixed states.
 
-A recurrence is counted as its step form: a multiply-add of every state element for each of decay, write and read,
-2 FLOPs each. Chunked kernels do other products for the same result. What training saves of a recurrence is its
-inputs and output; kernels that keep chunk states save more, so memory of training hybrids is approximate.
+A recurrence is counted in its step form: a multiply-add of every state element for each of decay, write and read,
+2 FLOPs each. Chunked kernels compute other products for the same result. Training saves a recurrence's inputs and
+output; kernels that keep chunk states save more, so the training memory of hybrids is approximate.
 """
 
 from __future__ import annotations
+
+from typing import assert_never
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import STATE_BYTES, bytes_of
@@ -20,65 +22,72 @@ from llmbench.spec.mixer import (
     Mamba,
     Mamba2,
     Recurrent,
+    RecurrentKind,
     ShortConv,
 )
 from llmbench.spec.model import Norm
 
 
 def recurrent(b: Builder, mixer: Recurrent) -> None:
-    """Any mixer with a fixed state."""
-    if isinstance(mixer, Mamba):
-        _mamba(b, mixer)
-    elif isinstance(mixer, Mamba2):
-        _mamba2(b, mixer)
-    elif isinstance(mixer, GatedDeltaNet):
-        _gated_delta_net(b, mixer)
-    elif isinstance(mixer, KimiDelta):
-        _kimi_delta(b, mixer)
-    elif isinstance(mixer, LightningAttention):
-        _lightning(b, mixer)
-    elif isinstance(mixer, RGLRU):
-        _rg_lru(b, mixer)
-    elif isinstance(mixer, RWKV):
-        _rwkv(b, mixer)
-    else:
-        _short_conv(b, mixer)
+    """Add the ops of a mixer with a fixed state."""
+    match mixer:
+        case Mamba():
+            _mamba(b, mixer)
+        case Mamba2():
+            _mamba2(b, mixer)
+        case GatedDeltaNet():
+            _gated_delta_net(b, mixer)
+        case KimiDelta():
+            _kimi_delta(b, mixer)
+        case LightningAttention():
+            _lightning(b, mixer)
+        case RGLRU():
+            _rg_lru(b, mixer)
+        case RWKV():
+            _rwkv(b, mixer)
+        case ShortConv():
+            _short_conv(b, mixer)
+        case _:
+            assert_never(mixer)
 
 
-def _conv(b: Builder, name: str, channels: Dim, kernel: int, *, bias: bool) -> None:
-    """A causal depthwise convolution: a multiply-add per channel and tap; its state is the last kernel - 1 inputs."""
-    tp = b.layout.tp
-    local = share(channels.size, tp)
-    parameters = local * (kernel + int(bias))
-    flops = 2 * b.tokens * local * kernel
-    held = bytes_of(b.workload.batch * local * (kernel - 1), b.workload.kv_dtype)
+def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None:
+    """Add the causal depthwise convolution: a multiply-add per channel and tap. Its state is the newest inputs, one
+    fewer than the taps. formula: its channels in the spec's terms."""
+    assert mixer.fixed_state.conv is not None
+    inputs, channels = mixer.fixed_state.conv
+    tp, taps = b.layout.tp, inputs + 1
+    local = share(channels, tp)
+    parameters = local * (taps + int(bias))
+    flops = 2 * b.tokens * local * taps
+    state_bytes = bytes_of(b.workload.batch * local * inputs, b.workload.kv_dtype)
     b.add(
-        name,
+        f"{mixer.module_name}.conv",
         "mixer_ssm",
         "conv",
         parameters=parameters,
         active_parameters=parameters,
         shards=tp,
-        formula=f"({channels.label}) × " + ("(conv_kernel + 1)" if bias else "conv_kernel"),
+        formula=f"({formula}) × " + ("(conv_kernel + 1)" if bias else "conv_kernel"),
         forward_flops=flops,
         backward_flops=2 * flops,
         read_bytes=b.act(b.tokens * local),
         written_bytes=b.act(b.tokens * local),
         saved_bytes=b.act(2 * b.tokens * local),
-        kv_read_bytes=held if b.workload.phase == "decode" else 0,
-        kv_written_bytes=held if b.workload.phase != "train" else 0,
-        cache=Cache(conv_state=local * (kernel - 1)),
+        kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
+        kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
+        cache=Cache(conv_state=local * inputs),
     )
 
 
-def _scan(b: Builder, name: str, state: int, *, inputs: int, outputs: int, terms: int = 3) -> None:
-    """The recurrence itself over a state of so many elements (whole model); inputs and outputs are widths a token."""
+def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms: int = 3) -> None:
+    """Add the recurrence. inputs, outputs: widths per token; terms: multiply-adds per state element and token."""
     tp = b.layout.tp
-    local = share(state, tp)
+    local = share(mixer.fixed_state.scan_elements, tp)
     flops = 2 * terms * b.tokens * local
-    held = STATE_BYTES * b.workload.batch * local
+    state_bytes = STATE_BYTES * b.workload.batch * local
     b.add(
-        name,
+        f"{mixer.module_name}.scan",
         "mixer_ssm",
         "scan",
         forward_flops=flops,
@@ -86,8 +95,8 @@ def _scan(b: Builder, name: str, state: int, *, inputs: int, outputs: int, terms
         read_bytes=b.act(b.tokens * share(inputs, tp)),
         written_bytes=b.act(b.tokens * share(outputs, tp)),
         saved_bytes=b.act(b.tokens * share(inputs + outputs, tp)),
-        kv_read_bytes=held if b.workload.phase == "decode" else 0,
-        kv_written_bytes=held if b.workload.phase != "train" else 0,
+        kv_read_bytes=state_bytes if b.workload.phase == "decode" else 0,
+        kv_written_bytes=state_bytes if b.workload.phase != "train" else 0,
         cache=Cache(state=local),
     )
 
@@ -98,7 +107,7 @@ def _mamba(b: Builder, m: Mamba) -> None:
     state = Dim(m.state_size, "state_size")
     rank = Dim(m.time_step_rank, "time_step_rank")
     b.linear(
-        "mamba.in_proj",
+        f"{m.module_name}.in_proj",
         "mixer_ssm",
         b.hidden,
         product(Dim(2, "2"), width),
@@ -106,18 +115,18 @@ def _mamba(b: Builder, m: Mamba) -> None:
         split="column",
         gathers=True,
     )
-    _conv(b, "mamba.conv", width, m.conv_kernel, bias=m.conv_bias)
+    _conv(b, m, width.label, bias=m.conv_bias)
     packed = Dim(m.time_step_rank + 2 * m.state_size, "(time_step_rank + 2 × state_size)")
-    b.linear("mamba.x_proj", "mixer_ssm", width, packed, split="row", saves_input=False)
+    b.linear(f"{m.module_name}.x_proj", "mixer_ssm", width, packed, split="row", saves_input=False)
     if m.inner_norms != "none":
         norm = Norm(weight=m.inner_norms == "weighted")
         for name, dim in (("dt_norm", rank), ("b_norm", state), ("c_norm", state)):
-            b.norm(f"mamba.{name}", "mixer_ssm", dim, norm, rows=b.tokens)
-    b.linear("mamba.dt_proj", "mixer_ssm", rank, width, bias=True, split="column")
-    b.vector("mamba.A_log", "mixer_ssm", product(width, state), shards=tp)
-    b.vector("mamba.D", "mixer_ssm", width, shards=tp)
-    _scan(b, "mamba.scan", width.size * state.size, inputs=3 * width.size, outputs=width.size)
-    b.linear("mamba.out_proj", "mixer_ssm", width, b.hidden, bias=m.proj_bias, split="row")
+            b.norm(f"{m.module_name}.{name}", "mixer_ssm", dim, norm, rows=b.tokens)
+    b.linear(f"{m.module_name}.dt_proj", "mixer_ssm", rank, width, bias=True, split="column")
+    b.vector(f"{m.module_name}.A_log", "mixer_ssm", product(width, state), shards=tp)
+    b.vector(f"{m.module_name}.D", "mixer_ssm", width, shards=tp)
+    _scan(b, m, inputs=3 * width.size, outputs=width.size)
+    b.linear(f"{m.module_name}.out_proj", "mixer_ssm", width, b.hidden, bias=m.proj_bias, split="row")
 
 
 def _mamba2(b: Builder, m: Mamba2) -> None:
@@ -131,17 +140,16 @@ def _mamba2(b: Builder, m: Mamba2) -> None:
     )
     width = product(heads, Dim(m.head_dim, "head_dim"))
     shared = 2 * m.n_groups * m.state_size
-    channels = Dim(width.size + shared, f"{width.label} + 2 × {groups.label} × {state.label}")
     packed = Dim(2 * width.size + shared + m.num_heads, f"(2 × {width.label} + 2 × n_groups × state_size + num_heads)")
-    b.linear("mamba.in_proj", "mixer_ssm", b.hidden, packed, bias=m.proj_bias, split="column", gathers=True)
-    _conv(b, "mamba.conv", channels, m.conv_kernel, bias=m.conv_bias)
+    b.linear(f"{m.module_name}.in_proj", "mixer_ssm", b.hidden, packed, bias=m.proj_bias, split="column", gathers=True)
+    _conv(b, m, f"{width.label} + 2 × {groups.label} × {state.label}", bias=m.conv_bias)
     for name in ("A_log", "D", "dt_bias"):
-        b.vector(f"mamba.{name}", "mixer_ssm", heads, shards=tp)
-    _scan(b, "mamba.scan", width.size * m.state_size, inputs=channels.size + m.num_heads, outputs=width.size)
+        b.vector(f"{m.module_name}.{name}", "mixer_ssm", heads, shards=tp)
+    _scan(b, m, inputs=width.size + shared + m.num_heads, outputs=width.size)
     if m.gated_norm:
-        b.norm("mamba.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
+        b.norm(f"{m.module_name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
     out_bias = m.proj_bias if m.out_proj_bias is None else m.out_proj_bias
-    b.linear("mamba.out_proj", "mixer_ssm", width, b.hidden, bias=out_bias, split="row")
+    b.linear(f"{m.module_name}.out_proj", "mixer_ssm", width, b.hidden, bias=out_bias, split="row")
 
 
 def _gated_delta_net(b: Builder, m: GatedDeltaNet) -> None:
@@ -152,7 +160,7 @@ def _gated_delta_net(b: Builder, m: GatedDeltaNet) -> None:
         Dim(m.value_head_dim, "value_head_dim"),
     )
     values = product(value_heads, value_dim)
-    name = "delta_net"
+    name = m.module_name
     b.linear(f"{name}.q_proj", "mixer_ssm", b.hidden, keys, split="column", gathers=True)
     b.linear(f"{name}.k_proj", "mixer_ssm", b.hidden, keys, split="column", saves_input=False)
     b.linear(f"{name}.v_proj", "mixer_ssm", b.hidden, values, split="column", saves_input=False)
@@ -160,12 +168,10 @@ def _gated_delta_net(b: Builder, m: GatedDeltaNet) -> None:
         b.linear(f"{name}.g_proj", "mixer_ssm", b.hidden, values, split="column", saves_input=False)
     for gate in ("a_proj", "b_proj"):
         b.linear(f"{name}.{gate}", "mixer_ssm", b.hidden, value_heads, split="column", saves_input=False)
-    channels = Dim(2 * keys.size + values.size, f"2 × {keys.label} + {values.label}")
-    _conv(b, f"{name}.conv", channels, m.conv_kernel, bias=False)
+    _conv(b, m, f"2 × {keys.label} + {values.label}", bias=False)
     for vector in ("A_log", "dt_bias"):
         b.vector(f"{name}.{vector}", "mixer_ssm", value_heads, shards=tp)
-    state = m.num_value_heads * m.key_head_dim * m.value_head_dim
-    _scan(b, f"{name}.scan", state, inputs=channels.size, outputs=values.size)
+    _scan(b, m, inputs=2 * keys.size + values.size, outputs=values.size)
     b.norm(f"{name}.norm", "mixer_ssm", value_dim, Norm(), rows=b.tokens * share(m.num_value_heads, tp))
     b.linear(f"{name}.out_proj", "mixer_ssm", values, b.hidden, split="row")
 
@@ -174,7 +180,7 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
     tp = b.layout.tp
     heads, head_dim = Dim(m.num_heads, "num_heads"), Dim(m.head_dim, "head_dim")
     width = product(heads, head_dim)
-    name = "delta_net"
+    name = m.module_name
     for letter in "qkv":
         b.linear(
             f"{name}.{letter}_proj",
@@ -185,7 +191,7 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
             saves_input=letter == "q",
             gathers=letter == "q",
         )
-    _conv(b, f"{name}.conv", product(Dim(3, "3"), width), m.conv_kernel, bias=False)
+    _conv(b, m, product(Dim(3, "3"), width).label, bias=False)
     for gate in "fg":
         if m.full_rank_gates:
             b.linear(f"{name}.{gate}_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
@@ -195,7 +201,7 @@ def _kimi_delta(b: Builder, m: KimiDelta) -> None:
     b.linear(f"{name}.b_proj", "mixer_ssm", b.hidden, heads, split="column", saves_input=False)
     b.vector(f"{name}.A_log", "mixer_ssm", heads, shards=tp)
     b.vector(f"{name}.dt_bias", "mixer_ssm", width, shards=tp)
-    _scan(b, f"{name}.scan", width.size * m.head_dim, inputs=4 * width.size, outputs=width.size)
+    _scan(b, m, inputs=4 * width.size, outputs=width.size)
     b.norm(f"{name}.norm", "mixer_ssm", head_dim, Norm(), rows=b.tokens * share(m.num_heads, tp))
     b.linear(f"{name}.out_proj", "mixer_ssm", width, b.hidden, split="row")
 
@@ -204,10 +210,10 @@ def _lightning(b: Builder, m: LightningAttention) -> None:
     tp = b.layout.tp
     heads, head_dim = Dim(m.num_attention_heads, "num_attention_heads"), Dim(m.head_dim, "head_dim")
     width = product(heads, head_dim)
-    name = "linear_attention"
+    name = m.module_name
     b.linear(f"{name}.qkv_proj", "mixer_ssm", b.hidden, product(Dim(3, "3"), width), split="column", gathers=True)
     b.linear(f"{name}.g_proj", "mixer_ssm", b.hidden, width, split="column", saves_input=False)
-    _scan(b, f"{name}.scan", width.size * m.head_dim, inputs=3 * width.size, outputs=width.size)
+    _scan(b, m, inputs=3 * width.size, outputs=width.size)
     b.norm(f"{name}.norm", "mixer_ssm", width, Norm(), rows=b.tokens, shards=tp)
     b.linear(f"{name}.out_proj", "mixer_ssm", width, b.hidden, split="row")
 
@@ -227,13 +233,13 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             saves_input=branch == "y",
             gathers=branch == "y",
         )
-    _conv(b, "recurrent.conv", width, m.conv_kernel, bias=True)
+    _conv(b, m, width.label, bias=True)
     for gate in ("input_gate", "recurrent_gate"):  # block-diagonal: every head its own square matrix
         weights = share(m.num_heads, tp) * block.size * block.size
         flops = 2 * b.tokens * weights
         parameters = weights + share(width.size, tp)
         b.add(
-            f"recurrent.{gate}",
+            f"{m.module_name}.{gate}",
             "mixer_ssm",
             "matmul",
             parameters=parameters,
@@ -246,15 +252,15 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             read_bytes=b.act(b.tokens * share(width.size, tp)),
             written_bytes=b.act(b.tokens * share(width.size, tp)),
         )
-    b.vector("recurrent.recurrent_param", "mixer_ssm", width, shards=tp)
-    _scan(b, "recurrent.scan", width.size, inputs=3 * width.size, outputs=width.size)
-    b.linear("recurrent.linear_out", "mixer_ssm", width, b.hidden, bias=True, split="row")
+    b.vector(f"{m.module_name}.recurrent_param", "mixer_ssm", width, shards=tp)
+    _scan(b, m, inputs=3 * width.size, outputs=width.size)
+    b.linear(f"{m.module_name}.linear_out", "mixer_ssm", width, b.hidden, bias=True, split="row")
 
 
 def _short_conv(b: Builder, m: ShortConv) -> None:
     width = Dim(m.width, "width")
     b.linear(
-        "conv.in_proj",
+        f"{m.module_name}.in_proj",
         "mixer_ssm",
         b.hidden,
         product(Dim(3, "3"), width),
@@ -262,20 +268,19 @@ def _short_conv(b: Builder, m: ShortConv) -> None:
         split="column",
         gathers=True,
     )
-    _conv(b, "conv.conv", width, m.conv_kernel, bias=m.bias)
-    b.linear("conv.out_proj", "mixer_ssm", width, b.hidden, bias=m.bias, split="row")
+    _conv(b, m, width.label, bias=m.bias)
+    b.linear(f"{m.module_name}.out_proj", "mixer_ssm", width, b.hidden, bias=m.bias, split="row")
 
 
 def _rwkv(b: Builder, m: RWKV) -> None:
-    """Kept between steps: numerator, denominator and largest exponent a channel, and a token for each of two
-    mixings."""
-    width, tp, name = Dim(m.width, "width"), b.layout.tp, "rwkv"
+    width, tp, name = Dim(m.width, "width"), b.layout.tp, m.module_name
     for mix in ("key", "value", "receptance"):
         b.vector(f"{name}.time_mix_{mix}", "mixer_ssm", b.hidden)
     for vector in ("time_decay", "time_first"):
         b.vector(f"{name}.{vector}", "mixer_ssm", width, shards=tp)
     for letter in "kvr":
         b.linear(f"{name}.{letter}_proj", "mixer_ssm", b.hidden, width, split="column", gathers=letter == "k")
-    _scan(b, f"{name}.scan", 3 * width.size, inputs=3 * width.size, outputs=width.size)
-    b.add(f"{name}.shift", "mixer_ssm", "elementwise", cache=Cache(conv_state=2 * b.hidden.size))
+    _scan(b, m, inputs=3 * width.size, outputs=width.size)
+    shifted = m.fixed_state.stream_tokens * b.hidden.size
+    b.add(f"{name}.shift", "mixer_ssm", "elementwise", cache=Cache(conv_state=shifted))
     b.linear(f"{name}.out_proj", "mixer_ssm", width, b.hidden, split="row")

@@ -1,0 +1,103 @@
+"""The ops of multi-head latent attention and of the indexer that chooses its keys."""
+
+from __future__ import annotations
+
+from llmbench.errors import LayoutError
+from llmbench.sizing.dtypes import bytes_of
+from llmbench.sizing.lower.attention import rope
+from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
+from llmbench.sizing.lower.core import core
+from llmbench.sizing.lower.pairs import visible_pairs
+from llmbench.spec.mixer import LatentAttention
+from llmbench.spec.model import Norm
+
+
+def latent(b: Builder, mixer: LatentAttention) -> None:
+    """Add the ops of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1). Weights per layer:
+
+    q: D·r_q + r_q·N·(d_nope + d_rope), or D·N·(d_nope + d_rope) in full rank. kv: D·(r_kv + d_rope) down,
+    r_kv·N·(d_nope + d_v) up. The cache has r_kv + d_rope elements per token, once for all heads. In absorbed form, the
+    up-projection applies to queries and outputs instead of keys and values (the same FLOPs per token), and a pair of
+    tokens costs 2·(2·r_kv + d_rope) FLOPs per head instead of 2·(d_nope + d_rope + d_v).
+    """
+    tp, name = b.layout.tp, mixer.module_name
+    heads = Dim(mixer.num_attention_heads, "num_attention_heads")
+    if heads.size % tp:
+        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads")
+    qk_dim = Dim(mixer.qk_head_dim, "(qk_nope_head_dim + qk_rope_head_dim)")
+    kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
+    latent_norm = b.spec.norm
+    if mixer.q_lora_rank is None:
+        b.linear(f"{name}.q_proj", "attention", b.hidden, product(heads, qk_dim), split="column", gathers=True)
+    else:
+        q_rank = Dim(mixer.q_lora_rank, "q_lora_rank")
+        b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank, bias=mixer.latent_bias)
+        if mixer.latent_norms:
+            b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, latent_norm, rows=b.tokens)
+        b.linear(f"{name}.q_b_proj", "attention", q_rank, product(heads, qk_dim), split="column", gathers=True)
+    compressed = Dim(mixer.cache_row.width, "(kv_lora_rank + qk_rope_head_dim)")
+    b.linear(f"{name}.kv_a_proj", "attention", b.hidden, compressed, bias=mixer.latent_bias, saves_input=False)
+    if mixer.latent_norms:
+        b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
+    expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
+    b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
+    local = heads.size // tp
+    if mixer.qk_rope_head_dim:
+        rope(b, name, b.spec.positions_of(mixer), *(b.tokens * count * mixer.qk_rope_head_dim for count in (local, 1)))
+    w = b.workload
+    visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
+    indexer = mixer.indexer
+    if indexer is not None:
+        if not indexer.shared:
+            _indexer(b, mixer, visible)
+        if not w.masked_pairs:
+            nearest = min(indexer.top_k, mixer.sliding_window or indexer.top_k)
+            visible = visible_pairs(b.query_len, b.kv_len, window=nearest)
+    core(
+        b,
+        f"{name}.core",
+        local,
+        1 if w.absorbed_mla else local,
+        qk_dim=compressed.size if w.absorbed_mla else qk_dim.size,
+        v_dim=mixer.kv_lora_rank if w.absorbed_mla else mixer.v_head_dim,
+        pairs=visible,
+        source_len=b.kv_len,
+        cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
+        seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
+        read_per_token=compressed.size,
+        unsplit=mixer.qk_nope_head_dim,  # one product makes the plain part of a key and its value
+    )
+    b.linear(
+        f"{name}.o_proj",
+        "attention",
+        product(heads, Dim(mixer.v_head_dim, "v_head_dim")),
+        b.hidden,
+        bias=mixer.output_bias,
+        split="row",
+        saves_input=w.attention != "flash",
+    )
+
+
+def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
+    """DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` a token, a weight a head, and a
+    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs each."""
+    indexer = mixer.indexer
+    assert indexer is not None
+    rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")
+    heads, head_dim = Dim(indexer.num_heads, "index_n_heads"), Dim(indexer.head_dim, "index_head_dim")
+    where = f"{mixer.module_name}.indexer"
+    b.linear(f"{where}.q_proj", "attention_extra", rank, product(heads, head_dim), saves_input=False)
+    b.linear(f"{where}.k_proj", "attention_extra", b.hidden, head_dim, saves_input=False)
+    b.norm(f"{where}.k_norm", "attention_extra", head_dim, Norm(kind="layernorm", bias=True), rows=b.tokens)
+    b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
+    flops = 2 * indexer.num_heads * (indexer.head_dim + 1) * share(b.workload.batch * pairs, b.layout.cp)
+    w = b.workload
+    b.add(
+        f"{where}.core",
+        "attention_extra",
+        "attention",
+        forward_flops=flops,
+        backward_flops=2 * flops,
+        kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,
+        kv_written_bytes=bytes_of(b.tokens * head_dim.size, w.kv_dtype) if w.phase != "train" else 0,
+    )

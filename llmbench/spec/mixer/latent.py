@@ -1,0 +1,97 @@
+"""Multi-head latent attention (MLA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from llmbench.spec.base import Count, Fault, Size
+from llmbench.spec.faults import not_negative, positive
+from llmbench.spec.mixer.attention import Attention
+from llmbench.spec.mixer.kind import AttentionKind, CacheRow, Indexer, RotatedHeads
+from llmbench.spec.position import Positions, Rope
+
+
+@final
+class LatentAttention(AttentionKind, frozen=True, tag="mla"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+
+    Keys and values are projections of one latent vector of `kv_lora_rank`; all heads share one rotated key of
+    `qk_rope_head_dim`. The cache holds the latent and that key.
+
+    q_lora_rank: None projects queries in full rank (V2-Lite). latent_norms: norms on the q and kv latents, with
+    `latent_eps` whatever the eps of the model's other norms.
+    """
+
+    num_attention_heads: Size
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Count
+    v_head_dim: Size
+    q_lora_rank: Size | None = None
+    latent_bias: bool = False
+    output_bias: bool = False
+    latent_norms: bool = True
+    latent_eps: float = 1e-6
+    sliding_window: Size | None = None
+    indexer: Indexer | None = None
+    scale: float | None = None
+    positions: Positions | None = None
+
+    label = "MLA"
+    position_kinds = (Rope,)
+    absorbs = True
+    training_doubt = None
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query head, and of one key head after expansion."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads of the keys and values after expansion."""
+        return self.num_attention_heads
+
+    @property
+    def key_dim(self) -> int:
+        return self.qk_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.v_head_dim
+
+    @property
+    def rotated_heads(self) -> RotatedHeads:
+        return RotatedHeads("qk_rope_head_dim", self.qk_rope_head_dim, key_heads=1)
+
+    @property
+    def cache_row(self) -> CacheRow:
+        parts = self.kv_lora_rank, self.qk_rope_head_dim
+        return CacheRow(1, parts, (), "kv_lora_rank + qk_rope_head_dim", span=self.sliding_window)
+
+    @property
+    def indexer_row(self) -> CacheRow | None:
+        if self.indexer is None or self.indexer.shared:
+            return None
+        return CacheRow(1, (self.indexer.head_dim,), (), "index_head_dim")
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        return ("latents",) * self.latent_bias + ("attention output",) * self.output_bias
+
+    @property
+    def ordinary(self) -> Attention:
+        return Attention(
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_attention_heads,
+            head_dim=self.qk_head_dim,
+            v_head_dim=self.v_head_dim,
+            sliding_window=self.sliding_window,
+            positions=self.positions,
+        )
+
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "latent_eps")
+        yield from positive(self, "scale")
+        yield from AttentionKind.faults(self)

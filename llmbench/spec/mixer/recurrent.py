@@ -1,0 +1,209 @@
+"""Mixers with a state of fixed size: state-space models, linear attention, gated recurrences, short convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, final
+
+from llmbench.spec.base import Fault, Size
+from llmbench.spec.faults import divides, not_negative, positive
+from llmbench.spec.mixer.kind import FixedState, RecurrentKind
+
+
+@final
+class Mamba(RecurrentKind, frozen=True, tag="mamba"):
+    """Selective state space (Mamba-1, arXiv 2312.00752).
+
+    inner_norms: norms on dt, B and C, "weighted" (Jamba) or "plain", without weights (Falcon-Mamba). norm_eps: their
+    epsilon where it differs from the model's.
+    """
+
+    intermediate_size: Size
+    state_size: Size
+    conv_kernel: Size
+    time_step_rank: Size
+    conv_bias: bool = True
+    proj_bias: bool = False
+    inner_norms: Literal["none", "plain", "weighted"] = "none"
+    norm_eps: float | None = None
+
+    label = "Mamba"
+    module_name = "mamba"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        width = self.intermediate_size
+        return FixedState(conv=(self.conv_kernel - 1, width), scan=(width, self.state_size))
+
+    def faults(self) -> Iterator[Fault]:
+        yield from not_negative(self, "norm_eps")
+
+
+@final
+class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
+    """State-space duality (Mamba-2, arXiv 2405.21060): the heads of a group share B and C.
+
+    proj_bias: biases of the input and output projections; out_proj_bias: where the latter differs (Falcon-H1).
+    gated_norm: a norm of each group, after the gate or (norm_before_gate) before it. time_step_min, time_step_max:
+    limits of the time step (Nemotron-H). projection_scales: five factors on the input projection's outputs: gate,
+    values, B, C and time step (Falcon-H1); empty: none.
+    """
+
+    num_heads: Size
+    head_dim: Size
+    state_size: Size
+    n_groups: Size
+    conv_kernel: Size
+    chunk_size: Size = 256
+    conv_bias: bool = True
+    proj_bias: bool = False
+    out_proj_bias: bool | None = None
+    gated_norm: bool = True
+    norm_before_gate: bool = False
+    time_step_min: float = 0.0
+    time_step_max: float | None = None
+    projection_scales: tuple[float, ...] = ()
+
+    label = "Mamba-2"
+    module_name = "mamba"
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of all heads' values."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def fixed_state(self) -> FixedState:
+        channels = self.intermediate_size + 2 * self.n_groups * self.state_size
+        scan = self.num_heads, self.state_size, self.head_dim
+        return FixedState(conv=(self.conv_kernel - 1, channels), scan=scan)
+
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "n_groups", "num_heads")
+        yield from not_negative(self, "time_step_min")
+        yield from positive(self, "projection_scales")
+        if self.time_step_max is not None and not self.time_step_max > self.time_step_min:
+            yield Fault("time_step_max", f"{self.time_step_max} is not above time_step_min {self.time_step_min}")
+        if self.projection_scales and len(self.projection_scales) != 5:
+            yield Fault("projection_scales", f"needs 5 numbers, not {len(self.projection_scales)}")
+
+
+@final
+class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
+    """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
+
+    negative_eigenvalues: learning rates range up to two instead of one (OLMo hybrid, arXiv 2411.12537). norm_eps: the
+    epsilon of the norm on heads, where it differs from the model's.
+    """
+
+    num_key_heads: Size
+    num_value_heads: Size
+    key_head_dim: Size
+    value_head_dim: Size
+    conv_kernel: Size
+    output_gate: bool = True
+    negative_eigenvalues: bool = False
+    norm_eps: float | None = None
+
+    label = "gated delta net"
+    module_name = "delta_net"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        keys, values = self.num_key_heads * self.key_head_dim, self.num_value_heads * self.value_head_dim
+        scan = self.num_value_heads, self.key_head_dim, self.value_head_dim
+        return FixedState(conv=(self.conv_kernel - 1, 2 * keys + values), scan=scan)
+
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "num_key_heads", "num_value_heads")
+        yield from not_negative(self, "norm_eps")
+
+
+@final
+class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
+    """Kimi delta attention: a delta rule with a decay per channel, from a low-rank projection.
+
+    full_rank_gates: one whole matrix each makes the decay and the output gate (Ling 2.5 and later).
+    """
+
+    num_heads: Size
+    head_dim: Size
+    conv_kernel: Size
+    full_rank_gates: bool = False
+
+    label = "Kimi delta attention"
+    module_name = "delta_net"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        conv = self.conv_kernel - 1, 3 * self.num_heads * self.head_dim
+        return FixedState(conv=conv, scan=(self.num_heads, self.head_dim, self.head_dim))
+
+
+@final
+class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
+    """Linear attention with a fixed decay per head and an output gate (MiniMax-Text-01, arXiv 2501.08313)."""
+
+    num_attention_heads: Size
+    head_dim: Size
+    block_size: Size = 256
+
+    label = "lightning attention"
+    module_name = "linear_attention"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        return FixedState(scan=(self.num_attention_heads, self.head_dim, self.head_dim))
+
+
+@final
+class RGLRU(RecurrentKind, frozen=True, tag="rg_lru"):
+    """Griffin's recurrent block (arXiv 2402.19427): a gated linear recurrence between two branches."""
+
+    lru_width: Size
+    num_heads: Size
+    conv_kernel: Size
+
+    label = "RG-LRU"
+    module_name = "recurrent"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        return FixedState(conv=(self.conv_kernel - 1, self.lru_width), scan=(self.lru_width,))
+
+    def faults(self) -> Iterator[Fault]:
+        yield from divides(self, "num_heads", "lru_width")
+
+
+@final
+class ShortConv(RecurrentKind, frozen=True, tag="short_conv"):
+    """LFM2's gated short convolution: a projection to three streams, a depthwise convolution, a projection out."""
+
+    width: Size
+    conv_kernel: Size
+    bias: bool = False
+
+    label = "short convolution"
+    module_name = "conv"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        return FixedState(conv=(self.conv_kernel - 1, self.width))
+
+
+@final
+class RWKV(RecurrentKind, frozen=True, tag="rwkv"):
+    """RWKV-4's time mixing (arXiv 2305.13048): a decayed average of values per channel, with a gate.
+
+    Time mixing and the channel mixing after it each read the token before too. The recurrence's state is a numerator, a
+    denominator and the largest exponent of each channel.
+    """
+
+    width: Size
+
+    label = "RWKV"
+    module_name = "rwkv"
+
+    @property
+    def fixed_state(self) -> FixedState:
+        return FixedState(scan=(3, self.width), stream_tokens=2)
