@@ -42,8 +42,8 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Something to be held against that computes no kernel's results: an anchor, or the products that none can spare.
-    `work(case, machine)` are the FLOPs and bytes of the call that `prepare(case, machine)` gives."""
+    """Something to be held against that computes no kernel's results: a reference measurement, or the products that
+    none can spare. `work(case, machine)` are the FLOPs and bytes of the call that `prepare(case, machine)` gives."""
 
     name: str
     work: Callable[[Any, Machine], tuple[int, int]]
@@ -130,4 +130,4 @@ def _matmul(case: Any, machine: Machine) -> Callable[[], Any]:
 copy = Bound(name=COPY, work=lambda case, machine: (0, 2 * machine.sizes.bytes), prepare=_copy)
 read = Bound(name=READ, work=lambda case, machine: (0, machine.sizes.bytes), prepare=_read)
 matmul = Bound(name=MATMUL, work=lambda case, machine: (2 * machine.sizes.matmul**3, 0), prepare=_matmul)
-"""The anchors of the run once more, in the rounds of what is held against them."""
+"""The reference measurements of the run once more, in the rounds of what is held against them."""

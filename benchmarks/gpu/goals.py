@@ -1,8 +1,8 @@
 """The goals of the kernels as data, and what a file of results says of them.
 
-A goal is a ratio of two rates inside one experiment: ours over a rival's, or over that of an anchor timed in the same
-interleaved rounds. Where work differs (a window beside the whole triangle, bytes beside a copy's) each rate is that of
-its own work.
+A goal is a ratio of two rates inside one experiment: ours over a rival's, or over that of a reference measurement timed
+in the same interleaved rounds. Where work differs (a window beside the whole triangle, bytes beside a copy's) each rate
+is that of its own work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from llmbench.measure.measurement import WIDE, Measurement, Ratio, ratio
+from llmbench.measure.measurement import NOISY_SPREAD, Measurement, Ratio, ratio
 from llmbench.measure.results import Row
 
 __all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome", "judged", "verdicts"]
@@ -165,7 +165,7 @@ def _doubts(measurement: Measurement) -> str:
     conditions = measurement.conditions
     throttled = (conditions.throttled if conditions is not None else None) or {}
     found = [f"throttled: {reason} {share:.0%}" for reason, share in throttled.items()]
-    return "; ".join([*found, *([f"spread {measurement.spread:.0%}"] if measurement.spread >= WIDE else [])])
+    return "; ".join([*found, *([f"spread {measurement.spread:.0%}"] if measurement.spread >= NOISY_SPREAD else [])])
 
 
 def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
@@ -185,7 +185,7 @@ def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
 
 def _extra_memory(ours: Row) -> Ratio | None:
     """Bytes at the peak of a call less those of its results, over those of the logits."""
-    logits, results = (ours.figures.get(name) for name in ("logits_bytes", "results_bytes"))
+    logits, results = (ours.extra.get(name) for name in ("logits_bytes", "results_bytes"))
     if ours.memory is None or not isinstance(logits, int) or not isinstance(results, int):
         return None
     share = (ours.memory.added_bytes - results) / logits

@@ -16,9 +16,9 @@ import torch
 from benchmarks.gpu.rehearsal import WallClockCuda
 from llmbench.bench.compiling import compiled, forget_compiled
 from llmbench.errors import CannotRunError
-from llmbench.measure.anchors import GPU, Sizes
 from llmbench.measure.clock import Clock, CudaClock
-from llmbench.measure.launches import attention_kernels
+from llmbench.measure.cuda import attention_kernels
+from llmbench.measure.reference import GPU, Sizes
 
 __all__ = ["Deadline", "Machine", "OutOfTimeError", "a_gpu", "a_rehearsal", "slug", "time_box"]
 
@@ -62,7 +62,8 @@ class Deadline:
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """`sampling` are the arguments of `clock.compare`; `seeds` the random inputs of a gate; `rival_s` how long one
-    contender may take until it is ready; `compiler` the backend of torch.compile; `sizes` those of the anchors."""
+    contender may take until it is ready; `compiler` the backend of torch.compile; `sizes` those of the reference
+    measurements."""
 
     name: str
     device: torch.device

@@ -17,7 +17,7 @@ from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import described
 from llmbench.kernels.launching import poisoned
 from llmbench.kernels.proof.accuracy import Verdict, held
-from llmbench.measure.gate import Rival, measured
+from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.results import Row, Scalar
 
 __all__ = ["LEAST_S", "broken", "case_of", "rivals_of", "rows_of"]
@@ -49,7 +49,7 @@ def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float
             first, reason = rivals[0].name, "no time was left"
             yield Row(experiment=experiment.name, case=about, implementation=first, status="n/a", reason=reason)
             continue
-        yield from measured(
+        yield from check_and_time(
             rivals,
             experiment=experiment.name,
             case=about,
@@ -60,7 +60,7 @@ def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float
         machine.forget()
 
 
-def rivals_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Rival]]]:
+def rivals_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
     """The contenders of each case, ready for the gate. Cases that share a gate are held to it once."""
     known: dict[str, list[Verdict]] = {}
     for case in [experiment.tiny] if machine.rehearsal else experiment.cases:
@@ -72,11 +72,11 @@ def rivals_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, l
 
 def _rival(
     each: Contender | Bound, of: Experiment, machine: Machine, case: Any, gate: Any, known: dict[str, list[Verdict]]
-) -> Rival:
+) -> Candidate:
     what = f"{of.name}: {each.name}"
     if isinstance(each, Bound):
         flops, moved = each.work(case, machine)
-        return Rival(
+        return Candidate(
             name=each.name,
             prepare=lambda: _ready(machine, what, lambda: each.prepare(case, machine)),
             work_flops=flops or None,
@@ -96,13 +96,13 @@ def _rival(
                 known[each.name] = _verdicts(each, built(checked), of, checked, machine)
         return known[each.name]
 
-    return Rival(
+    return Candidate(
         name=each.name,
         prepare=lambda: _ready(machine, what, prepare),
         check=check,
         work_flops=flops or None,
         work_bytes=moved or None,
-        figures=of.figures(ran, machine.dtype),
+        extra=of.figures(ran, machine.dtype),
     )
 
 

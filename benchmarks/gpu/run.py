@@ -21,9 +21,9 @@ from benchmarks.gpu.measuring import broken, rivals_of, rows_of
 from benchmarks.gpu.workers import ROOT, Suite, prepare, run_once
 from llmbench.kernels.kernel import Kernel
 from llmbench.kernels.registry import KERNELS, kernel
-from llmbench.measure.anchors import measure_anchors
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.environment import environment
-from llmbench.measure.gate import Rival
+from llmbench.measure.reference import measure_references
 from llmbench.measure.results import Header, Row, Store, read
 
 __all__ = ["run"]
@@ -89,7 +89,7 @@ class _Session:
 
     def __init__(self, machine: Machine, store: Store, deadline: Deadline) -> None:
         self.machine, self.store, self.deadline = machine, store, deadline
-        self.rows = list(store.found.rows) if store.found else []
+        self.rows = list(store.existing.rows) if store.existing else []
 
     def keep(self, row: Row, *, said: bool = True) -> None:
         """A row is in the file before the next is measured."""
@@ -104,12 +104,12 @@ def _code(rows: Sequence[Row]) -> int:
 
 
 def _header(given: argparse.Namespace, machine: Machine) -> Header:
-    """The environment, and anchors of a quiet GPU."""
+    """The environment, and reference measurements of a quiet GPU."""
     return Header(
         command="gpu_check",
         inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
         environment=environment(machine.device),
-        anchors=measure_anchors(
+        reference_measurements=measure_references(
             machine.clock, machine.dtype, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes
         ),
     )
@@ -207,7 +207,7 @@ def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine
         machine.forget()
 
 
-def _all_rivals(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> Iterator[list[Rival]]:
+def _all_rivals(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> Iterator[list[Candidate]]:
     if given.tune is not None:
         for choice in tuning.choices(kernels, machine):
             yield tuning.rivals_of(choice, machine)

@@ -14,7 +14,7 @@ __all__ = ["begin", "faults", "line", "table"]
 
 
 def begin(header: Header, notes: Sequence[str]) -> str:
-    """Where this runs, and its anchors."""
+    """Where this runs, and its reference measurements."""
     place = header.environment
     parts = {
         "device": place.device,
@@ -29,13 +29,13 @@ def begin(header: Header, notes: Sequence[str]) -> str:
         "CPU": f"{place.cpu} ({place.cpu_count})",
     }
     lines = [" · ".join(f"{name} {value}" for name, value in parts.items() if value is not None)]
-    if header.anchors is not None and not header.inputs.get("rehearsal"):
-        anchors = header.anchors
+    if header.reference_measurements is not None and not header.inputs.get("rehearsal"):
+        references = header.reference_measurements
         lines += [
-            f"G {anchors.matmul.per_s / 1e12:,.0f} TFLOP/s ({anchors.matmul.what})",
-            f"B {anchors.copy.per_s / 1e12:.2f} TB/s ({anchors.copy.what})",
-            f"read {anchors.read.per_s / 1e12:.2f} TB/s ({anchors.read.what})",
-            f"launch {anchors.launch.each_s * 1e6:.1f} µs",
+            f"G {references.matmul.per_s / 1e12:,.0f} TFLOP/s ({references.matmul.description})",
+            f"B {references.copy.per_s / 1e12:.2f} TB/s ({references.copy.description})",
+            f"read {references.read.per_s / 1e12:.2f} TB/s ({references.read.description})",
+            f"launch {references.launch.unit_s * 1e6:.1f} µs",
         ]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
@@ -45,7 +45,7 @@ def line(row: Row, rehearsal: bool) -> str:
     about = f"{row.experiment} · {row.case.get('shape', row.case.get('suite'))} · {row.implementation}"
     if row.measurement is None:
         return f"{about}: {row.status}: {row.reason}"
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in row.figures.items())
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in row.extra.items())
     if row.experiment == TESTS:
         return f"{about}: {counts} in {row.measurement.median_s:.0f} s"
     if rehearsal:

@@ -25,8 +25,8 @@ from benchmarks.gpu.workers import ROOT, prepare, run_once
 from llmbench.bench.experiments import find_experiment
 from llmbench.bench.experiments.experiment import Ask
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
-from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import clock_for
+from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import read
 from llmbench.model.formats import DTYPES
 
@@ -155,12 +155,12 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
     """Compile a share of what will be timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
-    anchors = measure_anchors(
+    references = measure_references(
         clock_for(device), DTYPES[ask.dtype], budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10)
     )
     groups = [group for name in names for group in find_experiment(name).groups(ask)]
     for group in groups[number::shares]:
-        for rival in group.rivals(anchors):
+        for rival in group.rivals(references):
             if rival.name in PLAIN:
                 continue
             run_once(rival)

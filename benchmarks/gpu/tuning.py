@@ -19,7 +19,7 @@ from llmbench.bench.autograd import one_pass
 from llmbench.kernels.kernel import Kernel, Random, described
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
 from llmbench.kernels.proof.accuracy import Verdict, compare
-from llmbench.measure.gate import Rival, measured
+from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.results import Row
 from llmbench.sizing.work import Pass
 
@@ -87,7 +87,7 @@ def _format(of: Kernel, machine: Machine) -> torch.dtype:
     return of.formats([machine.dtype])[0]
 
 
-def rivals_of(choice: Choice, machine: Machine) -> list[Rival]:
+def rivals_of(choice: Choice, machine: Machine) -> list[Candidate]:
     """The candidates of a choice, which share their inputs."""
     of, dtype = choice.kernel, _format(choice.kernel, machine)
     flops, moved = work_of(of.cost(choice.case, dtype), choice.way)
@@ -99,7 +99,7 @@ def rivals_of(choice: Choice, machine: Machine) -> list[Rival]:
             made.append(one_pass(of.run, inputs, choice.way, differentiable=of.differentiable))
         return made[0]()
 
-    def rival(index: int, words: str) -> Rival:
+    def rival(index: int, words: str) -> Candidate:
         def candidate() -> Any:
             with preferring({choice.name: index}):
                 return call()
@@ -108,7 +108,7 @@ def rivals_of(choice: Choice, machine: Machine) -> list[Rival]:
             with time_box(machine.rival_s, words), poisoned():
                 return list(_agreement(_tensors(candidate()), _tensors(call())))
 
-        return Rival(
+        return Candidate(
             name=f"{index}: {words}",
             prepare=lambda: candidate,
             check=check,
@@ -142,7 +142,9 @@ def tuned(
             continue
         try:
             rivals = rivals_of(choice, machine)
-            found = measured(rivals, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling)
+            found = check_and_time(
+                rivals, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling
+            )
             rows = list(found)
             machine.forget()
         except Exception as problem:

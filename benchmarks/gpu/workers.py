@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.goals import TESTS
 from benchmarks.gpu.sharding import NOTES, SHARE, UNTIL
-from llmbench.measure.gate import Rival
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row
 
@@ -58,7 +58,7 @@ class SuiteRun:
     def row(self) -> Row:
         """As it stands in a file of results; right if nothing that was begun failed, and something was."""
         common: dict[str, Any] = {"experiment": TESTS, "case": {"suite": self.suite}, "implementation": "pytest"}
-        common["figures"] = {name.replace(" ", "_"): count for name, count in sorted(self.outcomes.items())}
+        common["extra"] = {name.replace(" ", "_"): count for name, count in sorted(self.outcomes.items())}
         if self.problem is not None:
             return Row(status="n/a", reason=self.problem, **common)
         if self.failures:
@@ -162,7 +162,7 @@ def prepare(
         )
 
 
-def run_once(rival: Rival) -> None:
+def run_once(rival: Candidate) -> None:
     """Check and run what will be timed, so that it is compiled; what fails will fail again where it counts."""
     try:
         if rival.check is not None:

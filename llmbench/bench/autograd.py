@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmbench.measure.clock import Call
-from llmbench.measure.memory import Continued
+from llmbench.measure.memory import RepeatableBackward
 from llmbench.sizing.work import Pass
 
 __all__ = ["one_pass"]
@@ -54,4 +54,4 @@ def one_pass(
 
     if of == "both":
         return lambda: backward(outputs(), again=False)
-    return Continued(outputs, backward)
+    return RepeatableBackward(outputs, backward)

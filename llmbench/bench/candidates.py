@@ -17,9 +17,9 @@ from llmbench.bench.experiments.experiment import Group, Pace
 from llmbench.bench.pieces.piece import Made, Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
-from llmbench.measure.anchors import Anchors
+from llmbench.measure.check_and_time import ADDRESSABLE_BYTES, Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import ADDRESSABLE_BYTES, Rival
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Scalar
 from llmbench.model.implementations import IMPLEMENTATIONS, implementation
 from llmbench.model.implementations.interface import Implementation
@@ -76,18 +76,18 @@ def entry_group(entries: Sequence[Entry], *, experiment: str, case: Mapping[str,
     )
 
 
-def _rivals(entries: Sequence[Entry], anchors: Anchors) -> list[Rival]:
+def _rivals(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
     forget_compiled()  # of other groups; what this one compiles stays until all of it is timed
     shared: dict[tuple[int, int], Callable[[], Made]] = {}
     found = []
     for entry in entries:
         what = id(entry.piece), id(entry.setting)
         made = shared.setdefault(what, cache(partial(entry.piece.make, entry.setting)))
-        found.append(_rival(entry, made, anchors))
+        found.append(_rival(entry, made, references))
     return found
 
 
-def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
+def _rival(entry: Entry, made: Callable[[], Made], references: ReferenceMeasurements) -> Candidate:
     piece, setting, name = entry.piece, entry.setting, entry.impl
 
     @cache
@@ -98,14 +98,14 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
 
     impl = STANDARD.name if name == COMPILED else name
     must = piece.work(setting)
-    limits = anchors.limits(piece.bandwidth)
+    limits = references.limits(piece.bandwidth)
     ops = piece.ops(setting, impl)
     need = need_bytes(ops, setting.of, element_bytes=setting.format.itemsize)
     figures: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
     if need < ADDRESSABLE_BYTES:  # what has more cannot even be described to torch
         sized = piece.make(setting.but(device=torch.device("meta")))
         figures |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.found)
-    return Rival(
+    return Candidate(
         name=entry.label,
         prepare=lambda: call_of(made(), way(), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
@@ -114,7 +114,7 @@ def _rival(entry: Entry, made: Callable[[], Made], anchors: Anchors) -> Rival:
         work_flops=must.flops,
         work_bytes=must.bytes,
         predicted_s=piece.predicted_s(setting, impl, limits),
-        figures=figures | dict(entry.figures),
+        extra=figures | dict(entry.figures),
         compiled=name in (COMPILED, FLEX),
     )
 

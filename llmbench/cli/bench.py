@@ -30,8 +30,8 @@ from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.experiments.experiment import Ask, Experiment, Group
-    from llmbench.measure.anchors import Anchors
     from llmbench.measure.environment import Environment
+    from llmbench.measure.reference import ReferenceMeasurements
     from llmbench.measure.results import Key, Row, Scalar
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)]
@@ -136,13 +136,13 @@ def command(
 
 class _Measured(NamedTuple):
     """What there is to show once nothing more is measured: rows in the order of their groups, those of earlier sessions
-    too; `earlier`, the anchors of these; `notes`, what a reader must know of the file; and what broke it off, if
-    anything did."""
+    too; `earlier`, the reference measurements of these; `notes`, what a reader must know of the file; and what broke it
+    off, if anything did."""
 
     rows: list[Row]
-    anchors: Anchors
+    references: ReferenceMeasurements
     environment: Environment
-    earlier: dict[Key, Anchors]
+    earlier: dict[Key, ReferenceMeasurements]
     notes: list[str]
     broken_off: KeyboardInterrupt | CannotRunError | None
 
@@ -153,9 +153,9 @@ def _measured(
     """Measure what the file does not have yet. Whatever breaks it off, what was measured before is not lost."""
     from llmbench.bench.experiments.experiment import run
     from llmbench.bench.results.words import in_words
-    from llmbench.measure.anchors import measure_anchors
     from llmbench.measure.clock import clock_for
     from llmbench.measure.environment import environment
+    from llmbench.measure.reference import measure_references
     from llmbench.measure.results import Header
     from llmbench.model.formats import DTYPES
 
@@ -166,20 +166,24 @@ def _measured(
             told(" · ".join(in_words(group.case)))
 
         told("limits of the machine")
-        anchors = measure_anchors(clock_for(ask.device), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
-        header = Header(command="bench", inputs=inputs, environment=found, anchors=anchors)
+        references = measure_references(clock_for(ask.device), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
+        header = Header(command="bench", inputs=inputs, environment=found, reference_measurements=references)
         rows: dict[Key, Row] = {}
-        earlier: dict[Key, Anchors] = {}
+        earlier: dict[Key, ReferenceMeasurements] = {}
         notes: list[str] = []
         broken_off: KeyboardInterrupt | CannotRunError | None = None
         with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
-            if store is not None and store.found is not None:
-                rows = store.found.by_key()
-                sessions = store.found.headers_by_key()
-                earlier = {key: head.anchors for key, head in sessions.items() if head and head.anchors}
-                notes = [*store.notes, *(f"left out: {damage}" for damage in store.found.damaged)]
+            if store is not None and store.existing is not None:
+                rows = store.existing.by_key()
+                sessions = store.existing.headers_by_key()
+                earlier = {
+                    key: head.reference_measurements
+                    for key, head in sessions.items()
+                    if head and head.reference_measurements
+                }
+                notes = [*store.notes, *(f"left out: {damage}" for damage in store.existing.damaged)]
             try:
-                for row in run(groups, clock=clock, anchors=anchors, store=store, started=tell):
+                for row in run(groups, clock=clock, references=references, store=store, started=tell):
                     rows[row.key] = row
                     earlier.pop(row.key, None)
             except (KeyboardInterrupt, CannotRunError) as problem:
@@ -188,7 +192,7 @@ def _measured(
         notes.append(f"{plural(len(earlier), 'row')} of earlier sessions: held to the limits measured then")
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
-    return _Measured(ordered, anchors, found, earlier, notes, broken_off)
+    return _Measured(ordered, references, found, earlier, notes, broken_off)
 
 
 def _end(measured: _Measured, path: Path | None) -> None:
@@ -237,14 +241,14 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
     from llmbench.model.implementations.kernels import on_a_cpu
 
     rows, environment = measured.rows, measured.environment
-    yardsticks = Yardsticks.of(measured.anchors, environment, ask.dtype, measured.earlier)
+    yardsticks = Yardsticks.of(measured.references, environment, ask.dtype, measured.earlier)
     baselines = baseline_of(rows, of)
     by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
     common, found = sheets(rows, of.chart)
     x = [Column(of.chart.label, "count")] if of.chart else []
 
     def figure(row: Row, key: str) -> Scalar:
-        return (row.figures | dict(of.derived(row, yardsticks))).get(key)
+        return (row.extra | dict(of.derived(row, yardsticks))).get(key)
 
     own = [(Column(title, unit, sparse=True), partial(figure, key=key)) for key, title, unit in of.columns]
     known = {row.key: figures(row, yardsticks, by_key.get(row.key)) for row in rows}
@@ -269,7 +273,7 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
     if any(each.speedup is not None for each in known.values()):
         about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
     about += of.notes
-    also = {"anchors": msgspec.to_builtins(yardsticks.anchors)}
+    also = {"reference_measurements": msgspec.to_builtins(yardsticks.references)}
     tables = [one_table(rows, [known[row.key] for row in rows], own)]
     if of.summary is not None:
         all_of_it = of.summary(ask, rows)
@@ -278,6 +282,7 @@ def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, A
         also[all_of_it.key] = all_of_it.rows
     return Document(
         command="bench",
+        version=2,
         inputs=inputs,
         rows_key="rows",
         rows=plain(rows, yardsticks, baselines, of.derived),

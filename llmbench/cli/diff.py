@@ -1,4 +1,4 @@
-"""`llmbench diff`: what got slower between two files of results?"""
+"""`llmbench diff`: compare two result files and report regressions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llmbench.report.units import fitting, plural
 if TYPE_CHECKING:
     from llmbench.measure.difference import Change, Difference
 
-Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file that `llmbench bench --output` wrote.")]
-After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another of the same experiment.")]
-Everything = Annotated[bool, typer.Option("--all", help="Show rows that did not change, too.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file, written by `llmbench bench --output`.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another result file of the same experiment.")]
+Everything = Annotated[bool, typer.Option("--all", help="Show unchanged rows too.")]
 
 
 def command(
@@ -28,13 +28,12 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Two files of results: what changed by more than the noise. Exit code 1 where something got slower, broke or takes
-    more memory.
+    """Compare two result files. Exit code 1 if a row became slower, broke or needs more memory.
 
-    Rows are paired by experiment, case and implementation. The noise of a pair is what the samples, the anchors of both
-    runs and the other rivals of its case tell of the machine, and never less than 10% on a CPU and 5% on a GPU. A row
-    is the same where a change by 1.3× is ruled out, else unclear. Memory has grown where the peak is larger by 5% and
-    by a MiB. Damaged lines, and what differs between the machines, are told.
+    Rows are paired by experiment, case and implementation. The noise threshold of a pair is estimated from its samples,
+    the reference measurements of both runs and the other implementations in the case. It is at least 10% on a CPU and
+    5% on a GPU. A row is `same` if a change by 1.3× is ruled out, else `unclear`. Memory counts as grown if the peak is
+    larger by more than 5% and more than a MiB. Reports unreadable lines and differences between the two machines.
 
     Examples:
 
@@ -46,18 +45,19 @@ def command(
     from llmbench.measure.results import read
 
     first, second = read(before), read(after)
-    found = diff(first, second)
+    difference = diff(first, second)
     damaged = [str(damage) for damage in (*first.damaged, *second.damaged)]
     document = Document(
         command="diff",
         inputs={"before": str(before), "after": str(after), "all": all},
         rows_key="changes",
-        rows=[_row(change) for change in found.changes],
-        blocks=[_block(found, damaged, everything=all)],
-        also={"notes": [*found.notes, *damaged], "regressions": len(found.regressions)},
+        rows=[_row(change) for change in difference.changes],
+        blocks=[_block(difference, damaged, everything=all)],
+        version=2,
+        also={"notes": [*difference.notes, *damaged], "regressions": len(difference.regressions)},
     )
     answer(document, format, output)
-    if found.regressions:
+    if difference.regressions:
         raise typer.Exit(1)
 
 
@@ -80,13 +80,13 @@ def _row(change: Change) -> dict[str, Any]:
         "verdict": change.verdict,
         "ratio": change.ratio,
         "noise": change.noise,
-        "heavier": change.heavier,
+        "memory_grew": change.memory_grew,
         **sides,
     }
 
 
-def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
-    shown = [change for change in found.changes if everything or change.verdict != "same" or change.heavier]
+def _block(difference: Difference, damaged: list[str], *, everything: bool) -> Block:
+    shown = [change for change in difference.changes if everything or change.verdict != "same" or change.memory_grew]
     times = [row.seconds for change in shown for row in (change.before, change.after) if row is not None]
     time = fitting("ms", times)
     columns = [
@@ -108,29 +108,27 @@ def _block(found: Difference, damaged: list[str], *, everything: bool) -> Block:
             *(None if row is None else row.seconds or row.status for row in (change.before, change.after)),
             change.ratio,
             change.noise,
-            change.peak_ratio if change.heavier else None,
-            f"{change.verdict}, more memory" if change.heavier else change.verdict,
+            change.peak_ratio if change.memory_grew else None,
+            f"{change.verdict}, more memory" if change.memory_grew else change.verdict,
         ]
         for change in shown
     ]
-    counts = Counter(change.verdict for change in found.changes)
+    counts = Counter(change.verdict for change in difference.changes)
     tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    regressions = plural(len(found.regressions), "regression") if found.regressions else "no regression"
-    lines = [f"{plural(len(found.changes), 'row')}: {tally}; {regressions}"]
-    gone = [f"{change.key[2]} at {_case(change)}" for change in found.changes if change.verdict == "gone"]
+    regressions = plural(len(difference.regressions), "regression") if difference.regressions else "no regression"
+    lines = [f"{plural(len(difference.changes), 'row')}: {tally}; {regressions}"]
+    gone = [f"{change.key[2]} at {_case(change)}" for change in difference.changes if change.verdict == "gone"]
     if gone:
         more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        lines.append(f"gone, and not judged: {'; '.join(gone[:NAMED])}{more}")
+        lines.append(f"gone (only in the first file, not judged): {'; '.join(gone[:NAMED])}{more}")
     if counts["unclear"]:
-        lines.append(
-            "unclear: the noise hides a change by 1.3×; measure again while the machine is quiet, or for longer"
-        )
+        lines.append("unclear: the noise could hide a change by 1.3×; measure again on a quiet machine or for longer")
     table = Table(columns=columns, rows=rows) if rows else None
-    return Block(table=table, lines=lines, notes=[*found.notes, *damaged])
+    return Block(table=table, lines=lines, notes=[*difference.notes, *damaged])
 
 
 NAMED = 3
-"""Rows that are gone and are named; JSON has all."""
+"""How many rows that are gone a table names; JSON has all of them."""
 
 
 def _case(change: Change) -> str:

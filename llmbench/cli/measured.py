@@ -148,22 +148,25 @@ def place(environment: Environment) -> str:
 
 def machine(environment: Environment, yardsticks: Yardsticks, rows: Iterable[Row] = ()) -> list[str]:
     """What rows were measured on, and what that could do in this run."""
-    from llmbench.measure.measurement import told
+    from llmbench.measure.measurement import merged_remarks
 
-    anchors = yardsticks.anchors
+    references = yardsticks.references
     rates = ", ".join(
         (
-            f"{si(anchors.matmul.per_s)}FLOP/s ({anchors.matmul.what})",
-            f"{si(anchors.copy.per_s)}B/s copying",
-            f"{si(anchors.read.per_s)}B/s reading",
-            f"{1e6 * anchors.launch.each_s:.1f} µs a launch",
+            f"{si(references.matmul.per_s)}FLOP/s ({references.matmul.description})",
+            f"{si(references.copy.per_s)}B/s copying",
+            f"{si(references.read.per_s)}B/s reading",
+            f"{1e6 * references.launch.unit_s:.1f} µs a launch",
         )
     )
     lines = [place(environment), f"limits, measured in this run: {rates}"]
-    named = ("products", anchors.matmul), ("copying", anchors.copy), ("reading", anchors.read)
-    lines += [f"limits of {line}" for line in told((name, each.measurement.remarks_by_kind()) for name, each in named)]
+    named = ("products", references.matmul), ("copying", references.copy), ("reading", references.read)
+    lines += [
+        f"limits of {line}"
+        for line in merged_remarks((name, each.measurement.remarks_by_kind()) for name, each in named)
+    ]
     if yardsticks.datasheet is not None:
-        share = percent(anchors.matmul.per_s / yardsticks.datasheet.flops_per_s)
+        share = percent(references.matmul.per_s / yardsticks.datasheet.flops_per_s)
         peak, memory = (si(rate) for rate in yardsticks.datasheet)
         lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; products reach {share}")
     beaten = {yardsticks.beaten_by(row) for row in rows}

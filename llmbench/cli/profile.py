@@ -159,12 +159,13 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
         blocks.append(_kernel_block(setting, measured))
     return Document(
         command="profile",
+        version=2,
         inputs=inputs,
         rows_key="implementations",
         rows=rows,
         blocks=blocks,
         environment=msgspec.to_builtins(measured.environment),
-        also={"anchors": msgspec.to_builtins(measured.yardsticks.anchors), "ops": ops},
+        also={"reference_measurements": msgspec.to_builtins(measured.yardsticks.references), "ops": ops},
         tables=[one_table(measured.rows, known), *(block.table for block in blocks[1:] if block.table is not None)],
     )
 

@@ -1,8 +1,8 @@
-"""How long does a call take? Rivals are timed side by side in one run: A B B A A B B A …
+"""Clocks: how long does a call take? Candidates are timed side by side in one run: A B B A A B B A …
 
-On a GPU two events enclose each call, L2 is emptied before, and calls that are short are captured as CUDA graphs, so
-that the gaps between launches are not timed. On a CPU a wall clock encloses as many calls as make a sample that can be
-trusted, with the number of torch's threads held and the garbage collector off. Every sample is kept.
+On a GPU two events enclose each call, L2 is emptied before it, and short calls are captured as CUDA graphs, so that the
+gaps between launches are not timed. On a CPU a wall clock encloses enough calls for a reliable sample; the number of
+torch's threads is fixed and the garbage collector is off. Every sample is kept.
 """
 
 from __future__ import annotations
@@ -18,41 +18,74 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from llmbench.errors import CannotRunError
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.kernels.proof.accuracy import tf32_products
-from llmbench.measure.graphs import captured
-from llmbench.measure.lost import LostError, running
+from llmbench.measure.cpu import barrier_timer, run_queue_delay_s
+from llmbench.measure.cuda import captured
 from llmbench.measure.measurement import ClockKind, Measurement, quantile
-from llmbench.measure.meeting import meeting
 from llmbench.measure.telemetry import watching
-from llmbench.measure.waiting import waited_s
 
-__all__ = ["Call", "Clock", "CpuClock", "CudaClock", "Stopwatch", "Warm", "clock_for", "compare"]
+__all__ = [
+    "Call",
+    "Clock",
+    "CpuClock",
+    "CudaClock",
+    "DeviceLostError",
+    "Stopwatch",
+    "Warm",
+    "attribute_loss",
+    "clock_for",
+    "compare",
+]
 
 Call = Callable[[], Any]
-"""What is timed: everything it needs is there already, and nothing it returns is looked at."""
+"""A function to time. Its inputs exist already, and its result is ignored."""
 
 Graphs = Literal["auto", "always", "never"]
 T = TypeVar("T")
 
 
+class DeviceLostError(LLMBenchError):
+    """The GPU's context or another rank is gone: this process cannot measure any more.
+
+    Other errors end one candidate; this one ends the session. `candidate`: the name of the candidate that was running,
+    where it is known.
+    """
+
+    exit_code = 3
+    candidate: str | None = None
+
+
+@contextmanager
+def attribute_loss(candidate: str) -> Iterator[None]:
+    """Store the candidate's name in a DeviceLostError that the block raises."""
+    try:
+        yield
+    except DeviceLostError as problem:
+        problem.candidate = candidate
+        raise
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stopwatch:
-    """One rival, ready: `sample()` runs it and gives the seconds of a call. What grows with the samples: `waits`, where
-    the system counts it, the share of each that threads waited for a core; `meetings`, where there are several threads,
-    the seconds in which they met behind it."""
+    """A candidate that is ready for timing: `sample()` runs it and returns the seconds of one call.
+
+    Two lists grow with the samples. `run_queue_shares`: the share of each sample's time that threads waited for a core,
+    where the system counts it. `barriers_s`: the barrier cost in seconds after each sample, where there are several
+    threads.
+    """
 
     sample: Callable[[], float]
     kind: ClockKind
     calls: int = 1
     cold: bool = False
     notes: tuple[str, ...] = ()
-    waits: list[float] = field(default_factory=list)
-    meetings: list[float] = field(default_factory=list)
+    run_queue_shares: list[float] = field(default_factory=list)
+    barriers_s: list[float] = field(default_factory=list)
 
 
 class Warm(NamedTuple):
-    """A rival that was called `calls` times; `fastest_s` is the shortest of them."""
+    """A candidate after its warm-up of `calls` calls; the shortest took `fastest_s` seconds."""
 
     call: Call
     calls: int
@@ -60,37 +93,37 @@ class Warm(NamedTuple):
 
 
 class Clock(Protocol):
-    """What can time calls on a device. `threads`: torch's on a CPU, None on a GPU."""
+    """Times calls on one device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the calls run."""
+        """The device that the calls run on."""
         ...
 
     @property
     def threads(self) -> int | None:
-        """How many threads of a CPU they have."""
+        """The number of torch's threads on a CPU; None on a GPU."""
         ...
 
     def session(self) -> AbstractContextManager[None]:
-        """Conditions that hold while anything is timed."""
+        """Set the conditions for timing until the block ends."""
         ...
 
     def once(self, call: Call) -> float:
-        """Seconds of one call, roughly; done when it returns."""
+        """Run one call to its end and return its approximate seconds."""
         ...
 
-    def stopwatches(self, rivals: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make rivals ready, all in the same way."""
+    def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
+        """Make all candidates ready for timing, in the same way."""
         ...
 
     def check_device(self) -> None:
-        """Raise LostError where the device does nothing any more, whoever asks it to."""
+        """Raise DeviceLostError if the device does not respond any more."""
         ...
 
 
 def clock_for(device: torch.device, *, threads: int | None = None, graphs: Graphs = "auto") -> Clock:
-    """The clock of a device: `threads` for a CPU, `graphs` for a GPU."""
+    """Return the clock of a device. `threads` applies to a CPU, `graphs` to a GPU."""
     return CudaClock(device, graphs=graphs) if device.type == "cuda" else CpuClock(threads=threads)
 
 
@@ -104,32 +137,34 @@ def compare(
     max_samples: int = 400,
     failed: dict[str, Exception] | None = None,
 ) -> dict[str, Measurement]:
-    """Time rivals, interleaved; one call alone is a comparison too.
+    """Time candidates in interleaved rounds; a single call is allowed too.
 
-    Each is called at least once, and for `warmup_s` seconds, before anything counts. Then come rounds of one sample of
-    each, every other round backwards, until `budget_s` seconds have gone and each has `min_samples`, or `max_samples`.
-    A rival that raises ends the comparison with its error; where `failed` is given, it is put there by its name and the
-    others go on. Raises LostError, with the rival's name, where they cannot.
+    Each candidate is warmed up for `warmup_s` seconds, with at least one call. A round takes one sample of each
+    candidate; every other round goes in reverse order. Rounds go on until `budget_s` seconds have passed and each
+    candidate has `min_samples` samples, or until `max_samples` rounds.
+
+    Without `failed`, the first error of a candidate ends the comparison. With it, the error is stored there under the
+    candidate's name and the others go on. Raises DeviceLostError, with the candidate's name, where they cannot.
     """
     left = dict(calls)
 
-    def tried(name: str, action: Callable[[], T]) -> T | None:
-        with running(name):
+    def attempt(name: str, action: Callable[[], T]) -> T | None:
+        with attribute_loss(name):
             try:
                 return action()
-            except LostError:
+            except DeviceLostError:
                 raise
             except Exception as problem:
                 if failed is None:
                     raise
-                failed[name] = problem.with_traceback(None)  # which would keep the tensors of the failed call alive
+                failed[name] = problem.with_traceback(None)  # a traceback would keep the call's tensors alive
                 del left[name]
                 clock.check_device()
                 return None
 
     with clock.session(), watching(clock.device) as watch:
-        warm = {name: tried(name, partial(_warm, clock, call, warmup_s)) for name, call in calls.items()}
-        ready = {name: each for name, each in warm.items() if each is not None}
+        warmed = {name: attempt(name, partial(_warm, clock, call, warmup_s)) for name, call in calls.items()}
+        ready = {name: warm for name, warm in warmed.items() if warm is not None}
         watches = clock.stopwatches(ready)
         samples: dict[str, list[float]] = {name: [] for name in left}
         start = time.perf_counter()
@@ -138,7 +173,7 @@ def compare(
             if rounds >= min_samples and rounds % 2 == 0 and time.perf_counter() - start >= budget_s:
                 break
             for name in list(left) if rounds % 2 == 0 else list(reversed(left)):
-                seconds = tried(name, watches[name].sample)
+                seconds = attempt(name, watches[name].sample)
                 if seconds is not None:
                     samples[name].append(seconds)
             rounds += 1
@@ -151,8 +186,8 @@ def compare(
             warmup_calls=ready[name].calls,
             cold=watches[name].cold,
             threads=clock.threads,
-            waited=_middle(watches[name].waits),
-            meeting_s=_middle(watches[name].meetings),
+            run_queue_share=_median(watches[name].run_queue_shares),
+            barrier_s=_median(watches[name].barriers_s),
             conditions=conditions,
             notes=watches[name].notes,
         )
@@ -160,12 +195,12 @@ def compare(
     }
 
 
-def _middle(values: list[float]) -> float | None:
+def _median(values: list[float]) -> float | None:
     return quantile(values, 0.5) if values else None
 
 
 def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
-    """Call until the time has gone."""
+    """Call it for `warmup_s` seconds, and at least once."""
     start, count, fastest = time.perf_counter(), 0, math.inf
     while count == 0 or time.perf_counter() - start < warmup_s:
         fastest = min(fastest, clock.once(call))
@@ -174,8 +209,8 @@ def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
 
 
 class CpuClock:
-    """A wall clock. A sample is so many calls that it takes `sample_s` seconds; they find their inputs in the caches
-    where those have room. `threads`: torch's, as they are where None is given."""
+    """A wall clock. A sample is as many calls as take `sample_s` seconds; their inputs stay in the caches where they
+    fit. `threads`: the number of torch's threads; None keeps the current number."""
 
     device = torch.device("cpu")
 
@@ -185,7 +220,7 @@ class CpuClock:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Threads held, no garbage collected."""
+        """Fix the number of threads and disable the garbage collector."""
         assert self.threads is not None
         threads, collecting = torch.get_num_threads(), gc.isenabled()
         torch.set_num_threads(self.threads)
@@ -198,36 +233,36 @@ class CpuClock:
                 gc.enable()
 
     def once(self, call: Call) -> float:
-        """Seconds of one call."""
-        return _wall(call, 1)
+        """Return the seconds of one call."""
+        return _wall_s(call, 1)
 
-    def stopwatches(self, rivals: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Each with as many calls a sample as it needs."""
-        meet = meeting(self.threads)
-        return {name: self._stopwatch(rival, meet) for name, rival in rivals.items()}
+    def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
+        """Make each candidate ready, with its own number of calls per sample."""
+        barrier_s = barrier_timer(self.threads)
+        return {name: self._stopwatch(candidate, barrier_s) for name, candidate in candidates.items()}
 
     def check_device(self) -> None:
-        """A CPU that is lost asks nobody."""
+        """Nothing to check on a CPU."""
 
-    def _stopwatch(self, rival: Warm, meet: Callable[[], float] | None) -> Stopwatch:
-        count = math.ceil(self.sample_s / max(rival.fastest_s, 1e-8))
-        waits: list[float] = []
-        meetings: list[float] = []
+    def _stopwatch(self, candidate: Warm, barrier_s: Callable[[], float] | None) -> Stopwatch:
+        count = math.ceil(self.sample_s / max(candidate.fastest_s, 1e-8))
+        shares: list[float] = []
+        barriers: list[float] = []
 
         def sample() -> float:
-            before = waited_s()
-            seconds = _wall(rival.call, count)
-            after = waited_s()
+            before = run_queue_delay_s()
+            seconds = _wall_s(candidate.call, count)
+            after = run_queue_delay_s()
             if before is not None and after is not None and seconds > 0:
-                waits.append(min(max(after - before, 0.0) / seconds, 1.0))  # several threads may wait at once
-            if meet is not None:
-                meetings.append(meet())
+                shares.append(min(max(after - before, 0.0) / seconds, 1.0))  # several threads may wait at once
+            if barrier_s is not None:
+                barriers.append(barrier_s())
             return seconds / count
 
-        return Stopwatch(sample=sample, kind="cpu", calls=count, waits=waits, meetings=meetings)
+        return Stopwatch(sample=sample, kind="cpu", calls=count, run_queue_shares=shares, barriers_s=barriers)
 
 
-def _wall(call: Call, count: int) -> float:
+def _wall_s(call: Call, count: int) -> float:
     start = time.perf_counter()
     for _ in range(count):
         call()
@@ -235,10 +270,11 @@ def _wall(call: Call, count: int) -> float:
 
 
 class CudaClock:
-    """Events of a GPU, L2 emptied before each call.
+    """A GPU's events, with L2 emptied before each call.
 
-    graphs "auto": graphs where one of the rivals takes less than `SHORT_S` and all can be captured; the reason why one
-    cannot is a note of all. "always" raises it, "never" captures nothing. `cuda` is torch.cuda.
+    `graphs`: "auto" times CUDA graphs if one of the candidates takes less than `SHORT_S` and all can be captured; if
+    one cannot, a note on all of them says why. "always" raises that error instead, "never" captures nothing. `cuda` is
+    torch.cuda.
     """
 
     SHORT_S = 500e-6
@@ -246,21 +282,21 @@ class CudaClock:
 
     def __init__(self, device: torch.device, *, graphs: Graphs = "auto", cuda: Any = torch.cuda) -> None:
         self.device, self.graphs, self.cuda = device, graphs, cuda
-        # Four times the L2, for it replaces by guess. The buffer is read: lines written would be written back to memory
-        # during the call that is timed.
+        # Four times the L2, because its replacement policy is unknown. The buffer is read and not written: written
+        # lines would go back to memory during the timed call.
         size = max(4 * int(cuda.get_device_properties(device).L2_cache_size), 2**20)
         self._flush = torch.zeros(size // 4, dtype=torch.float32, device=device)
         self._sink = torch.zeros((), dtype=torch.float32, device=device)
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """The device is current; nothing from before is still running; products of fp32 are tf32, for all."""
+        """Make the device current, wait for earlier work, and compute fp32 products in tf32 for all candidates."""
         with self.cuda.device(self.device), tf32_products(self.device):
             self.check_device()
             yield
 
     def once(self, call: Call) -> float:
-        """Seconds of one call between two events."""
+        """Return the seconds of one call between two events."""
         start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
         torch.sum(self._flush, dim=0, out=self._sink)  # the launches of the call queue up behind it
         start.record()
@@ -269,36 +305,36 @@ class CudaClock:
         end.synchronize()
         return float(start.elapsed_time(end)) * 1e-3
 
-    def stopwatches(self, rivals: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """All by events, or all by graphs."""
+    def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
+        """Make all candidates ready as CUDA graphs, or none of them."""
         notes: tuple[str, ...] = ()
-        short = any(rival.fastest_s < self.SHORT_S for rival in rivals.values())
+        short = any(candidate.fastest_s < self.SHORT_S for candidate in candidates.values())
         if self.graphs == "always" or (self.graphs == "auto" and short):
             try:
-                replays = {name: self._captured(name, rival.call) for name, rival in rivals.items()}
+                replays = {name: self._captured(name, candidate.call) for name, candidate in candidates.items()}
                 return {name: self._stopwatch(replay, "cuda-graph", ()) for name, replay in replays.items()}
             except CannotRunError as problem:
                 if self.graphs == "always":
                     raise
                 notes = (str(problem),)
-        return {name: self._stopwatch(rival.call, "cuda-events", notes) for name, rival in rivals.items()}
+        return {name: self._stopwatch(candidate.call, "cuda-events", notes) for name, candidate in candidates.items()}
 
     def check_device(self) -> None:
-        """After an illegal access, for one, every call of the driver fails."""
+        """Raise DeviceLostError if the context is gone: after an illegal access every call of the driver fails."""
         try:
             self.cuda.synchronize(self.device)
         except RuntimeError as problem:
-            raise LostError(f"the GPU's context is lost ({str(problem).partition(chr(10))[0]})") from None
+            raise DeviceLostError(f"the GPU's context is lost ({str(problem).partition(chr(10))[0]})") from None
 
     def _stopwatch(self, call: Call, kind: ClockKind, notes: tuple[str, ...]) -> Stopwatch:
         return Stopwatch(sample=lambda: self.once(call), kind=kind, cold=True, notes=notes)
 
     def _captured(self, name: str, call: Call) -> Call:
-        with running(name):
+        with attribute_loss(name):
             try:
                 replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
                 replay()
-                self.cuda.synchronize(self.device)  # what it does wrong is its own, and not the next one's
+                self.cuda.synchronize(self.device)  # an error of this replay must not appear in the next candidate
             except Exception:
                 self.check_device()
                 raise

@@ -1,20 +1,21 @@
-"""Two files of results side by side: what got slower, by more than the noise?
+"""Compare two result files: which rows became slower by more than the noise?
 
-A pair of medians is judged by the logarithm of its ratio: as far up as down. What may move it for no reason is, in the
-order of what it amounts to on a busy machine:
+A pair of medians is judged by the logarithm of their ratio, so that slow-downs and speed-ups are treated alike. The
+code is not the only cause of a change. The other causes, in the order of their size on a busy machine:
 
-- others had the core: a median that waited for a share w of its time may be 1 / (1 - w) too long (`waited`);
-- the machine was slower for a while: rivals of a case are timed side by side, so that this moves all of them. What all
-  have moved, beyond what the whole sweep has, is no implementation's;
-- the machine is slower today: the anchors of both sessions tell, which no change of ours moves;
-- threads met slower: where the host has put two cores that share no cache, calls of several threads take up to twice
-  as long, and that changes from second to second (`meeting`);
-- what nothing tells: where memory and code lie, how high clocks went, neighbours on the same host (`FLOOR`);
-- a median of n samples has an error of its own.
+- Run-queue delay: other processes had the core. A median whose threads waited for a share w of its time may be
+  1 / (1 - w) too long (`run_queue_share`).
+- A common change: the machine was slower for a while. The candidates of a case are timed side by side, so it changes
+  all of them. A change that all candidates of a case share, beyond that of the whole sweep, is not an implementation's.
+- The machine itself is slower today. The reference measurements of both sessions show it; no change of our code does.
+- Barrier cost: the host has moved the threads to cores that share no cache. Multi-threaded calls then take up to twice
+  as long, and this changes from second to second (`barrier_s`).
+- Causes that nothing records: memory and code layout, clock frequency, neighbours on the host (`NOISE_FLOOR`).
+- The sampling error of a median of n samples.
 
-The first four are known and are added, each on the side to which it moves a row. The last two are chance and add as
-squares, the error of the medians at so many standard deviations that one build, run twice, is almost never called
-slower: the more rows, the more.
+The first four are known and are added, each in its direction. The last two are random and are added as squares. The
+sampling error counts with so many standard deviations that two runs of one build almost never show a regression: the
+more rows, the more deviations.
 """
 
 from __future__ import annotations
@@ -28,45 +29,49 @@ from llmbench.errors import LLMBenchError
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Header, Key, Results, Row, differences
 
-__all__ = ["FLOOR", "SEEN", "Change", "Difference", "Noise", "diff", "noise"]
+__all__ = ["DETECTABLE", "NOISE_FLOOR", "Change", "Difference", "Noise", "diff", "noise"]
 
-SEEN = 1.3
-"""A change of this size is to be seen. Where it cannot be ruled out, nothing is said to be the same."""
+DETECTABLE = 1.3
+"""The ratio that a comparison must be able to detect. A row is "same" only if such a change is ruled out."""
 
-FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
-"""By the clock, how far medians of two runs lie apart where nothing tells why, as a logarithm. A CPU: over 576 pairs of
-rows in 36 pairs of runs on two shared cores, what is left without the common move of all rivals is 0.022 (root mean
-square) and 0.066 at most; the order of linking or the size of the environment alone can do as much (Mytkowicz et al.
-2009, "Producing wrong data without doing anything obviously wrong!"). A GPU: room for boost clocks and for boards of
-one kind; not measured yet."""
+NOISE_FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
+"""By clock: how far the medians of two runs may differ for no recorded cause, as a logarithm.
+
+CPU: over 576 pairs of rows in 36 pairs of runs on two shared cores, the changes without the common part of a case are
+0.022 (root mean square) and at most 0.066. The link order or the size of the environment alone can do as much
+(Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong!"). GPU: an allowance for boost
+clocks and for boards of one kind; not measured yet."""
 
 FALSE_ALARMS = 0.005
-"""Of sweeps of one build, those that the error of medians may turn red: half of the one in a hundred that all causes
+"""The share of sweeps of one build in which the sampling error may cause a regression: half of the 1% that all causes
 together may."""
 
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
-"""Peaks that grew by more than both are a regression: a count of bytes has no noise but that of the allocator's blocks
-(of 512 bytes to 2 MiB) and of workspaces that a library chooses."""
+"""A peak that grew by more than both is a regression. Counted bytes have no noise except the allocator's block sizes
+(512 bytes to 2 MiB) and the workspaces that a library chooses."""
 
 FAULTS = ("INCORRECT", "FAILED")
-"""Statuses of what is wrong; that something has no room, or does not exist here, is not."""
+"""Statuses of an error. "OOM" and "n/a" are not errors."""
 
-TOGETHER = 2.0
-"""As far as rivals of a case are taken to move together for no reason of theirs: the longest disturbance seen on shared
-cores. What moved all of them further is a change: of what they share, if of nothing else."""
+MOST_COMMON_CHANGE = 2.0
+"""The largest common change of a case that counts as noise: the longest disturbance seen on shared cores. Beyond it the
+change is attributed to the code that the candidates share."""
 
-MET = 2.5
-"""As far as threads that met slower are taken to have slowed a call: of 50 ops the worst took 2.4 times as long."""
+MOST_BARRIER_CHANGE = 2.5
+"""The largest change that slower barriers explain: of 50 ops the worst took 2.4 times as long."""
 
-Verdict = Literal["slower", "faster", "same", "unclear", "broken", "mended", "new", "gone"]
+Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
 
 
 class Change(NamedTuple):
-    """A row before and after. `ratio`: time after over time before, None unless both have one; `noise`: how far from 1
-    it may lie on that side without meaning anything, None where that is not known. "same": a change by `SEEN` is ruled
-    out; "unclear": it is not. "broken": what had a time has none, or what was not wrong is; "mended": what had no time
-    has one."""
+    """One row before and after.
+
+    `ratio`: time after over time before, None unless both have a time. `noise`: the relative change in that direction
+    that is still noise, None if it is unknown. `verdict`: "same": within the noise, and a change by `DETECTABLE` is
+    ruled out; "unclear": within the noise, and it is not ruled out; "broken": the row lost its time, or became an
+    error; "fixed": the row gained a time.
+    """
 
     key: Key
     before: Row | None
@@ -77,225 +82,246 @@ class Change(NamedTuple):
 
     @property
     def added_bytes(self) -> tuple[int, int] | None:
-        """What the call added at its peak, before and after; None unless both are known."""
+        """The call's memory at its peak, before and after, in bytes; None unless both are known."""
         if self.before is None or self.after is None or self.before.memory is None or self.after.memory is None:
             return None
         return self.before.memory.added_bytes, self.after.memory.added_bytes
 
     @property
     def peak_ratio(self) -> float | None:
-        """After over before; None where that is not known, or was nothing before."""
+        """The peak after over the peak before; None if it is unknown or was 0 before."""
         before, after = self.added_bytes or (0, 0)
         return after / before if before else None
 
     @property
-    def heavier(self) -> bool:
-        """Whether the peak grew."""
+    def memory_grew(self) -> bool:
+        """Whether the peak grew by more than `MEMORY_SHARE` and `MEMORY_BYTES`."""
         before, after = self.added_bytes or (0, 0)
         return after - before > max(MEMORY_SHARE * before, MEMORY_BYTES)
 
     @property
     def worse(self) -> bool:
-        """Whether it is a regression: of time, of memory, or of working at all."""
-        return self.verdict in ("slower", "broken") or self.heavier
+        """Whether the row is a regression: slower, broken, or with a larger peak."""
+        return self.verdict in ("slower", "broken") or self.memory_grew
 
 
 class Difference(NamedTuple):
-    """Every row of either file, and what else differs: devices, versions, what the machine could do."""
+    """The changes of all rows of both files, and notes on the sessions: devices, versions, reference measurements."""
 
     changes: list[Change]
     notes: list[str]
 
     @property
     def regressions(self) -> list[Change]:
-        """What got slower, broke or takes more memory, the worst first."""
+        """The rows that became slower, broke or need more memory, the worst first."""
         worse = [change for change in self.changes if change.worse]
         return sorted(worse, key=lambda change: -(change.ratio or math.inf))
 
 
 def diff(before: Results, after: Results) -> Difference:
-    """Pair the rows of two files by experiment, case and implementation, in the order of `before`.
+    """Pair the rows of two files by experiment, case and implementation, in the order of `before`, and judge each pair.
 
-    Raises LLMBenchError where they have no row in common.
+    Raises LLMBenchError if the files have no row in common.
     """
     old, new = before.by_key(), after.by_key()
-    both = {key: (old[key], new[key]) for key in old if key in new}
-    if not both:
+    pairs = {key: (old[key], new[key]) for key in old if key in new}
+    if not pairs:
         raise LLMBenchError(
             f"{before.path} and {after.path} have no row in common",
             hint="rows pair by experiment, case and implementation: give two runs of one experiment and preset",
         )
-    moved = {key: move for key, pair in both.items() if (move := _moved(*pair)) is not None}
-    alike = _alike(moved)
+    changes = {key: log_ratio for key, pair in pairs.items() if (log_ratio := _log_ratio(*pair)) is not None}
+    common = _common_changes(changes)
     headers = before.headers_by_key(), after.headers_by_key()
 
     def change(key: Key) -> Change:
         was, now = old.get(key), new.get(key)
-        if key not in moved or was is None or now is None or was.measurement is None or now.measurement is None:
-            return Change(key, was, now, None, None, _of_statuses(was, now))
-        known = alike[key[:2]], *_machine(was.measurement, *(each[key] for each in headers))
-        found = noise(was.measurement, now.measurement, known=known, rows=len(moved))
-        move = moved[key]
-        edge = found.high if move > 0 else found.low
-        within = abs(math.expm1(edge)) if math.isfinite(edge) else None
-        return Change(key, was, now, math.exp(move), within, found.verdict(move))
+        if key not in changes or was is None or now is None or was.measurement is None or now.measurement is None:
+            return Change(key, was, now, None, None, _verdict_of_statuses(was, now))
+        machine = _machine_change(was.measurement, *(by_key[key] for by_key in headers))
+        interval = noise(was.measurement, now.measurement, known=(common[key[:2]], *machine), rows=len(changes))
+        log_ratio = changes[key]
+        edge = interval.high if log_ratio > 0 else interval.low
+        tolerance = abs(math.expm1(edge)) if math.isfinite(edge) else None
+        return Change(key, was, now, math.exp(log_ratio), tolerance, interval.verdict(log_ratio))
 
-    return Difference([change(key) for key in {**old, **new}], _notes(before, after, alike, list(both.values())))
+    notes = _notes(before, after, common, list(pairs.values()))
+    return Difference([change(key) for key in {**old, **new}], notes)
 
 
 class Noise(NamedTuple):
-    """Moves from `low` to `high` have no meaning; logarithms, 0 is between them."""
+    """The log ratios from `low` to `high` are noise; 0 lies between them."""
 
     low: float
     high: float
 
-    def verdict(self, move: float) -> Verdict:
-        """Of a logarithm of time after over time before."""
-        if not self.low <= move <= self.high:
-            return "slower" if move > 0 else "faster"
-        return "same" if max(move - self.low, self.high - move) < math.log(SEEN) else "unclear"
+    def verdict(self, log_ratio: float) -> Verdict:
+        """Judge the logarithm of time after over time before."""
+        if not self.low <= log_ratio <= self.high:
+            return "slower" if log_ratio > 0 else "faster"
+        farthest = max(log_ratio - self.low, self.high - log_ratio)
+        return "same" if farthest < math.log(DETECTABLE) else "unclear"
 
 
 def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (), rows: int = 1) -> Noise:
-    """How far apart two medians may lie for no reason.
+    """Return the interval in which two medians may differ without a change of the code.
 
-    `known`: moves of the machine, as logarithms, each of which may have moved the row as far; `rows`: how many are
-    judged together.
+    `known`: known changes of the machine as log ratios; each may have affected the row in full or not at all. `rows`:
+    the number of rows judged together.
     """
-    moves = [*known, _waiting(after), -_waiting(before), _meeting(before, after)]
+    changes = [*known, _delay(after), -_delay(before), _barrier_change(before, after)]
     error = math.hypot(_error_of_median(before), _error_of_median(after))
-    reach = _student(1 - FALSE_ALARMS / rows, EFFICIENCY * (before.n + after.n))
-    chance = math.hypot(max(FLOOR[before.clock], FLOOR[after.clock]), reach * error)
-    return Noise(sum(min(move, 0) for move in moves) - chance, sum(max(move, 0) for move in moves) + chance)
+    reach = _student_quantile(1 - FALSE_ALARMS / rows, EFFICIENCY * (before.n + after.n))
+    random = math.hypot(max(NOISE_FLOOR[before.clock], NOISE_FLOOR[after.clock]), reach * error)
+    return Noise(sum(min(change, 0) for change in changes) - random, sum(max(change, 0) for change in changes) + random)
 
 
-def _waiting(of: Measurement) -> float:
-    """How much too long a median may be for waiting, as a logarithm."""
-    return -math.log1p(-min(of.waited or 0.0, 0.99))
+def _delay(measurement: Measurement) -> float:
+    """How much too long a median may be because of run-queue delay, as a logarithm."""
+    return -math.log1p(-min(measurement.run_queue_share or 0.0, 0.99))
 
 
-def _meeting(before: Measurement, after: Measurement) -> float:
-    """How much slower threads met after than before, as a logarithm; 0 where they cannot be compared. No call has more
-    of it than one that does nothing else, nor more than `MET`; how much of it a call has is not known."""
-    if before.meeting_s is None or after.meeting_s is None or before.threads != after.threads:
+def _barrier_change(before: Measurement, after: Measurement) -> float:
+    """The log ratio of the barrier costs; 0 if they cannot be compared.
+
+    It bounds the effect on a call, because no call depends more on barriers than one that does nothing else; the real
+    share is unknown. At most `MOST_BARRIER_CHANGE`.
+    """
+    if before.barrier_s is None or after.barrier_s is None or before.threads != after.threads:
         return 0.0
-    move, most = math.log(after.meeting_s / before.meeting_s), math.log(MET)
-    return max(-most, min(move, most))
+    log_ratio, most = math.log(after.barrier_s / before.barrier_s), math.log(MOST_BARRIER_CHANGE)
+    return max(-most, min(log_ratio, most))
 
 
 EFFICIENCY = 0.37
-"""Of the interquartile range: it tells as much of a normal spread as a standard deviation of so many of the samples."""
+"""Efficiency of the interquartile range: n samples of it estimate a normal spread as well as 0.37 n of a standard
+deviation."""
 
 
-def _error_of_median(of: Measurement) -> float:
-    """Standard error of the median as a share of it: 1.2533 σ / √n for what is normal in the middle, with σ from the
-    reach of the middle half, IQR / 1.349, which tails do not move. Of a single sample nothing is known."""
-    if of.n < 2:
+def _error_of_median(measurement: Measurement) -> float:
+    """Standard error of the median as a share of it: 1.2533 σ / √n for samples that are normal in the middle.
+
+    σ = IQR / 1.349, which outliers do not change. Infinite for a single sample.
+    """
+    if measurement.n < 2:
         return math.inf
-    return 1.2533 / 1.349 * of.spread / math.sqrt(of.n)
+    return 1.2533 / 1.349 * measurement.spread / math.sqrt(measurement.n)
 
 
-def _student(share: float, freedom: float) -> float:
-    """The value below which a share of Student's t lies (Abramowitz and Stegun 26.7.5, three terms)."""
+def _student_quantile(share: float, freedom: float) -> float:
+    """The quantile of Student's t (Abramowitz and Stegun 26.7.5, three terms)."""
     z = NormalDist().inv_cdf(share)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + (z**3 + z) / (4 * freedom) + second / freedom**2
 
 
-def _moved(before: Row, after: Row) -> float | None:
-    """Logarithm of time after over time before; None unless both have one."""
+def _log_ratio(before: Row, after: Row) -> float | None:
+    """The logarithm of time after over time before; None unless both have a time."""
     return math.log(after.seconds / before.seconds) if before.seconds and after.seconds else None
 
 
-def _alike(moved: Mapping[Key, float]) -> dict[Case, float]:
-    """How far all rivals of each case have moved together, beyond what the sweep has.
+def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
+    """Return the common change of each case, as a log ratio, beyond that of the whole sweep.
 
-    Together is what the one has that moved least, and nothing where they moved both ways, or one is alone. That of the
-    sweep is the middle one of all cases: where everything moved, it is not taken for a passing disturbance. Nor is what
-    is beyond `TOGETHER`.
+    The common change of a case is that of its row that changed least. It is 0 if rows changed in both directions or if
+    the case has only one row. The sweep's is the median over all cases: where everything changed, the cause is not a
+    passing disturbance. At most `MOST_COMMON_CHANGE`.
     """
-    most = math.log(TOGETHER)
+    most = math.log(MOST_COMMON_CHANGE)
     cases: dict[Case, list[float]] = {}
-    for key, change in moved.items():
+    for key, change in changes.items():
         cases.setdefault(key[:2], []).append(change)
-    least = {case: _least(changes) for case, changes in cases.items()}
+    least = {case: _least(of_case) for case, of_case in cases.items()}
     ordered = sorted(least.values())
     middle = _least(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]) if ordered else 0.0
-    moved_together = {case: each - middle if len(cases[case]) > 1 else 0.0 for case, each in least.items()}
-    return {case: max(-most, min(each, most)) for case, each in moved_together.items()}
+    common = {case: change - middle if len(cases[case]) > 1 else 0.0 for case, change in least.items()}
+    return {case: max(-most, min(change, most)) for case, change in common.items()}
 
 
 def _least(changes: list[float]) -> float:
-    """The one nearest to 0 of those that have one sign, else 0."""
+    """The change nearest to 0 if all have one sign, else 0."""
     return max(min(changes), 0.0) + min(max(changes), 0.0)
 
 
-def _machine(of: Measurement, before: Header | None, after: Header | None) -> tuple[float, float]:
-    """How far anchors moved, down and up, as logarithms of their times: those that speak for such a row. Calls of a CPU
-    mostly find their inputs in its caches, calls of a GPU do not; launches cost nothing within a graph."""
-    if before is None or after is None or before.anchors is None or after.anchors is None:
+def _machine_change(measurement: Measurement, before: Header | None, after: Header | None) -> tuple[float, float]:
+    """The most negative and the most positive change of the reference measurements' times, as log ratios.
+
+    Only those that concern such a row count. A CPU's calls mostly find their inputs in its caches, a GPU's do not, and
+    launches cost nothing within a CUDA graph.
+    """
+    was = before.reference_measurements if before is not None else None
+    now = after.reference_measurements if after is not None else None
+    if was is None or now is None:
         return 0.0, 0.0
     names = {"cpu": ("matmul", "launch"), "cuda-events": ("matmul", "copy", "read", "launch")}
-    moves = [0.0]
-    for name in names.get(of.clock, ("matmul", "copy", "read")):
-        was, now = getattr(before.anchors, name), getattr(after.anchors, name)
-        if was.what == now.what:
-            moves.append(math.log(was.per_s / now.per_s))
-    return min(moves), max(moves)
+    changes = [0.0]
+    for name in names.get(measurement.clock, ("matmul", "copy", "read")):
+        old, new = getattr(was, name), getattr(now, name)
+        if old.description == new.description:
+            changes.append(math.log(old.per_s / new.per_s))
+    return min(changes), max(changes)
 
 
-def _of_statuses(before: Row | None, after: Row | None) -> Verdict:
+def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
+    """Judge a pair of which at least one row has no time."""
     if before is None or after is None:
         return "new" if before is None else "gone"
     if before.status == after.status:
-        return "unclear" if before.status == "ok" else "same"  # a time of zero
+        return "unclear" if before.status == "ok" else "same"  # two "ok" rows come here if a time is zero
     if "ok" in (before.status, after.status):
-        return "broken" if before.status == "ok" else "mended"
+        return "broken" if before.status == "ok" else "fixed"
     return "broken" if after.status in FAULTS and before.status not in FAULTS else "same"
 
 
-def _notes(before: Results, after: Results, alike: Mapping[Case, float], both: list[tuple[Row, Row]]) -> list[str]:
-    """What a reader must know beside the rows; of places, the last sessions'."""
-    found = [
-        f"{_several(len(each.damaged), 'damaged line')} in {each.path} left out"
-        for each in (before, after)
-        if each.damaged
+def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs: list[tuple[Row, Row]]) -> list[str]:
+    """What a reader must know beside the rows. Environments are those of each file's last session."""
+    notes = [
+        f"{_counted(len(results.damaged), 'damaged line')} in {results.path} left out"
+        for results in (before, after)
+        if results.damaged
     ]
-    together = [abs(move) for move in alike.values() if abs(move) > math.log(SEEN) / 2]
-    if together:
-        cases, most = _several(len(together), "case"), math.exp(max(together))
-        found.append(
-            f"all rivals of {cases} moved alike, up to {most:.1f}×: taken for the machine, and for noise there; "
-            "a change of what they share looks the same"
-        )
-    found += _meetings([(was.measurement, now.measurement) for was, now in both])
+    notes += _note_of_common_changes(common)
+    notes += _note_of_barriers([(was.measurement, now.measurement) for was, now in pairs])
     if not before.headers or not after.headers:
-        bare = ", ".join(each.path for each in (before, after) if not each.headers)
-        return [*found, f"no header in {bare}: where it was measured is not known"]
+        bare = ", ".join(results.path for results in (before, after) if not results.headers)
+        return [*notes, f"no header in {bare}: the machine and the inputs are unknown"]
     old, new = before.headers[-1], after.headers[-1]
-    found += differences(old.environment, new.environment)
+    notes += differences(old.environment, new.environment)
     if old.inputs != new.inputs:
-        found.append("the inputs of the two sessions differ")
-    if old.anchors and new.anchors:
+        notes.append("the two sessions have different inputs")
+    if old.reference_measurements and new.reference_measurements:
         for name in ("matmul", "copy", "read", "launch"):
-            was, now = getattr(old.anchors, name), getattr(new.anchors, name)
-            ratio = was.per_s / now.per_s if was.what == now.what else 1.0
-            if abs(math.log(ratio)) > FLOOR[was.measurement.clock]:
-                found.append(f"the machine itself: {was.what} takes {ratio:.2f}× as long")
-    return found
+            was, now = getattr(old.reference_measurements, name), getattr(new.reference_measurements, name)
+            ratio = was.per_s / now.per_s if was.description == now.description else 1.0
+            if abs(math.log(ratio)) > NOISE_FLOOR[was.measurement.clock]:
+                notes.append(f"reference measurement: {was.description} takes {ratio:.2f}× as long")
+    return notes
 
 
-def _meetings(pairs: list[tuple[Measurement | None, Measurement | None]]) -> list[str]:
-    """That threads met at another speed, if they did."""
-    met = [abs(_meeting(was, now)) for was, now in pairs if was and now]
-    apart = [move for move in met if move > math.log(SEEN) / 2]
-    if not apart:
+def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
+    """A note if all implementations of some cases changed together by a noticeable amount."""
+    noticeable = [change for change in common.values() if abs(change) > math.log(DETECTABLE) / 2]
+    if not noticeable:
+        return []
+    cases, most = _counted(len(noticeable), "case"), math.exp(max(abs(change) for change in noticeable))
+    direction = "slower" if min(noticeable) > 0 else "faster" if max(noticeable) < 0 else "slower or faster"
+    return [
+        f"in {cases} every implementation became {direction} together (up to {most:.1f}×). "
+        "This is treated as machine noise; a change in shared code would look the same"
+    ]
+
+
+def _note_of_barriers(pairs: list[tuple[Measurement | None, Measurement | None]]) -> list[str]:
+    """A note if the barrier cost of some rows differs by a noticeable amount."""
+    changes = [abs(_barrier_change(was, now)) for was, now in pairs if was and now]
+    noticeable = [change for change in changes if change > math.log(DETECTABLE) / 2]
+    if not noticeable:
         return []
     return [
-        f"threads met at another speed beside {len(apart)} of {len(met)} rows, up to {math.exp(max(apart)):.1f}×: "
-        "part of the noise there; OMP_NUM_THREADS=1 leaves it out"
+        f"barrier cost (thread synchronisation) differs between the runs for {len(noticeable)} of {len(changes)} rows "
+        f"(up to {math.exp(max(noticeable)):.1f}×); it is counted as noise. OMP_NUM_THREADS=1 avoids it"
     ]
 
 
-def _several(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"

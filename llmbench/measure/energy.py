@@ -1,4 +1,4 @@
-"""Joules of a call, from the GPU's own counter."""
+"""Energy of a call in joules, from the GPU's own counter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ __all__ = ["Energy", "energy_of"]
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Energy of the whole GPU, its idle power included, over `calls` calls one after another, which find their
-    inputs in its caches where those have room. What was timed as a CUDA graph is replayed as one, without the gaps
-    between launches, in which a GPU idles."""
+    """Energy of the whole GPU, its idle power included, over `calls` calls in `seconds` seconds.
+
+    The calls run one after another, with inputs in the GPU's caches where they fit. A call that was timed as a CUDA
+    graph is replayed as one, without the gaps between launches in which the GPU is idle.
+    """
 
     joules: float
     calls: int
@@ -25,16 +27,16 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def joules_per_call(self) -> float:
-        """Energy of one."""
+        """Joules of one call."""
         return self.joules / self.calls
 
 
 def energy_of(
     call: Callable[[], Any], device: torch.device, *, least_s: float = 1.0, gpu: Gpu | None = None
 ) -> Energy | None:
-    """Run `call` for `least_s` seconds and read the counter before and after; None where there is no counter.
+    """Run `call` for at least `least_s` seconds and read the counter before and after; None without a counter.
 
-    The counter moves every 20 to 100 ms, so that a second is right to within some per cent; longer is nearer.
+    The counter is updated every 20 to 100 ms, so one second is accurate to a few per cent.
     """
     gpu = gpu or gpu_of(device)
     if gpu is None or gpu.energy_j() is None:
@@ -55,7 +57,7 @@ def energy_of(
         calls += batch
         passed = time.perf_counter() - start
         if passed < least_s / 10:
-            batch = min(2 * batch, 256)  # few enough that the queue of launches is never full for long
+            batch = min(2 * batch, 256)  # few enough that the launch queue is never full for long
     after = gpu.energy_j()
     if before is None or after is None or after <= before:
         return None

@@ -1,6 +1,6 @@
-"""Where a figure was measured: machine, driver, libraries, compilers, commit. No host name and no path.
+"""The environment of a measurement: machine, driver, libraries, compilers, commit. No host name and no path.
 
-Importing this loads no torch, and `packages` and `gpus` need none.
+Importing this module does not load torch; `packages` and `gpus` do not need it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 class InstalledGpu(NamedTuple):
-    """A GPU as NVML numbers and reports it, and the datasheet that it matches."""
+    """A GPU as NVML reports it, with NVML's number and the bundled device that it matches (`device`)."""
 
     number: int
     name: str
@@ -48,7 +48,7 @@ class InstalledGpu(NamedTuple):
 
 
 class Gpus(NamedTuple):
-    """The driver's version and its GPUs, or why there are none."""
+    """The driver's version and its GPUs, or the problem if there are none."""
 
     driver: str | None
     gpus: list[InstalledGpu]
@@ -56,7 +56,7 @@ class Gpus(NamedTuple):
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of what llmbench works with, None where it is not installed."""
+    """Return the versions of the packages that llmbench uses; None for one that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -68,24 +68,24 @@ def _version(package: str) -> str | None:
 
 
 def gpus() -> Gpus:
-    """What NVML knows."""
+    """Ask NVML for the GPUs of this machine."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception as problem:  # NVML raises its own classes, and OSError where the library is broken
+    except Exception as problem:  # NVML raises its own classes, and OSError if the library is broken
         return Gpus(None, [], str(problem) or type(problem).__name__)
     try:
         devices = [load_device(name) for name in bundled_devices()]
-        found = []
+        installed = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             name = _text(pynvml.nvmlDeviceGetName(handle))
             memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             match = device_matching(name, memory, devices)
-            found.append(InstalledGpu(index, name, memory, match.name if match else None))
+            installed.append(InstalledGpu(index, name, memory, match.name if match else None))
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return Gpus(driver, found, None if found else "the driver reports none")
+        return Gpus(driver, installed, None if installed else "the driver reports none")
     except pynvml.NVMLError as problem:
         return Gpus(None, [], str(problem))
     finally:
@@ -97,11 +97,11 @@ def _text(value: str | bytes) -> str:
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a figure depends on beside its own inputs; None is unknown or absent.
+    """The machine and software that a measurement depends on; None is unknown or absent.
 
-    `device` is "cpu" or the GPU's name, `datasheet` the bundled device that it matches. `ptxas` is the one that Triton
-    assembles with for this GPU. `commit` of the installed tree where that is a git checkout, with "+" behind it where
-    files differ from it; of a copy without its history what LLMBENCH_COMMIT says.
+    `device`: "cpu" or the GPU's name. `datasheet`: the bundled device that it matches. `ptxas`: version of the
+    assembler that Triton uses for this GPU. `commit`: that of the installed tree if it is a git checkout, with "+"
+    appended if files differ from it; for a copy without history the value of LLMBENCH_COMMIT.
     """
 
     llmbench: str
@@ -124,7 +124,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def environment(device: torch.device) -> Environment:
-    """The environment of what is measured on `device`."""
+    """Return the environment of measurements on `device`."""
     import torch
 
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
@@ -155,18 +155,18 @@ def environment(device: torch.device) -> Environment:
 
 
 def commit(root: Path) -> str | None:
-    """The commit of a checkout at `root` itself: a folder inside another repository has none."""
+    """Return the commit of a git checkout whose root is `root`, with "+" if tracked files changed; else None."""
     if not (root / ".git").exists():
         return None
-    found = _printed("git", "-C", str(root), "rev-parse", "HEAD")
-    if found is None:
+    head = _printed("git", "-C", str(root), "rev-parse", "HEAD")
+    if head is None:
         return None
     changed = _printed("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return found.strip() + ("+" if changed and changed.strip() else "")
+    return head.strip() + ("+" if changed and changed.strip() else "")
 
 
 def cpu_model() -> str | None:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -176,9 +176,10 @@ def cpu_model() -> str | None:
 
 @cache
 def ptxas(arch: int) -> str | None:
-    """Version of the assembler that Triton uses for compute capability `arch` (90), TRITON_PTXAS_PATH minded.
+    """Return the version of the assembler that Triton uses for compute capability `arch` (90 for 9.0).
 
-    Releases of Triton carry two and choose differently: 3.6 takes the newer one from 10.0 on, 3.9 from 9.0 on.
+    It respects TRITON_PTXAS_PATH. Triton contains two assemblers, and releases choose differently: 3.6 uses the newer
+    one from 10.0 on, 3.9 from 9.0 on.
     """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
@@ -186,12 +187,12 @@ def ptxas(arch: int) -> str | None:
         path = get_ptxas(arch).path
     except (ImportError, RuntimeError, AttributeError):
         return None
-    found = re.search(r"V(\d+\.\d+\.\d+)", _printed(str(path), "--version") or "")
-    return found[1] if found else None
+    version_text = re.search(r"V(\d+\.\d+\.\d+)", _printed(str(path), "--version") or "")
+    return version_text[1] if version_text else None
 
 
 def _printed(*command: str) -> str | None:
-    """What a program prints, None where it is not there or fails."""
+    """Return a program's output; None if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

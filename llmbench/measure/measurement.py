@@ -1,4 +1,4 @@
-"""What a clock has read: raw samples, and the statistics that are made of them. Needs no torch."""
+"""A measurement: the raw samples of a call and their statistics. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import msgspec
 from llmbench.errors import LLMBenchError
 from llmbench.measure.telemetry import Conditions
 
-__all__ = ["ClockKind", "Measurement", "Ratio", "quantile", "ratio", "told"]
+__all__ = ["ClockKind", "Measurement", "Ratio", "merged_remarks", "quantile", "ratio"]
 
 ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
-"""`cpu`: a wall clock around calls. `cuda-events`: two events around one call, gaps between its launches included.
-`cuda-graph`: two events around one replay of the call, captured as a graph: no gaps."""
+"""`cpu`: a wall clock around several calls. `cuda-events`: two events around one call; the gaps between its launches
+count. `cuda-graph`: two events around one replay of the call as a CUDA graph; no gaps."""
 
-WIDE = 0.10
-"""A spread from here on is told."""
+NOISY_SPREAD = 0.10
+"""A measurement with at least this spread is remarked as noisy."""
 
-WAITED = 0.02
-"""A share of waiting from here on is told."""
+CONTENTION_SHARE = 0.02
+"""A measurement with at least this run-queue share is remarked as CPU contention."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds of one call, sample by sample in the order in which they were taken; statistics are made of them.
+    """Seconds of one call, sample by sample in the order taken. Statistics are computed from them.
 
-    A sample is `calls_per_sample` calls, divided by their number. `cold`: nothing of the inputs was in the GPU's L2
-    when it began. `threads` are those of torch on a CPU. `waited`: the share of the middle sample's time that threads
-    were ready and had no core, because others had it; None on a GPU and where the system does not tell. `meeting_s`:
-    seconds in which the threads met between the samples (see `measure.meeting`), the middle one; None of one thread and
-    on a GPU. `conditions`: how the GPU fared meanwhile, None where nothing can tell. `notes`: what a reader must know
-    before trusting the figures.
+    A sample times `calls_per_sample` calls and is divided by their number. `cold`: the GPU's L2 held none of the inputs
+    when a sample began. `threads`: the number of torch's threads on a CPU. `run_queue_share`: the share of a sample's
+    time that runnable threads waited for a core, median over the samples; None on a GPU and where the system does not
+    count it. `barrier_s`: the barrier cost in seconds, median of one reading per sample (see `measure.cpu`); None for
+    one thread and on a GPU. `conditions`: the GPU's state meanwhile, None where it is unknown. `notes`: what a reader
+    must know before using the figures.
     """
 
     samples_s: tuple[float, ...]
@@ -41,84 +41,87 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     warmup_calls: int = 0
     cold: bool = False
     threads: int | None = None
-    waited: float | None = None
-    meeting_s: float | None = None
+    run_queue_share: float | None = None
+    barrier_s: float | None = None
     conditions: Conditions | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # msgspec makes these a ValidationError with the place in a file
+        # msgspec turns these into a ValidationError that names the place in the file.
         if not self.samples_s:
-            raise ValueError("a measurement has at least one sample")
+            raise ValueError("a measurement needs at least one sample")
         if not all(0 <= sample < math.inf for sample in self.samples_s):
-            raise ValueError("samples are seconds: finite, and not negative")
-        if self.waited is not None and not 0 <= self.waited <= 1:
-            raise ValueError("waiting is a share")
-        if self.meeting_s is not None and not 0 < self.meeting_s < math.inf:
-            raise ValueError("a meeting takes seconds: finite, and more than none")
+            raise ValueError("samples are seconds: finite and not negative")
+        if self.run_queue_share is not None and not 0 <= self.run_queue_share <= 1:
+            raise ValueError("run_queue_share is a share between 0 and 1")
+        if self.barrier_s is not None and not 0 < self.barrier_s < math.inf:
+            raise ValueError("barrier_s is in seconds: finite and above 0")
 
     @property
     def n(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.samples_s)
 
     @property
     def median_s(self) -> float:
-        """The middle sample: the figure to quote."""
+        """The median in seconds: the figure to quote."""
         return quantile(self.samples_s, 0.5)
 
     @property
     def p10_s(self) -> float:
-        """A tenth of the samples is faster."""
+        """The 10th percentile in seconds."""
         return quantile(self.samples_s, 0.1)
 
     @property
     def p90_s(self) -> float:
-        """A tenth of the samples is slower."""
+        """The 90th percentile in seconds."""
         return quantile(self.samples_s, 0.9)
 
     @property
     def iqr_s(self) -> float:
-        """How far the middle half of the samples reaches."""
+        """The interquartile range in seconds."""
         return quantile(self.samples_s, 0.75) - quantile(self.samples_s, 0.25)
 
     @property
     def spread(self) -> float:
-        """`iqr_s` as a share of the median; 0 where the median is."""
+        """The interquartile range as a share of the median; 0 if the median is 0."""
         return self.iqr_s / self.median_s if self.median_s else 0.0
 
     def remarks(self) -> tuple[str, ...]:
-        """The notes, and what samples and conditions say themselves: a wide spread, a GPU held back."""
+        """Return the notes, and a remark if the samples are noisy, the CPU was contended or the GPU was throttled."""
         return tuple(f"{kind}: {detail}" if detail else kind for kind, detail in self.remarks_by_kind().items())
 
     def remarks_by_kind(self) -> dict[str, str]:
-        """What is remarkable, with what there is to say of it in this measurement."""
-        found = dict.fromkeys(self.notes, "")
-        if self.spread >= WIDE:
-            found["wide spread"] = f"the middle half of the samples reaches over {self.spread:.0%} of the median"
-        if self.waited is not None and self.waited >= WAITED:
-            found["the CPU was shared"] = f"{self.waited:.0%} of the time went by waiting for a core"
+        """Return the remarks as kind → detail."""
+        remarks = dict.fromkeys(self.notes, "")
+        if self.spread >= NOISY_SPREAD:
+            remarks["noisy"] = f"IQR is {self.spread:.0%} of the median"
+        if self.run_queue_share is not None and self.run_queue_share >= CONTENTION_SHARE:
+            remarks["CPU contention"] = f"runnable threads waited for a core {self.run_queue_share:.0%} of the time"
         if self.conditions is not None and self.conditions.throttled:
-            shares = ", ".join(f"{reason} ({share:.0%})" for reason, share in self.conditions.throttled.items())
-            found["the GPU was held back"] = f"{shares} of the readings"
-        return found
+            shares = ", ".join(
+                f"{reason} ({share:.0%} of readings)" for reason, share in self.conditions.throttled.items()
+            )
+            remarks["GPU throttled"] = shares
+        return remarks
 
 
-def told(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
-    """Remarks by kind, each with what has it: "a, b: wide spread". A detail is told where all have the same."""
+def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
+    """Yield one line per kind of remark, with the names that have it: "a, b: noisy". The detail is added if it is the
+    same for all names."""
     names: dict[str, list[str]] = {}
     details: dict[str, set[str]] = {}
     for name, remarks in named:
         for kind, detail in remarks.items():
             names.setdefault(kind, []).append(name)
             details.setdefault(kind, set()).add(detail)
-    for kind, of in names.items():
+    for kind, with_it in names.items():
         (detail,) = details[kind] if len(details[kind]) == 1 else ("",)
-        yield f"{', '.join(dict.fromkeys(of))}: {kind}" + (f": {detail}" if detail else "")
+        yield f"{', '.join(dict.fromkeys(with_it))}: {kind}" + (f": {detail}" if detail else "")
 
 
 class Ratio(NamedTuple):
-    """How many times as long one rival takes as another: the median over pairs of samples, and its spread."""
+    """Time of one candidate over time of another: median and percentiles over `n` pairs of samples."""
 
     median: float
     p10: float
@@ -127,20 +130,21 @@ class Ratio(NamedTuple):
 
 
 def ratio(of: Measurement, to: Measurement) -> Ratio:
-    """Time of `of` over time of `to`, paired sample by sample: what slows the machine for a while slows both of a pair.
+    """Return the time of `of` over the time of `to`, paired sample by sample.
 
-    Raises LLMBenchError where they were not taken in one comparison.
+    A disturbance of the machine affects both samples of a pair. Raises LLMBenchError if the two were not taken in one
+    comparison.
     """
     if of.n != to.n:
-        raise LLMBenchError(f"samples of one comparison pair off; these are {of.n} and {to.n}")
+        raise LLMBenchError(f"cannot pair {of.n} samples with {to.n}: they are not from one comparison")
     pairs = [a / b for a, b in zip(of.samples_s, to.samples_s, strict=True) if b > 0]
     if not pairs:
-        raise LLMBenchError("nothing can be compared with a time of zero")
+        raise LLMBenchError("cannot compute a ratio to a time of zero")
     return Ratio(quantile(pairs, 0.5), quantile(pairs, 0.1), quantile(pairs, 0.9), len(pairs))
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The value below which a share `q` of `values` lies, straight lines between neighbours (numpy's default)."""
+    """Return the `q` quantile (0 to 1), interpolated linearly between neighbours as numpy does by default."""
     ordered = sorted(values)
     place = q * (len(ordered) - 1)
     low = math.floor(place)

@@ -1,7 +1,7 @@
-"""How much memory does a call need at its fullest moment, beside what was there before it?
+"""Peak memory of a call, above what was allocated before it.
 
-On a GPU torch's allocator counts. A CPU has no such counter: there every storage that an op makes is followed from its
-birth to its death. Scratch inside an op is not seen there, nor what compiled code takes by itself.
+On a GPU torch's allocator counts it. A CPU has no such counter: there each storage that an op allocates is tracked
+until it is freed. That does not see scratch memory inside an op, nor memory that compiled code allocates itself.
 """
 
 from __future__ import annotations
@@ -17,63 +17,66 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Continued", "LiveTensors", "MemoryPeak", "Replayed", "kept_bytes", "peak_memory"]
+__all__ = ["GraphedCall", "LiveTensors", "MemoryPeak", "RepeatableBackward", "peak_memory", "reserved_bytes"]
 
 
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fullest moment of a call. `added_bytes` is what it took beside what was held when it began, results
-    included; `held_bytes` and `reserved_bytes` (the allocator's own, at that peak or since) are None on a CPU."""
+    """Memory of a call at its peak, in bytes. `added_bytes`: above what was allocated when it began, results included.
+    `resident_bytes`: allocated when it began. `reserved_bytes`: the allocator's most reserved memory so far. The last
+    two are None on a CPU. `by`: what counted, the GPU's allocator or tracked tensors."""
 
     added_bytes: int
-    held_bytes: int | None = None
+    resident_bytes: int | None = None
     reserved_bytes: int | None = None
     by: Literal["allocator", "tensors"]
 
 
-class Continued:
-    """A call that goes on, again and again, from what was done before and is kept: a backward pass of its forward.
+class RepeatableBackward:
+    """A repeatable backward pass: it holds a forward pass's graph and runs its backward again and again.
 
-    `begin()` does that, `go(kept, again)` is the call, which leaves what is kept as it is where it is to go on `again`.
-    What is kept is memory that the call needs, though it does not make it.
+    `forward()` returns what the backward needs. `backward(saved, again)` runs it and, if `again` is true, leaves
+    `saved` usable. What is saved counts as memory of the call, although the call does not allocate it.
     """
 
-    def __init__(self, begin: Callable[[], Any], go: Callable[[Any, bool], Any]) -> None:
-        self._begin, self._go = begin, go
-        self._kept = begin()
+    def __init__(self, forward: Callable[[], Any], backward: Callable[[Any, bool], Any]) -> None:
+        self._forward, self._backward = forward, backward
+        self._saved = forward()
 
     def __call__(self) -> Any:
-        """Go on."""
-        return self._go(self._kept, True)
+        """Run the backward pass and keep the graph."""
+        return self._backward(self._saved, True)
 
     def begin(self) -> None:
-        """Do anew what the call goes on from."""
-        self._kept = None
-        self._kept = self._begin()
+        """Run the forward pass anew."""
+        self._saved = None
+        self._saved = self._forward()
 
     def end(self) -> None:
-        """Go on for the last time, as whoever calls once does. Before another call it has to begin anew."""
-        kept, self._kept = self._kept, None
-        self._go(kept, False)
+        """Run the backward pass and free the graph, as a single backward does. `begin` must come before another
+        call."""
+        saved, self._saved = self._saved, None
+        self._backward(saved, False)
 
 
-class Replayed:
-    """A call that is launched as a CUDA graph, or of which parts are, and the same call without one.
+class GraphedCall:
+    """A call that replays CUDA graphs, whole or in part, with the same call without a graph (`eager`).
 
-    A graph was given its memory when it was captured, which a replay does not show: how much that is, the call without
-    a graph tells.
+    The peak of a replay cannot be counted, because a graph receives its memory at capture; that of `eager` can.
     """
 
     def __init__(self, replay: Callable[[], Any], eager: Callable[[], Any]) -> None:
         self._replay, self.eager = replay, eager
 
     def __call__(self) -> Any:
-        """Replay it."""
+        """Replay the graphs."""
         return self._replay()
 
 
-def kept_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
-    """What torch keeps of a GPU's memory once it has given back what it can: graphs' own memory is among it. 0 of a
-    CPU, where nothing tells tensors from the rest of a process."""
+def reserved_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
+    """Return the GPU memory that torch reserves after it has freed its cached blocks; graphs' memory is included.
+
+    0 on a CPU, where tensors cannot be told from the rest of the process.
+    """
     if device.type != "cuda":
         return 0
     cuda.empty_cache()
@@ -81,24 +84,27 @@ def kept_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
-    """Run `call` once, warmed up, and watch its memory. Of what a `Continued` call goes on from, that counts which is
-    kept, not what making it took; of a `Replayed` one, what it takes without a graph. `cuda` is torch.cuda."""
-    if isinstance(call, Replayed):
+    """Run the warmed-up `call` once and return its peak.
+
+    For a `RepeatableBackward` the saved forward counts, and the temporaries of that forward do not. For a `GraphedCall`
+    the peak is that of its eager call. `cuda` is torch.cuda.
+    """
+    if isinstance(call, GraphedCall):
         call = call.eager
-    if not isinstance(call, Continued):
+    if not isinstance(call, RepeatableBackward):
         return _peak(_nothing, call, device, cuda)
     call.end()
-    found = _peak(call.begin, call.end, device, cuda)
+    peak = _peak(call.begin, call.end, device, cuda)
     call.begin()
-    return found
+    return peak
 
 
 def _nothing() -> None:
-    """What comes before a call that begins by itself."""
+    """The preparation of a call that needs none."""
 
 
 def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.device, cuda: Any) -> MemoryPeak:
-    """The fullest moment of `call`, beside what was held before `begin`."""
+    """Return the peak during `call`, above what was allocated before `begin`."""
     if device.type != "cuda":
         live = LiveTensors()
         with live:
@@ -108,8 +114,8 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
         return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
     gc.collect()
     cuda.synchronize(device)
-    cuda.empty_cache()  # what others left reserved is not this call's
-    held = cuda.memory_allocated(device)
+    cuda.empty_cache()  # blocks that earlier work left in the cache do not belong to this call
+    resident = cuda.memory_allocated(device)
     begin()
     cuda.synchronize(device)
     cuda.empty_cache()
@@ -117,21 +123,21 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
     call()
     cuda.synchronize(device)
     return MemoryPeak(
-        added_bytes=cuda.max_memory_allocated(device) - held,
-        held_bytes=held,
+        added_bytes=cuda.max_memory_allocated(device) - resident,
+        resident_bytes=resident,
         reserved_bytes=cuda.max_memory_reserved(device),
         by="allocator",
     )
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows the storages that ops make inside it: `live_bytes` now, `peak_bytes` at the fullest moment."""
+    """Tracks the storages that ops allocate: `live_bytes` now, `peak_bytes` at the peak."""
 
-    supports_higher_order_operators = True  # FlexAttention's
+    supports_higher_order_operators = True  # FlexAttention is one
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """torch.compile refuses to run under the modes of others."""
+        """Return True: torch.compile refuses to run under other modes."""
         return True
 
     def __init__(self) -> None:
@@ -140,11 +146,11 @@ class LiveTensors(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, and count storages among its results that no argument had."""
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        """Run `func` and count the storages of its results that no argument had."""
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in inputs:
                 self._add(leaf.untyped_storage())
         return out
 
@@ -153,10 +159,10 @@ class LiveTensors(TorchDispatchMode):
         if key in self._known:
             return
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             del self._known[key]
             self.live_bytes -= size
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, freed)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)

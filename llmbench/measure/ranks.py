@@ -1,10 +1,10 @@
-"""One process among several that torchrun started: what they must agree on, so that none waits for the others in vain.
+"""Ranks: the processes that torchrun started, and how they stay in step while they measure.
 
-Ranks that time a collective call must make it equally often. So times are those of the slowest rank, which all know;
-how often something is repeated is settled beforehand; and of every step that may fail it is agreed whether it did: what
-fails on one rank is given up by all. They agree in a group of processes of their own, on the hosts, which a collective
-that some rank never comes to does not disturb. Where one is left waiting in such a collective, until it is out of
-patience, ranks have not done the same any more, and the session ends. The first rank alone writes and answers.
+Ranks must make each collective call equally often. So the time of a call is that of the slowest rank, and all ranks
+know it; the number of repetitions is fixed beforehand; and after every step that may fail, the ranks exchange whether
+it failed: a step that fails on one rank is abandoned by all. They exchange this in a control group of their own, on the
+hosts' CPUs, which an unfinished collective does not block. A rank that waits in a collective until its timeout shows
+that the ranks are no longer in step, and the session ends. Only the first rank writes the file and prints the answer.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ import torch
 import torch.distributed as dist
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.measure.clock import Call, Clock, Stopwatch, Warm, clock_for
-from llmbench.measure.gate import fault_of
-from llmbench.measure.lost import LostError
+from llmbench.measure.clock import Call, Clock, DeviceLostError, Stopwatch, Warm, clock_for
+from llmbench.measure.faults import fault_of
 from llmbench.measure.results import Header, Key, Results, Row, Store
 
 __all__ = ["ALONE", "Follower", "Processes", "RankedClock", "Ranks", "join"]
 
 Processes = Literal["one", "any", "several"]
-"""In how many processes an experiment runs."""
+"""The number of processes that an experiment runs in."""
 
-PATIENCE = timedelta(seconds=120)
-"""How long a rank waits in a collective before it takes others for dead."""
+COLLECTIVE_TIMEOUT = timedelta(seconds=120)
+"""How long a rank waits in a collective before it counts the others as lost."""
 
-TRIES = 3
-"""How many times as long it waits for them to agree: they may be out of patience one after the other."""
+CONTROL_TIMEOUTS = 3
+"""The control group's timeout, as a multiple of the collectives': ranks may reach their own timeouts one after
+another."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number `rank` of `size`, one of `processes` on its machine. They agree in the group `control`."""
+    """Process number `rank` of `size`, of which `processes` run on this machine. `control`: the group that they agree
+    in."""
 
     rank: int = 0
     size: int = 1
@@ -56,53 +57,53 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes and answers."""
+        """Whether this rank writes the file and prints the answer."""
         return self.rank == 0
 
     def agreed(self, action: Callable[[], T]) -> T:
-        """What `action` gives. Where it raises on any rank, the first such error is raised on all.
+        """Run `action` and return its result. If it raises on any rank, raise the first such error on all ranks.
 
-        Raises LostError where ranks fail differently: where one has left a collective that others wait in, they fail
-        too, of waiting; what they send from then on would meet what it was not meant for.
+        Raises DeviceLostError if ranks fail differently. That happens when one rank leaves a collective that others
+        wait in: they fail by timeout, and later messages would be matched with the wrong collective.
         """
         if self.size == 1:
             return action()
         problem: Exception | None = None
         try:
-            made = action()
+            result = action()
         except Exception as error:
             problem = _sendable(error)
-        problems = {rank: each for rank, each in enumerate(self.gathered(problem)) if each is not None}
+        problems = {rank: error for rank, error in enumerate(self.gathered(problem)) if error is not None}
         if problems:
-            raise _of_all(problems, self.size)
-        return made
+            raise _common_error(problems, self.size)
+        return result
 
     def gathered(self, value: T) -> list[T]:
-        """The values of all ranks. Raises LostError where some do not come."""
+        """Return the values of all ranks, in their order. Raises DeviceLostError if a rank does not answer."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
         try:
             dist.all_gather_object(values, value, group=self.control)
         except RuntimeError as problem:
-            raise LostError(f"other ranks are lost ({_first_line(problem)})") from None
+            raise DeviceLostError(f"other ranks are lost ({_first_line(problem)})") from None
         return values
 
     def clock(self, device: torch.device) -> Clock:
-        """The clock of a device, and where there are others one that all read alike. It captures no graphs: what ranks
-        wait for is no part of one."""
+        """Return the clock of a device; with several ranks, one that gives all ranks the same times. That one captures
+        no CUDA graphs, because a graph cannot hold the wait for other ranks."""
         return clock_for(device) if self.size == 1 else RankedClock(clock_for(device, graphs="never"), self)
 
     @contextmanager
     def store(self, path: Path, header: Header, *, resume: bool) -> Iterator[Store | Follower]:
-        """The first rank's file; the others know what it has, and write nothing."""
-        opened = self.agreed(lambda: Store(path, header, resume=resume) if self.first else None)
-        known = self.gathered((opened.done, opened.ended_session) if opened is not None else (set(), set()))[0]
-        if opened is None:
+        """Open the first rank's file. The other ranks learn which rows it has, and write nothing."""
+        store = self.agreed(lambda: Store(path, header, resume=resume) if self.first else None)
+        known = self.gathered((store.done, store.ended_session) if store is not None else (set(), set()))[0]
+        if store is None:
             yield Follower(*known)
         else:
-            with opened:
-                yield opened
+            with store:
+                yield store
 
 
 ALONE = Ranks()
@@ -111,25 +112,25 @@ NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 def _sendable(problem: Exception) -> Exception:
-    """The same to other processes, or what can be said of it to them."""
+    """Return the error if it can be pickled, else a RuntimeError with its type and first line."""
     try:
         copied: Exception = loads(dumps(problem))
-    except Exception:  # whatever an error is made of
+    except Exception:  # an error may have any attributes
         return RuntimeError(f"{type(problem).__name__}: {_first_line(problem)}")
     return copied
 
 
-def _of_all(problems: Mapping[int, Exception], size: int) -> Exception:
-    """The one error of ranks that failed alike, with a note where the others did not fail."""
+def _common_error(problems: Mapping[int, Exception], size: int) -> Exception:
+    """Return the error of ranks that failed in the same way, with a note if the other ranks did not fail."""
     for problem in problems.values():
-        if isinstance(problem, LostError):
+        if isinstance(problem, DeviceLostError):
             return problem
     faults = {rank: fault_of(problem) for rank, problem in problems.items()}
-    # Numbers aside: the same error names another device, rank or address on each.
+    # Numbers are ignored: the same error names a different device, rank or address on each rank.
     kinds = {NUMBER.sub("", fault.reason) if fault.status == "FAILED" else fault.status for fault in faults.values()}
     if len(kinds) > 1:
-        told = "; ".join(f"rank {rank}: {fault.reason}" for rank, fault in faults.items())
-        return LostError(f"ranks are no longer in step: {told}")
+        reasons = "; ".join(f"rank {rank}: {fault.reason}" for rank, fault in faults.items())
+        return DeviceLostError(f"ranks are no longer in step: {reasons}")
     rank, problem = next(iter(problems.items()))
     if len(problems) < size:
         problem.add_note(f"on rank {rank}")
@@ -141,68 +142,73 @@ def _first_line(problem: Exception) -> str:
 
 
 class Follower:
-    """What another rank has in place of a Store."""
+    """Stands for the Store on the ranks that do not write."""
 
-    found: Results | None = None
+    existing: Results | None = None
     notes: tuple[str, ...] = ()
 
     def __init__(self, done: set[Key], ended_session: set[Key]) -> None:
         self.done, self.ended_session = done, ended_session
 
     def write(self, rows: Iterable[Row]) -> None:
-        """The first rank does that."""
+        """Do nothing: the first rank writes."""
 
 
 def join(processes: Processes, device: torch.device, experiment: str) -> tuple[Ranks, torch.device]:
-    """The ranks that torchrun started, or this process alone; and the device of this one.
+    """Join the ranks that torchrun started, if it did; return them and this process's device.
 
-    Raises LLMBenchError where an experiment is not for so many processes.
+    Raises LLMBenchError if the experiment does not run in so many processes.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else 1
     if processes == "several" and size == 1:
         raise LLMBenchError(
-            f"{experiment} needs several processes, and this is one",
+            f"{experiment} needs several processes, and there is only one",
             hint=f"torchrun --nproc-per-node 2 -m llmbench bench {experiment} --device {device.type}",
         )
     if processes == "one" and size > 1:
-        raise LLMBenchError(f"{experiment} runs in one process, and torchrun started {size}", hint="leave torchrun out")
+        raise LLMBenchError(
+            f"{experiment} runs in one process, and torchrun started {size}", hint="run it without torchrun"
+        )
     if size == 1:
         return ALONE, device
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
-            raise CannotRunError(f"process {local} has no GPU: there are {torch.cuda.device_count()}")
+            raise CannotRunError(f"process {local} has no GPU: this machine has {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend, where = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=where)
+        backend, bound_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=bound_device)
         atexit.register(_leave)
     return _ranks(), device
 
 
 @cache
 def _ranks() -> Ranks:
-    """Of the group of all processes, with another one for what they agree upon."""
-    control = dist.new_group(backend="gloo", timeout=TRIES * PATIENCE)
-    alone = Ranks(dist.get_rank(), dist.get_world_size(), control=control)
-    here = platform.node()
-    return replace(alone, processes=alone.gathered(here).count(here))
+    """Return the ranks of the default process group, with a new control group."""
+    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUTS * COLLECTIVE_TIMEOUT)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), control=control)
+    host = platform.node()
+    return replace(ranks, processes=ranks.gathered(host).count(host))
 
 
 def _leave() -> None:
-    """Before Python ends. A thread of gloo may still be letting go of the tensors of what was sent last; that it would
-    have to do in an interpreter which is gone, and abort. It has done so when the next thing, a barrier, is through."""
+    """Leave the groups before Python ends.
+
+    A thread of gloo may still release the tensors of the last message. Without an interpreter it would abort. A barrier
+    that has finished shows that it is done.
+    """
     for group in (None, _ranks().control):
         if dist.get_backend(group) == "gloo":
-            with suppress(RuntimeError):  # another rank may be gone already, and is not waited for
+            with suppress(RuntimeError):  # another rank may have ended already
                 dist.barrier(group, async_op=True).wait(timeout=timedelta(seconds=5))
     dist.destroy_process_group()
 
 
 class RankedClock:
-    """A clock whose times are those of the slowest rank; all begin a call together."""
+    """A clock that gives the time of the slowest rank. All ranks begin a call together."""
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self.inner, self.ranks = clock, ranks
@@ -216,23 +222,23 @@ class RankedClock:
         """See Clock."""
         return self._slowest(partial(self.inner.once, call))
 
-    def stopwatches(self, rivals: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """See Clock. All ranks have the same fastest times, and so as many calls a sample."""
+    def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
+        """See Clock. All ranks have the same fastest times, and so the same number of calls per sample."""
 
-        def together(watch: Stopwatch) -> Stopwatch:
+        def slowest(watch: Stopwatch) -> Stopwatch:
             return replace(watch, sample=partial(self._slowest, watch.sample))
 
-        return {name: together(watch) for name, watch in self.inner.stopwatches(rivals).items()}
+        return {name: slowest(watch) for name, watch in self.inner.stopwatches(candidates).items()}
 
     def check_device(self) -> None:
-        """See Clock: a device that one rank has lost."""
+        """See Clock. Raises on all ranks if one rank has lost its device."""
         self.ranks.agreed(self.inner.check_device)
 
     def _slowest(self, timed: Callable[[], float]) -> float:
-        """The longest of all ranks' times."""
+        """Run `timed` on all ranks together and return the longest time."""
 
-        def begun_together() -> float:
+        def after_barrier() -> float:
             dist.barrier()
             return timed()
 
-        return max(self.ranks.gathered(self.ranks.agreed(begun_together)))
+        return max(self.ranks.gathered(self.ranks.agreed(after_barrier)))

@@ -1,7 +1,8 @@
-"""Results in a file: JSON lines, written as they come. `docs/concepts/measuring.md` documents the schema.
+"""Result files: JSON lines, written as rows are measured. `docs/concepts/measuring.md` documents the schema.
 
-A line is a header (what was asked, where, and the anchors: one a session) or a row (one implementation at one case).
-Values are in base units, raw samples included, null is unknown. Every change of the fields raises `SCHEMA`.
+A line is a header (one per session: command, environment and reference measurements) or a row (one implementation at
+one case). Values are in base units and include the raw samples; null is unknown. Every change of the fields gets a new
+`SCHEMA`; files of `OLDER_SCHEMAS` are still read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from llmbench.errors import LLMBenchError
-from llmbench.measure.anchors import Anchors
 from llmbench.measure.energy import Energy
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.reference import ReferenceMeasurements
 
 __all__ = [
     "ENDED_SESSION",
@@ -39,20 +40,21 @@ __all__ = [
     "read",
 ]
 
-SCHEMA = "llmbench.results/1"
+SCHEMA = "llmbench.results/2"
+OLDER_SCHEMAS = ("llmbench.results/1",)
 
 ENDED_SESSION = "ended_session"
-"""The figure of a row that was the last of its session, because the rival took the GPU or other ranks with it."""
+"""The key in `Row.extra` of the last row of a session, whose candidate lost the GPU or other ranks."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
 Key: TypeAlias = tuple[str, tuple[tuple[str, Scalar], ...], str]
-"""What a row is about: experiment, case, implementation."""
+"""What identifies a row: experiment, case, implementation."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor held against its reference: errors relative to the reference's size, as `kernels.accuracy` has it.
-    null is what is no number: NaN or infinite."""
+    """One tensor compared with its reference. Errors are relative to the reference's size, as defined in
+    `kernels.proof.accuracy`; None stands for NaN or infinity."""
 
     tensor: str
     error: float | None
@@ -62,34 +64,34 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def of(cls, verdict: Any) -> Check:
-        """A verdict of `kernels.accuracy`."""
+        """Make a check from a `Verdict` of `kernels.proof.accuracy`."""
         values = verdict._asdict()
         for name in ("error", "plain_error", "budget"):
             values[name] = values[name] if math.isfinite(values[name]) else None
         return cls(**values)
 
     def fault(self) -> str:
-        """What is wrong, for a reader."""
+        """Describe the error beside its budget."""
         error, budget = (f"{x:.1e}" if x is not None else "not a number" for x in (self.error, self.budget))
         return f"{self.tensor}: error {error}, budget {budget}"
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="header"):
-    """A session that wrote into the file: the rows below it are its own. `inputs` are the command's."""
+    """The first line of a session; the rows below it belong to that session. `inputs`: the command's arguments."""
 
     schema: str = SCHEMA
     command: str
     inputs: dict[str, Any]
     environment: Environment
-    anchors: Anchors | None = None
+    reference_measurements: ReferenceMeasurements | None = None
     started_at: str = msgspec.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="row"):
-    """One implementation at one case: with a measurement where its status is "ok", else with the reason.
+    """One implementation at one case: a measurement if its status is "ok", else the reason why there is none.
 
-    `work_flops` and `work_bytes` are those of one call, by the op table; `need_bytes` the analytic memory; `kernels`
-    the attention kernels that ran; `figures` what an experiment adds, units in the names.
+    `work_flops`, `work_bytes`: the work of one call by the op table. `need_bytes`: the analytic memory. `kernels`: the
+    attention kernels that ran. `extra`: values that an experiment adds, with units in their names.
     """
 
     experiment: str
@@ -106,38 +108,38 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     predicted_s: float | None = None
     checks: tuple[Check, ...] = ()
     kernels: tuple[str, ...] = ()
-    figures: dict[str, Scalar] = {}
+    extra: dict[str, Scalar] = {}
 
     def __post_init__(self) -> None:
-        # msgspec makes these a ValidationError with the place in a file
+        # msgspec turns these into a ValidationError that names the place in the file.
         if (self.status == "ok") != (self.measurement is not None):
-            raise ValueError("a row has a measurement if its status is ok, and only then")
+            raise ValueError("a row needs a measurement if its status is ok, and must have none otherwise")
         if (self.status == "ok") != (self.reason is None):
-            raise ValueError("a row without a measurement says why, and no other does")
+            raise ValueError("a row needs a reason if its status is not ok, and must have none otherwise")
 
     @property
     def key(self) -> Key:
-        """What it is about."""
+        """What identifies the row."""
         return self.experiment, tuple(sorted(self.case.items())), self.implementation
 
     @property
     def ended_session(self) -> bool:
-        """Whether nothing could be measured after it."""
-        return self.figures.get(ENDED_SESSION) is True
+        """Whether the session could measure nothing after it."""
+        return self.extra.get(ENDED_SESSION) is True
 
     @property
     def seconds(self) -> float | None:
-        """The median."""
+        """The median in seconds; None without a measurement."""
         return None if self.measurement is None else self.measurement.median_s
 
     @property
     def flops_per_s(self) -> float | None:
-        """Rate of the work that must be done; None for work without products."""
+        """Achieved rate of the row's FLOPs; None for work without products."""
         return self.work_flops / self.seconds if self.work_flops and self.seconds else None
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Rate of the traffic that must be."""
+        """Achieved rate of the row's bytes."""
         return self.work_bytes / self.seconds if self.work_bytes and self.seconds else None
 
 
@@ -145,7 +147,7 @@ Line: TypeAlias = Header | Row
 
 
 class Damage(NamedTuple):
-    """A line that cannot be read."""
+    """A line that cannot be read, by its number, and the problem."""
 
     path: str
     line: int
@@ -156,14 +158,15 @@ class Damage(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A header and the rows that were written after it; None where a file begins without one."""
+    """A header and its rows. The header is None for rows at the beginning of a file without one."""
 
     header: Header | None
     rows: list[Row]
 
 
 class Results(NamedTuple):
-    """What a file has. Of rows with one key the last counts: it was measured again. `damaged` lines are left out."""
+    """The content of a file. `damaged`: the lines that were left out. If several rows have one key, the last is valid:
+    it was measured again."""
 
     path: str
     sessions: list[Session]
@@ -171,85 +174,115 @@ class Results(NamedTuple):
 
     @property
     def headers(self) -> list[Header]:
-        """Of the sessions that have one."""
+        """The headers of all sessions that have one."""
         return [session.header for session in self.sessions if session.header is not None]
 
     @property
     def rows(self) -> list[Row]:
-        """Of all sessions, in the order written."""
+        """The rows of all sessions, in the order written."""
         return [row for session in self.sessions for row in session.rows]
 
     def by_key(self) -> dict[Key, Row]:
-        """Rows by what they are about."""
+        """The valid row of each key."""
         return {row.key: row for row in self.rows}
 
     def headers_by_key(self) -> dict[Key, Header | None]:
-        """Where and beside which anchors each of those rows was measured."""
+        """The header of the session that measured the valid row of each key."""
         return {row.key: session.header for session in self.sessions for row in session.rows}
 
 
 def read(path: str | Path) -> Results:
-    """Read a file; lines that are damaged are told with their numbers, and the others are read.
+    """Read a file of the current schema or an older one. Damaged lines are listed with their numbers and left out.
 
-    Raises LLMBenchError for what is no file of results, or one of another version.
+    Raises LLMBenchError for a file without results and for an unknown schema.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as problem:
         raise LLMBenchError(f"cannot read {path}: {problem.strerror}") from None
-    found = Results(str(path), [], [])
+    results = Results(str(path), [], [])
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        _refuse_other_version(found.path, line)
         try:
-            decoded = msgspec.json.decode(line, type=Line)
+            decoded = _decode(results.path, line)
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-            found.damaged.append(Damage(found.path, number, str(problem)))
+            results.damaged.append(Damage(results.path, number, str(problem)))
             continue
         if isinstance(decoded, Header):
-            found.sessions.append(Session(decoded, []))
+            results.sessions.append(Session(decoded, []))
             continue
-        if not found.sessions:
-            found.sessions.append(Session(None, []))
-        found.sessions[-1].rows.append(decoded)
-    if not found.sessions:
-        what = str(found.damaged[0]) if found.damaged else f"{path} is empty"
-        raise LLMBenchError(f"no results: {what}", hint="result files have one JSON object a line, a header first")
-    return found
+        if not results.sessions:
+            results.sessions.append(Session(None, []))
+        results.sessions[-1].rows.append(decoded)
+    if not results.sessions:
+        problem_text = str(results.damaged[0]) if results.damaged else f"{path} is empty"
+        raise LLMBenchError(
+            f"no results: {problem_text}", hint="a result file has one JSON object per line, the first is a header"
+        )
+    return results
 
 
-def _refuse_other_version(path: str, line: bytes) -> None:
-    if b'"schema"' not in line:
-        return
-    try:
-        schema = msgspec.json.decode(line).get("schema", SCHEMA)
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
-        return
-    if schema != SCHEMA:
-        raise LLMBenchError(f"{path} has the schema {schema}; this llmbench reads {SCHEMA}")
+def _decode(path: str, line: bytes) -> Line:
+    """Decode one line. Raises LLMBenchError for an unknown schema, DecodeError for a damaged line."""
+    fields = msgspec.json.decode(line)
+    if isinstance(fields, dict):
+        schema = fields.get("schema", SCHEMA)
+        if schema not in (SCHEMA, *OLDER_SCHEMAS):
+            raise LLMBenchError(f"{path} has the schema {schema}; this llmbench reads {SCHEMA} and older")
+        _rename_old_keys(fields)
+    return msgspec.convert(fields, Line)
+
+
+def _rename_old_keys(fields: dict[str, Any]) -> None:
+    """Give the keys of llmbench.results/1 their present names. Lines of the current schema have none of them."""
+    _rename(fields, anchors="reference_measurements", figures="extra")
+    if fields.get("schema") in OLDER_SCHEMAS:
+        fields["schema"] = SCHEMA
+    _rename(fields.get("memory"), held_bytes="resident_bytes")
+    timed = [fields]
+    references = fields.get("reference_measurements")
+    if isinstance(references, dict):
+        timed += references.values()
+    for each in timed:
+        _rename(each, what="description")
+        if isinstance(each, dict):
+            _rename(each.get("measurement"), waited="run_queue_share", meeting_s="barrier_s")
+
+
+def _rename(fields: Any, **names: str) -> None:
+    """Rename keys of a JSON object, old name to new name; anything else is left for the decoder to refuse."""
+    if isinstance(fields, dict):
+        for old, new in names.items():
+            if old in fields:
+                fields[new] = fields.pop(old)
 
 
 class Store:
-    """A file that rows are appended to. What is in it when it is opened is kept, and is in `found`; `notes` say what a
-    reader must know of the two together.
+    """A result file that rows are appended to.
 
-    A line is whole or it is not there: it is written at once and is on the disk before `write` returns. What a killed
-    session left of its last line becomes a damaged line of its own.
+    `existing`: the file's content when it was opened. `notes`: what a reader must know about old and new rows together.
+    Each line is written in one call and is on disk before `write` returns. The incomplete last line of a killed session
+    becomes a damaged line of its own.
     """
 
     def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
-        """Begin a session. Raises LLMBenchError where the file is there and is not to be resumed, or was measured with
-        other inputs, on another machine or by other code."""
+        """Open the file and begin a session.
+
+        Raises LLMBenchError if the file exists and `resume` is false, or if it was measured with other inputs, on
+        another machine or by other code.
+        """
         self.path = Path(path)
-        self.found: Results | None = None
+        self.existing: Results | None = None
         self.notes: list[str] = []
         if self.path.is_dir():
-            raise LLMBenchError(f"{path} is a folder", hint="name a file in it, which rows are kept in")
+            raise LLMBenchError(f"{path} is a folder", hint="give the path of a file")
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
-                raise LLMBenchError(f"{path} is there already", hint="--resume goes on with it; or name another file")
-            self.found = read(path)
+                raise LLMBenchError(
+                    f"{path} exists already", hint="continue it with --resume, or give another file name"
+                )
+            self.existing = read(path)
             self._refuse_mixture(header)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -262,23 +295,23 @@ class Store:
 
     @property
     def done(self) -> set[Key]:
-        """What need not be measured again: all that was settled. What failed may do better, unless it ended a session:
-        it would end each that tries it again."""
-        rows = self.found.by_key().values() if self.found else ()
+        """Keys that need not be measured again: all that did not fail, and those that ended a session. A candidate that
+        ended a session would end every session that tries it again."""
+        rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.status != "FAILED"} | self.ended_session
 
     @property
     def ended_session(self) -> set[Key]:
-        """What must not be tried again."""
-        rows = self.found.by_key().values() if self.found else ()
+        """Keys of the candidates that ended a session."""
+        rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.ended_session}
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, all at once."""
+        """Append rows in one write."""
         self._append(list(rows))
 
     def close(self) -> None:
-        """End the session."""
+        """Close the file."""
         os.close(self._file)
 
     def __enter__(self) -> Store:
@@ -297,8 +330,8 @@ class Store:
             raise LLMBenchError(f"cannot write {self.path}: {problem.strerror}") from None
 
     def _refuse_mixture(self, header: Header) -> None:
-        assert self.found is not None
-        for before in self.found.headers:
+        assert self.existing is not None
+        for before in self.existing.headers:
             if (before.command, _json(before.inputs)) != (header.command, _json(header.inputs)):
                 raise LLMBenchError(
                     f"{self.path} was measured with other inputs: {before.command} {_json(before.inputs)}"
@@ -308,28 +341,28 @@ class Store:
             changes = differences(was, msgspec.structs.replace(now, commit=was.commit) if same_commit else now)
             if changes:
                 raise LLMBenchError(
-                    f"{self.path} was measured elsewhere or by other code: {'; '.join(changes)}",
-                    hint="rows of one file are compared with each other; --output begins another",
+                    f"{self.path} was measured on another machine or by other code: {'; '.join(changes)}",
+                    hint="the rows of one file must be comparable; begin another file with --output",
                 )
             if any(place.commit is not None and place.commit.endswith("+") for place in (was, now)):
-                self.notes = [f"files differ from commit {_tree(now)}: earlier rows may be of other code"]
+                self.notes = [f"files differ from commit {_tree(now)}: earlier rows may come from other code"]
 
 
 def differences(before: Environment, after: Environment) -> list[str]:
-    """What is not the same of two places, in words."""
-    found = []
+    """List the fields in which two environments differ: "name: before → after"."""
+    lines = []
     for name in before.__struct_fields__:
         was, now = (getattr(place, name) for place in (before, after))
         if was != now:
-            found.append(f"{name}: {was if was is not None else 'unknown'} → {now if now is not None else 'unknown'}")
-    return found
+            lines.append(f"{name}: {was if was is not None else 'unknown'} → {now if now is not None else 'unknown'}")
+    return lines
 
 
 def _tree(place: Environment) -> str | None:
-    """The commit, whether files differ from it or not."""
+    """The commit, without the mark of changed files."""
     return None if place.commit is None else place.commit.removesuffix("+")
 
 
 def _json(value: Any) -> str:
-    """As it stands in a file, where tuples are lists."""
+    """The JSON text of a value, in which tuples and lists are the same."""
     return msgspec.json.encode(value, order="sorted").decode()

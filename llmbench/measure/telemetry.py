@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU: clocks, power, temperature, why it was held back, energy. Absent is None, never 0."""
+"""A GPU's state through NVML: clocks, power, temperature, throttling, energy. An unknown value is None, never 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditions", "Gpu", "Reading", "Watch", "gpu_of", "watching"]
 
-HELD_BACK = {
+THROTTLE_REASONS = {
     0x02: "clocks set by an application",
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -24,25 +24,26 @@ HELD_BACK = {
     0x40: "thermal slowdown (hardware)",
     0x80: "power brake",
 }
-"""NVML's bits for why clocks are low (nvml.h, nvmlClocksEventReasons). 0x01 is idleness, which is no fault."""
+"""NVML's bits for the reasons of low clocks (nvml.h, nvmlClocksEventReasons). 0x01, an idle GPU, is left out."""
 
 INTERVAL_S = 0.05
-"""Between two readings. NVML's own averages are hardly fresher, and a reading takes the interpreter for a moment."""
+"""Seconds between two readings. NVML updates its averages hardly faster, and a reading blocks the interpreter
+briefly."""
 
 
 class Reading(NamedTuple):
-    """One look at a GPU; what the driver does not tell is None."""
+    """One reading of a GPU's state; values that the driver does not report are None."""
 
     sm_clock_hz: float | None
     memory_clock_hz: float | None
     power_w: float | None
     temperature_c: float | None
-    held_back: tuple[str, ...] | None
+    throttle_reasons: tuple[str, ...] | None
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A GPU during a measurement, over `readings` looks; None is unknown. `throttled`: the share of them at which each
-    reason held its clocks back."""
+    """A GPU's state during a measurement, over `readings` readings; None is unknown. `throttled`: throttle reason →
+    share of the readings with it."""
 
     readings: int
     sm_clock_hz_min: float | None = None
@@ -61,7 +62,7 @@ class Gpu:
         self.nvml, self.handle = nvml, handle
 
     def read(self) -> Reading:
-        """Look at it once."""
+        """Take one reading."""
         nvml = self.nvml
         power = self._ask("nvmlDeviceGetPowerUsage")
         return Reading(
@@ -69,24 +70,24 @@ class Gpu:
             memory_clock_hz=_scaled(self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM), 1e6),
             power_w=_scaled(power, 1e-3),
             temperature_c=_scaled(self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU), 1.0),
-            held_back=self._held_back(),
+            throttle_reasons=self._throttle_reasons(),
         )
 
     def energy_j(self) -> float | None:
-        """Joules since the driver was loaded, None where the GPU does not count them."""
+        """Return the joules since the driver was loaded; None if the GPU does not count them."""
         return _scaled(self._ask("nvmlDeviceGetTotalEnergyConsumption"), 1e-3)
 
-    def _held_back(self) -> tuple[str, ...] | None:
+    def _throttle_reasons(self) -> tuple[str, ...] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if bits is None:  # drivers before 535 know it by its old name
+        if bits is None:  # drivers before 535 have the older name
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return None if bits is None else tuple(reason for bit, reason in HELD_BACK.items() if bits & bit)
+        return None if bits is None else tuple(reason for bit, reason in THROTTLE_REASONS.items() if bits & bit)
 
-    def _ask(self, name: str, *given: Any) -> Any:
-        """A figure, None where this driver or GPU has none."""
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """Call an NVML function; return None if this driver or GPU does not support it."""
         function = getattr(self.nvml, name, None)
         try:
-            return None if function is None else function(self.handle, *given)
+            return None if function is None else function(self.handle, *arguments)
         except self.nvml.NVMLError:
             return None
 
@@ -96,7 +97,7 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """NVML's view of torch's device; None for a CPU and where NVML does not answer."""
+    """Return torch's device as NVML knows it; None for a CPU and if NVML does not work."""
     if device.type != "cuda":
         return None
     import torch
@@ -106,12 +107,13 @@ def gpu_of(device: torch.device) -> Gpu | None:
 
 @cache
 def _gpu_by_uuid(uuid: str) -> Gpu | None:
-    """By UUID, because torch and NVML number GPUs differently under CUDA_VISIBLE_DEVICES. NVML stays open."""
+    """Find a GPU by UUID, because torch and NVML number GPUs differently under CUDA_VISIBLE_DEVICES. NVML stays
+    open."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # NVML raises its own classes, and OSError where the library is broken
+    except Exception:  # NVML raises its own classes, and OSError if the library is broken
         return None
     try:
         return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}"))
@@ -120,62 +122,62 @@ def _gpu_by_uuid(uuid: str) -> Gpu | None:
 
 
 class Watch:
-    """Readings of a GPU while something else runs; `conditions` sums them up."""
+    """Readings of a GPU during a measurement; `conditions` summarises them."""
 
     def __init__(self, gpu: Gpu | None) -> None:
         self.gpu = gpu
         self.readings: list[Reading] = []
 
-    def look(self) -> None:
-        """Take a reading."""
+    def read(self) -> None:
+        """Take a reading, if there is a GPU."""
         if self.gpu is not None:
             self.readings.append(self.gpu.read())
 
     def conditions(self) -> Conditions | None:
-        """None where nothing was read."""
+        """Return the summary; None without readings."""
         if not self.readings:
             return None
         power = self._known("power_w")
-        told = [reading.held_back for reading in self.readings if reading.held_back is not None]
-        counted = {reason: sum(reason in each for each in told) for reason in HELD_BACK.values()}
+        known = [reading.throttle_reasons for reading in self.readings if reading.throttle_reasons is not None]
+        counts = {reason: sum(reason in reasons for reasons in known) for reason in THROTTLE_REASONS.values()}
         sm_clock = self._known("sm_clock_hz")
         return Conditions(
             readings=len(self.readings),
             sm_clock_hz_min=min(sm_clock, default=None),
-            sm_clock_hz_median=_middle(sm_clock),
-            memory_clock_hz_median=_middle(self._known("memory_clock_hz")),
-            power_w_median=_middle(power),
+            sm_clock_hz_median=_median(sm_clock),
+            memory_clock_hz_median=_median(self._known("memory_clock_hz")),
+            power_w_median=_median(power),
             power_w_max=max(power, default=None),
             temperature_c_max=max(self._known("temperature_c"), default=None),
-            throttled={reason: count / len(told) for reason, count in counted.items() if count} if told else None,
+            throttled={reason: count / len(known) for reason, count in counts.items() if count} if known else None,
         )
 
     def _known(self, field: str) -> list[float]:
         return sorted(value for value in (getattr(reading, field) for reading in self.readings) if value is not None)
 
 
-def _middle(ordered: list[float]) -> float | None:
+def _median(ordered: list[float]) -> float | None:
     return ordered[len(ordered) // 2] if ordered else None
 
 
 @contextmanager
 def watching(device: torch.device) -> Iterator[Watch]:
-    """Watch the GPU from a thread until the block ends, and once more then. On a CPU nothing runs."""
+    """Read the GPU from a thread until the block ends, and once more at its end. On a CPU no thread starts."""
     watch = Watch(gpu_of(device))
     if watch.gpu is None:
         yield watch
         return
-    over = threading.Event()
+    ended = threading.Event()
 
-    def follow() -> None:
-        while not over.wait(INTERVAL_S):
-            watch.look()
+    def read_until_ended() -> None:
+        while not ended.wait(INTERVAL_S):
+            watch.read()
 
-    thread = threading.Thread(target=follow, name="llmbench-telemetry", daemon=True)
+    thread = threading.Thread(target=read_until_ended, name="llmbench-telemetry", daemon=True)
     thread.start()
     try:
         yield watch
-        watch.look()  # under load still: nothing has waited for the last call
+        watch.read()  # still under load: nothing has waited for the last call
     finally:
-        over.set()
+        ended.set()
         thread.join()

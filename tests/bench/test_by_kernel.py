@@ -9,7 +9,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from llmbench.bench.profile.by_op import MARK, OTHER, UNJOINED, Launch, _launches, op_times
-from llmbench.measure.anchors import Limits
+from llmbench.measure.reference import Limits
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass
 

@@ -20,7 +20,7 @@ from llmbench.measure.clock import CpuClock
 from llmbench.measure.results import Row
 from llmbench.sizing.work import Pass
 from llmbench.spec.model import Norm
-from tests.bench.test_pieces import PACE, anchors, rows, setting, small
+from tests.bench.test_pieces import PACE, references, rows, setting, small
 
 
 class Graphs:
@@ -91,7 +91,7 @@ def test_a_backward_pass_runs_twice_in_autograds_own_threads() -> None:
 def group_rows(*entries: Entry) -> list[Row]:
     """What these come to, side by side."""
     group = entry_group(entries, experiment="test", case={}, pace=PACE)
-    return list(run([group], clock=CpuClock(), anchors=anchors()))
+    return list(run([group], clock=CpuClock(), references=references()))
 
 
 @pytest.mark.parametrize("passed", ["forward", "both"])

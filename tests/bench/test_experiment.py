@@ -13,12 +13,11 @@ from llmbench.bench.experiments import find_experiment
 from llmbench.bench.experiments.experiment import Ask, Group, Pace, run
 from llmbench.bench.results.sheets import baseline_of, curves, sheets
 from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
-from llmbench.measure.anchors import Anchors
-from llmbench.measure.clock import CpuClock
-from llmbench.measure.gate import Rival
-from llmbench.measure.lost import LostError
+from llmbench.measure.check_and_time import Candidate
+from llmbench.measure.clock import CpuClock, DeviceLostError
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Header, Row, Store, read
-from tests.bench.test_pieces import anchors
+from tests.bench.test_pieces import references
 from tests.measure.rows import header
 
 PACE = Pace(budget_s=0.0, warmup_s=0.0, min_samples=2, max_samples=2)
@@ -27,10 +26,10 @@ PACE = Pace(budget_s=0.0, warmup_s=0.0, min_samples=2, max_samples=2)
 def group(number: int, *names: str, calls: Callable[[], Any] = lambda: None, heard: list[int] | None = None) -> Group:
     """A group that says when its rivals are made."""
 
-    def rivals(_: Anchors) -> Sequence[Rival]:
+    def rivals(_: ReferenceMeasurements) -> Sequence[Candidate]:
         if heard is not None:
             heard.append(number)
-        return [Rival(name=name, prepare=lambda: calls) for name in names]
+        return [Candidate(name=name, prepare=lambda: calls) for name in names]
 
     return Group(experiment="test", case={"number": number}, names=names, rivals=rivals, pace=PACE)
 
@@ -42,11 +41,11 @@ def kept(path: Path, *, resume: bool = False) -> Store:
 
 def go(groups: list[Group], store: Store | None = None, **more: Any) -> list[Row]:
     """Run them all."""
-    return list(run(groups, clock=CpuClock(sample_s=1e-6), anchors=anchors(), store=store, **more))
+    return list(run(groups, clock=CpuClock(sample_s=1e-6), references=references(), store=store, **more))
 
 
 def test_a_group_that_cannot_be_made_ends_nothing() -> None:
-    def refuse(_: Anchors) -> Sequence[Rival]:
+    def refuse(_: ReferenceMeasurements) -> Sequence[Candidate]:
         raise UnsupportedError("not built yet")
 
     broken = Group(experiment="test", case={"number": 0}, names=("a", "b"), rivals=refuse, pace=PACE)
@@ -60,7 +59,7 @@ def test_a_group_that_cannot_be_made_ends_nothing() -> None:
 
 def test_rivals_are_made_when_their_turn_comes() -> None:
     heard: list[int] = []
-    rows = run([group(n, "a", heard=heard) for n in range(3)], clock=CpuClock(sample_s=1e-6), anchors=anchors())
+    rows = run([group(n, "a", heard=heard) for n in range(3)], clock=CpuClock(sample_s=1e-6), references=references())
     next(rows)
     assert heard == [0]
     next(rows)
@@ -83,8 +82,8 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     path.write_bytes(whole[:-20])
     heard: list[int] = []
     with kept(path, resume=True) as store:
-        assert store.found is not None
-        assert [damage.line for damage in store.found.damaged] == [5]
+        assert store.existing is not None
+        assert [damage.line for damage in store.existing.damaged] == [5]
         go([group(n, "a", "b", heard=heard) for n in range(4)], store)
     assert heard == [1, 2, 3]  # the first is whole; the second's rivals are timed side by side once more
     found = read(path)
@@ -111,7 +110,7 @@ class Losing(CpuClock):
         try:
             self.use()
         except RuntimeError:
-            raise LostError("the GPU's context is lost (an illegal access)") from None
+            raise DeviceLostError("the GPU's context is lost (an illegal access)") from None
 
     def losing(self, call: int) -> Callable[[], None]:
         """A kernel that takes the context in that call of its."""
@@ -133,15 +132,15 @@ def test_a_lost_gpu_ends_the_session_and_resuming_goes_on(tmp_path: Path, call: 
         clock = Losing()
 
         def group(number: int, *names: str) -> Group:
-            def rivals(_: Anchors) -> Sequence[Rival]:
+            def rivals(_: ReferenceMeasurements) -> Sequence[Candidate]:
                 calls = {name: clock.losing(call) if name == "bad" else clock.use for name in names}
-                return [Rival(name=name, prepare=lambda name=name: calls[name]) for name in names]
+                return [Candidate(name=name, prepare=lambda name=name: calls[name]) for name in names]
 
             return Group(experiment="test", case={"number": number}, names=names, rivals=rivals, pace=PACE)
 
         groups = [group(0, "a"), group(1, "b", "bad", "c"), group(2, "d")]
         with kept(path, resume=resume) as store:
-            rows = run(groups, clock=clock, anchors=anchors(), store=store)
+            rows = run(groups, clock=clock, references=references(), store=store)
             return [(row.case["number"], row.implementation, row.status) for row in rows]
 
     with pytest.raises(CannotRunError, match=r"context is lost \(an illegal access\), at bad at number 1") as raised:
@@ -160,13 +159,13 @@ def test_a_gpu_that_is_lost_between_groups_ends_the_run(tmp_path: Path) -> None:
     def lose(at: Group) -> None:
         clock.lost = at.case["number"] == 1
 
-    def refuse(_: Anchors) -> Sequence[Rival]:
+    def refuse(_: ReferenceMeasurements) -> Sequence[Candidate]:
         clock.check_device()
-        return [Rival(name="b", prepare=lambda: clock.use)]
+        return [Candidate(name="b", prepare=lambda: clock.use)]
 
     second = Group(experiment="test", case={"number": 1}, names=("b",), rivals=refuse, pace=PACE)
     with kept(tmp_path / "rows.jsonl") as store, pytest.raises(CannotRunError, match=r"context is lost .* at number 1"):
-        list(run([group(0, "a"), second], clock=clock, anchors=anchors(), store=store, started=lose))
+        list(run([group(0, "a"), second], clock=clock, references=references(), store=store, started=lose))
     assert [row.implementation for row in read(store.path).rows] == ["a"]
 
 
@@ -180,7 +179,7 @@ def test_an_error_that_a_gpu_survives_ends_nothing() -> None:
 
 def test_rows_are_in_the_file_before_they_are_seen(tmp_path: Path) -> None:
     with kept(tmp_path / "rows.jsonl") as store:
-        for row in run([group(0, "a")], clock=CpuClock(sample_s=1e-6), anchors=anchors(), store=store):
+        for row in run([group(0, "a")], clock=CpuClock(sample_s=1e-6), references=references(), store=store):
             assert read(store.path).rows == [row]
 
 

@@ -18,12 +18,12 @@ from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.pieces.piece import Piece
 from llmbench.bench.results.metrics import Yardsticks, figures
 from llmbench.kernels.proof.accuracy import Verdict
-from llmbench.measure.gate import ADDRESSABLE_BYTES
+from llmbench.measure.check_and_time import ADDRESSABLE_BYTES
 from llmbench.model.cache import RowShape, SlotCache
 from llmbench.model.implementations.interface import ExpertWeights, Seen
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.spec.catalog import load_bundled
-from tests.bench.test_pieces import CPU, anchors, rows, setting, small
+from tests.bench.test_pieces import CPU, references, rows, setting, small
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
     of = find_piece("decode")
     at = setting(of, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
     (row,) = rows(of, at, impl)
-    peak = figures(row, Yardsticks(anchors(), None)).peak_bytes
+    peak = figures(row, Yardsticks(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     assert math.isclose(peak, row.need_bytes, rel_tol=0.02)

@@ -16,9 +16,9 @@ from llmbench.bench.experiments.generate.server import Server
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.kernels import launching
-from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.memory import peak_memory
+from llmbench.measure.reference import Sizes, measure_references
 from llmbench.model import build
 from llmbench.model.generation import generate as generated
 from llmbench.model.implementations import implementation
@@ -144,20 +144,20 @@ def test_memory_of_a_graph_is_that_of_its_step(phase: Any, monkeypatch: pytest.M
 def test_rows() -> None:
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     clock = CpuClock()
-    anchors = measure_anchors(clock, torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    references = measure_references(clock, torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     impls = ("sdpa", "flash", "fused")
     cases = [
         case(phase="first token"),
         case(),
         case(phase="answer", new_tokens=3),
     ]
-    rows = list(run([group_of(each, impls, ask, Checks()) for each in cases], clock=clock, anchors=anchors))
+    rows = list(run([group_of(each, impls, ask, Checks()) for each in cases], clock=clock, references=references))
     assert [row.implementation for row in rows if row.status == "ok"] == ["sdpa", "flash"] * 3
     named = {str(row.case["phase"]): row.kernels for row in rows if row.implementation == "flash"}
     of_a_step = ("aten::_scaled_dot_product_flash_attention_for_cpu",)
     assert named == {"first token": of_a_step, "next token": of_a_step, "answer": ()}
     assert [row.status for row in rows if row.implementation == "fused"] == ["n/a"] * 3
-    assert {row.case["phase"]: row.figures["tokens"] for row in rows} == {
+    assert {row.case["phase"]: row.extra["tokens"] for row in rows} == {
         "first token": 22,
         "next token": 2,
         "answer": 6,
@@ -165,5 +165,5 @@ def test_rows() -> None:
     for row in (row for row in rows if row.status == "ok"):
         assert row.memory is not None
         assert row.need_bytes is not None
-        measured = int(row.figures["input_bytes"] or 0) + row.memory.added_bytes
+        measured = int(row.extra["input_bytes"] or 0) + row.memory.added_bytes
         assert row.need_bytes <= measured < 1.25 * row.need_bytes  # weights, cache and the widest op, at the least

@@ -23,7 +23,7 @@ from llmbench.spec.ffn import Dense, Gated, MoE
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import Norm
 from llmbench.spec.position import Alibi, Rope
-from tests.measure.rows import anchors
+from tests.measure.rows import references
 
 CPU = torch.device("cpu")
 LATENT = LatentAttention(
@@ -143,6 +143,6 @@ def test_of_a_scan_no_need_is_given(name: str) -> None:
     """Plain torch computes it step by step, and nothing says what that holds."""
     of = found("block")
     at = Setting(spec=of.alone(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
-    (rival,) = piece_group(of, at, ["standard"], experiment="x", case={}, pace=QUICK).rivals(anchors())
+    (rival,) = piece_group(of, at, ["standard"], experiment="x", case={}, pace=QUICK).rivals(references())
     assert rival.need_bytes is None
     assert rival.work_flops

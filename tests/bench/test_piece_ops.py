@@ -18,7 +18,7 @@ from llmbench.model.create import build
 from llmbench.sizing.work import need_bytes
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.ffn import Gated, MoE
-from tests.bench.test_pieces import anchors
+from tests.bench.test_pieces import references
 
 CPU = torch.device("cpu")
 SINGLE = ("attention", "decode", "mla", "norm", "rope", "glu")
@@ -81,10 +81,10 @@ def test_parameters_of_a_mixture_are_those_of_what_is_timed() -> None:
     """Against the real modules; a router by itself has no experts."""
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     rows = {
-        rival.name: rival.figures
+        rival.name: rival.extra
         for group in moe.groups(ask)
         if group.case["what"] in ("against dense", "cost of routing")
-        for rival in group.rivals(anchors())
+        for rival in group.rivals(references())
     }
     assert rows["dense, total"]["parameters"] == 3 * 64 * 512
     assert rows["dense, active"]["parameters"] == 3 * 64 * 128
@@ -107,7 +107,7 @@ def test_the_work_of_a_training_step_is_that_of_all_ways() -> None:
     spec = model_of("x", 64, mixer=heads(2, 2, 32), ffn=Gated(intermediate_size=96), layers=2)
     at = Setting(spec=spec, batch=2, seq_len=32, dtype="fp32", device=CPU, of="both")
     ways = [Way("standard"), Way("sdpa"), Way("fused"), Way("sdpa", recompute=True), Way("sdpa", sharding="fsdp")]
-    rivals = train.group_of(at, ways, Ask(quick=True, device=CPU, dtype="fp32")).rivals(anchors())
+    rivals = train.group_of(at, ways, Ask(quick=True, device=CPU, dtype="fp32")).rivals(references())
     assert len({(rival.work_flops, rival.work_bytes) for rival in rivals}) == 1
     layer = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 64
     embedding, rows = 256 * 64, 2 * 32 * 64

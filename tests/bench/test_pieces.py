@@ -24,11 +24,11 @@ from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.profile import chosen
 from llmbench.bench.results.metrics import Figures, Yardsticks, figures
 from llmbench.kernels.proof.accuracy import compare
-from llmbench.measure.anchors import Anchor, Anchors, Limits
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import LiveTensors
+from llmbench.measure.reference import Limits, ReferenceMeasurement, ReferenceMeasurements
 from llmbench.measure.results import Row
 from llmbench.model.attention import Step
 from llmbench.model.implementations.interface import ExpertWeights
@@ -55,13 +55,15 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def anchors(matmul_s: float = 1e-3) -> Anchors:
+def references(matmul_s: float = 1e-3) -> ReferenceMeasurements:
     """1 TFLOP/s unless said otherwise, 100 GB/s copied, 50 GB/s read."""
 
-    def anchor(work: int, seconds: float) -> Anchor:
-        return Anchor(what="", work=work, measurement=Measurement(samples_s=(seconds,), clock="cpu"))
+    def anchor(work: int, seconds: float) -> ReferenceMeasurement:
+        return ReferenceMeasurement(
+            description="", work=work, measurement=Measurement(samples_s=(seconds,), clock="cpu")
+        )
 
-    return Anchors(
+    return ReferenceMeasurements(
         matmul=anchor(10**9, matmul_s), copy=anchor(10**9, 1e-2), read=anchor(10**9, 2e-2), launch=anchor(1000, 5e-3)
     )
 
@@ -87,7 +89,7 @@ def setting(of: Piece, spec: ModelSpec | None = None, /, **more: Any) -> Setting
 def rows(of: Piece, at: Setting, *names: str) -> list[Row]:
     """What a group of these ways comes to, in their order."""
     group = piece_group(of, at, names, experiment="test", case={}, pace=PACE)
-    found = {row.implementation: row for row in run([group], clock=CpuClock(), anchors=anchors())}
+    found = {row.implementation: row for row in run([group], clock=CpuClock(), references=references())}
     return [found[name] for name in names]
 
 
@@ -324,7 +326,7 @@ def test_the_analytic_need_is_what_attention_takes(impl: str, passed: Pass) -> N
     of = find_piece("attention")
     at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, of=passed)
     (row,) = rows(of, at, impl)
-    peak = figures(row, Yardsticks(anchors(), None)).peak_bytes
+    peak = figures(row, Yardsticks(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     tolerance = 0.02 if passed == "forward" else 0.15
@@ -344,7 +346,7 @@ def test_figures_of_a_row() -> None:
         predicted_s=0.001,
         need_bytes=7,
         energy=Energy(joules=6.0, calls=3, seconds=1.0),
-        figures={"tokens": 8},
+        extra={"tokens": 8},
     )
     slow = Row(
         experiment="x",
@@ -353,17 +355,17 @@ def test_figures_of_a_row() -> None:
         status="ok",
         measurement=Measurement(samples_s=(0.006, 0.004), clock="cpu"),
     )
-    found = figures(row, Yardsticks(anchors(), Limits(2e12, 1e12)), slow)
+    found = figures(row, Yardsticks(references(), Limits(2e12, 1e12)), slow)
     assert found.of_anchor == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
     assert found.of_datasheet == pytest.approx(0.25)
     assert found.off == pytest.approx(-0.5)
     assert found.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
     assert (found.speedup_p10, found.speedup_p90) == pytest.approx((2.1, 2.9))
     assert (found.p10_s, found.p90_s, found.iqr_s, found.n) == pytest.approx((0.002, 0.002, 0.0, 2))
-    earlier = Yardsticks(anchors(9.0), None, {row.key: anchors()})  # the session that measured it had others
+    earlier = Yardsticks(references(9.0), None, {row.key: references()})  # the session that measured it had others
     assert figures(row, earlier).of_anchor == pytest.approx(0.5)
     assert found.tokens_per_s == pytest.approx(4000)
     assert (found.joules_per_call, found.joules_per_token) == (2.0, 0.25)
     assert (found.peak_bytes, found.need_bytes) == (None, 7)
     lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
-    assert figures(lost, Yardsticks(anchors(), None), slow) == Figures(need_bytes=9)
+    assert figures(lost, Yardsticks(references(), None), slow) == Figures(need_bytes=9)

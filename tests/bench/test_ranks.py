@@ -59,7 +59,7 @@ def test_what_is_spread_has_the_loss_and_gradients_of_one_process(found: dict[st
     ]
     for row in rows:
         assert [(check["tensor"], check["passed"]) for check in row["checks"]] == [("loss", True), ("gradients", True)]
-        assert row["figures"]["tokens"] == 4 * 24
+        assert row["extra"]["tokens"] == 4 * 24
         assert row["case"]["ranks"] == 2
 
 
@@ -84,7 +84,7 @@ def test_what_one_rank_computes_wrongly_is_wrong(found: dict[str, Any]) -> None:
 def test_what_fails_on_one_rank_fails_on_all(found: dict[str, Any]) -> None:
     rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
     assert rows == {
-        "need": ("OOM", "not tried: no machine addresses so much; on rank 1"),
+        "need": ("OOM", "not tried: larger than any machine can address; on rank 1"),
         "check": ("FAILED", "RuntimeError: OddError: odd; on rank 1"),
         "wrong": ("INCORRECT", "out: error 1.0e+00, budget 0.0e+00; on rank 1"),
         "made": ("OOM", "no room; on rank 1"),

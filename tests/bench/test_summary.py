@@ -30,7 +30,7 @@ def row(name: str, *samples_s: float, length: int = 64, notes: tuple[str, ...] =
 
 def test_curves_are_those_of_the_table() -> None:
     """Time and peak by length; a rival's status where it has no time; no curve of a single length."""
-    known: dict[str, Any] = {"memory": MemoryPeak(added_bytes=30, by="tensors"), "figures": {"input_bytes": 12}}
+    known: dict[str, Any] = {"memory": MemoryPeak(added_bytes=30, by="tensors"), "extra": {"input_bytes": 12}}
     rows = [
         row("flash", 0.25, length=64, **known),
         row("flash", 0.5, length=128, **known),
@@ -73,11 +73,11 @@ def test_what_must_be_known_of_rows_stands_below_them() -> None:
     ]
     assert list(remarks(rows)) == [
         "flash, sdpa: no CUDA graph holds it",
-        "flash, sdpa: wide spread",
+        "flash, sdpa: noisy",
         "a, b: n/a, no GPU",
         "flash, sdpa ran pytorch_flash::flash_fwd_kernel",
     ]
-    assert list(remarks(rows[1:2]))[1].startswith("sdpa: wide spread: the middle half of the samples reaches over 60%")
+    assert list(remarks(rows[1:2]))[1].startswith("sdpa: noisy: IQR is 60%")
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collectives"])

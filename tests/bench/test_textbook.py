@@ -14,10 +14,10 @@ from llmbench.bench.experiments.short_training import progressions
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
 from llmbench.bench.experiments.textbook.claims import CLAIMS, Claim, change, memory, outcome, runs, times
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
-from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import Row
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def replace_memory(of: Row, added: int, inputs: int) -> Row:
         of.implementation,
         1.0,
         memory=MemoryPeak(added_bytes=added, by="tensors"),
-        figures={"input_bytes": inputs},
+        extra={"input_bytes": inputs},
     )
 
 
@@ -183,9 +183,9 @@ def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     """What the table says of the rows that were measured; the other runs are in the command's test."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
-    anchors = measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     chosen = [RUNS[name](ask) for name in ("length", "decode 1", "norm forward", "style decode")]
-    found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), anchors=anchors))
+    found = list(run([replace(group, pace=ask.pace) for group in chosen], clock=CpuClock(), references=references))
     by_name = {each.claim.name: each for each in outcomes(found)}
     assert {by_name[f"{kind} length"].verdict for kind in ("learned", "RoPE", "ALiBi")} == {"holds"}
     assert by_name["RMSNorm forward"].verdict == "n/a here"

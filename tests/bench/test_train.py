@@ -18,8 +18,8 @@ from llmbench.bench.experiments.train.step import Trainer, Way, verdicts
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import Yardsticks
 from llmbench.errors import LLMBenchError
-from llmbench.measure.anchors import Anchors, Limits, Sizes, measure_anchors
 from llmbench.measure.clock import CpuClock
+from llmbench.measure.reference import Limits, ReferenceMeasurements, Sizes, measure_references
 from llmbench.measure.results import Row
 from llmbench.model import build
 from llmbench.model.implementations import implementation
@@ -52,17 +52,18 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def anchors() -> Anchors:
-    return measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+def references() -> ReferenceMeasurements:
+    return measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
 
 
 @pytest.fixture(scope="module")
-def rows(anchors: Anchors) -> dict[str, Row]:
+def rows(references: ReferenceMeasurements) -> dict[str, Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         ask = Ask(quick=True, device=CPU, dtype="fp32")
         return {
-            row.implementation: row for row in run([group_of(SETTING, WAYS, ask)], clock=CpuClock(), anchors=anchors)
+            row.implementation: row
+            for row in run([group_of(SETTING, WAYS, ask)], clock=CpuClock(), references=references)
         }
 
 
@@ -76,7 +77,7 @@ def test_every_way_is_right_and_timed(rows: dict[str, Row]) -> None:
 def test_the_peak_is_that_of_memory(rows: dict[str, Row], way: Way) -> None:
     row = rows[way.name]
     assert row.memory is not None
-    held = row.figures["input_bytes"]
+    held = row.extra["input_bytes"]
     assert held == 3 * 4 * count_parameters(SPEC).total + 4 * len(list(build(SPEC).parameters()))  # and step counts
     assert held + row.memory.added_bytes == pytest.approx(row.need_bytes, rel=0.03)
 
@@ -89,18 +90,18 @@ def test_recomputing_saves_memory_for_flops(rows: dict[str, Row]) -> None:
     assert again.work_flops == plain.work_flops
     forward = flops_of(SETTING, Way("sdpa")).total // 3  # backward has two products for one of forward
     head = 2 * 4 * 48 * SPEC.vocab_size * SPEC.hidden_size
-    assert again.figures["hardware_flops"] - plain.figures["hardware_flops"] == forward - head
+    assert again.extra["hardware_flops"] - plain.extra["hardware_flops"] == forward - head
 
 
-def test_mfu_is_of_the_datasheet_where_there_is_one(rows: dict[str, Row], anchors: Anchors) -> None:
+def test_mfu_is_of_the_datasheet_where_there_is_one(rows: dict[str, Row], references: ReferenceMeasurements) -> None:
     row = rows["sdpa recompute"]
     assert row.seconds is not None
     assert row.work_flops is not None
-    known = derived(row, Yardsticks(anchors, Limits(1e12, 1e11)))
+    known = derived(row, Yardsticks(references, Limits(1e12, 1e11)))
     assert known["mfu"] == pytest.approx(row.work_flops / (row.seconds * 1e12))
-    assert known["hfu"] == pytest.approx(row.figures["hardware_flops"] / (row.seconds * 1e12))
-    here = derived(row, Yardsticks(anchors, None))
-    assert here["mfu"] == pytest.approx(row.flops_per_s / anchors.matmul.per_s)
+    assert known["hfu"] == pytest.approx(row.extra["hardware_flops"] / (row.seconds * 1e12))
+    here = derived(row, Yardsticks(references, None))
+    assert here["mfu"] == pytest.approx(row.flops_per_s / references.matmul.per_s)
 
 
 def test_a_step_changes_no_weight_and_leaves_no_gradient() -> None:
@@ -153,10 +154,10 @@ def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [verdict.passed for verdict in verdicts(SETTING, Way("sdpa"))] == [True, False]
 
 
-def test_what_does_not_fit_is_a_row_with_its_need(anchors: Anchors) -> None:
+def test_what_does_not_fit_is_a_row_with_its_need(references: ReferenceMeasurements) -> None:
     huge = SETTING.but(batch=10**7)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
-    (row,) = run([group_of(huge, [Way("sdpa")], ask)], clock=CpuClock(), anchors=anchors)
+    (row,) = run([group_of(huge, [Way("sdpa")], ask)], clock=CpuClock(), references=references)
     assert row.status == "OOM"
     memory = memory_of(huge, Way("sdpa"), 1)
     assert row.need_bytes == memory.peak_bytes - memory.parts_bytes["overhead"]

@@ -26,10 +26,10 @@ from llmbench.bench.pieces.piece import Setting
 from llmbench.cli import run as command
 from llmbench.errors import CannotRunError
 from llmbench.kernels.proof.accuracy import Verdict
-from llmbench.measure.anchors import Anchors, Sizes, measure_anchors
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import CpuClock
-from llmbench.measure.gate import Rival
 from llmbench.measure.ranks import Ranks, join
+from llmbench.measure.reference import ReferenceMeasurements, Sizes, measure_references
 from llmbench.model import build
 from llmbench.model.decoder import Decoder
 from llmbench.spec.ffn import Gated
@@ -40,9 +40,9 @@ SETTING = Setting(spec=SPEC, batch=4, seq_len=24, dtype="fp32", device=CPU, of="
 WAYS = [Way("sdpa", sharding="fsdp"), Way("sdpa", recompute=True, sharding="fsdp"), Way("sdpa", sharding="tp")]
 
 
-def rows_of(groups: list[Group], ranks: Ranks, anchors: Anchors) -> list[Any]:
+def rows_of(groups: list[Group], ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
     """Rows as a file has them."""
-    return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CPU), anchors=anchors)]
+    return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CPU), references=references)]
 
 
 def sent(ranks: Ranks) -> dict[str, int]:
@@ -81,7 +81,7 @@ class OddError(Exception):
         super().__init__(text)
 
 
-def alone(ranks: Ranks, anchors: Anchors) -> list[Any]:
+def alone(ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
     """Rows of rivals that fail on the second rank alone, each at another step, some before collectives that the first
     rank would wait in."""
     ones = torch.ones(10)
@@ -102,25 +102,25 @@ def alone(ranks: Ranks, anchors: Anchors) -> list[Any]:
     def wrong() -> list[Verdict]:
         return [Verdict("out", 1.0, 0.0, 0.0, ranks.rank == 0)]
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         no_room, odd = torch.OutOfMemoryError("no room"), OddError("odd", "more")
         return [
-            Rival(name="need", prepare=lambda: good, need_bytes=2**60 * ranks.rank),
-            Rival(name="check", prepare=lambda: good, check=failing(odd)),
-            Rival(name="wrong", prepare=lambda: good, check=wrong),
-            Rival(name="made", prepare=failing(no_room)),
-            Rival(name="first", prepare=lambda: failing(ValueError("broken"))),
-            Rival(name="memory", prepare=lambda: failing(ValueError("broken"), 1)),
-            Rival(name="timed", prepare=lambda: failing(ValueError("broken"), 2)),
-            Rival(name="good", prepare=lambda: good),
+            Candidate(name="need", prepare=lambda: good, need_bytes=2**60 * ranks.rank),
+            Candidate(name="check", prepare=lambda: good, check=failing(odd)),
+            Candidate(name="wrong", prepare=lambda: good, check=wrong),
+            Candidate(name="made", prepare=failing(no_room)),
+            Candidate(name="first", prepare=lambda: failing(ValueError("broken"))),
+            Candidate(name="memory", prepare=lambda: failing(ValueError("broken"), 1)),
+            Candidate(name="timed", prepare=lambda: failing(ValueError("broken"), 2)),
+            Candidate(name="good", prepare=lambda: good),
         ]
 
     names = ["need", "check", "wrong", "made", "first", "memory", "timed", "good"]
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
-    return rows_of([Group(experiment="faults", case={}, names=names, rivals=rivals, pace=pace)], ranks, anchors)
+    return rows_of([Group(experiment="faults", case={}, names=names, rivals=rivals, pace=pace)], ranks, references)
 
 
-def parted(ranks: Ranks, anchors: Anchors) -> dict[str, Any]:
+def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
     """Rows of this rank, and how they end, where the second rank leaves a collective that the first waits in."""
     _set_pg_timeout(timedelta(seconds=1))
     ones, counted = torch.ones(10), iter(range(100))
@@ -130,15 +130,15 @@ def parted(ranks: Ranks, anchors: Anchors) -> dict[str, Any]:
             raise ValueError("gone")
         dist.all_reduce(ones)
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         calls = {"good": lambda: dist.all_reduce(ones), "leaving": leaving}
-        return [Rival(name=name, prepare=lambda call=call: call) for name, call in calls.items()]
+        return [Candidate(name=name, prepare=lambda call=call: call) for name, call in calls.items()]
 
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
     group = Group(experiment="parted", case={}, names=["good", "leaving"], rivals=rivals, pace=pace)
     found: list[Any] = []
     try:
-        for row in run([group, group], clock=ranks.clock(CPU), anchors=anchors):
+        for row in run([group, group], clock=ranks.clock(CPU), references=references):
             found.append([row.implementation, row.status, row.ended_session])
     except CannotRunError as problem:
         return {"rows": found, "end": str(problem)}
@@ -149,15 +149,15 @@ def main(out: str) -> None:
     """All of it."""
     ranks, _ = join("any", CPU, "train")
     ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
-    anchors = measure_anchors(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
+    references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     found: dict[str, Any] = {
-        "train": rows_of([train.group_of(SETTING, WAYS, ask)], ranks, anchors),
+        "train": rows_of([train.group_of(SETTING, WAYS, ask)], ranks, references),
         "collectives": rows_of(
-            [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, anchors
+            [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, references
         ),
         "sent": sent(ranks),
         "uneven": uneven(ranks),
-        "faults": alone(ranks, anchors),
+        "faults": alone(ranks, references),
     }
     local = Trainer(build(SPEC), *[SETTING.tokens(98, 4, 24)] * 2, sharding="fsdp", ranks=ranks)
     found["local_parameters"] = ranks.gathered(sum(each.to_local().numel() for each in local.parameters))
@@ -166,7 +166,7 @@ def main(out: str) -> None:
         command(["bench", "collectives", "--device", "cpu", way, results]) for way in ("--output", "--resume")
     ]
     found["exists"] = command(["bench", "collectives", "--device", "cpu", "--output", results])
-    found["parted"] = ranks.gathered(parted(ranks, anchors))  # the last that they can do
+    found["parted"] = ranks.gathered(parted(ranks, references))  # the last that they can do
     if ranks.first:
         with open(out, "w", encoding="utf-8") as file:
             json.dump(found, file)

@@ -66,7 +66,7 @@ def test_a_rehearsal_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFi
     found = results(tmp_path)
     assert not found.damaged
     assert found.headers[0].inputs["rehearsal"] is True
-    assert found.headers[0].anchors is not None
+    assert found.headers[0].reference_measurements is not None
     seen = statuses(found.rows)
     assert {status for (_, name), status in seen.items() if name == OURS} == {"ok"}
     assert {name for (_, name), status in seen.items() if status != "ok"} == {"sdpa-cudnn", "liger"}
@@ -230,7 +230,7 @@ def test_tests_run_in_shares(tmp_path: Path) -> None:
     assert sum("ValueError: no fixture" in each for each in found.failures) == 1
     assert any("test_unloadable.py" in each for each in found.failures)
     row = found.row()
-    assert (row.status, row.figures["passed"]) == ("INCORRECT", 2)
+    assert (row.status, row.extra["passed"]) == ("INCORRECT", 2)
     late = prepare(Suite("late", (str(path),), 1), [], -1.0)
     assert late is not None
     assert late.outcomes.get("passed", 0) == 0

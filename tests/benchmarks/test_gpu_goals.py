@@ -99,7 +99,7 @@ def test_memory_beside_the_results() -> None:
         OURS,
         1.0,
         memory=MemoryPeak(added_bytes=1300, by="allocator"),
-        figures={"logits_bytes": 8000, "results_bytes": 300},
+        extra={"logits_bytes": 8000, "results_bytes": 300},
     )
     found = outcome(Goal("x", "logits", "memory", must=1 / 8, at_most=True), ours)
     assert found.value is not None

@@ -49,7 +49,7 @@ from llmbench.cli import run
 from llmbench.measure import environment
 environment.commit = lambda root: "0" * 40
 profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
-profile.measure_anchors = functools.partial(profile.measure_anchors, budget_s=0.05)
+profile.measure_references = functools.partial(profile.measure_references, budget_s=0.05)
 for name, arguments in json.load(sys.stdin).items():
     with open(name + ".out", "w") as out, contextlib.redirect_stdout(out):
         code = run(arguments)
@@ -94,9 +94,9 @@ def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
 @pytest.mark.parametrize("name", PIECES)
 def test_every_piece_is_profiled(folder: Path, name: str) -> None:
     found = answer(folder, f"profile {name}")
-    assert found["schema"] == "llmbench.profile/1"
+    assert found["schema"] == "llmbench.profile/2"
     assert found["environment"]["device"] == "cpu"
-    assert found["anchors"]["matmul"]["work"] == 2 * 1024**3
+    assert found["reference_measurements"]["matmul"]["work"] == 2 * 1024**3
     rows = as_rows(found["implementations"])
     assert rows[-1].implementation == "standard"
     assert rows[-1].status == "ok"
@@ -104,7 +104,7 @@ def test_every_piece_is_profiled(folder: Path, name: str) -> None:
         assert row.case["piece"] == name
         assert (row.status, given["derived"]["seconds"]) == ("ok", row.seconds)
         assert given["derived"]["of_anchor"] > 0
-        assert given["derived"]["peak_bytes"] >= row.figures["input_bytes"]
+        assert given["derived"]["peak_bytes"] >= row.extra["input_bytes"]
         assert given["derived"]["off"] == pytest.approx(row.predicted_s / row.seconds - 1)
     assert found["implementations"][-1]["derived"]["speedup"] == 1.0
 
@@ -132,10 +132,10 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
 
 
 def quick_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on this process profiles with few samples and small anchors."""
+    """From here on this process profiles with few samples and small reference measurements."""
     from llmbench.bench import profile
     from llmbench.bench.experiments.experiment import QUICK
-    from llmbench.measure.anchors import Sizes
+    from llmbench.measure.reference import Sizes
 
     importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -179,7 +179,7 @@ def test_what_the_help_lists_is_what_there_is() -> None:
 @pytest.mark.parametrize("name", ALONE)
 def test_every_experiment_runs(folder: Path, name: str) -> None:
     found = answer(folder, name)
-    assert found["schema"] == "llmbench.bench/1"
+    assert found["schema"] == "llmbench.bench/2"
     rows = as_rows(found["rows"])
     assert {row.experiment for row in rows} == {name}
     assert {row.status for row in rows} <= {"ok", "n/a"}, [row.reason for row in rows]
@@ -197,12 +197,12 @@ def test_every_experiment_runs(folder: Path, name: str) -> None:
 def test_equal_parameters_are_equal(folder: Path) -> None:
     """Within the rounding of a gated width to 64."""
     for row in as_rows(answer(folder, "activations")["rows"]):
-        assert row.figures["parameters"] == pytest.approx(2 * 4 * 192 * 192, rel=0.05)
+        assert row.extra["parameters"] == pytest.approx(2 * 4 * 192 * 192, rel=0.05)
 
 
 def test_heads_hold_what_they_should(folder: Path) -> None:
     """8 heads of 32 at width 256: by hand, in fp32."""
-    held = {row.implementation: row.figures for row in as_rows(answer(folder, "heads")["rows"])}
+    held = {row.implementation: row.extra for row in as_rows(answer(folder, "heads")["rows"])}
     assert {name: figures["kv_bytes_per_token"] for name, figures in held.items()} == {
         "MHA": 2 * 8 * 32 * 4,
         "GQA": 2 * 2 * 32 * 4,

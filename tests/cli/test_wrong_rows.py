@@ -18,14 +18,14 @@ from llmbench.bench import profile
 from llmbench.bench.experiments import experiment
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
-from llmbench.measure.anchors import Sizes
+from llmbench.measure.reference import Sizes
 from llmbench.model.implementations.plain import STANDARD
 from tests.measure.rows import row
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few samples, small anchors, no interpreter."""
+    """Few samples, small reference measurements, no interpreter."""
     importlib.import_module("llmbench.model.implementations.kernels")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     small = functools.partial(profile.profile, pace=experiment.QUICK, sizes=Sizes(64, 2**16, 10))

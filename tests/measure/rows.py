@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmbench.measure.anchors import Anchor, Anchors
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Measurement
+from llmbench.measure.reference import ReferenceMeasurement, ReferenceMeasurements
 from llmbench.measure.results import Header, Results, Row, Session
 
 PLACE = Environment(
@@ -35,13 +35,13 @@ def timed(*samples_s: float, **more: Any) -> Measurement:
     return Measurement(samples_s=samples_s, clock="cpu", **more)
 
 
-def anchors(matmul_s: float = 1e-3) -> Anchors:
+def references(matmul_s: float = 1e-3) -> ReferenceMeasurements:
     """1 TFLOP/s, 100 GB/s copied, 50 GB/s read, 5 µs a launch, unless said otherwise."""
-    return Anchors(
-        matmul=Anchor(what="product", work=10**9, measurement=timed(matmul_s)),
-        copy=Anchor(what="copy", work=10**9, measurement=timed(1e-2)),
-        read=Anchor(what="sum", work=10**9, measurement=timed(2e-2)),
-        launch=Anchor(what="launches", work=1000, measurement=timed(5e-3)),
+    return ReferenceMeasurements(
+        matmul=ReferenceMeasurement(description="product", work=10**9, measurement=timed(matmul_s)),
+        copy=ReferenceMeasurement(description="copy", work=10**9, measurement=timed(1e-2)),
+        read=ReferenceMeasurement(description="sum", work=10**9, measurement=timed(2e-2)),
+        launch=ReferenceMeasurement(description="launches", work=1000, measurement=timed(5e-3)),
     )
 
 

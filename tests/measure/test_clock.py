@@ -19,8 +19,7 @@ from torch.utils.benchmark import Timer
 
 from llmbench.errors import CannotRunError
 from llmbench.measure import clock as clocks
-from llmbench.measure.clock import Clock, CpuClock, CudaClock, clock_for, compare
-from llmbench.measure.lost import LostError
+from llmbench.measure.clock import Clock, CpuClock, CudaClock, DeviceLostError, clock_for, compare
 from llmbench.measure.measurement import ratio
 from tests.measure.fake_cuda import GAP_S, FakeCuda
 
@@ -233,10 +232,10 @@ def test_a_lost_gpu_is_laid_to_who_lost_it(graphs: Any, at: int) -> None:
 
     clock, failed = on_fake(fake, graphs=graphs), dict[str, Exception]()
     with pytest.raises(
-        LostError, match=r"context is lost \(CUDA error: an illegal memory access was encountered\)$"
+        DeviceLostError, match=r"context is lost \(CUDA error: an illegal memory access was encountered\)$"
     ) as lost:
         compare({"good": kernel, "bad": bad}, clock=clock, warmup_s=0, budget_s=0, failed=failed)
-    assert lost.value.rival == "bad"
+    assert lost.value.candidate == "bad"
     assert "good" not in failed
 
 
@@ -281,16 +280,16 @@ def test_l2_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_several_threads_are_timed_meeting(threads: int) -> None:
     """Two ops a meeting: no machine is through with them in a tenth of a microsecond. One thread meets nobody."""
     found = compare({"x": lambda: None}, clock=CpuClock(threads=threads), budget_s=0)["x"]
-    assert found.meeting_s is not None
-    assert 1e-7 < found.meeting_s < 1
-    assert compare({"x": lambda: None}, clock=CpuClock(threads=1), budget_s=0)["x"].meeting_s is None
+    assert found.barrier_s is not None
+    assert 1e-7 < found.barrier_s < 1
+    assert compare({"x": lambda: None}, clock=CpuClock(threads=1), budget_s=0)["x"].barrier_s is None
 
 
 def test_the_middle_meeting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([3e-6, 9e-6, 4e-6, 5e-6])
-    monkeypatch.setattr(clocks, "meeting", lambda threads: lambda: next(seen))
+    monkeypatch.setattr(clocks, "barrier_timer", lambda threads: lambda: next(seen))
     found = compare({"x": lambda: None}, clock=CpuClock(), budget_s=0, min_samples=4, max_samples=4)["x"]
-    assert found.meeting_s == pytest.approx(4.5e-6)
+    assert found.barrier_s == pytest.approx(4.5e-6)
 
 
 def test_the_clock_of_a_device() -> None:

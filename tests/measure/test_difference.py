@@ -15,11 +15,11 @@ import pytest
 from llmbench.errors import LLMBenchError
 from llmbench.measure import clock
 from llmbench.measure.clock import CpuClock, compare
-from llmbench.measure.difference import FLOOR, Noise, _student, diff, noise
+from llmbench.measure.difference import NOISE_FLOOR, Noise, _student_quantile, diff, noise
 from llmbench.measure.measurement import quantile, ratio
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.results import Damage, Results, Row, Session, Store, read
-from tests.measure.rows import PLACE, anchors, header, results, row, timed
+from tests.measure.rows import PLACE, header, references, results, row, timed
 
 MIB = 2**20
 
@@ -30,7 +30,8 @@ CASES, RIVALS, SAMPLES = 8, 3, 10
 
 class Machine:
     """A shared CPU that draws times of 10 ms: heavy tails of `spread` within a run, and from run to run what rows do by
-    themselves (1.5%), what a whole run does (3%, seen by its anchors), and what a case does (one in ten: up to 2×)."""
+    themselves (1.5%), what a whole run does (3%, seen by its reference measurements), and what a case does (one in ten:
+    up to 2×)."""
 
     def __init__(self, seed: int, *, spread: float) -> None:
         self.draw, self.spread = random.Random(seed), spread
@@ -44,7 +45,7 @@ class Machine:
             for rival in range(RIVALS):
                 level = 0.01 * passing * math.exp(self.draw.gauss(0, 0.015))
                 rows.append(row(f"r{rival}", *(level * self.tail() for _ in range(SAMPLES)), seq=case))
-        return results(*rows, anchors=anchors(matmul_s=1e-3 * today))
+        return results(*rows, reference_measurements=references(matmul_s=1e-3 * today))
 
     def tail(self) -> float:
         """A sample's own share: half the time as fast as can be, and seldom several times as long as usual."""
@@ -124,7 +125,9 @@ def test_what_slows_all_rivals_of_a_case_is_the_machine() -> None:
     one_case = diff(before, slowed(before, 1.5, seq=2))
     assert [change.verdict for change in one_case.changes] == ["same"] * 6 + ["unclear"] * 3 + ["same"] * 3
     (note,) = one_case.notes
-    assert note.startswith("all rivals of 1 case moved alike, up to 1.5×: taken for the machine")
+    assert note.startswith(
+        "in 1 case every implementation became slower together (up to 1.5×). This is treated as machine noise"
+    )
     assert verdicts(before, slowed(before, 1.5)) == ["slower"] * 12
     slower, faster = (
         diff(*pair).changes[6] for pair in ((before, slowed(before, 1.5, seq=2)), (slowed(before, 1.5, seq=2), before))
@@ -147,7 +150,10 @@ def test_what_slows_all_rivals_of_a_case_is_the_machine() -> None:
 def test_anchors_tell_how_far_the_machine_moved() -> None:
     """What slows all rows as much as a product is no regression; what slows them much more is, and so is what slows
     them where products are faster."""
-    before, after = steady(anchors=anchors()), steady(anchors=anchors(matmul_s=1.2e-3))
+    before, after = (
+        steady(reference_measurements=references()),
+        steady(reference_measurements=references(matmul_s=1.2e-3)),
+    )
     assert set(verdicts(before, slowed(after, 1.15))) == {"same"}
     assert set(verdicts(before, slowed(after, 1.25))) == {"unclear"}
     assert set(verdicts(before, slowed(after, 1.4))) == {"slower"}
@@ -161,7 +167,7 @@ def test_waiting_for_a_core_is_no_slow_down() -> None:
     def waited(found: Results, share: float) -> Results:
         ((head, rows),) = found.sessions
         rows = [
-            msgspec.structs.replace(each, measurement=msgspec.structs.replace(each.measurement, waited=share))
+            msgspec.structs.replace(each, measurement=msgspec.structs.replace(each.measurement, run_queue_share=share))
             for each in rows
         ]
         return found._replace(sessions=[Session(head, rows)])
@@ -182,7 +188,7 @@ def test_threads_that_met_slower_are_no_slow_down() -> None:
         ((head, rows),) = found.sessions
         rows = [
             msgspec.structs.replace(
-                each, measurement=msgspec.structs.replace(each.measurement, meeting_s=seconds, threads=threads)
+                each, measurement=msgspec.structs.replace(each.measurement, barrier_s=seconds, threads=threads)
             )
             for each in rows
         ]
@@ -197,16 +203,21 @@ def test_threads_that_met_slower_are_no_slow_down() -> None:
     assert set(verdicts(before, met(slow, 14e-6, threads=3))) == {"slower"}
     assert set(verdicts(before, slow)) == {"slower"}
     (note,) = diff(before, met(slow, 14e-6)).notes
-    assert note.startswith(f"threads met at another speed beside {len(slow.rows)} of {len(slow.rows)} rows, up to 2.0×")
+    rows = len(slow.rows)
+    assert note.startswith("barrier cost (thread synchronisation) differs between the runs for ")
+    assert f" {rows} of {rows} rows (up to 2.0×)" in note
     assert not diff(before, met(slow, 7.5e-6)).notes
 
 
 def test_rows_are_judged_beside_the_anchors_of_their_own_session() -> None:
     """A file that was resumed on a slower day: its second session's rows are excused, its first one's are not."""
-    before = steady(2, anchors=anchors())
+    before = steady(2, reference_measurements=references())
     early, late = before.rows[:3], before.rows[3:]
     resumed = before._replace(
-        sessions=[Session(header(anchors=anchors()), early), Session(header(anchors=anchors(matmul_s=1.3e-3)), late)]
+        sessions=[
+            Session(header(reference_measurements=references()), early),
+            Session(header(reference_measurements=references(matmul_s=1.3e-3)), late),
+        ]
     )
     assert verdicts(before, slowed(resumed, 1.25)) == ["slower"] * 3 + ["unclear"] * 3
 
@@ -236,20 +247,20 @@ def test_a_slow_down_through_the_clock_and_the_files(tmp_path: Path, monkeypatch
 
 def test_noise_by_hand() -> None:
     still, wide = timed(*[1.0] * 10), timed(*[0.9] * 3, *[1.0] * 4, *[1.1] * 3)
-    assert noise(still, still) == (-FLOOR["cpu"], FLOOR["cpu"]) == (-0.1, 0.1)
+    assert noise(still, still) == (-NOISE_FLOOR["cpu"], NOISE_FLOOR["cpu"]) == (-0.1, 0.1)
     error = 1.2533 * (0.15 / 1.349) / 10**0.5  # IQR 0.15
     half_a_per_cent = 3.44  # of Student's t with 7.4 degrees of freedom: 3.499 with 7, 3.355 with 8
     assert noise(still, wide).high == pytest.approx(math.hypot(0.1, half_a_per_cent * error), rel=0.02)
     assert noise(wide, wide).high == pytest.approx(math.hypot(0.1, half_a_per_cent * error * 2**0.5), rel=0.02)
     assert noise(wide, wide, rows=24).high > 1.3 * noise(wide, wide).high
     assert noise(still, still, known=(0.3, -0.2, 0.1)) == pytest.approx((-0.3, 0.5))
-    before, after = timed(*[1.0] * 10, waited=0.5), timed(*[1.0] * 10, waited=0.75)
+    before, after = timed(*[1.0] * 10, run_queue_share=0.5), timed(*[1.0] * 10, run_queue_share=0.75)
     assert noise(before, after) == pytest.approx((-0.1 - math.log(2), 0.1 + math.log(4)))
-    assert math.isfinite(noise(before, timed(*[1.0] * 10, waited=1.0)).high)
-    before, after = timed(*[1.0] * 10, meeting_s=2e-6), timed(*[1.0] * 10, meeting_s=4e-6)
+    assert math.isfinite(noise(before, timed(*[1.0] * 10, run_queue_share=1.0)).high)
+    before, after = timed(*[1.0] * 10, barrier_s=2e-6), timed(*[1.0] * 10, barrier_s=4e-6)
     assert noise(before, after) == pytest.approx((-0.1, 0.1 + math.log(2)))
     assert noise(after, before) == pytest.approx((-0.1 - math.log(2), 0.1))
-    assert noise(before, timed(*[1.0] * 10, meeting_s=1.0)).high == pytest.approx(0.1 + math.log(2.5))
+    assert noise(before, timed(*[1.0] * 10, barrier_s=1.0)).high == pytest.approx(0.1 + math.log(2.5))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +277,7 @@ def test_the_same_is_what_rules_a_change_out(move: float, verdict: str) -> None:
     ("share", "freedom", "value"), [(0.975, 10, 2.228), (0.995, 7, 3.499), (0.999, 8, 4.501), (0.9995, 15, 4.073)]
 )
 def test_students_t_is_that_of_the_tables(share: float, freedom: float, value: float) -> None:
-    assert _student(share, freedom) == pytest.approx(value, rel=0.02)
+    assert _student_quantile(share, freedom) == pytest.approx(value, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +296,7 @@ def test_memory_that_grew_is_a_regression(before: int | None, after: int, heavie
         return results(row(memory=None if count is None else MemoryPeak(added_bytes=count, by="tensors")))
 
     found = diff(held(before), held(after))
-    assert (found.changes[0].verdict, found.changes[0].heavier) == ("same", heavier)
+    assert (found.changes[0].verdict, found.changes[0].memory_grew) == ("same", heavier)
     assert found.regressions == (found.changes if heavier else [])
 
 
@@ -301,7 +312,7 @@ def test_files_of_different_things_are_refused() -> None:
         ("ok", "INCORRECT", "broken"),
         ("ok", "OOM", "broken"),
         ("ok", "n/a", "broken"),
-        ("OOM", "ok", "mended"),
+        ("OOM", "ok", "fixed"),
         ("OOM", "OOM", "same"),
         ("OOM", "INCORRECT", "broken"),
         ("n/a", "OOM", "same"),
@@ -326,22 +337,22 @@ def test_the_worst_comes_first() -> None:
 
 
 def test_what_else_differs_is_said() -> None:
-    before = results(row(), anchors=anchors())
+    before = results(row(), reference_measurements=references())
     later = msgspec.structs.replace(PLACE, torch="2.14.0", triton="3.9.0")
-    after = results(row(), environment=later, anchors=anchors(matmul_s=1.5e-3), inputs={})
+    after = results(row(), environment=later, reference_measurements=references(matmul_s=1.5e-3), inputs={})
     assert diff(before, before).notes == []
     assert diff(before, after).notes == [
         "torch: 2.13.0 → 2.14.0",
         "triton: unknown → 3.9.0",
-        "the inputs of the two sessions differ",
-        "the machine itself: product takes 1.50× as long",
+        "the two sessions have different inputs",
+        "reference measurement: product takes 1.50× as long",
     ]
     damaged = before._replace(
         damaged=[Damage("file.jsonl", 3, "truncated")], sessions=[Session(None, before.sessions[0].rows)]
     )
     assert diff(damaged, before).notes == [
         "1 damaged line in file.jsonl left out",
-        "no header in file.jsonl: where it was measured is not known",
+        "no header in file.jsonl: the machine and the inputs are unknown",
     ]
 
 
@@ -357,18 +368,18 @@ def test_statistics_and_what_they_say() -> None:
     found = timed(4.0, 1.0, 3.0, 2.0, 5.0, notes=("a note",))
     assert (found.median_s, found.iqr_s, found.n) == (3.0, 2.0, 5)
     assert (found.p10_s, found.p90_s) == pytest.approx((1.4, 4.6))
-    said = ("a note", "wide spread: the middle half of the samples reaches over 67% of the median")
+    said = ("a note", "noisy: IQR is 67% of the median")
     assert found.remarks() == said
-    shared = "the CPU was shared: 30% of the time went by waiting for a core"
-    assert timed(1.0, waited=0.3).remarks() == (shared,)
-    assert timed(1.0, waited=0.01).remarks() == ()
+    shared = "CPU contention: runnable threads waited for a core 30% of the time"
+    assert timed(1.0, run_queue_share=0.3).remarks() == (shared,)
+    assert timed(1.0, run_queue_share=0.01).remarks() == ()
     assert timed(1.0, 1.01, 1.02).remarks() == ()
 
 
 def test_a_ratio_pairs_samples() -> None:
     found = ratio(timed(2.0, 4.0, 9.0), timed(1.0, 2.0, 3.0))
     assert found == (2.0, 2.0, pytest.approx(2.8), 3)
-    with pytest.raises(LLMBenchError, match="these are 2 and 1"):
+    with pytest.raises(LLMBenchError, match="cannot pair 2 samples with 1"):
         ratio(timed(1.0, 2.0), timed(1.0))
     with pytest.raises(LLMBenchError, match="time of zero"):
         ratio(timed(1.0), timed(0.0))

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from llmbench.measure import environment as place
+from llmbench.measure.cuda import attention_kernels, kernel_times, summed
 from llmbench.measure.environment import commit, cpu_model, environment, gpus, ptxas
-from llmbench.measure.launches import attention_kernels, launches, summed
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def test_the_backend_that_really_ran(capfd: pytest.CaptureFixture[str]) -> None:
     assert flash == ("aten::_scaled_dot_product_flash_attention_for_cpu",)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert attention_kernels(lambda: attend(q, q, q), CPU) == ("aten::_scaled_dot_product_attention_math",)
-    ran = {row.name: row.runs for row in launches(lambda: (q + 1, q + 2, q * 3), CPU)}
+    ran = {row.name: row.runs for row in kernel_times(lambda: (q + 1, q + 2, q * 3), CPU)}
     assert (ran["aten::add"], ran["aten::mul"]) == (2, 1)
     assert capfd.readouterr().err == ""  # the profiler is talkative
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmbench.measure.memory import Continued, LiveTensors, Replayed, kept_bytes, peak_memory
+from llmbench.measure.memory import GraphedCall, LiveTensors, RepeatableBackward, peak_memory, reserved_bytes
 from tests.measure.fake_cuda import FakeCuda
 from tests.oracles.training_memory import StorageTracker
 
@@ -28,8 +28,8 @@ def test_a_peak_by_hand() -> None:
         return c
 
     found = peak_memory(call, CPU)
-    assert (found.added_bytes, found.held_bytes, found.reserved_bytes) == (12_000, None, None)
-    assert (found.by, found.held_bytes) == ("tensors", None)
+    assert (found.added_bytes, found.resident_bytes, found.reserved_bytes) == (12_000, None, None)
+    assert (found.by, found.resident_bytes) == ("tensors", None)
 
 
 def test_what_is_given_is_not_counted() -> None:
@@ -67,7 +67,7 @@ def test_what_a_backward_pass_goes_on_from_counts() -> None:
         used.append(again)
         return torch.cat([saved, saved])
 
-    call = Continued(forward, backward)
+    call = RepeatableBackward(forward, backward)
     call()
     assert peak_memory(call, CPU).added_bytes == 12_000
     call()  # goes on as before
@@ -95,7 +95,7 @@ def test_a_backward_pass_by_another_tracker() -> None:
         loss = forward()
         tracker.peak = tracker.total
         backward(loss, False)
-    assert peak_memory(Continued(forward, backward), CPU).added_bytes == tracker.peak - given
+    assert peak_memory(RepeatableBackward(forward, backward), CPU).added_bytes == tracker.peak - given
 
 
 def test_memory_is_given_back() -> None:
@@ -128,7 +128,7 @@ def test_a_gpu_by_its_stand_in() -> None:
         fake.allocate(-5000)
 
     found = peak_memory(call, torch.device("cuda"), cuda=fake)
-    assert (found.held_bytes, found.added_bytes) == (1000, 5000)
+    assert (found.resident_bytes, found.added_bytes) == (1000, 5000)
     assert (found.reserved_bytes, found.by) == (2**21, "allocator")
 
 
@@ -144,8 +144,8 @@ def test_a_gpu_counts_what_is_gone_on_from() -> None:
         fake.allocate(2000)
         fake.allocate(-2000 if again else -2000 - kept)
 
-    found = peak_memory(Continued(forward, backward), torch.device("cuda"), cuda=fake)
-    assert (found.held_bytes, found.added_bytes) == (1000, 5000)
+    found = peak_memory(RepeatableBackward(forward, backward), torch.device("cuda"), cuda=fake)
+    assert (found.resident_bytes, found.added_bytes) == (1000, 5000)
 
 
 def test_a_graph_has_the_memory_of_its_call() -> None:
@@ -157,9 +157,9 @@ def test_a_graph_has_the_memory_of_its_call() -> None:
         fake.allocate(-5000)
 
     fake.allocate(5000)  # the capture's
-    replay = Replayed(lambda: fake.log.append("replayed"), eager)
+    replay = GraphedCall(lambda: fake.log.append("replayed"), eager)
     found = peak_memory(replay, torch.device("cuda"), cuda=fake)
-    assert (found.held_bytes, found.added_bytes) == (6000, 5000)
+    assert (found.resident_bytes, found.added_bytes) == (6000, 5000)
     replay()
     assert fake.log.count("replayed") == 1
 
@@ -167,9 +167,9 @@ def test_a_graph_has_the_memory_of_its_call() -> None:
 def test_what_is_kept_is_what_others_cannot_have() -> None:
     fake = FakeCuda()
     fake.allocate(3 * 2**20)
-    assert kept_bytes(torch.device("cuda"), cuda=fake) == 4 * 2**20
+    assert reserved_bytes(torch.device("cuda"), cuda=fake) == 4 * 2**20
     assert fake.log == ["empty_cache"]
-    assert kept_bytes(CPU) == 0
+    assert reserved_bytes(CPU) == 0
 
 
 @pytest.mark.gpu
@@ -178,6 +178,6 @@ def test_a_gpu() -> None:
     x: Any = torch.randn(2**20, device=device)
     found = peak_memory(lambda: (x + 1) * 2, device)
     assert found.added_bytes == 2 * x.nbytes
-    assert found.held_bytes is not None
-    assert found.held_bytes >= x.nbytes
-    assert (found.reserved_bytes or 0) >= (found.held_bytes or 0) + found.added_bytes
+    assert found.resident_bytes is not None
+    assert found.resident_bytes >= x.nbytes
+    assert (found.reserved_bytes or 0) >= (found.resident_bytes or 0) + found.added_bytes

@@ -21,10 +21,10 @@ from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, Store, read
 from llmbench.measure.telemetry import Conditions
-from tests.measure.rows import PLACE, anchors, header, row, timed
+from tests.measure.rows import PLACE, header, references, row, timed
 
 FULL = row(
-    memory=MemoryPeak(added_bytes=5, held_bytes=6, reserved_bytes=7, by="allocator"),
+    memory=MemoryPeak(added_bytes=5, resident_bytes=6, reserved_bytes=7, by="allocator"),
     energy=Energy(joules=3.0, calls=2, seconds=1.5),
     need_bytes=10,
     work_flops=10**12,
@@ -32,19 +32,19 @@ FULL = row(
     predicted_s=0.009,
     checks=(Check(tensor="out", error=1e-3, plain_error=1e-3, budget=2e-3, passed=True),),
     kernels=("flash_fwd_kernel",),
-    figures={"tokens_per_s": 1.5e5},
+    extra={"tokens_per_s": 1.5e5},
 )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     rows = [FULL, row("standard", status="OOM", seq=1024, need_bytes=2**40), row("flex", status="n/a")]
-    with Store(tmp_path / "r.jsonl", header(anchors=anchors())) as store:
+    with Store(tmp_path / "r.jsonl", header(reference_measurements=references())) as store:
         store.write(rows[:1])
         store.write(rows[1:])
         store.write([])
     found = read(tmp_path / "r.jsonl")
     assert found.rows == rows
-    assert [(each.environment, each.anchors) for each in found.headers] == [(PLACE, anchors())]
+    assert [(each.environment, each.reference_measurements) for each in found.headers] == [(PLACE, references())]
     assert not found.damaged
 
 
@@ -59,7 +59,7 @@ def test_every_line_stands_alone_in_plain_json(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "concepts" / "measuring.md").read_text(encoding="utf-8")
     conditions = Conditions(readings=1)
     parts = (first, second, first["environment"], second["measurement"], second["memory"], second["checks"][0])
-    for part in (*parts, second["energy"], msgspec.to_builtins(conditions), msgspec.to_builtins(anchors())):
+    for part in (*parts, second["energy"], msgspec.to_builtins(conditions), msgspec.to_builtins(references())):
         for name in part:
             assert f"`{name}`" in page, f"{name} is not documented"
 
@@ -142,7 +142,7 @@ def test_what_is_no_file_of_results(tmp_path: Path) -> None:
 def test_a_file_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     Store(path, header()).close()
-    with pytest.raises(LLMBenchError, match="there already") as refused:
+    with pytest.raises(LLMBenchError, match="exists already") as refused:
         Store(path, header())
     assert "--resume" in (refused.value.hint or "")
     with pytest.raises(LLMBenchError, match="with other inputs: bench attention"):
@@ -170,7 +170,7 @@ def test_what_was_measured_otherwise_is_not_resumed(field: str, was: Any, now: A
     path = tmp_path / "r.jsonl"
     before, after = (msgspec.structs.replace(PLACE, **{field: value}) for value in (was, now))
     Store(path, header(environment=before)).close()
-    with pytest.raises(LLMBenchError, match="elsewhere or by other code") as refused:
+    with pytest.raises(LLMBenchError, match="another machine or by other code") as refused:
         Store(path, header(environment=after), resume=True)
     assert f"{field}: {'unknown' if was is None else was} → {now}" in str(refused.value)
     assert "--output" in (refused.value.hint or "")
@@ -183,17 +183,21 @@ def test_files_that_differ_from_the_commit_are_told(was: str, now: str, told: in
     before, after = (msgspec.structs.replace(PLACE, commit=commit) for commit in (was, now))
     Store(path, header(environment=before)).close()
     with Store(path, header(environment=after), resume=True) as store:
-        assert store.notes == ["files differ from commit abc: earlier rows may be of other code"] * told
+        assert store.notes == ["files differ from commit abc: earlier rows may come from other code"] * told
 
 
 def test_rows_know_their_session(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    with Store(path, header(anchors=anchors())) as store:
+    with Store(path, header(reference_measurements=references())) as store:
         store.write([row("a"), row("b")])
-    with Store(path, header(anchors=anchors(matmul_s=2e-3)), resume=True) as store:
+    with Store(path, header(reference_measurements=references(matmul_s=2e-3)), resume=True) as store:
         store.write([row("b"), row("c")])
     found = read(path).headers_by_key()
-    seen = {key[2]: each.anchors.matmul.measurement.median_s for key, each in found.items() if each and each.anchors}
+    seen = {
+        key[2]: each.reference_measurements.matmul.measurement.median_s
+        for key, each in found.items()
+        if each and each.reference_measurements
+    }
     assert seen == {"a": 1e-3, "b": 2e-3, "c": 2e-3}
     path.write_bytes(path.read_bytes().split(b"\n", 1)[1])  # without the first header
     assert read(path).headers_by_key()[row("a").key] is None
@@ -206,7 +210,7 @@ def test_what_is_done_and_what_failed(tmp_path: Path) -> None:
         assert store.done == set()
         store.write([row("a"), row("b", status="OOM"), row("c", status="FAILED"), row("d", status="INCORRECT")])
         store.write([row("a", 5.0)])
-        store.write([row("e", status="FAILED", figures={ENDED_SESSION: True})])
+        store.write([row("e", status="FAILED", extra={ENDED_SESSION: True})])
     with Store(path, header(), resume=True) as store:
         assert {key[2] for key in store.done} == {"a", "b", "d", "e"}
         assert {key[2] for key in store.ended_session} == {"e"}
@@ -240,7 +244,7 @@ def test_a_measurement_is_made_of_times() -> None:
         with pytest.raises(ValueError, match="sample"):
             Measurement(samples_s=wrong, clock="cpu")
     with pytest.raises(ValueError, match="share"):
-        timed(1.0, waited=1.5)
+        timed(1.0, run_queue_share=1.5)
     for wrong_s in (0.0, -1e-6, math.nan, math.inf):
-        with pytest.raises(ValueError, match="meeting"):
-            timed(1.0, meeting_s=wrong_s)
+        with pytest.raises(ValueError, match="barrier_s"):
+            timed(1.0, barrier_s=wrong_s)

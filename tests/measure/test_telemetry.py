@@ -52,13 +52,13 @@ def test_a_reading_in_base_units() -> None:
     found = Gpu(nvml(PowerUsage=350_500, ClockInfo=1980, Temperature=61, CurrentClocksEventReasons=0x25), "GPU-1234")
     reading = found.read()
     assert (reading.sm_clock_hz, reading.power_w, reading.temperature_c) == (1.98e9, 350.5, 61)
-    assert reading.held_back == ("power cap", "thermal slowdown (software)")  # 0x01 is idleness
+    assert reading.throttle_reasons == ("power cap", "thermal slowdown (software)")  # 0x01 is idleness
     assert found.energy_j() is None
 
 
 def test_unknown_is_not_zero() -> None:
     watch = Watch(Gpu(nvml(), "GPU-1234"))
-    watch.look()
+    watch.read()
     conditions = watch.conditions()
     assert conditions is not None
     assert conditions.readings == 1
@@ -67,7 +67,9 @@ def test_unknown_is_not_zero() -> None:
 
 
 def test_old_drivers_know_reasons_by_their_old_name() -> None:
-    assert Gpu(nvml(CurrentClocksThrottleReasons=0x40), "GPU-1234").read().held_back == ("thermal slowdown (hardware)",)
+    assert Gpu(nvml(CurrentClocksThrottleReasons=0x40), "GPU-1234").read().throttle_reasons == (
+        "thermal slowdown (hardware)",
+    )
 
 
 @pytest.fixture
@@ -106,13 +108,13 @@ def test_a_throttled_gpu_is_told(machine: SimpleNamespace) -> None:
         machine.nvmlDeviceGetCurrentClocksEventReasons("GPU-1234")  # the two at which it is idle
     found = compare({"x": lambda: time.sleep(0.01)}, clock=clock, budget_s=0.1)["x"]
     assert found.conditions is not None
-    assert found.remarks()[-1] == "the GPU was held back: power cap (100%) of the readings"
+    assert found.remarks()[-1] == "GPU throttled: power cap (100% of readings)"
 
 
 def test_nothing_is_known_of_a_cpu_nor_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_of(torch.device("cpu")) is None
     with watching(torch.device("cpu")) as watch:
-        watch.look()
+        watch.read()
     assert watch.conditions() is None
 
     def broken() -> None:

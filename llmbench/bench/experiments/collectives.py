@@ -16,9 +16,9 @@ from torch import Tensor
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.results.metrics import Yardsticks
 from llmbench.kernels.proof.accuracy import Verdict
-from llmbench.measure.anchors import Anchors
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import Rival
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Row, Scalar
 from llmbench.model.formats import DTYPES
 
@@ -107,10 +107,10 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
         error = float((got.view(len(parts), -1) - expected[:, None]).abs().max())
         return [Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))]  # small integers: exact
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         need = given_bytes + (0 if in_place else got_bytes)
         figures: dict[str, Scalar] = {"input_bytes": need}
-        return [Rival(name=dist.get_backend(), prepare=prepare, check=check, need_bytes=need, figures=figures)]
+        return [Candidate(name=dist.get_backend(), prepare=prepare, check=check, need_bytes=need, extra=figures)]
 
     case: dict[str, Scalar] = {
         "ranks": n,

@@ -16,11 +16,10 @@ import torch
 
 from llmbench.bench.results.metrics import Yardsticks
 from llmbench.errors import CannotRunError
-from llmbench.measure.anchors import Anchors
-from llmbench.measure.clock import Call, Clock, CudaClock
-from llmbench.measure.gate import Rival, measured
-from llmbench.measure.lost import LostError
+from llmbench.measure.check_and_time import Candidate, check_and_time
+from llmbench.measure.clock import Call, Clock, CudaClock, DeviceLostError
 from llmbench.measure.ranks import ALONE, Follower, Processes, RankedClock, Ranks
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Key, Row, Scalar, Store
 from llmbench.model.formats import Format
 from llmbench.report.document import Table, Unit
@@ -44,7 +43,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rivals at one case. `names` are those of the rivals that `rivals(anchors)` makes, in their order.
+    """Rivals at one case. `names` are those of the rivals that `rivals(references)` makes, in their order.
 
     `graphs`: short rivals may be captured as CUDA graphs, which cannot hold a backward pass without its forward.
     `attention`: the attention kernels that ran are named in the rows. `energy`: joules are measured.
@@ -53,7 +52,7 @@ class Group:
     experiment: str
     case: Mapping[str, Scalar]
     names: Sequence[str]
-    rivals: Callable[[Anchors], Sequence[Rival]]
+    rivals: Callable[[ReferenceMeasurements], Sequence[Candidate]]
     pace: Pace = Pace()
     graphs: bool = True
     attention: bool = False
@@ -127,7 +126,7 @@ def run(
     groups: Iterable[Group],
     *,
     clock: Clock,
-    anchors: Anchors,
+    references: ReferenceMeasurements,
     store: Store | Follower | None = None,
     started: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[Row]:
@@ -144,7 +143,7 @@ def run(
             continue
         started(group)
         try:
-            for row in _measured(group, clock, anchors, never):
+            for row in _measured(group, clock, references, never):
                 if store is not None:
                     store.write([row])
                 yield row
@@ -152,32 +151,32 @@ def run(
             if clock.device.type == "cuda":
                 clock.check_device()
                 torch.cuda.empty_cache()
-        except LostError as problem:
+        except DeviceLostError as problem:
             where = ", ".join(f"{name} {value}" for name, value in group.case.items())
-            place = " at ".join(filter(None, (problem.rival, where)))
+            place = " at ".join(filter(None, (problem.candidate, where)))
             raise CannotRunError(
                 f"{problem}, at {place}",
                 hint="what was measured before is in the file of --output; --resume goes on from there",
             ) from None
 
 
-def _measured(group: Group, clock: Clock, anchors: Anchors, never: Set[Key]) -> Iterator[Row]:
+def _measured(group: Group, clock: Clock, references: ReferenceMeasurements, never: Set[Key]) -> Iterator[Row]:
     ranks = clock.ranks if isinstance(clock, RankedClock) else ALONE
     try:
-        rivals = list(ranks.agreed(partial(group.rivals, anchors)))
+        rivals = list(ranks.agreed(partial(group.rivals, references)))
         assert [rival.name for rival in rivals] == list(group.names)
-    except LostError:
+    except DeviceLostError:
         raise
     except Exception as problem:  # none can be made: each says so
-        rivals = [Rival(name=name, prepare=_raising(problem)) for name in group.names]
+        rivals = [Candidate(name=name, prepare=_raising(problem)) for name in group.names]
     if isinstance(clock, CudaClock) and not group.graphs:
         clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)
-    yield from measured(
+    yield from check_and_time(
         [rival for rival, key in zip(rivals, group.row_keys(), strict=True) if key not in never],
         experiment=group.experiment,
         case=group.case,
         clock=clock,
-        company=ranks,
+        ranks=ranks,
         energy=group.energy,
         attention=group.attention,
         **asdict(group.pace),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmbench.measure.anchors import Bandwidth, Limits
+from llmbench.measure.reference import Bandwidth, Limits
 from llmbench.measure.results import Scalar
 from llmbench.model.formats import DTYPES, Format
 from llmbench.sizing.lower import lower

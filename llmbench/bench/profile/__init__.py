@@ -21,9 +21,9 @@ from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.profile.by_op import OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.results.metrics import Yardsticks
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.measure.anchors import Sizes, measure_anchors
 from llmbench.measure.clock import Clock, clock_for
 from llmbench.measure.environment import Environment, environment
+from llmbench.measure.reference import Sizes, measure_references
 from llmbench.measure.results import Row
 from llmbench.model.devices import device_of
 from llmbench.model.formats import Format
@@ -111,11 +111,11 @@ def profile(
     clock: Clock | None = None,
     by_kernel: bool = False,
 ) -> Profile:
-    """Measure it. `sizes`: of the anchors; `by_kernel`: also where the time of the first goes."""
+    """Measure it. `sizes`: of the reference measurements; `by_kernel`: also where the time of the first goes."""
     clock = clock or clock_for(setting.device)
     found = environment(setting.device)
-    anchors = measure_anchors(clock, setting.format, sizes=sizes)
-    yardsticks = Yardsticks.of(anchors, found, setting.dtype)
+    references = measure_references(clock, setting.format, sizes=sizes)
+    yardsticks = Yardsticks.of(references, found, setting.dtype)
     group = piece_group(
         piece,
         setting,
@@ -132,7 +132,7 @@ def profile(
         pace=pace,
     )
     group = replace(group, energy=True)
-    by_name = {row.implementation: row for row in run([group], clock=clock, anchors=anchors)}
+    by_name = {row.implementation: row for row in run([group], clock=clock, references=references)}
     rows = [by_name[name] for name in names]
     measured = Profile(rows, yardsticks, found, _notes(rows, setting))
     if not by_kernel:
@@ -144,7 +144,7 @@ def profile(
     except RuntimeError as problem:  # torch's; the times are known, and are not lost for it
         text = str(problem).partition("\n")[0]
         return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
-    limits = anchors.limits(piece.bandwidth)
+    limits = references.limits(piece.bandwidth)
     ops = piece.ops(setting, "standard" if names[0] == COMPILED else names[0])
     return measured._replace(ops=op_times(recording.launches, ops, setting.of, limits), recording=recording)
 

@@ -23,9 +23,9 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from llmbench.errors import LLMBenchError
-from llmbench.measure.anchors import Limits
-from llmbench.measure.launches import summed
+from llmbench.measure.cuda import summed
 from llmbench.measure.measurement import quantile
+from llmbench.measure.reference import Limits
 from llmbench.model.implementations.interface import Implementation
 from llmbench.sizing.op import Op
 from llmbench.sizing.work import Pass, least_s

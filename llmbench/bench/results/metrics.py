@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from llmbench.errors import LLMBenchError
-from llmbench.measure.anchors import Anchors, Limits, datasheet_limits
 from llmbench.measure.environment import Environment
 from llmbench.measure.measurement import Ratio, ratio
+from llmbench.measure.reference import Limits, ReferenceMeasurements, datasheet_limits
 from llmbench.measure.results import Key, Row, Scalar
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
@@ -23,23 +23,27 @@ class Yardsticks(NamedTuple):
     """What rates are held against: the machine as it was found, and as its datasheet has it (None where that is not
     known). `earlier`: as the sessions found it that measured these rows."""
 
-    anchors: Anchors
+    references: ReferenceMeasurements
     datasheet: Limits | None
-    earlier: Mapping[Key, Anchors] = MappingProxyType({})
+    earlier: Mapping[Key, ReferenceMeasurements] = MappingProxyType({})
 
     @classmethod
     def of(
-        cls, anchors: Anchors, environment: Environment, dtype: DType, earlier: Mapping[Key, Anchors] | None = None
+        cls,
+        references: ReferenceMeasurements,
+        environment: Environment,
+        dtype: DType,
+        earlier: Mapping[Key, ReferenceMeasurements] | None = None,
     ) -> Yardsticks:
         """Those of a machine for a format."""
         name = environment.datasheet
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
-        return cls(anchors, datasheet, earlier or {})
+        return cls(references, datasheet, earlier or {})
 
     def limits(self, row: Row) -> Limits:
         """The machine's roofline for a row: the one that its prediction was made with."""
-        anchors = self.earlier.get(row.key, self.anchors)
-        return anchors.limits("read" if row.figures.get("bandwidth") == "read" else "copy")
+        references = self.earlier.get(row.key, self.references)
+        return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
 
     def bound(self, row: Row) -> Literal["products", "memory traffic"] | None:
         """Which of them takes a row longer by its roofline; None where its work is not known."""
@@ -92,7 +96,7 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
     known = Figures(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
-    tokens = row.figures.get("tokens")
+    tokens = row.extra.get("tokens")
     tokens = tokens if isinstance(tokens, int) else None
     joules = None if row.energy is None else row.energy.joules_per_call
     times, compared = row.measurement, _speedup(row, baseline)
@@ -121,7 +125,7 @@ def peak_bytes(row: Row) -> int | None:
     """Inputs and all that a call added at its fullest moment; None where memory was not measured."""
     if row.memory is None:
         return None
-    held = row.figures.get("input_bytes")
+    held = row.extra.get("input_bytes")
     return row.memory.added_bytes + (held if isinstance(held, int) else 0)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llmbench.bench.experiments.experiment import Chart, Experiment
 from llmbench.bench.results.metrics import peak_bytes
 from llmbench.bench.results.words import in_words
-from llmbench.measure.measurement import told
+from llmbench.measure.measurement import merged_remarks
 from llmbench.measure.results import Row, Scalar
 from llmbench.report.plots import Panel, Series
 
@@ -62,7 +62,7 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
     """Lines below a sheet, rows of one text together: why there is no time, what must be known of times, and which
     attention kernels ran."""
-    yield from told(
+    yield from merged_remarks(
         (
             row.implementation,
             row.measurement.remarks_by_kind() if row.measurement else {f"{row.status}, {row.reason}": ""},

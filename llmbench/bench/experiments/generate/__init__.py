@@ -22,10 +22,10 @@ from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting, computed
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.kernels.proof.accuracy import Verdict, held
-from llmbench.measure.anchors import Anchors, Bandwidth
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import Rival
-from llmbench.measure.memory import Replayed
+from llmbench.measure.memory import GraphedCall
+from llmbench.measure.reference import Bandwidth, ReferenceMeasurements
 from llmbench.measure.results import Scalar
 from llmbench.model.create import build, parameter_bytes
 from llmbench.model.formats import DTYPES
@@ -150,14 +150,14 @@ class Shared:
                 server.next()
 
             eager = server.by(how, step)
-            return Replayed(server.captured(eager), eager) if graph else eager
+            return GraphedCall(server.captured(eager), eager) if graph else eager
 
         def answered(following: Call) -> Call:
             return server.by(how, partial(server.answer, case.new_tokens, following))
 
         eager = answered(server.next)
         server.by(how, server.first)()
-        return Replayed(answered(server.captured(server.by(how, server.next))), eager) if graph else eager
+        return GraphedCall(answered(server.captured(server.by(how, server.next))), eager) if graph else eager
 
 
 def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Group:
@@ -174,9 +174,9 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
     if case.phase == "answer":
         about["new_tokens"] = case.new_tokens
 
-    def made(anchors: Anchors) -> list[Rival]:
+    def made(references: ReferenceMeasurements) -> list[Candidate]:
         shared = Shared(case)
-        return [rival(name, *how, shared, anchors, checks) for name, how in rivals.items()]
+        return [rival(name, *how, shared, references, checks) for name, how in rivals.items()]
 
     answers = case.phase == "answer"
     # One answer takes long enough to be trusted. Its kernels are those of its steps, and too many to be named again.
@@ -193,13 +193,15 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
     )
 
 
-def rival(name: str, impl: str, graph: bool, shared: Shared, anchors: Anchors, checks: Checks) -> Rival:
+def rival(
+    name: str, impl: str, graph: bool, shared: Shared, references: ReferenceMeasurements, checks: Checks
+) -> Candidate:
     """An implementation at a case."""
     case = shared.case
     must, does = parts(case), parts(case, impl)
     flops, moved = (sum(part.times * work(part.ops, "forward")[index] for part in must) for index in (0, 1))
-    limits = anchors.limits(case.bandwidth)
-    return Rival(
+    limits = references.limits(case.bandwidth)
+    return Candidate(
         name=name,
         prepare=partial(shared.call, impl, graph=graph),
         check=partial(checks, case, impl, graph),
@@ -207,7 +209,7 @@ def rival(name: str, impl: str, graph: bool, shared: Shared, anchors: Anchors, c
         work_flops=round(flops),
         work_bytes=round(moved),
         predicted_s=sum(part.times * least_s(part.ops, "forward", limits.least_s) for part in does),
-        figures=shared.figures,
+        extra=shared.figures,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmbench.errors import UnsupportedError
 from llmbench.measure.clock import Call
-from llmbench.measure.graphs import captured
+from llmbench.measure.cuda import captured
 from llmbench.model.cache import SlotCache
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Implementation

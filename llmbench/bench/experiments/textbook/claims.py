@@ -148,7 +148,7 @@ def memory(of: str, than: str) -> Callable[[Rows], float]:
 
 def figure(name: str, key: str) -> Callable[[Rows], float]:
     """A figure of a row."""
-    return lambda rows: float(_timed(rows, name).figures[key] or 0.0)
+    return lambda rows: float(_timed(rows, name).extra[key] or 0.0)
 
 
 def runs(name: str) -> Callable[[Rows], float]:

@@ -25,9 +25,9 @@ from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces import moe as moe_pieces
 from llmbench.bench.pieces.piece import Setting
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.measure.anchors import Anchors
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import Rival
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Scalar
 from llmbench.sizing.kvcache import as_heads
 from llmbench.sizing.work import Pass
@@ -90,7 +90,7 @@ def _steps(
 ) -> Group:
     """A decoding step of each model, on a GPU as a graph."""
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         found = []
         for name, spec in specs.items():
             of = generate.Case(
@@ -102,13 +102,15 @@ def _steps(
                 context=context,
             )
             shared, checks = generate.Shared(of), generate.Checks()
-            found.append(generate.rival(name, impl, ask.on_gpu, shared, anchors, checks))
+            found.append(generate.rival(name, impl, ask.on_gpu, shared, references, checks))
         return found
 
     return _group(case, list(specs), rivals, ask)
 
 
-def _group(case: Setup, names: list[str], rivals: Callable[[Anchors], list[Rival]], ask: Ask) -> Group:
+def _group(
+    case: Setup, names: list[str], rivals: Callable[[ReferenceMeasurements], list[Candidate]], ask: Ask
+) -> Group:
     return Group(experiment="textbook", case=case, names=names, rivals=rivals, pace=ask.pace, graphs=False)
 
 
@@ -152,12 +154,12 @@ def style_train(ask: Ask) -> Group:
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
     specs = _styles(layers)
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         found = []
         for name, spec in specs.items():
             setting = _setting(ask, spec, batch, tokens, "both")
             shared = partial(train.trainer_of, setting, ask.ranks)
-            found.append(replace(train.rival(setting, Way("sdpa"), ask, anchors, shared), name=name))
+            found.append(replace(train.rival(setting, Way("sdpa"), ask, references, shared), name=name))
         return found
 
     return _group(_case("style train", ask, layers=layers, batch=batch, seq_len=tokens), list(specs), rivals, ask)
@@ -175,7 +177,7 @@ def depth(ask: Ask) -> Group:
     hidden, layers, steps = (64, 26, 60) if ask.quick and not ask.on_gpu else (64, 30, 120)
     names = {"pre-norm": "pre", "post-norm": "post"}
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         return [_learner(name, placed(placement), steps, ask) for name, placement in names.items()]
 
     def placed(placement: str) -> ModelSpec:
@@ -201,7 +203,7 @@ def length(ask: Ask) -> Group:
     kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
     steps = 30 if ask.quick and not ask.on_gpu else 200
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         return [_learner(name, spec_of(positions), steps, ask, read=64) for name, positions in kinds.items()]
 
     def spec_of(positions: Positions) -> ModelSpec:
@@ -212,7 +214,7 @@ def length(ask: Ask) -> Group:
     return _group(case, list(kinds), rivals, ask)
 
 
-def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Rival:
+def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Candidate:
     """A model that is trained at 32 tokens and then timed reading `read`. `loss_of_guessing`: its loss at the end as a
     share of ln V, that of one who knows nothing; `loss_at_length`: the same at what it reads."""
     figures: dict[str, Scalar] = {}
@@ -233,7 +235,7 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
             raise CannotRunError(str(refusal)) from None
         return call
 
-    return Rival(name=name, prepare=prepare, figures=figures)
+    return Candidate(name=name, prepare=prepare, extra=figures)
 
 
 RUNS: dict[str, Callable[[Ask], Group]] = {

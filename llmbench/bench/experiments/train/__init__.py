@@ -20,10 +20,10 @@ from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting, computed
 from llmbench.bench.results.metrics import Yardsticks
 from llmbench.errors import LLMBenchError
-from llmbench.measure.anchors import Anchors
+from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.gate import Rival
 from llmbench.measure.ranks import Ranks
+from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Row, Scalar
 from llmbench.sizing.flops import Flops, count_flops
 from llmbench.sizing.lower import lower
@@ -83,10 +83,10 @@ def bytes_of(setting: Setting) -> int:
     return work(ops, "both").bytes + _updated_bytes(ops, setting)
 
 
-def predicted_s(setting: Setting, way: Way, ranks: int, anchors: Anchors) -> float:
+def predicted_s(setting: Setting, way: Way, ranks: int, references: ReferenceMeasurements) -> float:
     """The step's ops one after the other, layers once more where they are recomputed, and one pass over what AdamW
     updates. Communication is left out."""
-    layout, bound = layout_of(way, ranks), anchors.limits().least_s
+    layout, bound = layout_of(way, ranks), references.limits().least_s
     ops = lower(setting.spec, workload(setting, way, ranks), layout)
     again = [op for op in ops if op.layer] if way.recompute else []
     updated = _updated_bytes(ops, setting) // (ranks if way.sharding == "fsdp" else 1)
@@ -114,10 +114,10 @@ def group_of(setting: Setting, ways: Sequence[Way], ask: Ask) -> Group:
     if ask.ranks.size > 1:
         case["ranks"] = ask.ranks.size
 
-    def rivals(anchors: Anchors) -> list[Rival]:
+    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
         forget_compiled()  # of other settings
         trainer = cache(partial(trainer_of, setting, ask.ranks))
-        return [rival(setting, way, ask, anchors, trainer) for way in ways]
+        return [rival(setting, way, ask, references, trainer) for way in ways]
 
     names = [way.name for way in ways]
     alone = ask.ranks.size == 1
@@ -141,8 +141,12 @@ def trainer_of(setting: Setting, ranks: Ranks, sharding: Sharding | None) -> Tra
 
 
 def rival(
-    setting: Setting, way: Way, ask: Ask, anchors: Anchors, trainer: Callable[[Sharding | None], Trainer]
-) -> Rival:
+    setting: Setting,
+    way: Way,
+    ask: Ask,
+    references: ReferenceMeasurements,
+    trainer: Callable[[Sharding | None], Trainer],
+) -> Candidate:
     """A way to train; `trainer` gives the model that ways spread alike share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, way), memory_of(setting, way, ranks)
@@ -163,22 +167,22 @@ def rival(
         figures["input_bytes"] = made.nbytes
         return step
 
-    return Rival(
+    return Candidate(
         name=way.name,
         prepare=prepare,
         check=partial(verdicts, setting, way, ask.ranks),
         need_bytes=memory.peak_bytes - workspace,
         work_flops=flops.total // ranks,
         work_bytes=bytes_of(setting) // ranks,
-        predicted_s=predicted_s(setting, way, ranks, anchors),
-        figures=figures,
+        predicted_s=predicted_s(setting, way, ranks, references),
+        extra=figures,
         compiled=way.compiled,
     )
 
 
 def derived(row: Row, yardsticks: Yardsticks) -> Mapping[str, Scalar]:
     """MFU and HFU: of the datasheet's peak, of the machine's own products where there is none."""
-    done = row.figures.get("hardware_flops")
+    done = row.extra.get("hardware_flops")
     if not row.seconds or row.work_flops is None or not isinstance(done, int):
         return {}
     peak = yardsticks.datasheet or yardsticks.limits(row)

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmbench.measure import anchors as anchors_of
-from llmbench.measure.anchors import Limits, Sizes, datasheet_limits, measure_anchors
+from llmbench.measure import reference
 from llmbench.measure.clock import CpuClock, clock_for
+from llmbench.measure.reference import Limits, Sizes, datasheet_limits, measure_references
 from llmbench.spec.catalog import load_device
-from tests.measure.rows import anchors
+from tests.measure.rows import references
 
 
 def test_anchors_of_this_machine() -> None:
     sizes = Sizes(matmul=128, bytes=2**20, launches=50)
-    found = measure_anchors(CpuClock(threads=1), torch.float32, budget_s=0.02, sizes=sizes)
-    assert found.matmul.what == "float32 128×128×128 product"
+    found = measure_references(CpuClock(threads=1), torch.float32, budget_s=0.02, sizes=sizes)
+    assert found.matmul.description == "float32 128×128×128 product"
     assert found.matmul.work == 2 * 128**3
     assert (found.copy.work, found.read.work, found.launch.work) == (2 * 2**20, 2**20, 50)
-    assert found.copy.what == "copy of 1 MiB, read and written"
-    assert 1e-8 < found.launch.each_s < 1e-2
+    assert found.copy.description == "copy of 1 MiB, read and written"
+    assert 1e-8 < found.launch.unit_s < 1e-2
     for each in (found.matmul, found.copy, found.read):
         assert each.per_s > 1e6
 
@@ -39,22 +39,22 @@ def test_the_product_is_one_in_the_format_that_is_asked_for(dtype: torch.dtype) 
             return func(*args, **(kwargs or {}))
 
     with Products():
-        found = measure_anchors(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(64, 2**10, 2))
+        found = measure_references(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(64, 2**10, 2))
     assert set(seen) == {(dtype, (64, 64), (64, 64))}
-    assert found.matmul.what == f"{dtype} 64×64×64 product".removeprefix("torch.")
+    assert found.matmul.description == f"{dtype} 64×64×64 product".removeprefix("torch.")
 
 
 @pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 128), (torch.float32, 512)])
 def test_a_slow_product_is_made_smaller(dtype: torch.dtype, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not one in fp32, by which runs are compared: a busy machine would change what it is."""
-    monkeypatch.setattr(anchors_of, "LONGEST_S", 0.0)  # whatever it takes is too long
-    found = measure_anchors(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(512, 2**10, 2)).matmul
-    assert (found.what, found.work) == (f"{dtype} {n}×{n}×{n} product".removeprefix("torch."), 2 * n**3)
+    monkeypatch.setattr(reference, "LONGEST_S", 0.0)  # whatever it takes is too long
+    found = measure_references(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(512, 2**10, 2)).matmul
+    assert (found.description, found.work) == (f"{dtype} {n}×{n}×{n} product".removeprefix("torch."), 2 * n**3)
 
 
 def test_rates_and_rooflines() -> None:
-    found = anchors()
-    assert (found.matmul.per_s, found.launch.each_s) == pytest.approx((1e12, 5e-6))
+    found = references()
+    assert (found.matmul.per_s, found.launch.unit_s) == pytest.approx((1e12, 5e-6))
     assert found.limits() == pytest.approx((1e12, 1e11))
     assert found.limits("read") == pytest.approx((1e12, 5e10))
     roofline = Limits(flops_per_s=100.0, bytes_per_s=10.0)
@@ -68,8 +68,8 @@ def test_a_datasheet_is_a_roofline_where_it_says_both() -> None:
 
 @pytest.mark.gpu
 def test_anchors_of_a_gpu() -> None:
-    found = measure_anchors(clock_for(torch.device("cuda")), torch.bfloat16, budget_s=0.1)
+    found = measure_references(clock_for(torch.device("cuda")), torch.bfloat16, budget_s=0.1)
     assert found.matmul.per_s > 1e13
     assert found.copy.per_s > 1e11
     assert found.read.per_s > 1e11
-    assert 1e-7 < found.launch.each_s < 1e-4
+    assert 1e-7 < found.launch.unit_s < 1e-4

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError, UnsupportedError
 from llmbench.kernels.proof.accuracy import held
-from llmbench.measure import gate
+from llmbench.measure import check_and_time as module
+from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.clock import CpuClock
-from llmbench.measure.gate import Rival, measured
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.results import Row, Store, read
 from tests.measure.rows import header
@@ -39,10 +39,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def rival(name: str, function: Callable[..., Tensor], **more: Any) -> Rival:
+def rival(name: str, function: Callable[..., Tensor], **more: Any) -> Candidate:
     """An implementation, held against the reference, gradients too."""
     inputs = {"q": X, "k": X.flip(2), "v": X.flip(3)}
-    return Rival(
+    return Candidate(
         name=name,
         prepare=lambda: lambda: function(**inputs),
         check=lambda: held(function, standard, inputs, differentiable=("q", "k", "v")),
@@ -59,20 +59,20 @@ def raising(problem: Exception) -> Callable[[], Any]:
     return prepare
 
 
-def rows(*rivals: Rival, **more: Any) -> dict[str, Row]:
+def rows(*rivals: Candidate, **more: Any) -> dict[str, Row]:
     """Rows of a comparison by implementation."""
     given: dict[str, Any] = {"experiment": "attention", "case": {"seq": 64}, "clock": CLOCK}
-    return {row.implementation: row for row in measured(rivals, **(given | QUICK | more))}
+    return {row.implementation: row for row in check_and_time(rivals, **(given | QUICK | more))}
 
 
 def test_what_is_right_has_a_time() -> None:
-    torchs = rival("sdpa", sdpa, work_flops=100, predicted_s=1.0, figures={"heads": 3})
+    torchs = rival("sdpa", sdpa, work_flops=100, predicted_s=1.0, extra={"heads": 3})
     found = rows(rival("standard", standard), torchs, attention=True)
     assert [(row.status, row.reason) for row in found.values()] == [("ok", None)] * 2
     row = found["sdpa"]
     assert [check.tensor for check in row.checks] == ["out", "dq", "dk", "dv"]
     assert (row.experiment, row.case, row.work_flops, row.predicted_s) == ("attention", {"seq": 64}, 100, 1.0)
-    assert row.figures == {"heads": 3}
+    assert row.extra == {"heads": 3}
     assert row.kernels == ("aten::_scaled_dot_product_flash_attention_for_cpu",)
     assert found["standard"].kernels == ()
     assert row.measurement is not None
@@ -134,8 +134,8 @@ CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(hand
     ],
 )
 def test_what_cannot_run_is_a_row(problem: Exception, status: str, reason: str) -> None:
-    bad = Rival(name="bad", prepare=raising(problem), need_bytes=123)
-    at_call = Rival(name="at call", prepare=lambda: raising(problem), need_bytes=456)
+    bad = Candidate(name="bad", prepare=raising(problem), need_bytes=123)
+    at_call = Candidate(name="at call", prepare=lambda: raising(problem), need_bytes=456)
     found = rows(bad, at_call, rival("standard", standard))
     for name, need in (("bad", 123), ("at call", 456)):
         assert (found[name].status, found[name].need_bytes) == (status, need)
@@ -144,7 +144,7 @@ def test_what_cannot_run_is_a_row(problem: Exception, status: str, reason: str) 
 
 
 def test_a_real_allocation_that_fails() -> None:
-    found = rows(Rival(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
+    found = rows(Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
     assert found["vast"].status == "OOM"
     assert "allocate memory" in (found["vast"].reason or "")
 
@@ -153,8 +153,8 @@ def test_what_has_no_room_for_its_check_says_so() -> None:
     def check() -> Any:
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    found = rows(Rival(name="wide", prepare=raising(AssertionError()), check=check, need_bytes=123))
-    assert (found["wide"].status, found["wide"].reason) == ("OOM", "in its check, in fp64: Tried to allocate 20 GiB")
+    found = rows(Candidate(name="wide", prepare=raising(AssertionError()), check=check, need_bytes=123))
+    assert (found["wide"].status, found["wide"].reason) == ("OOM", "in the fp64 check: Tried to allocate 20 GiB")
 
 
 def test_a_reason_names_the_first_of_many_faults() -> None:
@@ -166,16 +166,16 @@ def test_a_reason_names_the_first_of_many_faults() -> None:
 
 def test_joules_are_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph where that was timed, else the call."""
-    monkeypatch.setattr(gate, "captured", lambda call, device, what: f"graph of {call}")
-    monkeypatch.setattr(gate, "energy_of", lambda call, device: call)
+    monkeypatch.setattr(module, "captured", lambda call, device, name: f"graph of {call}")
+    monkeypatch.setattr(module, "energy_of", lambda call, device: call)
     for kind, launched in (("cuda-graph", "graph of it"), ("cuda-events", "it")):
         timed = Measurement(samples_s=(1.0,), clock=kind)  # type: ignore[arg-type]
-        assert gate._energy("it", timed, CLOCK) == launched  # type: ignore[arg-type,comparison-overlap]
+        assert module._energy("it", timed, CLOCK) == launched  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_what_a_cpu_has_no_room_for_is_not_tried() -> None:
     """Linux would let it begin, and end the process later."""
-    found = rows(Rival(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
+    found = rows(Candidate(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
     assert found["vast"].status == "OOM"
     assert (found["vast"].reason or "").startswith("not tried: ")
 
@@ -198,11 +198,11 @@ class Pair:
 
 
 def test_what_processes_need_together_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "free_bytes", lambda device: 1500)
-    fits = Rival(name="fits", prepare=lambda: lambda: None, need_bytes=1000)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1500)
+    fits = Candidate(name="fits", prepare=lambda: lambda: None, need_bytes=1000)
     assert rows(fits)["fits"].status == "ok"
-    row = rows(fits, company=Pair())["fits"]
-    assert (row.status, row.reason) == ("OOM", "not tried: 1,500 bytes are free for 2 processes")
+    row = rows(fits, ranks=Pair())["fits"]
+    assert (row.status, row.reason) == ("OOM", "not tried: only 1,500 bytes are free for 2 processes")
 
 
 @pytest.mark.parametrize("step", range(1, 7))
@@ -221,15 +221,15 @@ def test_no_step_is_gone_on_from_alone(step: int) -> None:
         done.append("check")
         return []
 
-    one = Rival(name="one", prepare=prepare, check=check)
-    row = rows(one, company=Pair(step), attention=True)["one"]
+    one = Candidate(name="one", prepare=prepare, check=check)
+    row = rows(one, ranks=Pair(step), attention=True)["one"]
     assert (row.status, row.reason) == ("FAILED", "RuntimeError: the other failed")
     assert done == ["check", "prepare", "call", "call", "call"][: step - 1]
 
 
 def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"bytes": 100}
-    monkeypatch.setattr(gate, "kept_bytes", lambda device: held["bytes"])
+    monkeypatch.setattr(module, "reserved_bytes", lambda device: held["bytes"])
     no_room = torch.OutOfMemoryError("Tried to allocate 20 GiB")
     calls = iter(range(100))
 
@@ -245,17 +245,17 @@ def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.Mon
             raise no_room
 
     found = rows(
-        Rival(name="first", prepare=raising(no_room)),
-        Rival(name="a", prepare=keeping(3000)),
-        Rival(name="b", prepare=keeping(4000, full_at_last)),
-        Rival(name="vast", prepare=raising(no_room)),
-        Rival(name="odd", prepare=raising(ValueError("odd"))),
+        Candidate(name="first", prepare=raising(no_room)),
+        Candidate(name="a", prepare=keeping(3000)),
+        Candidate(name="b", prepare=keeping(4000, full_at_last)),
+        Candidate(name="vast", prepare=raising(no_room)),
+        Candidate(name="odd", prepare=raising(ValueError("odd"))),
     )
     assert {name: row.reason for name, row in found.items()} == {
         "first": "Tried to allocate 20 GiB",
         "a": None,
-        "b": "Tried to allocate 20 GiB; rivals beside it kept 3,000 bytes",
-        "vast": "Tried to allocate 20 GiB; rivals beside it kept 7,000 bytes",
+        "b": "Tried to allocate 20 GiB (other candidates were holding 3,000 bytes)",
+        "vast": "Tried to allocate 20 GiB (other candidates were holding 7,000 bytes)",
         "odd": "ValueError: odd",
     }
 
@@ -263,13 +263,13 @@ def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.Mon
 def test_what_a_rival_leaves_that_had_no_room_is_not_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor beside the next: what is beside a rival is ready to be timed."""
     held = {"bytes": 100}
-    monkeypatch.setattr(gate, "kept_bytes", lambda device: held["bytes"])
+    monkeypatch.setattr(module, "reserved_bytes", lambda device: held["bytes"])
 
     def leaving() -> Callable[[], Any]:
         held["bytes"] += 5000
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    found = rows(Rival(name="a", prepare=leaving), Rival(name="b", prepare=leaving))
+    found = rows(Candidate(name="a", prepare=leaving), Candidate(name="b", prepare=leaving))
     assert [row.reason for row in found.values()] == ["Tried to allocate 20 GiB"] * 2
 
 
@@ -291,8 +291,8 @@ def test_failing_at_last_is_a_row_too() -> None:
 def test_what_nothing_counts_is_not_known() -> None:
     """Memory of compiled code on a CPU: torch's dispatcher sees none of it."""
     found = rows(
-        Rival(name="plain", prepare=lambda: lambda: torch.ones(1000)),
-        Rival(name="compiled", prepare=lambda: lambda: torch.ones(1000), compiled=True),
+        Candidate(name="plain", prepare=lambda: lambda: torch.ones(1000)),
+        Candidate(name="compiled", prepare=lambda: lambda: torch.ones(1000), compiled=True),
     )
     assert found["plain"].memory is not None
     assert (found["compiled"].status, found["compiled"].memory) == ("ok", None)
@@ -308,7 +308,9 @@ def test_a_failure_keeps_no_memory() -> None:
         raise MemoryError
 
     seen = []
-    for row in measured([Rival(name="bad", prepare=lambda: fails)], experiment="x", case={}, clock=CLOCK, **QUICK):
+    for row in check_and_time(
+        [Candidate(name="bad", prepare=lambda: fails)], experiment="x", case={}, clock=CLOCK, **QUICK
+    ):
         gc.collect()
         seen.append((row.status, alive[0]()))
     assert seen == [("OOM", None)]
@@ -321,12 +323,16 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     path = tmp_path / "r.jsonl"
-    interrupted = [rival("wrong", wrong_mask), rival("standard", standard), Rival(name="x", prepare=lambda: stopped)]
+    interrupted = [
+        rival("wrong", wrong_mask),
+        rival("standard", standard),
+        Candidate(name="x", prepare=lambda: stopped),
+    ]
 
     def sweep() -> None:
         with Store(path, header()) as store:
             for seq, rivals in ((1, [rival("standard", standard)]), (2, interrupted)):
-                for row in measured(rivals, experiment="attention", case={"seq": seq}, clock=CLOCK, **QUICK):
+                for row in check_and_time(rivals, experiment="attention", case={"seq": seq}, clock=CLOCK, **QUICK):
                     store.write([row])
 
     with pytest.raises(KeyboardInterrupt):
@@ -340,7 +346,7 @@ def test_no_triton_is_needed() -> None:
     code = """
 import sys
 sys.modules["triton"] = None
-from llmbench.measure import anchors, difference, gate
+from llmbench.measure import check_and_time, difference, reference
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -351,6 +357,6 @@ def test_a_gpu_without_room_goes_on() -> None:
 
     device = torch.device("cuda")
     x = torch.randn(1024, 1024, device=device)
-    vast = Rival(name="vast", prepare=lambda: lambda: torch.empty(2**45, device=device), need_bytes=2**47)
-    found = rows(vast, Rival(name="fine", prepare=lambda: lambda: x @ x), clock=clock_for(device), energy=True)
+    vast = Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**45, device=device), need_bytes=2**47)
+    found = rows(vast, Candidate(name="fine", prepare=lambda: lambda: x @ x), clock=clock_for(device), energy=True)
     assert (found["vast"].status, found["fine"].status) == ("OOM", "ok")

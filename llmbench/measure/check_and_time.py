@@ -1,0 +1,202 @@
+"""Check candidates first, time the correct ones together, and make a row of each.
+
+The status of a row says what happened: "ok" (correct and timed), "INCORRECT" (beyond its error budget, no time), "OOM"
+(out of memory, with the analytic memory that it needs), "n/a" (not available on this machine or for this shape, with
+the reason) or "FAILED" (any other error). A sweep goes on after every row, except after a candidate that loses the GPU
+or other ranks. Rows without a time are yielded at once, so that an interrupted run keeps them in its file.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from llmbench.errors import CannotRunError
+from llmbench.kernels.proof.accuracy import Verdict, tf32_products
+from llmbench.measure.clock import Call, Clock, DeviceLostError, attribute_loss, compare
+from llmbench.measure.cuda import attention_kernels, captured
+from llmbench.measure.energy import Energy, energy_of
+from llmbench.measure.faults import Fault, IncorrectError, fault_of
+from llmbench.measure.measurement import Measurement
+from llmbench.measure.memory import peak_memory, reserved_bytes
+from llmbench.measure.ranks import ALONE, Ranks
+from llmbench.measure.results import ENDED_SESSION, Check, Row, Scalar, Status
+from llmbench.model.devices import free_bytes
+
+__all__ = ["ADDRESSABLE_BYTES", "Candidate", "check_and_time"]
+
+ADDRESSABLE_BYTES = 2**57
+"""The most memory that today's widest addresses reach (five-level paging on x86-64); larger sizes overflow in torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One implementation that takes part in a comparison.
+
+    `prepare()` makes the inputs and returns the call to time; candidates may share inputs outside it. `check()` returns
+    the verdicts of `kernels.proof.accuracy`, at a size that leaves room for fp64; None where there is nothing to check,
+    as for the reference itself. `need_bytes`: the analytic memory of inputs and call. `compiled`: torch.compile made
+    part of it; no counter sees that code's memory on a CPU. The other fields are copied into the row.
+    """
+
+    name: str
+    prepare: Callable[[], Call]
+    check: Callable[[], Sequence[Verdict]] | None = None
+    need_bytes: int | None = None
+    work_flops: int | None = None
+    work_bytes: int | None = None
+    predicted_s: float | None = None
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    compiled: bool = False
+
+
+def check_and_time(
+    candidates: Sequence[Candidate],
+    *,
+    experiment: str,
+    case: Mapping[str, Scalar],
+    clock: Clock,
+    ranks: Ranks = ALONE,
+    budget_s: float = 1.0,
+    energy: bool = False,
+    attention: bool = False,
+    **sampling: Any,
+) -> Iterator[Row]:
+    """Yield one row per candidate, those without a time first.
+
+    `budget_s`: seconds of sampling for all candidates together; `sampling`: further arguments of `clock.compare`.
+    `energy`: run each candidate for one more second and read the GPU's energy counter. `attention`: record the names of
+    the attention kernels.
+
+    Raises DeviceLostError after the row of a candidate that loses the GPU or other ranks. Candidates that were still to
+    be timed have no row then.
+    """
+
+    def row(candidate: Candidate, status: Status, extra: Mapping[str, Scalar] | None = None, **fields: Any) -> Row:
+        return Row(
+            experiment=experiment,
+            case=dict(case),
+            implementation=candidate.name,
+            status=status,
+            need_bytes=candidate.need_bytes,
+            work_flops=candidate.work_flops,
+            work_bytes=candidate.work_bytes,
+            predicted_s=candidate.predicted_s,
+            extra={**candidate.extra, **(extra or {})},
+            **fields,
+        )
+
+    calls: dict[str, Call] = {}
+    checked: dict[str, dict[str, Any]] = {}
+    holding: dict[str, int] = {}
+    failed: dict[str, Exception] = {}
+    try:
+        for candidate in candidates:
+            with tf32_products(clock.device), attribute_loss(candidate.name):
+                before = reserved_bytes(clock.device)
+                ready = _ready(candidate, clock, attention, ranks)
+                grown = max(reserved_bytes(clock.device) - before, 0)
+            if isinstance(ready, Fault):
+                addressable = candidate.need_bytes is None or candidate.need_bytes < ADDRESSABLE_BYTES
+                fault = ready.with_others_holding(sum(holding.values()) if addressable else 0)
+                yield row(candidate, fault.status, reason=fault.reason, checks=fault.checks)
+            else:
+                calls[candidate.name], checked[candidate.name] = ready
+                holding[candidate.name] = grown
+        times = compare(calls, clock=clock, budget_s=budget_s, failed=failed, **sampling)
+        for candidate in candidates:
+            if candidate.name in failed:
+                others = sum(amount for name, amount in holding.items() if name != candidate.name)
+                fault = fault_of(failed.pop(candidate.name)).with_others_holding(others)
+                yield row(candidate, fault.status, reason=fault.reason, **checked[candidate.name])
+            elif candidate.name in times:
+                with attribute_loss(candidate.name):
+                    joules = _energy(calls[candidate.name], times[candidate.name], clock) if energy else None
+                fields = checked[candidate.name]
+                yield row(candidate, "ok", measurement=times[candidate.name], energy=joules, **fields)
+    except DeviceLostError as problem:
+        for candidate in candidates:
+            if candidate.name == problem.candidate:
+                ended: dict[str, Scalar] = {ENDED_SESSION: True}
+                fields = checked.get(candidate.name, {})
+                yield row(candidate, "FAILED", extra=ended, reason=str(problem), **fields)
+        raise
+
+
+def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
+    """Energy of the call, launched in the same way as it was timed; None where it cannot be measured."""
+    device = clock.device
+    with tf32_products(device):
+        try:
+            return energy_of(captured(call, device, "it") if timed.clock == "cuda-graph" else call, device)
+        except CannotRunError:  # the call was captured for timing, and this capture failed
+            return None
+        except Exception:
+            clock.check_device()
+            raise
+
+
+def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) -> tuple[Call, dict[str, Any]] | Fault:
+    """Check and run a candidate; return its call and the fields of its row, or its fault.
+
+    All ranks agree on each step before the next one. A rank that went on alone would wait for the others in a step that
+    they never reach.
+    """
+    device, agreed = clock.device, ranks.agreed
+    checks: tuple[Check, ...] = ()
+    try:
+        agreed(partial(_refuse_too_large, candidate.need_bytes, device, ranks.processes))
+        checks = agreed(partial(_checked, candidate))
+        call = agreed(candidate.prepare)
+        agreed(call)  # compiles, tunes, fills memory pools
+        uncounted = candidate.compiled and device.type == "cpu"
+        memory = None if uncounted else agreed(partial(peak_memory, call, device))
+        kernels = agreed(partial(attention_kernels, call, device)) if attention else ()
+        return call, {"checks": checks, "memory": memory, "kernels": kernels}
+    except DeviceLostError:
+        raise
+    except Exception as problem:
+        fault = fault_of(problem)
+        fault = fault._replace(checks=fault.checks or checks)
+    # Outside the handler the error is gone, and with it the frames that kept its tensors alive.
+    clock.check_device()
+    if fault.status == "OOM":
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return fault
+
+
+def _refuse_too_large(need_bytes: int | None, device: torch.device, processes: int) -> None:
+    """Raise MemoryError if `processes` processes cannot allocate so much at once. Only a CPU needs this: a GPU's
+    allocator refuses without harm."""
+    if need_bytes is None:
+        return
+    if need_bytes >= ADDRESSABLE_BYTES:
+        raise MemoryError("not tried: larger than any machine can address")
+    free = free_bytes(device) if device.type == "cpu" else None
+    if free is not None and need_bytes * processes > free:
+        # Linux allocates more than it has, and ends the process that uses it.
+        shared = f" for {processes} processes" if processes > 1 else ""
+        raise MemoryError(f"not tried: only {free:,} bytes are free{shared}")
+
+
+def _checked(candidate: Candidate) -> tuple[Check, ...]:
+    """Run the candidate's check. Raises IncorrectError where a tensor exceeds its error budget."""
+    if candidate.check is None:
+        return ()
+    try:
+        checks = tuple(Check.of(verdict) for verdict in candidate.check())
+    except Exception as problem:
+        fault = fault_of(problem)
+        if fault.status == "OOM":
+            raise MemoryError(f"in the fp64 check: {fault.reason}") from None
+        raise
+    if not all(check.passed for check in checks):
+        raise IncorrectError(checks)
+    return checks

@@ -1,0 +1,120 @@
+"""CUDA graphs of a call, and the kernels that a call launched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile
+
+from llmbench.errors import CannotRunError
+
+__all__ = ["KernelTime", "attention_kernels", "captured", "kernel_times", "summed"]
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # at its default level the profiler writes to stderr when it starts
+
+
+def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: Any = torch.cuda) -> Callable[[], Any]:
+    """Capture `call` as a CUDA graph and return the function that replays it as one launch.
+
+    `call` must have run before; this runs it once more. `name` stands in the error message. `cuda` is torch.cuda.
+
+    Raises CannotRunError for a call that a graph cannot hold. Most such calls wait for the GPU, to read a number or to
+    copy one there. They are detected before the capture starts, because a capture that breaks off leaves torch's
+    allocator in capture mode: it then frees nothing, and raises where it is asked to.
+    """
+    try:
+        _refuse_synchronising(call, cuda)
+        graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
+        # A capture that breaks off does not even restore the stream that was current.
+        with (
+            cuda.device(device),
+            _released(pool, cuda),
+            cuda.stream(cuda.current_stream()),
+            cuda.graph(graph, pool=pool),
+        ):
+            call()
+    except Exception as problem:  # a call may fail in any way that a graph cannot hold
+        cuda.synchronize(device)
+        raise CannotRunError(f"no CUDA graph holds {name}: {str(problem).partition(chr(10))[0]}") from None
+    replay: Callable[[], Any] = graph.replay
+    return replay
+
+
+def _refuse_synchronising(call: Callable[[], Any], cuda: Any) -> None:
+    """Run `call`; raise RuntimeError if an op of torch waits for the GPU."""
+    before = cuda.get_sync_debug_mode()
+    cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _released(pool: Any, cuda: Any) -> Iterator[None]:
+    """End the capture for torch's allocator too if the block raises."""
+    try:
+        yield
+    except Exception:
+        with suppress(RuntimeError):  # the allocator has ended it already
+            torch._C._cuda_endAllocateToPool(cuda.current_device(), pool)
+            torch._C._cuda_releasePool(cuda.current_device(), pool)
+        raise
+
+
+class KernelTime(NamedTuple):
+    """A kernel that a call launched: its driver name (on a CPU: the torch op's name), the number of launches, and their
+    total seconds under the profiler."""
+
+    name: str
+    runs: int
+    total_s: float
+
+
+def kernel_times(call: Callable[[], Any], device: torch.device) -> list[KernelTime]:
+    """Run `call` under torch's profiler and return its kernels, the longest total time first.
+
+    The profiler slows a CPU's ops noticeably. Shares of these times are meaningful; for absolute times use the clock.
+    """
+    # On a GPU only kernels are recorded: a whole model has so many more ops that summing them would take minutes.
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    # acc_events: there is one cycle; torch 2.11 warns that it would drop the events of others
+    with profile(activities=activities, acc_events=True) as profiler:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return summed(profiler.events() or (), on_gpu=device.type == "cuda")
+
+
+def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
+    """Sum profiler events by name, the longest total time first."""
+    totals: dict[str, tuple[int, float]] = {}
+    for event in events:
+        if on_gpu != (event.device_type == DeviceType.CUDA) or getattr(event, "is_user_annotation", False):
+            continue  # the GPU's timeline shows annotations too, which are not kernels
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        runs, total = totals.get(event.name, (0, 0.0))
+        totals[event.name] = (runs + 1, total + microseconds * 1e-6)
+    rows = [KernelTime(name, runs, total) for name, (runs, total) in totals.items()]
+    return sorted(rows, key=lambda row: (-row.total_s, row.name))
+
+
+def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[str, ...]:
+    """Return the attention kernels that `call` really ran: GPU kernel names, on a CPU the names of torch's ops.
+
+    Shows which backend scaled_dot_product_attention chose. Empty where plain products and a softmax ran.
+    """
+    # cuDNN's names contain sdpa, torch's memory-efficient kernel's fmha, our split-cache kernels' the last two
+    marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
+    dispatcher = "aten::scaled_dot_product_attention"  # it chooses the backend and is not one
+    names = {row.name for row in kernel_times(call, device) if row.name != dispatcher}
+    if device.type == "cpu":  # the profiler also lists the autograd nodes that ran the ops
+        names = {name for name in names if "::" in name and not name.startswith("autograd::")}
+    return tuple(sorted(name for name in names if any(mark in name.lower() for mark in marks)))

@@ -1,0 +1,67 @@
+"""Which status an error gives to a row: INCORRECT, OOM, n/a or FAILED."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.measure.results import Check, Status
+
+__all__ = ["Fault", "IncorrectError", "fault_of"]
+
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""Texts of RuntimeErrors that mean out of memory, where the error does not come from torch's own GPU allocator."""
+
+
+class Fault(NamedTuple):
+    """Why a candidate has no time: the row's status, its reason, and the checks if they were made."""
+
+    status: Status
+    reason: str
+    checks: tuple[Check, ...] = ()
+
+    def with_others_holding(self, held_bytes: int) -> Fault:
+        """Add to an OOM's reason how many bytes the other candidates of the case were holding. All candidates are ready
+        at once, because they are timed in turn."""
+        if self.status != "OOM" or not held_bytes:
+            return self
+        return self._replace(reason=f"{self.reason} (other candidates were holding {held_bytes:,} bytes)")
+
+
+class IncorrectError(Exception):
+    """A candidate's results differ from the reference by more than the error budget; `checks` has every tensor."""
+
+    def __init__(self, checks: tuple[Check, ...]) -> None:
+        super().__init__(checks)
+        self.checks = checks
+
+
+def fault_of(problem: Exception) -> Fault:
+    """Return the fault that an error means, with the notes that were added to the error."""
+    notes = getattr(problem, "__notes__", ())
+    if isinstance(problem, IncorrectError):
+        return Fault("INCORRECT", "; ".join((_failed_checks(problem.checks), *notes)), problem.checks)
+    text = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    text = "; ".join((text, *notes))
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(
+        sign in str(problem) for sign in OUT_OF_MEMORY
+    ):
+        return Fault("OOM", text)
+    if isinstance(problem, (UnsupportedError, CannotRunError, NotImplementedError)):
+        return Fault("n/a", text)
+    return Fault("FAILED", f"{type(problem).__name__}: {text}")
+
+
+def _failed_checks(checks: Sequence[Check], most: int = 3) -> str:
+    """Describe the first `most` checks that failed, and count the others."""
+    faults = [check.fault() for check in checks if not check.passed]
+    more = f"; {len(faults) - most} more of {len(checks)} tensors" if len(faults) > most else ""
+    return "; ".join(faults[:most]) + more
