@@ -67,6 +67,12 @@ class Config:
         """Set a value that the importer derives from another key."""
         self._values[self._name(key)] = value
 
+    def rename(self, **keys: str) -> None:
+        """Give values under other names of keys the names that the importer reads, where these have none."""
+        for alias, key in keys.items():
+            if alias in self and key not in self:
+                self.put(key, self.get(alias))
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value as the config has it, else the default of its class, else `default`."""
         key = self._name(key)

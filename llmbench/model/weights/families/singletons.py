@@ -8,53 +8,17 @@ from llmbench.model.weights.families.common import (
     CORRECTION,
     EXPERTS,
     GATED,
-    PARALLEL_NORM,
     PRE_NORMS,
     QK_NORM,
     SHARED_EXPERT,
     SHARED_EXPERTS,
     TOP,
 )
-from llmbench.model.weights.families.eleuther_gpt import NEOX_FFN
-
-table(
-    "persimmon",
-    top="""
-    embedding.weight        model.embed_tokens.weight
-    final_norm.*            model.final_layernorm.*
-    lm_head.*               lm_head.*
-    """,
-    layers=NEOX_FFN
-    + """
-    mixer_norm.*            input_layernorm.*
-    ffn_norm.*              post_attention_layernorm.*
-    attention.q_proj.*      self_attn.query_key_value.*     groups.q
-    attention.k_proj.*      self_attn.query_key_value.*     groups.k
-    attention.v_proj.*      self_attn.query_key_value.*     groups.v
-    attention.q_norm.*      self_attn.q_layernorm.*
-    attention.k_norm.*      self_attn.k_layernorm.*
-    attention.o_proj.*      self_attn.dense.*
-    """,
-    partial_rotation=True,
-)
 
 table("seed_oss", "helium", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
 table("iquestcoder", top=TOP, layers=ATTENTION + GATED + PRE_NORMS)
 
-table(
-    "stablelm",
-    top=TOP,
-    layers=ATTENTION
-    + GATED
-    + PRE_NORMS
-    + PARALLEL_NORM
-    + """
-    attention.q_norm.weight self_attn.q_layernorm.norms.{e}.weight
-    attention.k_norm.weight self_attn.k_layernorm.norms.{e}.weight
-    """,
-    partial_rotation=True,
-)
 
 table(
     "nanochat",

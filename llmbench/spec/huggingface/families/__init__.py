@@ -5,6 +5,7 @@ Model types whose maker has no other are in `singletons.py`. What importers shar
 
 `@family("llama", ...)` registers a function for these model types. The list is written by tools/lineages.py::
 
+    adept_persimmon     fuyu persimmon
     ai21_jamba          jamba
     allenai_olmo        flex_olmo olmo olmo2 olmo3 olmo_hybrid olmoe
     ant_bailing         bailing_hybrid bailing_moe bailing_moe_v2
@@ -43,10 +44,11 @@ Model types whose maker has no other are in `singletons.py`. What importers shar
                         qwen3_5_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text
     rednote_dots        dots1 dots3_note_text
     salesforce          codegen ctrl
-    singletons          apertus arctic aria_moe_lm aria_text baichuan beam doge flint fuyu grok-1 helium hyperclovax
-                        inkling_text iquestcoder jetmoe kolibri1 laguna longcat_flash mellum nanochat openelm orion
-                        persimmon rwkv seed_oss skywork solar_open stablelm stablelm_epoch xverse Yi
+    singletons          apertus arctic aria_moe_lm aria_text baichuan beam doge flint grok-1 helium hyperclovax
+                        inkling_text iquestcoder jetmoe kolibri1 laguna longcat_flash mellum nanochat openelm orion rwkv
+                        seed_oss skywork solar_open xverse Yi
     skt_axk             axk1 AXK1 axk2
+    stability_stablelm  stablelm stablelm_epoch
     stepfun_step        step3p5
     tencent_hunyuan     hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text hy_v3 hy_v4 youtu
     tii_falcon          falcon falcon_h1 falcon_mamba RefinedWeb RefinedWebModel

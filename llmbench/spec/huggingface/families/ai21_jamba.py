@@ -24,7 +24,7 @@ from llmbench.spec.position import NoPositions
 
 @family("jamba")
 def jamba(c: Config) -> ModelSpec:
-    """Jamba: one attention layer without positions to seven of Mamba, experts in every other layer."""
+    """Jamba has one attention layer, without positions, for seven Mamba layers; every other layer has experts."""
     hidden = c.size("hidden_size")
     rank = c.get("mamba_dt_rank")
     ssm = Mamba(

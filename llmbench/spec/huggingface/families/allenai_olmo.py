@@ -28,7 +28,7 @@ from llmbench.spec.position import NoPositions, Rope
 
 @family("olmo")
 def olmo(c: Config) -> ModelSpec:
-    """OLMo 1: LayerNorms without weights or biases."""
+    """OLMo 1 has LayerNorms without weights or biases."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, clip_qkv=c.optional_number("clip_qkv"))
     plain = norm(c, "layernorm", weight=False, bias=False)
@@ -37,7 +37,10 @@ def olmo(c: Config) -> ModelSpec:
 
 @family("olmo2", "olmo3")
 def olmo2(c: Config) -> ModelSpec:
-    """OLMo 2 and 3: norms on sublayer outputs, qk-norm over the full width; OLMo 3 windows three layers of four."""
+    """OLMo 2 and 3 have norms on the outputs of sublayers, and on q and k over the full width.
+
+    OLMo 3 has a window in three layers of four.
+    """
     bias = c.flag("attention_bias")
     window = c.window() if c.model_type == "olmo3" else None
     count = num_layers(c)
@@ -45,14 +48,16 @@ def olmo2(c: Config) -> ModelSpec:
     kinds = layer_types(c, derived)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": QKNorm(over="full")}
     positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
-    near = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
+    local_positions = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
     if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is that of full attention
-        near = Rope(theta=near.theta, rotary_dim=near.rotary_dim)
+        local_positions = Rope(theta=local_positions.theta, rotary_dim=local_positions.rotary_dim)
         expect_rope_type(c)
-        if near.theta != 500000.0:
-            c.unbuildable("OLMo 3's class takes rope_theta for full attention alone")
+        if local_positions.theta != 500000.0:
+            c.unbuildable(f"rope_theta = {local_positions.theta:g}, which OLMo 3's class reads for full attention only")
     ffn = gated(c, bias=False)
-    local = attention(c, sliding_window=window, positions=None if near == positions else near, **common)
+    local = attention(
+        c, sliding_window=window, positions=None if local_positions == positions else local_positions, **common
+    )
     layers = [
         ("local", block(local, ffn, "output"))
         if kind == "sliding_attention"
@@ -64,7 +69,8 @@ def olmo2(c: Config) -> ModelSpec:
 
 @family("olmoe", "flex_olmo")
 def olmoe(c: Config) -> ModelSpec:
-    """OLMoE: qk-norm over the full width, 8 of 64 small experts. FlexOlmo: OLMo 2's norms on outputs."""
+    """OLMoE has norms on q and k over the full width, and 8 of 64 small experts. FlexOlmo has OLMo 2's placement of
+    norms."""
     bias = c.flag("attention_bias")
     clip = c.optional_number("clip_qkv")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"), clip_qkv=clip)
@@ -76,8 +82,8 @@ def olmoe(c: Config) -> ModelSpec:
 
 @family("olmo_hybrid")
 def olmo_hybrid(c: Config) -> ModelSpec:
-    """OLMo hybrid: delta-net layers with norms before, every fourth an attention layer with norms after, as
-    in OLMo 2."""
+    """OLMo Hybrid has delta-net layers with norms before the sublayers, and in every fourth layer attention with norms
+    after them, as OLMo 2."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))
     heads = c.size("num_attention_heads")
@@ -109,6 +115,6 @@ def olmo_hybrid(c: Config) -> ModelSpec:
         ("attention", block(full, ffn, "output")) if kind == "full_attention" else ("linear", block(delta, ffn))
         for kind in linear_layer_types(c, derived)
     ]
-    turns = c.table("rope_parameters").get("rope_theta", c.get("rope_theta")) is not None
+    rotates = c.table("rope_parameters").get("rope_theta", c.get("rope_theta")) is not None
     positions = rope(c, head_dim=full.head_dim)
-    return decoder(c, layers, norm=norm(c), positions=positions if turns else NoPositions())
+    return decoder(c, layers, norm=norm(c), positions=positions if rotates else NoPositions())

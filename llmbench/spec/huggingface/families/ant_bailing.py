@@ -27,8 +27,10 @@ from llmbench.spec.model import ModelSpec
 
 @family("bailing_moe", "bailing_moe_v2")
 def bailing_moe(c: Config) -> ModelSpec:
-    """Ling and Ring: one fused q/k/v matrix, small experts with shared ones; from 2.0 on with qk-norm, a
-    sigmoid router and its stored correction."""
+    """Ling and Ring have small experts beside shared ones.
+
+    From 2.0 on they have norms on q and k, and a sigmoid router with a stored correction.
+    """
     second = c.model_type == "bailing_moe_v2"
     normed = c.flag("use_qk_norm", second)
     mixer = attention(
@@ -76,8 +78,11 @@ def bailing_moe(c: Config) -> ModelSpec:
 
 @family("bailing_hybrid")
 def bailing_hybrid(c: Config) -> ModelSpec:
-    """Ling hybrids: delta attention with whole gates, and in every `layer_group_size`-th layer latent
-    attention with a gate a head. `head_dim` is the delta attention's."""
+    """Ling hybrids have Kimi's delta attention, and latent attention with a gate per head in every
+    `layer_group_size`-th layer.
+
+    `head_dim` is that of the delta attention.
+    """
     head_dim = c.size("head_dim")
     c.ignore(
         "kda_safe_gate",
@@ -90,10 +95,10 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         "tie_word_embeddings",
     )
     if c.count("num_mtp_layers") and "num_mtp_layers" in c:
-        c.note("multi-token-prediction layers are not counted")
-    c.ignore("q_lora_rank")
-    if c.optional_size("q_lora_rank"):
-        c.doubt("config q_lora_rank is not understood")
+        c.note("num_mtp_layers: multi-token-prediction layers are not counted")
+    rank = c.optional_size("q_lora_rank")
+    if rank:
+        c.doubt(f"config key q_lora_rank = {rank} is not understood, only null is")
     count = num_layers(c)
     every = c.size("layer_group_size")
     kinds = linear_layer_types(c, ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)])
@@ -110,5 +115,5 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True),
-        tie_word_embeddings=False,
-    )  # the class never ties
+        tie_word_embeddings=False,  # the class never ties
+    )

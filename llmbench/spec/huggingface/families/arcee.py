@@ -27,7 +27,7 @@ from llmbench.spec.position import NoPositions
 
 @family("arcee")
 def arcee(c: Config, *, norm_kind: str = "rmsnorm") -> ModelSpec:
-    """AFM: Llama with feed-forwards of two matrices and squared ReLU."""
+    """AFM is Llama with feed-forwards of two matrices and squared ReLU."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     ffn = dense(c, bias=c.flag("mlp_bias"), default="relu2")
@@ -36,18 +36,18 @@ def arcee(c: Config, *, norm_kind: str = "rmsnorm") -> ModelSpec:
 
 @family("afmoe")
 def afmoe(c: Config) -> ModelSpec:
-    """Arcee's Trinity: gated attention, three local layers to one global without positions, four norms a
-    layer."""
+    """Trinity has gated attention, four norms per layer, and a global layer without positions after three local
+    ones."""
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias: the gate's bias is counted too")
+        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
     every, window = c.size("global_attn_every_n_layers", 4), c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
         ("local", attention(c, sliding_window=window, **common))
-        if near
+        if windowed
         else ("global", attention(c, positions=NoPositions(), **common))
-        for near in windowed_layers(c, lambda index: (index + 1) % every != 0)
+        for windowed in windowed_layers(c, lambda index: (index + 1) % every != 0)
     ]
     width = c.size("moe_intermediate_size")
     router = Router(scores="sigmoid", correction="parameter", normalize=True, scale=c.number("route_scale", 1.0))

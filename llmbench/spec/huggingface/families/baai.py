@@ -10,11 +10,11 @@ from llmbench.spec.model import ModelSpec
 
 @family("aquila")
 def aquila(c: Config) -> ModelSpec:
-    """Aquila: Llama under its own name."""
+    """Aquila is Llama under its own name."""
     return llama_from_hub(c)
 
 
 @family("emu3_text_model", "Emu3")
 def emu3(c: Config) -> ModelSpec:
-    """Emu3's text part: Llama."""
+    """The text part of Emu3 is Llama."""
     return llama(c)

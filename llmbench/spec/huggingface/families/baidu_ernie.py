@@ -24,7 +24,7 @@ from llmbench.spec.model import ExtraWeight, Head, ModelSpec, NextTokenPredictio
 
 @family("ernie")
 def ernie(c: Config) -> ModelSpec:
-    """ERNIE 1 to 3: BERT, which may have a table of tasks."""
+    """ERNIE 1 to 3 are BERT, some with a table of tasks."""
     shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
     tasks: tuple[ExtraWeight, ...] = ()
     if c.flag("use_task_id"):
@@ -34,7 +34,7 @@ def ernie(c: Config) -> ModelSpec:
 
 @family("ernie4_5")
 def ernie4_5(c: Config) -> ModelSpec:
-    """ERNIE 4.5 without experts: one key for all biases, neighbours rotated in pairs."""
+    """ERNIE 4.5 without experts has one key for all biases, and rotates neighbouring dimensions in pairs."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -43,13 +43,16 @@ def ernie4_5(c: Config) -> ModelSpec:
 
 @family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
 def ernie4_5_moe(c: Config) -> ModelSpec:
-    """ERNIE 4.5: the router's correction is a parameter; experts from `moe_layer_start_index` to
-    `..end_index`. In the vision-language models, the experts of text."""
+    """ERNIE 4.5 has experts from layer `moe_layer_start_index` to `moe_layer_end_index`, and a router whose correction
+    is a parameter.
+
+    Of the vision-language models only the experts of text are read.
+    """
     bias = c.flag("use_bias")
     text = c.model_type == "ernie4_5_vl_moe_text"
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     if c.model_type != "ernie4_5_moe":
-        c.unbuildable("the experts of vision, which are not counted either")
+        c.unbuildable("the experts of vision, which are not counted")
         if text and c.get("moe_intermediate_size") is None:
             c.put("moe_intermediate_size", [1536, 512])
         for key in (
@@ -58,9 +61,9 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
             "moe_layer_start_index",
             "moe_layer_end_index",
         ):
-            given = c.get(key)
-            if isinstance(given, list) and given:
-                c.put(key, given[0])  # the second is that of the experts of vision
+            pair = c.get(key)
+            if isinstance(pair, list) and pair:
+                c.put(key, pair[0])  # the second entry is for the experts of vision
     width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
     c.ignore(
@@ -70,7 +73,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         """,
     )
     if c.number("moe_norm_min", 1e-12) > 1e-9:
-        c.unbuildable("moe_norm_min, below which the sum of a token's weights counts as it")
+        c.unbuildable("moe_norm_min > 1e-9, a lower bound of the sum that divides a token's weights")
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
         num_experts_per_tok=c.size("moe_k"),
@@ -101,7 +104,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
 
 @family("paddleocr_vl_text")
 def paddleocr_vl(c: Config) -> ModelSpec:
-    """PaddleOCR-VL: ERNIE 4.5's dense decoder; `use_bias` is on all projections."""
+    """The text part of PaddleOCR-VL is ERNIE 4.5's dense decoder; `use_bias` is on all projections."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     layer = block(mixer, gated(c, bias=bias))

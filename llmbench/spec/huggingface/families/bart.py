@@ -15,7 +15,11 @@ from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositi
 
 @dataclass(frozen=True)
 class _Form:
-    """How a class of BART's line differs: where its norms stand, and what its positions are."""
+    """Differences between the classes of BART's line.
+
+    `offset` is the number of rows of the position table before the first token's, `table` says that positions are a
+    table of parameters, `buffer` that the bias of the logits is stored.
+    """
 
     placement: Placement = "post"
     embedding_norm: bool = True
@@ -41,8 +45,12 @@ _FORMS = {
 
 @family(*_FORMS)
 def bart(c: Config) -> ModelSpec:
-    """BART and its kin: one token table for both stacks and the head, a position table each (Pegasus's and
-    Marian's sines are stored as one, M2M-100's are not), and a stored, untrained bias of the logits."""
+    """BART and the models of its class: one token table for both stacks and the head, and a position table for each
+    stack.
+
+    Pegasus and Marian store their sinusoidal positions as a table, M2M-100 and NLLB do not. The bias of the logits is
+    stored and not trained.
+    """
     form = _FORMS[c.model_type]
     hidden, depth, decoder_depth = (
         c.size("hidden_size"),
@@ -67,7 +75,7 @@ def bart(c: Config) -> ModelSpec:
         "encoder_layers",
     )
     if not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
+        c.doubt("tie_word_embeddings = False: the token table that transformers gives each stack is not counted")
     if c.model_type == "mvp" and c.flag("use_prompt"):
         c.doubt("use_prompt = True: prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
@@ -80,15 +88,15 @@ def bart(c: Config) -> ModelSpec:
         heads = c.size(f"{side}_attention_heads")
         fields = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads}
         both = {**fields, "qkv_bias": True, "output_bias": True}
-        own = Attention(**both, causal=side == "decoder")  # type: ignore[arg-type]
+        self_attention = Attention(**both, causal=side == "decoder")  # type: ignore[arg-type]
         cross = Attention(**both, causal=False) if side == "decoder" else None  # type: ignore[arg-type]
         width = c.size(f"{side}_ffn_dim")
         ffn: FFN = dense(c, bias=True, width=width, keys=("activation_function",))
-        plain = block(own, ffn, form.placement, cross_attention=cross)
+        plain = block(self_attention, ffn, form.placement, cross_attention=cross)
         step = c.count(f"{side}_sparse_step") if c.model_type == "nllb-moe" else 0
         if not step:
             return [("block", plain)] * count
-        sparse = block(own, _nllb_experts(c, width), form.placement, cross_attention=cross)
+        sparse = block(self_attention, _nllb_experts(c, width), form.placement, cross_attention=cross)
         return [("moe", sparse) if (index + 1) % step == 0 else ("block", plain) for index in range(count)]
 
     vocab, encoder_vocab = c.size("vocab_size"), None
@@ -121,12 +129,13 @@ def bart(c: Config) -> ModelSpec:
 
 
 def expect_depths(c: Config, encoder: int, decoder_depth: int) -> None:
+    """Raise SpecError where a stack has more than 10,000 layers."""
     if max(encoder, decoder_depth) > 10_000:
-        raise c.error("num_layers", "is more than 10000")
+        raise c.error("num_layers", f"{max(encoder, decoder_depth)} is more than 10000")
 
 
 def _nllb_experts(c: Config, width: int) -> MoE:
-    """Two experts a token."""
+    """NLLB's experts: two per token."""
     c.ignore(
         "expert_capacity",
         "batch_prioritized_routing",

@@ -26,14 +26,14 @@ Transform = Literal["bert", "roberta"]
 
 
 def _assume(c: Config, **defaults: Any) -> None:
-    """The class's defaults of types that `defaults.json` does not list."""
+    """Set defaults for a model type that `defaults.json` does not list."""
     for key, value in defaults.items():
         if key not in c:
             c.put(key, value)
 
 
 def bidirectional(c: Config, **fields: Any) -> Attention:
-    """Attention with biases everywhere, over the whole sequence unless the config makes a decoder of it."""
+    """Attention with biases everywhere; bidirectional unless the config has `is_decoder`."""
     if c.flag("add_cross_attention"):
         c.doubt("add_cross_attention = True: cross-attention is not counted")
     causal = c.flag("is_decoder")
@@ -42,7 +42,8 @@ def bidirectional(c: Config, **fields: Any) -> Attention:
 
 
 def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
-    """A table of positions; RoBERTa's line counts from the row behind that of the padding token."""
+    """A table of positions. With `after_padding`, positions start in the row after that of the padding token
+    (RoBERTa)."""
     rows = c.size("max_position_embeddings")
     if not after_padding:
         return LearnedPositions(num_positions=rows)
@@ -51,7 +52,7 @@ def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPosit
 
 
 def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
-    """BERT's frame: tables, a norm on the embedding, layers, and a head with a transform."""
+    """The frame of BERT: embeddings with a norm, layers, and a head with a transform."""
     c.require("position_embedding_type", "absolute")
     c.ignore(
         "classifier_activation",
@@ -76,7 +77,7 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
 
 
 def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
-    """The bias that stands beside the head and is the head's own, unless nothing is tied."""
+    """A second bias of the head, which the class has only where embedding and head are not tied."""
     if transform is None or c.flag("tie_word_embeddings"):
         return ()
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
@@ -84,22 +85,22 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
 
 @family("bert")
 def bert(c: Config, *, extra: tuple[ExtraWeight, ...] = ()) -> ModelSpec:
-    """BERT: bidirectional, norms behind the sublayers, segment embeddings."""
+    """BERT is bidirectional, and has norms after the sublayers and an embedding of segments."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "bert", learned_positions(c), extra=extra)
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
 def roberta(c: Config) -> ModelSpec:
-    """RoBERTa: BERT whose head names its bias with the vocabulary."""
+    """RoBERTa is BERT with positions that start after the padding token."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "roberta", learned_positions(c, after_padding=True))
 
 
 @family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
 def bert_pre_norm(c: Config) -> ModelSpec:
-    """BERT with norms before the sublayers and one at the end; no norm on the embedding, but for fairseq's
-    RoBERTa."""
+    """BERT with norms before the sublayers and one at the end; of these, only fairseq's RoBERTa has one on the
+    embedding."""
     embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
     transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
     layer = block(bidirectional(c), dense(c, bias=True), "pre")
@@ -109,7 +110,7 @@ def bert_pre_norm(c: Config) -> ModelSpec:
 
 @family("roformer")
 def roformer(c: Config) -> ModelSpec:
-    """RoFormer: BERT with RoPE, whose sines the class keeps as a table of its parameters."""
+    """RoFormer is BERT with RoPE; its class stores the sines as a table of parameters."""
     mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
@@ -133,7 +134,7 @@ def roformer(c: Config) -> ModelSpec:
 
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
-    """MPNet: RoBERTa with T5's relative bias beside learned positions, no segments."""
+    """MPNet is RoBERTa without segments, and with T5's relative bias beside the learned positions."""
     _assume(
         c,
         vocab_size=30527,
@@ -148,26 +149,24 @@ def mpnet(c: Config) -> ModelSpec:
     )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     if buckets.num_buckets != 32:
-        c.unbuildable("MPNet's class sorts distances into 32 buckets whatever relative_attention_num_buckets says")
+        c.unbuildable(f"relative_attention_num_buckets = {buckets.num_buckets}: MPNet's class has 32 buckets even so")
     layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
-    # Whatever pads: the class has a padding token of its own.
+    # Not by pad_token_id: the class has a padding token of its own.
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=2, uncounted=1)
     return masked_lm(c, layer, "roberta", positions, embedding=Embedding(norm=True))
 
 
 @family("nomic_bert")
 def nomic_bert(c: Config) -> ModelSpec:
-    """Nomic's BERT: RoPE, SwiGLU, no biases outside the head; files on the hub use GPT-2's names."""
-    for old, new in (
-        ("n_embd", "hidden_size"),
-        ("n_head", "num_attention_heads"),
-        ("n_inner", "intermediate_size"),
-        ("n_layer", "num_hidden_layers"),
-        ("n_positions", "max_position_embeddings"),
-        ("rotary_emb_base", "rope_theta"),
-    ):
-        if old in c and new not in c:
-            c.put(new, c.get(old))
+    """Nomic's BERT has RoPE, SwiGLU and no biases outside the head. Files of the hub have GPT-2's names of keys."""
+    c.rename(
+        n_embd="hidden_size",
+        n_head="num_attention_heads",
+        n_inner="intermediate_size",
+        n_layer="num_hidden_layers",
+        n_positions="max_position_embeddings",
+        rotary_emb_base="rope_theta",
+    )
     _assume(
         c,
         vocab_size=30528,
@@ -180,7 +179,7 @@ def nomic_bert(c: Config) -> ModelSpec:
         type_vocab_size=2,
         rope_theta=1000.0,
     )
-    c.put("tie_word_embeddings", True)  # whatever a file says
+    c.put("tie_word_embeddings", True)  # files may say otherwise
     for key, value in (
         ("prenorm", False),
         ("qkv_proj_bias", False),
@@ -224,7 +223,7 @@ def nomic_bert(c: Config) -> ModelSpec:
 
 @family("eurobert")
 def eurobert(c: Config) -> ModelSpec:
-    """EuroBERT: LLaMA without the causal mask."""
+    """EuroBERT is Llama without the causal mask."""
     _assume(
         c,
         vocab_size=128256,
@@ -245,11 +244,11 @@ def eurobert(c: Config) -> ModelSpec:
 
 @family("albert")
 def albert(c: Config) -> ModelSpec:
-    """ALBERT: a narrow embedding, and `num_hidden_groups` sets of weights that the layers use in turn."""
+    """ALBERT has a narrow embedding, and `num_hidden_groups` sets of weights that the layers share."""
     mixer, ffn = bidirectional(c), dense(c, bias=True)
     depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
     if depth * inner > 10_000:
-        raise c.error("num_hidden_layers", f"× inner_group_num is {depth * inner}, more than 10000")
+        raise c.error("num_hidden_layers", f"{depth} × inner_group_num {inner} is more than 10000")
     if groups > depth:
         raise c.error("num_hidden_groups", f"{groups} is more than num_hidden_layers {depth}")
     c.ignore("gap_size", "net_structure_type", "num_memory_blocks", "down_scale_factor")
@@ -276,14 +275,14 @@ def albert(c: Config) -> ModelSpec:
 
 @family("distilbert")
 def distilbert(c: Config) -> ModelSpec:
-    """DistilBERT: BERT without segments; its table of sines, where it has one, is a parameter too."""
+    """DistilBERT is BERT without segments; its sinusoidal positions, where it has them, are a table of parameters."""
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
-    c.put("layer_norm_eps", 1e-12)  # the class's own; its config has none
+    c.put("layer_norm_eps", 1e-12)  # of the class; its config has no key for it
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     if ffn.activation != "gelu":
-        c.unbuildable(f"the activation `{ffn.activation}` of the head, which is counted as gelu")
+        c.unbuildable(f"activation = `{ffn.activation}` in the head, which is counted with `gelu`")
     layer = block(bidirectional(c), ffn, "post")
-    # The head's bias is its own and of no other module, so nothing is doubled where it is untied.
+    # No second bias: no other module holds the head's.
     return decoder(
         c,
         layer,
@@ -297,7 +296,7 @@ def distilbert(c: Config) -> ModelSpec:
 
 @family("electra")
 def electra(c: Config) -> ModelSpec:
-    """ELECTRA's generator: BERT with a narrower embedding."""
+    """ELECTRA's generator is BERT with a narrower embedding."""
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
     embedding = Embedding(
@@ -321,7 +320,8 @@ def electra(c: Config) -> ModelSpec:
 
 @family("deberta")
 def deberta(c: Config) -> ModelSpec:
-    """DeBERTa 1: scores by content and by relative position; biases on queries and values only."""
+    """DeBERTa 1 scores by content and by relative position, and has biases on queries and values only (arXiv
+    2006.03654)."""
     hidden = c.size("hidden_size")
     scores, extra = _position_scores(c), []
     disentangled = None
@@ -346,8 +346,7 @@ def deberta(c: Config) -> ModelSpec:
 
 @family("deberta-v2")
 def deberta_v2(c: Config) -> ModelSpec:
-    """DeBERTa 2 and 3: positions in buckets, whose keys and queries may come from the content's
-    projections."""
+    """DeBERTa 2 and 3 have relative positions in buckets, which may share the projections of the content."""
     hidden = c.size("hidden_size")
     scores = _position_scores(c)
     extra: list[ExtraWeight] = []
@@ -374,11 +373,10 @@ def deberta_v2(c: Config) -> ModelSpec:
 
 
 def _position_scores(c: Config) -> tuple[list[str], int] | None:
-    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without
-    them."""
+    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without such scores."""
     kinds = c.get("pos_att_type") or []
     if not isinstance(kinds, (str, list)):
-        raise c.error("pos_att_type", "must be a list, or names with | between them")
+        raise c.error("pos_att_type", f"must be a list, or names joined by |, not {type(kinds).__name__}")
     kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
     span = c.get("max_relative_positions")
     if not isinstance(span, int) or span < 1:
@@ -387,6 +385,7 @@ def _position_scores(c: Config) -> tuple[list[str], int] | None:
 
 
 def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
+    """The frame of DeBERTa around its layer."""
     c.ignore(
         "pooler_hidden_act",
         "pooler_hidden_size",
@@ -402,18 +401,22 @@ def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
 
 
 def _relative_table(rows: int, hidden: int) -> ExtraWeight:
+    """The table of relative positions."""
     return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
 
 
 @family("modernbert", "modernbert-decoder")
 def modernbert(c: Config) -> ModelSpec:
-    """ModernBERT: pre-norm without biases, GEGLU, two local layers to a global one; the first layer has no
-    norm before its attention, for the embedding has one."""
+    """ModernBERT has norms before the sublayers, GEGLU, and a global layer after two local ones.
+
+    The first layer has no norm before its attention, because the embedding has one.
+    """
     causal = c.model_type == "modernbert-decoder"
     bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
     every, count = c.size("global_attn_every_n_layers", 3), num_layers(c)
-    given = c.entries("layer_types", count)
-    kinds = given or ["sliding_attention" if index % every else "full_attention" for index in range(count)]
+    kinds = c.entries("layer_types", count) or [
+        "sliding_attention" if index % every else "full_attention" for index in range(count)
+    ]
     c.ignore(
         "global_rope_theta",
         "local_rope_theta",
@@ -430,7 +433,7 @@ def modernbert(c: Config) -> ModelSpec:
     )
     window = c.optional_size("local_attention")
     if causal and window is not None:
-        window = max(1, window // 2)  # the file says the width to both sides
+        window = max(1, window // 2)  # local_attention counts both sides
     plain = norm(c, "layernorm", bias=c.flag("norm_bias"))
     ffn: Gated | Dense = Gated(
         intermediate_size=c.size("intermediate_size"),

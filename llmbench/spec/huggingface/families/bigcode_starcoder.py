@@ -11,13 +11,13 @@ from llmbench.spec.model import ModelSpec
 
 @family("gpt_bigcode")
 def gpt_bigcode(c: Config) -> ModelSpec:
-    """StarCoder: GPT-2, with one key-value head unless `multi_query` is false."""
+    """StarCoder is GPT-2, with one key-value head unless `multi_query` is false."""
     return gpt2(c, num_key_value_heads=1 if c.flag("multi_query", True) else None)
 
 
 @family("starcoder2")
 def starcoder2(c: Config) -> ModelSpec:
-    """StarCoder2: GPT's biases, LayerNorm and two-matrix feed-forward with RoPE and grouped heads."""
+    """StarCoder 2 has GPT's biases, LayerNorms and feed-forwards, with RoPE and grouped heads."""
     bias = c.flag("use_bias", True)
     window = c.window()
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=window)

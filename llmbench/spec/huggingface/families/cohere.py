@@ -28,7 +28,8 @@ from llmbench.spec.position import NoPositions
 
 @family("cohere")
 def cohere(c: Config) -> ModelSpec:
-    """Command-R: parallel block behind one LayerNorm without bias; Command-R+ norms each head of q and k."""
+    """Command-R has parallel sublayers after one LayerNorm without bias; Command-R+ has a norm over each head of q and
+    k."""
     bias = c.flag("attention_bias")
     qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("use_qk_norm") else None
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)
@@ -40,7 +41,7 @@ def cohere(c: Config) -> ModelSpec:
 
 @family("cohere2")
 def cohere2(c: Config) -> ModelSpec:
-    """Command-R7B: three local layers to one global layer without positions."""
+    """Command-R7B has a global layer without positions after three local ones."""
     bias = c.flag("attention_bias")
     window = c.window()
     every = c.size("sliding_window_pattern", 4)
@@ -74,17 +75,18 @@ def cohere2(c: Config) -> ModelSpec:
 
 @family("cohere2_moe")
 def cohere2_moe(c: Config) -> ModelSpec:
-    """Cohere's mixture: parallel blocks, three local layers to one global without positions, dense layers
-    first."""
+    """Cohere's model with experts has parallel sublayers, dense layers first, and a global layer without positions
+    after three local ones."""
     bias = c.flag("attention_bias")
     window = c.window()
     first = c.count("first_k_dense_replace")
     before, every = c.size("prefix_dense_sliding_window_pattern", 1), c.size("sliding_window_pattern", 4)
 
-    def near(index: int) -> bool:
+    def windowed(index: int) -> bool:
+        """Whether a layer has a window."""
         return (index + 1) % before != 0 if index < first else (index - first + 1) % every != 0
 
-    local, sparse = windowed_layers(c, near), sparse_layers(c, lambda index: index >= first)
+    local, sparse = windowed_layers(c, windowed), sparse_layers(c, lambda index: index >= first)
     common = {"qkv_bias": bias, "output_bias": bias}
     mixers = []
     for is_local, has_experts in zip(local, sparse, strict=True):
@@ -115,7 +117,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)
     c.ignore("shared_expert_combination_strategy", "norm_topk_prob", "_sliding_window_pattern")
     if c.table("rope_scaling") and not c.table("rope_parameters"):
-        c.unbuildable("its class does not read rope_scaling")
+        c.unbuildable("rope_scaling, which its class does not read: it reads rope_parameters")
     root = c.get("rms_norm_eps") is not None
     kind: Norm = norm(c, "rmsnorm" if root else "layernorm", bias=False)
     layers = mixture_layers(mixers, sparse, ffn, dense, "parallel")
@@ -125,7 +127,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
 
 @family("cohere_compass_text")
 def cohere_compass(c: Config) -> ModelSpec:
-    """North Vision: Command-R's parallel block, windows by `layer_types`, NoPE types."""
+    """North Vision's text part has Command-R's parallel sublayers, and windows and positions by layer type."""
     bias = c.flag("attention_bias")
     window = c.window()
     kinds = layer_types(c, ["full_attention"] * num_layers(c))
@@ -135,13 +137,13 @@ def cohere_compass(c: Config) -> ModelSpec:
     layers: list[tuple[str, Layer]] = []
     for kind in kinds:
         local = kind == "sliding_attention"
-        turned = rotations.get(kind) or not {"full_attention", "sliding_attention"} & rotations.keys()
+        rotates = rotations.get(kind) or not {"full_attention", "sliding_attention"} & rotations.keys()
         mixer = attention(
             c,
             qkv_bias=bias,
             output_bias=bias,
             sliding_window=window if local else None,
-            positions=None if turned else NoPositions(),
+            positions=None if rotates else NoPositions(),
         )
         layers.append(("local" if local else "global", block(mixer, ffn, "parallel")))
     return decoder(

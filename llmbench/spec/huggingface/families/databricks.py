@@ -20,12 +20,12 @@ from llmbench.spec.position import Alibi, Rope
 
 @family("mpt")
 def mpt(c: Config) -> ModelSpec:
-    """MPT: ALiBi or learned positions, LayerNorm without bias, no biases, grouped heads in a few sizes."""
+    """MPT has ALiBi, LayerNorms without biases, no other biases, and in a few sizes grouped heads."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     inner = c.sub("attn_config")
     kv_heads = 1 if inner.text("attn_type") == "multiquery_attention" else inner.size("kv_n_heads", heads)
     if kv_heads != heads:
-        c.doubt("MPT's class in transformers builds a key-value head for every head whatever attn_config says")
+        c.doubt(f"attn_config with {kv_heads} key-value heads: MPT's class in transformers builds {heads}")
     inner.require("qk_ln", False)
     inner.ignore(
         "attn_impl",
@@ -52,13 +52,14 @@ def mpt(c: Config) -> ModelSpec:
         "use_cache",
         "init_div_is_residual",
     )
-    if c.size("expansion_ratio", 4) != 4:
-        c.doubt("MPT's class in transformers builds feed-forwards of 4 × hidden whatever expansion_ratio says")
+    ratio = c.size("expansion_ratio", 4)
+    if ratio != 4:
+        c.doubt(f"expansion_ratio = {ratio}: MPT's class in transformers builds feed-forwards of 4 × hidden_size")
     if hidden % heads:
-        c.doubt("num_attention_heads does not divide hidden_size")
+        c.doubt(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
     inner.require("alibi_bias_max", 8)
     if c.get("max_seq_len") == 1:
-        c.unbuildable("max_seq_len = 1, which in MPT's class makes every distance zero")
+        c.unbuildable("max_seq_len = 1, with which MPT's class makes every distance zero")
     mixer = attention(
         c,
         num_key_value_heads=kv_heads,
@@ -66,23 +67,20 @@ def mpt(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv") or None,
         scale=inner.optional_number("softmax_scale"),
     )
-    if inner.flag("alibi", True):
-        positions = Alibi()
-    else:
-        positions = Alibi()
-        c.doubt("MPT without ALiBi has learned positions, which transformers' class does not build")
+    if not inner.flag("alibi", True):
+        c.doubt("attn_config.alibi = False: the table of learned positions is not counted")
     inner.doubt_unread()
     return decoder(
         c,
         block(mixer, dense(c, bias=False, width=c.size("expansion_ratio", 4) * hidden, keys=("hidden_act",))),
         norm=norm(c, "layernorm", bias=False),
-        positions=positions,
+        positions=Alibi(),
     )
 
 
 @family("dbrx")
 def dbrx(c: Config) -> ModelSpec:
-    """DBRX: 4 of 16 experts, LayerNorms without bias, its sizes in two nested tables."""
+    """DBRX has 4 of 16 experts and LayerNorms without biases; its sizes are in two nested objects."""
     inner, ffn = c.sub("attn_config"), c.sub("ffn_config")
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     mixer = attention(
@@ -92,12 +90,14 @@ def dbrx(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv"),
     )
     inner.ignore("attn_pdrop")
-    c.ignore("num_key_value_heads")  # newer files say it at the top too
+    c.ignore("num_key_value_heads")  # newer files have it at the top level too
     act = ffn.table("ffn_act_fn").get("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
     if power not in (None, 1, 1.0):
-        ffn.unbuildable(f"experts' weights are normalised by their norm of order {power!r}, not by their sum")
+        ffn.unbuildable(
+            f"moe_normalize_expert_weights = {power!r}: only 1 (weights that sum to one) and null are built"
+        )
     experts = MoE(
         num_experts=ffn.size("moe_num_experts"),
         num_experts_per_tok=ffn.size("moe_top_k"),
@@ -110,7 +110,7 @@ def dbrx(c: Config) -> ModelSpec:
     ffn.doubt_unread()
     expect_divisible_heads(c)
     positions = rope(c, head_dim=mixer.head_dim)
-    if not c.table("rope_parameters"):  # newer files say it there, and that is what is followed
+    if not c.table("rope_parameters"):  # newer files have both, and the class reads this one
         positions = Rope(theta=theta)
-        c.unbuildable("DBRX's class does not read attn_config.rope_theta")
+        c.unbuildable("attn_config.rope_theta, which DBRX's class does not read: it reads rope_parameters")
     return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)

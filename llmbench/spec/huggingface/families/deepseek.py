@@ -28,7 +28,7 @@ from llmbench.spec.model import ExtraWeight, HyperConnections, Layer, ModelSpec
 
 @family("deepseek")
 def deepseek_moe(c: Config) -> ModelSpec:
-    """DeepSeekMoE-16B: fine-grained softmax experts and shared ones, the first layers dense."""
+    """DeepSeekMoE-16B has small experts with a softmax router, shared experts, and dense layers first."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, scores="softmax", correction=None)
@@ -47,8 +47,12 @@ def deepseek_model(
     first: int = 0,
     sparse: list[bool] | None = None,
 ) -> ModelSpec:
-    """DeepSeek's arrangement of layers: `first_k_dense_replace` dense ones, then experts (every
-    `moe_layer_freq`-th), `n_shared_experts` of the same width beside them, multi-token prediction apart."""
+    """DeepSeek's model around one mixer.
+
+    It has `first_k_dense_replace` dense layers, then experts in every `moe_layer_freq`-th layer, beside
+    `n_shared_experts` shared ones of the same width, and multi-token-prediction modules. `positions_dim` is the width
+    that is rotated.
+    """
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = sparse_after_first(c, first) if sparse is None else sparse
     dense = None if all(flags) else gated(c, bias=bias)
@@ -65,7 +69,7 @@ def deepseek_model(
 
 
 def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
-    """DeepSeek's experts; `scoring_func` and `topk_method` change no figure."""
+    """DeepSeek's experts. `topk_method` changes no figure; `scoring_func` replaces `scores`."""
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
     c.ignore("topk_method", "scoring_func", "num_local_experts")
     if c.text("scoring_func") in ("softmax", "sigmoid"):
@@ -80,21 +84,23 @@ def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None =
 
 @family("deepseek_v2")
 def deepseek_v2(c: Config) -> ModelSpec:
-    """DeepSeek-V2 and V2-Lite: softmax router limited to groups, no correction. Small DeepSeek-VL2 models do
-    without latent attention (`use_mla`)."""
+    """DeepSeek-V2 and V2-Lite have a softmax router that is limited to groups, and no correction.
+
+    Small DeepSeek-VL2 models have no latent attention (`use_mla`).
+    """
     mixer: Attention | LatentAttention
     if c.flag("use_mla", True):
         mixer = latent_attention(c)
-        turned = mixer.qk_rope_head_dim
+        rotated = mixer.qk_rope_head_dim
     else:
         bias = c.flag("attention_bias")
         mixer = attention(c, qkv_bias=bias, output_bias=bias)
-        turned = mixer.head_dim
+        rotated = mixer.head_dim
         c.ignore("q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim")
     return deepseek_model(
         c,
         mixer,
-        positions_dim=turned,
+        positions_dim=rotated,
         scores="softmax",
         correction=None,
         interleaved=True,
@@ -104,10 +110,10 @@ def deepseek_v2(c: Config) -> ModelSpec:
 
 @family("deepseek_v3")
 def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer") -> ModelSpec:
-    """DeepSeek-V3 and R1: latent attention, a sigmoid router with a stored correction."""
+    """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored correction."""
     mixer = latent_attention(c)
     if c.table("rope_parameters").get("llama_4_scaling_beta"):
-        c.unbuildable("queries that grow with their position (llama_4_scaling_beta)")
+        c.unbuildable("rope_parameters.llama_4_scaling_beta: queries that grow with their position")
     return deepseek_model(
         c,
         mixer,
@@ -120,16 +126,19 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
 
 @family("deepseek_v32")
 def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bool = False) -> ModelSpec:
-    """DeepSeek-V3.2: V3 with an indexer that chooses the keys.
+    """DeepSeek-V3.2 is V3 with an indexer that chooses the keys.
 
-    `reused` says which layers take the choice of the indexer before them, `interleaved` how an indexer rotates.
+    `reused` says which layers use the choice of an indexer before them, `interleaved` that indexers rotate neighbouring
+    dimensions in pairs.
     """
     count = num_layers(c)
     if "num_experts" in c and c.get("num_experts") is not None:
         c.put("n_routed_experts", c.get("num_experts"))
     for kind in c.entries("layer_types", count) or []:
         if kind != "indexed_attention":
-            c.doubt(f"layer_types has {str(kind)[:40]!r}, which is not understood")
+            c.doubt(
+                f"layer_types has the entry `{str(kind)[:40]}`, which is not understood; only `indexed_attention` is"
+            )
             break
     mixers = [
         ("shared" if reuses else "", indexed_attention(c, shared=reuses, interleaved=interleaved))
@@ -148,7 +157,7 @@ def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bo
 
 
 def indexed_attention(c: Config, *, shared: bool = False, interleaved: bool = False) -> LatentAttention:
-    """Latent attention to the keys that an indexer chooses; a `shared` indexer is that of a layer before."""
+    """Latent attention to the keys that an indexer chooses; a `shared` indexer belongs to a layer before."""
     return latent_attention(c, indexer=indexer_of(c, shared=shared, interleaved=interleaved))
 
 
@@ -165,8 +174,11 @@ def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) ->
 
 @family("deepseek_v4")
 def deepseek_v4(c: Config) -> ModelSpec:
-    """DeepSeek-V4: windows with compressed entries before them, experts in every layer (the first choose by
-    the token's number), residual streams that two small matrices a layer mix (hyper-connections)."""
+    """DeepSeek-V4 has windows with compressed entries before them, experts in every layer, and hyper-connections.
+
+    The first layers choose experts by the token's number. Hyper-connections are several residual streams that two small
+    matrices per layer mix.
+    """
     count = num_layers(c)
     vocab, top_k = c.size("vocab_size"), c.size("num_experts_per_tok")
     shared = SharedExperts(intermediate_size=c.size("moe_intermediate_size"), bias=c.flag("mlp_bias"))
@@ -222,29 +234,36 @@ _KINDS = {
 
 
 def _compressed_layers(c: Config) -> list[tuple[str, int]]:
-    """The kind of each layer, and how many tokens an entry stands for; 0 where it has none."""
+    """The kind of each layer, and the number of tokens that a compressed entry stands for: 0 without such entries."""
     count = num_layers(c)
-    given, ratios, rates = c.get("layer_types"), c.get("compress_ratios"), c.table("compress_rates")
-    own = {"compressed": c.optional_size("compress_rate_csa"), "heavy": c.optional_size("compress_rate_hca")}
-    if given is None and isinstance(ratios, list):  # may go on with those of the prediction modules
+    stated, ratios, rates = c.get("layer_types"), c.get("compress_ratios"), c.table("compress_rates")
+    stated_rates = {"compressed": c.optional_size("compress_rate_csa"), "heavy": c.optional_size("compress_rate_hca")}
+    if stated is None and isinstance(ratios, list):  # entries of the prediction modules may follow
         kinds = {ratio: kind for kind, (_, ratio) in _KINDS.items()}
-        given = [kinds.get(ratio) if type(ratio) is int else None for ratio in ratios]
-    if given is None:
+        stated = [kinds.get(ratio) if type(ratio) is int else None for ratio in ratios]
+    if stated is None:
         heavy, light = "heavily_compressed_attention", "compressed_sparse_attention"
-        given = [light if index > 2 and index % 2 else heavy for index in range(count)]
-    if not isinstance(given, list) or len(given) < count or any(kind not in _KINDS for kind in given[:count]):
-        raise c.error("layer_types" if ratios is None else "compress_ratios", f"is not understood for {count} layers")
+        stated = [light if index > 2 and index % 2 else heavy for index in range(count)]
+    if not isinstance(stated, list) or len(stated) < count or any(kind not in _KINDS for kind in stated[:count]):
+        raise c.error(
+            "layer_types" if ratios is None else "compress_ratios",
+            f"must have a known entry for each of {count} layers; known are "
+            + ", ".join(_KINDS if ratios is None else (str(usual) for _, usual in _KINDS.values())),
+        )
     layers = []
-    for kind in given[:count]:
+    for kind in stated[:count]:
         name, usual = _KINDS[kind]
-        rate = own.get(name) or rates.get(kind, usual)
+        rate = stated_rates.get(name) or rates.get(kind, usual)
         if type(rate) is not int or rate < min(usual, 1):
-            raise c.error("compress_rates", "must be whole numbers of at least one")
+            raise c.error(
+                "compress_rates", f"has the entry {str(rate)[:40]}; each must be a whole number of at least 1"
+            )
         layers.append((name, rate))
     return layers
 
 
 def _compressed_attention(c: Config, rate: int, *, light: bool) -> CompressedAttention:
+    """DeepSeek-V4's attention with `rate` tokens per compressed entry; a `light` one has an indexer."""
     return CompressedAttention(
         num_attention_heads=c.size("num_attention_heads"),
         head_dim=c.size("head_dim"),

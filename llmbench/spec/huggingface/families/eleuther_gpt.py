@@ -11,9 +11,9 @@ from llmbench.spec.position import LearnedPositions
 
 @family("gpt_neo")
 def gpt_neo(c: Config) -> ModelSpec:
-    """GPT-Neo: every other layer local by `attention_types`; no biases on q, k and v, and unscaled scores."""
+    """GPT-Neo has windows by `attention_types`, no biases on q, k and v, and scores without a scale."""
     count = num_layers(c)
-    given = c.get("attention_layers")  # written beside attention_types, and what the layers are built from
+    listed = c.get("attention_layers")  # derived from attention_types in a saved file; the class builds from it
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
@@ -22,9 +22,9 @@ def gpt_neo(c: Config) -> ModelSpec:
         if len(kinds) >= count:
             break
     if len(kinds) < count:
-        raise c.error("attention_types", f"names {len(kinds)} layers of {count}")
-    if isinstance(given, list) and len(given) == count:
-        kinds = [str(kind) for kind in given]
+        raise c.error("attention_types", f"has kinds for {len(kinds)} of {count} layers")
+    if isinstance(listed, list) and len(listed) == count:
+        kinds = [str(kind) for kind in listed]
     ffn = dense(
         c,
         bias=True,
@@ -34,8 +34,8 @@ def gpt_neo(c: Config) -> ModelSpec:
     heads, window = c.size("num_attention_heads"), c.window("window_size")
     layers: list[tuple[str, Layer]] = []
     for kind in kinds[:count]:
-        own = window if kind == "local" else None
-        mixer = attention(c, num_key_value_heads=heads, output_bias=True, scale=1.0, sliding_window=own)
+        span = window if kind == "local" else None
+        mixer = attention(c, num_key_value_heads=heads, output_bias=True, scale=1.0, sliding_window=span)
         layers.append(("local" if kind == "local" else "global", block(mixer, ffn)))
     return decoder(
         c,
@@ -47,8 +47,8 @@ def gpt_neo(c: Config) -> ModelSpec:
 
 @family("gptj")
 def gptj(c: Config) -> ModelSpec:
-    """GPT-J: one norm before both sublayers, 64 dimensions rotated in neighbouring pairs, a bias on the head and none
-    in attention."""
+    """GPT-J has one norm before both sublayers, 64 dimensions rotated in neighbouring pairs, and a bias on the head but
+    none in attention."""
     heads = c.size("num_attention_heads")
     c.ignore("scale_attn_weights", "rotary")
     mixer = attention(c, num_key_value_heads=heads)
@@ -64,7 +64,8 @@ def gptj(c: Config) -> ModelSpec:
 
 @family("gpt_neox")
 def gpt_neox(c: Config) -> ModelSpec:
-    """GPT-NeoX and Pythia: two norms side by side, a quarter of each head rotated, no biases on the head."""
+    """GPT-NeoX and Pythia have two norms before parallel sublayers, a quarter of each head rotated, and no bias on the
+    head."""
     bias = c.flag("attention_bias", True)
     heads = c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
@@ -79,7 +80,7 @@ def gpt_neox(c: Config) -> ModelSpec:
 
 @family("gpt_neox_japanese")
 def gpt_neox_japanese(c: Config) -> ModelSpec:
-    """GPT-NeoX Japanese: no biases but one, on the output of the last layer's attention."""
+    """GPT-NeoX Japanese has a single bias, on the output of the last layer's attention."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     width = c.size("intermediate_multiple_size", 4) * hidden

@@ -31,7 +31,7 @@ from llmbench.spec.position import RelativeBias, Rope
 
 @family("gemma")
 def gemma(c: Config) -> ModelSpec:
-    """Gemma 1: LLaMA with GEGLU, wide heads, norms by 1 + weight and a scaled embedding."""
+    """Gemma 1 is Llama with GEGLU, wide heads, norms by 1 + weight, and a scaled embedding."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return decoder(
@@ -45,7 +45,7 @@ def gemma(c: Config) -> ModelSpec:
 
 @family("gemma2")
 def gemma2(c: Config) -> ModelSpec:
-    """Gemma 2: four norms a layer, soft caps, every other layer local."""
+    """Gemma 2 has four norms per layer, soft caps, and a window in every other layer."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"))
@@ -53,7 +53,8 @@ def gemma2(c: Config) -> ModelSpec:
 
 @family("gemma3_text")
 def gemma3(c: Config) -> ModelSpec:
-    """Gemma 3: five local layers to one global, qk-norm, another base for local layers' rotation."""
+    """Gemma 3 has a global layer after five local ones, norms on q and k, and a rotation base of its own for local
+    layers."""
     every = c.size("sliding_window_pattern", 6)
     c.ignore("_sliding_window_pattern", "cache_implementation")
     c.require("use_bidirectional_attention", False)
@@ -67,7 +68,7 @@ def gemma3(c: Config) -> ModelSpec:
 
 @family("vaultgemma")
 def vaultgemma(c: Config) -> ModelSpec:
-    """VaultGemma: Gemma 2 with norms only before its sublayers."""
+    """VaultGemma is Gemma 2 with norms only before its sublayers."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"), placement="pre")
@@ -81,10 +82,11 @@ def _local_and_global(
     qk_norm: QKNorm | None = None,
     placement: Placement = "sandwich",
 ) -> ModelSpec:
+    """Gemma 2's and 3's model with windows by layer type; `cap` bounds the scores."""
     bias = c.flag("attention_bias")
     scalar = c.optional_number("query_pre_attn_scalar")
     if scalar is not None and scalar < 0:
-        raise c.error("query_pre_attn_scalar", f"must not be negative, not {scalar:g}")
+        raise c.error("query_pre_attn_scalar", f"{scalar:g} is negative")
     common = {
         "qkv_bias": bias,
         "output_bias": bias,
@@ -96,7 +98,7 @@ def _local_and_global(
     local_theta = c.optional_number("rope_local_base_freq")
     positions = rope(c, head_dim=head_dim, layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
-    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # the other keys speak of global layers
+    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # its other keys are for global layers
         local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
         expect_rope_type(c)
     window = c.window()
@@ -104,8 +106,8 @@ def _local_and_global(
     layers = []
     for kind in kinds:
         if kind == "sliding_attention":
-            own = None if local_positions == positions else local_positions
-            mixer = attention(c, sliding_window=window, positions=own, **common)
+            own_positions = None if local_positions == positions else local_positions
+            mixer = attention(c, sliding_window=window, positions=own_positions, **common)
             layers.append(("local", block(mixer, ffn, placement)))
         else:
             layers.append(("global", block(attention(c, **common), ffn, placement)))
@@ -121,15 +123,17 @@ def _local_and_global(
 
 @family("gemma3n_text")
 def gemma3n(c: Config) -> ModelSpec:
-    """Gemma 3n: four streams of hidden states mixed by AltUp, LAuReL beside attention, per-layer embeddings;
-    the last layers share keys and values."""
-    c.note("FLOPs leave out AltUp's mixing of its streams, which multiplies with no stored matrix (under 0.1%)")
+    """Gemma 3n has four residual streams (AltUp), LAuReL beside attention, and per-layer embeddings.
+
+    The last layers use keys and values of earlier ones.
+    """
+    c.note("FLOPs leave out how AltUp mixes its streams, which uses no stored matrix (under 0.1%)")
     hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
     count = num_layers(c)
     kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
     widths = c.get("intermediate_size")
     if isinstance(widths, list) and len(widths) != count:
-        raise c.error("intermediate_size", f"must be a number or {count} of them")
+        raise c.error("intermediate_size", f"must be a number, or a list of {count}, not of {len(widths)}")
     c.ignore(
         "query_pre_attn_scalar",
         "altup_lr_multiplier",
@@ -182,15 +186,18 @@ def gemma3n(c: Config) -> ModelSpec:
 
 @family("gemma4_text", "gemma4_unified_text")
 def gemma4(c: Config) -> ModelSpec:
-    """Gemma 4: global layers have heads of their own shape and may take values from keys; a stored scale a
-    layer; in its sizes also per-layer embeddings and shared keys (E2B, E4B), or experts beside the
-    feed-forward (26B-A4B). The last layer is global whatever the config says."""
+    """Gemma 4 has global layers with another shape of heads, whose values may be their keys, and a stored scale per
+    layer.
+
+    E2B and E4B have per-layer embeddings and layers that share keys and values, 26B-A4B has experts beside the
+    feed-forward. The last layer is global, whatever the config says.
+    """
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)])
     kinds[-1:] = ["full_attention"]
     window = c.window()
     if c.get("use_bidirectional_attention") == "all":
-        c.doubt("attention that sees both sides (use_bidirectional_attention = all) is counted as causal")
+        c.doubt("use_bidirectional_attention = all: attention is counted as causal")
     bias = c.flag("attention_bias")
     global_dim = c.size("global_head_dim", 512)
     keys_are_values = c.flag("attention_k_eq_v")
@@ -228,7 +235,7 @@ def gemma4(c: Config) -> ModelSpec:
 
 
 def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
-    """Gemma 4's experts: three norms of their own, a scale before the router and one behind each expert."""
+    """Gemma 4's experts, with three norms of their own, a scale before the router and one after each expert."""
     number = c.size("num_experts")
     for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
         extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
@@ -244,12 +251,13 @@ def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
 
 
 def _with_dense(experts: MoE, plain: Gated) -> MoE:
+    """The experts with a dense feed-forward beside them."""
     fields = {name: getattr(experts, name) for name in experts.__struct_fields__}
     return MoE(**{**fields, "beside": plain})
 
 
 def _per_layer_input(c: Config) -> list[ExtraWeight]:
-    """What each layer does with its own embedding of the token: gate, project and norm it."""
+    """The weights of a layer that gate, project and norm its own embedding of the token."""
     hidden, width = c.size("hidden_size"), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -261,7 +269,7 @@ def _per_layer_input(c: Config) -> list[ExtraWeight]:
 
 
 def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
-    """The second embedding table, with a row of `hidden_size_per_layer_input` a layer for each token."""
+    """The second embedding table: for each token, a row of `hidden_size_per_layer_input` for each layer."""
     vocab, width = c.size("vocab_size_per_layer_input", 1), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -274,21 +282,22 @@ def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
 
 
 def _first_shared(c: Config, count: int) -> int:
-    """The first layer that reads the keys and values of an earlier one of its type."""
+    """The index of the first layer that uses the keys and values of an earlier layer of its type."""
     shared = c.count("num_kv_shared_layers")
     if shared >= count:
-        raise c.error("num_kv_shared_layers", f"{shared} of {count} layers leaves none to share from")
+        raise c.error("num_kv_shared_layers", f"{shared} leaves none of {count} layers with keys of its own")
     return count - shared
 
 
 def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
-    """The rotation of a layer type, whose base the older configs keep in a key of its own."""
+    """The rotation of a layer type; older configs keep its base in a key of its own."""
     positions = rope(c, head_dim=head_dim, layer_type=kind)
-    given = c.table("rope_parameters").get(kind)
-    return positions if isinstance(given, dict) else Rope(theta=base)
+    stated = isinstance(c.table("rope_parameters").get(kind), dict)
+    return positions if stated else Rope(theta=base)
 
 
 def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int) -> ModelSpec:
+    """The frame of Gemma 3n and 4 around its layers."""
     return decoder(
         c,
         layers,
@@ -302,8 +311,10 @@ def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWe
 
 @family("recurrent_gemma")
 def recurrent_gemma(c: Config) -> ModelSpec:
-    """RecurrentGemma (Griffin): two recurrent blocks to one local attention; `intermediate_size` counts both
-    halves."""
+    """RecurrentGemma (Griffin) has two recurrent layers for one with local attention.
+
+    `intermediate_size` counts gate and up together.
+    """
     hidden = c.size("hidden_size")
     kinds = c.entries("block_types") or ["recurrent", "recurrent", "attention"]
     count = num_layers(c)
@@ -346,8 +357,7 @@ def _as_bfloat16(x: float) -> float:
 
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
-    """T5 in all versions; LongT5 with a local encoder; Switch with its experts in every `*_sparse_step`-th
-    layer."""
+    """T5 in all its versions. LongT5 has a local encoder, Switch has experts in every `*_sparse_step`-th layer."""
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
     positions = RelativeBias(
@@ -355,20 +365,21 @@ def t5(c: Config) -> ModelSpec:
         max_distance=c.size("relative_attention_max_distance", 128),
         per_layer=c.model_type == "umt5",
     )
-    window, more = _longt5(c, hidden, heads) if c.model_type == "longt5" else (None, {})
+    window, global_weights = _longt5(c, hidden, heads) if c.model_type == "longt5" else (None, {})
     switch = c.model_type == "switch_transformers"
 
     def layer_of(ffn: FFN, *, causal: bool) -> Layer:
-        same = {
+        """A layer of the encoder, or (`causal`) of the decoder."""
+        shape = {
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "head_dim": head_dim,
             "scale": 1.0,
         }
         local = None if causal else window
-        own = Attention(causal=causal, sliding_window=local, **same)  # type: ignore[arg-type]
-        cross = Attention(causal=False, **same)  # type: ignore[arg-type]
-        return Layer(mixer=own, ffn=ffn, cross_attention=cross if causal else None)
+        self_attention = Attention(causal=causal, sliding_window=local, **shape)  # type: ignore[arg-type]
+        cross = Attention(causal=False, **shape)  # type: ignore[arg-type]
+        return Layer(mixer=self_attention, ffn=ffn, cross_attention=cross if causal else None)
 
     ffn = _t5_ffn(c)
     depth = c.size("num_hidden_layers")
@@ -376,6 +387,7 @@ def t5(c: Config) -> ModelSpec:
     expect_depths(c, depth, decoder_depth)
 
     def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
+        """The layers of one stack; `sparse_key` is the key of the number of those with experts."""
         layers = []
         step = 0
         if switch:
@@ -388,16 +400,16 @@ def t5(c: Config) -> ModelSpec:
         return layers
 
     def with_globals(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-        """LongT5's global tokens: a norm in every layer, a table of biases in the first."""
+        """The encoder's layers with LongT5's global tokens: a norm in every layer, a table of biases in the first."""
         changed = []
         for index, (name, layer) in enumerate(layers):
-            extra = (more["norm"], more["bias"]) if index == 0 else (more["norm"],)
-            own = block(layer.mixer, layer.ffn, extra=extra)
-            changed.append((f"{name}_first" if index == 0 else name, own))
+            extra = (global_weights["norm"], global_weights["bias"]) if index == 0 else (global_weights["norm"],)
+            self_attention = block(layer.mixer, layer.ffn, extra=extra)
+            changed.append((f"{name}_first" if index == 0 else name, self_attention))
         return changed
 
     encoder = stack(depth, "num_sparse_encoder_layers", causal=False)
-    encoder_layers, encoder_pattern = per_layer(c, with_globals(encoder) if more else encoder)
+    encoder_layers, encoder_pattern = per_layer(c, with_globals(encoder) if global_weights else encoder)
     c.ignore(
         "encoder_sparse_step",
         "decoder_sparse_step",
@@ -411,9 +423,9 @@ def t5(c: Config) -> ModelSpec:
         "n_positions",
     )
     if switch and not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: transformers then also gives each stack a token table of its own")
+        c.doubt("tie_word_embeddings = False: the token table that transformers gives each stack is not counted")
     c.put("num_hidden_layers", decoder_depth)
-    # Files of transformers 5 always tie, and say beside it whether the output is scaled; mT5's never is.
+    # Files of transformers 5 always tie, and have a key of their own for the scale; mT5's output is never scaled.
     scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
@@ -426,6 +438,7 @@ def t5(c: Config) -> ModelSpec:
 
 
 def _t5_ffn(c: Config) -> Dense | Gated:
+    """T5's feed-forward by `feed_forward_proj`."""
     projection = c.text("feed_forward_proj", "relu")
     width = c.size("d_ff")
     is_gated = projection.startswith("gated-")
@@ -438,6 +451,7 @@ def _t5_ffn(c: Config) -> Dense | Gated:
 
 
 def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
+    """Switch's experts: one per token."""
     return MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=1,
@@ -450,14 +464,14 @@ def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
 
 
 def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWeight]]:
-    """LongT5's encoder sees `local_radius` to both sides; "transient-global" adds a summary of each block."""
+    """LongT5's window, `local_radius` to both sides, and the weights of its global tokens ("transient-global")."""
     kind = c.text("encoder_attention_type", "local")
     c.require("encoder_attention_type", "local", "transient-global")
     c.ignore("global_block_size")
     radius = c.size("local_radius")
     if kind != "transient-global":
         return 2 * radius + 1, {}
-    c.doubt("encoder_attention_type = transient-global: scores with the summaries of blocks are not counted")
+    c.doubt("encoder_attention_type = transient-global: scores against the summaries of blocks are not counted")
     buckets = c.size("relative_attention_num_buckets")
     bias = ExtraWeight(name="global_bias", shape=(buckets, heads), role="vector", component="attention_extra")
     return 2 * radius + 1, {
@@ -468,34 +482,36 @@ def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWei
 
 @family("t5gemma")
 def t5gemma(c: Config) -> ModelSpec:
-    """T5Gemma: Gemma 2 as encoder and as decoder, each with a token table, of widths that may differ."""
+    """T5Gemma is Gemma 2 as encoder and as decoder, each with a token table; their widths may differ."""
     module = facts()["t5_gemma_module"]["defaults"]
     inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
-    # Keys of the whole that both stacks repeat.
+    # Keys of the outer config that both stacks repeat.
     c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
 
-    def stack(own: Config, *, causal: bool) -> list[tuple[str, Layer]]:
-        bias = own.flag("attention_bias")
-        own.ignore(
+    def stack(side: Config, *, causal: bool) -> list[tuple[str, Layer]]:
+        """The layers of one stack."""
+        bias = side.flag("attention_bias")
+        side.ignore(
             "query_pre_attn_scalar",
             "is_decoder",
             "cross_attention_hidden_size",
             "use_bidirectional_attention",
         )
-        count, window = min(own.size("num_hidden_layers"), 10_001), own.window()
-        given = own.entries("layer_types", count)
-        kinds = given or ["full_attention" if index % 2 else "sliding_attention" for index in range(count)]
+        count, window = min(side.size("num_hidden_layers"), 10_001), side.window()
+        kinds = side.entries("layer_types", count) or [
+            "full_attention" if index % 2 else "sliding_attention" for index in range(count)
+        ]
         shape = {"qkv_bias": bias, "output_bias": bias}
-        soft_cap = own.optional_number("attn_logit_softcapping")
-        cross = attention(own, causal=False, logit_soft_cap=soft_cap, **shape) if causal else None
+        soft_cap = side.optional_number("attn_logit_softcapping")
+        cross = attention(side, causal=False, logit_soft_cap=soft_cap, **shape) if causal else None
         layers = []
         for kind in kinds:
             local = kind == "sliding_attention"
             span = window if local else None
             if span is not None and not causal:
-                span = 2 * span  # the window lies to both sides
-            mixer = attention(own, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
-            layer = block(mixer, gated(own, bias=False), "sandwich", cross_attention=cross)
+                span = 2 * span  # the encoder's window is on both sides
+            mixer = attention(side, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
+            layer = block(mixer, gated(side, bias=False), "sandwich", cross_attention=cross)
             layers.append(("local" if local else "global", layer))
         return layers
 

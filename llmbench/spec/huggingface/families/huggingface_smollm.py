@@ -21,24 +21,24 @@ from llmbench.spec.position import NoPositions
 
 @family("smollm3")
 def smollm3(c: Config) -> ModelSpec:
-    """SmolLM3: every fourth layer without positions (and, in none of the released sizes, with a window)."""
+    """SmolLM3 has no positions in every fourth layer, and windows in none of its released sizes."""
     count = num_layers(c)
     every = c.size("no_rope_layer_interval", 4)
-    turned = c.entries("no_rope_layers")
-    turned = turned if turned and len(turned) >= count else [(i + 1) % every != 0 for i in range(count)]
+    rotated = c.entries("no_rope_layers")
+    rotated = rotated if rotated and len(rotated) >= count else [(i + 1) % every != 0 for i in range(count)]
     window = c.window() if c.flag("use_sliding_window") else None
     c.ignore("sliding_window", "max_window_layers")
     kinds = layer_types(
-        c, ["sliding_attention" if window and not turned[i] else "full_attention" for i in range(count)]
+        c, ["sliding_attention" if window and not rotated[i] else "full_attention" for i in range(count)]
     )
     if window is None and "sliding_attention" in kinds:
-        c.unbuildable("layer_types has layers with a window, which another key switches off")
+        c.unbuildable("layer_types has layers with a window, but use_sliding_window is false")
     bias = c.flag("attention_bias")
     ffn = gated(c)
     layers: list[tuple[str, Layer]] = []
-    for kind, rotates in zip(kinds, turned, strict=False):
-        own = window if kind == "sliding_attention" else None
+    for kind, rotates in zip(kinds, rotated, strict=False):
+        span = window if kind == "sliding_attention" else None
         positions = None if rotates else NoPositions()
-        mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=own, positions=positions)
+        mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=span, positions=positions)
         layers.append(("block" if rotates else "nope", block(mixer, ffn)))
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)))

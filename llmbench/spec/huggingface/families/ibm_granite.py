@@ -31,7 +31,7 @@ from llmbench.spec.position import NoPositions, Positions
 
 @family("granite")
 def granite(c: Config) -> ModelSpec:
-    """Granite 3: LLaMA with multipliers on embedding, attention, residuals and logits."""
+    """Granite 3 is Llama with multipliers on embedding, attention, residuals and logits."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     layer = block(mixer, gated(c), residual_scale=c.number("residual_multiplier", 1.0))
@@ -39,7 +39,7 @@ def granite(c: Config) -> ModelSpec:
 
 
 def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: int) -> ModelSpec:
-    """Granite's multipliers around its layers."""
+    """The frame of Granite, with its multipliers, around the layers."""
     return decoder(
         c,
         layers,
@@ -52,7 +52,7 @@ def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: 
 
 @family("granite_swa")
 def granite_swa(c: Config) -> ModelSpec:
-    """Granite with sinks and, three layers of four, a window; a layer's own rotation base, 0 for none."""
+    """Granite with sinks, a window in three layers of four, and a rotation base per layer."""
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -77,7 +77,8 @@ def granite_swa(c: Config) -> ModelSpec:
 
 
 def layer_positions(c: Config, theta: object) -> Positions | None:
-    """Positions by an entry of `layer_rope_theta`: 0 for none, None or the model's own base for the model's."""
+    """Positions by an entry of `layer_rope_theta`: none for 0; None, which means the model's, for null or the model's
+    base."""
     if theta == 0:
         return NoPositions()
     positions = rope(c, head_dim=head_dim_of(c))
@@ -88,7 +89,7 @@ def layer_positions(c: Config, theta: object) -> Positions | None:
 
 @family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(c: Config) -> ModelSpec:
-    """Granite 3 with experts; later a shared one, then sinks and windows in three layers of four."""
+    """Granite 3 with experts; later versions have a shared one, then sinks and a window in three layers of four."""
     bias = c.flag("attention_bias")
     swa = c.model_type == "granitemoe_swa"
     window = c.window() if swa else None
@@ -108,15 +109,15 @@ def granitemoe(c: Config) -> ModelSpec:
     thetas = c.entries("layer_rope_theta", num_layers(c)) or [None] * num_layers(c)
     mixers = [
         (
-            "local" if near else "global",
+            "local" if windowed else "global",
             attention(
                 c,
-                sliding_window=window if near else None,
+                sliding_window=window if windowed else None,
                 positions=layer_positions(c, theta),
                 **common,
             ),
         )
-        for near, theta in zip(windowed_layers(c, lambda index: index % 4 != 0), thetas, strict=True)
+        for windowed, theta in zip(windowed_layers(c, lambda index: index % 4 != 0), thetas, strict=True)
     ]
     layers = mixture_layers(mixers, [True] * num_layers(c), ffn, None, residual_scale=scale)
     return granite_model(c, layers, head_dim_of(c))
@@ -124,8 +125,11 @@ def granitemoe(c: Config) -> ModelSpec:
 
 @family("granitemoehybrid")
 def granitemoehybrid(c: Config) -> ModelSpec:
-    """Granite 4: Mamba-2 and attention by `layer_types`; a shared feed-forward in every layer, beside experts
-    or alone; no positions unless `position_embedding_type` is rope."""
+    """Granite 4 has Mamba-2 or attention by `layer_types`, and a shared feed-forward in every layer, beside experts or
+    alone.
+
+    It has no positions unless `position_embedding_type` is rope.
+    """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     count = num_layers(c)
@@ -163,12 +167,12 @@ def granitemoehybrid(c: Config) -> ModelSpec:
 
 @family("bamba")
 def bamba(c: Config) -> ModelSpec:
-    """Bamba: Mamba-2 with attention in the layers `attn_layer_indices`, half of each head rotated."""
+    """Bamba has Mamba-2, and attention in the layers `attn_layer_indices`, where half of each head is rotated."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size"))
     attends = set(c.entries("attn_layer_indices") or [])
-    # The class derives the kinds from the indices and the half rotation from nothing, whatever a file says.
+    # Whatever a file says, the class derives the kinds from the indices and rotates half of each head.
     c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
     ffn = gated(c)
     layers = []

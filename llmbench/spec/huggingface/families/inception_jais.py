@@ -13,18 +13,20 @@ from llmbench.spec.position import Alibi, LearnedPositions, Positions
 
 @family("jais", "btlm")
 def jais(c: Config) -> ModelSpec:
-    """Jais and BTLM: GPT-2's blocks and biases with SwiGLU and ALiBi, under maximal-update multipliers."""
+    """Jais and BTLM have GPT-2's blocks and biases with SwiGLU and ALiBi, and multipliers of maximal-update
+    training."""
     names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
-    for old, new in names:
-        c.put(new, c.size(old))
+    for alias, key in names:
+        c.put(key, c.size(alias))
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     c.require("add_cross_attention", False)
     c.ignore("scale_attn_weights", "n_positions")
     factors = ("embeddings_scale", "width_scale", "mup_embeddings_scale", "mup_output_alpha", "mup_width_scale")
-    others = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
-    if any(c.get(key) not in (None, 1) for key in factors) or any(map(c.get, others)):
-        c.unbuildable("the multipliers of a maximal-update model, or a scaled ALiBi")
-    c.ignore(*factors, *others)
+    switches = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
+    scaled = [key for key in factors if c.get(key) not in (None, 1)] + [key for key in switches if c.get(key)]
+    if scaled:
+        c.unbuildable(f"the multipliers of maximal-update training, or a scaled ALiBi: {', '.join(scaled)}")
+    c.ignore(*factors, *switches)
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * hidden)
     ffn: Dense | Gated
@@ -46,5 +48,5 @@ def jais(c: Config) -> ModelSpec:
 
 @family("jais2")
 def jais2(c: Config) -> ModelSpec:
-    """Jais 2: AFM with LayerNorms."""
+    """Jais 2 is AFM with LayerNorms."""
     return arcee(c, norm_kind="layernorm")

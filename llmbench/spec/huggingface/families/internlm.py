@@ -10,18 +10,18 @@ from llmbench.spec.model import ModelSpec
 
 @family("internlm")
 def internlm(c: Config) -> ModelSpec:
-    """InternLM 1: Llama with biases in attention by `bias`."""
+    """InternLM 1 is Llama with biases in attention by `bias`."""
     return llama_from_hub(c, bias=c.flag("bias", True))
 
 
 @family("internlm2")
 def internlm2(c: Config) -> ModelSpec:
-    """InternLM 2: Llama; `bias` changes nothing."""
+    """InternLM 2 is Llama; `bias` changes nothing."""
     c.ignore("bias")
     return llama(c)
 
 
 @family("internlm3")
 def internlm3(c: Config) -> ModelSpec:
-    """InternLM 3: Llama under its own name."""
+    """InternLM 3 is Llama under its own name."""
     return llama(c)

@@ -30,19 +30,20 @@ from llmbench.spec.position import NoPositions
 
 @family("exaone")
 def exaone(c: Config) -> ModelSpec:
-    """EXAONE 3: Llama with other names of the same keys."""
+    """EXAONE 3 is Llama with other names of the keys."""
     if "tie_word_embeddings" not in c:
-        c.doubt("whether the head is tied: tie_word_embeddings is missing")
+        c.doubt("tie_word_embeddings is missing, and is counted as false")
     return llama_from_hub(c)
 
 
 @family("exaone4")
 def exaone4(c: Config) -> ModelSpec:
-    """EXAONE 4: norms on sublayer outputs, qk-norm, three local layers to one global without positions."""
+    """EXAONE 4 has norms on the outputs of sublayers, norms on q and k, and a global layer without positions after
+    three local ones."""
     window = c.window()
     count = num_layers(c)
     pattern = c.get("sliding_window_pattern")
-    spelled = isinstance(pattern, str)  # "LLLG": then the last layer is global wherever the pattern stands
+    spelled = isinstance(pattern, str)  # with a text like "LLLG" the last layer is always global
     every = max(1, len(pattern) if spelled else pattern if isinstance(pattern, int) else 4)
     derived = [
         "sliding_attention" if window and (i + 1) % every and not (spelled and i == count - 1) else "full_attention"
@@ -64,21 +65,20 @@ def exaone4(c: Config) -> ModelSpec:
 
 @family("exaone_moe")
 def exaone_moe(c: Config) -> ModelSpec:
-    """K-EXAONE: EXAONE 4's attention (no positions in global layers), DeepSeek's experts, norms before
-    each."""
+    """K-EXAONE has EXAONE 4's attention, DeepSeek's experts, and norms before the sublayers."""
     window = c.window()
     pattern = c.get("sliding_window_pattern")
     every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
     last = pattern[-1:] if isinstance(pattern, str) else "G"
     if last not in ("G", "g"):
-        c.doubt(f"sliding_window_pattern = {pattern!r} is not understood")
+        c.doubt(f"config key sliding_window_pattern = {pattern!r} is not understood, only one that ends in G is")
     local = windowed_layers(c, lambda index: every > 0 and (index + 1) % every != 0)
     # As in EXAONE 4: with a pattern, only local layers rotate; without one, all do.
     mixers = [
         ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
-        if near
+        if windowed
         else ("global", attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None))
-        for near in local
+        for windowed in local
     ]
     width = c.size("moe_intermediate_size")
     ffn = moe(c, router=deepseek_router(c), shared=shared_experts(c, "num_shared_experts", width))

@@ -22,8 +22,10 @@ from llmbench.spec.model import Layer, ModelSpec, Placement
 
 @family("lfm2")
 def lfm2(c: Config) -> ModelSpec:
-    """LFM2: short convolutions with attention at `full_attn_idxs`; the feed-forward's width is two thirds of
-    what is written, times a multiplier, rounded up."""
+    """LFM2 has short convolutions, and attention in the layers `full_attn_idxs`.
+
+    Its feed-forwards have two thirds of the stated width, times a multiplier, rounded up.
+    """
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
     attending = c.entries("full_attn_idxs")
@@ -35,7 +37,9 @@ def lfm2(c: Config) -> ModelSpec:
         if multiplier is not None:
             width = multiple * -(-int(multiplier * width) // multiple)
     if width < 1:
-        raise c.error("intermediate_size", "leaves the feed-forward no width")
+        raise c.error(
+            "intermediate_size", "is too small: two thirds of it, times block_ffn_dim_multiplier, are below 1"
+        )
     c.ignore(
         "block_dim",
         "block_mlp_init_scale",
@@ -64,7 +68,7 @@ def lfm2(c: Config) -> ModelSpec:
 
 @family("lfm2_moe")
 def lfm2_moe(c: Config) -> ModelSpec:
-    """LFM2 with experts after the first `num_dense_layers`; the correction of the router is a buffer."""
+    """LFM2 with experts after the first `num_dense_layers`; the router's correction is a buffer."""
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
     kinds = c.entries("layer_types", count)
@@ -92,7 +96,7 @@ def lfm2_moe(c: Config) -> ModelSpec:
 
 @family("lfm3")
 def lfm3(c: Config) -> ModelSpec:
-    """LFM3: convolutions, windowed and full attention with a gate a head, and norms on both sides of a
+    """LFM3 has short convolutions, local and global attention with a gate per head, and norms on both sides of a
     sublayer."""
     bias = c.flag("attention_bias")
     count = num_layers(c)
@@ -106,6 +110,7 @@ def lfm3(c: Config) -> ModelSpec:
     head_dim = c.size("head_dim")
 
     def attends(kind: str) -> Mixer:
+        """The attention of a layer type."""
         return attention(
             c,
             qkv_bias=bias,
@@ -128,5 +133,5 @@ def _conv(c: Config) -> ShortConv:
 
 
 def _lfm_ties(c: Config) -> bool:
-    """`tie_embedding` goes before the usual key."""
+    """Whether the head is tied: `tie_embedding` has precedence over the usual key."""
     return c.flag("tie_embedding" if "tie_embedding" in c else "tie_word_embeddings")

@@ -25,7 +25,10 @@ from llmbench.spec.position import NoPositions
 
 @family("llama")
 def llama(c: Config) -> ModelSpec:
-    """Llama 1 to 3: RMSNorm, RoPE, a gated feed-forward, grouped heads. `attention_bias` is on all four projections."""
+    """Llama 1 to 3 have RMSNorm, RoPE, a gated feed-forward and grouped heads.
+
+    `attention_bias` is on all four projections.
+    """
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     c.ignore("max_window_layers")
@@ -33,14 +36,12 @@ def llama(c: Config) -> ModelSpec:
 
 
 def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, norm_kind: str = "rmsnorm") -> ModelSpec:
-    """Llama's decoder as classes of the hub spell it; `tied` is what their class means without tie_word_embeddings.
+    """Llama's decoder, as classes of the hub name its keys; `tied` is their default of tie_word_embeddings.
 
-    `scale_emb`, `scale_depth` and `dim_model_base` are MiniCPM's factors on the embedding, on what a layer adds and on
-    the logits.
+    `scale_emb`, `scale_depth` and `dim_model_base` are MiniCPM's factors on the embedding, on the output of each
+    sublayer and on the logits.
     """
-    for alias, key in (("num_layers", "num_hidden_layers"), ("activation_function", "hidden_act")):
-        if alias in c and key not in c:
-            c.put(key, c.get(alias))
+    c.rename(num_layers="num_hidden_layers", activation_function="hidden_act")
     if "tie_word_embeddings" not in c:
         c.put("tie_word_embeddings", tied)
     if bias is None:
@@ -50,7 +51,7 @@ def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, n
     hidden, depth = c.size("hidden_size"), c.optional_number("scale_depth")
     added = 1.0 if depth is None else depth / c.size("num_hidden_layers") ** 0.5
     if c.table("sparse_config"):
-        c.doubt("sparse attention (sparse_config) is counted as full")
+        c.doubt("sparse_config: sparse attention is counted as full attention")
     return decoder(
         c,
         block(mixer, gated(c, bias=False), residual_scale=added),
@@ -76,16 +77,16 @@ def llama_with_windows(c: Config, kinds: list[str], window: int | None) -> Model
 
 @family("mllama_text_model")
 def mllama(c: Config) -> ModelSpec:
-    """Llama 3.2 Vision's text part: eight more rows in the token table than in the head, and layers whose
-    attention reads image tokens instead of text."""
+    """The text part of Llama 3.2 Vision has eight more rows in the token table than in the head, and layers that attend
+    to image tokens."""
     hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
-    own = attention(c)
-    kv_width, width = own.num_key_value_heads * own.head_dim, own.num_attention_heads * own.head_dim
+    mixer = attention(c)
+    kv_width, width = mixer.num_key_value_heads * mixer.head_dim, mixer.num_attention_heads * mixer.head_dim
     ffn = gated(c, bias=False)
-    given = c.entries("cross_attention_layers")
-    crossing = {3, 8, 13, 18, 23, 28, 33, 38} if given is None else set(given)
+    listed = c.entries("cross_attention_layers")
+    crossing = {3, 8, 13, 18, 23, 28, 33, 38} if listed is None else set(listed)
     if crossing:
-        c.doubt("cross-attention to image tokens: its scores and its keys and values are not counted")
+        c.doubt("cross-attention to image tokens: its scores, keys and values are not counted")
     extra = tuple(
         ExtraWeight(name=f"cross_attention.{name}", shape=shape, role="matmul", component="attention")
         for name, shape in (
@@ -96,22 +97,22 @@ def mllama(c: Config) -> ModelSpec:
         )
     )
     extra += tuple(
-        ExtraWeight(name=f"cross_attention.{name}", shape=(own.head_dim,), role="vector", component="attention_norms")
+        ExtraWeight(name=f"cross_attention.{name}", shape=(mixer.head_dim,), role="vector", component="attention_norms")
         for name in ("q_norm", "k_norm")
     )
     extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
-    # The norm before the cross-attention, which as an extra weight has none.
+    # An extra weight has no norm before it, so this norm is one too.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
     layers: list[tuple[str, Layer]] = [
-        ("cross", cross) if index in crossing else ("block", block(own, ffn)) for index in range(num_layers(c))
+        ("cross", cross) if index in crossing else ("block", block(mixer, ffn)) for index in range(num_layers(c))
     ]
     rows = ExtraWeight(name="more_embedding", shape=(8, hidden), role="table", component="embedding")
     return decoder(
         c,
         layers,
         norm=norm(c),
-        positions=rope(c, head_dim=own.head_dim),
+        positions=rope(c, head_dim=mixer.head_dim),
         vocab_size=vocab,
         extra=(rows,),
     )
@@ -119,8 +120,11 @@ def mllama(c: Config) -> ModelSpec:
 
 @family("llama4_text")
 def llama4(c: Config) -> ModelSpec:
-    """Llama 4: a shared expert beside one routed, chunked attention in three layers of four, no positions in
-    the fourth; layers without experts have another width."""
+    """Llama 4 has one routed expert beside a shared one, chunked attention in three layers of four, and no positions in
+    the fourth.
+
+    Layers without experts have another width.
+    """
     bias = c.flag("attention_bias")
     count = num_layers(c)
     chunk = c.optional_size("attention_chunk_size")
@@ -128,8 +132,8 @@ def llama4(c: Config) -> ModelSpec:
     every = c.size("no_rope_layer_interval", 4)
     rotated = no_rope or [int((i + 1) % every != 0) for i in range(count)]
     if len(rotated) != count:
-        raise c.error("no_rope_layers", f"must have {count} entries, one a layer, not {len(rotated)}")
-    kinds = layer_types(c, ["chunked_attention" if turns else "full_attention" for turns in rotated])
+        raise c.error("no_rope_layers", f"must have {count} entries, one per layer, not {len(rotated)}")
+    kinds = layer_types(c, ["chunked_attention" if rotates else "full_attention" for rotates in rotated])
     step = c.size("interleave_moe_layer_step", 1)
     chosen = c.entries("moe_layers")
     sparse = set(chosen) if chosen is not None else set(range(step - 1, count, step))
@@ -150,15 +154,15 @@ def llama4(c: Config) -> ModelSpec:
     dense = Gated(intermediate_size=c.size("intermediate_size_mlp", width), activation=activation(c))
     layers = []
     for index, kind in enumerate(kinds):
-        turns = bool(rotated[index])
+        rotates = bool(rotated[index])
         mixer = attention(
             c,
             qkv_bias=bias,
             output_bias=bias,
-            qk_norm=qk_norm if turns else None,
+            qk_norm=qk_norm if rotates else None,
             attention_chunk_size=chunk if kind == "chunked_attention" else None,
-            temperature=None if turns else temperature,
-            positions=None if turns else NoPositions(),
+            temperature=None if rotates else temperature,
+            positions=None if rotates else NoPositions(),
         )
         name = "chunked" if kind == "chunked_attention" else "global"
         is_moe = index in sparse
@@ -168,7 +172,7 @@ def llama4(c: Config) -> ModelSpec:
 
 @family("diffllama")
 def diffllama(c: Config) -> ModelSpec:
-    """DiffLlama: the difference of two attentions, weighted by four vectors a layer."""
+    """DiffLlama subtracts one attention from another; four vectors per layer weight the difference."""
     bias = c.flag("attention_bias")
     c.ignore("lambda_std_dev")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
@@ -181,6 +185,6 @@ def diffllama(c: Config) -> ModelSpec:
         )
         for name in ("q1", "k1", "q2", "k2")
     )
-    c.doubt("differential attention: FLOPs leave out that its values are twice as wide as its heads")
+    c.doubt("differential attention: its FLOPs are counted with values as wide as a head, not twice as wide")
     layer = block(mixer, gated(c, bias=False), extra=extra)
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

@@ -20,7 +20,8 @@ from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositi
 
 @family("opt")
 def opt(c: Config) -> ModelSpec:
-    """OPT: learned positions with two rows no token uses; 350m projects its embedding and is post-norm."""
+    """OPT has learned positions with two rows that no token uses; OPT-350m projects its embedding and has norms after
+    the sublayers."""
     bias = c.flag("enable_bias", True)
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=bias, output_bias=bias)
@@ -42,7 +43,7 @@ def opt(c: Config) -> ModelSpec:
 
 @family("xglm")
 def xglm(c: Config) -> ModelSpec:
-    """XGLM: fairseq's decoder with sinusoidal positions."""
+    """XGLM is fairseq's decoder with sinusoidal positions."""
     positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
     return fairseq_decoder(c, positions, width=c.size("ffn_dim"))
 
@@ -65,7 +66,7 @@ def fairseq_decoder(c: Config, positions: Positions, *, width: int) -> ModelSpec
 
 @family("cwm")
 def cwm(c: Config) -> ModelSpec:
-    """CWM: Llama with a window in three layers of four; the first layer is global."""
+    """CWM is Llama with a window in three layers of four; the first layer is global."""
     window = c.window()
     expect_stated_rotation(c)
     kinds = ["sliding_attention" if index % 4 else "full_attention" for index in range(num_layers(c))]

@@ -14,11 +14,11 @@ from llmbench.spec.position import LearnedPositions
 
 @family("phi", "phi-msft")
 def phi(c: Config) -> ModelSpec:
-    """Phi-1 to Phi-2: parallel block behind one norm, biases everywhere, a bias on the head."""
-    if c.model_type == "phi-msft":  # the first files of Phi-1.5 and 2, with GPT-2's names
+    """Phi-1 to Phi-2 have parallel sublayers after one norm, and biases everywhere, also on the head."""
+    if c.model_type == "phi-msft":  # the first files of Phi-1.5 and Phi-2 have GPT-2's names
         names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
-        for old, new in (*names, ("n_positions", "max_position_embeddings")):
-            c.put(new, c.size(old))
+        for alias, key in (*names, ("n_positions", "max_position_embeddings")):
+            c.put(key, c.size(alias))
         c.put("num_key_value_heads", c.size("n_head_kv", c.get("num_attention_heads")))
         c.put("intermediate_size", c.size("n_inner", 4 * c.size("hidden_size")))
         c.ignore("fused_dense", "flash_rotary", "img_processor")
@@ -35,7 +35,7 @@ def phi(c: Config) -> ModelSpec:
 
 @family("phi3", "phi4_multimodal", "phi3_v", "phi4mm")
 def phi3(c: Config) -> ModelSpec:
-    """Phi-3 and Phi-4: LLaMA with fused projections, sometimes a window or a partial rotation."""
+    """Phi-3 and Phi-4 are Llama with fused projections; some have a window or a partial rotation."""
     if c.model_type in ("phi3_v", "phi4mm"):
         c.note(f"multimodal config `{c.model_type}`: the figures are of its text part, without adapters")
         c.ignore("embd_layer", "img_processor", "audio_processor", "vision_lora", "speech_lora")
@@ -46,14 +46,14 @@ def phi3(c: Config) -> ModelSpec:
 
 @family("phimoe")
 def phimoe(c: Config) -> ModelSpec:
-    """Phi-3.5-MoE: LayerNorms, biases on attention and head, 2 of 16 experts."""
+    """Phi-3.5-MoE has LayerNorms, biases on attention and head, and 2 of 16 experts."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.window())
     if c.size("num_experts_per_tok") != 2:
-        c.unbuildable("Phi-3.5-MoE's class chooses two experts whatever num_experts_per_tok says")
+        c.unbuildable("num_experts_per_tok other than 2: the class of Phi-3.5-MoE chooses two even so")
     positions = rope(c, head_dim=mixer.head_dim)
     if positions.scaling is not None:
-        c.unbuildable("Phi-3.5-MoE's scaling of its rotation, with a factor of its own for short and long contexts")
+        c.unbuildable("rope_scaling of Phi-3.5-MoE, which has factors of its own for short and long contexts")
     router = Router(scores="sparsemixer", jitter=c.number("router_jitter_noise", 0.01))
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=router)
     return decoder(
@@ -67,11 +67,14 @@ def phimoe(c: Config) -> ModelSpec:
 
 @family("bitnet")
 def bitnet(c: Config) -> ModelSpec:
-    """BitNet b1.58: a norm before each sublayer's last matrix; weights count however few bits they have."""
+    """BitNet b1.58 has a norm before the last matrix of each sublayer. A weight counts as one, however few bits it
+    has."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, output_norm=True)
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
-        c.doubt("the norm of BitNet's attention output is not as wide as its heads")
+        c.doubt(
+            "num_attention_heads × head_dim is not hidden_size, as the norm on the output of BitNet's attention expects"
+        )
     ffn = gated(c, bias=False)
     inner = ExtraWeight(name="ffn.sub_norm", shape=(ffn.intermediate_size,), role="vector", component="norms")
     layer = block(mixer, ffn, extra=(inner,))
@@ -80,6 +83,6 @@ def bitnet(c: Config) -> ModelSpec:
 
 @family("biogpt")
 def biogpt(c: Config) -> ModelSpec:
-    """BioGPT: fairseq's decoder with learned positions."""
+    """BioGPT is fairseq's decoder with learned positions."""
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings") + 2, offset=2)
     return fairseq_decoder(c, positions, width=c.size("intermediate_size"))

@@ -30,8 +30,10 @@ from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPredicti
 
 @family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")
 def minimax(c: Config) -> ModelSpec:
-    """MiniMax-Text-01 and M1: seven lightning-attention layers to one of softmax attention, experts in all.
-    The first files on the hub list the kinds of layers as zeros and ones in `attn_type_list`."""
+    """MiniMax-Text-01 and M1 have seven lightning-attention layers for one of softmax attention, and experts in all.
+
+    The first files of the hub give the kind of each layer as 0 or 1 in `attn_type_list`.
+    """
     full = attention(c, sliding_window=c.window())
     linear = LightningAttention(
         num_attention_heads=full.num_attention_heads,
@@ -46,12 +48,14 @@ def minimax(c: Config) -> ModelSpec:
             raise c.error("attn_type_list", f"is missing; `{c.model_type}` needs it")
         derived = ["full_attention" if kind == 1 else "linear_attention" for kind in softmax]
         if c.count("shared_intermediate_size"):
-            c.doubt("shared_intermediate_size: a shared expert is not counted")
+            c.doubt("shared_intermediate_size: the shared expert is not counted")
         c.ignore("shared_moe_mode")
     kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     if ffn.activation != "silu":
-        c.unbuildable("MiniMax's linear attention has hidden_act too, and only SiLU is built")
+        c.unbuildable(
+            f"hidden_act = `{ffn.activation}`, which is in the linear attention too: only `silu` is built there"
+        )
     layers = []
     for kind in kinds:
         residual = _minimax_residual(c, kind)
@@ -63,25 +67,29 @@ def minimax(c: Config) -> ModelSpec:
 
 
 def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
-    """How a layer adds: what its norm gives times α, and the sublayer's output times β. The class in transformers
-    always starts behind the norm; that on the hub where `postnorm` says so, and its factors have other names."""
+    """The factors of a layer's residual sums: α on the skip connection, β on the sublayer's output.
+
+    The class in transformers takes the skip connection after the norm. The class of the hub does so where `postnorm` is
+    true, and names the factors otherwise.
+    """
     hub = c.model_type != "minimax"
-    own = "linear_attention" if kind == "linear_attention" else "full_attention"
-    own = own if hub else own.replace("attention", "attn")
+    layer_type = "linear_attention" if kind == "linear_attention" else "full_attention"
+    layer_type = layer_type if hub else layer_type.replace("attention", "attn")
 
     def factor(part: str, name: str) -> float:
+        """A factor by its name in this class."""
         return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
 
-    alpha, beta = (factor(own, name) for name in ("alpha", "beta"))
+    alpha, beta = (factor(layer_type, name) for name in ("alpha", "beta"))
     if (alpha, beta) != (factor("mlp", "alpha"), factor("mlp", "beta")):
-        c.unbuildable("sublayers of one layer that are added with different factors")
+        c.unbuildable("different factors on the two residual sums of one layer")
     behind = c.flag("postnorm") if hub else True
     return {"skip_scale": alpha, "residual_scale": beta, "residual_from_norm": behind}
 
 
 @family("minimax_m2")
 def minimax_m2(c: Config) -> ModelSpec:
-    """MiniMax-M2: qk-norm over the full width, sigmoid router with a stored correction."""
+    """MiniMax-M2 has norms on q and k over the full width, and a sigmoid router with a stored correction."""
     c.require("use_qk_norm", True)
     c.require("qk_norm_type", "per_layer")
     c.ignore(
@@ -94,7 +102,7 @@ def minimax_m2(c: Config) -> ModelSpec:
     c.require("shared_intermediate_size", 0)
     c.require("moe_intermediate_size", c.size("intermediate_size"))
     if any(kind != 1 for kind in c.entries("attn_type_list") or []):
-        c.doubt("attn_type_list with other than full attention is not understood")
+        c.doubt("attn_type_list has an entry other than 1 (full attention), which is not understood")
     mixer = attention(c, qk_norm=QKNorm(over="full"))
     ffn = moe(
         c,
@@ -114,30 +122,32 @@ def minimax_m2(c: Config) -> ModelSpec:
 
 @family("minimax_m3_vl_text", "minimax_m3")
 def minimax_m3(c: Config) -> ModelSpec:
-    """MiniMax-M3: grouped attention with a norm a head, on some layers to blocks of keys that an indexer
-    chooses."""
+    """MiniMax-M3 has grouped attention with a norm over each head of q and k; in some layers it attends to blocks of
+    keys that an indexer chooses."""
     legacy = c.table("sparse_attention_config")
     count, hidden = num_layers(c), c.size("hidden_size")
-    for key, old in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
-        if old in legacy:
-            c.put(key, legacy[old])
+    for key, alias in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
+        if alias in legacy:
+            c.put(key, legacy[alias])
     c.ignore(
         """
         index_block_size index_topk_blocks index_local_blocks use_qk_norm
         use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
         """,
     )
-    c.put("rotary_dim", None)  # the class reads a share of the head
+    c.put("rotary_dim", None)  # the class reads partial_rotary_factor
     if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
-        c.unbuildable("a SwiGLU with another slope or limit than gpt-oss's")
+        c.unbuildable("swiglu_alpha other than 1.702 or swiglu_limit other than 7.0")
     c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
-    given = c.entries("layer_types", count)
+    stated = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")
-    if given is None and isinstance(frequency, list):
+    if stated is None and isinstance(frequency, list):
         if len(frequency) != count:
-            raise c.error("sparse_attention_config", f"must say it of {count} layers, not of {len(frequency)}")
-        given = ["minimax_m3_sparse" if chosen else "full_attention" for chosen in frequency]
-    kinds = given or ["full_attention"] * count
+            raise c.error(
+                "sparse_attention_config", f"must have {count} entries in sparse_attention_freq, not {len(frequency)}"
+            )
+        stated = ["minimax_m3_sparse" if chosen else "full_attention" for chosen in frequency]
+    kinds = stated or ["full_attention"] * count
     chosen = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(chosen[index]) if chosen else True)
     mixer = attention(c, qk_norm=HEAD_NORM)
@@ -159,10 +169,15 @@ def minimax_m3(c: Config) -> ModelSpec:
     layers: list[tuple[str, Layer]] = []
     for kind, has_experts in zip(kinds, sparse, strict=True):
         if kind not in ("full_attention", "minimax_m3_sparse"):
-            raise c.error("layer_types", f"has the unknown kind `{str(kind)[:40]}`")
+            raise c.error(
+                "layer_types",
+                f"has the entry `{str(kind)[:40]}`; known are full_attention, minimax_m3_sparse",
+            )
         extra: tuple[ExtraWeight, ...] = ()
         if kind == "minimax_m3_sparse":
-            c.doubt("attention to chosen blocks is counted as to all keys, without the indexer's scores and keys")
+            c.doubt(
+                "attention to chosen blocks is counted as attention to all keys, without scores and keys of the indexer"
+            )
             width, heads = c.size("index_head_dim"), c.size("index_n_heads")
             extra = (
                 matrix("attention.indexer.q_proj", "attention_extra", heads * width, hidden),

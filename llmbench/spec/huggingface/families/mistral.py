@@ -31,12 +31,12 @@ MINISTRAL3_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""What its class takes where a config says nothing of the rotation."""
+"""The rotation of its class, for a config that states none."""
 
 
 @family("mistral", "ministral3")
 def mistral(c: Config) -> ModelSpec:
-    """Mistral 7B and later: one window for all layers, where there is one. Ministral 3: queries grow with position."""
+    """Mistral 7B and later have one window for all layers, or none. In Ministral 3 queries grow with their position."""
     if c.model_type == "ministral3" and not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.put("rope_parameters", MINISTRAL3_ROPE)
     rotation = c.table("rope_parameters") or c.table("rope_scaling")
@@ -50,14 +50,14 @@ def mistral(c: Config) -> ModelSpec:
 
 @family("ministral")
 def ministral(c: Config) -> ModelSpec:
-    """Ministral: every layer has the window, where there is one."""
+    """Ministral has one window for all layers, or none."""
     window = c.window()
     return llama_with_windows(c, ["sliding_attention" if window else "full_attention"] * num_layers(c), window)
 
 
 @family("mixtral")
 def mixtral(c: Config) -> ModelSpec:
-    """Mixtral: Mistral with every feed-forward a choice of two of eight."""
+    """Mixtral is Mistral with experts in every layer."""
     mixer = attention(c, sliding_window=c.window())
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
@@ -65,5 +65,5 @@ def mixtral(c: Config) -> ModelSpec:
 
 @family("mistral4")
 def mistral4(c: Config) -> ModelSpec:
-    """Mistral 4: DeepSeek-V3 with a softmax router without a correction."""
+    """Mistral 4 is DeepSeek-V3 with a softmax router that has no correction."""
     return deepseek_v3(c, scores="softmax", correction=None)

@@ -24,23 +24,23 @@ from llmbench.spec.position import NoPositions
 
 @family("kimi_k2")
 def kimi_k2(c: Config) -> ModelSpec:
-    """Kimi K2: DeepSeek-V3 under its own name."""
+    """Kimi K2 is DeepSeek-V3 under its own name."""
     return deepseek_v3(c)
 
 
 @family("kimi_linear")
 def kimi_linear(c: Config) -> ModelSpec:
-    """Kimi-Linear: delta attention, and latent attention without positions in every fourth layer or where
-    `linear_attn_config` (which counts from one) says."""
-    for own, standard in (
-        ("num_experts", "num_local_experts"),
-        ("num_shared_experts", "n_shared_experts"),
-        ("num_expert_group", "n_group"),
-        ("moe_renormalize", "norm_topk_prob"),
-        ("num_experts_per_token", "num_experts_per_tok"),
-    ):
-        if own in c and standard not in c:
-            c.put(standard, c.get(own))
+    """Kimi Linear has delta attention, and latent attention without positions in every fourth layer.
+
+    `linear_attn_config` may list the layers of each kind, counted from one.
+    """
+    c.rename(
+        num_experts="num_local_experts",
+        num_shared_experts="n_shared_experts",
+        num_expert_group="n_group",
+        moe_renormalize="norm_topk_prob",
+        num_experts_per_token="num_experts_per_tok",
+    )
     c.ignore(
         "mla_use_nope",
         "moe_router_activation_func",
@@ -58,7 +58,7 @@ def kimi_linear(c: Config) -> ModelSpec:
         "moe_layer_freq",
     )
     if c.count("moe_layer_freq", 1) != 1:
-        c.doubt(f"config moe_layer_freq = {c.get('moe_layer_freq')} is not understood")
+        c.doubt(f"config key moe_layer_freq = {c.get('moe_layer_freq')} is not understood, only 1 is")
     own_config = c.table("linear_attn_config")
     count = num_layers(c)
     derived = ["full_attention" if index and index % 4 == 0 else "linear_attention" for index in range(count)]
@@ -70,7 +70,7 @@ def kimi_linear(c: Config) -> ModelSpec:
     kinds = linear_layer_types(c, derived)
 
     def of_kda(key: str, inner: str) -> int:
-        """The nested table goes before the flat key."""
+        """A size of the delta attention; the nested object has precedence over the flat key."""
         if inner in own_config:
             c.put(key, own_config[inner])
         return c.size(key)
@@ -87,7 +87,8 @@ def kimi_linear(c: Config) -> ModelSpec:
 def kda_layers(
     c: Config, kinds: list[str], full: LatentAttention, delta: KimiDelta, gate: bool
 ) -> list[tuple[str, Layer]]:
-    """Delta attention and latent attention in turn, with dense feed-forwards first and experts after."""
+    """The layers of delta and latent attention by `kinds`, dense ones first, then with experts; `gate` adds a gate per
+    head."""
     sparse = _after_dense(c, len(kinds))
     experts = _deepseek_moe(c, sparse, "num_local_experts")
     heads_gate = ExtraWeight(
@@ -107,13 +108,13 @@ def kda_layers(
 
 
 def _after_dense(c: Config, count: int) -> list[bool]:
-    """Which layers have experts: by `mlp_layer_types`, or all but the first ones."""
+    """Whether each layer has experts: by `mlp_layer_types`, or all after the first `first_k_dense_replace`."""
     kinds, first = c.entries("mlp_layer_types", count), c.count("first_k_dense_replace", 1)
     return [index >= first if kinds is None else kinds[index] == "sparse" for index in range(count)]
 
 
 def _deepseek_moe(c: Config, sparse: list[bool], experts: str) -> FFN | None:
-    """DeepSeek's experts where any layer has them."""
+    """DeepSeek's experts, or None where no layer has any."""
     if not any(sparse):
         return None
     shared, width = c.count("n_shared_experts"), c.size("moe_intermediate_size")

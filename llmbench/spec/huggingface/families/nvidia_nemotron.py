@@ -30,7 +30,7 @@ from llmbench.spec.position import NoPositions
 
 @family("nemotron")
 def nemotron(c: Config) -> ModelSpec:
-    """Nemotron-4 and Minitron: squared ReLU, LayerNorms by 1 + weight, half of each head rotated."""
+    """Nemotron-4 and Minitron have squared ReLU, LayerNorms by 1 + weight, and half of each head rotated."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     c.require("kv_channels", mixer.head_dim)
@@ -42,16 +42,16 @@ def nemotron(c: Config) -> ModelSpec:
 
 @family("nemotron_h")
 def nemotron_h(c: Config) -> ModelSpec:
-    """Nemotron-H: every layer is one thing, Mamba-2 (M), attention (*), a two-matrix feed-forward (-) or
-    experts (E)."""
-    for old, new in (
+    """Nemotron-H has one sublayer per layer: Mamba-2 (M), attention (*), a feed-forward of two matrices (-) or experts
+    (E)."""
+    for alias, key in (
         ("mamba_n_groups", "n_groups"),
         ("mamba_d_conv", "conv_kernel"),
         ("mamba_conv_bias", "use_conv_bias"),
         ("mamba_chunk_size", "chunk_size"),
     ):
-        if old in c:
-            c.put(new, c.get(old))
+        if alias in c:
+            c.put(key, c.get(alias))
     count = c.get("num_hidden_layers")
     pattern = c.get("hybrid_override_pattern")
     kinds = c.entries("layers_block_type")
@@ -59,11 +59,11 @@ def nemotron_h(c: Config) -> ModelSpec:
     if kinds is None and isinstance(pattern, str):
         kinds = [letters.get(letter, letter) for letter in pattern]
     elif kinds is None:
-        kinds = ["mamba", "moe", "attention", "mlp"]  # what the class takes where a config says nothing
+        kinds = ["mamba", "moe", "attention", "mlp"]  # the default of the class
     if not kinds:
         raise c.error("hybrid_override_pattern", "has no layers")
     if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:
-        raise c.error("num_hidden_layers", f"is {count}, but the pattern has {len(kinds)} layers")
+        raise c.error("num_hidden_layers", f"is {count}, but hybrid_override_pattern has {len(kinds)} layers")
     ssm = Mamba2(
         num_heads=c.size("mamba_num_heads"),
         head_dim=c.size("mamba_head_dim"),
@@ -98,7 +98,7 @@ def nemotron_h(c: Config) -> ModelSpec:
         "num_query_groups",
     )
     if c.count("num_nextn_predict_layers"):
-        c.note("multi-token-prediction layers are not counted")
+        c.note("num_nextn_predict_layers: multi-token-prediction layers are not counted")
     head_dim = c.optional_size("attention_head_dim") or c.optional_size("head_dim")
     full = attention(c, head_dim=head_dim or head_dim_of(c))
     layers: list[tuple[str, Layer]] = []
@@ -113,7 +113,7 @@ def nemotron_h(c: Config) -> ModelSpec:
         elif kind == "moe":
             layers.append(("moe", block(None, _nemotron_experts(c))))
         else:
-            raise c.error("hybrid_override_pattern", f"has an unknown layer kind {kind!r}")
+            raise c.error("hybrid_override_pattern", f"has the kind {kind!r}; known are {', '.join(letters)}")
     return _sized(c, layers, len(kinds))
 
 
@@ -124,6 +124,7 @@ def _sized(c: Config, layers: list[tuple[str, Layer]], count: int) -> ModelSpec:
 
 
 def _nemotron_experts(c: Config) -> FFN:
+    """Nemotron-H's experts, which may work in a narrower latent space."""
     bias = c.flag("mlp_bias")
     if bias and c.optional_size("moe_latent_size"):
         c.doubt("mlp_bias = True: biases of the latent projections are not counted")
@@ -141,7 +142,8 @@ def _nemotron_experts(c: Config) -> FFN:
 
 @family("deci", "nemotron-nas")
 def deci(c: Config) -> ModelSpec:
-    """DeciLM and NVIDIA's Puzzle models: LLaMA with each layer's own heads and feed-forward, or none."""
+    """DeciLM and the models of NVIDIA's Puzzle are Llama with heads and feed-forward per layer, or without one of
+    them."""
     count, heads = c.size("num_hidden_layers"), c.size("num_attention_heads")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     c.ignore("num_key_value_heads", "intermediate_size", "num_key_value_heads_per_layer")
@@ -159,19 +161,21 @@ def deci(c: Config) -> ModelSpec:
             )
             layers.append(("block", block(own_heads, gated(c, bias=mlp_bias))))
         return decoder(c, layers, norm=norm(c), positions=positions)
-    for given in blocks:
-        own, ffn = _part(c, given, "attention"), _part(c, given, "ffn")
+    for entry in blocks:
+        attending, ffn = _part(c, entry, "attention"), _part(c, entry, "ffn")
         mixer: Attention | None = None
-        if not own.get("no_op"):
-            group = own.get("n_heads_in_group")
+        if not attending.get("no_op"):
+            group = attending.get("n_heads_in_group")
             kv_heads = (
-                own.get("num_key_value_heads") if group is None else heads // layer_size(c, "block_configs", group)
+                attending.get("num_key_value_heads")
+                if group is None
+                else heads // layer_size(c, "block_configs", group)
             )
             mixer = attention(
                 c, num_key_value_heads=layer_size(c, "block_configs", kv_heads), qkv_bias=bias, output_bias=bias
             )
-        feed = None if ffn.get("no_op") else gated(c, bias=mlp_bias, width=_puzzle_width(c, ffn))
-        layers.append(("block", block(mixer, feed)))
+        feed_forward = None if ffn.get("no_op") else gated(c, bias=mlp_bias, width=_puzzle_width(c, ffn))
+        layers.append(("block", block(mixer, feed_forward)))
     return decoder(c, layers, norm=norm(c), positions=positions)
 
 
@@ -181,24 +185,26 @@ _PLAIN_BLOCK = {
 }  # fmt: skip
 
 
-def _part(c: Config, given: Any, key: str) -> dict[str, Any]:
-    """One sublayer of a block config; refused or doubted where it is more than heads or a feed-forward."""
-    part = given.get(key) if isinstance(given, dict) else None
+def _part(c: Config, entry: Any, key: str) -> dict[str, Any]:
+    """One sublayer of an entry of block_configs. Raises SpecError or UnsupportedError where it is no such sublayer."""
+    part = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(part, dict):
-        raise c.error("block_configs", f"must hold objects with `{key}`")
+        raise c.error("block_configs", f"must have objects with the key `{key}`")
     if part.get("replace_with_linear"):
-        raise UnsupportedError("a layer replaced by one matrix (replace_with_linear) is not supported")
+        raise UnsupportedError(
+            "config block_configs: a sublayer replaced by one matrix (replace_with_linear) is not supported"
+        )
     for name, value in part.items():
         if value and name not in _PLAIN_BLOCK:
-            c.doubt(f"block_configs: {key}.{name} is not understood")
+            c.doubt(f"config key block_configs.{key}.{name} is not understood")
     return part
 
 
 def _puzzle_width(c: Config, ffn: dict[str, Any]) -> int:
-    """`ffn_mult` is of two thirds of the hidden size, rounded up to a multiple of 256."""
+    """The width of a feed-forward: `ffn_mult` times two thirds of the hidden size, rounded up to a multiple of 256."""
     factor = ffn.get("ffn_mult")
     if factor is None:
         return layer_size(c, "block_configs", ffn.get("intermediate_size"))
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 1000:
-        raise c.error("block_configs", "has a feed-forward whose ffn_mult is not a number")
+        raise c.error("block_configs", f"has ffn_mult {str(factor)[:40]}, which is not a number between 0 and 1000")
     return -(-int(2 * factor * c.size("hidden_size") / 3) // 256) * 256

@@ -12,12 +12,12 @@ from llmbench.spec.model import Embedding, Head, ModelSpec
 
 @family("minicpm")
 def minicpm(c: Config) -> ModelSpec:
-    """MiniCPM 1 and 2: Llama with a tied embedding, and factors on it, on what layers add and on the logits."""
+    """MiniCPM 1 and 2 are Llama with a tied embedding, and factors on embedding, sublayer outputs and logits."""
     return llama_from_hub(c, tied=True)
 
 
 def latent_attention_with_default_values(c: Config) -> LatentAttention:
-    """Latent attention whose values are hidden_size / num_attention_heads wide where v_head_dim is missing."""
+    """Latent attention with values of width hidden_size / num_attention_heads where v_head_dim is missing."""
     if c.get("v_head_dim") is None:
         c.put("v_head_dim", c.size("hidden_size") // c.size("num_attention_heads"))
     return latent_attention(c)
@@ -25,7 +25,7 @@ def latent_attention_with_default_values(c: Config) -> LatentAttention:
 
 @family("minicpm3")
 def minicpm3(c: Config) -> ModelSpec:
-    """MiniCPM 3: a dense model with latent attention, and factors on embedding, layers and logits."""
+    """MiniCPM 3 is a dense model with latent attention, and factors on embedding, sublayer outputs and logits."""
     mixer = latent_attention_with_default_values(c)
     positions = rope(c, head_dim=mixer.qk_rope_head_dim)
     depth, count = c.number("scale_depth", 1.0), num_layers(c)

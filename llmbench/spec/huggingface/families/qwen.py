@@ -28,14 +28,14 @@ from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction
 
 @family("qwen")
 def qwen(c: Config) -> ModelSpec:
-    """Qwen 1: biases on q, k, v; `intermediate_size` counts gate and up together; heads of `kv_channels`."""
+    """Qwen 1 has biases on q, k and v and heads of `kv_channels`; `intermediate_size` counts gate and up together."""
     heads = c.size("num_attention_heads")
     head_dim = c.size("kv_channels", max(1, c.size("hidden_size") // heads))
     bias = not c.flag("no_bias", True)
     c.ignore("bf16", "fp16", "fp32", "emb_dropout_prob", "attn_dropout_prob", "scale_attn_weights")
     c.ignore("use_cache_kernel", "use_cache_quantization")
     if c.flag("use_dynamic_ntk", True) or c.flag("use_logn_attn", True):
-        c.unbuildable("a rotation and queries that change beyond seq_length")
+        c.unbuildable("use_dynamic_ntk or use_logn_attn: rotation and queries change beyond seq_length")
     c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
     if c.get("visual"):
         c.note("multimodal config `qwen`: the figures are of its text part")
@@ -46,19 +46,19 @@ def qwen(c: Config) -> ModelSpec:
 
 @family("qwen2")
 def qwen2(c: Config) -> ModelSpec:
-    """Qwen 1.5 to 2.5: biases on q, k and v only; a window in the layers past `max_window_layers` if it is used."""
+    """Qwen 1.5 to 2.5 have biases on q, k and v only."""
     return qwen_dense(c, qkv_bias=True)
 
 
 @family("qwen3")
 def qwen3(c: Config) -> ModelSpec:
-    """Qwen3: no biases by default, a norm per head on queries and keys."""
+    """Qwen3 has no biases by default, and norms over each head of q and k."""
     bias = c.flag("attention_bias")
     return qwen_dense(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
 
 
 def qwen_dense(c: Config, **fields: object) -> ModelSpec:
-    """Qwen's way of windows: `use_sliding_window` gives the layers from `max_window_layers` on a window."""
+    """Qwen's dense decoder: with `use_sliding_window`, layers from `max_window_layers` on have a window."""
     c.ignore("sliding_window")
     window = c.window() if c.flag("use_sliding_window") else None
     first = c.count("max_window_layers")
@@ -76,14 +76,13 @@ def qwen_dense(c: Config, **fields: object) -> ModelSpec:
 
 @family("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
 def qwen2_vl(c: Config) -> ModelSpec:
-    """Qwen2-VL, Qwen2.5-VL and the thinker of Qwen2.5-Omni: Qwen2 whose RoPE turns in time, height and
-    width."""
+    """The text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni are Qwen2 with a rotation in time, height and width."""
     return qwen_dense(c, qkv_bias=True)
 
 
 @family("qwen3_vl_text")
 def qwen3_vl(c: Config) -> ModelSpec:
-    """Qwen3-VL: Qwen3 without windows."""
+    """The text part of Qwen3-VL is Qwen3 without windows."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     positions = rope(c, head_dim=mixer.head_dim)
@@ -92,12 +91,14 @@ def qwen3_vl(c: Config) -> ModelSpec:
 
 @family("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
 def qwen_moe(c: Config) -> ModelSpec:
-    """Qwen1.5/2-MoE (with a gated shared expert) and Qwen3-MoE; `decoder_sparse_step` and `mlp_only_layers`
-    say which layers have experts."""
-    old = c.model_type == "qwen2_moe"
-    bias = c.flag("qkv_bias", True) if old else c.flag("attention_bias")
+    """Qwen1.5-MoE and Qwen2-MoE, with a gated shared expert, and Qwen3-MoE, without.
+
+    `decoder_sparse_step` and `mlp_only_layers` say which layers have experts.
+    """
+    qwen2 = c.model_type == "qwen2_moe"
+    bias = c.flag("qkv_bias", True) if qwen2 else c.flag("attention_bias")
     c.ignore("sliding_window", "max_window_layers", "use_sliding_window")
-    c.require("use_qk_norm", not old)
+    c.require("use_qk_norm", not qwen2)
     window = None
     vision = c.model_type == "qwen3_vl_moe_text"
     if not vision and c.model_type != "qwen3_omni_moe_text" and c.flag("use_sliding_window"):
@@ -105,16 +106,17 @@ def qwen_moe(c: Config) -> ModelSpec:
     count, first = num_layers(c), c.count("max_window_layers")
     step, only_dense = c.count("decoder_sparse_step", 1), set(c.entries("mlp_only_layers") or [])
     shared = None
-    if old:
+    if qwen2:
         shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True)
         local = windowed_layers(c, lambda index: window is not None and (index + 1) % 2 == 1 and index < first)
         if window is None and any(local):
-            c.unbuildable("layer_types has layers with a window, which another key switches off")
+            c.unbuildable("layer_types has layers with a window, but use_sliding_window is false")
     else:
         local = [window is not None] * count
-    common = {"qkv_bias": bias, "output_bias": bias and not old, "qk_norm": None if old else HEAD_NORM}
+    common = {"qkv_bias": bias, "output_bias": bias and not qwen2, "qk_norm": None if qwen2 else HEAD_NORM}
     mixers = [
-        ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
+        ("local" if windowed else "", attention(c, sliding_window=window if windowed else None, **common))
+        for windowed in local
     ]
     sparse = [
         index not in only_dense and c.size("num_experts") > 0 and step > 0 and (index + 1) % step == 0
@@ -124,7 +126,7 @@ def qwen_moe(c: Config) -> ModelSpec:
     if all(sparse):
         c.ignore("intermediate_size")
     layers = mixture_layers(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
-    # The class of the text part alone says tied, the one of the whole, which is what is loaded, does not.
+    # The default of the text part's class is tied; that of the whole's class, which is loaded, is not.
     tied = c.flag("tie_word_embeddings") and (not vision or "tie_word_embeddings" in c)
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
 
@@ -142,8 +144,11 @@ def delta_net(c: Config) -> GatedDeltaNet:
 
 @family("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 def qwen3_next(c: Config) -> ModelSpec:
-    """Qwen3-Next and Qwen3.5: three layers of gated delta net to one of gated attention; dense, or experts
-    with a gated shared one. Qwen3.5 has experts in every layer or in none, and says so by its type."""
+    """Qwen3-Next and Qwen3.5 have three layers of gated delta net for one of gated attention.
+
+    Feed-forwards are dense, or experts beside a gated shared one. Qwen3.5 has experts in every layer or in none, by its
+    model type.
+    """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")
     c.require("attn_output_gate", True)

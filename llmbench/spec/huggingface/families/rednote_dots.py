@@ -30,13 +30,14 @@ from llmbench.spec.model import ModelSpec
 
 @family("dots1")
 def dots1(c: Config) -> ModelSpec:
-    """dots.llm1: Qwen3's attention, DeepSeek's experts, windows from layer `max_window_layers` on."""
+    """dots.llm1 has Qwen3's attention, DeepSeek's experts, and a window in layers from `max_window_layers` on."""
     bias = c.flag("attention_bias")
     window, first = c.window(), c.count("max_window_layers")
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
     local = windowed_layers(c, lambda index: window is not None and index >= first)
     mixers = [
-        ("local" if near else "", attention(c, sliding_window=window if near else None, **common)) for near in local
+        ("local" if windowed else "", attention(c, sliding_window=window if windowed else None, **common))
+        for windowed in local
     ]
     sparse = sparse_after_first(c)
     c.ignore("intermediate_size")
@@ -46,16 +47,18 @@ def dots1(c: Config) -> ModelSpec:
 
 @family("dots3_note_text")
 def dots3_note(c: Config) -> ModelSpec:
-    """dots3: global layers of indexed latent attention, local ones of a narrower kind; a norm on the rotated
-    key and a gate a head."""
+    """dots3 has global layers of indexed latent attention and local ones of a narrower latent attention.
+
+    Each has a norm on the rotated key and a gate per head.
+    """
     count, hidden = num_layers(c), c.size("hidden_size")
-    given = c.entries("layer_types", count)
+    stated = c.entries("layer_types", count)
     windows = c.flag("use_sliding_window", True)
     derived = ["full_attention" if not windows or i < 2 or i % 4 == 1 else "sliding_attention" for i in range(count)]
-    kinds = [str(kind) for kind in given or derived]
+    kinds = [str(kind) for kind in stated or derived]
     sparse_attention = c.get("use_dsa")
     if "per_layer_config" in c:
-        c.doubt("per_layer_config is not understood")
+        c.doubt("config key per_layer_config is not understood")
     if sparse_attention is None and "per_layer_config" not in c:
         sparse_attention = True
     if sparse_attention is not None:
@@ -63,7 +66,7 @@ def dots3_note(c: Config) -> ModelSpec:
     window = c.window() or c.size("sliding_window_size", 512)
     full = latent_attention(c)
     if full.q_lora_rank is None:
-        raise c.error("q_lora_rank", "must be a whole number of at least one")
+        raise c.error("q_lora_rank", "must be a whole number of at least 1")
     head_dim, nope = c.size("swa_head_dim", 256), c.size("swa_qk_nope_head_dim", 192)
     local = LatentAttention(
         num_attention_heads=c.size("swa_num_attention_heads", 64),

@@ -44,7 +44,7 @@ from llmbench.spec.position import Alibi, NoPositions
 
 @family("apertus")
 def apertus(c: Config) -> ModelSpec:
-    """Apertus: qk-norm, and xIELU, an activation with two trained and two stored numbers a layer."""
+    """Apertus has norms on q and k, and xIELU, an activation with two trained and two stored numbers per layer."""
     bias = c.flag("attention_bias")
     c.require("qk_norm", True)
     c.require("post_norm", False)
@@ -60,14 +60,14 @@ def apertus(c: Config) -> ModelSpec:
 
 @family("arctic")
 def arctic(c: Config) -> ModelSpec:
-    """Snowflake Arctic: 2 of 128 experts beside a dense feed-forward as wide as the hidden state, with its
-    own norm."""
+    """Snowflake Arctic has 2 of 128 experts beside a dense feed-forward with a norm of its own, as wide as the hidden
+    state."""
     hidden, every = c.size("hidden_size"), c.size("moe_layer_frequency", 1)
     mixer = attention(c, sliding_window=c.window())
     width, act = c.size("intermediate_size"), activation(c)
     residual = c.flag("use_residual", True) and c.flag("parallel_attn_mlp_res", True)
     if not residual:
-        c.doubt("use_residual or parallel_attn_mlp_res = False is not understood")
+        c.doubt("use_residual = False or parallel_attn_mlp_res = False is not understood, only True is")
     ffn = MoE(
         num_experts=c.size("num_local_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
@@ -90,7 +90,7 @@ def arctic(c: Config) -> ModelSpec:
 
 @family("aria_text", "aria_moe_lm")
 def aria(c: Config) -> ModelSpec:
-    """Aria: LLaMA with experts; two of every token's experts are shared, and only those may have biases."""
+    """Aria is Llama with experts; two experts are shared, and only these may have biases."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     width = c.size("intermediate_size")
@@ -103,35 +103,35 @@ def aria(c: Config) -> ModelSpec:
         shared=shared_experts(c, "moe_num_shared_experts", width, bias=c.flag("mlp_bias")),
     )
     if ffn.activation != "silu":
-        c.unbuildable("Aria's routed experts have SiLU whatever hidden_act says")
+        c.unbuildable(f"hidden_act = `{ffn.activation}`: the routed experts of Aria's class have SiLU even so")
     c.ignore("moe_intermediate_size", "moe_z_loss_coeff", "moe_aux_loss_coeff")
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("baichuan")
 def baichuan(c: Config) -> ModelSpec:
-    """Baichuan 1 and 2: LLaMA with multi-head attention; the 13B sizes use ALiBi instead of RoPE."""
+    """Baichuan 1 and 2 are Llama with multi-head attention; the 13B sizes have ALiBi in place of RoPE."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     positions = Alibi() if c.size("hidden_size") == 5120 else rope(c, head_dim=mixer.head_dim)
     if c.size("vocab_size") == 125696:
-        c.unbuildable("a head whose rows have length one (Baichuan 2)")
+        c.unbuildable("vocab_size = 125696 is Baichuan 2, whose head has rows of length one")
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
 
 
 @family("beam")
 def beam(c: Config) -> ModelSpec:
-    """Beam: a gate with a bias a head, five local layers to one global without positions, four norms a
-    layer."""
+    """Beam has gated attention with a bias per head, four norms per layer, and a global layer without positions after
+    five local ones."""
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias: the gate's bias is counted too")
+        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
     window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
         ("local", attention(c, sliding_window=window, **common))
-        if near
+        if windowed
         else ("global", attention(c, positions=NoPositions(), **common))
-        for near in windowed_layers(c, lambda index: (index + 1) % 6 != 0 and index < count - 1)
+        for windowed in windowed_layers(c, lambda index: (index + 1) % 6 != 0 and index < count - 1)
     ]
     ffn = moe(c, router=deepseek_router(c))
     gate_bias = vector("attention.gate_bias", "attention", c.size("num_attention_heads"))
@@ -142,9 +142,9 @@ def beam(c: Config) -> ModelSpec:
 
 @family("doge")
 def doge(c: Config) -> ModelSpec:
-    """Doge: qk-norm, a mask computed from the values, a trained scale on each residual."""
+    """Doge has norms on q and k, a mask computed from the values, and a trained scale on each residual."""
     if c.flag("is_moe"):
-        raise UnsupportedError("Doge's cross-domain mixture of experts (`is_moe`) is not supported")
+        raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported, only false is")
     bias = c.flag("attention_bias")
     c.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size")
     mixer = attention(
@@ -176,21 +176,21 @@ def doge(c: Config) -> ModelSpec:
 
 @family("flint")
 def flint(c: Config) -> ModelSpec:
-    """Flint: sinks, most layers local, no positions in global ones, a shared expert without a gate."""
+    """Flint has sinks, mostly local layers, no positions in global ones, and a shared expert without a gate."""
     bias, count = c.flag("attention_bias"), num_layers(c)
     window = c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "sinks": True}
     local = windowed_layers(c, lambda index: index >= 2 and index % 4 != 1 and index < count - 1)
     mixers: list[tuple[str, Attention]] = [
         ("local", attention(c, sliding_window=window, **common))
-        if near
+        if windowed
         else ("global", attention(c, positions=NoPositions(), **common))
-        for near in local
+        for windowed in local
     ]
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
     ffn = moe(c, router=Router(scores="sigmoid", normalize=c.flag("norm_topk_prob", True)), shared=shared)
-    step, given = c.count("decoder_sparse_step", 1), c.entries("mlp_only_layers")
-    only_dense = {0, 1} if given is None else set(given)
+    step, listed = c.count("decoder_sparse_step", 1), c.entries("mlp_only_layers")
+    only_dense = {0, 1} if listed is None else set(listed)
     sparse = [step > 0 and (index + 1) % step == 0 and index not in only_dense for index in range(count)]
     return decoder(
         c,
@@ -202,7 +202,7 @@ def flint(c: Config) -> ModelSpec:
 
 @family("grok-1")
 def grok1(c: Config) -> ModelSpec:
-    """Grok-1: norms before and after, 2 of 8 experts, scores and logits bounded or scaled."""
+    """Grok-1 has norms before and after the sublayers, 2 of 8 experts, bounded scores and scaled logits."""
     limit = c.optional_number("max_attn_value")
     mixer = attention(c, logit_soft_cap=limit, scale=c.optional_number("attn_output_multiplier"))
     ffn = moe(c, width="intermediate_size", activation="gelu")
@@ -220,35 +220,38 @@ def grok1(c: Config) -> ModelSpec:
 
 @family("helium")
 def helium(c: Config) -> ModelSpec:
-    """Helium: LLaMA, with `attention_bias` on q, k and v only."""
+    """Helium is Llama with `attention_bias` on q, k and v only."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
-        c.doubt("Helium's output projection is as wide as the model, not as its heads")
+        c.doubt("num_attention_heads × head_dim is not hidden_size, as the output projection of Helium's class expects")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=positions)
 
 
 @family("hyperclovax")
 def hyperclovax(c: Config) -> ModelSpec:
-    """HyperCLOVA X: Granite's multipliers, and norms on both sides of each sublayer by `use_post_norm`."""
+    """HyperCLOVA X has Granite's multipliers, and by `use_post_norm` norms on both sides of each sublayer."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
-    spec = granite_model(c, layer, mixer.head_dim)  # but its logits are multiplied, not divided
+    spec = granite_model(c, layer, mixer.head_dim)  # whose logits are divided; these are multiplied
     return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
 
 @family("inkling_text")
 def inkling(c: Config) -> ModelSpec:
-    """Inkling: short convolutions on keys, values and both sublayers' outputs, positions by learned distance
-    logits, shared experts that the router scores too."""
+    """Inkling has short convolutions on keys, values and the outputs of both sublayers, and positions by learned logits
+    of the distance.
+
+    Its router scores the shared experts too.
+    """
     hidden = c.size("hidden_size")
     taps, rank, extent = c.size("conv_kernel_size"), c.size("d_rel"), c.size("rel_extent")
     window = c.size("sliding_window_size")
     ids = c.entries("local_layer_ids")
-    near = windowed_layers(
+    windowed = windowed_layers(
         c, lambda index: index in ids if ids is not None else (index + 1) % 6 != 0, "hybrid_sliding", "hybrid"
     )
     if "dense_intermediate_size" in c and c.get("dense_intermediate_size") is not None:
@@ -263,7 +266,7 @@ def inkling(c: Config) -> ModelSpec:
         router=Router(scores="sigmoid", correction="buffer", normalize=True, scale=c.number("route_scale", 1.0)),
         shared=shared_experts(c, "n_shared_experts", width),
     )
-    c.doubt("short convolutions and learned distance logits are counted as weights, not as work or state")
+    c.doubt("short convolutions and learned distance logits: their weights are counted, their FLOPs and state are not")
     c.ignore(
         *"""
         log_scaling_n_floor log_scaling_alpha shared_expert_sink rms_norm_eps_moe_gate route_scale
@@ -281,12 +284,12 @@ def inkling(c: Config) -> ModelSpec:
         sliding_window=window,
     )
     layers: list[tuple[str, Layer]] = []
-    for is_local, has_experts in zip(near, sparse, strict=True):
-        mixer = local if is_local else full
+    for has_window, has_experts in zip(windowed, sparse, strict=True):
+        mixer = local if has_window else full
         values = mixer.num_key_value_heads * mixer.head_dim
         extra = [
             matrix("attention.r_proj", "attention_extra", mixer.num_attention_heads * rank, hidden),
-            matrix("attention.distance", "attention_extra", rank, window if is_local else extent),
+            matrix("attention.distance", "attention_extra", rank, window if has_window else extent),
             vector("attention.convs", "attention_extra", 2 * values + hidden, taps),
             vector("ffn.conv", "other", hidden, taps),
         ]
@@ -297,7 +300,7 @@ def inkling(c: Config) -> ModelSpec:
             ]
         else:
             extra.append(vector("ffn.scale", "mlp", 1))
-        name = "local" if is_local else "global"
+        name = "local" if has_window else "global"
         layers += mixture_layers([(name, mixer)], [has_experts], ffn, gated(c, bias=False), extra=tuple(extra))
     scale = 1 / (c.number("logits_mup_width_multiplier", 1.0) or 1.0)
     return decoder(
@@ -312,14 +315,14 @@ def inkling(c: Config) -> ModelSpec:
 
 @family("iquestcoder")
 def iquestcoder(c: Config) -> ModelSpec:
-    """IQuest-Coder: Llama under its own name."""
+    """IQuest-Coder is Llama under its own name."""
     return llama(c)
 
 
 @family("jetmoe")
 def jetmoe(c: Config) -> ModelSpec:
-    """JetMoE: queries and the output's projection are experts too; a token's heads are those of the chosen
-    ones."""
+    """JetMoE has experts for the projections of queries and outputs too; a token has the heads of its chosen
+    experts."""
     hidden, kv_heads, head_dim = c.size("hidden_size"), c.size("num_key_value_heads"), c.size("head_dim")
     chosen, experts = c.size("num_experts_per_tok"), c.size("num_local_experts")
     c.ignore(
@@ -336,7 +339,7 @@ def jetmoe(c: Config) -> ModelSpec:
         router=TOPK_SOFTMAX,
         activation=activation(c, "activation_function"),
     )
-    c.doubt("the attention experts that a token does not choose are counted as active")
+    c.doubt("attention experts that a token does not choose are counted as active")
     width = kv_heads * head_dim
     rest: tuple[ExtraWeight, ...] = ()
     if experts > chosen:
@@ -352,14 +355,15 @@ def jetmoe(c: Config) -> ModelSpec:
 
 @family("kolibri1")
 def kolibri(c: Config) -> ModelSpec:
-    """Kolibri 1: four local layers to one global without positions, four norms a layer, experts in all."""
+    """Kolibri 1 has experts in all layers, four norms per layer, and a global layer without positions after four local
+    ones."""
     window = c.window()
     local = windowed_layers(c, lambda index: (index + 1) % 5 != 0)
     mixers = [
         ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
-        if near
+        if windowed
         else ("global", attention(c, qk_norm=HEAD_NORM, positions=NoPositions() if window else None))
-        for near in local
+        for windowed in local
     ]
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
     router = Router(scores="sigmoid_topk", correction="buffer", normalize=c.flag("norm_topk_prob"))
@@ -369,12 +373,12 @@ def kolibri(c: Config) -> ModelSpec:
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """Laguna: each layer its own number of query heads, a gate a head (or a channel) under a softplus."""
+    """Laguna has a number of query heads per layer, and a gate per head or per channel with a softplus."""
     bias, gating = c.flag("attention_bias"), c.get("gating")
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
     if bias and not headwise:
-        c.doubt("attention_bias: the gate's bias is counted too")
+        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = windowed_layers(c, lambda index: False)
     window = c.window()
@@ -383,25 +387,23 @@ def laguna(c: Config) -> ModelSpec:
         rope(c, head_dim=head_dim_of(c), layer_type=kind) for kind in ("full_attention", "sliding_attention")
     )
     mixers = []
-    for own, near in zip(heads, local, strict=True):
-        if type(own) is not int or own < 1:
-            raise c.error("num_attention_heads_per_layer", "must be whole numbers of at least one")
+    for num_heads, windowed in zip(heads, local, strict=True):
         mixer = attention(
             c,
-            num_attention_heads=own,
+            num_attention_heads=layer_size(c, "num_attention_heads_per_layer", num_heads),
             qkv_bias=bias,
             output_bias=bias,
             qk_norm=HEAD_NORM,
             output_gate="headwise" if headwise else "elementwise",
             gate_activation="softplus",
-            sliding_window=window if near else None,
-            positions=near_positions if near else None,
+            sliding_window=window if windowed else None,
+            positions=near_positions if windowed else None,
         )
-        mixers.append(("local" if near else "global", mixer))
+        mixers.append(("local" if windowed else "global", mixer))
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
     c.ignore("num_attention_heads", "swa_attention_sink_enabled")
     if c.number("moe_router_logit_softcapping", 0.0) > 0:
-        c.unbuildable("a cap on the router's logits")
+        c.unbuildable("moe_router_logit_softcapping, a cap on the router's logits")
     router = Router(
         scores="sigmoid",
         correction="parameter",
@@ -421,8 +423,10 @@ def laguna(c: Config) -> ModelSpec:
 
 @family("longcat_flash")
 def longcat_flash(c: Config) -> ModelSpec:
-    """LongCat-Flash: layers in pairs, each with latent attention and a dense feed-forward; the first of a
-    pair has experts beside it, some of which compute nothing."""
+    """LongCat-Flash has layers in pairs, each with latent attention and a dense feed-forward.
+
+    The first of a pair has experts beside the feed-forward, some of which compute nothing.
+    """
     count = (
         c.size("num_layers") if "num_layers" in c or "num_hidden_layers" not in c else c.size("num_hidden_layers") // 2
     )
@@ -432,7 +436,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     dense = gated(c, bias=False)
     zero = c.count("zero_expert_num")
     c.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method", "router_dtype")
-    c.unbuildable("factors on the latents (LongCat)")
+    c.unbuildable("mla_scale_q_lora and mla_scale_kv_lora, LongCat's factors on the latents")
     experts = MoE(
         num_experts=c.size("n_routed_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
@@ -453,7 +457,7 @@ def longcat_flash(c: Config) -> ModelSpec:
 
 @family("mellum")
 def mellum(c: Config) -> ModelSpec:
-    """Mellum 2: Qwen3's attention, windows by `layer_types`, experts by `mlp_layer_types`."""
+    """Mellum 2 has Qwen3's attention, windows by `layer_types`, and experts by `mlp_layer_types`."""
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -462,30 +466,30 @@ def mellum(c: Config) -> ModelSpec:
     experts = moe(c, router=Router(normalize=c.flag("norm_topk_prob")))
     plain = gated(c, bias=False)
     if c.count("num_mtp_layers"):
-        c.note("multi-token prediction modules are not counted")
+        c.note("num_mtp_layers: multi-token-prediction modules are not counted")
     c.ignore("mtp_layer_types", "mtp_mlp_layer_types", "intermediate_size")
     expect_stated_rotation(c)
     positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
     layers: list[tuple[str, Layer]] = []
     for kind, feed in zip(kinds, sparse, strict=True):
-        own = window if kind == "sliding_attention" else None
-        turned = rope(c, head_dim=head_dim_of(c), layer_type=str(kind))
+        span = window if kind == "sliding_attention" else None
+        own_positions = rope(c, head_dim=head_dim_of(c), layer_type=str(kind))
         mixer = attention(
             c,
             qkv_bias=bias,
             output_bias=bias,
             qk_norm=HEAD_NORM,
-            sliding_window=own,
-            positions=None if turned == positions else turned,
+            sliding_window=span,
+            positions=None if own_positions == positions else own_positions,
         )
-        name = ("local" if own else "global") + ("" if feed == "sparse" else "_dense")
+        name = ("local" if span else "global") + ("" if feed == "sparse" else "_dense")
         layers.append((name, block(mixer, experts if feed == "sparse" else plain)))
     return decoder(c, layers, norm=norm(c), positions=positions)
 
 
 @family("nanochat")
 def nanochat(c: Config) -> ModelSpec:
-    """nanochat: no norm has a weight, one stands behind the embedding; squared ReLU, soft-capped logits."""
+    """nanochat has norms without weights, one of them on the embedding, squared ReLU and soft-capped logits."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(weight=False, after_rope=True))
     return decoder(
@@ -500,7 +504,7 @@ def nanochat(c: Config) -> ModelSpec:
 
 @family("openelm")
 def openelm(c: Config) -> ModelSpec:
-    """OpenELM: heads and feed-forward grow from layer to layer; qk-norm; the head is the embedding."""
+    """OpenELM has heads and feed-forwards that grow from layer to layer, norms on q and k, and a tied head."""
     hidden, count = c.size("model_dim"), c.size("num_transformer_layers")
     c.put("hidden_size", hidden)
     c.put("num_hidden_layers", count)
@@ -508,7 +512,7 @@ def openelm(c: Config) -> ModelSpec:
     kv_heads = c.entries("num_kv_heads", count) or []
     factors = c.entries("ffn_multipliers", count) or []
     if not (heads and kv_heads and factors):
-        raise c.error("num_query_heads", "num_kv_heads and ffn_multipliers must be lists of one a layer")
+        raise c.error("num_query_heads", "and num_kv_heads and ffn_multipliers must be lists with one entry per layer")
     head_dim, divisor = c.size("head_dim"), c.size("ffn_dim_divisor", 256)
     c.require("normalization_layer_name", "rms_norm")
     c.ignore("num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_max_length")
@@ -516,15 +520,17 @@ def openelm(c: Config) -> ModelSpec:
     qk_norm = QKNorm() if c.flag("normalize_qk_projections") else None
     with_glu, act = c.flag("ffn_with_glu", True), activation(c, "activation_fn_name")
     layers: list[tuple[str, Layer]] = []
-    for own, kv, factor in zip(heads, kv_heads, factors, strict=True):
+    for num_heads, num_kv_heads, factor in zip(heads, kv_heads, factors, strict=True):
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 1000:
-            raise c.error("ffn_multipliers", "must hold numbers")
+            raise c.error(
+                "ffn_multipliers", f"has the entry {str(factor)[:40]}; each must be a number between 0 and 1000"
+            )
         width = max(divisor, int(factor * hidden + divisor / 2) // divisor * divisor)
         width += divisor if width < 0.9 * factor * hidden else 0
         mixer = attention(
             c,
-            num_attention_heads=layer_size(c, "num_query_heads", own),
-            num_key_value_heads=layer_size(c, "num_kv_heads", kv),
+            num_attention_heads=layer_size(c, "num_query_heads", num_heads),
+            num_key_value_heads=layer_size(c, "num_kv_heads", num_kv_heads),
             head_dim=head_dim,
             qk_norm=qk_norm,
         )
@@ -541,40 +547,13 @@ def openelm(c: Config) -> ModelSpec:
 
 @family("orion")
 def orion(c: Config) -> ModelSpec:
-    """Orion: Llama with LayerNorms."""
+    """Orion is Llama with LayerNorms."""
     return llama_from_hub(c, norm_kind="layernorm")
-
-
-@family("persimmon", "fuyu")
-def persimmon(c: Config) -> ModelSpec:
-    """Persimmon, and Fuyu's text part in its flat config: squared ReLU, LayerNorms, biases, qk-norm."""
-    if c.model_type == "fuyu":
-        c.note("multimodal config `fuyu`: the figures are of its text part")
-        c.ignore("image_size", "patch_size", "num_channels")
-    flat = {
-        "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36, "num_attention_heads": 64,
-        "vocab_size": 262144, "max_position_embeddings": 16384,
-    }  # fmt: skip
-    for key, value in flat.items():
-        if c.get(key) is None:
-            c.put(key, value)
-    c.require("num_key_value_heads", c.size("num_attention_heads"))
-    qk_norm = QKNorm(norm="layernorm", bias=True) if c.flag("qk_layernorm", True) else None
-    mixer = attention(
-        c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True, qk_norm=qk_norm
-    )
-    return decoder(
-        c,
-        block(mixer, dense(c, bias=True, default="relu2")),
-        norm=norm(c, "layernorm"),
-        positions=rope(c, head_dim=mixer.head_dim, partial=0.5),
-    )
 
 
 @family("rwkv")
 def rwkv(c: Config) -> ModelSpec:
-    """RWKV-4: no attention; the channel mixing is a squared-ReLU feed-forward behind a gate of the hidden
-    width."""
+    """RWKV-4 has no attention; its channel mixing is a feed-forward of squared ReLU with a gate of the hidden width."""
     hidden = c.size("hidden_size")
     width = c.optional_size("attention_hidden_size") or hidden
     ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")
@@ -590,48 +569,33 @@ def rwkv(c: Config) -> ModelSpec:
 
 @family("seed_oss")
 def seed_oss(c: Config) -> ModelSpec:
-    """Seed-OSS: biases on q, k, v by one key and on the output by another."""
+    """Seed-OSS has one key for the biases on q, k and v, and another for that on the output."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"), output_bias=c.flag("attention_out_bias"))
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("skywork")
 def skywork(c: Config) -> ModelSpec:
-    """Skywork: Llama under its own name."""
+    """Skywork is Llama under its own name."""
     return llama_from_hub(c)
 
 
 @family("solar_open")
 def solar_open(c: Config) -> ModelSpec:
-    """Solar Open: GLM-4.5 without dense layers, with whole heads rotated."""
+    """Solar Open is GLM-4.5 without dense layers, and with whole heads rotated."""
     c.ignore("first_k_dense_replace", "intermediate_size", "partial_rotary_factor", "use_qk_norm")
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, sparse=[True] * num_layers(c))
 
 
-@family("stablelm", "stablelm_epoch")
-def stablelm(c: Config) -> ModelSpec:
-    """StableLM: LayerNorm with biases, partial rotation, optional q/k/v biases, qk-norm and parallel block."""
-    qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("qk_layernorm") else None
-    c.ignore("num_heads", "rotary_scaling_factor")
-    mixer = attention(c, qkv_bias=c.flag("use_qkv_bias"), qk_norm=qk_norm)
-    placement: Placement = "parallel" if c.flag("use_parallel_residual") else "pre"
-    return decoder(
-        c,
-        block(mixer, gated(c, bias=False), placement),
-        norm=norm(c, "layernorm"),
-        positions=rope(c, head_dim=mixer.head_dim, partial=0.25),
-    )
-
-
 @family("xverse")
 def xverse(c: Config) -> ModelSpec:
-    """XVERSE: LLaMA's shapes; the mixture has 6 of 64 small experts and two shared ones."""
+    """XVERSE is Llama; with experts it has 6 of 64 small ones and two shared ones."""
     if "num_experts" not in c:
         return llama(c)
     width = c.size("intermediate_size")
     mixer = attention(c)
-    c.unbuildable("whether the weights of XVERSE's experts are made to sum to one")
+    c.unbuildable("whether the weights of the chosen experts sum to one, which no key of XVERSE states")
     ffn = MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("moe_top_k"),
@@ -644,5 +608,5 @@ def xverse(c: Config) -> ModelSpec:
 
 @family("Yi")
 def yi(c: Config) -> ModelSpec:
-    """Yi: Llama under its own name."""
+    """Yi is Llama under its own name."""
     return llama(c)

@@ -24,7 +24,7 @@ from llmbench.spec.model import ModelSpec
 
 @family("axk1", "AXK1")
 def axk1(c: Config) -> ModelSpec:
-    """A.X K1: DeepSeek-V3 with a norm on the output of the experts."""
+    """A.X K1 is DeepSeek-V3 with a norm on the output of the experts."""
     mixer = latent_attention(c)
     after = vector("ffn.post_norm", "norms", c.size("hidden_size"))
     sparse = sparse_after_first(c, 1)
@@ -40,19 +40,20 @@ def axk1(c: Config) -> ModelSpec:
 
 @family("axk2")
 def axk2(c: Config) -> ModelSpec:
-    """A.X K2: DeepSeek-V3.2 whose queries and output gate come from one matrix over both q latents, and whose
-    norms are gated by a narrow network."""
+    """A.X K2 is DeepSeek-V3.2 with gated norms, and with queries and output gate from one matrix over both latents of
+    q."""
     hidden, rank = c.size("hidden_size"), c.size("gated_norm_rank")
     mixer = indexed_attention(c)
     q_rank = mixer.q_lora_rank
     if q_rank is None:
-        raise c.error("q_lora_rank", "must be a whole number of at least one")
+        raise c.error("q_lora_rank", "must be a whole number of at least 1")
     heads, width = mixer.num_attention_heads, mixer.qk_head_dim + mixer.v_head_dim
-    # q_b_proj of the spec is heads × qk over one latent; the rest of the fused matrix stands beside it.
+    # The spec's q_b_proj has heads × qk rows over one latent; the rest of the fused matrix is an extra weight.
     rest = matrix("attention.q_gate_proj", "attention", heads * (2 * width - mixer.qk_head_dim), q_rank)
     c.ignore("layer_types")
 
     def gate(name: str) -> tuple[Any, ...]:
+        """The two matrices that gate a norm."""
         return (
             matrix(f"{name}.gate_in", "norms", rank, hidden),
             matrix(f"{name}.gate_out", "norms", hidden, rank),

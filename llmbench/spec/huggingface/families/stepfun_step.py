@@ -25,25 +25,25 @@ from llmbench.spec.model import ModelSpec
 
 @family("step3p5")
 def step3p5(c: Config) -> ModelSpec:
-    """Step 3.5: a gate a head, local layers with query heads of their own number, three dense layers
+    """Step 3.5 has a gate per head, local layers with a number of query heads of their own, and three dense layers
     first."""
     count = num_layers(c)
     mtp = c.count("num_nextn_predict_layers")
-    for key in ("layer_types", "mlp_layer_types"):  # may go on with those of the prediction modules
-        given = c.get(key)
-        if isinstance(given, list) and len(given) == count + mtp:
-            c.put(key, given[:count])
+    for key in ("layer_types", "mlp_layer_types"):  # entries of the prediction modules may follow
+        entries = c.get(key)
+        if isinstance(entries, list) and len(entries) == count + mtp:
+            c.put(key, entries[:count])
     bias = c.flag("attention_bias")
-    other = c.table("attention_other_setting")
-    local_heads = c.optional_size("num_sliding_attention_heads") or other.get("num_attention_heads")
-    if other and (other.get("num_attention_groups"), other.get("head_dim")) not in (
+    local_setting = c.table("attention_other_setting")
+    local_heads = c.optional_size("num_sliding_attention_heads") or local_setting.get("num_attention_heads")
+    if local_setting and (local_setting.get("num_attention_groups"), local_setting.get("head_dim")) not in (
         (None, None),
         (c.size("num_key_value_heads"), c.size("head_dim")),
     ):
-        c.doubt("attention_other_setting has other key-value heads, which is not understood")
+        c.doubt("attention_other_setting with other key-value heads or another head_dim is not understood")
     gate = c.flag("use_head_wise_attn_gate", True) and c.get("gating") in (None, True, "per-head")
     if not gate:
-        c.doubt("an attention gate that is not one a head is not understood")
+        c.doubt("use_head_wise_attn_gate = False or another `gating` is not understood, only a gate per head is")
     c.require("use_moe", True)
     c.require("use_moe_router_bias", True)
     c.require("sink", False)
@@ -52,7 +52,9 @@ def step3p5(c: Config) -> ModelSpec:
     full = attention(c, **common)
     heads = local_heads if type(local_heads) is int and local_heads > 0 else full.num_attention_heads
     local = attention(c, num_attention_heads=heads, sliding_window=window, **common)
-    mixers = [("local", local) if near else ("global", full) for near in windowed_layers(c, lambda index: False)]
+    mixers = [
+        ("local", local) if windowed else ("global", full) for windowed in windowed_layers(c, lambda index: False)
+    ]
     listed = c.get("moe_layers_enum")
     names = listed.split(",") if isinstance(listed, str) else listed if isinstance(listed, list) else None
     chosen = set(range(3, count)) if names is None else {int(name) for name in names if str(name).strip().isdigit()}
@@ -68,7 +70,7 @@ def step3p5(c: Config) -> ModelSpec:
         shared=SharedExperts(intermediate_size=c.size("share_expert_dim"), bias=mlp_bias),
     )
     if c.spells("num_local_experts") and not any(map(c.spells, keys[:2])):
-        c.doubt("num_local_experts alone is not the name that Step 3.5 reads")
+        c.doubt("num_local_experts is not read by Step 3.5's class: it reads moe_num_experts")
     c.ignore(*keys)
     c.ignore(
         """
@@ -79,7 +81,7 @@ def step3p5(c: Config) -> ModelSpec:
         moe_layers_enum
         """,
     )
-    c.unbuildable("limits on gates, the scale of scores and rotations by layer (Step 3.5)")
+    c.unbuildable("swiglu_limits, query_pre_attn_scalar and rotations by layer of Step 3.5")
     sparse = sparse_layers(c, lambda index: index in chosen)
     layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=mlp_bias))
     return decoder(

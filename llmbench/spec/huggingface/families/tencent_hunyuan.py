@@ -72,12 +72,13 @@ _HUNYUAN_KEYS = [
     "rope_theta",
 ]
 # fmt: on
-"""Keys of the whole Hunyuan line that change nothing in a dense model without latent attention."""
+"""Keys of Hunyuan's configs that change nothing in a dense model without latent attention."""
 
 
 @family("hunyuan_v1_dense")
 def hunyuan_dense(c: Config) -> ModelSpec:
-    """Hunyuan's dense sizes: qk-norm after the rotation. Their configs carry the keys of the mixture's."""
+    """Hunyuan's dense sizes have norms on q and k after the rotation. Their configs also have the keys of the sizes
+    with experts."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     c.require("use_qk_norm", True)
@@ -92,7 +93,8 @@ def hunyuan_dense(c: Config) -> ModelSpec:
 
 @family("hunyuan_v1_moe")
 def hunyuan_moe(c: Config) -> ModelSpec:
-    """Hunyuan-A13B: a shared feed-forward beside each layer's experts, qk-norm after the rotation."""
+    """Hunyuan-A13B has a shared feed-forward beside the experts of each layer, and norms on q and k after the
+    rotation."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
     c.ignore(
@@ -113,9 +115,9 @@ def hunyuan_moe(c: Config) -> ModelSpec:
         ("expert_hidden_dim", width),
         ("num_shared_expert", 1),
     ):
-        given = c.get(key)
-        if given is not None and set(given if isinstance(given, list) else [given]) != {usual}:
-            c.doubt(f"{key} other than {usual} is not understood")
+        stated = c.get(key)
+        if stated is not None and set(stated if isinstance(stated, list) else [stated]) != {usual}:
+            c.doubt(f"config key {key} is not understood, only {usual} is")
     top_k, experts = c.get("moe_topk"), c.get("num_experts")
     count = num_layers(c)
     layers = []
@@ -123,7 +125,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
         chosen = top_k[index] if isinstance(top_k, list) and index < len(top_k) else top_k
         number = experts[index] if isinstance(experts, list) and index < len(experts) else experts
         if type(number) is not int or type(chosen) is not int or number < 1 or chosen < 1:
-            raise c.error("num_experts", "and moe_topk must be whole numbers or lists of one a layer")
+            raise c.error("num_experts", "and moe_topk must be whole numbers, or lists with one entry per layer")
         shared = SharedExperts(intermediate_size=width)
         ffn = MoE(
             num_experts=number,
@@ -139,7 +141,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
 
 @family("hunyuan_vl_text")
 def hunyuan_vl(c: Config) -> ModelSpec:
-    """Hunyuan-VL: LLaMA with a norm per head on queries and keys."""
+    """The text part of Hunyuan-VL is Llama with a norm over each head of q and k."""
     bias = c.flag("attention_bias")
     c.ignore("use_qk_norm")
     c.require("use_qk_norm", True)
@@ -150,13 +152,13 @@ def hunyuan_vl(c: Config) -> ModelSpec:
 
 @family("hy_v3")
 def hy_v3(c: Config) -> ModelSpec:
-    """Hunyuan 3: a norm per head on queries and keys, one dense layer, sigmoid experts."""
+    """Hunyuan 3 has a norm over each head of q and k, one dense layer, and a sigmoid router."""
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     width = c.size("moe_intermediate_size")
     shared = shared_experts(c, "num_shared_experts", width, bias=mlp_bias)
     if shared is None:
-        c.doubt("num_shared_experts = 0: the class makes one of the dense width")
+        c.doubt("num_shared_experts = 0: the class builds one shared expert of the dense width even so")
     c.ignore("enable_moe_fp32_combine")
     router = msgspec.structs.replace(SIGMOID, scale=c.number("router_scaling_factor", 1.0))
     ffn = moe(c, router=router, shared=shared)
@@ -171,12 +173,14 @@ def hy_v3(c: Config) -> ModelSpec:
 
 @family("hy_v4")
 def hy_v4(c: Config) -> ModelSpec:
-    """Hunyuan 4: gated latent attention with sinks and shared indexers, over several residual streams that
-    two small matrices a layer mix (hyper-connections)."""
+    """Hunyuan 4 has gated latent attention with sinks and shared indexers, and hyper-connections.
+
+    Hyper-connections are several residual streams that two small matrices per layer mix.
+    """
     count, hidden = num_layers(c), c.size("hidden_size")
-    given = c.entries("indexer_types", count)
-    shared = [kind == "shared" for kind in given] if given else [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
-    mixers = [("shared" if again else "", indexed_attention(c, shared=again)) for again in shared]
+    listed = c.entries("indexer_types", count)
+    shared = [kind == "shared" for kind in listed] if listed else [i > 0 and (i - 1) % 4 != 0 for i in range(count)]
+    mixers = [("shared" if reused else "", indexed_attention(c, shared=reused)) for reused in shared]
     heads, value = c.size("num_attention_heads"), c.size("v_head_dim")
     extra = (
         matrix("attention.gate_proj", "attention", heads * value, hidden),
@@ -191,7 +195,7 @@ def hy_v4(c: Config) -> ModelSpec:
 
 @family("youtu")
 def youtu(c: Config) -> ModelSpec:
-    """Youtu-LLM: a dense model with latent attention."""
+    """Youtu-LLM is a dense model with latent attention."""
     mixer = latent_attention_with_default_values(c)
     positions = rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=c.flag("rope_interleave", True))
     c.ignore("mlp_bias", "embedding_initializer_range")

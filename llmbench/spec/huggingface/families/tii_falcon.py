@@ -15,14 +15,15 @@ from llmbench.spec.position import Alibi
 
 @family("falcon", "RefinedWeb", "RefinedWebModel")
 def falcon(c: Config) -> ModelSpec:
-    """Falcon: 7B a parallel block behind one norm with one key-value head, 40B and 180B behind two with groups."""
-    for old, new_name in (
+    """Falcon-7B has parallel sublayers after one norm and one key-value head; 40B and 180B have two norms and grouped
+    heads."""
+    for alias, key in (
         ("n_embed", "hidden_size"),
         ("n_head", "num_attention_heads"),
         ("n_layer", "num_hidden_layers"),
     ):
-        if old in c:  # RefinedWeb's names, from before the class was part of transformers
-            c.put(new_name, c.get(old))
+        if alias in c:  # names of RefinedWeb, before transformers had the class
+            c.put(key, c.get(alias))
     if c.model_type != "falcon" and "tie_word_embeddings" not in c:
         c.put("tie_word_embeddings", True)
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
@@ -41,7 +42,7 @@ def falcon(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
     c.ignore("ff_factor")
     if c.flag("apply_residual_connection_post_layernorm"):
-        c.unbuildable("residuals that start behind the norm, which Falcon's class does not read")
+        c.unbuildable("apply_residual_connection_post_layernorm, which Falcon's class does not read")
     if c.flag("alibi"):
         c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(
@@ -54,14 +55,13 @@ def falcon(c: Config) -> ModelSpec:
 
 @family("falcon_mamba")
 def falcon_mamba(c: Config) -> ModelSpec:
-    """Falcon-Mamba: Mamba with a norm without weights on dt, B and C."""
+    """Falcon-Mamba is Mamba with norms without weights on dt, B and C."""
     return mamba(c, inner_norms="plain", norm_eps=c.number("mixer_rms_eps", 1e-6))
 
 
 @family("falcon_h1")
 def falcon_h1(c: Config) -> ModelSpec:
-    """Falcon-H1: attention and Mamba-2 side by side in every layer; multipliers in place of learned
-    scales."""
+    """Falcon-H1 has attention and Mamba-2 in parallel in every layer, and multipliers in place of learned scales."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     longer = c.number("key_multiplier", 1.0)
@@ -88,12 +88,13 @@ def falcon_h1(c: Config) -> ModelSpec:
 
 
 def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
-    """A list of `count` factors; empty where they change nothing."""
+    """The `count` factors of a list; empty where all are 1."""
     given = c.entries(key) or []
     if given and (len(given) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in given)):
-        raise c.error(key, f"must be {count} numbers")
+        raise c.error(key, f"must be a list of {count} numbers")
     return _unless_one(*map(float, given))
 
 
 def _unless_one(*factors: float) -> tuple[float, ...]:
+    """The factors; empty where all are 1."""
     return () if all(factor == 1.0 for factor in factors) else factors

@@ -26,23 +26,25 @@ from llmbench.spec.position import Rope
 
 @family("mimo_v2_flash")
 def mimo(c: Config) -> ModelSpec:
-    """MiMo-V2-Flash: keys 192 wide and values 128, five local layers with sinks to one global, each its
-    heads."""
+    """MiMo-V2-Flash has keys of 192 and values of 128 dimensions, and a global layer after five local ones with sinks.
+
+    Local and global layers have different numbers of heads.
+    """
     count = num_layers(c)
     bias = c.flag("attention_bias")
     pattern = c.entries("hybrid_layer_pattern", count)
-    near = windowed_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
+    windowed = windowed_layers(c, lambda index: bool(pattern[index]) if pattern else index > 0 and (index + 1) % 6 != 0)
     frequency = c.entries("moe_layer_freq", count)
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
-    window, before = c.window(), c.optional_size("sliding_window_size")
-    if before is not None and window == before:
-        # The hub's own config. Published sizes take the first; transformers' class, where it reads the second, sees one
-        # key more: those before a query, and its own.
+    window, other_window = c.window(), c.optional_size("sliding_window_size")
+    if other_window is not None and window == other_window:
+        # The config of the hub has both. We use the first, as the published sizes do. The class in transformers may use
+        # the second, and then sees one key more: the keys before a query, and the query's own.
         c.unbuildable(
-            f"sliding_window {window} counts a query's own key, sliding_window_size {before} in its class does not"
+            f"sliding_window {window} has a query's own key, sliding_window_size {other_window} in its class has not"
         )
-    elif before is not None:
-        window = before + 1
+    elif other_window is not None:
+        window = other_window + 1
     c.ignore("attention_chunk_size swa_rope_theta topk_method scoring_func")
     expect_stated_rotation(c)
     positions, near_positions = (_mimo_rope(c, kind) for kind in ("full_attention", "sliding_attention"))
@@ -68,12 +70,13 @@ def mimo(c: Config) -> ModelSpec:
     )
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"))
     ffn = moe(c, experts="n_routed_experts", router=deepseek_router(c), shared=shared)
-    mixers = [("local", local) if is_local else ("global", full) for is_local in near]
+    mixers = [("local", local) if is_local else ("global", full) for is_local in windowed]
     layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=False))
     return decoder(c, layers, norm=norm(c), positions=positions)
 
 
 def _mimo_rope(c: Config, kind: str) -> Rope:
-    """A third of each head turns unless the config says otherwise or scales the rotation."""
+    """The rotation of a layer type; a third of each head is rotated unless the config states a part or scales the
+    rotation."""
     whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
     return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)

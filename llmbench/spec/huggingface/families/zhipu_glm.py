@@ -23,9 +23,11 @@ from llmbench.spec.model import ModelSpec, Placement
 
 @family("chatglm")
 def chatglm(c: Config) -> ModelSpec:
-    """ChatGLM 2 and 3, GLM-4-9B: grouped heads of `kv_channels`, q/k/v biases, a padded vocabulary."""
+    """ChatGLM 2 and 3 and GLM-4-9B have grouped heads of `kv_channels`, q/k/v biases, and a padded vocabulary."""
     if "padded_vocab_size" not in c:
-        raise UnsupportedError("the first ChatGLM-6B (its config has no padded_vocab_size) is not supported")
+        raise UnsupportedError(
+            "config has no padded_vocab_size: the first ChatGLM-6B is not supported, ChatGLM 2 and later are"
+        )
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     head_dim = c.size("kv_channels", max(1, hidden // heads))
     grouped = c.size("multi_query_group_num", 1) if c.flag("multi_query_attention") else heads
@@ -57,7 +59,8 @@ def chatglm(c: Config) -> ModelSpec:
 
 @family("glm", "glm4")
 def glm(c: Config) -> ModelSpec:
-    """GLM-4: biases on q, k, v by `attention_bias`, half of each head rotated; GLM-4-0414 has four norms a layer."""
+    """GLM-4 has half of each head rotated, and biases on q, k and v by `attention_bias`; GLM-4-0414 has four norms per
+    layer."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     placement: Placement = "sandwich" if c.model_type == "glm4" else "pre"
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
@@ -66,8 +69,7 @@ def glm(c: Config) -> ModelSpec:
 
 @family("glm4v_text", "glm_ocr_text")
 def glm4v(c: Config) -> ModelSpec:
-    """GLM-4.1V (always with biases on q, k and v) and GLM-OCR (never): norms before and after each
-    sublayer."""
+    """The text parts of GLM-4.1V, with biases on q, k and v, and of GLM-OCR, without, have four norms per layer."""
     c.ignore("attention_bias")
     mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -76,7 +78,7 @@ def glm4v(c: Config) -> ModelSpec:
 
 @family("glm4_moe", "glm4v_moe_text")
 def glm4_moe(c: Config) -> ModelSpec:
-    """GLM-4.5: half of each head rotated, biases on q, k and v only, DeepSeek's experts."""
+    """GLM-4.5 has half of each head rotated, biases on q, k and v only, and DeepSeek's experts."""
     mixer = attention(
         c,
         qkv_bias=c.flag("attention_bias"),
@@ -87,7 +89,7 @@ def glm4_moe(c: Config) -> ModelSpec:
 
 @family("glm4_moe_lite")
 def glm4_moe_lite(c: Config) -> ModelSpec:
-    """GLM-4.7-Flash: DeepSeek-V3 with one dense layer."""
+    """GLM-4.7-Flash is DeepSeek-V3 with one dense layer."""
     mixer = latent_attention(c)
     turned = mixer.qk_rope_head_dim
     return deepseek_model(c, mixer, positions_dim=turned, interleaved=c.flag("rope_interleave", True), first=1)
@@ -95,20 +97,20 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
 
 @family("glm_moe_dsa")
 def glm_moe_dsa(c: Config) -> ModelSpec:
-    """GLM-5: DeepSeek-V3.2 whose indexers may serve several layers."""
+    """GLM-5 is DeepSeek-V3.2 with indexers that may serve several layers."""
     return deepseek_v32(c, reused=_shared_indexers(c), interleaved=True)
 
 
 def _shared_indexers(c: Config) -> list[bool]:
-    """Which layers reuse the choice of the indexer before them: listed, or every so many have their own."""
+    """Whether each layer uses the choice of an indexer before it: as listed, or by a period."""
     count = num_layers(c)
-    given = c.entries("indexer_types", count)
+    stated = c.entries("indexer_types", count)
     pattern = c.get("index_topk_pattern")
     every, offset = max(c.count("index_topk_freq", 1), 1), c.count("index_skip_topk_offset", 2)
-    if given is None and isinstance(pattern, (str, list)):
-        given = ["shared" if kind in ("S", "shared") else "full" for kind in pattern]
-        if len(given) != count:
-            raise c.error("index_topk_pattern", f"must have {count} entries, one a layer, not {len(given)}")
-    if given is None:
-        given = ["full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(count)]
-    return [kind == "shared" for kind in given]
+    if stated is None and isinstance(pattern, (str, list)):
+        stated = ["shared" if kind in ("S", "shared") else "full" for kind in pattern]
+        if len(stated) != count:
+            raise c.error("index_topk_pattern", f"must have {count} entries, one per layer, not {len(stated)}")
+    if stated is None:
+        stated = ["full" if max(i - offset + 1, 0) % every == 0 else "shared" for i in range(count)]
+    return [kind == "shared" for kind in stated]

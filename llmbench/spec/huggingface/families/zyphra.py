@@ -30,11 +30,10 @@ from llmbench.spec.position import NoPositions
 
 @family("zamba")
 def zamba(c: Config) -> ModelSpec:
-    """Zamba: Mamba with one attention block whose single set of weights is used again in every hybrid
-    layer."""
+    """Zamba has Mamba, and one attention block whose weights all hybrid layers share."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     rank = c.get("mamba_dt_rank")
-    # The mixer's heads split x_proj and dt_proj into blocks that together have the one-head shape.
+    # The blocks of x_proj and dt_proj of all heads together have the shape of one head's.
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
@@ -64,13 +63,12 @@ def zamba(c: Config) -> ModelSpec:
 
 @family("zamba2")
 def zamba2(c: Config) -> ModelSpec:
-    """Zamba-2: Mamba-2 with `num_mem_blocks` shared blocks in turn, each use with low-rank adapters of its
-    own."""
+    """Zamba-2 has Mamba-2 and `num_mem_blocks` shared blocks in turn; each use has low-rank adapters of its own."""
     hidden = c.size("hidden_size")
     kinds = [newer_layer_type(kind) for kind in c.entries("layers_block_type") or _ZAMBA2_LAYERS]
     heads, width = c.size("n_mamba_heads"), c.size("mamba_expand") * hidden
     if width % heads:
-        raise c.error("n_mamba_heads", f"{heads} does not divide the mixer's width {width}")
+        raise c.error("n_mamba_heads", f"{heads} does not divide mamba_expand × hidden_size {width}")
     ssm = Mamba2(
         num_heads=heads,
         head_dim=width // heads,
@@ -80,7 +78,7 @@ def zamba2(c: Config) -> ModelSpec:
         chunk_size=c.size("chunk_size", 256),
         proj_bias=c.flag("add_bias_linear"),
     )
-    # The class derives these from the sizes above, whatever a file says.
+    # The class derives these from other sizes, whatever a file says.
     c.ignore(
         "attention_hidden_size",
         "attention_head_dim",
@@ -128,12 +126,12 @@ _ZAMBA2_LAYERS = (
     + ["hybrid"]
     + ["mamba"] * 2
 )
-"""Zamba2-2.7B's order, which the class takes where a config has none."""
+"""The order of Zamba2-2.7B, which is the default of the class."""
 
 
 def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
-    """Zamba's shared block: attention on the hidden state beside the embedding, then a feed-forward, no
-    residuals."""
+    """Zamba's shared block, without residuals: attention over hidden state and embedding side by side, then a
+    feed-forward."""
     assert mixer.input_size is not None
     norms = (
         ExtraWeight(name="input_norm", shape=(mixer.input_size,), role="vector", component="norms"),
@@ -143,22 +141,23 @@ def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
 
 
 def _doubt_untied(c: Config) -> None:
+    """Make the result approximate where embedding and head are not tied."""
     if not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: transformers then also gives every shared block weights of its own")
+        c.doubt("tie_word_embeddings = False: transformers then gives each use of the shared block its own weights")
 
 
 def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:
-    """Attention over twice the hidden width; scores are scaled by half the head."""
+    """Attention over twice the hidden width; scores are scaled by half of the head's width."""
     return attention(c, head_dim=head_dim, input_size=width, scale=(max(1, head_dim) / 2) ** -0.5)
 
 
 def _counted(kinds: list[str]) -> list[tuple[int, str]]:
-    """Each layer's kind with the number of hybrid layers before it."""
+    """The kind of each layer, with the number of hybrid layers before it."""
     return [(kinds[:index].count("hybrid"), kind) for index, kind in enumerate(kinds)]
 
 
 def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) -> list[ExtraWeight]:
-    """Two matrices of low rank."""
+    """The two matrices of a low-rank adapter."""
     place: dict[str, object] = {"role": "matmul", "component": component}
     return [
         ExtraWeight(name=f"{name}.down", shape=(rank, inputs), **place),  # type: ignore[arg-type]
@@ -168,8 +167,8 @@ def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) ->
 
 @family("zaya")
 def zaya(c: Config) -> ModelSpec:
-    """ZAYA1: keys and queries through two short convolutions, half of each value from the token before, one
-    expert (or none) chosen by a small network."""
+    """ZAYA1 has short convolutions on queries and keys, half of each value from the token before, and one expert or
+    none that a small network chooses."""
     count, hidden, bias = num_layers(c), c.size("hidden_size"), c.flag("attention_bias")
     window, head_dim = c.window(), head_dim_of(c)
     qk_norm = QKNorm(norm="l2norm", weight=False)
@@ -183,8 +182,8 @@ def zaya(c: Config) -> ModelSpec:
     kv_heads = c.size("num_key_value_heads")
     channels = (c.size("num_attention_heads") + kv_heads) * head_dim
     first, second = c.size("cca_time0"), c.size("cca_time1")
-    c.doubt("short convolutions are counted as weights, not as work or state")
-    c.doubt("a token may choose no expert, and then computes less")
+    c.doubt("short convolutions: their weights are counted, their FLOPs and state are not")
+    c.doubt("a token that chooses no expert computes less than counted")
     extra = (
         vector("attention.conv", "attention_extra", channels, first + 1),
         vector("attention.grouped_conv", "attention_extra", channels, head_dim * second + 1),

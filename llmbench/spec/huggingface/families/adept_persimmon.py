@@ -1,0 +1,43 @@
+"""Persimmon and Fuyu's text part by Adept."""
+
+from __future__ import annotations
+
+from llmbench.spec.huggingface.config import Config
+from llmbench.spec.huggingface.families import family
+from llmbench.spec.huggingface.families.common import (
+    attention,
+    block,
+    decoder,
+    dense,
+    norm,
+    rope,
+)
+from llmbench.spec.mixer import QKNorm
+from llmbench.spec.model import ModelSpec
+
+
+@family("persimmon", "fuyu")
+def persimmon(c: Config) -> ModelSpec:
+    """Persimmon, and the text part of Fuyu's flat config, have squared ReLU, LayerNorms, biases, and norms on q and
+    k."""
+    if c.model_type == "fuyu":
+        c.note("multimodal config `fuyu`: the figures are of its text part")
+        c.ignore("image_size", "patch_size", "num_channels")
+    flat = {
+        "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36, "num_attention_heads": 64,
+        "vocab_size": 262144, "max_position_embeddings": 16384,
+    }  # fmt: skip
+    for key, value in flat.items():
+        if c.get(key) is None:
+            c.put(key, value)
+    c.require("num_key_value_heads", c.size("num_attention_heads"))
+    qk_norm = QKNorm(norm="layernorm", bias=True) if c.flag("qk_layernorm", True) else None
+    mixer = attention(
+        c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True, qk_norm=qk_norm
+    )
+    return decoder(
+        c,
+        block(mixer, dense(c, bias=True, default="relu2")),
+        norm=norm(c, "layernorm"),
+        positions=rope(c, head_dim=mixer.head_dim, partial=0.5),
+    )
