@@ -1,41 +1,198 @@
-"""`llmbench model`: the real PyTorch model, built, run once, or traced beside its analytic figures."""
+"""`llmbench model`: build a PyTorch model, run it once, or trace it beside its analytic figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, approximate_lines, load, title, working
+from llmbench.cli.options import (
+    MODEL_FIELDS,
+    AboutModel,
+    As,
+    Batch,
+    OneModel,
+    Output,
+    Seq,
+    Set,
+    answer,
+    load,
+    model_block,
+    positive_integer,
+    working,
+)
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, record, records
 from llmbench.report.units import change, size
 from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from llmbench.model.describe import Built, Plan, Ran, TreeRow
-    from llmbench.model.trace import Trace
+    from llmbench.model.trace import Trace, TracedOp
 
 Impl = Annotated[
     str,
     typer.Option(
         "--impl",
         metavar="NAME",
-        help="How it is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
+        help="Implementation: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, meta; auto takes a GPU.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, meta. auto: a GPU if there is one.")
+]
 DType = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Format of weights and activations.")]
 Layers = Annotated[
     int | None,
-    typer.Option("--layers", metavar="N", help="Build only the first N layers.", min=1, show_default=False),
+    typer.Option(
+        "--layers", metavar="N", help="Build only the first N layers.", parser=positive_integer, show_default=False
+    ),
 ]
 Traced = Annotated[
-    bool, typer.Option("--trace", help="FLOPs and saved bytes op by op, analytic and traced; needs no memory.")
+    bool,
+    typer.Option("--trace", help="Trace FLOPs and saved bytes of each op, beside the analytic ones, without memory."),
 ]
+
+
+MODULES: tuple[Field[TreeRow], ...] = (
+    Field("name", "module", text=lambda row: _indented(row), unbroken=True, description="`{}` stands for the layer"),
+    Field("module", "class", description="its class"),
+    Field("instances", description="number of equal modules"),
+    Field("parameters", "parameters", "count", description="parameters of one, with the modules below it"),
+    Field("parameter_bytes", description="their bytes"),
+    Field(
+        "model_parameters",
+        "in the model",
+        "count",
+        lambda row: row.instances * row.parameters,
+        in_json=False,
+    ),
+    Field("model_bytes", "weights", "gib", lambda row: row.instances * row.parameter_bytes, in_json=False),
+)
+
+
+class Run(NamedTuple):
+    """A model that was built, the options that it was built with, and its forward pass."""
+
+    plan: Plan
+    built: Built
+    ran: Ran
+    modules: list[TreeRow]
+
+
+BUILT: tuple[Field[Run], ...] = (
+    Field("device", value=lambda run: run.built.device, description="the device with the weights"),
+    Field("impl", value=lambda run: run.plan.impl, description="the implementation, as asked"),
+    Field(
+        "weights",
+        value=lambda run: _origin(run),
+        description="`random`, the folder that the weights were read from, or on meta `none`",
+    ),
+    Field(
+        "attention_kernels",
+        value=lambda run: run.ran.kernels,
+        description="attention ops of torch in the forward pass; empty: matrix products and a softmax, or no pass",
+    ),
+    Field("parameters", value=lambda run: run.built.parameters, description="elements; tied ones count once"),
+    Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="their bytes"),
+    Field(
+        "memory_bytes",
+        value=lambda run: run.built.memory_bytes,
+        description="growth of memory: of torch's on a GPU, of the process on a CPU; null if unknown",
+    ),
+    Field("build_s", value=lambda run: run.built.build_s, description="seconds to build the model"),
+    Field(
+        "forward_s",
+        value=lambda run: run.ran.forward_s,
+        description="seconds of the second forward pass; null on meta",
+    ),
+    Field("logits_shape", value=lambda run: run.ran.logits, description="shape of the logits"),
+    Field("logits_finite", value=lambda run: run.ran.finite, description="whether all logits are finite; null on meta"),
+    Field(
+        "modules",
+        value=lambda run: records(MODULES, run.modules),
+        description="the modules; the fields of each are below",
+    ),
+)
+
+
+OPS: tuple[Field[TracedOp], ...] = (
+    Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the layer"),
+    Field("layer", description="kind of layer, empty outside layers"),
+    Field("instances", description="number of instances, which the figures add up"),
+    Field("recurrent", description="whether it is a recurrence, whose FLOPs are counted step by step"),
+    Field(
+        "forward_flops",
+        "forward",
+        "flops",
+        description="FLOPs of the forward pass by the op table; null if the trace found something that is not an op",
+    ),
+    Field("traced_flops", "traced", "flops", description="the same by torch's counter"),
+    Field(
+        "flops_difference",
+        "difference",
+        "percent",
+        lambda op: _difference(op.traced_flops, op.forward_flops),
+        in_json=False,
+    ),
+    Field(
+        "saved_bytes",
+        "saved",
+        "gib",
+        description="activations saved for the backward pass by the op table (eager kernels); null as above",
+    ),
+    Field("traced_saved_bytes", "traced saved", "gib", description="the same by autograd's hooks"),
+    Field(
+        "saved_difference",
+        "saved difference",
+        "percent",
+        lambda op: _difference(op.traced_saved_bytes, op.saved_bytes),
+        in_json=False,
+    ),
+)
+TRACE: tuple[Field[Trace], ...] = (
+    Field("layers_traced", description="number of layers that were traced; they stand for all"),
+    Field("forward_flops", value=lambda trace: _total(trace).forward_flops, description="sum over the ops"),
+    Field("traced_flops", value=lambda trace: _total(trace).traced_flops, description="sum over the ops"),
+    Field("saved_bytes", value=lambda trace: _total(trace).saved_bytes, description="sum over the ops"),
+    Field("traced_saved_bytes", value=lambda trace: _total(trace).traced_saved_bytes, description="sum over the ops"),
+    Field("ops", value=lambda trace: records(OPS, trace.ops), description="the ops; the fields of each are below"),
+)
+
+
+class Modelled(AboutModel, kw_only=True):
+    """A model that was either built or traced."""
+
+    dtype: str
+    seq_len: int
+    batch: int
+    run: Any = None
+    """A `Run`, or None."""
+    traced: Any = None
+    """A `Trace`, or None."""
+
+
+FIELDS: tuple[Field[Modelled], ...] = (
+    *MODEL_FIELDS,
+    Field("layers", value=lambda row: row.spec.num_hidden_layers, description="layers that were built or traced"),
+    Field("dtype", description="format of weights and activations, as asked"),
+    Field("seq_len", description="tokens per sequence, as asked"),
+    Field("batch", description="sequences, as asked"),
+    Field(
+        "built",
+        value=lambda row: None if row.run is None else record(BUILT, row.run),
+        description="the built model, or null with `--trace`",
+    ),
+    Field(
+        "trace",
+        value=lambda row: None if row.traced is None else record(TRACE, row.traced),
+        description="the trace, or null without `--trace`",
+    ),
+)
 
 
 def command(
@@ -51,12 +208,12 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """The real PyTorch model: its modules, its memory, a forward pass.
+    """Build a PyTorch model, and show its modules, its memory and a forward pass.
 
-    Weights are random, unless MODEL is a folder with safetensors: then they are read from there, in the format of
-    --dtype. With --trace nothing is allocated: FLOPs are counted on meta tensors by torch's
-    FlopCounterMode, and what autograd saves on fake ones (--impl standard holds the scores; any other is traced as a
-    flash kernel), each beside what `llmbench flops --attention full` and `llmbench memory --kernels eager` say.
+    Weights are random. If MODEL is a folder with safetensors files, weights are read from them, in the format of
+    --dtype. --trace allocates nothing: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks count
+    saved bytes on fake tensors. Beside them stand the figures of `llmbench flops --attention full` and `llmbench memory
+    --kernels eager`. With --impl standard, attention stores its scores; any other is traced as a flash kernel.
 
     Examples:
 
@@ -72,7 +229,9 @@ def command(
     """
     spec = load(model, set)
     if trace and device not in ("auto", "meta"):
-        raise LLMBenchError(f"--trace computes without memory, on no device `{device}`", hint="leave --device out")
+        raise LLMBenchError(
+            f"--trace takes no --device `{device}`: it computes without memory", hint="leave --device out"
+        )
     try:
         from llmbench.model import describe
     except ModuleNotFoundError as problem:
@@ -85,15 +244,6 @@ def command(
 
     implementation(impl)
     spec = describe.first_layers(spec, layers)
-    row: dict[str, Any] = {
-        "model": spec.name,
-        "approximate": bool(spec.approximate),
-        "approximate_because": list(spec.approximate),
-        "layers": spec.num_hidden_layers,
-        "dtype": dtype,
-        "seq_len": seq,
-        "batch": batch,
-    }
     if trace:
         from llmbench.model.trace import trace as traced
         from llmbench.sizing.training import training_doubts
@@ -102,11 +252,8 @@ def command(
             found = traced(
                 spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
             )
-        because = training_doubts(spec)
-        row["approximate"] = bool(spec.approximate or because)
-        row["approximate_because"] += because
-        row |= {"built": None, "trace": _trace_row(found)}
-        block = _trace_block(spec, found, row, because)
+        row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=found)
+        block = _trace_block(row, found, by_stack=format != "csv")
     else:
         folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
         plan = describe.Plan(impl, device, dtype, seq, batch, folder)
@@ -114,9 +261,9 @@ def command(
             built = describe.build_on(spec, plan)
         with working("running"):
             ran = describe.forward(built, plan)
-        rows = describe.tree(built.model)
-        row |= {"built": _built_row(rows, built, ran, plan), "trace": None}
-        block = _built_block(spec, rows, built, ran, row)
+        run = Run(plan, built, ran, describe.tree(built.model))
+        row = Modelled(spec=spec, dtype=dtype, seq_len=seq, batch=batch, run=run)
+        block = _built_block(row, run)
         block.lines += unread
     document = Document(
         command="model",
@@ -132,163 +279,139 @@ def command(
             "set": set or [],
         },
         rows_key="models",
-        rows=[row],
+        rows=[record(FIELDS, row)],
         blocks=[block],
     )
     answer(document, format, output)
 
 
 def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
-    """The folder that weights are read from, and why none are where MODEL is a folder."""
+    """The folder with the weights, if there is one, and the reason why the weights of a folder are not read."""
     folder = Path(model)
     if not folder.is_dir():
         return None, []
     if not any(folder.glob("*.safetensors")):
-        return None, [f"no weights were read: {folder} has no .safetensors"]
+        return None, [f"no weights were read: {folder} has no .safetensors file"]
     if changed:
-        return None, [f"the weights in {folder} were not read: --set, --layers and meta leave them out"]
+        return None, [f"the weights in {folder} were not read, because of --set, --layers or --device meta"]
     return folder, []
 
 
-def _built_row(rows: list[TreeRow], built: Built, ran: Ran, plan: Plan) -> dict[str, Any]:
-    return {
-        "device": built.device,
-        "impl": plan.impl,
-        "weights": "none" if built.device == "meta" else "random" if plan.folder is None else str(plan.folder),
-        "attention_kernels": ran.kernels,
-        "parameters": built.parameters,
-        "parameter_bytes": built.parameter_bytes,
-        "memory_bytes": built.memory_bytes,
-        "build_s": built.build_s,
-        "forward_s": ran.forward_s,
-        "logits_shape": ran.logits,
-        "logits_finite": ran.finite,
-        "modules": [row._asdict() for row in rows],
-    }
+def _origin(run: Run) -> str:
+    """Where the weights come from."""
+    if run.built.device == "meta":
+        return "none"
+    return "random" if run.plan.folder is None else str(run.plan.folder)
 
 
-def _built_block(spec: ModelSpec, rows: list[TreeRow], built: Built, ran: Ran, row: dict[str, Any]) -> Block:
-    cells: list[list[Any]] = []
-    for part in rows:
-        depth = part.name.replace(".{}", "").count(".")
-        name = part.name if depth == 0 else part.name.rpartition(".")[2]
-        times = f"{part.instances} × " if part.instances > 1 and part.name.endswith("{}") else ""
-        figures = (part.parameters, part.instances * part.parameters, part.instances * part.parameter_bytes)
-        cells.append(["  " * depth + times + name, part.module, *figures])
-    cells.append(["total", "", None, built.parameters, built.parameter_bytes])
-    columns = [
-        Column("module", name=True),
-        Column("class"),
-        Column("parameters", "count"),
-        Column("in the model", "count"),
-        Column("weights", "gib"),
-    ]
-    made = row["built"]
+def _indented(row: TreeRow) -> str:
+    depth = row.name.replace(".{}", "").count(".")
+    name = row.name if depth == 0 else row.name.rpartition(".")[2]
+    count = f"{row.instances} × " if row.instances > 1 and row.name.endswith("{}") else ""
+    return "  " * depth + count + name
+
+
+def _built_block(row: Modelled, run: Run) -> Block:
+    plan, built, ran = run.plan, run.built, run.ran
+    from llmbench.model.describe import TreeRow
+
+    total = TreeRow("total", "", 1, built.parameters, built.parameter_bytes)
     shape = " × ".join(f"{length:,}" for length in ran.logits)
-    tokens = f"one forward pass of {row['batch']:,} × {row['seq_len']:,} tokens"
+    tokens = f"one forward pass of {plan.batch:,} × {plan.seq_len:,} tokens"
     if built.device == "meta":
-        lines = ["on meta, which has shapes and no memory", f"{tokens}: logits {shape}"]
+        lines = ["device meta: tensors have a shape, and no memory", f"{tokens}: logits {shape}"]
     else:
-        origin = "random weights" if made["weights"] == "random" else f"weights of {made['weights']}"
-        grown = "" if built.memory_bytes is None else f"; memory grew by {size(built.memory_bytes)}"
-        amount = f"{size(built.parameter_bytes)} of {row['dtype']}"
+        weights = "random weights" if plan.folder is None else f"weights of {plan.folder}"
+        growth = "" if built.memory_bytes is None else f"; memory grew by {size(built.memory_bytes)}"
+        amount = f"{size(built.parameter_bytes)} of {plan.dtype}"
         lines = [
-            f"{origin}: {amount} on {built.device} in {built.build_s:.2f} s{grown}",
-            *_kernel_lines(spec, built, ran, made["impl"]),
+            f"{weights}: {amount} on {built.device} in {built.build_s:.2f} s{growth}",
+            *_kernel_lines(row.spec, built, ran, plan.impl),
             f"{tokens}: {ran.forward_s:.3f} s, logits {shape}" + (", NOT ALL FINITE" if ran.finite is False else ""),
         ]
-    return Block(
-        subject=title(spec),
-        headline=headline(spec),
-        table=Table(columns=columns, rows=cells, total=True),
-        lines=[*lines, *approximate_lines(spec)],
-    )
+    return model_block(row, headline=headline(row.spec), table=table(MODULES, run.modules, total=total), lines=lines)
 
 
 def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[str]:
-    """Which kernels ran: of attention, where there is any, and all of ours."""
+    """Lines about the kernels that ran: those of attention, and with --impl fused all of ours."""
     if impl == "fused":
         return [f"fused ran as: {', '.join(ran.kernels)}", *_where(built)]
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
     if not any(isinstance(mixer, AttentionKind) for mixer in mixers):
-        return [f"no layer attends, so --impl {impl} changes nothing"]
-    kernels = ", ".join(ran.kernels) or "plain products and a softmax, in torch"
+        return [f"no layer has attention, so --impl {impl} changes nothing"]
+    kernels = ", ".join(ran.kernels) or "matrix products and a softmax of torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]
     if impl == "flash":
         lines += _where(built)
     if impl == "flex":
-        lines.append("without torch.compile, flex computes plain products: use it for its result, not for its speed")
+        lines.append("without torch.compile, flex computes plain matrix products: check results with it, not speed")
     return lines
 
 
 def _where(built: Built) -> list[str]:
-    """What stands for the Triton kernels where there is no GPU."""
+    """A line about what replaces the Triton kernels on a CPU."""
     from llmbench.model.implementations.kernels import on_a_cpu
 
     return [on_a_cpu()] if built.device == "cpu" else []
 
 
-def _trace_row(found: Trace) -> dict[str, Any]:
-    return {
-        "layers_traced": found.layers_traced,
-        "forward_flops": sum(op.forward_flops or 0 for op in found.ops),
-        "traced_flops": sum(op.traced_flops for op in found.ops),
-        "saved_bytes": sum(op.saved_bytes or 0 for op in found.ops),
-        "traced_saved_bytes": sum(op.traced_saved_bytes for op in found.ops),
-        "ops": [op._asdict() for op in found.ops],
-    }
+def _total(trace: Trace) -> TracedOp:
+    """The sums over all ops."""
+    from llmbench.model.trace import TracedOp
+
+    return TracedOp(
+        name="total",
+        layer="",
+        instances=1,
+        recurrent=any(op.recurrent for op in trace.ops),
+        forward_flops=sum(op.forward_flops or 0 for op in trace.ops),
+        traced_flops=sum(op.traced_flops for op in trace.ops),
+        saved_bytes=sum(op.saved_bytes or 0 for op in trace.ops),
+        traced_saved_bytes=sum(op.traced_saved_bytes for op in trace.ops),
+    )
 
 
-def _trace_block(spec: ModelSpec, found: Trace, row: dict[str, Any], because: tuple[str, ...]) -> Block:
-    """`because`: why the saved bytes are not exact."""
-    kinds = len(spec.layers) > 1
-    cells: list[list[Any]] = []
+def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
+    total = _total(trace)
+    flops = change(total.traced_flops, total.forward_flops or 0)
+    saved = change(total.traced_saved_bytes, total.saved_bytes or 0)
+    lines = [
+        f"traced against analytic: FLOPs {flops}, saved bytes {saved}; "
+        f"{trace.layers_traced} of {row.spec.num_hidden_layers} layers were traced, and stand for all",
+        "FLOPs of the forward pass, with all S×S score pairs; activations that eager kernels save",
+    ]
+    if total.recurrent:
+        lines.append("recurrences are counted step by step; torch computes them as other operations")
+    approximate = bool(row.doubts)
+    context = f"traced without memory · {row.batch} × {row.seq_len:,} tokens · {row.dtype}"
+    return model_block(
+        row,
+        headline=f"{headline(row.spec, approximate=approximate)}\n{context}",
+        table=_by_stack(trace, total, several=len(row.spec.layers) > 1) if by_stack else table(OPS, trace.ops),
+        lines=lines,
+    )
+
+
+def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
+    """For people: the ops of a kind of layer below a row that names it; ops without figures are left out."""
+    rows: list[list[Any]] = []
     group: tuple[str, str] = ("", "")
     instances = 1
-    for op in found.ops:
-        figures = (op.forward_flops, op.traced_flops, op.saved_bytes, op.traced_saved_bytes)
-        if not any(figures):
+    for op in trace.ops:
+        if not any((op.forward_flops, op.traced_flops, op.saved_bytes, op.traced_saved_bytes)):
             continue
         stack, inside, name = op.name.rpartition(".{}.")
         if inside and (stack, op.layer) != group:
             instances = op.instances
-            cells.append([f"{instances} × {stack}" + (f" ({op.layer})" if kinds else ""), *[None] * 6])
+            kind = f" ({op.layer})" if several else ""
+            rows.append([f"{instances} × {stack}{kind}", *[""] * (len(OPS) - 1)])
         group = (stack, op.layer)
-        times = f" × {op.instances}" if inside and op.instances != instances else ""
-        cells.append([("  " if inside else "") + name + times, *_compared(*figures)])
-    traced = row["trace"]
-    totals = (traced["forward_flops"], traced["traced_flops"], traced["saved_bytes"], traced["traced_saved_bytes"])
-    cells.append(["total", *_compared(*totals)])
-    columns = [
-        Column("op", name=True),
-        Column("forward", "flops"),
-        Column("traced", "flops"),
-        Column("off", "percent"),
-        Column("saved", "gib"),
-        Column("traced saved", "gib"),
-        Column("saved off", "percent"),
-    ]
-    lines = [
-        f"FLOPs {change(totals[1], totals[0])}, saved bytes {change(totals[3], totals[2])} traced against analytic; "
-        f"{found.layers_traced} of {spec.num_hidden_layers} layers traced, which stand for all",
-        "FLOPs of the forward pass with all S×S score pairs; bytes kept for backward by eager kernels, weights apart",
-    ]
-    if any(op.recurrent for op in found.ops):
-        lines.append("recurrences are counted in their step form, and are computed in torch as other operations")
-    context = f"traced without memory · {row['batch']} × {row['seq_len']:,} tokens · {row['dtype']}"
-    return Block(
-        subject=title(spec, approximate=bool(because)),
-        headline=f"{headline(spec, approximate=bool(because))}\n{context}",
-        table=Table(columns=columns, rows=cells, total=True),
-        lines=[*lines, *(f"approximate: {reason}" for reason in because), *approximate_lines(spec)],
-    )
+        count = f" × {op.instances}" if inside and op.instances != instances else ""
+        rows.append([("  " if inside else "") + name + count, *(field.of(op) for field in OPS[1:])])
+    rows.append([field.of(total) for field in OPS])
+    return Table(columns=OPS, rows=rows, total=True)
 
 
-def _compared(flops: int | None, traced: int, saved: int | None, kept: int) -> list[Any]:
-    """The figures with how far the traced are from the analytic, None where there is nothing to compare."""
-    return [flops, traced, _off(traced, flops), saved, kept, _off(kept, saved)]
-
-
-def _off(value: int, reference: int | None) -> float | None:
+def _difference(value: int, reference: int | None) -> float | None:
     return (value - reference) / reference if reference else None

@@ -1,4 +1,4 @@
-"""`llmbench model`: what it builds, what it traces, and what it says where it cannot."""
+"""`llmbench model`: building, tracing, and messages about what it cannot do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row(capsys: Capture, *arguments: str) -> dict[str, Any]:
 
 
 def refusal(capsys: Capture, code: int, *arguments: str) -> str:
-    """What a command says that fails as it should."""
+    """stderr of a command that must fail."""
     assert run(["model", *arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -55,7 +55,7 @@ def test_a_model_is_built_and_run(capsys: Capture) -> None:
 
 def test_a_model_without_attention_says_so(capsys: Capture) -> None:
     assert run(["model", "mamba-130m", "--layers", "1", "--seq", "8", "--device", "cpu"]) == 0
-    assert "no layer attends" in capsys.readouterr().out
+    assert "no layer has attention" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gemma3-27b", "jamba-v0.1", "t5-base", "bert-base"])
@@ -72,7 +72,9 @@ def test_the_tree_adds_up(name: str, capsys: Capture) -> None:
     ("impl", "kernels"),
     [("standard", []), ("flash", ["scaled_dot_product_flash_attention_for_cpu"]), ("flex", ["flex_attention"])],
 )
-def test_it_says_what_ran(impl: str, kernels: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_that_ran_are_named(
+    impl: str, kernels: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with it, flash runs our kernels in Triton's interpreter
     arguments = ("smollm2-135m", "--layers", "1", "--seq", "8", "--device", "cpu", "--impl", impl)
     assert row(capsys, *arguments)["built"]["attention_kernels"] == kernels
@@ -109,18 +111,18 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (["gpt2", "--trace", "--seq", "1025"], 2, "end at 1,024 tokens: it cannot read 1,025"),
         (["llama3.1-8b", "--trace", "--seq", "2147483648"], 2, "1 × 2,147,483,648 tokens make tensors too large"),
         (["llama3.1-8b", "--device", "meta", "--seq", "2147483648"], 2, "tensors too large"),
-        (["gpt2", "--trace", "--device", "cuda"], 2, "on no device `cuda`"),
+        (["gpt2", "--trace", "--device", "cuda"], 2, "--trace takes no --device `cuda`"),
         (["gpt2", "--layers", "0"], 2, "--layers"),
         (["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"], 3, "no soft cap on scores"),
         (["gpt2", "--set", "hidden_size=100000000"], 3, "--layers N"),
     ],
 )
-def test_what_cannot_be(arguments: list[str], code: int, says: str, capsys: Capture) -> None:
+def test_wrong_arguments_are_explained(arguments: list[str], code: int, says: str, capsys: Capture) -> None:
     assert says in refusal(capsys, code, *arguments)
 
 
-def test_torch_says_why_it_has_no_kernel(capsys: Capture, recwarn: pytest.WarningsRecorder) -> None:
-    """In the error, and not in warnings with places in torch's source."""
+def test_the_reason_of_torch_is_shown(capsys: Capture, recwarn: pytest.WarningsRecorder) -> None:
+    """The error has torch's reason, and no warnings with places in torch's source."""
     arguments = ("deepseek-v2-lite", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu", "--seq", "8")
     said = refusal(capsys, 3, *arguments, "--impl", "sdpa-flash")
     assert "Query.size(-1): 192, Key.size(-1): 192, Value.size(-1): 128" in said
@@ -130,7 +132,7 @@ def test_torch_says_why_it_has_no_kernel(capsys: Capture, recwarn: pytest.Warnin
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What transformers saves of a tiny model."""
+    """A tiny model, saved by transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -154,12 +156,12 @@ def test_a_folder_gives_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert f"{folder} has no .safetensors" in capsys.readouterr().out
 
 
-def test_what_meta_cannot_tell_is_unknown(capsys: Capture) -> None:
+def test_unknown_figures_of_meta_are_null(capsys: Capture) -> None:
     built = row(capsys, "gpt2", "--device", "meta")["built"]
     assert (built["weights"], built["forward_s"], built["logits_finite"]) == ("none", None, None)
 
 
-def test_a_gpu_that_is_not_there(capsys: Capture) -> None:
+def test_a_missing_gpu(capsys: Capture) -> None:
     import torch
 
     if torch.cuda.is_available():
