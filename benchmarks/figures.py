@@ -45,8 +45,8 @@ COMMANDS: dict[str, list[str]] = {
 
 VARIABLE = ("environment", "inputs")
 """Keys of an answer that are not figures."""
-TEXTS = ("approximate_because", "batch_is", "message", "notes", "schema")
-"""Keys whose values are sentences or versions: they may change, and are compared only for being there or not."""
+TEXTS = ("approximate_because", "batch_is", "feed_forward", "message", "notes", "schema")
+"""Keys whose values are texts or versions: they may change, and are compared only for being there or not."""
 
 
 def record(configs: Path | None) -> dict[str, Any]:

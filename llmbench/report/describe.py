@@ -41,10 +41,10 @@ def cache_elements(mixer: SingleMixer, rows: tuple[CacheRow, ...], *, explain: b
 
 
 def cache_span(mixer: SingleMixer) -> str:
-    """What a mixer keeps in its cache: `every token`, `the last 4,096`, `always the same`."""
+    """The tokens that a mixer keeps in its cache: `every token`, `the last 4,096`, `fixed size`."""
     spans = ["every token" if row.span is None else f"the last {row.span:,}" for row in mixer.cache_rows]
     if mixer.fixed_state is not None:
-        spans.append("always the same")
+        spans.append("fixed size")
     return ", + ".join(spans) or "none"
 
 

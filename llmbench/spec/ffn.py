@@ -53,7 +53,7 @@ class FFNKind(Kind, frozen=True):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """Kind and size, as a headline shows them: `SwiGLU 11008`, `8 experts, 2 a token, SwiGLU 14336`."""
+        """Kind and size, as a headline shows them: `SwiGLU 11008`, `8 experts, 2 per token, SwiGLU 14336`."""
 
     @property
     @abstractmethod
@@ -197,7 +197,7 @@ class MoE(FFNKind, frozen=True, tag="moe"):
     def summary(self) -> str:
         name = _GATED_NAMES.get(self.activation, self.activation) if self.gated else activation_name(self.activation)
         shared = " + shared" if self.shared is not None else ""
-        experts = f"{plural(self.num_experts, 'expert')}, {self.num_experts_per_tok} a token{shared}"
+        experts = f"{plural(self.num_experts, 'expert')}, {self.num_experts_per_tok} per token{shared}"
         return f"{experts}, {name} {self.intermediate_size}"
 
     @property
