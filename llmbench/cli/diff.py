@@ -3,22 +3,96 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from llmbench.cli.measured import check_file, need_torch
 from llmbench.cli.options import As, Output, answer
-from llmbench.report.document import Block, Column, Document, Table
-from llmbench.report.units import fitting, plural
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, fitted, records
+from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.measure.difference import Change, Difference
+    from llmbench.measure.results import Row
 
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file, written by `llmbench bench --output`.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another result file of the same experiment.")]
 Everything = Annotated[bool, typer.Option("--all", help="Show unchanged rows too.")]
+
+
+NAMED = 3
+"""Number of missing rows that a line names; JSON has all of them."""
+
+
+def _side(row: Row | None) -> dict[str, Any] | None:
+    """A row of one file as JSON has it."""
+    if row is None:
+        return None
+    added = None if row.memory is None else row.memory.added_bytes
+    return {"status": row.status, "median_s": row.seconds, "added_bytes": added}
+
+
+def _time(name: str, heading: str, side: Callable[[Change], Row | None]) -> Field[Change]:
+    """The time of one side for people: its status if it has no time."""
+
+    def seconds(change: Change) -> float | None:
+        row = side(change)
+        return None if row is None else row.seconds
+
+    def status(change: Change) -> str | None:
+        row = side(change)
+        return None if row is None or row.seconds else row.status
+
+    return Field(name, heading, "ms", seconds, status, in_json=False, scale="time")
+
+
+FIELDS: tuple[Field[Change], ...] = (
+    Field("experiment", "experiment", value=lambda change: change.key[0], description="the experiment"),
+    Field("case", value=lambda change: dict(change.key[1]), description="the case"),
+    Field("case", "case", value=lambda change: _case(change), wraps=True, unbroken=True, in_json=False),
+    Field(
+        "implementation",
+        "implementation",
+        value=lambda change: change.key[2],
+        unbroken=True,
+        description="the implementation",
+    ),
+    _time("before_s", "before", lambda change: change.before),
+    _time("after_s", "after", lambda change: change.after),
+    Field("ratio", "ratio", "ratio", description="time after / time before; null unless both have a time"),
+    Field(
+        "noise",
+        "noise",
+        "percent",
+        description="the relative change, in the direction of the ratio, that is still noise; null if unknown",
+    ),
+    Field(
+        "peak_ratio",
+        "peak",
+        "ratio",
+        value=lambda change: change.peak_ratio if change.memory_grew else None,
+        in_json=False,
+        sparse=True,
+    ),
+    Field(
+        "verdict",
+        "verdict",
+        text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
+        description="`slower`, `faster`, `same`, `unclear`, `broken`, `fixed`, `new`, `gone`",
+    ),
+    Field("memory_grew", description="whether the peak grew by more than 5% and more than a MiB: a regression too"),
+    Field(
+        "before",
+        value=lambda change: _side(change.before),
+        description="`status`, `median_s` and `added_bytes` (at the peak); null if there is no such row",
+    ),
+    Field("after", value=lambda change: _side(change.after), description="the same of the second file"),
+)
 
 
 def command(
@@ -51,7 +125,7 @@ def command(
         command="diff",
         inputs={"before": str(before), "after": str(after), "all": all},
         rows_key="changes",
-        rows=[_row(change) for change in difference.changes],
+        rows=records(FIELDS, difference.changes),
         blocks=[_block(difference, damaged, everything=all)],
         version=2,
         also={"notes": [*difference.notes, *damaged], "regressions": len(difference.regressions)},
@@ -61,58 +135,11 @@ def command(
         raise typer.Exit(1)
 
 
-def _row(change: Change) -> dict[str, Any]:
-    experiment, case, implementation = change.key
-    sides = {
-        name: None
-        if row is None
-        else {
-            "status": row.status,
-            "median_s": row.seconds,
-            "added_bytes": None if row.memory is None else row.memory.added_bytes,
-        }
-        for name, row in (("before", change.before), ("after", change.after))
-    }
-    return {
-        "experiment": experiment,
-        "case": dict(case),
-        "implementation": implementation,
-        "verdict": change.verdict,
-        "ratio": change.ratio,
-        "noise": change.noise,
-        "memory_grew": change.memory_grew,
-        **sides,
-    }
-
-
 def _block(difference: Difference, damaged: list[str], *, everything: bool) -> Block:
     shown = [change for change in difference.changes if everything or change.verdict != "same" or change.memory_grew]
-    times = [row.seconds for change in shown for row in (change.before, change.after) if row is not None]
-    time = fitting("ms", times)
-    columns = [
-        Column("experiment", spare=1 if len({change.key[0] for change in shown}) == 1 else 0),
-        Column("case", wraps=True, name=True),
-        Column("implementation", name=True),
-        Column("before", time),
-        Column("after", time),
-        Column("ratio", "ratio"),
-        Column("noise", "percent"),
-        Column("peak", "ratio", sparse=True),
-        Column("verdict"),
-    ]
-    rows = [
-        [
-            change.key[0],
-            _case(change),
-            change.key[2],
-            *(None if row is None else row.seconds or row.status for row in (change.before, change.after)),
-            change.ratio,
-            change.noise,
-            change.peak_ratio if change.memory_grew else None,
-            f"{change.verdict}, more memory" if change.memory_grew else change.verdict,
-        ]
-        for change in shown
-    ]
+    fields = list(FIELDS)
+    if len({change.key[0] for change in shown}) == 1:
+        fields[0] = msgspec.structs.replace(fields[0], spare=1)
     counts = Counter(change.verdict for change in difference.changes)
     tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     regressions = plural(len(difference.regressions), "regression") if difference.regressions else "no regression"
@@ -123,12 +150,8 @@ def _block(difference: Difference, damaged: list[str], *, everything: bool) -> B
         lines.append(f"gone (only in the first file, not judged): {'; '.join(gone[:NAMED])}{more}")
     if counts["unclear"]:
         lines.append("unclear: the noise could hide a change by 1.3×; measure again on a quiet machine or for longer")
-    table = Table(columns=columns, rows=rows) if rows else None
-    return Block(table=table, lines=lines, notes=[*difference.notes, *damaged])
-
-
-NAMED = 3
-"""How many rows that are gone a table names; JSON has all of them."""
+    made = table(fitted(fields, shown), shown) if shown else None
+    return Block(table=made, lines=lines, notes=[*difference.notes, *damaged])
 
 
 def _case(change: Change) -> str:
