@@ -35,6 +35,7 @@ def tool(name: str) -> ModuleType:
 
 reference = tool("command_reference")
 fields = tool("spec_reference")
+answers = tool("json_reference")
 examples = tool("doc_examples")
 components = tool("component_models")
 COMMANDS = {name: (command, text) for name, command, text in reference.commands()}
@@ -48,7 +49,7 @@ HELP_EXAMPLES = sorted(
 relative = {path: str(path.relative_to(ROOT)) for path in PAGES}
 
 
-@pytest.mark.parametrize("module", [reference, fields], ids=["commands", "spec-fields"])
+@pytest.mark.parametrize("module", [reference, fields, answers], ids=["commands", "spec-fields", "read-the-json"])
 def test_references_are_up_to_date(module: ModuleType) -> None:
     assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run python {module.__file__}"
 

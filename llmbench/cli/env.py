@@ -13,9 +13,9 @@ from llmbench.report.document import Block, Document, table, transposed
 from llmbench.report.fields import Field, record, records
 
 GPU_FIELDS: tuple[Field[InstalledGpu], ...] = (
-    Field("index", "GPU", "number", value=lambda gpu: gpu.number, description="its number"),
-    Field("name", "name", description="its name by the driver"),
-    Field("memory_bytes", "memory", "gib", description="its memory by the driver"),
+    Field("index", "GPU", "number", value=lambda gpu: gpu.number, description="number of the GPU"),
+    Field("name", "name", description="name by the driver"),
+    Field("memory_bytes", "memory", "gib", description="memory by the driver"),
     Field(
         "device",
         "datasheet",
@@ -37,8 +37,8 @@ def _package(name: str) -> Field[Machine]:
 
 
 FIELDS: tuple[Field[Machine], ...] = (
-    Field("llmbench", "llmbench", value=lambda machine: __version__, description="version"),
-    Field("python", "Python", value=lambda machine: platform.python_version(), description="version"),
+    Field("llmbench", "llmbench", value=lambda machine: __version__, description="version of llmbench"),
+    Field("python", "Python", value=lambda machine: platform.python_version(), description="version of Python"),
     Field("os", "OS", value=lambda machine: platform.platform(), description="operating system"),
     Field("cpu_count", "CPUs", "count", value=lambda machine: os.cpu_count(), description="number of logical CPUs"),
     Field(

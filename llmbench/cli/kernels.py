@@ -44,7 +44,7 @@ DTypes = Annotated[
 
 
 LIST: tuple[Field[Kernel], ...] = (
-    Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="its name"),
+    Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="name of the kernel"),
     Field("summary", "computes", wraps=True, description="the function that it computes"),
     Field(
         "dtypes",
@@ -64,7 +64,7 @@ LIST: tuple[Field[Kernel], ...] = (
     ),
 )
 CHECK: tuple[Field[Checked], ...] = (
-    Field("kernel", "kernel", unbroken=True, description="the kernel"),
+    Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
     Field(
         "dtype",
         "format",
@@ -81,7 +81,13 @@ CHECK: tuple[Field[Checked], ...] = (
         description="the case nearest to its budget, or furthest over it",
     ),
     Field("tensor", "tensor", value=lambda row: row.worst.tensor, description="the tensor of that case"),
-    Field("error", "error", "scientific", lambda row: row.worst.error, description="its error, relative to fp64"),
+    Field(
+        "error",
+        "error",
+        "scientific",
+        lambda row: row.worst.error,
+        description="the error of this tensor, relative to fp64",
+    ),
     Field(
         "plain_error",
         "plain torch",
@@ -107,10 +113,10 @@ def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -
 
 
 INSPECT: tuple[Field[Compiled], ...] = (
-    Field("kernel", description="the kernel"),
-    Field("function", "function", unbroken=True, description="its compiled function"),
-    Field("case", description="the shape"),
-    Field("dtype", description="the format"),
+    Field("kernel", description="name of the kernel"),
+    Field("function", "function", unbroken=True, description="name of the compiled function"),
+    Field("case", description="the shape that it was compiled for"),
+    Field("dtype", description="the format that it was compiled for"),
     Field("config", "configuration", wraps=True, description="tile sizes and launch options"),
     Field("note", description="the reason for this configuration"),
     Field("arch", value=lambda row: f"sm_{row.arch}", description="the GPU architecture"),

@@ -59,11 +59,17 @@ Traced = Annotated[
 
 
 MODULES: tuple[Field[TreeRow], ...] = (
-    Field("name", "module", text=lambda row: _indented(row), unbroken=True, description="`{}` stands for the layer"),
-    Field("module", "class", description="its class"),
+    Field(
+        "name",
+        "module",
+        text=lambda row: _indented(row),
+        unbroken=True,
+        description="name of the module; `{}` stands for the layer",
+    ),
+    Field("module", "class", description="class of the module"),
     Field("instances", description="number of equal modules"),
-    Field("parameters", "parameters", "count", description="parameters of one, with the modules below it"),
-    Field("parameter_bytes", description="their bytes"),
+    Field("parameters", "parameters", "count", description="parameters of one instance, with the modules below it"),
+    Field("parameter_bytes", description="bytes of these parameters"),
     Field(
         "model_parameters",
         "in the model",
@@ -98,7 +104,7 @@ BUILT: tuple[Field[Run], ...] = (
         description="attention ops of torch in the forward pass; empty: matrix products and a softmax, or no pass",
     ),
     Field("parameters", value=lambda run: run.built.parameters, description="elements; tied ones count once"),
-    Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="their bytes"),
+    Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="bytes of these parameters"),
     Field(
         "memory_bytes",
         value=lambda run: run.built.memory_bytes,
@@ -123,7 +129,7 @@ BUILT: tuple[Field[Run], ...] = (
 OPS: tuple[Field[TracedOp], ...] = (
     Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the layer"),
     Field("layer", description="kind of layer, empty outside layers"),
-    Field("instances", description="number of instances, which the figures add up"),
+    Field("instances", description="number of instances"),
     Field("recurrent", description="whether it is a recurrence, whose FLOPs are counted step by step"),
     Field(
         "forward_flops",

@@ -35,13 +35,16 @@ Item = TypeVar("Item")
 
 
 class Listed(NamedTuple):
-    """A spec and its parameters."""
+    """A spec, its parameters, and its file if that is checked."""
 
     spec: ModelSpec
     parameters: Parameters
+    file: str = ""
 
 
-NAME: Field[Listed] = Field("name", "name", value=lambda row: row.spec.name, unbroken=True, description="its name")
+NAME: Field[Listed] = Field(
+    "name", "name", value=lambda row: row.spec.name, unbroken=True, description="name of the spec"
+)
 APPROXIMATE: Field[Listed] = Field(
     "approximate", value=lambda row: bool(row.spec.approximate), description="whether figures may be inexact"
 )
@@ -64,7 +67,13 @@ MODELS: tuple[Field[Listed], ...] = (
         description="trained elements that one token uses",
     ),
     Field("layers", "layers", "count", value=lambda row: row.spec.num_hidden_layers, description="number of layers"),
-    Field("hidden_size", "hidden", "count", value=lambda row: row.spec.hidden_size, description="width"),
+    Field(
+        "hidden_size",
+        "hidden",
+        "count",
+        value=lambda row: row.spec.hidden_size,
+        description="width of the hidden states",
+    ),
     Field(
         "family",
         "family",
@@ -73,6 +82,27 @@ MODELS: tuple[Field[Listed], ...] = (
         description="its `model_type` at Hugging Face, empty where it has none",
     ),
     Field("source", "source", value=lambda row: row.spec.source, wraps=True, description="origin of the figures"),
+)
+
+
+def _difference(row: Listed) -> int | None:
+    published = row.spec.published_parameters
+    return None if published is None else row.parameters.total - published
+
+
+CHECK: tuple[Field[Listed], ...] = (
+    Field("file", description="the file, as asked"),
+    msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
+    APPROXIMATE,
+    Field("parameters", "parameters", "count", lambda row: row.parameters.total, description="trained elements"),
+    Field(
+        "published_parameters",
+        "published",
+        "count",
+        lambda row: row.spec.published_parameters,
+        description="the count that the source publishes, or null",
+    ),
+    Field("difference", "difference", "count", _difference, in_json=False),
 )
 
 
@@ -92,9 +122,9 @@ def _peak(dtype: DType) -> Field[DeviceSpec]:
 
 
 DEVICES: tuple[Field[DeviceSpec], ...] = (
-    Field("name", "name", unbroken=True, description="its name"),
+    Field("name", "name", unbroken=True, description="name of the device"),
     Field("aliases", value=lambda device: list(device.aliases), description="other names that commands take"),
-    Field("architecture", "architecture", description="its architecture"),
+    Field("architecture", "architecture", description="architecture of the GPU"),
     Field(
         "memory_bytes",
         "memory",
@@ -252,43 +282,15 @@ def check(
                 hint="only models are checked; `llmbench specs list --devices` shows the bundled devices",
             ) from None
         raise
-    row = Listed(spec, count_parameters(spec))
-    fields = _check_fields(file)
+    row = Listed(spec, count_parameters(spec), str(file))
     document = Document(
         command="specs.check",
         inputs={"file": str(file)},
         rows_key="specs",
-        rows=[record(fields, row)],
-        blocks=[Block(headline=headline(spec), table=table(fields, [row]), lines=approximate_lines(spec))],
+        rows=[record(CHECK, row)],
+        blocks=[Block(headline=headline(spec), table=table(CHECK, [row]), lines=approximate_lines(spec))],
     )
     answer(document, format, output)
-
-
-def _check_fields(file: Path) -> tuple[Field[Listed], ...]:
-    def difference(row: Listed) -> int | None:
-        published = row.spec.published_parameters
-        return None if published is None else row.parameters.total - published
-
-    return (
-        Field("file", value=lambda row: str(file), description="as given"),
-        msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
-        APPROXIMATE,
-        Field(
-            "parameters",
-            "parameters",
-            "count",
-            value=lambda row: row.parameters.total,
-            description="trained elements",
-        ),
-        Field(
-            "published_parameters",
-            "published",
-            "count",
-            value=lambda row: row.spec.published_parameters,
-            description="the count that the source publishes, or null",
-        ),
-        Field("difference", "difference", "count", value=difference, in_json=False),
-    )
 
 
 def _is_device(file: Path) -> bool:

@@ -1,0 +1,53 @@
+"""Write into docs/guides/read-the-json.md the fields of each command's rows: the tables between two markers.
+
+python tools/json_reference.py            # write them
+python tools/json_reference.py --check    # compare; exit 1 if one is out of date
+
+A marker names a module of llmbench.cli and the list of fields in it: `<!-- fields: params FIELDS -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from llmbench.cli.options import MODEL_FIELDS
+from llmbench.report.fields import Field
+
+TARGET = Path(__file__).parent.parent / "docs" / "guides" / "read-the-json.md"
+MARKED = re.compile(r"(<!-- fields: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def reference() -> str:
+    """The page with current tables."""
+    return MARKED.sub(_table, TARGET.read_text(encoding="utf-8"))
+
+
+def _table(match: re.Match[str]) -> str:
+    fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.cli.{match[2]}"), match[3])
+    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:  # described once, for all commands
+        fields = fields[len(MODEL_FIELDS) :]
+    lines = ["| field | content |", "|---|---|"]
+    for field in fields:
+        if field.in_json:
+            assert field.description, f"{match[2]}.{match[3]}: {field.name} has no description"
+            lines.append(f"| `{field.name}` | {field.description} |")
+    return match[1] + "\n".join([*lines, match[4]])
+
+
+def main() -> int:
+    """Write or compare."""
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text(encoding="utf-8") == text:
+            return 0
+        print(f"{TARGET} is out of date: run python tools/json_reference.py", file=sys.stderr)
+        return 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
