@@ -91,7 +91,7 @@ def change_config(folder: Path, **keys: Any) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
 def test_what_is_not_floating_is_no_weight(dtype: str, llama: Path) -> None:
     change_tensors(llama, lambda held: {**held, UP: held[UP].to(getattr(torch, dtype))})
-    with pytest.raises(UnsupportedError, match=rf"quantised weights are not read: {UP} \({dtype}\)"):
+    with pytest.raises(UnsupportedError, match=rf"quantised weights are not supported: {UP} \({dtype}\)"):
         models.load(llama)
 
 

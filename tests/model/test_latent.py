@@ -149,7 +149,7 @@ def test_modules_of_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
     assert error(models.load(tmp_path)(TOKENS), theirs(TOKENS, use_cache=False).logits) <= 1e-5
     tensors["model.layers.4.eh_proj.weight"] = torch.zeros(2, 2)
     safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(SpecError, match=r"no use for model.layers.4.eh_proj.weight"):
+    with pytest.raises(SpecError, match=r"no parameter for model.layers.4.eh_proj.weight"):
         models.load(tmp_path)
 
 

@@ -1,7 +1,8 @@
-"""Weights from files with Hugging Face names into the real model.
+"""Copies weights from files with Hugging Face's names into the model.
 
-`fill` gives every parameter its tensor by the family's table, and fails unless each tensor of the file is used and
-each parameter filled. Only families whose logits were shown equal to transformers' have a table; others are refused.
+`fill` gives every parameter its tensor by the table of the family. It fails unless every tensor of the files is used
+and every parameter filled. Only families whose logits were shown equal to transformers' have a table; others are
+refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from llmbench.errors import SpecError, UnsupportedError
 from llmbench.model.formats import holds_weights
 from llmbench.model.weights.checkpoint import Checkpoint
-from llmbench.model.weights.rules import TRANSFORMS, At, Rule
+from llmbench.model.weights.rules import TRANSFORMS, Rule, Target
 from llmbench.spec.model import Layer, ModelSpec
 
 if TYPE_CHECKING:
@@ -25,88 +26,93 @@ __all__ = ["Checkpoint", "fill", "formats_of", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
-    """Every family (Hugging Face model_type) whose weights can be read."""
+    """Every family (Hugging Face model_type) whose weights can be read, sorted."""
     from llmbench.model.weights.families import TABLES
 
     return sorted(TABLES)
 
 
 def table_of(spec: ModelSpec) -> Table:
-    """The table of the model's family. Raises UnsupportedError where there are none."""
+    """The table of the model's family. Raises UnsupportedError where there is none."""
     from llmbench.model.weights.families import TABLES
 
     if spec.family not in TABLES:
         raise UnsupportedError(
             f"{spec.name}: reading weights of the family `{spec.family}` is not supported",
-            hint=f"supported are {', '.join(supported_families())}",
+            hint=f"supported families: {', '.join(supported_families())}",
         )
     return TABLES[spec.family]
 
 
 def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
-    """The formats of a checkpoint's weights. Raises UnsupportedError naming those that are quantised: what is not
-    floating cannot be told from codes of a quantisation."""
+    """The formats of a checkpoint's weights.
+
+    Raises UnsupportedError, which names the tensors, for weights that are not floating: they may be codes of a
+    quantisation.
+    """
     formats = {name: checkpoint.dtype(name) for name in _weights_of(spec, checkpoint.names)}
     coded = sorted(name for name, dtype in formats.items() if not holds_weights(dtype))
     if coded:
         kinds = sorted({str(formats[name]).removeprefix("torch.") for name in coded})
         raise UnsupportedError(
-            f"{checkpoint.folder}: quantised weights are not read: {_few(coded)} ({', '.join(kinds)})",
+            f"{checkpoint.folder}: quantised weights are not supported: {_few(coded)} ({', '.join(kinds)})",
             hint="save the model in bf16, fp16 or fp32",
         )
     return set(formats.values())
 
 
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint into the (materialised) model. Raises SpecError naming what is missing, left over or of another
-    shape."""
+    """Copy a checkpoint into the model, whose parameters must have memory.
+
+    Raises SpecError, which names the tensors that are missing, left over or of another shape.
+    """
     table = table_of(spec)
     names = checkpoint.names
     used: set[str] = set()
     missing: dict[str, int] = {}
     owners: dict[int, str] = {}
-    for ours, held in model.state_dict(keep_vars=True).items():
-        tied = owners.get(id(held))
-        at = At(spec, _layer_of(spec, ours), ours)
-        found = _sources(table.rules, at, names, held.shape[0])
-        if found is None:
-            missing[ours] = id(held)
+    for ours, parameter in model.state_dict(keep_vars=True).items():
+        tied = owners.get(id(parameter))
+        target = Target(spec, _layer_of(spec, ours), ours)
+        match = _sources(table.rules, target, names, parameter.shape[0])
+        if match is None:
+            missing[ours] = id(parameter)
             continue
-        rule, sources = found
-        tensor = _made(rule, sources, at, checkpoint)
+        rule, sources = match
+        tensor = _assembled(rule, sources, target, checkpoint)
         used.update(name for group in sources for name in group)
-        if tuple(tensor.shape) != tuple(held.shape):
+        if tuple(tensor.shape) != tuple(parameter.shape):
             raise SpecError(
                 f"{checkpoint.folder}: {sources[0][0]} gives {ours} the shape {tuple(tensor.shape)}, "
-                f"but the config says {tuple(held.shape)}"
+                f"but the config says {tuple(parameter.shape)}"
             )
         if tied is not None:
-            if not torch.equal(tensor.to(held), held):
+            if not torch.equal(tensor.to(parameter), parameter):
                 raise SpecError(f"{checkpoint.folder}: {ours} and {tied} are tied by the config, but differ")
             continue
-        owners[id(held)] = ours
+        owners[id(parameter)] = ours
         with torch.no_grad():
-            held.copy_(tensor)
+            parameter.copy_(tensor)
     left = sorted(_weights_of(spec, names) - used)
-    empty = [name for name, held_id in missing.items() if held_id not in owners]
+    empty = [name for name, parameter_id in missing.items() if parameter_id not in owners]
     problems = [f"no tensor for {_few(empty)}"] if empty else []
-    problems += [f"no use for {_few(left)}"] if left else []
+    problems += [f"no parameter for {_few(left)}"] if left else []
     if problems:
         raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))
 
 
 def _weights_of(spec: ModelSpec, names: set[str]) -> set[str]:
-    """The tensors of a file that a model must have a use for."""
+    """The tensors of the files that must fill a parameter."""
     table = table_of(spec)
     return {name for name in names if not table.ignores(name) and not _predicts_further(spec, name)}
 
 
 def _predicts_further(spec: ModelSpec, name: str) -> bool:
-    """Whether a tensor is of the multi-token-prediction modules, which files number as layers behind the last."""
-    found = re.match(r"model\.layers\.(\d+)\.", name)
-    if found is None or spec.next_token_prediction is None:
+    """Whether a tensor belongs to multi-token-prediction modules, which files number as layers after the last."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is None or spec.next_token_prediction is None:
         return False
-    return 0 <= int(found[1]) - spec.num_hidden_layers < spec.next_token_prediction.count
+    return 0 <= int(layer[1]) - spec.num_hidden_layers < spec.next_token_prediction.count
 
 
 def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
@@ -114,30 +120,33 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
     return spec.layers[spec.order[int(parts[1])]] if parts[0] == "layers" else None
 
 
-def _sources(table: tuple[Rule, ...], at: At, names: set[str], copies: int) -> tuple[Rule, list[list[str]]] | None:
-    """The first rule for a parameter whose tensors are all there."""
+def _sources(
+    table: tuple[Rule, ...], target: Target, names: set[str], copies: int
+) -> tuple[Rule, list[list[str]]] | None:
+    """The first rule for a parameter whose tensors the files have, with their names; None where there is none."""
     for rule in table:
-        sources = rule.names(at.name, copies)
+        sources = rule.names(target.name, copies)
         if sources and all(name in names for group in sources for name in group):
             return rule, sources
     return None
 
 
-def _made(rule: Rule, sources: list[list[str]], at: At, checkpoint: Checkpoint) -> Tensor:
-    made = []
+def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
+    """The tensor of a parameter: joined, transformed and stacked as its rule says."""
+    tensors = []
     for group in sources:
-        tensors = [checkpoint.tensor(name) for name in group]
-        tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        joined = [checkpoint.tensor(name) for name in group]
+        tensor = joined[0] if len(joined) == 1 else torch.cat(joined)
         for name in rule.transforms:
             try:
-                tensor = TRANSFORMS[name](tensor, at)
+                tensor = TRANSFORMS[name](tensor, target)
             except (RuntimeError, IndexError):
                 raise SpecError(
-                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {at.name} of the "
-                    "sizes in the config"
+                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {target.name} "
+                    "with the sizes in the config"
                 ) from None
-        made.append(tensor)
-    return torch.stack(made) if rule.stacked else made[0]
+        tensors.append(tensor)
+    return torch.stack(tensors) if rule.stacked else tensors[0]
 
 
 def _few(names: list[str]) -> str:

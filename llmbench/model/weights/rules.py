@@ -1,16 +1,16 @@
-"""A mapping of weights as data: which tensor of a file becomes which parameter, and by which transform.
+"""Rules as data: which tensor of a file becomes which parameter, and by which transform.
 
-A family's table is text, one rule a line::
+A family's table is text, one rule per line::
 
     ours                      theirs                    transforms
     attention.q_proj.*        self_attn.q_proj.*
     attention.q_proj.*        attn.c_attn.*             t plain.q
     ffn.experts.gate_proj     mlp.experts.{e}.w1.weight
 
-`{i}` is the layer, `*` the rest of the name (weight or bias), the same on both sides. `{e}` on the right is every
-expert (or head: every index of our first dimension), stacked. `a+b` on the right joins tensors along their first
-dimension. Of several rules for one parameter, the first whose tensors the file has counts: files have more than one
-form. Transforms are named below; they act from left to right (on each expert's tensor, before stacking).
+`{i}` is the layer. `*` is the rest of the name (weight or bias), the same on both sides. `{e}` stands for every expert,
+or every head, whose tensors are stacked along our first dimension. `a+b` joins tensors along their first dimension.
+Several rules may fill one parameter, because files have several forms: the first rule applies whose tensors the file
+has. Transforms are named below and act from left to right, on the tensor of each expert before stacking.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from llmbench.spec.mixer import Attention, Mixer
 from llmbench.spec.model import Layer, ModelSpec
 
 
-class At(NamedTuple):
-    """What a transform may want to know: the model, the layer the parameter is in (None outside), its name."""
+class Target(NamedTuple):
+    """The parameter that a rule fills: its name, its layer (None outside the layers), and the model's spec."""
 
     spec: ModelSpec
     layer: Layer | None
@@ -42,19 +42,19 @@ class At(NamedTuple):
 
     @property
     def attention(self) -> Attention:
-        """The layer's mixer, which is softmax attention."""
+        """The layer's mixer, which must be softmax attention."""
         assert isinstance(self.mixer, Attention)
         return self.mixer
 
     @property
     def moe(self) -> MoE:
-        """The layer's experts."""
+        """The layer's feed-forward, which must have experts."""
         assert self.layer is not None
         assert isinstance(self.layer.ffn, MoE)
         return self.layer.ffn
 
 
-Transform = Callable[[Tensor, At], Tensor]
+Transform = Callable[[Tensor, Target], Tensor]
 TRANSFORMS: dict[str, Transform] = {}
 
 
@@ -70,32 +70,35 @@ def transform(name: str) -> Callable[[Transform], Transform]:
 
 
 class Rule(NamedTuple):
-    """One line of a table. `pattern` matches our name; `theirs` are the names of the tensors that are joined."""
+    """One line of a table: a pattern of our names, the file's names of the tensors that are joined, and transforms."""
 
     pattern: re.Pattern[str]
     theirs: tuple[str, ...]
     transforms: tuple[str, ...]
 
     def names(self, ours: str, copies: int) -> list[list[str]] | None:
-        """For each of `copies` (or once) the tensors that are joined; None where the rule is not for `ours`."""
+        """The file's names of the tensors to join, a list for each of `copies` stacked ones, or one list.
+
+        None where the rule does not match `ours`.
+        """
         match = self.pattern.fullmatch(ours)
         if match is None:
             return None
-        found = match.groupdict()
-        names = [name.replace("{i}", found.get("i", "")).replace("*", found.get("rest", "")) for name in self.theirs]
+        parts = match.groupdict()
+        names = [name.replace("{i}", parts.get("i", "")).replace("*", parts.get("rest", "")) for name in self.theirs]
         if not any("{e}" in name for name in names):
             return [names]
         return [[name.replace("{e}", str(expert)) for name in names] for expert in range(copies)]
 
     @property
     def stacked(self) -> bool:
-        """Whether the experts' tensors are stacked."""
+        """Whether tensors of experts (or heads) are stacked."""
         return any("{e}" in name for name in self.theirs)
 
 
 def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
-    """The rules of a table; `ours` and `theirs` are put before the names on each side."""
-    found = []
+    """The rules of a table; `ours` and `theirs` are prefixes of the names on each side."""
+    table = []
     for line in text.strip().splitlines():
         words = line.split()
         if not words:
@@ -105,13 +108,13 @@ def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
         sources = tuple(theirs + name for name in words[1].split("+"))
         for name in words[2:]:
             assert name in TRANSFORMS, f"no transform {name}"
-        found.append(Rule(re.compile(pattern), sources, tuple(words[2:])))
-    return tuple(found)
+        table.append(Rule(re.compile(pattern), sources, tuple(words[2:])))
+    return tuple(table)
 
 
 @transform("t")
-def _transposed(x: Tensor, at: At) -> Tensor:
-    """GPT-2's Conv1D and fused experts hold [in, out]."""
+def _transposed(x: Tensor, target: Target) -> Tensor:
+    """GPT-2's Conv1D and fused experts are stored as [in, out]."""
     return x if x.dim() < 2 else x.transpose(-1, -2)
 
 
@@ -122,20 +125,22 @@ def _widths(mixer: Attention) -> tuple[int, int, int]:
 
 
 def _plain(which: int) -> Transform:
-    """All of q, then all of k, then all of v."""
+    """Part `which` of a fused projection in the order: all of q, all of k, all of v."""
 
-    def cut(x: Tensor, at: At) -> Tensor:
-        return x.split(_widths(at.attention), dim=0)[which]
+    def cut(x: Tensor, target: Target) -> Tensor:
+        return x.split(_widths(target.attention), dim=0)[which]
 
     return cut
 
 
 def _grouped(which: int) -> Transform:
-    """Key head by key head: the queries of its group, its key, its value. With one query a group this is the form
-    of BLOOM and GPT-NeoX, head by head."""
+    """Part `which` of a fused projection, ordered by key head: the queries of its group, its key, its value.
 
-    def cut(x: Tensor, at: At) -> Tensor:
-        mixer = at.attention
+    With one query per group this is the form of BLOOM and GPT-NeoX, head by head.
+    """
+
+    def cut(x: Tensor, target: Target) -> Tensor:
+        mixer = target.attention
         group = mixer.num_attention_heads // mixer.num_key_value_heads
         rows = x.unflatten(0, (mixer.num_key_value_heads, group + 2, mixer.head_dim))
         part = (rows[:, :group], rows[:, group : group + 1], rows[:, group + 1 :])[which]
@@ -145,19 +150,19 @@ def _grouped(which: int) -> Transform:
 
 
 def _quartered(which: int) -> Transform:
-    """CodeGen: a quarter of all heads after the other, and in each its queries, its values, its keys."""
-    return lambda x, at: x.unflatten(0, (4, 3, -1))[:, which].flatten(0, 1)
+    """Part `which` of CodeGen's projection: four groups of heads, each with its queries, its values and its keys."""
+    return lambda x, target: x.unflatten(0, (4, 3, -1))[:, which].flatten(0, 1)
 
 
 def _half(which: int, dim: int) -> Transform:
-    """gate and up in one, one after the other along `dim`."""
-    return lambda x, at: x.chunk(2, dim=dim)[which]
+    """Half `which` of a fused gate and up, which stand one after the other along `dim`."""
+    return lambda x, target: x.chunk(2, dim=dim)[which]
 
 
 def _every_second(which: int, dim: int) -> Transform:
-    """gate and up in one, in turns along `dim` (gpt-oss)."""
+    """Part `which` of a fused gate and up, whose rows alternate along `dim` (gpt-oss)."""
 
-    def cut(x: Tensor, at: At) -> Tensor:
+    def cut(x: Tensor, target: Target) -> Tensor:
         return x.movedim(dim, 0)[which::2].movedim(0, dim)
 
     return cut
@@ -176,28 +181,30 @@ for _index, _name in enumerate(("first", "second")):
 
 
 @transform("swap.halves")
-def _swapped(x: Tensor, at: At) -> Tensor:
-    """The two halves of each head in turn: NanoChat rotates them the other way round, and scores do not see it."""
-    return x.unflatten(0, (-1, 2, at.attention.head_dim // 2)).flip(1).flatten(0, 2)
+def _swapped(x: Tensor, target: Target) -> Tensor:
+    """Swap the two halves of each head: NanoChat rotates them in the other direction, which leaves scores the same."""
+    return x.unflatten(0, (-1, 2, target.attention.head_dim // 2)).flip(1).flatten(0, 2)
 
 
 @transform("head.by.head")
-def _head_by_head(x: Tensor, at: At) -> Tensor:
-    """All queries and then all gates become head by head its query and its gate; the queries alone where a gate is for
-    a whole head, because that has a projection of its own."""
-    mixer = at.attention
+def _head_by_head(x: Tensor, target: Target) -> Tensor:
+    """Reorder all queries followed by all gates into query and gate of each head.
+
+    Only the queries remain where one gate serves a whole head, because it has a projection of its own.
+    """
+    mixer = target.attention
     if mixer.output_gate != "elementwise":
         return x[: mixer.num_attention_heads * mixer.head_dim]
     return x.unflatten(0, (2, mixer.num_attention_heads, -1)).transpose(0, 1).flatten(0, 2)
 
 
 @transform("flat")
-def _flat(x: Tensor, at: At) -> Tensor:
-    """A vector that a file holds as a matrix of one row."""
+def _flat(x: Tensor, target: Target) -> Tensor:
+    """Flatten a vector that a file stores as a matrix of one row."""
     return x.flatten()
 
 
 @transform("by_expert")
-def _by_expert(x: Tensor, at: At) -> Tensor:
-    """Experts below each other in one matrix (DBRX) become a stack."""
-    return x.unflatten(0, (at.moe.num_experts, -1))
+def _by_expert(x: Tensor, target: Target) -> Tensor:
+    """Stack experts that stand below each other in one matrix (DBRX)."""
+    return x.unflatten(0, (target.moe.num_experts, -1))

@@ -202,7 +202,7 @@ class Config:
         """Mark the model as not buildable: its sizes are exact, but the spec does not describe all that it computes."""
         if reason not in self.undescribed:
             self.undescribed.append(reason)
-        self.note(f"sized, not built: {reason}")
+        self.note(f"sizes only, the model cannot be built: {reason}")
 
     def note(self, text: str) -> None:
         """Add a note, which stands below the figures."""

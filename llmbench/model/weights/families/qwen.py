@@ -6,21 +6,21 @@ from torch import Tensor
 
 from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, EXPERTS, GATED, PRE_NORMS, QK_NORM, SHARED_EXPERT, TOP
-from llmbench.model.weights.rules import TRANSFORMS, At, Transform
+from llmbench.model.weights.rules import TRANSFORMS, Target, Transform
 from llmbench.spec.mixer import GatedDeltaNet
 
 
-def _delta(at: At) -> GatedDeltaNet:
-    assert isinstance(at.mixer, GatedDeltaNet)
-    return at.mixer
+def _delta(target: Target) -> GatedDeltaNet:
+    assert isinstance(target.mixer, GatedDeltaNet)
+    return target.mixer
 
 
 def _by_key_head(which: int, *, gates: bool) -> Transform:
-    """Key head by key head (Qwen3-Next): its query, its key, the values and the output gates of its value heads; or
-    (`gates`) their rates and decays."""
+    """Part `which` of Qwen3-Next's projection, ordered by key head: its query, its key, the values and the output gates
+    of its value heads; with `gates`, the rates and decays of its value heads."""
 
-    def cut(x: Tensor, at: At) -> Tensor:
-        mixer = _delta(at)
+    def cut(x: Tensor, target: Target) -> Tensor:
+        mixer = _delta(target)
         group = mixer.num_value_heads // mixer.num_key_heads
         values = group * mixer.value_head_dim
         widths = (group, group) if gates else (mixer.key_head_dim, mixer.key_head_dim, values, values)
@@ -30,10 +30,10 @@ def _by_key_head(which: int, *, gates: bool) -> Transform:
 
 
 def _in_turn(which: int) -> Transform:
-    """All queries, all keys, all values (Qwen3.5)."""
+    """Part `which` of Qwen3.5's projection: all queries, all keys, all values."""
 
-    def cut(x: Tensor, at: At) -> Tensor:
-        mixer = _delta(at)
+    def cut(x: Tensor, target: Target) -> Tensor:
+        mixer = _delta(target)
         keys = mixer.num_key_heads * mixer.key_head_dim
         return x.split((keys, keys, mixer.num_value_heads * mixer.value_head_dim), dim=0)[which]
 
