@@ -1,9 +1,11 @@
-"""How every kernel here is launched, and the three other things that can happen to a launch.
+"""Launch a Triton kernel in one of four modes: on a GPU, interpreted, captured, poisoned.
 
-A launcher makes its buffers with `empty`, takes one of its configurations with `choose`, and calls `launch`. On a GPU
-the kernel runs; on a CPU it runs only in Triton's interpreter (`TRITON_INTERPRET=1` before this package is imported).
-Under `captured()` nothing runs: the launches are noted, and `inspection` compiles them without a GPU. Under
-`poisoned()` every buffer starts as NaN, so that what a kernel does not write is seen.
+A launcher allocates its buffers with `empty`, picks a configuration with `choose`, and calls `launch`.
+
+- On a GPU, the kernel runs.
+- On a CPU, it runs in Triton's interpreter only (`TRITON_INTERPRET=1` before this package is imported).
+- Under `captured()`, nothing runs. The launches are recorded, and `proof/inspect.py` compiles them without a GPU.
+- Under `poisoned()`, every buffer starts as NaN, so that a check fails where a kernel leaves an element unwritten.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ Grid = tuple[int, ...]
 
 
 class Config(Mapping[str, int]):
-    """One way to compile a kernel: its block sizes by the names of its constexpr parameters, warps and stages.
+    """A configuration of a kernel: block sizes by the names of its constexpr parameters, warps and pipeline stages.
 
-    `note` says why it should be good: registers, shared memory, occupancy.
+    `note` gives the reason for it: registers, shared memory, occupancy.
     """
 
     def __init__(self, *, num_warps: int, num_stages: int = 1, note: str = "", **blocks: int) -> None:
@@ -63,8 +65,9 @@ class Config(Mapping[str, int]):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for: the kernel, its arguments by name, and the configuration, which is `shipped` or
-    another to choose from."""
+    """A recorded launch: the kernel, its arguments by name, and the configuration.
+
+    `shipped` is true for the first candidate, which is the one that runs, and false for the others."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -79,7 +82,7 @@ class Launch:
 
 @dataclass
 class Capture:
-    """The launches noted, and how many configurations each kernel had to choose from."""
+    """The recorded launches, and the number of candidate configurations of each kernel."""
 
     arch: int
     launches: list[Launch] = field(default_factory=list)
@@ -102,7 +105,7 @@ def _probe(x):
 
 
 def architecture(device: torch.device) -> int:
-    """Compute capability as one number: 80, 90, 100. The interpreter stands for 90."""
+    """Compute capability as one number: 80, 90, 100. The interpreter counts as 90."""
     if _capture is not None:
         return _capture.arch
     if device.type == "cuda":
@@ -112,21 +115,21 @@ def architecture(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many there are; in the interpreter and without a GPU those of an A100, H100 or B200."""
+    """The number of multiprocessors. Without a GPU: that of an A100, H100 or B200, by the architecture."""
     if _capture is None and device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
     return {80: 108, 90: 132}.get(architecture(device), 148)
 
 
 def choose(name: str, candidates: Sequence[Config]) -> Config:
-    """The first candidate of the kernel `name`, which is the shipped one, unless another is preferred."""
+    """The configuration of the kernel `name`: the first candidate, which ships, unless `preferring` names another."""
     if _capture is not None:
         _capture.candidates[name] = max(len(candidates), _capture.candidates.get(name, 0))
     return candidates[min(_preferred.get(name, 0), len(candidates) - 1)]
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An unwritten buffer on `like`'s device, NaN (or -1) under `poisoned()`."""
+    """An unwritten buffer on the device of `like`; under `poisoned()`, one that is filled with NaN or -1."""
     buffer = torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
     if _poison:
         buffer.fill_(float("nan") if buffer.is_floating_point() else -1)
@@ -134,7 +137,7 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 
 
 def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any) -> None:
-    """Run `kernel` on `grid` with `args` in order and constexpr `constants` by name; block sizes come from `config`.
+    """Run `kernel` on `grid` with `args` by position and constexpr `constants` by name; `config` gives block sizes.
 
     Raises CannotRunError for CPU tensors outside the interpreter.
     """
@@ -146,13 +149,15 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
     device = next(value.device for value in args if isinstance(value, Tensor))
     if interpreted():
         if device.type != "cpu":
-            raise CannotRunError("TRITON_INTERPRET=1 is set: the kernels take CPU tensors only")
+            raise CannotRunError(
+                "TRITON_INTERPRET=1 is set, so kernels take CPU tensors only", hint="unset it to use the GPU"
+            )
         kernel[grid](*args, **constants)
         return
     if device.type != "cuda":
         raise CannotRunError(
             f"the Triton kernel `{kernel.fn.__name__}` needs a GPU",
-            hint="TRITON_INTERPRET=1 runs it on a CPU, slowly, for checks",
+            hint="TRITON_INTERPRET=1 runs it on a CPU, slowly, to check results",
         )
     if 0 in grid:
         return
@@ -163,19 +168,19 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
             **constants,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=True,  # said, because the default flips in Triton 3.10
+            enable_fp_fusion=True,  # explicit, because the default changes in Triton 3.10
         )
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Where a kernel writes its tensor descriptors. torch's allocator aligns to 512 bytes, keeps the order of the
-    stream, and may be captured in a graph."""
+    """Memory for the tensor descriptors of a kernel. torch's allocator aligns to 512 bytes, respects the order of the
+    stream, and can be captured in a CUDA graph."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @contextmanager
 def captured(arch: int) -> Iterator[Capture]:
-    """Note launches for compute capability `arch` instead of running them."""
+    """Record launches for compute capability `arch` instead of running them."""
     global _capture
     assert _capture is None, "captures do not nest"
     _capture = Capture(arch)
@@ -186,13 +191,13 @@ def captured(arch: int) -> Iterator[Capture]:
 
 
 def capturing() -> bool:
-    """Whether launches are only noted now: then torch's own large products are left out too."""
+    """Whether launches are recorded now. Callers then skip torch's large matrix products too."""
     return _capture is not None
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill every buffer with NaN before a kernel writes it."""
+    """Fill every buffer with NaN, or -1 for integers, before a kernel writes it."""
     global _poison
     before, _poison = _poison, True
     try:
@@ -203,7 +208,7 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def preferring(choices: Mapping[str, int]) -> Iterator[None]:
-    """Take other candidates than the shipped ones: kernel name to index."""
+    """Use other candidates than the first: `choices` maps a kernel name to the index of its candidate."""
     global _preferred
     before, _preferred = _preferred, dict(choices)
     try:

@@ -1,4 +1,4 @@
-"""The kernels by name. Files are loaded when they are asked for: importing one costs Triton."""
+"""The kernels by name. A kernel's file is imported when it is requested, because that import loads Triton."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from importlib import import_module
 from llmbench.errors import unknown
 from llmbench.kernels.kernel import Kernel
 
-__all__ = ["KERNELS", "kernel"]
+__all__ = ["KERNELS", "load_kernel"]
 
 KERNELS = {
-    "rms_norm": "norm.rms_norm",
-    "layer_norm": "norm.layer_norm",
-    "rope": "pointwise.rope",
-    "attention": "attention.attention",
-    "decode_attention": "decoding.attention",
-    "mla_decode": "decoding.latent",
-    "glu": "pointwise.glu",
-    "moe_routing": "experts.routing",
-    "grouped_matmul": "experts.grouped",
-    "moe": "experts.mixture",
-    "cross_entropy": "loss.cross_entropy",
-    "linear_cross_entropy": "loss.linear",
+    "rms_norm": "norm.norm:RMS_NORM",
+    "layer_norm": "norm.norm:LAYER_NORM",
+    "rope": "pointwise.rope:KERNEL",
+    "attention": "attention.attention:KERNEL",
+    "decode_attention": "decoding.attention:KERNEL",
+    "mla_decode": "decoding.latent:KERNEL",
+    "glu": "pointwise.glu:KERNEL",
+    "moe_routing": "experts.routing:KERNEL",
+    "grouped_matmul": "experts.grouped:KERNEL",
+    "moe": "experts.mixture:KERNEL",
+    "cross_entropy": "loss.cross_entropy:KERNEL",
+    "linear_cross_entropy": "loss.linear:KERNEL",
 }
-"""Every kernel and the module that has it, in the order in which a decoder layer uses them."""
+"""Each kernel's module in `llmbench.kernels` and the name of its `Kernel` there, in the order of a decoder layer."""
 
 
-def kernel(name: str) -> Kernel:
-    """The kernel of that name. Raises UnknownNameError with the nearest."""
+def load_kernel(name: str) -> Kernel:
+    """Import and return the kernel of that name. Raises UnknownNameError, which suggests the nearest name."""
     if name not in KERNELS:
         raise unknown("kernel", name, KERNELS)
-    found: Kernel = import_module(f"llmbench.kernels.{KERNELS[name]}").KERNEL
-    return found
+    module, _, attribute = KERNELS[name].partition(":")
+    kernel: Kernel = getattr(import_module(f"llmbench.kernels.{module}"), attribute)
+    return kernel

@@ -1,20 +1,20 @@
-"""Attention that never holds its scores: softmax(scale · q kᵀ) v, forward and backward.
+"""Flash attention, forward and backward: softmax(scale · q kᵀ) v without a matrix of scores in memory.
 
     full · causal · sliding window · ALiBi · soft cap · sinks · grouped heads · unequal widths · packed batches
 
-Shapes: q [B, N, S, H], k [B, K, T, H], v [B, K, T, V], out [B, N, S, V], log-sum-exp [B, N, S] in fp32; N a multiple
-of K, N/K heads to a key head. Any strides with a unit last one: views of [B, S, N, H] are read as they are, and out
-and the gradients are such views, whose transpose to [B, S, N·V] is free. Packed batches lie end to end: q
-[tokens, N, H], k and v alike, log-sum-exp [N, tokens].
+Shapes: q [B, N, S, H], k [B, K, T, H], v [B, K, T, V], out [B, N, S, V], log-sum-exp [B, N, S] in fp32. N is a multiple
+of K, and N/K query heads share a key head. Any strides are read if the last is 1; views of [B, S, N, H] need no copy.
+out and the gradients are such views, whose transpose to [B, S, N·V] is free. The sequences of a packed batch lie end to
+end: q [tokens, N, H], k and v likewise, log-sum-exp [N, tokens].
 
-Queries are aligned to the end of the keys: query i stands at position i + T - S. Scores, in this order: scale, soft
-cap c·tanh(s / c), ALiBi slope · (key - position) (Press et al., arXiv 2108.12409), mask. A sink is a learned score of a
-key without a value (Xiao et al., arXiv 2309.17453); it counts in the log-sum-exp. A query that sees no key gets 0 and
--∞.
+Queries are aligned to the end of the keys: query i has position i + T - S. Scores are computed in this order: scale,
+soft cap c·tanh(s / c), ALiBi slope · (key - position) (Press et al., arXiv 2108.12409), mask. A sink is a learned score
+of a key without a value (Xiao et al., arXiv 2309.17453); it counts in the log-sum-exp. A query that sees no key gets 0
+and -∞.
 
-Softmax and sums in fp32; products in the inputs' format, fp32 ones as tf32 on a GPU. The kernels stand in
-attention_forward.py and attention_backward.py, the ops in attention_ops.py. Flash attention: Dao et al., arXiv
-2205.14135, 2307.08691.
+Softmax and sums are in fp32, products in the format of the inputs, fp32 products in tf32 on a GPU. The kernels are in
+forward.py and backward.py, the parts that they share in tiles.py. Flash attention: Dao et al., arXiv 2205.14135,
+2307.08691.
 """
 
 from __future__ import annotations
@@ -24,14 +24,168 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from llmbench.kernels.attention.ops import attention_op
-from llmbench.kernels.attention.tiles import Reach, seen_pairs
+from llmbench.kernels.attention.backward import backward
+from llmbench.kernels.attention.forward import forward
+from llmbench.kernels.attention.tiles import Problem, Reach, aligned, seen_pairs
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.launching import empty
 
 __all__ = ["KERNEL", "attention", "reference"]
 
-WIDEST = 256  # of queries and keys, and of values
+MAX_WIDTH = 256  # of queries and keys, and of values
+
+
+# == Torch op ==
+
+
+class Options(NamedTuple):
+    """The arguments of the ops that are no tensors."""
+
+    queries: int
+    keys: int
+    scale: float
+    causal: bool
+    window: int | None
+    soft_cap: float | None
+
+    def problem(
+        self, q: Tensor, sinks: Tensor | None, slopes: Tensor | None, starts: tuple[Tensor | None, Tensor | None]
+    ) -> Problem:
+        """The arguments of the kernels."""
+        batch = q.shape[0] if starts[0] is None else starts[0].shape[0] - 1
+        reach = Reach.from_mask(self.causal, self.window)
+        return Problem(batch, self.queries, self.keys, reach, self.scale, self.soft_cap, sinks, slopes, *starts)
+
+
+def _empty_rows(x: Tensor, width: int, *, allocate: Any) -> Tensor:
+    """An unwritten tensor [..., heads, rows, width] in the layout [..., rows, heads, width], or [tokens, heads, width]
+    for packed x. `allocate` creates it from a shape."""
+    if x.dim() == 3:
+        return allocate(x.shape[0], x.shape[1], width)
+    batch, heads, rows, _ = x.shape
+    return allocate(batch, rows, heads, width).transpose(1, 2)
+
+
+@torch.library.custom_op("llmbench::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+    query_starts: Tensor | None,
+    key_starts: Tensor | None,
+    queries: int,
+    keys: int,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, and its log-sum-exp twice: in units of log e for the caller, of log 2 for the backward pass."""
+    options = Options(queries, keys, scale, causal, window, soft_cap)
+    out = _empty_rows(q, v.shape[-1], allocate=lambda *shape: empty(*shape, like=q))
+    problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
+    return out, *forward(aligned(q), aligned(k), aligned(v), out, problem)
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out = _empty_rows(q, v.shape[-1], allocate=lambda *shape: q.new_empty(shape))
+    rows = (q.shape[1], q.shape[0]) if q.dim() == 3 else q.shape[:3]
+    return out, q.new_empty(rows, dtype=torch.float32), q.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.custom_op("llmbench::attention_backward", mutates_args=())
+def _attention_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+    query_starts: Tensor | None,
+    key_starts: Tensor | None,
+    queries: int,
+    keys: int,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv and the gradient of the sinks, which is empty without sinks."""
+    options = Options(queries, keys, scale, causal, window, soft_cap)
+    dq, dk, dv = (_empty_rows(x, x.shape[-1], allocate=lambda *shape: empty(*shape, like=q)) for x in (q, k, v))
+    problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
+    dlse = None if dlse is None else dlse.contiguous()
+    dsinks = backward(
+        aligned(dout), dlse, aligned(q), aligned(k), aligned(v), aligned(out), lse.contiguous(), (dq, dk, dv), problem
+    )
+    if sinks is None or dsinks is None:
+        return dq, dk, dv, empty(0, like=q)
+    return dq, dk, dv, dsinks.to(sinks.dtype)
+
+
+@_attention_backward.register_fake
+def _(
+    dout: Any, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Any, lse: Any, sinks: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv = (_empty_rows(x, x.shape[-1], allocate=lambda *shape: q.new_empty(shape)) for x in (q, k, v))
+    return dq, dk, dv, q.new_empty(0) if sinks is None else torch.empty_like(sinks)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:3], output[0], output[2], *inputs[3:7])
+    ctx.options = inputs[7:]
+
+
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, *others = ctx.saved_tensors
+    dout = torch.zeros_like(out) if dout is None else dout
+    dq, dk, dv, dsinks = _attention_backward(dout, dlse, q, k, v, out, lse, *others, *ctx.options)
+    return dq, dk, dv, None if others[0] is None else dsinks, *(None,) * 9
+
+
+_attention.register_autograd(_backward, setup_context=_save)
+
+
+def _scored_pairs(q: Tensor, query_starts: Tensor | None, key_starts: Tensor | None, options: Options) -> int:
+    """Scored pairs of one head, over the batch. For packed sequences on fake tensors, which have no data, all sequences
+    count as having the greatest length."""
+    reach = Reach.from_mask(options.causal, options.window)
+    if query_starts is None or key_starts is None:
+        return q.shape[0] * seen_pairs(options.queries, options.keys, reach)
+    if isinstance(query_starts, torch._subclasses.FakeTensor) or query_starts.is_meta:
+        batch = query_starts.shape[0] - 1
+        return batch * seen_pairs(options.queries, options.keys, reach)
+    lengths = zip(query_starts.diff().tolist(), key_starts.diff().tolist(), strict=True)
+    return sum(seen_pairs(s, t, reach) for s, t in lengths)
+
+
+@register_flop_formula(torch.ops.llmbench.attention, get_raw=True)
+def _forward_flops(
+    q: Tensor, k: Any, v: Tensor, sinks: Any, slopes: Any, query_starts: Any, key_starts: Any, *options: Any, **_: Any
+) -> int:
+    """2·(H + V) per pair and head."""
+    pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
+    return 2 * q.shape[1] * pairs * (q.shape[-1] + v.shape[-1])
+
+
+@register_flop_formula(torch.ops.llmbench.attention_backward, get_raw=True)
+def _backward_flops(dout: Any, dlse: Any, q: Tensor, k: Any, v: Tensor, *rest: Any, **_: Any) -> int:
+    """2·(3 H + 2 V) per pair and head, for the scores, dv, dp, dq and dk: 2.5 times the forward pass if H = V."""
+    _, _, _, _, query_starts, key_starts, *options = rest
+    pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
+    return 2 * q.shape[1] * pairs * (3 * q.shape[-1] + 2 * v.shape[-1])
+
+
+# == Public op ==
 
 
 def attention(
@@ -50,15 +204,16 @@ def attention(
     max_queries: int | None = None,
     max_keys: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp, both differentiable; shapes and meaning as in the module's docstring.
+    """Attention and its log-sum-exp, both differentiable. The module's docstring gives shapes and the order of options.
 
-    `scale`: 1/√H if not given. `window`: keys seen, the query's own included; not causal, half of it to either side.
-    `slopes` [N] of ALiBi, without a gradient; `sinks` [N]. Packed: `query_starts` and `key_starts` [B + 1] in int32
-    begin with 0 and end with the number of tokens; no sequence is longer than `max_queries` and `max_keys`.
+    `scale` is 1/√H by default. `window` is the number of visible keys, the query's own included; if not causal, half of
+    them are on either side. `slopes` [N] are ALiBi's and have no gradient; `sinks` [N] have one. For a packed batch,
+    `query_starts` and `key_starts` [B + 1] in int32 begin with 0 and end with the number of tokens, and no sequence is
+    longer than `max_queries` and `max_keys`.
 
-    Raises ValueError for shapes, formats or options that do not go together.
+    Raises ValueError for shapes, formats or options that do not match.
     """
-    _check(q, k, v, slopes, sinks, query_starts is not None)
+    _check_shapes(q, k, v, slopes, sinks, query_starts is not None)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     if scale <= 0 or (window is not None and window < 1) or (soft_cap is not None and soft_cap <= 0):
@@ -68,35 +223,40 @@ def attention(
             raise ValueError("a packed batch needs query_starts, key_starts, max_queries and max_keys")
         for starts in (query_starts, key_starts):
             if starts.dtype != torch.int32 or starts.dim() != 1 or starts.shape != key_starts.shape:
-                raise ValueError("query_starts and key_starts are int32 [B + 1]")
+                raise ValueError("query_starts and key_starts must be int32 tensors of shape [B + 1]")
         queries, keys = max_queries, max_keys
     else:
         if key_starts is not None or max_queries is not None or max_keys is not None:
-            raise ValueError("key_starts, max_queries and max_keys belong to a packed batch, with query_starts")
+            raise ValueError(
+                "key_starts, max_queries and max_keys are for a packed batch, which needs query_starts too"
+            )
         queries, keys = q.shape[2], k.shape[2]
-    out, lse, _ = attention_op(
+    out, lse, _ = _attention(
         q, k, v, sinks, slopes, query_starts, key_starts, queries, keys, float(scale), causal, window, soft_cap
     )
     return out, lse
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, sinks: Tensor | None, packed: bool) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, sinks: Tensor | None, packed: bool) -> None:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     dims = 3 if packed else 4
     if not q.dim() == k.dim() == v.dim() == dims:
-        raise ValueError(f"{shapes}: {dims} dimensions are needed")
+        raise ValueError(f"{shapes}: each needs {dims} dimensions")
     if k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or (not packed and q.shape[0] != k.shape[0]):
-        raise ValueError(f"{shapes} do not go together")
+        raise ValueError(f"{shapes}: these shapes do not match")
     if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"{shapes}: query heads must be a multiple of key heads")
+        raise ValueError(f"{shapes}: the number of query heads must be a multiple of the number of key heads")
     for width in (q.shape[-1], v.shape[-1]):
-        if width % 8 or not 0 < width <= WIDEST:
-            raise ValueError(f"{shapes}: head widths must be multiples of 8 up to {WIDEST}")
+        if width % 8 or not 0 < width <= MAX_WIDTH:
+            raise ValueError(f"{shapes}: head widths must be multiples of 8 up to {MAX_WIDTH}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: one of fp16, bf16, fp32 is needed for all")
+        raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one dtype: fp16, bf16 or fp32")
     for name, x in (("slopes", slopes), ("sinks", sinks)):
         if x is not None and (x.shape != (q.shape[1],) or not x.is_floating_point()):
-            raise ValueError(f"{name} {tuple(x.shape)} {x.dtype} must be one floating-point number a query head")
+            raise ValueError(f"{name} {tuple(x.shape)} {x.dtype} must be one floating-point number per query head")
+
+
+# == Reference ==
 
 
 def reference(
@@ -115,15 +275,15 @@ def reference(
     max_queries: int | None = None,
     max_keys: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch, which holds all scores; softmax in fp32 or better."""
+    """Attention in plain torch, with all scores in memory; softmax in fp32 or wider."""
     options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "soft_cap": soft_cap}
     options |= {"slopes": slopes, "sinks": sinks}
     if query_starts is not None and key_starts is not None:
-        each = (
+        sequences = (
             x.transpose(0, 1)[None].split(starts.diff().tolist(), dim=2)
             for x, starts in ((q, query_starts), (k, key_starts), (v, key_starts))
         )
-        parts = [reference(*qkv, **options) for qkv in zip(*each, strict=True)]
+        parts = [reference(*qkv, **options) for qkv in zip(*sequences, strict=True)]
         out = torch.cat([out[0].transpose(0, 1) for out, _ in parts])
         return out, torch.cat([lse[0] for _, lse in parts], dim=-1)
     groups = q.shape[1] // k.shape[1]
@@ -135,7 +295,7 @@ def reference(
     distance = torch.arange(k.shape[2], device=q.device) - position
     if slopes is not None:
         scores = scores + slopes[:, None, None] * distance
-    before, after = Reach.of(causal, window)
+    before, after = Reach.from_mask(causal, window)
     seen = torch.ones_like(distance, dtype=torch.bool)
     seen &= True if before is None else distance >= -before
     seen &= True if after is None else distance <= after
@@ -147,9 +307,12 @@ def reference(
     return weights.to(v.dtype) @ v, lse
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`packed`: lengths of queries and keys of each sequence, in place of batch, queries and keys. `v_dim` 0: as
-    head_dim."""
+    """Lengths, heads, widths and options. `packed` gives the query and key length of each sequence, in place of batch,
+    queries and keys. `v_dim` 0 means head_dim."""
 
     batch: int = 1
     heads: int = 1
@@ -167,9 +330,9 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Views of [B, S, heads, width], as a model's projections make them; logits wide enough for a cap to matter."""
+    """Views of [B, S, heads, width], as a model's projections return them; the scores are large enough for a cap."""
     v_dim = case.v_dim or case.head_dim
-    found: Inputs = {"causal": case.causal, "window": case.window, "soft_cap": case.soft_cap}
+    arguments: Inputs = {"causal": case.causal, "window": case.window, "soft_cap": case.soft_cap}
     tokens = [sum(lengths) for lengths in zip(*case.packed, strict=True)] if case.packed else [case.queries, case.keys]
     for name, rows, heads, width in (
         ("q", tokens[0], case.heads, case.head_dim),
@@ -177,28 +340,30 @@ def inputs(case: Case, random: Random) -> Inputs:
         ("v", tokens[1], case.kv_heads, v_dim),
     ):
         if case.packed:
-            found[name] = random.normal(rows, heads, width)
+            arguments[name] = random.normal(rows, heads, width)
         else:
-            found[name] = random.normal(case.batch, rows, heads, width).transpose(1, 2)
+            arguments[name] = random.normal(case.batch, rows, heads, width).transpose(1, 2)
     if case.alibi:
         slopes = [2.0 ** (-8 * (head + 1) / case.heads) for head in range(case.heads)]
-        found["slopes"] = torch.tensor(slopes, dtype=torch.float32, device=random.device)
+        arguments["slopes"] = torch.tensor(slopes, dtype=torch.float32, device=random.device)
     if case.sinks:
-        found["sinks"] = random.normal(case.heads)
+        arguments["sinks"] = random.normal(case.heads)
     if case.packed:
         for index, name in enumerate(("query_starts", "key_starts")):
-            lengths = torch.tensor([0, *(each[index] for each in case.packed)])
-            found[name] = lengths.cumsum(0).to(torch.int32).to(random.device)
-        found["max_queries"], found["max_keys"] = (max(lengths) for lengths in zip(*case.packed, strict=True))
-    return found
+            lengths = torch.tensor([0, *(pair[index] for pair in case.packed)])
+            arguments[name] = lengths.cumsum(0).to(torch.int32).to(random.device)
+        arguments["max_queries"], arguments["max_keys"] = (max(lengths) for lengths in zip(*case.packed, strict=True))
+    return arguments
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·(H + V) FLOPs a scored pair and head; backward 2·(3 H + 2 V). Forward reads q, k, v and writes out and the
-    log-sum-exp; backward reads all these and dout, and writes three gradients."""
+    """2·(H + V) FLOPs per scored pair and head; backward 2·(3 H + 2 V).
+
+    Forward reads q, k, v and writes out and the log-sum-exp. Backward reads all of these and dout, and writes three
+    gradients."""
     lengths = case.packed or ((case.queries, case.keys),) * case.batch
     width, v_dim = case.head_dim, case.v_dim or case.head_dim
-    reach = Reach.of(case.causal, case.window)
+    reach = Reach.from_mask(case.causal, case.window)
     pairs = case.heads * sum(seen_pairs(s, t, reach) for s, t in lengths)
     rows, columns = case.heads * sum(s for s, _ in lengths), case.kv_heads * sum(t for _, t in lengths)
     q, kv, out, lse = rows * width, columns * (width + v_dim), rows * v_dim, 4 * rows
@@ -232,13 +397,13 @@ KERNEL = Kernel(
     ],
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
-        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # all that takes registers
+        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # every option that takes registers
         Case(1, 64, 8, 8192, 8192, 64, window=128, sinks=True),
         Case(1, 128, 128, 8192, 8192, 192, 128),
         Case(1, 16, 8, 8192, 8192, 256, soft_cap=50.0),
     ],
     differentiable=("q", "k", "v", "sinks"),
     allowances={
-        "attention_backward_keys: spills in fp32": "256 wide: half a tile of 16 bits, and no smaller one has wgmma",
+        "attention_backward_keys: spills in fp32": "heads of 256: half a 16-bit tile; wgmma has no smaller",
     },
 )

@@ -1,13 +1,14 @@
-"""Attention's backward kernels (Dao, arXiv 2307.08691, section 3.1.2): probabilities are made again from the
-log-sum-exp, p = exp(s - lse), never stored.
+"""Attention's backward kernels (Dao, arXiv 2307.08691, section 3.1.2).
+
+Probabilities are not stored; p = exp(s - lse) recomputes them from the log-sum-exp:
 
     dv = pᵀ do        dp = do vᵀ        ds = p ∘ (dp - delta)        dq = scale · ds k        dk = scale · dsᵀ q
 
-with delta = Σ do ∘ o - dlse, a number a row. Two kernels, one over tiles of keys (dk and dv), one over tiles of
-queries (dq): 7 products where one kernel would need 5. The one kernel has to add dq up by atomic additions in fp32,
-whose order changes from run to run, or to let the tiles wait for each other; two need neither, write each gradient
-once in its own format, and their accumulators fit in registers. Gradients of grouped heads are added up inside one
-program. So results are the same every time.
+with one number per row, delta = Σ do ∘ o - dlse. `attention_delta` computes it. Then two kernels follow, one over tiles
+of keys (dk and dv) and one over tiles of queries (dq). They take 7 matrix products where a single kernel takes 5. A
+single kernel would have to sum dq by atomic additions in fp32, whose order changes from run to run, or make its tiles
+wait for each other. Two kernels need neither, write each gradient once in its own format, and their accumulators fit in
+registers. One program sums the gradients of the heads that share a key head. Results therefore repeat exactly.
 """
 
 from __future__ import annotations
@@ -16,14 +17,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmbench.kernels.attention import gradients as gradient_kernels
-from llmbench.kernels.attention.gradients import TALLEST, attention_backward_keys, attention_backward_queries
-from llmbench.kernels.attention.tiles import LOG2E, Problem, heads_together, padded, split_width
+from llmbench.kernels.attention.tiles import (
+    Problem,
+    concurrent_heads,
+    head_tiles,
+    load_head_tile,
+    load_tile,
+    matrix_tiles,
+    padded,
+    phases,
+    program_tile,
+    split_width,
+    visible,
+)
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.numeric import LOG2E, quick_tanh
+from llmbench.kernels.products import dot
 
 __all__ = ["backward"]
 
-LOG2_E = tl.constexpr(LOG2E)
+TALLEST = tl.constexpr(128)  # rows of the tallest tile of queries; `level` and `delta` are padded to a multiple of it
+
+
+# == Kernels ==
 
 
 @triton.jit
@@ -32,8 +48,9 @@ def attention_delta(
     d_batch, d_head, d_row, o_batch, o_head, o_row, lse_batch, lse_head, level_batch, level_head, queries, heads,
     PACKED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """For BLOCK_M rows of one head: delta; `level`, the log-sum-exp, ∞ where there is nothing to do; and what they give
-    to the gradient of a sink, a key with value 0: ds = -p · delta."""
+    """One program computes BLOCK_M rows of one head: `delta`, `level`, and their share of the sink's gradient.
+
+    `level` is the log-sum-exp, or ∞ for a query that sees no key. A sink is a key with value 0: ds = -p · delta."""
     first = tl.program_id(1) * BLOCK_M
     which = tl.cast(tl.program_id(0), tl.int64)
     batch = which // heads
@@ -68,12 +85,392 @@ def attention_delta(
         value -= tl.load(dlse + at_lse + r, mask=exists, other=0.0)
     high = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
     high = tl.where(high == float("-inf"), float("inf"), high)  # a query that sees no key: p is 0
-    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # all that a tile may read
+    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # every row that a tile may read
     tl.store(delta + r, value, mask=kept)
     tl.store(level + r, high, mask=kept)
     if sinks is not None:
-        p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2_E - high)
+        p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - high)
         tl.store(dsinks + which * tl.num_programs(1) + tl.program_id(1), -tl.sum(p * value, 0))
+
+
+@triton.jit
+def _probabilities(
+    s, level, at_keys, positions, before, after, scale, cap, slope,
+    MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    EXACT: tl.constexpr,
+):  # fmt: skip
+    """p and the derivative of the soft cap, from raw scores. The log-sum-exp and the positions of keys and queries are
+    broadcast to the scores."""
+    slack = 1.0
+    if CAPPED:
+        s = quick_tanh(s * scale, EXACT)
+        slack = 1.0 - s * s
+        s = s * cap
+    else:
+        s = s * scale
+    if SLOPED:
+        s += (at_keys - positions).to(tl.float32) * slope
+    p = tl.exp2(s - level)
+    if MASKED:
+        p = tl.where(visible(at_keys, positions, before, after, BEFORE, AFTER), p, 0.0)
+    return p, slack
+
+
+@triton.jit
+def _over_queries(
+    dk, dk_rest, dv, k, k_rest, v, q_tiles, q_rest_tiles, do_tiles, level, delta, slopes,
+    q_head, q_row, do_head, do_row, level_head, start, stop, queries, at_keys, before, after, scale, cap,
+    GROUP: tl.constexpr, MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr,
+    PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, TMA: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+):  # fmt: skip
+    """Add the contributions of the queries from `start` to `stop` to dk and dv of a tile of keys.
+
+    Scores are transposed: [keys, queries]. `at_keys` are the keys' positions minus the first query's position."""
+    FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+    steps = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
+    for step in range(steps * GROUP):  # one loop over heads too, so that loads run ahead into the next head
+        member = 0
+        m = start + step * BLOCK_M
+        if GROUP > 1:
+            member = step // tl.maximum(steps, 1)
+            m -= member * steps * BLOCK_M
+        rows = m + tl.arange(0, BLOCK_M)
+        q = load_head_tile(q_tiles, member, m, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        s = dot(k, q.T)
+        q_rest = q
+        if REST > 0:
+            q_rest = load_head_tile(q_rest_tiles, member, m, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            s = dot(k_rest, q_rest.T, s)
+        do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+        if DK:
+            dp = dot(v, do.T)  # next to the scores, so that fewer values wait in registers
+        high = tl.load(level + member * level_head + rows)
+        slope = 0.0
+        if SLOPED:
+            slope = tl.load(slopes + member).to(tl.float32) * LOG2E
+        p, slack = _probabilities(
+            s, high[None, :], at_keys[:, None], rows[None, :], before, after, scale, cap, slope,
+            MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
+        )  # fmt: skip
+        if DV:
+            dv = dot(p.to(do.dtype), do, dv)
+        if DK:
+            less = tl.load(delta + member * level_head + rows)
+            ds = (p * (dp - less[None, :]) * slack).to(q.dtype)
+            dk = dot(ds, q, dk)
+            if REST > 0:
+                dk_rest = dot(ds, q_rest, dk_rest)
+    return dk, dk_rest, dv
+
+
+@triton.jit
+def attention_backward_keys(
+    q, k, v, dout, dk, dv, level, delta, slopes, query_starts, key_starts,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
+    dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row, level_batch, level_head,
+    queries, keys, kv_heads, all_heads, tiles, concurrent, before, after, scale, cap, natural_scale,
+    GROUP: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    PACKED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr,
+    PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+    PASSES: tl.constexpr, PASS: tl.constexpr,
+):  # fmt: skip
+    """One program computes dk and dv of BLOCK_N keys of one key head, from all queries of the heads that share it.
+
+    With two PASSES, for registers that cannot hold both: dk first, then dv."""
+    tile, kv_head = program_tile(
+        tiles, all_heads, concurrent, False
+    )  # under a causal mask, the first keys have most work
+    batch = tl.cast(kv_head // kv_heads, tl.int64)
+    kv_head = tl.cast(kv_head % kv_heads, tl.int64)
+    k += kv_head * k_head
+    v += kv_head * v_head
+    if PACKED:
+        start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - start
+        q += tl.cast(start, tl.int64) * q_row
+        dout += tl.cast(start, tl.int64) * do_row
+        level += (start // TALLEST + batch) * TALLEST
+        delta += (start // TALLEST + batch) * TALLEST
+        start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - start
+        k += tl.cast(start, tl.int64) * k_row
+        v += tl.cast(start, tl.int64) * v_row
+    else:
+        q += batch * q_batch
+        k += batch * k_batch
+        v += batch * v_batch
+        dout += batch * do_batch
+        level += batch * level_batch
+        delta += batch * level_batch
+    first = tile * BLOCK_N
+    if first < keys:
+        FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+        DK: tl.constexpr = PASSES == 1 or PASS == 0
+        DV: tl.constexpr = PASSES == 1 or PASS == 1
+        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        k_tile = load_tile(k_tiles, first, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, False)
+        v_tile = load_tile(v_tiles, first, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, False)
+        k_rest = k_tile
+        if REST > 0:
+            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+            k_rest = load_tile(k_rest_tiles, first, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, False)
+
+        positions = first + tl.arange(0, BLOCK_N)
+        shift = keys - queries
+        last = tl.minimum(first + BLOCK_N, keys) - 1
+        # The queries of a key, by the bounds exchanged. Rows past the last query are 0 at level ∞ and need no mask.
+        lo, a, b, hi = phases(first, last, -shift, after, before, queries, BLOCK_M, AFTER, BEFORE)
+        if not BEFORE:
+            b = hi
+        dk_sum = tl.zeros([BLOCK_N, MAIN], tl.float32)
+        dk_rest_sum = tl.zeros([BLOCK_N, REST if REST > 0 else 1], tl.float32)
+        dv_sum = tl.zeros([BLOCK_N, PADDED_VALUES], tl.float32)
+        q += kv_head * GROUP * q_head
+        dout += kv_head * GROUP * do_head
+        level += kv_head * GROUP * level_head
+        delta += kv_head * GROUP * level_head
+        if SLOPED:
+            slopes += kv_head * GROUP
+        q_tiles = head_tiles(q, GROUP, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        do_tiles = head_tiles(dout, GROUP, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+        q_rest_tiles = q_tiles
+        if REST > 0:
+            q_rest_tiles = head_tiles(q + MAIN, GROUP, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+        for phase in tl.static_range(0 if AFTER else 1, 3 if BEFORE else 2):
+            begin = lo if phase == 0 else (a if phase == 1 else b)
+            end = a if phase == 0 else (b if phase == 1 else hi)
+            dk_sum, dk_rest_sum, dv_sum = _over_queries(
+                dk_sum, dk_rest_sum, dv_sum, k_tile, k_rest, v_tile, q_tiles, q_rest_tiles, do_tiles,
+                level, delta, slopes, q_head, q_row, do_head, do_row, level_head, begin, end, queries,
+                positions - shift, before, after, scale, cap, GROUP,
+                phase != 1, BEFORE, AFTER, CAPPED, SLOPED, WIDTH, MAIN, REST, VALUES, PADDED_VALUES, BLOCK_M, TMA,
+                DK, DV,
+            )  # fmt: skip
+
+        # Addresses are computed here, after the loops, because the loops need every register.
+        start = 0
+        if PACKED:
+            start = tl.load(key_starts + batch)
+        else:
+            dk += batch * dk_batch
+            dv += batch * dv_batch
+        rows = positions[:, None]
+        inside = rows < keys
+        if DK:
+            c = tl.arange(0, MAIN)[None, :]
+            at = dk + kv_head * dk_head + (start + rows) * tl.cast(dk_row, tl.int64)
+            tl.store(at + c, (dk_sum * natural_scale).to(dk.dtype.element_ty), mask=inside & (c < FIRST))
+            if REST > 0:
+                c = MAIN + tl.arange(0, REST)[None, :]
+                tl.store(at + c, (dk_rest_sum * natural_scale).to(dk.dtype.element_ty), mask=inside & (c < WIDTH))
+        if DV:
+            c = tl.arange(0, PADDED_VALUES)[None, :]
+            at = dv + kv_head * dv_head + (start + rows) * tl.cast(dv_row, tl.int64)
+            tl.store(at + c, dv_sum.to(dv.dtype.element_ty), mask=inside & (c < VALUES))
+
+
+@triton.jit
+def _over_keys(
+    dq, dq_rest, q, q_rest, do, high, less, k_tiles, k_rest_tiles, v_tiles, k_row, v_row, start, stop, keys,
+    positions, before, after, scale, cap, slope,
+    MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr,
+    BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Add the contributions of the keys from `start` to `stop` to dq of a tile of queries."""
+    FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+    for n in range(start, stop, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        k = load_tile(k_tiles, n, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, not MASKED)
+        s = dot(q, k.T)
+        k_rest = k
+        if REST > 0:
+            k_rest = load_tile(k_rest_tiles, n, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, not MASKED)
+            s = dot(q_rest, k_rest.T, s)
+        v = load_tile(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
+        dp = dot(do, v.T)
+        p, slack = _probabilities(
+            s, high[:, None], columns[None, :], positions[:, None], before, after, scale, cap, slope,
+            MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
+        )  # fmt: skip
+        if MASKED:
+            p = tl.where(columns[None, :] < keys, p, 0.0)  # else ∞ could be multiplied by the zeros past the last key
+        ds = (p * (dp - less[:, None]) * slack).to(q.dtype)
+        dq = dot(ds, k, dq)
+        if REST > 0:
+            dq_rest = dot(ds, k_rest, dq_rest)
+    return dq, dq_rest
+
+
+@triton.jit
+def attention_backward_queries(
+    q, k, v, dout, dq, level, delta, slopes, query_starts, key_starts,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, do_batch, do_head, do_row,
+    dq_batch, dq_head, dq_row, level_batch, level_head,
+    queries, keys, heads, all_heads, tiles, concurrent, before, after, scale, cap, natural_scale,
+    GROUP: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    PACKED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr,
+    PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """One program computes dq of BLOCK_M queries of one head."""
+    tile, head = program_tile(tiles, all_heads, concurrent, AFTER and not BEFORE)
+    batch = tl.cast(head // heads, tl.int64)
+    head = tl.cast(head % heads, tl.int64)
+    kv_head = head // GROUP
+    q += head * q_head
+    k += kv_head * k_head
+    v += kv_head * v_head
+    dout += head * do_head
+    dq += head * dq_head
+    level += head * level_head
+    delta += head * level_head
+    if PACKED:
+        start = tl.load(query_starts + batch)
+        queries = tl.load(query_starts + batch + 1) - start
+        q += tl.cast(start, tl.int64) * q_row
+        dout += tl.cast(start, tl.int64) * do_row
+        dq += tl.cast(start, tl.int64) * dq_row
+        level += (start // TALLEST + batch) * TALLEST
+        delta += (start // TALLEST + batch) * TALLEST
+        start = tl.load(key_starts + batch)
+        keys = tl.load(key_starts + batch + 1) - start
+        k += tl.cast(start, tl.int64) * k_row
+        v += tl.cast(start, tl.int64) * v_row
+    else:
+        q += batch * q_batch
+        k += batch * k_batch
+        v += batch * v_batch
+        dout += batch * do_batch
+        dq += batch * dq_batch
+        level += batch * level_batch
+        delta += batch * level_batch
+    first = tile * BLOCK_M
+    if first < queries:
+        FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
+        q_tiles = matrix_tiles(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        do_tiles = matrix_tiles(dout, queries, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        q_tile = load_tile(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
+        do_tile = load_tile(do_tiles, first, queries, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA, False)
+        q_rest = q_tile
+        k_rest_tiles = k_tiles
+        if REST > 0:
+            q_rest_tiles = matrix_tiles(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rest = load_tile(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
+            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+
+        rows = first + tl.arange(0, BLOCK_M)
+        inside = rows < queries
+        high = tl.load(level + rows)
+        less = tl.load(delta + rows)
+        slope = 0.0
+        if SLOPED:
+            slope = tl.load(slopes + head).to(tl.float32) * LOG2E
+        shift = keys - queries
+        last = tl.minimum(first + BLOCK_M, queries) - 1
+        lo, a, b, hi = phases(first, last, shift, before, after, keys, BLOCK_N, BEFORE, AFTER)
+        dq_sum = tl.zeros([BLOCK_M, MAIN], tl.float32)
+        dq_rest_sum = tl.zeros([BLOCK_M, REST if REST > 0 else 1], tl.float32)
+        for phase in tl.static_range(0 if BEFORE else 1, 3):
+            begin = lo if phase == 0 else (a if phase == 1 else b)
+            end = a if phase == 0 else (b if phase == 1 else hi)
+            dq_sum, dq_rest_sum = _over_keys(
+                dq_sum, dq_rest_sum, q_tile, q_rest, do_tile, high, less, k_tiles, k_rest_tiles, v_tiles,
+                k_row, v_row, begin, end, keys, rows + shift, before, after, scale, cap, slope,
+                phase != 1, BEFORE, AFTER, CAPPED, SLOPED, WIDTH, MAIN, REST, VALUES, PADDED_VALUES, BLOCK_N, TMA,
+            )  # fmt: skip
+
+        inside = inside[:, None]
+        c = tl.arange(0, MAIN)[None, :]
+        at = dq + rows[:, None] * tl.cast(dq_row, tl.int64)
+        tl.store(at + c, (dq_sum * natural_scale).to(dq.dtype.element_ty), mask=inside & (c < FIRST))
+        if REST > 0:
+            c = MAIN + tl.arange(0, REST)[None, :]
+            tl.store(at + c, (dq_rest_sum * natural_scale).to(dq.dtype.element_ty), mask=inside & (c < WIDTH))
+
+
+# == Configurations and launcher ==
+
+
+def _config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, **more: int) -> Config:
+    return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note, **more)
+
+
+def key_configurations(width: int, values: int, element: int, arch: int, plain: bool) -> list[Config]:
+    """The candidates for dk and dv, for padded widths `width` and `values` and elements of `element` bytes.
+
+    Two accumulators of the tile's keys stay in registers for the whole loop, beside two products of scores: with 128
+    keys and 8 warps, 64 rows per warpgroup. Problems that are not `plain` also hold a bound, a slope or the derivative
+    of a cap per score, which leaves room for half as many scores."""
+    if arch < 90 or element == 4:
+        tma = int(arch >= 90)
+        if max(width, values) <= 128:
+            return [_config(32, 64, 8, 2, "the largest tiles that fit in shared memory", tma, PASSES=1)]
+        if tma:
+            stages = 1 if arch >= 100 else 2  # on sm_100, scores pass through shared memory too
+            return [_config(16, 64, 8, stages, "the largest fp32 tiles that fit in shared memory", PASSES=2)]
+        return [
+            _config(32 if element == 2 else 16, 32, 8, 1, "the largest tiles that fit in shared memory", tma, PASSES=2)
+        ]
+    if max(width, values) <= 64:
+        return [
+            _config(64, 128, 8, 2, "64 rows per warpgroup; half the registers that heads of 128 need", PASSES=1),
+            _config(
+                64,
+                64,
+                4,
+                2,
+                "two blocks per multiprocessor, the softmax of one beside the products of the other",
+                PASSES=1,
+            ),
+        ]
+    if max(width, values) <= 128 and plain:
+        return [_config(64, 128, 8, 2, "64 + 64 accumulators, 32 + 32 scores per thread: all registers", PASSES=1)]
+    if max(width, values) <= 128:
+        return [
+            _config(
+                32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores per thread and their bounds or slopes", PASSES=1
+            ),
+            _config(32, 64, 4, 2, "the same per thread; two blocks per multiprocessor", PASSES=1),
+        ]
+    if width <= 192 and values <= 128:
+        note = "one accumulator at a time and full tiles: eight products in place of seven"
+        candidates = [_config(64, 128, 8, 2, note, PASSES=2)]
+        if plain:
+            note = "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"
+            candidates.insert(0, _config(32, 64, 4, 2, note, PASSES=1))
+        return candidates
+    return [
+        _config(
+            16, 128, 8, 2, "one accumulator of 128 per thread at a time: eight products in place of seven", PASSES=2
+        )
+    ]
+
+
+def query_configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
+    """The candidates for dq: one accumulator and two products of scores, 64 query rows per warpgroup."""
+    wide = max(width, values)
+    if arch < 90 or element == 4:
+        tma = int(arch >= 90)
+        if wide <= 128:
+            return [_config(64, 32, 8, 2, "the largest tiles that fit in shared memory", tma)]
+        stages = 1 if arch >= 100 else 2
+        return [
+            _config(
+                64 if tma or element == 2 else 32, 16, 8, stages, "the largest tiles that fit in shared memory", tma
+            )
+        ]
+    if wide <= 64:
+        return [
+            _config(128, 64, 8, 2, "two blocks per multiprocessor under a causal mask"),
+            _config(64, 64, 4, 2, "four blocks per multiprocessor"),
+        ]
+    if width <= 192 and values <= 128:
+        return [_config(128, 64, 8, 2, "64 or 96 accumulators, 32 + 32 scores per thread")]
+    return [_config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB shared")]
 
 
 def backward(
@@ -87,7 +484,9 @@ def backward(
     gradients: tuple[Tensor, Tensor, Tensor],
     problem: Problem,
 ) -> Tensor | None:
-    """Write dq, dk and dv; returns the gradient of the sinks, [N] in fp32. `lse` is in units of log 2, dlse of e."""
+    """Launch the kernels: write `gradients`, which are dq, dk and dv. Returns the gradient of the sinks [N] in fp32.
+
+    `lse` is in units of log 2, `dlse` in units of log e."""
     dq, dk, dv = gradients
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]
@@ -103,7 +502,7 @@ def backward(
     level, delta = empty(*shape, like=lse), empty(*shape, like=lse)
     level_strides = problem.row_strides(level)
     rows = max(16, min(128, 4096 // padded(v_width)))
-    config = choose("attention_delta", [Config(BLOCK_M=rows, num_warps=4, note="32 numbers a thread and tensor")])
+    config = choose("attention_delta", [Config(BLOCK_M=rows, num_warps=4, note="32 values per thread and tensor")])
     blocks = triton.cdiv(queries, tallest) * (tallest // config["BLOCK_M"])
     dsinks = None if problem.sinks is None else empty(batch, heads, blocks, like=lse)
     launch(
@@ -119,10 +518,10 @@ def backward(
     options = (*problem.reach.as_arguments(), *problem.factors(), problem.scale)
     constants = {"GROUP": group, **problem.constants(width, v_width)}
 
-    config = choose("attention_backward_keys", gradient_kernels.configurations_keys(*sizes, problem.plain))
+    config = choose("attention_backward_keys", key_configurations(*sizes, problem.plain))
     tiles = triton.cdiv(keys, config["BLOCK_N"])
-    together = heads_together(queries * group * (width + v_width) * element, batch * kv_heads)
-    for number in range(config["PASSES"]):
+    concurrent = concurrent_heads(queries * group * (width + v_width) * element, batch * kv_heads)
+    for index in range(config["PASSES"]):
         launch(
             attention_backward_keys,
             (tiles * batch * kv_heads,),
@@ -130,13 +529,13 @@ def backward(
             *(q, k, v, dout, dk, dv, level, delta, problem.slopes, *starts),
             *strides(q, k, v, dout, dk, dv),
             *level_strides,
-            *(queries, keys, kv_heads, batch * kv_heads, tiles, together, *options),
-            PASS=number,
+            *(queries, keys, kv_heads, batch * kv_heads, tiles, concurrent, *options),
+            PASS=index,
             **constants,
         )
-    config = choose("attention_backward_queries", gradient_kernels.configurations_queries(*sizes))
+    config = choose("attention_backward_queries", query_configurations(*sizes))
     tiles = triton.cdiv(queries, config["BLOCK_M"])
-    together = group * heads_together(keys * (width + v_width) * element, batch * kv_heads)
+    concurrent = group * concurrent_heads(keys * (width + v_width) * element, batch * kv_heads)
     launch(
         attention_backward_queries,
         (tiles * batch * heads,),
@@ -144,7 +543,7 @@ def backward(
         *(q, k, v, dout, dq, level, delta, problem.slopes, *starts),
         *strides(q, k, v, dout, dq),
         *level_strides,
-        *(queries, keys, heads, batch * heads, tiles, together, *options),
+        *(queries, keys, heads, batch * heads, tiles, concurrent, *options),
         **constants,
     )
     return None if dsinks is None else dsinks.sum(dim=(0, 2))

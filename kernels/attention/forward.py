@@ -1,10 +1,12 @@
 """Attention's forward kernel: online softmax over tiles of keys (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
 2307.08691).
 
-For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2^(m - m') + Σp, o' = o·2^(m - m') + p v;
-at the end o / l and the log-sum-exp m + log l. A sink is a key without a value: m starts at its score and l at 1.
-Scores are in units of log 2, with the factor folded into the scale; backward takes the log-sum-exp in the same units,
-since every change of units would cost fp32 a rounding of a number that is large beside its fraction.
+For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2^(m - m') + Σp, o' = o·2^(m - m') + p v.
+After the last tile, the result is o / l and the log-sum-exp is m + log l. A sink is a key without a value: m starts at
+its score and l at 1.
+
+Scores are in units of log 2, by a factor that is folded into the scale. The backward pass takes the log-sum-exp in the
+same units: a conversion would round a number whose integer part is large, and its fraction would lose digits.
 """
 
 from __future__ import annotations
@@ -15,24 +17,26 @@ import triton.language as tl
 from torch import Tensor
 
 from llmbench.kernels.attention.tiles import (
-    LOG2E,
     Problem,
-    allowed,
-    capped,
-    heads_together,
-    one_tile,
+    concurrent_heads,
+    load_tile,
+    matrix_tiles,
     padded,
     phases,
+    program_tile,
     split_width,
-    tile_of,
-    tiles_from,
+    visible,
 )
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.numeric import LOG2E, quick_tanh
 from llmbench.kernels.products import dot
 
 __all__ = ["forward"]
 
-LOG2_E, LN_2 = tl.constexpr(LOG2E), tl.constexpr(1 / LOG2E)
+LN_2 = tl.constexpr(1 / LOG2E.value)
+
+
+# == Kernels ==
 
 
 @triton.jit
@@ -69,35 +73,35 @@ def _over_keys(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Take in the keys from `start` to `stop`, a tile at a time."""
+    """Update total, m and o with the keys from `start` to `stop`, one tile at a time."""
     FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
     for n in range(start, stop, BLOCK_N):
-        k = tile_of(k_tiles, n, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, not MASKED)
+        k = load_tile(k_tiles, n, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, not MASKED)
         s = dot(q, k.T)
         if REST > 0:
-            k_rest = tile_of(k_rest_tiles, n, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, not MASKED)
+            k_rest = load_tile(k_rest_tiles, n, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA, not MASKED)
             s = dot(q_rest, k_rest.T, s)
         columns = n + tl.arange(0, BLOCK_N)
         factor = scale
-        if CAPPED or SLOPED:  # else the scale waits for the fused multiply-add before the exponential
+        if CAPPED or SLOPED:  # else the scale is part of the multiply-add before the exponential
             s = s * scale
             factor = 1.0
             if CAPPED:
-                s = capped(s, q.dtype == tl.float32) * cap
+                s = quick_tanh(s, q.dtype == tl.float32) * cap
             if SLOPED:
                 s += (columns[None, :] - positions[:, None]).to(tl.float32) * slope
         if MASKED:
-            seen = allowed(columns[None, :], positions[:, None], before, after, BEFORE, AFTER)
+            seen = visible(columns[None, :], positions[:, None], before, after, BEFORE, AFTER)
             s = tl.where(seen & (columns[None, :] < keys), s, float("-inf"))
         top = tl.maximum(m, tl.max(s, 1) * factor)
         level = top
-        if MASKED:  # a row that has seen no key yet
+        if MASKED:  # a row without a visible key so far has top = -∞
             level = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp2(s * factor - level[:, None])
-        keep = tl.exp2(m - level)
-        total = total * keep + tl.sum(p, 1)
-        v = tile_of(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
-        o = dot(p.to(v.dtype), v, o * keep[:, None])
+        shrink = tl.exp2(m - level)
+        total = total * shrink + tl.sum(p, 1)
+        v = load_tile(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
+        o = dot(p.to(v.dtype), v, o * shrink[:, None])
         m = top
     return total, m, o
 
@@ -133,7 +137,7 @@ def attention_forward(
     heads,
     all_heads,
     tiles,
-    together,
+    concurrent,
     before,
     after,
     scale,
@@ -154,8 +158,8 @@ def attention_forward(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """A program: BLOCK_M queries of one head. `_batch`, `_head`, `_row` are strides in elements."""
-    tile, head = one_tile(tiles, all_heads, together, AFTER and not BEFORE)
+    """One program computes BLOCK_M queries of one head. `_batch`, `_head` and `_row` are strides in elements."""
+    tile, head = program_tile(tiles, all_heads, concurrent, AFTER and not BEFORE)
     batch = tl.cast(head // heads, tl.int64)
     head = tl.cast(head % heads, tl.int64)
     kv_head = head // GROUP
@@ -186,16 +190,16 @@ def attention_forward(
     first = tile * BLOCK_M
     if first < queries:
         FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
-        q_tiles = tiles_from(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
-        k_tiles = tiles_from(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
-        v_tiles = tiles_from(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
-        q_tile = tile_of(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
+        q_tiles = matrix_tiles(q, queries, q_row, FIRST, BLOCK_M, MAIN, TMA)
+        k_tiles = matrix_tiles(k, keys, k_row, FIRST, BLOCK_N, MAIN, TMA)
+        v_tiles = matrix_tiles(v, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA)
+        q_tile = load_tile(q_tiles, first, queries, q_row, FIRST, BLOCK_M, MAIN, TMA, False)
         q_rest = q_tile
         k_rest_tiles = k_tiles
         if REST > 0:
-            q_rest_tiles = tiles_from(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
-            q_rest = tile_of(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
-            k_rest_tiles = tiles_from(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
+            q_rest_tiles = matrix_tiles(q + MAIN, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
+            q_rest = load_tile(q_rest_tiles, first, queries, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA, False)
+            k_rest_tiles = matrix_tiles(k + MAIN, keys, k_row, WIDTH - MAIN, BLOCK_N, REST, TMA)
 
         rows = first + tl.arange(0, BLOCK_M)
         shift = keys - queries
@@ -204,11 +208,11 @@ def attention_forward(
         m = total - float("inf")
         if SINKS:
             total += 1.0
-            m = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2_E
+            m = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
         o = tl.zeros([BLOCK_M, PADDED_VALUES], tl.float32)
         slope = 0.0
         if SLOPED:
-            slope = tl.load(slopes + head).to(tl.float32) * LOG2_E
+            slope = tl.load(slopes + head).to(tl.float32) * LOG2E
 
         last = tl.minimum(first + BLOCK_M, queries) - 1
         lo, a, b, hi = phases(first, last, shift, before, after, keys, BLOCK_N, BEFORE, AFTER)
@@ -250,7 +254,7 @@ def attention_forward(
             )
 
         inside = rows < queries
-        total = tl.where(total > 0.0, total, 1.0)  # where no key is seen, o is 0 and m -∞
+        total = tl.where(total > 0.0, total, 1.0)  # a query that sees no key has o = 0 and m = -∞
         m += tl.log2(total)
         tl.store(level + rows, m, mask=inside)
         tl.store(lse + rows, m * LN_2, mask=inside)
@@ -260,10 +264,14 @@ def attention_forward(
         tl.store(place, o.to(out.dtype.element_ty), mask=inside[:, None] & (c[None, :] < VALUES))
 
 
+# == Configurations and launcher ==
+
+
 def configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
-    """`width` and `values` as padded; `element` bytes. One block a multiprocessor: 8 warps are two warpgroups of 64
-    query rows each, so that one's softmax may run beside the other's products; 4 warps would hold 128 accumulators
-    more a thread and spill.
+    """The candidates for padded widths `width` and `values` and elements of `element` bytes.
+
+    One block runs on a multiprocessor. Its 8 warps are two warpgroups of 64 query rows each, so that the softmax of
+    one can run beside the products of the other. With 4 warps, a thread would hold 128 more accumulators and spill.
     """
 
     def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1) -> Config:
@@ -273,29 +281,37 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
         if wide <= 128:
-            return [config(128, 64 if element == 2 else 32, 8, 2, "what shared memory holds", tma)]
-        return [config(64, 32 if element == 2 else 16, 8, 2, "what shared memory holds", tma)]
+            return [config(128, 64 if element == 2 else 32, 8, 2, "the largest tiles that fit in shared memory", tma)]
+        return [config(64, 32 if element == 2 else 16, 8, 2, "the largest tiles that fit in shared memory", tma)]
     if wide <= 64:
         return [
             config(
-                128, 64, 8, 3, "at most 128 registers a thread: two blocks, one's softmax beside the other's products"
+                128,
+                64,
+                8,
+                3,
+                "at most 128 registers per thread: two blocks, the softmax of one beside the products of the other",
             ),
             config(128, 128, 8, 2, "half as many steps, one block"),
-            config(64, 64, 4, 3, "three blocks, but keys and values are read twice as often"),
+            config(64, 64, 4, 3, "three blocks; keys and values are read twice as often"),
         ]
     if width <= 192 and values <= 128:
-        found = [
-            config(128, 128, 8, 2, "a tile of keys as wide as registers and shared memory allow: fewest softmax steps"),
-            config(128, 64, 8, 3, "half the scores a thread, a deeper pipeline"),
+        candidates = [
+            config(
+                128, 128, 8, 2, "the widest tile of keys that registers and shared memory allow: fewest softmax steps"
+            ),
+            config(128, 64, 8, 3, "half the scores per thread, a deeper pipeline"),
         ]
         if width <= 128:
-            found.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to make", tma=0))
-        return found
-    return [config(128, 64, 8, 2, "accumulators take half the registers: 64 keys a tile, 192 KiB shared")]
+            candidates.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to create", tma=0))
+        return candidates
+    return [config(128, 64, 8, 2, "accumulators take half the registers: 64 keys per tile, 192 KiB shared")]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Write `out` [B, N, S, V] or [tokens, N, V]; returns the log-sum-exp [B, N, S] or [N, tokens] of e and of 2."""
+    """Launch the kernel: write `out` [B, N, S, V], or [tokens, N, V] if packed.
+
+    Returns the log-sum-exp [B, N, S], or [N, tokens], twice: in units of log e and of log 2."""
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]
     group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()
@@ -304,7 +320,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> t
     choices = configurations(sum(split_width(width)), padded(v_width), element, architecture(q.device))
     config = choose("attention_forward", choices)
     tiles = triton.cdiv(queries, config["BLOCK_M"])
-    together = group * heads_together(keys * (width + v_width) * element, batch * kv_heads)
+    concurrent = group * concurrent_heads(keys * (width + v_width) * element, batch * kv_heads)
     launch(
         attention_forward,
         (tiles * batch * heads,),
@@ -312,7 +328,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> t
         *(q, k, v, out, lse, level, problem.sinks, problem.slopes, problem.query_starts, problem.key_starts),
         *problem.strides(q, k, v, out),
         *problem.row_strides(lse),
-        *(queries, keys, heads, batch * heads, tiles, together),
+        *(queries, keys, heads, batch * heads, tiles, concurrent),
         *problem.reach.as_arguments(),
         *problem.factors(),
         GROUP=group,

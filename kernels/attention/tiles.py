@@ -1,6 +1,6 @@
-"""What attention's forward and backward kernels share: who sees whom, how scores are made, how tiles are read.
+"""Parts that attention's forward and backward kernels share: the visible keys, the scores' units, loading of tiles.
 
-Query i of S stands at position i + T - S, so that the last query stands at the last key. It sees the keys from
+Query i of S has position i + T - S, so the last query has the position of the last key. A query sees the keys from
 `before` in front of its position to `after` behind it:
 
     causal                  before = ∞            after = 0
@@ -8,8 +8,8 @@ Query i of S stands at position i + T - S, so that the last query stands at the 
     full, window w          before = after = w // 2
     full                    before = after = ∞
 
-Turned round, a key is seen by the queries from `after` in front of it to `before` behind it, with the shift negated:
-backward walks the queries of a key with the same bounds.
+Conversely, a key is seen by the queries from `after` in front of it to `before` behind it, with the shift negated. The
+backward pass walks the queries of a key with these bounds.
 
 S query length, T key length, H width of queries and keys, V width of values.
 """
@@ -23,62 +23,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmbench.kernels.numeric import LOG2E
+
 __all__ = [
-    "LOG2E",
     "Problem",
     "Reach",
     "aligned",
-    "allowed",
-    "capped",
-    "heads_together",
-    "one_tile",
+    "concurrent_heads",
+    "head_tiles",
+    "load_head_tile",
+    "load_tile",
+    "matrix_tiles",
     "padded",
     "phases",
+    "program_tile",
     "seen_pairs",
     "split_width",
-    "tile_of",
-    "tile_of_head",
-    "tiles_from",
-    "tiles_of_heads",
+    "visible",
 ]
 
-LOG2E = 1.4426950408889634
-FAR = 1 << 30  # further than any sequence is long, and not so far that positions overflow
+FAR = 1 << 30  # a distance beyond any sequence length, at which positions still fit in 32 bits
 
 
 class Reach(NamedTuple):
-    """How many keys a query sees before and after its own position; None for all."""
+    """The number of keys that a query sees before and after its own position; None for all of them."""
 
     before: int | None
     after: int | None
 
     @classmethod
-    def of(cls, causal: bool, window: int | None) -> Reach:
-        """`window` counts the keys seen, the query's own included; half of it to either side where not causal."""
+    def from_mask(cls, causal: bool, window: int | None) -> Reach:
+        """The reach under a mask. `window` counts visible keys, the query's own included; without `causal`, half of
+        them are on either side."""
         if causal:
             return cls(None if window is None else window - 1, 0)
         return cls(None, None) if window is None else cls(window // 2, window // 2)
 
     def as_arguments(self) -> tuple[int, int]:
-        """`before` and `after` as a kernel takes them."""
-        return min(FAR, FAR if self.before is None else self.before), min(
-            FAR, FAR if self.after is None else self.after
-        )
+        """`before` and `after` as kernel arguments; `FAR` for all keys."""
+        before, after = (FAR if keys is None else min(FAR, keys) for keys in self)
+        return before, after
 
 
 def seen_pairs(queries: int, keys: int, reach: Reach) -> int:
-    """Pairs of one head and sequence that are scored, exactly."""
+    """The exact number of query-key pairs that one head scores in one sequence."""
 
     def sum_clipped(first: int, last: int) -> int:
         """Σ min(max(p, 0), keys) for p from first to last."""
 
-        def upto(p: int) -> int:
+        def sum_to(p: int) -> int:
             if p <= 0:
                 return 0
             rising = min(p, keys)
             return rising * (rising + 1) // 2 + (p - rising) * keys
 
-        return upto(last) - upto(first - 1)
+        return sum_to(last) - sum_to(first - 1)
 
     first, last = keys - queries, keys - 1  # positions of the first and the last query
     ends = queries * keys if reach.after is None else sum_clipped(first + reach.after + 1, last + reach.after + 1)
@@ -87,8 +86,8 @@ def seen_pairs(queries: int, keys: int, reach: Reach) -> int:
 
 
 class Problem(NamedTuple):
-    """What is asked of the kernels besides q, k, v: the greatest lengths, `packed` sequences by their `starts`, and the
-    options of `attention`."""
+    """The arguments of the kernels besides q, k and v: the greatest lengths, the options of `attention`, and for packed
+    sequences their starts."""
 
     batch: int
     queries: int
@@ -103,31 +102,32 @@ class Problem(NamedTuple):
 
     @property
     def packed(self) -> bool:
+        """Whether sequences are stored end to end, without a batch dimension."""
         return self.query_starts is not None
 
     @property
     def plain(self) -> bool:
-        """Whether a score is a scaled product, masked at most causally: no window, cap or slopes."""
+        """Whether a score is a scaled product with at most a causal mask: no window, soft cap or slopes."""
         return self.reach.before is None and self.soft_cap is None and self.slopes is None
 
     def strides(self, *tensors: Tensor) -> list[int]:
-        """Strides of sequences, heads and rows of each: [B, N, S, H], or [tokens, N, H] where packed."""
+        """Strides of sequences, heads and rows of each tensor [B, N, S, H], or [tokens, N, H] if packed."""
         if self.packed:
             return [stride for x in tensors for stride in (0, x.stride(1), x.stride(0))]
         return [x.stride(dim) for x in tensors for dim in range(3)]
 
     def row_strides(self, x: Tensor) -> tuple[int, int]:
-        """Strides of sequences and heads of numbers a row: [B, N, S], or [N, tokens] where packed."""
+        """Strides of sequences and heads of a tensor [B, N, S], or [N, tokens] if packed."""
         return (0, x.stride(0)) if self.packed else (x.stride(0), x.stride(1))
 
     def factors(self) -> tuple[float, float]:
-        """The factors before and after the cap that make scores in units of log 2."""
+        """The factors before and after the soft cap; their product gives scores in units of log 2."""
         if self.soft_cap is None:
-            return self.scale * LOG2E, 0.0
-        return self.scale / self.soft_cap, self.soft_cap * LOG2E
+            return self.scale * LOG2E.value, 0.0
+        return self.scale / self.soft_cap, self.soft_cap * LOG2E.value
 
     def constants(self, width: int, v_width: int) -> dict[str, Any]:
-        """What all kernels are compiled for."""
+        """The constexpr arguments that all kernels share."""
         main, rest = split_width(width)
         return {
             "BEFORE": self.reach.before is not None,
@@ -144,12 +144,12 @@ class Problem(NamedTuple):
 
 
 def padded(width: int) -> int:
-    """A width as a power of two, as products take it."""
+    """The width rounded up to a power of two of at least 16, as matrix products require."""
     return max(16, int(triton.next_power_of_2(width)))
 
 
 def split_width(width: int) -> tuple[int, int]:
-    """A width as two powers of two, so that 192 is 128 + 64 and not 256; the second is 0 where one is as good."""
+    """Split a width into two powers of two: 192 is 128 + 64 and not 256. The second is 0 if it saves nothing."""
     whole = padded(width)
     main = whole // 2
     rest = padded(width - main)
@@ -157,26 +157,27 @@ def split_width(width: int) -> tuple[int, int]:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x as the kernels read it: unit last stride, other strides and address multiples of 16 bytes; a copy where not."""
+    """x if its last stride is 1 and its address and other strides are multiples of 16 bytes, else a contiguous copy."""
     whole = 16 // x.element_size()
     if x.stride(-1) == 1 and 0 not in x.stride() and not any(n % whole for n in (*x.stride()[:-1], x.storage_offset())):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def heads_together(bytes_a_head: int, heads: int) -> int:
-    """How many heads are worked on at a time, so that what their programs share stays in the second-level cache."""
-    return max(1, min(heads, (32 << 20) // max(1, bytes_a_head)))
+def concurrent_heads(bytes_per_head: int, heads: int) -> int:
+    """The number of heads that run at a time, so that the data their programs share stays in the L2 cache."""
+    return max(1, min(heads, (32 << 20) // max(1, bytes_per_head)))
 
 
 @triton.jit
-def one_tile(tiles, heads, together, REVERSED: tl.constexpr):
-    """This program's tile and head: heads `together` at a time, and of these first the tiles with the most work, which
-    are the last where REVERSED."""
+def program_tile(tiles, heads, concurrent, REVERSED: tl.constexpr):
+    """This program's tile and head.
+
+    Heads run `concurrent` at a time. Within them, the tiles with most work come first: the last tiles if REVERSED."""
     program = tl.program_id(0)
-    first = program // (together * tiles) * together
+    first = program // (concurrent * tiles) * concurrent
     within = program - first * tiles
-    size = tl.minimum(together, heads - first)
+    size = tl.minimum(concurrent, heads - first)
     tile = within // size
     head = first + within - tile * size
     if REVERSED:
@@ -186,8 +187,9 @@ def one_tile(tiles, heads, together, REVERSED: tl.constexpr):
 
 @triton.jit
 def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr):
-    """The columns that rows `first` to `last` see, as lo, a, b, hi: tiles in [lo, a) and [b, hi) need the mask, tiles
-    in [a, b) are seen whole by every row. What is outside is skipped."""
+    """The columns that rows `first` to `last` see, as lo, a, b, hi.
+
+    Tiles in [lo, a) and [b, hi) need the mask; every row sees all of the tiles in [a, b). Other tiles are skipped."""
     lo = first * 0
     whole_lo = lo
     hi = lo + length
@@ -204,9 +206,11 @@ def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFOR
 
 
 @triton.jit
-def allowed(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.constexpr):
-    """Whether keys are seen from positions, one broadcast against the other. Bounds are vectors: differences of all
-    pairs would not change from tile to tile but for a number, and the compiler would keep them in registers."""
+def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.constexpr):
+    """Whether each key is visible from each position, one broadcast against the other.
+
+    The bounds are vectors. A matrix of key - position would differ between tiles only by a constant, so the compiler
+    would keep it in registers."""
     seen = keys == keys
     if BEFORE:
         seen = seen & (keys >= positions - before)
@@ -216,20 +220,8 @@ def allowed(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.cons
 
 
 @triton.jit
-def capped(x, EXACT: tl.constexpr):
-    """tanh(x). Near 0 the quotient would lose its digits: there a series keeps them, where fp32 is asked for."""
-    e = tl.exp2(tl.abs(x) * -2.8853900817779268)
-    value = (1.0 - e) / (1.0 + e)
-    if EXACT:
-        y = x * x
-        series = 1.0 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835 - y * (1382 / 155925)))))
-        value = tl.where(y < 0.09, tl.abs(x) * series, value)
-    return tl.where(x < 0.0, -value, value)
-
-
-@triton.jit
-def tiles_from(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr):
-    """A matrix [rows, WIDTH] to read tiles [BLOCK, PADDED] from: a descriptor, or its address."""
+def matrix_tiles(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr):
+    """A matrix [rows, WIDTH] for `load_tile`: with TMA a descriptor of tiles [BLOCK, PADDED], else its address."""
     if TMA:
         return tl.make_tensor_descriptor(base, [rows, WIDTH], [tl.cast(stride, tl.int64), 1], [BLOCK, PADDED])
     else:
@@ -237,7 +229,7 @@ def tiles_from(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PAD
 
 
 @triton.jit
-def tile_of(
+def load_tile(
     matrix,
     row,
     rows,
@@ -248,7 +240,7 @@ def tile_of(
     TMA: tl.constexpr,
     INSIDE: tl.constexpr,
 ):
-    """The tile whose first row is `row`; zeros outside the matrix. INSIDE: its rows are known to lie within."""
+    """Load the tile that begins at `row`, with zeros outside the matrix. INSIDE: all of its rows are in the matrix."""
     if TMA:
         return matrix.load([row, 0])
     else:
@@ -264,7 +256,7 @@ def tile_of(
 
 
 @triton.jit
-def tiles_of_heads(
+def head_tiles(
     base,
     heads,
     rows,
@@ -275,7 +267,7 @@ def tiles_of_heads(
     PADDED: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """The same for matrices of several heads, by one descriptor."""
+    """As `matrix_tiles`, for the matrices of several heads under one descriptor."""
     if TMA:
         return tl.make_tensor_descriptor(
             base,
@@ -288,7 +280,7 @@ def tiles_of_heads(
 
 
 @triton.jit
-def tile_of_head(
+def load_head_tile(
     matrices,
     head,
     row,
@@ -300,9 +292,9 @@ def tile_of_head(
     PADDED: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """The tile of one head; zeros outside."""
+    """Load a tile of one head, with zeros outside its matrix."""
     if TMA:
         return matrices.load([head, row, 0]).reshape(BLOCK, PADDED)
     else:
         matrix = matrices + head * tl.cast(head_stride, tl.int64)
-        return tile_of(matrix, row, rows, stride, WIDTH, BLOCK, PADDED, TMA, False)
+        return load_tile(matrix, row, rows, stride, WIDTH, BLOCK, PADDED, TMA, False)

@@ -1,18 +1,19 @@
-"""Attention of few new queries on a cache: every key is read once, and memory bandwidth is the limit.
+"""Attention of few new queries on a cache. It reads every key once, so memory bandwidth is its limit.
 
     o = softmax(cap · tanh(q kᵀ · scale / cap) + slope · (key position - query position)) v,  with e^sink in the sum
 
-The G = N / K query heads of a KV head and their S queries are the rows of one tile, so that a key serves all of them:
-up to 16 or 32 rows by mma.sync, which is far from its limit at 2 · rows FLOPs a byte, 64 by wgmma. The slots of a
-sequence are split over programs and combined by log-sum-exp: Flash-Decoding (Dao et al., PyTorch blog, 2023); online
-softmax: Milakov and Gimelshein, arXiv 1805.02867. Pages: Kwon et al., arXiv 2309.06180. Sinks: gpt-oss; ALiBi:
-arXiv 2108.12409. See `decoding` for slots, positions, windows, chunks and splits; the kernel stands in
-decode_split.py.
+The G = N / K query heads of a KV head and their S queries are the rows of one tile, so all of them use a key that is
+loaded once. Up to 16 or 32 rows are multiplied by mma.sync, which at 2 · rows FLOPs per byte is far from its limit, and
+64 rows by wgmma. The slots of a sequence are split over programs, and the splits are merged by their log-sum-exp:
+Flash-Decoding (Dao et al., PyTorch blog, 2023). Online softmax: Milakov and Gimelshein, arXiv 1805.02867. Pages: Kwon
+et al., arXiv 2309.06180. Sinks: gpt-oss. ALiBi: arXiv 2108.12409. The docstring of merge.py defines slots, positions,
+windows, chunks and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic in fp32, products of fp32 rows in tf32. Quantised rows: an int8 or e4m3 element is exact in fp16 and bf16, so
-the scale of a key multiplies its score, and the scale of a value its weight.
+Arithmetic is in fp32, products of fp32 rows in tf32. Quantised rows: an int8 or e4m3 element is exact in fp16 and bf16,
+so the scale of a key multiplies its score, and the scale of a value its weight.
 
-B batch, N query heads, K KV heads, S queries (1..8), T slots, H key width, V value width, P pages, M pages a sequence.
+B batch, N query heads, K KV heads, S queries (1 to 8), T slots, H key width, V value width, P pages, M pages of a
+sequence.
 Shapes: q [B, N, S, H]; k, v [B, K, T, H or V], or paged [P, page, K, H or V] with a table [B, M]; out [B, N, S, V].
 Forward only.
 """
@@ -23,29 +24,161 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.decoding.caches import (
-    Held,
-    Places,
-    allowed,
-    caches,
-    gathered,
-    held_positions,
-    in_order,
+    CacheLayout,
+    RowStrides,
+    case_cache,
+    check_row_type,
+    contiguous,
+    count_pairs,
+    count_visible,
+    gather_rows,
     masked_softmax,
-    pairs_of,
-    row_type,
-    seen,
-    span,
+    readable_slots,
+    slot_positions,
+    visible,
 )
-from llmbench.kernels.decoding.merge import combine, split_count
-from llmbench.kernels.decoding.split import configurations, decode_split, resident_programs
+from llmbench.kernels.decoding.merge import (
+    combine,
+    load_key_positions,
+    load_pages,
+    row_offsets,
+    softmax_step,
+    split_count,
+    split_range,
+    visible_range,
+)
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import architecture, choose, empty, launch, multiprocessors
+from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
+from llmbench.kernels.numeric import LOG2E, tanh, widened
+from llmbench.kernels.products import dot
 
 __all__ = ["KERNEL", "decode_attention", "reference"]
+
+
+# == Kernels ==
+
+
+@triton.jit
+def decode_split(
+    q, k, v, k_scales, v_scales, out, sums, sinks, slopes, lengths, table, query_positions, key_positions,
+    q_batch, q_head, q_token, k_outer, k_head, k_slot, v_outer, v_head, v_slot, s_outer, s_head, s_slot, table_row,
+    tokens, capacity, splits, kv_heads, scale, cap, window, chunk,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, PAGE: tl.constexpr, RING: tl.constexpr,
+    CAUSAL: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """One program processes one split of the slots of one KV head and sequence, for BLOCK_M rows r = s · G + g.
+
+    Programs that read the same keys are neighbours. WHOLE: there is one split, and the program writes the result."""
+    rows_at, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, kv_head = (pair // kv_heads).to(tl.int64), (pair % kv_heads).to(tl.int64)
+    row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
+    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    wide, v_wide = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_V)
+    valid = token < tokens
+    length = capacity
+    if lengths is not None:
+        length = tl.load(lengths + batch).to(tl.int32)
+    position, low, high = visible_range(query_positions, batch, token, length, tokens, window, chunk, CAUSAL)
+    SLOTS: tl.constexpr = key_positions is None and not RING
+    start, end = split_range(low, high, length, capacity, split, splits, SLOTS, BLOCK_N)
+
+    q_at = q + batch * q_batch + head[:, None] * q_head + token[:, None] * q_token + wide[None, :]
+    queries = tl.load(q_at, mask=valid[:, None] & (wide[None, :] < WIDTH), other=0.0)
+    if slopes is not None:
+        slope = tl.load(slopes + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    k += kv_head * k_head
+    v += kv_head * v_head
+    page = load_pages(table, batch, start + tl.arange(0, BLOCK_N), end, table_row, PAGE)
+    for first in range(start, end, BLOCK_N):
+        slot = first + tl.arange(0, BLOCK_N)
+        key = load_key_positions(key_positions, batch, slot, slot < end, length, capacity, RING)
+        stored = key >= 0  # an empty slot may contain NaN, which a weight of 0 would not remove
+        k_at = k + row_offsets(page, slot, k_outer, k_slot, PAGE)[:, None] + wide[None, :]
+        keys = tl.load(k_at, mask=stored[:, None] & (wide[None, :] < WIDTH), other=0.0)
+        v_at = v + row_offsets(page, slot, v_outer, v_slot, PAGE)[:, None] + v_wide[None, :]
+        values = tl.load(v_at, mask=stored[:, None] & (v_wide[None, :] < V_WIDTH), other=0.0)
+        scores = dot(queries, tl.trans(widened(keys, queries)))
+        if k_scales is not None:
+            at_scale = kv_head * s_head + row_offsets(page, slot, s_outer, s_slot, PAGE)
+            scores *= tl.load(k_scales + at_scale, mask=stored, other=0.0)[None, :]
+        scores = scores * (scale * LOG2E) if cap is None else tanh(scores * (scale / cap)) * (cap * LOG2E)
+        if slopes is not None:
+            scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+        weights, top, total, shrink = softmax_step(scores, key, low, high, top, total)
+        if v_scales is not None:
+            weights *= tl.load(v_scales + at_scale, mask=stored, other=0.0)[None, :]
+        acc = dot(weights.to(queries.dtype), widened(values, queries), acc * shrink[:, None])
+        if PAGE:
+            page = load_pages(table, batch, slot + BLOCK_N, end, table_row, PAGE)
+
+    at = ((batch * kv_heads * GROUP + head) * tokens + token) * splits + split
+    log_sum = tl.where(total > 0.0, top + tl.log2(tl.where(total > 0.0, total, 1.0)), -float("inf"))
+    if WHOLE and sinks is not None:
+        sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        higher = tl.maximum(top, sink)
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.exp2(sink - higher)
+        acc = acc * shrink[:, None]
+    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    written = valid[:, None] & (v_wide[None, :] < V_WIDTH)
+    if not WHOLE:
+        tl.store(sums + at, log_sum, mask=valid)
+        written = written & (log_sum[:, None] > -float("inf"))
+    tl.store(out + at[:, None] * V_WIDTH + v_wide[None, :], acc.to(out.dtype.element_ty), mask=written)
+
+
+# == Configurations and launcher ==
+
+
+def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
+    """The candidates by `rows` of a tile, `width` (the greater of H and V, as a power of two), and bytes of an element,
+    as multiplied (`itemsize`) and as `stored`.
+
+    The goal is enough bytes in flight: 4.8 TB/s for about 1 µs are 36 KB per multiprocessor. A tile of keys and one of
+    values have 16 KB each. With two such pairs per program and three programs per multiprocessor, most of 200 KB are in
+    flight while one program computes, and the programs overlap each other's starts and reductions. The compiler keeps
+    one pair fewer than there are stages.
+    """
+    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    max_n = (
+        128 if arch >= 90 and block_m == 16 else 64
+    )  # scores of 64 x 128 do not fit in registers beside sums and conversions
+    if block_m == 64 and itemsize == 4:
+        max_n = 32  # quantised rows are wider after conversion
+    block_n = max(16, min(max_n, triton.next_power_of_2(16384 // (width * stored))))
+    sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n}
+    stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # 64 KB in flight
+    if block_m == 64:
+        half = {"BLOCK_M": 64, "BLOCK_N": max(16, block_n // 2)}
+        small = Config(
+            **half, num_warps=4, num_stages=stages, note="2 or 3 programs: one multiplies while another waits"
+        )
+        large = Config(**sizes, num_warps=8, num_stages=3, note="2 warpgroups share the keys and the sums of 64 x 256")
+        return [small, large] if width <= 128 else [large, small]
+    return [
+        Config(**sizes, num_warps=4, num_stages=stages, note="64 KB in flight; shared memory allows 3 programs"),
+        Config(**sizes, num_warps=4, num_stages=stages - 1, note="one pair fewer, more programs"),
+        Config(**sizes, num_warps=4, num_stages=stages + 1, note="one pair more, 2 programs"),
+    ]
+
+
+def resident_programs(config: Config, width: int, stored: int, arch: int) -> int:
+    """The programs that run on a multiprocessor at a time, by shared memory: tiles in flight, and 8 KB for the rest."""
+    pair = 2 * config["BLOCK_N"] * width * stored
+    room = {80: 163, 90: 227, 100: 227}.get(arch, 99) << 10
+    return max(1, min(4, room // (pair * (config.num_stages - 1) + (8 << 10))))
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::decode_attention", mutates_args=())
@@ -69,27 +202,30 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
+    """out [B, N, S, V]; the arguments of `decode_attention`, checked and in contiguous memory."""
     batch, heads, tokens, width = q.shape
     kv_heads, capacity, page = _sizes(k, table)
     v_width, group = v.shape[-1], heads // kv_heads
-    held = Held(lengths, table, key_positions, query_positions, ring, causal, window, chunk)
+    layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window, chunk)
     out = empty(batch, heads, tokens, v_width, like=q)
     if not out.numel():
         return out
     arch, rows = architecture(q.device), tokens * group
-    wide, v_wide = (max(16, triton.next_power_of_2(each)) for each in (width, v_width))
+    wide, v_wide = (max(16, triton.next_power_of_2(x)) for x in (width, v_width))
     widest, stored = max(wide, v_wide), k.element_size()
     config = choose("decode_split", configurations(rows, widest, q.element_size(), stored, arch))
     tiles = triton.cdiv(rows, config["BLOCK_M"])
     if not splits:
         resident = resident_programs(config, widest, stored, arch) * multiprocessors(q.device)
-        splits = split_count(batch * kv_heads * tiles, span(held, tokens, capacity), config["BLOCK_N"], resident)
+        splits = split_count(
+            batch * kv_heads * tiles, readable_slots(layout, tokens, capacity), config["BLOCK_N"], resident
+        )
     parts, sums = out, None
     if splits > 1:
         parts = empty(batch, heads, tokens, splits, v_width, like=q, dtype=torch.float32)
         sums = empty(batch, heads, tokens, splits, like=q, dtype=torch.float32)
-    at, v_at = Places.of(k, bool(page)), Places.of(v, bool(page))
-    scales_at = Places.of(k_scales, bool(page)) if k_scales is not None else Places(0, 0, 0)
+    k_strides, v_strides = RowStrides.from_rows(k, bool(page)), RowStrides.from_rows(v, bool(page))
+    scale_strides = RowStrides.from_rows(k_scales, bool(page)) if k_scales is not None else RowStrides(0, 0, 0)
     constants = {"GROUP": group, "WIDTH": width, "V_WIDTH": v_width, "BLOCK_H": wide, "BLOCK_V": v_wide}
     constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1}
     launch(
@@ -98,7 +234,7 @@ def _decode(
         config,
         *(q, k, v, k_scales, v_scales, parts, sums, sinks if splits == 1 else None, slopes),
         *(lengths, table, query_positions, key_positions),
-        *(*q.stride()[:3], *at, *v_at, *scales_at, 0 if table is None else table.stride(0)),
+        *(*q.stride()[:3], *k_strides, *v_strides, *scale_strides, 0 if table is None else table.stride(0)),
         *(tokens, capacity, splits, kv_heads, scale, soft_cap, window, chunk),
         **constants,
     )
@@ -108,23 +244,26 @@ def _decode(
 
 
 @_decode.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
     return q.new_empty(*q.shape[:3], v.shape[-1])
 
 
 @register_flop_formula(torch.ops.llmbench.decode_attention, get_raw=True)
-def _flops(q: Tensor, k: Tensor, v: Tensor, *others: Any, out_val: Tensor) -> int:
-    """2 · (H + V) a head and pair that is seen; with fake tensors, which have no lengths, all slots are in use."""
-    held = Held(*others[4:12])
-    _, capacity, _ = _sizes(k, held.table)
-    return 2 * (q.shape[-1] + v.shape[-1]) * q.shape[1] * pairs_of(held, q.shape[0], q.shape[2], capacity)
+def _flops(q: Tensor, k: Tensor, v: Tensor, *others: Any, **_: Any) -> int:
+    """2 · (H + V) per head and visible pair. On fake tensors, which have no data, all slots count as used."""
+    layout = CacheLayout(*others[4:12])
+    _, capacity, _ = _sizes(k, layout.table)
+    return 2 * (q.shape[-1] + v.shape[-1]) * q.shape[1] * count_pairs(layout, q.shape[0], q.shape[2], capacity)
 
 
 def _sizes(k: Tensor, table: Tensor | None) -> tuple[int, int, int]:
-    """KV heads, slots of a sequence, and slots of a page, 0 where the cache is contiguous."""
+    """KV heads, slots per sequence, and slots per page, which is 0 for a cache without pages."""
     if table is None:
         return k.shape[1], k.shape[2], 0
     return k.shape[2], table.shape[1] * k.shape[1], k.shape[1]
+
+
+# == Public op ==
 
 
 def decode_attention(
@@ -148,40 +287,47 @@ def decode_attention(
     v_scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Attention of q [B, N, S, H] on a cache k [B, K, T, H], v [B, K, T, V], or paged [P, page, K, H or V] by `table`
-    [B, M]; out [B, N, S, V].
+    """Attention of q [B, N, S, H] on a cache, as [B, N, S, V].
 
-    `lengths` [B]: tokens of each sequence, the S queries included, which are its last ones unless `query_positions`
-    [B, S] says otherwise; without it every slot is in use. `key_positions` [B, T] and `ring`: see `decoding`. `sinks`
-    and ALiBi's `slopes` [N]. `k_scales`, `v_scales`: of quantised rows, shaped as the cache without its last dimension.
-    A query that sees no key gets zeros. `splits` 0: as many as fill the device.
+    The cache is k [B, K, T, H] and v [B, K, T, V], or paged [P, page, K, H or V] with a `table` [B, M]. `lengths` [B]
+    are the tokens of each sequence, the S queries included. Without `lengths`, every slot is in use. The queries are
+    the last tokens, unless `query_positions` [B, S] are given. merge.py defines `key_positions` [B, T] and `ring`.
+    `sinks` and ALiBi's `slopes` are [N]. `k_scales` and `v_scales` of quantised rows have the shape of the cache
+    without its last dimension. A query that sees no key gets zeros. `splits` is chosen to fill the device if it is 0.
 
-    Raises ValueError where shapes, dtypes or options do not fit together.
+    Raises ValueError for shapes, dtypes or options that do not match, CannotRunError for fp8 rows on a GPU without fp8.
     """
     kv_heads, capacity, _ = _sizes(k, table)
     if q.dim() != 4 or k.dim() != 4 or v.shape[:-1] != k.shape[:-1] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
+        raise ValueError(f"the shapes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not match")
     if q.shape[1] % kv_heads or (table is None and q.shape[0] != k.shape[0]):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in sequences or in whole groups of heads")
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must have equal batches and whole groups of heads")
     if max(q.shape[-1], v.shape[-1]) > 256:
-        raise ValueError(f"heads of {max(q.shape[-1], v.shape[-1])} are wider than 256; see mla_decode")
+        raise ValueError(
+            f"heads have width {max(q.shape[-1], v.shape[-1])}, but at most 256 is supported; mla_decode is for latents"
+        )
     for rows, scales in ((k, k_scales), (v, v_scales)):
-        row_type(rows, scales is not None, q)
+        check_row_type(rows, scales is not None, q)
         if scales is not None and scales.shape != rows.shape[:-1]:
-            raise ValueError(f"scales {tuple(scales.shape)} do not fit rows {tuple(rows.shape)}")
+            raise ValueError(f"scales {tuple(scales.shape)} do not match rows {tuple(rows.shape)}")
     if k.dtype != v.dtype:
-        raise ValueError(f"keys are {k.dtype}, values {v.dtype}")
+        raise ValueError(f"keys are {k.dtype} but values are {v.dtype}; both must have one dtype")
     for name, values in (("sinks", sinks), ("slopes", slopes)):
         if values is not None and tuple(values.shape) != (q.shape[1],):
-            raise ValueError(f"{name} {tuple(values.shape)} should be one for each of {q.shape[1]} heads")
-    held = Held(lengths, table, key_positions, query_positions, ring, causal, window, chunk)
-    held = held.checked(q.shape[0], q.shape[2], capacity)
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}, but must have one value for each of {q.shape[1]} heads"
+            )
+    layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window, chunk)
+    layout = layout.checked(q.shape[0], q.shape[2], capacity)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if k_scales is not None and v_scales is not None and k_scales.stride() != v_scales.stride():
         k_scales, v_scales = k_scales.contiguous(), v_scales.contiguous()
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    sinks, slopes = in_order(sinks), in_order(slopes)
-    return _decode(q, k, v, k_scales, v_scales, sinks, slopes, *held, soft_cap, scale, splits)
+    sinks, slopes = contiguous(sinks), contiguous(slopes)
+    return _decode(q, k, v, k_scales, v_scales, sinks, slopes, *layout, soft_cap, scale, splits)
+
+
+# == Reference ==
 
 
 def reference(
@@ -197,28 +343,34 @@ def reference(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     splits: int = 0,
-    **where: Any,
+    **cache: Any,
 ) -> Tensor:
-    """The same in plain torch: the cache gathered, scores of all slots, softmax in fp32 or wider."""
-    held = Held(lengths, **where)
-    table = held.table
+    """Decode attention in plain torch: the gathered cache, scores of all slots, softmax in fp32 or wider."""
+    layout = CacheLayout(lengths, **cache)
+    table = layout.table
     _, capacity, _ = _sizes(k, table)
-    positions = held_positions(held, q.shape[0], capacity, q.device)
-    keys, values = gathered(k, k_scales, table, positions, q.dtype), gathered(v, v_scales, table, positions, q.dtype)
+    positions = slot_positions(layout, q.shape[0], capacity, q.device)
+    keys, values = (
+        gather_rows(k, k_scales, table, positions, q.dtype),
+        gather_rows(v, v_scales, table, positions, q.dtype),
+    )
     group = q.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
     scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    pairs, queries = allowed(held, q.shape[2], positions)
+    pairs, queries = visible(layout, q.shape[2], positions)
     if slopes is not None:
         scores = scores + slopes[:, None, None] * (positions[:, None, :] - queries[:, :, None])[:, None]
     return masked_softmax(scores, pairs, sinks).to(q.dtype) @ values
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`lengths` of the sequences; 0 and "" for what is left out. `kept`: slots, ring, or given positions. `capacity` 0:
-    as many slots as the longest sequence has, and a few; `splits` 0: chosen."""
+    """Lengths of the sequences, heads, widths and options; 0 and "" leave an option out. `layout` is "slots", "ring" or
+    "positions". `capacity` 0 means a few more slots than the longest sequence has tokens."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -227,7 +379,7 @@ class Case(NamedTuple):
     value_dim: int = 0
     queries: int = 1
     page: int = 0
-    kept: str = "slots"
+    layout: str = "slots"
     window: int = 0
     chunk: int = 0
     soft_cap: float = 0.0
@@ -239,29 +391,29 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """A cache that is NaN wherever no token is held, in pages of random order."""
+    """Queries and a cache that is NaN in unused slots, with pages in random order."""
     slots = case.capacity or max(case.lengths) + 5
-    cache, found = caches(random, case.lengths, slots, case.page, case.kept, case.queries, case.window)
+    cache, arguments = case_cache(random, case.lengths, slots, case.page, case.layout, case.queries, case.window)
     shapes = (case.kv_heads, case.head_dim), (case.kv_heads, case.value_dim or case.head_dim)
     for name, shape in zip("kv", shapes, strict=True):
         rows, scales = cache.rows(*shape, storage=case.storage)
-        found |= {name: rows} | ({} if scales is None else {f"{name}_scales": scales})
-    found["q"] = random.normal(len(case.lengths), case.heads, case.queries, case.head_dim)
+        arguments |= {name: rows} | ({} if scales is None else {f"{name}_scales": scales})
+    arguments["q"] = random.normal(len(case.lengths), case.heads, case.queries, case.head_dim)
     if case.sinks:
-        found["sinks"] = random.normal(case.heads)
+        arguments["sinks"] = random.normal(case.heads)
     if case.alibi:
-        found["slopes"] = (2.0 ** -torch.arange(1.0, case.heads + 1)).to(random.device)
+        arguments["slopes"] = (2.0 ** -torch.arange(1.0, case.heads + 1)).to(random.device)
     options = {"window": case.window, "chunk": case.chunk, "soft_cap": case.soft_cap, "splits": case.splits}
-    return found | {name: value for name, value in options.items() if value}
+    return arguments | {name: value for name, value in options.items() if value}
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Forward 2 · (H + V) a head and pair; each key and value that a query sees is read once, with its scale."""
-    pairs, keys = seen(case.lengths, case.queries, case.window, case.chunk)
+    """2 · (H + V) FLOPs per head and visible pair. Each visible key and value is read once, with its scale."""
+    pairs, keys = count_visible(case.lengths, case.queries, case.window, case.chunk)
     wide = case.head_dim + (case.value_dim or case.head_dim)
     row = wide + 8 if case.storage else wide * dtype.itemsize
-    moved = keys * case.kv_heads * row + len(case.lengths) * case.queries * case.heads * wide * dtype.itemsize
-    return Cost(flops=2 * wide * case.heads * pairs, bytes=moved)
+    bytes_moved = keys * case.kv_heads * row + len(case.lengths) * case.queries * case.heads * wide * dtype.itemsize
+    return Cost(flops=2 * wide * case.heads * pairs, bytes=bytes_moved)
 
 
 KERNEL = Kernel(
@@ -276,8 +428,8 @@ KERNEL = Kernel(
         Case((75, 140), 4, 1, 80, value_dim=48, soft_cap=5.0),
         Case((9, 33), 3, 3, 24, alibi=True, splits=2, queries=2),
         Case((50, 7), 20, 1, 16, queries=2, window=9, page=4, splits=2),
-        Case((5, 23, 12), 2, 1, 32, kept="ring", window=12, sinks=True),
-        Case((19, 6), 2, 2, 32, kept="given", queries=2, chunk=8, splits=2),
+        Case((5, 23, 12), 2, 1, 32, layout="ring", window=12, sinks=True),
+        Case((19, 6), 2, 2, 32, layout="positions", queries=2, chunk=8, splits=2),
         Case((40, 0), 4, 2, 32, storage="int8", splits=2),
         Case((21, 3), 2, 1, 32, storage="fp8", page=8),
     ],
@@ -292,6 +444,6 @@ KERNEL = Kernel(
         Case((8192,) * 16, 64, 8, 128, storage="fp8"),
     ],
     allowances={
-        "decode_split: mma.sync": "16 or 32 rows: 2 FLOPs a byte and row are a fifth of what mma.sync can do",
+        "decode_split: mma.sync": "16 or 32 rows: 2 FLOPs per byte and row are a fifth of the rate of mma.sync",
     },
 )

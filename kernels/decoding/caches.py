@@ -1,7 +1,7 @@
-"""Caches of tokens as the decode kernels are given them: where rows are, what they hold, and who may see it.
+"""Caches of tokens as the decode kernels take them: where rows are, which tokens they store, which queries see them.
 
-Plain torch: arguments and their checks, the reference's mask and gather, counts of pairs, and caches for cases. See
-`decoding` for the meaning of lengths, table, positions, ring, window and chunk.
+All of this is plain torch: arguments and their checks, the mask and the gather of the references, counts of pairs, and
+at the end caches for cases. The docstring of merge.py defines lengths, table, positions, ring, window and chunk.
 
 B batch, S queries of a sequence, T slots, K KV heads, N query heads, W width of a row, M pages of a sequence.
 """
@@ -21,54 +21,60 @@ from llmbench.kernels.kernel import Inputs, Random
 from llmbench.kernels.launching import architecture
 
 __all__ = [
-    "Held",
-    "Places",
-    "Slots",
-    "allowed",
-    "caches",
-    "gathered",
-    "held_positions",
-    "in_order",
+    "CacheLayout",
+    "CaseCache",
+    "RowStrides",
+    "case_cache",
+    "check_row_type",
+    "contiguous",
+    "count_pairs",
+    "count_visible",
+    "gather_rows",
     "masked_softmax",
-    "pairs_of",
-    "row_type",
-    "seen",
-    "span",
+    "readable_slots",
+    "slot_positions",
+    "visible",
 ]
 
 
-class Places(NamedTuple):
-    """Strides in elements of rows in a cache: of a sequence or page, a head, a slot."""
+# == Arguments ==
+
+
+class RowStrides(NamedTuple):
+    """Strides of a cache's rows in elements: of a sequence or page, of a head, of a slot."""
 
     outer: int
     head: int
     slot: int
 
     @classmethod
-    def of(cls, rows: Tensor, paged: bool) -> Places:
-        """Of rows [B, K, T, ...], or [pages, page, K, ...]."""
+    def from_rows(cls, rows: Tensor, paged: bool) -> RowStrides:
+        """The strides of rows [B, K, T, ...], or [pages, page, K, ...] if paged."""
         outer, one, two = rows.stride()[:3]
         return cls(outer, two, one) if paged else cls(outer, one, two)
 
 
-def in_order(values: Tensor | None) -> Tensor | None:
-    """Contiguous; integers and sinks are small."""
+def contiguous(values: Tensor | None) -> Tensor | None:
+    """The values in contiguous memory; a copy is cheap, because integers and sinks are small."""
     return None if values is None else values.contiguous()
 
 
-def row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
-    """Raise ValueError where a cache's rows are neither in the queries' dtype nor quantised with scales; CannotRunError
-    where the GPU has no instructions for them."""
+def check_row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
+    """Raise ValueError unless a cache's rows have the queries' dtype or are quantised and have scales.
+
+    Raises CannotRunError if the GPU has no instructions for the rows' dtype."""
     if scaled != (rows.dtype in (torch.int8, torch.float8_e4m3fn)):
-        raise ValueError(f"a cache of {rows.dtype} {'has no' if scaled else 'needs'} scales")
+        raise ValueError(f"a cache of {rows.dtype} {'takes no' if scaled else 'needs'} scales")
     if not scaled and rows.dtype != like.dtype:
-        raise ValueError(f"queries are {like.dtype}, the cache {rows.dtype}")
+        raise ValueError(f"queries are {like.dtype} but the cache is {rows.dtype}; both must have one dtype")
     if rows.dtype == torch.float8_e4m3fn and architecture(rows.device) < 89:
-        raise CannotRunError("fp8 rows need compute capability 8.9", hint="int8 rows run on every GPU")
+        raise CannotRunError("a cache in fp8 needs compute capability 8.9", hint="a cache in int8 runs on every GPU")
 
 
-class Held(NamedTuple):
-    """Which tokens a cache holds and where, as the ops take it: lengths [B], table [B, M], positions [B, T], [B, S]."""
+class CacheLayout(NamedTuple):
+    """The tokens that a cache stores, their slots, and their visibility, as the ops take them.
+
+    lengths [B], table [B, M], key_positions [B, T], query_positions [B, S]; merge.py has their meaning."""
 
     lengths: Tensor | None = None
     table: Tensor | None = None
@@ -79,36 +85,38 @@ class Held(NamedTuple):
     window: int | None = None
     chunk: int | None = None
 
-    def checked(self, batch: int, tokens: int, capacity: int) -> Held:
-        """These, contiguous. Raises ValueError where they do not fit together."""
+    def checked(self, batch: int, tokens: int, capacity: int) -> CacheLayout:
+        """The same layout with contiguous tensors. Raises ValueError if its fields contradict each other."""
         for name, values, shape in (
             ("lengths", self.lengths, (batch,)),
             ("key_positions", self.key_positions, (batch, capacity)),
             ("query_positions", self.query_positions, (batch, tokens)),
         ):
             if values is not None and tuple(values.shape) != shape:
-                raise ValueError(f"{name} {tuple(values.shape)} should be {shape}")
+                raise ValueError(f"{name} has shape {tuple(values.shape)}, but must have {shape}")
         if self.table is not None and (self.table.dim() != 2 or self.table.shape[0] != batch):
-            raise ValueError(f"table {tuple(self.table.shape)} should be ({batch}, pages)")
+            raise ValueError(f"table has shape {tuple(self.table.shape)}, but must have ({batch}, pages)")
         if self.table is not None and self.table.stride(-1) != 1:
-            raise ValueError("table rows have gaps")
+            raise ValueError("the last stride of table must be 1")
         if self.lengths is None and self.key_positions is None and self.causal and self.query_positions is None:
-            raise ValueError("nothing says where the queries are: give lengths or query_positions")
+            raise ValueError("the positions of the queries are unknown: give lengths or query_positions")
         if self.lengths is None and self.query_positions is None and self.causal:
             raise ValueError("key_positions without lengths need query_positions")
         if self.window is not None and (self.window < 1 or not self.causal):
-            raise ValueError(f"a window of {self.window} needs causal queries and at least one key")
+            raise ValueError(f"window={self.window} must be at least 1, and causal=True")
         if self.chunk is not None and (self.chunk < 1 or not self.causal):
-            raise ValueError(f"a chunk of {self.chunk} needs causal queries and at least one key")
+            raise ValueError(f"chunk={self.chunk} must be at least 1, and causal=True")
         if self.ring:
             if self.lengths is None or self.table is not None or self.key_positions is not None:
-                raise ValueError("a ring needs lengths, and neither table nor key_positions")
+                raise ValueError("a ring needs lengths, and takes neither table nor key_positions")
             if self.window is None or capacity < self.window + tokens - 1:
-                raise ValueError(f"a ring of {capacity} slots has lost keys that {tokens} queries should see")
+                raise ValueError(
+                    f"a ring of {capacity} slots is too small for {tokens} queries; it needs window + queries - 1"
+                )
         return self._replace(
-            lengths=in_order(self.lengths),
-            key_positions=in_order(self.key_positions),
-            query_positions=in_order(self.query_positions),
+            lengths=contiguous(self.lengths),
+            key_positions=contiguous(self.key_positions),
+            query_positions=contiguous(self.query_positions),
         )
 
     @property
@@ -117,21 +125,24 @@ class Held(NamedTuple):
         return not self.ring and self.key_positions is None
 
 
-def span(held: Held, tokens: int, capacity: int) -> int:
-    """Slots that a program may have to read, from shapes."""
-    within = [limit for limit in (held.window, held.chunk) if limit is not None]
-    if not within or not held.by_slot:
+# == Visibility in plain torch ==
+
+
+def readable_slots(layout: CacheLayout, tokens: int, capacity: int) -> int:
+    """The most slots that one sequence's queries may read, from shapes alone."""
+    within = [limit for limit in (layout.window, layout.chunk) if limit is not None]
+    if not within or not layout.by_slot:
         return capacity
     return min(capacity, min(within) + tokens - 1)
 
 
-def held_positions(held: Held, batch: int, capacity: int, device: torch.device) -> Tensor:
-    """Positions of the tokens in all slots [B, T], negative where there is none, in plain torch."""
+def slot_positions(layout: CacheLayout, batch: int, capacity: int, device: torch.device) -> Tensor:
+    """Positions of the tokens in all slots [B, T]; negative for an empty slot."""
     slots = torch.arange(capacity, device=device).expand(batch, -1)
-    lengths = held.lengths
-    if held.key_positions is not None:
-        positions = held.key_positions.long()
-    elif held.ring:
+    lengths = layout.lengths
+    if layout.key_positions is not None:
+        positions = layout.key_positions.long()
+    elif layout.ring:
         assert lengths is not None
         positions = lengths[:, None] - 1 - (lengths[:, None] - 1 - slots) % capacity
     else:
@@ -139,29 +150,29 @@ def held_positions(held: Held, batch: int, capacity: int, device: torch.device) 
     return positions if lengths is None else torch.where(slots < lengths[:, None], positions, -1)
 
 
-def allowed(held: Held, tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Which keys at `positions` [B, T] each query sees [B, S, T], and the queries' positions [B, S], in plain torch."""
-    if held.query_positions is not None:
-        queries = held.query_positions.long()
-    elif held.lengths is not None:
-        queries = held.lengths[:, None].long() - tokens + torch.arange(tokens, device=positions.device)
+def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each query sees each key at `positions` [B, T], as [B, S, T], and the queries' positions [B, S]."""
+    if layout.query_positions is not None:
+        queries = layout.query_positions.long()
+    elif layout.lengths is not None:
+        queries = layout.lengths[:, None].long() - tokens + torch.arange(tokens, device=positions.device)
     else:
         queries = torch.zeros(positions.shape[0], tokens, dtype=torch.int64, device=positions.device)
     query, key = queries[:, :, None], positions[:, None, :]
     pairs = (key >= 0).expand(-1, tokens, -1)
-    if held.causal:
+    if layout.causal:
         pairs = pairs & (key <= query)
-    if held.window is not None:
-        pairs = pairs & (key > query - held.window)
-    if held.chunk is not None:
-        pairs = pairs & (key >= query - query % held.chunk)
+    if layout.window is not None:
+        pairs = pairs & (key > query - layout.window)
+    if layout.chunk is not None:
+        pairs = pairs & (key >= query - query % layout.chunk)
     return pairs, queries
 
 
-def seen(
+def count_visible(
     lengths: Sequence[int], tokens: int, window: int | None, chunk: int | None, *, causal: bool = True
 ) -> tuple[int, int]:
-    """(pairs of all queries, different keys that some query sees), where `tokens` queries end each sequence."""
+    """The visible query-key pairs, and the distinct keys that some query sees. `tokens` queries end each sequence."""
     if not causal:
         return sum(lengths) * tokens, sum(lengths)
     pairs = keys = 0
@@ -176,20 +187,20 @@ def seen(
     return pairs, keys
 
 
-def pairs_of(held: Held, batch: int, tokens: int, capacity: int) -> int:
-    """Pairs of one head that are seen. Fake tensors have no lengths: then all slots are taken to be in use."""
-    sources = [each for each in held[:4] if isinstance(each, Tensor) and each is not held.table]
-    if any(isinstance(each, FakeTensor) or each.is_meta for each in sources):
-        return seen([capacity] * batch, tokens, held.window, held.chunk, causal=held.causal)[0]
-    device = sources[0].device if sources else torch.device("cpu")
-    pairs, _ = allowed(held, tokens, held_positions(held, batch, capacity, device))
+def count_pairs(layout: CacheLayout, batch: int, tokens: int, capacity: int) -> int:
+    """Visible query-key pairs of one head, over the batch. Fake tensors have no data: then all slots count as used."""
+    tensors = [x for x in (layout.lengths, layout.key_positions, layout.query_positions) if x is not None]
+    if any(isinstance(x, FakeTensor) or x.is_meta for x in tensors):
+        return count_visible([capacity] * batch, tokens, layout.window, layout.chunk, causal=layout.causal)[0]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    pairs, _ = visible(layout, tokens, slot_positions(layout, batch, capacity, device))
     return int(pairs.sum())
 
 
-def gathered(
+def gather_rows(
     rows: Tensor, scales: Tensor | None, table: Tensor | None, positions: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """[B, K, T, W] of `dtype` in plain torch, zero where `positions` [B, T] say that nothing is held."""
+    """The rows of all slots as [B, K, T, W] in `dtype`; zero for empty slots, whose `positions` [B, T] are negative."""
     if scales is not None:
         wide = torch.promote_types(dtype, torch.float32)
         rows = (rows.to(wide) * scales[..., None]).to(dtype)
@@ -199,7 +210,7 @@ def gathered(
 
 
 def masked_softmax(scores: Tensor, pairs: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Weights [B, N, S, T] of `pairs` [B, S, T] in plain torch, in fp32 or wider; 0 in rows that see nothing."""
+    """Weights [B, N, S, T] over visible `pairs` [B, S, T], in fp32 or wider; 0 for queries that see no key."""
     scores = scores.masked_fill(~pairs[:, None], -torch.inf)
     if sinks is not None:
         column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
@@ -208,8 +219,11 @@ def masked_softmax(scores: Tensor, pairs: Tensor, sinks: Tensor | None = None) -
     return weights[..., : pairs.shape[-1]].masked_fill(~pairs[:, None], 0.0)
 
 
-class Slots(NamedTuple):
-    """The places of a case's cache: `shape` (B, T) or (pages, page) of its rows, and which of them are `unused`."""
+# == Caches of cases ==
+
+
+class CaseCache(NamedTuple):
+    """The slots of a case's cache: the `shape` (B, T) or (pages, page) of its rows, and a mask of `unused` ones."""
 
     random: Random
     shape: tuple[int, int]
@@ -217,8 +231,9 @@ class Slots(NamedTuple):
     paged: bool
 
     def rows(self, heads: int, width: int, storage: str = "") -> tuple[Tensor, Tensor | None]:
-        """Random rows [B, K, T, W] or [pages, page, K, W], and scales [.., .., ..] where `storage` quantises them; NaN
-        where they are unused (a quantised row has NaN for its scale)."""
+        """Random rows [B, K, T, W] or [pages, page, K, W], and their scales if `storage` quantises them.
+
+        Unused rows are NaN; an unused quantised row has NaN as its scale."""
         outer, inner = self.shape
         shape = (outer, inner, heads) if self.paged else (outer, heads, inner)
         rows = self.random.normal(*shape, width)
@@ -240,30 +255,32 @@ class Slots(NamedTuple):
         return rows, scales
 
 
-def caches(
-    random: Random, lengths: Sequence[int], capacity: int, page: int, kept: str, queries: int, window: int = 0
-) -> tuple[Slots, Inputs]:
-    """Places for cases, and the arguments that say what they hold. `kept`: "slots", "ring" of `window` slots, or
-    "given" positions in random slots, some empty. Page 0 is nobody's, and unused entries of the table point to it."""
+def case_cache(
+    random: Random, lengths: Sequence[int], capacity: int, page: int, layout: str, queries: int, window: int = 0
+) -> tuple[CaseCache, Inputs]:
+    """A cache for a case, and the arguments that describe it.
+
+    `layout` is "slots" in order, a "ring" of `window` slots, or "positions" in random slots, some of them empty. No
+    sequence owns page 0, and unused entries of the table point to it."""
     batch, device = len(lengths), random.device
-    held = torch.tensor(lengths)
-    found: Inputs = {"lengths": held.to(device, torch.int32)}
-    if kept == "ring":
-        capacity, found["ring"] = window, True
+    used_lengths = torch.tensor(lengths)
+    arguments: Inputs = {"lengths": used_lengths.to(device, torch.int32)}
+    if layout == "ring":
+        capacity, arguments["ring"] = window, True
     slots = torch.arange(capacity).expand(batch, -1)
-    used = slots < held[:, None]
-    if kept == "given":
+    used = slots < used_lengths[:, None]
+    if layout == "positions":
         order = torch.stack([random.permutation(capacity).cpu() for _ in lengths])
-        used = order < held[:, None]
+        used = order < used_lengths[:, None]
         positions = torch.where(used, order, -1)
-        ends = held[:, None] - queries + torch.arange(queries)
-        found = {"key_positions": positions.to(device), "query_positions": ends.to(device)}
+        ends = used_lengths[:, None] - queries + torch.arange(queries)
+        arguments = {"key_positions": positions.to(device), "query_positions": ends.to(device)}
     shape, unused = (batch, capacity), ~used
     if page:
-        each = triton.cdiv(capacity, page)
+        pages_per_sequence = triton.cdiv(capacity, page)
         needed = [triton.cdiv(length, page) for length in lengths]
         owned = random.permutation(sum(needed) + 1).cpu() + 1
-        table = torch.zeros(batch, each, dtype=torch.int32)
+        table = torch.zeros(batch, pages_per_sequence, dtype=torch.int32)
         for row, count in enumerate(needed):
             start = sum(needed[:row])
             table[row, :count] = owned[start : start + count].int()
@@ -271,5 +288,5 @@ def caches(
         unused = torch.ones(shape, dtype=torch.bool)
         pages = table.long().gather(1, slots // page)
         unused[pages[used], (slots % page)[used]] = False
-        found["table"] = table.to(device)
-    return Slots(random, shape, None if random.shapes_only else unused.to(device), bool(page)), found
+        arguments["table"] = table.to(device)
+    return CaseCache(random, shape, None if random.shapes_only else unused.to(device), bool(page)), arguments

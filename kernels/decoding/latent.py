@@ -2,17 +2,18 @@
 
     o = softmax((q_latent cᵀ + q_rope rᵀ) · scale) c
 
-A cached token is its latent c and one rotated key r for all heads: together the key, c alone the value, so that each
-latent is read once and serves both products (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). The rows of a tile are
-queries of several heads, r = s · N + n. With 16 heads memory bounds it; with 128 a pair costs 242 FLOPs a byte of bf16
-and the tensor cores do. See `decoding` for slots, positions, windows and splits.
+A cached token is its latent c and one rotated key r, which all heads share. Both together are the key, and c alone is
+the value, so each latent is read once and serves both products (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). The rows
+of a tile are queries of several heads, r = s · N + n. With 16 heads memory bandwidth is the limit. With 128 heads a
+pair costs 242 FLOPs per byte of bf16, and the tensor cores are the limit. The docstring of merge.py defines slots,
+positions, windows and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic in fp32, products of fp32 rows in tf32. Quantised rows have two scales, of the latent and of the key: they
-multiply the two parts of a score, and the first a weight.
+Arithmetic is in fp32, products of fp32 rows in tf32. Quantised rows have two scales, of the latent and of the rotated
+key. These multiply the two parts of a score, and the first also multiplies a weight.
 
-Tokens that were chosen elsewhere (DeepSeek-V3.2's indexer) are a table of pages of one slot, with `causal` false.
+A selection of tokens (DeepSeek-V3.2's indexer) is a table of pages of one slot each, with `causal` false.
 
-B batch, N heads, S queries (1..8), T slots, C latent width (kv_lora_rank), R rotated width, P pages, M pages of a
+B batch, N heads, S queries (1 to 8), T slots, C latent width (kv_lora_rank), R rotated width, P pages, M pages of a
 sequence.
 Shapes: q_latent [B, N, S, C], q_rope [B, N, S, R]; latent [B, T, C], rope [B, T, R], which may be views of one buffer,
 or paged [P, page, C or R] with a table [B, M]; out [B, N, S, C]. Forward only.
@@ -29,33 +30,36 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.decoding.caches import (
-    Held,
-    allowed,
-    caches,
-    gathered,
-    held_positions,
+    CacheLayout,
+    case_cache,
+    check_row_type,
+    count_pairs,
+    count_visible,
+    gather_rows,
     masked_softmax,
-    pairs_of,
-    row_type,
-    seen,
-    span,
+    readable_slots,
+    slot_positions,
+    visible,
 )
 from llmbench.kernels.decoding.merge import (
-    LOG2E,
     combine,
-    key_positions_of,
-    limits_of,
-    pages_of,
-    row_at,
-    share_of,
+    load_key_positions,
+    load_pages,
+    row_offsets,
     softmax_step,
     split_count,
+    split_range,
+    visible_range,
 )
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
-from llmbench.kernels.products import dot, exactly
+from llmbench.kernels.numeric import LOG2E, widened
+from llmbench.kernels.products import dot
 
 __all__ = ["KERNEL", "mla_decode", "reference"]
+
+
+# == Kernels ==
 
 
 @triton.jit
@@ -67,100 +71,114 @@ def mla_split(
     WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A program: one split of the slots of one sequence, for BLOCK_M rows r = s · N + n and BLOCK_C of the C columns:
-    all, or one half where PARTS is 2, which multiplies with the `rest` for its scores. Programs of the same slots are
-    neighbours. WHOLE: one split, and the result itself is written."""
+    """One program processes one split of the slots of one sequence, for BLOCK_M rows r = s · N + n and BLOCK_C columns.
+
+    The columns are all C, or one half if PARTS is 2; the program then also reads the other half, `rest`, for its
+    scores. Programs that read the same slots are neighbours. WHOLE: there is one split, and the program writes the
+    result."""
     rows_at, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     split, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
     token, head = row // heads, (row % heads).to(tl.int64)
-    wide, turned = part * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
+    wide, rotary = part * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     rest = (1 - part) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = token < tokens
     length = capacity
     if lengths is not None:
         length = tl.load(lengths + batch).to(tl.int32)
-    _, low, high = limits_of(query_positions, batch, token, length, tokens, window, None, CAUSAL)
+    _, low, high = visible_range(query_positions, batch, token, length, tokens, window, None, CAUSAL)
     SLOTS: tl.constexpr = key_positions is None and not RING
-    start, end = share_of(low, high, length, capacity, split, splits, SLOTS, BLOCK_N)
+    start, end = split_range(low, high, length, capacity, split, splits, SLOTS, BLOCK_N)
 
     q_at = q + batch * q_batch + head[:, None] * q_head + token[:, None] * q_token
     queries = tl.load(q_at + wide[None, :], mask=valid[:, None] & (wide[None, :] < WIDTH), other=0.0)
     if PARTS == 2:
         q_rest = tl.load(q_at + rest[None, :], mask=valid[:, None] & (rest[None, :] < WIDTH), other=0.0)
-    r_at = q_rope + batch * r_batch + head[:, None] * r_head + token[:, None] * r_token + turned[None, :]
-    q_turned = tl.load(r_at, mask=valid[:, None] & (turned[None, :] < ROPE), other=0.0)
+    r_at = q_rope + batch * r_batch + head[:, None] * r_head + token[:, None] * r_token + rotary[None, :]
+    q_rotary = tl.load(r_at, mask=valid[:, None] & (rotary[None, :] < ROPE), other=0.0)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    page = pages_of(table, batch, start + tl.arange(0, BLOCK_N), end, table_row, PAGE)
+    page = load_pages(table, batch, start + tl.arange(0, BLOCK_N), end, table_row, PAGE)
     for first in range(start, end, BLOCK_N):
         slot = first + tl.arange(0, BLOCK_N)
-        key = key_positions_of(key_positions, batch, slot, slot < end, length, capacity, RING)
-        held = key >= 0  # an empty slot may hold NaN, which a weight of 0 does not undo
-        c_at = latent + row_at(page, slot, c_outer, c_slot, PAGE)[:, None]
-        c = exactly(tl.load(c_at + wide[None, :], mask=held[:, None] & (wide[None, :] < WIDTH), other=0.0), queries)
+        key = load_key_positions(key_positions, batch, slot, slot < end, length, capacity, RING)
+        stored = key >= 0  # an empty slot may contain NaN, which a weight of 0 would not remove
+        c_at = latent + row_offsets(page, slot, c_outer, c_slot, PAGE)[:, None]
+        c = widened(tl.load(c_at + wide[None, :], mask=stored[:, None] & (wide[None, :] < WIDTH), other=0.0), queries)
         scores = dot(queries, tl.trans(c))
         if PARTS == 2:
-            d = tl.load(c_at + rest[None, :], mask=held[:, None] & (rest[None, :] < WIDTH), other=0.0)
-            scores = dot(q_rest, tl.trans(exactly(d, queries)), scores)
-        k_at = rope + row_at(page, slot, k_outer, k_slot, PAGE)[:, None] + turned[None, :]
-        k = exactly(tl.load(k_at, mask=held[:, None] & (turned[None, :] < ROPE), other=0.0), queries)
+            d = tl.load(c_at + rest[None, :], mask=stored[:, None] & (rest[None, :] < WIDTH), other=0.0)
+            scores = dot(q_rest, tl.trans(widened(d, queries)), scores)
+        k_at = rope + row_offsets(page, slot, k_outer, k_slot, PAGE)[:, None] + rotary[None, :]
+        k = widened(tl.load(k_at, mask=stored[:, None] & (rotary[None, :] < ROPE), other=0.0), queries)
         if scales is None:
-            scores = dot(q_turned, tl.trans(k), scores)
+            scores = dot(q_rotary, tl.trans(k), scores)
         else:
-            s_at = scales + row_at(page, slot, s_outer, s_slot, PAGE)
-            c_scale = tl.load(s_at, mask=held, other=0.0)
-            k_scale = tl.load(s_at + 1, mask=held, other=0.0)
-            scores = scores * c_scale[None, :] + dot(q_turned, tl.trans(k)) * k_scale[None, :]
+            s_at = scales + row_offsets(page, slot, s_outer, s_slot, PAGE)
+            c_scale = tl.load(s_at, mask=stored, other=0.0)
+            k_scale = tl.load(s_at + 1, mask=stored, other=0.0)
+            scores = scores * c_scale[None, :] + dot(q_rotary, tl.trans(k)) * k_scale[None, :]
         weights, top, total, shrink = softmax_step(scores * (scale * LOG2E), key, low, high, top, total)
         if scales is not None:
             weights *= c_scale[None, :]
         acc = dot(weights.to(queries.dtype), c, acc * shrink[:, None])
         if PAGE:
-            page = pages_of(table, batch, slot + BLOCK_N, end, table_row, PAGE)
+            page = load_pages(table, batch, slot + BLOCK_N, end, table_row, PAGE)
 
     at = ((batch * heads + head) * tokens + token) * splits + split
-    something = total > 0.0
-    total = tl.where(something, total, 1.0)
+    sees_any = total > 0.0
+    total = tl.where(sees_any, total, 1.0)
     written = valid[:, None] & (wide[None, :] < WIDTH)
     if not WHOLE:
-        one = valid & (token * 0 + part == 0)  # of two parts: their last digits differ
-        tl.store(sums + at, tl.where(something, top + tl.log2(total), -float("inf")), mask=one)
-        written = written & something[:, None]
+        writer = valid & (token * 0 + part == 0)  # one of two parts, whose last digits differ
+        tl.store(sums + at, tl.where(sees_any, top + tl.log2(total), -float("inf")), mask=writer)
+        written = written & sees_any[:, None]
     tl.store(
         out + at[:, None] * WIDTH + wide[None, :], (acc * (1.0 / total)[:, None]).to(out.dtype.element_ty), mask=written
     )
 
 
-def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
-    """By rows of a tile, C as a power of two, and bytes of an element, as multiplied and as stored.
+# == Configurations and launcher ==
 
-    Few heads are bound by memory: tiles of 32 latents and keys are 36 KB of bf16, two programs a multiprocessor have
-    one each on the way while they compute on another. Many are bound by tensor cores, and sums of 64 x 512 leave a
-    warpgroup no registers: 64 rows each, two warpgroups, and half of the columns, so that the scores are made twice.
-    That is 65% of the products wanted; dividing the columns between the warpgroups of one program would do the same,
-    and makes Triton multiply in narrower steps (and spill).
+
+def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
+    """The candidates by `rows` of a tile, `width` (C as a power of two), and bytes of an element, as multiplied
+    (`itemsize`) and as `stored`.
+
+    Memory limits few heads. A tile of 32 latents and keys has 36 KB of bf16, and two programs per multiprocessor each
+    have one tile in flight while they compute on another. Tensor cores limit many heads, and sums of 64 x 512 would
+    take all registers of a warpgroup. So two warpgroups have 64 rows each and half of the columns, and the scores are
+    computed twice: 65% of the products are useful. To divide the columns between the warpgroups of one program would
+    have the same cost, but Triton then multiplies in narrower steps and spills.
     """
-    if itemsize == 4 or arch < 90:  # rows of twice the bytes, or less shared memory: what fits
-        warps = 8 if stored == 1 else 4  # 8-bit elements take registers to widen
-        note = "2 tiles of 9 to 36 KB held"
+    if itemsize == 4 or arch < 90:  # rows of twice the bytes, or less shared memory
+        warps = 8 if stored == 1 else 4  # the conversion of 8-bit elements takes registers
+        note = "2 tiles of 9 to 36 KB in flight"
         return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
-        many = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
-        small = Config(**many, BLOCK_N=16, num_stages=3, note="queries 144 KB, tiles of 18 KB, two on the way")
-        if arch >= 100 or stored == 1:  # there scores pass through shared memory too; 8-bit elements take registers
+        large_tile = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
+        small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries 144 KB, tiles of 18 KB, two in flight")
+        if arch >= 100 or stored == 1:  # sm_100: scores pass through shared memory; 8-bit: conversion takes registers
             return [small]
-        return [Config(**many, BLOCK_N=32, num_stages=2, note="queries 144 KB, a tile of 36 KB, one on the way"), small]
+        return [
+            Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries 144 KB, tiles of 36 KB, one in flight"),
+            small,
+        ]
     if rows > 64:
         return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="sums of 64 x 256 at most")]
     wide = rows > 16 or stored == 1
-    few = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
+    small_tile = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
     return [
-        Config(**few, BLOCK_N=32, num_stages=3 + wide, note="72 KB held by each of 2 programs, or 108 by one"),
-        Config(**few, BLOCK_N=32, num_stages=2 + wide, note="a tile less"),
-        Config(**few, BLOCK_N=64, num_stages=2, note="larger tiles, fewer turns"),
+        Config(
+            **small_tile, BLOCK_N=32, num_stages=3 + wide, note="72 KB in flight for each of 2 programs, or 108 for one"
+        ),
+        Config(**small_tile, BLOCK_N=32, num_stages=2 + wide, note="one tile fewer"),
+        Config(**small_tile, BLOCK_N=64, num_stages=2, note="larger tiles, fewer iterations"),
     ]
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::mla_decode", mutates_args=())
@@ -180,25 +198,26 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
+    """out [B, N, S, C]; the arguments of `mla_decode`, checked and in contiguous memory."""
     batch, heads, tokens, width = q_latent.shape
-    turned = q_rope.shape[-1]
+    rotary_dim = q_rope.shape[-1]
     capacity, page = _sizes(latent, table)
-    held = Held(lengths, table, key_positions, query_positions, ring, causal, window)
+    layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window)
     out = empty(batch, heads, tokens, width, like=q_latent)
     if not out.numel():
         return out
     rows, arch = tokens * heads, architecture(q_latent.device)
-    wide, r_wide = (max(16, triton.next_power_of_2(each)) for each in (width, turned))
+    wide, r_wide = (max(16, triton.next_power_of_2(x)) for x in (width, rotary_dim))
     config = choose("mla_split", configurations(rows, wide, q_latent.element_size(), latent.element_size(), arch))
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * config["PARTS"]
     if not splits:
         resident = multiprocessors(latent.device) * (2 if config.num_warps == 4 else 1)
-        splits = split_count(batch * tiles, span(held, tokens, capacity), config["BLOCK_N"], resident)
+        splits = split_count(batch * tiles, readable_slots(layout, tokens, capacity), config["BLOCK_N"], resident)
     parts, sums = out, None
     if splits > 1:
         parts = empty(batch, heads, tokens, splits, width, like=out, dtype=torch.float32)
         sums = empty(batch, heads, tokens, splits, like=out, dtype=torch.float32)
-    constants = {"WIDTH": width, "ROPE": turned, "BLOCK_C": wide // config["PARTS"], "BLOCK_R": r_wide}
+    constants = {"WIDTH": width, "ROPE": rotary_dim, "BLOCK_C": wide // config["PARTS"], "BLOCK_R": r_wide}
     constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1}
     launch(
         mla_split,
@@ -216,22 +235,25 @@ def _decode(
 
 
 @_decode.register_fake
-def _(q_latent: Tensor, *others: Any) -> Tensor:
+def _(q_latent: Tensor, *_: Any) -> Tensor:
     return q_latent.new_empty(q_latent.shape)
 
 
 @register_flop_formula(torch.ops.llmbench.mla_decode, get_raw=True)
-def _flops(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, *others: Any, out_val: Tensor) -> int:
-    """2 · (2 C + R) a head and pair that is seen; with fake tensors, which have no lengths, all slots are in use."""
-    held = Held(*others[1:8])
+def _flops(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Any, scales: Any, *others: Any, **_: Any) -> int:
+    """2 · (2 C + R) per head and visible pair. On fake tensors, which have no data, all slots count as used."""
+    layout = CacheLayout(*others[:7])
     batch, heads, tokens, width = q_latent.shape
-    pairs = pairs_of(held, batch, tokens, _sizes(latent, held.table)[0])
+    pairs = count_pairs(layout, batch, tokens, _sizes(latent, layout.table)[0])
     return 2 * (2 * width + q_rope.shape[-1]) * heads * pairs
 
 
 def _sizes(latent: Tensor, table: Tensor | None) -> tuple[int, int]:
-    """Slots of a sequence, and of a page, 0 where the cache is contiguous."""
+    """Slots per sequence, and slots per page, which is 0 for a cache without pages."""
     return (latent.shape[1], 0) if table is None else (table.shape[1] * latent.shape[1], latent.shape[1])
+
+
+# == Public op ==
 
 
 def mla_decode(
@@ -251,34 +273,40 @@ def mla_decode(
     scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache latent [B, T, C] and rope
-    [B, T, R], or paged [P, page, C or R] by `table` [B, M]; out [B, N, S, C].
+    """Absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache, as [B, N, S, C].
 
-    `scale` has no default: it is that of the heads before absorption. `scales`: of quantised rows, the latent's and the
-    key's, [B, T, 2] or [P, page, 2]. The others as `decode_attention` has them. A query that sees no key gets zeros.
+    The cache is latent [B, T, C] and rope [B, T, R], or paged [P, page, C or R] with a `table` [B, M]. `scale` has no
+    default, because it depends on the width of the heads before absorption. `scales` [B, T, 2] or [P, page, 2] of
+    quantised rows are those of the latent and of the rotated key. The other arguments are those of `decode_attention`.
+    A query that sees no key gets zeros.
 
-    Raises ValueError where shapes, dtypes or options do not fit together.
+    Raises ValueError for shapes, dtypes or options that do not match, CannotRunError for fp8 rows on a GPU without fp8.
     """
-    fits = q_latent.dim() == 4 and latent.dim() == 3 and q_latent.shape[:-1] == q_rope.shape[:-1]
-    fits = fits and latent.shape[:-1] == rope.shape[:-1] and q_latent.dtype == q_rope.dtype
-    if not fits or (q_latent.shape[-1], q_rope.shape[-1]) != (latent.shape[-1], rope.shape[-1]):
+    match = q_latent.dim() == 4 and latent.dim() == 3 and q_latent.shape[:-1] == q_rope.shape[:-1]
+    match = match and latent.shape[:-1] == rope.shape[:-1] and q_latent.dtype == q_rope.dtype
+    if not match or (q_latent.shape[-1], q_rope.shape[-1]) != (latent.shape[-1], rope.shape[-1]):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q_latent, q_rope, latent, rope))
-        raise ValueError(f"q_latent, q_rope, latent and rope do not fit together: {shapes}")
+        raise ValueError(f"the shapes of q_latent, q_rope, latent and rope do not match: {shapes}")
     if table is None and q_latent.shape[0] != latent.shape[0]:
-        raise ValueError(f"{q_latent.shape[0]} sequences of queries, {latent.shape[0]} of latents")
+        raise ValueError(f"queries have {q_latent.shape[0]} sequences, but latents have {latent.shape[0]}")
     if q_latent.shape[-1] > 512 or not 1 <= q_rope.shape[-1] <= 64:
-        raise ValueError(f"latents of {q_latent.shape[-1]} and keys of {q_rope.shape[-1]}: up to 512 and 1 to 64 go")
+        raise ValueError(
+            f"latents of {q_latent.shape[-1]}, rotated keys of {q_rope.shape[-1]}: up to 512 and 1 to 64 are supported"
+        )
     for rows in (latent, rope):
-        row_type(rows, scales is not None, q_latent)
+        check_row_type(rows, scales is not None, q_latent)
     if scales is not None and tuple(scales.shape) != (*latent.shape[:-1], 2):
-        raise ValueError(f"scales {tuple(scales.shape)} should be {(*latent.shape[:-1], 2)}")
-    held = Held(lengths, table, key_positions, query_positions, ring, causal, window)
-    held = held.checked(q_latent.shape[0], q_latent.shape[2], _sizes(latent, table)[0])
+        raise ValueError(f"scales has shape {tuple(scales.shape)}, but must have {(*latent.shape[:-1], 2)}")
+    layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window)
+    layout = layout.checked(q_latent.shape[0], q_latent.shape[2], _sizes(latent, table)[0])
     q_latent, q_rope, latent, rope = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q_latent, q_rope, latent, rope)
     )
     scales = scales if scales is None or scales.stride(-1) == 1 else scales.contiguous()
-    return _decode(q_latent, q_rope, latent, rope, scales, *held[:7], scale, splits)
+    return _decode(q_latent, q_rope, latent, rope, scales, *layout[:7], scale, splits)
+
+
+# == Reference ==
 
 
 def reference(
@@ -291,26 +319,29 @@ def reference(
     scale: float,
     scales: Tensor | None = None,
     splits: int = 0,
-    **where: Any,
+    **cache: Any,
 ) -> Tensor:
-    """The same in plain torch: the cache gathered, scores of all slots, softmax in fp32 or wider."""
-    held = Held(lengths, **where)
-    capacity, _ = _sizes(latent, held.table)
-    positions = held_positions(held, q_latent.shape[0], capacity, q_latent.device)
-    one = 1 if held.table is None else 2  # where the dimension of heads would be
+    """Latent attention in plain torch: the gathered cache, scores of all slots, softmax in fp32 or wider."""
+    layout = CacheLayout(lengths, **cache)
+    capacity, _ = _sizes(latent, layout.table)
+    positions = slot_positions(layout, q_latent.shape[0], capacity, q_latent.device)
+    head = 1 if layout.table is None else 2  # the position of a dimension of heads
     parts = []
     for part, rows in enumerate((latent, rope)):
-        of_part = None if scales is None else scales[..., part].unsqueeze(one)
-        parts.append(gathered(rows.unsqueeze(one), of_part, held.table, positions, q_latent.dtype))
+        part_scales = None if scales is None else scales[..., part].unsqueeze(head)
+        parts.append(gather_rows(rows.unsqueeze(head), part_scales, layout.table, positions, q_latent.dtype))
     keys = torch.cat(parts, dim=-1)  # [B, 1, T, C + R]
     scores = torch.cat((q_latent, q_rope), dim=-1) @ keys.transpose(-1, -2) * scale
-    pairs, _ = allowed(held, q_latent.shape[2], positions)
+    pairs, _ = visible(layout, q_latent.shape[2], positions)
     return masked_softmax(scores, pairs).to(q_latent.dtype) @ parts[0]
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`lengths` of the sequences; 0 and "" for what is left out. `kept`: slots, ring, or given positions. `splits` 0:
-    chosen. `apart`: latents and keys in two buffers."""
+    """Lengths of the sequences, heads, widths and options; 0 and "" leave an option out. `layout` is "slots", "ring" or
+    "positions". `apart` puts latents and rotated keys in two buffers."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -318,7 +349,7 @@ class Case(NamedTuple):
     rope: int = 64
     queries: int = 1
     page: int = 0
-    kept: str = "slots"
+    layout: str = "slots"
     window: int = 0
     storage: str = ""
     splits: int = 0
@@ -326,30 +357,34 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """A cache that is NaN wherever no token is held, in pages of random order."""
-    cache, found = caches(random, case.lengths, max(case.lengths) + 5, case.page, case.kept, case.queries, case.window)
+    """Queries and a cache that is NaN in unused slots, with pages in random order."""
+    cache, arguments = case_cache(
+        random, case.lengths, max(case.lengths) + 5, case.page, case.layout, case.queries, case.window
+    )
     head = 2 if case.page else 1
     if case.apart or case.storage:
-        (latent, c_scales), (rope, k_scales) = (cache.rows(1, each, case.storage) for each in (case.latent, case.rope))
+        (latent, c_scales), (rope, k_scales) = (
+            cache.rows(1, width, case.storage) for width in (case.latent, case.rope)
+        )
         if c_scales is not None and k_scales is not None:
-            found["scales"] = torch.stack((c_scales, k_scales), dim=-1).squeeze(head)
+            arguments["scales"] = torch.stack((c_scales, k_scales), dim=-1).squeeze(head)
     else:
         rows, _ = cache.rows(1, case.latent + case.rope)
         latent, rope = rows.split((case.latent, case.rope), dim=-1)
-    found |= {"latent": latent.squeeze(head), "rope": rope.squeeze(head)}
+    arguments |= {"latent": latent.squeeze(head), "rope": rope.squeeze(head)}
     shape = len(case.lengths), case.heads, case.queries
-    found["q_latent"], found["q_rope"] = random.normal(*shape, case.latent), random.normal(*shape, case.rope)
-    found |= {"scale": (case.latent + case.rope) ** -0.5}
-    return found | {name: value for name in ("window", "splits") if (value := getattr(case, name))}
+    arguments["q_latent"], arguments["q_rope"] = random.normal(*shape, case.latent), random.normal(*shape, case.rope)
+    arguments |= {"scale": (case.latent + case.rope) ** -0.5}
+    return arguments | {name: value for name in ("window", "splits") if (value := getattr(case, name))}
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Forward 2 · (2 C + R) a head and pair; each latent and key that a query sees is read once, with its scales."""
-    pairs, keys = seen(case.lengths, case.queries, case.window, 0)
+    """2 · (2 C + R) FLOPs per head and visible pair. Each visible latent and key is read once, with its scales."""
+    pairs, keys = count_visible(case.lengths, case.queries, case.window, 0)
     row = case.latent + case.rope + 8 if case.storage else (case.latent + case.rope) * dtype.itemsize
     rows = len(case.lengths) * case.queries * case.heads
-    moved = keys * row + rows * (2 * case.latent + case.rope) * dtype.itemsize
-    return Cost(flops=2 * (2 * case.latent + case.rope) * case.heads * pairs, bytes=moved)
+    bytes_moved = keys * row + rows * (2 * case.latent + case.rope) * dtype.itemsize
+    return Cost(flops=2 * (2 * case.latent + case.rope) * case.heads * pairs, bytes=bytes_moved)
 
 
 KERNEL = Kernel(
@@ -363,8 +398,8 @@ KERNEL = Kernel(
         Case((37, 1, 0, 70), 5, 64, 16, queries=3, page=16, splits=2),
         Case((90, 40), 40, 48, 24, apart=True),
         Case((70,), 16, 128, splits=2),
-        Case((9, 50), 3, 32, 16, kept="ring", window=20),
-        Case((19, 6), 3, 32, 16, kept="given", queries=2, window=7, splits=2),
+        Case((9, 50), 3, 32, 16, layout="ring", window=20),
+        Case((19, 6), 3, 32, 16, layout="positions", queries=2, window=7, splits=2),
         Case((40, 0), 4, 32, 16, storage="int8", splits=2),
         Case((21, 3), 4, 32, 16, storage="fp8", page=8),
         Case((35,), 65),
@@ -377,6 +412,6 @@ KERNEL = Kernel(
         Case((8192,) * 64, 128, page=64, storage="fp8"),
     ],
     allowances={
-        "mla_split: mma.sync": "16 or 32 rows: 30 FLOPs a byte and 16 rows are a third of what mma.sync can do",
+        "mla_split: mma.sync": "16 or 32 rows: 30 FLOPs per byte and 16 rows are a third of the rate of mma.sync",
     },
 )

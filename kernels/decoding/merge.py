@@ -1,17 +1,19 @@
-"""What both decode kernels share: who sees which slot, how the slots are split, and how partial results are combined.
+"""Parts that both decode kernels share: visible slots, the split of the slots over programs, and the merge of splits.
 
-A cache holds a sequence's tokens in T slots. Slot t is in use when t < length, and holds the token at position
+A cache stores a sequence's tokens in T slots. Slot t is in use if t < length, and stores the token at position
 
-    t                                                      as it is
+    t                                                      in a cache in order
     last - (last - t) mod T,  last = length - 1            in a ring, where a token overwrites the one T before it
-    key_positions[b, t]                                    where they are given; a negative one is an empty slot
+    key_positions[b, t]                                    if these are given; a negative position is an empty slot
 
-Paged, slot t is row t mod page of page table[b, t // page]. What is not in use may be NaN: it is never loaded.
-A query at position p sees positions p - window + 1 .. p, and none before its chunk began, p - p mod chunk.
+In a paged cache, slot t is row t mod page of page table[b, t // page]. Slots that are not in use may hold NaN, because
+kernels never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its
+chunk, p - p mod chunk.
 
-Split-KV: program j of n works on its share of the slots and leaves o_j = softmax(s_j) v_j and l_j = log2 Σ exp2(s_j);
-then o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), all less their maximum. The number of splits
-depends on shapes and the device only, so that nothing waits for the GPU and CUDA graphs can hold it.
+Split-KV: program j of n processes its share of the slots and stores o_j = softmax(s_j) v_j and l_j = log2 Σ exp2(s_j).
+The result is o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), after the maximum is subtracted from all
+exponents. The number of splits depends only on shapes and the device, so the host never waits for the GPU, and a CUDA
+graph can capture the launches.
 
 B batch, N query heads, S queries of a sequence, T slots, K KV heads, V value width, M pages of a sequence.
 """
@@ -25,38 +27,29 @@ import triton.language as tl
 from torch import Tensor
 
 from llmbench.kernels.launching import Config, choose, launch
+from llmbench.kernels.numeric import LOG2E
 
 __all__ = [
-    "LOG2E",
     "combine",
-    "key_positions_of",
-    "limits_of",
-    "pages_of",
-    "row_at",
-    "share_of",
+    "load_key_positions",
+    "load_pages",
+    "row_offsets",
     "softmax_step",
     "split_count",
-    "tanh",
+    "split_range",
+    "visible_range",
 ]
 
-LOG2E = tl.constexpr(1.4426950408889634)
-MOST_SPLITS = 128
-FAR = tl.constexpr(2**30)
+MAX_SPLITS = 128
+FAR = tl.constexpr(2**30)  # a position after every token
+
+
+# == Kernels ==
 
 
 @triton.jit
-def tanh(x):
-    """tanh(x) to 2 roundings: 1 - e loses its digits near 0, where an odd polynomial (fitted on |x| ≤ 0.6) has them."""
-    e = tl.exp(tl.abs(x) * -2.0)
-    far = (1.0 - e) / (1.0 + e)
-    u = x * x
-    series = (((u * -0.00585783 + 0.020771) * u - 0.05377915) * u + 0.13331912) * u - 0.333333
-    return tl.where(u < 0.36, x + x * u * series, tl.where(x < 0.0, -far, far))
-
-
-@triton.jit
-def limits_of(query_positions, batch, token, length, tokens, window, chunk, CAUSAL: tl.constexpr):
-    """For rows [M] of queries `token`: position, and the first and last position seen; none for rows past the end."""
+def visible_range(query_positions, batch, token, length, tokens, window, chunk, CAUSAL: tl.constexpr):
+    """Position, first and last visible position of the queries `token` [M]; rows past the last query see none."""
     if query_positions is None:
         position = length - tokens + token
     else:
@@ -73,8 +66,8 @@ def limits_of(query_positions, batch, token, length, tokens, window, chunk, CAUS
 
 
 @triton.jit
-def key_positions_of(key_positions, batch, slot, inside, length, capacity, RING: tl.constexpr):
-    """Positions [N] of the tokens in slots; negative where a slot is empty."""
+def load_key_positions(key_positions, batch, slot, inside, length, capacity, RING: tl.constexpr):
+    """Positions [N] of the tokens in `slot`; negative for an empty slot."""
     if key_positions is not None:
         position = tl.load(key_positions + batch * capacity + slot, mask=inside, other=-1).to(tl.int32)
     elif RING:
@@ -85,24 +78,27 @@ def key_positions_of(key_positions, batch, slot, inside, length, capacity, RING:
 
 
 @triton.jit
-def share_of(low, high, length, capacity, split, splits, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First slot and end of one split: whole tiles, as even as they go. Where a slot's number is its position (SLOTS)
-    only slots that some query sees are shared out."""
+def split_range(low, high, length, capacity, split, splits, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """First slot and end of one split, in whole tiles that are divided as evenly as possible.
+
+    If a slot's number is its token's position (SLOTS), only slots that some query sees are divided."""
     first = length * 0
     end = tl.minimum(length, capacity)
     if SLOTS:
         first = tl.minimum(tl.min(low, 0), end)
         end = tl.minimum(end, tl.max(high, 0) + 1)
     tiles = (tl.maximum(end - first, 0) + BLOCK_N - 1) // BLOCK_N
-    each = (tiles + splits - 1) // splits * BLOCK_N
-    start = first + split * each
-    return start, tl.minimum(start + each, end)
+    per_split = (tiles + splits - 1) // splits * BLOCK_N
+    start = first + split * per_split
+    return start, tl.minimum(start + per_split, end)
 
 
 @triton.jit
-def pages_of(table, batch, slot, end, table_row, PAGE: tl.constexpr):
-    """Page of each slot [N], or the sequence itself where there are no pages. A loop asks for its next tile's pages: an
-    address that waits for a load in the same turn would not be fetched ahead."""
+def load_pages(table, batch, slot, end, table_row, PAGE: tl.constexpr):
+    """Page of each slot [N], or the sequence itself in a cache without pages.
+
+    A loop loads the pages of its next tile: rows cannot be prefetched if their address depends on a load in the same
+    iteration."""
     page = batch.to(tl.int32)
     if PAGE:
         page = tl.load(table + batch * table_row + slot // PAGE, mask=slot < end, other=0)
@@ -110,7 +106,7 @@ def pages_of(table, batch, slot, end, table_row, PAGE: tl.constexpr):
 
 
 @triton.jit
-def row_at(page, slot, outer, inner, PAGE: tl.constexpr):
+def row_offsets(page, slot, outer, inner, PAGE: tl.constexpr):
     """Offsets [N] of rows, from the strides of pages or sequences (`outer`) and of slots (`inner`)."""
     if PAGE:
         slot = slot % PAGE
@@ -119,8 +115,10 @@ def row_at(page, slot, outer, inner, PAGE: tl.constexpr):
 
 @triton.jit
 def softmax_step(scores, key, low, high, top, total):
-    """Weights exp2(scores - top) of the keys that are seen, the new top and total, and what older sums shrink by.
-    A row that has seen nothing has top -inf and weights 0."""
+    """One step of online softmax. Returns weights exp2(scores - top), the new top and total, and the factor of old
+    sums.
+
+    A row without a visible key so far has top -inf and weights 0."""
     visible = (key[None, :] >= low[:, None]) & (key[None, :] <= high[:, None])
     scores = tl.where(visible, scores, -float("inf"))
     new = tl.maximum(top, tl.max(scores, 1))
@@ -134,7 +132,7 @@ def softmax_step(scores, key, low, high, top, total):
 def combine_splits(
     parts, sums, sinks, out, heads, tokens, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A program: BLOCK columns of one row (b, n, s). Parts of splits that saw nothing were not written."""
+    """One program computes BLOCK columns of one row (b, n, s). Splits without a visible key wrote no part."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     split = tl.arange(0, SPLITS)
@@ -155,14 +153,17 @@ def combine_splits(
     tl.store(out + row * WIDTH + column, result.to(out.dtype.element_ty), mask=column < WIDTH)
 
 
+# == Configurations and launcher ==
+
+
 def combine_configurations(width: int, splits: int) -> list[Config]:
-    """The tile [splits, BLOCK] is at most 8192 fp32, 64 registers a thread of 4 warps; wide rows take more programs."""
+    """A tile [splits, BLOCK] has at most 8192 fp32 values: 64 registers per thread of 4 warps."""
     block = min(triton.next_power_of_2(width), max(32, 8192 // splits), 256)
     return [Config(BLOCK=block, num_warps=4 if splits * block > 2048 else 2, note="one pass over all splits")]
 
 
 def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> None:
-    """parts [B, N, S, splits, V] and sums [B, N, S, splits] into out [B, N, S, V]."""
+    """Launch the merge of parts [B, N, S, splits, V] and sums [B, N, S, splits] into out [B, N, S, V]."""
     batch, heads, tokens, splits, width = parts.shape
     rounded = max(2, triton.next_power_of_2(splits))
     config = choose("combine_splits", combine_configurations(width, rounded))
@@ -173,14 +174,15 @@ def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> N
 
 @lru_cache(maxsize=4096)
 def split_count(programs: int, slots: int, block: int, resident: int) -> int:
-    """Splits of each of `programs` over `slots` in tiles of `block`, when `resident` programs run at a time.
+    """The number of splits for `programs` programs of `slots` slots each, in tiles of `block`.
 
-    A program costs its tiles and about two more to start and to end, combining about four; what counts is how many
-    times the device has to be filled. Few long sequences are split until they fill it, many short ones not at all.
+    `resident` programs run at a time. A program costs its tiles and about two more to start and end; the merge costs
+    about four. The time is that cost times the number of waves of programs on the device. Few long sequences are split
+    until they fill the device, and many short ones are not split.
     """
     tiles = max(1, triton.cdiv(slots, block))
 
-    def tiles_in_turn(splits: int) -> int:
+    def tile_times(splits: int) -> int:
         return triton.cdiv(programs * splits, resident) * (triton.cdiv(tiles, splits) + 2) + 4 * (splits > 1)
 
-    return min(range(1, min(tiles, MOST_SPLITS) + 1), key=tiles_in_turn)
+    return min(range(1, min(tiles, MAX_SPLITS) + 1), key=tile_times)

@@ -1,7 +1,9 @@
-"""The gated half of a mixture of experts and its gradient: products with the activation in them (`moe` has the whole).
+"""The gated first half of a mixture of experts and its gradient: matrix products with a fused activation.
 
-Shapes: t tokens, k choices of each, R = t·k pairs, D hidden, F intermediate, E experts. Rows of [R, …] are sorted by
-expert; `order` [R] says which pair = token · k + slot stands where (`grouping`).
+mixture.py has the whole mixture.
+
+Shapes: t tokens, k choices per token, R = t·k pairs, D hidden, F intermediate, E experts. Rows of [R, …] are sorted by
+expert; `order` [R] has the pair, token · k + slot, of each row (sorting.py).
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from llmbench.kernels.products import dot, narrowed
 __all__ = ["gated", "gated_gradient"]
 
 
+# == Kernels ==
+
+
 @triton.jit
 def _multiply_both(
     acc,
@@ -33,7 +38,7 @@ def _multiply_both(
     SWAP: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """As `grouped_matmul.multiply`, with two matrices for the same rows."""
+    """As `grouped.multiply`, with two matrices for the same rows."""
     step = tl.arange(0, BLOCK_K)[None, :]
     a, w, w2 = a + step, w + step, w2 + step
     for k in range(0, inner, BLOCK_K):
@@ -61,7 +66,7 @@ def _multiply_both(
 
 @triton.jit
 def _halves(x):
-    """The left and the right columns of [M, N]. The end of a tile is done by halves where a whole one would spill."""
+    """The left and the right half of the columns of [M, N]: the end of a tile runs in halves if it would spill."""
     M: tl.constexpr = x.shape[0]
     N: tl.constexpr = x.shape[1]
     return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
@@ -85,7 +90,7 @@ def _store_gated(
     width,
     ACT: tl.constexpr,
 ):
-    """Biases, activation and stores of columns n of the two products; `b` counts only where there is `second`."""
+    """Biases, activation and stores for columns n of the two products; `b` is used only with `second`."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     if first_bias is not None:
@@ -130,8 +135,9 @@ def gated_forward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or without `second` act(x·firstᵀ); the products themselves are kept where
-    there is room for them. x [t, D] is gathered row by row."""
+    """One program computes a tile of h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or of act(x·firstᵀ) without `second`.
+
+    The products are saved in `kept` and `kept2` if given. Rows of x [t, D] are gathered."""
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -152,7 +158,7 @@ def gated_forward(
         )
     if SWAP:
         a, b = tl.trans(a), tl.trans(b)
-    corner = top.to(tl.int64) * width  # what is left to add fits in 32 bits
+    corner = top.to(tl.int64) * width  # further offsets fit in 32 bits
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     bias = expert * width
     if HALVES:
@@ -167,7 +173,7 @@ def gated_forward(
 
 @triton.jit
 def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
-    """da, db and w·h of columns n from dh, and the sums of dh·h over these columns."""
+    """Store da, db and w·h of columns n from dh; return the sums of dh·h over these columns."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     value, slope = gate_and_slope(tl.load(kept + corner + place, mask=here, other=0.0).to(tl.float32), ACT)
@@ -215,8 +221,9 @@ def gated_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dh = the pairs' rows of dout times down, and at once da, db, w·h (`scaled`) and the sum of dh·h over these
-    columns, one row of `sums` [⌈F / BLOCK_N⌉, R] in the order of pairs."""
+    """One program computes a tile of dh = dout · down, and from it da, db, w·h (`scaled`) and the sums of dh·h.
+
+    The sums over the tile's columns are one row of `sums` [⌈F / BLOCK_N⌉, R] in the order of pairs."""
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -231,7 +238,7 @@ def gated_backward(
     if SWAP:
         dh = tl.trans(dh)
     weight = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
-    corner = top.to(tl.int64) * width  # what is left to add fits in 32 bits
+    corner = top.to(tl.int64) * width  # further offsets fit in 32 bits
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
@@ -244,27 +251,36 @@ def gated_backward(
     tl.store(sums + column.to(tl.int64) * pairs + pair, part, mask=live)
 
 
+# == Configurations and launcher ==
+
+
 def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> list[Config]:
-    """As `grouped_matmul.product_configurations`; two matrices of BLOCK_N columns are one of twice as many."""
+    """As `grouped.product_configurations`; two matrices of BLOCK_N columns count as one of twice as many."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
         narrow = Config(
-            **shape, HALVES=0, BLOCK_N=128 // matrices, num_stages=3, note="64 sums a thread, 96 KB: two blocks an SM"
+            **shape,
+            HALVES=0,
+            BLOCK_N=128 // matrices,
+            num_stages=3,
+            note="64 sums per thread, 96 KB: two blocks per SM",
         )
-        if arch < 90 or itemsize > 2:  # 128 sums a thread and fp32 operands, or mma.sync's, can be too many registers
+        if (
+            arch < 90 or itemsize > 2
+        ):  # 128 sums per thread beside fp32 operands, or those of mma.sync, can take too many registers
             return [narrow]
-        note = "a warpgroup holds 64 rows of both products, 128 sums a thread; rows of x are loaded once for both"
+        note = "a warpgroup has 64 rows of both products, 128 sums per thread; rows of x are loaded once for both"
         return [Config(**shape, HALVES=1, BLOCK_N=256 // matrices, num_stages=4, note=note), narrow]
     if tile == 64:
-        note = "one warpgroup, 64 sums a thread, 24 KB a stage: two blocks an SM"
+        note = "one warpgroup, 64 sums per thread, 24 KB per stage: two blocks per SM"
         shape = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": k, "SWAP": 0, "HALVES": 0, "GROUP": 4}
         return [Config(**shape, num_warps=4, num_stages=4, note=note)]
     shape = {"BLOCK_M": tile, "BLOCK_N": 64, "SWAP": 1, "HALVES": 0, "GROUP": 4, "num_warps": 4}
-    deep = Config(**shape, BLOCK_K=k, num_stages=5, note="16 KB of weights a stage, 4 in flight, two blocks an SM")
-    if tile > 16:  # longer steps of more rows would leave room for one block only
+    deep = Config(**shape, BLOCK_K=k, num_stages=5, note="16 KB of weights per stage, 4 in flight, two blocks per SM")
+    if tile > 16:  # longer iterations with more rows would leave room for one block only
         return [deep]
-    note = "32 KB of weights a stage in lines of 256 B, 2 in flight, two blocks an SM: 128 KB on their way"
+    note = "32 KB of weights per stage in lines of 256 B, 2 in flight, two blocks per SM: 128 KB in flight"
     return [Config(**shape, BLOCK_K=2 * k, num_stages=3, note=note), deep]
 
 
@@ -279,9 +295,9 @@ def gated(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h [R, F], and if `keep` the two products [R, F], else empty tensors in their places (a launcher).
+    """Launch the first half: h [R, F], and the two products [R, F] if `keep`, else empty tensors in their places.
 
-    `inner_matrices`: the first and the second, and their biases; with no second, h = act(x·firstᵀ)."""
+    `inner_matrices` are the first and the second matrix and their biases; without a second, h = act(x·firstᵀ)."""
     first, second, first_bias, second_bias = inner_matrices
     rows, (_, width, inner) = len(order), first.shape
     h = empty(rows, width, like=x)
@@ -303,20 +319,20 @@ def gated(
 
 
 def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """The ends of this kernel are long (two tensors read, three written): narrower than the plain product."""
+    """The end of this kernel reads two tensors and writes three, so its tiles are narrower than those of a product."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8, "num_warps": 8}
-        narrow = Config(**shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks hide each other's ends")
-        if itemsize > 2:  # twice the registers for what is read: 128 columns would spill
+        narrow = Config(**shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks overlap each other's ends")
+        if itemsize > 2:  # twice the registers for loaded values: 128 columns would spill
             return [narrow]
-        note = "64 sums a thread, and the end on 32 at a time; 32 KB a stage"
+        note = "64 sums per thread, with the end on 32 at a time; 32 KB per stage"
         return [Config(**shape, BLOCK_N=128, num_stages=4 if arch >= 90 else 3, note=note), narrow]
     shape = {"BLOCK_M": tile, "BLOCK_N": 64, "GROUP": 4, "num_warps": 4, "num_stages": 4}
     if tile == 64:
-        note = "one warpgroup, 32 sums a thread, 16 KB a stage: two or three blocks an SM"
+        note = "one warpgroup, 32 sums per thread, 16 KB per stage: two or three blocks per SM"
         return [Config(**shape, BLOCK_K=k, SWAP=0, HALVES=1, note=note)]
-    note = "16 KB of weights a stage, 3 in flight, two blocks an SM"
+    note = "16 KB of weights per stage, 3 in flight, two blocks per SM"
     return [Config(**shape, BLOCK_K=2 * k, SWAP=1, HALVES=0, note=note)]
 
 
@@ -333,7 +349,7 @@ def gated_gradient(
     choices: int,
     activation: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """da, db, w·h [R, F] and the parts of dw [columns of tiles, R] (a launcher)."""
+    """Launch the gradient of the first half: da, db, w·h [R, F], and the partial sums of dw [columns of tiles, R]."""
     rows, (_, inner, width) = len(order), down.shape
     da, scaled = empty(rows, width, like=dout), empty(rows, width, like=dout)
     db = None if kept2 is None else empty(rows, width, like=dout)

@@ -1,15 +1,16 @@
-"""Grouped matrix products: rows sorted by expert, each expert's rows with a matrix of its own, in one launch.
+"""Grouped matrix products: rows sorted by expert, each expert with its own matrix, in one launch.
 
-    y[r] = W[e(r)] · x[r]          W [E, N, K], rows offsets[e] to offsets[e + 1] are expert e's
+    y[r] = W[e(r)] · x[r]          W [E, N, K]; expert e has the rows offsets[e] to offsets[e + 1]
     dx[r] = W[e(r)]ᵀ · dy[r]       dW[e] = Σ over its rows of dy[r] ⊗ x[r]
 
-The grid has as many tiles of rows as there can at most be (`grouping`); a program whose tile does not exist ends at
-once. Tiles are walked GROUP rows of tiles at a time, so that programs that run together share weights and rows in L2.
-Few rows an expert: the tile is 16 or 32 rows high and the product is made the other way round, SWAP: the weights are
-then the instruction's 128 rows and the tokens its 16 or 32 columns, and every weight crosses shared memory once.
+The grid has the greatest possible number of tiles (sorting.py); a program without a tile ends at once. Programs take
+GROUP rows of tiles at a time, so that concurrent programs share weights and rows in the L2 cache. If experts have few
+rows, tiles have 16 or 32 rows and operands are exchanged (SWAP): the weights are then the 128 rows of the tensor-core
+instruction and the tokens its 16 or 32 columns, and every weight passes through shared memory once.
 
-fp32 operands are multiplied in tf32 on a GPU; sums are in fp32. Nothing is added by atomics: results repeat exactly.
-Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. A matrix W[e] has under 2³¹ elements.
+fp32 operands are multiplied in tf32 on a GPU; sums are in fp32. There are no atomic additions, so results repeat
+exactly. Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. A matrix W[e] has fewer than 2³¹
+elements.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from llmbench.kernels.experts.sorting import rows_a_tile, tiles_of
+from llmbench.kernels.experts.sorting import rows_per_tile, tiles_from_offsets
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
 from llmbench.kernels.products import dot, narrowed
@@ -30,9 +31,12 @@ from llmbench.kernels.products import dot, narrowed
 __all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile_at", "weight_gradient"]
 
 
+# == Kernels ==
+
+
 @triton.jit
 def tile_at(tiles, limit, columns, GROUP: tl.constexpr):
-    """Expert and first row of this program's tile, and its column of tiles: GROUP tiles down, then one to the right."""
+    """Expert, first row and column of this program's tile. The order of tiles is GROUP down, then one to the right."""
     program = tl.program_id(0)
     band = columns * GROUP
     top = program // band * GROUP
@@ -54,8 +58,10 @@ def multiply(
     SWAP: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """acc + A·Wᵀ, or with SWAP acc + W·Aᵀ, summed over `inner`: rows of A and W start at the pointers a [M, 1], w
-    [N, 1]; along them A has stride 1 and W `w_inner`. EVEN: BLOCK_K divides `inner`."""
+    """acc + A·Wᵀ, or acc + W·Aᵀ with SWAP, summed over `inner`.
+
+    Rows of A and W start at the pointers a [M, 1] and w [N, 1]. Along a row, A has stride 1 and W has stride `w_inner`.
+    EVEN: BLOCK_K divides `inner`."""
     step = tl.arange(0, BLOCK_K)[None, :]
     a = a + step
     w = w + step * w_inner
@@ -97,23 +103,24 @@ def grouped_product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out [R, width]: A·W[e]ᵀ of BLOCK_M rows by BLOCK_N columns, + A2·W2[e]ᵀ, + bias[e], each row times its scale.
+    """One program computes BLOCK_M × BLOCK_N elements of out [R, width]: (A·W[e]ᵀ + A2·W2[e]ᵀ + bias[e]) · scale.
 
-    With `order` a row goes to the place of its pair, where its scale is too; without, it stays in its place."""
+    With `order`, a row is written to the place of its pair, and its scale is read there; without, it keeps its
+    place."""
     expert, first, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
     row = first + tl.arange(0, BLOCK_M)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     live = row < tl.load(offsets + expert + 1)
-    from_row = row.to(tl.int64)[:, None] * inner
+    a_row = row.to(tl.int64)[:, None] * inner
     matrix = expert.to(tl.int64) * width * inner
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     w_live = (n < width)[:, None]
     at = (n * w_row)[:, None]
-    acc = multiply(acc, a + from_row, w + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
+    acc = multiply(acc, a + a_row, w + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
     if a2 is not None:
-        acc = multiply(acc, a2 + from_row, w2 + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
+        acc = multiply(acc, a2 + a_row, w2 + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
     if SWAP:
         acc = tl.trans(acc)
     if bias is not None:
@@ -144,9 +151,9 @@ def grouped_weight_gradient(
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out [E, high, wide]: of one expert, Σ over its rows of p[r] ⊗ q[r], BLOCK_I by BLOCK_J, BLOCK_K rows at a time.
+    """One program computes BLOCK_I × BLOCK_J elements of out [E, high, wide]: Σ over an expert's rows of p[r] ⊗ q[r].
 
-    A gathered operand is one row a token, and `order` says whose: token = order[r] / choices."""
+    A gathered operand has one row per token, and row r is that of token order[r] // choices."""
     rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
     each = rows_of_tiles * columns_of_tiles
     expert = tl.program_id(0) // each
@@ -177,34 +184,39 @@ def grouped_weight_gradient(
     tl.store(place, narrowed(acc, out.dtype.element_ty), mask=(i < high)[:, None] & (j < wide)[None, :])
 
 
+# == Configurations and launchers ==
+
+
 def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """128 B of the inner dimension a step: a line of shared memory, and a 16-byte load of a thread an eighth of it."""
+    """An iteration takes 128 B of the inner dimension: a line of shared memory, or 16-byte loads of eight threads."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
-        half = Config(**shape, BLOCK_N=128, num_stages=3, note="96 KB: two blocks an SM hide each other's ends")
-        if arch < 90:  # mma.sync holds its operands in registers too: 256 columns would spill
+        half = Config(**shape, BLOCK_N=128, num_stages=3, note="96 KB: two blocks per SM overlap each other's ends")
+        if arch < 90:  # mma.sync keeps its operands in registers too: 256 columns would spill
             return [half]
-        note = "two warpgroups of 64 × 256: 128 sums a thread, 85 FLOP a byte of shared memory; 48 KB a stage"
+        note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
         return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]
     if tile == 64:
         shape = {"BLOCK_M": 64, "BLOCK_K": k, "SWAP": 0, "GROUP": 4, "num_warps": 4, "num_stages": 4}
-        note = "one warpgroup of 64 × 128, 24 KB a stage: two blocks an SM"
+        note = "one warpgroup of 64 × 128, 24 KB per stage: two blocks per SM"
         return [Config(**shape, BLOCK_N=128 if arch >= 90 else 64, note=note)]
     shape = {"BLOCK_M": tile, "BLOCK_K": 2 * k, "SWAP": 1, "GROUP": 4, "num_warps": 4}
-    note = "16 KB of weights a stage in lines of 256 B, 3 in flight, two blocks an SM: 96 KB on their way"
+    note = "16 KB of weights per stage in lines of 256 B, 3 in flight, two blocks per SM: 96 KB in flight"
     few = Config(**shape, BLOCK_N=64, num_stages=4, note=note)
     if tile > 16:  # twice the columns would leave room for one block only
         return [few]
-    return [few, Config(**shape, BLOCK_N=128, num_stages=3, note="32 KB a stage, 2 in flight, two blocks: 128 KB")]
+    return [few, Config(**shape, BLOCK_N=128, num_stages=3, note="32 KB per stage, 2 in flight, two blocks: 128 KB")]
 
 
 def gradient_configurations(itemsize: int, arch: int, gathered: bool) -> list[Config]:
-    """As the product's: rows of the two operands are what is summed over, both are contiguous the other way."""
+    """As for the product. The sum is over rows of both operands, which are contiguous in the other dimension."""
     shape = {"BLOCK_I": 128, "BLOCK_K": 128 // itemsize, "GROUP": 8}
     extra = 1 if gathered else 0
-    wide = "128 sums a thread, 48 KB a stage; gathered rows take a stage more, which loads their numbers ahead"
-    note = "64 sums a thread: two blocks an SM, and more tiles of small matrices"
+    wide = (
+        "128 sums per thread, 48 KB per stage; gathered rows take one more stage, which loads their indices in advance"
+    )
+    note = "64 sums per thread: two blocks per SM, and more tiles of small matrices"
     half = Config(**shape, BLOCK_J=128, num_warps=8, num_stages=3 + extra, note=note)
     if arch < 90:
         return [half]
@@ -224,9 +236,11 @@ def product(
     order: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """a [R, K] times w [E, N, K], or `transposed` w [E, K, N], and `second`'s a and w added: [R, N] (a launcher).
+    """Launch the product of a [R, K] and w [E, N, K], or `transposed` w [E, K, N], plus that of the `second` pair: [R,
+    N].
 
-    With `order`, row r goes to place order[r], and `scale` is by that place. All tensors contiguous."""
+    With `order`, row r is written to place order[r], and `scale` is in the order of places. All tensors are
+    contiguous."""
     rows, inner = a.shape
     width = w.shape[2] if transposed else w.shape[1]
     out = empty(rows, width, like=a)
@@ -247,8 +261,9 @@ def product(
 def weight_gradient(
     p: Tensor, q: Tensor, offsets: Tensor, order: Tensor | None, choices: int, *, gathered: str = ""
 ) -> Tensor:
-    """Σ over each expert's rows of p[r] ⊗ q[r]: [E, I, J] of p [R, I] and q [R, J] (a launcher). `gathered` names the
-    operand, "p" or "q", that has one row a token instead."""
+    """Launch the sums over each expert's rows of p[r] ⊗ q[r]: [E, I, J] from p [R, I] and q [R, J].
+
+    `gathered` names the operand, "p" or "q", that has one row per token."""
     experts, high, wide = len(offsets) - 1, p.shape[1], q.shape[1]
     out = empty(experts, high, wide, like=p)
     config = choose(
@@ -260,13 +275,16 @@ def weight_gradient(
     return out
 
 
+# == Torch op ==
+
+
 @torch.library.custom_op("llmbench::grouped_matmul", mutates_args=())
 def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> Tensor:
     return product(x.contiguous(), weight.contiguous(), offsets.contiguous(), tiles, tile)
 
 
 @_grouped_matmul.register_fake
-def _(x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
@@ -280,21 +298,21 @@ def _grouped_matmul_backward(
 
 
 @_grouped_matmul_backward.register_fake
-def _(dout: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, tiles: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+def _(dout: Any, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 @register_flop_formula(torch.ops.llmbench.grouped_matmul)
-def _flops(x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
+def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * x[0] * weight[1] * weight[2]
 
 
 @register_flop_formula(torch.ops.llmbench.grouped_matmul_backward)
-def _backward_flops(dout: torch.Size, x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
+def _backward_flops(dout: Any, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     return 4 * x[0] * weight[1] * weight[2]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.tile = inputs
     ctx.save_for_backward(*tensors)
 
@@ -303,33 +321,46 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     return *_grouped_matmul_backward(dout, *ctx.saved_tensors, ctx.tile), None, None, None
 
 
-_grouped_matmul.register_autograd(_backward, setup_context=_keep)
+_grouped_matmul.register_autograd(_backward, setup_context=_save)
+
+
+# == Public op ==
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """y [R, N] of x [R, K] sorted by expert, weight [E, N, K] and offsets [E + 1] in int32, from 0 to R.
+    """y [R, N] from x [R, K] sorted by expert, weight [E, N, K] and offsets [E + 1] in int32.
 
-    Raises ValueError where shapes or dtypes do not fit; that offsets rise from 0 to R is not looked at, for that would
-    wait for the GPU.
+    offsets rise from 0 to R, which is not checked, because the host would wait for the GPU. Raises ValueError for
+    shapes and dtypes that do not match.
     """
     if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[2]:
-        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: [R, K] and [E, N, K] are needed")
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: they must be [R, K] and [E, N, K]")
     if x.dtype != weight.dtype or x.dtype not in KERNEL.dtypes:
-        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: fp16, bf16 or fp32 alike are needed")
+        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if offsets.shape != (weight.shape[0] + 1,) or offsets.dtype != torch.int32:
-        raise ValueError(f"offsets {tuple(offsets.shape)} {offsets.dtype}: ({weight.shape[0] + 1},) in int32 is needed")
-    tile = rows_a_tile(x.shape[0], weight.shape[0])
-    return _grouped_matmul(x, weight, offsets, tiles_of(offsets, x.shape[0], tile), tile)
+        raise ValueError(
+            f"offsets {tuple(offsets.shape)} {offsets.dtype}: it must be ({weight.shape[0] + 1},) in int32"
+        )
+    tile = rows_per_tile(x.shape[0], weight.shape[0])
+    return _grouped_matmul(x, weight, offsets, tiles_from_offsets(offsets, x.shape[0], tile), tile)
+
+
+# == Reference ==
 
 
 def reference(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """The same in plain torch, expert after expert."""
+    """The grouped product in plain torch, one expert after another."""
     ends = offsets.tolist()
-    return torch.cat([x[start:end] @ of.T for start, end, of in zip(ends[:-1], ends[1:], weight.unbind(), strict=True)])
+    return torch.cat(
+        [x[start:end] @ matrix.T for start, end, matrix in zip(ends[:-1], ends[1:], weight.unbind(), strict=True)]
+    )
+
+
+# == Cases and cost ==
 
 
 class Case(NamedTuple):
-    """`empty`: that many of the experts have no rows."""
+    """Sizes. `empty` experts have no rows."""
 
     rows: int
     experts: int
@@ -339,10 +370,10 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Rows shared out at random; the experts without any stand first and among the others."""
-    who = random.integers(case.empty, case.experts, case.rows).cpu()
-    counts = torch.bincount(who, minlength=case.experts)
-    if case.empty > 1:  # one of them last
+    """Rows with random experts. Experts without rows come first, and one of them last if there are several."""
+    expert = random.integers(case.empty, case.experts, case.rows).cpu()
+    counts = torch.bincount(expert, minlength=case.experts)
+    if case.empty > 1:
         counts = counts.roll(-1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int().to(random.device)
     return {
@@ -353,18 +384,18 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·R·N·K, and twice that backward. Bytes: rows in and out once, the weights of the experts that can have rows."""
+    """2·R·N·K FLOPs, twice that backward. Bytes: rows in and out, and the weights of experts that can have rows."""
     flops = 2 * case.rows * case.inner * case.width
-    met = min(case.experts - case.empty, case.rows)
+    visited = min(case.experts - case.empty, case.rows)
     rows, matrices = case.rows * (case.inner + case.width), case.inner * case.width
-    forward = rows + met * matrices
-    backward = 2 * rows + (met + case.experts) * matrices
+    forward = rows + visited * matrices
+    backward = 2 * rows + (visited + case.experts) * matrices
     return Cost(flops, forward * dtype.itemsize, 2 * flops, backward * dtype.itemsize)
 
 
 KERNEL = Kernel(
     name="grouped_matmul",
-    summary="rows sorted by expert, each expert's with its own matrix",
+    summary="product of rows sorted by expert, each expert with its own matrix",
     run=grouped_matmul,
     reference=reference,
     inputs=inputs,

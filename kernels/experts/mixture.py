@@ -1,18 +1,19 @@
 """A mixture of experts: out[i] = Σ over the k experts e of token i of w · down[e]·(act(gate[e]·x[i]) ∘ up[e]·x[i]).
 
-Forward, four launches after the sort (`grouping`):
-    gated     a, b = rows of x times gate[e], up[e], gathered as they are loaded; h = act(a) ∘ b from the sums in fp32
-    down      w · down[e]·h, each row written to the place of its pair (token, slot)
-    combine   out[i] = the sum of token i's k rows, which lie side by side: no atomics, always the same result
-Backward keeps a and b (2·R·F), and neither h nor what the experts gave. With y = down[e]·h, and dy the token's row of
-dout, not yet times w:
-    dh = down[e]ᵀ·dy        dw = dy·y = dh·h, so that y is not needed        ddown[e] = Σ dy ⊗ w·h
+The forward pass sorts the pairs (token, slot) by expert (sorting.py), then has three launches:
+    gated     a, b = rows of x times gate[e] and up[e], gathered as they are loaded; h = act(a) ∘ b from sums in fp32
+              (gated.py)
+    down      w · down[e]·h, each row written to the place of its pair (grouped.py)
+    combine   out[i] = the sum of token i's k rows, which are adjacent; no atomics, so it repeats exactly (sums.py)
+It saves a and b (2·R·F values) for the backward pass, but neither h nor the outputs of the experts. With y = down[e]·h,
+and dy the token's row of dout before its multiplication by w:
+    dh = down[e]ᵀ·dy        dw = dy·y = dh·h, which needs no y        ddown[e] = Σ dy ⊗ w·h
     db = w·dh ∘ act(a),  da = w·dh ∘ b ∘ act'(a)        dgate[e] = Σ da ⊗ x,  dup[e] = Σ db ⊗ x
     dx[i] = the sum over its k pairs of gate[e]ᵀ·da + up[e]ᵀ·db
-Without gate, h = act(up[e]·x). An expert of number E or more computes nothing and gives the token back: w · x[i].
+Without gate, h = act(up[e]·x). An expert of number E or more is a zero-computation expert: its output is w · x[i].
 
-Shapes: t tokens, k experts a token, R = t·k pairs, D hidden, F intermediate, E experts; x [t, D], weights [t, k] in
-any float dtype, chosen [t, k]; gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D].
+Shapes: t tokens, k experts per token, R = t·k pairs, D hidden, F intermediate, E experts; x [t, D], weights [t, k] in
+any floating-point dtype, chosen [t, k]; gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D].
 fp32 operands are multiplied in tf32 on a GPU; sums and activations are in fp32.
 Mixtures: Shazeer et al., arXiv 1701.06538; dw from dh·h, and fused gathers: Guo et al., SonicMoE, arXiv 2512.14080.
 """
@@ -27,13 +28,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.experts.gated import gated, gated_gradient
 from llmbench.kernels.experts.grouped import product, weight_gradient
-from llmbench.kernels.experts.sorting import rows_a_tile, sort_by_expert
-from llmbench.kernels.experts.sums import bias_gradient, combined, pair_gradient
+from llmbench.kernels.experts.sorting import rows_per_tile, sort_by_expert
+from llmbench.kernels.experts.sums import bias_gradient, combine_rows, pair_gradient
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
 from llmbench.kernels.pointwise.glu import ACTIVATIONS
 from llmbench.kernels.pointwise.glu import reference as glu_reference
 
 __all__ = ["KERNEL", "moe", "reference"]
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::moe", mutates_args=())
@@ -54,39 +58,25 @@ def _moe(
     tile: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out [t, D], and if `keep` a and b [R, F], else two empty tensors; without gate only a, which is up·x then."""
+    """out [t, D], and a and b [R, F] if `keep`, else two empty tensors. Without gate, a is up·x and b is empty."""
     x, weights, chosen = x.contiguous(), weights.contiguous(), chosen.contiguous()
     gate, up, down, gate_bias, up_bias, bias = _contiguous(gate, up, down, gate_bias, up_bias, down_bias)
-    given = (up, None, up_bias, None) if gate is None else (gate, up, gate_bias, up_bias)
-    h, a, b = gated(x, given, order, offsets, tiles, tile, chosen.shape[1], activation, keep)
+    matrices = (up, None, up_bias, None) if gate is None else (gate, up, gate_bias, up_bias)
+    h, a, b = gated(x, matrices, order, offsets, tiles, tile, chosen.shape[1], activation, keep)
     rows = product(h, down, offsets, tiles, tile, bias=bias, order=order, scale=weights)
-    return combined(rows, x, weights, chosen, down.shape[0]), a, b
+    return combine_rows(rows, x, weights, chosen, down.shape[0]), a, b
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
-    return [None if of is None else of.contiguous() for of in tensors]
+    return [None if x is None else x.contiguous() for x in tensors]
 
 
 @_moe.register_fake
 def _(
-    x: Tensor,
-    weights: Tensor,
-    chosen: Tensor,
-    gate: Tensor | None,
-    up: Tensor,
-    down: Tensor,
-    gate_bias: Tensor | None,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    order: Tensor,
-    offsets: Tensor,
-    tiles: Tensor,
-    activation: str,
-    tile: int,
-    keep: bool,
+    x: Tensor, weights: Any, chosen: Tensor, gate: Tensor | None, up: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept, nothing = (chosen.numel(), up.shape[1]), (0,)
-    a, b = kept if keep else nothing, kept if keep and gate is not None else nothing
+    saved, nothing, keep = (chosen.numel(), up.shape[1]), (0,), rest[-1]
+    a, b = saved if keep else nothing, saved if keep and gate is not None else nothing
     return x.new_empty(x.shape), x.new_empty(a), x.new_empty(b)
 
 
@@ -110,7 +100,7 @@ def _moe_backward(
     activation: str,
     tile: int,
 ) -> list[Tensor]:
-    """Gradients of x, weights, gate, up, down and the three biases; an empty tensor for each that is absent."""
+    """Gradients of x, weights, gate, up, down and the three biases; an empty tensor for each argument that is None."""
     dout, x, weights, chosen = dout.contiguous(), x.contiguous(), weights.contiguous(), chosen.contiguous()
     gate, up, down, down_bias = _contiguous(gate, up, down, down_bias)
     k = chosen.shape[1]
@@ -121,81 +111,67 @@ def _moe_backward(
     del scaled
     dweights = pair_gradient(sums, dout, x, weights, chosen, down_bias, down.shape[0])
     dfirst = weight_gradient(da, x, offsets, order, k, gathered="q")
-    added: tuple[Tensor | None, Tensor | None]
-    if gate is None or db is None:  # `up` is the first matrix, and all there is
-        dgate, dup, added, first, second = None, dfirst, (None, da), up, None
+    terms: tuple[Tensor | None, Tensor | None]
+    if gate is None or db is None:  # `up` is the first and only matrix
+        dgate, dup, terms, first, second = None, dfirst, (None, da), up, None
     else:
         dgate, dup = dfirst, weight_gradient(db, x, offsets, order, k, gathered="q")
-        added, first, second = (da, db), gate, (db, up)
+        terms, first, second = (da, db), gate, (db, up)
     rows = product(da, first, offsets, tiles, tile, transposed=True, second=second, order=order)
-    grads = [combined(rows, dout, weights, chosen, down.shape[0]), dweights, dgate, dup, ddown]
-    for bias, of in zip((gate_bias, up_bias), added, strict=True):
-        grads.append(None if bias is None or of is None else bias_gradient(of, offsets))
+    grads = [combine_rows(rows, dout, weights, chosen, down.shape[0]), dweights, dgate, dup, ddown]
+    for bias, rows in zip((gate_bias, up_bias), terms, strict=True):
+        grads.append(None if bias is None or rows is None else bias_gradient(rows, offsets))
     grads.append(None if down_bias is None else bias_gradient(dout, offsets, order, weights, k))
-    return [x.new_empty(0) if of is None else of for of in grads]
+    return [x.new_empty(0) if grad is None else grad for grad in grads]
 
 
 @_moe_backward.register_fake
 def _(
-    dout: Tensor,
+    dout: Any,
     x: Tensor,
     weights: Tensor,
-    chosen: Tensor,
+    chosen: Any,
     gate: Tensor | None,
     up: Tensor,
     down: Tensor,
     gate_bias: Tensor | None,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
-    order: Tensor,
-    offsets: Tensor,
-    tiles: Tensor,
-    a: Tensor,
-    b: Tensor,
-    activation: str,
-    tile: int,
+    *_: Any,
 ) -> list[Tensor]:
-    given = (x, weights, gate, up, down, gate_bias, up_bias, down_bias)
-    return [x.new_empty(0) if of is None else of.new_empty(of.shape) for of in given]
+    arguments = (x, weights, gate, up, down, gate_bias, up_bias, down_bias)
+    return [x.new_empty(0) if argument is None else argument.new_empty(argument.shape) for argument in arguments]
 
 
 @register_flop_formula(torch.ops.llmbench.moe)
-def _flops(
-    x: torch.Size, weights: torch.Size, chosen: torch.Size, gate: torch.Size | None, up: torch.Size, *_: Any, **__: Any
-) -> int:
-    """All pairs, those of experts that compute nothing too: shapes do not tell them."""
+def _flops(x: Any, weights: Any, chosen: torch.Size, gate: Any, up: torch.Size, *_: Any, **__: Any) -> int:
+    """All pairs count, also those of zero-computation experts, which shapes do not show."""
     return 2 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
 
 
 @register_flop_formula(torch.ops.llmbench.moe_backward)
-def _backward_flops(
-    dout: torch.Size,
-    x: torch.Size,
-    weights: torch.Size,
-    chosen: torch.Size,
-    gate: torch.Size | None,
-    up: torch.Size,
-    *_: Any,
-    **__: Any,
-) -> int:
-    return 4 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
+def _backward_flops(dout: Any, x: Any, weights: Any, *rest: Any, **_: Any) -> int:
+    return 2 * _flops(x, weights, *rest)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.activation, ctx.tile, _kept = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.tile, _saved = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros as large as a and b
+    ctx.set_materialize_grads(False)  # no tensors of zeros of the size of a and b
 
 
 def _backward(ctx: Any, dout: Tensor, da: None, db: None) -> tuple[Tensor | None, ...]:
     grads = _moe_backward(dout, *ctx.saved_tensors, ctx.activation, ctx.tile)
-    given = [ctx.saved_tensors[i] for i in (0, 1, 3, 4, 5, 6, 7, 8)]
-    dx, dweights, *rest = [None if of is None else grad for grad, of in zip(grads, given, strict=True)]
+    arguments = [ctx.saved_tensors[i] for i in (0, 1, 3, 4, 5, 6, 7, 8)]
+    dx, dweights, *rest = [None if argument is None else grad for grad, argument in zip(grads, arguments, strict=True)]
     return dx, dweights, None, *rest, *[None] * 6
 
 
-_moe.register_autograd(_backward, setup_context=_keep)
+_moe.register_autograd(_backward, setup_context=_save)
+
+
+# == Public op ==
 
 
 def moe(
@@ -211,39 +187,45 @@ def moe(
     *,
     activation: str = "silu",
 ) -> Tensor:
-    """What the chosen experts make of x [t, D], weighted and summed: [t, D]. `chosen` in int32 or int64, not negative.
+    """The outputs of the chosen experts for x [t, D], weighted and summed: [t, D].
 
-    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError where shapes or dtypes do not fit. For an
-    op that weighs what experts read, with one expert a token, scale x and give weights of 1.
+    `chosen` [t, k] are not negative, in int32 or int64. Raises KeyError for an activation that is not in ACTIVATIONS,
+    ValueError for shapes and dtypes that do not match. A model with weights on the experts' input, which needs one
+    expert per token, multiplies x by them and passes weights of 1.
     """
     ACTIVATIONS[activation]
     if up.dim() != 3 or x.dim() != 2 or x.shape[1] != up.shape[2]:
-        raise ValueError(f"x {tuple(x.shape)} and up {tuple(up.shape)}: [t, D] and [E, F, D] are needed")
+        raise ValueError(f"x {tuple(x.shape)} and up {tuple(up.shape)}: they must be [t, D] and [E, F, D]")
     experts, width, hidden = up.shape
-    wanted = {
+    shapes = {
         "gate": (gate, (experts, width, hidden)),
         "down": (down, (experts, hidden, width)),
         "gate_bias": (gate_bias, (experts, width)),
         "up_bias": (up_bias, (experts, width)),
         "down_bias": (down_bias, (experts, hidden)),
     }
-    for name, (of, shape) in wanted.items():
-        if of is not None and (of.shape != shape or of.dtype != x.dtype):
-            raise ValueError(f"{name} {tuple(of.shape)} {of.dtype} beside x {x.dtype}: {shape} of that is needed")
+    for name, (matrix, shape) in shapes.items():
+        if matrix is not None and (matrix.shape != shape or matrix.dtype != x.dtype):
+            raise ValueError(f"{name} {tuple(matrix.shape)} {matrix.dtype}: it must be {shape} in {x.dtype}, as x is")
     if x.dtype not in KERNEL.dtypes or up.dtype != x.dtype:
-        raise ValueError(f"x {x.dtype} and up {up.dtype}: fp16, bf16 or fp32 alike are needed")
+        raise ValueError(f"x {x.dtype} and up {up.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if chosen.dim() != 2 or weights.shape != chosen.shape or chosen.shape[0] != x.shape[0]:
-        raise ValueError(f"weights {tuple(weights.shape)} and chosen {tuple(chosen.shape)}: [t, k] are needed")
+        raise ValueError(f"weights {tuple(weights.shape)} and chosen {tuple(chosen.shape)}: they must be [t, k]")
     if chosen.dtype not in (torch.int32, torch.int64) or not weights.is_floating_point():
-        raise ValueError(f"weights {weights.dtype} and chosen {chosen.dtype}: floats and int32 or int64 are needed")
+        raise ValueError(
+            f"weights {weights.dtype} and chosen {chosen.dtype}: they must be floating-point and int32 or int64"
+        )
     if gate is None and (gate_bias is not None or activation == "swiglu_oai"):
-        raise ValueError("without gate there is no gate_bias, and no swiglu_oai")
-    tile = rows_a_tile(chosen.numel(), experts)
+        raise ValueError("gate_bias and swiglu_oai need gate")
+    tile = rows_per_tile(chosen.numel(), experts)
     order, offsets, tiles = sort_by_expert(chosen, experts, tile)
     tensors = x, weights, chosen, gate, up, down, gate_bias, up_bias, down_bias
-    keep = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in tensors)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out, _, _ = _moe(*tensors, order, offsets, tiles, activation, tile, keep)
     return out
+
+
+# == Reference ==
 
 
 def reference(
@@ -259,12 +241,12 @@ def reference(
     *,
     activation: str = "silu",
 ) -> Tensor:
-    """The same in plain torch: the tokens' copies in the order of their experts, each expert on its own, and back."""
+    """The mixture in plain torch: copies of the tokens sorted by expert, one expert after another, sorted back."""
     choices = chosen.flatten()
     order = choices.argsort(stable=True)
     counts = torch.bincount(choices, minlength=len(up) + 1).tolist()
-    *copies, beyond = x[order // chosen.shape[1]].split([*counts[: len(up)], sum(counts[len(up) :])])
-    made = []
+    *copies, zero_copies = x[order // chosen.shape[1]].split([*counts[: len(up)], sum(counts[len(up) :])])
+    outputs = []
     for e, rows in enumerate(copies):
         b = rows @ up[e].T if up_bias is None else torch.addmm(up_bias[e], rows, up[e].T)
         if gate is None:
@@ -272,13 +254,16 @@ def reference(
         else:
             a = rows @ gate[e].T if gate_bias is None else torch.addmm(gate_bias[e], rows, gate[e].T)
             h = glu_reference(a, b, activation)
-        made.append(h @ down[e].T if down_bias is None else torch.addmm(down_bias[e], h, down[e].T))
-    back = torch.cat([*made, beyond])[order.argsort()].view(*chosen.shape, -1)
-    return (back * weights[..., None].to(back.dtype)).sum(1)
+        outputs.append(h @ down[e].T if down_bias is None else torch.addmm(down_bias[e], h, down[e].T))
+    outputs_by_pair = torch.cat([*outputs, zero_copies])[order.argsort()].view(*chosen.shape, -1)
+    return (outputs_by_pair * weights[..., None].to(outputs_by_pair.dtype)).sum(1)
+
+
+# == Cases and cost ==
 
 
 class Case(NamedTuple):
-    """`used`: so many of the experts are ever chosen (None: all). `beyond`: experts that compute nothing."""
+    """Sizes and options. Tokens choose among `used` experts (None: all) and `zero_experts` that compute nothing."""
 
     tokens: int
     hidden: int
@@ -289,12 +274,12 @@ class Case(NamedTuple):
     gated: bool = True
     bias: bool = False
     used: int | None = None
-    beyond: int = 0
+    zero_experts: int = 0
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """k different experts for each token, weights that sum to about 1."""
-    choices = (case.used or case.experts) + case.beyond
+    """k different experts per token, with weights that sum to about 1."""
+    choices = (case.used or case.experts) + case.zero_experts
     if random.shapes_only:
         chosen = random.integers(0, case.experts, case.tokens, case.k)
     else:
@@ -321,24 +306,25 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·D·F for each matrix and pair, twice that backward; pairs of experts that compute nothing are counted as well.
-    Bytes: tokens in and out once, choices once, the weights of as many experts as can be met; backward reads the same
-    and dout, and writes the gradients of all."""
+    """2·D·F FLOPs per matrix and pair, also of zero-computation experts; twice that backward.
+
+    Forward reads and writes the tokens once, reads the choices once, and reads the weights of as many experts as the
+    pairs can visit. Backward reads the same and dout, and writes the gradients of all experts."""
     pairs = case.tokens * case.k
     matrices = 3 if case.gated else 2
     flops = 2 * pairs * matrices * case.hidden * case.width
     biases = (matrices - 1) * case.width + case.hidden if case.bias else 0
     expert = matrices * case.hidden * case.width + biases
-    met = min(case.used or case.experts, pairs)
+    visited = min(case.used or case.experts, pairs)
     tokens, item = case.tokens * case.hidden, dtype.itemsize
-    forward = (2 * tokens + met * expert) * item + 12 * pairs
-    backward = (3 * tokens + (met + case.experts) * expert) * item + 16 * pairs
+    forward = (2 * tokens + visited * expert) * item + 12 * pairs
+    backward = (3 * tokens + (visited + case.experts) * expert) * item + 16 * pairs
     return Cost(flops, forward, 2 * flops, backward)
 
 
 KERNEL = Kernel(
     name="moe",
-    summary="the chosen experts of each token, weighted and summed",
+    summary="mixture of experts: outputs of the chosen experts, weighted and summed",
     run=moe,
     reference=reference,
     inputs=inputs,
@@ -348,7 +334,7 @@ KERNEL = Kernel(
         Case(34, 64, 136, 2, 2, "gelu_tanh"),
         Case(17, 24, 32, 2, 2, "relu", gated=False, bias=True),
         Case(7, 48, 33, 4, 3, "swiglu_oai", bias=True, used=3),
-        Case(9, 20, 70, 3, 3, "gelu", used=2, beyond=2),
+        Case(9, 20, 70, 3, 3, "gelu", used=2, zero_experts=2),
         Case(19, 40, 20, 3, 1, "sigmoid", used=1),
     ],
     shapes=[

@@ -1,19 +1,18 @@
-"""Which experts a token visits, and with what weight: scores, choice, normalisation, in one pass over the logits.
+"""Routing: the experts that a token visits, and their weights. One pass over the logits scores, selects and normalises.
 
     scores        softmax(l)                    "softmax"
                   σ(l)                          "sigmoid"
-                  l, and softmax over the k chosen afterwards, "softmax_topk"
-    ranked        scores + correction, where there is one; it moves the choice, never a weight
-    groups        only the experts of the best `topk_group` of `n_group` equal groups may be chosen. A group counts by
-                  its best, or with a correction by the sum of its two best
+                  l, then softmax over the k chosen experts, "softmax_topk"
+    ranked        scores + correction, if there is one; it changes the choice but no weight
+    groups        only experts of the best `topk_group` of `n_group` equal groups may be chosen. A group ranks by its
+                  best expert, or with a correction by the sum of its two best
     weights       the scores of the k best, divided by their sum if `normalize`, times `scale`
 
-Backward recomputes the scores. With N = Σ over the chosen of s, and w = c·s/N (or c·s):
+The backward pass recomputes the scores. With N = Σ of s over the chosen experts, and w = c·s/N (or c·s):
     ds = c/N · (dw − Σ dw·s / N)      dl = s·(ds − Σ ds·s)  for softmax,   ds·s·(1 − s)  for σ
 
-Shapes: logits [t, E] in fp32, t tokens, E experts, k chosen; weights [t, k] fp32, chosen [t, k] int64, best first; of
-equal experts the first. Groups and corrections: DeepSeek-V2, arXiv 2405.04434, and V3, arXiv 2412.19437. The kernels
-stand in routing.py.
+Shapes: logits [t, E] in fp32, t tokens, E experts, k chosen; weights [t, k] in fp32, chosen [t, k] in int64, best
+first; the first of equal experts wins. Groups and corrections: DeepSeek-V2, arXiv 2405.04434, and V3, arXiv 2412.19437.
 """
 
 from __future__ import annotations
@@ -22,13 +21,214 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from llmbench.kernels.experts.routing_kernels import SCORES, configurations, route_backward, route_forward
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import choose, empty, launch
+from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["KERNEL", "SCORES", "moe_routing", "reference"]
+
+SCORES = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2}
+"""The supported scores, and their numbers in the kernels."""
+
+SOFTMAX, SOFTMAX_TOPK, SIGMOID = (tl.constexpr(number) for number in SCORES.values())
+NO_EXPERT = tl.constexpr(1 << 30)  # greater than the index of any expert
+TINY = tl.constexpr(1e-20)  # avoids a division by zero if all chosen scores underflow
+
+
+# == Kernels ==
+
+
+@triton.jit
+def _scores(x, inside, KIND: tl.constexpr):
+    """Scores of logits [T, P] in fp32; 0 or -inf for places without an expert."""
+    if KIND == SIGMOID:
+        score = tl.where(inside, 1.0 / (1.0 + tl.exp(-x)), 0.0)
+    elif KIND == SOFTMAX:
+        score = tl.exp(x - tl.max(x, axis=1)[:, None])
+        score = score / tl.sum(score, axis=1)[:, None]
+    else:
+        score = x
+    return score
+
+
+@triton.jit
+def _best(ranked, index):
+    """The lowest `index` among the greatest values of each row of `ranked` [T, P], and that value."""
+    value = tl.max(ranked, axis=1)
+    best = tl.min(tl.where(ranked == value[:, None], index, NO_EXPERT), axis=1)
+    return best, value
+
+
+@triton.jit
+def _centred(values, share):
+    """`values` [T, P] minus their mean weighted by `share`, whose rows sum to 1.
+
+    The value with the largest share is subtracted first. If that share is near 1, the value is nearly the mean, and the
+    difference from the mean would lose its digits."""
+    largest = share == tl.max(share, axis=1)[:, None]
+    count = tl.sum(tl.where(largest, 1.0, 0.0), axis=1)
+    values = values - (tl.sum(tl.where(largest, values, 0.0), axis=1) / count)[:, None]
+    return values - tl.sum(values * share, axis=1)[:, None]
+
+
+@triton.jit
+def _in_groups(
+    ranked,
+    inside,
+    place,
+    groups,
+    CORRECTED: tl.constexpr,
+    KEPT: tl.constexpr,
+    T: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    """`ranked` [T, GROUPS · EACH] with experts outside the KEPT best groups at a value that is never chosen."""
+    by_group = tl.reshape(ranked, (T, GROUPS, EACH))
+    first = tl.max(by_group, axis=2)
+    if CORRECTED:
+        index = tl.arange(0, EACH)[None, None, :]
+        at = tl.min(tl.where(by_group == first[:, :, None], index, EACH), axis=2)
+        second = tl.max(tl.where(index == at[:, :, None], float("-inf"), by_group), axis=2)
+        value = first + second
+    else:
+        value = first
+    group = tl.arange(0, GROUPS)[None, :]
+    value = tl.where(group < groups, value, float("-inf"))
+    kept = tl.zeros([T, GROUPS], tl.int32)
+    for _ in tl.static_range(KEPT):
+        best, _best_value = _best(value, group)
+        hit = group == best[:, None]
+        kept = tl.where(hit, 1, kept)
+        value = tl.where(hit, float("-inf"), value)
+    allowed = tl.reshape(tl.broadcast_to(kept[:, :, None], (T, GROUPS, EACH)), (T, GROUPS * EACH)) != 0
+    return tl.where(allowed & inside, ranked, float("-inf") if CORRECTED else tl.where(inside, 0.0, float("-inf")))
+
+
+@triton.jit
+def route_forward(
+    logits,
+    correction,
+    weights,
+    chosen,
+    tokens,
+    experts,
+    groups,
+    each,
+    scale,
+    KIND: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    KEPT: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+    T: tl.constexpr,
+):
+    """One program routes T tokens, with all experts of a token side by side, in K rounds that each pick the best one.
+
+    A group of EACH places has `each` experts."""
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    place = tl.arange(0, GROUPS * EACH)
+    inside = ((place // EACH < groups) & (place % EACH < each))[None, :]
+    expert = tl.where(inside, (place // EACH * each + place % EACH)[None, :], NO_EXPERT)
+    row = token.to(tl.int64)[:, None] * experts
+    exists = (token < tokens)[:, None]
+    x = tl.load(logits + row + expert, mask=exists & inside, other=float("-inf"))
+    x = tl.where(exists, x, tl.where(inside, 0.0, float("-inf")))  # rows past the last token stay finite
+    scores = _scores(x, inside, KIND)
+    ranked = scores
+    if correction is not None:
+        ranked = scores + tl.load(correction + expert, mask=inside, other=0.0)
+    ranked = tl.where(inside, ranked, float("-inf"))
+    if KEPT < GROUPS:
+        ranked = _in_groups(ranked, inside, place, groups, correction is not None, KEPT, T, GROUPS, EACH)
+    slot = tl.arange(0, SLOTS)[None, :]
+    selected = tl.zeros([T, SLOTS], tl.float32)
+    for j in tl.static_range(K):
+        best, _best_value = _best(ranked, expert)
+        best = tl.minimum(best, experts - 1)  # a row of NaN has no best expert; its index must not become an address
+        hit = expert == best[:, None]
+        score = tl.sum(tl.where(hit, scores, 0.0), axis=1)
+        selected = tl.where(slot == j, score[:, None], selected)
+        ranked = tl.where(hit, float("-inf"), ranked)
+        tl.store(chosen + token.to(tl.int64) * K + j, best.to(tl.int64), mask=token < tokens)
+    used = slot < K
+    if KIND == SOFTMAX_TOPK:
+        selected = tl.where(used, selected, float("-inf"))
+        selected = tl.exp(selected - tl.max(selected, axis=1)[:, None])
+        selected = selected / tl.sum(selected, axis=1)[:, None]
+    elif NORMALIZE:
+        selected = selected / (tl.sum(tl.where(used, selected, 0.0), axis=1)[:, None] + TINY)
+    tl.store(weights + token.to(tl.int64)[:, None] * K + slot, selected * scale, mask=exists & used)
+
+
+@triton.jit
+def route_backward(
+    dweights,
+    chosen,
+    logits,
+    dlogits,
+    tokens,
+    experts,
+    scale,
+    KIND: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    T: tl.constexpr,
+):
+    """One program computes dlogits of T tokens, which a softmax over all experts makes nonzero for all of them."""
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    expert = tl.arange(0, EXPERTS)[None, :]
+    exists = (token < tokens)[:, None]
+    inside = expert < experts
+    at = token.to(tl.int64)[:, None] * experts + expert
+    x = tl.load(logits + at, mask=exists & inside, other=0.0)
+    x = tl.where(inside, x, float("-inf"))
+    scores = _scores(x, inside, KIND)
+    dscores = tl.zeros([T, EXPERTS], tl.float32)  # dweights of the chosen experts, 0 for the others
+    hits = tl.zeros([T, EXPERTS], tl.int32)
+    pair = token.to(tl.int64) * K
+    for j in tl.static_range(K):
+        picked = tl.load(chosen + pair + j, mask=token < tokens, other=0).to(tl.int32)
+        dw = tl.load(dweights + pair + j, mask=token < tokens, other=0.0).to(tl.float32)
+        hit = expert == picked[:, None]
+        dscores += tl.where(hit, dw[:, None], 0.0)
+        hits = tl.where(hit, 1, hits)
+    dscores = dscores * scale
+    if KIND == SOFTMAX_TOPK:
+        top = tl.where(hits != 0, x, float("-inf"))
+        p = tl.exp(top - tl.max(top, axis=1)[:, None])
+        p = p / tl.sum(p, axis=1)[:, None]
+        dx = p * _centred(dscores, p)
+    else:
+        if NORMALIZE:
+            top = tl.where(hits != 0, scores, 0.0)
+            total = tl.sum(top, axis=1)[:, None] + TINY
+            dscores = tl.where(hits != 0, _centred(dscores, top / total) / total, 0.0)
+        dx = scores * _centred(dscores, scores) if KIND == SOFTMAX else dscores * scores * (1.0 - scores)
+    tl.store(dlogits + at, dx, mask=exists & inside)
+
+
+# == Configurations and launcher ==
+
+
+def configurations(places: int) -> list[Config]:
+    """A row of experts is within one warp, so that the K rounds of maxima are shuffles; 8 to 16 values per thread."""
+    tokens = max(1, min(16, 2048 // places))
+    return [
+        Config(
+            T=tokens, num_warps=4, note="2048 logits per program: 16 per thread and tensor, one or more rows per warp"
+        ),
+        Config(T=max(1, tokens // 2), num_warps=2, note="the same per thread, twice the programs"),
+    ]
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::moe_routing", mutates_args=())
@@ -42,6 +242,7 @@ def _route(
     n_group: int,
     topk_group: int,
 ) -> tuple[Tensor, Tensor]:
+    """weights [t, k] and chosen [t, k]; the arguments of `moe_routing`, checked."""
     logits = logits.contiguous()
     tokens, experts = logits.shape
     weights = empty(tokens, k, like=logits)
@@ -62,7 +263,7 @@ def _route(
         n_group,
         each,
         float(scale),
-        OF=SCORES[scores],
+        KIND=SCORES[scores],
         NORMALIZE=normalize,
         KEPT=groups_block if topk_group == n_group else topk_group,
         K=k,
@@ -74,16 +275,7 @@ def _route(
 
 
 @_route.register_fake
-def _(
-    logits: Tensor,
-    correction: Tensor | None,
-    k: int,
-    scores: str,
-    normalize: bool,
-    scale: float,
-    n_group: int,
-    topk_group: int,
-) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, correction: Any, k: int, *_: Any) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape[0], k), logits.new_empty(logits.shape[0], k, dtype=torch.int64)
 
 
@@ -91,24 +283,25 @@ def _(
 def _route_backward(
     dweights: Tensor, chosen: Tensor, logits: Tensor, scores: str, normalize: bool, scale: float
 ) -> Tensor:
+    """The gradient of the logits [t, E]."""
     dweights, logits = dweights.contiguous(), logits.contiguous()
     (tokens, experts), k = logits.shape, chosen.shape[1]
     dlogits = empty(tokens, experts, like=logits)
     block = triton.next_power_of_2(experts)
     config = choose("route_backward", configurations(block))
     arguments = dweights, chosen, logits, dlogits, tokens, experts, float(scale)
-    constants = {"OF": SCORES[scores], "NORMALIZE": normalize, "K": k}
+    constants = {"KIND": SCORES[scores], "NORMALIZE": normalize, "K": k}
     constants |= {"SLOTS": triton.next_power_of_2(k), "EXPERTS": block}
     launch(route_backward, (triton.cdiv(tokens, config["T"]),), config, *arguments, **constants)
     return dlogits
 
 
 @_route_backward.register_fake
-def _(dweights: Tensor, chosen: Tensor, logits: Tensor, scores: str, normalize: bool, scale: float) -> Tensor:
+def _(dweights: Any, chosen: Any, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, _, _, ctx.scores, ctx.normalize, ctx.scale, _, _ = inputs
     ctx.save_for_backward(output[1], logits)
 
@@ -118,7 +311,10 @@ def _backward(ctx: Any, dweights: Tensor, dchosen: Tensor | None) -> tuple[Tenso
     return dlogits, *[None] * 7
 
 
-_route.register_autograd(_backward, setup_context=_keep)
+_route.register_autograd(_backward, setup_context=_save)
+
+
+# == Public op ==
 
 
 def moe_routing(
@@ -132,31 +328,36 @@ def moe_routing(
     n_group: int = 1,
     topk_group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Weights [t, k] in fp32 and chosen experts [t, k] in int64 of logits [t, E], which must be fp32.
+    """Weights [t, k] in fp32 and chosen experts [t, k] in int64, from logits [t, E] in fp32.
 
-    `softmax_topk` knows neither correction nor groups, as no model has them together. Raises KeyError for scores that
-    are not in SCORES, ValueError for what does not fit together.
+    `softmax_topk` takes neither a correction nor groups, because no model combines them. Raises KeyError for scores
+    that are not in SCORES, ValueError for shapes, dtypes and options that do not match.
     """
-    of = SCORES[scores]
+    kind = SCORES[scores]
     if logits.dim() != 2 or logits.dtype != torch.float32:
         raise ValueError(f"logits must be [t, E] in fp32, not {tuple(logits.shape)} {logits.dtype}")
     experts = logits.shape[1]
     if not 0 < k <= min(experts, 64):
-        raise ValueError(f"k={k}: of {experts} experts 1 to {min(experts, 64)} can be chosen")
+        raise ValueError(f"k={k}: a token can choose 1 to {min(experts, 64)} of {experts} experts")
     if experts > 2048:
-        raise ValueError(f"{experts} experts: at most 2048 stand side by side")
+        raise ValueError(f"{experts} experts: at most 2048 are supported")
     if n_group < 1 or experts % n_group or not 0 < topk_group <= n_group:
-        raise ValueError(f"{topk_group} of {n_group} groups of {experts} experts: no such division")
-    if of == SCORES["softmax_topk"] and (correction is not None or n_group > 1):
+        raise ValueError(
+            f"topk_group={topk_group}, n_group={n_group}: n_group must divide {experts}, topk_group be 1 to n_group"
+        )
+    if kind == SCORES["softmax_topk"] and (correction is not None or n_group > 1):
         raise ValueError("softmax_topk takes neither a correction nor groups")
     if correction is not None and (correction.shape != (experts,) or correction.dtype != torch.float32):
-        raise ValueError(f"correction {tuple(correction.shape)} {correction.dtype}: ({experts},) in fp32 is needed")
+        raise ValueError(f"correction {tuple(correction.shape)} {correction.dtype}: it must be ({experts},) in fp32")
     if topk_group < n_group and correction is not None and experts // n_group < 2:
-        raise ValueError("groups count by their two best: groups of one expert have none")
+        raise ValueError("with a correction, groups rank by their two best experts, so each group needs two")
     if correction is not None:
         correction = correction.detach().contiguous()
     weights, chosen = _route(logits, correction, k, scores, normalize, scale, n_group, topk_group)
     return weights, chosen
+
+
+# == Reference ==
 
 
 def reference(
@@ -170,7 +371,7 @@ def reference(
     n_group: int = 1,
     topk_group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """Routing in plain torch."""
     if scores == "softmax_topk":
         top, chosen = logits.topk(k, dim=-1)
         return top.softmax(-1) * scale, chosen
@@ -188,8 +389,11 @@ def reference(
     return weights * scale, chosen
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`groups`: (n_group, topk_group)."""
+    """Tokens, experts and options. `groups` is (n_group, topk_group)."""
 
     tokens: int
     experts: int
@@ -202,7 +406,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Logits wide enough that weights differ, and a correction that changes choices."""
+    """Logits with a standard deviation of 2, and a correction large enough to change choices."""
     return {
         "logits": random.normal(case.tokens, case.experts, scale=2.0, dtype=torch.float32),
         "k": case.k,
@@ -216,16 +420,19 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Forward reads the logits; backward reads them again and writes as many. The choices are 12
-    bytes each: a weight and an index."""
-    all_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k
+    """No matrix product. Forward reads the logits; backward reads them again and writes their gradient.
+
+    A choice has 12 bytes: a weight and an index."""
+    logit_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k
     correction_bytes = 4 * case.experts if case.corrected else 0
-    return Cost(flops=0, bytes=all_bytes + correction_bytes + chosen_bytes, backward_bytes=2 * all_bytes + chosen_bytes)
+    return Cost(
+        flops=0, bytes=logit_bytes + correction_bytes + chosen_bytes, backward_bytes=2 * logit_bytes + chosen_bytes
+    )
 
 
 KERNEL = Kernel(
     name="moe_routing",
-    summary="the experts of a token and their weights: softmax, sigmoid, groups, corrections",
+    summary="experts of a token and their weights: softmax, sigmoid, groups, corrections",
     run=moe_routing,
     reference=reference,
     inputs=inputs,

@@ -1,16 +1,17 @@
-"""Rows sorted by their expert, and experts cut into tiles of rows, all on the GPU: the host never learns how many rows
-an expert has, only what it cannot exceed.
+"""Sort rows by expert and divide each expert's rows into tiles, on the GPU without waiting for it.
 
-    order    [R]         the pairs (token, slot) as token · k + slot, by expert and within an expert as they came
+The host does not know the rows of an expert, only their upper bound.
+
+    order    [R]         the pairs token · k + slot, sorted by expert, and within an expert in their original order
     offsets  [E + 1]     expert e has the places offsets[e] to offsets[e + 1] of that order
-    tiles    [2, limit]  for each tile its expert and its first place; expert -1 where there is no tile
+    tiles    [2, limit]  the expert and the first place of each tile; expert -1 if there is no tile
 
-A counting sort in two launches: every program counts a stretch of the pairs for a few experts; then, from the counts
-of all stretches, each finds where its own begin and places them by a running count. No atomics: the order is always
-the same. An expert with n rows has ⌈n / TILE⌉ tiles, so that R rows of E experts have at most
-(R + min(E, R) · (TILE − 1)) / TILE, which is the grid; the tiles beyond the real ones do nothing.
+The counting sort has two launches. First, every program counts a stretch of the pairs for a few experts. Then every
+program computes the start of its pairs from the counts of all stretches, and places them by a running count. There are
+no atomics, so the order is always the same. An expert with n rows has ⌈n / TILE⌉ tiles. R rows of E experts therefore
+have at most (R + min(E, R) · (TILE − 1)) / TILE tiles, which is the grid. Programs without a tile do nothing.
 
-Pairs whose expert is E or more (experts that compute nothing) come last in no order at all: they are not placed.
+Pairs whose expert is E or more (zero-computation experts) have no place: the end of `order` stays unwritten.
 Shapes: chosen [t, k], R = t · k pairs, E experts.
 """
 
@@ -23,26 +24,29 @@ from torch import Tensor
 
 from llmbench.kernels.launching import Config, choose, empty, launch
 
-__all__ = ["rows_a_tile", "sort_by_expert", "tile_limit", "tiles_of"]
+__all__ = ["max_tiles", "rows_per_tile", "sort_by_expert", "tiles_from_offsets"]
 
-STRETCHES = 32  # at most so many: each program reads the counts of all of them
+STRETCHES = 32  # at most; each program reads the counts of all of them
+
+
+# == Kernels ==
 
 
 @triton.jit
 def _cut(tiles, expert, first, number, experts, limit, STEP: tl.constexpr, TILE: tl.constexpr, start):
-    """Write the tiles of `expert` [X]: `number` from `first`, of rows from `start`; those past the last say -1."""
+    """Write `number` tiles of each `expert` [X] from index `first`, of rows from `start`; the rest become -1."""
     number = tl.where(expert == experts, limit - first, number)
-    who = tl.where(expert < experts, expert, -1)[:, None]
+    tile_expert = tl.where(expert < experts, expert, -1)[:, None]
     for i in range(0, tl.max(number, axis=0), STEP):
         tile = i + tl.arange(0, STEP)[None, :]
         here = tile < number[:, None]
-        tl.store(tiles + first[:, None] + tile, who, mask=here)
+        tl.store(tiles + first[:, None] + tile, tile_expert, mask=here)
         tl.store(tiles + limit + first[:, None] + tile, start[:, None] + tile * TILE, mask=here)
 
 
 @triton.jit
 def count_choices(chosen, counts, pairs, experts, stretch, BLOCK: tl.constexpr, SOME: tl.constexpr):
-    """counts[c, e]: how many of the pairs of stretch c chose expert e, for SOME experts."""
+    """One program counts the pairs of stretch c that chose expert e, as counts[c, e], for SOME experts."""
     c = tl.program_id(0)
     expert = tl.program_id(1) * SOME + tl.arange(0, SOME)
     end = tl.minimum((c + 1) * stretch, pairs)
@@ -71,12 +75,14 @@ def place_choices(
     SOME: tl.constexpr,
     ALL: tl.constexpr,
 ):
-    """Place the pairs of stretch c that chose one of SOME experts; the first stretch writes offsets and tiles."""
+    """One program places the pairs of stretch c that chose one of SOME experts.
+
+    The programs of the first stretch also write offsets and tiles."""
     c = tl.program_id(0)
     expert = tl.program_id(1) * SOME + tl.arange(0, SOME)
     everyone = tl.arange(0, ALL)
     total = tl.zeros([ALL], tl.int32)
-    before = tl.zeros([SOME], tl.int32)  # of the same expert in the stretches before this one
+    before = tl.zeros([SOME], tl.int32)  # pairs of the same expert in earlier stretches
     for i in range(stretches):
         total += tl.load(counts + i * experts + everyone, mask=everyone < experts, other=0)
         counted = tl.where(c > i, experts, 0)
@@ -102,7 +108,7 @@ def place_choices(
 
 @triton.jit
 def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.constexpr, ALL: tl.constexpr):
-    """The tiles of SOME experts from offsets that are known."""
+    """One program writes the tiles of SOME experts from known offsets."""
     expert = tl.program_id(0) * SOME + tl.arange(0, SOME)
     everyone = tl.arange(0, ALL)
     real = everyone < experts
@@ -114,32 +120,40 @@ def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.
     _cut(tiles, expert, first, own, experts, limit, 32, TILE, start)
 
 
+# == Configurations ==
+
+
 def configurations(all_experts: int) -> list[Config]:
-    """4096 comparisons a step: 32 a thread, and as many counted along the block."""
+    """An iteration has 4096 comparisons: 32 per thread, and as many counts along the block."""
     some = min(16, all_experts)
-    return [Config(BLOCK=256, SOME=some, num_warps=4, note="16 experts read a pair at once; a step is 256 pairs")]
+    return [
+        Config(BLOCK=256, SOME=some, num_warps=4, note="16 experts read a pair at once; an iteration has 256 pairs")
+    ]
 
 
-def rows_a_tile(rows: int, experts: int) -> int:
-    """Twice the mean number of rows of an expert, as a power of two from 16 to 128.
+def rows_per_tile(rows: int, experts: int) -> int:
+    """The rows of a tile: twice the mean rows of an expert, as a power of two from 16 to 128.
 
-    128 rows feed the tensor cores. With few rows, time is that of reading the weights, up to about 180 rows an expert
-    on an H200; room for twice the mean reads most experts' weights once, and the spare products cost nothing.
+    128 rows keep the tensor cores busy. Up to about 180 rows per expert on an H200, the time is that of reading the
+    weights. Tiles for twice the mean read the weights of most experts once, and their unused rows cost no time.
     """
     mean = -(-rows // max(1, min(rows, experts)))
     return int(max(16, min(128, triton.next_power_of_2(2 * mean))))
 
 
-def tile_limit(rows: int, experts: int, tile: int) -> int:
-    """As many tiles as `rows` rows of `experts` experts can at most have."""
+def max_tiles(rows: int, experts: int, tile: int) -> int:
+    """The greatest number of tiles of `rows` rows of `experts` experts."""
     return (rows + min(rows, experts) * (tile - 1)) // tile
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::sort_by_expert", mutates_args=())
 def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
     chosen = chosen.contiguous()
     pairs = chosen.numel()
-    limit = tile_limit(pairs, experts, tile)
+    limit = max_tiles(pairs, experts, tile)
     everyone = triton.next_power_of_2(experts)
     config = choose("place_choices", configurations(everyone))
     stretch = triton.cdiv(triton.cdiv(pairs, STRETCHES), config["BLOCK"]) * config["BLOCK"]
@@ -150,7 +164,7 @@ def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tens
     tiles = empty(2, limit, like=chosen, dtype=torch.int32)
     if not pairs:
         return order, offsets.zero_(), tiles
-    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # one more: it knows where all end
+    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # one expert more, for the last offset
     launch(count_choices, grid, config, chosen, counts, pairs, experts, stretch)
     arguments = chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit
     launch(place_choices, grid, config, *arguments, TILE=tile, ALL=everyone)
@@ -159,36 +173,36 @@ def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tens
 
 @_sort.register_fake
 def _(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    limit = tile_limit(chosen.numel(), experts, tile)
+    limit = max_tiles(chosen.numel(), experts, tile)
     sizes = (chosen.numel(),), (experts + 1,), (2, limit)
     order, offsets, tiles = (chosen.new_empty(size, dtype=torch.int32) for size in sizes)
     return order, offsets, tiles
 
 
 def sort_by_expert(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(order, offsets, tiles) of chosen [t, k], int32 or int64 and not negative, in tiles of `tile` rows."""
+    """(order, offsets, tiles) of chosen [t, k], which are int32 or int64 and not negative, in tiles of `tile` rows."""
     return _sort(chosen, experts, tile)
 
 
 @torch.library.custom_op("llmbench::tiles_of", mutates_args=())
-def _tiles_of(offsets: Tensor, rows: int, tile: int) -> Tensor:
+def _tiles_from_offsets(offsets: Tensor, rows: int, tile: int) -> Tensor:
     offsets = offsets.contiguous()
     experts = len(offsets) - 1
-    limit = tile_limit(rows, experts, tile)
+    limit = max_tiles(rows, experts, tile)
     tiles = empty(2, limit, like=offsets, dtype=torch.int32)
     everyone = triton.next_power_of_2(experts)
     some = min(16, everyone)
-    config = Config(SOME=some, num_warps=4, note="one load of all offsets; 16 experts' tiles a program")
+    config = Config(SOME=some, num_warps=4, note="one load of all offsets; tiles of 16 experts per program")
     grid = (triton.cdiv(experts + 1, some),)
     launch(cut_into_tiles, grid, config, offsets, tiles, experts, limit, TILE=tile, ALL=everyone)
     return tiles
 
 
-@_tiles_of.register_fake
+@_tiles_from_offsets.register_fake
 def _(offsets: Tensor, rows: int, tile: int) -> Tensor:
-    return offsets.new_empty((2, tile_limit(rows, len(offsets) - 1, tile)), dtype=torch.int32)
+    return offsets.new_empty((2, max_tiles(rows, len(offsets) - 1, tile)), dtype=torch.int32)
 
 
-def tiles_of(offsets: Tensor, rows: int, tile: int) -> Tensor:
-    """The tiles of `rows` rows sorted by expert, of which expert e has those from offsets[e] to offsets[e + 1]."""
-    return _tiles_of(offsets, rows, tile)
+def tiles_from_offsets(offsets: Tensor, rows: int, tile: int) -> Tensor:
+    """The tiles of `rows` rows sorted by expert; expert e has the rows offsets[e] to offsets[e + 1]."""
+    return _tiles_from_offsets(offsets, rows, tile)

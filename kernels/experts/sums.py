@@ -1,8 +1,9 @@
-"""The sums of a mixture of experts: over a token's experts, over a pair's columns, over an expert's rows (`moe` has the
-whole). All are bound by memory, and none adds by atomics.
+"""The sums of a mixture of experts: over a token's experts, over a pair's columns, over an expert's rows.
 
-Shapes: t tokens, k choices of each, R = t·k pairs, D hidden, F intermediate, E experts. A pair is token · k + slot;
-`order` [R] says which stands where among the rows sorted by expert (`grouping`).
+Memory bandwidth limits all of them, and none uses atomic additions. mixture.py has the whole mixture.
+
+Shapes: t tokens, k choices per token, R = t·k pairs, D hidden, F intermediate, E experts. A pair is token · k + slot;
+`order` [R] has the pair of each of the rows sorted by expert (sorting.py).
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from torch import Tensor
 from llmbench.kernels.launching import Config, empty, launch
 from llmbench.kernels.products import narrowed
 
-__all__ = ["bias_gradient", "combined", "pair_gradient"]
+__all__ = ["bias_gradient", "combine_rows", "pair_gradient"]
+
+
+# == Kernels ==
 
 
 @triton.jit
 def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK columns of one token: the sum of its K rows of `rows` [t·k, D], in which an expert that computes nothing
-    has none: there it is its weight times the token's row of `instead` [t, D]."""
+    """One program computes BLOCK columns of one token: the sum of its K rows of `rows` [t·k, D].
+
+    A zero-computation expert has no row there; it adds its weight times the token's row of `instead` [t, D]."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
     acc = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(K):
         pair = token * K + slot
-        made = tl.where(tl.load(chosen + pair) < experts, hidden, 0)  # one of the two loads reads nothing
-        acc += tl.load(rows + pair * hidden + column, mask=column < made, other=0.0).to(tl.float32)
-        own = tl.load(instead + token * hidden + column, mask=column < hidden - made, other=0.0).to(tl.float32)
-        acc += own * tl.load(weights + pair).to(tl.float32)
+        stored = tl.where(tl.load(chosen + pair) < experts, hidden, 0)  # one of the two loads has an empty mask
+        acc += tl.load(rows + pair * hidden + column, mask=column < stored, other=0.0).to(tl.float32)
+        token_row = tl.load(instead + token * hidden + column, mask=column < hidden - stored, other=0.0).to(tl.float32)
+        acc += token_row * tl.load(weights + pair).to(tl.float32)
     tl.store(out + token * hidden + column, narrowed(acc, out.dtype.element_ty), mask=inside)
 
 
@@ -50,8 +55,9 @@ def pair_weight_gradient(
     PAIRS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dw of PAIRS pairs: the sums of dh·h over all columns, + dout·down_bias; of experts that compute nothing dout·x.
-    Only the latter two read rows of D."""
+    """One program computes dw of PAIRS pairs: the sums of dh·h over all columns, plus dout·down_bias.
+
+    For zero-computation experts, dw is dout·x. Only these two dot products read rows of D."""
     pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     live = pair < pairs
     expert = tl.load(chosen + pair, mask=live, other=0).to(tl.int64)
@@ -59,22 +65,22 @@ def pair_weight_gradient(
     total = tl.zeros([PAIRS], tl.float32)
     for i in range(columns):
         total += tl.load(sums + pair + tl.cast(i, tl.int64) * pairs, mask=live & real, other=0.0)
-    lacking = live & (real == 0)
-    needed = tl.max(lacking.to(tl.int32), axis=0)
+    zero_expert = live & (real == 0)
+    needed = tl.max(zero_expert.to(tl.int32), axis=0)
     if down_bias is not None:
         needed = 1
     token = (pair // choices).to(tl.int64)[:, None] * hidden
     for start in range(0, needed * hidden, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
         inside = column < hidden
-        with_row = tl.load(x + token + column, mask=lacking[:, None] & inside, other=0.0).to(tl.float32)
-        reads = lacking
+        factor_row = tl.load(x + token + column, mask=zero_expert[:, None] & inside, other=0.0).to(tl.float32)
+        reads = zero_expert
         if down_bias is not None:
             at = down_bias + expert[:, None] * hidden + column
-            with_row += tl.load(at, mask=(live & real)[:, None] & inside, other=0.0).to(tl.float32)
+            factor_row += tl.load(at, mask=(live & real)[:, None] & inside, other=0.0).to(tl.float32)
             reads = live
         dy = tl.load(dout + token + column, mask=reads[:, None] & inside, other=0.0).to(tl.float32)
-        total += tl.sum(dy * with_row, axis=1)
+        total += tl.sum(dy * factor_row, axis=1)
     tl.store(dweights + pair, narrowed(total, dweights.dtype.element_ty), mask=live)
 
 
@@ -90,7 +96,9 @@ def sum_rows(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out [E, width]: BLOCK columns of the sum of an expert's rows; with `order`, of its tokens' rows times weights."""
+    """One program computes BLOCK columns of out [E, width], the sum of an expert's rows.
+
+    With `order`, the rows are those of its tokens, times their weights."""
     expert = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (column < width)[None, :]
@@ -110,12 +118,15 @@ def sum_rows(
     tl.store(out + expert.to(tl.int64) * width + column, narrowed(total, out.dtype.element_ty), mask=column < width)
 
 
-def combined(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """The sum of each token's rows [t·k, D] as [t, D] (a launcher)."""
+# == Launchers ==
+
+
+def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
+    """Launch the sum of each token's rows [t·k, D] as [t, D]."""
     tokens, hidden = instead.shape
     out = empty(tokens, hidden, like=instead)
     block = max(128, min(1024, triton.next_power_of_2(hidden)))
-    note = "8 elements a thread and row: a 16-byte load of each of the k rows in flight"
+    note = "8 elements per thread and row: a 16-byte load of each of the k rows in flight"
     config = Config(BLOCK=block, num_warps=max(1, block // 256), note=note)
     grid = tokens, triton.cdiv(hidden, block)
     launch(combine, grid, config, rows, instead, weights, chosen, out, hidden, experts, K=chosen.shape[1])
@@ -125,7 +136,7 @@ def combined(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, exp
 def pair_gradient(
     sums: Tensor, dout: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, down_bias: Tensor | None, experts: int
 ) -> Tensor:
-    """dw [t, k] (a launcher)."""
+    """Launch the gradient of the weights, dw [t, k]."""
     (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
     dweights = empty(*weights.shape, like=weights)
     config = Config(
@@ -139,12 +150,13 @@ def pair_gradient(
 def bias_gradient(
     p: Tensor, offsets: Tensor, order: Tensor | None = None, weights: Tensor | None = None, choices: int = 1
 ) -> Tensor:
-    """Each expert's sum of its rows of p [R, N], or with `order` and `weights` of its tokens' rows of p [t, N]: [E, N]
-    (a launcher)."""
+    """Launch each expert's sum of its rows of p [R, N], as [E, N].
+
+    With `order` and `weights`, the rows are those of its tokens in p [t, N], times their weights."""
     experts, width = len(offsets) - 1, p.shape[1]
     out = empty(experts, width, like=p)
     config = Config(
-        ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B a step, the next on their way"
+        ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B per iteration, the next in flight"
     )
     grid = experts, triton.cdiv(width, 128)
     launch(sum_rows, grid, config, p, order, weights, offsets, out, width, choices)

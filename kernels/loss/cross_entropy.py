@@ -1,15 +1,20 @@
-"""Cross-entropy over logits, forward and backward.
+"""Cross-entropy of given logits, forward and backward.
 
     l = cap · tanh(scale · logits / cap)      (l = scale · logits without a cap)      z = log Σ exp(l)
-    loss = z - (1 - ε) · l[target] - ε · mean(l) + ζ · z²      0 where target = ignore_index
+    loss = z - (1 - ε) · l[target] - ε · mean(l) + ζ · z²      0 if target = ignore_index
     dloss/dl = (1 + 2ζz) · softmax(l) - (1 - ε) · [target] - ε / V
 
-ε is label smoothing, ζ the weight of the z-loss. Backward reads the logits again, with two numbers a row kept.
-A target outside [0, V) that is not ignore_index gives NaN, in the loss and in its gradients.
+ε is label smoothing, ζ the weight of the z-loss. A target outside [0, V) that is not ignore_index gives NaN, in the
+loss and in its gradients.
+
+A program reads one row of logits. Its first loop finds max and sum; each lane has its own, so no iteration waits for
+another warp. For the gradient, a second loop reads the row from its end, which is still in the cache. The gradient may
+overwrite the logits. The op reads the logits again in its backward pass, with two saved numbers per row. loss/linear.py
+uses the same kernel for the loss and the gradient at once.
 
 Shapes: t tokens, V vocabulary; logits [t, V]. Arithmetic and losses in fp32.
 Smoothing: Szegedy et al., arXiv 1512.00567; z-loss: Chowdhery et al. (PaLM), 2204.02311, section 5; the soft cap:
-Gemma 2, 2408.00118.
+Gemma 2, 2408.00118; online softmax: Milakov and Gimelshein, 1805.02867.
 """
 
 from __future__ import annotations
@@ -17,17 +22,247 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import empty
-from llmbench.kernels.loss.rows import Options, rows_of_loss
+from llmbench.kernels.launching import Config, choose, empty, launch
+from llmbench.kernels.numeric import LOG2E, narrowed, quick_tanh
 
-__all__ = ["KERNEL", "checked_targets", "counted", "cross_entropy", "random_targets", "reduced", "reference"]
+__all__ = [
+    "KERNEL",
+    "LOWEST",
+    "Options",
+    "check_targets",
+    "compute_rows",
+    "count_targets",
+    "cross_entropy",
+    "logit",
+    "random_targets",
+    "reduce_losses",
+    "reference",
+    "token_loss",
+]
+
+REDUCTIONS = ("mean", "sum", "none")
+LOWEST = tl.constexpr(-1e30)  # below every finite logit, but finite: ∞ - ∞ would be NaN
+
+
+class Options(NamedTuple):
+    """The options of a loss: changes of the logits before it, and terms added to it."""
+
+    logit_scale: float = 1.0
+    soft_cap: float | None = None
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+    @property
+    def arguments(self) -> tuple[float, float, float, float, int]:
+        """The options as kernel arguments. Without a cap its value is 1, and CAPPED is false."""
+        return self.logit_scale, self.soft_cap or 1.0, self.z_loss, self.label_smoothing, self.ignore_index
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        """The constexpr arguments of the kernels."""
+        return {"CAPPED": self.soft_cap is not None, "SMOOTHED": self.label_smoothing > 0}
+
+    def check(self, reduction: str) -> None:
+        """Raise ValueError for an unknown reduction or an option outside its range."""
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {reduction!r} is unknown; choose from {', '.join(REDUCTIONS)}")
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(f"soft_cap {self.soft_cap} must be positive")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing} must be from 0 to 1")
+
+
+# == Kernels ==
+
+
+@triton.jit
+def logit_and_slope(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
+    """l in fp32 and its derivative dl/draw; the compiler drops the derivative if it is not used."""
+    value = raw.to(tl.float32) * scale
+    slope = scale
+    if CAPPED:
+        bend = quick_tanh(value / cap, EXACT)
+        value = bend * cap
+        slope = (1.0 - bend * bend) * scale
+    return value, slope
+
+
+@triton.jit
+def logit(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
+    """l in fp32."""
+    value, _ = logit_and_slope(raw, scale, cap, CAPPED, EXACT)
+    return value
+
+
+@triton.jit
+def token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED: tl.constexpr):
+    """The loss of a token. z = top + log_sum stays in two parts, so that top - l[target] loses no digits."""
+    loss = (top - at_target) + log_sum
+    if SMOOTHED:
+        loss += (at_target - mean) * smoothing
+    z = top + log_sum
+    return tl.where(target == ignored, 0.0, loss + z * z * z_loss)
+
+
+@triton.jit
+def cross_entropy_rows(
+    logits,
+    targets,
+    losses,
+    stats,
+    weights,
+    gradient,
+    logits_row,
+    gradient_row,
+    weights_step,
+    tokens,
+    vocabulary,
+    width,
+    lift,
+    scale,
+    cap,
+    z_loss,
+    smoothing,
+    ignored,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    KNOWN: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program computes one row: its loss, stats, and gradient times weight · lift, each if its tensor is given.
+
+    stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: they are read. `gradient` may be `logits`.
+    `width` columns are read and written, and V of them are logits, so that a padded row is loaded in whole vectors."""
+    token = tl.program_id(0)
+    row = token.to(tl.int64)
+    logits += row * logits_row
+    target = tl.load(targets + row)
+    valid = (target >= 0) & (target < vocabulary)
+    lane = tl.arange(0, BLOCK)
+    if KNOWN:
+        top = tl.load(stats + row)
+        log_sum = tl.load(stats + tokens + row)
+    else:
+        chosen = tl.load(logits + target, mask=valid, other=float("nan"))  # before the gradient can overwrite it
+        at_target = logit(chosen, scale, cap, CAPPED, EXACT)
+        tops = tl.full([BLOCK], LOWEST, tl.float32)
+        sums = tl.zeros([BLOCK], tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, tl.where(target == ignored, 0, width), BLOCK):
+            column = start + lane
+            raw = tl.load(logits + column, mask=column < width, other=0.0)
+            value = logit(raw, scale, cap, CAPPED, EXACT)
+            value = tl.where(column < vocabulary, value, float("-inf"))
+            higher = tl.maximum(tops, value)
+            sums = sums * tl.exp2((tops - higher) * LOG2E) + tl.exp2((value - higher) * LOG2E)
+            tops = higher
+            if SMOOTHED:
+                total += tl.where(column < vocabulary, value, 0.0)
+        top = tl.max(tops, 0)
+        sum_exp = tl.sum(sums * tl.exp2((tops - top) * LOG2E), 0)
+        top = tl.where(target == ignored, 0.0, top)  # no logits were read for an ignored token
+        log_sum = tl.log(tl.where(target == ignored, 1.0, sum_exp))
+        if losses is not None:
+            mean = tl.sum(total, 0) / vocabulary
+            loss = token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED)
+            tl.store(losses + row, loss)
+        if stats is not None:
+            tl.store(stats + row, top)
+            tl.store(stats + tokens + row, log_sum)
+    if gradient is not None:
+        gradient += row * gradient_row
+        weight = tl.load(weights + row * weights_step) * lift
+        weight = tl.where(valid, weight, float("nan"))
+        pull = (top + log_sum) * z_loss * 2.0 + 1.0
+        blocks = tl.cdiv(width, BLOCK)
+        for step in range(blocks):
+            column = (blocks - 1 - step) * BLOCK + lane
+            raw = tl.load(logits + column, mask=column < width, other=0.0)
+            value, slope = logit_and_slope(raw, scale, cap, CAPPED, EXACT)
+            slant = tl.exp2(((value - top) - log_sum) * LOG2E) * pull - tl.where(column == target, 1.0 - smoothing, 0.0)
+            if SMOOTHED:
+                slant -= smoothing / vocabulary
+            slant = tl.where(target == ignored, 0.0, slant * slope * weight)  # 0 even if the row contains NaN
+            tl.store(gradient + column, narrowed(slant, gradient.dtype.element_ty), mask=column < width)
+
+
+# == Configurations and launcher ==
+
+
+def configurations(vocabulary: int, itemsize: int) -> list[Config]:
+    """A row of 128k logits in bf16 has 256 KB. 132 rows, one per multiprocessor, stay in the L2 cache until their
+    second reading; the 264 rows of two blocks per multiprocessor would not. 16 values per thread take about 55
+    registers, so a block of 1024 threads fills a multiprocessor. It has 32 KB in flight, and its share of the bandwidth
+    requires 23 KB. In fp32, a block has half as many values.
+    """
+    if vocabulary <= 8192:
+        block = max(256, triton.next_power_of_2(vocabulary) // 2)
+        return [
+            Config(
+                BLOCK=block, num_warps=max(1, block // 512), note="short rows: two iterations of 16 values per thread"
+            )
+        ]
+    whole = 32768 // itemsize
+    return [
+        Config(
+            BLOCK=whole,
+            num_warps=whole // 512,
+            note="one row per multiprocessor: the second reading is from the L2 cache",
+        ),
+        Config(BLOCK=whole // 2, num_warps=whole // 1024, note="two or more rows per multiprocessor"),
+        Config(
+            BLOCK=whole // 4,
+            num_warps=whole // 2048,
+            note="four or more rows per multiprocessor, with fewer warps each",
+        ),
+    ]
+
+
+def compute_rows(
+    logits: Tensor,
+    targets: Tensor,
+    options: Options,
+    *,
+    losses: Tensor | None = None,
+    stats: Tensor | None = None,
+    known: bool = False,
+    weights: Tensor | None = None,
+    gradient: Tensor | None = None,
+    lift: float = 1.0,
+    padded: int | None = None,
+) -> None:
+    """Launch the kernel: fill those of losses [t], stats [2, t] and gradient [t, V] that are given.
+
+    The gradient is multiplied by weights [t] · lift. `known`: stats are read. `padded` is the number of columns of a
+    row that may be read, and written in its gradient."""
+    tokens, vocabulary = logits.shape
+    config = choose("cross_entropy_rows", configurations(vocabulary, logits.element_size()))
+    launch(
+        cross_entropy_rows,
+        (tokens,),
+        config,
+        *(logits, targets, losses, stats, weights, gradient, logits.stride(0)),
+        *(0 if gradient is None else gradient.stride(0), 0 if weights is None else weights.stride(0)),
+        *(tokens, vocabulary, padded or vocabulary, lift, *options.arguments),
+        KNOWN=known,
+        EXACT=logits.dtype == torch.float32,
+        **options.constants,
+    )
+
+
+# == Torch op ==
 
 
 def _rows(logits: Tensor) -> Tensor:
+    """The logits with unit stride along a row, copied if necessary."""
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
@@ -45,12 +280,12 @@ def _cross_entropy(
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     losses = empty(len(logits), like=logits, dtype=torch.float32)
     stats = empty(2, len(logits), like=logits, dtype=torch.float32)
-    rows_of_loss(_rows(logits), targets.contiguous(), options, losses=losses, stats=stats)
+    compute_rows(_rows(logits), targets.contiguous(), options, losses=losses, stats=stats)
     return losses, stats
 
 
 @_cross_entropy.register_fake
-def _(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     tokens = logits.shape[0]
     return logits.new_empty(tokens, dtype=torch.float32), logits.new_empty(2, tokens, dtype=torch.float32)
 
@@ -67,19 +302,21 @@ def _cross_entropy_backward(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
+    """The gradient of the logits [t, V]."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     gradient = empty(*logits.shape, like=logits)
-    given, wanted = _rows(logits), targets.contiguous()
-    rows_of_loss(given, wanted, options, stats=stats, known=True, weights=dlosses, gradient=gradient)
+    compute_rows(
+        _rows(logits), targets.contiguous(), options, stats=stats, known=True, weights=dlosses, gradient=gradient
+    )
     return gradient
 
 
 @_cross_entropy_backward.register_fake
-def _(dlosses: Tensor, logits: Tensor, targets: Tensor, stats: Tensor, *options: Any) -> Tensor:
+def _(dlosses: Any, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, targets, *ctx.options = inputs
     ctx.save_for_backward(logits, targets, output[1])
     ctx.mark_non_differentiable(output[1])
@@ -90,26 +327,10 @@ def _backward(ctx: Any, dlosses: Tensor, dstats: None) -> tuple[Tensor | None, .
     return _cross_entropy_backward(dlosses, *ctx.saved_tensors, *ctx.options), None, *[None] * len(ctx.options)
 
 
-_cross_entropy.register_autograd(_backward, setup_context=_keep)
+_cross_entropy.register_autograd(_backward, setup_context=_save)
 
 
-def counted(targets: Tensor, ignore_index: int) -> Tensor:
-    """How many tokens have a loss, as a tensor without dimensions in fp32."""
-    return (targets != ignore_index).sum().to(torch.float32)
-
-
-def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """losses [t] as they are, their sum, or their sum by the number of tokens that are not ignored (NaN for none)."""
-    if reduction == "none":
-        return losses.view(targets.shape)
-    return losses.sum() / counted(targets, ignore_index) if reduction == "mean" else losses.sum()
-
-
-def checked_targets(targets: Tensor, shape: torch.Size) -> Tensor:
-    """targets as [t]. Raises ValueError where they are not one integer a token."""
-    if targets.shape != shape or targets.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"targets {tuple(targets.shape)} {targets.dtype}: {tuple(shape)} in int64 or int32 is needed")
-    return targets.reshape(-1)
+# == Public op ==
 
 
 def cross_entropy(
@@ -123,18 +344,43 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The loss in fp32 of logits [..., V] in fp16, bf16 or fp32 and targets [...] in int64 or int32.
+    """The cross-entropy in fp32 of logits [..., V] in fp16, bf16 or fp32 and targets [...] in int64 or int32.
 
-    Raises ValueError for shapes, dtypes and options that do not fit. A target outside [0, V) that is not ignore_index
-    gives NaN: to look would wait for the GPU.
+    `reduction` is "mean" over the tokens that are not ignored, "sum" or "none". Raises ValueError for shapes, dtypes
+    and options that do not match. A target outside [0, V) that is not ignore_index gives NaN, because a check on the
+    host would wait for the GPU.
     """
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     options.check(reduction)
     if logits.dim() < 1 or not logits.shape[-1] or logits.dtype not in KERNEL.dtypes:
-        raise ValueError(f"logits {tuple(logits.shape)} {logits.dtype}: [..., V] in fp16, bf16 or fp32 is needed")
-    flat = checked_targets(targets, logits.shape[:-1])
+        raise ValueError(f"logits {tuple(logits.shape)} {logits.dtype}: they must be [..., V] in fp16, bf16 or fp32")
+    flat = check_targets(targets, logits.shape[:-1])
     losses, _ = _cross_entropy(logits.reshape(-1, logits.shape[-1]), flat, *options)
-    return reduced(losses, targets, ignore_index, reduction)
+    return reduce_losses(losses, targets, ignore_index, reduction)
+
+
+def count_targets(targets: Tensor, ignore_index: int) -> Tensor:
+    """The number of targets that are not ignored, as an fp32 tensor without dimensions."""
+    return (targets != ignore_index).sum().to(torch.float32)
+
+
+def reduce_losses(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """Reduce losses [t]: "none", "sum", or "mean" over the targets that are not ignored (NaN if all are ignored)."""
+    if reduction == "none":
+        return losses.view(targets.shape)
+    return losses.sum() / count_targets(targets, ignore_index) if reduction == "mean" else losses.sum()
+
+
+def check_targets(targets: Tensor, shape: torch.Size) -> Tensor:
+    """targets as [t]. Raises ValueError unless they are one integer per token."""
+    if targets.shape != shape or targets.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"targets {tuple(targets.shape)} {targets.dtype}: they must be {tuple(shape)} in int64 or int32"
+        )
+    return targets.reshape(-1)
+
+
+# == Reference ==
 
 
 def reference(
@@ -148,7 +394,7 @@ def reference(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The same in plain torch, from logits widened to fp32."""
+    """Cross-entropy in plain torch, from logits in fp32 or wider."""
     flat = targets.reshape(-1).long()
     logits = logits.reshape(-1, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * logit_scale
@@ -162,8 +408,11 @@ def reference(
     return losses.sum() / (flat != ignore_index).sum() if reduction == "mean" else losses.sum()
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`ignored` of the tokens have no loss; the rest are the options' names."""
+    """Tokens, vocabulary and the options by their names. `ignored` tokens have no loss."""
 
     tokens: int
     vocabulary: int
@@ -176,7 +425,7 @@ class Case(NamedTuple):
 
 
 def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -> Tensor:
-    """Among them the first and the last token of the vocabulary; `ignored` of them are -100."""
+    """Random targets with the first and the last token of the vocabulary among them; the last `ignored` are -100."""
     targets = random.integers(0, vocabulary, tokens)
     targets[:1], targets[1:2] = vocabulary - 1, 0
     targets[tokens - ignored :] = -100
@@ -184,7 +433,7 @@ def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Logits that spread over a few units, as a model's do."""
+    """Logits with a standard deviation of 3, similar to those of a model, and targets."""
     return {
         "logits": random.normal(case.tokens, case.vocabulary, scale=3.0),
         "targets": random_targets(case.tokens, case.vocabulary, case.ignored, random),
@@ -193,7 +442,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Logits are read in each pass and their gradient is written; targets are int64."""
+    """No matrix product. Each pass reads the logits, and backward writes their gradient. Targets are int64."""
     logits = case.tokens * case.vocabulary * dtype.itemsize
     out = 4 * case.tokens if case.reduction == "none" else 4
     targets = 8 * case.tokens
@@ -202,7 +451,7 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 
 KERNEL = Kernel(
     name="cross_entropy",
-    summary="loss of given logits: soft-cap, z-loss, smoothing",
+    summary="cross-entropy of given logits: soft cap, z-loss, label smoothing",
     run=cross_entropy,
     reference=reference,
     inputs=inputs,

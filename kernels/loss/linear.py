@@ -1,36 +1,375 @@
-"""The loss of a model's head without its logits: cross-entropy of x·Wᵀ + bias, forward and backward.
+"""Cross-entropy of a model's head, x·Wᵀ + bias, without all of its logits in memory; forward and backward.
 
-Options and their formulas are those of `cross_entropy`. There are two ways:
-    a mean or a sum with gradients (`linear_gradients`): three products, all in the forward pass, and a buffer of an
-    eighth of the logits. Backward multiplies the gradients by what comes in, in place, and leaves them where that is 1:
-    it can run once only.
-    losses alone (`linear_losses`): one product, whose tiles never leave the multiprocessor. Unreduced losses have
-    gradients too: the logits are made again in the backward pass, a fourth product.
+Options and their formulas are those of loss/cross_entropy.py. There are two methods:
 
-fp32 operands: tf32 on a GPU in `linear_losses`; by torch's library as its float32_matmul_precision says.
+Losses alone (`linear_losses`): one product, whose tiles of logits stay in registers.
+    vocabulary_tiles  for each tile of BLOCK_M tokens by BLOCK_N of the vocabulary: each token's largest logit and
+                      Σ exp(l - largest), with smoothing also Σ l; 8 B per token and 256 of the vocabulary (12 B with
+                      smoothing), a 64th of bf16 logits
+    losses_of_tiles   merges a token's tiles. l[target] is computed again from x and one row of W, because the search
+                      for it in the tiles takes more registers than there are
+    As many programs as run at a time loop over the tiles, GROUP rows of tiles at a time, so that neighbours share x and
+    W in the L2 cache. Their loads continue into the next tile during the reduction of this one.
+
+A mean or a sum with gradients (`chunked_gradients`): three products, all in the forward pass, one chunk of tokens after
+another, with one buffer for the logits of a chunk: at most an eighth of all logits, or 256 rows.
+    logits  c = x[chunk]·Wᵀ + bias, by torch's library
+    rows    `cross_entropy_rows` computes the loss of each row of c and overwrites the row with its gradient g
+    sums    dx[chunk] = g·W,  dW += gᵀ·x[chunk],  dbias += Σ g, by torch's library
+    dW and dbias are rounded to their format once per chunk, about ten times. The backward pass multiplies the gradients
+    in place by the incoming one, and skips this if that is 1, so it can run only once.
+
+Unreduced losses use the first method forward, and the second one backward, where the logits are a fourth product.
+
+fp32 operands: tf32 on a GPU in `linear_losses`; by torch's library as its float32_matmul_precision says. Sums are in
+fp32. There are no atomic additions, so results repeat exactly.
 Shapes: t tokens, D hidden, V vocabulary; x [t, D], W [V, D], bias [V], targets [t].
-Liger Kernel: Hsu et al., arXiv 2410.10989; Cut Your Losses: Wijmans et al., arXiv 2411.09009.
+Gradients in the forward pass: Hsu et al., Liger Kernel, arXiv 2410.10989. Losses without logits: Wijmans et al., Cut
+Your Losses, arXiv 2411.09009.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import empty
-from llmbench.kernels.loss.cross_entropy import checked_targets, counted, random_targets, reduced
+from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
+from llmbench.kernels.loss.cross_entropy import (
+    LOWEST,
+    Options,
+    check_targets,
+    compute_rows,
+    count_targets,
+    logit,
+    random_targets,
+    reduce_losses,
+    token_loss,
+)
 from llmbench.kernels.loss.cross_entropy import reference as cross_entropy_reference
-from llmbench.kernels.loss.linear_backward import Wanted, gradients, lifts, rescale
-from llmbench.kernels.loss.linear_forward import linear_losses
-from llmbench.kernels.loss.rows import Options
+from llmbench.kernels.numeric import LOG2E, narrowed
+from llmbench.kernels.products import dot, multiply_into
 
 __all__ = ["KERNEL", "linear_cross_entropy", "reference"]
+
+
+# == Kernels ==
+
+
+@triton.jit
+def vocabulary_tiles(
+    x,
+    w,
+    bias,
+    partials,
+    tokens,
+    vocabulary,
+    hidden,
+    x_row,
+    w_row,
+    scale,
+    cap,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    EXACT: tl.constexpr,
+    TMA: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Write partials [2 or 3, tiles of the vocabulary, t]. `_row` are strides of rows in elements."""
+    down, across = tl.cdiv(tokens, BLOCK_M), tl.cdiv(vocabulary, BLOCK_N)
+    sheet = across.to(tl.int64) * tokens
+    if TMA:
+        x_tiles = tl.make_tensor_descriptor(x, [tokens, hidden], [tl.cast(x_row, tl.int64), 1], [BLOCK_M, BLOCK_K])
+        w_tiles = tl.make_tensor_descriptor(w, [vocabulary, hidden], [tl.cast(w_row, tl.int64), 1], [BLOCK_N, BLOCK_K])
+    step = tl.arange(0, BLOCK_K)
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
+        top = tile // (GROUP * across) * GROUP
+        height = tl.minimum(down - top, GROUP)
+        first = (top + tile % (GROUP * across) % height) * BLOCK_M
+        column = tile % (GROUP * across) // height
+        m = first + tl.arange(0, BLOCK_M)
+        n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, hidden, BLOCK_K):
+            if TMA:
+                rows = x_tiles.load([first, k])
+                words = w_tiles.load([column * BLOCK_N, k])
+            else:
+                inside = (k + step < hidden)[None, :]
+                x_at = x + m.to(tl.int64)[:, None] * x_row + (k + step)[None, :]
+                w_at = w + n.to(tl.int64)[:, None] * w_row + (k + step)[None, :]
+                rows = tl.load(x_at, mask=(m < tokens)[:, None] & inside, other=0.0)
+                words = tl.load(w_at, mask=(n < vocabulary)[:, None] & inside, other=0.0)
+            acc = dot(rows, tl.trans(words), acc)
+        if bias is not None:
+            acc += tl.load(bias + n, mask=n < vocabulary, other=0.0).to(tl.float32)[None, :]
+        value = logit(acc, scale, cap, CAPPED, EXACT)
+        place = partials + column.to(tl.int64) * tokens + m
+        if SMOOTHED:
+            total = tl.sum(tl.where((n < vocabulary)[None, :], value, 0.0), 1)
+            tl.store(place + 2 * sheet, total, mask=m < tokens)
+        value = tl.where((n < vocabulary)[None, :], value, LOWEST)
+        largest = tl.max(value, 1)
+        tl.store(place, largest, mask=m < tokens)
+        tl.store(place + sheet, tl.sum(tl.exp2((value - largest[:, None]) * LOG2E), 1), mask=m < tokens)
+
+
+@triton.jit
+def losses_of_tiles(
+    partials,
+    x,
+    w,
+    bias,
+    targets,
+    losses,
+    tokens,
+    vocabulary,
+    hidden,
+    x_row,
+    w_row,
+    across,
+    scale,
+    cap,
+    z_loss,
+    smoothing,
+    ignored,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program computes the losses of BLOCK_M tokens, BLOCK_T tiles at a time; lanes are merged after the loop."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    live = m < tokens
+    sheet = tl.cast(across, tl.int64) * tokens
+    tops = tl.full([BLOCK_T, BLOCK_M], LOWEST, tl.float32)
+    sums = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
+    totals = tl.zeros([BLOCK_T, BLOCK_M], tl.float32)
+    for start in range(0, across, BLOCK_T):
+        tile = start + tl.arange(0, BLOCK_T)
+        inside = (tile < across)[:, None] & live[None, :]
+        place = partials + tile.to(tl.int64)[:, None] * tokens + m[None, :]
+        largest = tl.load(place, mask=inside, other=LOWEST)
+        higher = tl.maximum(tops, largest)
+        sums *= tl.exp2((tops - higher) * LOG2E)
+        sums += tl.load(place + sheet, mask=inside, other=0.0) * tl.exp2((largest - higher) * LOG2E)
+        tops = higher
+        if SMOOTHED:
+            totals += tl.load(place + 2 * sheet, mask=inside, other=0.0)
+    top = tl.max(tops, 0)
+    sum_exp = tl.sum(sums * tl.exp2((tops - top[None, :]) * LOG2E), 0)
+    top = tl.where(live, top, 0.0)
+    log_sum = tl.log(tl.where(live, sum_exp, 1.0))
+
+    target = tl.load(targets + m, mask=live, other=0)
+    valid = (target >= 0) & (target < vocabulary)
+    x_at = x + m.to(tl.int64)[:, None] * x_row
+    w_at = w + target.to(tl.int64)[:, None] * w_row
+    products = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    for start in range(0, hidden, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)[None, :]
+        inside = (live & valid)[:, None] & (k < hidden)
+        row = tl.load(x_at + k, mask=inside, other=0.0).to(tl.float32)
+        products += row * tl.load(w_at + k, mask=inside, other=0.0).to(tl.float32)
+    raw = tl.sum(products, 1)
+    if bias is not None:
+        raw += tl.load(bias + target, mask=valid, other=0.0).to(tl.float32)
+    at_target = tl.where(valid, logit(raw, scale, cap, CAPPED, EXACT), float("nan"))
+    mean = tl.sum(totals, 0) / vocabulary
+    loss = token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED)
+    tl.store(losses + m, loss, mask=live)
+
+
+@triton.jit
+def scaled_in_place(values, by, factor, count, BLOCK: tl.constexpr):
+    """Multiply values by `by` · factor in place; a factor of 1 reads nothing."""
+    scale = tl.load(by) * factor
+    if scale != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32) * scale
+        tl.store(values + at, narrowed(value, values.dtype.element_ty), mask=at < count)
+
+
+# == Configurations and launcher ==
+
+
+def tile_configurations(itemsize: int, arch: int) -> list[Config]:
+    """An iteration takes 128 B of the hidden dimension, which is a line of shared memory."""
+    shape = {"BLOCK_M": 128, "BLOCK_K": 128 // itemsize, "GROUP": 16, "num_warps": 8}
+    half = Config(
+        **shape, BLOCK_N=128, num_stages=3, note="64 sums per thread: two blocks per SM overlap each other's ends"
+    )
+    # 256 columns would spill: mma.sync keeps its operands in registers too, and fp32 takes a longer tanh
+    if arch < 90 or itemsize == 4:
+        return [half]
+    note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
+    return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]
+
+
+def join_configurations() -> list[Config]:
+    """Two short passes over memory, a hundredth of the product's time. 16 tokens fill two 32-byte sectors of a tile,
+    and 16k tokens are 1024 programs."""
+    shape = {"BLOCK_T": 64, "BLOCK_K": 128}
+    return [Config(**shape, BLOCK_M=16, num_warps=4, note="8 and 16 values per thread in the two passes")]
+
+
+def scaling_configurations() -> list[Config]:
+    """Memory is the limit: 16 values per thread, two 16-byte loads in bf16, about 40 registers."""
+    return [
+        Config(BLOCK=4096, num_warps=8, note="16 values per thread"),
+        Config(BLOCK=2048, num_warps=8, note="8 values per thread"),
+    ]
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """x with unit last stride, copied if necessary."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _descriptor_fits(*matrices: Tensor) -> bool:
+    """Whether tensor descriptors can describe the matrices: rows and addresses at multiples of 16 bytes."""
+    return all(
+        x.numel() and not any(n * x.element_size() % 16 for n in (x.stride(0), x.storage_offset())) for x in matrices
+    )
+
+
+def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+    """Launch the losses without logits: [t] in fp32."""
+    x, weight = _unit_stride(x), _unit_stride(weight)
+    (tokens, hidden), vocabulary = x.shape, weight.shape[0]
+    arch = architecture(x.device)
+    config = choose("vocabulary_tiles", tile_configurations(x.element_size(), arch))
+    across = triton.cdiv(vocabulary, config["BLOCK_N"])
+    tiles = triton.cdiv(tokens, config["BLOCK_M"]) * across
+    programs = multiprocessors(x.device) * (256 // config["BLOCK_N"])  # one block of 256 columns, or two of 128
+    smoothed = options.constants["SMOOTHED"]
+    partials = empty(3 if smoothed else 2, across, tokens, like=x, dtype=torch.float32)
+    scale, cap, z_loss, smoothing, ignored = options.arguments
+    sizes = tokens, vocabulary, hidden, x.stride(0), weight.stride(0)
+    constants = {"EXACT": x.dtype == torch.float32, **options.constants}
+    launch(
+        vocabulary_tiles,
+        (min(tiles, programs),),
+        config,
+        *(x, weight, bias, partials, *sizes, scale, cap),
+        TMA=arch >= 90 and _descriptor_fits(x, weight),
+        **constants,
+    )
+    losses = empty(tokens, like=x, dtype=torch.float32)
+    join = choose("losses_of_tiles", join_configurations())
+    launch(
+        losses_of_tiles,
+        (triton.cdiv(tokens, join["BLOCK_M"]),),
+        join,
+        *(partials, x, weight, bias, targets, losses, *sizes, across, scale, cap, z_loss, smoothing, ignored),
+        **constants,
+    )
+    return losses
+
+
+class Gradients(NamedTuple):
+    """Which of the gradients of x, weight and bias are needed."""
+
+    x: bool
+    weight: bool
+    bias: bool
+
+
+def rows_per_chunk(tokens: int) -> int:
+    """The rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens.
+
+    With the other memory per token, a chunk then takes at most an eighth of the logits. It has at least 256 rows. A
+    chunk reads W twice and reads and writes dW, which are 8·V·D bytes in bf16, and has 6·V·D FLOPs per row. So 256 rows
+    have 192 FLOPs per byte, the ridge point of an H200.
+    """
+    return max(256, (tokens - 1) // 1024 * 128)
+
+
+def chunked_gradients(
+    weights: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    options: Options,
+    needed: Gradients,
+    *,
+    losses: Tensor | None = None,
+    lift: float = 1.0,
+    damp: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of Σ weights [t] · losses, one chunk after another: dx · lift, and dweight and dbias · lift · damp.
+
+    A gradient that is not needed is empty. `losses` [t] are filled if given."""
+    (tokens, hidden), vocabulary = x.shape, weight.shape[0]
+    rows = min(tokens, rows_per_chunk(tokens))
+    padded = triton.cdiv(vocabulary, 64) * 64  # every row begins at a multiple of 128 bytes
+    dx = empty(tokens if needed.x else 0, hidden, like=x)
+    dweight = empty(vocabulary if needed.weight else 0, hidden, like=weight)
+    dbias = empty(1, vocabulary if needed.bias else 0, like=weight)
+    if not tokens:
+        return dx, dweight.zero_(), dbias[0].zero_()
+    buffer = empty(rows, padded, like=x)
+    buffer[:, vocabulary:].zero_()  # loaded together with the logits
+    ones = x.new_ones(1, rows) if needed.bias else None
+    for start in range(0, tokens, rows):
+        part = slice(start, min(tokens, start + rows))
+        size = part.stop - start
+        logits = buffer[:size, :vocabulary]
+        multiply_into(logits, x[part], weight.T, plus=bias)
+        compute_rows(
+            logits,
+            targets[part],
+            options,
+            losses=None if losses is None else losses[part],
+            weights=weights[part],
+            gradient=logits,
+            lift=lift,
+            padded=padded,
+        )
+        if needed.x:
+            multiply_into(dx[part], logits, weight)
+        if needed.weight:
+            multiply_into(dweight, logits.T, x[part], plus=dweight if start else None, alpha=damp)
+        if ones is not None:
+            multiply_into(dbias, ones[:, :size], logits, plus=dbias if start else None, alpha=damp)
+    return dx, dweight, dbias[0]
+
+
+def gradient_scales(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[float, float]:
+    """The factors lift and damp of the stored gradients, powers of two.
+
+    In fp16, the gradients of a mean, about 1/t of those of a sum, would underflow, so they are stored t times as large.
+    dW, a sum over tokens, is stored √t times as large, so that it does not overflow."""
+    if dtype != torch.float16:
+        return 1.0, 1.0
+    power = math.ceil(math.log2(max(1, tokens)))
+    return (2.0**power if mean else 1.0), 2.0 ** -(power // 2)
+
+
+def rescale(gradients: tuple[Tensor, Tensor, Tensor], by: Tensor, lift: float, damp: float) -> None:
+    """Launch the rescaling: multiply dx, dweight and dbias in place by `by` [], and divide them by lift and damp."""
+    config = choose("scaled_in_place", scaling_configurations())
+    for gradient, factor in zip(gradients, (1 / lift, 1 / (lift * damp), 1 / (lift * damp)), strict=True):
+        count = gradient.numel()
+        if count:
+            launch(scaled_in_place, (triton.cdiv(count, config["BLOCK"]),), config, gradient, by, factor, count)
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::linear_losses", mutates_args=())
@@ -45,13 +384,13 @@ def _losses(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    """losses [t] in fp32, without logits."""
+    """The losses [t] in fp32, without logits in memory."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     return linear_losses(x, weight, targets.contiguous(), bias, options)
 
 
 @_losses.register_fake
-def _(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.float32)
 
 
@@ -71,26 +410,26 @@ def _losses_backward(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight and dbias, empty where not wanted."""
+    """dx, dweight and dbias; a gradient that is not needed is empty."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
-    return gradients(dlosses, x, weight, targets.contiguous(), bias, options, Wanted(for_x, for_weight, for_bias))
+    return chunked_gradients(
+        dlosses, x, weight, targets.contiguous(), bias, options, Gradients(for_x, for_weight, for_bias)
+    )
 
 
 @_losses_backward.register_fake
-def _(
-    dlosses: Tensor, x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _held(x, weight, options)
+def _(dlosses: Any, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(x, weight, options)
 
 
-def _held(x: Tensor, weight: Tensor, options: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients as they are held: `options` ends with which are wanted."""
+def _empty_gradients(x: Tensor, weight: Tensor, options: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Unwritten gradients for fake tensors. `options` ends with the three flags of `Gradients`."""
     tokens, (vocabulary, hidden) = x.shape[0], weight.shape
-    wanted = Wanted(*options[-3:])
+    needed = Gradients(*options[-3:])
     return (
-        x.new_empty(tokens if wanted.x else 0, hidden),
-        weight.new_empty(vocabulary if wanted.weight else 0, hidden),
-        weight.new_empty(vocabulary if wanted.bias else 0),
+        x.new_empty(tokens if needed.x else 0, hidden),
+        weight.new_empty(vocabulary if needed.weight else 0, hidden),
+        weight.new_empty(vocabulary if needed.bias else 0),
     )
 
 
@@ -111,43 +450,41 @@ def _linear_cross_entropy(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ losses / divisor [], and its gradients as `lifts` holds them; `divisor` [] is 1, or a `mean`'s tokens."""
+    """Σ losses / divisor, and its gradients times `gradient_scales`. `divisor` [] is 1, or the tokens of a mean."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     tokens = len(x)
     losses = empty(tokens, like=x, dtype=torch.float32)
-    lift, damp = lifts(x.dtype, tokens, mean=mean)
-    held = gradients(
+    lift, damp = gradient_scales(x.dtype, tokens, mean=mean)
+    gradients = chunked_gradients(
         divisor.reciprocal().expand(tokens),
         x,
         weight,
         targets.contiguous(),
         bias,
         options,
-        Wanted(for_x, for_weight, for_bias),
+        Gradients(for_x, for_weight, for_bias),
         losses=losses,
         lift=lift,
         damp=damp,
     )
-    return losses.sum() / divisor, *held
+    return losses.sum() / divisor, *gradients
 
 
 @_linear_cross_entropy.register_fake
-def _(
-    divisor: Tensor, x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return divisor.new_empty(()), *_held(x, weight, options)
+def _(divisor: Tensor, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return divisor.new_empty(()), *_empty_gradients(x, weight, options)
 
 
 @torch.library.custom_op("llmbench::linear_cross_entropy_backward", mutates_args=("dx", "dweight", "dbias"))
 def _linear_cross_entropy_backward(
     dloss: Tensor, dx: Tensor, dweight: Tensor, dbias: Tensor, tokens: int, vocabulary: int, mean: bool
 ) -> None:
-    """Multiply the held gradients by `dloss` [], and take their lift away."""
-    rescale((dx, dweight, dbias), dloss, *lifts(dx.dtype, tokens, mean=mean))
+    """Multiply the stored gradients by `dloss` [] in place, and divide them by their scales."""
+    rescale((dx, dweight, dbias), dloss, *gradient_scales(dx.dtype, tokens, mean=mean))
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(dloss: Tensor, dx: Tensor, dweight: Tensor, dbias: Tensor, tokens: int, vocabulary: int, mean: bool) -> None:
+def _(*_: Any) -> None:
     return None
 
 
@@ -157,33 +494,26 @@ def _losses_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 
 @register_flop_formula(torch.ops.llmbench.linear_losses_backward)
-def _losses_backward_flops(dlosses: torch.Size, x: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    """The logits that are made again are no work of the loss."""
-    wanted = Wanted(*rest[-3:])
-    return 2 * x[0] * weight[0] * weight[1] * (wanted.x + wanted.weight)
+def _losses_backward_flops(dlosses: Any, x: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
+    """The logits that are computed again do not count as work of the loss."""
+    needed = Gradients(*rest[-3:])
+    return 2 * x[0] * weight[0] * weight[1] * (needed.x + needed.weight)
 
 
 @register_flop_formula(torch.ops.llmbench.linear_cross_entropy)
-def _flops(divisor: torch.Size, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    """The products of the gradients are counted with the backward pass, where autograd looks for them."""
+def _flops(divisor: Any, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """The product of the logits. Those of the gradients count in the backward pass, as for other ops."""
     return 2 * x[0] * weight[0] * weight[1]
 
 
 @register_flop_formula(torch.ops.llmbench.linear_cross_entropy_backward)
 def _backward_flops(
-    dloss: torch.Size,
-    dx: torch.Size,
-    dweight: torch.Size,
-    dbias: torch.Size,
-    tokens: int,
-    vocabulary: int,
-    *_: Any,
-    **__: Any,
+    dloss: Any, dx: torch.Size, dweight: torch.Size, dbias: Any, tokens: int, vocabulary: int, *_: Any, **__: Any
 ) -> int:
     return 2 * (dx.numel() * vocabulary + dweight.numel() * tokens)
 
 
-def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.scale, ctx.cap, ctx.z, ctx.smoothing, ctx.ignored = inputs
     ctx.save_for_backward(*tensors)
 
@@ -191,36 +521,41 @@ def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_of_losses(ctx: Any, dlosses: Tensor) -> tuple[Tensor | None, ...]:
     options = ctx.scale, ctx.cap, ctx.z, ctx.smoothing, ctx.ignored
     for_x, for_weight, _, for_bias = ctx.needs_input_grad[:4]
-    wanted = Wanted(for_x, for_weight, for_bias)
-    held = _losses_backward(dlosses, *ctx.saved_tensors, *options, *wanted)
-    dx, dweight, dbias = (grad if want else None for grad, want in zip(held, wanted, strict=True))
+    needed = Gradients(for_x, for_weight, for_bias)
+    gradients = _losses_backward(dlosses, *ctx.saved_tensors, *options, *needed)
+    dx, dweight, dbias = (grad if need else None for grad, need in zip(gradients, needed, strict=True))
     return dx, dweight, None, dbias, *[None] * len(options)
 
 
-_losses.register_autograd(_backward_of_losses, setup_context=_keep_operands)
+_losses.register_autograd(_backward_of_losses, setup_context=_save_operands)
 
 
-class _Reduced(torch.autograd.Function):
-    """What joins `_linear_cross_entropy` to its backward op. Held gradients are no results of it, as they would be by
-    register_autograd: nobody may keep what the backward pass multiplies in place."""
+class _ReducedLoss(torch.autograd.Function):
+    """The autograd function of `_linear_cross_entropy`.
+
+    With register_autograd, the stored gradients would be results of the op. Here they are not, because callers must not
+    keep tensors that the backward pass multiplies in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
-        divisor, targets, options, mean, wanted = rest
-        ctx.tokens, ctx.vocabulary, ctx.mean, ctx.wanted = x.shape[0], weight.shape[0], mean, wanted
+        divisor, targets, options, mean, needed = rest
+        ctx.tokens, ctx.vocabulary, ctx.mean, ctx.needed = x.shape[0], weight.shape[0], mean, needed
         bias = None if bias is None else bias.detach()
-        loss, *held = _linear_cross_entropy(
-            divisor, x.detach(), weight.detach(), targets, bias, *options, mean, *wanted
+        loss, *gradients = _linear_cross_entropy(
+            divisor, x.detach(), weight.detach(), targets, bias, *options, mean, *needed
         )
-        ctx.save_for_backward(*held)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        held = ctx.saved_tensors
-        _linear_cross_entropy_backward(dloss, *held, ctx.tokens, ctx.vocabulary, ctx.mean)
-        return *(grad if want else None for grad, want in zip(held, ctx.wanted, strict=True)), None
+        gradients = ctx.saved_tensors
+        _linear_cross_entropy_backward(dloss, *gradients, ctx.tokens, ctx.vocabulary, ctx.mean)
+        return *(grad if need else None for grad, need in zip(gradients, ctx.needed, strict=True)), None
+
+
+# == Public op ==
 
 
 def linear_cross_entropy(
@@ -236,42 +571,49 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The loss in fp32 of x [..., D] times weight [V, D], with bias [V] before the scale and the cap.
+    """The cross-entropy in fp32 of the logits x·Wᵀ + bias, from x [..., D], weight [V, D] and bias [V].
 
-    All of one dtype, fp16, bf16 or fp32; targets [...] in int64 or int32, each in [0, V) or ignore_index: another
-    gives NaN, for to look would wait for the GPU. reduction "mean" (over what is not ignored), "sum" or "none".
-    A mean or a sum that has gradients can go backward once: its second pass raises torch's RuntimeError.
+    These have one dtype: fp16, bf16 or fp32. Scale and cap apply after the bias. targets [...] are int64 or int32, each
+    in [0, V) or ignore_index. Other targets give NaN, because a check on the host would wait for the GPU. `reduction`
+    is "mean" over the tokens that are not ignored, "sum" or "none". The backward pass of a mean or a sum can run once;
+    a second one raises torch's RuntimeError.
 
-    Raises ValueError for shapes, dtypes and options that do not fit.
+    Raises ValueError for shapes, dtypes and options that do not match.
     """
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     options.check(reduction)
     if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or not weight.numel():
-        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: [..., D] and [V, D] are needed")
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: they must be [..., D] and [V, D]")
     if x.dtype != weight.dtype or x.dtype not in KERNEL.dtypes:
-        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: fp16, bf16 or fp32 alike are needed")
+        raise ValueError(f"x {x.dtype} and weight {weight.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        raise ValueError(f"bias {tuple(bias.shape)} {bias.dtype}: ({weight.shape[0]},) {weight.dtype} is needed")
-    flat = checked_targets(targets, x.shape[:-1])
+        raise ValueError(f"bias {tuple(bias.shape)} {bias.dtype}: it must be ({weight.shape[0]},) {weight.dtype}")
+    flat = check_targets(targets, x.shape[:-1])
     rows = x.reshape(-1, x.shape[-1])
-    wanted = Wanted(x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
-    if reduction == "none" or not (torch.is_grad_enabled() and any(wanted)):
+    needed = Gradients(x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+    if reduction == "none" or not (torch.is_grad_enabled() and any(needed)):
         losses = _losses(rows, weight, flat, bias, *options)
-        return reduced(losses, targets, ignore_index, reduction)
+        return reduce_losses(losses, targets, ignore_index, reduction)
     mean = reduction == "mean"
-    tokens = counted(flat, ignore_index)
+    tokens = count_targets(flat, ignore_index)
     divisor = tokens if mean else torch.ones_like(tokens)
-    loss: Tensor = _Reduced.apply(rows, weight, bias, (divisor, flat, options, mean, wanted))
+    loss: Tensor = _ReducedLoss.apply(rows, weight, bias, (divisor, flat, options, mean, needed))
     return loss
 
 
+# == Reference ==
+
+
 def reference(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """The same in plain torch, which holds all logits and more."""
+    """The loss of a head in plain torch, with all logits in memory."""
     return cross_entropy_reference(F.linear(x, weight, bias), targets, **options)
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`ignored` of the tokens have no loss; the options by their names."""
+    """Tokens, widths and the options by their names. `ignored` tokens have no loss."""
 
     tokens: int
     hidden: int
@@ -286,7 +628,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Logits that spread over a few units, as a model's do."""
+    """x and a weight whose logits have a standard deviation of 3, similar to those of a model."""
     return {
         "x": random.normal(case.tokens, case.hidden),
         "weight": random.normal(case.vocabulary, case.hidden, scale=3 * case.hidden**-0.5),
@@ -297,7 +639,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·t·D·V, and twice that backward. Bytes: operands in, losses or gradients out, each once; targets are int64."""
+    """2·t·D·V FLOPs, twice that backward. Bytes: operands in and losses or gradients out once; targets are int64."""
     flops = 2 * case.tokens * case.hidden * case.vocabulary
     weights = (case.hidden + case.bias) * case.vocabulary
     operands = (case.tokens * case.hidden + weights) * dtype.itemsize
@@ -308,7 +650,7 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 
 KERNEL = Kernel(
     name="linear_cross_entropy",
-    summary="a head's loss and gradients without its logits",
+    summary="loss and gradients of a head without its logits in memory",
     run=linear_cross_entropy,
     reference=reference,
     inputs=inputs,

@@ -1,8 +1,8 @@
-"""Norms of rows wider than a program's registers, a block of columns at a time. The maths stands in `norms`.
+"""Norms of rows wider than a program's registers, one block of columns at a time. norm.py has the maths.
 
-Forward: mean and squared deviations of each block are merged (Chan, Golub and LeVeque, 1979), which does not cancel;
-the second pass finds the row in the L2 cache. Backward: dx in the same two passes, and the sums over rows in a kernel
-of its own, by blocks of columns, that reads x and dout once more.
+The forward pass merges the mean and the squared deviations of the blocks (Chan, Golub and LeVeque, 1979), which does
+not cancel. Its second pass over the row reads from the L2 cache. The backward pass computes dx in two such passes. A
+kernel of its own computes the sums over rows, by blocks of columns, and reads x and dout once more.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from torch import Tensor, float32
 
 from llmbench.kernels.launching import Config, choose, empty, launch, multiprocessors
 
-__all__ = ["configurations", "norm_backward_long", "norm_forward_long", "sums"]
+__all__ = ["configurations", "norm_backward_long", "norm_forward_long", "row_sums"]
 
 
-def configurations() -> list[Config]:
-    """A program a row."""
-    return [Config(BLOCK=4096, num_warps=8, note="16 values a thread and tensor; 8 to 12 KiB under way a program")]
+# == Kernels ==
 
 
 @triton.jit
@@ -43,7 +41,7 @@ def norm_forward_long(
     PER_HEAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program: one row."""
+    """One program computes one row."""
     row = tl.program_id(0).to(tl.int64)
     head = (row % inner) * PER_HEAD
     x += row // inner * x_outer + row % inner * x_inner
@@ -63,19 +61,19 @@ def norm_forward_long(
             v = v.to(tl.float32)
         if CENTRED:
             count = tl.minimum(width - start, BLOCK)
-            here = tl.sum(v, axis=0) / count
-            v = tl.where(inside, v - here, 0.0)
-            away = here - mean
+            block_mean = tl.sum(v, axis=0) / count
+            v = tl.where(inside, v - block_mean, 0.0)
+            shift = block_mean - mean
             share = count.to(tl.float32) / (start + count)
-            deviations += away * away * share * start
-            mean += away * share
+            deviations += shift * shift * share * start
+            mean += shift * share
         deviations += tl.sum(v * v, axis=0)
     rstd = tl.rsqrt(deviations / width + eps)
     tl.store(stats + row, rstd)
     if CENTRED:
         tl.store(stats + row + tl.num_programs(0), mean)
     if residual is not None:
-        tl.debug_barrier()  # all of the row's sums are written before they are read again
+        tl.debug_barrier()  # the whole row of `summed` is written before it is read again
         x = summed + row * 0
     for start in tl.range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -113,7 +111,7 @@ def norm_backward_long(
     PER_HEAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program: dx of one row."""
+    """One program computes dx of one row."""
     row = tl.program_id(0).to(tl.int64)
     at_outer, at_inner = row // inner, row % inner
     head = at_inner * PER_HEAD
@@ -177,8 +175,9 @@ def norm_sums(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program: sums of BLOCK columns over every so many tiles of ROWS rows of one head, or of all where heads is 1;
-    partial [sums, programs, heads, W]."""
+    """One program sums BLOCK columns over every `programs`-th tile of ROWS rows, of one head or of all if heads is 1.
+
+    The results are partial [sums, programs, heads, W]."""
     program, programs, head = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     known = column < width
@@ -206,10 +205,18 @@ def norm_sums(
         tl.store(share, tl.sum(dbias, axis=0, keep_dims=True), mask=known)
 
 
-def sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bool, bias_grad: bool) -> Tensor:
-    """Sums over rows of dout · x̂ and of dout, [1 or 2, programs, heads · W], of dout and x [O, N, W]."""
+# == Configurations and launcher ==
+
+
+def configurations() -> list[Config]:
+    """One program per row."""
+    return [Config(BLOCK=4096, num_warps=8, note="16 values per thread and tensor; 8 to 12 KiB in flight per program")]
+
+
+def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bool, bias_grad: bool) -> Tensor:
+    """Launch the sums over rows of dout · x̂ and of dout: [1 or 2, programs, heads · W] from dout and x [O, N, W]."""
     outer, inner, width = x.shape
-    note = "2 KiB of two rows; 16 values a thread and tensor"
+    note = "2 KiB of two rows; 16 values per thread and tensor"
     config = choose("norm_sums", [Config(ROWS=2, BLOCK=1024, num_warps=4, note=note)])
     blocks = triton.cdiv(width, config["BLOCK"])
     tiles = triton.cdiv(outer * (inner // heads), config["ROWS"])

@@ -1,9 +1,9 @@
-"""Norms of rows that a program's registers hold: the kernels and their configurations. The maths stands in `norms`.
+"""Norms of rows that fit in a program's registers: kernels and configurations. norm.py has the maths.
 
-A program holds a row, or several narrow ones, so that statistics take two passes over registers and LayerNorm's
-variance does not cancel. Backward, programs that stay (a number fixed by the GPU) hold a sum each for the rows they
-meet, and `norm_column_sums` adds those sums in a fixed order. Plain loads: a TMA load straight into a reduction is
-slower.
+A program keeps a row, or several narrow ones, in registers. Statistics take two passes over them, so LayerNorm's
+variance does not cancel. In the backward pass, a fixed number of programs (by the GPU) loop over the rows. Each keeps
+its own sums over rows, and `norm_column_sums` adds these in a fixed order. Loads are plain: a TMA load directly before
+a reduction is slower.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ __all__ = [
 ]
 
 RESIDENT = 16
-"""Warps that a multiprocessor holds of the backward kernel, at up to 128 registers."""
+"""Warps of the backward kernel that fit on a multiprocessor, at up to 128 registers per thread."""
+
+
+# == Kernels ==
 
 
 @triton.jit
 def _rows(tile, outer, inner, head, PER_HEAD: tl.constexpr, ROWS: tl.constexpr):
-    """The rows of a tile as [ROWS, 1]: their number, their places in O and N, and whether they exist. With a weight
-    per head a tile holds rows of one head."""
+    """The rows of a tile as [ROWS, 1]: their index, their indices in O and N, and whether they exist.
+
+    With a weight per head, all rows of a tile belong to one head."""
     at = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     if PER_HEAD:
         return (at * inner + head).to(tl.int64), at.to(tl.int64), at * 0 + head, at < outer
@@ -59,9 +63,9 @@ def norm_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program: ROWS whole rows. stats [1 or 2, O·N]: r, then μ."""
+    """One program computes ROWS whole rows. stats [1 or 2, O·N] are r, then μ."""
     tile, head = tl.program_id(0), 0
-    if PER_HEAD:  # the heads of a token lie side by side, and so do the programs that read them
+    if PER_HEAD:  # programs of a token's heads are neighbours, as the heads are in memory
         tile, head = tile // inner, tile % inner
     row, at_outer, at_inner, there = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
@@ -73,8 +77,10 @@ def norm_forward(
         v = (v + r.to(tl.float32)).to(summed.dtype.element_ty)
         tl.store(summed + row * width + column, v, mask=inside)
         v = v.to(tl.float32)
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # as threads hold x; read again from the L1 cache
-    if weight is not None:  # asked for before the row is reduced
+    part = tl.broadcast_to(
+        head * width + column, [ROWS, BLOCK]
+    )  # in the layout of x; further rows read it from the L1 cache
+    if weight is not None:  # loaded before the reduction of the row
         w = tl.load(weight + part, mask=known, other=0.0)
     if bias is not None:
         b = tl.load(bias + part, mask=known, other=0.0)
@@ -97,7 +103,7 @@ def norm_forward(
 
 @triton.jit
 def _normed_and_g(v, dy, w, mean, rstd, UNIT_OFFSET: tl.constexpr):
-    """x̂ and dout · w. Past a row's end dout is 0, and so is all that x̂ is multiplied with."""
+    """x̂ and dout · w. Past the end of a row, dout is 0, and every factor of x̂ with it."""
     v, g = v.to(tl.float32) - mean, dy.to(tl.float32)
     if w is not None:
         w = w.to(tl.float32)
@@ -137,14 +143,16 @@ def norm_backward(
     STAGES: tl.constexpr,
     HOLD: tl.constexpr,
 ):
-    """A program: dx of every `programs`-th tile of rows, and its share of the sums over rows,
-    partial [sums, programs, N or 1, W]. HOLD: the weight stays in registers, and all of a row is asked for at once."""
+    """One program computes dx of every `programs`-th tile of rows, and its share of the sums over rows.
+
+    The shares are partial [sums, programs, N or 1, W]. HOLD: the weight stays in registers, and all loads of a row are
+    issued at once."""
     program, head, heads = tl.program_id(0), 0, 1
     if PER_HEAD:
         program, head, heads = program // inner, program % inner, inner
     column = tl.arange(0, BLOCK)[None, :]
     known = column < width
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # as threads hold x
+    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # in the layout of x
     w = None
     if HOLD and weight is not None:
         w = tl.load(weight + part, mask=known, other=0.0)
@@ -174,12 +182,14 @@ def norm_backward(
             dweight += dy.to(tl.float32) * normed
         if BIAS_GRAD:
             dbias += dy.to(tl.float32)
-        if CENTRED:  # both sums in one reduction: in two, g would have to be held across the first
+        if CENTRED:  # one reduction for both sums: with two, g would stay in registers across the first
             along, whole = tl.split(tl.sum(tl.join(g * normed, g), axis=1) / width)
             along, whole = along[:, None], whole[:, None]
         else:
             along, whole = tl.sum(g * normed, axis=1, keep_dims=True) / width, 0.0
-        if not HOLD:  # from the L1 cache; read with another policy, or the compiler would keep the first reading
+        if (
+            not HOLD
+        ):  # from the L1 cache, with another policy: otherwise the compiler would keep the first load in registers
             v = tl.load(x + x_place, mask=inside, other=0.0, eviction_policy="evict_first")
             dy = tl.load(dout + dout_place, mask=inside, other=0.0, eviction_policy="evict_first")
             if weight is not None:
@@ -202,49 +212,58 @@ def norm_backward(
 
 @triton.jit
 def norm_column_sums(partial, first, second, programs, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums over the programs of partial [sums, programs, columns], into `first` and `second` [columns]."""
-    which = tl.program_id(1)
+    """Sum partial [sums, programs, columns] over the programs, into `first` and `second` [columns]."""
+    index = tl.program_id(1)
     at = tl.arange(0, ROWS)[:, None]
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    partial += which.to(tl.int64) * programs * columns
+    partial += index.to(tl.int64) * programs * columns
     total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for start in tl.range(0, programs, ROWS):
         place = (start + at).to(tl.int64) * columns + column[None, :]
         total += tl.load(partial + place, mask=(start + at < programs) & (column < columns)[None, :], other=0.0)
-    found = tl.sum(total, axis=0)
-    if which == 0:
-        tl.store(first + column, found.to(first.dtype.element_ty), mask=column < columns)
+    sums = tl.sum(total, axis=0)
+    if index == 0:
+        tl.store(first + column, sums.to(first.dtype.element_ty), mask=column < columns)
     elif second is not None:
-        tl.store(second + column, found.to(second.dtype.element_ty), mask=column < columns)
+        tl.store(second + column, sums.to(second.dtype.element_ty), mask=column < columns)
+
+
+# == Configurations ==
 
 
 def forward_configurations(width: int) -> list[Config]:
-    """16 values a thread and tensor are two 16-byte loads in bf16, and about 40 registers: 48 to 64 warps a
-    multiprocessor, each with 1 KiB under way, against the 32 KiB or so that the memory's latency asks for."""
+    """16 values per thread and tensor are two 16-byte loads in bf16 and about 40 registers. So 48 to 64 warps fit on a
+    multiprocessor, each with 1 KiB in flight; the latency of memory requires about 32 KiB in all."""
     block = max(16, triton.next_power_of_2(width))
-    rows = max(1, 2048 // block) if block <= 512 else 1  # half a warp or more a row: little or nothing crosses warps
+    rows = max(1, 2048 // block) if block <= 512 else 1  # half a warp or more per row: reductions cross few or no warps
     warps = max(1, min(16, rows * block // 512))
     return [
-        Config(ROWS=rows, BLOCK=block, num_warps=warps, note="16 values a thread and tensor, up to 16 warps"),
-        Config(ROWS=rows, BLOCK=block, num_warps=max(1, warps // 2), note="fewer warps meet in the reduction"),
+        Config(ROWS=rows, BLOCK=block, num_warps=warps, note="16 values per thread and tensor, up to 16 warps"),
+        Config(
+            ROWS=rows, BLOCK=block, num_warps=max(1, warps // 2), note="fewer warps to synchronise in the reduction"
+        ),
     ]
 
 
 def backward_configurations(width: int, itemsize: int, tensors: int) -> list[Config]:
-    """Sums over rows live in registers beside a row, so 16 values a thread: 80 to 128 registers and 16 warps a
-    multiprocessor. Those are too few to hide memory by themselves: the next rows are copied into shared memory
-    meanwhile (STAGES), as far as 96 KiB for all programs of a multiprocessor reach: 2 rows ahead of x and dout of
-    4096 bf16 are 64 KiB under way. At 32 values a thread (16384), or 16 of three fp32 tensors, neither weight nor row
-    is held through the reduction: 116 registers instead of a spill."""
+    """Sums over rows are in registers beside a row. So a thread has 16 values, 80 to 128 registers, and 16 warps fit on
+    a multiprocessor.
+
+    16 warps are too few to hide the latency of memory. The next rows are therefore copied into shared memory in advance
+    (STAGES), within 96 KiB for all programs of a multiprocessor: 2 rows of x and of dout with 4096 bf16 values are 64
+    KiB in flight. With 32 values per thread (width 16384), or 16 of three fp32 tensors, neither the weight nor the row
+    stays in registers across the reduction: 116 registers and no spills."""
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
     if block > 8192 or block * itemsize * tensors > 65536:
-        note = f"{block // (32 * warps)} values a thread, read twice"
+        note = f"{block // (32 * warps)} values per thread, read twice"
         return [Config(ROWS=1, BLOCK=block, STAGES=1, HOLD=0, num_warps=warps, note=note)]
     stages = max(1, min(3, (96 << 10) // (rows * block * itemsize * tensors * (RESIDENT // warps))))
-    note = "16 values a thread, the next rows on their way"
+    note = "16 values per thread, the next rows in flight"
     return [
         Config(ROWS=rows, BLOCK=block, STAGES=stages, HOLD=1, num_warps=warps, note=note),
-        Config(ROWS=rows, BLOCK=block, STAGES=1, HOLD=1, num_warps=warps, note="no copies ahead: fewer instructions"),
+        Config(
+            ROWS=rows, BLOCK=block, STAGES=1, HOLD=1, num_warps=warps, note="no copies in advance: fewer instructions"
+        ),
     ]

@@ -3,10 +3,10 @@
     SwiGLU: act = x·σ(x)      GEGLU: GELU (exact or tanh)      ReGLU: max(x, 0)      GLU: σ(x)
     gpt-oss: gate ≤ 7, |up| ≤ 7; y = (up + 1) · gate · σ(1.702 gate)
 
-Backward recomputes act from gate, so that only gate and up are kept:
+The backward pass recomputes act from gate, so only gate and up are saved:
     dup = dy · act(gate),  dgate = dy · up · act'(gate)
 
-Shapes: gate, up [..., F], each with its own row stride, so that they may be halves of one projection's result.
+Shapes: gate, up [..., F], each with its own row stride, so that they can be halves of one projection's result.
 Arithmetic in fp32. GLU variants: Shazeer, arXiv 2002.05202; GELU: Hendrycks and Gimpel, arXiv 1606.08415.
 """
 
@@ -28,12 +28,15 @@ from llmbench.kernels.launching import Config, choose, empty, launch
 __all__ = ["ACTIVATIONS", "KERNEL", "glu", "reference"]
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4, "swiglu_oai": 5}
-"""The gates that are fused, with the number that the kernels know them by."""
+"""The supported activations, and their numbers in the kernels."""
 
 SILU, GELU, GELU_TANH, RELU, SIGMOID, OAI = (tl.constexpr(number) for number in ACTIVATIONS.values())
 LIMIT, SHARPNESS = tl.constexpr(7.0), tl.constexpr(1.702)
 INV_SQRT2, INV_SQRT_2PI = tl.constexpr(1 / math.sqrt(2)), tl.constexpr(1 / math.sqrt(2 * math.pi))
 TWICE_SQRT_2_PI, CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
+
+
+# == Kernels ==
 
 
 @triton.jit
@@ -43,7 +46,7 @@ def _sigmoid(x):
 
 @triton.jit
 def gate_and_slope(x, ACT: tl.constexpr):
-    """act(x) and act'(x) in fp32; the slope costs nothing where it is not used."""
+    """act(x) and its derivative in fp32; the compiler drops the derivative if it is not used."""
     if ACT == SILU:
         s = _sigmoid(x)
         value = x * s
@@ -52,9 +55,9 @@ def gate_and_slope(x, ACT: tl.constexpr):
         below = 0.5 * (1.0 + tl.erf(x * INV_SQRT2))
         value = x * below
         slope = below + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x)
-    elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z), which keeps its digits where the tanh nears -1
+    elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z), which keeps its digits for a tanh near -1
         e = tl.exp(tl.minimum((x + x * x * x * CUBIC) * -TWICE_SQRT_2_PI, 80.0))
-        s = 1.0 / (1.0 + e)  # and 1 - s = e · s, where s nears 1
+        s = 1.0 / (1.0 + e)  # and 1 - s = e · s, which keeps its digits for s near 1
         value = x * s
         slope = s + x * s * s * e * (1.0 + x * x * 3.0 * CUBIC) * TWICE_SQRT_2_PI
     elif ACT == RELU:
@@ -73,14 +76,14 @@ def gate_and_slope(x, ACT: tl.constexpr):
 
 @triton.jit
 def _place(blocks, BLOCK: tl.constexpr):
-    """This program's row and columns. Neighbours take neighbouring columns, so that memory is read in long runs."""
+    """This program's row and columns. Neighbouring programs have neighbouring columns, so that reads are contiguous."""
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), program % blocks * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def glu_forward(gate, up, out, gate_row, up_row, width, blocks, ACT: tl.constexpr, BLOCK: tl.constexpr):
-    """A program: BLOCK columns of one row. `_row` are the strides of rows in elements."""
+    """One program computes BLOCK columns of one row. `_row` are the strides of rows in elements."""
     row, column = _place(blocks, BLOCK)
     inside = column < width
     g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -106,7 +109,7 @@ def glu_backward(
     ACT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dgate and dup of BLOCK columns of one row."""
+    """One program computes dgate and dup of BLOCK columns of one row."""
     row, column = _place(blocks, BLOCK)
     inside = column < width
     dy = tl.load(dout + row * dout_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -121,27 +124,34 @@ def glu_backward(
     tl.store(dgate + row * width + column, (dy * u * slope).to(dgate.dtype.element_ty), mask=inside)
 
 
-def configurations(width: int) -> list[Config]:
-    """16 values a thread and tensor: two 16-byte loads each in bf16, so 4 KiB under way a program of 1024 columns,
-    and 40 to 64 registers, 32 warps or more a multiprocessor: 64 KiB or more under way, twice what the memory's
-    latency asks for. Blocks are as wide as leaves at most a tenth of the last one's threads idle over the row."""
+# == Configurations and launcher ==
 
-    def wasted(block: int) -> float:
+
+def configurations(width: int) -> list[Config]:
+    """16 values per thread and tensor: two 16-byte loads each in bf16, and 4 KiB in flight per program of 1024 columns.
+
+    40 to 64 registers allow 32 or more warps per multiprocessor, with 64 KiB or more in flight, twice the amount that
+    the latency of memory requires. Blocks are the widest that leave at most a tenth of a row's threads idle."""
+
+    def idle_share(block: int) -> float:
         return triton.cdiv(width, block) * block / width - 1
 
-    fitting = [block for block in (2048, 1024, 512) if wasted(block) <= 0.1]
+    fitting = [block for block in (2048, 1024, 512) if idle_share(block) <= 0.1]
     whole = fitting[0] if fitting else max(256, min(512, triton.next_power_of_2(width)))
     return [
-        Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 values a thread and tensor"),
-        Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 values a thread, more warps"),
-        Config(BLOCK=2048, num_warps=4, note="the longest runs, whatever the last block wastes"),
+        Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 values per thread and tensor"),
+        Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 values per thread, more warps"),
+        Config(BLOCK=2048, num_warps=4, note="the longest contiguous reads; the last block may be mostly idle"),
     ]
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as [rows, F] with unit stride along a row; a copy only where no view does it."""
+    """x as [rows, F] with unit stride along a row, copied only if there is no such view."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::glu", mutates_args=())
@@ -157,7 +167,7 @@ def _glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 @_glu.register_fake
-def _(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+def _(gate: Tensor, *_: Any) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
@@ -174,11 +184,11 @@ def _glu_backward(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tu
 
 
 @_glu_backward.register_fake
-def _(dout: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+def _(dout: Any, gate: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.activation = inputs[2]
 
@@ -187,22 +197,28 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
     return *_glu_backward(dout, *ctx.saved_tensors, ctx.activation), None
 
 
-_glu.register_autograd(_backward, setup_context=_keep)
+_glu.register_autograd(_backward, setup_context=_save)
+
+
+# == Public op ==
 
 
 def glu(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """act(gate) · up for gate and up of one shape [..., F] and one dtype; the result is contiguous.
+    """act(gate) · up, in contiguous memory. gate and up have one shape [..., F] and one dtype.
 
-    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError where shapes or dtypes differ.
+    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError if shapes or dtypes differ.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
-        raise ValueError(f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} differ")
+        raise ValueError(f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} must not differ")
     ACTIVATIONS[activation]
     return _glu(gate, up, activation)
 
 
+# == Reference ==
+
+
 def reference(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """The same in plain torch."""
+    """Gated activations in plain torch."""
     if activation == "swiglu_oai":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -216,8 +232,11 @@ def reference(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
     return acts[activation](gate) * up
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`merged`: gate and up are halves of one tensor."""
+    """Sizes and the activation. `merged`: gate and up are halves of one tensor."""
 
     rows: int
     width: int
@@ -226,7 +245,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """gate and up, wide enough to reach gpt-oss's limits."""
+    """gate and up with a standard deviation of 4, large enough to reach gpt-oss's limits."""
     if case.merged:
         gate, up = random.normal(case.rows, 2 * case.width, scale=4.0).chunk(2, dim=-1)
     else:
@@ -235,7 +254,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Forward reads two and writes one; backward reads three and writes two."""
+    """No matrix product. Forward reads two tensors and writes one; backward reads three and writes two."""
     one = case.rows * case.width * dtype.itemsize
     return Cost(flops=0, bytes=3 * one, backward_bytes=5 * one)
 

@@ -1,13 +1,13 @@
-"""Rotary positions: queries and keys turned by their positions' angles, both in one launch, forward and backward.
+"""Rotary position embeddings: rotate queries and keys by the angles of their positions, both in one launch.
 
     (first, second) -> (first · cos − second · sin, second · cos + first · sin)
 
-over pairs of the first R dims of each head: the two halves, (i, i + R/2), or neighbours, (2i, 2i + 1) (interleaved).
-The other H − R dims pass through. A rotation's transpose turns back: backward is the same kernel with −sin, and keeps
-only the tables. The result is new, not in place: what is read and written is the same, no input changes under
-autograd, and heads that were slices of one projection come out contiguous.
+Pairs are within the first R dimensions of each head: of the two halves, (i, i + R/2), or of neighbours, (2i, 2i + 1)
+(interleaved). The other H − R dimensions are copied. The transpose of a rotation is its inverse, so the backward pass
+is the same kernel with −sin, and only the tables are saved. The results are new tensors. That costs as many bytes as in
+place, changes no input under autograd, and returns contiguous heads even if they were slices of one projection.
 
-Shapes: q [B, S, N, H], k [B, S, K, H] with any strides but that of H; cos, sin [B or 1, S, R/2], which the caller
+Shapes: q [B, S, N, H], k [B, S, K, H] with any strides but a unit last one; cos, sin [B or 1, S, R/2], which the caller
 computes once for all layers. Arithmetic in fp32. Su et al., arXiv 2104.09864.
 """
 
@@ -26,8 +26,11 @@ from llmbench.kernels.launching import Config, choose, empty, launch
 __all__ = ["KERNEL", "reference", "rope"]
 
 
+# == Kernels ==
+
+
 @triton.jit
-def _turn(
+def _rotate(
     x,
     out,
     cos,
@@ -36,20 +39,20 @@ def _turn(
     first_head,
     heads,
     head_dim: tl.constexpr,
-    turned: tl.constexpr,
+    rotary_dim: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """HEADS heads of one token: x and out are its first head's, cos and sin [1, PAIRS] its angles'."""
+    """Rotate HEADS heads of one token. x and out point to its first head; cos and sin [1, PAIRS] are of its angles."""
     head = (first_head + tl.arange(0, HEADS))[:, None]
-    there = head < heads
+    exists = head < heads
     x += head * head_stride
     out += head * head_dim
     if INTERLEAVED:
         column = tl.arange(0, 2 * PAIRS)[None, :]
-        inside = there & (column < turned)
+        inside = exists & (column < rotary_dim)
         both = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
         first, second = tl.split(tl.reshape(both, [HEADS, PAIRS, 2]))
         both = tl.join(first * cos - second * sin, second * cos + first * sin)
@@ -57,14 +60,14 @@ def _turn(
         tl.store(out + column, both, mask=inside)
     else:
         column = tl.arange(0, PAIRS)[None, :]
-        inside = there & (column < turned // 2)
+        inside = exists & (column < rotary_dim // 2)
         first = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(x + turned // 2 + column, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(x + rotary_dim // 2 + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + column, (first * cos - second * sin).to(out.dtype.element_ty), mask=inside)
-        tl.store(out + turned // 2 + column, (second * cos + first * sin).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + rotary_dim // 2 + column, (second * cos + first * sin).to(out.dtype.element_ty), mask=inside)
     if REST:
-        column = turned + tl.arange(0, REST)[None, :]
-        inside = there & (column < head_dim)
+        column = rotary_dim + tl.arange(0, REST)[None, :]
+        inside = exists & (column < head_dim)
         tl.store(out + column, tl.load(x + column, mask=inside, other=0.0), mask=inside)
 
 
@@ -90,22 +93,22 @@ def rope_turn(
     groups,
     sign,
     HEAD_DIM: tl.constexpr,
-    TURNED: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     Q_HEADS: tl.constexpr,
     K_HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """A program: a group of one token's query heads and the same group of its key heads. `sign` is −1 backward."""
+    """One program rotates a group of a token's query heads and the same group of key heads. `sign` is −1 backward."""
     token, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     batch, at = (token // length).to(tl.int64), (token % length).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
     angle = batch * table_batch + at * table_token + pair
-    c = tl.load(cos + angle, mask=pair < TURNED // 2, other=0.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=pair < TURNED // 2, other=0.0).to(tl.float32) * sign
+    c = tl.load(cos + angle, mask=pair < ROTARY_DIM // 2, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=pair < ROTARY_DIM // 2, other=0.0).to(tl.float32) * sign
     token = token.to(tl.int64) * HEAD_DIM
-    _turn(
+    _rotate(
         q + batch * q_batch + at * q_token,
         q_out + token * q_heads,
         c,
@@ -114,13 +117,13 @@ def rope_turn(
         group * Q_HEADS,
         q_heads,
         HEAD_DIM,
-        TURNED,
+        ROTARY_DIM,
         INTERLEAVED,
         Q_HEADS,
         PAIRS,
         REST,
     )
-    _turn(
+    _rotate(
         k + batch * k_batch + at * k_token,
         k_out + token * k_heads,
         c,
@@ -129,7 +132,7 @@ def rope_turn(
         group * K_HEADS,
         k_heads,
         HEAD_DIM,
-        TURNED,
+        ROTARY_DIM,
         INTERLEAVED,
         K_HEADS,
         PAIRS,
@@ -137,31 +140,40 @@ def rope_turn(
     )
 
 
-def configurations(q_heads: int, k_heads: int, head_dim: int) -> list[Config]:
-    """A token's heads up to 4096 values of q, at 32 a thread: 4 or 5 16-byte loads under way in bf16, and the angles
-    are read once for them all. About 64 registers leave 32 warps a multiprocessor and 40 KiB or more under way."""
+# == Configurations and launcher ==
 
-    def of(most: int, a_thread: int, note: str) -> Config:
-        heads = max(1, min(triton.next_power_of_2(q_heads), most // triton.next_power_of_2(head_dim)))
+
+def configurations(q_heads: int, k_heads: int, head_dim: int) -> list[Config]:
+    """A program has heads of one token, up to 4096 values of q, 32 per thread: 4 or 5 16-byte loads in flight in bf16.
+
+    It reads the angles once for all of them. About 64 registers allow 32 warps per multiprocessor, with 40 KiB or more
+    in flight."""
+
+    def candidate(max_values: int, per_thread: int, note: str) -> Config:
+        heads = max(1, min(triton.next_power_of_2(q_heads), max_values // triton.next_power_of_2(head_dim)))
         groups = triton.cdiv(q_heads, heads)
         k_group = triton.next_power_of_2(triton.cdiv(k_heads, groups))
-        warps = triton.next_power_of_2(max(1, heads * head_dim // (32 * a_thread)))
+        warps = triton.next_power_of_2(max(1, heads * head_dim // (32 * per_thread)))
         return Config(Q_HEADS=heads, K_HEADS=k_group, num_warps=min(8, warps), note=note)
 
     return [
-        of(4096, 32, "a whole token of most models; 32 values of q a thread"),
-        of(4096, 16, "more warps, fewer values a thread"),
-        of(2048, 32, "smaller programs, angles read twice"),
+        candidate(4096, 32, "a whole token of most models; 32 values of q per thread"),
+        candidate(4096, 16, "more warps, fewer values per thread"),
+        candidate(2048, 32, "smaller programs; the angles are read twice"),
     ]
 
 
-def _unit(x: Tensor) -> Tensor:
+def _unit_stride(x: Tensor) -> Tensor:
+    """x with unit last stride, copied if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+# == Torch op ==
 
 
 @torch.library.custom_op("llmbench::rope", mutates_args=())
 def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> tuple[Tensor, Tensor]:
-    q, k, cos, sin = _unit(q), _unit(k), cos.contiguous(), sin.contiguous()
+    q, k, cos, sin = _unit_stride(q), _unit_stride(k), cos.contiguous(), sin.contiguous()
     batch, length, q_heads, head_dim = q.shape
     k_heads, pairs = k.shape[2], cos.shape[2]
     q_out, k_out = empty(*q.shape, like=q), empty(*k.shape, like=k)
@@ -176,7 +188,7 @@ def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, bac
         *(q, k, q_out, k_out, cos, sin),
         *(*q.stride()[:3], *k.stride()[:3], *tables, length, q_heads, k_heads, groups, -1.0 if backward else 1.0),
         HEAD_DIM=head_dim,
-        TURNED=2 * pairs,
+        ROTARY_DIM=2 * pairs,
         INTERLEAVED=interleaved,
         PAIRS=triton.next_power_of_2(pairs),
         REST=triton.next_power_of_2(rest) if rest else 0,
@@ -185,11 +197,11 @@ def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, bac
 
 
 @_rope.register_fake
-def _(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, _, cos, sin, ctx.interleaved, ctx.backward = inputs
     ctx.save_for_backward(cos, sin)
 
@@ -198,44 +210,57 @@ def _backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
     return *_rope(dq, dk, *ctx.saved_tensors, ctx.interleaved, not ctx.backward), None, None, None, None
 
 
-_rope.register_autograd(_backward, setup_context=_keep)
+_rope.register_autograd(_backward, setup_context=_save)
+
+
+# == Public op ==
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """q [B, S, N, H] and k [B, S, K, H] turned by cos, sin [B or 1, S, R/2], contiguous, in their formats. The tables
-    get no gradients. Raises ValueError for shapes and formats that do not fit."""
+    """Rotate q [B, S, N, H] and k [B, S, K, H] by the tables cos and sin [B or 1, S, R/2], in contiguous memory.
+
+    The tables have no gradients. Raises ValueError for shapes and dtypes that do not match."""
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32) or k.dtype != q.dtype:
-        raise ValueError(f"q is {q.dtype} and k {k.dtype}; rope takes one of float16, bfloat16 and float32 for both")
+        raise ValueError(f"q is {q.dtype} and k is {k.dtype}; both must have one dtype: float16, bfloat16 or float32")
     if q.dim() != 4 or k.dim() != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} are not [B, S, N, H] and [B, S, K, H]")
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must be [B, S, N, H] and [B, S, K, H]")
     pairs = cos.shape[-1]
     if cos.shape != sin.shape or cos.shape not in ((1, q.shape[1], pairs), (*q.shape[:2], pairs)):
-        raise ValueError(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} are not [B or 1, S, R/2] for {q.shape}")
+        raise ValueError(
+            f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must be [B or 1, S, R/2] for q {tuple(q.shape)}"
+        )
     if not 0 < 2 * pairs <= q.shape[-1]:
-        raise ValueError(f"cos turns {2 * pairs} dims of heads of {q.shape[-1]}")
-    turned: tuple[Tensor, Tensor] = _rope(q, k, cos, sin, interleaved, False)
-    return turned
+        raise ValueError(f"cos rotates {2 * pairs} dimensions, but heads have {q.shape[-1]}")
+    rotated: tuple[Tensor, Tensor] = _rope(q, k, cos, sin, interleaved, False)
+    return rotated
+
+
+# == Reference ==
 
 
 def reference(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """The same in plain torch, in the tables' format."""
-    return _reference(q, cos[:, :, None], sin[:, :, None], interleaved), _reference(
+    """Rotation in plain torch, in the dtype of the tables."""
+    return _rotated(q, cos[:, :, None], sin[:, :, None], interleaved), _rotated(
         k, cos[:, :, None], sin[:, :, None], interleaved
     )
 
 
-def _reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    turned = 2 * cos.shape[-1]
-    head, rest = x[..., :turned], x[..., turned:]
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    rotary_dim = 2 * cos.shape[-1]
+    head, rest = x[..., :rotary_dim], x[..., rotary_dim:]
     first, second = (head[..., 0::2], head[..., 1::2]) if interleaved else head.chunk(2, dim=-1)
     parts = first * cos - second * sin, second * cos + first * sin
     out = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
     return torch.cat((out.to(x.dtype), rest), dim=-1)
 
 
+# == Cases and cost ==
+
+
 class Case(NamedTuple):
-    """`rotary_dim`: dims that turn, 0 for all. `merged`: q and k are slices of one projection's result. `own`: each
-    sequence has positions of its own."""
+    """Sizes and options. `rotary_dim` dimensions are rotated, all if it is 0.
+
+    `merged`: q and k are slices of one projection's result. `own`: each sequence has its own positions."""
 
     batch: int
     length: int
@@ -249,7 +274,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """q, k and the tables of positions from 0, or random ones."""
+    """q, k and the tables of the positions from 0, or of random positions if `own`."""
     shape = case.batch, case.length
     if case.merged:
         heads = random.normal(*shape, case.q_heads + 2 * case.k_heads, case.head_dim)
@@ -264,7 +289,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Each way reads and writes q and k, and reads the tables."""
+    """No matrix product. Each pass reads and writes q and k, and reads the tables."""
     count = case.batch * case.length * (case.q_heads + case.k_heads) * case.head_dim
     tables = (case.batch if case.own else 1) * case.length * (case.rotary_dim or case.head_dim) * 4
     total = 2 * count * dtype.itemsize + tables
@@ -273,7 +298,7 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 
 KERNEL = Kernel(
     name="rope",
-    summary="rotary positions of queries and keys in one launch: halves or neighbours, all dims or the first",
+    summary="rotary positions of queries and keys in one launch: halves or neighbours, all dimensions or the first",
     run=rope,
     reference=reference,
     inputs=inputs,

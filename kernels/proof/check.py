@@ -1,4 +1,4 @@
-"""Is a kernel right? Each case against its reference in fp64, within the budget of `accuracy`. Buffers start as NaN."""
+"""Check a kernel: each case against its reference in fp64, within the budget of accuracy.py. Buffers start as NaN."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from llmbench.kernels.kernel import Kernel, Random, described
+from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.launching import poisoned
-from llmbench.kernels.proof.accuracy import Verdict, compare, held, nearness
-from llmbench.kernels.registry import kernel
+from llmbench.kernels.proof.accuracy import Verdict, check_against, compare, severity
+from llmbench.kernels.registry import load_kernel
 
-__all__ = ["Checked", "Verdict", "check", "check_all", "compare"]
+__all__ = ["CheckResult", "Verdict", "check", "check_all", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """All cases of one kernel in one format: how many tensors were compared, and the one nearest to its budget."""
+class CheckResult:
+    """All cases of one kernel in one format: the number of compared tensors, and the one nearest to its budget."""
 
     kernel: str
     dtype: torch.dtype
@@ -28,11 +28,11 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether all of them are within their budgets."""
+        """Whether every tensor is within its budget."""
         return self.worst.passed
 
     def as_row(self) -> dict[str, Any]:
-        """Plain values."""
+        """The result as plain values."""
         return {
             "kernel": self.kernel,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -42,23 +42,23 @@ class Checked:
         }
 
 
-def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: str) -> Iterator[Checked]:
-    """Every case of the named kernels in each format, a row a kernel and format as it is done."""
+def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: str) -> Iterator[CheckResult]:
+    """Check every case of the named kernels, with `seeds` random inputs each; one result per kernel and format."""
     for name in names:
-        of = kernel(name)
-        for dtype in of.formats(dtypes):
-            found = [
+        kernel = load_kernel(name)
+        for dtype in kernel.formats(dtypes):
+            verdicts = [
                 (verdict, case)
-                for case in of.cases
+                for case in kernel.cases
                 for seed in range(seeds)
-                for verdict in check(of, case, dtype, seed, torch.device(device))
+                for verdict in check(kernel, case, dtype, seed, torch.device(device))
             ]
-            worst, case = max(found, key=lambda pair: nearness(pair[0]))
-            yield Checked(kernel=name, dtype=dtype, checks=len(found), case=described(case), worst=worst)
+            worst, case = max(verdicts, key=lambda pair: severity(pair[0]))
+            yield CheckResult(kernel=name, dtype=dtype, checks=len(verdicts), case=describe(case), worst=worst)
 
 
-def check(of: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
-    """Run `case` once and compare every output, and every gradient of `of.differentiable`."""
-    inputs = of.inputs(case, Random(seed, dtype, device))
+def check(kernel: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
+    """Run `case` once and compare every output, and every gradient of `kernel.differentiable`."""
+    inputs = kernel.inputs(case, Random(seed, dtype, device))
     with poisoned():
-        return held(of.run, of.reference, inputs, differentiable=of.differentiable, seed=seed)
+        return check_against(kernel.run, kernel.reference, inputs, differentiable=kernel.differentiable, seed=seed)

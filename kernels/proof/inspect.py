@@ -1,7 +1,7 @@
-"""What the compiler makes of a kernel, without a GPU: registers, spills, shared memory, tensor-core instructions.
+"""Compile kernels without a GPU and inspect the result: registers, spills, shared memory, tensor-core instructions.
 
-Each shape of a kernel is run under `captured()`, forward and backward, once for every configuration that its
-launchers choose from; the noted launches are compiled for the wanted architecture and disassembled.
+Each shape of a kernel runs under `captured()`, forward and backward, once for every candidate configuration of its
+launchers. The recorded launches are then compiled for an architecture and disassembled.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from triton.compiler import ASTSource
 
 from llmbench.errors import CannotRunError
 from llmbench.kernels.formats import short
-from llmbench.kernels.kernel import Kernel, Random, described
+from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.launching import Config, Launch, captured, interpreted, preferring
-from llmbench.kernels.registry import kernel
+from llmbench.kernels.registry import load_kernel
 
 __all__ = ["ARCHITECTURES", "Compiled", "Limits", "inspect", "launches"]
 
 
 class Limits(NamedTuple):
-    """What one multiprocessor has, and the tensor-core instruction that a matrix kernel should use."""
+    """The resources of a multiprocessor, and the tensor-core instruction that matrix products should use."""
 
     shared_bytes: int
-    shared_bytes_a_block: int
+    shared_bytes_per_block: int
     warps: int
     blocks: int
     instruction: str
@@ -48,17 +48,17 @@ ARCHITECTURES = {
 }
 """CUDA C++ programming guide, table of technical specifications per compute capability."""
 
-REGISTERS = 65536  # a multiprocessor, 32 bits each, given out to warps in units of 256
+REGISTERS = 65536  # per multiprocessor, 32 bits each, allocated to warps in units of 256
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """One kernel function in one configuration for one shape, format and architecture, in plain values.
+    """A kernel function in one configuration, for one shape, format and architecture, in plain values.
 
-    `shipped`: what is launched, and not one of those to choose from. `blocks` that fit on a multiprocessor at a time;
-    `instruction` is the widest tensor-core instruction in its PTX, None without any. `faults` must not ship; `allowed`
-    would be faults, but for the reason given with the kernel.
+    `shipped`: this configuration runs, and is not only a candidate. `blocks` fit on a multiprocessor at a time.
+    `instruction` is the widest tensor-core instruction in the PTX, None without any. `faults` make `inspect` fail;
+    `allowed` are faults that the kernel accepts, with its reasons.
     """
 
     kernel: str
@@ -81,7 +81,7 @@ class Compiled:
 
     @property
     def occupancy(self) -> float:
-        """Resident warps as a share of those a multiprocessor can hold."""
+        """Resident warps as a share of the maximum of a multiprocessor."""
         return self.blocks * self.num_warps / ARCHITECTURES[self.arch].warps
 
 
@@ -93,49 +93,49 @@ def inspect(
     *,
     shipped: bool = False,
 ) -> Iterator[Compiled]:
-    """Compile every configuration of every shape of the named kernels, or only those `shipped`, in `workers` processes.
+    """Compile every configuration of every shape of the named kernels, or only `shipped` ones, in `workers` processes.
 
-    Raises CannotRunError in the interpreter, where there is nothing to compile.
+    Raises CannotRunError if kernels are interpreted, because nothing is compiled then.
     """
     if interpreted():
-        raise CannotRunError("TRITON_INTERPRET is set: interpreted kernels are not compiled", hint="unset it")
+        raise CannotRunError("TRITON_INTERPRET is set, so kernels are interpreted and not compiled", hint="unset it")
     work = [
         (name, index, dtype, arch, shipped)
         for arch in arches
         for name in names
-        for index in range(len(kernel(name).shapes))
-        for dtype in kernel(name).formats(dtypes)
+        for index in range(len(load_kernel(name).shapes))
+        for dtype in load_kernel(name).formats(dtypes)
     ]
     if workers == 1:
-        yield from (row for each in work for row in _of_shape(*each))
+        yield from (row for job in work for row in _compile_shape(*job))
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for rows in [pool.submit(_of_shape, *each) for each in work]:
+        for rows in [pool.submit(_compile_shape, *job) for job in work]:
             yield from rows.result()
 
 
-def _of_shape(name: str, index: int, dtype: torch.dtype, arch: int, shipped: bool) -> list[Compiled]:
-    of = kernel(name)
-    case = of.shapes[index]
+def _compile_shape(name: str, index: int, dtype: torch.dtype, arch: int, shipped: bool) -> list[Compiled]:
+    kernel = load_kernel(name)
+    case = kernel.shapes[index]
     try:
         return [
-            _compiled(of, case, dtype, launch, arch)
-            for launch in launches(of, case, dtype, arch)
+            _compiled(kernel, case, dtype, launch, arch)
+            for launch in launches(kernel, case, dtype, arch)
             if launch.shipped or not shipped
         ]
-    except CannotRunError as refusal:  # as the op would on such a GPU
-        refused = _row(of, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
+    except CannotRunError as refusal:  # the op refuses such a GPU
+        refused = _row(kernel, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
         return [replace(refused, config="", allowed=(f"refused: {refusal}",))]
 
 
-def launches(of: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
-    """Every different launch of one case, forward and backward, over all configurations."""
+def launches(kernel: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
+    """Every distinct launch of one case, forward and backward, over all configurations."""
     seen: set[str] = set()
-    choices, index, most = [dict[str, int]()], 0, 1
-    while index < most:
+    choices, index, count = [dict[str, int]()], 0, 1
+    while index < count:
         with captured(arch) as capture, preferring(choices[index]):
-            _once(of, case, dtype)
-        most = max([most, *capture.candidates.values()])
+            _run_once(kernel, case, dtype)
+        count = max([count, *capture.candidates.values()])
         choices.append(dict.fromkeys(capture.candidates, index + 1))
         index += 1
         for launch in capture.launches:
@@ -145,13 +145,14 @@ def launches(of: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[L
                 yield launch
 
 
-def _once(of: Kernel, case: Any, dtype: torch.dtype) -> None:
-    inputs = of.inputs(case, Random(0, dtype, torch.device("cpu"), shapes_only=True))
-    leaves = [inputs[name].requires_grad_() for name in of.differentiable if isinstance(inputs.get(name), Tensor)]
-    out = of.run(**inputs)
+def _run_once(kernel: Kernel, case: Any, dtype: torch.dtype) -> None:
+    """Run a case forward and backward, on tensors without values."""
+    inputs = kernel.inputs(case, Random(0, dtype, torch.device("cpu"), shapes_only=True))
+    leaves = [inputs[name].requires_grad_() for name in kernel.differentiable if isinstance(inputs.get(name), Tensor)]
+    out = kernel.run(**inputs)
     if leaves:
-        moving = [o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad]
-        torch.autograd.grad(moving, leaves, [torch.empty_like(o) for o in moving])
+        dependent = [o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad]
+        torch.autograd.grad(dependent, leaves, [torch.empty_like(o) for o in dependent])
 
 
 _TYPES = {
@@ -170,16 +171,17 @@ _TYPES = {
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
-    """Types, constants and divisibilities, as a launch on a GPU would specialise them: 1 and None are constants,
-    addresses and integers divisible by 16 are known to be."""
+    """Types, constants and divisibilities, as a launch on a GPU specialises them.
+
+    1 and None are constants. Addresses and integers that are divisible by 16 are marked so."""
     types: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
-    for place, parameter in enumerate(launch.kernel.params):
+    for position, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             types[parameter.name] = "constexpr"
-            constants[(place,)] = value
+            constants[(position,)] = value
             continue
         if isinstance(value, Tensor):
             types[parameter.name] = "*" + _TYPES[value.dtype]
@@ -192,17 +194,17 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
         else:
             types[parameter.name], divisible = "fp32", False
         if divisible:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(position,)] = [["tt.divisibility", 16]]
     return types, constants, attributes
 
 
 def _row(
-    of: Kernel, case: Any, dtype: torch.dtype, function: str, config: Config, arch: int, shipped: bool = False
+    kernel: Kernel, case: Any, dtype: torch.dtype, function: str, config: Config, arch: int, shipped: bool = False
 ) -> Compiled:
     return Compiled(
-        kernel=of.name,
+        kernel=kernel.name,
         function=function,
-        case=described(case),
+        case=describe(case),
         dtype=str(dtype).removeprefix("torch."),
         config=str(config),
         note=config.note,
@@ -213,15 +215,15 @@ def _row(
     )
 
 
-def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
+def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: int) -> Compiled:
     config = launch.config
-    row = _row(of, case, dtype, launch.name, config, arch, launch.shipped)
+    row = _row(kernel, case, dtype, launch.name, config, arch, launch.shipped)
     types, constants, attributes = _signature(launch)
     source = ASTSource(launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     try:
         result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    except Exception as problem:  # whatever a compiler raises, the other kernels are still to be seen
+    except Exception as problem:  # compilers raise many errors, and the other kernels must still be inspected
         return replace(row, faults=(f"does not compile: {str(problem).strip().splitlines()[-1]}",))
     registers, spilled = _resources(result.asm["cubin"])
     shared = int(result.metadata.shared)
@@ -234,45 +236,45 @@ def _compiled(of: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arch: i
         instruction=next((name for name in INSTRUCTIONS if name in ptx), None),
         blocks=_blocks(ARCHITECTURES[arch], registers, shared, int(result.metadata.num_warps)),
     )
-    found = _faults(row, matrix="tt.dot" in str(result.asm["ttir"]))
-    reasons = {key: of.allowances.get(key) or of.allowances.get(f"{key} in {short(dtype)}") for key in found}
+    faults = _faults(row, matrix="tt.dot" in str(result.asm["ttir"]))
+    reasons = {key: kernel.allowances.get(key) or kernel.allowances.get(f"{key} in {short(dtype)}") for key in faults}
     return replace(
         row,
-        faults=tuple(text for key, text in found.items() if reasons[key] is None),
-        allowed=tuple(f"{text}: {reasons[key]}" for key, text in found.items() if reasons[key] is not None),
+        faults=tuple(text for key, text in faults.items() if reasons[key] is None),
+        allowed=tuple(f"{text}: {reasons[key]}" for key, text in faults.items() if reasons[key] is not None),
     )
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of local memory a thread, which in a Triton kernel are spilled registers."""
+    """Registers per thread, and bytes of local memory per thread, which in a Triton kernel are spilled registers."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
+        output = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
     return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 
 def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -> int:
     """Blocks that fit on one multiprocessor at a time."""
-    a_warp = -(-registers * 32 // 256) * 256
-    by_registers = REGISTERS // a_warp // num_warps
-    by_shared = limits.shared_bytes // (shared_bytes + 1024)  # the system takes 1 KiB a block
+    per_warp = -(-registers * 32 // 256) * 256
+    by_registers = REGISTERS // per_warp // num_warps
+    by_shared = limits.shared_bytes // (shared_bytes + 1024)  # the system takes 1 KiB per block
     return max(0, min(by_registers, by_shared, limits.warps // num_warps, limits.blocks))
 
 
 def _faults(row: Compiled, *, matrix: bool) -> dict[str, str]:
-    """What is wrong with a compiled kernel, by the key under which a kernel may allow it."""
+    """The faults of a compiled kernel, by the keys with which `Kernel.allowances` accepts them."""
     limits = ARCHITECTURES[row.arch]
-    found = {}
-    if row.shared_bytes > limits.shared_bytes_a_block:
-        found["shared memory"] = f"shared memory {row.shared_bytes:,} B is over {limits.shared_bytes_a_block:,} B"
-    if row.arch != 90:  # what is tuned for Hopper must compile elsewhere, no more
-        return found
+    faults = {}
+    if row.shared_bytes > limits.shared_bytes_per_block:
+        faults["shared memory"] = f"shared memory {row.shared_bytes:,} B exceeds {limits.shared_bytes_per_block:,} B"
+    if row.arch != 90:  # kernels are tuned for Hopper; elsewhere they only have to compile and fit
+        return faults
     if row.spilled_bytes:
-        found[f"{row.function}: spills"] = f"spills {row.spilled_bytes} B a thread"
+        faults[f"{row.function}: spills"] = f"spills {row.spilled_bytes} B per thread"
     expected = limits.instruction if matrix else None
     if row.instruction != expected:
-        found[f"{row.function}: {row.instruction}"] = f"uses {row.instruction} instead of {expected}"
-    return found
+        faults[f"{row.function}: {row.instruction}"] = f"uses {row.instruction} instead of {expected}"
+    return faults

@@ -1,0 +1,63 @@
+"""Arithmetic that several kernels share: the base of exponentials, tanh, and conversions between number formats.
+
+Triton's interpreter computes with numpy, which has no bf16; functions here widen its operands first where it matters.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from llmbench.kernels.launching import interpreted
+
+__all__ = ["INTERPRETED", "LOG2E", "narrowed", "quick_tanh", "tanh", "widened"]
+
+INTERPRETED = tl.constexpr(interpreted())
+LOG2E = tl.constexpr(1.4426950408889634)  # log2(e): exp(x) is exp2(x · LOG2E), and GPUs have an instruction for exp2
+
+
+@triton.jit
+def widened(x, like):
+    """Convert 8-bit elements to the dtype of `like`, which represents them exactly.
+
+    The interpreter converts to bf16 from fp32 only."""
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x.to(like.dtype)
+
+
+@triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """Round fp32 to the nearest number of `dtype`; a tie goes to the even one.
+
+    The interpreter truncates to bf16, an error twice as large and always towards zero, so half of the last digit is
+    added there first."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        odd = (bits >> 16) & 1
+        x = tl.where(x == x, (bits + odd + 0x7FFF).to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
+
+
+@triton.jit
+def quick_tanh(x, EXACT: tl.constexpr):
+    """tanh(x) from one exponential. Near 0 the quotient loses its digits; with EXACT, a series replaces it there, as
+    fp32 results need."""
+    e = tl.exp2(tl.abs(x) * -2.8853900817779268)
+    value = (1.0 - e) / (1.0 + e)
+    if EXACT:
+        y = x * x
+        series = 1.0 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835 - y * (1382 / 155925)))))
+        value = tl.where(y < 0.09, tl.abs(x) * series, value)
+    return tl.where(x < 0.0, -value, value)
+
+
+@triton.jit
+def tanh(x):
+    """tanh(x) with an error of at most 2 roundings. Near 0, where 1 - e loses its digits, an odd polynomial (fitted on
+    |x| ≤ 0.6) replaces the quotient."""
+    e = tl.exp(tl.abs(x) * -2.0)
+    far = (1.0 - e) / (1.0 + e)
+    u = x * x
+    series = (((u * -0.00585783 + 0.020771) * u - 0.05377915) * u + 0.13331912) * u - 0.333333
+    return tl.where(u < 0.36, x + x * u * series, tl.where(x < 0.0, -far, far))
