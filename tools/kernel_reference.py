@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from llmbench.kernels.formats import short
-from llmbench.kernels.kernel import Kernel, described
+from llmbench.kernels.kernel import Kernel, describe
 from llmbench.kernels.proof.inspect import launches
-from llmbench.kernels.registry import KERNELS, kernel
+from llmbench.kernels.registry import KERNELS, load_kernel
 
 TARGET = Path(__file__).parent.parent / "docs" / "kernel-configurations.md"
 ARCH = 90
@@ -41,7 +41,7 @@ def section(of: Kernel) -> Iterator[str]:
     rows: dict[tuple[str, str, str], list[str]] = {}
     dtype = of.formats([torch.bfloat16])[0]
     for number, case in enumerate(of.shapes, 1):
-        yield f"{number}. {described(case)}\n"
+        yield f"{number}. {describe(case)}\n"
         for launch in launches(of, case, dtype, ARCH):
             found = rows.setdefault((launch.name, str(launch.config), launch.config.note), [])
             text = f"{number}" if launch.shipped else f"({number})"
@@ -56,7 +56,7 @@ def section(of: Kernel) -> Iterator[str]:
 
 def reference() -> str:
     """The page."""
-    return HEAD + "".join(line for name in KERNELS for line in section(kernel(name)))
+    return HEAD + "".join(line for name in KERNELS for line in section(load_kernel(name)))
 
 
 def main() -> int:

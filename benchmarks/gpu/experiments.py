@@ -31,8 +31,8 @@ from llmbench.kernels.decoding import latent as mla_decode
 from llmbench.kernels.experts import mixture as moe
 from llmbench.kernels.kernel import Kernel
 from llmbench.kernels.loss import linear as loss
-from llmbench.kernels.norm import layer_norm as layer_norm_file
-from llmbench.kernels.norm import rms_norm
+from llmbench.kernels.norm.norm import LAYER_NORM, RMS_NORM
+from llmbench.kernels.norm.norm import Case as NormCase
 from llmbench.kernels.pointwise import glu, rope
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
@@ -136,18 +136,17 @@ def _decoding() -> Iterator[Experiment]:
 
 def _rows() -> Iterator[Experiment]:
     """Norms, rotary positions and gates: each case is its own gate, since fp64 has room."""
-    norm, turn, gate = rms_norm.Case, rope.Case, glu.Case
-    layer_norm = layer_norm_file.KERNEL
+    norm, turn, gate = NormCase, rope.Case, glu.Case
     every: tuple[tuple[str, Kernel, Any, Any, Contender], ...] = (
-        ("RMSNorm", rms_norm.KERNEL, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
+        ("RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
         (
             "add+RMSNorm",
-            rms_norm.KERNEL,
+            RMS_NORM,
             norm(16384, 4096, "w", residual=True),
             norm(5, 64, "w", residual=True),
             liger.add_rms_norm,
         ),
-        ("LayerNorm", layer_norm, norm(16384, 4096, "wb"), norm(5, 64, "wb"), liger.layer_norm),
+        ("LayerNorm", LAYER_NORM, norm(16384, 4096, "wb"), norm(5, 64, "wb"), liger.layer_norm),
         ("RoPE", rope.KERNEL, turn(2, 8192, 32, 8, 128), turn(1, 5, 4, 2, 16), liger.rope),
         ("SwiGLU", glu.KERNEL, gate(16384, 11008), gate(5, 48), liger.swiglu),
         ("GEGLU", glu.KERNEL, gate(16384, 14336, "gelu_tanh"), gate(5, 48, "gelu_tanh"), liger.geglu),

@@ -14,9 +14,9 @@ from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.machine import Machine, time_box
 from llmbench.bench.autograd import one_pass
 from llmbench.kernels.formats import short
-from llmbench.kernels.kernel import described
+from llmbench.kernels.kernel import describe
 from llmbench.kernels.launching import poisoned
-from llmbench.kernels.proof.accuracy import Verdict, held
+from llmbench.kernels.proof.accuracy import Verdict, check_against
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.results import Row, Scalar
 
@@ -31,7 +31,7 @@ NAMED = ("attention", "decode_attention")
 
 def case_of(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
     """A case as it stands in a row."""
-    return {"shape": described(case), "dtype": short(dtype)}
+    return {"shape": describe(case), "dtype": short(dtype)}
 
 
 def broken(experiment: str, case: dict[str, Scalar], implementation: str, problem: Exception) -> Row:
@@ -122,7 +122,7 @@ def _verdicts(each: Contender, op: Op, of: Experiment, case: Any, machine: Machi
         inputs = inputs_of(of.kernel, case, seed, machine.dtype, machine.device)
         run = (lambda **given: op(**cloned(given))) if each.scribbles else op
         with torch.set_grad_enabled(not forward), poisoned():
-            found += held(
+            found += check_against(
                 run,
                 of.kernel.reference,
                 inputs,

@@ -20,7 +20,7 @@ from benchmarks.gpu.machine import Deadline, Machine, a_gpu, a_rehearsal, slug
 from benchmarks.gpu.measuring import broken, rivals_of, rows_of
 from benchmarks.gpu.workers import ROOT, Suite, prepare, run_once
 from llmbench.kernels.kernel import Kernel
-from llmbench.kernels.registry import KERNELS, kernel
+from llmbench.kernels.registry import KERNELS, load_kernel
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.environment import environment
 from llmbench.measure.reference import measure_references
@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
         summary.table(found.rows, rehearsal=quick, only=[row.experiment for row in found.rows] if part else ())
         return _code(found.rows)
     chosen(given.only)  # names are refused before anything is started
-    kernels = [kernel(name) for name in given.tune or KERNELS]
+    kernels = [load_kernel(name) for name in given.tune or KERNELS]
     with a_rehearsal() if given.quick else a_gpu() as machine:
         if given.warm is not None:
             _warm(given, kernels, machine)

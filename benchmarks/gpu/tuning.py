@@ -16,7 +16,7 @@ from benchmarks.gpu.calls import inputs_of, work_of
 from benchmarks.gpu.machine import Machine, time_box
 from benchmarks.gpu.measuring import LEAST_S, broken, case_of
 from llmbench.bench.autograd import one_pass
-from llmbench.kernels.kernel import Kernel, Random, described
+from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
 from llmbench.kernels.proof.accuracy import Verdict, compare
 from llmbench.measure.check_and_time import Candidate, check_and_time
@@ -154,7 +154,7 @@ def tuned(
 
 def ranked(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
     """The candidates of a choice for a reader, the fastest first, each with its time over the shipped one's."""
-    lines = [f"{choice.experiment} · {described(choice.case)} · {choice.name}"]
+    lines = [f"{choice.experiment} · {describe(choice.case)} · {choice.name}"]
     shipped = next((row.seconds for row in rows if row.implementation.startswith("0:")), None)
     for row in sorted(rows, key=lambda row: row.seconds or float("inf")):
         if row.seconds is None:

@@ -252,7 +252,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
 def _flops(q: Tensor, k: Tensor, v: Tensor, *others: Any, **_: Any) -> int:
     """2 · (H + V) per head and visible pair. On fake tensors, which have no data, all slots count as used."""
     layout = CacheLayout(*others[4:12])
-    _, capacity, _ = _sizes(k, layout.table)
+    capacity = _sizes(k, layout.table)[1]
     return 2 * (q.shape[-1] + v.shape[-1]) * q.shape[1] * count_pairs(layout, q.shape[0], q.shape[2], capacity)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from llmbench.kernels.experts.grouped import multiply, tile_at
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
+from llmbench.kernels.numeric import narrowed
 from llmbench.kernels.pointwise.glu import ACTIVATIONS, LIMIT, OAI, gate_and_slope
-from llmbench.kernels.products import dot, narrowed
+from llmbench.kernels.products import dot
 
 __all__ = ["gated", "gated_gradient"]
 

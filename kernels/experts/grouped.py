@@ -26,7 +26,8 @@ from torch.utils.flop_counter import register_flop_formula
 from llmbench.kernels.experts.sorting import rows_per_tile, tiles_from_offsets
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
-from llmbench.kernels.products import dot, narrowed
+from llmbench.kernels.numeric import narrowed
+from llmbench.kernels.products import dot
 
 __all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile_at", "weight_gradient"]
 

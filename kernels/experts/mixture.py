@@ -119,8 +119,8 @@ def _moe_backward(
         terms, first, second = (da, db), gate, (db, up)
     rows = product(da, first, offsets, tiles, tile, transposed=True, second=second, order=order)
     grads = [combine_rows(rows, dout, weights, chosen, down.shape[0]), dweights, dgate, dup, ddown]
-    for bias, rows in zip((gate_bias, up_bias), terms, strict=True):
-        grads.append(None if bias is None or rows is None else bias_gradient(rows, offsets))
+    for bias, term in zip((gate_bias, up_bias), terms, strict=True):
+        grads.append(None if bias is None or term is None else bias_gradient(term, offsets))
     grads.append(None if down_bias is None else bias_gradient(dout, offsets, order, weights, k))
     return [x.new_empty(0) if grad is None else grad for grad in grads]
 

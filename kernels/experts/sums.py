@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmbench.kernels.launching import Config, empty, launch
-from llmbench.kernels.products import narrowed
+from llmbench.kernels.numeric import narrowed
 
 __all__ = ["bias_gradient", "combine_rows", "pair_gradient"]
 

@@ -15,7 +15,7 @@ import torch
 
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
-from llmbench.kernels.proof.accuracy import Verdict, Weights, held
+from llmbench.kernels.proof.accuracy import Verdict, Weights, check_against
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.spec.mixer import AttentionKind, Mixer, branches
 from llmbench.spec.model import Layer
@@ -47,7 +47,7 @@ def verdicts(piece: Piece, setting: Setting, name: str, way: Callable[..., Any])
     """The piece computed that way, held against plain torch: what comes out, and with backward all gradients, those of
     inputs and those of weights."""
     made = piece.make(check_setting(piece, setting))
-    return held(
+    return check_against(
         way(made.run),
         partial(made.run, STANDARD),
         made.inputs,

@@ -161,9 +161,9 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
       llmbench kernels list --format json
     """
     _prepare()
-    from llmbench.kernels.registry import KERNELS, kernel
+    from llmbench.kernels.registry import KERNELS, load_kernel
 
-    kernels = [kernel(name) for name in KERNELS]
+    kernels = [load_kernel(name) for name in KERNELS]
     document = Document(
         command="kernels.list",
         inputs={},
@@ -324,10 +324,10 @@ def _prepare_interpreter() -> None:
 
 
 def _known(names: list[str] | None) -> tuple[str, ...]:
-    from llmbench.kernels.registry import KERNELS, kernel
+    from llmbench.kernels.registry import KERNELS, load_kernel
 
     for name in names or ():
-        kernel(name)
+        load_kernel(name)
     return tuple(names or KERNELS)
 
 

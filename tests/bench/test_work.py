@@ -37,10 +37,10 @@ def cost(name: str, *case: Any, **more: Any) -> Any:
     """What a kernel's file says."""
     from importlib import import_module
 
-    from llmbench.kernels.registry import KERNELS
+    from llmbench.kernels.registry import KERNELS, load_kernel
 
-    module = import_module(f"llmbench.kernels.{KERNELS[name]}")
-    return module.KERNEL.cost(module.Case(*case, **more), torch.bfloat16)
+    module = import_module(f"llmbench.kernels.{KERNELS[name].partition(':')[0]}")
+    return load_kernel(name).cost(module.Case(*case, **more), torch.bfloat16)
 
 
 @pytest.mark.parametrize("window", [None, 17])

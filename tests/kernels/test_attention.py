@@ -1,4 +1,4 @@
-"""Attention beyond its cases: counts of pairs, rows without keys, layouts, compilation, and what is refused."""
+"""Attention beyond its cases: counts of pairs, queries without keys, layouts, compilation, refused arguments."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def random(seed: int = 0, dtype: torch.dtype = torch.float32) -> Random:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 8, 40])
 def test_pairs_are_counted_exactly(causal: bool, window: int | None) -> None:
-    """Against a mask written out, and against the sizing table wherever queries are the last of the keys."""
-    reach = Reach.of(causal, window)
+    """Compare with an explicit mask, and with the sizing table if there are no more queries than keys."""
+    reach = Reach.from_mask(causal, window)
     for queries in (1, 2, 7, 12):
         for keys in (1, 3, 7, 20):
             distance = torch.arange(keys) - (torch.arange(queries)[:, None] + keys - queries)
@@ -44,7 +44,7 @@ def test_backward_costs_two_and_a_half_forwards() -> None:
     assert 2 * found.backward_flops == 5 * found.flops
 
 
-def test_widths_are_split_without_much_padding() -> None:
+def test_a_width_is_split_with_little_padding() -> None:
     assert {width: split_width(width) for width in (8, 64, 80, 96, 128, 192, 256)} == {
         8: (16, 0),
         64: (64, 0),
@@ -56,22 +56,22 @@ def test_widths_are_split_without_much_padding() -> None:
     }
 
 
-def test_a_query_without_keys_gets_nothing() -> None:
-    """More queries than keys under a causal mask: the first see none."""
-    given = inputs(Case(1, 2, 1, 9, 5, 16), random())
+def test_a_query_without_keys_gets_zeros() -> None:
+    """With more queries than keys under a causal mask, the first queries see no key."""
+    arguments = inputs(Case(1, 2, 1, 9, 5, 16), random())
     for name in ("q", "k", "v"):
-        given[name].requires_grad_()
-    out, lse = attention(**given)
+        arguments[name].requires_grad_()
+    out, lse = attention(**arguments)
     assert (out[:, :, :4] == 0).all()
     assert (lse[:, :, :4] == -float("inf")).all()
     assert lse[:, :, 4:].isfinite().all()
-    gradients = torch.autograd.grad(out.sum(), [given[name] for name in ("q", "k", "v")])
+    gradients = torch.autograd.grad(out.sum(), [arguments[name] for name in ("q", "k", "v")])
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert (gradients[0][:, :, :4] == 0).all()
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
-    """As if each were alone, also where one has no queries and one no keys."""
+    """Results equal those of each sequence alone. One sequence has no queries and one has no keys."""
     lengths = ((5, 5), (0, 4), (40, 70), (3, 0), (1, 3))
     packed = inputs(Case(heads=2, kv_heads=1, head_dim=16, packed=lengths), random())
     leaves = [packed[name].requires_grad_() for name in ("q", "k", "v")]
@@ -91,9 +91,9 @@ def test_packed_sequences_do_not_see_each_other() -> None:
 
 
 def test_results_join_by_their_log_sum_exp() -> None:
-    """Halves of the keys, weighed by what each half's scores sum to, are the whole; gradients flow through both."""
-    given = inputs(Case(1, 1, 1, 20, 40, 16, causal=False), random())
-    leaves = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    """The results of two parts of the keys, weighted by their log-sum-exp, give the whole, gradients included."""
+    arguments = inputs(Case(1, 1, 1, 20, 40, 16, causal=False), random())
+    leaves = [arguments[name].requires_grad_() for name in ("q", "k", "v")]
     q, k, v = leaves
     halves = [attention(q, k[:, :, part], v[:, :, part]) for part in (slice(0, 13), slice(13, 40))]
     lse = torch.logsumexp(torch.stack([lse for _, lse in halves]), dim=0)
@@ -101,14 +101,14 @@ def test_results_join_by_their_log_sum_exp() -> None:
     whole, level = attention(q, k, v)
     torch.testing.assert_close(joined, whole, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(lse, level, rtol=2e-3, atol=2e-3)
-    toward = torch.randn_like(whole)
-    found, expected = (torch.autograd.grad(out, leaves, toward) for out in (joined, whole))
+    dwhole = torch.randn_like(whole)
+    found, expected = (torch.autograd.grad(out, leaves, dwhole) for out in (joined, whole))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-3)
 
 
 def test_any_layout_is_read() -> None:
-    """Slices of one projection, an odd offset, and a broadcast: the same numbers give the same result."""
+    """Slices of one projection, an odd offset and a broadcast give the same result as contiguous tensors."""
     merged = random().normal(1, 30, 3 * 2 * 16 + 1)[..., 1:]
     q, k, v = (x.unflatten(-1, (2, 16)).transpose(1, 2) for x in merged.chunk(3, dim=-1))
     k = k[:, :1].expand(1, 2, 30, 16)
@@ -118,14 +118,14 @@ def test_any_layout_is_read() -> None:
     assert out.transpose(1, 2).is_contiguous()
 
 
-def test_it_compiles_whole() -> None:
-    """Without a graph break, with gradients."""
-    given = inputs(Case(1, 2, 1, 20, 20, 16, sinks=True), random())
-    leaves = [given[name].requires_grad_() for name in ("q", "k", "v", "sinks")]
+def test_it_compiles_without_graph_breaks() -> None:
+    """The compiled op and its gradients equal the eager ones."""
+    arguments = inputs(Case(1, 2, 1, 20, 20, 16, sinks=True), random())
+    leaves = [arguments[name].requires_grad_() for name in ("q", "k", "v", "sinks")]
     compiled = torch.compile(
         lambda *x: attention(*x[:3], causal=True, sinks=x[3])[0], fullgraph=True, backend="aot_eager"
     )
-    out, expected = compiled(*leaves), attention(**given)[0]
+    out, expected = compiled(*leaves), attention(**arguments)[0]
     torch.testing.assert_close(out, expected)
     for one, other in zip(
         torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
@@ -133,13 +133,13 @@ def test_it_compiles_whole() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_the_reference_is_torchs_attention() -> None:
-    """Our oracle is not only ours."""
-    given = inputs(Case(2, 4, 2, 20, 20, 16), random(dtype=torch.float64))
+def test_the_reference_equals_torchs_attention() -> None:
+    """The reference is itself compared with scaled_dot_product_attention."""
+    arguments = inputs(Case(2, 4, 2, 20, 20, 16), random(dtype=torch.float64))
     expected = torch.nn.functional.scaled_dot_product_attention(
-        given["q"], given["k"], given["v"], is_causal=True, enable_gqa=True
+        arguments["q"], arguments["k"], arguments["v"], is_causal=True, enable_gqa=True
     )
-    torch.testing.assert_close(reference(**given)[0], expected)
+    torch.testing.assert_close(reference(**arguments)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_the_reference_is_torchs_attention() -> None:
     [
         ({"head_dim": 20}, "multiples of 8"),
         ({"head_dim": 320}, "up to 256"),
-        ({"kv_heads": 3}, "multiple of key heads"),
+        ({"kv_heads": 3}, "multiple of the number of key heads"),
     ],
 )
-def test_shapes_that_do_not_work_are_refused(change: dict[str, Any], text: str) -> None:
+def test_unsupported_shapes_are_refused(change: dict[str, Any], text: str) -> None:
     case = Case(1, 4, 2, 8, 8, 16)._replace(**change)
     with pytest.raises(ValueError, match=text):
         attention(**inputs(case, random()))
 
 
-def test_options_that_do_not_work_are_refused() -> None:
-    given = inputs(Case(1, 2, 1, 8, 8, 16), random())
+def test_contradictory_options_are_refused() -> None:
+    arguments = inputs(Case(1, 2, 1, 8, 8, 16), random())
     for change in ({"scale": -1.0}, {"window": 0}, {"soft_cap": 0.0}, {"max_keys": 8}, {"sinks": torch.zeros(3)}):
         with pytest.raises(ValueError, match=r"positive|packed|one floating-point"):
-            attention(**{**given, **change})
-    with pytest.raises(ValueError, match="one of fp16"):
-        attention(**{**given, "q": given["q"].double()})
+            attention(**{**arguments, **change})
+    with pytest.raises(ValueError, match="one dtype: fp16"):
+        attention(**{**arguments, "q": arguments["q"].double()})
     assert KERNEL.name == "attention"

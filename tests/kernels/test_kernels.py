@@ -1,7 +1,9 @@
-"""Every kernel, whatever it computes: right in every case and format, complete as a torch op, and priced rightly."""
+"""Tests of every kernel: results in each case and format, completeness as a torch op, FLOPs, and its file's order."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import llmbench
 from llmbench.kernels import launching
-from llmbench.kernels.kernel import Kernel, Random, described
+from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.proof.check import check, compare
-from llmbench.kernels.registry import KERNELS, kernel
+from llmbench.kernels.registry import KERNELS, load_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEEDS = (0, 1) if DEVICE.type == "cpu" else range(8)
@@ -20,31 +23,31 @@ CPU = torch.device("cpu")
 
 
 CASES = [
-    pytest.param(kernel(name), case, id=f"{name}-{'-'.join(map(str, case))}")
+    pytest.param(load_kernel(name), case, id=f"{name}-{'-'.join(map(str, case))}")
     for name in KERNELS
-    for case in kernel(name).cases
+    for case in load_kernel(name).cases
 ]
 
 
-@pytest.mark.parametrize(("of", "case"), CASES)
-def test_results_and_gradients_are_within_budget(of: Kernel, case: Any) -> None:
-    """Buffers start as NaN; the budget is twice plain torch's error in the format, and one rounding."""
-    for dtype in of.dtypes:
+@pytest.mark.parametrize(("kernel", "case"), CASES)
+def test_results_and_gradients_are_within_budget(kernel: Kernel, case: Any) -> None:
+    """Buffers start as NaN. The budget is twice the error of plain torch in the format, plus one rounding."""
+    for dtype in kernel.dtypes:
         for seed in SEEDS:
-            for verdict in check(of, case, dtype, seed, DEVICE):
+            for verdict in check(kernel, case, dtype, seed, DEVICE):
                 assert verdict.passed, (dtype, seed, verdict)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_configuration_is_right(name: str) -> None:
-    """Not only the one that is shipped, at real sizes too."""
-    of = kernel(name)
-    most = 8  # more than any list has: the last stands for those beyond it
-    for index in range(most):
+    """Every candidate, and not only the one that ships."""
+    kernel = load_kernel(name)
+    longest = 8  # at least the length of any list; a greater index takes its last candidate
+    for index in range(longest):
         with launching.preferring(_Always(index)):
-            for case in of.cases:
-                for verdict in check(of, case, torch.bfloat16, 0, DEVICE):
+            for case in kernel.cases:
+                for verdict in check(kernel, case, torch.bfloat16, 0, DEVICE):
                     assert verdict.passed, (index, case, verdict)
 
 
@@ -59,55 +62,56 @@ class _Always(dict[str, int]):
 
 
 class Calls(TorchDispatchMode):
-    """Note the first call of each of our ops."""
+    """Record the first call of each of our ops."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[Any, tuple[Any, Any]] = {}
+        self.calls: dict[Any, tuple[Any, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "llmbench":
-            self.found.setdefault(func, (args, dict(kwargs or {})))
+            self.calls.setdefault(func, (args, dict(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def run_with_gradients(of: Kernel, case: Any, dtype: torch.dtype, device: torch.device = DEVICE) -> None:
-    """Forward and, where there is one, backward."""
-    inputs = of.inputs(case, Random(0, dtype, device))
-    leaves = [inputs[name].requires_grad_() for name in of.differentiable if isinstance(inputs.get(name), torch.Tensor)]
-    outputs = of.run(**inputs)
+def run_with_gradients(kernel: Kernel, case: Any, dtype: torch.dtype, device: torch.device = DEVICE) -> None:
+    """Run the forward pass, and the backward pass if there is one."""
+    inputs = kernel.inputs(case, Random(0, dtype, device))
+    tensors = [inputs[name] for name in kernel.differentiable if isinstance(inputs.get(name), torch.Tensor)]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    outputs = kernel.run(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    moving = [out for out in outputs if out.requires_grad]
-    if moving:
-        torch.autograd.grad(moving, leaves, [torch.randn_like(out) for out in moving])
+    dependent = [out for out in outputs if out.requires_grad]
+    if dependent:
+        torch.autograd.grad(dependent, leaves, [torch.randn_like(out) for out in dependent])
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_ops_are_complete(name: str) -> None:
-    """torch's own check of a custom op: schema, fake tensors, autograd, and both together under compilation."""
-    of = kernel(name)
+    """torch's opcheck: schema, fake tensors, autograd, and compilation."""
+    kernel = load_kernel(name)
     with Calls() as calls:
-        run_with_gradients(of, of.cases[0], torch.float32)
-    assert calls.found, "no custom op was called"
-    for op, (args, kwargs) in calls.found.items():
-        if "backward" in op.name():  # no gradients of gradients
+        run_with_gradients(kernel, kernel.cases[0], torch.float32)
+    assert calls.calls, "no custom op was called"
+    for op, (args, kwargs) in calls.calls.items():
+        if "backward" in op.name():  # backward ops have no gradients
             args = tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args)
         torch.library.opcheck(op, args, kwargs)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_flops_are_the_cost(name: str) -> None:
-    """What the counter counts is what the kernel's cost says, forward and backward."""
-    of = kernel(name)
-    for case in of.cases:
-        cost = of.cost(case, torch.float32)
+def test_counted_flops_equal_the_cost(name: str) -> None:
+    """The FLOPs of FlopCounterMode equal those of the kernel's cost, forward and backward."""
+    kernel = load_kernel(name)
+    for case in kernel.cases:
+        cost = kernel.cost(case, torch.float32)
         with FlopCounterMode(display=False) as counter:
-            run_with_gradients(of, case, torch.float32)
+            run_with_gradients(kernel, case, torch.float32)
         assert counter.get_total_flops() == cost.flops + cost.backward_flops, case
 
 
 def test_a_wrong_kernel_is_caught() -> None:
-    """An error of a few roundings passes, an unwritten or a wrong element does not."""
+    """Rounding errors pass; a wrong, an unwritten or a missing element does not."""
     exact = torch.randn(1000, dtype=torch.float64)
     plain = exact.bfloat16()
     assert compare("out", plain.clone(), plain, exact).passed
@@ -126,13 +130,32 @@ def test_buffers_are_poisoned() -> None:
         assert (launching.empty(3, like=like, dtype=torch.int32) == -1).all()
 
 
-def test_cases_in_words() -> None:
-    """What differs from the defaults, and a number of equal values as such."""
-    lengths = kernel("decode_attention").shapes[0]
-    assert described(lengths) == "lengths=32 × 4096, heads=32, kv_heads=8, head_dim=128"
-    assert described(lengths._replace(lengths=(7, 9), page=16)).startswith("lengths=(7, 9), ")
+def test_cases_as_text() -> None:
+    """A text has the fields that differ from their defaults, and a repeated value as count × value."""
+    lengths = load_kernel("decode_attention").shapes[0]
+    assert describe(lengths) == "lengths=32 × 4096, heads=32, kv_heads=8, head_dim=128"
+    assert describe(lengths._replace(lengths=(7, 9), page=16)).startswith("lengths=(7, 9), ")
 
 
-def test_a_kernel_without_the_asked_formats_is_taken_in_its_own() -> None:
-    assert kernel("rope").formats([torch.float32, torch.float64]) == (torch.float32,)
-    assert kernel("moe_routing").formats([torch.bfloat16]) == (torch.float32,)
+def test_a_kernel_without_the_requested_formats_uses_its_own() -> None:
+    assert load_kernel("rope").formats([torch.float32, torch.float64]) == (torch.float32,)
+    assert load_kernel("moe_routing").formats([torch.bfloat16]) == (torch.float32,)
+
+
+HEADINGS = [
+    "Kernels",
+    "Configurations and launcher",
+    "Torch op",
+    "Public op",
+    "Reference",
+    "Cases and cost",
+]
+"""The headings of a kernel file, in their order; kernels/README.md says what each has."""
+
+
+@pytest.mark.parametrize("module", sorted({place.partition(":")[0] for place in KERNELS.values()}))
+def test_a_kernel_file_has_its_headings_in_order(module: str) -> None:
+    text = Path(llmbench.__file__).parent.joinpath("kernels", *module.split(".")).with_suffix(".py").read_text("utf-8")
+    found = re.findall(r"^# == (.*) ==$", text, re.MULTILINE)
+    assert found == [heading for heading in HEADINGS if heading in found]
+    assert found[-4:] == HEADINGS[-4:]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.kernels.proof.accuracy import held
+from llmbench.kernels.proof.accuracy import check_against
 from llmbench.measure import check_and_time as module
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.clock import CpuClock
@@ -45,7 +45,7 @@ def rival(name: str, function: Callable[..., Tensor], **more: Any) -> Candidate:
     return Candidate(
         name=name,
         prepare=lambda: lambda: function(**inputs),
-        check=lambda: held(function, standard, inputs, differentiable=("q", "k", "v")),
+        check=lambda: check_against(function, standard, inputs, differentiable=("q", "k", "v")),
         **more,
     )
 

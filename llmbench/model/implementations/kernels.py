@@ -33,8 +33,7 @@ if TRITON:  # all at once: torch counts the FLOPs of those ops only that it know
     from llmbench.kernels.experts.mixture import moe as moe_kernel
     from llmbench.kernels.experts.routing import SCORES, moe_routing
     from llmbench.kernels.loss.linear import linear_cross_entropy
-    from llmbench.kernels.norm.layer_norm import add_layer_norm, layer_norm
-    from llmbench.kernels.norm.rms_norm import add_rms_norm, rms_norm
+    from llmbench.kernels.norm.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
     from llmbench.kernels.pointwise.glu import ACTIVATIONS
     from llmbench.kernels.pointwise.glu import glu as glu_kernel
     from llmbench.kernels.pointwise.rope import rope

@@ -21,7 +21,7 @@ from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting, computed
 from llmbench.bench.pieces.reduce import layer_of_each_kind
-from llmbench.kernels.proof.accuracy import Verdict, held
+from llmbench.kernels.proof.accuracy import Verdict, check_against
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
 from llmbench.measure.memory import GraphedCall
@@ -256,7 +256,7 @@ def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int 
             return model(tokens)[:, prompt - 1 :]
 
     inputs = {"tokens": setting.tokens(spec.vocab_size, 2, prompt + steps), "like": setting.normal()}
-    return held(stepped, whole, inputs, factor=check_factor(impl, case.device))
+    return check_against(stepped, whole, inputs, factor=check_factor(impl, case.device))
 
 
 def groups(ask: Ask) -> list[Group]:

@@ -26,7 +26,7 @@ from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.errors import CannotRunError
-from llmbench.kernels.proof.accuracy import Verdict, held, nearness
+from llmbench.kernels.proof.accuracy import Verdict, check_against, severity
 from llmbench.measure.clock import Call
 from llmbench.measure.ranks import ALONE, Ranks
 from llmbench.model.decoder import Decoder
@@ -172,6 +172,6 @@ def verdicts(setting: Setting, way: Way, ranks: Ranks = ALONE) -> list[Verdict]:
     def plain(tokens: Tensor, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return Trainer(version(like.dtype), tokens, targets).gradients(Way("standard"))
 
-    found = held(spread, plain, inputs, factor=check_factor(way.impl, setting.device))
+    found = check_against(spread, plain, inputs, factor=check_factor(way.impl, setting.device))
     named = [each._replace(tensor=name) for each, name in zip(found, ("loss", "gradients"), strict=True)]
-    return [max(same, key=nearness) for same in zip(*ranks.gathered(named), strict=True)]
+    return [max(same, key=severity) for same in zip(*ranks.gathered(named), strict=True)]
