@@ -1,4 +1,4 @@
-"""Write docs/kernel-configurations.md from the kernels: what each is for, its shapes, its configurations and why.
+"""Write docs/kernel-configurations.md from the kernels: their shapes and configurations, each with its reason.
 
 python tools/kernel_reference.py            # write it
 python tools/kernel_reference.py --check    # compare; exit 1 where it is out of date
@@ -25,33 +25,33 @@ HEAD = """\
 
 <!-- Written by tools/kernel_reference.py from kernels/. Do not edit; run it again. -->
 
-How each [kernel](concepts/kernels.md) is launched at the shapes of real models: on Hopper (sm_90), in bf16, or in its
-own format where it has no bf16. Reasons are arithmetic on registers, shared memory and occupancy; none has been timed.
-The numbers are those of the shapes that a configuration is launched for; in brackets, of those for which it is there to
-be chosen where a GPU can tell. `llmbench kernels inspect` shows what the compiler made of each, and `--format json` the
-reasons for other formats and architectures.
+The configurations of each [kernel](concepts/kernels.md) at the shapes of real models, on Hopper (sm_90) in bf16, or in
+fp32 for a kernel without bf16. The reasons are calculations of registers, shared memory and occupancy; none has been
+timed. The column `shapes` has the numbers of the shapes that run with a configuration. Numbers in brackets are shapes
+for which it is a candidate, to be chosen by measurements on a GPU. `llmbench kernels inspect` shows the compiled
+result of each configuration; `--format json` has the reasons for other formats and architectures.
 """
 
 
-def section(of: Kernel) -> Iterator[str]:
+def section(kernel: Kernel) -> Iterator[str]:
     """A kernel's shapes, and a row for each configuration of each of its functions."""
-    passes = "forward and backward" if of.differentiable else "forward"
-    yield f"\n## {of.name}\n\n{of.summary[:1].upper()}{of.summary[1:]}.\n"
-    yield f"Formats: {', '.join(short(dtype) for dtype in of.dtypes)}; {passes}.\n\n"
+    passes = "forward and backward" if kernel.differentiable else "forward"
+    yield f"\n## {kernel.name}\n\n{kernel.summary[:1].upper()}{kernel.summary[1:]}.\n"
+    yield f"Formats: {', '.join(short(dtype) for dtype in kernel.dtypes)}; {passes}.\n\n"
     rows: dict[tuple[str, str, str], list[str]] = {}
-    dtype = of.formats([torch.bfloat16])[0]
-    for number, case in enumerate(of.shapes, 1):
+    dtype = kernel.formats([torch.bfloat16])[0]
+    for number, case in enumerate(kernel.shapes, 1):
         yield f"{number}. {describe(case)}\n"
-        for launch in launches(of, case, dtype, ARCH):
-            found = rows.setdefault((launch.name, str(launch.config), launch.config.note), [])
+        for launch in launches(kernel, case, dtype, ARCH):
+            places = rows.setdefault((launch.name, str(launch.config), launch.config.note), [])
             text = f"{number}" if launch.shipped else f"({number})"
-            if text not in found and str(number) not in found:
-                found.append(text)
-    yield "\n| function | configuration | shapes | why |\n|---|---|---|---|\n"
+            if text not in places and str(number) not in places:
+                places.append(text)
+    yield "\n| function | configuration | shapes | reason |\n|---|---|---|---|\n"
     for (function, config, note), numbers in sorted(rows.items(), key=lambda row: row[0][0]):
         yield f"| `{function}` | {config} | {', '.join(numbers)} | {note} |\n"
-    for key, reason in of.allowances.items():
-        yield f"\nAllowed, `{key}`: {reason}.\n"
+    for key, reason in kernel.allowances.items():
+        yield f"\nAccepted, `{key}`: {reason}.\n"
 
 
 def reference() -> str:

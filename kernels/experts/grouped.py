@@ -185,7 +185,7 @@ def grouped_weight_gradient(
     tl.store(place, narrowed(acc, out.dtype.element_ty), mask=(i < high)[:, None] & (j < wide)[None, :])
 
 
-# == Configurations and launchers ==
+# == Configurations and launcher ==
 
 
 def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:

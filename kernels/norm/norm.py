@@ -49,7 +49,7 @@ MAX_BACKWARD_BYTES, MAX_TWO_SUMS_WIDTH = 32768, 8192
 """The widest row that a backward program keeps beside one sum over rows, in bytes, and beside two sums, in values."""
 
 
-# == Launcher ==
+# == Configurations and launcher ==
 
 
 def _row_views(tensors: list[Tensor | None], per_head: bool) -> list[Tensor | None]:
