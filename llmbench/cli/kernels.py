@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from llmbench.kernels.kernel import Kernel
-    from llmbench.kernels.proof.check import Checked
+    from llmbench.kernels.proof.check import CheckResult
     from llmbench.kernels.proof.inspect import Compiled
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ LIST: tuple[Field[Kernel], ...] = (
         "shapes", "shapes", "count", lambda kernel: len(kernel.shapes), description="number of shapes that are compiled"
     ),
 )
-CHECK: tuple[Field[Checked], ...] = (
+CHECK: tuple[Field[CheckResult], ...] = (
     Field("kernel", "kernel", unbroken=True, description="name of the kernel"),
     Field(
         "dtype",
