@@ -150,8 +150,10 @@ def _flops(x: Any, weights: Any, chosen: torch.Size, gate: Any, up: torch.Size, 
 
 
 @register_flop_formula(torch.ops.llmbench.moe_backward)
-def _backward_flops(dout: Any, x: Any, weights: Any, *rest: Any, **_: Any) -> int:
-    return 2 * _flops(x, weights, *rest)
+def _backward_flops(
+    dout: Any, x: Any, weights: Any, chosen: torch.Size, gate: Any, up: torch.Size, *_: Any, **__: Any
+) -> int:
+    return 4 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
