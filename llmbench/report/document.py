@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from llmbench.report.fields import Field
-from llmbench.report.units import Unit, heading
+from llmbench.report.fields import Cell, Field
+from llmbench.report.units import Unit, heading, shown
 
 __all__ = ["Block", "Column", "Document", "Table", "Unit", "table", "transposed"]
 
@@ -54,6 +55,37 @@ class Table(msgspec.Struct, kw_only=True):
     rows: list[list[Any]]
     total: bool = False
 
+    def for_people(self) -> Table:
+        """Without fields that people do not see, and without sparse columns that have no value."""
+
+        def seen(place: int, column: Field[Any]) -> bool:
+            empty = column.sparse and all(row[place] is None for row in self.rows)
+            return column.heading is not None and not empty
+
+        return self.only([seen(place, column) for place, column in enumerate(self.columns)])
+
+    def only(self, chosen: Sequence[bool]) -> Table:
+        """The table with the chosen columns."""
+        return Table(
+            columns=list(compress(self.columns, chosen)),
+            rows=[list(compress(row, chosen)) for row in self.rows],
+            total=self.total,
+        )
+
+    def headings(self) -> list[str]:
+        """The headings for people, with units."""
+        return [heading(column.heading or "", column.unit) for column in self.columns]
+
+    def texts(self) -> list[list[str]]:
+        """The cells for people."""
+        return [
+            [
+                cell.text if isinstance(cell, Cell) else shown(cell, column.unit)
+                for cell, column in zip(row, self.columns, strict=True)
+            ]
+            for row in self.rows
+        ]
+
 
 def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
     """A row for each item, a column for each field; `total` is an item for the last row, which is set apart."""
@@ -86,6 +118,10 @@ class Block(msgspec.Struct, kw_only=True):
     table: Table | None = None
     lines: list[str] = []
     notes: list[str] = []
+
+    def all_lines(self) -> list[str]:
+        """The lines under the table."""
+        return [*self.lines, *(f"note: {note}" for note in self.notes)]
 
 
 class Document(msgspec.Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""Curves: as text for a terminal, and by matplotlib into a file. Both axes are logarithmic."""
+"""Plots of curves: as text for a terminal, and by matplotlib into a file. Both axes are logarithmic."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.document import Unit
-from llmbench.report.units import fitting, heading, shown, size
+from llmbench.report.units import Unit, fitting, heading, shown, size
 
 __all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""Of Okabe and Ito, which the colour-blind tell apart too (https://jfly.uni-koeln.de/color), grey for their yellow."""
+"""The palette of Okabe and Ito, which suits the colour-blind (https://jfly.uni-koeln.de/color), grey for yellow."""
 MARKERS = "osD^vPX*"
 
 
 class Series(NamedTuple):
-    """A curve: its name, its points, all above zero, and what is to be said of those that are missing."""
+    """A curve: its name, its points (all above zero), and a remark on points that are missing."""
 
     name: str
     points: list[tuple[float, float]]
@@ -33,7 +32,7 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves in one pair of axes: what `y` is, of which case. `unit` is the base unit of y: "s" or "B"."""
+    """Curves in one pair of axes. `y` names the quantity, `unit` is its base unit ("s" or "B"), `case` the setting."""
 
     y: str
     case: str
@@ -43,15 +42,15 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What is drawn."""
+        """The title of the axes."""
         return f"{self.y}, {self.case}" if self.case else self.y
 
 
 def check_plot(path: Path) -> None:
-    """Raise, before anything is measured, where `save` makes no such picture."""
+    """Raise LLMBenchError, before anything is measured, if `save` cannot write this file."""
     if path.suffix not in SUFFIXES:
         raise LLMBenchError(
-            f"--plot {path}: no such kind of picture", hint=f"a name that ends in {', '.join(SUFFIXES)}"
+            f"--plot {path}: unknown kind of picture", hint=f"use a name that ends in {', '.join(SUFFIXES)}"
         )
     from importlib.util import find_spec
 
@@ -60,12 +59,14 @@ def check_plot(path: Path) -> None:
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
-"""A unit of the kind that an axis has; which of them suits its values."""
+"""A unit of the quantity of an axis, to start `fitting` from."""
 
 
 def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "") -> None:
-    """All panels as one picture, two a row, with a line above and one below. Raises LLMBenchError where it cannot be
-    written."""
+    """Write all panels into one picture, two per row, with a title above and a caption below.
+
+    Raises LLMBenchError if the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
@@ -86,7 +87,7 @@ def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "")
 
 
 def _style(number: int) -> dict[str, Any]:
-    """A line's look, the same in every panel; open markers, for curves lie on each other."""
+    """Colour, marker and line of a curve, the same in every panel. Markers are open, because curves overlap."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -113,7 +114,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
         axes.set_xticks(measured, [f"{x:,.0f}" for x in measured], rotation=30 if len(measured) > MOST_TICKS else 0)
         ticks = _ticks([y for _, y in points], panel.unit)
         axes.set_yticks(ticks, [_plain(shown(y, unit)) for y in ticks])
-        margin = (ticks[-1] / ticks[0]) ** 0.02  # for the markers at the ends
+        margin = (ticks[-1] / ticks[0]) ** 0.02  # room for the markers at the ends
         axes.set_ylim(ticks[0] / margin, ticks[-1] * margin)
         axes.minorticks_off()
     axes.tick_params(labelsize=8)
@@ -123,7 +124,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
 
 
 def _plain(number: str) -> str:
-    """Without zeros behind the point."""
+    """The number without trailing zeros."""
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -131,12 +132,12 @@ _GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
     "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
     "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
 }
-"""Plain numbers to mark an axis with, times powers of the first; the finest first."""
+"""Numbers that mark an axis: digits times powers of a base, the finest grid first."""
 MOST_TICKS = 9
 
 
 def _ticks(values: list[float], unit: str) -> list[float]:
-    """Plain numbers around the values: of the finest grid that has no more than `MOST_TICKS` of them."""
+    """Round numbers around the values, from the finest grid with at most `MOST_TICKS` of them."""
     low, high = min(values), max(values)
     ticks: list[float] = []
     for base, digits in _GRIDS[unit]:
@@ -151,7 +152,7 @@ def _ticks(values: list[float], unit: str) -> list[float]:
 
 
 def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
-    """The panel as lines: a letter a curve, `*` where several meet."""
+    """The panel as lines of text: one letter per curve, `*` where curves meet."""
     points = [point for series in panel.series for point in series.points]
     if not points:
         return []
@@ -175,13 +176,13 @@ def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """Logarithms of the ends, apart."""
+    """The logarithms of the smallest and the largest value, widened if they are equal."""
     low, high = math.log(min(values)), math.log(max(values))
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _amount(value: float, unit: str) -> str:
-    """Three digits in the unit that keeps them above one."""
+    """Three digits, in the largest unit in which the value is at least one."""
     if unit == "B":
         return size(value)
     for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):

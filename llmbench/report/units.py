@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and their units, as text for people."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _UNITS: dict[Unit, tuple[str, str]] = {
     "us": ("µs", "s"),
     "ms": ("ms", "s"),
 }
-"""The unit of a column as people read it, and the base unit that its values are held in."""
+"""The unit in a heading for people, and the base unit of the values."""
 
 
 _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
@@ -69,12 +69,12 @@ _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
-"""Units of a kind, each with the least that it is for."""
+"""Units of the same quantity, each with the smallest value that it suits."""
 
 
 def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
-    """The unit of the same kind that suits columns with these values: one in which their geometric mean is not below
-    one, so that neither the smallest nor the largest has many digits that say nothing."""
+    """The unit of the same quantity that suits these values: their geometric mean is at least one in it. Neither the
+    smallest nor the largest value then has many digits."""
     amounts = [math.log2(value) for value in values if isinstance(value, (int, float)) and value > 0]
     kind = next((kind for kind in _SCALES if unit in (name for _, name in kind)), None)
     if kind is None or not amounts:
@@ -84,13 +84,13 @@ def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
 
 
 def heading(title: str, unit: Unit, *, base: bool = False) -> str:
-    """A column's heading with its unit: of people, or (base) of the values as they are held."""
+    """A heading with its unit: the one for people, or with `base` the base unit."""
     names = _UNITS.get(unit)
     return f"{title} ({names[base]})" if names else title
 
 
 def shown(value: Any, unit: Unit) -> str:
-    """A value in its unit; – where it is unknown."""
+    """A value in its unit; – if it is unknown."""
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
@@ -103,12 +103,12 @@ def shown(value: Any, unit: Unit) -> str:
 
 
 def count(value: float) -> str:
-    """6,738,415,616"""
+    """A whole number: 6,738,415,616."""
     return f"{value:,.0f}"
 
 
 def size(value: float) -> str:
-    """Bytes in the largest unit that keeps them above one: 512.0 KiB, 12.55 GiB."""
+    """Bytes in the largest unit in which they are at least one: 512.00 KiB, 12.55 GiB."""
     for scale, name in _BINARY:
         if abs(value) >= scale:
             return f"{value / scale:,.2f} {name}"
@@ -116,7 +116,7 @@ def size(value: float) -> str:
 
 
 def gib(value: float) -> str:
-    """Bytes as GiB for a column whose heading says so; small amounts keep three digits."""
+    """Bytes as a number of GiB; small amounts keep three digits."""
     amount = value / 2**30
     if value and abs(amount) < 0.0995:
         return f"{amount:.3g}" if abs(amount) >= 1e-4 else f"{amount:.1e}"
@@ -124,7 +124,7 @@ def gib(value: float) -> str:
 
 
 def si(value: float, digits: int = 2) -> str:
-    """1.85 T, 6.74 G: decimal prefixes."""
+    """A number with a decimal prefix: 1.85 T, 6.74 G."""
     for scale, name in _PREFIXES:
         if abs(value) >= scale:
             return f"{value / scale:,.{digits}f} {name}"
@@ -132,7 +132,7 @@ def si(value: float, digits: int = 2) -> str:
 
 
 def billions(value: float) -> str:
-    """Parameters as the field says them: 6.74 B, 494 M."""
+    """A number of parameters: 6.74 B, 494.0 M."""
     if abs(value) >= 1e12:
         return f"{value / 1e12:,.2f} T"
     if abs(value) >= 1e9:
@@ -141,17 +141,17 @@ def billions(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction of one as per cent: 4.4%, −53.3%."""
+    """A fraction of one in per cent: 4.4%, −53.3%."""
     return signed(f"{100 * value:.1f}%")
 
 
 def signed(text: str) -> str:
-    """A number as it is formatted, with the sign that is a minus and no hyphen."""
+    """A formatted number with a minus sign in place of the hyphen."""
     return text.replace("-", "−")
 
 
 def change(value: float, reference: float) -> str:
-    """How far `value` is from `reference`, signed: −4.4%."""
+    """The relative difference of `value` from `reference`, signed: −4.4%."""
     if not reference:
         return UNKNOWN
     difference = 100 * (value - reference) / reference

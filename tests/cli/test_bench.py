@@ -273,7 +273,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "norm", "--trace", "x" * 300], ["no file can be written there"]),
         (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output begins", "one of them"]),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
-        (["bench", "norms", "--plot", "curve.jpg"], ["no such kind of picture", ".png"]),
+        (["bench", "norms", "--plot", "curve.jpg"], ["unknown kind of picture", ".png"]),
         (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
         (["bench", "norms", "--plot", "."], ["--plot . is a folder"]),
         (["bench", "activations", "--device", "cpu", "--plot", "a.png"], ["nothing of activations", "is a curve"]),

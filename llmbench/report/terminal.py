@@ -1,0 +1,135 @@
+"""Tables for a terminal, by rich: the width of columns, and the columns that a narrow terminal leaves out."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, TextIO
+
+from llmbench.report.document import Document, Table
+
+PIPED_WIDTH = 240
+"""Width in characters of output to a pipe or a file, wide enough for every table."""
+INDENT = "  "
+"""The space before a table and the lines below it."""
+GAP = 2
+"""Spaces between two columns."""
+
+
+def print_tables(document: Document, stream: TextIO) -> None:
+    """Write headlines, tables and lines to `stream`, in the width of the terminal if it is one."""
+    from rich.console import Console
+
+    piped = not stream.isatty()
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer if piped else stream,
+        width=PIPED_WIDTH if piped else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    _print(document, console)
+    if piped:  # rich pads each line to its width
+        stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+
+
+def _print(document: Document, console: Any) -> None:
+    from rich.text import Text
+
+    for index, block in enumerate(document.blocks):
+        if index:
+            console.print()
+        if block.headline:
+            console.print(Text(block.headline, style="bold"))
+        if block.table is not None:
+            if block.headline:
+                console.print()
+            _print_table(block.table.for_people(), console)
+        lines = block.all_lines()
+        if lines and block.table is not None:
+            console.print()
+        for line in lines:
+            _print_line(line, console)
+
+
+def _print_line(text: str, console: Any, style: str = "") -> None:
+    """Print an indented line, wrapped at the edge of the terminal and not padded."""
+    from rich.text import Text
+
+    for line in Text(text, style=style).wrap(console, console.width - len(INDENT)):
+        line.rstrip()
+        console.print(Text(INDENT) + line)
+
+
+def _print_table(table: Table, console: Any) -> None:
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+
+    terminal = console.width
+    table, left_out = _without_spare(table, terminal)
+    widths = _widths(table, terminal)
+    narrow = widths is not None
+    grid = RichTable(box=None, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for place, (column, heading) in enumerate(zip(table.columns, table.headings(), strict=True)):
+        is_number = column.unit != "text"
+        wraps = not is_number and (narrow or column.wraps)
+        grid.add_column(
+            heading.replace(" ", "\n") if is_number and narrow else heading,
+            justify="right" if is_number else "left",
+            no_wrap=not wraps,
+            width=widths[place] if widths and wraps else None,
+            overflow="fold" if wraps else "ellipsis",
+        )
+    for number, cells in enumerate(table.texts()):
+        last = table.total and number == len(table.rows) - 1
+        grid.add_row(*cells, style="bold" if last else None)
+    if widths is not None:  # a line runs over the edge rather than cutting a number or a name
+        console.width = max(terminal, sum(widths) + GAP * len(widths))
+    console.print(Padding(grid, (0, 0, 0, len(INDENT))))
+    console.width = terminal
+    if left_out:
+        _print_line(f"too narrow for {', '.join(left_out)}", console, "dim")
+
+
+def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
+    """Leave out spare columns until the table fits the terminal; also returns their headings."""
+    left_out: list[str] = []
+    while True:
+        widths = _widths(table, terminal)
+        spare = max(table.columns, key=lambda column: column.spare, default=None)
+        if widths is None or sum(widths) + GAP * len(widths) <= terminal or spare is None or not spare.spare:
+            return table, left_out
+        left_out.append(spare.heading or "")
+        table = table.only([column is not spare for column in table.columns])
+
+
+def _widths(table: Table, terminal: int) -> list[int] | None:
+    """The width of each column if the terminal is too narrow for the whole table, else None.
+
+    Headings and texts wrap, the widest first. Numbers, names and the words of headings are never broken: if they alone
+    are too wide, lines run over the edge.
+    """
+    from rich.cells import cell_len
+
+    rows = table.texts()
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
+    whole: list[int] = []
+    least: list[int] = []
+    for column, heading, cells in zip(table.columns, table.headings(), columns, strict=True):
+        widest = max(map(cell_len, cells), default=0)
+        words = [*heading.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
+        whole.append(max(widest, cell_len(heading)))
+        least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
+    room = terminal - GAP * len(whole)  # the indent and the gaps take the rest
+    if sum(whole) <= room:
+        return None
+    room = max(room, sum(least))
+    widths = whole
+    for limit in range(max(whole), -1, -1):
+        widths = [
+            max(low, min(wide, limit)) if column.unit == "text" else low
+            for column, wide, low in zip(table.columns, whole, least, strict=True)
+        ]
+        if sum(widths) <= room:
+            break
+    return widths
