@@ -1,26 +1,23 @@
-"""Write llmbench/spec/huggingface/defaults.json: what a key missing from a config.json means, by model type.
+"""Write llmbench/spec/huggingface/defaults.json: the meaning of a missing key of a config.json, by model type.
 
     python tools/huggingface_defaults.py            # write the file from the installed transformers
     python tools/huggingface_defaults.py --check    # compare; exit 1 and name the types that differ
 
-A config.json leaves out what equals its class's default, so those defaults are facts which an importer
-needs. They are read here from the configuration classes of one transformers release, as the classes declare
-them: before any ``__post_init__`` derives one key from another. Per model type, on one line:
+A config.json leaves out each value that equals the default of its class, so an importer needs these defaults. This tool
+reads them from the configuration classes of one transformers release, as the classes declare them: before any
+``__post_init__`` derives one key from another. Each model type has one line:
 
-- ``class``: the language-model class; absent for a text part that only exists inside a composite.
-- ``defaults``: each key that the class or its parents declare, without those that change no figure (DROPPED
-  below). ``tie_word_embeddings`` is always there and is what an instance made of defaults says, since a few
-  classes overrule their field; that of a composite says less than its text part's (mistral3 is not tied).
+- ``class``: the language-model class; absent for a text part that exists only inside a composite.
+- ``defaults``: each key that the class or its parents declare, without the keys that change no figure (DROPPED
+  below). ``tie_word_embeddings`` is always there. Its value is that of an instance made of defaults, because a few
+  classes overrule their field. The value of a composite may differ from that of its text part (mistral3 is not tied).
   A nested configuration without a model type of its own is a nested object here.
-- ``attribute_map``: standard name -> the class's own name of the key; a config.json may use either.
-- ``default_theta``: the base of rotary embeddings where the config gives none; a number, or one for each
-  kind of layer.
-- ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal
-  defaults.
-- ``text_config``: key and model type of a composite's text part, and the values it gets where the whole
-  part is missing (``when_missing``).
-- ``sub_configs``: model types of the other parts that belong to the language model (the encoder of
-  t5gemma).
+- ``attribute_map``: the class's own name of a key, by its standard name; a config.json may have either.
+- ``default_theta``: the base of rotary embeddings where the config has none; a number, or one for each kind of layer.
+- ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
+- ``text_config``: key and model type of a composite's text part, and the values of the part where it is missing
+  (``when_missing``).
+- ``sub_configs``: model types of the other parts that belong to the language model (the encoder of t5gemma).
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "5.23.0"
-"""The transformers release whose facts the file states."""
+"""The transformers release that the file describes."""
 
 PATH = Path(__file__).resolve().parent.parent / "llmbench" / "spec" / "huggingface" / "defaults.json"
 
@@ -73,41 +70,41 @@ ENCODER_DECODERS = (
 """Types read with both their stacks."""
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
-"""Where composites keep their text part, in the order of preference."""
+"""Keys of the text part of a composite, in order of preference."""
 
 DROPPED = re.compile(
     "|".join(
         [
-            # Which ids mean what; sizes come from vocab_size.
+            # Ids of tokens; sizes come from vocab_size.
             r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
             r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
-            # Regularisation: off when a model is sized, served or timed.
+            # Regularisation, which is off when a model is sized, served or timed.
             r"dropout|_pdrop$|layerdrop|^drop_|^label_smoothing$",
-            # How weights are drawn before training.
+            # Initialisation of weights.
             r"initializer|init_std|init_scale|_init$|^init_device$|init_variance|^rescale_prenorm_residual$",
             r"^time_step_(min|max|floor|scale|init_scheme)$|^linear_(a_log|dt)_|^learnable_sink_init$|_std_dev$",
-            # What a forward pass hands back, and generation.
+            # Outputs of a forward pass, and generation.
             r"^use_cache$|^return_|^output_(attentions|hidden_states|router_logits|past)$|^num_logits_to_keep$|^id2label$",
             r"^label2id$|^forced_|^decoder_start|suppress_tokens$|^no_repeat|^encoder_no_repeat|^num_beams|^(start|end)_n_top$",
             # Training objectives.
             r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
-            # Heads for classification, and the pooled vector they see.
+            # Heads for classification, and their pooled input.
             r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
-            # Same result by another kernel.
+            # Choice of kernels, with the same result.
             r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
             r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
             r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
-            # The parts of a composite that see and hear; its text part is what we describe.
+            # The vision and audio parts of a composite, which are not sized.
             r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer|^vq_|speech",
             r"^mm_|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_|^dit_config$",
         ]
     )
 )
-"""Keys that change neither a count nor what the text model computes."""
+"""Keys that change neither a count nor the results of the text model."""
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    """Model type -> its record, from the installed transformers."""
+    """The record of each model type, from the installed transformers."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -128,21 +125,21 @@ def facts() -> dict[str, dict[str, Any]]:
 
 
 def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any], list[type]]:
-    """One type's record, and the classes of its parts that need records of their own."""
+    """The record of one model type, and the classes of its parts that need records of their own."""
     from transformers.configuration_utils import PreTrainedConfig
 
     try:
-        # Not getattr: a key that differs by layer raises when asked for.
-        made = vars(config_class())
+        # Not getattr, which raises for a key that differs by layer.
+        instance = vars(config_class())
     except Exception:
-        made = {}  # a class whose own defaults contradict each other; its fields still say what they are
+        instance = {}  # the defaults of the class contradict each other; its fields still have them
     parts = {
         key: value
-        for key, value in made.items()
+        for key, value in instance.items()
         if isinstance(value, PreTrainedConfig) and (key in TEXT_KEYS or not _is_dropped(key))
     }
     defaults = {key: value for key, value in _declared(config_class).items() if key not in parts}
-    defaults["tie_word_embeddings"] = bool(made.get("tie_word_embeddings", defaults.get("tie_word_embeddings")))
+    defaults["tie_word_embeddings"] = bool(instance.get("tie_word_embeddings", defaults.get("tie_word_embeddings")))
     record: dict[str, Any] = {"defaults": defaults}
     if model_class is not None:
         record["class"] = model_class
@@ -168,7 +165,7 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
 
 
 def _fields(config_class: type) -> dict[str, Any]:
-    """The fields that the class and its parents below PreTrainedConfig declare."""
+    """The fields that the class and its parents declare, without those of PreTrainedConfig."""
     from transformers.configuration_utils import PreTrainedConfig
 
     common = set(PreTrainedConfig.__mro__)
@@ -178,20 +175,20 @@ def _fields(config_class: type) -> dict[str, Any]:
 
 
 def _declared(config_class: type) -> dict[str, Any]:
-    """Key -> declared default; without dropped keys and values that JSON cannot say."""
-    found: dict[str, Any] = {}
+    """The declared default of each key, without dropped keys and values that JSON has no form for."""
+    defaults: dict[str, Any] = {}
     for name, f in _fields(config_class).items():
         value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if not _is_dropped(name) and _sayable(value):
-            found[name] = _plain(value)
-    return found
+        if not _is_dropped(name) and _has_json_form(value):
+            defaults[name] = _plain(value)
+    return defaults
 
 
 def _undeclared(config_class: type) -> dict[str, Any]:
-    """Keys that ``__post_init__`` takes out of its ``kwargs``; null where the default is computed."""
+    """Keys that ``__post_init__`` takes from its ``kwargs``, with their defaults; None where one is computed."""
     from transformers.configuration_utils import PreTrainedConfig
 
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for parent in config_class.__mro__:
         if parent is PreTrainedConfig:
             break
@@ -215,22 +212,22 @@ def _undeclared(config_class: type) -> dict[str, Any]:
                 default = ast.literal_eval(node.args[1]) if len(node.args) > 1 else None
             except ValueError:
                 default = None
-            if not _is_dropped(key) and _sayable(default):
-                found.setdefault(key, _plain(default))
-    return found
+            if not _is_dropped(key) and _has_json_form(default):
+                defaults.setdefault(key, _plain(default))
+    return defaults
 
 
 def _is_dropped(key: str) -> bool:
     return bool(DROPPED.search(key))
 
 
-def _sayable(value: Any) -> bool:
+def _has_json_form(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, (list, tuple)):
-        return all(_sayable(v) for v in value)
+        return all(_has_json_form(v) for v in value)
     if isinstance(value, dict):
-        return all(_sayable(v) for v in value.values())
+        return all(_has_json_form(v) for v in value.values())
     return value is None or isinstance(value, (bool, int, str))
 
 
@@ -238,7 +235,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if not _is_dropped(str(k)) and _sayable(v)}
+        return {str(k): _plain(v) for k, v in value.items() if not _is_dropped(str(k)) and _has_json_form(v)}
     return value
 
 
@@ -252,7 +249,7 @@ def render(records: dict[str, dict[str, Any]]) -> str:
 
 
 def check() -> list[str]:
-    """What differs between the file and the installed transformers, a line for each model type."""
+    """The differences between the file and the installed transformers, one line per model type."""
     fresh = json.loads(render(facts()))["types"]
     stored = json.loads(PATH.read_text(encoding="utf-8"))["types"]
     problems = [f"{name}: not in the file" for name in fresh.keys() - stored.keys()]
@@ -265,7 +262,7 @@ def check() -> list[str]:
 
 
 def main() -> int:
-    """Run the command line; the result is the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description="Write or check llmbench/spec/huggingface/defaults.json.")
     parser.add_argument("--check", action="store_true", help="compare with the installed transformers")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""A ModelSpec becomes a Hugging Face config.json, where transformers has a class for it.
+"""Writes a ModelSpec as a Hugging Face config.json, where transformers has a class for it.
 
-`export_forms` says, family by family, which keys say what. Nothing is lost silently: what was written is read
-back by the importer, and a spec that its family's config cannot express is refused, naming the field.
+`huggingface_forms` has the keys of each family. The importer reads every config back. A spec that the config of its
+family cannot express is refused with the name of the field.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .huggingface_keys import View
 
 __all__ = ["exportable_model_types", "same_model", "to_config"]
 
-# Model types that live on the hub as remote code, and the class whose keys they share.
+# Model types of remote code on the hub, and the type whose keys they share.
 _KEYS_OF = {"kimi_k2": "deepseek_v3", "deepseek": "llama"}
 
 
 def exportable_model_types() -> list[str]:
-    """Every `family` that `to_config` writes."""
+    """Every `family` that `to_config` can write, sorted."""
     return sorted(FORMS)
 
 
 def to_config(spec: ModelSpec) -> dict[str, Any]:
-    """The spec as the dict of a config.json; `from_config` reads it back as the same model.
+    """The config.json of a spec as a dict; `from_config` reads it back as the same model.
 
     Raises UnsupportedError where no Hugging Face class describes the model.
     """
-    pieces = FORMS.get(spec.family)
-    if pieces is None:
+    parts = FORMS.get(spec.family)
+    if parts is None:
         what = f"its family is `{spec.family}`" if spec.family else "it belongs to no family"
         raise UnsupportedError(
             f"{spec.name} has no Hugging Face form: {what}",
@@ -45,10 +45,10 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     view = View(spec, facts.get("defaults", {}), facts.get("undeclared", {}))
     values: dict[str, Any] = {}
     try:
-        for piece in pieces:
-            values |= piece(view)
+        for part in parts:
+            values |= part(view)
     except (AttributeError, IndexError, ZeroDivisionError, AssertionError):
-        # a part that this family always has is missing, or of another kind
+        # the layers lack a part of this family, or have another kind of it
         raise _no_form(spec, "its layers are of another kind") from None
     own_names = facts.get("attribute_map", {})
     config = {"model_type": spec.family} | {own_names.get(key, key): value for key, value in values.items()}
@@ -59,14 +59,14 @@ def to_config(spec: ModelSpec) -> dict[str, Any]:
     exact = msgspec.structs.replace(again, approximate=spec.approximate)
     lost = _difference(same_model(spec), same_model(exact))
     if lost is not None:
-        raise _no_form(spec, f"{lost} cannot be said in its config")
+        raise _no_form(spec, f"its config has no key for {lost}")
     if again.approximate != spec.approximate:
         raise _no_form(spec, again.approximate[0] if again.approximate else "it is approximate")
     return config
 
 
 def same_model(spec: ModelSpec) -> ModelSpec:
-    """The spec with only what describes the model: no names, sources or notes; kinds of layers are renamed.
+    """The spec without names, sources and notes, and with standard names of its kinds of layers.
 
     Two specs of one model are equal after this.
     """

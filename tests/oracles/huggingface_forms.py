@@ -1,5 +1,5 @@
-"""Which pieces each family's Hugging Face config is made of; the pieces of mixtures, state-space models and
-encoder-decoders. Names that a class calls otherwise (n_embd) are translated after."""
+"""The parts of each family's Hugging Face config, and the parts that only models with experts, state-space models and
+encoder-decoders have. Standard names of keys are translated to those of the class (n_embd) afterwards."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from .huggingface_keys import (
 
 
 def experts(count: str, size: str) -> Callable[[View], Keys]:
-    """Experts under a family's two names."""
+    """Experts, by the family's keys of their number and their width."""
 
-    def piece(v: View) -> Keys:
+    def part(v: View) -> Keys:
         e = v.experts
         return {count: e.num_experts, size: e.intermediate_size, "num_experts_per_tok": e.num_experts_per_tok}
 
-    return piece
+    return part
 
 
 def normalized(v: View) -> Keys:
@@ -54,7 +54,7 @@ def clipped(v: View) -> Keys:
 
 
 def qwen_moe(v: View) -> Keys:
-    """Qwen's choice of layers with experts, its dense width and its shared expert."""
+    """Qwen's layers with experts, its dense width and its shared expert."""
     dense = set(range(len(v.layers))) - set(v.sparse)
     keys: Keys = {"decoder_sparse_step": 1, "mlp_only_layers": sorted(dense)}
     if v.ffn is not None:
@@ -87,7 +87,7 @@ def dbrx(v: View) -> Keys:
 
 
 def deepseek(v: View) -> Keys:
-    """Fine-grained experts beside shared ones, the first layers dense, group-limited routing."""
+    """DeepSeek's small experts beside shared ones, dense layers first, and routing limited to groups."""
     e = v.experts
     keys: Keys = {
         "n_routed_experts": e.num_experts,
@@ -334,4 +334,4 @@ FORMS: dict[str, tuple[Callable[[View], Keys], ...]] = {
     "t5": (common, t5),
     "switch_transformers": (common, t5, switch),
 }
-"""Family -> the pieces its config is made of; a later piece's key wins."""
+"""The parts of each family's config; a later part replaces a key of an earlier one."""

@@ -1,7 +1,7 @@
-"""The keys of Hugging Face configs: each piece says a part of a spec in the standard names.
+"""The parts of Hugging Face configs: each function writes a part of a spec under the standard names of keys.
 
-`common` writes what most classes declare, by the class's own list of keys (`defaults.json`); the pieces after
-it say what a dense family has beside that. `export_forms` has the rest and puts them together.
+`common` writes the keys that most classes declare (`defaults.json` lists those of each class). The functions after it
+write the keys that single dense families have. `huggingface_forms` has the others and joins them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ACTIVATION_NAMES = {"gelu_tanh": "gelu_pytorch_tanh", "swiglu_oai": "silu"}
 
 
 class View:
-    """A spec with its class's keys, and the layers one asks for by their kind."""
+    """A spec with the keys of its class, and its parts by kind."""
 
     def __init__(self, spec: ModelSpec, declared: Keys, undeclared: Keys) -> None:
         self.spec = spec
@@ -41,7 +41,7 @@ class View:
 
     @cached_property
     def attention(self) -> Attention:
-        """The attention that sees the most: one without a window, else the first."""
+        """The first attention without a window, else the first."""
         attentions = [m for layer in self.layers for m in branches(layer.mixer) if isinstance(m, Attention)]
         return next((a for a in attentions if a.span is None), None) or self.mixer(Attention)
 
@@ -58,12 +58,12 @@ class View:
 
     @cached_property
     def ffn(self) -> Dense | Gated | None:
-        """The first feed-forward without experts."""
+        """The first feed-forward without experts, or None."""
         return next((f for layer in self.layers if isinstance(f := layer.ffn, (Dense, Gated))), None)
 
     @property
     def dense(self) -> Dense | Gated:
-        """The same where the family always has one; AttributeError where there is none."""
+        """The first feed-forward without experts; AttributeError where there is none."""
         if self.ffn is None:
             raise AttributeError("no dense feed-forward")
         return self.ffn
@@ -78,7 +78,7 @@ class View:
 
     @property
     def sparse(self) -> list[int]:
-        """Which layers have experts."""
+        """The indices of layers with experts."""
         return [index for index, layer in enumerate(self.layers) if isinstance(layer.ffn, MoE)]
 
     @property
@@ -179,7 +179,7 @@ def width(v: View) -> Keys:
 
 
 def inner_width(v: View) -> Keys:
-    """GPT-2's width: null is four times the hidden size."""
+    """GPT-2's width of the feed-forward: null for four times the hidden size."""
     inner = v.dense.intermediate_size
     return {"n_inner": None if inner == 4 * v.spec.hidden_size else inner}
 
@@ -193,11 +193,11 @@ def parallel_residual(v: View) -> Keys:
 
 
 def neox_rope(v: View) -> Keys:
-    """GPT-NeoX's names of base and fraction, beside the ones of today."""
+    """GPT-NeoX's older names of the rotation's base and part."""
     rope = v.positions
     assert isinstance(rope, Rope)
-    turned = v.attention.head_dim if rope.rotary_dim is None else rope.rotary_dim
-    return {"rotary_emb_base": rope.theta, "rotary_pct": turned / v.attention.head_dim}
+    rotated = v.attention.head_dim if rope.rotary_dim is None else rope.rotary_dim
+    return {"rotary_emb_base": rope.theta, "rotary_pct": rotated / v.attention.head_dim}
 
 
 def stablelm(v: View) -> Keys:
@@ -226,7 +226,7 @@ def granite(v: View) -> Keys:
 
 
 def gemma(v: View) -> Keys:
-    """Soft caps, the scalar behind the score's scale, and the base of local layers' rotation."""
+    """Gemma's soft caps, the scalar of its score's scale, and the rotation base of local layers."""
     a = v.attention
     keys: Keys = {"attn_logit_softcapping": a.logit_soft_cap, "final_logit_softcapping": v.spec.head.soft_cap}
     if a.scale is not None:
