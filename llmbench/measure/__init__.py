@@ -1,5 +1,5 @@
-"""Measuring: clocks, memory, energy, reference measurements, a gate for correctness, and a file of results.
+"""Measuring: clocks, memory, energy, reference measurements, the check of results, and result files.
 
-`clock.compare` times rivals side by side, `gate.measured` makes result rows of them, `results.Store` keeps rows as they
-come, `difference.diff` holds two files against each other. `docs/concepts/measuring.md` says how and why.
+`clock.compare` times candidates side by side, `check_and_time` makes rows of them, `results.Store` writes the rows,
+`difference.diff` compares two files. `docs/concepts/measuring.md` explains the methods.
 """

@@ -1,4 +1,4 @@
-"""`llmbench diff`: two real runs, planted slow-downs, what it says and how it ends."""
+"""`llmbench diff`: two real runs, planted slow-downs, output and exit codes."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ from tests.measure.rows import header, row
 
 Capture = pytest.CaptureFixture[str]
 
-TWICE = """
+TWO_RUNS = """
 from itertools import count
 from types import SimpleNamespace
 from llmbench.cli import run
 from llmbench.measure import clock
-looks = count()
-clock.time = SimpleNamespace(perf_counter=lambda: next(looks) / 1024)
+readings = count()
+clock.time = SimpleNamespace(perf_counter=lambda: next(readings) / 1024)
 clock.run_queue_delay_s = lambda: None
 clock.barrier_timer = lambda threads: None
 for name in ("first", "second"):
     assert run(["bench", "norms", "--device", "cpu", "-o", name + ".jsonl"]) == 0
 """
-"""Two runs in a time that moves on when somebody looks at it."""
+"""Two runs in simulated time, which advances with each reading."""
 
 
 def file_of(rows: list[Row], path: Path) -> Path:
-    """A file of results with these rows."""
+    """Write a result file with these rows."""
     path.unlink(missing_ok=True)
     with Store(path, header()) as store:
         store.write(rows)
     return path
 
 
-def slower(of: Row, times: float) -> Row:
-    """The same row, slowed down."""
-    if of.measurement is None:
-        return of
-    samples = tuple(sample * times for sample in of.measurement.samples_s)
-    return msgspec.structs.replace(of, measurement=msgspec.structs.replace(of.measurement, samples_s=samples))
+def slower(row: Row, times: float) -> Row:
+    """Return the row slowed by a factor, if it has a time."""
+    if row.measurement is None:
+        return row
+    samples = tuple(sample * times for sample in row.measurement.samples_s)
+    return msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=samples))
 
 
 def compared(capsys: Capture, before: Path, after: Path, code: int) -> dict[str, Any]:
-    """What is said in JSON, and with which exit code."""
+    """Run `diff` with that exit code and return its JSON."""
     assert run(["diff", str(before), str(after), "--format", "json"]) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert found["schema"] == "llmbench.diff/2"
-    return found
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert answer["schema"] == "llmbench.diff/2"
+    return answer
 
 
 def test_two_runs_of_one_build_show_no_regression(tmp_path: Path, capsys: Capture) -> None:
-    """Real ones but for the time, which a machine that runs tests has no two of: what that may do to a verdict is drawn
-    in `tests/measure/test_difference.py`. In one of two rivals what takes twice as long is seen."""
+    """Real runs in simulated time, because a machine that runs tests disturbs real times.
+    `tests/measure/test_difference.py` simulates such disturbances. A candidate that takes twice as long is found."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", TWICE], cwd=tmp_path, env=clean, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", TWO_RUNS], cwd=tmp_path, env=clean, check=True, capture_output=True)
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     for before, after in ((first, second), (second, first)):
         found = compared(capsys, before, after, 0)
         assert {change["verdict"] for change in found["changes"]} == {"same"}
-    rows = [slower(each, 2) if each.implementation == "RMSNorm" else each for each in read(second).rows]
+    rows = [slower(row, 2) if row.implementation == "RMSNorm" else row for row in read(second).rows]
     changes = compared(capsys, first, file_of(rows, tmp_path / "slow.jsonl"), 1)["changes"]
     planted = [change["implementation"] for change in changes if change["verdict"] == "slower"]
     assert planted == ["RMSNorm"] * 4
@@ -76,14 +76,14 @@ def test_two_runs_of_one_build_show_no_regression(tmp_path: Path, capsys: Captur
 
 
 def quiet(name: str, added_bytes: int = 2**24, **more: Any) -> Row:
-    """Ten samples that agree, so that the noise is the floor."""
+    """A row with ten equal samples, whose noise is `NOISE_FLOOR`."""
     return row(name, *[0.01] * 10, memory=MemoryPeak(added_bytes=added_bytes, by="tensors"), **more)
 
 
 def test_a_planted_slow_down_is_found(tmp_path: Path, capsys: Capture) -> None:
     rows = [quiet(name, seq=seq) for seq in (64, 128) for name in ("flash", "sdpa", "standard")]
     before = file_of(rows, tmp_path / "before.jsonl")
-    same = file_of([slower(each, 1 + NOISE_FLOOR["cpu"] / 2) for each in rows], tmp_path / "same.jsonl")
+    same = file_of([slower(row, 1 + NOISE_FLOOR["cpu"] / 2) for row in rows], tmp_path / "same.jsonl")
     after = file_of([slower(rows[0], 1.3), *rows[1:]], tmp_path / "after.jsonl")
     assert compared(capsys, before, same, 0)["regressions"] == 0
     found = compared(capsys, before, after, 1)
@@ -101,9 +101,9 @@ def test_a_planted_slow_down_is_found(tmp_path: Path, capsys: Capture) -> None:
 
 def test_memory_that_grew_and_rows_that_are_gone(tmp_path: Path, capsys: Capture) -> None:
     before = file_of([quiet("a"), quiet("b")], tmp_path / "before.jsonl")
-    heavier = file_of([quiet("a", 2**25), quiet("b")], tmp_path / "heavier.jsonl")
-    assert compared(capsys, before, heavier, 1)["changes"][0]["memory_grew"]
-    assert run(["diff", str(before), str(heavier)]) == 1
+    larger = file_of([quiet("a", 2**25), quiet("b")], tmp_path / "larger.jsonl")
+    assert compared(capsys, before, larger, 1)["changes"][0]["memory_grew"]
+    assert run(["diff", str(before), str(larger)]) == 1
     text = capsys.readouterr().out
     assert "same, more memory" in text
     assert "2.00×" in text
@@ -114,16 +114,16 @@ def test_memory_that_grew_and_rows_that_are_gone(tmp_path: Path, capsys: Capture
     assert "gone (only in the first file, not judged): b at causal=True seq=512" in text
 
 
-def test_wide_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
+def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
     before = file_of([quiet("a")], tmp_path / "before.jsonl")
-    wide = file_of([row("a", *(0.01 * (0.6 + 0.2 * (n % 5)) for n in range(10)))], tmp_path / "wide.jsonl")
-    assert run(["diff", str(before), str(wide)]) == 0
+    noisy = file_of([row("a", *(0.01 * (0.6 + 0.2 * (n % 5)) for n in range(10)))], tmp_path / "noisy.jsonl")
+    assert run(["diff", str(before), str(noisy)]) == 0
     text = capsys.readouterr().out
     assert "1 row: 1 unclear; no regression" in text
     assert "unclear: the noise could hide a change by 1.3×" in text
 
 
-def test_files_of_different_things_are_refused(tmp_path: Path, capsys: Capture) -> None:
+def test_files_without_a_common_row_are_refused(tmp_path: Path, capsys: Capture) -> None:
     before, after = (file_of([quiet(name)], tmp_path / f"{name}.jsonl") for name in ("a", "b"))
     assert run(["diff", str(before), str(after)]) == 2
     out, err = capsys.readouterr()
@@ -135,7 +135,7 @@ def test_files_of_different_things_are_refused(tmp_path: Path, capsys: Capture) 
 @pytest.mark.parametrize(
     "command", ["diff {file} {file}", "profile norm --device cpu --seq 8", "bench norms --device cpu"]
 )
-def test_results_are_not_written_over(command: str, tmp_path: Path, capsys: Capture) -> None:
+def test_result_files_are_not_overwritten(command: str, tmp_path: Path, capsys: Capture) -> None:
     path = file_of([quiet("a")], tmp_path / "r.jsonl")
     before = path.read_bytes()
     assert run([*command.format(file=path).split(), "--output", str(path)]) == 2

@@ -1,8 +1,8 @@
-"""A stand-in for torch.cuda with a time of its own, so that a GPU's code paths run where there is none.
+"""A simulated torch.cuda with its own time, so that the GPU's code runs on a machine without one.
 
-Kernels take the time they say; launched one by one each waits for its launch first, replayed by a graph it does not.
-Only what the real one refuses in the same place is refused: a capture cannot wait for the GPU, and after one that broke
-off the allocator gives nothing back; and who waits hears that the context is `lost`.
+Kernels take the given time. Launched one by one, each adds the gap before it; replayed by a graph, it does not. The
+simulation refuses only operations that the real torch.cuda refuses: a capture cannot wait for the GPU, the allocator
+frees nothing after a capture that broke off, and waiting raises if the context is `lost`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GAP_S = 5e-6
 
 
 class FakeCuda:
-    """The part of torch.cuda that measuring uses."""
+    """The part of torch.cuda that llmbench.measure uses."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -53,7 +53,7 @@ class FakeCuda:
         self.Event, self.CUDAGraph = Event, CUDAGraph
 
     def kernels(self, count: int, seconds: float) -> Callable[[], None]:
-        """A call that launches so many kernels of that length."""
+        """Return a call that launches `count` kernels of `seconds` each."""
 
         def call() -> None:
             for _ in range(count):
@@ -66,7 +66,7 @@ class FakeCuda:
 
     @contextmanager
     def graph(self, graph: Any, pool: Any) -> Iterator[None]:
-        """Capture into a graph."""
+        """Capture the launches of the block into a graph."""
         self.capturing = graph.kernels
         self.broken = True
         try:
@@ -76,37 +76,37 @@ class FakeCuda:
             self.capturing = None
 
     def wait(self) -> None:
-        """An op that waits, as `.item()` does."""
+        """Run an op that waits for the GPU, as `.item()` does."""
         if self.sync_debug_mode == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
         self.synchronize()
 
     def get_sync_debug_mode(self) -> int | str:
-        """What ops that wait do."""
+        """Return the mode that says whether waiting ops raise."""
         return self.sync_debug_mode
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
-        """Let them raise, or not."""
+        """Set whether waiting ops raise."""
         self.sync_debug_mode = mode
 
     def graph_pool_handle(self) -> tuple[int, int]:
-        """Memory of a graph's own."""
+        """Return the handle of a graph's memory pool."""
         return 0, 1
 
     def current_device(self) -> int:
-        """There is one."""
+        """Return the only device."""
         return 0
 
     def current_stream(self) -> None:
-        """There is one."""
+        """Return the only stream."""
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
-        """Make it the current one."""
+        """Do nothing: there is only one."""
         yield
 
     def synchronize(self, device: Any = None) -> None:
-        """Wait, which a capture cannot."""
+        """Wait; raises during a capture and after the context is lost."""
         if self.capturing is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
         if self.lost:
@@ -116,39 +116,39 @@ class FakeCuda:
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
-        """Make it the current one."""
+        """Do nothing: there is only one."""
         yield
 
     def get_device_properties(self, device: Any) -> SimpleNamespace:
-        """As torch names them."""
+        """Return the properties that llmbench reads, by torch's names."""
         return SimpleNamespace(L2_cache_size=2**18, uuid="1234")
 
     def allocate(self, amount: int) -> None:
-        """Take memory, or give it back."""
+        """Allocate memory, or free it if `amount` is negative."""
         self.allocated += amount
         self.peak = max(self.peak, self.allocated)
 
     def empty_cache(self) -> None:
-        """Nothing is cached."""
+        """Record the call; nothing is cached."""
         assert not self.broken, "captures_underway.empty() INTERNAL ASSERT FAILED"
         self.log.append("empty_cache")
 
     def reset_peak_memory_stats(self, device: Any) -> None:
-        """The peak is what there is."""
+        """Set the peak to the allocated memory."""
         self.peak = self.allocated
 
     def memory_allocated(self, device: Any) -> int:
-        """Now."""
+        """Return the allocated bytes."""
         return self.allocated
 
     def max_memory_allocated(self, device: Any) -> int:
-        """At the peak."""
+        """Return the peak in bytes."""
         return self.peak
 
     def memory_reserved(self, device: Any) -> int:
-        """Now, in such blocks, for nothing is cached."""
+        """Return the allocated bytes in blocks of 2 MiB."""
         return -(-self.allocated // 2**21) * 2**21
 
     def max_memory_reserved(self, device: Any) -> int:
-        """In blocks of 2 MiB."""
+        """Return the peak in blocks of 2 MiB."""
         return -(-self.peak // 2**21) * 2**21

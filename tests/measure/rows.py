@@ -1,4 +1,4 @@
-"""Rows, headers and clocks that need no machine."""
+"""Rows, headers and measurements for tests, made without measuring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmbench.measure.measurement import Measurement
 from llmbench.measure.reference import ReferenceMeasurement, ReferenceMeasurements
 from llmbench.measure.results import Header, Results, Row, Session
 
-PLACE = Environment(
+ENVIRONMENT = Environment(
     llmbench="0.1.0",
     commit=None,
     python="3.11.7",
@@ -31,12 +31,12 @@ PLACE = Environment(
 
 
 def timed(*samples_s: float, **more: Any) -> Measurement:
-    """A measurement of these samples."""
+    """A CPU measurement with these samples."""
     return Measurement(samples_s=samples_s, clock="cpu", **more)
 
 
 def references(matmul_s: float = 1e-3) -> ReferenceMeasurements:
-    """1 TFLOP/s, 100 GB/s copied, 50 GB/s read, 5 µs a launch, unless said otherwise."""
+    """1 TFLOP/s (or as `matmul_s` says), 100 GB/s copied, 50 GB/s read, 5 µs per launch."""
     return ReferenceMeasurements(
         matmul=ReferenceMeasurement(description="product", work=10**9, measurement=timed(matmul_s)),
         copy=ReferenceMeasurement(description="copy", work=10**9, measurement=timed(1e-2)),
@@ -46,13 +46,13 @@ def references(matmul_s: float = 1e-3) -> ReferenceMeasurements:
 
 
 def header(**more: Any) -> Header:
-    """A session."""
-    given: dict[str, Any] = {"command": "bench attention", "inputs": {"seq": [512, 1024]}, "environment": PLACE}
-    return Header(**(given | more))
+    """A header of a session."""
+    fields: dict[str, Any] = {"command": "bench attention", "inputs": {"seq": [512, 1024]}, "environment": ENVIRONMENT}
+    return Header(**(fields | more))
 
 
 def row(name: str = "flash", *samples_s: float, status: Any = "ok", seq: int = 512, **more: Any) -> Row:
-    """A row, with a time where its status has one."""
+    """A row with a measurement or, unless its status is "ok", a reason."""
     if status == "ok":
         more["measurement"] = timed(*(samples_s or (0.01, 0.011, 0.0105)))
     else:
@@ -61,5 +61,5 @@ def row(name: str = "flash", *samples_s: float, status: Any = "ok", seq: int = 5
 
 
 def results(*rows: Row, **more: Any) -> Results:
-    """A file's content."""
+    """The content of a file with one session."""
     return Results("file.jsonl", [Session(header(**more), list(rows))], [])

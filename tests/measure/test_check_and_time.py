@@ -1,4 +1,4 @@
-"""Faults that are planted on purpose become rows, and nothing ends a sweep but the user."""
+"""Planted faults become rows, and only the user ends a sweep."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ X = torch.randn(2, 3, 64, 16, generator=torch.Generator().manual_seed(0))
 
 
 def standard(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The reference."""
+    """The reference implementation."""
     return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's own."""
+    """torch's own attention."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def rival(name: str, function: Callable[..., Tensor], **more: Any) -> Candidate:
-    """An implementation, held against the reference, gradients too."""
+def candidate(name: str, function: Callable[..., Tensor], **more: Any) -> Candidate:
+    """A candidate whose results and gradients are checked against the reference."""
     inputs = {"q": X, "k": X.flip(2), "v": X.flip(3)}
     return Candidate(
         name=name,
@@ -51,7 +51,7 @@ def rival(name: str, function: Callable[..., Tensor], **more: Any) -> Candidate:
 
 
 def raising(problem: Exception) -> Callable[[], Any]:
-    """What cannot be prepared."""
+    """Return a function that raises `problem`."""
 
     def prepare() -> Any:
         raise problem
@@ -59,15 +59,15 @@ def raising(problem: Exception) -> Callable[[], Any]:
     return prepare
 
 
-def rows(*rivals: Candidate, **more: Any) -> dict[str, Row]:
-    """Rows of a comparison by implementation."""
-    given: dict[str, Any] = {"experiment": "attention", "case": {"seq": 64}, "clock": CLOCK}
-    return {row.implementation: row for row in check_and_time(rivals, **(given | QUICK | more))}
+def rows(*candidates: Candidate, **more: Any) -> dict[str, Row]:
+    """Check and time the candidates; return their rows by implementation."""
+    options: dict[str, Any] = {"experiment": "attention", "case": {"seq": 64}, "clock": CLOCK}
+    return {row.implementation: row for row in check_and_time(candidates, **(options | QUICK | more))}
 
 
-def test_what_is_right_has_a_time() -> None:
-    torchs = rival("sdpa", sdpa, work_flops=100, predicted_s=1.0, extra={"heads": 3})
-    found = rows(rival("standard", standard), torchs, attention=True)
+def test_a_correct_candidate_has_a_time() -> None:
+    sdpa_candidate = candidate("sdpa", sdpa, work_flops=100, predicted_s=1.0, extra={"heads": 3})
+    found = rows(candidate("standard", standard), sdpa_candidate, attention=True)
     assert [(row.status, row.reason) for row in found.values()] == [("ok", None)] * 2
     row = found["sdpa"]
     assert [check.tensor for check in row.checks] == ["out", "dq", "dk", "dv"]
@@ -83,7 +83,7 @@ def test_what_is_right_has_a_time() -> None:
 
 
 def wrong_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A kernel that forgets the last key."""
+    """A kernel that ignores the last key."""
     return standard(q, k[..., :-1, :], v[..., :-1, :])
 
 
@@ -95,25 +95,25 @@ def unwritten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def wrong_gradient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Right forward, without the gradient through k."""
+    """A kernel with a correct forward pass and no gradient for k."""
     return standard(q, k.detach(), v) + 0 * k.sum()
 
 
 @pytest.mark.parametrize(
     ("kernel", "tensor"), [(wrong_mask, "out"), (unwritten, "out: error not a number"), (wrong_gradient, "dk")]
 )
-def test_a_wrong_kernel_has_no_time(kernel: Callable[..., Tensor], tensor: str) -> None:
+def test_an_incorrect_kernel_has_no_time(kernel: Callable[..., Tensor], tensor: str) -> None:
     timed = []
 
     def counted(**inputs: Tensor) -> Tensor:
         timed.append(1)
         return kernel(**inputs)
 
-    found = rows(rival("standard", standard), rival("wrong", counted))
+    found = rows(candidate("standard", standard), candidate("wrong", counted))
     assert (found["wrong"].status, found["wrong"].measurement) == ("INCORRECT", None)
     assert tensor in (found["wrong"].reason or "")
     assert not all(check.passed for check in found["wrong"].checks)
-    assert len(timed) == 1  # the check's
+    assert len(timed) == 1  # by the check
     assert found["standard"].status == "ok"
 
 
@@ -133,23 +133,23 @@ CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(hand
         (ZeroDivisionError("division by zero"), "FAILED", "ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_cannot_run_is_a_row(problem: Exception, status: str, reason: str) -> None:
+def test_every_error_becomes_a_row(problem: Exception, status: str, reason: str) -> None:
     bad = Candidate(name="bad", prepare=raising(problem), need_bytes=123)
     at_call = Candidate(name="at call", prepare=lambda: raising(problem), need_bytes=456)
-    found = rows(bad, at_call, rival("standard", standard))
+    found = rows(bad, at_call, candidate("standard", standard))
     for name, need in (("bad", 123), ("at call", 456)):
         assert (found[name].status, found[name].need_bytes) == (status, need)
         assert reason in (found[name].reason or "")
     assert found["standard"].status == "ok"
 
 
-def test_a_real_allocation_that_fails() -> None:
+def test_a_real_allocation_failure_is_oom() -> None:
     found = rows(Candidate(name="vast", prepare=lambda: lambda: torch.empty(2**52), need_bytes=None))
     assert found["vast"].status == "OOM"
     assert "allocate memory" in (found["vast"].reason or "")
 
 
-def test_what_has_no_room_for_its_check_says_so() -> None:
+def test_out_of_memory_in_the_check_says_so() -> None:
     def check() -> Any:
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
@@ -157,15 +157,15 @@ def test_what_has_no_room_for_its_check_says_so() -> None:
     assert (found["wide"].status, found["wide"].reason) == ("OOM", "in the fp64 check: Tried to allocate 20 GiB")
 
 
-def test_a_reason_names_the_first_of_many_faults() -> None:
+def test_the_reason_names_the_first_of_many_failed_checks() -> None:
     def wrong(**inputs: Tensor) -> Tensor:
         return 2 * standard(**inputs)
 
-    assert (rows(rival("wrong", wrong))["wrong"].reason or "").endswith("; 1 more of 4 tensors")
+    assert (rows(candidate("wrong", wrong))["wrong"].reason or "").endswith("; 1 more of 4 tensors")
 
 
-def test_joules_are_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph where that was timed, else the call."""
+def test_energy_is_measured_as_the_call_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CUDA graph if a graph was timed, else with the call."""
     monkeypatch.setattr(module, "captured", lambda call, device, name: f"graph of {call}")
     monkeypatch.setattr(module, "energy_of", lambda call, device: call)
     for kind, launched in (("cuda-graph", "graph of it"), ("cuda-events", "it")):
@@ -173,15 +173,15 @@ def test_joules_are_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert module._energy("it", timed, CLOCK) == launched  # type: ignore[arg-type,comparison-overlap]
 
 
-def test_what_a_cpu_has_no_room_for_is_not_tried() -> None:
-    """Linux would let it begin, and end the process later."""
+def test_a_candidate_larger_than_cpu_memory_is_not_tried() -> None:
+    """Linux would let it start and end the process later."""
     found = rows(Candidate(name="vast", prepare=raising(AssertionError()), need_bytes=2**60))
     assert found["vast"].status == "OOM"
     assert (found["vast"].reason or "").startswith("not tried: ")
 
 
-class Pair:
-    """Two processes of one machine; what this one does the other does too, up to a point."""
+class TwoRanks:
+    """This process and a simulated second rank on one machine, which fails at step `broken`."""
 
     processes = 2
 
@@ -189,25 +189,25 @@ class Pair:
         self.steps, self.broken = 0, broken
 
     def agreed(self, action: Callable[[], Any]) -> Any:
-        """What it does here, if the other can."""
-        found = action()
+        """Run `action` here; raise if the other rank fails."""
+        result = action()
         self.steps += 1
         if self.steps == self.broken:
             raise RuntimeError("the other failed")
-        return found
+        return result
 
 
-def test_what_processes_need_together_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_machine_must_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 1500)
     fits = Candidate(name="fits", prepare=lambda: lambda: None, need_bytes=1000)
     assert rows(fits)["fits"].status == "ok"
-    row = rows(fits, ranks=Pair())["fits"]
+    row = rows(fits, ranks=TwoRanks())["fits"]
     assert (row.status, row.reason) == ("OOM", "not tried: only 1,500 bytes are free for 2 processes")
 
 
 @pytest.mark.parametrize("step", range(1, 7))
-def test_no_step_is_gone_on_from_alone(step: int) -> None:
-    """Room, check, prepare, call, memory, kernels."""
+def test_no_rank_goes_on_alone_after_a_failed_step(step: int) -> None:
+    """The steps are: size, check, prepare, call, memory, kernels."""
     done: list[str] = []
 
     def call() -> None:
@@ -222,33 +222,33 @@ def test_no_step_is_gone_on_from_alone(step: int) -> None:
         return []
 
     one = Candidate(name="one", prepare=prepare, check=check)
-    row = rows(one, ranks=Pair(step), attention=True)["one"]
+    row = rows(one, ranks=TwoRanks(step), attention=True)["one"]
     assert (row.status, row.reason) == ("FAILED", "RuntimeError: the other failed")
     assert done == ["check", "prepare", "call", "call", "call"][: step - 1]
 
 
-def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {"bytes": 100}
-    monkeypatch.setattr(module, "reserved_bytes", lambda device: held["bytes"])
-    no_room = torch.OutOfMemoryError("Tried to allocate 20 GiB")
+def test_out_of_memory_says_how_much_other_candidates_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = {"bytes": 100}
+    monkeypatch.setattr(module, "reserved_bytes", lambda device: reserved["bytes"])
+    out_of_memory = torch.OutOfMemoryError("Tried to allocate 20 GiB")
     calls = iter(range(100))
 
-    def keeping(amount: int, call: Callable[[], Any] = lambda: None) -> Callable[[], Callable[[], Any]]:
+    def holding(amount: int, call: Callable[[], Any] = lambda: None) -> Callable[[], Callable[[], Any]]:
         def prepare() -> Callable[[], Any]:
-            held["bytes"] += amount
+            reserved["bytes"] += amount
             return call
 
         return prepare
 
-    def full_at_last() -> None:
+    def fails_when_timed() -> None:
         if next(calls) == 2:
-            raise no_room
+            raise out_of_memory
 
     found = rows(
-        Candidate(name="first", prepare=raising(no_room)),
-        Candidate(name="a", prepare=keeping(3000)),
-        Candidate(name="b", prepare=keeping(4000, full_at_last)),
-        Candidate(name="vast", prepare=raising(no_room)),
+        Candidate(name="first", prepare=raising(out_of_memory)),
+        Candidate(name="a", prepare=holding(3000)),
+        Candidate(name="b", prepare=holding(4000, fails_when_timed)),
+        Candidate(name="vast", prepare=raising(out_of_memory)),
         Candidate(name="odd", prepare=raising(ValueError("odd"))),
     )
     assert {name: row.reason for name, row in found.items()} == {
@@ -260,36 +260,36 @@ def test_out_of_memory_beside_others_says_what_they_kept(monkeypatch: pytest.Mon
     }
 
 
-def test_what_a_rival_leaves_that_had_no_room_is_not_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor beside the next: what is beside a rival is ready to be timed."""
-    held = {"bytes": 100}
-    monkeypatch.setattr(module, "reserved_bytes", lambda device: held["bytes"])
+def test_memory_left_by_a_failed_candidate_does_not_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for itself nor for the next one: only candidates that are ready to be timed hold memory."""
+    reserved = {"bytes": 100}
+    monkeypatch.setattr(module, "reserved_bytes", lambda device: reserved["bytes"])
 
     def leaving() -> Callable[[], Any]:
-        held["bytes"] += 5000
+        reserved["bytes"] += 5000
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
     found = rows(Candidate(name="a", prepare=leaving), Candidate(name="b", prepare=leaving))
     assert [row.reason for row in found.values()] == ["Tried to allocate 20 GiB"] * 2
 
 
-def test_failing_at_last_is_a_row_too() -> None:
-    """Right, and right once more, and then no more."""
+def test_a_candidate_that_fails_while_timed_is_a_row() -> None:
+    """It passes its check and fails later."""
     calls = iter(range(100))
 
-    def tires(**inputs: Tensor) -> Tensor:
+    def fails_late(**inputs: Tensor) -> Tensor:
         if next(calls) == 5:
             raise RuntimeError("tired")
         return standard(**inputs)
 
-    found = rows(rival("tires", tires), rival("standard", standard), min_samples=10)
-    assert (found["tires"].status, found["tires"].reason) == ("FAILED", "RuntimeError: tired")
+    found = rows(candidate("late", fails_late), candidate("standard", standard), min_samples=10)
+    assert (found["late"].status, found["late"].reason) == ("FAILED", "RuntimeError: tired")
     assert found["standard"].measurement is not None
     assert found["standard"].measurement.n == 10
 
 
-def test_what_nothing_counts_is_not_known() -> None:
-    """Memory of compiled code on a CPU: torch's dispatcher sees none of it."""
+def test_memory_of_compiled_code_is_unknown_on_a_cpu() -> None:
+    """torch's dispatcher sees none of its allocations."""
     found = rows(
         Candidate(name="plain", prepare=lambda: lambda: torch.ones(1000)),
         Candidate(name="compiled", prepare=lambda: lambda: torch.ones(1000), compiled=True),
@@ -298,8 +298,8 @@ def test_what_nothing_counts_is_not_known() -> None:
     assert (found["compiled"].status, found["compiled"].memory) == ("ok", None)
 
 
-def test_a_failure_keeps_no_memory() -> None:
-    """The frames of the failed call go, and with them its tensors."""
+def test_a_failed_call_keeps_no_memory() -> None:
+    """Its frames are freed, and with them its tensors."""
     alive: list[weakref.ref[Tensor]] = []
 
     def fails() -> None:
@@ -316,23 +316,23 @@ def test_a_failure_keeps_no_memory() -> None:
     assert seen == [("OOM", None)]
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    """Rows of earlier cases, and those of this one that need no time."""
+def test_ctrl_c_keeps_the_measured_rows(tmp_path: Path) -> None:
+    """The rows of earlier cases, and the rows of this case without a time."""
 
-    def stopped() -> Any:
+    def interrupt() -> Any:
         raise KeyboardInterrupt
 
     path = tmp_path / "r.jsonl"
     interrupted = [
-        rival("wrong", wrong_mask),
-        rival("standard", standard),
-        Candidate(name="x", prepare=lambda: stopped),
+        candidate("wrong", wrong_mask),
+        candidate("standard", standard),
+        Candidate(name="x", prepare=lambda: interrupt),
     ]
 
     def sweep() -> None:
         with Store(path, header()) as store:
-            for seq, rivals in ((1, [rival("standard", standard)]), (2, interrupted)):
-                for row in check_and_time(rivals, experiment="attention", case={"seq": seq}, clock=CLOCK, **QUICK):
+            for seq, candidates in ((1, [candidate("standard", standard)]), (2, interrupted)):
+                for row in check_and_time(candidates, experiment="attention", case={"seq": seq}, clock=CLOCK, **QUICK):
                     store.write([row])
 
     with pytest.raises(KeyboardInterrupt):
@@ -341,8 +341,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert found == [(1, "standard", "ok"), (2, "wrong", "INCORRECT")]
 
 
-def test_no_triton_is_needed() -> None:
-    """SDPA and plain torch are measured on a machine without it; torch itself asks for it in vain."""
+def test_triton_is_not_needed() -> None:
+    """SDPA and plain torch are measured on a machine without it; torch tries to import it and goes on."""
     code = """
 import sys
 sys.modules["triton"] = None
@@ -352,7 +352,7 @@ from llmbench.measure import check_and_time, difference, reference
 
 
 @pytest.mark.gpu
-def test_a_gpu_without_room_goes_on() -> None:
+def test_a_gpu_goes_on_after_out_of_memory() -> None:
     from llmbench.measure.clock import clock_for
 
     device = torch.device("cuda")

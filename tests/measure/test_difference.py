@@ -1,4 +1,4 @@
-"""What got slower by more than the noise, and what did not."""
+"""Which rows became slower by more than the noise."""
 
 from __future__ import annotations
 
@@ -19,79 +19,89 @@ from llmbench.measure.difference import NOISE_FLOOR, Noise, _student_quantile, d
 from llmbench.measure.measurement import quantile, ratio
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.results import Damage, Results, Row, Session, Store, read
-from tests.measure.rows import PLACE, header, references, results, row, timed
+from tests.measure.rows import ENVIRONMENT, header, references, results, row, timed
 
 MIB = 2**20
 
 
-CASES, RIVALS, SAMPLES = 8, 3, 10
-"""A sweep of 24 rows, as few samples a row as there are."""
+CASES, CANDIDATES, SAMPLES = 8, 3, 10
+"""A sweep of 24 rows, each with the least number of samples."""
 
 
 class Machine:
-    """A shared CPU that draws times of 10 ms: heavy tails of `spread` within a run, and from run to run what rows do by
-    themselves (1.5%), what a whole run does (3%, seen by its reference measurements), and what a case does (one in ten:
-    up to 2×)."""
+    """A simulated shared CPU with random times of about 10 ms. Within a run they have heavy tails of `spread`. Between
+    runs three things change: each row (1.5%), the whole run (3%, also its reference measurements) and one case in ten
+    (up to 2×)."""
 
     def __init__(self, seed: int, *, spread: float) -> None:
         self.draw, self.spread = random.Random(seed), spread
 
     def sweep(self) -> Results:
-        """One run of one build."""
+        """Return the results of one run."""
         today = math.exp(self.draw.gauss(0, 0.03))
         rows = []
         for case in range(CASES):
-            passing = today * (1 + self.draw.random() if self.draw.random() < 0.1 else 1.0)
-            for rival in range(RIVALS):
-                level = 0.01 * passing * math.exp(self.draw.gauss(0, 0.015))
-                rows.append(row(f"r{rival}", *(level * self.tail() for _ in range(SAMPLES)), seq=case))
+            level_of_case = today * (1 + self.draw.random() if self.draw.random() < 0.1 else 1.0)
+            for candidate in range(CANDIDATES):
+                level = 0.01 * level_of_case * math.exp(self.draw.gauss(0, 0.015))
+                rows.append(row(f"r{candidate}", *(level * self.tail() for _ in range(SAMPLES)), seq=case))
         return results(*rows, reference_measurements=references(matmul_s=1e-3 * today))
 
     def tail(self) -> float:
-        """A sample's own share: half the time as fast as can be, and seldom several times as long as usual."""
+        """Return a sample's random factor: near 1 half of the time, and rarely several times as large."""
         return 1 + self.spread * self.draw.lognormvariate(0, 1)
 
 
-def slowed(found: Results, times: float, *, seq: int | None = None, rival: str | None = None) -> Results:
-    """The same, where rows of a case or of a rival (or all) take so many times as long."""
+def slowed(content: Results, times: float, *, seq: int | None = None, candidate: str | None = None) -> Results:
+    """Return the results with the rows of a case, of a candidate or of all slowed by a factor."""
 
-    def slow(each: Row) -> Row:
-        assert each.measurement is not None
-        if (seq is not None and each.case["seq"] != seq) or (rival is not None and each.implementation != rival):
-            return each
-        samples = tuple(sample * times for sample in each.measurement.samples_s)
-        return msgspec.structs.replace(each, measurement=msgspec.structs.replace(each.measurement, samples_s=samples))
+    def slow(row: Row) -> Row:
+        assert row.measurement is not None
+        if seq is not None and row.case["seq"] != seq:
+            return row
+        if candidate is not None and row.implementation != candidate:
+            return row
+        samples = tuple(sample * times for sample in row.measurement.samples_s)
+        return msgspec.structs.replace(row, measurement=msgspec.structs.replace(row.measurement, samples_s=samples))
 
-    return found._replace(sessions=[Session(head, [slow(each) for each in rows]) for head, rows in found.sessions])
+    return content._replace(sessions=[Session(head, [slow(row) for row in rows]) for head, rows in content.sessions])
+
+
+def with_measurements(content: Results, **fields: Any) -> Results:
+    """Return the results of one session with these fields in each measurement."""
+    ((head, rows),) = content.sessions
+    measurements = [msgspec.structs.replace(row.measurement, **fields) for row in rows]
+    rows = [msgspec.structs.replace(row, measurement=new) for row, new in zip(rows, measurements, strict=True)]
+    return content._replace(sessions=[Session(head, rows)])
 
 
 def verdicts(before: Results, after: Results) -> list[str]:
-    """In the order of the rows."""
+    """Return the verdicts in the order of the rows."""
     return [change.verdict for change in diff(before, after).changes]
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.05, 0.2, 1.0])
-def test_one_build_shows_no_regression(spread: float) -> None:
-    """Fewer than one sweep of 24 rows in a hundred, whatever the spread, in either order."""
-    red = 0
+def test_two_runs_of_one_build_show_no_regression(spread: float) -> None:
+    """In either order and for each spread, fewer than 1% of sweeps show one."""
+    false_alarms = 0
     for seed in range(600):
         machine = Machine(seed, spread=spread)
         first, second = machine.sweep(), machine.sweep()
-        red += "slower" in verdicts(first, second)
-        red += "slower" in verdicts(second, first)
-    assert red < 0.01 * 1200
+        false_alarms += "slower" in verdicts(first, second)
+        false_alarms += "slower" in verdicts(second, first)
+    assert false_alarms < 0.01 * 1200
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0.01, 0.97), (0.03, 0.9)])
-def test_a_slow_down_shows(spread: float, least: float) -> None:
-    """One row of 24 at 1.3×, where the machine let its case alone; what is not seen is called unclear, not the same."""
+def test_a_slow_down_is_found(spread: float, least: float) -> None:
+    """One row of 24 is slowed by 1.3× in a case without a disturbance. If it is not found, the verdict is "unclear"."""
     found: Counter[str] = Counter()
     for seed in range(200):
         machine = Machine(seed, spread=spread)
-        before, after = machine.sweep(), slowed(machine.sweep(), 1.3, seq=seed % CASES, rival="r1")
+        before, after = machine.sweep(), slowed(machine.sweep(), 1.3, seq=seed % CASES, candidate="r1")
         changes = {change.key: change for change in diff(before, after).changes}
-        beside = [change for key, change in changes.items() if dict(key[1])["seq"] == seed % CASES and key[2] != "r1"]
-        if all(abs(change.ratio - 1) < 0.15 for change in beside if change.ratio is not None):
+        others = [change for key, change in changes.items() if dict(key[1])["seq"] == seed % CASES and key[2] != "r1"]
+        if all(abs(change.ratio - 1) < 0.15 for change in others if change.ratio is not None):
             found[changes[row("r1", seq=seed % CASES).key].verdict] += 1
     total = sum(found.values())
     assert total > 100
@@ -99,8 +109,8 @@ def test_a_slow_down_shows(spread: float, least: float) -> None:
     assert found["same"] + found["faster"] <= 0.01 * total
 
 
-def test_where_samples_are_wide_nothing_is_called_the_same() -> None:
-    """A spread at which 1.3× cannot be seen."""
+def test_noisy_samples_are_never_called_the_same() -> None:
+    """A spread at which 1.3× cannot be detected."""
     machine = Machine(1, spread=1.0)
     found = Counter(verdicts(machine.sweep(), machine.sweep()))
     assert found["same"] == 0
@@ -108,19 +118,19 @@ def test_where_samples_are_wide_nothing_is_called_the_same() -> None:
 
 
 def steady(count: int = 4, **more: Any) -> Results:
-    """Cases of three rivals, each of 10 ms to the tenth of a per cent."""
+    """Cases of three candidates, each of 10 ms within 0.1%."""
     times = [0.01 * (1 + n * 1e-4) for n in range(SAMPLES)]
     return results(*(row(name, *times, seq=seq) for seq in range(count) for name in ("a", "b", "c")), **more)
 
 
-def test_of_one_sample_nothing_is_said() -> None:
+def test_one_sample_is_unclear() -> None:
     (found,) = diff(results(row("flash", 0.01)), results(row("flash", 0.1))).changes
     assert (found.verdict, found.noise) == ("unclear", None)
     assert found.ratio == pytest.approx(10)
 
 
-def test_what_slows_all_rivals_of_a_case_is_the_machine() -> None:
-    """One case of four: unclear. All cases: slower, for nothing else stood still. One rival: slower."""
+def test_a_common_change_of_one_case_is_the_machine() -> None:
+    """One case of four: unclear. All cases: slower, because a disturbance would pass. One candidate: slower."""
     before = steady()
     one_case = diff(before, slowed(before, 1.5, seq=2))
     assert [change.verdict for change in one_case.changes] == ["same"] * 6 + ["unclear"] * 3 + ["same"] * 3
@@ -135,21 +145,21 @@ def test_what_slows_all_rivals_of_a_case_is_the_machine() -> None:
     assert (slower.noise, faster.noise) == pytest.approx(
         (1.5 * math.exp(0.1) - 1, 1 - 1 / (1.5 * math.exp(0.1))), rel=0.01
     )
-    assert verdicts(before, slowed(before, 1.5, rival="b")) == ["same", "slower", "same"] * 4
-    assert verdicts(before, slowed(slowed(before, 1.5, seq=2), 1.4, seq=2, rival="b"))[6:9] == [
+    assert verdicts(before, slowed(before, 1.5, candidate="b")) == ["same", "slower", "same"] * 4
+    assert verdicts(before, slowed(slowed(before, 1.5, seq=2), 1.4, seq=2, candidate="b"))[6:9] == [
         "unclear",
         "slower",
         "unclear",
     ]
-    for times in (2.5, 10):  # no disturbance is so long: what they share is slower
+    for times in (2.5, 10):  # no disturbance is so large: the shared code is slower
         assert verdicts(before, slowed(before, times, seq=2))[6:9] == ["slower"] * 3
     alone = results(row("a", 1.0, 1.0))
     assert verdicts(alone, slowed(alone, 1.5)) == ["slower"]
 
 
-def test_anchors_tell_how_far_the_machine_moved() -> None:
-    """What slows all rows as much as a product is no regression; what slows them much more is, and so is what slows
-    them where products are faster."""
+def test_reference_measurements_show_a_slower_machine() -> None:
+    """Rows that became as much slower as the product are no regression. Rows that became much slower than it are, and
+    so are slower rows on a machine whose product became faster."""
     before, after = (
         steady(reference_measurements=references()),
         steady(reference_measurements=references(matmul_s=1.2e-3)),
@@ -161,16 +171,11 @@ def test_anchors_tell_how_far_the_machine_moved() -> None:
     assert set(verdicts(after, slowed(before, 1.15))) == {"slower"}
 
 
-def test_waiting_for_a_core_is_no_slow_down() -> None:
-    """A run that had the core half of the time may be twice as long."""
+def test_run_queue_delay_is_no_regression() -> None:
+    """A run that had the core half of the time may take twice as long."""
 
-    def waited(found: Results, share: float) -> Results:
-        ((head, rows),) = found.sessions
-        rows = [
-            msgspec.structs.replace(each, measurement=msgspec.structs.replace(each.measurement, run_queue_share=share))
-            for each in rows
-        ]
-        return found._replace(sessions=[Session(head, rows)])
+    def waited(content: Results, share: float) -> Results:
+        return with_measurements(content, run_queue_share=share)
 
     before = steady()
     twice = slowed(before, 2.0)
@@ -181,36 +186,30 @@ def test_waiting_for_a_core_is_no_slow_down() -> None:
     assert set(verdicts(before, waited(slowed(before, 3.0), 0.5))) == {"slower"}
 
 
-def test_threads_that_met_slower_are_no_slow_down() -> None:
-    """What a meeting took longer, any call of several threads may have; what it did not, none."""
+def test_slower_barriers_are_no_regression() -> None:
+    """A multi-threaded call may slow down as much as the barriers did, and no further."""
 
-    def met(found: Results, seconds: float, threads: int = 2) -> Results:
-        ((head, rows),) = found.sessions
-        rows = [
-            msgspec.structs.replace(
-                each, measurement=msgspec.structs.replace(each.measurement, barrier_s=seconds, threads=threads)
-            )
-            for each in rows
-        ]
-        return found._replace(sessions=[Session(head, rows)])
+    def barriers(content: Results, seconds: float, threads: int = 2) -> Results:
+        return with_measurements(content, barrier_s=seconds, threads=threads)
 
-    before, slow = met(steady(), 7e-6), slowed(steady(), 1.8)
-    assert set(verdicts(before, met(slow, 7e-6))) == {"slower"}
-    assert set(verdicts(before, met(slow, 14e-6))) == {"unclear"}
-    assert set(verdicts(met(slow, 14e-6), before)) == {"unclear"}
-    assert set(verdicts(met(steady(), 14e-6), met(slow, 7e-6))) == {"slower"}
-    assert set(verdicts(before, met(slowed(steady(), 2.3), 14e-6))) == {"slower"}
-    assert set(verdicts(before, met(slow, 14e-6, threads=3))) == {"slower"}
+    before, slow = barriers(steady(), 7e-6), slowed(steady(), 1.8)
+    assert set(verdicts(before, barriers(slow, 7e-6))) == {"slower"}
+    assert set(verdicts(before, barriers(slow, 14e-6))) == {"unclear"}
+    assert set(verdicts(barriers(slow, 14e-6), before)) == {"unclear"}
+    assert set(verdicts(barriers(steady(), 14e-6), barriers(slow, 7e-6))) == {"slower"}
+    assert set(verdicts(before, barriers(slowed(steady(), 2.3), 14e-6))) == {"slower"}
+    assert set(verdicts(before, barriers(slow, 14e-6, threads=3))) == {"slower"}
     assert set(verdicts(before, slow)) == {"slower"}
-    (note,) = diff(before, met(slow, 14e-6)).notes
+    (note,) = diff(before, barriers(slow, 14e-6)).notes
     rows = len(slow.rows)
     assert note.startswith("barrier cost (thread synchronisation) differs between the runs for ")
     assert f" {rows} of {rows} rows (up to 2.0×)" in note
-    assert not diff(before, met(slow, 7.5e-6)).notes
+    assert not diff(before, barriers(slow, 7.5e-6)).notes
 
 
-def test_rows_are_judged_beside_the_anchors_of_their_own_session() -> None:
-    """A file that was resumed on a slower day: its second session's rows are excused, its first one's are not."""
+def test_rows_use_the_reference_measurements_of_their_session() -> None:
+    """A file was resumed on a slower machine: that explains the rows of the second session and not those of the
+    first."""
     before = steady(2, reference_measurements=references())
     early, late = before.rows[:3], before.rows[3:]
     resumed = before._replace(
@@ -222,8 +221,8 @@ def test_rows_are_judged_beside_the_anchors_of_their_own_session() -> None:
     assert verdicts(before, slowed(resumed, 1.25)) == ["slower"] * 3 + ["unclear"] * 3
 
 
-def test_a_slow_down_through_the_clock_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of about 10 ms, again, and of 13 ms, in a time that only they move: a busy machine lengthens none."""
+def test_a_slow_down_is_found_through_clock_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of about 10 ms twice, then of 13 ms, in simulated time, which a busy machine does not lengthen."""
     draw = random.Random(1)
     time = SimpleNamespace(now=0.0)
     time.perf_counter = lambda: time.now
@@ -245,15 +244,15 @@ def test_a_slow_down_through_the_clock_and_the_files(tmp_path: Path, monkeypatch
     assert verdicts(slow, before) == ["faster"]
 
 
-def test_noise_by_hand() -> None:
-    still, wide = timed(*[1.0] * 10), timed(*[0.9] * 3, *[1.0] * 4, *[1.1] * 3)
-    assert noise(still, still) == (-NOISE_FLOOR["cpu"], NOISE_FLOOR["cpu"]) == (-0.1, 0.1)
+def test_noise_agrees_with_arithmetic() -> None:
+    quiet, noisy = timed(*[1.0] * 10), timed(*[0.9] * 3, *[1.0] * 4, *[1.1] * 3)
+    assert noise(quiet, quiet) == (-NOISE_FLOOR["cpu"], NOISE_FLOOR["cpu"]) == (-0.1, 0.1)
     error = 1.2533 * (0.15 / 1.349) / 10**0.5  # IQR 0.15
-    half_a_per_cent = 3.44  # of Student's t with 7.4 degrees of freedom: 3.499 with 7, 3.355 with 8
-    assert noise(still, wide).high == pytest.approx(math.hypot(0.1, half_a_per_cent * error), rel=0.02)
-    assert noise(wide, wide).high == pytest.approx(math.hypot(0.1, half_a_per_cent * error * 2**0.5), rel=0.02)
-    assert noise(wide, wide, rows=24).high > 1.3 * noise(wide, wide).high
-    assert noise(still, still, known=(0.3, -0.2, 0.1)) == pytest.approx((-0.3, 0.5))
+    t = 3.44  # 99.5% of Student's t with 7.4 degrees of freedom: 3.499 with 7, 3.355 with 8
+    assert noise(quiet, noisy).high == pytest.approx(math.hypot(0.1, t * error), rel=0.02)
+    assert noise(noisy, noisy).high == pytest.approx(math.hypot(0.1, t * error * 2**0.5), rel=0.02)
+    assert noise(noisy, noisy, rows=24).high > 1.3 * noise(noisy, noisy).high
+    assert noise(quiet, quiet, known=(0.3, -0.2, 0.1)) == pytest.approx((-0.3, 0.5))
     before, after = timed(*[1.0] * 10, run_queue_share=0.5), timed(*[1.0] * 10, run_queue_share=0.75)
     assert noise(before, after) == pytest.approx((-0.1 - math.log(2), 0.1 + math.log(4)))
     assert math.isfinite(noise(before, timed(*[1.0] * 10, run_queue_share=1.0)).high)
@@ -264,43 +263,43 @@ def test_noise_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("move", "verdict"),
+    ("log_ratio", "verdict"),
     [(0.31, "slower"), (0.29, "unclear"), (0.1, "unclear"), (0.06, "same"), (0, "unclear"), (-0.21, "faster")],
 )
-def test_the_same_is_what_rules_a_change_out(move: float, verdict: str) -> None:
-    """ln 1.3 = 0.262; moves from -0.2 to 0.3 mean nothing: then 0.06 is no slow-down by 1.3×, for 0.06 + 0.2 < 0.262,
-    and no speed-up, for 0.3 - 0.06 < 0.262."""
-    assert Noise(-0.2, 0.3).verdict(move) == verdict
+def test_same_means_that_a_change_is_ruled_out(log_ratio: float, verdict: str) -> None:
+    """ln 1.3 = 0.262, and the noise reaches from -0.2 to 0.3. Then 0.06 rules out a slow-down by 1.3×, because 0.06 +
+    0.2 < 0.262, and a speed-up, because 0.3 - 0.06 < 0.262."""
+    assert Noise(-0.2, 0.3).verdict(log_ratio) == verdict
 
 
 @pytest.mark.parametrize(
     ("share", "freedom", "value"), [(0.975, 10, 2.228), (0.995, 7, 3.499), (0.999, 8, 4.501), (0.9995, 15, 4.073)]
 )
-def test_students_t_is_that_of_the_tables(share: float, freedom: float, value: float) -> None:
+def test_students_t_agrees_with_the_tables(share: float, freedom: float, value: float) -> None:
     assert _student_quantile(share, freedom) == pytest.approx(value, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "heavier"),
+    ("before", "after", "grew"),
     [
         (100 * MIB, 106 * MIB, True),
         (100 * MIB, 104 * MIB, False),
         (0, 2 * MIB, True),
-        (10_000, 900_000, False),  # not a MiB
+        (10_000, 900_000, False),  # less than a MiB
         (106 * MIB, 100 * MIB, False),
         (None, 100 * MIB, False),
     ],
 )
-def test_memory_that_grew_is_a_regression(before: int | None, after: int, heavier: bool) -> None:
-    def held(count: int | None) -> Results:
+def test_memory_that_grew_is_a_regression(before: int | None, after: int, grew: bool) -> None:
+    def with_peak(count: int | None) -> Results:
         return results(row(memory=None if count is None else MemoryPeak(added_bytes=count, by="tensors")))
 
-    found = diff(held(before), held(after))
-    assert (found.changes[0].verdict, found.changes[0].memory_grew) == ("same", heavier)
-    assert found.regressions == (found.changes if heavier else [])
+    found = diff(with_peak(before), with_peak(after))
+    assert (found.changes[0].verdict, found.changes[0].memory_grew) == ("same", grew)
+    assert found.regressions == (found.changes if grew else [])
 
 
-def test_files_of_different_things_are_refused() -> None:
+def test_files_without_a_common_row_are_refused() -> None:
     with pytest.raises(LLMBenchError, match="no row in common") as refused:
         diff(results(row("a")), results(row("b")))
     assert "one experiment" in (refused.value.hint or "")
@@ -336,9 +335,9 @@ def test_the_worst_comes_first() -> None:
     assert [change.key[2] for change in diff(before, after).regressions] == ["c", "b", "a"]
 
 
-def test_what_else_differs_is_said() -> None:
+def test_other_differences_are_noted() -> None:
     before = results(row(), reference_measurements=references())
-    later = msgspec.structs.replace(PLACE, torch="2.14.0", triton="3.9.0")
+    later = msgspec.structs.replace(ENVIRONMENT, torch="2.14.0", triton="3.9.0")
     after = results(row(), environment=later, reference_measurements=references(matmul_s=1.5e-3), inputs={})
     assert diff(before, before).notes == []
     assert diff(before, after).notes == [
@@ -356,7 +355,7 @@ def test_what_else_differs_is_said() -> None:
     ]
 
 
-def test_quantiles_are_numpys() -> None:
+def test_quantiles_agree_with_numpy() -> None:
     numpy = pytest.importorskip("numpy")
     for count in (1, 2, 3, 10, 37):
         values = [random.Random(count).random() for _ in range(count)]
@@ -364,14 +363,14 @@ def test_quantiles_are_numpys() -> None:
             assert quantile(values, q) == pytest.approx(float(numpy.quantile(values, q)), rel=1e-12)
 
 
-def test_statistics_and_what_they_say() -> None:
+def test_statistics_and_remarks() -> None:
     found = timed(4.0, 1.0, 3.0, 2.0, 5.0, notes=("a note",))
     assert (found.median_s, found.iqr_s, found.n) == (3.0, 2.0, 5)
     assert (found.p10_s, found.p90_s) == pytest.approx((1.4, 4.6))
-    said = ("a note", "noisy: IQR is 67% of the median")
-    assert found.remarks() == said
-    shared = "CPU contention: runnable threads waited for a core 30% of the time"
-    assert timed(1.0, run_queue_share=0.3).remarks() == (shared,)
+    remarks = ("a note", "noisy: IQR is 67% of the median")
+    assert found.remarks() == remarks
+    contention = "CPU contention: runnable threads waited for a core 30% of the time"
+    assert timed(1.0, run_queue_share=0.3).remarks() == (contention,)
     assert timed(1.0, run_queue_share=0.01).remarks() == ()
     assert timed(1.0, 1.01, 1.02).remarks() == ()
 

@@ -1,4 +1,4 @@
-"""Where a figure was measured: complete, and without a word of whose machine it was."""
+"""The recorded environment is complete and does not identify the machine or its user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.measure import environment as place
+from llmbench.measure import environment as module
 from llmbench.measure.cuda import attention_kernels, kernel_times, summed
 from llmbench.measure.environment import commit, cpu_model, environment, gpus, ptxas
 
@@ -30,36 +30,36 @@ def test_this_machine() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
 
 
-def test_the_commit_of_a_copy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_of_a_copy_comes_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMBENCH_COMMIT", "abc")
     here = commit(Path(__file__).parents[2])
-    assert environment(CPU).commit == (here or "abc")  # git's own word counts first
+    assert environment(CPU).commit == (here or "abc")  # git comes first
     monkeypatch.setattr("llmbench.measure.environment.commit", lambda root: None)
     assert environment(CPU).commit == "abc"
 
 
-def test_nobody_is_named() -> None:
+def test_no_host_user_or_path_is_recorded() -> None:
     text = msgspec.json.encode(environment(CPU)).decode()
-    for secret in (socket.gethostname(), str(Path.home()), str(Path(__file__).parents[2]), os.getcwd()):
-        assert len(secret) < 3 or secret not in text
+    for private in (socket.gethostname(), str(Path.home()), str(Path(__file__).parents[2]), os.getcwd()):
+        assert len(private) < 3 or private not in text
     assert "/home" not in text
     assert f'"{getpass.getuser()}"' not in text
 
 
-def test_a_gpu_by_its_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(
         name="NVIDIA H200", total_memory=150_754_820_096, multi_processor_count=132, major=9, minor=0
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
-    monkeypatch.setattr(place, "gpus", lambda: place.Gpus("580.1", [], None))
+    monkeypatch.setattr(module, "gpus", lambda: module.Gpus("580.1", [], None))
     found = environment(torch.device("cuda"))
     assert (found.device, found.datasheet, found.compute_capability) == ("NVIDIA H200", "h200", "9.0")
     assert (found.driver, found.cudnn, found.memory_bytes) == ("580.1", "91900", 150_754_820_096)
     assert found.ptxas == ptxas(90)
 
 
-def test_the_assembler_is_the_one_that_triton_takes(tmp_path: Path) -> None:
+def test_the_assemblers_version_has_three_numbers(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     found = ptxas(90)
     assert found is not None
@@ -74,17 +74,17 @@ def test_gpus_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus() == (None, [], "no library")
 
 
-def test_the_commit_of_a_checkout_and_of_nothing_else(tmp_path: Path) -> None:
+def test_only_the_root_of_a_checkout_has_a_commit(tmp_path: Path) -> None:
     def git(*command: str) -> None:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.example")
-        subprocess.run(["git", "-C", str(tmp_path), *who, *command], check=True, capture_output=True)
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.example")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *command], check=True, capture_output=True)
 
     inside = tmp_path / "site-packages"
     inside.mkdir()
     (tmp_path / "file").write_text("1")
     assert commit(tmp_path) is None
     git("init", "-q")
-    assert commit(tmp_path) is None  # nothing is committed
+    assert commit(tmp_path) is None  # there is no commit yet
     git("add", ".")
     git("commit", "-q", "-m", "one")
     clean = commit(tmp_path)
@@ -92,7 +92,7 @@ def test_the_commit_of_a_checkout_and_of_nothing_else(tmp_path: Path) -> None:
     assert len(clean) == 40
     (tmp_path / "file").write_text("2")
     assert commit(tmp_path) == clean + "+"
-    assert commit(inside) is None  # inside a repository that is not its own
+    assert commit(inside) is None  # a folder inside another repository
 
 
 def test_the_processor_has_a_name() -> None:
@@ -100,13 +100,13 @@ def test_the_processor_has_a_name() -> None:
     assert name is None or name.strip()
 
 
-def test_asking_for_packages_loads_no_torch() -> None:
+def test_packages_does_not_load_torch() -> None:
     code = "import sys; from llmbench.measure.environment import packages; packages(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"
 
 
-def test_the_backend_that_really_ran(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_attention_backend_that_ran(capfd: pytest.CaptureFixture[str]) -> None:
     q = torch.randn(1, 2, 32, 16)
     attend = torch.nn.functional.scaled_dot_product_attention
     flash = attention_kernels(lambda: attend(q, q, q), CPU)
@@ -115,10 +115,10 @@ def test_the_backend_that_really_ran(capfd: pytest.CaptureFixture[str]) -> None:
         assert attention_kernels(lambda: attend(q, q, q), CPU) == ("aten::_scaled_dot_product_attention_math",)
     ran = {row.name: row.runs for row in kernel_times(lambda: (q + 1, q + 2, q * 3), CPU)}
     assert (ran["aten::add"], ran["aten::mul"]) == (2, 1)
-    assert capfd.readouterr().err == ""  # the profiler is talkative
+    assert capfd.readouterr().err == ""  # the profiler printed nothing
 
 
-def test_kernels_of_a_gpu_by_stand_ins() -> None:
+def test_kernels_of_simulated_gpu_events() -> None:
     from torch.autograd import DeviceType
 
     def event(name: str, device: str, time_us: float, **more: bool) -> SimpleNamespace:
@@ -142,7 +142,7 @@ def test_kernels_of_a_gpu_by_stand_ins() -> None:
 
 
 @pytest.mark.gpu
-def test_the_backend_of_a_gpu() -> None:
+def test_the_attention_backend_of_a_gpu() -> None:
     q = torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16)
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):

@@ -1,4 +1,4 @@
-"""Peaks of memory, against arithmetic and against a tracker that is not ours."""
+"""Peaks of memory are compared with arithmetic and with an independent tracker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_peak_by_hand() -> None:
 
     def call() -> torch.Tensor:
         a = x + 1  # 4,000 bytes
-        b = torch.cat([a, a])  # 8,000 beside it
+        b = torch.cat([a, a])  # 8,000 more
         del a
         c = b.view(2, 1000)[0].clone()  # a view costs nothing, a clone 4,000
         c.add_(1)
@@ -32,12 +32,12 @@ def test_a_peak_by_hand() -> None:
     assert (found.by, found.resident_bytes) == ("tensors", None)
 
 
-def test_what_is_given_is_not_counted() -> None:
+def test_inputs_are_not_counted() -> None:
     x = torch.randn(1000)
     assert peak_memory(lambda: x.mul_(2).view(10, 100).t(), CPU).added_bytes == 0
 
 
-def test_a_training_step_by_another_tracker() -> None:
+def test_a_training_step_agrees_with_another_tracker() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.LayerNorm(256), nn.Linear(256, 10))
     x, y = torch.randn(32, 64), torch.randint(10, (32,))
@@ -48,34 +48,34 @@ def test_a_training_step_by_another_tracker() -> None:
 
     tracker = StorageTracker()
     for tensor in (*model.parameters(), x, y):
-        tracker.add(tensor, "given")
-    given = tracker.total
+        tracker.add(tensor, "inputs")
+    inputs = tracker.total
     with tracker:
         step()
-    assert peak_memory(step, CPU).added_bytes == tracker.peak - given
+    assert peak_memory(step, CPU).added_bytes == tracker.peak - inputs
 
 
-def test_what_a_backward_pass_goes_on_from_counts() -> None:
-    """By hand: 4,000 bytes are saved; forward needs three times that for a moment, backward twice that beside it."""
+def test_saved_activations_count_for_a_backward_pass() -> None:
+    """By hand: 4,000 bytes are saved. Forward has a temporary of three times that, backward allocates twice that."""
     x = torch.randn(1000)
-    used: list[bool] = []
+    repeated: list[bool] = []
 
     def forward() -> torch.Tensor:
         return torch.cat([x, x, x])[:1000].clone()
 
     def backward(saved: torch.Tensor, again: bool) -> torch.Tensor:
-        used.append(again)
+        repeated.append(again)
         return torch.cat([saved, saved])
 
     call = RepeatableBackward(forward, backward)
     call()
     assert peak_memory(call, CPU).added_bytes == 12_000
-    call()  # goes on as before
-    assert used == [True, False, False, True]
+    call()  # it still works
+    assert repeated == [True, False, False, True]
 
 
-def test_a_backward_pass_by_another_tracker() -> None:
-    """Torch's own: what forward leaves, then the fullest moment of backward, which lets go of what it has used."""
+def test_a_backward_pass_agrees_with_another_tracker() -> None:
+    """The peak of torch's backward pass, with the saved activations that it frees as it uses them."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 10))
     x = torch.randn(128, 64)
@@ -89,36 +89,36 @@ def test_a_backward_pass_by_another_tracker() -> None:
 
     tracker = StorageTracker()
     for tensor in (*weights, x):
-        tracker.add(tensor, "given")
-    given = tracker.total
+        tracker.add(tensor, "inputs")
+    inputs = tracker.total
     with tracker:
         loss = forward()
         tracker.peak = tracker.total
         backward(loss, False)
-    assert peak_memory(RepeatableBackward(forward, backward), CPU).added_bytes == tracker.peak - given
+    assert peak_memory(RepeatableBackward(forward, backward), CPU).added_bytes == tracker.peak - inputs
 
 
-def test_memory_is_given_back() -> None:
+def test_freed_memory_is_subtracted() -> None:
     with LiveTensors() as live:
         for _ in range(5):
             x = torch.zeros(100)
         del x
-    assert (live.live_bytes, live.peak_bytes) == (0, 800)  # the new one is there before the old one goes
+    assert (live.live_bytes, live.peak_bytes) == (0, 800)  # the new tensor exists before the old one is freed
 
 
-def test_compiled_calls_are_watched() -> None:
-    """torch.compile refuses to run under the modes of others, and flex_attention is no plain op."""
+def test_compiled_calls_are_tracked() -> None:
+    """torch.compile refuses to run under other modes, and flex_attention is not a plain op."""
     from torch.nn.attention.flex_attention import flex_attention
 
     x = torch.randn(1000)
     compiled = torch.compile(lambda: (x * 2).sin().sum(), backend="aot_eager", fullgraph=True)
-    assert peak_memory(compiled, CPU).added_bytes == 8000  # two of 4,000; the sum when the first is gone
+    assert peak_memory(compiled, CPU).added_bytes == 8000  # two of 4,000; the sum is allocated after the first is freed
     q = torch.randn(1, 2, 32, 16)
     flex = torch.compile(flex_attention, backend="eager", fullgraph=True)
     assert peak_memory(lambda: flex(q, q, q), CPU).added_bytes >= q.nbytes
 
 
-def test_a_gpu_by_its_stand_in() -> None:
+def test_a_simulated_gpu() -> None:
     fake = FakeCuda()
     fake.allocate(10**9)
     fake.allocate(-(10**9))
@@ -132,31 +132,31 @@ def test_a_gpu_by_its_stand_in() -> None:
     assert (found.reserved_bytes, found.by) == (2**21, "allocator")
 
 
-def test_a_gpu_counts_what_is_gone_on_from() -> None:
+def test_saved_activations_count_on_a_gpu() -> None:
     fake = FakeCuda()
 
     def forward() -> int:
         fake.allocate(7000)
-        fake.allocate(-4000)  # 3,000 are kept
+        fake.allocate(-4000)  # 3,000 are saved
         return 3000
 
-    def backward(kept: int, again: bool) -> None:
+    def backward(saved: int, again: bool) -> None:
         fake.allocate(2000)
-        fake.allocate(-2000 if again else -2000 - kept)
+        fake.allocate(-2000 if again else -2000 - saved)
 
     found = peak_memory(RepeatableBackward(forward, backward), torch.device("cuda"), cuda=fake)
     assert (found.resident_bytes, found.added_bytes) == (1000, 5000)
 
 
-def test_a_graph_has_the_memory_of_its_call() -> None:
-    """It was filled when it was captured; what is replayed asks for no more."""
+def test_a_graph_has_the_peak_of_its_eager_call() -> None:
+    """A graph receives its memory at capture; a replay allocates nothing."""
     fake = FakeCuda()
 
     def eager() -> None:
         fake.allocate(5000)
         fake.allocate(-5000)
 
-    fake.allocate(5000)  # the capture's
+    fake.allocate(5000)  # at the capture
     replay = GraphedCall(lambda: fake.log.append("replayed"), eager)
     found = peak_memory(replay, torch.device("cuda"), cuda=fake)
     assert (found.resident_bytes, found.added_bytes) == (6000, 5000)
@@ -164,7 +164,7 @@ def test_a_graph_has_the_memory_of_its_call() -> None:
     assert fake.log.count("replayed") == 1
 
 
-def test_what_is_kept_is_what_others_cannot_have() -> None:
+def test_reserved_bytes_do_not_include_cached_blocks() -> None:
     fake = FakeCuda()
     fake.allocate(3 * 2**20)
     assert reserved_bytes(torch.device("cuda"), cuda=fake) == 4 * 2**20
@@ -173,7 +173,7 @@ def test_what_is_kept_is_what_others_cannot_have() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu() -> None:
+def test_a_real_gpu() -> None:
     device = torch.device("cuda")
     x: Any = torch.randn(2**20, device=device)
     found = peak_memory(lambda: (x + 1) * 2, device)

@@ -1,4 +1,4 @@
-"""What a machine can do at best, and rooflines made of it."""
+"""Reference measurements, and the rooflines from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmbench.spec.catalog import load_device
 from tests.measure.rows import references
 
 
-def test_anchors_of_this_machine() -> None:
+def test_reference_measurements_of_this_machine() -> None:
     sizes = Sizes(matmul=128, bytes=2**20, launches=50)
     found = measure_references(CpuClock(threads=1), torch.float32, budget_s=0.02, sizes=sizes)
     assert found.matmul.description == "float32 128×128×128 product"
@@ -23,31 +23,31 @@ def test_anchors_of_this_machine() -> None:
     assert (found.copy.work, found.read.work, found.launch.work) == (2 * 2**20, 2**20, 50)
     assert found.copy.description == "copy of 1 MiB, read and written"
     assert 1e-8 < found.launch.unit_s < 1e-2
-    for each in (found.matmul, found.copy, found.read):
-        assert each.per_s > 1e6
+    for measured in (found.matmul, found.copy, found.read):
+        assert measured.per_s > 1e6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_product_is_one_in_the_format_that_is_asked_for(dtype: torch.dtype) -> None:
-    """What it multiplies is seen by torch's own dispatcher, not taken from the label."""
-    seen = []
+def test_the_product_is_computed_in_the_given_format(dtype: torch.dtype) -> None:
+    """torch's own dispatcher shows the operands; the description is not trusted."""
+    operands = []
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.mm.default:
-                seen.append((args[0].dtype, tuple(args[0].shape), tuple(args[1].shape)))
+                operands.append((args[0].dtype, tuple(args[0].shape), tuple(args[1].shape)))
             return func(*args, **(kwargs or {}))
 
     with Products():
         found = measure_references(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(64, 2**10, 2))
-    assert set(seen) == {(dtype, (64, 64), (64, 64))}
+    assert set(operands) == {(dtype, (64, 64), (64, 64))}
     assert found.matmul.description == f"{dtype} 64×64×64 product".removeprefix("torch.")
 
 
 @pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 128), (torch.float32, 512)])
 def test_a_slow_product_is_made_smaller(dtype: torch.dtype, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not one in fp32, by which runs are compared: a busy machine would change what it is."""
-    monkeypatch.setattr(reference, "LONGEST_S", 0.0)  # whatever it takes is too long
+    """Except in fp32: runs are compared by that product, and a busy machine must not change its size."""
+    monkeypatch.setattr(reference, "LONGEST_S", 0.0)  # every time is too long
     found = measure_references(CpuClock(threads=1), dtype, budget_s=0.0, sizes=Sizes(512, 2**10, 2)).matmul
     assert (found.description, found.work) == (f"{dtype} {n}×{n}×{n} product".removeprefix("torch."), 2 * n**3)
 
@@ -61,13 +61,13 @@ def test_rates_and_rooflines() -> None:
     assert (roofline.least_s(1000, 1), roofline.least_s(1, 1000), roofline.least_s(0, 5)) == (10.0, 100.0, 0.5)
 
 
-def test_a_datasheet_is_a_roofline_where_it_says_both() -> None:
+def test_a_datasheet_with_both_rates_gives_a_roofline() -> None:
     assert datasheet_limits(load_device("h200"), "bf16") == (989.5e12, 4.8e12)
     assert datasheet_limits(load_device("a100-80gb-sxm"), "fp8") is None
 
 
 @pytest.mark.gpu
-def test_anchors_of_a_gpu() -> None:
+def test_reference_measurements_of_a_gpu() -> None:
     found = measure_references(clock_for(torch.device("cuda")), torch.bfloat16, budget_s=0.1)
     assert found.matmul.per_s > 1e13
     assert found.copy.per_s > 1e11

@@ -1,4 +1,4 @@
-"""A file of results: whole lines or none, told damage, resumed and never mixed up."""
+"""Result files: lines are complete or damaged, files are resumed but never mixed, older schemas are read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import pytest
 
 from llmbench.errors import LLMBenchError
 from llmbench.kernels.proof.accuracy import Verdict
+from llmbench.measure.difference import diff
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
 from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, Store, read
 from llmbench.measure.telemetry import Conditions
-from tests.measure.rows import PLACE, header, references, row, timed
+from tests.measure.rows import ENVIRONMENT, header, references, row, timed
 
 FULL = row(
     memory=MemoryPeak(added_bytes=5, resident_bytes=6, reserved_bytes=7, by="allocator"),
@@ -36,20 +37,21 @@ FULL = row(
 )
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
     rows = [FULL, row("standard", status="OOM", seq=1024, need_bytes=2**40), row("flex", status="n/a")]
     with Store(tmp_path / "r.jsonl", header(reference_measurements=references())) as store:
         store.write(rows[:1])
         store.write(rows[1:])
         store.write([])
-    found = read(tmp_path / "r.jsonl")
-    assert found.rows == rows
-    assert [(each.environment, each.reference_measurements) for each in found.headers] == [(PLACE, references())]
-    assert not found.damaged
+    content = read(tmp_path / "r.jsonl")
+    assert content.rows == rows
+    headers = [(head.environment, head.reference_measurements) for head in content.headers]
+    assert headers == [(ENVIRONMENT, references())]
+    assert not content.damaged
 
 
-def test_every_line_stands_alone_in_plain_json(tmp_path: Path) -> None:
-    """What the documentation shows of the schema: a reader needs nothing but JSON."""
+def test_every_line_is_plain_json_with_documented_keys(tmp_path: Path) -> None:
+    """A reader of the file needs only JSON and the documentation."""
     with Store(tmp_path / "r.jsonl", header()) as store:
         store.write([FULL])
     first, second = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
@@ -64,7 +66,7 @@ def test_every_line_stands_alone_in_plain_json(tmp_path: Path) -> None:
             assert f"`{name}`" in page, f"{name} is not documented"
 
 
-def test_rows_are_on_the_disk_when_the_process_is_killed(tmp_path: Path) -> None:
+def test_rows_are_on_disk_when_the_process_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from llmbench.measure.results import Store
@@ -73,27 +75,27 @@ store = Store({str(tmp_path / "r.jsonl")!r}, header())
 store.write([row()])
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert read(tmp_path / "r.jsonl").rows == [row()]
 
 
-def test_a_truncated_file_is_told_with_its_line_and_resumed(tmp_path: Path) -> None:
+def test_a_truncated_line_is_reported_and_its_row_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Store(path, header()) as store:
         store.write([row(), row("standard")])
     os.truncate(path, path.stat().st_size - 40)
-    found = read(path)
-    assert [each.implementation for each in found.rows] == ["flash"]
-    (damage,) = found.damaged
+    content = read(path)
+    assert [row.implementation for row in content.rows] == ["flash"]
+    (damage,) = content.damaged
     assert str(damage).startswith(f"{path}:3: ")
     with Store(path, header(), resume=True) as store:
         assert store.done == {row().key}
         store.write([row("standard")])
-    found = read(path)
-    assert [each.implementation for each in found.rows] == ["flash", "standard"]
-    assert [each.line for each in found.damaged] == [3]
-    assert len(found.headers) == 2
+    content = read(path)
+    assert [row.implementation for row in content.rows] == ["flash", "standard"]
+    assert [damage.line for damage in content.damaged] == [3]
+    assert len(content.headers) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,17 +114,17 @@ def test_a_truncated_file_is_told_with_its_line_and_resumed(tmp_path: Path) -> N
         msgspec.json.encode(FULL).replace(b'"line":"row"', b'"line":"row","more":1'),
     ],
 )
-def test_a_damaged_line_is_told_and_the_others_are_read(line: bytes, tmp_path: Path) -> None:
+def test_a_damaged_line_is_reported_and_the_others_are_read(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    good = [msgspec.json.encode(each) for each in (header(), FULL)]
+    good = [msgspec.json.encode(line) for line in (header(), FULL)]
     path.write_bytes(b"\n".join([good[0], line, b"", good[1], b""]))
-    found = read(path)
-    assert found.rows == [FULL]
-    assert [damage.line for damage in found.damaged] == [2]
-    assert found.damaged[0].problem
+    content = read(path)
+    assert content.rows == [FULL]
+    assert [damage.line for damage in content.damaged] == [2]
+    assert content.damaged[0].problem
 
 
-def test_what_is_no_file_of_results(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with pytest.raises(LLMBenchError, match=r"cannot read .*: No such file"):
         read(path)
@@ -139,7 +141,7 @@ def test_what_is_no_file_of_results(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_file_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
+def test_a_file_is_not_overwritten_or_mixed(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     Store(path, header()).close()
     with pytest.raises(LLMBenchError, match="exists already") as refused:
@@ -166,9 +168,9 @@ def test_a_file_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
         ("commit", None, "abc"),
     ],
 )
-def test_what_was_measured_otherwise_is_not_resumed(field: str, was: Any, now: Any, tmp_path: Path) -> None:
+def test_a_file_of_another_environment_is_not_resumed(field: str, was: Any, now: Any, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    before, after = (msgspec.structs.replace(PLACE, **{field: value}) for value in (was, now))
+    before, after = (msgspec.structs.replace(ENVIRONMENT, **{field: value}) for value in (was, now))
     Store(path, header(environment=before)).close()
     with pytest.raises(LLMBenchError, match="another machine or by other code") as refused:
         Store(path, header(environment=after), resume=True)
@@ -177,34 +179,87 @@ def test_what_was_measured_otherwise_is_not_resumed(field: str, was: Any, now: A
     assert len(read(path).headers) == 1
 
 
-@pytest.mark.parametrize(("was", "now", "told"), [("abc", "abc", 0), ("abc", "abc+", 1), ("abc+", "abc+", 1)])
-def test_files_that_differ_from_the_commit_are_told(was: str, now: str, told: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("was", "now", "notes"), [("abc", "abc", 0), ("abc", "abc+", 1), ("abc+", "abc+", 1)])
+def test_files_that_differ_from_the_commit_are_noted(was: str, now: str, notes: int, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    before, after = (msgspec.structs.replace(PLACE, commit=commit) for commit in (was, now))
+    before, after = (msgspec.structs.replace(ENVIRONMENT, commit=commit) for commit in (was, now))
     Store(path, header(environment=before)).close()
     with Store(path, header(environment=after), resume=True) as store:
-        assert store.notes == ["files differ from commit abc: earlier rows may come from other code"] * told
+        assert store.notes == ["files differ from commit abc: earlier rows may come from other code"] * notes
 
 
-def test_rows_know_their_session(tmp_path: Path) -> None:
+OLD_FILE = Path(__file__).parent / "data" / "results-1.jsonl"
+"""The first lines of `llmbench bench norms --device cpu` at commit 6c4018e, in the schema llmbench.results/1."""
+
+
+def test_a_file_of_the_first_schema_is_read() -> None:
+    """Every value has its present name and its old value."""
+    old_header, *old_rows = (json.loads(line) for line in OLD_FILE.read_text().splitlines())
+    content = read(OLD_FILE)
+    assert not content.damaged
+    (head,) = content.headers
+    assert head.schema == SCHEMA
+    assert head.inputs == old_header["inputs"]
+    assert msgspec.to_builtins(head.environment) == old_header["environment"]
+    assert head.reference_measurements is not None
+    for name, old in old_header["anchors"].items():
+        reference = getattr(head.reference_measurements, name)
+        assert (reference.description, reference.work) == (old["what"], old["work"])
+        assert_same_measurement(reference.measurement, old["measurement"])
+    for new, old in zip(content.rows, old_rows, strict=True):
+        assert (new.case, new.implementation, new.status) == (old["case"], old["implementation"], old["status"])
+        assert (new.extra, new.predicted_s, new.need_bytes) == (old["figures"], old["predicted_s"], old["need_bytes"])
+        if old["memory"] is not None:
+            assert new.memory is not None
+            assert (new.memory.added_bytes, new.memory.resident_bytes) == (
+                old["memory"]["added_bytes"],
+                old["memory"]["held_bytes"],
+            )
+        if old["measurement"] is not None:
+            assert_same_measurement(new.measurement, old["measurement"])
+    assert [new.status for new in content.rows] == ["n/a", "n/a", "ok", "ok"]
+
+
+def assert_same_measurement(measurement: Measurement | None, old: dict[str, Any]) -> None:
+    """Compare a measurement with one of the first schema."""
+    assert measurement is not None
+    assert list(measurement.samples_s) == old["samples_s"]
+    assert (measurement.run_queue_share, measurement.barrier_s) == (old["waited"], old["meeting_s"])
+    assert None not in (measurement.run_queue_share, measurement.barrier_s)
+
+
+def test_an_old_file_is_compared_with_a_new_one(tmp_path: Path) -> None:
+    """The same measurements in both schemas: no row and no reference measurement changed."""
+    old = read(OLD_FILE)
+    with Store(tmp_path / "new.jsonl", old.headers[0]) as store:
+        store.write(old.rows)
+    new = read(tmp_path / "new.jsonl")
+    assert b"llmbench.results/2" in (tmp_path / "new.jsonl").read_bytes()
+    for before, after in ((old, new), (new, old)):
+        difference = diff(before, after)
+        assert [change.ratio for change in difference.changes] == [None, None, 1.0, 1.0]
+        assert difference.regressions == difference.notes == []
+
+
+def test_each_row_belongs_to_its_session(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Store(path, header(reference_measurements=references())) as store:
         store.write([row("a"), row("b")])
     with Store(path, header(reference_measurements=references(matmul_s=2e-3)), resume=True) as store:
         store.write([row("b"), row("c")])
-    found = read(path).headers_by_key()
-    seen = {
-        key[2]: each.reference_measurements.matmul.measurement.median_s
-        for key, each in found.items()
-        if each and each.reference_measurements
+    headers = read(path).headers_by_key()
+    medians = {
+        key[2]: head.reference_measurements.matmul.measurement.median_s
+        for key, head in headers.items()
+        if head and head.reference_measurements
     }
-    assert seen == {"a": 1e-3, "b": 2e-3, "c": 2e-3}
+    assert medians == {"a": 1e-3, "b": 2e-3, "c": 2e-3}
     path.write_bytes(path.read_bytes().split(b"\n", 1)[1])  # without the first header
     assert read(path).headers_by_key()[row("a").key] is None
-    assert [each.implementation for each in read(path).rows] == ["a", "b", "b", "c"]
+    assert [row.implementation for row in read(path).rows] == ["a", "b", "b", "c"]
 
 
-def test_what_is_done_and_what_failed(tmp_path: Path) -> None:
+def test_failed_rows_are_measured_again_unless_they_ended_a_session(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Store(path, header()) as store:
         assert store.done == set()
@@ -224,22 +279,22 @@ def test_a_row_has_a_time_or_a_reason() -> None:
             Row(**case, **wrong)
 
 
-def test_figures_of_a_row() -> None:
+def test_rates_of_a_row() -> None:
     assert (FULL.seconds, FULL.flops_per_s, FULL.bytes_per_s) == (0.0105, 1e12 / 0.0105, 1e9 / 0.0105)
-    none = row("x", status="OOM", work_flops=5)
-    assert (none.seconds, none.flops_per_s, none.bytes_per_s) == (None, None, None)
+    untimed = row("x", status="OOM", work_flops=5)
+    assert (untimed.seconds, untimed.flops_per_s, untimed.bytes_per_s) == (None, None, None)
     assert FULL.energy is not None
     assert FULL.energy.joules_per_call == 1.5
 
 
-def test_a_check_that_is_no_number_survives_the_file() -> None:
+def test_a_check_with_nan_or_infinity_survives_the_file() -> None:
     check = Check.of(Verdict("out", math.nan, 1e-3, 2e-3, False))
     assert check.fault() == "out: error not a number, budget 2.0e-03"
-    bad = row("x", status="INCORRECT", checks=(check, Check.of(Verdict("dq", math.inf, 0.0, 0.0, False))))
-    assert msgspec.json.decode(msgspec.json.encode(bad), type=Line) == bad
+    incorrect = row("x", status="INCORRECT", checks=(check, Check.of(Verdict("dq", math.inf, 0.0, 0.0, False))))
+    assert msgspec.json.decode(msgspec.json.encode(incorrect), type=Line) == incorrect
 
 
-def test_a_measurement_is_made_of_times() -> None:
+def test_a_measurement_refuses_values_that_are_no_times() -> None:
     for wrong in ((), (math.nan,), (-1.0,), (math.inf,)):
         with pytest.raises(ValueError, match="sample"):
             Measurement(samples_s=wrong, clock="cpu")
