@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.interface import Scores, Seen
+from llmbench.model.implementations.interface import Scores, Seen, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """torch's FlexAttention; sinks are applied to its result by the log-sum-exp it returns."""
+    """torch's FlexAttention. Sinks are applied to its result with the log-sum-exp that it returns."""
     if q.is_meta:
         raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
@@ -51,4 +51,5 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     return out * kept[..., None].to(out.dtype)
 
 
-IMPLEMENTATIONS = {"flex": STANDARD._replace(name="flex", attend=attend, attend_latent=latent_by(attend))}
+FLEX = STANDARD._replace(name="flex", traits=Traits(), attend=attend, attend_latent=latent_by(attend))
+IMPLEMENTATIONS = {"flex": FLEX}

@@ -1,7 +1,7 @@
-"""Our Triton kernels under the model: `flash` for attention alone, `fused` for all that there are kernels for.
+"""Our Triton kernels as implementations: `flash` uses them for attention, `fused` wherever there is one.
 
-On a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU without it,
-`flash` is torch's own flash kernel for CPUs, which `llmbench model` says, and `fused` cannot run.
+They run on a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU without
+the interpreter, `flash` is torch's own flash kernel for CPUs, which `llmbench model` reports, and `fused` cannot run.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotated dims.
 """
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.interface import ExpertWeights, Mask, Scores, Seen, Slots
+from llmbench.model.implementations.interface import ExpertWeights, Mask, Scores, Seen, Slots, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
 from llmbench.model.implementations.sdpa import dense_mask, refuse
 from llmbench.spec.ffn import Activation, MoE, Router
 from llmbench.spec.model import Norm
 
 TRITON = find_spec("triton") is not None
-if TRITON:  # all at once: torch counts the FLOPs of those ops only that it knows when counting starts
+if TRITON:  # imported together: torch counts FLOPs only of the ops that are registered when counting starts
     from llmbench.kernels.attention.attention import attention
     from llmbench.kernels.decoding.attention import decode_attention
     from llmbench.kernels.decoding.latent import mla_decode
@@ -39,23 +39,24 @@ if TRITON:  # all at once: torch counts the FLOPs of those ops only that it know
     from llmbench.kernels.pointwise.rope import rope
 
 MOST_QUERIES = 8
-"""New tokens of a sequence that the decode kernels take; with more, attention's own kernel is the better one."""
+"""Most new tokens per sequence for the decode kernels. With more, the attention kernel is faster."""
 
 
 def interpreted() -> bool:
-    """Whether Triton was asked to run on the CPU."""
+    """Whether Triton runs in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_a_cpu() -> str:
-    """What stands for the kernels on a CPU, for a reader."""
+    """A note for readers: which code runs instead of the kernels on a CPU."""
     if interpreted():
-        return "the kernels ran in Triton's interpreter (TRITON_INTERPRET=1): for their results, not for their speed"
-    return "impl flash is torch's own kernel on a CPU; the Triton kernels are for GPUs"
+        return "kernels ran in Triton's interpreter (TRITON_INTERPRET=1): results are valid, times are meaningless"
+    return "impl flash is torch's own kernel on a CPU; the Triton kernels need a GPU"
 
 
 def run_kernels(x: Tensor) -> bool:
-    """Whether Triton runs on x, or stands for what would. Raises CannotRunError where it would and is not there."""
+    """Whether the Triton kernels run on x (or on the tensor that a meta tensor stands for). Raises CannotRunError where
+    they should run and Triton is not installed."""
     runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
         raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
@@ -63,7 +64,8 @@ def run_kernels(x: Tensor) -> bool:
 
 
 def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -> Any:
-    """What a kernel gives. Raises CannotRunError with what it says of shapes and formats that it does not take."""
+    """The kernel's result. Raises CannotRunError with the kernel's own message for shapes and formats that it does not
+    support."""
     try:
         return kernel(*args, **options)
     except ValueError as problem:
@@ -71,11 +73,11 @@ def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Flash attention over all that is seen, or decode attention over a cache where it lies."""
+    """Flash attention over whole sequences, or decode attention that reads a cache in place."""
     if not run_kernels(q):
         return _on_cpu(q, seen, scores)
     if scores.bias is not None:
-        raise CannotRunError("impl flash has no bias added to scores", hint="use sdpa or standard")
+        raise CannotRunError("impl flash does not support a bias on scores", hint="use sdpa or standard")
     if seen.slots is not None and q.shape[2] <= MOST_QUERIES:
         return _decode(q, seen.slots, seen.mask, scores)
     if seen.mask.plain:
@@ -93,7 +95,7 @@ def _options(scores: Scores) -> dict[str, Any]:
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Sequences of one length without gaps. Chunks that see nothing of each other are sequences of their own."""
+    """Sequences of one length without gaps. Chunks do not see each other, so that each is a sequence of its own."""
     options = _options(scores) | {"causal": mask.causal, "window": mask.window}
     batch, _, length, _ = q.shape
     if mask.chunk is None or length <= mask.chunk:
@@ -108,8 +110,8 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Sequences of different lengths, or chunks of them, laid end to end: the keys that are there, in order, and the
-    queries up to the last of them. Queries past it are padding and give 0. Lengths are counted on the host."""
+    """Sequences of different lengths, or their chunks, packed end to end: the existing keys in order, and the queries
+    up to the last key. Later queries are padding; their result is 0. Lengths are counted on the host."""
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
@@ -142,12 +144,12 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
 
 
 def _starts(sizes: Tensor) -> Tensor:
-    """Where sequences of these sizes begin when they lie end to end, and where the last one ends."""
+    """The start of each packed sequence of these sizes, and the end of the last one."""
     return F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
-    """A few new tokens on a cache."""
+    """Attention of a few new tokens on a cache."""
     scales = {}
     if slots.key_scales is not None and slots.value_scales is not None:
         scales = {"k_scales": slots.key_scales[..., 0], "v_scales": slots.value_scales[..., 0]}
@@ -171,7 +173,7 @@ def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
 
 
 def _window(slots: Slots, mask: Mask) -> int | None:
-    """The window; a ring of a chunk's tokens is one of that window, too."""
+    """The window. A ring as long as a chunk acts as a window of that length."""
     return mask.chunk if slots.ring and mask.window is None else mask.window
 
 
@@ -179,17 +181,17 @@ _latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
 
 
 def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """A few new tokens on a cache of latents, or on rows that are at hand."""
+    """Absorbed latent attention of a few new tokens, on a cache or on rows given as tensors."""
     if not run_kernels(q_latent):
         return _latent_on_cpu(q_latent, q_rope, seen, scores)
     if scores.bias is not None:
-        raise CannotRunError("impl flash has no choice of keys for latent attention", hint="use sdpa or standard")
+        raise CannotRunError("impl flash does not support sparse (indexer) MLA", hint="use sdpa or standard")
     if q_latent.shape[2] > MOST_QUERIES:
         raise CannotRunError(
-            f"impl flash absorbs no more than {MOST_QUERIES} new tokens at once", hint="use the naive form for them"
+            f"impl flash supports absorbed MLA for at most {MOST_QUERIES} new tokens", hint="use the naive form"
         )
     if torch.is_grad_enabled() and q_latent.requires_grad:
-        raise CannotRunError("impl flash has no backward in absorbed form", hint="train in the naive form")
+        raise CannotRunError("impl flash has no backward pass for absorbed MLA", hint="train in the naive form")
     width, mask, slots = q_latent.shape[-1], seen.mask, seen.slots
     where: dict[str, Any] = {"query_positions": mask.queries, "causal": mask.causal, "window": mask.window}
     if slots is None:
@@ -212,7 +214,7 @@ def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     refuse(scores, "flash on a CPU")
     k, v, mask = seen.k, seen.v, seen.mask
     if q.shape[-1] != v.shape[-1]:
-        raise CannotRunError("impl flash on a CPU needs keys and values of one width", hint="use sdpa")
+        raise CannotRunError("impl flash on a CPU needs keys and values of equal width", hint="use sdpa")
     dense = dense_mask(q, mask, scores)
     if dense is not None and dense.dtype == torch.bool:
         dense = torch.zeros_like(dense, dtype=q.dtype).masked_fill_(~dense, -math.inf)
@@ -225,24 +227,24 @@ def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """One launch, the sum with the residual included."""
+    """The norm in one launch, with the residual sum where there is one."""
     plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
-    how = {"eps": norm.eps, "unit_offset": norm.unit_offset}
+    options = {"eps": norm.eps, "unit_offset": norm.unit_offset}
     if residual is None:
-        return _called(plain, "fused", x, weight, bias, **how), x
-    both: tuple[Tensor, Tensor] = _called(added, "fused", x, residual, weight, bias, **how)
+        return _called(plain, "fused", x, weight, bias, **options), x
+    both: tuple[Tensor, Tensor] = _called(added, "fused", x, residual, weight, bias, **options)
     return both
 
 
 def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Both in one launch."""
+    """Queries and keys rotated in one launch."""
     cos, sin = (table.squeeze(1) for table in tables)
-    turned = _called(rope, "fused", q.transpose(1, 2), k.transpose(1, 2), cos, sin, interleaved=interleaved)
-    return turned[0].transpose(1, 2), turned[1].transpose(1, 2)
+    rotated = _called(rope, "fused", q.transpose(1, 2), k.transpose(1, 2), cos, sin, interleaved=interleaved)
+    return rotated[0].transpose(1, 2), rotated[1].transpose(1, 2)
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """One launch."""
+    """act(gate) · up in one launch."""
     _refuse_activation(name, ACTIVATIONS)
     out: Tensor = _called(glu_kernel, "fused", gate, up, name)
     return out
@@ -250,13 +252,15 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 def _refuse_activation(name: str, known: dict[str, int]) -> None:
     if name not in known:
-        raise CannotRunError(f"impl fused has no gate with {name}", hint=f"there is {', '.join(known)}; use flash")
+        raise CannotRunError(
+            f"impl fused does not support gates with {name}", hint=f"choose from {', '.join(known)}, or use flash"
+        )
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """One launch."""
+    """Routing in one launch."""
     if router.scores not in SCORES:
-        raise CannotRunError(f"impl fused has no router with {router.scores}", hint="use flash")
+        raise CannotRunError(f"impl fused does not support router scores {router.scores}", hint="use flash")
     both: tuple[Tensor, Tensor] = _called(
         moe_routing,
         "fused",
@@ -272,25 +276,39 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
     return both
 
 
-def experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: MoE) -> Tensor:
-    """All of them together, their tokens sorted; one that has none costs nothing."""
+def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor:
+    """All experts together, on tokens sorted by expert. An expert without tokens costs nothing."""
     _refuse_activation(moe.activation, ACTIVATIONS)
     if moe.router.on_input:
         if chosen.shape[1] != 1:
-            raise CannotRunError("impl fused weighs what one expert a token reads, not several", hint="use flash")
+            raise CannotRunError(
+                "impl fused supports input-side router weights only for top-1 routing", hint="use flash"
+            )
         x, weights = x * weights.to(x.dtype), torch.ones_like(weights)
-    out: Tensor = _called(moe_kernel, "fused", x, weights, chosen, *held, activation=moe.activation)
+    out: Tensor = _called(moe_kernel, "fused", x, weights, chosen, *experts, activation=moe.activation)
     return out
 
 
 def loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """Never all logits at once."""
+    """Fused linear layer and cross-entropy. The logits are never materialised."""
     out: Tensor = _called(linear_cross_entropy, "fused", x, weight, targets, bias, logit_scale=scale, soft_cap=soft_cap)
     return out
 
 
-FLASH = STANDARD._replace(name="flash", attend=attend, attend_latent=attend_latent)
-FUSED = FLASH._replace(name="fused", norm=norm, rotate=rotate, glu=glu, route=route, experts=experts, loss=loss)
-IMPLEMENTATIONS = {"flash": FLASH, "fused": FUSED} if TRITON else {"flash": FLASH}
+FLASH = STANDARD._replace(
+    name="flash", traits=Traits(triton=True, dense_mask="on CPU"), attend=attend, attend_latent=attend_latent
+)
+FUSED = FLASH._replace(
+    name="fused",
+    traits=Traits(triton=True, fused_kernels=True),
+    norm=norm,
+    rotate=rotate,
+    glu=glu,
+    route=route,
+    experts=experts,
+    loss=loss,
+    unavailable="" if TRITON else "impl fused needs Triton, which is not installed",
+)
+IMPLEMENTATIONS = {"flash": FLASH, "fused": FUSED}

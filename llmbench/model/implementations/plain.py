@@ -1,4 +1,5 @@
-"""Plain torch: every op by itself. The scores of attention are held; what it computes is what the others must equal.
+"""Plain torch: one op after another. Attention materialises its scores. All other implementations are checked against
+this one.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden, F intermediate, E experts,
 k experts a token, t tokens, R rotated dims.
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.implementations.interface import Attend, AttendLatent, Given, Implementation, Scores, Seen
+from llmbench.model.implementations.interface import Attend, AttendLatent, Given, Implementation, Scores, Seen, Traits
 from llmbench.model.positions import rotate
 from llmbench.spec.ffn import Activation, Router
 from llmbench.spec.model import Norm
@@ -28,7 +29,7 @@ def activation(name: Activation) -> Pointwise:
 
 
 def _xielu_missing(x: Tensor) -> Tensor:
-    raise UnsupportedError("the trained activation xIELU is sized, not built yet")
+    raise UnsupportedError("the trained activation xIELU can be sized but not built yet")
 
 
 _ACTIVATIONS: dict[str, Pointwise] = {
@@ -46,7 +47,7 @@ _ACTIVATIONS: dict[str, Pointwise] = {
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """act(gate) * up; gpt-oss's form clamps both, sharpens the sigmoid and shifts up by one."""
+    """act(gate) * up. gpt-oss's form clamps both, multiplies the sigmoid's argument by 1.702 and adds 1 to up."""
     if name == "swiglu_oai":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -54,7 +55,7 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """The scores are held: S × T for every head. Softmax in fp32, or wider."""
+    """Attention with materialised scores, S × T per head. Softmax in fp32, or wider."""
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -65,7 +66,7 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     added = scores.added(mask)
     if added is not None:
         logits = logits + added
-    if not mask.everything:  # not infinite: padding far from all that is real sees no key, and is to stay a number
+    if not mask.everything:  # finite: a padding query that sees no key must not become NaN
         logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
@@ -77,8 +78,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 
 def latent_by(attend: Attend) -> AttendLatent:
-    """Absorbed latent attention as `attend` does it: rows are keys of one head, their latents its values. The query
-    heads, N times S of them, are queries of that head, so that no row is copied for each."""
+    """Absorbed latent attention through `attend`: the rows are the keys of one head, their latents its values. The N ×
+    S queries of all heads become queries of that one head, so that no row is copied per head."""
 
     def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
         rows, mask = seen.k, seen.mask
@@ -95,9 +96,10 @@ def latent_by(attend: Attend) -> AttendLatent:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """Statistics in fp32, the result in the input's format. `unit_offset` multiplies by 1 + weight (Gemma), in fp32."""
+    """The norm with statistics in fp32; the result has the input's format. `unit_offset` multiplies by 1 + weight
+    (Gemma), in fp32."""
     x = x if residual is None else x + residual
-    if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] against [B, S, N, W]
+    if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] for x [B, S, N, W]
         return _normed(x, None, None, norm) * weight + (0 if bias is None else bias), x
     if norm.unit_offset and weight is not None and norm.kind == "rmsnorm" and bias is None:
         return OffsetRMSNorm.apply(x, weight, norm.eps), x
@@ -110,17 +112,17 @@ def norm(
 def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
     if norm.kind == "layernorm":
         return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # in fp32 inside, whatever x is
+    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # torch computes in fp32 for every format of x
     return out if bias is None else out + bias
 
 
 class OffsetRMSNorm(torch.autograd.Function):
-    """x / rms(x) · (1 + weight) in fp32. Written with its backward, so that it keeps x and one number a row: step by
-    step, autograd would keep two fp32 copies of x."""
+    """x / rms(x) · (1 + weight) in fp32. Its own backward saves x and one number per row; autograd through the single
+    steps would save two fp32 copies of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """The normalised x, in its format."""
+        """The normalised x, in the format of x."""
         wide = x.float()
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, rstd)
@@ -139,12 +141,12 @@ class OffsetRMSNorm(torch.autograd.Function):
 
 
 def rotate_both(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned, one after the other."""
+    """Queries and keys rotated, one after the other."""
     return rotate(q, tables, interleaved=interleaved), rotate(k, tables, interleaved=interleaved)
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """Scores of all experts, in fp32, and the choice among them."""
+    """The weights and numbers of the chosen experts, from the scores of all experts in fp32."""
     if router.scores == "softmax_topk":
         top, chosen = logits.topk(top_k, dim=-1)
         return top.softmax(-1) * router.scale, chosen
@@ -163,7 +165,8 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
-    """Phi-3.5-MoE's choices without its noise in training, each among the experts near the best of those left."""
+    """Phi-3.5-MoE's routing without its training noise: each choice is among the experts whose logits are near the best
+    of the remaining ones."""
     left, found = logits, []
     for _ in range(top_k):
         best, chosen = left.max(-1, keepdim=True)
@@ -174,8 +177,8 @@ def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
 
 
 def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
-    """Only experts of the best groups may be chosen: by their two best where a correction balances them
-    (DeepSeek-V3), else by their best (V2)."""
+    """Scores in which only experts of the best groups can be chosen. A group is ranked by its two best experts where a
+    correction balances them (DeepSeek-V3), else by its best expert (V2)."""
     if router.n_group == 1:
         return ranked
     groups = ranked.unflatten(-1, (router.n_group, -1))
@@ -184,5 +187,7 @@ def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
     return groups.masked_fill(kept[..., None] == 0, float("-inf") if balanced else 0.0).flatten(-2)
 
 
-STANDARD = Implementation("standard", attend, latent_by(attend), norm, rotate_both, glu, route)
+STANDARD = Implementation(
+    "standard", Traits(materialises_scores=True), attend, latent_by(attend), norm, rotate_both, glu, route
+)
 IMPLEMENTATIONS = {"standard": STANDARD}

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.model.implementations.interface import Attend, Mask, Scores, Seen
+from llmbench.model.implementations.interface import Attend, Mask, Scores, Seen, Traits
 from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
-def _held_to(backend: str | None) -> Attend:
-    """torch's scaled_dot_product_attention, free in its choice or held to one backend."""
+def _with_backend(backend: str | None) -> Attend:
+    """torch's scaled_dot_product_attention on one backend; None lets torch choose."""
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")
@@ -41,20 +41,21 @@ def _held_to(backend: str | None) -> Attend:
                 return F.scaled_dot_product_attention(
                     q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
                 )
-            except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too, and not about the kernel
+            except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too, but no refusals
                 raise
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
                     f"impl sdpa-{backend} cannot run this on {q.device.type}: {reason}",
-                    hint="use sdpa, which chooses its kernel",
+                    hint="use sdpa, which chooses a backend",
                 ) from None
 
     return attend
 
 
 def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
-    """What is no plain causal mask as a tensor: a bias in q's format, or which pairs are scored, [B, 1 or N, S, T]."""
+    """The mask as a tensor [B, 1 or N, S, T]: a bias in q's format, or the pairs that are scored. None for a plain
+    causal mask or none at all."""
     bias = scores.added(mask)
     if bias is None:
         return None if mask.everything or mask.only_causal else mask.allowed()
@@ -63,19 +64,21 @@ def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
 
 
 def refuse(scores: Scores, name: str) -> None:
-    """Raise CannotRunError for what torch's kernels do not do to scores."""
+    """Raise CannotRunError for changes of the scores that torch's kernels do not support."""
     if scores.soft_cap is not None:
-        raise CannotRunError(f"impl {name} has no soft cap on scores", hint="use standard or flex")
+        raise CannotRunError(f"impl {name} does not support a soft cap on scores", hint="use standard or flex")
     if scores.sinks is not None:
-        raise CannotRunError(f"impl {name} has no attention sinks", hint="use standard or flex")
+        raise CannotRunError(f"impl {name} does not support attention sinks", hint="use standard or flex")
 
+
+TRAITS = Traits(dense_mask="always", scores_for_uneven_widths_on_cpu=True)
 
 IMPLEMENTATIONS = {
-    name: STANDARD._replace(name=name, attend=attend, attend_latent=latent_by(attend))
+    name: STANDARD._replace(name=name, traits=TRAITS, attend=attend, attend_latent=latent_by(attend))
     for name, attend in {
-        "sdpa": _held_to(None),
-        "sdpa-flash": _held_to("flash"),
-        "sdpa-cudnn": _held_to("cudnn"),
-        "sdpa-efficient": _held_to("efficient"),
+        "sdpa": _with_backend(None),
+        "sdpa-flash": _with_backend("flash"),
+        "sdpa-cudnn": _with_backend("cudnn"),
+        "sdpa-efficient": _with_backend("efficient"),
     }.items()
 }
