@@ -12,7 +12,7 @@ from benchmarks.gpu.calls import Op, cloned, inputs_of, work_of
 from benchmarks.gpu.contenders import Bound, Contender
 from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.machine import Machine, time_box
-from llmbench.bench.autograd import one_pass
+from llmbench.bench.candidates import one_pass
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import describe
 from llmbench.kernels.launching import poisoned

@@ -160,7 +160,7 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
     )
     groups = [group for name in names for group in find_experiment(name).groups(ask)]
     for group in groups[number::shares]:
-        for rival in group.rivals(references):
+        for rival in group.candidates(references):
             if rival.name in PLAIN:
                 continue
             run_once(rival)

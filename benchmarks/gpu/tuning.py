@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.gpu.calls import inputs_of, work_of
 from benchmarks.gpu.machine import Machine, time_box
 from benchmarks.gpu.measuring import LEAST_S, broken, case_of
-from llmbench.bench.autograd import one_pass
+from llmbench.bench.candidates import one_pass
 from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.launching import architecture, captured, poisoned, preferring
 from llmbench.kernels.proof.accuracy import Verdict, compare

@@ -1,69 +1,141 @@
-"""Rivals that no model of ours runs on: FlexAttention compiled, with its block mask made beforehand, and a mixture of
-experts on torch's grouped products.
+"""Candidates beyond the implementations of a model, and the lookup of every name that `--impl` takes.
 
-B batch, N query heads, S query length, T key length, H head dim, t tokens, D hidden, F intermediate, E experts, k a
-token.
+`compiled` is plain torch through torch.compile. `flex` is FlexAttention, compiled, with its block mask built
+beforehand. `grouped` is a mixture of experts on torch's grouped products. `rope-fused` is `flash` with the fused
+rotation.
+
+B batch, N query heads, S query length, T key length, H head dim, t tokens, D hidden, F intermediate, E experts, k
+experts per token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 from torch.nn import functional as F
 
-from llmbench.bench.compiling import compiled
-from llmbench.errors import CannotRunError
-from llmbench.model.implementations import implementation
-from llmbench.model.implementations.interface import ExpertWeights, Implementation, Mask, Scores, Seen
+from llmbench.errors import CannotRunError, unknown
+from llmbench.model.implementations import IMPLEMENTATIONS, described, refuse_unavailable
+from llmbench.model.implementations.interface import ExpertWeights, Implementation, Mask, Scores, Seen, Traits
 from llmbench.model.implementations.plain import STANDARD, activation, glu
 from llmbench.spec.ffn import Activation, MoE
 
-__all__ = ["FLEX", "WAYS", "compiled_flex", "grouped_experts"]
+__all__ = [
+    "BASELINES",
+    "COMPILED",
+    "FLEX",
+    "Backend",
+    "Binder",
+    "binder_of",
+    "check_name",
+    "compiled",
+    "compiled_flex",
+    "forget_compiled",
+    "grouped_experts",
+    "implementation_of",
+    "traits_of",
+]
+
+# torch.compile
+
+COMPILED = "compiled"
+"""Plain torch through torch.compile: a candidate, but no implementation of its own."""
+
+Backend = str | Callable[..., Any]
+"""A compiler behind torch.compile, or its name."""
+
+
+def compiled(
+    function: Callable[..., Any], *, backend: Backend = "inductor", fullgraph: bool = False
+) -> Callable[..., Any]:
+    """`function` through torch.compile, compiled for each shape that it is called with. Its backward pass can run more
+    than once. Raises CannotRunError where torch reaches its recompile limit and would go on uncompiled.
+
+    The first call changes two settings of torch.compile for the whole process.
+    """
+    _configure_compiler()
+    fast: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, fullgraph=fullgraph)
+
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return fast(*args, **options)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            limit = torch._dynamo.config.recompile_limit
+            raise CannotRunError(f"torch.compile stops here: it compiled one function {limit} times") from None
+
+    return call
+
+
+def _configure_compiler() -> None:
+    """Forbid donated buffers, and make the recompile limit an error.
+
+    With donated buffers a compiled backward pass overwrites what its forward pass saved, and refuses to run twice.
+    Setting the option for one block only does not work, for two reasons: torch's cache returns code that was compiled
+    with the other value, and other threads do not see it (autograd runs in one of them on a GPU). The default is
+    changed instead.
+    """
+    functorch.donated_buffer = False
+    functorch._config["donated_buffer"].default = False  # type: ignore[attr-defined]
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def forget_compiled() -> None:
+    """Drop all compiled code. torch counts how often it compiled a function, and stops after eight times."""
+    torch._dynamo.reset()
+
+
+# FlexAttention
 
 
 def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
-    """FlexAttention as its users have it: compiled for one shape, and the blocks that a mask leaves out found once, for
-    sequences without gaps. (`impl="flex"` of a model finds them at every call.)"""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    fast = compiler(flex_attention)
+    """FlexAttention as its users run it: compiled for one shape, with the block mask of each size built once, for
+    sequences without gaps. (`impl="flex"` of a model builds the block mask at every call.)"""
     blocks: dict[tuple[int, int], Any] = {}
+
+    @cache
+    def fast() -> Callable[..., Any]:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return compiler(flex_attention)
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         mask = seen.mask
         if not mask.plain or scores.sinks is not None or scores.soft_cap is not None or scores.bias is not None:
-            raise CannotRunError("flex is timed on whole sequences, with slopes at most", hint="use sdpa")
+            raise CannotRunError("flex is timed on whole sequences without sinks, caps and biases", hint="use sdpa")
         if q.requires_grad and q.device.type == "cpu":
             raise CannotRunError("FlexAttention has no backward pass on a CPU", hint="use sdpa")
         size = q.shape[2], seen.k.shape[2]
         if size not in blocks:
-            found = None if mask.everything else create_block_mask(_seen_by(mask), None, None, *size, device=q.device)
-            blocks[size] = found
-        out: Tensor = fast(
+            blocks[size] = None if mask.everything else _block_mask(mask, size, q.device)
+        out: Tensor = fast()(
             q,
             seen.k,
             seen.v,
-            score_mod=_sloped(scores.slopes),
+            score_mod=_alibi_score(scores.slopes),
             block_mask=blocks[size],
             scale=scores.scale,
             enable_gqa=seen.k.shape[1] != q.shape[1],
         )
         return out
 
-    return STANDARD._replace(name="flex", attend=attend)
+    return STANDARD._replace(name=FLEX, attend=attend, traits=Traits())
 
 
-def _seen_by(mask: Mask) -> Any:
+def _block_mask(mask: Mask, size: tuple[int, int], device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def allowed(b: Tensor, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
         return mask.sees(s, t)
 
-    return allowed
+    return create_block_mask(allowed, None, None, *size, device=str(device))
 
 
-def _sloped(slopes: Tensor | None) -> Any:
+def _alibi_score(slopes: Tensor | None) -> Any:
     if slopes is None:
         return None
 
@@ -73,40 +145,87 @@ def _sloped(slopes: Tensor | None) -> Any:
     return change
 
 
-def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, name: Activation) -> Tensor:
-    """Experts without biases on tokens [t, D]: sorted by their experts, each matrix of all experts as one grouped
-    product, and a weighted sum back, [t, D]. Nothing is learnt on the host, and nothing is larger than the copies of
+# Grouped products
+
+
+def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, name: Activation) -> Tensor:
+    """Experts without biases on tokens [t, D]: the tokens sorted by expert, one grouped product per matrix of all
+    experts, and a weighted sum back to [t, D]. Nothing is copied to the host; the largest temporary is the copies of
     the tokens [t·k, D]."""
     choices, order = chosen.flatten().sort(stable=True)
-    experts = torch.arange(len(held.up), device=x.device, dtype=choices.dtype)
-    ends = torch.searchsorted(choices, experts, right=True).to(torch.int32)
+    numbers = torch.arange(len(experts.up), device=x.device, dtype=choices.dtype)
+    ends = torch.searchsorted(choices, numbers, right=True).to(torch.int32)
     rows = x[order // chosen.shape[1]]
-    up = F.grouped_mm(rows, held.up.mT, offs=ends)
-    inner = activation(name)(up) if held.gate is None else glu(F.grouped_mm(rows, held.gate.mT, offs=ends), up, name)
-    made = F.grouped_mm(inner, held.down.mT, offs=ends)
-    back = torch.empty_like(made).index_copy_(0, order, made).view(*chosen.shape, -1)
+    up = F.grouped_mm(rows, experts.up.mT, offs=ends)
+    if experts.gate is None:
+        inner = activation(name)(up)
+    else:
+        inner = glu(F.grouped_mm(rows, experts.gate.mT, offs=ends), up, name)
+    outputs = F.grouped_mm(inner, experts.down.mT, offs=ends)
+    back = torch.empty_like(outputs).index_copy_(0, order, outputs).view(*chosen.shape, -1)
     return torch.bmm(weights.to(back.dtype)[:, None], back)[:, 0]
 
 
-def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: MoE) -> Tensor:
-    """`grouped_experts`, for mixtures that it computes."""
-    if any(bias is not None for bias in (held.gate_bias, held.up_bias, held.down_bias)) or moe.router.on_input:
-        raise CannotRunError("grouped is for experts without biases, weighted on their output", hint="use standard")
+def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor:
+    """`grouped_experts`. Raises CannotRunError for mixtures that it does not compute."""
+    biases = experts.gate_bias, experts.up_bias, experts.down_bias
+    if any(bias is not None for bias in biases) or moe.router.on_input:
+        raise CannotRunError("grouped supports no biases and no input-side router weights", hint="use standard")
     if moe.zero_experts or moe.capacity_factor is not None or moe.expert_capacity is not None:
-        raise CannotRunError("grouped has an expert compute every choice of every token", hint="use standard")
-    return grouped_experts(x, weights, chosen, held, moe.activation)
+        raise CannotRunError("grouped supports no zero experts and no expert capacity", hint="use standard")
+    return grouped_experts(x, weights, chosen, experts, moe.activation)
 
 
-def _turned_fused() -> Implementation:
-    """Flash attention, and rotations in one launch; the rest plain torch."""
-    return implementation("flash")._replace(name="rope-fused", rotate=implementation("fused").rotate)
+# Names
+
+
+def _rope_fused() -> Implementation:
+    """`flash` with rotations in one launch; everything else is plain torch."""
+    fused = described("fused")
+    return described("flash")._replace(name="rope-fused", rotate=fused.rotate, unavailable=fused.unavailable)
 
 
 FLEX = "flex"
 
-WAYS: dict[str, Callable[[], Implementation]] = {
+BASELINES: dict[str, Callable[[], Implementation]] = {
     FLEX: compiled_flex,
     "grouped": lambda: STANDARD._replace(name="grouped", experts=_grouped),
-    "rope-fused": _turned_fused,
+    "rope-fused": _rope_fused,
 }
-"""Ways to compute that are rivals here, made when they are asked for."""
+"""Candidates that are no implementation of a model, built on request. `flex` replaces the model's."""
+
+
+def check_name(name: str) -> None:
+    """Raise UnknownNameError unless an implementation or a baseline has that name."""
+    known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *BASELINES)))
+    if name not in known:
+        raise unknown("implementation", name, known)
+
+
+def _described(name: str) -> Implementation:
+    """The implementation or baseline of that name, also where it cannot run here."""
+    if name == COMPILED:
+        return STANDARD
+    return BASELINES[name]() if name in BASELINES else described(name)
+
+
+def implementation_of(name: str) -> Implementation:
+    """The implementation or baseline of that name. Raises CannotRunError where it cannot run here."""
+    return refuse_unavailable(_described(name))
+
+
+def traits_of(name: str) -> Traits:
+    """What the op table must know about that implementation, also where it cannot run here."""
+    return _described(name).traits
+
+
+Binder = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Turns a piece's `run(implementation, **inputs)` into `run(**inputs)`."""
+
+
+def binder_of(name: str) -> Binder:
+    """The binder of the implementation or baseline of that name. Raises CannotRunError where it cannot run here."""
+    if name == COMPILED:
+        return lambda run: compiled(partial(run, STANDARD))
+    implementation = implementation_of(name)
+    return lambda run: partial(run, implementation)

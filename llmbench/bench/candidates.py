@@ -1,174 +1,149 @@
-"""One way to compute a piece, as the gate times it: its call, its work, its prediction. `checking` has its check."""
+"""Candidates: an implementation of a piece with its call, its check, its work and its prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from llmbench.bench.autograd import one_pass
-from llmbench.bench.baselines import FLEX, WAYS
-from llmbench.bench.compiling import compiled, forget_compiled
+from llmbench.bench.baselines import COMPILED, FLEX, Binder, binder_of, forget_compiled, implementation_of, traits_of
 from llmbench.bench.correctness import verdicts
 from llmbench.bench.experiments.experiment import Group, Pace
-from llmbench.bench.pieces.piece import Made, Piece, Setting
+from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
-from llmbench.errors import CannotRunError, LLMBenchError, unknown
+from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.check_and_time import ADDRESSABLE_BYTES, Candidate
 from llmbench.measure.clock import Call
+from llmbench.measure.memory import RepeatableBackward
 from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Scalar
-from llmbench.model.implementations import IMPLEMENTATIONS, implementation
-from llmbench.model.implementations.interface import Implementation
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.sizing.work import need_bytes
+from llmbench.sizing.op import Op
+from llmbench.sizing.work import Pass, need_bytes
 
 __all__ = [
-    "COMPILED",
     "Entry",
-    "alike",
     "call_of",
-    "check_passes",
+    "check_direction",
     "entry_group",
-    "implementation_of",
-    "known_name",
+    "one_pass",
     "piece_group",
-    "way_of",
+    "same_as_standard",
 ]
-
-COMPILED = "compiled"
-"""A rival beside the implementations: plain torch through torch.compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A row to be: a piece at a setting computed in the way named `impl`, by the name `label`; `figures` are what an
-    experiment adds to it."""
+    """A future row: a piece at a setting, computed by the implementation `impl`. `label` names the row; `extra` are
+    figures that an experiment adds to it."""
 
     label: str
     piece: Piece
     setting: Setting
     impl: str
-    figures: Mapping[str, Scalar] = field(default_factory=dict)
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def piece_group(
-    piece: Piece, setting: Setting, names: Sequence[str], *, experiment: str, case: Mapping[str, Scalar], pace: Pace
+    piece: Piece, setting: Setting, impls: Sequence[str], *, case: Mapping[str, Scalar], pace: Pace
 ) -> Group:
-    """The ways of these names to compute one piece, as a group."""
-    entries = [Entry(label=name, piece=piece, setting=setting, impl=name) for name in names]
-    return entry_group(entries, experiment=experiment, case=case, pace=pace)
+    """One piece by each of these implementations, as a group."""
+    entries = [Entry(label=name, piece=piece, setting=setting, impl=name) for name in impls]
+    return entry_group(entries, case=case, pace=pace)
 
 
-def entry_group(entries: Sequence[Entry], *, experiment: str, case: Mapping[str, Scalar], pace: Pace) -> Group:
-    """Entries as a group. Those of one piece at one setting share inputs and weights."""
+def entry_group(entries: Sequence[Entry], *, case: Mapping[str, Scalar], pace: Pace) -> Group:
+    """Entries as a group. Entries with the same piece and setting share inputs and weights."""
     return Group(
-        experiment=experiment,
         case=case,
         names=[entry.label for entry in entries],
-        rivals=partial(_rivals, entries),
+        candidates=partial(_candidates, entries),
         pace=pace,
-        graphs=all(entry.setting.of != "backward" for entry in entries),
-        attention=any(op.kind == "attention" for entry in entries for op in entry.piece.ops(entry.setting, entry.impl)),
+        graphs=all(entry.setting.direction != "backward" for entry in entries),
+        attention=any(op.kind == "attention" for entry in entries for op in _ops(entry)),
     )
 
 
-def _rivals(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
-    forget_compiled()  # of other groups; what this one compiles stays until all of it is timed
-    shared: dict[tuple[int, int], Callable[[], Made]] = {}
-    found = []
+def _ops(entry: Entry) -> list[Op]:
+    """The entry's ops as its implementation computes them."""
+    return entry.piece.ops(entry.setting, traits_of(entry.impl))
+
+
+def _candidates(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
+    forget_compiled()  # the code of earlier groups; this group's code stays until all of it is timed
+    shared: dict[tuple[int, int], Callable[[], BuiltPiece]] = {}
+    candidates = []
     for entry in entries:
-        what = id(entry.piece), id(entry.setting)
-        made = shared.setdefault(what, cache(partial(entry.piece.make, entry.setting)))
-        found.append(_rival(entry, made, references))
-    return found
+        key = id(entry.piece), id(entry.setting)
+        built = shared.setdefault(key, cache(partial(entry.piece.build, entry.setting)))
+        candidates.append(_candidate(entry, built, references))
+    return candidates
 
 
-def _rival(entry: Entry, made: Callable[[], Made], references: ReferenceMeasurements) -> Candidate:
+def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: ReferenceMeasurements) -> Candidate:
     piece, setting, name = entry.piece, entry.setting, entry.impl
 
     @cache
-    def way() -> Way:
-        if alike(piece, setting, name):
-            raise CannotRunError(f"{name} computes nothing of {piece.name} in a way of its own", hint="use standard")
-        return way_of(name)
+    def bind() -> Binder:
+        if same_as_standard(piece, setting, name):
+            raise CannotRunError(f"{name} computes {piece.name} exactly as standard does", hint="use standard")
+        return binder_of(name)
 
-    impl = STANDARD.name if name == COMPILED else name
     must = piece.work(setting)
-    limits = references.limits(piece.bandwidth)
-    ops = piece.ops(setting, impl)
-    need = need_bytes(ops, setting.of, element_bytes=setting.format.itemsize)
-    figures: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
-    if need < ADDRESSABLE_BYTES:  # what has more cannot even be described to torch
-        sized = piece.make(setting.but(device=torch.device("meta")))
-        figures |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.found)
+    ops = _ops(entry)
+    need = need_bytes(ops, setting.direction, element_bytes=setting.format.itemsize)
+    extra: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
+    if need < ADDRESSABLE_BYTES:  # torch cannot even describe larger tensors
+        sized = piece.build(setting.changed(device=torch.device("meta")))
+        extra |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.extra)
     return Candidate(
         name=entry.label,
-        prepare=lambda: call_of(made(), way(), setting),
-        check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, way()),
-        # what plain torch holds of a scan, step by step, the table does not know
+        prepare=lambda: call_of(built(), bind()(built().run), setting),
+        check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, bind()),
+        # the op table does not know what plain torch allocates for a scan, step by step
         need_bytes=None if any(op.kind == "scan" for op in ops) else need,
         work_flops=must.flops,
         work_bytes=must.bytes,
-        predicted_s=piece.predicted_s(setting, impl, limits),
-        extra=figures | dict(entry.figures),
+        predicted_s=piece.predicted_s(setting, traits_of(name), references.limits(piece.bandwidth)),
+        extra=extra | dict(entry.extra),
         compiled=name in (COMPILED, FLEX),
     )
 
 
-def known_name(name: str) -> None:
-    """Raise UnknownNameError unless a way to compute has that name."""
-    known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *WAYS)))
-    if name not in known:
-        raise unknown("implementation", name, known)
-
-
-def check_passes(piece: Piece, setting: Setting) -> None:
-    """Raise LLMBenchError where a pass is asked for that the piece does not have."""
+def check_direction(piece: Piece, setting: Setting) -> None:
+    """Raise LLMBenchError for a backward pass of a piece that has none."""
     if setting.backward and piece.phase == "decode":
-        raise LLMBenchError(f"{piece.name} has no backward pass: nobody trains on a cache", hint="--pass forward")
+        raise LLMBenchError(
+            f"{piece.name}: only --pass forward is supported (a KV cache is inference-only)", hint="--pass forward"
+        )
 
 
-Way = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes a piece's `run(implementation, **inputs)` into `run(**inputs)`."""
-
-
-def way_of(name: str) -> Way:
-    """The way of that name: an implementation's, or plain torch compiled."""
-    if name == COMPILED:
-        return lambda run: compiled(partial(run, STANDARD))
-    chosen = implementation_of(name)
-    return lambda run: partial(run, chosen)
-
-
-def implementation_of(name: str) -> Implementation:
-    """The functions of that name."""
-    return WAYS[name]() if name in WAYS else implementation(name)
-
-
-def alike(piece: Piece, setting: Setting, name: str) -> bool:
-    """Whether that way is plain torch by another name: whether all that the piece asks of an implementation is plain
-    torch's in it. Raises CannotRunError where there is no such implementation here."""
+def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
+    """Whether an implementation computes the piece with plain torch's functions only. Raises CannotRunError where the
+    implementation cannot run here."""
     if name in (STANDARD.name, COMPILED):
         return False
-    its = implementation_of(name)
-    return all(getattr(its, each) is getattr(STANDARD, each) for each in _asked(piece, setting))
+    implementation = implementation_of(name)
+    return all(getattr(implementation, used) is getattr(STANDARD, used) for used in _functions_used(piece, setting))
 
 
-def _asked(piece: Piece, setting: Setting) -> set[str]:
-    """What the piece asks of an implementation, found on a few tokens of a layer of each kind, which take no time."""
-    few, asked = min(setting.seq_len, 16), _Asked()
-    at = setting.but(spec=layer_of_each_kind(setting.spec), batch=1, seq_len=few, device=torch.device("meta"))
-    made = piece.make(at)
-    made.run(asked, **made.inputs)
-    return asked.names
+def _functions_used(piece: Piece, setting: Setting) -> set[str]:
+    """The functions of an implementation that the piece calls, found on a few meta tokens of a layer of each kind."""
+    recorder = _Recorder()
+    small = setting.changed(
+        spec=layer_of_each_kind(setting.spec), batch=1, seq_len=min(setting.seq_len, 16), device=torch.device("meta")
+    )
+    built = piece.build(small)
+    built.run(recorder, **built.inputs)
+    return recorder.names
 
 
-class _Asked:
-    """Plain torch, and which of its functions were asked for."""
+class _Recorder:
+    """Plain torch that records which of its functions are used."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -178,7 +153,49 @@ class _Asked:
         return getattr(STANDARD, name)
 
 
-def call_of(made: Made, way: Way, setting: Setting) -> Call:
-    """What is timed: a pass of the piece in that way."""
-    weights = made.parameters(setting.format).values() if setting.backward else ()
-    return one_pass(way(made.run), made.inputs, setting.of, differentiable=made.differentiable, weights=weights)
+def call_of(built: BuiltPiece, run: Callable[..., Any], setting: Setting) -> Call:
+    """The call that is timed: one pass of the piece by `run(**inputs)`."""
+    weights = built.parameters(setting.format).values() if setting.backward else ()
+    return one_pass(run, built.inputs, setting.direction, differentiable=built.differentiable, weights=weights)
+
+
+def one_pass(
+    run: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    direction: Pass,
+    *,
+    differentiable: Sequence[str] = (),
+    weights: Iterable[Tensor] = (),
+) -> Call:
+    """One pass of `run(**inputs)`, which returns a tensor or several, as a call for a clock.
+
+    A forward pass saves nothing for a backward pass. A backward pass starts from a finished forward pass. Gradients are
+    computed for the tensors among the inputs that `differentiable` names and for `weights`; they are not kept.
+    """
+    if direction == "forward":
+
+        def forward() -> object:
+            with torch.no_grad():
+                return run(**inputs)
+
+        return forward
+    arguments = dict(inputs)
+    for name in differentiable:
+        if isinstance(value := inputs.get(name), Tensor):
+            arguments[name] = value.detach().requires_grad_()
+    targets = [arguments[name] for name in differentiable if isinstance(arguments.get(name), Tensor)] + list(weights)
+    assert targets, "nothing here has gradients"
+    grads: list[Tensor] = []
+
+    def outputs() -> list[Tensor]:
+        out = run(**arguments)
+        return [tensor for tensor in (out if isinstance(out, tuple) else (out,)) if tensor.requires_grad]
+
+    def backward(outs: list[Tensor], again: bool) -> object:
+        if not grads:
+            grads.extend(torch.randn_like(out) for out in outs)
+        return torch.autograd.grad(outs, targets, grads, retain_graph=again, allow_unused=True)
+
+    if direction == "both":
+        return lambda: backward(outputs(), again=False)
+    return RepeatableBackward(outputs, backward)

@@ -1,42 +1,50 @@
-"""`llmbench bench`: which is better, and by how much?"""
+"""`llmbench bench`: run an experiment, which compares candidates side by side."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.cli.measured import (
+    IMPLEMENTATION,
+    METRICS,
     Device,
     DType,
-    cells,
+    Line,
     check_file,
-    columns_of,
+    extra_field,
     fail_where_wrong,
+    listed,
     machine,
     need_torch,
     one_table,
     place,
+    speed_up,
 )
 from llmbench.cli.options import As, answer
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, fitted
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
-    from llmbench.bench.experiments.experiment import Ask, Experiment, Group
+    from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
     from llmbench.measure.environment import Environment
     from llmbench.measure.reference import ReferenceMeasurements
-    from llmbench.measure.results import Key, Row, Scalar
+    from llmbench.measure.results import Key, Row
 
-Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="What is compared; listed above.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="The experiment to run; listed above.", show_default=False)
+]
 Preset = Annotated[
-    Literal["quick", "full"], typer.Option("--preset", help="quick: a few small cases; full: minutes of them.")
+    Literal["quick", "full"],
+    typer.Option("--preset", help="quick: a few small cases. full: the whole sweep (minutes)."),
 ]
 Kept = Annotated[
     Path | None,
@@ -44,17 +52,19 @@ Kept = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Keep rows (not this answer) in a new file, JSON lines, as they come.",
+        help="Write each row to a new results file (JSON lines) as soon as it is measured.",
         show_default=False,
     ),
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", metavar="FILE", help="Go on with a file that was broken off.", show_default=False),
+    typer.Option(
+        "--resume", metavar="FILE", help="Continue the results file of an interrupted run.", show_default=False
+    ),
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="FILE", help="Draw time and memory: .png, .svg or .pdf.", show_default=False),
+    typer.Option("--plot", metavar="FILE", help="Plot time and memory: .png, .svg or .pdf.", show_default=False),
 ]
 
 
@@ -68,14 +78,14 @@ def command(
     plot: Plot = None,
     format: As = "table",
 ) -> None:
-    """An experiment: rivals side by side, each checked, timed, and set beside its prediction.
+    """Run an experiment: candidates side by side, each checked, timed and compared with its prediction.
 
-    EXPERIMENT is attention (every kernel over lengths, masks and passes), norms, activations (at equal parameters),
-    positions, heads (MHA, GQA, MQA, MLA at equal width), moe (against dense models; balance; routing), generate (first
-    token, next token, whole answers), train (steps of a model; under torchrun with FSDP2 and tensor parallelism),
-    collectives (under torchrun) or textbook (claims, and whether they hold here). What does not fit, does not exist
-    here or is wrong is a row too. Exit code 1 where one is INCORRECT or FAILED. --output keeps what was measured
-    whatever happens; `llmbench diff` compares two such files.
+    EXPERIMENT is one of
+
+    {EXPERIMENTS}
+
+    OOM, unavailable and incorrect results are reported as rows. Exit code 1 if a row is INCORRECT or FAILED. --output
+    stores every row at once, whatever happens later; `llmbench diff` compares two such files.
 
     Examples:
 
@@ -98,46 +108,49 @@ def command(
     check_file("--plot", plot)
     if plot is not None:
         check_plot(plot)
-    of, where = find_experiment(experiment), device_of(device)
+    chosen, where = find_experiment(experiment), device_of(device)
     if where.type == "meta":
-        raise LLMBenchError("--device meta: what has no memory takes no time", hint="cpu, cuda or auto")
-    ranks, where = join(of.processes, where, experiment)
+        raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="cpu, cuda or auto")
+    ranks, where = join(chosen.processes, where, experiment)
     ask = Ask(
         quick=preset == "quick",
         device=where,
         dtype=dtype or ("bf16" if where.type == "cuda" else "fp32"),
         ranks=ranks,
     )
-    groups = of.groups(ask)
-    if plot is not None and not has_curves([group.case for group in groups], of.chart):
-        where_none = " in this preset" if of.chart else ""
-        raise LLMBenchError(f"--plot: nothing of {experiment}{where_none} is a curve", hint="leave --plot out")
+    groups = chosen.groups(ask)
+    if plot is not None and not has_curves([group.case for group in groups], chosen.chart):
+        preset_only = f" in the {preset} preset" if chosen.chart else ""
+        raise LLMBenchError(f"--plot: {experiment} has no sweep to plot{preset_only}", hint="leave --plot out")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
     measured = _measured(groups, ask, inputs, path, resume=resume is not None)
     if not ranks.first:
         return
-    document = _document(of, ask, measured, inputs)
-    common, parts = sheets(measured.rows, of.chart)
-    panels = curves(parts, of.chart)
+    document = _document(chosen, ask, measured, inputs)
+    common, parts = sheets(measured.rows, chosen.chart)
+    panels = curves(parts, chosen.chart)
     if panels and plot is None:
-        more = [f"the first of {len(panels)} panels; --plot draws them all"] if len(panels) > 1 else []
+        more = [f"the first of {len(panels)} panels; --plot draws all of them"] if len(panels) > 1 else []
         document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
     if path is not None:
         sys.stderr.write(f"{len(measured.rows)} rows in {path}\n")
     if plot is not None and panels:
-        save(panels, plot, title=f"{of.name}: {of.question}", caption=_caption(common, measured.environment))
+        save(panels, plot, title=f"{chosen.name}: {chosen.question}", caption=_caption(common, measured.environment))
         sys.stderr.write(f"wrote {plot}\n")
     elif plot is not None:
-        sys.stderr.write(f"{plot} is not written: what was measured is no curve yet\n")
+        sys.stderr.write(f"{plot} not written: fewer than two x values measured so far\n")
     _end(measured, path)
 
 
+command.__doc__ = (command.__doc__ or "").replace("{EXPERIMENTS}", listed(EXPERIMENTS))
+
+
 class _Measured(NamedTuple):
-    """What there is to show once nothing more is measured: rows in the order of their groups, those of earlier sessions
-    too; `earlier`, the reference measurements of these; `notes`, what a reader must know of the file; and what broke it
-    off, if anything did."""
+    """The state after the last measurement: the rows in the order of their groups, with those of earlier sessions;
+    `earlier`, the reference measurements of those sessions; `notes` about the results file; and the error that
+    interrupted the run, if any."""
 
     rows: list[Row]
     references: ReferenceMeasurements
@@ -150,7 +163,7 @@ class _Measured(NamedTuple):
 def _measured(
     groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
 ) -> _Measured:
-    """Measure what the file does not have yet. Whatever breaks it off, what was measured before is not lost."""
+    """Measure the rows that the file does not have yet. An interruption keeps the rows measured before."""
     from llmbench.bench.experiments.experiment import run
     from llmbench.bench.results.words import in_words
     from llmbench.measure.clock import clock_for
@@ -159,15 +172,15 @@ def _measured(
     from llmbench.measure.results import Header
     from llmbench.model.formats import DTYPES
 
-    clock, found = ask.ranks.clock(ask.device), environment(ask.device)
-    with _progress(len(groups)) as told:
+    clock, this_machine = ask.ranks.clock(ask.device), environment(ask.device)
+    with _progress(len(groups)) as advance:
 
-        def tell(group: Group) -> None:
-            told(" · ".join(in_words(group.case)))
+        def started(group: Group) -> None:
+            advance(" · ".join(in_words(group.case)))
 
-        told("limits of the machine")
+        advance("reference measurements")
         references = measure_references(clock_for(ask.device), DTYPES[ask.dtype], budget_s=0.1 if ask.quick else 0.3)
-        header = Header(command="bench", inputs=inputs, environment=found, reference_measurements=references)
+        header = Header(command="bench", inputs=inputs, environment=this_machine, reference_measurements=references)
         rows: dict[Key, Row] = {}
         earlier: dict[Key, ReferenceMeasurements] = {}
         notes: list[str] = []
@@ -183,22 +196,24 @@ def _measured(
                 }
                 notes = [*store.notes, *(f"left out: {damage}" for damage in store.existing.damaged)]
             try:
-                for row in run(groups, clock=clock, references=references, store=store, started=tell):
+                for row in run(groups, clock=clock, references=references, store=store, started=started):
                     rows[row.key] = row
                     earlier.pop(row.key, None)
             except (KeyboardInterrupt, CannotRunError) as problem:
                 broken_off = problem
     if earlier:
-        notes.append(f"{plural(len(earlier), 'row')} of earlier sessions: held to the limits measured then")
+        notes.append(
+            f"{plural(len(earlier), 'row')} of earlier sessions, compared with the reference measurements of then"
+        )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
-    return _Measured(ordered, references, found, earlier, notes, broken_off)
+    return _Measured(ordered, references, this_machine, earlier, notes, broken_off)
 
 
 def _end(measured: _Measured, path: Path | None) -> None:
-    """With the exit code, and what there is to say of it, once everything is shown."""
+    """Exit with the code of the run, after the answer, with a message for an interruption."""
     if isinstance(measured.broken_off, KeyboardInterrupt):
-        kept = f"`--resume {path}` goes on" if path else "with --output they would have been kept"
+        kept = f"`--resume {path}` continues" if path else "--output would have stored them"
         sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
         raise typer.Exit(130)
     if measured.broken_off is not None:
@@ -207,17 +222,17 @@ def _end(measured: _Measured, path: Path | None) -> None:
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:
-    """The file that rows go to."""
+    """The results file, if any."""
     if output is not None and resume is not None:
-        raise LLMBenchError("--output begins a file and --resume goes on with one", hint="give one of them")
+        raise LLMBenchError("--output starts a file and --resume continues one", hint="give one of them")
     if resume is not None and not resume.is_file():
-        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output begins one")
+        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts one")
     return output or resume
 
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr where that is a terminal; what is yielded moves it on and says what is next."""
+    """A progress bar on stderr if that is a terminal. The yielded function advances it and shows the next step."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return
@@ -227,74 +242,92 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=count + 1)
 
-        def told(text: str) -> None:
+        def advance(text: str) -> None:
             bar.update(task, description=text, advance=1)
 
-        yield told
+        yield advance
 
 
-def _document(of: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
+def _document(experiment: Experiment, ask: Ask, measured: _Measured, inputs: dict[str, Any]) -> Document:
     import msgspec
 
-    from llmbench.bench.results.metrics import Yardsticks, figures, plain
+    from llmbench.bench.results.metrics import MachineLimits, as_json, metrics
     from llmbench.bench.results.sheets import baseline_of, remarks, sheets
-    from llmbench.model.implementations.kernels import on_a_cpu
 
     rows, environment = measured.rows, measured.environment
-    yardsticks = Yardsticks.of(measured.references, environment, ask.dtype, measured.earlier)
-    baselines = baseline_of(rows, of)
-    by_key = {rows[index].key: baseline for index, baseline in baselines.items()}
-    common, found = sheets(rows, of.chart)
-    x = [Column(of.chart.label, "count")] if of.chart else []
-
-    def figure(row: Row, key: str) -> Scalar:
-        return (row.extra | dict(of.derived(row, yardsticks))).get(key)
-
-    own = [(Column(title, unit, sparse=True), partial(figure, key=key)) for key, title, unit in of.columns]
-    known = {row.key: figures(row, yardsticks, by_key.get(row.key)) for row in rows}
-    usual = columns_of(known.values())
-    columns = [*x, Column("implementation", name=True), *(column for column, _ in own), *usual.values()]
-    columns += [Column(f"× {of.baseline}", "ratio", sparse=True)] if of.baseline else []
-    blocks = []
-    for sheet in found:
-        table = []
-        for row in sheet.rows:
-            first = [row.case[of.chart.x]] if of.chart else []
-            added = [shown(row) for _, shown in own]
-            last = [known[row.key].speedup] if of.baseline else []
-            table.append([*first, row.implementation, *added, *cells(row, known[row.key], usual), *last])
-        lines = list(remarks(sheet.rows))
-        blocks.append(Block(headline=sheet.title, table=Table(columns=columns, rows=table), lines=lines))
-    question = f"{of.name}: {of.question}\n{common}" if common else f"{of.name}: {of.question}"
-    size = "the quick preset" if ask.quick else "the full preset"
-    about = [*machine(environment, yardsticks, rows), f"{size}, with the shapes of a {'GPU' if ask.on_gpu else 'CPU'}"]
-    if not ask.on_gpu and any(row.implementation in ("flash", "fused") and row.status == "ok" for row in rows):
-        about.append(on_a_cpu())
-    if any(each.speedup is not None for each in known.values()):
-        about.append(f"× {of.baseline}: how many times as long that takes, sample by sample")
-    about += of.notes
-    also = {"reference_measurements": msgspec.to_builtins(yardsticks.references)}
-    tables = [one_table(rows, [known[row.key] for row in rows], own)]
-    if of.summary is not None:
-        all_of_it = of.summary(ask, rows)
-        tables.append(all_of_it.table)
-        blocks.append(Block(headline=all_of_it.key, table=all_of_it.table, lines=all_of_it.lines))
-        also[all_of_it.key] = all_of_it.rows
+    limits = MachineLimits.on(measured.references, environment, ask.dtype, measured.earlier)
+    baselines = baseline_of(rows, experiment)
+    lines = {
+        row.key: Line(
+            row, metrics(row, limits, baselines.get(index)), row.extra | dict(experiment.derived(row, limits))
+        )
+        for index, row in enumerate(rows)
+    }
+    extra = [extra_field(*column) for column in experiment.columns]
+    fields: list[Field[Line]] = [IMPLEMENTATION, *extra, *METRICS]
+    if experiment.chart:
+        fields.insert(0, _x_field(experiment.chart))
+    if experiment.baseline:
+        fields.append(speed_up(f"speed-up vs {experiment.baseline}"))
+    fields = fitted(fields, list(lines.values()))
+    common, parts = sheets(rows, experiment.chart)
+    blocks = [
+        Block(
+            headline=sheet.title,
+            table=table(fields, [lines[row.key] for row in sheet.rows]),
+            lines=list(remarks(sheet.rows)),
+        )
+        for sheet in parts
+    ]
+    question = (
+        f"{experiment.name}: {experiment.question}\n{common}" if common else f"{experiment.name}: {experiment.question}"
+    )
+    also = {"reference_measurements": msgspec.to_builtins(limits.references)}
+    tables = [one_table(list(lines.values()), extra)]
+    if experiment.summary is not None:
+        summary = experiment.summary(ask, rows)
+        tables.append(summary.table)
+        blocks.append(Block(headline=summary.key, table=summary.table, lines=summary.lines))
+        also[summary.key] = summary.rows
     return Document(
         command="bench",
         version=2,
         inputs=inputs,
         rows_key="rows",
-        rows=plain(rows, yardsticks, baselines, of.derived),
-        blocks=[Block(headline=question), *blocks, Block(lines=[*about, *measured.notes])],
+        rows=as_json(rows, limits, baselines, experiment.derived),
+        blocks=[
+            Block(headline=question),
+            *blocks,
+            Block(
+                lines=[*machine(environment, limits, rows), *_about(experiment, ask, lines.values()), *measured.notes]
+            ),
+        ],
         environment=msgspec.to_builtins(environment),
         also=also,
         tables=tables,
     )
 
 
+def _x_field(chart: Chart) -> Field[Line]:
+    return Field(chart.x, chart.label, "count", lambda line: line.row.case[chart.x])
+
+
+def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterator[str]:
+    """Notes about the preset, the candidates and the columns."""
+    from llmbench.model.implementations import IMPLEMENTATIONS, described
+    from llmbench.model.implementations.kernels import on_a_cpu
+
+    yield f"the {'quick' if ask.quick else 'full'} preset, with the shapes for a {'GPU' if ask.on_gpu else 'CPU'}"
+    timed = {line.row.implementation for line in lines if line.row.status == "ok"}
+    if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
+        yield on_a_cpu()
+    if any(line.metrics.speedup is not None for line in lines):
+        yield f"speed-up vs {experiment.baseline}: median of per-sample time ratios"
+    yield from experiment.notes
+
+
 def _caption(common: str, environment: Environment) -> str:
-    """What a picture's figures depend on."""
+    """The caption of a plot: shared fields, machine and version."""
     commit, code = environment.commit, f"llmbench {environment.llmbench}"
     if commit is not None:
         code += f" at {commit[:8]}{'+' * commit.endswith('+')}"

@@ -1,37 +1,45 @@
-"""What the measuring commands share: a way to torch, how rows are shown, what the machine was found to do."""
+"""Shared by the measuring commands: options, refusals, the fields of a measured row, the lines about the machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import msgspec
 import typer
 
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.document import Column, Table
-from llmbench.report.units import fitting, percent, plural, si
+from llmbench.report.document import Table, table
+from llmbench.report.fields import Field
+from llmbench.report.units import Unit, percent, plural, si
 
 if TYPE_CHECKING:
-    from llmbench.bench.results.metrics import Figures, Yardsticks
+    from llmbench.bench.results.metrics import MachineLimits, Metrics
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row, Scalar
 
-    Own = Sequence[tuple[Column, Callable[[Row], Scalar]]]
-    """Columns that an experiment adds, and their figures."""
-
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto takes a GPU.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto prefers a GPU.")]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    typer.Option("--dtype", help="Format; bf16 on a GPU and fp32 on a CPU unless given.", show_default=False),
+    typer.Option("--dtype", help="Number format; default: bf16 on a GPU, fp32 on a CPU.", show_default=False),
 ]
 
 
+def listed(names: Mapping[str, str]) -> str:
+    """Names with a description each, as a paragraph of a help text with lines of its own (`\\b`)."""
+    width = max(map(len, names)) + 2
+    lines = [
+        textwrap.fill(f"{name:{width}}{what}", 76, initial_indent=" " * 4, subsequent_indent=" " * (4 + width))
+        for name, what in names.items()
+    ]
+    return "\n".join(("\b", *lines))
+
+
 def need_torch(command: str) -> None:
-    """Raise CannotRunError unless torch is there."""
+    """Raise CannotRunError unless torch is installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
@@ -41,7 +49,7 @@ def need_torch(command: str) -> None:
 
 
 def fail_where_wrong(rows: Iterable[Row]) -> None:
-    """Exit with code 1 where a row is INCORRECT or FAILED. What has no room or does not exist here is no fault."""
+    """Exit with code 1 if a row is INCORRECT or FAILED. OOM and n/a are no faults."""
     if any(row.status in ("INCORRECT", "FAILED") for row in rows):
         raise typer.Exit(1)
 
@@ -52,11 +60,11 @@ def _begins(path: Path, start: bytes) -> bool:
 
 
 RESULTS = b'{"line":"'
-"""How a file of results begins, whichever line is its first."""
+"""The first bytes of every results file."""
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise LLMBenchError, before anything is measured, where no file could be written, or results would be lost."""
+    """Raise LLMBenchError, before anything is measured, if the file cannot be written or contains results."""
     if path is None:
         return
     try:
@@ -68,8 +76,8 @@ def check_file(option: str, path: Path | None) -> None:
             writable = os.access(path, os.W_OK)
             if path.is_file() and _begins(path, RESULTS):
                 raise LLMBenchError(
-                    f"{option} {path} holds results, which would be lost",
-                    hint="name another file; `llmbench bench --resume` goes on with it",
+                    f"{option} {path} contains results, which would be lost",
+                    hint="name another file; `llmbench bench --resume` continues this one",
                 )
         else:
             TemporaryFile(dir=path.absolute().parent).close()
@@ -77,101 +85,156 @@ def check_file(option: str, path: Path | None) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise LLMBenchError(f"{option} {path}: no file can be written there")
+        raise LLMBenchError(f"{option} {path}: the file cannot be written")
 
 
-COLUMNS = {
-    "tokens_per_s": Column("tokens/s", "count", sparse=True),
-    "seconds": Column("time", "ms"),
-    "spread": Column("spread", "percent", sparse=True, spare=4),
-    "flops_per_s": Column("rate", "tflops_per_s", sparse=True, spare=1),
-    "bytes_per_s": Column("traffic", "gb_per_s", sparse=True, spare=6),
-    "of_anchor": Column("of limit", "percent", sparse=True),
-    "of_datasheet": Column("of datasheet", "percent", sparse=True, spare=2),
-    "peak_bytes": Column("peak", "gib", sparse=True),
-    "need_bytes": Column("analytic", "gib", sparse=True, spare=3),
-    "predicted_s": Column("predicted", "ms", sparse=True),
-    "off": Column("off", "percent", sparse=True, spare=5),
-    "joules_per_call": Column("energy a call", "joules", sparse=True, spare=7),
-    "joules_per_token": Column("energy a token", "joules", sparse=True),
-}
-TOGETHER = {"peak_bytes": "need_bytes", "need_bytes": "peak_bytes", "seconds": "predicted_s", "predicted_s": "seconds"}
-"""Columns that stand beside each other to be compared, and so have one unit."""
+class Line(NamedTuple):
+    """A row with its metrics and with the figures that an experiment adds."""
+
+    row: Row
+    metrics: Metrics
+    extra: Mapping[str, Scalar] = {}
 
 
-def columns_of(found: Iterable[Figures]) -> dict[str, Column]:
-    """Columns by the figure that each shows, in units that suit these figures."""
-    values = [each._asdict() for each in found]
+def _metric(
+    name: str, description: str, heading: str | None = None, unit: Unit = "text", **options: Any
+) -> Field[Line]:
+    def value(line: Line) -> Any:
+        return getattr(line.metrics, name)
 
-    def fitted(name: str, column: Column) -> Column:
-        of_both = [each[key] for each in values for key in (name, TOGETHER.get(name, name))]
-        return msgspec.structs.replace(column, unit=fitting(column.unit, of_both))
-
-    return {name: fitted(name, column) for name, column in COLUMNS.items()}
-
-
-def cells(row: Row, figures: Figures, columns: Iterable[str]) -> list[Any]:
-    """A row's figures; its status in place of a time where it has none."""
-    found = figures._asdict() | ({} if row.status == "ok" else {"seconds": row.status})
-    return [found[name] for name in columns]
+    options.setdefault("sparse", True)
+    options.setdefault("scale", name if heading else "")
+    return Field(name, heading, unit, value, description=description, **options)
 
 
-def one_table(rows: Sequence[Row], known: Sequence[Figures], own: Own = ()) -> Table:
-    """All rows under the same columns, for machines: what each is about, how it ended, what `own` adds, its figures."""
-    fields = dict.fromkeys(name for row in rows for name in row.case)
-    columns = [
-        *map(Column, ("experiment", *fields, "implementation", "status", "reason")),
-        *(column for column, _ in own),
-        *COLUMNS.values(),
-        Column("speed-up", "ratio"),
-        Column("note"),
+def _status(line: Line) -> str | None:
+    """The status of a row without a time, which stands in place of the time."""
+    return None if line.row.status == "ok" else line.row.status
+
+
+METRICS: tuple[Field[Line], ...] = (
+    _metric("tokens_per_s", "tokens per second, known where the row has a number of `tokens`", "tokens/s", "count"),
+    _metric("seconds", "the median time of a call", "time", "ms", scale="time", sparse=False, text=_status),
+    _metric("p10_s", "the 10th percentile of the samples"),
+    _metric("p90_s", "the 90th percentile of the samples"),
+    _metric("iqr_s", "the interquartile range of the samples"),
+    _metric("n", "the number of samples"),
+    _metric("spread", "the interquartile range as a share of the median", "spread", "percent", spare=4),
+    _metric("flops_per_s", "FLOPs of the work per second", "rate", "tflops_per_s", spare=1),
+    _metric("bytes_per_s", "bytes of the work per second", "traffic", "gb_per_s", spare=6),
+    _metric(
+        "share_of_limit",
+        "the least time by the roofline of the reference measurements, divided by the time (in a resumed file by "
+        "those of the session that measured the row)",
+        "share of limit",
+        "percent",
+    ),
+    _metric(
+        "share_of_datasheet",
+        "the least time by the roofline of the datasheet, divided by the time",
+        "share of datasheet",
+        "percent",
+        spare=2,
+    ),
+    _metric(
+        "peak_bytes",
+        "the inputs and everything that the call allocated, at the peak",
+        "peak",
+        "gib",
+        scale="bytes",
+    ),
+    _metric("need_bytes", "the same by the op table", "analytic", "gib", spare=3, scale="bytes"),
+    _metric(
+        "predicted_s",
+        "the least time of the implementation's own ops, one after the other",
+        "predicted",
+        "ms",
+        scale="time",
+    ),
+    _metric("prediction_error", "(predicted − measured) / measured", "pred. error", "percent", spare=5),
+    _metric("joules_per_call", "energy of the whole board per call", "energy per call", "joules", spare=7),
+    _metric("joules_per_token", "energy of the whole board per token", "energy per token", "joules"),
+    _metric("speedup_p10", "the 10th percentile of the per-sample speed-ups"),
+    _metric("speedup_p90", "the 90th percentile of the per-sample speed-ups"),
+)
+"""The metrics of a measured row. `peak` and `analytic` share a unit, and so do `time` and `predicted`."""
+
+IMPLEMENTATION: Field[Line] = Field(
+    "implementation", "implementation", value=lambda line: line.row.implementation, unbroken=True
+)
+
+
+def speed_up(heading: str) -> Field[Line]:
+    """The field for the baseline's time divided by this time."""
+    description = "the baseline's time divided by this time: the median of per-sample ratios"
+    return Field("speedup", heading, "ratio", lambda line: line.metrics.speedup, description=description, sparse=True)
+
+
+DERIVED = (*METRICS, speed_up("speed-up"))
+"""The fields of `derived` in JSON, for the documentation."""
+
+
+def extra_field(key: str, heading: str, unit: Unit) -> Field[Line]:
+    """The field for a figure that an experiment adds to its rows."""
+    return Field(key, heading, unit, lambda line: line.extra.get(key), sparse=True)
+
+
+def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table:
+    """All rows under the same columns, for CSV: case, status, `extra` and metrics."""
+
+    def case_field(name: str) -> Field[Line]:
+        return Field(name, value=lambda line: line.row.case.get(name))
+
+    def row_field(name: str) -> Field[Line]:
+        return Field(name, value=lambda line: getattr(line.row, name))
+
+    names = dict.fromkeys(name for line in lines for name in line.row.case)
+    fields = [
+        row_field("experiment"),
+        *map(case_field, names),
+        *map(row_field, ("implementation", "status", "reason")),
+        *extra,
+        *METRICS,
+        speed_up("speed-up"),
+        Field("notes", value=lambda line: line.row.measurement.remarks() if line.row.measurement else []),
     ]
-    cells = [
-        [
-            *(row.experiment, *map(row.case.get, fields), row.implementation, row.status, row.reason),
-            *(figure(row) for _, figure in own),
-            *(getattr(figures, name) for name in (*COLUMNS, "speedup")),
-            "; ".join(row.measurement.remarks()) if row.measurement else None,
-        ]
-        for row, figures in zip(rows, known, strict=True)
-    ]
-    return Table(columns=columns, rows=cells)
+    return table(fields, lines)
 
 
 def place(environment: Environment) -> str:
-    """What something was measured on, and by which torch."""
+    """The device and the version of torch."""
     where = environment.device
     if where == "cpu":
         where = f"{environment.cpu or 'a CPU'}, {plural(environment.threads, 'thread')}"
     return f"{where} · torch {environment.torch}"
 
 
-def machine(environment: Environment, yardsticks: Yardsticks, rows: Iterable[Row] = ()) -> list[str]:
-    """What rows were measured on, and what that could do in this run."""
+def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row] = ()) -> list[str]:
+    """Lines about the machine: device, reference measurements, datasheet, and why a row exceeds its limit."""
     from llmbench.measure.measurement import merged_remarks
 
-    references = yardsticks.references
+    references = limits.references
     rates = ", ".join(
         (
             f"{si(references.matmul.per_s)}FLOP/s ({references.matmul.description})",
-            f"{si(references.copy.per_s)}B/s copying",
-            f"{si(references.read.per_s)}B/s reading",
-            f"{1e6 * references.launch.unit_s:.1f} µs a launch",
+            f"{si(references.copy.per_s)}B/s copy",
+            f"{si(references.read.per_s)}B/s read",
+            f"{1e6 * references.launch.unit_s:.1f} µs per launch",
         )
     )
-    lines = [place(environment), f"limits, measured in this run: {rates}"]
-    named = ("products", references.matmul), ("copying", references.copy), ("reading", references.read)
-    lines += [
-        f"limits of {line}"
-        for line in merged_remarks((name, each.measurement.remarks_by_kind()) for name, each in named)
-    ]
-    if yardsticks.datasheet is not None:
-        share = percent(references.matmul.per_s / yardsticks.datasheet.flops_per_s)
-        peak, memory = (si(rate) for rate in yardsticks.datasheet)
-        lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; products reach {share}")
-    beaten = {yardsticks.beaten_by(row) for row in rows}
-    if "a cache" in beaten:
-        lines.append("over 100% of limit: data that stay in a cache between calls; the limit is memory's")
-    if "the machine" in beaten:
-        lines.append("over 100% of limit, by no cache: the machine did more then than while its limits were measured")
+    lines = [place(environment), f"reference measurements of this run: {rates}"]
+    named = ("product", references.matmul), ("copy", references.copy), ("read", references.read)
+    remarks = merged_remarks((name, each.measurement.remarks_by_kind()) for name, each in named)
+    lines += [f"reference measurement of {remark}" for remark in remarks]
+    if limits.datasheet is not None:
+        share = percent(references.matmul.per_s / limits.datasheet.flops_per_s)
+        peak, memory = (si(rate) for rate in limits.datasheet)
+        lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; the product reaches {share}")
+    causes = {limits.exceeded_by(row) for row in rows}
+    if "a cache" in causes:
+        lines.append("above 100% of limit: the data stayed in a cache between calls, and the limit is that of memory")
+    if "the machine" in causes:
+        lines.append(
+            "above 100% of limit: the machine was faster than when its limits were measured (turbo or other load)"
+        )
     return lines

@@ -1,89 +1,98 @@
-"""`llmbench profile`: how fast is this piece, how far from the limit, and where does its time go?"""
+"""`llmbench profile`: the time of one piece, its share of the limit, and the time of each of its kernels."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from llmbench.bench.pieces import PIECES
 from llmbench.cli.measured import (
+    IMPLEMENTATION,
+    METRICS,
     Device,
     DType,
-    cells,
+    Line,
     check_file,
-    columns_of,
     fail_where_wrong,
+    listed,
     machine,
     need_torch,
     one_table,
+    speed_up,
 )
 from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
 from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, fitted
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece, Setting
     from llmbench.bench.profile import Profile
-    from llmbench.bench.results.metrics import Figures
 
-Named = Annotated[str, typer.Argument(metavar="PIECE", help="What is timed; listed above.", show_default=False)]
+Named = Annotated[str, typer.Argument(metavar="PIECE", help="The piece to time; listed above.", show_default=False)]
 Impl = Annotated[
     str | None,
     typer.Option(
         "--impl",
         metavar="NAME",
-        help="How it is computed: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused, compiled "
-        "(standard by torch.compile), grouped (standard, experts by grouped products), rope-fused (flash, rotations "
-        "fused). Attention is computed by flash unless given, the rest by fused on a GPU.",
+        help=f"Implementation: {', '.join(IMPLEMENTATIONS)}, compiled (standard by torch.compile), grouped (standard, "
+        "experts by grouped products), rope-fused (flash, rotations fused). Default: flash for attention; otherwise "
+        "fused on a GPU, standard on a CPU.",
         show_default=False,
     ),
 ]
-Of = Annotated[
+ModelName = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help=f"Whose shapes. {MODEL_HELP}", show_default=False),
+    typer.Option("--model", metavar="MODEL", help=f"The model with the shapes. {MODEL_HELP}", show_default=False),
 ]
 Tokens = Annotated[
     int | None,
-    typer.Option("--seq", metavar="TOKENS", help="Tokens of a sequence.", min=1, max=2**31, show_default=False),
+    typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", min=1, max=2**31, show_default=False),
 ]
 Sequences = Annotated[
     int | None,
-    typer.Option("--batch", metavar="N", help="Sequences at once.", min=1, max=2**31, show_default=False),
+    typer.Option("--batch", metavar="N", help="Number of sequences.", min=1, max=2**31, show_default=False),
 ]
-Timed = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="What is timed.")]
+Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="The pass to time.")]
 By = Annotated[
     Literal["kernel"] | None,
-    typer.Option("--by", help="Each kernel with its op: predicted, measured.", show_default=False),
+    typer.Option("--by", help="Show each kernel with its op: predicted and measured time.", show_default=False),
 ]
 Traced = Annotated[
-    Path | None, typer.Option("--trace", metavar="FILE", help="Write a Chrome trace of a call.", show_default=False)
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write a Chrome trace of one call.", show_default=False),
 ]
 
 
 def command(
     piece: Named,
     impl: Impl = None,
-    model: Of = None,
+    model: ModelName = None,
     set: Set = None,
     seq: Tokens = None,
     batch: Sequences = None,
     dtype: DType = None,
-    of: Timed = "forward",
+    direction: Direction = "forward",
     device: Device = "auto",
     by: By = None,
     trace: Traced = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """One piece of a model, timed beside its prediction, the machine's limits and plain torch.
+    """Time one piece of a model and compare it with its prediction, the machine's limits and plain torch.
 
-    PIECE is attention, decode (one new token on a cache), mla (the same on latents), norm, rope, glu, moe, loss, block
-    (a layer) or model. It is checked against plain torch in fp64 before it is timed; exit code 1 where it is INCORRECT
-    or FAILED. A CPU has smaller default shapes.
+    PIECE is one of
+
+    {PIECES}
+
+    The implementation is checked against plain torch in fp64 before it is timed. Exit code 1 if it is INCORRECT or
+    FAILED. The default shapes are smaller on a CPU.
 
     Examples:
 
@@ -97,22 +106,22 @@ def command(
     """
     need_torch("profile")
     from llmbench.bench.pieces import find_piece
-    from llmbench.bench.profile import chosen, profile, setting_of
+    from llmbench.bench.profile import candidate_names, profile, setting_of
 
     if set and model is None:
-        raise LLMBenchError("--set changes a model, and none was named", hint="--model names it")
+        raise LLMBenchError("--set changes a model, but no model is named", hint="name it with --model")
     check_file("--trace", trace)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
         raise LLMBenchError(f"--output and --trace are both {trace}", hint="name two files")
-    found = find_piece(piece)
+    target = find_piece(piece)
     spec = None if model is None else load(model, set)
-    setting, notes = setting_of(found, spec, seq_len=seq, batch=batch, dtype=dtype, of=of, device=device)
-    names = chosen(found, impl, setting)
+    setting, notes = setting_of(target, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
+    names = candidate_names(target, impl, setting)
     with working(f"measuring {piece}"):
-        measured = profile(found, setting, names, by_kernel=by is not None or trace is not None)
+        measured = profile(target, setting, names, by_kernel=by is not None or trace is not None)
     document = _document(
-        found,
+        target,
         setting,
         measured,
         {
@@ -123,7 +132,7 @@ def command(
             "seq_len": seq,
             "batch": batch,
             "dtype": dtype,
-            "pass": of,
+            "pass": direction,
             "device": device,
             "by": by,
         },
@@ -135,8 +144,13 @@ def command(
     fail_where_wrong(measured.rows)
 
 
+command.__doc__ = (command.__doc__ or "").replace(
+    "{PIECES}", listed({name: what for name, (_, what) in PIECES.items()})
+)
+
+
 def _save(measured: Profile, trace: Path) -> None:
-    """Write the trace, once the answer is out, and say so."""
+    """Write the trace after the answer, and report its path on stderr."""
     if measured.recording is None:
         raise CannotRunError(f"no trace: {measured.unrecorded}")
     measured.recording.save(trace)
@@ -146,15 +160,15 @@ def _save(measured: Profile, trace: Path) -> None:
 def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[str, Any], notes: list[str]) -> Document:
     import msgspec
 
-    from llmbench.bench.results.metrics import figures, plain
+    from llmbench.bench.results.metrics import as_json, metrics
 
     baseline = measured.rows[-1]
-    rows = plain(measured.rows, measured.yardsticks, dict.fromkeys(range(len(measured.rows)), baseline))
-    known = [figures(row, measured.yardsticks, baseline) for row in measured.rows]
+    rows = as_json(measured.rows, measured.limits, dict.fromkeys(range(len(measured.rows)), baseline))
+    lines = [Line(row, metrics(row, measured.limits, baseline)) for row in measured.rows]
     ops = None
     if measured.ops is not None:
-        ops = [op._asdict() | {"launches": [each._asdict() for each in op.launches]} for op in measured.ops]
-    blocks = [_block(piece, setting, measured, known, notes)]
+        ops = [op._asdict() | {"launches": [launch._asdict() for launch in op.launches]} for op in measured.ops]
+    blocks = [_block(piece, setting, measured, lines, notes)]
     if inputs["by"] is not None:
         blocks.append(_kernel_block(setting, measured))
     return Document(
@@ -165,69 +179,76 @@ def _document(piece: Piece, setting: Setting, measured: Profile, inputs: dict[st
         rows=rows,
         blocks=blocks,
         environment=msgspec.to_builtins(measured.environment),
-        also={"reference_measurements": msgspec.to_builtins(measured.yardsticks.references), "ops": ops},
-        tables=[one_table(measured.rows, known), *(block.table for block in blocks[1:] if block.table is not None)],
+        also={"reference_measurements": msgspec.to_builtins(measured.limits.references), "ops": ops},
+        tables=[one_table(lines), *(block.table for block in blocks[1:] if block.table is not None)],
     )
 
 
-def _block(piece: Piece, setting: Setting, measured: Profile, known: list[Figures], notes: list[str]) -> Block:
-    columns = columns_of(known)
-    rows = [
-        [row.implementation, *cells(row, figures, columns), figures.speedup]
-        for row, figures in zip(measured.rows, known, strict=True)
-    ]
+def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line], notes: list[str]) -> Block:
     first = measured.rows[0]
-    lines = machine(measured.environment, measured.yardsticks, measured.rows)
+    below = machine(measured.environment, measured.limits, measured.rows)
     if first.work_flops is not None and first.work_bytes:
-        each = f"{first.work_flops:,} FLOPs, {first.work_flops / first.work_bytes:,.1f} a byte"
-        products = each if first.work_flops else "no products"
-        bound = measured.yardsticks.bound(first)
-        lines.append(f"the work: {first.work_bytes:,} bytes, {products}: bound by {bound} here")
-    ran = [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
+        per_byte = f"{first.work_flops:,} FLOPs, {first.work_flops / first.work_bytes:,.1f} FLOPs per byte"
+        products = per_byte if first.work_flops else "no products"
+        bound = measured.limits.bound(first)
+        below.append(f"work: {first.work_bytes:,} bytes, {products}; limited by {bound} on this machine")
+    below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
     tokens = plural(setting.seq_len, "token")
-    what = f"{piece.name} · {setting.of} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
+    shape = f"{piece.name} · {setting.direction} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
     return Block(
         subject=title(setting.spec),
-        headline=f"{headline(setting.spec)}\n{what}: {piece.what}",
-        table=Table(
-            columns=[Column("implementation", name=True), *columns.values(), Column("speed-up", "ratio")], rows=rows
-        ),
-        lines=[*lines, *ran, *measured.notes, *notes, *approximate_lines(setting.spec)],
+        headline=f"{headline(setting.spec)}\n{shape}: {piece.what}",
+        table=table(fitted((IMPLEMENTATION, *METRICS, speed_up("speed-up")), lines), lines),
+        lines=[*below, *measured.notes, *notes, *approximate_lines(setting.spec)],
     )
+
+
+class OpLine(NamedTuple):
+    """A line of the table by op: an op, one of its kernels, or the total. A number is None where it does not apply."""
+
+    name: str
+    runs: int | None
+    predicted_s: float | None
+    measured_s: float | None
+    share: float
+
+
+OP_FIELDS: tuple[Field[OpLine], ...] = (
+    Field("name", "op and its kernels", wraps=True),
+    Field("runs", "runs", "count"),
+    Field("predicted_s", "predicted", "ms"),
+    Field("measured_s", "measured", "ms"),
+    Field("share", "share", "percent"),
+)
 
 
 def _kernel_block(setting: Setting, measured: Profile) -> Block:
-    """Ops, what took longest first, each with its kernels below."""
+    """The ops, slowest first, each followed by its kernels."""
     if measured.ops is None:
         return Block(lines=[f"no kernels: {measured.unrecorded}"])
     total = sum(op.measured_s for op in measured.ops) or 1.0
-    rows: list[list[Any]] = []
+    lines = []
     for op in measured.ops:
-        rows.append([op.op, None, op.predicted_s, op.measured_s if op.launches else None, op.measured_s / total])
-        shown = [each for each in op.launches if each.total_s >= LEAST * total]
-        for each in shown:
-            way = " (backward)" if each.backward else ""
-            rows.append([f"  {each.kernel}{way}", each.runs, None, each.total_s, each.total_s / total])
+        measured_s = op.measured_s if op.launches else None
+        lines.append(OpLine(op.op, None, op.predicted_s, measured_s, op.measured_s / total))
+        shown = [launch for launch in op.launches if launch.total_s >= SMALLEST_SHARE * total]
+        for launch in shown:
+            backward = " (backward)" if launch.backward else ""
+            seconds = launch.total_s
+            lines.append(OpLine(f"  {launch.kernel}{backward}", launch.runs, None, seconds, seconds / total))
         rest = op.launches[len(shown) :]
         if shown and rest:
-            time = sum(each.total_s for each in rest)
-            rows.append([f"  {len(rest)} more", sum(each.runs for each in rest), None, time, time / total])
+            seconds = sum(launch.total_s for launch in rest)
+            runs = sum(launch.runs for launch in rest)
+            lines.append(OpLine(f"  {len(rest)} more", runs, None, seconds, seconds / total))
     predicted = sum(op.predicted_s or 0.0 for op in measured.ops)
-    rows.append(["total", None, predicted, total, 1.0])
-    columns = [
-        Column("op, and its kernels", wraps=True),
-        Column("runs", "count"),
-        Column("predicted", "ms"),
-        Column("measured", "ms"),
-        Column("share", "percent"),
-    ]
-    what = "kernels" if setting.device.type == "cuda" else "torch's ops, which the profiler slows down,"
+    kernels = "kernels" if setting.device.type == "cuda" else "torch's ops, which the profiler slows down,"
     return Block(
-        headline=f"where the time of {measured.rows[0].implementation} goes: {what} by op of the table",
-        table=Table(columns=columns, rows=rows, total=True),
-        lines=["predicted: the roofline of this run's limits; – is no op of the table, or one without a kernel"],
+        headline=f"time of {measured.rows[0].implementation}: {kernels} by op of the op table",
+        table=table(OP_FIELDS, lines, total=OpLine("total", None, predicted, total, 1.0)),
+        lines=["predicted: the roofline by this run's limits; –: not in the op table, or without a kernel of its own"],
     )
 
 
-LEAST = 0.01
-"""Of the whole time, what a kernel takes that the table shows by itself; JSON has all."""
+SMALLEST_SHARE = 0.01
+"""A kernel with a smaller share of the time is summed up in the table; JSON has all kernels."""

@@ -1,7 +1,7 @@
-"""CUDA graphs on a CPU: what ops did is recorded, and a replay does it again on the same storages.
+"""CUDA graphs on a CPU: ops are recorded, and a replay runs them again on the same storages.
 
-As the real ones, a graph bakes in every value that the host had when it was captured, and refuses what asks the device
-for one.
+Like a real graph, a recorded one keeps every host value from its capture, and refuses calls that read a value from the
+device.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class RecordedGraph:
-    """What `torch.cuda.CUDAGraph` is."""
+    """A stand-in for `torch.cuda.CUDAGraph`."""
 
     def __init__(self) -> None:
         self.ops: list[tuple[Any, Any, Any, Any]] = []
 
     def replay(self) -> None:
-        """Every op again, on the storages of its arguments; what it makes goes where it went before."""
+        """Run every op again on the storages of its arguments, and write its results to the same place."""
         with torch.no_grad():
             for func, args, kwargs, made in self.ops:
                 again = func(*args, **kwargs)
@@ -45,7 +45,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Asking(TorchFunctionMode):
-    """Refuses what would bring values to the host."""
+    """Refuse calls that copy values to the host."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__):
@@ -58,7 +58,7 @@ def _tensors(made: Any) -> list[Tensor]:
 
 
 class RecordedCuda:
-    """What is used of `torch.cuda`."""
+    """A stand-in for the used parts of `torch.cuda`."""
 
     CUDAGraph = RecordedGraph
 
@@ -67,16 +67,16 @@ class RecordedCuda:
 
     @contextmanager
     def graph(self, graph: RecordedGraph, pool: None) -> Iterator[None]:
-        """Capture what is done inside."""
+        """Capture the ops inside."""
         with _Recorder(graph), _Asking():
             yield
 
     def get_sync_debug_mode(self) -> int | str:
-        """What becomes of those who ask for values."""
+        """The present mode."""
         return "error" if self.asking else 0
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
-        """Refuse them, or not."""
+        """Refuse calls that read values from the device, or allow them."""
         if self.asking is not None:
             self.asking.__exit__(None, None, None)
         self.asking = None
@@ -85,22 +85,22 @@ class RecordedCuda:
             self.asking.__enter__()
 
     def graph_pool_handle(self) -> None:
-        """Memory of a graph's own."""
+        """A memory pool for a graph: none."""
 
     def current_device(self) -> int:
-        """There is one."""
+        """The only one."""
         return 0
 
     def device(self, device: torch.device) -> nullcontext[None]:
-        """Make it the current one."""
+        """Make it the current one: it always is."""
         return nullcontext()
 
     def current_stream(self) -> None:
-        """There is one."""
+        """The only one."""
 
     def stream(self, stream: None) -> nullcontext[None]:
-        """Make it the current one."""
+        """Make it the current one: it always is."""
         return nullcontext()
 
     def synchronize(self, device: torch.device) -> None:
-        """Nothing runs behind a CPU's back."""
+        """Nothing to wait for: ops on a CPU are synchronous."""

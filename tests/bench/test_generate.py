@@ -1,4 +1,4 @@
-"""Decoders at work: static caches and graphs choose the tokens of `generate`, and the figures are those of the Op
+"""Whole decoders: static caches and graphs choose the tokens of `generate`, and the figures are those of the op
 table."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 from llmbench.bench.experiments import generate
 from llmbench.bench.experiments.experiment import Ask, run
-from llmbench.bench.experiments.generate import Case, Checks, Shared, group_of, need_bytes, parts, verdicts
+from llmbench.bench.experiments.generate import Case, Checks, Shared, group_of, need_bytes, stages, verdicts
 from llmbench.bench.experiments.generate.server import Server
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.errors import CannotRunError, UnsupportedError
@@ -49,7 +49,9 @@ MIXERS = {"heads": heads(4, 2, 8), "window": heads(4, 2, 8, sliding_window=5), "
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU flash is torch's own kernel, as it is for users."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(launching, "interpreted", lambda: False)  # another test may have loaded kernels interpreted
+    monkeypatch.setattr(
+        launching, "interpreted", lambda: False
+    )  # another test may have loaded the kernels in the interpreter
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -61,7 +63,7 @@ def test_a_server_chooses_the_tokens_of_generate(kind: str, graph: bool) -> None
     server = Server(model, prompts, 7 + 8, cuda=RecordedCuda())
     server.first()
     step = server.captured(server.next) if graph else server.next
-    for _ in range(2):  # the cache is used again, whatever is still in it
+    for _ in range(2):  # the cache is reused with its old contents
         server.first()
         found = [server.token.clone()]
         for _ in range(8):
@@ -70,8 +72,8 @@ def test_a_server_chooses_the_tokens_of_generate(kind: str, graph: bool) -> None
         assert torch.equal(torch.cat(found, dim=1), expected)
 
 
-def test_what_asks_the_device_is_in_no_graph() -> None:
-    """One expert after another counts its tokens on the host."""
+def test_a_call_that_reads_values_from_the_device_cannot_be_captured() -> None:
+    """Experts that run one after another count their tokens on the host."""
     model = build(tiny(ffn=MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=16, router=Router())))
     server = Server(model, torch.zeros(1, 3, dtype=torch.int64), 9, cuda=RecordedCuda())
     server.first()
@@ -81,7 +83,7 @@ def test_what_asks_the_device_is_in_no_graph() -> None:
 
 def test_states_of_recurrences_are_refused() -> None:
     model = build(tiny(Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4)))
-    with pytest.raises(UnsupportedError, match="only caches of keys and values are static"):
+    with pytest.raises(UnsupportedError, match="only caches of keys and values are supported"):
         Server(model, torch.zeros(1, 3, dtype=torch.int64), 5)
 
 
@@ -96,40 +98,40 @@ def test_a_wrong_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = implementation("sdpa").attend
 
     def shifted(q: Any, seen: Any, scores: Any) -> Any:
-        return whole(q, seen, scores) * (1.0 if seen.slots is None else 1.001)  # wrong on a cache alone
+        return whole(q, seen, scores) * (1.0 if seen.slots is None else 1.001)  # wrong only on a cache
 
     monkeypatch.setattr(generate, "implementation", lambda name: implementation(name)._replace(attend=shifted))
     assert [verdict.passed for verdict in verdicts(case(), "sdpa", graph=False)] == [False]
 
 
 def test_a_first_token_has_logits_of_one_position() -> None:
-    """Beside `count_flops`, which counts them all."""
+    """Compared with `count_flops`, which counts all positions."""
     of = case(phase="first token", context=20)
     spec = of.spec
     whole = count_flops(spec, Workload.prefill(20, 2)).total
     saved = 2 * 2 * 19 * spec.vocab_size * spec.hidden_size
-    assert sum(part.times * work(part.ops, "forward").flops for part in parts(of)) == whole - saved
+    assert sum(part.times * work(part.ops, "forward").flops for part in stages(of)) == whole - saved
 
 
 def test_an_answer_is_the_sum_of_its_steps() -> None:
-    """The mean of the first and the last step times their number, against every step by itself."""
+    """The mean of the first and the last step times their number, compared with the sum of all steps."""
     answer = case(phase="answer", context=5, new_tokens=6)
-    steps = [work(parts(case(context=context))[0].ops, "forward") for context in range(5, 10)]
-    first = work(parts(case(phase="first token", context=5))[0].ops, "forward")
+    steps = [work(stages(case(context=context))[0].ops, "forward") for context in range(5, 10)]
+    first = work(stages(case(phase="first token", context=5))[0].ops, "forward")
     for index in (0, 1):
-        total = sum(part.times * work(part.ops, "forward")[index] for part in parts(answer))
+        total = sum(part.times * work(part.ops, "forward")[index] for part in stages(answer))
         assert total == first[index] + sum(step[index] for step in steps)
 
 
 def test_memory_is_weights_and_the_whole_cache_at_least() -> None:
     of = case(context=50)
-    held = 4 * count_parameters(of.spec).total + kv_cache(of.spec, 51, batch=2, kv_dtype="fp32").bytes_total
-    assert held < need_bytes(of, "sdpa") < 1.5 * held
+    resident = 4 * count_parameters(of.spec).total + kv_cache(of.spec, 51, batch=2, kv_dtype="fp32").bytes_total
+    assert resident < need_bytes(of, "sdpa") < 1.5 * resident
 
 
 @pytest.mark.parametrize("phase", ["next token", "answer"])
 def test_memory_of_a_graph_is_that_of_its_step(phase: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No replay shows it: a graph was given its memory before."""
+    """A replay does not show it: a graph allocated its memory before."""
     monkeypatch.setattr(generate, "Server", partial(Server, cuda=RecordedCuda()))
     shared = Shared(case(phase=phase, new_tokens=8 if phase == "answer" else 1))
     eager, graph = (shared.call("sdpa", graph=graph) for graph in (False, True))
@@ -166,4 +168,4 @@ def test_rows() -> None:
         assert row.memory is not None
         assert row.need_bytes is not None
         measured = int(row.extra["input_bytes"] or 0) + row.memory.added_bytes
-        assert row.need_bytes <= measured < 1.25 * row.need_bytes  # weights, cache and the widest op, at the least
+        assert row.need_bytes <= measured < 1.25 * row.need_bytes  # weights, cache and the widest op are the minimum

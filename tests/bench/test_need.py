@@ -1,4 +1,4 @@
-"""The analytic need of a piece against what its call really takes on a CPU, inputs included."""
+"""The analytic need of a piece, compared with what its call really allocates on a CPU, inputs included."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from llmbench.bench.candidates import call_of, piece_group, way_of
+from llmbench.bench.baselines import binder_of, traits_of
+from llmbench.bench.candidates import call_of, piece_group
 from llmbench.bench.experiments.experiment import QUICK
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
-from llmbench.bench.pieces.decode import STEP
+from llmbench.bench.pieces.blocks import STEP
 from llmbench.bench.pieces.moe import FFN
-from llmbench.bench.pieces.piece import Piece, Setting, held
+from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.measure.memory import peak_memory
 from llmbench.model.formats import Format
@@ -73,8 +74,8 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flash` is torch's kernel for CPUs, as users have it there."""
-    way_of("flash")
+    """`flash` is torch's kernel for CPUs, as it is for users."""
+    binder_of("flash")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
@@ -83,18 +84,18 @@ def found(name: str) -> Piece:
 
 
 def setting(of: Piece, dtype: Format, passed: Pass, batch: int = 2, **parts: Any) -> Setting:
-    """A layer that is small, but whose parts are not lost beside each other."""
+    """A small layer whose parts are of similar size."""
     spec = model_of("x", 512, **({"mixer": heads(8, 8, 64), "ffn": Gated(intermediate_size=1024)} | parts))
     length = 1024 if of.phase == "decode" else 256
-    return Setting(spec=of.alone(spec), batch=batch, seq_len=length, dtype=dtype, device=CPU, of=passed)
+    return Setting(spec=of.reduce(spec), batch=batch, seq_len=length, dtype=dtype, device=CPU, direction=passed)
 
 
 def need_and_peak(of: Piece, at: Setting, impl: str) -> tuple[int, int]:
-    made = of.make(at)
-    call = call_of(made, way_of(impl), at)
+    made = of.build(at)
+    call = call_of(made, binder_of(impl)(made.run), at)
     call()
     peak = made.nbytes(at.format) + peak_memory(call, CPU).added_bytes
-    return need_bytes(of.ops(at, impl), at.of, element_bytes=at.format.itemsize), peak
+    return need_bytes(of.ops(at, traits_of(impl)), at.direction, element_bytes=at.format.itemsize), peak
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -102,7 +103,7 @@ def need_and_peak(of: Piece, at: Setting, impl: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("name", "parts", "impl"), [(name, parts, impl) for name, parts, impls in CASES for impl in impls]
 )
-def test_the_need_is_what_is_taken(name: str, parts: dict[str, Any], impl: str, passed: Pass, dtype: str) -> None:
+def test_the_need_is_what_is_allocated(name: str, parts: dict[str, Any], impl: str, passed: Pass, dtype: str) -> None:
     of = found(name)
     if of.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
@@ -118,31 +119,33 @@ def test_a_single_sequence_is_not_copied(passed: Pass) -> None:
 
 
 def test_a_dense_bias_is_no_flash_attention() -> None:
-    """ALiBi over 8,192 tokens of 16 heads of 128, as an H200 would be asked for: an fp32 bias of 4 GiB, and of it one
-    in bf16, and that masked, beside q, k, v and the result of 32 MiB each."""
+    """ALiBi over 8,192 tokens and 16 heads of 128 on a GPU: an fp32 bias of 4 GiB, its bf16 copy, and the masked copy,
+    besides q, k, v and the result of 32 MiB each."""
     of = found("attention")
-    spec = of.alone(model_of("x", 2048, mixer=heads(16, 16, 128), positions=Alibi()))
+    spec = of.reduce(model_of("x", 2048, mixer=heads(16, 16, 128), positions=Alibi()))
     at = Setting(spec=spec, batch=1, seq_len=8192, dtype="bf16", device=torch.device("cuda"))
     pairs = 16 * 8192**2
-    assert need_bytes(of.ops(at, "sdpa"), "forward", element_bytes=2) == 3 * 2**25 + (4 + 2) * pairs
-    assert need_bytes(of.ops(at, "flash"), "forward", element_bytes=2) == 4 * 2**25  # the kernel adds slopes as it goes
+    assert need_bytes(of.ops(at, traits_of("sdpa")), "forward", element_bytes=2) == 3 * 2**25 + (4 + 2) * pairs
+    assert (
+        need_bytes(of.ops(at, traits_of("flash")), "forward", element_bytes=2) == 4 * 2**25
+    )  # the kernel adds the slopes itself
 
 
-def test_what_a_gpu_does_at_once_a_cpu_does_in_steps() -> None:
+def test_a_cpu_computes_a_norm_in_steps() -> None:
     of = found("norm")
     at = setting(of, "fp32", "forward")
-    on_a_gpu = at.but(device=torch.device("cuda"))
+    on_a_gpu = at.changed(device=torch.device("cuda"))
     x, weight = 4 * 2 * 256 * 512, 4 * 512
-    assert need_bytes(of.ops(at, "standard"), "forward", element_bytes=4) == 3 * x + weight
-    assert need_bytes(of.ops(on_a_gpu, "standard"), "forward", element_bytes=4) == 2 * x + weight
-    assert not held("standard", at.spec, on_a_gpu.device)["on_cpu"]
+    assert need_bytes(of.ops(at, traits_of("standard")), "forward", element_bytes=4) == 3 * x + weight
+    assert need_bytes(of.ops(on_a_gpu, traits_of("standard")), "forward", element_bytes=4) == 2 * x + weight
+    assert not traits_of("standard").temporaries(at.spec, on_a_gpu.device)["on_cpu"]
 
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b"])
-def test_of_a_scan_no_need_is_given(name: str) -> None:
-    """Plain torch computes it step by step, and nothing says what that holds."""
+def test_a_scan_has_no_analytic_need(name: str) -> None:
+    """Plain torch computes it step by step, and the op table does not know its temporaries."""
     of = found("block")
-    at = Setting(spec=of.alone(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
-    (rival,) = piece_group(of, at, ["standard"], experiment="x", case={}, pace=QUICK).rivals(references())
-    assert rival.need_bytes is None
-    assert rival.work_flops
+    at = Setting(spec=of.reduce(find_model(name)), batch=1, seq_len=8, dtype="fp32", device=torch.device("cpu"))
+    (candidate,) = piece_group(of, at, ["standard"], case={}, pace=QUICK).candidates(references())
+    assert candidate.need_bytes is None
+    assert candidate.work_flops

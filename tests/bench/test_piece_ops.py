@@ -1,4 +1,4 @@
-"""What pieces find in the op table, for every model that has them."""
+"""The ops of pieces in the op table, for every model that has them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from llmbench.bench.experiments import moe, train
 from llmbench.bench.experiments.experiment import Ask
 from llmbench.bench.experiments.synthetic import heads, model_of
-from llmbench.bench.experiments.train.step import Way
-from llmbench.bench.pieces import PIECES, find_piece
+from llmbench.bench.experiments.train.step import TrainStep
+from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.moe import ROUTER
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.profile import setting_of
@@ -26,11 +26,11 @@ SINGLE = ("attention", "decode", "mla", "norm", "rope", "glu")
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_function_is_one_op_of_one_layer(name: str) -> None:
-    of, found = PIECES[name], 0
+    of, found = find_piece(name), 0
     for model in bundled_models():
         try:
-            spec = of.alone(load_bundled(model))
-        except LLMBenchError:  # has none
+            spec = of.reduce(load_bundled(model))
+        except LLMBenchError:  # the model lacks the piece
             continue
         if of.phase == "decode" and not spec.decodes:
             continue
@@ -40,77 +40,83 @@ def test_a_function_is_one_op_of_one_layer(name: str) -> None:
     assert found >= 5
 
 
-def test_the_norm_of_a_model_with_two_around_each_mixer() -> None:
-    """By hand: 512 tokens of gemma3-1b read and written, 4 bytes each, and its weight."""
+def test_the_norm_of_a_model_with_sandwich_norms() -> None:
+    """By hand: 512 tokens of gemma3-1b read and written, with 4 bytes per number, and the weight."""
     of = find_piece("norm")
-    spec = of.alone(load_bundled("gemma3-1b"))
+    spec = of.reduce(load_bundled("gemma3-1b"))
     at = Setting(spec=spec, batch=1, seq_len=512, dtype="fp32", device=CPU)
     assert of.work(at) == (0, 2 * 512 * 1152 * 4 + 1152 * 4)
 
 
-def test_weights_that_no_token_meets_are_held_and_not_read() -> None:
+def test_weights_of_unused_experts_are_resident_but_not_read() -> None:
     of = find_piece("moe")
-    spec = of.alone(model_of("x", 64, ffn=MoE(num_experts=16, num_experts_per_tok=1, intermediate_size=96)))
+    spec = of.reduce(model_of("x", 64, ffn=MoE(num_experts=16, num_experts_per_tok=1, intermediate_size=96)))
     at = Setting(spec=spec, batch=1, seq_len=1, dtype="fp32", device=CPU)
     expert = 3 * 64 * 96
     assert of.work(at).bytes == 4 * (expert + 64 * 16 + 2 * 64)
-    held = 4 * (16 * expert + 64 * 16)
-    assert held < need_bytes(of.ops_of(at), "forward", element_bytes=4) < held + 4 * 1000
+    resident = 4 * (16 * expert + 64 * 16)
+    assert resident < need_bytes(of.ops_of(at), "forward", element_bytes=4) < resident + 4 * 1000
 
 
-def test_what_is_held_is_what_the_module_has() -> None:
-    """Tied and not, with the embedding among the ops and without: the analytic need, beside the real model."""
+def test_resident_weights_are_those_of_the_module() -> None:
+    """The analytic need compared with the real model: tied and untied, with and without the embedding."""
     for tied in (True, False):
         spec = load_bundled("smollm2-135m" if tied else "tinyllama-1.1b")
         assert spec.tie_word_embeddings == tied
         for name in ("loss", "model"):
             of = find_piece(name)
-            at = Setting(spec=of.alone(spec), batch=1, seq_len=1, dtype="fp32", device=torch.device("meta"))
+            at = Setting(spec=of.reduce(spec), batch=1, seq_len=1, dtype="fp32", device=torch.device("meta"))
             model = build(at.spec, impl="standard", device="meta", dtype=torch.float32)
             part = model if name == "model" else model.lm_head
-            held = sum(each.nbytes for each in part.parameters())
-            # the head's input and logits; in a model the last layer's input and the final norm's result beside
+            weights = sum(each.nbytes for each in part.parameters())
+            # the head's input and logits; in a model also the last layer's input and the final norm's result
             widest = spec.vocab_size + spec.hidden_size * (3 if name == "model" else 1)
-            assert need_bytes(of.ops_of(at), "forward", element_bytes=4) == held + 4 * widest
+            assert need_bytes(of.ops_of(at), "forward", element_bytes=4) == weights + 4 * widest
 
 
 # Experiments
 
 
-def test_parameters_of_a_mixture_are_those_of_what_is_timed() -> None:
-    """Against the real modules; a router by itself has no experts."""
+def test_parameters_of_a_mixture_are_those_of_the_timed_piece() -> None:
+    """Compared with the real modules. A router alone has no experts."""
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     rows = {
-        rival.name: rival.extra
+        candidate.name: candidate.extra
         for group in moe.groups(ask)
         if group.case["what"] in ("against dense", "cost of routing")
-        for rival in group.rivals(references())
+        for candidate in group.candidates(references())
     }
     assert rows["dense, total"]["parameters"] == 3 * 64 * 512
     assert rows["dense, active"]["parameters"] == 3 * 64 * 128
     assert rows["router"]["parameters"] == rows["router"]["active_parameters"] == 64 * 8
     assert rows["loop"]["parameters"] == 3 * 64 * 512 + 64 * 8
     assert rows["loop"]["active_parameters"] == 3 * 64 * 128 + 64 * 8
-    spec = ROUTER.alone(model_of("x", 64, ffn=MoE(num_experts=8, num_experts_per_tok=2, intermediate_size=64)))
-    made = ROUTER.make(Setting(spec=spec, batch=1, seq_len=2, dtype="fp32", device=CPU))
+    spec = ROUTER.reduce(model_of("x", 64, ffn=MoE(num_experts=8, num_experts_per_tok=2, intermediate_size=64)))
+    made = ROUTER.build(Setting(spec=spec, batch=1, seq_len=2, dtype="fp32", device=CPU))
     assert sum(each.numel() for each in made.parameters(torch.float32).values()) == rows["router"]["parameters"]
 
 
 def test_a_mixture_on_a_cpu_is_one() -> None:
-    at, _ = setting_of(find_piece("moe"), None, seq_len=None, batch=None, dtype=None, of="forward", device="cpu")
+    at, _ = setting_of(find_piece("moe"), None, seq_len=None, batch=None, dtype=None, direction="forward", device="cpu")
     ffn = at.spec.layers[at.spec.order[0]].ffn
     assert isinstance(ffn, MoE)
     assert (ffn.num_experts, ffn.num_experts_per_tok) == (8, 2)
 
 
-def test_the_work_of_a_training_step_is_that_of_all_ways() -> None:
+def test_the_work_of_a_training_step_is_the_same_for_all_variants() -> None:
     spec = model_of("x", 64, mixer=heads(2, 2, 32), ffn=Gated(intermediate_size=96), layers=2)
-    at = Setting(spec=spec, batch=2, seq_len=32, dtype="fp32", device=CPU, of="both")
-    ways = [Way("standard"), Way("sdpa"), Way("fused"), Way("sdpa", recompute=True), Way("sdpa", sharding="fsdp")]
-    rivals = train.group_of(at, ways, Ask(quick=True, device=CPU, dtype="fp32")).rivals(references())
-    assert len({(rival.work_flops, rival.work_bytes) for rival in rivals}) == 1
+    at = Setting(spec=spec, batch=2, seq_len=32, dtype="fp32", device=CPU, direction="both")
+    steps = [
+        TrainStep("standard"),
+        TrainStep("sdpa"),
+        TrainStep("fused"),
+        TrainStep("sdpa", recompute=True),
+        TrainStep("sdpa", sharding="fsdp"),
+    ]
+    candidates = train.group_of(at, steps, Ask(quick=True, device=CPU, dtype="fp32")).candidates(references())
+    assert len({(candidate.work_flops, candidate.work_bytes) for candidate in candidates}) == 1
     layer = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 64
     embedding, rows = 256 * 64, 2 * 32 * 64
     read = 2 * layer + 64 + embedding  # the head is its own matrix
     updates = 4 * 7 * (read + embedding)  # weight, gradient and two moments read, all but the gradient written
-    assert rivals[0].work_bytes == 4 * (3 * read + 2 * rows) + updates
+    assert candidates[0].work_bytes == 4 * (3 * read + 2 * rows) + updates

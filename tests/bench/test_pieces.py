@@ -1,4 +1,4 @@
-"""Pieces and their rivals: right before timed, beside figures that agree with what is measured."""
+"""Pieces and their candidates: checked before they are timed, with metrics that agree with the measurement."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import baselines as others
-from llmbench.bench.candidates import alike, piece_group
+from llmbench.bench import baselines
+from llmbench.bench.candidates import piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import Pace, run
 from llmbench.bench.experiments.synthetic import heads, model_of
-from llmbench.bench.pieces import PIECES, decode, find_piece
-from llmbench.bench.pieces.blocks import decoder_of
-from llmbench.bench.pieces.decode import STEP
+from llmbench.bench.pieces import PIECES, blocks, find_piece
+from llmbench.bench.pieces.blocks import STEP, decoder_of
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.pointwise import ADD_NORM
-from llmbench.bench.profile import chosen
-from llmbench.bench.results.metrics import Figures, Yardsticks, figures
+from llmbench.bench.profile import candidate_names
+from llmbench.bench.results.metrics import MachineLimits, Metrics, metrics
 from llmbench.kernels.proof.accuracy import compare
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.energy import Energy
@@ -31,7 +30,7 @@ from llmbench.measure.memory import LiveTensors
 from llmbench.measure.reference import Limits, ReferenceMeasurement, ReferenceMeasurements
 from llmbench.measure.results import Row
 from llmbench.model.attention import Step
-from llmbench.model.implementations.interface import ExpertWeights
+from llmbench.model.implementations.interface import ExpertWeights, Traits
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.mixers import new_cache
 from llmbench.model.norms import Residual
@@ -50,26 +49,29 @@ LATENT = LatentAttention(num_attention_heads=2, kv_lora_rank=32, qk_nope_head_di
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flash` is torch's kernel for CPUs, as users have it there. Kernels are loaded before, as conftest wants them."""
+    """`flash` is torch's kernel for CPUs, as it is for users. The kernels are imported first, as conftest needs it."""
     importlib.import_module("llmbench.model.implementations.kernels")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 def references(matmul_s: float = 1e-3) -> ReferenceMeasurements:
-    """1 TFLOP/s unless said otherwise, 100 GB/s copied, 50 GB/s read."""
+    """1 TFLOP/s by default, 100 GB/s copied, 50 GB/s read."""
 
-    def anchor(work: int, seconds: float) -> ReferenceMeasurement:
+    def reference(work: int, seconds: float) -> ReferenceMeasurement:
         return ReferenceMeasurement(
             description="", work=work, measurement=Measurement(samples_s=(seconds,), clock="cpu")
         )
 
     return ReferenceMeasurements(
-        matmul=anchor(10**9, matmul_s), copy=anchor(10**9, 1e-2), read=anchor(10**9, 2e-2), launch=anchor(1000, 5e-3)
+        matmul=reference(10**9, matmul_s),
+        copy=reference(10**9, 1e-2),
+        read=reference(10**9, 2e-2),
+        launch=reference(1000, 5e-3),
     )
 
 
 def small(**more: Any) -> ModelSpec:
-    """A layer that every piece finds something in."""
+    """A layer that has every piece."""
     parts: dict[str, Any] = {"mixer": heads(4, 2, 16), "ffn": Gated(intermediate_size=96)}
     return model_of("small", 64, **(parts | more))
 
@@ -83,42 +85,44 @@ SPECS: dict[str, ModelSpec] = {
 def setting(of: Piece, spec: ModelSpec | None = None, /, **more: Any) -> Setting:
     """A tiny setting on the CPU."""
     given: dict[str, Any] = {"batch": 2, "seq_len": 24, "dtype": "fp32", "device": CPU}
-    return Setting(spec=of.alone(spec or SPECS.get(of.name) or small()), **(given | more))
+    return Setting(spec=of.reduce(spec or SPECS.get(of.name) or small()), **(given | more))
 
 
 def rows(of: Piece, at: Setting, *names: str) -> list[Row]:
-    """What a group of these ways comes to, in their order."""
-    group = piece_group(of, at, names, experiment="test", case={}, pace=PACE)
+    """The rows of a group of these implementations, in their order."""
+    group = piece_group(of, at, names, case={}, pace=PACE)
     found = {row.implementation: row for row in run([group], clock=CpuClock(), references=references())}
     return [found[name] for name in names]
 
 
-def by_itself(function: Any) -> Any:
-    """A function that does the same."""
+def wrapped(function: Any) -> Any:
+    """Another function that computes the same."""
     return lambda *args, **options: function(*args, **options)
 
 
 @pytest.fixture
 def again(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A rival that does all that plain torch does, in functions of its own."""
-    own = {name: by_itself(function) for name, function in STANDARD._asdict().items() if callable(function)}
-    monkeypatch.setitem(others.WAYS, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own))
+    """A candidate that computes everything as plain torch does, with functions of its own."""
+    own = {name: wrapped(function) for name, function in STANDARD._asdict().items() if callable(function)}
+    monkeypatch.setitem(
+        baselines.BASELINES, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own)
+    )
     return "again"
 
 
 def from_all_logits(x: Tensor, weight: Tensor, bias: Any, targets: Tensor, scale: float, soft_cap: Any) -> Tensor:
-    """The loss of the head of `small`."""
+    """The loss of `small`'s head."""
     assert (bias, scale, soft_cap) == (None, 1.0, None)
     return torch.nn.functional.cross_entropy(x @ weight.T, targets)
 
 
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
 @pytest.mark.parametrize("name", PIECES)
-def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass, again: str) -> None:
+def test_every_piece_is_correct_and_has_all_metrics(name: str, passed: Pass, again: str) -> None:
     of = find_piece(name)
     if of.phase == "decode" and passed != "forward":
         pytest.skip("a cache has no backward pass")
-    for row in rows(of, setting(of, of=passed), "standard", again):
+    for row in rows(of, setting(of, direction=passed), "standard", again):
         assert row.status == "ok", row.reason
         assert row.work_bytes
         assert row.predicted_s
@@ -132,7 +136,7 @@ def test_every_piece_is_right_and_has_all_its_figures(name: str, passed: Pass, a
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Setting):
-    """A setting whose random values are given, by their seeds."""
+    """A setting whose random values are given by seed."""
 
     given: Mapping[int, Tensor]
 
@@ -142,10 +146,10 @@ class Given(Setting):
 
 
 def whole_pass(at: Setting, layer: Any, tables: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer over all tokens at once: its result, and the keys and values that its cache is handed."""
+    """One pass of a layer over all tokens: its result, and the keys and values that its cache receives."""
     cache, handed = new_cache(at.spec, at.batch, at.seq_len, dtype=x.dtype, device=CPU), []
-    for held in cache.layers[0].values():
-        held.fill = lambda *args: handed.append(args)
+    for layer_cache in cache.layers[0].values():
+        layer_cache.fill = lambda *args: handed.append(args)
     step = Step(at.positions(), None, True, tables, STANDARD)
     stream, _ = layer(Residual(x), step, cache.layers[0], None)
     ((keys, values, *_),) = handed
@@ -165,20 +169,20 @@ MIXERS = (
 )
 @torch.no_grad()
 def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the keys and values of that pass in its cache; what is in the newest token's slot before does not matter."""
+    """The cache has the keys and values of that pass. The old contents of the newest token's slot do not matter."""
     at = setting(STEP, small(mixer=mixer, positions=positions), seq_len=40)
     model, version = decoder_of(at)
-    monkeypatch.setattr(decode, "decoder_of", lambda _: (model, version))
+    monkeypatch.setattr(blocks, "decoder_of", lambda _: (model, version))
     tables = tables_of(model.rotations, at.positions(), at.seq_len)
     x = at.normal(at.batch, at.seq_len, 64)
     plain, keys, values = whole_pass(at, version(x.dtype).layers[0], tables, x)
     exact, _, _ = whole_pass(at, version(torch.float64).layers[0], tables, x.double())
     keys[:, :, -1], values[:, :, -1] = 100.0, 100.0
     given = {0: x[:, -1:], 1: keys, 2: values}
-    made = STEP.make(Given(given=given, **{field.name: getattr(at, field.name) for field in fields(at)}))
+    made = STEP.build(Given(given=given, **{field.name: getattr(at, field.name) for field in fields(at)}))
     first, again = (made.run(STANDARD, **made.inputs) for _ in range(2))
     assert isinstance(first, Tensor)
-    assert torch.equal(first, again)  # it writes its own slot again, and nothing else
+    assert torch.equal(first, again)  # it only overwrites its own slot
     verdict = compare("out", first, plain[:, -1:], exact[:, -1:])
     assert verdict.passed, verdict
 
@@ -186,7 +190,7 @@ def test_a_step_equals_the_last_token_of_a_pass(mixer: Any, positions: Any, monk
 def test_steps_of_latents_and_sums_with_norms(again: str) -> None:
     assert [row.status for row in rows(STEP, setting(STEP, SPECS["mla"]), "standard", "sdpa")] == ["ok", "ok"]
     for norm in (Norm(), Norm(kind="layernorm", bias=True)):
-        at = setting(ADD_NORM, small(norm=norm), of="both")
+        at = setting(ADD_NORM, small(norm=norm), direction="both")
         assert [row.status for row in rows(ADD_NORM, at, "standard", again)] == ["ok", "ok"]
 
 
@@ -203,60 +207,62 @@ SAME = {
 
 
 @pytest.mark.parametrize(("name", "impl"), [(name, impl) for name, impls in SAME.items() for impl in impls])
-def test_what_is_plain_torch_by_another_name_is_no_rival(name: str, impl: str) -> None:
+def test_an_implementation_that_equals_standard_is_no_candidate(name: str, impl: str) -> None:
     (row,) = rows(find_piece(name), setting(find_piece(name)), impl)
     assert (row.status, row.checks, row.measurement) == ("n/a", (), None)
-    assert row.reason == f"{impl} computes nothing of {name} in a way of its own"
+    assert row.reason == f"{impl} computes {name} exactly as standard does"
 
 
-def test_what_a_piece_has_is_found_in_any_of_its_layers() -> None:
+def test_the_functions_of_a_piece_are_found_in_every_layer() -> None:
     of = find_piece("model")
-    assert not alike(of, setting(of, load_bundled("deepseek-v2-lite")), "grouped")  # mixtures after a dense layer
-    hybrid = load_bundled("jamba-v0.1")  # a state space first, then some attention
-    assert not alike(of, setting(of, hybrid, seq_len=4096), "sdpa")
-    assert alike(find_piece("block"), setting(find_piece("block"), hybrid), "sdpa")
+    assert not same_as_standard(
+        of, setting(of, load_bundled("deepseek-v2-lite")), "grouped"
+    )  # mixtures follow a dense layer
+    hybrid = load_bundled("jamba-v0.1")  # a state space layer first, then some attention
+    assert not same_as_standard(of, setting(of, hybrid, seq_len=4096), "sdpa")
+    assert same_as_standard(find_piece("block"), setting(find_piece("block"), hybrid), "sdpa")
 
 
-def test_what_is_usual_is_not_plain_torch_by_another_name() -> None:
+def test_a_default_that_equals_standard_is_left_out() -> None:
     of = find_piece("block")
-    assert chosen(of, None, setting(of)) == ["flash", "standard"]
+    assert candidate_names(of, None, setting(of)) == ["flash", "standard"]
     spaces = setting(of, load_bundled("jamba-v0.1"))
-    assert chosen(of, None, spaces) == ["standard"]
-    assert chosen(of, "flash", spaces) == ["flash", "standard"]  # which is n/a
+    assert candidate_names(of, None, spaces) == ["standard"]
+    assert candidate_names(of, "flash", spaces) == ["flash", "standard"]  # its row is n/a
 
 
-def test_torchs_grouped_products_make_the_same_mixture() -> None:
+def test_torchs_grouped_products_compute_the_same_mixture() -> None:
     of = find_piece("moe")
     plain, grouped = rows(of, setting(of, seq_len=64), "standard", "grouped")
     assert (plain.status, grouped.status, grouped.reason) == ("ok", "ok", None)
     assert grouped.checks
 
 
-def test_grouped_products_hold_no_table_of_choices_by_experts() -> None:
-    """1,024 choices among 1,024 experts: a table of them would be larger than all of the mixture's own tensors."""
+def test_grouped_products_allocate_no_table_of_choices_by_experts() -> None:
+    """1,024 choices among 1,024 experts: a table of them would be larger than all other tensors of the mixture."""
     t, k, D, experts = 256, 4, 16, 1024
     chosen = torch.randn(t, experts).topk(k).indices
     up, down = torch.randn(experts, D, D), torch.randn(experts, D, D)
     x, weights = torch.randn(t, D), torch.full((t, k), 1 / k)
-    held = ExpertWeights(None, up, down, None, None, None)
+    matrices = ExpertWeights(None, up, down, None, None, None)
     with LiveTensors() as live:
-        out = others.grouped_experts(x, weights, chosen, held, "relu")
+        out = baselines.grouped_experts(x, weights, chosen, matrices, "relu")
     expected = torch.einsum("tkf,tkdf->td", torch.relu(torch.einsum("td,tkfd->tkf", x, up[chosen])), down[chosen]) / k
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert live.peak_bytes < 8 * t * k * D * 4
 
 
 @pytest.mark.parametrize("more", [{"zero_experts": 2}, {"capacity_factor": 1.0}, {"expert_capacity": 4}])
-def test_grouped_products_are_not_for_choices_that_no_expert_computes(more: dict[str, Any]) -> None:
-    """Their rows would never be written."""
+def test_grouped_products_refuse_choices_that_no_expert_computes(more: dict[str, Any]) -> None:
+    """The result rows of these choices would stay unwritten."""
     moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=32, **more)
     (row,) = rows(find_piece("moe"), setting(find_piece("moe"), small(ffn=moe)), "grouped")
-    assert (row.status, row.reason) == ("n/a", "grouped has an expert compute every choice of every token")
+    assert (row.status, row.reason) == ("n/a", "grouped supports no zero experts and no expert capacity")
 
 
 @pytest.mark.parametrize("name", ["attention", "decode"])
-def test_slopes_are_there_before_the_clock_starts(name: str) -> None:
-    made = find_piece(name).make(setting(find_piece(name), small(positions=Alibi())))
+def test_slopes_are_computed_before_the_clock_starts(name: str) -> None:
+    made = find_piece(name).build(setting(find_piece(name), small(positions=Alibi())))
     given = []
 
     def attend(q: Tensor, seen: Any, scores: Any) -> Tensor:
@@ -272,31 +278,33 @@ def test_slopes_are_there_before_the_clock_starts(name: str) -> None:
 # Planted faults
 
 
-def slightly_off(q: Tensor, seen: Any, scores: Any) -> Tensor:
-    """Attention that scales a little wrongly."""
+def wrong_scale(q: Tensor, seen: Any, scores: Any) -> Tensor:
+    """Attention with a scale that is 1% too large."""
     return STANDARD.attend(q, seen, scores._replace(scale=scores.scale * 1.01))
 
 
 def greedy(q: Tensor, seen: Any, scores: Any) -> Tensor:
-    """Attention that needs more than there is."""
+    """Attention that allocates more memory than there is."""
     torch.empty(2**50, dtype=torch.uint8)
     return STANDARD.attend(q, seen, scores)
 
 
 @pytest.mark.parametrize(
     ("attend", "status", "says"),
-    [(slightly_off, "INCORRECT", "out: error"), (greedy, "OOM", "can't allocate memory")],
+    [(wrong_scale, "INCORRECT", "out: error"), (greedy, "OOM", "can't allocate memory")],
 )
 def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
     attend: Any, status: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
+    monkeypatch.setitem(
+        baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)
+    )
     of = find_piece("attention")
     at = setting(of)
     plain, planted, right = rows(of, at, "standard", "planted", "sdpa")
     assert (planted.status, planted.measurement) == (status, None)
     assert says in str(planted.reason)
-    assert planted.need_bytes == right.need_bytes  # both hold no scores, by the table
+    assert planted.need_bytes == right.need_bytes  # by the op table, neither materialises scores
     assert plain.need_bytes is not None
     assert right.need_bytes is not None
     assert plain.need_bytes > right.need_bytes > 0
@@ -308,32 +316,35 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         out = STANDARD.attend(q, seen, scores)
         return out.detach() + 0.9 * (out - out.detach())
 
-    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", attend=attend))
+    monkeypatch.setitem(
+        baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)
+    )
     of = find_piece("attention")
-    assert rows(of, setting(of), "planted")[0].status == "ok"  # forward alone is right
-    (row,) = rows(of, setting(of, of="both"), "planted")
+    assert rows(of, setting(of), "planted")[0].status == "ok"  # the forward pass is right
+    (row,) = rows(of, setting(of, direction="both"), "planted")
     assert row.status == "INCORRECT"
     assert "dq" in str(row.reason)
 
 
-# Figures
+# Metrics
 
 
 @pytest.mark.parametrize("impl", ["standard", "flash"])
 @pytest.mark.parametrize("passed", ["forward", "backward", "both"])
-def test_the_analytic_need_is_what_attention_takes(impl: str, passed: Pass) -> None:
-    """Inputs and all that torch allocates, against the table; which counts no mask, a byte a pair for all heads."""
+def test_the_analytic_need_is_what_attention_allocates(impl: str, passed: Pass) -> None:
+    """Inputs and everything that torch allocates, compared with the op table. The table does not count the mask, which
+    is one byte per pair for all heads."""
     of = find_piece("attention")
-    at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, of=passed)
+    at = setting(of, small(mixer=heads(8, 8, 32)), seq_len=512, batch=1, direction=passed)
     (row,) = rows(of, at, impl)
-    peak = figures(row, Yardsticks(references(), None)).peak_bytes
+    peak = metrics(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     tolerance = 0.02 if passed == "forward" else 0.15
     assert math.isclose(peak, row.need_bytes, rel_tol=tolerance)
 
 
-def test_figures_of_a_row() -> None:
+def test_metrics_of_a_row() -> None:
     measured = Measurement(samples_s=(0.002, 0.002), clock="cpu")
     row = Row(
         experiment="x",
@@ -355,17 +366,19 @@ def test_figures_of_a_row() -> None:
         status="ok",
         measurement=Measurement(samples_s=(0.006, 0.004), clock="cpu"),
     )
-    found = figures(row, Yardsticks(references(), Limits(2e12, 1e12)), slow)
-    assert found.of_anchor == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
-    assert found.of_datasheet == pytest.approx(0.25)
-    assert found.off == pytest.approx(-0.5)
+    found = metrics(row, MachineLimits(references(), Limits(2e12, 1e12)), slow)
+    assert found.share_of_limit == pytest.approx(0.5)  # 1 ms of products at 1 TFLOP/s, in 2 ms
+    assert found.share_of_datasheet == pytest.approx(0.25)
+    assert found.prediction_error == pytest.approx(-0.5)
     assert found.speedup == pytest.approx(2.5)  # pair by pair: 3 and 2
     assert (found.speedup_p10, found.speedup_p90) == pytest.approx((2.1, 2.9))
     assert (found.p10_s, found.p90_s, found.iqr_s, found.n) == pytest.approx((0.002, 0.002, 0.0, 2))
-    earlier = Yardsticks(references(9.0), None, {row.key: references()})  # the session that measured it had others
-    assert figures(row, earlier).of_anchor == pytest.approx(0.5)
+    earlier = MachineLimits(
+        references(9.0), None, {row.key: references()}
+    )  # its session had other reference measurements
+    assert metrics(row, earlier).share_of_limit == pytest.approx(0.5)
     assert found.tokens_per_s == pytest.approx(4000)
     assert (found.joules_per_call, found.joules_per_token) == (2.0, 0.25)
     assert (found.peak_bytes, found.need_bytes) == (None, 7)
     lost = Row(experiment="x", case={}, implementation="c", status="OOM", reason="no room", need_bytes=9)
-    assert figures(lost, Yardsticks(references(), None), slow) == Figures(need_bytes=9)
+    assert metrics(lost, MachineLimits(references(), None), slow) == Metrics(need_bytes=9)

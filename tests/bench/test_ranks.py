@@ -1,5 +1,5 @@
-"""Two processes on one machine, by gloo: what is spread is right, what is sent is what the Op table says, and neither
-process waits for the other in vain."""
+"""Two processes on one machine with gloo: sharded models are right, their collectives are those of the op table, and
+neither process waits forever for the other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from llmbench.measure.results import read
 from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Layout, Workload
-from tests.bench.two_ranks import SPEC, WAYS
+from tests.bench.two_ranks import SPEC, STEPS
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes found, and the file that they wrote."""
+    """The results of two processes, and the file that they wrote."""
     out = tmp_path_factory.mktemp("ranks") / "found.json"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,10 +52,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return answers | {"said": said, "file": f"{out}.jsonl"}
 
 
-def test_what_is_spread_has_the_loss_and_gradients_of_one_process(found: dict[str, Any]) -> None:
+def test_a_sharded_model_has_the_loss_and_gradients_of_one_process(found: dict[str, Any]) -> None:
     rows = found["train"]
     assert [(row["implementation"], row["status"], row["reason"]) for row in rows] == [
-        (way.name, "ok", None) for way in WAYS
+        (step.name, "ok", None) for step in STEPS
     ]
     for row in rows:
         assert [(check["tensor"], check["passed"]) for check in row["checks"]] == [("loss", True), ("gradients", True)]
@@ -68,8 +68,9 @@ def test_fsdp_splits_weights_evenly(found: dict[str, Any]) -> None:
     assert max(found["local_parameters"]) < 0.51 * count_parameters(SPEC).total
 
 
-def test_tensor_parallel_sends_what_the_table_says(found: dict[str, Any]) -> None:
-    """Beside it: the embedding's sum, and three numbers a token of the loss (largest, sum, that of the target)."""
+def test_tensor_parallel_has_the_collectives_of_the_op_table(found: dict[str, Any]) -> None:
+    """Besides these: the embedding's sum, and three numbers per token of the loss (maximum, sum, the target's
+    logit)."""
     counts = {"forward": 0, "backward": 0}
     for op in lower(SPEC, Workload.train(24, 4), Layout(tp=2)):
         for collective in op.collectives:
@@ -77,11 +78,11 @@ def test_tensor_parallel_sends_what_the_table_says(found: dict[str, Any]) -> Non
     assert found["sent"] == {"forward": counts["forward"] + 4, "backward": counts["backward"]}
 
 
-def test_what_one_rank_computes_wrongly_is_wrong(found: dict[str, Any]) -> None:
-    assert found["uneven"][1] is False  # gradients; a loss over so few layers hardly moves
+def test_a_fault_on_one_rank_is_found(found: dict[str, Any]) -> None:
+    assert found["uneven"][1] is False  # the gradients; the loss hardly changes with so few layers
 
 
-def test_what_fails_on_one_rank_fails_on_all(found: dict[str, Any]) -> None:
+def test_a_failure_on_one_rank_is_a_failure_on_all(found: dict[str, Any]) -> None:
     rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
     assert rows == {
         "need": ("OOM", "not tried: larger than any machine can address; on rank 1"),
@@ -93,8 +94,8 @@ def test_what_fails_on_one_rank_fails_on_all(found: dict[str, Any]) -> None:
     }
 
 
-def test_ranks_that_are_no_longer_in_step_measure_no_more(found: dict[str, Any]) -> None:
-    """What the first still waits for would meet what the second does next."""
+def test_ranks_that_are_out_of_step_stop_measuring(found: dict[str, Any]) -> None:
+    """The collective that the first rank waits in would be joined by the next one of the second rank."""
     first, second = found["parted"]
     assert first == second
     assert first["rows"] == [["leaving", "FAILED", True]]
@@ -116,19 +117,19 @@ def test_collectives_are_right(found: dict[str, Any]) -> None:
     ("kind", "bus"), [("all_reduce", 1.5e9), ("all_gather", 7.5e8), ("reduce_scatter", 7.5e8), ("all_to_all", 7.5e8)]
 )
 def test_bandwidths(kind: str, bus: float) -> None:
-    """Four ranks, a gigabyte in a second: worked out by hand."""
+    """Four ranks and one gigabyte per second, worked out by hand."""
     assert links(kind, 10**9, 1.0, 4) == (1e9, bus)
 
 
 def test_the_first_rank_alone_writes_and_answers(found: dict[str, Any]) -> None:
     (first, first_said), (second, second_said) = found["said"]
     assert found["codes"] == [0, 0]
-    assert first.count("how fast do ranks send to each other") == 2
+    assert first.count("how fast are collectives between ranks") == 2
     assert second == ""
     results = read(found["file"])
     assert not results.damaged
     assert len(results.headers) == 2
-    assert len(results.rows) == len(results.by_key()) == 8  # resumed, and nothing measured again
+    assert len(results.rows) == len(results.by_key()) == 8  # resumed without measuring anything again
     assert found["exists"] == 2
     assert "which would be lost" in first_said
     assert "which would be lost" in second_said

@@ -1,4 +1,4 @@
-"""The textbook's claims: analytic ones against figures worked out by hand, measured ones by rows that are given."""
+"""The textbook's claims: analytic ones compared with figures worked out by hand, measured ones with given rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from llmbench.bench.experiments.experiment import Ask, run
-from llmbench.bench.experiments.short_training import progressions
+from llmbench.bench.experiments.synthetic import progressions
 from llmbench.bench.experiments.textbook import EXPERIMENT, groups, outcomes, summary
-from llmbench.bench.experiments.textbook.claims import CLAIMS, Claim, change, memory, outcome, runs, times
+from llmbench.bench.experiments.textbook.claims import (
+    CLAIMS,
+    Claim,
+    memory_change,
+    outcome,
+    runs,
+    time_change,
+    time_ratio,
+)
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.measurement import Measurement
@@ -45,20 +53,20 @@ SLOW, FAST = row("slow", 3.0, 3.3, 3.0), row("fast", 1.0, 1.1, 1.0)
 @pytest.mark.parametrize(
     ("of", "measured", "verdict"),
     [
-        (claim(times("slow", "fast"), 3.2), 3.0, "holds"),
-        (claim(times("slow", "fast"), 3.4), 3.0, "does not"),
-        (claim(times("slow", "fast"), 2.7), 3.0, "does not"),
-        # a gain is claimed, and more of it is no refutation
-        (claim(times("slow", "fast"), 2.7, bound="or better"), 3.0, "holds"),
-        (claim(times("slow", "fast"), 3.2, bound="or better"), 3.0, "holds"),
-        (claim(times("slow", "fast"), 3.4, bound="or better"), 3.0, "does not"),
-        (claim(change("fast", "slow"), -0.6, shown="change", bound="or better"), -2 / 3, "holds"),
-        (claim(change("fast", "slow"), -0.75, shown="change", bound="or better"), -2 / 3, "does not"),
-        (claim(times("slow", "fast"), 2.7, bound="at least"), 3.0, "holds"),
-        (claim(times("slow", "fast"), 2.7, bound="at most"), 3.0, "does not"),
+        (claim(time_ratio("slow", "fast"), 3.2), 3.0, "holds"),
+        (claim(time_ratio("slow", "fast"), 3.4), 3.0, "does not"),
+        (claim(time_ratio("slow", "fast"), 2.7), 3.0, "does not"),
+        # for a gain, a larger gain is no refutation
+        (claim(time_ratio("slow", "fast"), 2.7, bound="or better"), 3.0, "holds"),
+        (claim(time_ratio("slow", "fast"), 3.2, bound="or better"), 3.0, "holds"),
+        (claim(time_ratio("slow", "fast"), 3.4, bound="or better"), 3.0, "does not"),
+        (claim(time_change("fast", "slow"), -0.6, shown="change", bound="or better"), -2 / 3, "holds"),
+        (claim(time_change("fast", "slow"), -0.75, shown="change", bound="or better"), -2 / 3, "does not"),
+        (claim(time_ratio("slow", "fast"), 2.7, bound="at least"), 3.0, "holds"),
+        (claim(time_ratio("slow", "fast"), 2.7, bound="at most"), 3.0, "does not"),
         # a ratio of 1/3: within a tenth of 0.35, but not of 0.4
-        (claim(change("fast", "slow"), -0.65, shown="change"), -2 / 3, "holds"),
-        (claim(change("fast", "slow"), -0.6, shown="change"), -2 / 3, "does not"),
+        (claim(time_change("fast", "slow"), -0.65, shown="change"), -2 / 3, "holds"),
+        (claim(time_change("fast", "slow"), -0.6, shown="change"), -2 / 3, "does not"),
     ],
 )
 def test_verdicts(of: Claim, measured: float, verdict: str) -> None:
@@ -67,11 +75,15 @@ def test_verdicts(of: Claim, measured: float, verdict: str) -> None:
     assert found.verdict == verdict
 
 
-def test_another_setting_settles_nothing() -> None:
-    """But what is as true of a small model is settled by one."""
-    of = claim(times("slow", "fast"), 3.0)
+def test_another_setting_decides_nothing() -> None:
+    """A claim that holds for every size is decided by a small model."""
+    of = claim(time_ratio("slow", "fast"), 3.0)
     found = outcome(of, rows(SLOW, FAST), own_setting=False)
-    assert (found.verdict, found.measured, found.reason) == ("n/a here", 3.0, "smaller than the claim's own setting")
+    assert (found.verdict, found.measured, found.reason) == (
+        "n/a here",
+        3.0,
+        "not comparable: run at a smaller size than the claim",
+    )
     assert outcome(replace(of, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
     assert outcome(replace(of, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic
 
@@ -87,7 +99,7 @@ def test_a_gpu_measures_at_the_claims_own_setting(run: str) -> None:
 
 def test_memory_is_inputs_and_what_was_added() -> None:
     big, small = (replace_memory(each, added, 100) for each, added in ((SLOW, 300), (FAST, 100)))
-    assert outcome(claim(memory("fast", "slow"), -0.5, shown="change"), rows(big, small)).measured == -0.5
+    assert outcome(claim(memory_change("fast", "slow"), -0.5, shown="change"), rows(big, small)).measured == -0.5
 
 
 def replace_memory(of: Row, added: int, inputs: int) -> Row:
@@ -107,8 +119,8 @@ def replace_memory(of: Row, added: int, inputs: int) -> Row:
         ([FAST, row("slow", 1.0)], "samples of one comparison"),
     ],
 )
-def test_without_figures_a_claim_is_open(given: list[Row], reason: str) -> None:
-    found = outcome(claim(times("slow", "fast"), 3.0), rows(*given))
+def test_a_claim_without_figures_is_open(given: list[Row], reason: str) -> None:
+    found = outcome(claim(time_ratio("slow", "fast"), 3.0), rows(*given))
     assert (found.verdict, found.measured) == ("n/a", None)
     assert found.reason.startswith(reason)
 
@@ -135,7 +147,7 @@ def test_analytic_claims_by_hand() -> None:
         "MoE top-2": "does not",
         "standard 8192": "holds",
     }
-    # Mistral-7B: two of its feed-forwards in place of one, beside its other products and the scores of 2,048 tokens
+    # Mistral-7B with two feed-forwards instead of one, its other products and the scores of 2,048 tokens
     ffn, others = 32 * 3 * 4096 * 14336, 32 * (2 * 4096 + 2 * 1024) * 4096 + 32000 * 4096
     scores = 32 * 2 * 32 * 128 * 1024.5
     assert found["MoE top-2"].measured == pytest.approx((2 * ffn + others + scores) / (ffn + others + scores), rel=1e-3)
@@ -143,7 +155,7 @@ def test_analytic_claims_by_hand() -> None:
     assert found["standard 8192"].measured > 12 * 8 * 12 * 8192**2 * 4
 
 
-def test_every_claim_has_a_source_and_a_way() -> None:
+def test_every_claim_has_a_source_and_a_value() -> None:
     assert len(BY_NAME) == len(CLAIMS) == len({claim.says for claim in CLAIMS})
     for each in CLAIMS:
         assert each.source
@@ -155,8 +167,8 @@ def test_every_claim_has_a_source_and_a_way() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False])
-def test_runs_are_described_without_being_made(device: str, quick: bool) -> None:
-    """Also for a GPU that is not there, where each claim has its own setting."""
+def test_runs_are_described_without_being_built(device: str, quick: bool) -> None:
+    """For a GPU too, although there is none. There each claim has its own setting."""
     ask = Ask(quick=quick, device=torch.device(device), dtype="bf16" if device == "cuda" else "fp32")
     by_run = {group.case["run"]: group for group in groups(ask)}
     assert set(by_run) == set(RUNS)
@@ -171,7 +183,7 @@ def test_runs_are_described_without_being_made(device: str, quick: bool) -> None
         assert by_run["decode 1"].case["context"] == 2048
 
 
-def test_progressions_go_on() -> None:
+def test_progressions_continue() -> None:
     tokens, targets = progressions(64, 5, 20, 3, CPU)
     strides = (targets - tokens) % 64
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
@@ -179,8 +191,8 @@ def test_progressions_go_on() -> None:
     assert 1 <= int(strides.min()) <= int(strides.max()) <= 7
 
 
-def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the table says of the rows that were measured; the other runs are in the command's test."""
+def test_the_cheap_runs_decide_their_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdicts on measured rows. The test of the command has the other runs."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
@@ -197,9 +209,9 @@ def test_the_cheap_runs_settle_their_claims(monkeypatch: pytest.MonkeyPatch) -> 
     pairs = zip(samples["LayerNorm"], samples["RMSNorm"], strict=True)
     assert by_name["RMSNorm forward"].measured == pytest.approx(median(layer / rms for layer, rms in pairs))
     assert by_name["flash 512"].verdict == "n/a"
-    told = summary(ask, found)
-    assert told.key == "claims"
-    assert [each["claim"] for each in told.rows] == [claim.name for claim in CLAIMS]
-    assert len(told.table.rows) == len(CLAIMS)
-    assert "flash 512: n/a, not run" in told.lines
+    answer = summary(ask, found)
+    assert answer.key == "claims"
+    assert [each["claim"] for each in answer.rows] == [claim.name for claim in CLAIMS]
+    assert len(answer.table.rows) == len(CLAIMS)
+    assert "flash 512: n/a, not run" in answer.lines
     assert EXPERIMENT.summary is summary

@@ -1,4 +1,4 @@
-"""Training steps: rows with their figures, the peak that `memory` predicts, and faults that the gate finds."""
+"""Training steps: rows with their figures, the peak that `memory` predicts, and faults that the check finds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llmbench.bench.experiments.experiment import Ask, run
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train import derived, flops_of, group_of, memory_of
 from llmbench.bench.experiments.train import step as training
-from llmbench.bench.experiments.train.step import Trainer, Way, verdicts
+from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
 from llmbench.bench.pieces.piece import Setting
-from llmbench.bench.results.metrics import Yardsticks
+from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import LLMBenchError
 from llmbench.measure.clock import CpuClock
 from llmbench.measure.reference import Limits, ReferenceMeasurements, Sizes, measure_references
@@ -34,20 +34,20 @@ SPEC = model_of(
     32,
     mixer=heads(4, 4, 8),
     ffn=Gated(intermediate_size=48),
-    # What a CPU computes as a GPU does: RMSNorm is several ops there that keep more, and a flash kernel whose queries
-    # RoPE has laid out anew lays its output out like them, of which o_proj keeps a copy.
+    # LayerNorm without RoPE saves the same tensors on a CPU as on a GPU. There RMSNorm is several ops, which save more.
+    # RoPE changes the layout of the queries; the flash kernel's output has their layout, and o_proj saves a copy of it.
     norm=Norm(kind="layernorm", bias=True),
     positions=LearnedPositions(num_positions=48),
     layers=3,
     vocab=97,
 )
-SETTING = Setting(spec=SPEC, batch=4, seq_len=48, dtype="fp32", device=CPU, of="both")
-WAYS = [Way("standard"), Way("sdpa"), Way("flash"), Way("sdpa", recompute=True)]
+SETTING = Setting(spec=SPEC, batch=4, seq_len=48, dtype="fp32", device=CPU, direction="both")
+STEPS = [TrainStep("standard"), TrainStep("sdpa"), TrainStep("flash"), TrainStep("sdpa", recompute=True)]
 
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU flash is torch's own kernel, as it is for users."""
+    """`flash` is torch's kernel for CPUs, as it is for users."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
@@ -63,23 +63,23 @@ def rows(references: ReferenceMeasurements) -> dict[str, Row]:
         ask = Ask(quick=True, device=CPU, dtype="fp32")
         return {
             row.implementation: row
-            for row in run([group_of(SETTING, WAYS, ask)], clock=CpuClock(), references=references)
+            for row in run([group_of(SETTING, STEPS, ask)], clock=CpuClock(), references=references)
         }
 
 
-def test_every_way_is_right_and_timed(rows: dict[str, Row]) -> None:
+def test_every_step_is_correct_and_timed(rows: dict[str, Row]) -> None:
     assert {name: (row.status, [check.tensor for check in row.checks]) for name, row in rows.items()} == {
-        way.name: ("ok", ["loss", "gradients"]) for way in WAYS
+        step.name: ("ok", ["loss", "gradients"]) for step in STEPS
     }
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_the_peak_is_that_of_memory(rows: dict[str, Row], way: Way) -> None:
-    row = rows[way.name]
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_the_peak_is_that_of_memory(rows: dict[str, Row], step: TrainStep) -> None:
+    row = rows[step.name]
     assert row.memory is not None
-    held = row.extra["input_bytes"]
-    assert held == 3 * 4 * count_parameters(SPEC).total + 4 * len(list(build(SPEC).parameters()))  # and step counts
-    assert held + row.memory.added_bytes == pytest.approx(row.need_bytes, rel=0.03)
+    resident = row.extra["input_bytes"]
+    assert resident == 3 * 4 * count_parameters(SPEC).total + 4 * len(list(build(SPEC).parameters()))  # and step counts
+    assert resident + row.memory.added_bytes == pytest.approx(row.need_bytes, rel=0.03)
 
 
 def test_recomputing_saves_memory_for_flops(rows: dict[str, Row]) -> None:
@@ -88,19 +88,21 @@ def test_recomputing_saves_memory_for_flops(rows: dict[str, Row]) -> None:
     assert again.memory is not None
     assert again.memory.added_bytes < 0.7 * plain.memory.added_bytes
     assert again.work_flops == plain.work_flops
-    forward = flops_of(SETTING, Way("sdpa")).total // 3  # backward has two products for one of forward
+    forward = (
+        flops_of(SETTING, TrainStep("sdpa")).total // 3
+    )  # the backward pass has two products for each forward product
     head = 2 * 4 * 48 * SPEC.vocab_size * SPEC.hidden_size
     assert again.extra["hardware_flops"] - plain.extra["hardware_flops"] == forward - head
 
 
-def test_mfu_is_of_the_datasheet_where_there_is_one(rows: dict[str, Row], references: ReferenceMeasurements) -> None:
+def test_mfu_uses_the_datasheet_where_there_is_one(rows: dict[str, Row], references: ReferenceMeasurements) -> None:
     row = rows["sdpa recompute"]
     assert row.seconds is not None
     assert row.work_flops is not None
-    known = derived(row, Yardsticks(references, Limits(1e12, 1e11)))
+    known = derived(row, MachineLimits(references, Limits(1e12, 1e11)))
     assert known["mfu"] == pytest.approx(row.work_flops / (row.seconds * 1e12))
     assert known["hfu"] == pytest.approx(row.extra["hardware_flops"] / (row.seconds * 1e12))
-    here = derived(row, Yardsticks(references, None))
+    here = derived(row, MachineLimits(references, None))
     assert here["mfu"] == pytest.approx(row.flops_per_s / references.matmul.per_s)
 
 
@@ -108,7 +110,7 @@ def test_a_step_changes_no_weight_and_leaves_no_gradient() -> None:
     model = build(SPEC)
     before = [parameter.clone() for parameter in model.parameters()]
     tokens = SETTING.tokens(97, 4, 48)
-    step = Trainer(model, tokens, tokens).by(Way("sdpa"))
+    step = Trainer(model, tokens, tokens).call(TrainStep("sdpa"))
     for _ in range(2):
         step()
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
@@ -116,19 +118,19 @@ def test_a_step_changes_no_weight_and_leaves_no_gradient() -> None:
 
 
 def test_compiled_and_recomputed_steps_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph as torch.compile takes it, without the minutes of making kernels of it."""
+    """The graph that torch.compile captures, without the minutes of generating kernels."""
     monkeypatch.setattr(training.torch, "compile", partial(torch.compile, backend="aot_eager"))
-    for way in (Way("sdpa", compiled=True), Way("sdpa", recompute=True, compiled=True)):
-        assert [verdict.passed for verdict in verdicts(SETTING, way)] == [True, True]
+    for step in (TrainStep("sdpa", compiled=True), TrainStep("sdpa", recompute=True, compiled=True)):
+        assert [verdict.passed for verdict in verdicts(SETTING, step)] == [True, True]
 
 
 def test_what_is_compiled_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rivals share a model and take turns: torch.compile must not take it for another one each time. It gives up after
-    a few and runs it eager."""
+    """Candidates share a model and take turns. torch.compile must not treat it as a new model each time; after a few it
+    would stop compiling and run it eager."""
     monkeypatch.setattr(training.torch, "compile", partial(torch.compile, backend="aot_eager"))
     tokens = SETTING.tokens(97, 4, 48)
     trainer = Trainer(build(SPEC), tokens, tokens)
-    steps = [trainer.by(Way("sdpa", again, compiled)) for again in (False, True) for compiled in (False, True)]
+    steps = [trainer.call(TrainStep("sdpa", again, compiled)) for again in (False, True) for compiled in (False, True)]
     made: list[int] = []
     for _ in range(4):
         for step in steps:
@@ -148,21 +150,21 @@ def test_a_wrong_backward_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
             return grads[0] * 0.999
 
-    how = implementation("sdpa")
-    wrong = how._replace(attend=lambda q, seen, scores: Halved.apply(how.attend(q, seen, scores)))
+    sdpa = implementation("sdpa")
+    wrong = sdpa._replace(attend=lambda q, seen, scores: Halved.apply(sdpa.attend(q, seen, scores)))
     monkeypatch.setattr(training, "implementation", lambda name: wrong if name == "sdpa" else implementation(name))
-    assert [verdict.passed for verdict in verdicts(SETTING, Way("sdpa"))] == [True, False]
+    assert [verdict.passed for verdict in verdicts(SETTING, TrainStep("sdpa"))] == [True, False]
 
 
-def test_what_does_not_fit_is_a_row_with_its_need(references: ReferenceMeasurements) -> None:
-    huge = SETTING.but(batch=10**7)
+def test_oom_is_a_row_with_its_need(references: ReferenceMeasurements) -> None:
+    huge = SETTING.changed(batch=10**7)
     ask = Ask(quick=True, device=CPU, dtype="fp32")
-    (row,) = run([group_of(huge, [Way("sdpa")], ask)], clock=CpuClock(), references=references)
+    (row,) = run([group_of(huge, [TrainStep("sdpa")], ask)], clock=CpuClock(), references=references)
     assert row.status == "OOM"
-    memory = memory_of(huge, Way("sdpa"), 1)
+    memory = memory_of(huge, TrainStep("sdpa"), 1)
     assert row.need_bytes == memory.peak_bytes - memory.parts_bytes["overhead"]
 
 
 def test_fp16_is_refused() -> None:
-    with pytest.raises(LLMBenchError, match="fp16 would need its losses scaled"):
+    with pytest.raises(LLMBenchError, match="fp16 needs loss scaling"):
         train.groups(Ask(quick=True, device=CPU, dtype="fp16"))

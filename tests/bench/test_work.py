@@ -1,7 +1,8 @@
-"""The work of ops against what the kernels' files say that they must do."""
+"""The work of pieces, compared with the costs in the kernels' files."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.baselines import traits_of
+from llmbench.bench.experiments.synthetic import choices, heads, model_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.moe import experts_piece
 from llmbench.bench.pieces.piece import Piece, Setting
@@ -29,12 +31,12 @@ def of(name: str | Piece, **parts: Any) -> tuple[Any, Any]:
     """Forward and backward work of a piece in bf16."""
     found = find_piece(name) if isinstance(name, str) else name
     spec = model_of("x", 256, **parts)
-    at = Setting(spec=found.alone(spec), batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"))
-    return found.work(at), found.work(at.but(of="backward"))
+    at = Setting(spec=found.reduce(spec), batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"))
+    return found.work(at), found.work(at.changed(direction="backward"))
 
 
 def cost(name: str, *case: Any, **more: Any) -> Any:
-    """What a kernel's file says."""
+    """The cost of a case by the kernel's file."""
     from importlib import import_module
 
     from llmbench.kernels.registry import KERNELS, load_kernel
@@ -48,7 +50,7 @@ def cost(name: str, *case: Any, **more: Any) -> Any:
 def test_attention(kv_heads: int, window: int | None) -> None:
     forward, backward = of("attention", mixer=heads(4, kv_heads, 64, sliding_window=window))
     expected = cost("attention", B, 4, kv_heads, S, S, 64, window=window)
-    log_sum_exp = 4 * B * 4 * S  # which the kernel writes and reads, and the table does not count as traffic
+    log_sum_exp = 4 * B * 4 * S  # the kernel writes and reads it; the op table does not count it
     assert forward == (expected.flops, expected.bytes - log_sum_exp)
     assert backward == (expected.backward_flops, expected.backward_bytes - log_sum_exp)
 
@@ -56,7 +58,7 @@ def test_attention(kv_heads: int, window: int | None) -> None:
 def test_decode() -> None:
     forward, _ = of("decode", mixer=heads(4, 2, 64))
     expected = cost("decode_attention", (S,) * B, 4, 2, 64)
-    new = B * 2 * 2 * 64 * 2  # the new token's key and value, which the model writes to the cache and the kernel reads
+    new = B * 2 * 2 * 64 * 2  # the new token's key and value: the model writes them to the cache, the kernel reads them
     assert forward == (expected.flops, expected.bytes + new)
 
 
@@ -74,7 +76,7 @@ def test_norm() -> None:
         forward, backward = of("norm", mixer=heads(1, 1, 64), norm=norm)
         expected = cost("rms_norm", B * S, 256, weights)
         assert forward == (0, expected.bytes)
-        # A bias's gradient is written; the table reads the bias too, which its backward does not need.
+        # The gradient of the bias is written. The op table also reads the bias, which the backward pass does not need.
         assert backward == (0, expected.backward_bytes + (vectors - 1) * 256 * 2)
 
 
@@ -91,7 +93,7 @@ def test_gate_and_rotation() -> None:
 def test_the_head() -> None:
     forward, backward = of("loss", mixer=heads(1, 1, 64), vocab=300)
     expected = cost("linear_cross_entropy", B * S, 256, 300)
-    targets, loss = 8 * B * S, 4  # which the table does not count
+    targets, loss = 8 * B * S, 4  # the op table does not count them
     assert forward == (expected.flops, expected.bytes - targets - loss)
     assert backward == (expected.backward_flops, expected.backward_bytes - targets - loss)
 
@@ -101,37 +103,37 @@ def test_a_sum_and_its_norm() -> None:
         forward, backward = of(ADD_NORM, mixer=heads(1, 1, 64), norm=norm)
         expected = cost("rms_norm", B * S, 256, weights, residual=True)
         assert forward == (0, expected.bytes)
-        assert backward == (0, expected.backward_bytes + (vectors - 1) * 256 * 2)  # as of a norm alone
+        assert backward == (0, expected.backward_bytes + (vectors - 1) * 256 * 2)  # as for a norm alone
 
 
 def test_experts_on_given_choices() -> None:
     moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=96)
-    forward, backward = of(experts_piece("even"), ffn=moe)
+    forward, backward = of(experts_piece(partial(choices, "even")), ffn=moe)
     expected = cost("moe", B * S, 256, 96, 4, 2)
-    choices = 12 * B * S * 2  # and their weights, which the table does not count; all experts are met by 192 tokens
-    assert forward == (expected.flops, expected.bytes - choices)
-    assert backward == (expected.backward_flops, expected.backward_bytes - choices * 16 // 12)
+    routing_bytes = 12 * B * S * 2  # choices and weights, not in the op table; 192 tokens reach all experts
+    assert forward == (expected.flops, expected.bytes - routing_bytes)
+    assert backward == (expected.backward_flops, expected.backward_bytes - routing_bytes * 16 // 12)
 
 
 @pytest.mark.parametrize("placement", ["pre", "output", "sandwich", "parallel", "post"])
 @pytest.mark.parametrize("name", ["block", "moe", "loss"])
 def test_pieces_move_what_enters_and_leaves(name: str, placement: str) -> None:
-    """Against the tensors of the real piece: inputs, weights and results, each once; backward inputs and weights again,
-    and gradients of all three."""
+    """Compared with the tensors of the real piece: inputs, weights and results once each. The backward pass reads
+    inputs and weights again, and moves the gradients of all three."""
     moe = MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=96)
     found = find_piece(name)
     spec = model_of("x", 64, mixer=heads(2, 1, 32), ffn=moe, vocab=300)
     layer = msgspec.structs.replace(spec.layers["block"], placement=placement)
-    spec = found.alone(msgspec.structs.replace(spec, layers={"block": layer}))
-    at = Setting(spec=spec, batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"), of="both")
-    made = found.make(at)
+    spec = found.reduce(msgspec.structs.replace(spec, layers={"block": layer}))
+    at = Setting(spec=spec, batch=B, seq_len=S, dtype="bf16", device=torch.device("cpu"), direction="both")
+    made = found.build(at)
     (x,) = made.inputs.values()
     weights = sum(each.nbytes for each in made.parameters(torch.bfloat16).values())
     out = made.run(STANDARD, **made.inputs)
     assert isinstance(out, torch.Tensor)
     result = 0 if name == "loss" else out.nbytes
-    assert found.work(at.but(of="forward")).bytes == x.nbytes + weights + result
-    assert found.work(at.but(of="backward")).bytes == 2 * (x.nbytes + weights) + result
+    assert found.work(at.changed(direction="forward")).bytes == x.nbytes + weights + result
+    assert found.work(at.changed(direction="backward")).bytes == 2 * (x.nbytes + weights) + result
     assert found.work(at).bytes == 3 * (x.nbytes + weights) + 2 * result
 
 
@@ -142,46 +144,46 @@ def test_a_model_moves_its_weights_rows_of_its_table_and_logits() -> None:
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64
     weights, rows, logits = 3 * layer + 64 + 300 * 64, B * S * 64, B * S * 300
     assert found.work(at).bytes == 2 * (weights + rows + logits)
-    assert found.work(at.but(of="backward")).bytes == 2 * (2 * weights + rows)  # a loss is a number
+    assert found.work(at.changed(direction="backward")).bytes == 2 * (2 * weights + rows)  # a loss is one number
 
 
 def test_a_model_without_backward_has_no_loss() -> None:
-    """As it is timed: its forward pass by itself ends in logits."""
+    """The forward pass alone ends in logits, as it is timed."""
     found = find_piece("model")
     spec = model_of("x", 64, mixer=heads(2, 1, 32), vocab=300)
     at = Setting(spec=spec, batch=B, seq_len=S, dtype="fp32", device=torch.device("cpu"))
     for of_pass, ends in (("forward", "lm_head"), ("both", "loss")):
-        setting = at.but(of=of_pass)
-        assert found.ops(setting, "standard")[-1].name == ends
-        out = found.make(setting).run(STANDARD, **found.make(setting).inputs)
+        setting = at.changed(direction=of_pass)
+        assert found.ops(setting, traits_of("standard"))[-1].name == ends
+        out = found.build(setting).run(STANDARD, **found.build(setting).inputs)
         assert isinstance(out, torch.Tensor)
         assert out.shape == ((B, S, 300) if ends == "lm_head" else ())
 
 
 @pytest.mark.parametrize("impl", ["standard", "grouped"])
 @pytest.mark.parametrize("mixer", [heads(4, 2, 64), heads(4, 4, 64, sliding_window=17)])
-def test_whoever_holds_the_scores_computes_them_all(mixer: Any, impl: str) -> None:
-    """The FLOPs of the prediction are those that torch counts, masked pairs included; the work is the mask's."""
+def test_materialised_scores_are_all_computed(mixer: Any, impl: str) -> None:
+    """The prediction has the FLOPs that torch counts, masked pairs included. The work has only the unmasked pairs."""
     found = find_piece("attention")
-    spec = found.alone(model_of("x", 256, mixer=mixer))
+    spec = found.reduce(model_of("x", 256, mixer=mixer))
     at = Setting(spec=spec, batch=B, seq_len=S, dtype="fp32", device=torch.device("cpu"))
-    made = found.make(at)
+    made = found.build(at)
     inputs = made.inputs | {name: made.inputs[name].requires_grad_() for name in made.differentiable}
     with FlopCounterMode(display=False) as counter:
         out = made.run(STANDARD, **inputs)
         assert isinstance(out, torch.Tensor)
         forward = counter.get_total_flops()
         torch.autograd.grad(out.sum(), [inputs[name] for name in made.differentiable])
-    ops = found.ops(at, impl)
+    ops = found.ops(at, traits_of(impl))
     assert (forward, counter.get_total_flops()) == (work(ops, "forward").flops, work(ops, "both").flops)
     assert found.work(at).flops < forward
 
 
 def test_the_least_time_is_that_of_each_op_in_turn() -> None:
-    """A product bound by FLOPs and a sum bound by bytes, one after the other: no rate of the one serves the other."""
+    """A product limited by FLOPs and a sum limited by bytes run one after the other and share no rate."""
     found = find_piece("block")
     at = Setting(
-        spec=found.alone(model_of("x", 256, mixer=heads(4, 4, 64))),
+        spec=found.reduce(model_of("x", 256, mixer=heads(4, 4, 64))),
         batch=B,
         seq_len=S,
         dtype="bf16",

@@ -1,4 +1,4 @@
-"""What one of two processes does in `test_ranks`; the first writes what was found, as JSON, to the file it is given."""
+"""The program of each of the two processes in `test_ranks`. The first process writes the results to a JSON file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmbench.bench.experiments.experiment import Ask, Group, run
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train import step as training
 from llmbench.bench.experiments.train.sharding import shard
-from llmbench.bench.experiments.train.step import Trainer, Way, verdicts
+from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
 from llmbench.bench.pieces.piece import Setting
 from llmbench.cli import run as command
 from llmbench.errors import CannotRunError
@@ -36,12 +36,16 @@ from llmbench.spec.ffn import Gated
 
 CPU = torch.device("cpu")
 SPEC = model_of("tiny", 32, mixer=heads(4, 2, 8), ffn=Gated(intermediate_size=48), layers=3, vocab=98)
-SETTING = Setting(spec=SPEC, batch=4, seq_len=24, dtype="fp32", device=CPU, of="both")
-WAYS = [Way("sdpa", sharding="fsdp"), Way("sdpa", recompute=True, sharding="fsdp"), Way("sdpa", sharding="tp")]
+SETTING = Setting(spec=SPEC, batch=4, seq_len=24, dtype="fp32", device=CPU, direction="both")
+STEPS = [
+    TrainStep("sdpa", sharding="fsdp"),
+    TrainStep("sdpa", recompute=True, sharding="fsdp"),
+    TrainStep("sdpa", sharding="tp"),
+]
 
 
 def rows_of(groups: list[Group], ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
-    """Rows as a file has them."""
+    """Rows in JSON."""
     return [msgspec.to_builtins(row) for row in run(groups, clock=ranks.clock(CPU), references=references)]
 
 
@@ -58,32 +62,32 @@ def sent(ranks: Ranks) -> dict[str, int]:
 
 
 def uneven(ranks: Ranks) -> list[bool]:
-    """Whether the gate passes what the second rank alone computes wrongly."""
+    """The verdicts where only the second rank computes wrongly."""
     right = training.shard
 
-    def wrong(model: Decoder, *how: Any) -> None:
-        right(model, *how)
+    def wrong(model: Decoder, *options: Any) -> None:
+        right(model, *options)
         if ranks.rank == 1:
             with torch.no_grad():
                 model.layers[1].ffn.down_proj.weight.to_local().mul_(1.01)
 
     training.shard = wrong  # type: ignore[assignment]
     try:
-        return [verdict.passed for verdict in verdicts(SETTING, WAYS[2], ranks)]
+        return [verdict.passed for verdict in verdicts(SETTING, STEPS[2], ranks)]
     finally:
         training.shard = right
 
 
 class OddError(Exception):
-    """One that other processes cannot be told as it is."""
+    """An error that cannot be pickled for other processes."""
 
     def __init__(self, text: str, more: str) -> None:
         super().__init__(text)
 
 
 def alone(ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
-    """Rows of rivals that fail on the second rank alone, each at another step, some before collectives that the first
-    rank would wait in."""
+    """Rows of candidates that fail on the second rank only, each at another step, some before a collective in which the
+    first rank would wait."""
     ones = torch.ones(10)
 
     def good() -> None:
@@ -102,7 +106,7 @@ def alone(ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
     def wrong() -> list[Verdict]:
         return [Verdict("out", 1.0, 0.0, 0.0, ranks.rank == 0)]
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         no_room, odd = torch.OutOfMemoryError("no room"), OddError("odd", "more")
         return [
             Candidate(name="need", prepare=lambda: good, need_bytes=2**60 * ranks.rank),
@@ -117,11 +121,13 @@ def alone(ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
 
     names = ["need", "check", "wrong", "made", "first", "memory", "timed", "good"]
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
-    return rows_of([Group(experiment="faults", case={}, names=names, rivals=rivals, pace=pace)], ranks, references)
+    return rows_of(
+        [Group(experiment="faults", case={}, names=names, candidates=candidates, pace=pace)], ranks, references
+    )
 
 
 def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
-    """Rows of this rank, and how they end, where the second rank leaves a collective that the first waits in."""
+    """Rows of this rank and its error, where the second rank leaves a collective in which the first waits."""
     _set_pg_timeout(timedelta(seconds=1))
     ones, counted = torch.ones(10), iter(range(100))
 
@@ -130,12 +136,12 @@ def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
             raise ValueError("gone")
         dist.all_reduce(ones)
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         calls = {"good": lambda: dist.all_reduce(ones), "leaving": leaving}
         return [Candidate(name=name, prepare=lambda call=call: call) for name, call in calls.items()]
 
     pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
-    group = Group(experiment="parted", case={}, names=["good", "leaving"], rivals=rivals, pace=pace)
+    group = Group(experiment="parted", case={}, names=["good", "leaving"], candidates=candidates, pace=pace)
     found: list[Any] = []
     try:
         for row in run([group, group], clock=ranks.clock(CPU), references=references):
@@ -146,12 +152,12 @@ def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
 
 
 def main(out: str) -> None:
-    """All of it."""
+    """Run everything."""
     ranks, _ = join("any", CPU, "train")
     ask = Ask(quick=True, device=CPU, dtype="fp32", ranks=ranks)
     references = measure_references(CpuClock(), torch.float32, budget_s=0.01, sizes=Sizes(64, 2**16, 10))
     found: dict[str, Any] = {
-        "train": rows_of([train.group_of(SETTING, WAYS, ask)], ranks, references),
+        "train": rows_of([train.group_of(SETTING, STEPS, ask)], ranks, references),
         "collectives": rows_of(
             [collectives.group_of(kind, 6000, ask) for kind in collectives.COLLECTIVES], ranks, references
         ),
@@ -163,10 +169,10 @@ def main(out: str) -> None:
     found["local_parameters"] = ranks.gathered(sum(each.to_local().numel() for each in local.parameters))
     results = f"{out}.jsonl"
     found["codes"] = [
-        command(["bench", "collectives", "--device", "cpu", way, results]) for way in ("--output", "--resume")
+        command(["bench", "collectives", "--device", "cpu", option, results]) for option in ("--output", "--resume")
     ]
     found["exists"] = command(["bench", "collectives", "--device", "cpu", "--output", results])
-    found["parted"] = ranks.gathered(parted(ranks, references))  # the last that they can do
+    found["parted"] = ranks.gathered(parted(ranks, references))  # the last one: afterwards the ranks are out of step
     if ranks.first:
         with open(out, "w", encoding="utf-8") as file:
             json.dump(found, file)

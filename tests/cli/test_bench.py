@@ -1,5 +1,5 @@
-"""`llmbench profile`, `bench` and `diff`: rows by the schema, files, refusals. What measures runs in one process of its
-own, where kernels are not interpreted."""
+"""`llmbench profile`, `bench` and `diff`: rows by the schema, files, refusals. The measuring commands run in one
+process of their own, where kernels are not interpreted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.bench.baselines import WAYS
-from llmbench.bench.candidates import COMPILED
+from llmbench.bench.baselines import BASELINES, COMPILED
 from llmbench.bench.experiments import EXPERIMENTS
 from llmbench.bench.pieces import PIECES
 from llmbench.bench.profile.by_op import Recording
@@ -59,14 +58,16 @@ for name, arguments in json.load(sys.stdin).items():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every command has left its JSON as NAME.out, and files of its own."""
+    """A folder with the JSON of every command as NAME.out, and the files that the commands wrote."""
     where = tmp_path_factory.mktemp("measured")
     asked = {**PROFILES, "traced": TRACED, **BENCHES}
     asked = {name: [*arguments, "--device", "cpu", "--format", "json"] for name, arguments in asked.items()}
     asked["norms.table"] = ["bench", "norms", "--device", "cpu"]
     asked["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    clean["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # files are resumed here, with as many
+    clean["OMP_NUM_THREADS"] = str(
+        torch.get_num_threads()
+    )  # files are resumed in this process, with the same number of threads
     done = subprocess.run(
         [sys.executable, "-c", MANY], input=json.dumps(asked), cwd=where, env=clean, text=True, capture_output=True
     )
@@ -76,18 +77,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whoever made the files and who resumes them, whatever is committed meanwhile."""
+    """The process that writes a file and the one that resumes it see the same commit."""
     monkeypatch.setattr(environment, "commit", lambda root: "0" * 40)
 
 
 def answer(folder: Path, name: str) -> dict[str, Any]:
-    """What a command said."""
+    """The answer of a command."""
     found: dict[str, Any] = json.loads((folder / f"{name}.out").read_text())
     return found
 
 
 def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
-    """Rows as the schema of results has them."""
+    """JSON rows as rows of a results file."""
     return [msgspec.convert({k: v for k, v in row.items() if k != "derived"}, Row) for row in rows]
 
 
@@ -103,14 +104,14 @@ def test_every_piece_is_profiled(folder: Path, name: str) -> None:
     for row, given in zip(rows, found["implementations"], strict=True):
         assert row.case["piece"] == name
         assert (row.status, given["derived"]["seconds"]) == ("ok", row.seconds)
-        assert given["derived"]["of_anchor"] > 0
+        assert given["derived"]["share_of_limit"] > 0
         assert given["derived"]["peak_bytes"] >= row.extra["input_bytes"]
-        assert given["derived"]["off"] == pytest.approx(row.predicted_s / row.seconds - 1)
+        assert given["derived"]["prediction_error"] == pytest.approx(row.predicted_s / row.seconds - 1)
     assert found["implementations"][-1]["derived"]["speedup"] == 1.0
 
 
 def test_kernels_are_joined_to_ops(folder: Path) -> None:
-    """Every product of the table has products of its own, forward and backward; predictions sum to the row's."""
+    """Every product of the op table has kernels, forward and backward. The predictions sum to the row's."""
     found = answer(folder, "traced")
     ops = {op["op"]: op for op in found["ops"]}
     for name in ("attention.q_proj", "attention.o_proj", "ffn.gate_proj", "ffn.down_proj"):
@@ -132,18 +133,18 @@ def test_kernels_are_joined_to_ops(folder: Path) -> None:
 
 
 def quick_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on this process profiles with few samples and small reference measurements."""
+    """Make this process profile with few samples and small reference measurements."""
     from llmbench.bench import profile
     from llmbench.bench.experiments.experiment import QUICK
     from llmbench.measure.reference import Sizes
 
-    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest needs them
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     small = functools.partial(profile.profile, pace=QUICK, sizes=Sizes(64, 2**16, 10))
     monkeypatch.setattr(profile, "profile", small)
 
 
-def test_a_trace_that_is_not_there_is_told_after_the_answer(
+def test_a_missing_trace_is_reported_after_the_answer(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick_profiles(monkeypatch)
@@ -161,14 +162,14 @@ def test_a_trace_that_is_not_there_is_told_after_the_answer(
 
     class Lazy:
         def export_chrome_trace(self, path: str) -> None:
-            """What torch's profiler does where it cannot write: nothing."""
+            """Write nothing, as torch's profiler does where it cannot write."""
 
     with pytest.raises(LLMBenchError, match="the profiler made no trace"):
         Recording([], Lazy()).save(trace)
 
 
-def test_what_the_help_lists_is_what_there_is() -> None:
-    for command, names in (("bench", EXPERIMENTS), ("profile", (*PIECES, *IMPLEMENTATIONS, *WAYS, COMPILED))):
+def test_the_help_lists_every_name() -> None:
+    for command, names in (("bench", EXPERIMENTS), ("profile", (*PIECES, *IMPLEMENTATIONS, *BASELINES, COMPILED))):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             assert run([command, "--help"]) == 0
@@ -195,39 +196,39 @@ def test_every_experiment_runs(folder: Path, name: str) -> None:
 
 
 def test_equal_parameters_are_equal(folder: Path) -> None:
-    """Within the rounding of a gated width to 64."""
+    """Equal within the rounding of a gated width to 64."""
     for row in as_rows(answer(folder, "activations")["rows"]):
         assert row.extra["parameters"] == pytest.approx(2 * 4 * 192 * 192, rel=0.05)
 
 
-def test_heads_hold_what_they_should(folder: Path) -> None:
-    """8 heads of 32 at width 256: by hand, in fp32."""
-    held = {row.implementation: row.extra for row in as_rows(answer(folder, "heads")["rows"])}
-    assert {name: figures["kv_bytes_per_token"] for name, figures in held.items()} == {
+def test_heads_have_the_caches_they_should(folder: Path) -> None:
+    """8 heads of 32 at width 256 in fp32, worked out by hand."""
+    by_name = {row.implementation: row.extra for row in as_rows(answer(folder, "heads")["rows"])}
+    assert {name: figures["kv_bytes_per_token"] for name, figures in by_name.items()} == {
         "MHA": 2 * 8 * 32 * 4,
         "GQA": 2 * 2 * 32 * 4,
         "MQA": 2 * 32 * 4,
         "MLA": (128 + 16) * 4,
     }
-    assert held["MHA"]["parameters"] == 4 * 256 * 256
-    assert held["GQA"]["parameters"] == 2 * 256 * 256 + 2 * 256 * 64
-    batches = [held[name]["largest_batch"] for name in ("MHA", "MLA", "GQA", "MQA")]
+    assert by_name["MHA"]["parameters"] == 4 * 256 * 256
+    assert by_name["GQA"]["parameters"] == 2 * 256 * 256 + 2 * 256 * 64
+    batches = [by_name[name]["largest_batch"] for name in ("MHA", "MLA", "GQA", "MQA")]
     assert batches == sorted(batches)
 
 
-def test_tables_say_what_they_are(folder: Path) -> None:
+def test_tables_describe_themselves(folder: Path) -> None:
     bench, profile = ((folder / f"{name}.table.out").read_text() for name in ("norms", "norm"))
     for text in (bench, profile):
-        assert "limits, measured in this run" in text
+        assert "reference measurements of this run" in text
         assert re.search(r"predicted \((ms|µs)\)", text)
-        assert "datasheet" not in text  # a CPU has none bundled: a column of – tells nothing
-    assert "the quick preset, with the shapes of a CPU" in bench
-    assert "on a CPU defaults are small" in profile
-    assert "where the time of standard goes" in profile
+        assert "datasheet" not in text  # a CPU has none, and an empty column is left out
+    assert "the quick preset, with the shapes for a CPU" in bench
+    assert "defaults on a CPU are small" in profile
+    assert "time of standard: torch's ops" in profile
 
 
 def test_memory_is_near_what_was_predicted(folder: Path) -> None:
-    """Weights, states, caches and activations: where the table counts all of them, the peak is what it says."""
+    """Where the op table counts all weights, states, caches and activations, the peak is near its prediction."""
     cases = {("train", None, None), ("generate", None, None), ("heads", "phase", "decode")}
     cases |= {("textbook", "run", run) for run in ("style train", "decode 1", "decode 16")}
     for name, field, value in cases:
@@ -239,7 +240,7 @@ def test_memory_is_near_what_was_predicted(folder: Path) -> None:
 
 
 def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
-    """stderr of a command that refuses, and says nothing else."""
+    """The stderr of a command that refuses and writes no answer."""
     assert run([*arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -252,7 +253,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
     [
         (["profile", "attention", "--impl", "flsh"], ["unknown implementation `flsh`", "did you mean `flash`"]),
         (["profile", "atention"], ["unknown piece `atention`", "did you mean `attention`"]),
-        (["profile", "decode", "--device", "cpu", "--pass", "both"], ["decode has no backward pass", "--pass forward"]),
+        (["profile", "decode", "--device", "cpu", "--pass", "both"], ["decode: only --pass forward is supported"]),
         (["profile", "glu", "--model", "gpt2"], ["gpt2 has no gated feed-forward", "--model"]),
         (["profile", "rope", "--model", "gpt2"], ["gpt2 has no rotary positions"]),
         (["profile", "moe", "--model", "llama2-7b"], ["llama2-7b has no experts"]),
@@ -262,7 +263,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
             ["the learned positions of gpt2 end at 1,024 tokens"],
         ),
         (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
-        (["profile", "norm", "--device", "meta"], ["takes no time"]),
+        (["profile", "norm", "--device", "meta"], ["cannot be timed"]),
         (
             ["profile", "norm", "--device", "cpu", "--trace", "no/such/trace.json"],
             ["no/such/trace.json", "no such folder"],
@@ -270,14 +271,14 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["bench", "norm"], ["unknown experiment `norm`", "did you mean `norms`"]),
         (["profile", "norm", "--device", "cpu", "--trace", "."], ["--trace . is a folder", "name a file"]),
         (["profile", "norm", "--device", "cpu", "-o", "."], ["--output . is a folder"]),
-        (["profile", "norm", "--trace", "x" * 300], ["no file can be written there"]),
-        (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output begins", "one of them"]),
+        (["profile", "norm", "--trace", "x" * 300], ["the file cannot be written"]),
+        (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output starts", "one of them"]),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
         (["bench", "norms", "--plot", "curve.jpg"], ["unknown kind of picture", ".png"]),
         (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
         (["bench", "norms", "--plot", "."], ["--plot . is a folder"]),
-        (["bench", "activations", "--device", "cpu", "--plot", "a.png"], ["nothing of activations", "is a curve"]),
-        (["bench", "norms", "--device", "cpu", "--plot", "a.png"], ["nothing of norms in this preset is a curve"]),
+        (["bench", "activations", "--device", "cpu", "--plot", "a.png"], ["activations has no sweep to plot"]),
+        (["bench", "norms", "--device", "cpu", "--plot", "a.png"], ["norms has no sweep to plot in the quick preset"]),
         (["diff", "nowhere.jsonl", "nowhere.jsonl"], ["cannot read nowhere.jsonl"]),
     ],
 )
@@ -290,7 +291,7 @@ def test_wrong_input_is_explained(
         assert text in err
 
 
-def test_what_is_missing_here(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     real = importlib.util.find_spec
@@ -303,10 +304,10 @@ def test_what_is_missing_here(capsys: Capture, tmp_path: Path, monkeypatch: pyte
     assert "llmbench[plot]" in refusal(capsys, "bench", "norms", "--plot", "curve.png", code=3)
 
 
-def test_a_file_is_kept_and_another_is_not_mixed_in(folder: Path, capsys: Capture) -> None:
+def test_a_results_file_is_never_overwritten_or_mixed(folder: Path, capsys: Capture) -> None:
     kept = str(folder / "norms.jsonl")
     before = Path(kept).read_bytes()
-    assert "holds results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
+    assert "contains results, which would be lost" in refusal(capsys, "bench", "norms", "--device", "cpu", "-o", kept)
     assert "other inputs" in refusal(capsys, "bench", "activations", "--device", "cpu", "--resume", kept)
     assert Path(kept).read_bytes() == before
 
@@ -319,14 +320,14 @@ def test_a_finished_run_is_only_shown_again(folder: Path) -> None:
         assert run(["bench", "positions", "--device", "cpu", "--resume", str(kept), "--format", "json"]) == 0
     shown = json.loads(out.getvalue())["rows"]
     assert {row.key: row for row in as_rows(shown)} == rows
-    assert shown == answer(folder, "positions")["rows"]  # held to the limits of the session that measured them
+    assert shown == answer(folder, "positions")["rows"]  # compared with the reference measurements of their session
     assert f"{len(rows)} rows in " in err.getvalue()
 
 
-def test_curves_are_drawn_once_the_answer_is_out(
+def test_curves_are_drawn_after_the_answer(
     folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest needs them
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows, picture = tmp_path / "attention.jsonl", tmp_path / "curve.svg"
     rows.write_bytes((folder / "attention.jsonl").read_bytes())
@@ -334,7 +335,7 @@ def test_curves_are_drawn_once_the_answer_is_out(
     assert run(again) == 0
     out = capsys.readouterr().out
     assert "time, causal, forward" in out
-    assert "the first of 4 panels; --plot draws them all" in out
+    assert "the first of 4 panels; --plot draws all of them" in out
     assert "flash, sdpa ran aten::_scaled_dot_product_flash_attention_for_cpu\n" in out
     assert "autograd" not in out
     assert run([*again, "--plot", str(picture)]) == 0
@@ -351,7 +352,7 @@ def test_curves_are_drawn_once_the_answer_is_out(
     assert "No space left" in err
 
 
-def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
+def test_ctrl_c_keeps_rows_and_says_how_to_continue(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import llmbench.bench.experiments.experiment as frame
@@ -365,7 +366,7 @@ def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
             if count == 1:
                 raise KeyboardInterrupt
 
-    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest wants them
+    importlib.import_module("llmbench.model.implementations.kernels")  # loaded as conftest needs them
     monkeypatch.setattr(frame, "run", interrupted)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert run(["bench", "attention", "--device", "cpu", "-o", str(kept), "--format", "json"]) == 130
@@ -375,7 +376,7 @@ def test_ctrl_c_keeps_rows_and_says_how_to_go_on(
     assert len(read(kept).rows) == 2
 
 
-def test_joules_are_shown_where_a_counter_tells_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joules_are_shown_where_a_counter_measures_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmbench.measure import gate
     from llmbench.measure.energy import Energy
 
@@ -388,4 +389,4 @@ def test_joules_are_shown_where_a_counter_tells_them(capsys: Capture, monkeypatc
     found = json.loads(capsys.readouterr().out)["implementations"]
     assert {row["derived"]["joules_per_call"] for row in found} == {1.5}
     assert run([*arguments, "--format", "csv"]) == 0
-    assert ",energy a call (J)," in capsys.readouterr().out.partition("\n")[0]
+    assert ",joules_per_call," in capsys.readouterr().out.partition("\n")[0]

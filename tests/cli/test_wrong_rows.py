@@ -1,4 +1,4 @@
-"""`profile` and `bench` end with 1 where a row is INCORRECT or FAILED, and only then."""
+"""`profile` and `bench` exit with 1 if a row is INCORRECT or FAILED, and only then."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import msgspec
 import pytest
 from torch import Tensor
 
-from llmbench.bench import baselines as others
-from llmbench.bench import profile
+from llmbench.bench import baselines, profile
 from llmbench.bench.experiments import experiment
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
@@ -33,17 +32,17 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def right(*given: Any) -> Tensor:
-    """Attention, by a function of its own."""
+    """Attention by another function."""
     return STANDARD.attend(*given)
 
 
 def doubled(*given: Any) -> Tensor:
-    """Attention, twice as large."""
+    """Attention multiplied by two."""
     return 2 * STANDARD.attend(*given)
 
 
 def raising(problem: Exception) -> Callable[..., Tensor]:
-    """What cannot attend."""
+    """Attention that raises the error."""
 
     def attend(*given: Any) -> Tensor:
         raise problem
@@ -61,10 +60,10 @@ def raising(problem: Exception) -> Callable[..., Tensor]:
         (raising(CannotRunError("not here")), "n/a", 0),
     ],
 )
-def test_profile_ends_as_its_rows_are(
+def test_the_exit_code_of_profile_follows_its_rows(
     attend: Any, status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(others.WAYS, "flex", lambda: STANDARD._replace(name="flex", attend=attend))
+    monkeypatch.setitem(baselines.BASELINES, "flex", lambda: STANDARD._replace(name="flex", attend=attend))
     arguments = ["profile", "attention", "--impl", "flex", "--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
     assert run([*arguments, "--device", "cpu", "--format", "csv"]) == code
     flex, standard = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -72,11 +71,11 @@ def test_profile_ends_as_its_rows_are(
     assert (standard["implementation"], standard["status"]) == ("standard", "ok")
     assert {row["piece"] for row in (flex, standard)} == {"attention"}
     assert {row["seq_len"] for row in (flex, standard)} == {"24"}
-    assert bool(flex["time (s)"]) == (status == "ok") != bool(flex["reason"])
+    assert bool(flex["seconds"]) == (status == "ok") != bool(flex["reason"])
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("INCORRECT", 1), ("FAILED", 1), ("OOM", 0), ("n/a", 0)])
-def test_bench_ends_as_its_rows_are(
+def test_the_exit_code_of_bench_follows_its_rows(
     status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [msgspec.structs.replace(each, case={}) for each in (row("a"), row("b", status=status))]
@@ -85,19 +84,19 @@ def test_bench_ends_as_its_rows_are(
     assert '"b"' in capsys.readouterr().out
 
 
-def test_rows_of_all_cases_are_one_table_for_machines(
+def test_csv_has_the_rows_of_all_cases_in_one_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each says what it is about and how it ended; a time is a number or nothing."""
+    """Each row has its case and status. A time is a number or empty."""
     cases: list[tuple[str, str, int]] = [("a", "ok", 8), ("b", "OOM", 8), ("a", "ok", 16)]
     rows = [msgspec.structs.replace(row(name, status=status), case={"seq_len": seq}) for name, status, seq in cases]
     monkeypatch.setattr(experiment, "run", lambda *given, **more: iter(rows))
     assert run(["bench", "attention", "--device", "cpu", "--format", "csv"]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    told = [
-        (each["seq_len"], each["implementation"], each["status"], each["reason"], each["time (s)"]) for each in found
+    shown = [
+        (each["seq_len"], each["implementation"], each["status"], each["reason"], each["seconds"]) for each in found
     ]
-    assert told == [
+    assert shown == [
         ("8", "a", "ok", "", "0.0105"),
         ("8", "b", "OOM", "for a reason", ""),
         ("16", "a", "ok", "", "0.0105"),

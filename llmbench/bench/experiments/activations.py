@@ -1,7 +1,7 @@
 """What does a feed-forward cost by its activation, at equal parameters?
 
-A gated feed-forward has three matrices where a plain one has two: its width is two thirds (Shazeer, arXiv 2002.05202,
-section 2), rounded to 64.
+A gated feed-forward has three matrices and a plain one has two. At equal parameters the gated width is two thirds of
+the plain one (Shazeer, arXiv 2002.05202, section 2), rounded to 64.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Experiment, Group
 from llmbench.bench.experiments.synthetic import model_of
-from llmbench.bench.pieces import moe as moe_pieces
-from llmbench.bench.pieces.piece import Setting
+from llmbench.bench.pieces.moe import FFN as FEED_FORWARD
 from llmbench.measure.results import Scalar
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.work import Pass
@@ -29,44 +28,43 @@ GATED: dict[str, Activation] = {"GLU": "sigmoid", "ReGLU": "relu", "GEGLU": "gel
 
 
 def shapes(hidden: int) -> dict[str, tuple[FFN, str]]:
-    """Every feed-forward by its name, and how it is computed; gated ones fused too."""
+    """Every feed-forward by name, with its implementation. Gated ones are fused too."""
     width = 4 * hidden
     narrow = max(64, round(2 * width / 3 / 64) * 64)
     found: dict[str, tuple[FFN, str]] = {
-        name: (Dense(intermediate_size=width, activation=of), "standard") for name, of in PLAIN.items()
+        name: (Dense(intermediate_size=width, activation=activation), "standard") for name, activation in PLAIN.items()
     }
-    for name, of in GATED.items():
-        gated = Gated(intermediate_size=narrow, activation=of)
+    for name, activation in GATED.items():
+        gated = Gated(intermediate_size=narrow, activation=activation)
         found |= {name: (gated, "standard"), f"{name} fused": (gated, "fused")}
     return found
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Forward, and forward with backward, at the widths of models."""
+    """The forward pass, and forward with backward, at the widths of real models."""
     if ask.on_gpu:
         tokens, widths = (4096, (2048,)) if ask.quick else (8192, (2048, 4096))
     else:
         tokens, widths = (32, (192,)) if ask.quick else (512, (768,))
     passes: tuple[Pass, ...] = ("forward", "both")
-    return [_group(ask, tokens, width, passed) for width in widths for passed in passes]
+    return [_group(ask, tokens, width, direction) for width in widths for direction in passes]
 
 
-def _group(ask: Ask, tokens: int, hidden: int, passed: Pass) -> Group:
+def _group(ask: Ask, tokens: int, hidden: int, direction: Pass) -> Group:
     entries = []
     for name, (ffn, impl) in shapes(hidden).items():
         spec = model_of(name, hidden, ffn=ffn)
-        setting = Setting(spec=spec, batch=1, seq_len=tokens, dtype=ask.dtype, device=ask.device, of=passed)
-        figures = {
+        setting = ask.setting(spec, seq_len=tokens, direction=direction)
+        extra = {
             "intermediate_size": ffn.intermediate_size,
             "parameters": count_parameters(spec).components["mlp"],
         }
-        entries.append(Entry(label=name, piece=moe_pieces.FFN, setting=setting, impl=impl, figures=figures))
-    case: dict[str, Scalar] = {"pass": passed, "tokens": tokens, "dtype": ask.dtype, "hidden_size": hidden}
-    return entry_group(entries, experiment="activations", case=case, pace=ask.pace)
+        entries.append(Entry(label=name, piece=FEED_FORWARD, setting=setting, impl=impl, extra=extra))
+    case: dict[str, Scalar] = {"pass": direction, "tokens": tokens, "dtype": ask.dtype, "hidden_size": hidden}
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
 EXPERIMENT = Experiment(
-    name="activations",
     question="what does a feed-forward cost by its activation, at equal parameters?",
     groups=groups,
     baseline="GELU",

@@ -10,19 +10,18 @@ from llmbench.bench.candidates import piece_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
-from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 from llmbench.spec.position import Alibi, Positions, Rope
 
 __all__ = ["EXPERIMENT"]
 
-RIVALS = ("standard", "flash", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex")
+IMPLS = ("standard", "flash", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flex")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of the sweep, and those at which windows and ALiBi are tried."""
+    """Lengths of the sweep, and lengths at which windows and ALiBi run."""
 
     batch: int
     heads: int
@@ -30,18 +29,18 @@ class Plan:
     lengths: tuple[int, ...]
     masked_lengths: tuple[int, ...]
     passes: tuple[Pass, ...] = ("forward", "backward")
-    rivals: tuple[str, ...] = RIVALS
+    impls: tuple[str, ...] = IMPLS
 
 
 def plan(ask: Ask) -> Plan:
-    """Heads of a 7B model on a GPU. A CPU has no memory-efficient or cuDNN kernel, and compiles FlexAttention for
-    minutes: those are left out where time is short."""
+    """The heads of a 7B model on a GPU. A CPU has no memory-efficient and no cuDNN kernel, and compiling FlexAttention
+    takes it minutes; the quick preset leaves these out."""
     if ask.on_gpu:
         if ask.quick:
             return Plan(4, 32, (128,), (512, 2048), (2048,))
         return Plan(4, 32, (128, 64), (512, 1024, 2048, 4096, 8192, 16384), (2048, 8192))
     if ask.quick:
-        return Plan(1, 4, (64,), (64, 128), (128,), rivals=("standard", "flash", "sdpa"))
+        return Plan(1, 4, (64,), (64, 128), (128,), impls=("standard", "flash", "sdpa"))
     return Plan(1, 8, (64,), (512, 1024, 2048, 4096), (1024,))
 
 
@@ -50,49 +49,45 @@ MASKS: dict[str, tuple[dict[str, Any], Positions]] = {
     "window": ({"sliding_window": 0}, Rope()),
     "alibi": ({}, Alibi()),
 }
-"""What a mask changes of a causal attention; a window is an eighth of the sequence."""
+"""What each mask changes of causal attention. A window is an eighth of the sequence."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The sweep over lengths first, then what is masked or sloped."""
-    of = plan(ask)
-    sweep = [(dim, length, "causal", each) for dim, length, each in product(of.head_dims, of.lengths, of.passes)]
-    others = product(of.head_dims[:1], of.masked_lengths, ("window", "alibi"), of.passes)
-    return [_group(ask, of, *each) for each in (*sweep, *others)]
+    """The sweep over lengths first, then windows and ALiBi."""
+    shape = plan(ask)
+    sweep = [
+        (dim, length, "causal", direction)
+        for dim, length, direction in product(shape.head_dims, shape.lengths, shape.passes)
+    ]
+    masked = product(shape.head_dims[:1], shape.masked_lengths, ("window", "alibi"), shape.passes)
+    return [_group(ask, shape, *case) for case in (*sweep, *masked)]
 
 
-def _group(ask: Ask, of: Plan, head_dim: int, length: int, mask: str, passed: Pass) -> Group:
+def _group(ask: Ask, shape: Plan, head_dim: int, length: int, mask: str, direction: Pass) -> Group:
     changes, positions = MASKS[mask]
     changes = dict.fromkeys(changes, length // 8)
-    mixer = heads(of.heads, of.heads, head_dim, **changes)
-    setting = Setting(
-        spec=model_of("attention", of.heads * head_dim, mixer=mixer, positions=positions),
-        batch=of.batch,
-        seq_len=length,
-        dtype=ask.dtype,
-        device=ask.device,
-        of=passed,
-    )
+    mixer = heads(shape.heads, shape.heads, head_dim, **changes)
+    spec = model_of("attention", shape.heads * head_dim, mixer=mixer, positions=positions)
+    setting = ask.setting(spec, batch=shape.batch, seq_len=length, direction=direction)
     case: dict[str, Scalar] = {
         "mask": mask,
-        "pass": passed,
+        "pass": direction,
         "head_dim": head_dim,
-        "heads": of.heads,
-        "batch": of.batch,
+        "heads": shape.heads,
+        "batch": shape.batch,
         "dtype": ask.dtype,
         "seq_len": length,
     }
-    return piece_group(find_piece("attention"), setting, of.rivals, experiment="attention", case=case, pace=ask.pace)
+    return piece_group(find_piece("attention"), setting, shape.impls, case=case, pace=ask.pace)
 
 
 EXPERIMENT = Experiment(
-    name="attention",
     question="which attention is fastest, and how do time and memory grow with length?",
     groups=groups,
     baseline="standard",
-    chart=Chart("seq_len", "tokens of a sequence"),
+    chart=Chart("seq_len", "tokens per sequence"),
     notes=(
-        "window, alibi: standard and torch's kernels make their mask and bias in every call, as they do in a layer;"
-        " the flash kernel on a GPU needs none, flex has found its blocks before",
+        "window, alibi: standard and torch's kernels build their mask and bias in every call, as they do in a layer;"
+        " the flash kernel on a GPU needs none, flex has built its block mask before",
     ),
 )

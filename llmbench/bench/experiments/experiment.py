@@ -1,7 +1,7 @@
-"""The frame of every experiment: groups of rivals, timed one group after the other, their rows kept as they come.
+"""The frame of every experiment: groups of candidates, timed one group after the other, their rows stored at once.
 
-A group is one case: what is to be compared, at one shape. Its rivals are made when its turn comes, with what the
-machine was found to be able to do, and are let go before the next. Nothing that goes wrong in one ends the others.
+A group is one case: candidates at one shape. They are built when their group's turn comes, from the reference
+measurements of the machine, and freed before the next group. A failure in one group does not end the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llmbench.bench.results.metrics import Yardsticks
+from llmbench.bench.pieces.piece import Setting
+from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import CannotRunError
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.clock import Call, Clock, CudaClock, DeviceLostError
@@ -23,43 +24,48 @@ from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Key, Row, Scalar, Store
 from llmbench.model.formats import Format
 from llmbench.report.document import Table, Unit
+from llmbench.sizing.work import Pass
+from llmbench.spec.model import ModelSpec
 
 __all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Summary", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long a group is timed: `budget_s` for all rivals together once they are warm, and samples of each."""
+    """How long a group is timed: `budget_s` for all candidates together after the warm-up, and the samples of each."""
 
     budget_s: float = 1.0
     warmup_s: float = 0.1
     min_samples: int = 10
     max_samples: int = 400
 
-    def settled(self) -> Pace:
-        """As many samples whatever a clock says, for processes that must all do the same."""
-        return replace(self, budget_s=0.0, warmup_s=0.0, max_samples=self.min_samples)
+    def settled(self, samples: int | None = None) -> Pace:
+        """A fixed number of samples at every speed: for ranks, which must all make the same calls, and for
+        rehearsals."""
+        samples = samples or self.min_samples
+        return replace(self, budget_s=0.0, warmup_s=0.0, min_samples=samples, max_samples=samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rivals at one case. `names` are those of the rivals that `rivals(references)` makes, in their order.
+    """Candidates at one case. `names` are the names of the candidates that `candidates(references)` builds, in order.
 
-    `graphs`: short rivals may be captured as CUDA graphs, which cannot hold a backward pass without its forward.
-    `attention`: the attention kernels that ran are named in the rows. `energy`: joules are measured.
+    `graphs`: short candidates may be captured as CUDA graphs, which cannot contain a backward pass without its forward
+    pass. `attention`: the rows name the attention kernels that ran. `energy`: joules are measured.
+    `experiment` is set by the registry.
     """
 
-    experiment: str
     case: Mapping[str, Scalar]
     names: Sequence[str]
-    rivals: Callable[[ReferenceMeasurements], Sequence[Candidate]]
+    candidates: Callable[[ReferenceMeasurements], Sequence[Candidate]]
+    experiment: str = ""
     pace: Pace = Pace()
     graphs: bool = True
     attention: bool = False
     energy: bool = False
 
     def row_keys(self) -> list[Key]:
-        """What its rows are about."""
+        """The keys of its rows."""
         case = tuple(sorted(self.case.items()))
         return [(self.experiment, case, name) for name in self.names]
 
@@ -70,7 +76,7 @@ QUICK = Pace(budget_s=0.1, warmup_s=0.02, max_samples=50)
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What an experiment is to do: its preset, where, in which format, and as which of the processes that take part."""
+    """The request to an experiment: preset, device, format, and the ranks that take part."""
 
     quick: bool
     device: torch.device
@@ -79,7 +85,7 @@ class Ask:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether shapes may be those of a GPU."""
+        """Whether the shapes are those of a GPU."""
         return self.device.type == "cuda"
 
     @property
@@ -87,16 +93,22 @@ class Ask:
         """How long each group is timed."""
         return QUICK if self.quick else FULL
 
+    def setting(self, spec: ModelSpec, *, seq_len: int, batch: int = 1, direction: Pass = "forward") -> Setting:
+        """The setting of a piece of that model, on the device and in the format of the request."""
+        return Setting(
+            spec=spec, batch=batch, seq_len=seq_len, dtype=self.dtype, device=self.device, direction=direction
+        )
+
 
 class Chart(NamedTuple):
-    """What its rows are drawn against: a field of the case, with its name in words."""
+    """The x axis of an experiment's plots: a field of the case, and its label."""
 
     x: str
     label: str
 
 
 class Summary(NamedTuple):
-    """What all rows say together: as a table with lines below it, and in JSON under `key`."""
+    """A summary of all rows: a table with lines below it, and `rows` in JSON under `key`."""
 
     key: str
     rows: list[dict[str, Any]]
@@ -106,20 +118,31 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question, and the groups that answer it. `baseline` is the rival that the others of its group are compared
-    with; `columns` show figures of its rows: key, heading, how they are shown. `derived` gives figures that follow from
-    a row's time, `summary` what all rows say together, `notes` what figures mean. `processes`: in how many it runs."""
+    """A question, and the groups that answer it.
 
-    name: str
+    `baseline` is the candidate that the others of its group are compared with. `columns` show extra figures of the
+    rows: key, heading, unit. `derived` computes figures from a row's time, `summary` a table over all rows. `notes`
+    explain the figures. `processes` says how many processes it runs in. `name` comes from the registry.
+    """
+
     question: str
     groups: Callable[[Ask], list[Group]]
     baseline: str
     columns: tuple[tuple[str, str, Unit], ...] = ()
     chart: Chart | None = None
-    derived: Callable[[Row, Yardsticks], Mapping[str, Scalar]] = lambda row, yardsticks: {}
+    derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {}
     summary: Callable[[Ask, Sequence[Row]], Summary] | None = None
     processes: Processes = "one"
     notes: tuple[str, ...] = ()
+    name: str = ""
+
+    def named(self, name: str) -> Experiment:
+        """The experiment, and the groups that it returns, under that name."""
+
+        def groups(ask: Ask) -> list[Group]:
+            return [replace(group, experiment=name) for group in self.groups(ask)]
+
+        return replace(self, name=name, groups=groups)
 
 
 def run(
@@ -130,12 +153,13 @@ def run(
     store: Store | Follower | None = None,
     started: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[Row]:
-    """Rows as they come, in the store before they are yielded. `started` hears of a group before it is timed.
+    """Time the groups and yield their rows; each row is in the store before it is yielded. `started` is called with a
+    group before it is timed.
 
-    A group that the store has whole is left out, and its old rows are not yielded; of one that was broken off, every
-    rival is timed again, because rivals are compared side by side: all but one that ended a session, which would end
-    this one too. Whoever stops iterating, or is interrupted, loses only the rows of the group at hand. Raises
-    CannotRunError where a rival took the GPU's context or other ranks with it: its own row is the last.
+    A group whose rows are all in the store is skipped, and its old rows are not yielded. A group that was interrupted
+    is timed again, because candidates are compared side by side; only a candidate that ended an earlier session is left
+    out, because it would end this one too. An interruption loses the rows of the current group only. Raises
+    CannotRunError where a candidate lost the GPU's context or another rank; the row of that candidate is the last one.
     """
     done, never = (set(), set()) if store is None else (store.done, store.ended_session)
     for group in groups:
@@ -156,23 +180,23 @@ def run(
             place = " at ".join(filter(None, (problem.candidate, where)))
             raise CannotRunError(
                 f"{problem}, at {place}",
-                hint="what was measured before is in the file of --output; --resume goes on from there",
+                hint="the rows measured before are in the --output file; --resume continues from there",
             ) from None
 
 
 def _measured(group: Group, clock: Clock, references: ReferenceMeasurements, never: Set[Key]) -> Iterator[Row]:
     ranks = clock.ranks if isinstance(clock, RankedClock) else ALONE
     try:
-        rivals = list(ranks.agreed(partial(group.rivals, references)))
-        assert [rival.name for rival in rivals] == list(group.names)
+        candidates = list(ranks.agreed(partial(group.candidates, references)))
+        assert [candidate.name for candidate in candidates] == list(group.names)
     except DeviceLostError:
         raise
-    except Exception as problem:  # none can be made: each says so
-        rivals = [Candidate(name=name, prepare=_raising(problem)) for name in group.names]
+    except Exception as problem:  # none can be built: the row of each says so
+        candidates = [Candidate(name=name, prepare=_raising(problem)) for name in group.names]
     if isinstance(clock, CudaClock) and not group.graphs:
         clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)
     yield from check_and_time(
-        [rival for rival, key in zip(rivals, group.row_keys(), strict=True) if key not in never],
+        [candidate for candidate, key in zip(candidates, group.row_keys(), strict=True) if key not in never],
         experiment=group.experiment,
         case=group.case,
         clock=clock,

@@ -1,9 +1,9 @@
-"""MHA, GQA, MQA or MLA, at equal hidden size: what do they hold, how fast do they read and write, how many fit?
+"""MHA, GQA, MQA or MLA at equal hidden size: how large is the cache, how fast are they, how many sequences fit?
 
 The attention of a layer with its projections, by `flash` (on a CPU by `sdpa`): a prefill of whole sequences, and a
-decoding step on a cache. Parameters and cache are those of the layer; `largest batch` is that of a whole model of
-LLaMA-2-7B's depth and feed-forward ratio (32 layers) in the memory that was free, by `llmbench memory --phase
-inference`.
+decoding step on a cache. Parameters and cache are those of the layer. `largest batch` is that of a whole model with
+LLaMA-2-7B's depth and feed-forward ratio (32 layers) in the memory that was free, by the arithmetic of
+`llmbench memory --phase inference`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
-from llmbench.bench.pieces.decode import STEP
-from llmbench.bench.pieces.piece import Setting
+from llmbench.bench.pieces.blocks import STEP
 from llmbench.measure.results import Scalar
 from llmbench.model.devices import free_bytes
 from llmbench.sizing.kvcache import kv_cache
@@ -28,12 +27,12 @@ from llmbench.spec.mixer import LatentAttention, Mixer
 __all__ = ["EXPERIMENT", "kinds", "largest_batch"]
 
 LAYERS = 32
-"""Of the model that is served, as LLaMA-2-7B has them."""
+"""Layers of the served model, as in LLaMA-2-7B."""
 
 
 def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
-    """The four, of `count` query heads. MLA's widths stand to its head as DeepSeek-V2's do (arXiv 2405.04434, section
-    3.1.2): a latent of four heads, half a head rotated."""
+    """The four kinds with `count` query heads. MLA's widths relate to its head as DeepSeek-V2's do (arXiv 2405.04434,
+    section 3.1.2): a latent as wide as four heads, half a head rotated."""
     grouped = max(1, count // 4)
     return {
         "MHA": heads(count, count, head_dim),
@@ -49,19 +48,6 @@ def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
     }
 
 
-def groups(ask: Ask) -> list[Group]:
-    """Prefill and decoding, over context and batch."""
-    if ask.on_gpu:
-        size = (32, 128)
-        prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
-    else:
-        size = (8, 32) if ask.quick else (8, 64)
-        prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
-    cases = [("prefill", each) for each in prefills] + [("decode", each) for each in steps]
-    room = free_bytes(ask.device)  # once, so that all kinds of heads have as much
-    return [_group(ask, room, size, phase, batch, context) for phase, (batch, context) in cases]
-
-
 Shapes = tuple[tuple[int, int], ...]
 GPU_PREFILLS: Shapes = ((1, 2048), (1, 8192), (1, 32768))
 GPU_STEPS: Shapes = tuple(product((1, 16, 128), (4096, 16384)))
@@ -70,22 +56,35 @@ CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
 """(batch, context)."""
 
 
-def _group(ask: Ask, room: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
+def groups(ask: Ask) -> list[Group]:
+    """Prefill and decoding, over context and batch."""
+    if ask.on_gpu:
+        size = (32, 128)
+        prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
+    else:
+        size = (8, 32) if ask.quick else (8, 64)
+        prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
+    cases = [("prefill", shape) for shape in prefills] + [("decode", shape) for shape in steps]
+    free = free_bytes(ask.device)  # asked once, so that it is the same for all kinds
+    return [_group(ask, free, size, phase, batch, context) for phase, (batch, context) in cases]
+
+
+def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
     count, head_dim = size
     hidden = count * head_dim
-    impl = "flash" if ask.on_gpu else "sdpa"  # the CPU's flash kernel has no keys wider than values, as MLA's are
+    impl = "flash" if ask.on_gpu else "sdpa"  # flash on a CPU refuses MLA, whose keys are wider than its values
+    piece = find_piece("block") if phase == "prefill" else STEP
     entries = []
     for name, mixer in kinds(count, head_dim).items():
         spec = model_of(name, hidden, mixer=mixer)
-        setting = Setting(spec=spec, batch=batch, seq_len=context, dtype=ask.dtype, device=ask.device)
-        figures: dict[str, Scalar] = {
+        extra: dict[str, Scalar] = {
             "parameters": count_parameters(spec).components["attention"],
             "kv_bytes_per_token": kv_cache(spec, context, kv_dtype=ask.dtype).bytes_per_token,
-            "largest_batch": largest_batch(ask, room, hidden, mixer, context),
+            "largest_batch": largest_batch(ask, free, hidden, mixer, context),
             "tokens": batch * (context if phase == "prefill" else 1),
         }
-        of = find_piece("block") if phase == "prefill" else STEP
-        entries.append(Entry(label=name, piece=of, setting=setting, impl=impl, figures=figures))
+        setting = ask.setting(spec, batch=batch, seq_len=context)
+        entries.append(Entry(label=name, piece=piece, setting=setting, impl=impl, extra=extra))
     case: dict[str, Scalar] = {
         "hidden_size": hidden,
         "heads": count,
@@ -95,13 +94,13 @@ def _group(ask: Ask, room: int | None, size: tuple[int, int], phase: str, batch:
         "batch": batch,
         "context": context,
     }
-    return entry_group(entries, experiment="heads", case=case, pace=ask.pace)
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
-def largest_batch(ask: Ask, room: int | None, hidden: int, mixer: Mixer, context: int) -> int | None:
-    """Sequences of that length that a whole model serves at once in `room` bytes; None where those are not known, 0
-    where not one has room."""
-    if room is None:
+def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context: int) -> int | None:
+    """The most sequences of that length that a whole model serves at once in `free` bytes; None where `free` is
+    unknown, 0 where not even one sequence fits."""
+    if free is None:
         return None
     ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
     spec = model_of("served", hidden, mixer=mixer, ffn=ffn, layers=LAYERS, vocab=32000)
@@ -109,7 +108,7 @@ def largest_batch(ask: Ask, room: int | None, hidden: int, mixer: Mixer, context
 
     def fits(batch: int) -> bool:
         memory = inference_memory(spec, context, batch=batch, precision=precision, kv_dtype=ask.dtype)
-        return memory.needed_bytes <= room
+        return memory.needed_bytes <= free
 
     most = 1
     while fits(most):
@@ -122,18 +121,17 @@ def largest_batch(ask: Ask, room: int | None, hidden: int, mixer: Mixer, context
 
 
 EXPERIMENT = Experiment(
-    name="heads",
-    question="MHA, GQA, MQA or MLA at equal hidden size: what do they hold, how fast are they, how many fit?",
+    question="MHA, GQA, MQA or MLA at equal hidden size: how large is the cache, how fast are they, how many fit?",
     groups=groups,
     baseline="MHA",
     columns=(
         ("parameters", "parameters", "count"),
-        ("kv_bytes_per_token", "cache of a token", "bytes"),
+        ("kv_bytes_per_token", "cache per token", "bytes"),
         ("largest_batch", "largest batch", "count"),
     ),
     notes=(
-        "parameters, cache: of the one layer of attention that is timed, projections included",
-        f"largest batch: sequences of that length that a model of {LAYERS} such layers, with LLaMA's feed-forward,"
-        " serves at once in the memory that was free; by arithmetic",
+        "parameters, cache: of the one attention layer that is timed, with its projections",
+        f"largest batch: the most sequences of that length that a model of {LAYERS} such layers with LLaMA's"
+        " feed-forward serves at once in the memory that was free; by arithmetic",
     ),
 )

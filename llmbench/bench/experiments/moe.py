@@ -1,28 +1,30 @@
-"""What does a mixture of experts cost, beside dense feed-forwards and by how it is computed?
+"""What does a mixture of experts cost, compared with dense feed-forwards and between implementations?
 
-`loop` computes one expert after another in plain torch, `grouped` sorts tokens and takes torch's grouped products,
-`fused` is our kernel. Beside them stand dense feed-forwards as wide as what a token uses (`dense, active`) and as what
-is held (`dense, total`).
+`loop` computes one expert after another in plain torch, `grouped` sorts the tokens and uses torch's grouped products,
+`fused` is our kernel. They are compared with dense feed-forwards as wide as the experts that one token uses
+(`dense, active`) and as wide as all experts together (`dense, total`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
-from llmbench.bench.experiments.routing import ROUTINGS, Routing
-from llmbench.bench.experiments.synthetic import model_of
+from llmbench.bench.experiments.synthetic import ROUTINGS, Routing, choices, model_of
 from llmbench.bench.pieces import find_piece
-from llmbench.bench.pieces import moe as moe_pieces
-from llmbench.bench.pieces.piece import Piece, Setting
+from llmbench.bench.pieces import moe as pieces
+from llmbench.bench.pieces.piece import Piece
 from llmbench.measure.results import Scalar
 from llmbench.spec.ffn import FFN, Gated, MoE
 from llmbench.spec.model import ModelSpec
 
 __all__ = ["EXPERIMENT"]
 
-WAYS = {"loop": "standard", "grouped": "grouped", "fused": "fused"}
+IMPLS = {"loop": "standard", "grouped": "grouped", "fused": "fused"}
+"""Implementations of a mixture, by label."""
 
 
 class _Shapes:
@@ -40,84 +42,85 @@ class _Shapes:
             self.experts, self.top_k = (8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
 
     def mixture(self, experts: int, top_k: int) -> MoE:
-        """Experts that are `total` wide together."""
+        """A mixture whose experts are `total` wide together."""
         return MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=self.total // experts)
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Against dense ones; by number of experts; by experts a token; by balance; and what the router costs."""
-    of = _Shapes(ask)
-    usual = of.mixture(8, 2)
-    found = [_against_dense(ask, of, usual)]
-    found += [_sweep(ask, of, "by experts", of.mixture(count, 2)) for count in of.experts]
-    found += [_sweep(ask, of, "by experts a token", of.mixture(64, k)) for k in of.top_k if not ask.quick]
-    found += [_balance(ask, of, usual if ask.quick else of.mixture(64, 8), routing) for routing in ROUTINGS]
-    return [*found, _routing(ask, of, usual if ask.quick else of.mixture(256, 8))]
+    """Against dense models; by number of experts; by experts per token; by balance; the cost of the router."""
+    shapes = _Shapes(ask)
+    usual = shapes.mixture(8, 2)
+    found = [_against_dense(ask, shapes, usual)]
+    found += [_sweep(ask, shapes, "by experts", shapes.mixture(count, 2)) for count in shapes.experts]
+    found += [_sweep(ask, shapes, "by experts per token", shapes.mixture(64, k)) for k in shapes.top_k if not ask.quick]
+    found += [_balance(ask, shapes, usual if ask.quick else shapes.mixture(64, 8), routing) for routing in ROUTINGS]
+    return [*found, _routing(ask, shapes, usual if ask.quick else shapes.mixture(256, 8))]
 
 
-def _entry(ask: Ask, of: _Shapes, label: str, ffn: FFN, impl: str, part: Piece, spec: ModelSpec | None = None) -> Entry:
-    spec = spec or model_of(label, of.hidden, ffn=ffn)
-    setting = Setting(spec=spec, batch=1, seq_len=of.tokens, dtype=ask.dtype, device=ask.device)
-    ops = part.ops_of(setting)
-    figures: dict[str, Scalar] = {  # of what is timed, not of the model that it stands in
+def _entry(
+    ask: Ask, shapes: _Shapes, label: str, ffn: FFN, impl: str, piece: Piece, spec: ModelSpec | None = None
+) -> Entry:
+    spec = spec or model_of(label, shapes.hidden, ffn=ffn)
+    setting = ask.setting(spec, seq_len=shapes.tokens)
+    ops = piece.ops_of(setting)
+    extra: dict[str, Scalar] = {  # of the timed piece, not of the model around it
         "parameters": sum(op.parameters for op in ops),
         "active_parameters": sum(op.active_parameters for op in ops),
-        "tokens": of.tokens,
+        "tokens": shapes.tokens,
     }
-    return Entry(label=label, piece=part, setting=setting, impl=impl, figures=figures)
+    return Entry(label=label, piece=piece, setting=setting, impl=impl, extra=extra)
 
 
-def _ways(ask: Ask, of: _Shapes, moe: MoE, part: Piece) -> list[Entry]:
-    """A mixture in every way, its weights made once."""
-    spec = model_of("mixture", of.hidden, ffn=moe)
-    first, *others = (_entry(ask, of, label, moe, impl, part, spec) for label, impl in WAYS.items())
-    return [first, *(Entry(**{**vars(each), "setting": first.setting}) for each in others)]
+def _mixtures(ask: Ask, shapes: _Shapes, moe: MoE, piece: Piece) -> list[Entry]:
+    """A mixture by every implementation. They share the setting, and so the weights."""
+    spec = model_of("mixture", shapes.hidden, ffn=moe)
+    first, *others = (_entry(ask, shapes, label, moe, impl, piece, spec) for label, impl in IMPLS.items())
+    return [first, *(replace(entry, setting=first.setting) for entry in others)]
 
 
-def _group(ask: Ask, of: _Shapes, what: str, moe: MoE, entries: Iterable[Entry], **more: Scalar) -> Group:
+def _group(ask: Ask, shapes: _Shapes, what: str, moe: MoE, entries: Iterable[Entry], **more: Scalar) -> Group:
     case: dict[str, Scalar] = {
         "what": what,
-        "tokens": of.tokens,
-        "hidden_size": of.hidden,
-        "experts_width": of.total,
+        "tokens": shapes.tokens,
+        "hidden_size": shapes.hidden,
+        "experts_width": shapes.total,
         "dtype": ask.dtype,
         "experts": moe.num_experts,
         "top_k": moe.num_experts_per_tok,
         **more,
     }
-    return entry_group(list(entries), experiment="moe", case=case, pace=ask.pace)
+    return entry_group(list(entries), case=case, pace=ask.pace)
 
 
-def _against_dense(ask: Ask, of: _Shapes, moe: MoE) -> Group:
+def _against_dense(ask: Ask, shapes: _Shapes, moe: MoE) -> Group:
     active = Gated(intermediate_size=moe.num_experts_per_tok * moe.intermediate_size)
-    total = Gated(intermediate_size=of.total)
+    total = Gated(intermediate_size=shapes.total)
     dense = [
-        _entry(ask, of, label, ffn, "standard", moe_pieces.FFN)
+        _entry(ask, shapes, label, ffn, "standard", pieces.FFN)
         for label, ffn in (("dense, active", active), ("dense, total", total))
     ]
-    return _group(ask, of, "against dense", moe, [*dense, *_ways(ask, of, moe, find_piece("moe"))])
+    return _group(ask, shapes, "against dense", moe, [*dense, *_mixtures(ask, shapes, moe, find_piece("moe"))])
 
 
-def _sweep(ask: Ask, of: _Shapes, what: str, moe: MoE) -> Group:
-    return _group(ask, of, what, moe, _ways(ask, of, moe, find_piece("moe")))
+def _sweep(ask: Ask, shapes: _Shapes, what: str, moe: MoE) -> Group:
+    return _group(ask, shapes, what, moe, _mixtures(ask, shapes, moe, find_piece("moe")))
 
 
-def _balance(ask: Ask, of: _Shapes, moe: MoE, routing: Routing) -> Group:
-    entries = _ways(ask, of, moe, moe_pieces.experts_piece(routing))
-    return _group(ask, of, "experts alone", moe, entries, routing=routing)
+def _balance(ask: Ask, shapes: _Shapes, moe: MoE, routing: Routing) -> Group:
+    entries = _mixtures(ask, shapes, moe, pieces.experts_piece(partial(choices, routing)))
+    return _group(ask, shapes, "experts alone", moe, entries, routing=routing)
 
 
-def _routing(ask: Ask, of: _Shapes, moe: MoE) -> Group:
+def _routing(ask: Ask, shapes: _Shapes, moe: MoE) -> Group:
     routers = [
-        _entry(ask, of, label, moe, impl, moe_pieces.ROUTER)
+        _entry(ask, shapes, label, moe, impl, pieces.ROUTER)
         for label, impl in (("router", "standard"), ("router fused", "fused"))
     ]
-    return _group(ask, of, "cost of routing", moe, [*routers, *_ways(ask, of, moe, find_piece("moe"))])
+    return _group(ask, shapes, "cost of routing", moe, [*routers, *_mixtures(ask, shapes, moe, find_piece("moe"))])
 
 
 EXPERIMENT = Experiment(
-    name="moe",
-    question="what does a mixture of experts cost, beside dense feed-forwards and by how it is computed?",
+    question="what does a mixture of experts cost, compared with dense feed-forwards and between implementations?",
     groups=groups,
     baseline="loop",
     columns=(
@@ -127,7 +130,8 @@ EXPERIMENT = Experiment(
     ),
     chart=Chart("experts", "experts"),
     notes=(
-        "busiest expert: its tokens over those of the mean one. Choices are even or skewed (a chance of 1 / number) by "
-        "lot, or trained: those of a small model's router after 100 steps of counting on, without a balance loss",
+        "busiest expert: its tokens divided by the mean tokens per expert. Routing is drawn at random, even or skewed"
+        " (chances proportional to 1 / number), or trained: the choices of a small model's router after 100 training"
+        " steps without a balance loss",
     ),
 )

@@ -1,7 +1,7 @@
 """What do positions cost: none, learned, sinusoidal, RoPE (fused and not), ALiBi?
 
-The same small model with each, its attention by `flash`. Learned and sinusoidal ones are added once, to the embedding;
-RoPE turns queries and keys of every layer; ALiBi is added to the scores inside the attention.
+The same small model with each kind, its attention by `flash`. Learned and sinusoidal positions are added once, to the
+embedding. RoPE rotates queries and keys in every layer. ALiBi is added to the scores inside the attention.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.pieces import find_piece
-from llmbench.bench.pieces.piece import Setting
 from llmbench.measure.results import Scalar
 from llmbench.spec.ffn import Dense
 from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, Rope, SinusoidalPositions
@@ -38,27 +37,19 @@ def _group(ask: Ask, layers: int, hidden: int, dim: int, length: int) -> Group:
         "RoPE fused": (Rope(), "rope-fused"),
         "ALiBi": (Alibi(), "flash"),
     }
-    count = hidden // dim
+    mixer, ffn = heads(hidden // dim, hidden // dim, dim), Dense(intermediate_size=4 * hidden)
     entries = []
     for name, (positions, impl) in kinds.items():
-        spec = model_of(
-            name,
-            hidden,
-            mixer=heads(count, count, dim),
-            ffn=Dense(intermediate_size=4 * hidden),
-            positions=positions,
-            layers=layers,
-        )
-        setting = Setting(spec=spec, batch=1, seq_len=length, dtype=ask.dtype, device=ask.device)
+        spec = model_of(name, hidden, mixer=mixer, ffn=ffn, positions=positions, layers=layers)
+        setting = ask.setting(spec, seq_len=length)
         entries.append(Entry(label=name, piece=find_piece("model"), setting=setting, impl=impl))
     case: dict[str, Scalar] = {"layers": layers, "hidden_size": hidden, "dtype": ask.dtype, "seq_len": length}
-    return entry_group(entries, experiment="positions", case=case, pace=ask.pace)
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
 EXPERIMENT = Experiment(
-    name="positions",
     question="what do positions cost: none, learned, sinusoidal, RoPE, ALiBi?",
     groups=groups,
     baseline="none",
-    chart=Chart("seq_len", "tokens of a sequence"),
+    chart=Chart("seq_len", "tokens per sequence"),
 )

@@ -1,22 +1,33 @@
-"""Small models made for an experiment: one layer of given parts, or a few."""
+"""Synthetic material of experiments: small models, a task that they learn in a few steps, and expert choices.
+
+t tokens, k experts per token, B batch, S length.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, Literal, get_args
 
 import msgspec
+import torch
+from torch import Tensor
 
+from llmbench.model import build
+from llmbench.model.decoder import Decoder
+from llmbench.model.ffn import MixtureLayer
 from llmbench.spec.catalog import load_bundled
-from llmbench.spec.ffn import FFN
+from llmbench.spec.ffn import FFN, MoE
 from llmbench.spec.mixer import Attention, Mixer
 from llmbench.spec.model import Layer, ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope
 
-__all__ = ["heads", "model_of"]
+__all__ = ["ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progressions", "trained"]
+
+# Small models
 
 
 def heads(count: int, kv_heads: int, head_dim: int, **more: Any) -> Attention:
-    """Causal attention of that many heads."""
+    """Causal attention with that many query and key-value heads."""
     return Attention(num_attention_heads=count, num_key_value_heads=kv_heads, head_dim=head_dim, **more)
 
 
@@ -31,7 +42,7 @@ def model_of(
     layers: int = 1,
     vocab: int = 256,
 ) -> ModelSpec:
-    """A model of equal layers of these parts, pre-normed; RMSNorm and RoPE unless given."""
+    """A model of equal layers with these parts and pre-norm placement. The defaults are RMSNorm and RoPE."""
     base = load_bundled("llama2-7b")
     layer = Layer(mixer=mixer, ffn=ffn)
     return msgspec.structs.replace(
@@ -46,3 +57,76 @@ def model_of(
         published_parameters=None,
         notes=(),
     ).check()
+
+
+# A task that a small model learns in a few steps
+
+TAIL = 10
+"""The final loss is the mean over this many last steps."""
+
+
+def progressions(vocab_size: int, batch: int, length: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [B, S] and their successors: start, start + stride, … modulo the vocabulary, with strides from 1 to 7.
+
+    A model that learns to continue them learns at all, and one can test whether it reads past the length of its
+    training. They say nothing about its quality on text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(vocab_size, (batch, 1), generator=generator)
+    stride = torch.randint(1, 8, (batch, 1), generator=generator)
+    tokens = ((start + stride * torch.arange(length + 1)) % vocab_size).to(device)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def trained(
+    spec: ModelSpec, *, steps: int, length: int, device: torch.device, batch: int = 8, learning_rate: float = 1e-3
+) -> tuple[Decoder, list[float]]:
+    """A model in fp32 after that many steps of AdamW on progressions, without warm-up, and its loss at each step."""
+    model = build(spec, device=device, init="xavier")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    losses = []
+    for step in range(steps):
+        tokens, targets = progressions(spec.vocab_size, batch, length, step, device)
+        loss = model(tokens, targets=targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+    return model, torch.stack(losses).tolist()
+
+
+# Expert choices
+
+Routing = Literal["even", "skewed", "trained"]
+ROUTINGS: tuple[Routing, ...] = get_args(Routing)
+
+STEPS, LENGTH, VOCABULARY = 100, 32, 64
+CPU = torch.device("cpu")
+
+
+def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
+    """Chosen experts [t, k], all different for one token. They are drawn on the CPU, for every device alike.
+
+    even, skewed: drawn without replacement; skewed gives expert e a chance proportional to 1 / (e + 1).
+    trained: the choices of the last router of a small model, trained for 100 steps on progressions without a balance
+    loss.
+    """
+    if routing != "trained":
+        chances = torch.arange(1, experts + 1, dtype=torch.float64) ** -(1.0 if routing == "skewed" else 0.0)
+        generator = torch.Generator().manual_seed(7)
+        return torch.multinomial(chances.expand(tokens, -1), top_k, generator=generator)
+    model = _trained_mixture(experts, top_k)
+    unseen, _ = progressions(VOCABULARY, -(-tokens // LENGTH), LENGTH, STEPS, CPU)
+    with torch.no_grad():
+        model(unseen)
+    last = model.layers[-1].ffn
+    assert isinstance(last, MixtureLayer)
+    assert last.last_chosen is not None
+    return last.last_chosen[:tokens]
+
+
+@cache
+def _trained_mixture(experts: int, top_k: int) -> Decoder:
+    ffn = MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=32)
+    spec = model_of("router", 64, mixer=heads(4, 4, 16), ffn=ffn, layers=2, vocab=VOCABULARY)
+    return trained(spec, steps=STEPS, length=LENGTH, device=CPU)[0]

@@ -1,19 +1,44 @@
-"""The parts of a model that can be timed by themselves."""
+"""The pieces of a model that `llmbench profile` times by themselves. Importing this package imports no torch."""
 
 from __future__ import annotations
 
-from llmbench.bench.pieces import attention, blocks, moe, pointwise
-from llmbench.bench.pieces.piece import Piece
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from llmbench.errors import unknown
 
-__all__ = ["PIECES", "find_piece"]
+if TYPE_CHECKING:
+    from llmbench.bench.pieces.piece import Piece
 
-PIECES = {each.name: each for each in (*attention.PIECES, *pointwise.PIECES, *moe.PIECES, *blocks.PIECES)}
-"""Every piece by its name."""
+__all__ = ["PIECES", "describe_piece", "find_piece"]
+
+PIECES: dict[str, tuple[str, str]] = {
+    "attention": ("attention.ATTENTION", "softmax(q kᵀ) v of a layer over whole sequences"),
+    "decode": ("attention.DECODE", "attention of one new token per sequence on its cache"),
+    "mla": ("attention.MLA", "absorbed latent attention of one new token per sequence on its cache"),
+    "norm": ("pointwise.NORM", "the norm of a layer's input"),
+    "rope": ("pointwise.ROPE", "the rotation of queries and keys"),
+    "glu": ("pointwise.GLU", "act(gate) · up of a feed-forward"),
+    "moe": ("moe.MIXTURE", "router, experts and shared experts of a layer"),
+    "loss": ("blocks.LOSS", "the head and the cross-entropy of its logits"),
+    "block": ("blocks.BLOCK", "one layer of the model"),
+    "model": ("blocks.MODEL", "the whole model: logits, or with a backward pass the loss and gradients of a step"),
+}
+"""Every piece by name: the file in this folder with its constant, and what is timed. `--help` and the docs list it."""
 
 
+def describe_piece(name: str) -> str:
+    """What is timed."""
+    return PIECES[name][1]
+
+
+@cache
 def find_piece(name: str) -> Piece:
-    """The piece of that name. Raises UnknownNameError with the nearest."""
+    """The piece of that name. Raises UnknownNameError with the nearest name."""
     if name not in PIECES:
         raise unknown("piece", name, PIECES)
-    return PIECES[name]
+    module, constant = PIECES[name][0].split(".")
+    piece: Piece = getattr(import_module(f"{__name__}.{module}"), constant)
+    return replace(piece, name=name, what=PIECES[name][1])

@@ -1,149 +1,192 @@
-"""Pieces with weights, taken from the real model: the loss, a layer, a whole model.
+"""Pieces with weights, taken from the real model: the loss, a layer, a layer's decoding step, a whole model.
 
-B batch, S length, D hidden, V vocabulary, t = B·S tokens.
+B batch, S length, T tokens in the cache, the new one included, D hidden, V vocabulary, t = B·S tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from llmbench.bench.pieces.piece import Made, Piece, Setting
-from llmbench.bench.pieces.reduce import with_layer
+from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
+from llmbench.bench.pieces.reduce import attention_of, short_vocabulary, with_attention, with_layer
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import Step
 from llmbench.model.create import build
-from llmbench.model.decoder import Decoder
+from llmbench.model.decoder import Block, Decoder
 from llmbench.model.implementations.interface import Implementation
+from llmbench.model.mixers import new_cache, row_shape
 from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
+from llmbench.model.state import Cache
 from llmbench.sizing.op import Op
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["PIECES", "decoder_of", "parameters_of", "short_vocabulary"]
+__all__ = ["BLOCK", "LOSS", "MODEL", "STEP", "decoder_of", "parameters_of"]
 
 Versions = Callable[[torch.dtype], Decoder]
-"""The model in its own format, and the same weights in another, made when they are asked for."""
+"""A model by format: the same weights, converted on request."""
 
-Versioned = Callable[[torch.dtype], Mapping[str, Tensor]]
-"""Tensors by name in each format."""
+Parameters = Callable[[torch.dtype], Mapping[str, Tensor]]
+"""Tensors by name, in each format."""
 
 
 def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
-    """The model of a setting with random weights, in its format and, asked for, in another."""
+    """The model of a setting with random weights in its format, and the function that returns it in another format."""
     model = build(setting.spec, impl="standard", device=setting.device, dtype=setting.format)
-    held = {setting.format: model}
+    built = {setting.format: model}
 
     def version(dtype: torch.dtype) -> Decoder:
-        if dtype not in held:
-            held[dtype] = build(setting.spec, impl="standard", device=setting.device, dtype=dtype, init="empty")
-            held[dtype].load_state_dict(model.state_dict())
-        return held[dtype]
+        if dtype not in built:
+            built[dtype] = build(setting.spec, impl="standard", device=setting.device, dtype=dtype, init="empty")
+            built[dtype].load_state_dict(model.state_dict())
+        return built[dtype]
 
     return model, version
 
 
-def parameters_of(version: Versions, part: Callable[[Decoder], nn.Module]) -> Versioned:
-    """The parameters of a part of the model, in each format."""
-    return lambda dtype: dict(part(version(dtype)).named_parameters())
+def parameters_of(version: Versions, module: Callable[[Decoder], nn.Module]) -> Parameters:
+    """The parameters of one module of the model, in each format."""
+    return lambda dtype: dict(module(version(dtype)).named_parameters())
 
 
-def _loss(setting: Setting) -> Made:
+def _first_layer(model: Decoder) -> nn.Module:
+    return model.layers[0]
+
+
+def _loss(setting: Setting) -> BuiltPiece:
     model, version = decoder_of(setting)
 
-    def run(how: Implementation, x: Tensor) -> Tensor:
-        of = version(x.dtype)
-        of.implementation = how
-        out: Tensor = of.loss(x, targets)
+    def run(implementation: Implementation, x: Tensor) -> Tensor:
+        decoder = version(x.dtype)
+        decoder.implementation = implementation
+        out: Tensor = decoder.loss(x, targets)
         return out
 
     width = model.lm_head.in_features
     x = setting.normal(setting.batch, setting.seq_len, width)
     targets = setting.tokens(setting.spec.vocab_size, setting.batch, setting.seq_len)
     parameters = parameters_of(version, lambda model: model.lm_head)
-    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
+    return BuiltPiece(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
 
 
-def _block(setting: Setting) -> Made:
+def _block(setting: Setting) -> BuiltPiece:
     model, version = decoder_of(setting)
     positions = setting.positions()
     tables = tables_of(model.rotations, positions, setting.seq_len)
 
-    def run(how: Implementation, x: Tensor) -> Tensor:
-        step = Step(positions, None, True, tables, how)
+    def run(implementation: Implementation, x: Tensor) -> Tensor:
+        step = Step(positions, None, True, tables, implementation)
         stream, _ = version(x.dtype).layers[0](Residual(x), step, None, None)
         out: Tensor = stream.whole()
         return out
 
     x = setting.normal(setting.batch, setting.seq_len, setting.spec.hidden_size)
-    parameters = parameters_of(version, lambda model: model.layers[0])
-    return Made(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
+    parameters = parameters_of(version, _first_layer)
+    return BuiltPiece(run=run, inputs={"x": x}, differentiable=("x",), parameters=parameters, model=model)
 
 
-def _has_layer(spec: ModelSpec) -> ModelSpec:
-    return short_vocabulary(with_layer(_decodes(spec), "layers", lambda layer: True))
+def _filled_cache(setting: Setting, dtype: torch.dtype) -> Cache:
+    """The cache of the layer, full of random rows. A step overwrites the newest token's slot, again and again."""
+    spec, mixer = setting.spec, attention_of(setting.spec)
+    row = row_shape(mixer.cache_row, mixer.indexer_row)
+    widths = (row.heads, sum(row.key)), (row.heads, sum(row.value))
+    cache = new_cache(spec, setting.batch, setting.seq_len, dtype=dtype, device=setting.device)
+    keys, values = (
+        setting.normal(setting.batch, count, setting.seq_len, width, seed=seed).to(dtype)
+        for seed, (count, width) in enumerate(widths, 1)
+    )
+    for layer in cache.layers[0].values():
+        layer.fill(keys, values, setting.positions(), None)
+    return cache
 
 
-def _model(setting: Setting) -> Made:
+def _step(setting: Setting) -> BuiltPiece:
+    model, version = decoder_of(setting)
+    positions = setting.positions()[:, -1:]
+    tables = tables_of(model.rotations, positions, setting.seq_len)
+    lengths = torch.full((setting.batch,), setting.seq_len, dtype=torch.int64, device=setting.device)
+    caches = {setting.format: _filled_cache(setting, setting.format)}
+
+    def run(implementation: Implementation, x: Tensor) -> Tensor:
+        if x.dtype not in caches:
+            caches[x.dtype] = _filled_cache(setting, x.dtype)
+        step = Step(positions, None, False, tables, implementation, lengths)
+        stream, _ = cast(Block, version(x.dtype).layers[0])(Residual(x), step, caches[x.dtype].layers[0], None)
+        return cast(Tensor, stream.whole())
+
+    return BuiltPiece(
+        run=run,
+        inputs={"x": setting.normal(setting.batch, 1, setting.spec.hidden_size)},
+        parameters=parameters_of(version, _first_layer),
+        model=model,
+        state_bytes=caches[setting.format].nbytes,
+    )
+
+
+def _model(setting: Setting) -> BuiltPiece:
     model, version = decoder_of(setting)
 
-    def run(how: Implementation, tokens: Tensor, like: Tensor) -> Tensor:
-        of = version(like.dtype)
-        of.implementation = how
-        out: Tensor = of(tokens, targets=targets if setting.backward else None)
+    def run(implementation: Implementation, tokens: Tensor, like: Tensor) -> Tensor:
+        decoder = version(like.dtype)
+        decoder.implementation = implementation
+        out: Tensor = decoder(tokens, targets=targets if setting.backward else None)
         return out
 
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     targets = setting.tokens(*shape, seed=1)
-    inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}  # `like` says in which format to compute
-    return Made(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
+    inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}  # `like` has the format to compute in
+    return BuiltPiece(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 
-def _decodes(spec: ModelSpec) -> ModelSpec:
+def _decoder_only(spec: ModelSpec) -> ModelSpec:
+    """The model itself. Raises UnsupportedError for one with an encoder."""
     if spec.encoder is not None:
         raise UnsupportedError(f"{spec.name}: models with an encoder are not timed", hint="--model names another")
     return spec
 
 
-def short_vocabulary(spec: ModelSpec) -> ModelSpec:
-    """Without most of its vocabulary, which a layer by itself does not meet."""
-    return msgspec.structs.replace(spec, vocab_size=min(spec.vocab_size, 256))
+def _with_any_layer(spec: ModelSpec) -> ModelSpec:
+    return with_layer(_decoder_only(spec), "layers", lambda layer: True)
 
 
 def _in_layer(op: Op) -> bool:
     return op.name.startswith("layers.{}.")
 
 
-PIECES = (
-    Piece(
-        name="loss",
-        what="the head and the cross-entropy of its logits",
-        alone=lambda spec: with_layer(_decodes(spec), "layers", lambda layer: True),
-        has=lambda op: op.name in ("lm_head", "loss", "soft_cap"),
-        fuses=True,
-        make=_loss,
-        shapes={"cuda": ("llama3-8b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 128)},
-    ),
-    Piece(
-        name="block",
-        what="one layer of the model",
-        alone=_has_layer,
-        has=_in_layer,
-        make=_block,
-        shapes={"cuda": ("llama2-7b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 256)},
-        cpu_impl="flash",
-    ),
-    Piece(
-        name="model",
-        what="the whole model: logits, or with backward a step's loss and gradients",
-        alone=_decodes,
-        has=lambda op: True,
-        backward_only=("loss",),
-        make=_model,
-        shapes={"cuda": ("smollm2-1.7b", {}, 1, 2048), "cpu": ("smollm2-135m", {}, 1, 64)},
-        cpu_impl="flash",
-    ),
+LOSS = Piece(
+    reduce=_with_any_layer,
+    has=lambda op: op.name in ("lm_head", "loss", "soft_cap"),
+    fuses=True,
+    build=_loss,
+    shapes={"cuda": ("llama3-8b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 128)},
+)
+
+BLOCK = Piece(
+    reduce=lambda spec: short_vocabulary(_with_any_layer(spec)),
+    has=_in_layer,
+    build=_block,
+    shapes={"cuda": ("llama2-7b", {}, 1, 4096), "cpu": ("smollm2-135m", {}, 1, 256)},
+    cpu_impl="flash",
+)
+
+STEP = Piece(
+    name="step",
+    what="a layer's attention for one new token per sequence, with norm, projections, rotation and cache",
+    reduce=lambda spec: short_vocabulary(with_attention(spec)),
+    has=_in_layer,
+    build=_step,
+    phase="decode",
+)
+
+MODEL = Piece(
+    reduce=_decoder_only,
+    has=lambda op: True,
+    backward_only=("loss",),
+    build=_model,
+    shapes={"cuda": ("smollm2-1.7b", {}, 1, 2048), "cpu": ("smollm2-135m", {}, 1, 64)},
+    cpu_impl="flash",
 )

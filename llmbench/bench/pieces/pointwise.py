@@ -1,4 +1,4 @@
-"""Norms, rotations and gates by themselves: no matrix product, so that bytes bound them.
+"""Norms, rotations and gates: pieces without matrix products, limited by memory traffic.
 
 B batch, S length, D hidden, N query heads, K KV heads, H head dim, R rotated dims, F intermediate.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from torch import Tensor
 
-from llmbench.bench.pieces.piece import Made, Piece, Setting
+from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
 from llmbench.bench.pieces.reduce import attention_of, ffn_of, layer_of, with_layer
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.positions import rotation_of
@@ -18,56 +18,53 @@ from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import Rope
 
-__all__ = ["ADD_NORM", "PIECES"]
+__all__ = ["ADD_NORM", "GLU", "NORM", "ROPE"]
 
 
-def _norm(setting: Setting) -> Made:
+def _norm(setting: Setting) -> BuiltPiece:
     spec = setting.spec
     norm = layer_of(spec).norm or spec.norm
 
-    def run(how: Implementation, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return how.norm(x, None, weight, bias, norm)[0]
+    def run(implementation: Implementation, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return implementation.norm(x, None, weight, bias, norm)[0]
 
     inputs = {
         "x": setting.normal(setting.batch, setting.seq_len, spec.hidden_size),
         "weight": setting.normal(spec.hidden_size, seed=1) if norm.weight else None,
         "bias": setting.normal(spec.hidden_size, seed=2) if norm.bias else None,
     }
-    return Made(
-        run=run, inputs=inputs, differentiable=tuple(name for name, value in inputs.items() if value is not None)
-    )
+    present = tuple(name for name, value in inputs.items() if value is not None)
+    return BuiltPiece(run=run, inputs=inputs, differentiable=present)
 
 
-def _add_norm(setting: Setting) -> Made:
-    made = _norm(setting)
+def _add_norm(setting: Setting) -> BuiltPiece:
+    alone = _norm(setting)
     norm = layer_of(setting.spec).norm or setting.spec.norm
 
     def run(
-        how: Implementation, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None
+        implementation: Implementation, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return how.norm(x, residual, weight, bias, norm)
+        return implementation.norm(x, residual, weight, bias, norm)
 
-    inputs = made.inputs | {"residual": setting.normal(*made.inputs["x"].shape, seed=3)}
-    return Made(run=run, inputs=inputs, differentiable=(*made.differentiable, "residual"))
+    inputs = alone.inputs | {"residual": setting.normal(*alone.inputs["x"].shape, seed=3)}
+    return BuiltPiece(run=run, inputs=inputs, differentiable=(*alone.differentiable, "residual"))
 
 
-def _has_norm(spec: ModelSpec) -> ModelSpec:
-    """Of two norms around a mixer, the one before it."""
-    found = with_layer(spec, "norm of a mixer", lambda layer: layer.mixer is not None)
-    ((name, layer),) = found.layers.items()
+def _with_norm(spec: ModelSpec) -> ModelSpec:
+    """The model with only its first layer that has a mixer. Where norms stand on both sides of the mixer, only the one
+    before it stays."""
+    reduced = with_layer(spec, "norm of a mixer", lambda layer: layer.mixer is not None)
+    ((name, layer),) = reduced.layers.items()
     if layer.placement != "sandwich":
-        return found
-    return msgspec.structs.replace(found, layers={name: msgspec.structs.replace(layer, placement="pre")})
+        return reduced
+    return msgspec.structs.replace(reduced, layers={name: msgspec.structs.replace(layer, placement="pre")})
 
 
 def _is_norm(op: Op) -> bool:
     return op.kind == "norm" and op.name in ("layers.{}.mixer_norm", "layers.{}.norm", "layers.{}.post_mixer_norm")
 
 
-SUM = "layers.{}.mixer_residual"
-
-
-def _rope(setting: Setting) -> Made:
+def _rope(setting: Setting) -> BuiltPiece:
     spec = setting.spec
     mixer = attention_of(spec)
     rotated = mixer.rotated_heads
@@ -78,8 +75,8 @@ def _rope(setting: Setting) -> Made:
     interleaved = rotation.rope.interleaved
     cos, sin = rotation.tables(setting.positions()[:1], setting.seq_len)
 
-    def run(how: Implementation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return how.rotate(q, k, (cos, sin), interleaved=interleaved)
+    def run(implementation: Implementation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return implementation.rotate(q, k, (cos, sin), interleaved=interleaved)
 
     B, S = setting.batch, setting.seq_len
     heads = {"q": mixer.num_attention_heads, "k": rotated.key_heads}
@@ -87,68 +84,63 @@ def _rope(setting: Setting) -> Made:
         name: setting.normal(B, S, count, width, seed=seed).transpose(1, 2)
         for seed, (name, count) in enumerate(heads.items())
     }
-    return Made(run=run, inputs=inputs | {"cos": cos, "sin": sin}, differentiable=("q", "k"))
+    return BuiltPiece(run=run, inputs=inputs | {"cos": cos, "sin": sin}, differentiable=("q", "k"))
 
 
-def _rotates(spec: ModelSpec) -> ModelSpec:
-    def turns(layer: Layer) -> bool:
+def _with_rotation(spec: ModelSpec) -> ModelSpec:
+    def rotates(layer: Layer) -> bool:
         mixer = layer.mixer
         if not isinstance(mixer, AttentionKind) or not isinstance(spec.positions_of(mixer), Rope):
             return False
         return mixer.rotated_heads is not None and mixer.rotated_heads.width > 0
 
-    return with_layer(spec, "rotary positions", turns)
+    return with_layer(spec, "rotary positions", rotates)
 
 
-def _glu(setting: Setting) -> Made:
+def _glu(setting: Setting) -> BuiltPiece:
     ffn = ffn_of(setting.spec, Gated)
 
-    def run(how: Implementation, gate: Tensor, up: Tensor) -> Tensor:
-        return how.glu(gate, up, ffn.activation)
+    def run(implementation: Implementation, gate: Tensor, up: Tensor) -> Tensor:
+        return implementation.glu(gate, up, ffn.activation)
 
     shape = setting.batch, setting.seq_len, ffn.intermediate_size
     inputs = {"gate": setting.normal(*shape), "up": setting.normal(*shape, seed=1)}
-    return Made(run=run, inputs=inputs, differentiable=("gate", "up"))
+    return BuiltPiece(run=run, inputs=inputs, differentiable=("gate", "up"))
 
 
-def _gates(spec: ModelSpec) -> ModelSpec:
+def _with_gate(spec: ModelSpec) -> ModelSpec:
     return with_layer(spec, "gated feed-forward", lambda layer: isinstance(layer.ffn, Gated))
 
 
+SUM = "layers.{}.mixer_residual"
+
 ADD_NORM = Piece(
     name="add_norm",
-    what="the residual stream's sum, and its norm",
-    alone=_has_norm,
-    has=lambda op: op.name in (SUM, "final_norm"),  # the norm that reads the sum, where a layer is a mixer alone
-    keeps=(SUM,),
+    what="the sum of the residual stream, and its norm",
+    reduce=_with_norm,
+    has=lambda op: op.name in (SUM, "final_norm"),  # in a layer without a feed-forward, the final norm reads the sum
+    outputs=(SUM,),
     fuses=True,
-    make=_add_norm,
-    shapes={},
+    build=_add_norm,
 )
 
-PIECES = (
-    Piece(
-        name="norm",
-        what="the norm of a layer's input",
-        alone=_has_norm,
-        has=_is_norm,
-        make=_norm,
-        shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
-    ),
-    Piece(
-        name="rope",
-        what="queries and keys turned by their positions",
-        alone=_rotates,
-        has=lambda op: op.name == "layers.{}.attention.rope",
-        make=_rope,
-        shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
-    ),
-    Piece(
-        name="glu",
-        what="act(gate) · up of a feed-forward",
-        alone=_gates,
-        has=lambda op: op.name == "layers.{}.ffn.act",
-        make=_glu,
-        shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
-    ),
+NORM = Piece(
+    reduce=_with_norm,
+    has=_is_norm,
+    build=_norm,
+    shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
+)
+
+ROPE = Piece(
+    reduce=_with_rotation,
+    has=lambda op: op.name == "layers.{}.attention.rope",
+    build=_rope,
+    shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
+)
+
+GLU = Piece(
+    reduce=_with_gate,
+    has=lambda op: op.name == "layers.{}.ffn.act",
+    build=_glu,
+    shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
 )

@@ -1,4 +1,4 @@
-"""The smallest model that has what a piece needs: one layer of the kind that has it."""
+"""Reduce a model to the single layer that a piece needs."""
 
 from __future__ import annotations
 
@@ -11,50 +11,70 @@ from llmbench.errors import LLMBenchError
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
 
-__all__ = ["attention_of", "ffn_of", "layer_of", "layer_of_each_kind", "mixer_of", "with_layer"]
+__all__ = [
+    "attention_of",
+    "ffn_of",
+    "layer_of",
+    "layer_of_each_kind",
+    "mixer_of",
+    "short_vocabulary",
+    "with_attention",
+    "with_layer",
+]
 
 T = TypeVar("T")
 
 
 def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> ModelSpec:
-    """The model with the first of its layers that fits, alone. Raises LLMBenchError naming what it does not have."""
+    """The model with only the first layer that `fits`. Raises LLMBenchError where the model has none; `what` names the
+    missing part."""
     name = next((name for name in spec.order if fits(spec.layers[name])), None)
     if name is None:
-        raise LLMBenchError(f"{spec.name} has no {what}", hint="--model names another; `llmbench specs list` has them")
+        raise LLMBenchError(f"{spec.name} has no {what}", hint="choose another with --model; see `llmbench specs list`")
     return msgspec.structs.replace(
         spec, layers={name: spec.layers[name]}, pattern=name, encoder=None, published_parameters=None
     )
 
 
+def with_attention(spec: ModelSpec) -> ModelSpec:
+    """The model with only its first attention layer."""
+    return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind))
+
+
+def short_vocabulary(spec: ModelSpec) -> ModelSpec:
+    """The model with a vocabulary of 256 at most, for pieces that use no embedding and no head."""
+    return msgspec.structs.replace(spec, vocab_size=min(spec.vocab_size, 256))
+
+
 def layer_of_each_kind(spec: ModelSpec) -> ModelSpec:
-    """The model with the first layer of each kind it has, and of a single kind with two of them: what a whole model
-    does is done in these, one handing on to the next."""
+    """The model with the first layer of each kind, or with two layers where all are of one kind. It runs everything
+    that the whole model runs, including the step from one layer to the next."""
     kinds = list(dict.fromkeys(spec.order))
     names = kinds if len(kinds) > 1 else spec.order[:2]
     return msgspec.structs.replace(spec, pattern=" ".join(names), published_parameters=None)
 
 
 def layer_of(spec: ModelSpec) -> Layer:
-    """Its first layer."""
+    """The first layer."""
     return spec.layers[spec.order[0]]
 
 
 def mixer_of(spec: ModelSpec, kind: type[T]) -> T:
-    """The mixer of its first layer, which is of that kind."""
+    """The mixer of the first layer, which must be of that kind."""
     mixer = layer_of(spec).mixer
     assert isinstance(mixer, kind)
     return mixer
 
 
 def attention_of(spec: ModelSpec) -> AttentionKind:
-    """The mixer of its first layer, which attends."""
+    """The mixer of the first layer, which must be an attention."""
     mixer = layer_of(spec).mixer
     assert isinstance(mixer, AttentionKind)
     return mixer
 
 
 def ffn_of(spec: ModelSpec, kind: type[T]) -> T:
-    """The feed-forward of its first layer, which is of that kind."""
+    """The feed-forward of the first layer, which must be of that kind."""
     ffn = layer_of(spec).ffn
     assert isinstance(ffn, kind)
     return ffn

@@ -1,25 +1,18 @@
-"""A close look at one piece: time and memory beside what is predicted, plain torch beside it, where the time goes."""
+"""Profile one piece: time and memory next to the prediction and to plain torch, and the time of each kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
-from llmbench.bench.candidates import (
-    COMPILED,
-    alike,
-    call_of,
-    check_passes,
-    implementation_of,
-    known_name,
-    piece_group,
-    way_of,
-)
+from llmbench.bench.baselines import COMPILED, binder_of, check_name, implementation_of, traits_of
+from llmbench.bench.candidates import call_of, check_direction, piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import FULL, Pace, run
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.profile.by_op import OpTime, Recording, in_ranges, op_times, profiled
-from llmbench.bench.results.metrics import Yardsticks
+from llmbench.bench.results.metrics import MachineLimits
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.clock import Clock, clock_for
 from llmbench.measure.environment import Environment, environment
@@ -33,15 +26,16 @@ from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Profile", "chosen", "profile", "setting_of"]
+__all__ = ["Profile", "candidate_names", "profile", "setting_of"]
 
 
 class Profile(NamedTuple):
-    """Rows of the rivals, the one that was asked for first; what they are held against; and where the time of the first
-    goes, with what the profiler saw of it: None where that was not asked for, or for the reason `unrecorded`."""
+    """The rows of the candidates, the requested one first, and the limits that they are compared with. `ops` and
+    `recording` are the time of each op and the profiler's record, both of the first candidate: None where they were not
+    requested, or for the reason `unrecorded`."""
 
     rows: list[Row]
-    yardsticks: Yardsticks
+    limits: MachineLimits
     environment: Environment
     notes: list[str]
     ops: list[OpTime] | None = None
@@ -56,49 +50,49 @@ def setting_of(
     seq_len: int | None,
     batch: int | None,
     dtype: Format | None,
-    of: Pass,
+    direction: Pass,
     device: str,
 ) -> tuple[Setting, list[str]]:
-    """Where and at what shape a piece is timed, and what was chosen for lack of other orders: a GPU has larger shapes
-    than a CPU, and bf16 where that has fp32."""
+    """The device and shape at which a piece is timed, and notes on the defaults that were used. A GPU has larger
+    default shapes than a CPU, and bf16 instead of fp32."""
     where = device_of(device)
     if where.type == "meta":
-        raise LLMBenchError("--device meta: what has no memory takes no time", hint="cpu, cuda or auto")
+        raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="cpu, cuda or auto")
     kind: Literal["cuda", "cpu"] = "cuda" if where.type == "cuda" else "cpu"
-    model, changes, usual_batch, usual_seq = piece.shapes[kind]
+    model, changes, default_batch, default_seq = piece.shapes[kind]
     notes = []
     if spec is None:
         from llmbench.spec.override import override
 
         spec = override(find_model(model), changes)
     if kind == "cpu" and (seq_len is None or batch is None):
-        usual = f"{usual_batch} × {usual_seq:,} tokens, fp32"
-        notes.append(f"on a CPU defaults are small: {usual}; --seq, --batch, --dtype and --model change them")
+        shape = f"{default_batch} × {default_seq:,} tokens, fp32"
+        notes.append(f"defaults on a CPU are small: {shape}; --seq, --batch, --dtype and --model change them")
     setting = Setting(
-        spec=piece.alone(spec),
-        batch=batch or usual_batch,
-        seq_len=seq_len or usual_seq,
+        spec=piece.reduce(spec),
+        batch=batch or default_batch,
+        seq_len=seq_len or default_seq,
         dtype=dtype or ("bf16" if kind == "cuda" else "fp32"),
         device=where,
-        of=of,
+        direction=direction,
     )
     if piece.name == "model":
         refuse_beyond_positions(spec, setting.seq_len)
-    check_passes(piece, setting)
+    check_direction(piece, setting)
     return setting, notes
 
 
-def chosen(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
-    """The rivals: what was asked for, or is usual there and is not plain torch by another name, and plain torch. Raises
-    UnknownNameError for no known name."""
+def candidate_names(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
+    """The requested implementation, or the piece's default on that device, followed by plain torch. A default that
+    computes the piece as plain torch does is left out. Raises UnknownNameError for an unknown name."""
     if impl is not None:
-        known_name(impl)
-    usual = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
+        check_name(impl)
+    first = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
     try:
-        plain = alike(piece, setting, usual)
-    except CannotRunError:  # its row says so
-        plain = False
-    return ["standard"] if plain and impl is None else list(dict.fromkeys([usual, "standard"]))
+        same = same_as_standard(piece, setting, first)
+    except CannotRunError:  # its row will say why
+        same = False
+    return ["standard"] if same and impl is None else list(dict.fromkeys([first, "standard"]))
 
 
 def profile(
@@ -111,68 +105,65 @@ def profile(
     clock: Clock | None = None,
     by_kernel: bool = False,
 ) -> Profile:
-    """Measure it. `sizes`: of the reference measurements; `by_kernel`: also where the time of the first goes."""
+    """Measure the candidates. `sizes` are those of the reference measurements. `by_kernel` also records the time of
+    each kernel of the first candidate."""
     clock = clock or clock_for(setting.device)
-    found = environment(setting.device)
+    machine = environment(setting.device)
     references = measure_references(clock, setting.format, sizes=sizes)
-    yardsticks = Yardsticks.of(references, found, setting.dtype)
+    limits = MachineLimits.on(references, machine, setting.dtype)
     group = piece_group(
         piece,
         setting,
         names,
-        experiment="profile",
         case={
             "piece": piece.name,
             "model": setting.spec.name,
             "batch": setting.batch,
             "seq_len": setting.seq_len,
             "dtype": setting.dtype,
-            "pass": setting.of,
+            "pass": setting.direction,
         },
         pace=pace,
     )
-    group = replace(group, energy=True)
+    group = replace(group, experiment="profile", energy=True)
     by_name = {row.implementation: row for row in run([group], clock=clock, references=references)}
     rows = [by_name[name] for name in names]
-    measured = Profile(rows, yardsticks, found, _notes(rows, setting))
+    measured = Profile(rows, limits, machine, _notes(rows, setting))
     if not by_kernel:
         return measured
     if rows[0].status != "ok":
-        return measured._replace(unrecorded=f"{names[0]} is {rows[0].status}, and was not looked into")
+        return measured._replace(unrecorded=f"{names[0]} is {rows[0].status} and was not recorded")
     try:
         recording = _recorded(piece, setting, names[0])
-    except RuntimeError as problem:  # torch's; the times are known, and are not lost for it
+    except RuntimeError as problem:  # the profiler's; the measured times stay valid
         text = str(problem).partition("\n")[0]
         return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
-    limits = references.limits(piece.bandwidth)
-    ops = piece.ops(setting, "standard" if names[0] == COMPILED else names[0])
-    return measured._replace(ops=op_times(recording.launches, ops, setting.of, limits), recording=recording)
+    ops = piece.ops(setting, traits_of(names[0]))
+    times = op_times(recording.launches, ops, setting.direction, references.limits(piece.bandwidth))
+    return measured._replace(ops=times, recording=recording)
 
 
 def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
-    """A call of that implementation under the profiler, in ranges of its ops."""
-    made = piece.make(setting)
+    """The profiler's record of one call of that implementation, in ranges of its ops."""
+    built = piece.build(setting)
     if name == COMPILED:
-        return profiled(call_of(made, way_of(name), setting), setting.device)
-    # Of a backward pass by itself nothing would tell which forward it is of.
-    whole = setting.but(of="both") if setting.backward else setting
-    with in_ranges(made.model) as ranged:
-        how = ranged(implementation_of(name))
-
-        def run_ranged(**inputs: object) -> object:
-            return made.run(how, **inputs)
-
-        return profiled(call_of(made, lambda _: run_ranged, whole), setting.device)
+        return profiled(call_of(built, binder_of(name)(built.run), setting), setting.device)
+    # The kernels of a backward pass are joined to ops through its forward pass, which must be recorded too.
+    whole = setting.changed(direction="both") if setting.backward else setting
+    with in_ranges(built.model) as ranged:
+        run = partial(built.run, ranged(implementation_of(name)))
+        return profiled(call_of(built, run, whole), setting.device)
 
 
 def _notes(rows: list[Row], setting: Setting) -> list[str]:
     notes = []
-    if setting.device.type == "cpu" and rows[0].implementation in ("flash", "fused") and rows[0].status == "ok":
+    if setting.device.type == "cpu" and rows[0].status == "ok" and traits_of(rows[0].implementation).triton:
         notes.append(on_a_cpu())
     for row in rows:
         if row.status != "ok":
-            need = "" if row.need_bytes is None else f"; needs {row.need_bytes / 2**30:,.2f} GiB"
-            notes.append(f"{row.implementation}: {row.status}, {row.reason}{need if row.status == 'OOM' else ''}")
+            known = row.status == "OOM" and row.need_bytes is not None
+            need = f"; needs {(row.need_bytes or 0) / 2**30:,.2f} GiB" if known else ""
+            notes.append(f"{row.implementation}: {row.status}, {row.reason}{need}")
         elif row.measurement is not None:
             notes += [f"{row.implementation}: {remark}" for remark in row.measurement.remarks()]
     return notes

@@ -1,9 +1,9 @@
-"""Where the time of a call goes: kernels under torch's profiler, each with the op of the table that launched it.
+"""The time of a call by op: kernels under torch's profiler, joined to the ops of the op table that launched them.
 
-A module's work, and that of the functions an implementation gives (attention, rotation, gate), runs inside a profiler
-range of its op's name; a kernel belongs to the innermost range around its launch. Kernels of a backward pass belong to
-the op whose forward made their node of the graph, which the profiler's sequence numbers tell. What ran on a GPU and the
-profiler joined to no launch has a row of its own, so that rows always sum to all that ran.
+Each module, and each function of an implementation (attention, rotation, gate), runs inside a profiler range with the
+name of its op; a kernel belongs to the innermost range around its launch. A kernel of a backward pass belongs to the op
+whose forward created its autograd node, found by the profiler's sequence numbers. GPU kernels that the profiler could
+not correlate with a launch have a row of their own, so that the rows always sum to everything that ran.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ __all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 OTHER = "other"
-"""What no module does: sums of the residual stream at the end of a layer or model, the loss's own work."""
+"""Work outside every module: sums of the residual stream at the end of a layer or model, and the loss."""
 
 UNJOINED = "unjoined"
-"""Kernels that ran, of which the profiler does not know the launch."""
+"""GPU kernels that the profiler could not correlate with a launch."""
 
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
-"""The functions of an implementation that are ops without a module."""
+"""The functions of an implementation that are ops without a module, with the last part of the op's name."""
 
 
 class Launch(NamedTuple):
-    """A kernel (on a CPU an op of torch) that an op ran so often, and its seconds all together. `backward`: whether in
-    its backward pass; None where nothing tells."""
+    """A kernel (on a CPU an op of torch) with the op that launched it, its number of runs and their total time.
+    `backward`: whether it ran in the backward pass; None where that is unknown."""
 
     op: str
     backward: bool | None
@@ -55,8 +55,8 @@ class Launch(NamedTuple):
 
 
 class OpTime(NamedTuple):
-    """An op of the table, all its instances: predicted seconds (None where the table has none), and its kernels (none
-    where it runs inside another's)."""
+    """All instances of an op of the op table: its predicted time (None where the table has none) and its kernels (none
+    where it runs inside another op's kernel)."""
 
     op: str
     predicted_s: float | None
@@ -64,32 +64,32 @@ class OpTime(NamedTuple):
 
     @property
     def measured_s(self) -> float:
-        """What its kernels took."""
-        return sum(each.total_s for each in self.launches)
+        """The time of its kernels."""
+        return sum(launch.total_s for launch in self.launches)
 
 
 class Recording(NamedTuple):
-    """What the profiler saw of a call: its kernels by op, what took longest first, and its trace."""
+    """The profiler's record of a call: its kernels by op, slowest first, and its trace."""
 
     launches: list[Launch]
     profiler: profile
 
     def save(self, path: Path) -> None:
-        """Write the trace for Perfetto or chrome://tracing, gzipped where the name ends in .gz; once. Raises
-        LLMBenchError where that fails."""
-        with TemporaryDirectory() as folder:  # the profiler clears its way first, and does not say what it could not do
-            made = Path(folder) / f"trace{path.suffix}"
-            self.profiler.export_chrome_trace(str(made))
-            if not made.is_file():
+        """Write the trace for Perfetto or chrome://tracing, gzipped where the name ends in .gz. It can be written only
+        once. Raises LLMBenchError where that fails."""
+        with TemporaryDirectory() as folder:  # the profiler removes an existing file first and reports no failure
+            exported = Path(folder) / f"trace{path.suffix}"
+            self.profiler.export_chrome_trace(str(exported))
+            if not exported.is_file():
                 raise LLMBenchError(f"cannot write {path}: the profiler made no trace")
             try:
-                shutil.copyfile(made, path)
+                shutil.copyfile(exported, path)
             except OSError as problem:
                 raise LLMBenchError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 class _Ranges:
-    """Names of ops, kept as a path of modules."""
+    """The profiler ranges that are open now, by the names of their ops."""
 
     def __init__(self) -> None:
         self.path: list[str] = [""]
@@ -106,7 +106,8 @@ class _Ranges:
 
 @contextmanager
 def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Implementation]]:
-    """Inside, modules run in ranges of their names; what is yielded makes an implementation's functions do so."""
+    """Run modules inside ranges with their names. The yielded function returns an implementation whose functions run in
+    ranges too."""
     ranges = _Ranges()
     with ExitStack() as undo:
         for name, module in _modules(model).items():
@@ -122,61 +123,61 @@ def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Im
             undo.callback(module.register_forward_pre_hook(enter).remove)
             undo.callback(module.register_forward_hook(leave, always_call=True).remove)
 
-        def ranged(how: Implementation) -> Implementation:
+        def ranged(implementation: Implementation) -> Implementation:
             functions: dict[str, Any] = {
-                field: partial(_called, ranges, getattr(how, field), part)
-                for field, part in _FUNCTIONS.items()
-                if getattr(how, field) is not None
+                field: partial(_called, ranges, getattr(implementation, field), last)
+                for field, last in _FUNCTIONS.items()
+                if getattr(implementation, field) is not None
             }
-            return how._replace(**functions)
+            return implementation._replace(**functions)
 
         yield ranged
 
 
-def _called(ranges: _Ranges, function: Callable[..., Any], part: str, *args: Any, **options: Any) -> Any:
-    """Call a function in the range of the op that it is of the module at hand."""
-    with ranges.within(f"{ranges.path[-1]}.{part}".lstrip(".")):
+def _called(ranges: _Ranges, function: Callable[..., Any], last: str, *args: Any, **options: Any) -> Any:
+    """Call a function in the range of its op, which belongs to the current module."""
+    with ranges.within(f"{ranges.path[-1]}.{last}".lstrip(".")):
         return function(*args, **options)
 
 
 def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
-    """The modules inside a model that are ops, or hold functions that are."""
-    found = () if model is None else model.named_modules()
-    return {name: module for name, module in found if name and not isinstance(module, nn.ModuleList)}
+    """The modules inside a model that are ops, or that call functions that are ops."""
+    named = () if model is None else model.named_modules()
+    return {name: module for name, module in named if name and not isinstance(module, nn.ModuleList)}
 
 
 def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
-    """Run a call under the profiler `CALLS` times; its kernels, each with the median of its times, and the trace of the
-    last. On a CPU the profiler slows ops down: shares mean something, times are the clock's to tell."""
+    """Run a call `CALLS` times under the profiler: its kernels with the median of their times, and the trace of the
+    last run. On a CPU the profiler slows ops down, so that only their shares are meaningful."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     call()
-    found: dict[_Key, list[tuple[int, float]]] = {}
+    samples: dict[_Key, list[tuple[int, float]]] = {}
     for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
-        # acc_events: there is one cycle; torch 2.11 warns that it would forget others
+        # acc_events: torch 2.11 warns without it, although there is only one cycle
         with profile(activities=activities, acc_events=True) as profiler:
             call()
             if on_gpu:
                 torch.cuda.synchronize(device)
-        for key, taken in _launches(profiler.events() or (), on_gpu).items():
-            found.setdefault(key, []).append(taken)
-    rows = [Launch(*key, taken[-1][0], quantile([each[1] for each in taken], 0.5)) for key, taken in found.items()]
+        for key, sample in _launches(profiler.events() or (), on_gpu).items():
+            samples.setdefault(key, []).append(sample)
+    rows = [Launch(*key, own[-1][0], quantile([total_s for _, total_s in own], 0.5)) for key, own in samples.items()]
     return Recording(sorted(rows, key=lambda row: (-row.total_s, row)), profiler)
 
 
 CALLS = 5
 
 _Key: TypeAlias = tuple[str, bool | None, str]
-"""An op, whether in its backward pass, and a kernel."""
+"""An op, whether the kernel ran in its backward pass, and the kernel."""
 
 
 def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
-    """Runs and seconds of each kernel of a call.
+    """The runs and seconds of each kernel of a call.
 
-    The profiler hands a kernel to the event of the host that launched it, which may be a range by itself. A range is
-    shown on the GPU's line too, and is handed to itself; it is no kernel.
+    The profiler attaches a kernel to the host event that launched it; that event may be a range. It also shows each
+    range on the GPU's timeline and attaches it to itself; such an entry is no kernel.
     """
     ran_on = {DeviceType.CPU: list[Any](), DeviceType.CUDA: list[Any]()}
     for event in recorded:
@@ -188,7 +189,7 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
-    }  # the last with a number is the one that made the node
+    }  # the last event with a sequence number created the node
     found: dict[_Key, tuple[int, float]] = {}
     for event in events:
         node = _node(event)
@@ -202,7 +203,8 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
 
 
 def _ran(event: Any, on_gpu: bool) -> list[tuple[str, float]]:
-    """What an event of the host ran: its kernels, or on a CPU itself, unless it is a range; and microseconds."""
+    """The kernels that a host event launched, with their microseconds. On a CPU it is the event itself, unless it is a
+    range."""
     if on_gpu:
         return [(kernel.name, kernel.duration) for kernel in event.kernels]
     return [] if event.name.startswith(MARK) else [(event.name, event.self_cpu_time_total)]
@@ -214,21 +216,21 @@ def _add(found: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: fl
 
 
 def _unjoined(on_gpu: list[Any], found: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
-    """Runs and seconds, by name, of those kernels on the GPU's line that `found` does not have."""
+    """The runs and seconds, by name, of kernels on the GPU's timeline that are not in `found`."""
     joined: dict[str, tuple[int, float]] = {}
     for (_, _, name), (runs, total_s) in found.items():
         before = joined.get(name, (0, 0.0))
         joined[name] = before[0] + runs, before[1] + total_s
     left = {}
-    for each in summed(on_gpu, on_gpu=True):
-        runs, total_s = joined.get(each.name, (0, 0.0))
-        if each.runs > runs:
-            left[each.name] = each.runs - runs, max(each.total_s - total_s, 0.0)
+    for kernel in summed(on_gpu, on_gpu=True):
+        runs, total_s = joined.get(kernel.name, (0, 0.0))
+        if kernel.runs > runs:
+            left[kernel.name] = kernel.runs - runs, max(kernel.total_s - total_s, 0.0)
     return left
 
 
 def _node(event: Any) -> Any:
-    """The autograd node that an event runs for, if it is part of a backward pass."""
+    """The event of the autograd node around an event; None outside a backward pass."""
     while event is not None:
         if event.name.startswith("autograd::engine::evaluate_function"):
             return event
@@ -237,7 +239,7 @@ def _node(event: Any) -> Any:
 
 
 def _range(event: Any) -> str:
-    """The innermost range around an event."""
+    """The op of the innermost range around an event."""
     while event is not None:
         if event.name.startswith(MARK):
             return str(event.name.removeprefix(MARK))
@@ -245,36 +247,37 @@ def _range(event: Any) -> str:
     return OTHER
 
 
-def op_times(launches: list[Launch], ops: list[Op], of: Pass, limits: Limits) -> list[OpTime]:
-    """Kernels joined to the table, what took longest first.
+def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Limits) -> list[OpTime]:
+    """Kernels joined to the op table, slowest op first.
 
-    A range that is no op (a module's own work) has the prediction of those ops inside it that ran nothing of their own.
-    What runs in no range is the one op's where there is only one, else the loss's, which is no module. What was joined
-    to no launch is the one op's, too, where it cannot be of a pass that is not asked for; else it has its own row.
+    A range that is no op (a module's own work) gets the prediction of the ops inside it that ran no kernel of their
+    own. Kernels outside every range belong to the only op where there is one op, else to the loss, which is no module.
+    Kernels without a known launch belong to the only op too, unless they may come from a pass that is not timed; else
+    they have a row of their own.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER
     by_op: dict[str, list[Launch]] = {}
-    for each in launches:
-        unsure = each.backward is None
-        if unsure or of == "both" or each.backward == (of == "backward"):
-            alone = len(known) == 1 and not (unsure and of == "backward")
-            name = outside if each.op == OTHER or alone else each.op
-            by_op.setdefault(name, []).append(each)
+    for launch in launches:
+        unknown = launch.backward is None
+        if unknown or direction == "both" or launch.backward == (direction == "backward"):
+            alone = len(known) == 1 and not (unknown and direction == "backward")
+            name = outside if launch.op == OTHER or alone else launch.op
+            by_op.setdefault(name, []).append(launch)
     predicted: dict[str, float] = {}
     for op in ops:
-        least = least_s([op], of, limits.least_s)
+        least = least_s([op], direction, limits.least_s)
         if least:
-            where = _holder(op.name, by_op)
-            predicted[where] = predicted.get(where, 0.0) + least
+            owner = _owner(op.name, by_op)
+            predicted[owner] = predicted.get(owner, 0.0) + least
     names = dict.fromkeys([*by_op, *predicted])
     rows = [OpTime(name, predicted.get(name), tuple(by_op.get(name, ()))) for name in names]
     return sorted(rows, key=lambda row: -row.measured_s)
 
 
-def _holder(name: str, ran: Container[str]) -> str:
-    """The innermost range around an op, its own first, that ran anything; its own name where none did."""
-    where = name
-    while where and where not in ran:
-        where = where.rpartition(".")[0]
-    return where or (OTHER if OTHER in ran else name)
+def _owner(name: str, ran: Container[str]) -> str:
+    """The innermost range, from the op outwards, that ran a kernel; the op itself where none did."""
+    owner = name
+    while owner and owner not in ran:
+        owner = owner.rpartition(".")[0]
+    return owner or (OTHER if OTHER in ran else name)

@@ -1,1 +1,1 @@
-"""Rows of measurements as people and machines read them."""
+"""Measured rows as tables, plots and JSON."""

@@ -1,4 +1,4 @@
-"""What a row says, worked out: rates, shares of the limits, memory, how far the prediction was off. Base units."""
+"""The metrics of a row: rates, shares of the limits, memory, prediction error. All in base units."""
 
 from __future__ import annotations
 
@@ -16,58 +16,62 @@ from llmbench.measure.results import Key, Row, Scalar
 from llmbench.spec.catalog import load_device
 from llmbench.spec.device import DType
 
-__all__ = ["Figures", "Yardsticks", "figures", "peak_bytes", "plain"]
+__all__ = ["MachineLimits", "Metrics", "as_json", "metrics", "peak_bytes"]
 
 
-class Yardsticks(NamedTuple):
-    """What rates are held against: the machine as it was found, and as its datasheet has it (None where that is not
-    known). `earlier`: as the sessions found it that measured these rows."""
+class MachineLimits(NamedTuple):
+    """The limits that rates are compared with: the reference measurements of this run, and the datasheet (None where
+    the device has none). `earlier` has the reference measurements of earlier sessions, by the rows measured then."""
 
     references: ReferenceMeasurements
     datasheet: Limits | None
     earlier: Mapping[Key, ReferenceMeasurements] = MappingProxyType({})
 
     @classmethod
-    def of(
+    def on(
         cls,
         references: ReferenceMeasurements,
         environment: Environment,
         dtype: DType,
         earlier: Mapping[Key, ReferenceMeasurements] | None = None,
-    ) -> Yardsticks:
-        """Those of a machine for a format."""
+    ) -> MachineLimits:
+        """The limits of a machine for one format."""
         name = environment.datasheet
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
         return cls(references, datasheet, earlier or {})
 
-    def limits(self, row: Row) -> Limits:
-        """The machine's roofline for a row: the one that its prediction was made with."""
+    def of(self, row: Row) -> Limits:
+        """The roofline that the row's prediction was computed with."""
         references = self.earlier.get(row.key, self.references)
         return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
 
     def bound(self, row: Row) -> Literal["products", "memory traffic"] | None:
-        """Which of them takes a row longer by its roofline; None where its work is not known."""
+        """Which of the two limits the row by its roofline; None where its work is unknown."""
         if row.work_flops is None or row.work_bytes is None:
             return None
-        limits = self.limits(row)
+        limits = self.of(row)
         by_products = row.work_flops / limits.flops_per_s > row.work_bytes / limits.bytes_per_s
         return "products" if by_products else "memory traffic"
 
-    def beaten_by(self, row: Row) -> Literal["a cache", "the machine"] | None:
-        """What let a row pass its limit, if it did: where bytes set the limit and calls came one after the other on the
-        same data, these were in a cache; else the machine did more than while its limits were measured."""
-        share = _share(row, self.limits(row))
+    def exceeded_by(self, row: Row) -> Literal["a cache", "the machine"] | None:
+        """Why a row exceeds 100% of its roofline; None where it does not. Its data stayed in a cache where memory
+        traffic is the limit and the caches were not emptied between calls. Else the machine was faster than during the
+        reference measurements."""
+        share = _share(row, self.of(row))
         if row.measurement is None or share is None or share <= 1:
             return None
         warm = not row.measurement.cold and self.bound(row) == "memory traffic"
         return "a cache" if warm else "the machine"
 
 
-class Figures(NamedTuple):
-    """None is unknown. `of_anchor`, `of_datasheet`: the least time by the roofline over the time taken. `peak_bytes`:
-    inputs and all that the call added. `off`: predicted over measured, less one. `speedup`: how many times as long the
-    baseline takes, sample by sample: median, 10th and 90th percentile. `tokens_per_s`, `joules_per_token` where rows
-    say of how many tokens they are."""
+class Metrics(NamedTuple):
+    """The metrics of a row; None is unknown.
+
+    `share_of_limit`, `share_of_datasheet`: the least time by the roofline divided by the measured time. `peak_bytes`:
+    inputs and everything that the call allocated. `prediction_error`: (predicted - measured) / measured. `speedup`: the
+    median of per-sample ratios of the baseline's time and this time, with the 10th and 90th percentile. `tokens_per_s`
+    and `joules_per_token` are known where the row has a number of tokens.
+    """
 
     seconds: float | None = None
     p10_s: float | None = None
@@ -77,12 +81,12 @@ class Figures(NamedTuple):
     n: int | None = None
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
-    of_anchor: float | None = None
-    of_datasheet: float | None = None
+    share_of_limit: float | None = None
+    share_of_datasheet: float | None = None
     peak_bytes: int | None = None
     need_bytes: int | None = None
     predicted_s: float | None = None
-    off: float | None = None
+    prediction_error: float | None = None
     speedup: float | None = None
     speedup_p10: float | None = None
     speedup_p90: float | None = None
@@ -91,17 +95,17 @@ class Figures(NamedTuple):
     joules_per_token: float | None = None
 
 
-def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Figures:
-    """Of one row; `baseline` is the row of its group that it is compared with."""
-    known = Figures(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
+def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Metrics:
+    """The metrics of one row. `baseline` is the row of its group that it is compared with."""
+    known = Metrics(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
     tokens = row.extra.get("tokens")
     tokens = tokens if isinstance(tokens, int) else None
     joules = None if row.energy is None else row.energy.joules_per_call
-    times, compared = row.measurement, _speedup(row, baseline)
-    if compared is not None:
-        known = known._replace(speedup=compared.median, speedup_p10=compared.p10, speedup_p90=compared.p90)
+    times, speedup = row.measurement, _speedup(row, baseline)
+    if speedup is not None:
+        known = known._replace(speedup=speedup.median, speedup_p10=speedup.p10, speedup_p90=speedup.p90)
     return known._replace(
         seconds=row.seconds,
         p10_s=times.p10_s,
@@ -111,10 +115,10 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
         n=times.n,
         flops_per_s=row.flops_per_s,
         bytes_per_s=row.bytes_per_s,
-        of_anchor=_share(row, yardsticks.limits(row)),
-        of_datasheet=_share(row, yardsticks.datasheet),
+        share_of_limit=_share(row, limits.of(row)),
+        share_of_datasheet=_share(row, limits.datasheet),
         peak_bytes=peak_bytes(row),
-        off=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
+        prediction_error=row.predicted_s / row.seconds - 1 if row.predicted_s else None,
         tokens_per_s=tokens / row.seconds if tokens else None,
         joules_per_call=joules,
         joules_per_token=joules / tokens if joules is not None and tokens else None,
@@ -122,11 +126,11 @@ def figures(row: Row, yardsticks: Yardsticks, baseline: Row | None = None) -> Fi
 
 
 def peak_bytes(row: Row) -> int | None:
-    """Inputs and all that a call added at its fullest moment; None where memory was not measured."""
+    """Bytes of the inputs and of everything that the call allocated at its peak; None where memory was not measured."""
     if row.memory is None:
         return None
-    held = row.extra.get("input_bytes")
-    return row.memory.added_bytes + (held if isinstance(held, int) else 0)
+    inputs = row.extra.get("input_bytes")
+    return row.memory.added_bytes + (inputs if isinstance(inputs, int) else 0)
 
 
 def _share(row: Row, limits: Limits | None) -> float | None:
@@ -140,20 +144,20 @@ def _speedup(row: Row, baseline: Row | None) -> Ratio | None:
         return None
     try:
         return ratio(baseline.measurement, row.measurement)
-    except LLMBenchError:  # of two sessions, or of no time at all
+    except LLMBenchError:  # the rows are of two sessions, or a time is 0
         return None
 
 
-def plain(
+def as_json(
     rows: Iterable[Row],
-    yardsticks: Yardsticks,
+    limits: MachineLimits,
     baselines: Mapping[int, Row],
-    derived: Callable[[Row, Yardsticks], Mapping[str, Scalar]] = lambda row, yardsticks: {},
+    derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {},
 ) -> list[dict[str, Any]]:
-    """Rows as JSON has them: those of a file of results, each with its figures and what an experiment has `derived`
-    from them. `baselines` by a row's place."""
+    """Rows in JSON: the fields of a results file, and under `derived` the metrics and what the experiment's `derived`
+    adds. `baselines` has the baseline of a row by its index."""
     return [
         msgspec.to_builtins(row)
-        | {"derived": figures(row, yardsticks, baselines.get(index))._asdict() | dict(derived(row, yardsticks))}
+        | {"derived": metrics(row, limits, baselines.get(index))._asdict() | dict(derived(row, limits))}
         for index, row in enumerate(rows)
     ]

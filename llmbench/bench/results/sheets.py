@@ -1,5 +1,4 @@
-"""Rows of an experiment as they are shown: in panels of one case each, with what they are compared with, and as
-curves."""
+"""The rows of an experiment as sheets (tables), with their baselines and remarks, and as curves."""
 
 from __future__ import annotations
 
@@ -19,23 +18,24 @@ Case = Mapping[str, Scalar]
 
 
 class Sheet(NamedTuple):
-    """Rows whose cases differ in one field at most: the chart's x. `title` says what they share and others do not."""
+    """Rows whose cases differ at most in the chart's x. `title` has the fields that set them apart from other
+    sheets."""
 
     title: str
     rows: list[Row]
 
 
 def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
-    """What all rows share, in words; and the sheets, in the order of their first rows."""
+    """The fields that all rows share, in words, and the sheets in the order of their first rows."""
     common, titles = _titles([row.case for row in rows], chart)
-    found: dict[str, list[Row]] = {}
+    by_title: dict[str, list[Row]] = {}
     for title, row in zip(titles, rows, strict=True):
-        found.setdefault(title, []).append(row)
-    return common, [Sheet(title, sorted(each, key=lambda row: _x(row.case, chart))) for title, each in found.items()]
+        by_title.setdefault(title, []).append(row)
+    return common, [Sheet(title, sorted(own, key=lambda row: _x(row.case, chart))) for title, own in by_title.items()]
 
 
 def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]:
-    """What all cases share, in words, and for each what is left of it beside that and the chart's x."""
+    """The fields that all cases share, in words, and for each case its remaining fields without the chart's x."""
     names = cases[0] if cases else {}
     shared = [name for name in names if len({str(case.get(name)) for case in cases}) == 1]
     hidden = {*shared, chart.x if chart else ""}
@@ -44,13 +44,13 @@ def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]
 
 
 def _x(case: Case, chart: Chart | None) -> float:
-    """Where a case is on the chart; 0 where it is not."""
+    """The x value of a case; 0 where it has none."""
     value = case.get(chart.x) if chart else None
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def baseline_of(rows: Sequence[Row], experiment: Experiment) -> dict[int, Row]:
-    """For each row's place, the row of its group that it is compared with."""
+    """The baseline of each row in its group, by the row's index."""
     by_case = {_case(row): row for row in rows if row.implementation == experiment.baseline}
     return {index: by_case[_case(row)] for index, row in enumerate(rows) if _case(row) in by_case}
 
@@ -60,8 +60,8 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 
 
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines below a sheet, rows of one text together: why there is no time, what must be known of times, and which
-    attention kernels ran."""
+    """The lines below a sheet: why a row has no time, remarks on times, and the attention kernels that ran. Candidates
+    with the same remark share a line."""
     yield from merged_remarks(
         (
             row.implementation,
@@ -73,28 +73,28 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.kernels:
             ran.setdefault(", ".join(dict.fromkeys(map(_short, row.kernels))), []).append(row.implementation)
-    for kernels, of in ran.items():
-        yield f"{', '.join(dict.fromkeys(of))} ran {kernels}"
+    for kernels, names in ran.items():
+        yield f"{', '.join(dict.fromkeys(names))} ran {kernels}"
 
 
 def _short(kernel: str) -> str:
-    """A kernel's name without its type, template and arguments."""
+    """A kernel's name without return type, template and arguments."""
     return kernel.removeprefix("void ").partition("<")[0].partition("(")[0]
 
 
 def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
-    """Whether rows of these cases are a curve anywhere."""
-    found: dict[str, set[float]] = {}
+    """Whether some sheet of these cases has at least two x values."""
+    xs_by_title: dict[str, set[float]] = {}
     for title, case in zip(_titles(cases, chart)[1], cases, strict=True):
-        found.setdefault(title, set()).add(_x(case, chart))
-    return any(len(xs - {0.0}) > 1 for xs in found.values())
+        xs_by_title.setdefault(title, set()).add(_x(case, chart))
+    return any(len(xs - {0.0}) > 1 for xs in xs_by_title.values())
 
 
-def curves(found: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
-    """Time and memory over the chart's x, two panels a sheet that has more than one x. Rivals without a time have their
-    status beside their name."""
+def curves(sheets: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
+    """Time and peak memory over the chart's x: two panels for each sheet with at least two x values. The label of a
+    candidate without a time has its status."""
     panels = []
-    for sheet in found:
+    for sheet in sheets:
         rows = [row for row in sheet.rows if _x(row.case, chart) > 0]
         if chart is None or not has_curves([row.case for row in rows], chart):
             continue
@@ -111,7 +111,7 @@ def curves(found: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
 
 
 def _missing(rows: Sequence[Row], chart: Chart) -> str:
-    """What became of a rival where it has no time: "n/a", "OOM at 8,192, 16,384"."""
+    """The status of a candidate where it has no time: "n/a", "OOM at 8,192, 16,384"."""
     where: dict[str, list[str]] = {}
     for row in rows:
         if row.status != "ok":

@@ -1,4 +1,4 @@
-"""The fields of a case as a reader says them: headings of tables and pictures."""
+"""The fields of a case in words, for headings of tables and plots."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NAMES = {
     "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all",
 }
-"""Values whose names in code are not what they are called."""
+"""Values whose name in code differs from their usual name."""
 
 
-def _itself(value: Any) -> str:
+def _value(value: Any) -> str:
     return _NAMES.get(value, str(value))
 
 
 FIELDS: dict[str, Callable[[Any], str]] = {
-    **dict.fromkeys(("what", "run", "model", "mask", "pass", "phase", "collective", "dtype"), _itself),
+    **dict.fromkeys(("what", "run", "model", "mask", "pass", "phase", "collective", "dtype"), _value),
     "batch": "batch {:,}".format,
     "bytes": size,
     "context": "{:,} tokens of context".format,
@@ -45,13 +45,13 @@ FIELDS: dict[str, Callable[[Any], str]] = {
     "seq_len": partial(plural, noun="token"),
     "steps": partial(plural, noun="step"),
     "tokens": partial(plural, noun="token"),
-    "top_k": "{} a token".format,
+    "top_k": "{} per token".format,
     "trained_at": "trained at {:,} tokens".format,
 }
-"""How the value of a field is said."""
+"""Each field's value in words. A field that is not listed is shown as its name and value."""
 
 
 def in_words(case: Mapping[str, Scalar], names: Iterable[str] | None = None) -> list[str]:
-    """Fields of a case, or those of these names: ["next token", "batch 4"]. One that is not known has its name."""
+    """The fields of a case in words, all or those with these names: ["next token", "batch 4"]."""
     chosen = case if names is None else names
     return [FIELDS.get(name, f"{name} {{}}".format)(case[name]) for name in chosen]

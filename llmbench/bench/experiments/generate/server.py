@@ -1,8 +1,9 @@
-"""A whole decoder at work: the first token after a prompt, one more token, a whole answer; eager or as a CUDA graph.
+"""A whole decoder that generates: the first token after a prompt, one more token, a whole answer; eager or as a CUDA
+graph.
 
-Every shape is static: the cache has all its room from the start, and a step reads and writes the same addresses
-whatever the context is. What the cache knows on the host (how long its sequences are, whether there is room) stays
-outside the graph: a replay counts on the device alone.
+Every shape is static. The cache is allocated in full at the start, and a step reads and writes the same addresses at
+every context length. The cache's bookkeeping on the host (sequence lengths, free room) stays outside the graph; a
+replay counts on the device alone.
 
 B batch, S prompt length, T tokens in the cache, V vocabulary.
 """
@@ -26,11 +27,11 @@ __all__ = ["Server"]
 
 
 class Server:
-    """A model, prompts [B, S] and a cache with room for `capacity` tokens a sequence; the likeliest token is chosen.
+    """A model, prompts [B, S] and a cache for `capacity` tokens per sequence. The most likely token is chosen.
 
-    Rivals may share it: each call begins by saying where it starts and how it computes. After a pass `token` [B, 1] is
-    what was chosen, and `logits` [B, 1, V] what it was chosen by. `cuda` is torch.cuda. Raises UnsupportedError for a
-    model that keeps more than keys and values.
+    Candidates may share a server: each call sets its own start and implementation. After a pass, `token` [B, 1] is the
+    chosen token and `logits` [B, 1, V] are its logits. `cuda` is torch.cuda. Raises UnsupportedError for a model whose
+    cache stores more than keys and values.
     """
 
     def __init__(self, model: Decoder, prompts: Tensor, capacity: int, *, cuda: Any = torch.cuda) -> None:
@@ -42,7 +43,7 @@ class Server:
         self.states: list[SlotCache] = []
         for state in (state for layer in self.cache.layers for state in layer.values()):
             if not isinstance(state, SlotCache):
-                raise UnsupportedError(f"{model.spec.name}: only caches of keys and values are static")
+                raise UnsupportedError(f"{model.spec.name}: only caches of keys and values are supported here")
             self.states.append(state)
         self.lengths = self.cache.lengths
         self.token = prompts[:, -1:].clone()
@@ -64,43 +65,44 @@ class Server:
             state.fill(keys, values, steps, None)
 
     def start(self, context: int) -> None:
-        """Say that the cache holds `context` tokens of every sequence."""
+        """Set the cache's length to `context` tokens in every sequence."""
         self.lengths.fill_(context)
         self.cache.held = [context] * len(self.cache.held)
 
     def first(self) -> None:
-        """Read the prompts into an empty cache, and choose a token."""
+        """Read the prompts into the emptied cache, and choose a token."""
         self.start(0)
         self._pass(self.prompts)
 
     def next(self) -> None:
-        """Put in the token that was chosen last, and choose one."""
+        """Append the last chosen token, and choose the next."""
         self._pass(self.token)
 
     def answer(self, count: int, step: Call) -> None:
-        """Read the prompts and choose `count` tokens, the first at once, each other by a `step`."""
+        """Read the prompts and choose `count` tokens: the first after the prompts, each further one by a `step`."""
         self.first()
         for _ in range(count - 1):
             step()
 
-    def by(self, how: Implementation, call: Call) -> Call:
-        """The call, computed that way."""
+    def bound(self, implementation: Implementation, call: Call) -> Call:
+        """The call, computed by that implementation."""
 
-        def computed() -> object:
-            self.model.implementation = how
+        def run() -> object:
+            self.model.implementation = implementation
             return call()
 
-        return computed
+        return run
 
     def captured(self, call: Call) -> Call:
-        """What `call` does on the device, as one launch. Raises CannotRunError for what no graph can hold."""
-        call()  # what is made once (workspaces, tuned kernels) is made outside
+        """The call's work on the device as one CUDA graph. Raises CannotRunError for a call that no graph can
+        capture."""
+        call()  # workspaces and tuned kernels are created outside the graph
         return captured(call, self.lengths.device, f"a step of {self.model.spec.name}", cuda=self.cuda)
 
     def _pass(self, tokens: Tensor) -> None:
         with torch.no_grad():
             self.logits = self.model(tokens, cache=self.cache, last_only=True)
             self.token.copy_(self.logits.argmax(dim=-1))
-            # The cache counts in a new tensor; the next pass, and every replay, reads this one.
+            # The cache counts in a new tensor, but the next pass and every replay read this one.
             self.lengths.copy_(self.cache.lengths)
             self.cache.lengths = self.lengths

@@ -1,4 +1,4 @@
-"""What a textbook claims of speed and memory, and what became of it here (`claims` has them)."""
+"""Do the claims of a textbook about speed and memory hold on this machine? `claims` has them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmbench.bench.experiments.experiment import Ask, Experiment, Group, Summary
-from llmbench.bench.experiments.textbook.claims import CLAIMS, NEAR, SMALLER, Claim, Outcome, outcome
+from llmbench.bench.experiments.textbook.claims import CLAIMS, NEAR, Claim, Outcome, outcome
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.bench.results.words import in_words
 from llmbench.measure.results import Row
@@ -17,41 +17,42 @@ __all__ = ["EXPERIMENT", "outcomes"]
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The run of every claim that one settles."""
+    """The runs that decide the measured claims."""
     return [RUNS[name](ask) for name in dict.fromkeys(claim.run for claim in CLAIMS) if name is not None]
 
 
 def outcomes(rows: Sequence[Row]) -> list[Outcome]:
-    """What became of each claim, by the rows that there are."""
+    """The verdict on each claim, by these rows."""
     by_run: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_run.setdefault(str(row.case["run"]), {})[row.implementation] = row
 
-    def settled(claim: Claim) -> Outcome:
-        found = by_run.get(claim.run or "", {})
-        return outcome(claim, found, own_setting=all(is_own(row.case) for row in found.values()))
+    def decided(claim: Claim) -> Outcome:
+        own = by_run.get(claim.run or "", {})
+        return outcome(claim, own, own_setting=all(is_own(row.case) for row in own.values()))
 
-    return [settled(claim) for claim in CLAIMS]
+    return [decided(claim) for claim in CLAIMS]
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
-    """A line a claim."""
-    found = [_plain(each, rows) for each in outcomes(rows)]
+    """One line per claim."""
+    decided = [_as_json(found, rows) for found in outcomes(rows)]
     names = {"says": "claim", "claimed": "claimed", "measured": "here", "verdict": "verdict", "kind": "kind"}
     columns = [Column(title, wraps=name == "says") for name, title in names.items()]
     table = []
-    for claim, each in zip(CLAIMS, found, strict=True):
-        shown = {"claimed": _bounded(claim), "measured": _shown(claim, each["measured"])}
-        table.append([*((each | shown)[name] for name in names), each["setting"]])
-    verdicts = [each["verdict"] for each in found]
+    for claim, line in zip(CLAIMS, decided, strict=True):
+        shown = {"claimed": _bounded(claim), "measured": _shown(claim, line["measured"])}
+        table.append([*((line | shown)[name] for name in names), line["setting"]])
+    verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
-    lines = [f"of {len(verdicts)} claims: {', '.join(counted)}"]
-    lines += [f"{each['claim']}: n/a, {each['reason']}" for each in found if each["verdict"] == "n/a"]
-    return Summary("claims", found, Table(columns=[*columns, Column("setting", wraps=True)], rows=table), lines)
+    lines = [f"{len(verdicts)} claims: {', '.join(counted)}"]
+    lines += [f"{line['claim']}: n/a, {line['reason']}" for line in decided if line["verdict"] == "n/a"]
+    return Summary("claims", decided, Table(columns=[*columns, Column("setting", wraps=True)], rows=table), lines)
 
 
-def _plain(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
-    """As JSON has it: figures are ratios, shares and changes of one, bytes, or 1 for what runs."""
+def _as_json(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
+    """A claim in JSON. Its figures are ratios, shares or changes as fractions of one, bytes, or 1 for a model that
+    runs."""
     claim = found.claim
     return {
         "claim": claim.name,
@@ -71,7 +72,7 @@ def _plain(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _setting(claim: Claim, rows: Sequence[Row]) -> str:
-    """That of its run; the claim's own where it was that, or nothing was run."""
+    """The setting of the claim's run; the claim's own where they are the same, or where nothing was run."""
     case = next((row.case for row in rows if row.case["run"] == claim.run), None)
     if case is None or is_own(case):
         return claim.at
@@ -84,7 +85,7 @@ def _bounded(claim: Claim) -> str:
 
 
 def _shown(claim: Claim, value: float | None) -> str:
-    """In the claim's terms."""
+    """A figure in the unit of the claim."""
     if value is None:
         return "–"
     return {
@@ -97,17 +98,16 @@ def _shown(claim: Claim, value: float | None) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="textbook",
-    question="what does a textbook claim of speed and memory, and does it hold here?",
+    question="what does a textbook claim about speed and memory, and does it hold here?",
     groups=groups,
     baseline="",
-    columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "at length", "percent")),
+    columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "loss at length", "percent")),
     summary=summary,
     notes=(
-        f"holds: within {NEAR:.0%} of the claimed ratio (−25% is 0.75), or better where that is a speed-up or a saving;"
-        " where the claim is a bound (≥, ≤), on its side",
-        f"n/a here: the setting is {SMALLER}, at which a GPU measures; the figure neither confirms nor refutes",
-        "loss of guessing: the loss after a short training as a share of that of knowing nothing; at length: of what is"
-        " read then",
+        f"holds: within {NEAR:.0%} of the claimed ratio (−25% is 0.75), or better where the claim is a speed-up or a"
+        " saving; for a bound (≥, ≤), on the claimed side",
+        "n/a here: not comparable, because it ran at a smaller size than the claim; a GPU runs the claim's own size",
+        "loss of guessing: the loss after a short training as a share of the loss of uniform guessing; loss at length:"
+        " the same on the longer sequences that are read then",
     ),
 )

@@ -1,8 +1,7 @@
-"""What a textbook on language models says of speed and memory, claim by claim, and what became of each here.
+"""The claims of a textbook on language models about speed and memory, and how each is decided.
 
-The figures are the textbook's own; `source` names the work that the claim goes back to. An analytic claim is settled by
-the sizing table, a measured one by the rows of a run (`runs`), at the claim's own setting where
-the machine is a GPU.
+The figures are the textbook's; `source` names the work behind a claim. The op table decides an analytic claim. The rows
+of a run (`runs`) decide a measured one, on a GPU at the claim's own setting.
 """
 
 from __future__ import annotations
@@ -30,27 +29,30 @@ from llmbench.spec.override import override
 __all__ = ["CLAIMS", "Claim", "Outcome", "outcome"]
 
 Rows = Mapping[str, Row]
-"""The rows of a run, by implementation."""
+"""The rows of a run, by candidate."""
 
 NEAR = 0.10
-"""A measured figure is the claimed one if it is no further from it than this share of it; of a change, of what is left:
-−25% is a ratio of 0.75."""
+"""A measured figure agrees with a claim within this share of the claimed figure. For a change it is a share of the
+remaining part: −25% is a ratio of 0.75."""
 
 Verdict = Literal["holds", "does not", "n/a here", "n/a"]
 Bound = Literal["near", "or better", "at least", "at most"]
 
 
 class NoFigureError(Exception):
-    """Why a claim has no figure here."""
+    """The reason why a claim has no figure here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim: `claimed` as it is shown; `at`, its own setting. `bound`: the measured figure must be near `claimed`, at
-    least or at most that; "or better" of a gain (a speed-up, a ratio above 1; a saving, a change below 0): near it, or
-    more of it. `run`: whose rows it is settled by, none for an analytic one. `value(rows)` is the figure here; it
-    raises NoFigureError where there is none. `any_size`: a small model settles it as well as the claim's own.
-    `unavailable`: why nothing here can tell."""
+    """A claim. `claimed` is its figure, `at` its own setting.
+
+    `bound` says how the measured figure must relate to `claimed`: near it, at least or at most that. "or better" is for
+    a gain (a speed-up above 1, a saving below 0): near it, or a larger gain. `run` names the run whose rows decide it;
+    None for an analytic claim. `value(rows)` is the figure here; it raises NoFigureError where there is none.
+    `any_size`: a small model decides it as well as the claim's own setting. `unavailable`: why it cannot be decided
+    here.
+    """
 
     name: str
     says: str
@@ -64,18 +66,19 @@ class Claim:
     any_size: bool = False
     unavailable: str = ""
 
-    def holds(self, found: float) -> bool:
-        """Whether the claim holds where this is the figure."""
+    def holds(self, measured: float) -> bool:
+        """Whether the claim holds for this figure."""
         assert self.claimed is not None
-        near = abs(found - self.claimed) <= NEAR * (self.claimed + (self.shown == "change"))
-        more, less = found >= self.claimed, found <= self.claimed
+        near = abs(measured - self.claimed) <= NEAR * (self.claimed + (self.shown == "change"))
+        more, less = measured >= self.claimed, measured <= self.claimed
         better = less if self.shown == "change" else more
         return {"near": near, "or better": near or better, "at least": more, "at most": less}[self.bound]
 
 
 class Outcome(NamedTuple):
-    """What became of a claim: "holds" or "does not"; "n/a here" where the setting is not the claim's own, which neither
-    confirms nor refutes it; "n/a" without a figure. `reason` of the last two; `measured` is in the claim's terms."""
+    """The verdict on a claim: "holds" or "does not"; "n/a here" at another setting than the claim's own, where the
+    figure is not comparable; "n/a" without a figure. `reason` explains the last two. `measured` has the unit of the
+    claim."""
 
     claim: Claim
     measured: float | None
@@ -83,21 +86,21 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-SMALLER = "smaller than the claim's own setting"
+SMALLER = "not comparable: run at a smaller size than the claim"
 
 
 def outcome(claim: Claim, rows: Rows, *, own_setting: bool = True) -> Outcome:
-    """Settle a claim by the rows of its run (empty for an analytic one). `own_setting`: whether they are of the claim's
-    own."""
+    """Decide a claim by the rows of its run (empty for an analytic claim). `own_setting`: whether the rows were
+    measured at the claim's own setting."""
     if claim.value is None or claim.claimed is None:
         return Outcome(claim, None, "n/a", claim.unavailable)
     try:
-        found = claim.value(rows)
+        measured = claim.value(rows)
     except NoFigureError as problem:
         return Outcome(claim, None, "n/a", str(problem))
     if claim.run is not None and not own_setting and not claim.any_size:
-        return Outcome(claim, found, "n/a here", SMALLER)
-    return Outcome(claim, found, "holds" if claim.holds(found) else "does not")
+        return Outcome(claim, measured, "n/a here", SMALLER)
+    return Outcome(claim, measured, "holds" if claim.holds(measured) else "does not")
 
 
 def _row(rows: Rows, name: str) -> Row:
@@ -113,46 +116,46 @@ def _timed(rows: Rows, name: str) -> Row:
     return row
 
 
-def times(of: str, over: str) -> Callable[[Rows], float]:
-    """How many times as long `of` takes as `over`, sample by sample."""
+def time_ratio(numerator: str, denominator: str) -> Callable[[Rows], float]:
+    """The median of per-sample time ratios of two candidates."""
 
     def value(rows: Rows) -> float:
-        long, short = (_timed(rows, name).measurement for name in (of, over))
-        assert long is not None
-        assert short is not None
+        above, below = (_timed(rows, name).measurement for name in (numerator, denominator))
+        assert above is not None
+        assert below is not None
         try:
-            return ratio(long, short).median
+            return ratio(above, below).median
         except LLMBenchError as problem:
             raise NoFigureError(str(problem)) from None
 
     return value
 
 
-def change(of: str, than: str) -> Callable[[Rows], float]:
-    """How much longer `of` takes than `than`, as a share; below 0 where it takes less."""
-    longer = times(of, than)
-    return lambda rows: longer(rows) - 1
+def time_change(name: str, baseline: str) -> Callable[[Rows], float]:
+    """The change of time against a baseline, as a share of it; below 0 where it is faster."""
+    value = time_ratio(name, baseline)
+    return lambda rows: value(rows) - 1
 
 
-def memory(of: str, than: str) -> Callable[[Rows], float]:
-    """How much more memory `of` needs than `than`, weights included."""
+def memory_change(name: str, baseline: str) -> Callable[[Rows], float]:
+    """The change of peak memory against a baseline, weights included, as a share of it."""
 
     def peak(row: Row) -> int:
-        found = peak_bytes(row)
-        if found is None:
+        measured = peak_bytes(row)
+        if measured is None:
             raise NoFigureError(f"{row.implementation}: memory was not measured")
-        return found
+        return measured
 
-    return lambda rows: peak(_timed(rows, of)) / peak(_timed(rows, than)) - 1
+    return lambda rows: peak(_timed(rows, name)) / peak(_timed(rows, baseline)) - 1
 
 
 def figure(name: str, key: str) -> Callable[[Rows], float]:
-    """A figure of a row."""
+    """An extra figure of a row."""
     return lambda rows: float(_timed(rows, name).extra[key] or 0.0)
 
 
 def runs(name: str) -> Callable[[Rows], float]:
-    """1 where the row has a time, 0 where the model refused."""
+    """1 where the row has a time, 0 where the model refused to run."""
 
     def value(rows: Rows) -> float:
         row = _row(rows, name)
@@ -164,7 +167,7 @@ def runs(name: str) -> Callable[[Rows], float]:
 
 
 def gpt2_small(num_positions: int) -> ModelSpec:
-    """GPT-2's twelve layers, 768 wide, with so many positions."""
+    """GPT-2 (twelve layers, 768 wide) with that many learned positions."""
     return override(load_bundled("gpt2"), {"positions.num_positions": num_positions})
 
 
@@ -173,7 +176,7 @@ def _standard_bytes() -> float:
 
 
 def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
-    """The cache of GPT-2 with fewer key-value heads, beside its own."""
+    """The change of GPT-2's cache with fewer key-value heads, as a share of it."""
     spec = load_bundled("gpt2")
     fewer = as_heads(spec, kind, groups=4)
     assert fewer is not None
@@ -181,8 +184,8 @@ def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
 
 
 def _mixture(top_k: int) -> Callable[[Rows], float]:
-    """FLOPs a token of Mistral-7B with as many experts, each as wide as its feed-forward, as make its parameters ten
-    times as many; beside its own."""
+    """FLOPs per token of a mixture, divided by those of Mistral-7B. Its experts are as wide as Mistral's feed-forward,
+    and so many that the mixture has ten times the parameters."""
     spec = load_bundled("mistral-7b-v0.1")
     layer = spec.layers["block"]
     assert isinstance(layer.ffn, Gated)
@@ -201,7 +204,7 @@ SHARED_HEADS = "multi-query attention, arXiv 1911.02150; grouped-query attention
 STYLE = "an ablation from GPT-2 to LLaMA, arXiv 2302.13971"
 DEPTH = "on layer normalization in the Transformer, arXiv 2002.04745"
 LENGTH = "RoPE, arXiv 2104.09864; ALiBi, arXiv 2108.12409"
-NO_CORPUS = "needs a text and training to its end, which `bench` does not do"
+NO_CORPUS = "needs a full training on a text, which `bench` does not run"
 GPT2_TRAINING = "forward and backward of 12 layers 768 wide, batch 8"
 
 CLAIMS = (
@@ -214,7 +217,7 @@ CLAIMS = (
             source=FLASH,
             bound="or better",
             run=f"flash {length}",
-            value=times("standard", "flash"),
+            value=time_ratio("standard", "flash"),
         )
         for length, claimed in ((512, 1.2), (1024, 2.2), (2048, 3.9), (4096, 7.9))
     ),
@@ -227,7 +230,7 @@ CLAIMS = (
         bound="or better",
         shown="change",
         run="flash 2048",
-        value=memory("flash", "standard"),
+        value=memory_change("flash", "standard"),
     ),
     Claim(
         name="standard 8192",
@@ -264,46 +267,46 @@ CLAIMS = (
             name=f"{kind} decode, batch {batch}",
             says=f"{kind} decodes {claimed - 1:.0%} faster than MHA, batch {batch}",
             claimed=claimed,
-            at=f"7B, 2,048 tokens; its batch is not said: {batch}",
+            at=f"7B, 2,048 tokens; the batch is not stated: {batch}",
             source=SHARED_HEADS,
             bound="or better",
             run=f"decode {batch}",
-            value=times("MHA", kind),
+            value=time_ratio("MHA", kind),
         )
         for batch in (1, 16)
         for kind, claimed in (("MQA", 1.38), ("GQA", 1.29))
     ),
     *(
         Claim(
-            name=f"RMSNorm {passed}",
-            says=f"RMSNorm is {claimed}× as fast as LayerNorm, {passed}",
+            name=f"RMSNorm {direction}",
+            says=f"RMSNorm is {claimed}× as fast as LayerNorm, {direction}",
             claimed=claimed,
             at="[32, 1024, 4096]",
             source="RMSNorm, arXiv 1910.07467",
             bound="or better",
-            run=f"norm {passed}",
-            value=times("LayerNorm", "RMSNorm"),
+            run=f"norm {direction}",
+            value=time_ratio("LayerNorm", "RMSNorm"),
         )
-        for passed, claimed in (("forward", 1.9), ("backward", 1.8))
+        for direction, claimed in (("forward", 1.9), ("backward", 1.8))
     ),
     *(
         Claim(
-            name=f"SwiGLU {passed}",
-            says=f"SwiGLU takes {claimed}× the time of GELU at equal parameters, {passed}",
+            name=f"SwiGLU {direction}",
+            says=f"SwiGLU takes {claimed}× the time of GELU at equal parameters, {direction}",
             claimed=claimed,
-            at="its shape is not said: 8,192 tokens 4,096 wide",
+            at="the shape is not stated: 8,192 tokens 4,096 wide",
             source="GLU variants, arXiv 2002.05202",
-            run=f"glu {passed}",
-            value=times("SwiGLU", "GELU"),
+            run=f"glu {direction}",
+            value=time_ratio("SwiGLU", "GELU"),
         )
-        for passed, claimed in (("forward", 1.15), ("backward", 1.20))
+        for direction, claimed in (("forward", 1.15), ("backward", 1.20))
     ),
     *(
         Claim(
             name=f"MoE top-{top_k}",
             says=f"a mixture of experts has 10× the parameters for 1.5× the compute (top-{top_k})",
             claimed=1.5,
-            at="Mistral-7B, 2,048 tokens; its shape and choice are not said",
+            at="Mistral-7B, 2,048 tokens; shape and routing are not stated",
             source="Switch, arXiv 2101.03961; Mixtral, arXiv 2401.04088",
             bound="at most",
             value=_mixture(top_k),
@@ -312,28 +315,28 @@ CLAIMS = (
     ),
     Claim(
         name="LLaMA step",
-        says="a training step in LLaMA's style takes 16% longer than in GPT-2's",
+        says="a training step of a LLaMA-style model takes 16% longer than of a GPT-2-style one",
         claimed=0.16,
         at="about 10M parameters",
         source=STYLE,
         shown="change",
         run="style train",
-        value=change("LLaMA style", "GPT-2 style"),
+        value=time_change("LLaMA style", "GPT-2 style"),
     ),
     Claim(
         name="LLaMA decode",
-        says="a decoding step in LLaMA's style takes 25% less than in GPT-2's",
+        says="a decoding step of a LLaMA-style model takes 25% less time than of a GPT-2-style one",
         claimed=-0.25,
         at="about 10M parameters",
         source=STYLE,
         bound="or better",
         shown="change",
         run="style decode",
-        value=change("LLaMA style", "GPT-2 style"),
+        value=time_change("LLaMA style", "GPT-2 style"),
     ),
     Claim(
         name="LLaMA loss",
-        says="in LLaMA's style the loss falls from GPT-2's 1.47 to 1.42",
+        says="the loss of a LLaMA-style model is 1.42 where that of a GPT-2-style one is 1.47",
         claimed=None,
         at="about 10M parameters",
         source=STYLE,
@@ -341,7 +344,7 @@ CLAIMS = (
     ),
     Claim(
         name="post-norm",
-        says="post-norm does not train beyond about 24 layers: its loss stays that of guessing",
+        says="post-norm does not train beyond about 24 layers: its loss stays at that of guessing",
         claimed=0.97,
         at="30 layers, no warm-up",
         shown="share",
@@ -385,4 +388,4 @@ CLAIMS = (
         unavailable=NO_CORPUS,
     ),
 )
-"""Every claim; those of one run stand side by side in it."""
+"""Every claim. Claims with the same `run` are decided by the same rows."""

@@ -1,6 +1,7 @@
-"""What is timed for the textbook's claims: each at its own setting on a GPU, most at a smaller one on a CPU.
+"""The runs that decide the textbook's measured claims: on a GPU at the claim's own setting, on a CPU most at a smaller
+one.
 
-A run is a group whose rivals are the two sides of a claim. Its case says the setting that it really had.
+A run is a group whose candidates are the two sides of a claim. Its case is the setting that was really used.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import torch
 from llmbench.bench.candidates import Entry, entry_group, piece_group
 from llmbench.bench.experiments import activations, generate, train
 from llmbench.bench.experiments.experiment import Ask, Group
-from llmbench.bench.experiments.short_training import TAIL, progressions, trained
-from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.experiments.synthetic import TAIL, heads, model_of, progressions, trained
 from llmbench.bench.experiments.textbook.claims import gpt2_small
-from llmbench.bench.experiments.train.step import Way
+from llmbench.bench.experiments.train.step import TrainStep
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces import moe as moe_pieces
-from llmbench.bench.pieces.piece import Setting
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
@@ -43,16 +42,12 @@ KINDS: tuple[Literal["gqa", "mqa"], ...] = ("gqa", "mqa")
 Setup = Mapping[str, Scalar]
 
 
-def _setting(ask: Ask, spec: ModelSpec, batch: int, seq_len: int, of: Pass = "forward") -> Setting:
-    return Setting(spec=spec, batch=batch, seq_len=seq_len, dtype=ask.dtype, device=ask.device, of=of)
-
-
 def _case(run: str, ask: Ask, **setup: Scalar) -> dict[str, Scalar]:
     return {"run": run, "dtype": ask.dtype, **setup}
 
 
 def flash(length: int, ask: Ask) -> Group:
-    """Forward and backward of GPT-2 at a length; on a CPU of two narrow layers at an eighth of it."""
+    """Forward and backward of GPT-2 at a length; on a CPU of two narrow layers at an eighth of that length."""
     if ask.on_gpu:
         spec, batch, tokens = gpt2_small(8192), 8, length
     else:
@@ -63,14 +58,12 @@ def flash(length: int, ask: Ask) -> Group:
         batch = 2
     run = f"flash {length}"
     case = _case(run, ask, model=spec.name, batch=batch, seq_len=tokens)
-    setting = _setting(ask, spec, batch, tokens, "both")
-    return piece_group(
-        find_piece("model"), setting, ("standard", "flash"), experiment="textbook", case=case, pace=ask.pace
-    )
+    setting = ask.setting(spec, batch=batch, seq_len=tokens, direction="both")
+    return piece_group(find_piece("model"), setting, ("standard", "flash"), case=case, pace=ask.pace)
 
 
 def decode(batch: int, ask: Ask) -> Group:
-    """A step of LLaMA-2-7B after 2,048 tokens, with its heads and with fewer of keys and values."""
+    """A step of LLaMA-2-7B after 2,048 tokens, with its own heads and with fewer key-value heads."""
     if ask.on_gpu:
         spec, context, impl = load_bundled("llama2-7b"), 2048, "flash"
     else:
@@ -88,12 +81,12 @@ def decode(batch: int, ask: Ask) -> Group:
 def _steps(
     case: dict[str, Scalar], specs: Mapping[str, ModelSpec], impl: str, batch: int, context: int, ask: Ask
 ) -> Group:
-    """A decoding step of each model, on a GPU as a graph."""
+    """A decoding step of each model, on a GPU as a CUDA graph."""
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         found = []
         for name, spec in specs.items():
-            of = generate.Case(
+            request = generate.Case(
                 spec=msgspec.structs.replace(spec, name=name),
                 dtype=ask.dtype,
                 device=ask.device,
@@ -101,45 +94,46 @@ def _steps(
                 batch=batch,
                 context=context,
             )
-            shared, checks = generate.Shared(of), generate.Checks()
-            found.append(generate.rival(name, impl, ask.on_gpu, shared, references, checks))
+            shared, checks = generate.Shared(request), generate.Checks()
+            found.append(generate.candidate(name, impl, ask.on_gpu, shared, references, checks))
         return found
 
-    return _group(case, list(specs), rivals, ask)
+    return _group(case, list(specs), candidates, ask)
 
 
 def _group(
-    case: Setup, names: list[str], rivals: Callable[[ReferenceMeasurements], list[Candidate]], ask: Ask
+    case: Setup, names: list[str], candidates: Callable[[ReferenceMeasurements], list[Candidate]], ask: Ask
 ) -> Group:
-    return Group(experiment="textbook", case=case, names=names, rivals=rivals, pace=ask.pace, graphs=False)
+    return Group(case=case, names=names, candidates=candidates, pace=ask.pace, graphs=False)
 
 
-def norm(passed: Pass, ask: Ask) -> Group:
-    """Both norms in plain torch."""
+def norm(direction: Pass, ask: Ask) -> Group:
+    """LayerNorm and RMSNorm in plain torch."""
     batch, tokens, hidden = (32, 1024, 4096) if ask.on_gpu else (2, 32, 256) if ask.quick else (4, 256, 1024)
     entries = []
     for name, kind in (("LayerNorm", LAYER_NORM), ("RMSNorm", Norm())):
         spec = model_of(name, hidden, mixer=heads(1, 1, 64), norm=kind)
-        setting = _setting(ask, spec, batch, tokens, passed)
+        setting = ask.setting(spec, batch=batch, seq_len=tokens, direction=direction)
         entries.append(Entry(label=name, piece=find_piece("norm"), setting=setting, impl="standard"))
-    case = _case(f"norm {passed}", ask, batch=batch, seq_len=tokens, hidden_size=hidden)
-    return entry_group(entries, experiment="textbook", case=case, pace=ask.pace)
+    case = _case(f"norm {direction}", ask, batch=batch, seq_len=tokens, hidden_size=hidden)
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
-def glu(passed: Pass, ask: Ask) -> Group:
-    """Both feed-forwards in plain torch."""
+def glu(direction: Pass, ask: Ask) -> Group:
+    """A GELU and a SwiGLU feed-forward in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
     shapes, entries = activations.shapes(hidden), []
     for name in ("GELU", "SwiGLU"):
         spec = model_of(name, hidden, ffn=shapes[name][0])
-        setting = _setting(ask, spec, 1, tokens, passed)
+        setting = ask.setting(spec, seq_len=tokens, direction=direction)
         entries.append(Entry(label=name, piece=moe_pieces.FFN, setting=setting, impl="standard"))
-    case = _case(f"glu {passed}", ask, tokens=tokens, hidden_size=hidden)
-    return entry_group(entries, experiment="textbook", case=case, pace=ask.pace)
+    case = _case(f"glu {direction}", ask, tokens=tokens, hidden_size=hidden)
+    return entry_group(entries, case=case, pace=ask.pace)
 
 
 def _styles(layers: int) -> dict[str, ModelSpec]:
-    """GPT-2 and LLaMA at 1.8M parameters a layer: six are nanoGPT's model of Shakespeare's letters."""
+    """A GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. Six layers are nanoGPT's Shakespeare
+    model."""
     gpt2: dict[str, Any] = {"mixer": heads(6, 6, 64), "ffn": Dense(intermediate_size=1536), "norm": LAYER_NORM}
     llama: dict[str, Any] = {"mixer": heads(6, 2, 64), "ffn": Gated(intermediate_size=1024), "norm": Norm()}
     gpt2["positions"], llama["positions"] = LearnedPositions(num_positions=256), Rope()
@@ -150,34 +144,34 @@ def _styles(layers: int) -> dict[str, ModelSpec]:
 
 
 def style_train(ask: Ask) -> Group:
-    """A training step of both, by torch's attention."""
+    """A training step of both styles, with torch's attention."""
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
     specs = _styles(layers)
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         found = []
         for name, spec in specs.items():
-            setting = _setting(ask, spec, batch, tokens, "both")
-            shared = partial(train.trainer_of, setting, ask.ranks)
-            found.append(replace(train.rival(setting, Way("sdpa"), ask, references, shared), name=name))
+            setting = ask.setting(spec, batch=batch, seq_len=tokens, direction="both")
+            trainer = partial(train.trainer_of, setting, ask.ranks)
+            found.append(replace(train.candidate(setting, TrainStep("sdpa"), ask, references, trainer), name=name))
         return found
 
-    return _group(_case("style train", ask, layers=layers, batch=batch, seq_len=tokens), list(specs), rivals, ask)
+    return _group(_case("style train", ask, layers=layers, batch=batch, seq_len=tokens), list(specs), candidates, ask)
 
 
 def style_decode(ask: Ask) -> Group:
-    """A decoding step of both, near the end of what they read."""
+    """A decoding step of both styles, near the end of their context."""
     layers = 2 if ask.quick and not ask.on_gpu else 6
     case = _case("style decode", ask, layers=layers, batch=1, context=255)
     return _steps(case, _styles(layers), "sdpa", 1, 255, ask)
 
 
 def depth(ask: Ask) -> Group:
-    """A short training of both placements."""
+    """A short training of a pre-norm and a post-norm model."""
     hidden, layers, steps = (64, 26, 60) if ask.quick and not ask.on_gpu else (64, 30, 120)
     names = {"pre-norm": "pre", "post-norm": "post"}
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         return [_learner(name, placed(placement), steps, ask) for name, placement in names.items()]
 
     def placed(placement: str) -> ModelSpec:
@@ -195,15 +189,15 @@ def depth(ask: Ask) -> Group:
         return msgspec.structs.replace(spec, layers={"block": block}, final_norm=placement == "pre")
 
     case = _case("depth", ask, layers=layers, hidden_size=hidden, steps=steps) | {"dtype": "fp32"}
-    return _group(case, list(names), rivals, ask)
+    return _group(case, list(names), candidates, ask)
 
 
 def length(ask: Ask) -> Group:
-    """Models trained at 32 tokens, read at 64."""
+    """Models trained at 32 tokens that then read 64."""
     kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
     steps = 30 if ask.quick and not ask.on_gpu else 200
 
-    def rivals(references: ReferenceMeasurements) -> list[Candidate]:
+    def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         return [_learner(name, spec_of(positions), steps, ask, read=64) for name, positions in kinds.items()]
 
     def spec_of(positions: Positions) -> ModelSpec:
@@ -211,18 +205,18 @@ def length(ask: Ask) -> Group:
         return model_of("short", 64, mixer=heads(4, 4, 16), ffn=ffn, positions=positions, layers=2, vocab=64)
 
     case = _case("length", ask, trained_at=32, read_at=64, steps=steps) | {"dtype": "fp32"}
-    return _group(case, list(kinds), rivals, ask)
+    return _group(case, list(kinds), candidates, ask)
 
 
 def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Candidate:
-    """A model that is trained at 32 tokens and then timed reading `read`. `loss_of_guessing`: its loss at the end as a
-    share of ln V, that of one who knows nothing; `loss_at_length`: the same at what it reads."""
-    figures: dict[str, Scalar] = {}
-    nothing = math.log(spec.vocab_size)
+    """A model that is trained at 32 tokens and then timed while it reads `read` tokens. `loss_of_guessing` is its final
+    loss as a share of ln V, the loss of uniform guessing; `loss_at_length` is the same for the sequences it reads."""
+    extra: dict[str, Scalar] = {}
+    guessing = math.log(spec.vocab_size)
 
     def prepare() -> Call:
         model, losses = trained(spec, steps=steps, length=32, device=ask.device)
-        figures["loss_of_guessing"] = sum(losses[-TAIL:]) / TAIL / nothing
+        extra["loss_of_guessing"] = sum(losses[-TAIL:]) / TAIL / guessing
         tokens, targets = progressions(spec.vocab_size, 8, read, steps, ask.device)
 
         def call() -> torch.Tensor:
@@ -230,34 +224,34 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
                 return model(tokens, targets=targets)
 
         try:
-            figures["loss_at_length"] = float(call()) / nothing
-        except LLMBenchError as refusal:  # that a model cannot read on is an answer
+            extra["loss_at_length"] = float(call()) / guessing
+        except LLMBenchError as refusal:  # a model that refuses the length answers the question
             raise CannotRunError(str(refusal)) from None
         return call
 
-    return Candidate(name=name, prepare=prepare, extra=figures)
+    return Candidate(name=name, prepare=prepare, extra=extra)
 
 
 RUNS: dict[str, Callable[[Ask], Group]] = {
     **{f"flash {tokens}": partial(flash, tokens) for tokens in (512, 1024, 2048, 4096)},
     **{f"decode {batch}": partial(decode, batch) for batch in (1, 16)},
-    **{f"norm {passed}": partial(norm, passed) for passed in ("forward", "backward")},
-    **{f"glu {passed}": partial(glu, passed) for passed in ("forward", "backward")},
+    **{f"norm {direction}": partial(norm, direction) for direction in ("forward", "backward")},
+    **{f"glu {direction}": partial(glu, direction) for direction in ("forward", "backward")},
     "style train": style_train,
     "style decode": style_decode,
     "depth": depth,
     "length": length,
 }
-"""By the names that claims know them by."""
+"""The runs by the names that claims use (`Claim.run`)."""
 
 
 def is_own(case: Setup) -> bool:
-    """Whether a run of this case was at the setting of its claims: what a GPU measures, whatever the format."""
+    """Whether a run with this case used its claims' own setting, which is a GPU's in any format."""
     own = _own(str(case["run"]))
     return {name: value for name, value in case.items() if name != "dtype"} == own
 
 
 @cache
 def _own(run: str) -> dict[str, Scalar]:
-    ask = Ask(quick=False, device=torch.device("cuda"), dtype="bf16")  # described, not made: no GPU is needed
+    ask = Ask(quick=False, device=torch.device("cuda"), dtype="bf16")  # only described, so that no GPU is needed
     return {name: value for name, value in RUNS[run](ask).case.items() if name != "dtype"}

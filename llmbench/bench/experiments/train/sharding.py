@@ -1,5 +1,5 @@
-"""A model spread over processes: FSDP2 (weights, gradients and states split over data-parallel ranks) or tensor
-parallel (heads, feed-forward widths and the vocabulary split, Megatron's way: arXiv 1909.08053, section 3)."""
+"""Shard a model over processes: FSDP2 (weights, gradients and states split over data-parallel ranks) or tensor parallel
+(heads, feed-forward widths and the vocabulary split, as in Megatron: arXiv 1909.08053, section 3)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Sharding = Literal["fsdp", "tp"]
 
 
 def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
-    """Spread the model over the mesh, in place. Raises UnsupportedError for what tensor parallelism is not written
-    for."""
+    """Shard the model over the mesh, in place. Raises UnsupportedError for a layer that tensor parallelism does not
+    support."""
     if sharding == "fsdp":
         for block in model.layers:
             fully_shard(block, mesh=mesh)
@@ -42,41 +42,41 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         _split_layer(model.spec.name, block, mesh)
     ends: dict[str, Any] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
-        "lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),  # the loss is taken of shards
+        "lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),  # the loss reads the shards
     }
     parallelize_module(model, mesh, ends)
-    if model.spec.tie_word_embeddings:  # both are split by rows of the vocabulary
+    if model.spec.tie_word_embeddings:  # both are split along the vocabulary
         model.lm_head.weight = model.embedding.weight
 
 
 def _split_layer(name: str, block: Block, mesh: DeviceMesh) -> None:
-    """Queries, keys and values by heads, the feed-forward by its width. What each sublayer reads all ranks have; its
-    last product is summed over them, and so is, once, the gradient of what it reads."""
+    """Split queries, keys and values by head and the feed-forward by width. All ranks have the input of a sublayer. The
+    result of its last product is summed over the ranks, and so is the gradient of its input, once."""
     plan: dict[str, Any] = {}
     for mixer in block.mixers:
         attention = block.get_submodule(mixer)
         _split_heads(name, attention, mesh.size())
         plan |= {f"{mixer}.{part}": ColwiseParallel() for part in ("q_proj", "k_proj", "v_proj")}
-        plan |= {mixer: _whole(inputs=4), f"{mixer}.o_proj": RowwiseParallel()}
+        plan |= {mixer: _replicated(inputs=4), f"{mixer}.o_proj": RowwiseParallel()}
     if block.ffn is not None:
         if not isinstance(block.ffn, (DenseLayer, GatedLayer)):
-            raise UnsupportedError(f"{name}: tensor parallelism is written for dense feed-forwards")
+            raise UnsupportedError(f"{name}: tensor parallelism supports dense feed-forwards only")
         if isinstance(block.ffn, GatedLayer):
             plan["ffn.gate_proj"] = ColwiseParallel()
-        plan |= {"ffn": _whole(inputs=2), "ffn.up_proj": ColwiseParallel(), "ffn.down_proj": RowwiseParallel()}
+        plan |= {"ffn": _replicated(inputs=2), "ffn.up_proj": ColwiseParallel(), "ffn.down_proj": RowwiseParallel()}
     parallelize_module(block, mesh, plan)
 
 
-def _whole(inputs: int) -> PrepareModuleInput:
-    """The first of so many inputs is the same everywhere."""
+def _replicated(inputs: int) -> PrepareModuleInput:
+    """A module with that many inputs, of which the first is the same on all ranks."""
     layouts = Replicate(), *[None] * (inputs - 1)
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts, use_local_output=False)
 
 
 def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
-    """Let the module count the heads that it has here."""
+    """Set the module's head counts to those of this rank."""
     if not isinstance(attention, AttentionLayer) or not _plain(attention):
-        raise UnsupportedError(f"{name}: tensor parallelism is written for attention with heads of their own")
+        raise UnsupportedError(f"{name}: tensor parallelism supports attention with separate heads only")
     mixer = attention.mixer
     if mixer.num_key_value_heads % ranks:
         raise UnsupportedError(f"{name}: {mixer.num_key_value_heads} key-value heads do not split over {ranks} ranks")
@@ -88,7 +88,7 @@ def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
 
 
 def _plain(attention: AttentionLayer) -> bool:
-    """Whether nothing in it is by head but the projections, and nothing over all heads."""
+    """Whether only the projections have parameters per head, and nothing spans all heads."""
     mixer: Attention = attention.mixer
-    by_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
-    return not by_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))
+    per_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
+    return not per_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))

@@ -1,5 +1,5 @@
-"""A training step of a real decoder: forward, loss, backward, AdamW; plain, recomputed or compiled, on one device or
-spread over ranks.
+"""A training step of a real decoder: forward, loss, backward, AdamW. It can be recomputed or compiled, and run on one
+device or sharded over ranks.
 
 B batch, S length.
 """
@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils.checkpoint import checkpoint
 
-from llmbench.bench.compiling import compiled
+from llmbench.bench.baselines import compiled
 from llmbench.bench.correctness import check_factor
 from llmbench.bench.experiments.train.sharding import Sharding, shard
 from llmbench.bench.pieces.blocks import decoder_of
@@ -33,12 +33,12 @@ from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.norms import Residual
 
-__all__ = ["Trainer", "Way", "verdicts"]
+__all__ = ["TrainStep", "Trainer", "verdicts"]
 
 
-class Way(NamedTuple):
-    """How a step is computed: by which implementation; `recompute`: each layer's forward again in its backward, from
-    its input (activation checkpointing); `compiled`: by torch.compile; `sharding` over ranks."""
+class TrainStep(NamedTuple):
+    """One variant of a training step: its implementation; `recompute`: the forward of each layer runs again in its
+    backward, from its input (activation checkpointing); `compiled`: by torch.compile; `sharding` over ranks."""
 
     impl: str
     recompute: bool = False
@@ -47,16 +47,17 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As a row has it."""
+        """Its name in a row."""
         words = (self.sharding or "").upper(), "recompute" * self.recompute, "compiled" * self.compiled
         return " ".join((self.impl, *filter(None, words)))
 
 
 class Trainer:
-    """A model, its optimizer and a batch. Rivals that are spread alike may share one: each step sets how it computes.
+    """A model, its optimizer and a batch. Candidates with the same sharding may share one trainer: each step sets its
+    own implementation.
 
-    `model` is spread in place. `batch` [B, S] is that of all ranks; data-parallel ones take equal parts of it. The
-    learning rate is 0: AdamW does all of its work, and the weights stay what they are.
+    `model` is sharded in place. `tokens` [B, S] are those of all ranks; data-parallel ranks take equal parts. The
+    learning rate is 0: AdamW does all of its work, and the weights do not change.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class Trainer:
         self.tokens, self.targets = tokens, targets
         if sharding:
             shard(model, sharding, init_device_mesh(tokens.device.type, (ranks.size,)))
-        # made once: to torch.compile another object is another model
-        self._again = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
+        # built once: torch.compile treats a new object as a new model
+        self._checkpointed_forwards = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
-        kinds = dict.fromkeys(map(type, self.parameters))  # one kernel does not update tensors of several kinds
-        groups = [{"params": [each for each in self.parameters if type(each) is kind]} for kind in kinds]
+        kinds = dict.fromkeys(map(type, self.parameters))  # one kernel updates tensors of one kind only
+        groups = [{"params": [weight for weight in self.parameters if type(weight) is kind]} for kind in kinds]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @property
@@ -88,90 +89,90 @@ class Trainer:
         tensors = [*self.parameters, *(state for state in states if isinstance(state, Tensor))]
         return sum(_local(tensor).nbytes for tensor in tensors)
 
-    def by(self, way: Way) -> Call:
-        """A step in that way. It ends without gradients, as it began."""
-        loss = self.loss_by(way)
+    def call(self, step: TrainStep) -> Call:
+        """The call of that step. It starts and ends without gradients."""
+        loss = self.loss_call(step)
 
-        def step() -> None:
+        def run() -> None:
             with self._context():
                 loss().backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-        return step
+        return run
 
-    def loss_by(self, way: Way) -> Call:
-        """The mean loss of this rank's tokens, computed that way."""
-        how = implementation(way.impl)
-        if how.loss is not None and self.sharding == "tp":
-            raise CannotRunError(f"impl {way.impl} needs the head's whole matrix", hint="use flash")
-        # whole, or an error: what is not compiled would be timed under its name
-        model: Any = compiled(self.model, fullgraph=True) if way.compiled else self.model
+    def loss_call(self, step: TrainStep) -> Call:
+        """The call that computes the mean loss of this rank's tokens."""
+        chosen = implementation(step.impl)
+        if chosen.loss is not None and self.sharding == "tp":
+            raise CannotRunError(f"impl {step.impl} needs the head's whole matrix", hint="use flash")
+        # fullgraph: a model that compiles only partly is an error, not a slower time
+        model: Any = compiled(self.model, fullgraph=True) if step.compiled else self.model
 
         def loss() -> Tensor:
-            self.model.implementation = how
-            self._recompute(way.recompute)
+            self.model.implementation = chosen
+            self._set_recompute(step.recompute)
             out: Tensor = model(self.tokens, targets=self.targets)
             return out
 
         return loss
 
-    def _recompute(self, wanted: bool) -> None:
-        for block, again in self._again:
-            if wanted:
-                block.forward = again
+    def _set_recompute(self, enabled: bool) -> None:
+        for block, checkpointed in self._checkpointed_forwards:
+            if enabled:
+                block.forward = checkpointed
             else:
                 block.__dict__.pop("forward", None)
 
     def _context(self) -> AbstractContextManager[Any]:
-        """Where the vocabulary is split, the loss is taken of its shards."""
+        """A context in which the loss reads the shards of a split vocabulary."""
         return loss_parallel() if self.sharding == "tp" else nullcontext()
 
-    def gradients(self, way: Way) -> tuple[Tensor, Tensor]:
-        """The mean loss of the whole batch, and all gradients of its weights as one vector, both whole on each rank."""
+    def gradients(self, step: TrainStep) -> tuple[Tensor, Tensor]:
+        """The mean loss of the whole batch and the gradients of all weights as one vector, complete on each rank."""
         with self._context():
-            mean = self.loss_by(way)()
+            mean = self.loss_call(step)()
             mean.backward()
-        found = torch.cat([_whole(each.grad).flatten() for each in self.parameters if each.grad is not None])
+        grads = [_whole(weight.grad).flatten() for weight in self.parameters if weight.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
         loss = _whole(mean.detach()).clone()
         if self.sharding == "fsdp":
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
-        return loss, found
+        return loss, torch.cat(grads)
 
 
-def _checkpointed(forward: Callable[..., Any], stream: Residual, *given: Any) -> Any:
-    """A layer that keeps what it reads and no more: one tensor, the stream with its last sum done."""
-    return checkpoint(forward, Residual(stream.whole()), *given, use_reentrant=False)
+def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any) -> Any:
+    """A layer that saves its input only: one tensor, the residual stream with its last sum done."""
+    return checkpoint(forward, Residual(stream.whole()), *arguments, use_reentrant=False)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this rank has of it."""
+    """This rank's part of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor
 
 
 def _whole(tensor: Any) -> Tensor:
-    """All of it."""
+    """The complete tensor, gathered from all ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def verdicts(setting: Setting, way: Way, ranks: Ranks = ALONE) -> list[Verdict]:
-    """Loss and gradients of a layer of each kind, held against those of plain torch in one process; the worst of all
-    ranks."""
+def verdicts(setting: Setting, step: TrainStep, ranks: Ranks = ALONE) -> list[Verdict]:
+    """Compare the loss and the gradients of a layer of each kind with those of plain torch in one process. The worst
+    verdict of all ranks counts."""
     spec = layer_of_each_kind(setting.spec)
-    small = setting.but(spec=spec, batch=2 * ranks.size, seq_len=min(setting.seq_len, 64))
+    small = setting.changed(spec=spec, batch=2 * ranks.size, seq_len=min(setting.seq_len, 64))
     model, version = decoder_of(small)
     shape = spec.vocab_size, small.batch, small.seq_len
     inputs = {"tokens": small.tokens(*shape), "targets": small.tokens(*shape, seed=1), "like": small.normal()}
 
-    def spread(tokens: Tensor, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        trainer = Trainer(copy.deepcopy(model), tokens, targets, sharding=way.sharding, ranks=ranks)
-        return trainer.gradients(way)
+    def sharded(tokens: Tensor, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        trainer = Trainer(copy.deepcopy(model), tokens, targets, sharding=step.sharding, ranks=ranks)
+        return trainer.gradients(step)
 
     def plain(tokens: Tensor, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        return Trainer(version(like.dtype), tokens, targets).gradients(Way("standard"))
+        return Trainer(version(like.dtype), tokens, targets).gradients(TrainStep("standard"))
 
-    found = check_against(spread, plain, inputs, factor=check_factor(way.impl, setting.device))
-    named = [each._replace(tensor=name) for each, name in zip(found, ("loss", "gradients"), strict=True)]
+    found = check_against(sharded, plain, inputs, factor=check_factor(step.impl, setting.device))
+    named = [verdict._replace(tensor=name) for verdict, name in zip(found, ("loss", "gradients"), strict=True)]
     return [max(same, key=severity) for same in zip(*ranks.gathered(named), strict=True)]

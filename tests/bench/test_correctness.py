@@ -1,4 +1,4 @@
-"""Does the gate see what is timed? Faults that are planted on purpose, and the sizes at which pieces are checked."""
+"""The check of pieces: it finds planted faults, and its sizes represent the timed ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import baselines as others
-from llmbench.bench.candidates import way_of
+from llmbench.bench import baselines
+from llmbench.bench.baselines import binder_of
 from llmbench.bench.correctness import check_setting, verdicts
 from llmbench.bench.experiments.synthetic import heads
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.pieces.piece import Piece
-from llmbench.bench.results.metrics import Yardsticks, figures
+from llmbench.bench.results.metrics import MachineLimits, metrics
 from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.check_and_time import ADDRESSABLE_BYTES
 from llmbench.model.cache import RowShape, SlotCache
@@ -28,13 +28,13 @@ from tests.bench.test_pieces import CPU, references, rows, setting, small
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flash` is torch's kernel for CPUs, as users have it there."""
+    """`flash` is torch's kernel for CPUs, as it is for users."""
     importlib.import_module("llmbench.model.implementations.kernels")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def moved(x: Tensor | None, factor: float) -> Any:
-    """x, through which gradients come `factor` times as large."""
+def with_wrong_gradient(x: Tensor | None, factor: float) -> Any:
+    """x, with gradients multiplied by `factor`."""
     if x is None or not x.requires_grad:
         return x
     y = x.clone()
@@ -43,13 +43,13 @@ def moved(x: Tensor | None, factor: float) -> Any:
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    """A rival `planted`, plain torch but for these functions."""
-    monkeypatch.setitem(others.WAYS, "planted", lambda: STANDARD._replace(name="planted", **functions))
+    """Register a candidate `planted`: plain torch with these functions replaced."""
+    monkeypatch.setitem(baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", **functions))
 
 
 def wrong(of: Piece, at: Any) -> list[Verdict]:
-    """What the gate finds wrong with it."""
-    return [each for each in verdicts(of, at, "planted", way_of("planted")) if not each.passed]
+    """The failed verdicts on `planted`."""
+    return [each for each in verdicts(of, at, "planted", binder_of("planted")) if not each.passed]
 
 
 # Gradients of weights
@@ -57,27 +57,29 @@ def wrong(of: Piece, at: Any) -> list[Verdict]:
 
 def tripled_norm(x: Tensor, residual: Any, weight: Any, bias: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """A norm whose weight has three times its gradient."""
-    return STANDARD.norm(x, residual, moved(weight, 3.0), bias, norm)
+    return STANDARD.norm(x, residual, with_wrong_gradient(weight, 3.0), bias, norm)
 
 
 def halved_attention(q: Tensor, seen: Seen, scores: Any) -> Tensor:
-    """Attention through which half of the gradients come."""
-    out: Tensor = moved(STANDARD.attend(q, seen, scores), 0.5)
+    """Attention whose gradients are halved."""
+    out: Tensor = with_wrong_gradient(STANDARD.attend(q, seen, scores), 0.5)
     return out
 
 
-def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, held: ExpertWeights, moe: Any) -> Tensor:
+def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: Any) -> Tensor:
     """Experts whose matrices have three times their gradients."""
-    return others._grouped(x, weights, chosen, ExpertWeights(*(moved(each, 3.0) for each in held)), moe)
+    return baselines._grouped(
+        x, weights, chosen, ExpertWeights(*(with_wrong_gradient(each, 3.0) for each in experts)), moe
+    )
 
 
 @pytest.mark.parametrize("name", ["block", "model"])
 def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, norm=tripled_norm)
-    found = [each.tensor for each in wrong(find_piece(name), setting(find_piece(name), of="both"))]
+    found = [each.tensor for each in wrong(find_piece(name), setting(find_piece(name), direction="both"))]
     assert found
     assert all(tensor.endswith("norm.weight") for tensor in found)
-    assert not wrong(find_piece(name), setting(find_piece(name)))  # forward is right
+    assert not wrong(find_piece(name), setting(find_piece(name)))  # the forward pass is right
 
 
 @pytest.mark.parametrize(
@@ -89,19 +91,19 @@ def test_wrong_gradients_of_norms_are_found(name: str, monkeypatch: pytest.Monke
         ("moe", {"experts": tripled_experts}, "d experts.gate_proj: error 2"),
     ],
 )
-def test_what_trains_wrongly_has_no_time(name: str, functions: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_gradient_gets_no_time(name: str, functions: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, **functions)
     for passed in ("backward", "both"):
-        (row,) = rows(find_piece(name), setting(find_piece(name), of=passed, seq_len=16), "planted")
+        (row,) = rows(find_piece(name), setting(find_piece(name), direction=passed, seq_len=16), "planted")
         assert (row.status, row.measurement) == ("INCORRECT", None)
         assert any(says in check.fault() for check in row.checks)
 
 
-# Windows and chunks, which a short check would not meet
+# Windows and chunks, which a short check would not reach
 
 
 def blind(q: Tensor, seen: Seen, scores: Any) -> Tensor:
-    """Attention that takes no heed of windows and chunks."""
+    """Attention that ignores windows and chunks."""
     return STANDARD.attend(q, _Blind(seen), scores)
 
 
@@ -132,8 +134,8 @@ def test_a_window_that_is_ignored_is_found(span: dict[str, int], length: int, mo
 
 
 @pytest.mark.parametrize("name", ["block", "model"])
-def test_a_window_of_a_later_layer_is_met(name: str) -> None:
-    spec = load_bundled("gemma3-1b")  # five layers of a window, then one without
+def test_a_window_of_a_later_layer_is_checked(name: str) -> None:
+    spec = load_bundled("gemma3-1b")  # five layers with a window, then one without
     at = setting(find_piece(name), spec, batch=4, seq_len=2048)
     checked = check_setting(find_piece(name), at)
     assert (checked.batch, checked.seq_len) == (2, 2 * 512 + 1)
@@ -141,16 +143,16 @@ def test_a_window_of_a_later_layer_is_met(name: str) -> None:
     assert [mixer.sliding_window for mixer in mixers] == ([512] if name == "block" else [512, None])  # type: ignore[union-attr]
 
 
-def test_checks_are_as_small_as_they_may_be() -> None:
-    wide = load_bundled("mistral-7b-v0.1")  # 32 heads, 8 of keys; a window of 4,096
+def test_checks_are_as_small_as_possible() -> None:
+    wide = load_bundled("mistral-7b-v0.1")  # 32 query heads, 8 key heads, a window of 4,096
     attention = check_setting(find_piece("attention"), setting(find_piece("attention"), wide, batch=4, seq_len=8192))
     mixer = attention.spec.layers[attention.spec.order[0]].mixer
     assert (attention.batch, attention.seq_len) == (2, 2049)
     assert (mixer.num_attention_heads, mixer.num_key_value_heads, mixer.sliding_window) == (8, 2, 1024)  # type: ignore[union-attr]
     short = check_setting(find_piece("attention"), setting(find_piece("attention"), wide, batch=1, seq_len=4096))
-    assert (short.batch, short.seq_len) == (1, 256)  # of 4,096 tokens a window of 4,096 hides none
+    assert (short.batch, short.seq_len) == (1, 256)  # a window of 4,096 hides none of 4,096 tokens
     norm = check_setting(find_piece("norm"), setting(find_piece("norm"), wide, seq_len=8192))
-    assert norm.seq_len == 256  # its layer has a window; a norm meets none
+    assert norm.seq_len == 256  # its layer has a window, but a norm does not use it
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ def test_a_model_is_checked_with_a_layer_of_each_kind(name: str, kinds: int) -> 
 
 
 def seen_by(of: Piece, at: Any) -> Seen:
-    """What an implementation is given."""
-    made, found = of.make(at), []
+    """The keys, values and mask that an implementation receives."""
+    made, found = of.build(at), []
 
     def attend(q: Tensor, seen: Seen, scores: Any) -> Tensor:
         found.append(seen)
@@ -180,7 +182,7 @@ def seen_by(of: Piece, at: Any) -> Seen:
 
 @pytest.mark.parametrize(("span", "length"), [(16, 40), (16, 17), (16, 16), (16, 5), (16, 64)])
 @pytest.mark.parametrize("kind", ["sliding_window", "attention_chunk_size"])
-def test_a_cache_holds_what_a_models_own_does(kind: str, span: int, length: int) -> None:
+def test_a_cache_stores_what_a_models_cache_stores(kind: str, span: int, length: int) -> None:
     of = find_piece("decode")
     at = setting(of, small(mixer=heads(4, 2, 16, **{kind: span})), seq_len=length)
     seen = seen_by(of, at)
@@ -196,11 +198,11 @@ def test_a_cache_holds_what_a_models_own_does(kind: str, span: int, length: int)
 
 
 @pytest.mark.parametrize("impl", ["standard", "flash"])
-def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
+def test_the_need_of_a_windowed_cache_is_what_is_allocated(impl: str) -> None:
     of = find_piece("decode")
     at = setting(of, small(mixer=heads(8, 8, 64, sliding_window=128)), seq_len=2048)
     (row,) = rows(of, at, impl)
-    peak = figures(row, Yardsticks(references(), None)).peak_bytes
+    peak = metrics(row, MachineLimits(references(), None)).peak_bytes
     assert peak is not None
     assert row.need_bytes is not None
     assert math.isclose(peak, row.need_bytes, rel_tol=0.02)
@@ -210,7 +212,7 @@ def test_the_need_of_a_windowed_cache_is_what_is_taken(impl: str) -> None:
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_what_cannot_be_counted_has_no_room(name: str) -> None:
+def test_a_size_that_cannot_be_counted_is_oom(name: str) -> None:
     at = setting(find_piece(name), batch=2**31, seq_len=2**31)
     for row in rows(find_piece(name), at, "standard", "sdpa"):
         assert (row.status, row.measurement) == ("OOM", None)
@@ -222,7 +224,7 @@ def test_what_cannot_be_counted_has_no_room(name: str) -> None:
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """By numbers of 64 bits from beginning to end."""
+    """Attention in fp64 throughout."""
     scores = (q @ k.mT) / math.sqrt(q.shape[-1])
     seen = torch.ones(scores.shape[-2:]).tril().bool()
     weights = scores.masked_fill(~seen, -math.inf).exp()
@@ -230,9 +232,9 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def test_the_reference_is_exact() -> None:
-    made = find_piece("attention").make(setting(find_piece("attention"), small(mixer=heads(4, 4, 16))))
+    made = find_piece("attention").build(setting(find_piece("attention"), small(mixer=heads(4, 4, 16))))
     q, k, v = (made.inputs[name].double() for name in "qkv")
     torch.testing.assert_close(made.run(STANDARD, q=q, k=k, v=v, sinks=None, slopes=None), exact_attention(q, k, v))
-    loss = find_piece("loss").make(setting(find_piece("loss")))
+    loss = find_piece("loss").build(setting(find_piece("loss")))
     assert loss.run(STANDARD, x=loss.inputs["x"].double()).dtype == torch.float64  # type: ignore[union-attr]
     assert isinstance(loss.parameters(torch.float64)["weight"], Tensor)

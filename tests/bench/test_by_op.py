@@ -1,4 +1,4 @@
-"""Kernels joined to ops, on events as torch's profiler gives them of a GPU."""
+"""Kernels joined to ops, from events like those of torch's profiler on a GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llmbench.sizing.work import Pass
 
 
 class Profiled:
-    """Events of a host's thread, nested by their times in microseconds, and what runs on a GPU for them."""
+    """Events of a host thread, nested by their times in microseconds, and the GPU kernels that they launch."""
 
     def __init__(self) -> None:
         self.events: list[FunctionEvent] = []
 
     def host(self, name: str, start: float, end: float, *, node: int = -1, kernels: Any = ()) -> None:
-        """An event, the number of its node of the graph, and kernels (name, µs) that it launched."""
+        """Add an event with its sequence number and the kernels (name, µs) that it launched."""
         event = FunctionEvent(len(self.events), name, 1, start, end, use_device="cuda", sequence_nr=node)
         self.events.append(event)
         for kernel, taken in kernels:
@@ -29,7 +29,7 @@ class Profiled:
             event.append_kernel(kernel, 0, taken)
 
     def gpu(self, name: str, taken: float, *, annotation: bool = False) -> None:
-        """What is on the GPU's line."""
+        """Add an entry to the GPU's timeline."""
         start = 1000.0 + len(self.events)
         self.events.append(
             FunctionEvent(
@@ -45,13 +45,14 @@ class Profiled:
         )
 
     def range(self, name: str, start: float, end: float, *, kernels: Any = ()) -> None:
-        """An op's range, which is shown on the GPU's line too, and handed to itself as if it were a kernel."""
+        """Add an op's range. The profiler shows it on the GPU's timeline too and attaches it to itself like a
+        kernel."""
         self.host(MARK + name, start, end, kernels=kernels)
         self.gpu(MARK + name, 500.0, annotation=True)
         next(event for event in self.events if event.name == MARK + name).append_kernel(MARK + name, 0, 500.0)
 
     def launches(self) -> dict[Any, Any]:
-        """Joined."""
+        """The kernels, joined to ops."""
         events = EventList(sorted(self.events, key=lambda event: event.time_range.start), use_device="cuda")
         events._build_tree()
         found = _launches(events, True)
@@ -91,15 +92,15 @@ def test_kernels_belong_to_the_range_around_their_launch() -> None:
     assert step().launches() == JOINED
 
 
-def test_a_kernel_of_a_range_itself_is_its_ops() -> None:
+def test_a_kernel_launched_by_a_range_belongs_to_its_op() -> None:
     """A kernel that no op of torch launched: a Triton kernel called from Python."""
     seen = step()
     seen.range("norm", 70, 80, kernels=[("triton_norm", 4.0)])
     assert seen.launches() == JOINED | {("norm", False, "triton_norm"): (1, 4.0)}
 
 
-def test_what_no_launch_has_is_told_by_itself() -> None:
-    """Of one name some are joined and some not; another is in no event of the host at all."""
+def test_kernels_without_a_launch_have_their_own_row() -> None:
+    """Some kernels of one name are joined and some are not. Another kernel is in no host event at all."""
     seen = step()
     seen.gpu("gemm", 8.0)
     seen.gpu("stray", 3.0)
@@ -107,7 +108,7 @@ def test_what_no_launch_has_is_told_by_itself() -> None:
     assert found == JOINED | {(UNJOINED, None, "gemm"): (1, 8.0), (UNJOINED, None, "stray"): (1, 3.0)}
 
 
-def test_ranges_of_others_are_no_kernels() -> None:
+def test_ranges_of_other_tools_are_no_kernels() -> None:
     seen = step()
     seen.host("Torch-Compiled Region: 0/0", 90, 95)
     seen.events[-1].append_kernel("Torch-Compiled Region: 0/0", 0, 300.0)
@@ -116,18 +117,18 @@ def test_ranges_of_others_are_no_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "of", "rows"),
+    ("names", "direction", "rows"),
     [
         (("a", "b"), "forward", {"a": 1.0, UNJOINED: 4.0}),
         (("a", "b"), "backward", {"a": 2.0, UNJOINED: 4.0}),
         (("a", "b"), "both", {"a": 3.0, UNJOINED: 4.0}),
         (("a",), "forward", {"a": 5.0}),
         (("a",), "both", {"a": 7.0}),
-        (("a",), "backward", {"a": 2.0, UNJOINED: 4.0}),  # which may be the forward's
+        (("a",), "backward", {"a": 2.0, UNJOINED: 4.0}),  # it may be the forward pass's
     ],
 )
-def test_the_shares_of_what_ran_are_of_all_of_it(names: tuple[str, ...], of: Pass, rows: dict[str, float]) -> None:
+def test_shares_are_of_all_kernels_that_ran(names: tuple[str, ...], direction: Pass, rows: dict[str, float]) -> None:
     launches = [Launch("a", False, "k", 1, 1.0), Launch("a", True, "k", 1, 2.0), Launch(UNJOINED, None, "k", 1, 4.0)]
     ops = [Op(name=name, component="other", kind="elementwise", read_bytes=1) for name in names]
-    found = op_times(launches, ops, of, Limits(1.0, 1.0))
+    found = op_times(launches, ops, direction, Limits(1.0, 1.0))
     assert {row.op: row.measured_s for row in found if row.launches} == rows

@@ -1,4 +1,4 @@
-"""How rows of an experiment are shown: headings in words, curves, what is said below."""
+"""The presentation of an experiment's rows: headings in words, curves, remarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHART = Chart("seq_len", "tokens of a sequence")
 
 
 def row(name: str, *samples_s: float, length: int = 64, notes: tuple[str, ...] = (), **fields: Any) -> Row:
-    """A row with a time, or without one of the status that is given."""
+    """A row with a time, or one without a time and with the given status."""
     if samples_s:
         fields |= {"status": "ok", "measurement": Measurement(samples_s=samples_s, clock="cpu", notes=notes)}
     else:
@@ -29,7 +29,7 @@ def row(name: str, *samples_s: float, length: int = 64, notes: tuple[str, ...] =
 
 
 def test_curves_are_those_of_the_table() -> None:
-    """Time and peak by length; a rival's status where it has no time; no curve of a single length."""
+    """Time and peak by length, a candidate's status where it has no time, and no curve for a single length."""
     known: dict[str, Any] = {"memory": MemoryPeak(added_bytes=30, by="tensors"), "extra": {"input_bytes": 12}}
     rows = [
         row("flash", 0.25, length=64, **known),
@@ -51,7 +51,7 @@ def test_curves_are_those_of_the_table() -> None:
     assert curves(sheets([rows[0], rows[2]], CHART)[1], CHART) == []
 
 
-def test_sheets_are_named_by_what_sets_them_apart() -> None:
+def test_sheets_are_named_by_the_fields_that_differ() -> None:
     cases: list[dict[str, Any]] = [
         {"what": "against dense", "tokens": 32, "dtype": "fp32"},
         {"what": "experts alone", "tokens": 32, "dtype": "fp32", "routing": "even"},
@@ -62,8 +62,8 @@ def test_sheets_are_named_by_what_sets_them_apart() -> None:
     assert [sheet.title for sheet in found] == ["against dense", "experts alone, even routing"]
 
 
-def test_what_must_be_known_of_rows_stands_below_them() -> None:
-    """A line for all rows of a kind, with what there is to say where that is the same; short names of kernels."""
+def test_remarks_stand_below_the_rows() -> None:
+    """Rows with the same remark share a line. Kernels have short names."""
     kernel = "void pytorch_flash::flash_fwd_kernel<Traits<128, 64>, false>(pytorch_flash::Params)"
     rows = [
         row("flash", 1.0, 1.2, 1.4, 1.6, notes=("no CUDA graph holds it",), kernels=(kernel,)),
@@ -82,8 +82,8 @@ def test_what_must_be_known_of_rows_stands_below_them() -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collectives"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_cases_are_said_in_words(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every field of every case, also with the shapes of a GPU that is not there."""
+def test_cases_are_shown_in_words(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every field of every case, with the shapes of a GPU too, although there is none."""
     monkeypatch.setattr(heads, "free_bytes", lambda device: None)
     for group in find_experiment(name).groups(Ask(quick=False, device=torch.device(device), dtype="bf16")):
         assert set(group.case) <= set(FIELDS)
