@@ -1,4 +1,4 @@
-"""`llmbench kernels`: list, check and compile the Triton kernels."""
+"""`llmbench kernels`: list, check, compile and time the Triton kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from llmbench.cli.kernels_bench import bench_kernels
 from llmbench.cli.options import As, Output, answer, positive_integer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
@@ -26,9 +27,11 @@ T = TypeVar("T")
 
 command = typer.Typer(
     no_args_is_help=True,
-    help="List, check and compile the Triton kernels.",
+    help="List, check, compile and time the Triton kernels.",
     rich_markup_mode=None,
 )
+
+command.command("bench")(bench_kernels)
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels. Default: all.", show_default=False)
@@ -160,7 +163,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
 
       llmbench kernels list --format json
     """
-    _prepare()
+    need_triton()
     from llmbench.kernels.registry import KERNELS, load_kernel
 
     kernels = [load_kernel(name) for name in KERNELS]
@@ -203,7 +206,7 @@ def check_kernels(
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"--device {device}: kernels run on `cpu` (interpreted) or `cuda`")
-    _prepare()
+    need_triton()
     from llmbench.kernels.formats import gpu_name
 
     gpu = gpu_name()
@@ -211,11 +214,11 @@ def check_kernels(
         raise CannotRunError("--device cuda: no GPU here", hint="--device cpu checks in Triton's interpreter")
     place = "cpu" if device == "cpu" or gpu is None else "cuda"
     if place == "cpu":
-        _prepare_interpreter()
+        need_interpreter()
         os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
     from llmbench.kernels.proof.check import check_all
 
-    rows = list(_with_progress(check_all(_known(names), _dtypes(dtype), seeds, place), "checking"))
+    rows = list(_with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
     wrong = [row for row in rows if not row.passed]
     machine = "in Triton's interpreter" if place == "cpu" else gpu
     lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
@@ -259,14 +262,14 @@ def inspect_kernels(
 
       llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
     """
-    _prepare()
+    need_triton()
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     from llmbench.kernels.proof.inspect import inspect
 
     arches = _arches(arch)
-    formats = _dtypes(dtype)
+    formats = named_formats(dtype)
     workers = jobs or os.cpu_count() or 1
-    rows = list(_with_progress(inspect(_known(names), arches, formats, workers, shipped=shipped), "compiling"))
+    rows = list(_with_progress(inspect(known_names(names), arches, formats, workers, shipped=shipped), "compiling"))
     document = Document(
         command="kernels.inspect",
         inputs={"names": names or [], "arch": [f"sm_{n}" for n in arches], "dtype": dtype, "shipped": shipped},
@@ -297,7 +300,7 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
     return [*blocks, Block(lines=[total, f"Triton {packages()['triton']}, {assemblers}"])]
 
 
-def _prepare() -> None:
+def need_triton() -> None:
     """Raise CannotRunError unless torch and Triton are there."""
     from importlib.util import find_spec
 
@@ -308,7 +311,7 @@ def _prepare() -> None:
             )
 
 
-def _prepare_interpreter() -> None:
+def need_interpreter() -> None:
     """Raise CannotRunError unless Triton's interpreter has a numpy that it can use."""
     from importlib import metadata
     from importlib.util import find_spec
@@ -323,7 +326,7 @@ def _prepare_interpreter() -> None:
         raise CannotRunError(f"the interpreter of Triton {triton} cannot use numpy {numpy}", hint=hint)
 
 
-def _known(names: list[str] | None) -> tuple[str, ...]:
+def known_names(names: list[str] | None) -> tuple[str, ...]:
     from llmbench.kernels.registry import KERNELS, load_kernel
 
     for name in names or ():
@@ -331,7 +334,7 @@ def _known(names: list[str] | None) -> tuple[str, ...]:
     return tuple(names or KERNELS)
 
 
-def _dtypes(text: str) -> list[Any]:
+def named_formats(text: str) -> list[Any]:
     """The torch formats that a list names."""
     from llmbench.kernels.formats import FORMATS
 

@@ -1,0 +1,148 @@
+"""Time Triton kernels: each registered `Kernel` at its own shapes, next to its reference in plain torch.
+
+A kernel's file has everything for it: shapes, inputs, reference, cost. The kernel is checked at the timed shape, or in
+its small cases where the reference in fp64 does not fit there. In Triton's interpreter one small case replaces the
+shapes: that rehearses the measurement, and its times mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmbench.bench.candidates import one_pass
+from llmbench.bench.experiments.experiment import Group, Pace
+from llmbench.errors import CannotRunError
+from llmbench.kernels.formats import short
+from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random, describe
+from llmbench.kernels.launching import poisoned
+from llmbench.kernels.proof.accuracy import Verdict, check_against
+from llmbench.measure.check_and_time import Candidate
+from llmbench.measure.clock import Call
+from llmbench.measure.reference import ReferenceMeasurements
+from llmbench.measure.results import Scalar
+from llmbench.sizing.work import Pass
+
+__all__ = ["KERNEL", "REFERENCE", "DeviceRandom", "inputs_of", "kernel_groups", "work_of"]
+
+KERNEL, REFERENCE = "kernel", "reference"
+"""The names of the two candidates of each group. The reference is the baseline."""
+
+
+class DeviceRandom(Random):
+    """Random tensors drawn on the device that uses them: a CPU would take seconds for gigabytes. The same seed gives
+    other values on another device."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(seed, dtype, device)
+        self.device_generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        """Normally distributed values with standard deviation `scale`, drawn in their own format."""
+        values = torch.randn(shape, generator=self.device_generator, dtype=dtype or self.dtype, device=self.device)
+        return values if scale == 1.0 else values.mul_(scale)
+
+
+def inputs_of(kernel: Kernel, case: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """The kernel's inputs for a case, on the device."""
+    return kernel.inputs(case, DeviceRandom(seed, dtype, device))
+
+
+def work_of(cost: Cost, direction: Pass) -> tuple[int, int]:
+    """FLOPs and bytes of a pass."""
+    if direction == "forward":
+        return cost.flops, cost.bytes
+    if direction == "backward":
+        return cost.backward_flops, cost.backward_bytes
+    return cost.flops + cost.backward_flops, cost.bytes + cost.backward_bytes
+
+
+def kernel_groups(
+    kernels: Sequence[Kernel],
+    dtype: torch.dtype,
+    direction: Pass,
+    device: torch.device,
+    *,
+    pace: Pace,
+    rehearsal: bool = False,
+) -> list[Group]:
+    """A group for each shape of each kernel in one format. `rehearsal` takes the first small case instead."""
+    return [
+        _group(kernel, case, dtype, direction, device, pace)
+        for kernel in kernels
+        for case in (kernel.cases[:1] if rehearsal else kernel.shapes)
+    ]
+
+
+def _group(kernel: Kernel, case: Any, dtype: torch.dtype, direction: Pass, device: torch.device, pace: Pace) -> Group:
+    fields: dict[str, Scalar] = {
+        "kernel": kernel.name,
+        "shape": describe(case),
+        "dtype": short(dtype),
+        "pass": direction,
+    }
+    return Group(
+        experiment="kernels",
+        case=fields,
+        names=(KERNEL, REFERENCE),
+        candidates=partial(_candidates, kernel, case, dtype, direction, device),
+        pace=pace,
+        graphs=direction != "backward",
+    )
+
+
+def _candidates(
+    kernel: Kernel,
+    case: Any,
+    dtype: torch.dtype,
+    direction: Pass,
+    device: torch.device,
+    references: ReferenceMeasurements,
+) -> list[Candidate]:
+    inputs = cache(partial(inputs_of, kernel, case, 0, dtype, device))
+    flops, moved = work_of(kernel.cost(case, dtype), direction)
+    extra: dict[str, Scalar] = {"bandwidth": "copy"}
+
+    def prepare(run: Callable[..., Any]) -> Call:
+        if direction != "forward" and not kernel.differentiable:
+            raise CannotRunError(f"{kernel.name} has no backward pass", hint="--pass forward")
+        tensors = [value for value in inputs().values() if isinstance(value, Tensor)]
+        extra["input_bytes"] = sum(tensor.nbytes for tensor in tensors)
+        return one_pass(run, inputs(), direction, differentiable=kernel.differentiable)
+
+    def candidate(name: str, run: Callable[..., Any], check: Callable[[], list[Verdict]] | None) -> Candidate:
+        return Candidate(
+            name=name,
+            prepare=partial(prepare, run),
+            check=check,
+            work_flops=flops,
+            work_bytes=moved,
+            predicted_s=references.limits().least_s(flops, moved) if check else None,
+            extra=extra,
+        )
+
+    def check() -> list[Verdict]:
+        backward = direction != "forward"
+        try:
+            found = _verdicts(kernel, inputs(), backward=backward)
+            extra["checked"] = "at this shape"
+        except (torch.OutOfMemoryError, MemoryError):  # the reference in fp64 does not fit
+            small = (inputs_of(kernel, small, 0, dtype, device) for small in kernel.cases)
+            found = [verdict for own in small for verdict in _verdicts(kernel, own, backward=backward)]
+            extra["checked"] = "in small cases"
+        return found
+
+    return [candidate(KERNEL, kernel.run, check), candidate(REFERENCE, kernel.reference, None)]
+
+
+def _verdicts(kernel: Kernel, inputs: Inputs, *, backward: bool) -> list[Verdict]:
+    """Compare the kernel with its reference in fp64: its outputs and, with `backward`, its gradients. Buffers are NaN
+    before the kernel writes them."""
+    with poisoned():
+        return check_against(
+            kernel.run, kernel.reference, inputs, differentiable=kernel.differentiable if backward else ()
+        )

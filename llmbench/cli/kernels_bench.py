@@ -1,0 +1,149 @@
+"""`llmbench kernels bench`: time the registered kernels, each next to its reference in plain torch."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from llmbench.cli.measured import METRICS, Line, machine, one_table, speed_up
+from llmbench.cli.options import As, Output, answer, working
+from llmbench.errors import CannotRunError, SpecError
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, fitted
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmbench.kernels.kernel import Kernel
+    from llmbench.spec.device import DType
+
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels; default: all of them.", show_default=False)
+]
+DTypes = Annotated[str, typer.Option("--dtype", metavar="LIST", help="Formats, separated by commas: bf16, fp16, fp32.")]
+Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="The pass to time.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="cuda, cuda:1; cpu rehearses in Triton's interpreter.")
+]
+
+REHEARSAL = "rehearsal in Triton's interpreter, one small case per kernel: the times mean nothing"
+
+
+def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
+    return Field(name, heading, value=lambda line: line.row.case[name], **options)
+
+
+FIELDS: tuple[Field[Line], ...] = (
+    _case_field("kernel", "kernel", unbroken=True),
+    _case_field("shape", "shape", wraps=True),
+    _case_field("dtype", "format"),
+    Field("implementation", "computed by", value=lambda line: line.row.implementation, unbroken=True),
+    *METRICS,
+    speed_up("speed-up vs reference"),
+)
+
+
+def bench_kernels(
+    names: Names = None,
+    dtype: DTypes = "bf16",
+    direction: Direction = "forward",
+    device: Device = "auto",
+    format: As = "table",
+    output: Output = None,
+) -> None:
+    """Time each kernel at its own shapes, next to its reference in plain torch.
+
+    Every kernel is checked against its reference in fp64 first. The prediction is the least time for the kernel's own
+    cost by the reference measurements of this run. Needs a GPU. With --device cpu or TRITON_INTERPRET=1 the command
+    rehearses one small case per kernel in Triton's interpreter. Exit code 1 if a row is INCORRECT or FAILED.
+
+    Examples:
+
+      llmbench kernels bench glu
+
+      llmbench kernels bench rms_norm layer_norm --pass both --dtype bf16,fp32
+    """
+    from llmbench.cli.kernels import known_names, named_formats, need_interpreter, need_triton
+
+    need_triton()
+    from llmbench.kernels.formats import gpu_name
+
+    rehearsal = device == "cpu" or (device == "auto" and gpu_name() is None)
+    if rehearsal and device == "auto" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise CannotRunError(
+            "`llmbench kernels bench` needs a GPU", hint="--device cpu rehearses in Triton's interpreter"
+        )
+    if rehearsal:
+        need_interpreter()
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is imported
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        raise CannotRunError("TRITON_INTERPRET=1 is set: kernels would not run on the GPU", hint="unset it")
+    from llmbench.kernels.registry import load_kernel
+    from llmbench.model.devices import device_of
+
+    where = device_of("cpu" if rehearsal else device)
+    if where.type not in ("cpu", "cuda"):
+        raise SpecError(f"--device {device}: kernels run on `cuda`, or on `cpu` in the interpreter")
+    kernels = [load_kernel(name) for name in known_names(names)]
+    inputs = {"names": names or [], "dtype": dtype, "pass": direction, "device": str(where)}
+    with working("measuring kernels"):
+        document = _measured(kernels, named_formats(dtype), direction, where, inputs, rehearsal=rehearsal)
+    answer(document, format, output)
+    if any(row["status"] in ("INCORRECT", "FAILED") for row in document.rows):
+        raise typer.Exit(1)
+
+
+def _measured(
+    kernels: list[Kernel],
+    formats: list[Any],
+    direction: Literal["forward", "backward", "both"],
+    device: torch.device,
+    inputs: dict[str, Any],
+    *,
+    rehearsal: bool,
+) -> Document:
+    """Time the kernels in each format. Every format has reference measurements of its own."""
+    import msgspec
+
+    from llmbench.bench.experiments.experiment import FULL, run
+    from llmbench.bench.kernels import REFERENCE, kernel_groups
+    from llmbench.bench.results.metrics import MachineLimits, as_json, metrics
+    from llmbench.bench.results.sheets import remarks
+    from llmbench.kernels.formats import short
+    from llmbench.measure.clock import clock_for
+    from llmbench.measure.environment import environment
+    from llmbench.measure.reference import Sizes, measure_references
+
+    clock, this_machine = clock_for(device), environment(device)
+    lines: list[Line] = []
+    rows: list[dict[str, Any]] = []
+    below: list[str] = [REHEARSAL] if rehearsal else []
+    by_format: dict[str, Any] = {}
+    for dtype in dict.fromkeys(dtype for kernel in kernels for dtype in kernel.formats(formats)):
+        supporting = [kernel for kernel in kernels if dtype in kernel.formats(formats)]
+        references = measure_references(clock, dtype, sizes=Sizes(64, 2**16, 10) if rehearsal else None)
+        limits = MachineLimits.on(references, this_machine, cast("DType", short(dtype)))
+        by_format[short(dtype)] = msgspec.to_builtins(references)
+        pace = FULL.settled(samples=2) if rehearsal else FULL
+        groups = kernel_groups(supporting, dtype, direction, device, pace=pace, rehearsal=rehearsal)
+        measured = list(run(groups, clock=clock, references=references))
+        order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
+        measured.sort(key=lambda row: order[row.key])
+        by_case = {str(row.case): row for row in measured if row.implementation == REFERENCE}
+        baselines = {index: by_case[str(row.case)] for index, row in enumerate(measured)}
+        lines += [Line(row, metrics(row, limits, baselines[index]), row.extra) for index, row in enumerate(measured)]
+        rows += as_json(measured, limits, baselines)
+        below += [*machine(this_machine, limits, measured), *remarks(measured)]
+    below.append("predicted: the least time for the kernel's cost; speed-up: median of per-sample time ratios")
+    return Document(
+        command="kernels.bench",
+        inputs=inputs,
+        rows_key="rows",
+        rows=rows,
+        blocks=[Block(table=table(fitted(FIELDS, lines), lines), lines=list(dict.fromkeys(below)))],
+        environment=msgspec.to_builtins(this_machine),
+        also={"reference_measurements": by_format},
+        tables=[one_table(lines)],
+    )
