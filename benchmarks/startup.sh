@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# How long a sizing command takes as a whole process, beside bare Typer apps of the same environment.
+# Measures how long a sizing command takes as a whole process, compared with bare Typer apps in the same environment.
 #
 #   benchmarks/startup.sh                    # the llmbench on PATH
-#   benchmarks/startup.sh path/to/venv/bin   # the one in this folder
-#   RUNS=40 benchmarks/startup.sh            # more runs of each (default 20)
+#   benchmarks/startup.sh path/to/venv/bin   # the llmbench in this folder
+#   RUNS=40 benchmarks/startup.sh            # more runs of each command (default 20)
 #
-# Rivals: a Typer app that prints one line, and one that prints a rich table. Goals: with --format json at most 1.5× the
-# first, as a table at most 2× the second. Exit code 1 if one is missed. Uses hyperfine where it is installed, else a
-# loop that runs all commands in turn, so that a slow moment of the machine falls on all of them.
+# The baselines are a Typer app that prints one line and one that prints a rich table. The goals: --format json takes at
+# most 1.5× the first, a table at most 2× the second. Exit code 1 if a goal is missed. Uses hyperfine if it is installed,
+# else a loop that runs all commands in turn, so that a disturbance of the machine slows all of them.
 set -euo pipefail
 
 bin=${1:-$(dirname "$(command -v llmbench || { echo "no llmbench on PATH; give a bin folder" >&2; exit 3; })")}
@@ -80,7 +80,7 @@ def by_hyperfine():
 
 def by_loop():
     times = {name: [] for name in commands}
-    for turn in range(RUNS + 2):  # the first two fill caches and write bytecode
+    for turn in range(RUNS + 2):  # the first two turns fill caches and write bytecode
         for name, command in commands.items():
             start = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -94,12 +94,12 @@ def is_editable():
     return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
 
 
-how = "hyperfine" if shutil.which("hyperfine") else "an interleaved loop"
-times = by_hyperfine() if how == "hyperfine" else by_loop()
+tool = "hyperfine" if shutil.which("hyperfine") else "an interleaved loop"
+times = by_hyperfine() if tool == "hyperfine" else by_loop()
 median = {name: statistics.median(values) for name, values in times.items()}
-print(f"whole process, median of {RUNS} runs by {how}, Python {sys.version.split()[0]}, llmbench {importlib.metadata.version('llmbench')}")
+print(f"whole process, median of {RUNS} runs by {tool}, Python {sys.version.split()[0]}, llmbench {importlib.metadata.version('llmbench')}")
 if is_editable():
-    print("editable install: its import hook is part of every llmbench time below; install a wheel to hold it against the goals")
+    print("editable install: its import hook adds to every llmbench time below; install a wheel to compare with the goals")
 print(f"\n  {'command':<34}{'ms':>7}{'± ms':>7}{'ratio':>8}{'goal':>8}")
 missed = 0
 for name, values in times.items():
@@ -110,8 +110,8 @@ for name, values in times.items():
         print(f"  {title:<34}{line}")
         continue
     command, kind = name.split()
-    rival, goal = GOALS[kind]
-    ratio = median[name] / median[rival]
+    baseline, goal = GOALS[kind]
+    ratio = median[name] / median[baseline]
     missed += ratio > goal
     title = f"llmbench {command} --format {kind}"
     print(f"  {title:<34}{line}{ratio:>7.2f}×{goal:>7.1f}×{'' if ratio <= goal else '  missed'}")

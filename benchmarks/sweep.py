@@ -19,7 +19,7 @@ VARIANTS = 10_000
 
 
 def variants() -> Iterator[dict[str, Any]]:
-    """Assignments as `--set` takes them: widths, depths, key-value heads, vocabularies."""
+    """Yield assignments as for `--set`: widths, depths, key-value heads, vocabularies."""
     for hidden, width, layers, kv_heads, vocab in product(
         range(1024, 9216, 512),
         range(2048, 22528, 2048),
@@ -39,13 +39,13 @@ def variants() -> Iterator[dict[str, Any]]:
 
 
 def sweep(model: str) -> int:
-    """Count the parameters of every variant; their sum, so that nothing can be left out."""
+    """Return the sum of the parameters of all variants; the sum shows that none was left out."""
     spec = find_model(model)
     return sum(count_parameters(override(spec, changes)).total for changes in islice(variants(), VARIANTS))
 
 
 def main() -> None:
-    """Print how long it takes."""
+    """Print the seconds that the sweep takes."""
     model = sys.argv[1] if len(sys.argv) > 1 else "llama2-7b"
     start = time.perf_counter()
     total = sweep(model)

@@ -1,6 +1,6 @@
-"""The kernels on a GPU, in one run of less than nine minutes: right, and how fast beside their rivals.
+"""Check and time the kernels on a GPU, beside other implementations, in one run of less than nine minutes.
 
-`goals` has the table of goals, `experiments` what is timed, `contenders` against what; `measuring` makes rows of them,
-`workers` checks and compiles beside each other before, `tuning` ranks configurations, `summary` prints the table.
-`benchmarks/gpu_check.sh` runs it; `benchmarks/README.md` says what a row means.
+`goals` has the table of goals, `experiments` the cases, `candidates` the implementations; `measuring` makes rows of
+them. Before that, `workers` runs the tests and the compilers in parallel. `tuning` ranks configurations, `summary`
+prints the table. `benchmarks/gpu_check.sh` starts a run; `benchmarks/README.md` explains the rows.
 """

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu`, which `benchmarks/gpu_check.sh` runs.
+"""`python -m benchmarks.gpu`, started by `benchmarks/gpu_check.sh`.
 
-Exit codes: 0 it ran, whatever was missed; 1 something is INCORRECT or crashed; 2 usage; 3 no GPU here.
+Exit codes: 0 the run ended, whether goals were met or not; 1 a row is INCORRECT or FAILED; 2 usage; 3 no GPU.
 """
 
 from __future__ import annotations
@@ -13,28 +13,36 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
-    found = argparse.ArgumentParser(
-        prog="benchmarks/gpu_check.sh", description="Our kernels on this GPU: right, and how fast."
+    """Return the parser of the options."""
+    options = argparse.ArgumentParser(
+        prog="benchmarks/gpu_check.sh", description="Check and time our kernels on this GPU."
     )
-    add = found.add_argument
-    add("--only", nargs="+", default=[], metavar="NAME", help="only experiments with NAME in theirs, and no tests")
-    add("--tune", nargs="*", default=None, metavar="KERNEL", help="rank the configurations of these kernels, or of all")
-    add("--quick", action="store_true", help="rehearse on a CPU, in Triton's interpreter, at tiny shapes")
+    add = options.add_argument
+    add(
+        "--only", nargs="+", default=[], metavar="NAME", help="only experiments whose names contain NAME, without tests"
+    )
+    add(
+        "--tune",
+        nargs="*",
+        default=None,
+        metavar="KERNEL",
+        help="rank the configurations of these kernels (default: all)",
+    )
+    add("--quick", action="store_true", help="rehearse on a CPU: tiny shapes in Triton's interpreter")
     add("--no-tests", action="store_true", help="measure only")
-    add("--results", type=Path, metavar="FOLDER", help="where the file goes; benchmarks/results/GPU if not given")
-    add("--seconds", type=float, default=520.0, metavar="N", help="what all of it may take (default 520)")
-    add("--table", type=Path, metavar="FILE", help="print the table of goals of a file of results, and do nothing else")
-    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # what a lost GPU context left to do
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of what will be timed
-    return found
+    add("--results", type=Path, metavar="FOLDER", help="folder of the result file (default: benchmarks/results/GPU)")
+    add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
+    add("--table", type=Path, metavar="FILE", help="only print the table of goals of a result file")
+    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # used after a lost GPU context
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of the timed code
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, and return the exit code."""
+    """Run the command line and return the exit code."""
     given = parser().parse_args(arguments)
     if given.quick:
-        os.environ["TRITON_INTERPRET"] = "1"  # before the first kernel is loaded, which is below
+        os.environ["TRITON_INTERPRET"] = "1"  # before the import below loads the first kernel
     from benchmarks.gpu import run
     from llmbench.errors import LLMBenchError
 

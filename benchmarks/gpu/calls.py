@@ -1,4 +1,4 @@
-"""Helpers of the GPU benchmarks: the op of a kernel, and copies of its inputs."""
+"""The op of a kernel as the GPU benchmarks call it, and copies of its inputs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from llmbench.bench.kernels import inputs_of, work_of
 from llmbench.kernels.kernel import Inputs
 from llmbench.sizing.work import Pass
 
-__all__ = ["EACH_WAY", "Op", "cloned", "inputs_of", "work_of"]
+__all__ = ["FORWARD_AND_BACKWARD", "Op", "cloned"]
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
 """A function that takes the inputs of a kernel by keyword."""
 
-EACH_WAY: tuple[Pass, ...] = ("forward", "backward")
+FORWARD_AND_BACKWARD: tuple[Pass, ...] = ("forward", "backward")
 
 
 def cloned(inputs: Inputs) -> Inputs:
-    """Copies, for what writes over its inputs."""
+    """Return copies of the inputs, for an op that overwrites them."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}

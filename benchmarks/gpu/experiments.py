@@ -1,4 +1,4 @@
-"""What is timed: the shapes that the table of goals means, and who is held against ours at each."""
+"""The experiments: the cases of the table of goals, and the candidates at each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import liger
-from benchmarks.gpu.calls import EACH_WAY, work_of
-from benchmarks.gpu.contenders import (
-    Bound,
-    Contender,
+from benchmarks.gpu.calls import FORWARD_AND_BACKWARD
+from benchmarks.gpu.candidates import (
+    CandidateKernel,
+    Limit,
     compiled,
     copy,
     flex,
@@ -24,6 +24,7 @@ from benchmarks.gpu.contenders import (
     sdpa,
 )
 from benchmarks.gpu.machine import Machine
+from llmbench.bench.kernels import work_of
 from llmbench.errors import UnknownNameError, suggestion
 from llmbench.kernels.attention import attention
 from llmbench.kernels.decoding import attention as decode_attention
@@ -42,20 +43,20 @@ __all__ = ["EXPERIMENTS", "Experiment", "chosen"]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One pass of a kernel at some cases, all by the same compiled code, beside its contenders, ours first.
+    """One pass of a kernel at several cases that use the same compiled code, with its candidates, ours first.
 
-    `gate` is the case at which all are held to the reference, small enough for fp64 and compiled as the cases are; None
-    where each case is its own. `tiny` is what a rehearsal runs. `figures(case, dtype)` go into each row.
+    `check_case`: the case at which all candidates are checked, small enough for fp64 and compiled like the others; None
+    if each case is checked itself. `tiny`: the case of a rehearsal. `extra(case, dtype)`: values for each row.
     """
 
     name: str
     kernel: Kernel
-    way: Pass
+    direction: Pass
     cases: Sequence[Any]
-    gate: Any = None
+    check_case: Any = None
     tiny: Any
-    contenders: Sequence[Contender | Bound]
-    figures: Callable[[Any, torch.dtype], Mapping[str, Scalar]] = lambda case, dtype: {}
+    candidates: Sequence[CandidateKernel | Limit]
+    extra: Callable[[Any, torch.dtype], Mapping[str, Scalar]] = lambda case, dtype: {}
 
 
 def _first(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,78 +67,85 @@ def _first(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ATTENTION = replace(attention.KERNEL, run=_first(attention.KERNEL.run), reference=_first(attention.KERNEL.reference))
-"""Without its log-sum-exp, which the rivals do not give."""
+"""Attention without its log-sum-exp, which the other candidates do not return."""
 
 
 def _attention() -> Iterator[Experiment]:
-    of, case = ATTENTION, attention.Case
-    both = (ours(of), sdpa("flash"), sdpa("cudnn"))
-    for way in EACH_WAY:
+    kernel, case = ATTENTION, attention.Case
+    both = (ours(kernel), sdpa("flash"), sdpa("cudnn"))
+    for direction in FORWARD_AND_BACKWARD:
         for width, heads, lengths in ((128, 16, (8192, 16384)), (64, 32, (8192,))):
             for causal in (False, True):
                 yield Experiment(
-                    name=f"attention D{width} {'causal' if causal else 'full'} {way}",
-                    kernel=of,
-                    way=way,
+                    name=f"attention D{width} {'causal' if causal else 'full'} {direction}",
+                    kernel=kernel,
+                    direction=direction,
                     cases=[case(16384 // s, heads, heads, s, s, width, causal=causal) for s in lengths],
-                    gate=case(2, 2, 2, 2048, 2048, width, causal=causal),
+                    check_case=case(2, 2, 2, 2048, 2048, width, causal=causal),
                     tiny=case(1, 2, 2, 64, 64, 16, causal=causal),
-                    contenders=both,
+                    candidates=both,
                 )
-    for way in EACH_WAY:
-        whole = own(of, "own causal", lambda case: case._replace(window=None, alibi=False))
+    for direction in FORWARD_AND_BACKWARD:
+        whole = own(kernel, "own causal", lambda case: case._replace(window=None, alibi=False))
         yield Experiment(
-            name=f"attention window {way}",
-            kernel=of,
-            way=way,
+            name=f"attention window {direction}",
+            kernel=kernel,
+            direction=direction,
             cases=[case(1, 16, 16, 32768, 32768, 64, window=1024)],
-            gate=case(2, 2, 2, 4096, 4096, 64, window=1024),
+            check_case=case(2, 2, 2, 4096, 4096, 64, window=1024),
             tiny=case(1, 2, 2, 64, 64, 16, window=20),
-            contenders=(ours(of), flex, whole),
+            candidates=(ours(kernel), flex, whole),
         )
         yield Experiment(
-            name=f"attention ALiBi {way}",
-            kernel=of,
-            way=way,
+            name=f"attention ALiBi {direction}",
+            kernel=kernel,
+            direction=direction,
             cases=[case(2, 16, 16, 8192, 8192, 128, alibi=True)],
-            gate=case(2, 2, 2, 2048, 2048, 128, alibi=True),
+            check_case=case(2, 2, 2, 2048, 2048, 128, alibi=True),
             tiny=case(1, 2, 2, 64, 64, 16, alibi=True),
-            contenders=(ours(of), flex, whole),
+            candidates=(ours(kernel), flex, whole),
         )
 
 
 def _decoding() -> Iterator[Experiment]:
-    of, case = decode_attention.KERNEL, decode_attention.Case
+    kernel, case = decode_attention.KERNEL, decode_attention.Case
     tiny = case((40, 40), 4, 2, 16, capacity=40)
-    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)  # 512 MiB, every slot in use, as SDPA needs it
+    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)  # 512 MiB; every slot is in use, which SDPA needs
     yield Experiment(
-        name="GQA decode", kernel=of, way="forward", cases=[batch], tiny=tiny, contenders=(ours(of), sdpa(), copy, read)
+        name="GQA decode",
+        kernel=kernel,
+        direction="forward",
+        cases=[batch],
+        tiny=tiny,
+        candidates=(ours(kernel), sdpa(), copy, read),
     )
     yield Experiment(
         name="GQA decode paged",
-        kernel=of,
-        way="forward",
+        kernel=kernel,
+        direction="forward",
         cases=[case((131072,), 64, 8, 128, page=16)],  # 512 MiB of one sequence
         tiny=tiny._replace(page=16),
-        contenders=(ours(of), copy, read),
+        candidates=(ours(kernel), copy, read),
     )
-    of, mla = mla_decode.KERNEL, mla_decode.Case
+    kernel, mla = mla_decode.KERNEL, mla_decode.Case
     for heads, tiny_heads in ((16, 3), (128, 65)):
         yield Experiment(
             name=f"MLA decode {heads} heads",
-            kernel=of,
-            way="forward",
+            kernel=kernel,
+            direction="forward",
             cases=[mla((8192,) * 64, heads)],
-            gate=mla((512,) * 64, heads),  # as many programs; the reference repeats the cache for each head
+            check_case=mla(
+                (512,) * 64, heads
+            ),  # the same number of programs; the reference repeats the cache for each head
             tiny=mla((40, 20), tiny_heads, 32, 16),
-            contenders=(ours(of), copy, read) if heads == 16 else (ours(of), matmul),
+            candidates=(ours(kernel), copy, read) if heads == 16 else (ours(kernel), matmul),
         )
 
 
 def _rows() -> Iterator[Experiment]:
-    """Norms, rotary positions and gates: each case is its own gate, since fp64 has room."""
-    norm, turn, gate = NormCase, rope.Case, glu.Case
-    every: tuple[tuple[str, Kernel, Any, Any, Contender], ...] = (
+    """Norms, rotary positions and gated activations: each case is checked itself, because fp64 fits."""
+    norm, rotary, gated = NormCase, rope.Case, glu.Case
+    every: tuple[tuple[str, Kernel, Any, Any, CandidateKernel], ...] = (
         ("RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
         (
             "add+RMSNorm",
@@ -147,50 +155,51 @@ def _rows() -> Iterator[Experiment]:
             liger.add_rms_norm,
         ),
         ("LayerNorm", LAYER_NORM, norm(16384, 4096, "wb"), norm(5, 64, "wb"), liger.layer_norm),
-        ("RoPE", rope.KERNEL, turn(2, 8192, 32, 8, 128), turn(1, 5, 4, 2, 16), liger.rope),
-        ("SwiGLU", glu.KERNEL, gate(16384, 11008), gate(5, 48), liger.swiglu),
-        ("GEGLU", glu.KERNEL, gate(16384, 14336, "gelu_tanh"), gate(5, 48, "gelu_tanh"), liger.geglu),
+        ("RoPE", rope.KERNEL, rotary(2, 8192, 32, 8, 128), rotary(1, 5, 4, 2, 16), liger.rope),
+        ("SwiGLU", glu.KERNEL, gated(16384, 11008), gated(5, 48), liger.swiglu),
+        ("GEGLU", glu.KERNEL, gated(16384, 14336, "gelu_tanh"), gated(5, 48, "gelu_tanh"), liger.geglu),
     )
-    for name, of, case, tiny, rival in every:
-        for way in EACH_WAY:
+    for name, kernel, case, tiny, of_liger in every:
+        for direction in FORWARD_AND_BACKWARD:
             yield Experiment(
-                name=f"{name} {way}",
-                kernel=of,
-                way=way,
+                name=f"{name} {direction}",
+                kernel=kernel,
+                direction=direction,
                 cases=[case],
                 tiny=tiny,
-                contenders=(ours(of), compiled(of), rival, copy),
+                candidates=(ours(kernel), compiled(kernel), of_liger, copy),
             )
 
 
 def _mixtures() -> Iterator[Experiment]:
-    of, case = moe.KERNEL, moe.Case
+    kernel, case = moe.KERNEL, moe.Case
     tiny = case(24, 32, 48, 4, 2)
-    for way in EACH_WAY:
+    for direction in FORWARD_AND_BACKWARD:
         yield Experiment(
-            name=f"MoE {way}",
-            kernel=of,
-            way=way,
+            name=f"MoE {direction}",
+            kernel=kernel,
+            direction=direction,
             cases=[case(8192, 4096, 14336, 8, 2)],  # Mixtral 8x7B
-            gate=case(2048, 4096, 2048, 8, 2),
+            check_case=case(2048, 4096, 2048, 8, 2),
             tiny=tiny,
-            contenders=(ours(of), grouped_mm, matmul),
+            candidates=(ours(kernel), grouped_mm, matmul),
         )
     yield Experiment(
         name="MoE decode",
-        kernel=of,
-        way="forward",
+        kernel=kernel,
+        direction="forward",
         cases=[
             case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, 1.1 GiB of weights
             case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, 1.5 GiB
         ],
         tiny=tiny._replace(tokens=5),
-        contenders=(ours(of), copy, read),
+        candidates=(ours(kernel), copy, read),
     )
 
 
 def _three_products(case: Any, machine: Machine) -> Callable[[], None]:
-    """Logits, and the gradients of their operands, by torch's library: no loss with gradients can do less."""
+    """Return the call that computes logits and the gradients of their operands by cuBLAS. No loss with gradients can do
+    less."""
     shapes = (case.tokens, case.hidden), (case.vocabulary, case.hidden), (case.tokens, case.vocabulary)
     x, weight, logits = (torch.randn(shape, device=machine.device, dtype=machine.dtype) for shape in shapes)
     dx, dweight = torch.empty_like(x), torch.empty_like(weight)
@@ -203,7 +212,7 @@ def _three_products(case: Any, machine: Machine) -> Callable[[], None]:
     return call
 
 
-three_products = Bound(
+three_products = Limit(
     name="three products",
     work=lambda case, machine: (work_of(loss.KERNEL.cost(case, machine.dtype), "both")[0], 0),
     prepare=_three_products,
@@ -211,46 +220,50 @@ three_products = Bound(
 
 
 def _loss() -> Iterator[Experiment]:
-    of, case = loss.KERNEL, loss.Case
+    kernel, case = loss.KERNEL, loss.Case
 
-    def figures(case: Any, dtype: torch.dtype, gradients: bool) -> dict[str, Scalar]:
+    def sizes(case: Any, dtype: torch.dtype, gradients: bool) -> dict[str, Scalar]:
         operands = (case.tokens + case.vocabulary) * case.hidden
         results = operands * dtype.itemsize + 4 if gradients else 4
         return {"logits_bytes": case.tokens * case.vocabulary * dtype.itemsize, "results_bytes": results}
 
     common: dict[str, Any] = {
-        "kernel": of,
+        "kernel": kernel,
         "cases": [case(16384, 4096, 128256)],  # Llama 3 8B
-        "gate": case(2048, 4096, 32768),
+        "check_case": case(2048, 4096, 32768),
         "tiny": case(6, 32, 80),
     }
     yield Experiment(
         name="linear cross-entropy both",
-        way="both",
-        contenders=(ours(of), liger.linear_cross_entropy, three_products),
-        figures=lambda case, dtype: figures(case, dtype, True),
+        direction="both",
+        candidates=(ours(kernel), liger.linear_cross_entropy, three_products),
+        extra=lambda case, dtype: sizes(case, dtype, True),
         **common,
     )
     yield Experiment(
         name="linear cross-entropy forward",
-        way="forward",
-        contenders=(ours(of), matmul),
-        figures=lambda case, dtype: figures(case, dtype, False),
+        direction="forward",
+        candidates=(ours(kernel), matmul),
+        extra=lambda case, dtype: sizes(case, dtype, False),
         **common,
     )
 
 
 EXPERIMENTS = (*_attention(), *_decoding(), *_rows(), *_mixtures(), *_loss())
-"""All of them, in the order of the goals."""
+"""All experiments, in the order of the goals."""
 
 
 def chosen(words: Sequence[str]) -> list[Experiment]:
-    """Those whose name has one of `words` in it; all where none is given. Raises UnknownNameError for a word that no
-    name has."""
+    """Return the experiments whose names contain one of `words`, or all without words. Raises UnknownNameError for a
+    word that no name contains."""
     for word in words:
-        if not any(word.lower() in each.name.lower() for each in EXPERIMENTS):
-            names = [each.name for each in EXPERIMENTS]
+        if not any(word.lower() in experiment.name.lower() for experiment in EXPERIMENTS):
+            names = [experiment.name for experiment in EXPERIMENTS]
             near = suggestion(word, names)
-            hint = f"did you mean `{near}`?" if near else f"there is {', '.join(names)}"
+            hint = f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}"
             raise UnknownNameError(f"no experiment has `{word}` in its name", hint=hint)
-    return [each for each in EXPERIMENTS if not words or any(word.lower() in each.name.lower() for word in words)]
+    return [
+        experiment
+        for experiment in EXPERIMENTS
+        if not words or any(word.lower() in experiment.name.lower() for word in words)
+    ]

@@ -1,8 +1,8 @@
-"""The goals of the kernels as data, and what a file of results says of them.
+"""The goals of the kernels as data, and the outcome of each goal from a result file.
 
-A goal is a ratio of two rates inside one experiment: ours over a rival's, or over that of a reference measurement timed
-in the same interleaved rounds. Where work differs (a window beside the whole triangle, bytes beside a copy's) each rate
-is that of its own work.
+A goal is a ratio of two rates in one experiment: our kernel's over that of another candidate, or of a reference
+measurement, timed in the same interleaved rounds. If their work differs (a window and the whole triangle, a kernel and
+a copy), each rate uses its own work.
 """
 
 from __future__ import annotations
@@ -13,44 +13,47 @@ from typing import Literal, NamedTuple
 from llmbench.measure.measurement import NOISY_SPREAD, Measurement, Ratio, ratio
 from llmbench.measure.results import Row
 
-__all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome", "judged", "verdicts"]
+__all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome", "judge", "verdicts"]
 
 OURS = "ours"
 COPY, READ, MATMUL = "copy (B)", "read", "cuBLAS (G)"
-"""Anchors, timed as rivals are: a device copy of 1 GiB, a sum over 1 GiB, a bf16 product of 8192³."""
+"""Reference measurements, timed like candidates: a device copy of 1 GiB, a sum over 1 GiB, a bf16 product of 8192³."""
 TESTS = "tests"
-"""The experiment under which test runs are filed."""
+"""The experiment name of rows about test runs."""
 
 By = Literal["time", "flops", "bytes", "memory"]
 Verdict = Literal["moonshot", "pass", "MISS", "not yet", "–", "n/a", "INCORRECT", "FAILED"]
 
 
 class Goal(NamedTuple):
-    """A bound on ours of `experiment` beside `than`. `by`: the work of a rate ("time": both do the same), or "memory",
-    which bounds what a call needs beside its results, as a share of what `than` names. `at_most`: the goal is written
-    as a time (or a share) that ours may take, not as a rate. Without must and moonshot it is only shown."""
+    """A bound on our kernel in `experiment`, relative to `baseline`.
+
+    `by`: the work of both rates ("time" if the work is the same), or "memory": the call's memory besides its results,
+    as a share of the tensor that `baseline` names. `at_most`: the bound is an upper one, on a time or a share. Without
+    `must` and `moonshot` the ratio is only shown.
+    """
 
     experiment: str
-    than: str
+    baseline: str
     by: By = "time"
     must: float | None = None
     moonshot: float | None = None
     at_most: bool = False
 
     def text(self) -> str:
-        """What is bounded, for a reader."""
+        """Return the bounded quantity in words."""
         if self.by == "memory":
-            return f"extra memory / {self.than}"
+            return f"extra memory / {self.baseline}"
         if self.at_most:
-            return f"time / {self.than}" if self.by == "time" else f"time / {self.by} share of {self.than}"
-        return f"× {self.than}" if self.by == "time" else f"of {self.than}"
+            return f"time / {self.baseline}" if self.by == "time" else f"time / {self.by} share of {self.baseline}"
+        return f"speed-up over {self.baseline}" if self.by == "time" else f"share of {self.baseline}"
 
     def bound(self, value: float | None) -> str:
-        """A bound as it is written: ≥ 1.25."""
+        """Return a bound as text: ≥ 1.25."""
         return "–" if value is None else f"{'≤' if self.at_most else '≥'} {value:g}"
 
     def meets(self, value: float, bound: float) -> bool:
-        """Whether a value is within a bound."""
+        """Return whether a value is within a bound."""
         return value <= bound if self.at_most else value >= bound
 
 
@@ -67,11 +70,11 @@ def _attention() -> Iterator[Goal]:
         yield Goal(f"attention D128 {mask} backward", cudnn, must=0.50, moonshot=0.85)
         yield Goal(f"attention D64 {mask} backward", flash)
         yield Goal(f"attention D64 {mask} backward", cudnn)
-    for way in ("forward", "backward"):
-        yield Goal(f"attention window {way}", flex, must=1.0, moonshot=1.3)
-        yield Goal(f"attention window {way}", causal, "flops", must=1.25, at_most=True)
-        yield Goal(f"attention ALiBi {way}", flex, must=1.0, moonshot=1.3)
-        yield Goal(f"attention ALiBi {way}", causal, must=1.10, at_most=True)
+    for direction in ("forward", "backward"):
+        yield Goal(f"attention window {direction}", flex, must=1.0, moonshot=1.3)
+        yield Goal(f"attention window {direction}", causal, "flops", must=1.25, at_most=True)
+        yield Goal(f"attention ALiBi {direction}", flex, must=1.0, moonshot=1.3)
+        yield Goal(f"attention ALiBi {direction}", causal, must=1.10, at_most=True)
 
 
 def _memory_bound() -> Iterator[Goal]:
@@ -88,8 +91,8 @@ def _memory_bound() -> Iterator[Goal]:
         yield Goal(f"{norm} backward", COPY, "bytes", must=0.70, moonshot=0.88)
         yield Goal(f"{norm} backward", "liger", must=1.5)
     for op in ("RoPE", "SwiGLU", "GEGLU"):
-        for way in ("forward", "backward"):
-            yield Goal(f"{op} {way}", COPY, "bytes", must=0.88, moonshot=0.95)
+        for direction in ("forward", "backward"):
+            yield Goal(f"{op} {direction}", COPY, "bytes", must=0.88, moonshot=0.95)
 
 
 def _mixtures_and_loss() -> Iterator[Goal]:
@@ -104,17 +107,17 @@ def _mixtures_and_loss() -> Iterator[Goal]:
     yield Goal(both, "logits", "memory", must=1 / 8, at_most=True)
     yield Goal(both, "liger", must=1.0)
     yield Goal(forward, MATMUL, "flops", moonshot=0.85)
-    # "no logits in HBM": partial sums of tiles are allowed, a stretch of logits is not
+    # "no logits in HBM": partial sums of tiles are allowed, rows of logits are not
     yield Goal(forward, "logits", "memory", moonshot=0.01, at_most=True)
 
 
 GOALS = (*_attention(), *_memory_bound(), *_mixtures_and_loss())
-"""Every goal, in the order of the table. They are ratios for one H200; elsewhere they are as good as any."""
+"""All goals, in the order of the table. The ratios were chosen for one H200; other GPUs use the same ones."""
 
 
 class Outcome(NamedTuple):
-    """A goal at one case: `value` in the goal's own terms with its spread, None where there is none; `note` says why,
-    or what must be known of it."""
+    """The outcome of a goal at one case. `value`: the goal's ratio with its percentiles, or None; `note`: the reason,
+    or a doubt about the value."""
 
     goal: Goal
     shape: str
@@ -123,68 +126,68 @@ class Outcome(NamedTuple):
     note: str = ""
 
 
-def judged(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
-    """What rows say of the goals: one outcome a goal and case that was begun, one "n/a" for a goal without any."""
+def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
+    """Judge the goals: one outcome per goal and case that was begun, one "n/a" for a goal without any."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
         case[row.implementation] = row
-    found = []
+    outcomes = []
     for goal in goals:
         begun = cases.get(goal.experiment, {})
-        found += [_outcome(goal, shape, row) for shape, row in begun.items()]
+        outcomes += [_outcome(goal, shape, row) for shape, row in begun.items()]
         if not begun:
-            found.append(Outcome(goal, "–", None, "n/a", "not begun"))
-    return found
+            outcomes.append(Outcome(goal, "–", None, "n/a", "not begun"))
+    return outcomes
 
 
 def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
     ours = rows.get(OURS)
     if ours is None or ours.measurement is None:
         status = ours.status if ours is not None else "n/a"
-        known: Verdict = "INCORRECT" if status == "INCORRECT" else "FAILED" if status in ("FAILED", "OOM") else "n/a"
-        return Outcome(goal, shape, None, known, (ours.reason if ours is not None else None) or "not measured")
+        verdict: Verdict = "INCORRECT" if status == "INCORRECT" else "FAILED" if status in ("FAILED", "OOM") else "n/a"
+        return Outcome(goal, shape, None, verdict, (ours.reason if ours is not None else None) or "not measured")
     note = _doubts(ours.measurement)
     if goal.by == "memory":
         value = _extra_memory(ours)
         if value is None:
-            return Outcome(goal, shape, None, "n/a", "no allocator counts it here")
+            return Outcome(goal, shape, None, "n/a", "memory is not counted on this device")
     else:
-        other = rows.get(goal.than)
+        other = rows.get(goal.baseline)
         if other is None or other.measurement is None:
             if other is None:
-                return Outcome(goal, shape, None, "n/a", f"{goal.than}: not measured")
+                return Outcome(goal, shape, None, "n/a", f"{goal.baseline}: not measured")
             failed = "" if other.status == "n/a" else f" {other.status}"
-            return Outcome(goal, shape, None, "n/a", f"{goal.than}{failed}: {other.reason}")
+            return Outcome(goal, shape, None, "n/a", f"{goal.baseline}{failed}: {other.reason}")
         value = _rate_ratio(goal, ours, other)
     return Outcome(goal, shape, value, _verdict(goal, value.median), note)
 
 
 def _doubts(measurement: Measurement) -> str:
-    """What makes a time less certain: a GPU that was held back, samples far apart."""
+    """Return what makes a time less certain: a throttled GPU, noisy samples."""
     conditions = measurement.conditions
     throttled = (conditions.throttled if conditions is not None else None) or {}
-    found = [f"throttled: {reason} {share:.0%}" for reason, share in throttled.items()]
-    return "; ".join([*found, *([f"spread {measurement.spread:.0%}"] if measurement.spread >= NOISY_SPREAD else [])])
+    doubts = [f"throttled: {reason} {share:.0%}" for reason, share in throttled.items()]
+    return "; ".join([*doubts, *([f"spread {measurement.spread:.0%}"] if measurement.spread >= NOISY_SPREAD else [])])
 
 
 def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
-    """Our rate over the other's, or (at_most) the other's over ours, pair by pair."""
+    """Return our rate over the other's, or with `at_most` the other's over ours, pair by pair."""
     assert ours.measurement is not None
     assert other.measurement is not None
     work = {"time": (1, 1), "flops": (ours.work_flops, other.work_flops), "bytes": (ours.work_bytes, other.work_bytes)}
-    mine, its = work[goal.by]
-    assert mine is not None
-    assert its is not None
+    our_work, other_work = work[goal.by]
+    assert our_work is not None
+    assert other_work is not None
     if goal.at_most:
-        times, scale = ratio(ours.measurement, other.measurement), its / mine
+        times, scale = ratio(ours.measurement, other.measurement), other_work / our_work
     else:
-        times, scale = ratio(other.measurement, ours.measurement), mine / its
+        times, scale = ratio(other.measurement, ours.measurement), our_work / other_work
     return Ratio(times.median * scale, times.p10 * scale, times.p90 * scale, times.n)
 
 
 def _extra_memory(ours: Row) -> Ratio | None:
-    """Bytes at the peak of a call less those of its results, over those of the logits."""
+    """Return the peak of a call minus its results, over the logits, all in bytes."""
     logits, results = (ours.extra.get(name) for name in ("logits_bytes", "results_bytes"))
     if ours.memory is None or not isinstance(logits, int) or not isinstance(results, int):
         return None
@@ -201,7 +204,7 @@ def _verdict(goal: Goal, value: float) -> Verdict:
 
 
 def verdicts(outcomes: Iterable[Outcome]) -> dict[Verdict, int]:
-    """How often each verdict was given."""
+    """Count the outcomes by verdict."""
     counts: dict[Verdict, int] = {}
     for outcome in outcomes:
         counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1

@@ -1,4 +1,4 @@
-"""Liger Kernel's Triton kernels with the inputs of ours, where the package liger-kernel (0.8 or later) is installed."""
+"""Liger Kernel's Triton kernels on our kernels' inputs. They need the package liger-kernel, 0.8 or later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.gpu.calls import Op
-from benchmarks.gpu.contenders import Contender
+from benchmarks.gpu.candidates import CandidateKernel
 from benchmarks.gpu.machine import Machine
 from llmbench.errors import CannotRunError
 
@@ -20,33 +20,33 @@ OLDEST = (0, 8)
 
 
 def _function(module: str, name: str, machine: Machine) -> Any:
-    """An autograd function of Liger. Raises CannotRunError where there is none to run."""
+    """Return an autograd function of Liger. Raises CannotRunError if it cannot run here."""
     try:
-        found = version("liger-kernel")
+        installed = version("liger-kernel")
     except PackageNotFoundError:
         raise CannotRunError("liger-kernel is not installed") from None
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
-        raise CannotRunError(f"liger-kernel {found}: 0.8 or later is needed")
+    if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
+        raise CannotRunError(f"liger-kernel {installed}: 0.8 or later is needed")
     if machine.device.type != "cuda":
         raise CannotRunError("Liger's kernels need a GPU")
     try:
         return getattr(import_module(f"liger_kernel.ops.{module}"), name).apply
     except (ImportError, AttributeError) as problem:
-        raise CannotRunError(f"liger-kernel {found}: {problem}") from None
+        raise CannotRunError(f"liger-kernel {installed}: {problem}") from None
 
 
-def _contender(module: str, name: str, op: Callable[..., Any], *, scribbles: bool = False) -> Contender:
-    """`op(apply, **inputs)` on the function `name` of `module`."""
+def _candidate(module: str, name: str, op: Callable[..., Any], *, overwrites_inputs: bool = False) -> CandidateKernel:
+    """Return the candidate that runs `op(apply, **inputs)` with the function `name` of `module`."""
 
     def build(case: Any, machine: Machine) -> Op:
         apply = _function(module, name, machine)
         return lambda **inputs: op(apply, **inputs)
 
-    return Contender(name="liger", build=build, scribbles=scribbles)
+    return CandidateKernel(name="liger", build=build, overwrites_inputs=overwrites_inputs)
 
 
 def _rms_norm(apply: Any, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
-    out: Tensor = apply(x, weight, 1e-6, 0.0, "llama", False)  # not in place: gradients that come in are used again
+    out: Tensor = apply(x, weight, 1e-6, 0.0, "llama", False)  # not in place: the incoming gradients are used again
     return out
 
 
@@ -61,7 +61,7 @@ def _layer_norm(apply: Any, x: Tensor, weight: Tensor, bias: Tensor, **_: Any) -
 
 
 def _rope(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """Liger has the heads before the tokens, and turns in place."""
+    """Liger has the heads before the tokens and rotates in place."""
     q, k = apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin, None, 1, 2 * cos.shape[-1])
     return q.transpose(1, 2), k.transpose(1, 2)
 
@@ -76,12 +76,12 @@ def _linear_cross_entropy(apply: Any, x: Tensor, weight: Tensor, targets: Tensor
     return loss
 
 
-rms_norm = _contender("rms_norm", "LigerRMSNormFunction", _rms_norm)
-add_rms_norm = _contender("fused_add_rms_norm", "LigerFusedAddRMSNormFunction", _add_rms_norm)
-layer_norm = _contender("layer_norm", "LigerLayerNormFunction", _layer_norm)
-rope = _contender("rope", "LigerRopeFunction", _rope, scribbles=True)
-swiglu = _contender("swiglu", "LigerSiLUMulFunction", _glu, scribbles=True)  # gradients go where gate and up were
-geglu = _contender("geglu", "LigerGELUMulFunction", _glu, scribbles=True)
-linear_cross_entropy = _contender(
+rms_norm = _candidate("rms_norm", "LigerRMSNormFunction", _rms_norm)
+add_rms_norm = _candidate("fused_add_rms_norm", "LigerFusedAddRMSNormFunction", _add_rms_norm)
+layer_norm = _candidate("layer_norm", "LigerLayerNormFunction", _layer_norm)
+rope = _candidate("rope", "LigerRopeFunction", _rope, overwrites_inputs=True)
+swiglu = _candidate("swiglu", "LigerSiLUMulFunction", _glu, overwrites_inputs=True)  # gradients overwrite gate and up
+geglu = _candidate("geglu", "LigerGELUMulFunction", _glu, overwrites_inputs=True)
+linear_cross_entropy = _candidate(
     "fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction", _linear_cross_entropy
 )

@@ -1,4 +1,4 @@
-"""From an experiment to rows: every contender is checked, those that pass are timed in the same interleaved rounds."""
+"""Make rows of an experiment: check every candidate, and time the correct ones in the same interleaved rounds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.calls import Op, cloned, inputs_of, work_of
-from benchmarks.gpu.contenders import Bound, Contender
+from benchmarks.gpu.calls import Op, cloned
+from benchmarks.gpu.candidates import CandidateKernel, Limit
 from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.machine import Machine, time_box
 from llmbench.bench.candidates import one_pass
+from llmbench.bench.kernels import inputs_of, work_of
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import describe
 from llmbench.kernels.launching import poisoned
@@ -20,39 +21,39 @@ from llmbench.kernels.proof.accuracy import Verdict, check_against
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.results import Row, Scalar
 
-__all__ = ["LEAST_S", "broken", "case_of", "rivals_of", "rows_of"]
+__all__ = ["LEAST_S", "candidates_of", "case_fields", "failed_row", "rows_of"]
 
 LEAST_S = 10.0
-"""What is left when no further case is begun."""
+"""No further case is begun with fewer seconds left."""
 
 NAMED = ("attention", "decode_attention")
-"""Where rivals choose among kernels: rows say which really ran."""
+"""Kernels whose candidates choose among several kernels; their rows name the kernels that ran."""
 
 
-def case_of(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
-    """A case as it stands in a row."""
+def case_fields(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
+    """Return the case as it stands in a row."""
     return {"shape": describe(case), "dtype": short(dtype)}
 
 
-def broken(experiment: str, case: dict[str, Scalar], implementation: str, problem: Exception) -> Row:
-    """The row of what could not even be set up, or took all its contenders with it."""
-    first = str(problem).strip().partition("\n")[0]
-    reason = f"{type(problem).__name__}: {first}"
+def failed_row(experiment: str, case: dict[str, Scalar], implementation: str, problem: Exception) -> Row:
+    """Return the row of an experiment that could not be set up, or of which all candidates failed together."""
+    first_line = str(problem).strip().partition("\n")[0]
+    reason = f"{type(problem).__name__}: {first_line}"
     return Row(experiment=experiment, case=case, implementation=implementation, status="FAILED", reason=reason)
 
 
 def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float]) -> Iterator[Row]:
-    """The rows of all cases. One that is not begun, because less than `LEAST_S` seconds are left, is a row "n/a"."""
-    for case, rivals in rivals_of(experiment, machine):
-        about = case_of(case, machine.dtype)
+    """Yield the rows of all cases. A case that is not begun because of the time (`LEAST_S`) is one "n/a" row."""
+    for case, candidates in candidates_of(experiment, machine):
+        fields = case_fields(case, machine.dtype)
         if left_s() < LEAST_S:
-            first, reason = rivals[0].name, "no time was left"
-            yield Row(experiment=experiment.name, case=about, implementation=first, status="n/a", reason=reason)
+            first, reason = candidates[0].name, "no time was left"
+            yield Row(experiment=experiment.name, case=fields, implementation=first, status="n/a", reason=reason)
             continue
         yield from check_and_time(
-            rivals,
+            candidates,
             experiment=experiment.name,
-            case=about,
+            case=fields,
             clock=machine.clock,
             attention=machine.names_kernels and experiment.kernel.name in NAMED,
             **machine.sampling,
@@ -60,74 +61,93 @@ def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float
         machine.forget()
 
 
-def rivals_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
-    """The contenders of each case, ready for the gate. Cases that share a gate are held to it once."""
-    known: dict[str, list[Verdict]] = {}
+def candidates_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
+    """Yield each case with its candidates. Cases that share a `check_case` are checked once."""
+    checked: dict[str, list[Verdict]] = {}
     for case in [experiment.tiny] if machine.rehearsal else experiment.cases:
-        gate = case if machine.rehearsal or experiment.gate is None else experiment.gate
-        if gate is case:
-            known = {}
-        yield case, [_rival(each, experiment, machine, case, gate, known) for each in experiment.contenders]
-
-
-def _rival(
-    each: Contender | Bound, of: Experiment, machine: Machine, case: Any, gate: Any, known: dict[str, list[Verdict]]
-) -> Candidate:
-    what = f"{of.name}: {each.name}"
-    if isinstance(each, Bound):
-        flops, moved = each.work(case, machine)
-        return Candidate(
-            name=each.name,
-            prepare=lambda: _ready(machine, what, lambda: each.prepare(case, machine)),
-            work_flops=flops or None,
-            work_bytes=moved or None,
+        check_case = case if machine.rehearsal or experiment.check_case is None else experiment.check_case
+        if check_case is case:
+            checked = {}
+        yield (
+            case,
+            [
+                _limit(candidate, experiment, machine, case)
+                if isinstance(candidate, Limit)
+                else _candidate(candidate, experiment, machine, case, check_case, checked)
+                for candidate in experiment.candidates
+            ],
         )
-    built = cache(lambda at: each.build(at, machine))
-    ran, checked = each.variant(case), each.variant(gate)
-    flops, moved = work_of(of.kernel.cost(ran, machine.dtype), of.way)
 
-    def prepare() -> Callable[[], Any]:
-        inputs = inputs_of(of.kernel, ran, 0, machine.dtype, machine.device)
-        return one_pass(built(ran), inputs, of.way, differentiable=of.kernel.differentiable)
 
-    def check() -> list[Verdict]:
-        if each.name not in known:
-            with time_box(machine.rival_s, what):
-                known[each.name] = _verdicts(each, built(checked), of, checked, machine)
-        return known[each.name]
-
+def _limit(limit: Limit, experiment: Experiment, machine: Machine, case: Any) -> Candidate:
+    """Make a limit ready for timing; it has no results to check."""
+    flops, moved = limit.work(case, machine)
     return Candidate(
-        name=each.name,
-        prepare=lambda: _ready(machine, what, prepare),
-        check=check,
+        name=limit.name,
+        prepare=lambda: _prepared(machine, f"{experiment.name}: {limit.name}", lambda: limit.prepare(case, machine)),
         work_flops=flops or None,
         work_bytes=moved or None,
-        extra=of.figures(ran, machine.dtype),
     )
 
 
-def _ready(machine: Machine, what: str, prepare: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-    """A call that has run once, so that compilers are done with it, within its time."""
-    with time_box(machine.rival_s, what):
+def _candidate(
+    kernel: CandidateKernel,
+    experiment: Experiment,
+    machine: Machine,
+    case: Any,
+    check_case: Any,
+    checked: dict[str, list[Verdict]],
+) -> Candidate:
+    """Make a kernel ready for its check and for timing. `checked` keeps the verdicts by the candidate's name."""
+    title = f"{experiment.name}: {kernel.name}"
+    build = cache(lambda at: kernel.build(at, machine))
+    timed_case, checked_case = kernel.variant(case), kernel.variant(check_case)
+    flops, moved = work_of(experiment.kernel.cost(timed_case, machine.dtype), experiment.direction)
+
+    def prepare() -> Callable[[], Any]:
+        inputs = inputs_of(experiment.kernel, timed_case, 0, machine.dtype, machine.device)
+        return one_pass(
+            build(timed_case), inputs, experiment.direction, differentiable=experiment.kernel.differentiable
+        )
+
+    def check() -> list[Verdict]:
+        if kernel.name not in checked:
+            with time_box(machine.candidate_s, title):
+                checked[kernel.name] = _verdicts(kernel, build(checked_case), experiment, checked_case, machine)
+        return checked[kernel.name]
+
+    return Candidate(
+        name=kernel.name,
+        prepare=lambda: _prepared(machine, title, prepare),
+        check=check,
+        work_flops=flops or None,
+        work_bytes=moved or None,
+        extra=experiment.extra(timed_case, machine.dtype),
+    )
+
+
+def _prepared(machine: Machine, title: str, prepare: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+    """Return the call after it ran once, so that it is compiled. Raises OutOfTimeError after `candidate_s` seconds."""
+    with time_box(machine.candidate_s, title):
         call = prepare()
         call()
         return call
 
 
-def _verdicts(each: Contender, op: Op, of: Experiment, case: Any, machine: Machine) -> list[Verdict]:
-    """Outputs, and gradients of a backward pass, over several seeds; buffers of ours start as NaN."""
-    forward = of.way == "forward"
-    found = []
+def _verdicts(kernel: CandidateKernel, op: Op, experiment: Experiment, case: Any, machine: Machine) -> list[Verdict]:
+    """Check outputs, and the gradients of a backward pass, over several seeds. Our buffers start as NaN."""
+    forward = experiment.direction == "forward"
+    verdicts = []
     for seed in range(machine.seeds):
-        inputs = inputs_of(of.kernel, case, seed, machine.dtype, machine.device)
-        run = (lambda **given: op(**cloned(given))) if each.scribbles else op
+        inputs = inputs_of(experiment.kernel, case, seed, machine.dtype, machine.device)
+        run = (lambda **arguments: op(**cloned(arguments))) if kernel.overwrites_inputs else op
         with torch.set_grad_enabled(not forward), poisoned():
-            found += check_against(
+            verdicts += check_against(
                 run,
-                of.kernel.reference,
+                experiment.kernel.reference,
                 inputs,
-                differentiable=() if forward else of.kernel.differentiable,
+                differentiable=() if forward else experiment.kernel.differentiable,
                 seed=seed,
-                factor=each.factor,
+                factor=kernel.factor,
             )
-    return found
+    return verdicts

@@ -1,4 +1,4 @@
-"""What torch.cuda offers a clock, made of a wall clock: so that a GPU's way of timing runs where there is no GPU."""
+"""The part of torch.cuda that a clock uses, made from a wall clock, so that a GPU's timing code runs on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["WallClockCuda"]
 
 
 class _Event:
-    """An event happens when it is recorded."""
+    """An event that happens as soon as it is recorded."""
 
     def __init__(self, *, enable_timing: bool) -> None:
         self.at = 0.0 if enable_timing else float("nan")
@@ -21,15 +21,15 @@ class _Event:
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no work is pending."""
 
     def elapsed_time(self, end: _Event) -> float:
-        """Milliseconds."""
+        """Return the milliseconds until `end`."""
         return (end.at - self.at) * 1e3
 
 
 class _Graph:
-    """Holds nothing: what is captured has run already, and a replay takes no time worth measuring."""
+    """An empty graph: the captured call has run already, and a replay takes almost no time."""
 
     def replay(self) -> None:
         """Run nothing."""
@@ -43,39 +43,39 @@ class WallClockCuda:
 
     @contextmanager
     def graph(self, graph: Any, pool: Any) -> Iterator[None]:
-        """Capture."""
+        """Run the block instead of capturing it."""
         yield
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
-        """Make it the current one."""
+        """Do nothing: there are no streams."""
         yield
 
     def current_stream(self) -> None:
-        """There is none."""
+        """Return None: there are no streams."""
 
     def graph_pool_handle(self) -> None:
-        """Memory of a graph's own."""
+        """Return None: graphs have no memory pool."""
 
     def current_device(self) -> int:
-        """There is one."""
+        """Return the only device."""
         return 0
 
     def get_sync_debug_mode(self) -> int:
-        """Ops that wait just do so."""
+        """Return the mode in which waiting ops do not raise."""
         return 0
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
-        """None of them waits."""
+        """Do nothing: no op waits."""
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
-        """Make it the current one."""
+        """Do nothing: there is only one device."""
         yield
 
     def synchronize(self, device: Any = None) -> None:
-        """Nothing is under way."""
+        """Do nothing: no work is pending."""
 
     def get_device_properties(self, device: Any) -> SimpleNamespace:
-        """As torch names them."""
+        """Return the properties that the clock reads."""
         return SimpleNamespace(L2_cache_size=2**12)

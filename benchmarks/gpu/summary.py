@@ -1,32 +1,32 @@
-"""What is printed: a line a row as it comes, and the table of goals last."""
+"""Printed output: one line per row as it is measured, and the table of goals at the end."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from benchmarks.gpu.goals import OURS, TESTS, Outcome, judged, verdicts
+from benchmarks.gpu.goals import OURS, TESTS, Outcome, judge, verdicts
 from llmbench.measure.results import Header, Row
 from llmbench.report.document import Block, Column, Document, Table
 from llmbench.report.render import render
 
-__all__ = ["begin", "faults", "line", "table"]
+__all__ = ["faults", "heading", "line", "table"]
 
 
-def begin(header: Header, notes: Sequence[str]) -> str:
-    """Where this runs, and its reference measurements."""
-    place = header.environment
+def heading(header: Header, notes: Sequence[str]) -> str:
+    """Return the environment and the reference measurements as text."""
+    environment = header.environment
     parts = {
-        "device": place.device,
-        "driver": place.driver,
-        "torch": place.torch,
-        "CUDA": place.cuda,
-        "cuDNN": place.cudnn,
-        "triton": place.triton,
-        "ptxas": place.ptxas,
-        "python": place.python,
-        "commit": place.commit,
-        "CPU": f"{place.cpu} ({place.cpu_count})",
+        "device": environment.device,
+        "driver": environment.driver,
+        "torch": environment.torch,
+        "CUDA": environment.cuda,
+        "cuDNN": environment.cudnn,
+        "triton": environment.triton,
+        "ptxas": environment.ptxas,
+        "python": environment.python,
+        "commit": environment.commit,
+        "CPU": f"{environment.cpu} ({environment.cpu_count})",
     }
     lines = [" · ".join(f"{name} {value}" for name, value in parts.items() if value is not None)]
     if header.reference_measurements is not None and not header.inputs.get("rehearsal"):
@@ -41,47 +41,47 @@ def begin(header: Header, notes: Sequence[str]) -> str:
 
 
 def line(row: Row, rehearsal: bool) -> str:
-    """A row: what, and its time and rates, or why it has none."""
-    about = f"{row.experiment} · {row.case.get('shape', row.case.get('suite'))} · {row.implementation}"
+    """Return a row as a line: its time and rates, or the reason why it has none."""
+    title = f"{row.experiment} · {row.case.get('shape', row.case.get('suite'))} · {row.implementation}"
     if row.measurement is None:
-        return f"{about}: {row.status}: {row.reason}"
+        return f"{title}: {row.status}: {row.reason}"
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in row.extra.items())
     if row.experiment == TESTS:
-        return f"{about}: {counts} in {row.measurement.median_s:.0f} s"
+        return f"{title}: {counts} in {row.measurement.median_s:.0f} s"
     if rehearsal:
-        return f"{about}: rehearsed"
+        return f"{title}: rehearsed"
     time = row.measurement
     rates = [f"{time.median_s * 1e3:.4g} ms ({time.p10_s * 1e3:.4g}–{time.p90_s * 1e3:.4g}, n {time.n}, {time.clock})"]
     if row.flops_per_s:
         rates.append(f"{row.flops_per_s / 1e12:,.0f} TFLOP/s")
     if row.bytes_per_s:
         rates.append(f"{row.bytes_per_s / 1e12:.2f} TB/s")
-    return f"{about}: {' · '.join([*rates, *time.remarks(), *row.kernels])}"
+    return f"{title}: {' · '.join([*rates, *time.remarks(), *row.kernels])}"
 
 
 def faults(rows: Sequence[Row]) -> list[Row]:
-    """What must not be: rows that are wrong or crashed, whoever's, and ours without room."""
-    bad = ("INCORRECT", "FAILED")
-    return [row for row in rows if row.status in bad or (row.status == "OOM" and row.implementation == OURS)]
+    """Return the rows that make a run fail: INCORRECT or FAILED ones of any candidate, and OOM of ours."""
+    errors = ("INCORRECT", "FAILED")
+    return [row for row in rows if row.status in errors or (row.status == "OOM" and row.implementation == OURS)]
 
 
 def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> None:
-    """Print the goals, and what came, to stdout; with `only`, those of these experiments. A rehearsal's times mean
-    nothing and are not shown."""
-    outcomes = [each for each in judged(rows) if not only or each.goal.experiment in only]
+    """Print the goals and their outcomes to stdout. `only`: the names of the experiments to show, all if empty. The
+    times of a rehearsal are meaningless and are not shown."""
+    outcomes = [outcome for outcome in judge(rows) if not only or outcome.goal.experiment in only]
     columns = [Column("experiment"), Column("case"), Column("goal"), Column("must"), Column("moonshot")]
     columns += [Column("measured (p10–p90)"), Column("verdict"), Column("note")]
-    cells = [_cells(outcome, _told_apart(outcome, outcomes), rehearsal) for outcome in outcomes]
+    cells = [_cells(outcome, _distinguishing(outcome, outcomes), rehearsal) for outcome in outcomes]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts(outcomes).items() if verdict != "–")
-    lines = ["REHEARSAL: it ran, and no time of it means anything" if rehearsal else counts or "no goals"]
+    lines = ["REHEARSAL: it ran; its times are meaningless" if rehearsal else counts or "no goals"]
     lines += [line(row, rehearsal) for row in rows if row.experiment == TESTS]
     lines += [line(row, rehearsal) for row in faults(rows) if row.experiment != TESTS]
     block = Block(headline="goals", table=Table(columns=columns, rows=cells), lines=lines)
     render(Document(command="gpu_check", inputs={}, rows_key="goals", rows=[], blocks=[block]), "table", sys.stdout)
 
 
-def _told_apart(outcome: Outcome, others: Sequence[Outcome]) -> str:
-    """What of a shape is not so in every case of its experiment: nothing, where it has one."""
+def _distinguishing(outcome: Outcome, others: Sequence[Outcome]) -> str:
+    """Return the parts of a shape that differ between the cases of its experiment; empty if there is one case."""
     shapes = [set(other.shape.split(", ")) for other in others if other.goal.experiment == outcome.goal.experiment]
     return ", ".join(part for part in outcome.shape.split(", ") if not all(part in shape for shape in shapes))
 

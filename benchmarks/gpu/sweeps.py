@@ -1,8 +1,8 @@
-"""`llmbench bench` on this GPU, one experiment after the other, each in a process and a file of its own.
+"""`llmbench bench` on this GPU: one experiment after another, each with its own process and file.
 
-A run has so many seconds. First all cores compile what will be timed, as in `workers`; then each experiment has its
-share of the time that is left, and is interrupted where that is over: its rows are kept, and the next run goes on with
-them. An experiment is done when its table is written.
+A run has a time limit. First all cores compile the timed code, as in `workers`. Then each experiment gets a share of
+the remaining time and is interrupted at its end: its rows are kept, and the next run continues. An experiment is done
+when its table is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.machine import Deadline, slug
-from benchmarks.gpu.workers import ROOT, prepare, run_once
+from benchmarks.gpu.workers import ROOT, run_once, run_tests_and_compile
 from llmbench.bench.experiments import find_experiment
 from llmbench.bench.experiments.experiment import Ask
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
@@ -33,32 +33,39 @@ from llmbench.model.formats import DTYPES
 __all__ = ["main", "warm"]
 
 SHARES = {"heads": 1.0, "moe": 1.0, "textbook": 1.5, "train": 2.0, "generate": 3.0, "attention": 4.0}
-"""What is run, and its part of the time, by number and size of its cases; what one does not use is for the others."""
+"""The experiments and their weights in sharing the time, by number and size of their cases. Unused time goes to the
+others."""
 
 WARM_SHARE, WARMERS = 0.25, 8
-"""Of the seconds: what compilers may take; and how many there are at most, for they share the GPU's memory."""
+"""The compilers' share of the time limit, and their largest number: they share the GPU's memory."""
 
 LEAST_S, GRACE_S = 30.0, 25.0
-"""What is left when no experiment is begun; and how long an interrupted one may take to write what it has."""
+"""Seconds below which no experiment is begun, and seconds in which an interrupted one may write its rows."""
 
 PLAIN = ("standard", "loop", "dense, active", "dense, total")
-"""Rivals that nothing is compiled for, and that have much to do."""
+"""Slow candidates that need no compilation."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
-    found = argparse.ArgumentParser(prog="benchmarks/gpu_bench.sh", description="llmbench bench on this GPU.")
-    add = found.add_argument
-    add("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(SHARES)}; all not done yet if not given")
-    add("--quick", action="store_true", help="the quick preset; a rehearsal where there is no GPU")
-    add("--results", type=Path, metavar="FOLDER", help="where files go; benchmarks/results/GPU if not given")
-    add("--seconds", type=float, default=520.0, metavar="N", help="what all of it may take (default 520)")
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of what will be timed
-    return found
+    """Return the parser of the options."""
+    options = argparse.ArgumentParser(prog="benchmarks/gpu_bench.sh", description="llmbench bench on this GPU.")
+    add = options.add_argument
+    add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"some of {', '.join(SHARES)} (default: all that are not done)",
+    )
+    add("--quick", action="store_true", help="the quick preset; rehearses on a CPU if there is no GPU")
+    add("--results", type=Path, metavar="FOLDER", help="folder of the files (default: benchmarks/results/GPU)")
+    add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of the timed code
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, and return the exit code."""
+    """Run the command line and return the exit code."""
     given = parser().parse_args(arguments)
     try:
         for name in given.only:
@@ -86,16 +93,16 @@ def _run(given: argparse.Namespace) -> int:
     warmers = 1 if given.quick else max(1, min(WARMERS, (os.cpu_count() or 1) - 2))
     commands = [["--warm", f"{number}/{warmers}", *quick, "--only", *names] for number in range(warmers)]
     if names and torch.cuda.is_available():
-        prepare(None, commands, WARM_SHARE * deadline.left_s, module="benchmarks.gpu.sweeps")
+        run_tests_and_compile(None, commands, WARM_SHARE * deadline.left_s, module="benchmarks.gpu.sweeps")
         print(f"compiled; {deadline.left_s:.0f} s are left", flush=True)
     wrong = False
     for index, name in enumerate(names):
         spare = deadline.left_s - GRACE_S
-        box_s = spare * SHARES[name] / sum(SHARES[each] for each in names[index:])
+        box_s = spare * SHARES[name] / sum(SHARES[other] for other in names[index:])
         if box_s >= LEAST_S:
             code = _bench(name, folder, box_s, quick=given.quick)
-            said, faults = _summary(folder, name)
-            print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {said}", *faults, sep="\n  ", flush=True)
+            counts, faults = _summary(folder, name)
+            print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {counts}", *faults, sep="\n  ", flush=True)
             wrong = wrong or bool(faults) or code not in (0, 130)
         else:
             print(f"{name}: no time was left; run this again", flush=True)
@@ -107,8 +114,7 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
-    """Begin an experiment or go on with it; its exit code: 0 where it is done, whatever its rows are, 130 where its
-    time was over."""
+    """Begin or continue an experiment; return 0 if it is done, whatever its rows are, and 130 if its time was over."""
     table = _table(folder, name)
     table.unlink(missing_ok=True)
     unfinished = table.with_suffix(".unfinished.txt")
@@ -120,12 +126,12 @@ def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             try:
-                code = process.wait(GRACE_S) and 130  # 0: it was at its end
+                code = process.wait(GRACE_S) and 130  # 0: it had just ended
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 code = 130
-    if code == 1 and _summary(folder, name)[1]:  # done, and rows are wrong: told with them
+    if code == 1 and _summary(folder, name)[1]:  # done; the wrong rows are reported by the caller
         code = 0
     if code == 0:
         unfinished.rename(table)
@@ -142,17 +148,17 @@ def _command(name: str, folder: Path, *, quick: bool) -> list[str]:
 
 
 def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
-    """How many rows there are of each status, and those that must not be."""
+    """Return the number of rows per status as text, and the rows that are INCORRECT or FAILED."""
     path = folder / f"bench-{name}.jsonl"
     rows = list(read(path).by_key().values()) if path.exists() else []
-    bad = [row for row in rows if row.status in ("INCORRECT", "FAILED")]
+    faults = [row for row in rows if row.status in ("INCORRECT", "FAILED")]
     counts = Counter(row.status for row in rows)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no rows"
-    return said, [f"{row.implementation} at {row.case}: {row.status}, {row.reason}" for row in bad]
+    text = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no rows"
+    return text, [f"{row.implementation} at {row.case}: {row.status}, {row.reason}" for row in faults]
 
 
 def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
-    """Compile a share of what will be timed."""
+    """Compile a share of the timed code."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
     references = measure_references(
@@ -160,10 +166,10 @@ def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None
     )
     groups = [group for name in names for group in find_experiment(name).groups(ask)]
     for group in groups[number::shares]:
-        for rival in group.candidates(references):
-            if rival.name in PLAIN:
+        for candidate in group.candidates(references):
+            if candidate.name in PLAIN:
                 continue
-            run_once(rival)
+            run_once(candidate)
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()

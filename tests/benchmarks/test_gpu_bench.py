@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_bench.sh` rehearsed on a CPU: experiments one after the other, in the time that there is."""
+"""`benchmarks/gpu_bench.sh` rehearsed on a CPU: experiments one after another, within a time limit."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from benchmarks.gpu.sweeps import main, warm
 from llmbench.measure.results import Row, Store
 from tests.measure.rows import header
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the rehearsal is for where there is no GPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 
 Capture = pytest.CaptureFixture[str]
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: Capture) -> None:
+def test_a_finished_experiment_is_not_run_again(tmp_path: Path, capsys: Capture) -> None:
     assert main(["--quick", "--only", "heads", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("heads: done; 8 ok")
     assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.jsonl", "bench-heads.txt"}
     assert "MLA" in (tmp_path / "bench-heads.txt").read_text(encoding="utf-8")
     assert main(["--quick", "--seconds", "0", "--results", str(tmp_path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said == [f"{name}: no time was left; run this again" for name in sweeps.SHARES if name != "heads"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name}: no time was left; run this again" for name in sweeps.SHARES if name != "heads"]
 
 
-def test_what_takes_too_long_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(sweeps, "LEAST_S", -math.inf)  # begun all the same, and its time is over at once
+def test_an_experiment_is_interrupted_at_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sweeps, "LEAST_S", -math.inf)  # begins although no time is left
     monkeypatch.setattr(sweeps, "_command", lambda *_, **__: ["sleep", "100"])
     assert main(["--quick", "--only", "heads", "--seconds", "0", "--results", str(tmp_path)]) == 0
     assert "heads: not done (130); no rows" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.unfinished.txt"}
 
 
-def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_wrong_rows_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
         with Store(folder / f"bench-{name}.jsonl", header()) as store:
             for implementation, status in (("a", "INCORRECT"), ("b", "OOM"), ("c", "n/a")):
@@ -48,13 +50,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(sweeps, "_bench", bench)
     assert main(["--quick", "--only", "moe", "--results", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "moe: done; 1 INCORRECT, 1 OOM, 1 n/a" in said
-    assert "a at {}: INCORRECT, INCORRECT for a reason" in said
-    assert "OOM for a reason" not in said
+    text = capsys.readouterr().out
+    assert "moe: done; 1 INCORRECT, 1 OOM, 1 n/a" in text
+    assert "a at {}: INCORRECT, INCORRECT for a reason" in text
+    assert "OOM for a reason" not in text
 
 
-def test_warming_runs_a_share_of_all_rivals_and_says_what_fails(
+def test_compiling_runs_a_share_of_all_candidates_and_prints_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     warm(["heads"], 0, 2, quick=True)  # half of its groups

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_check.sh` rehearsed on a CPU: the run that a GPU will see, with faults planted."""
+"""`benchmarks/gpu_check.sh` rehearsed on a CPU: the same run as on a GPU, with planted faults."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import torch
 from benchmarks.gpu import machine as machine_file
 from benchmarks.gpu import run, tuning
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.contenders import Contender
+from benchmarks.gpu.candidates import CandidateKernel
 from benchmarks.gpu.experiments import Experiment, chosen
 from benchmarks.gpu.goals import OURS
-from benchmarks.gpu.machine import Machine, OutOfTimeError, a_gpu, a_rehearsal, slug, time_box
+from benchmarks.gpu.machine import Machine, OutOfTimeError, open_gpu, open_rehearsal, slug, time_box
 from benchmarks.gpu.measuring import rows_of
-from benchmarks.gpu.workers import Suite, prepare
+from benchmarks.gpu.workers import Suite, run_tests_and_compile
 from llmbench.kernels import launching
 from llmbench.kernels.pointwise.glu import KERNEL as GLU
 from llmbench.measure.results import Results, Row, read
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the rehearsal is for where there is no GPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other processes, but where they are tested."""
-    monkeypatch.setattr(run, "prepare", lambda *_: None)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no other processes."""
+    monkeypatch.setattr(run, "run_tests_and_compile", lambda *_: None)
 
 
 @pytest.fixture
-def stands_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let these experiments be all there are."""
+def replace_experiments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes the given experiments the only ones."""
 
     def plant(*experiments: Experiment) -> None:
         monkeypatch.setattr(run, "chosen", lambda words: list(experiments))
@@ -55,112 +55,116 @@ def statuses(rows: list[Row]) -> dict[tuple[str, str], str]:
 
 
 def experiment(name: str, **changes: Any) -> Experiment:
-    (found,) = [each for each in chosen([name]) if each.name == name]
-    return replace(found, **changes)
+    (named,) = [experiment for experiment in chosen([name]) if experiment.name == name]
+    return replace(named, **changes)
 
 
-def test_a_rehearsal_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Through gate, clock, file and table, for one experiment of each family; what a CPU lacks is n/a."""
+def test_a_rehearsal_runs_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check, clock, file and table run for one experiment of each family. Candidates that need a GPU are n/a."""
     words = ["window forward", "D64 causal backward", "GQA decode", "SwiGLU", "MoE decode", "cross-entropy"]
     assert main(["--quick", "--only", *words, "--results", str(tmp_path)]) == 0
     found = results(tmp_path)
     assert not found.damaged
     assert found.headers[0].inputs["rehearsal"] is True
     assert found.headers[0].reference_measurements is not None
-    seen = statuses(found.rows)
-    assert {status for (_, name), status in seen.items() if name == OURS} == {"ok"}
-    assert {name for (_, name), status in seen.items() if status != "ok"} == {"sdpa-cudnn", "liger"}
-    assert seen["attention window forward", "flex"] == seen["SwiGLU backward", "torch.compile"] == "ok"
+    by_name = statuses(found.rows)
+    assert {status for (_, name), status in by_name.items() if name == OURS} == {"ok"}
+    assert {name for (_, name), status in by_name.items() if status != "ok"} == {"sdpa-cudnn", "liger"}
+    assert by_name["attention window forward", "flex"] == by_name["SwiGLU backward", "torch.compile"] == "ok"
     ours = [row for row in found.rows if row.implementation == OURS]
     assert all(row.checks and row.measurement and row.measurement.cold for row in ours)
     assert {row.measurement.clock for row in found.rows if row.measurement} == {"cuda-events", "cuda-graph"}
     assert {row.experiment: len(row.checks) for row in ours}["attention D64 causal backward"] == 4
     flash = next(row for row in found.rows if row.implementation == "sdpa-flash")
     assert any("flash_attention" in name for name in flash.kernels)
-    said = capsys.readouterr().out
-    assert "REHEARSAL" in said
-    assert "TFLOP/s" not in said
-    assert " ms" not in said
-    assert "MISS" not in said
-    shown = [line for line in said[said.index("goals\n") :].splitlines() if "rehearsed" in line]
+    text = capsys.readouterr().out
+    assert "REHEARSAL" in text
+    assert "TFLOP/s" not in text
+    assert " ms" not in text
+    assert "MISS" not in text
+    shown = [line for line in text[text.index("goals\n") :].splitlines() if "rehearsed" in line]
     assert len(shown) > 12
     assert main(["--table", str(next(tmp_path.iterdir()))]) == 0
     again = capsys.readouterr().out.splitlines()
     assert [line for line in again if "rehearsed" in line] == shown
 
 
-def wrong(**inputs: Any) -> torch.Tensor:
-    """SwiGLU with one element that was never written."""
+def incorrect(**inputs: Any) -> torch.Tensor:
+    """SwiGLU with one element that is not written."""
     out = GLU.run(**inputs).clone()  # type: ignore[union-attr]
     out[0, 3] = float("nan")
     return out
 
 
-def test_a_wrong_kernel_is_no_time(
-    tmp_path: Path, stands_for: Callable[..., None], capsys: pytest.CaptureFixture[str]
+def test_an_incorrect_kernel_has_no_time(
+    tmp_path: Path, replace_experiments: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = experiment("SwiGLU forward")
-    stands_for(replace(given, contenders=[Contender(name=OURS, build=lambda *_: wrong), *given.contenders[1:]]))
+    replace_experiments(
+        replace(given, candidates=[CandidateKernel(name=OURS, build=lambda *_: incorrect), *given.candidates[1:]])
+    )
     assert main(["--quick", "--only", "SwiGLU", "--results", str(tmp_path)]) == 1
-    seen = statuses(results(tmp_path).rows)
-    assert seen["SwiGLU forward", OURS] == "INCORRECT"
-    assert seen["SwiGLU forward", "torch.compile"] == "ok"
+    by_name = statuses(results(tmp_path).rows)
+    assert by_name["SwiGLU forward", OURS] == "INCORRECT"
+    assert by_name["SwiGLU forward", "torch.compile"] == "ok"
     assert "INCORRECT: out: error not a number" in capsys.readouterr().out
 
 
-def test_a_broken_experiment_ends_nothing(tmp_path: Path, stands_for: Callable[..., None]) -> None:
-    """Neither one that cannot be set up, nor a contender that crashes."""
+def test_the_run_goes_on_after_a_broken_experiment(tmp_path: Path, replace_experiments: Callable[..., None]) -> None:
+    """After an experiment that cannot be set up, and after a candidate that crashes."""
 
     def crashes(*_: Any) -> Any:
         raise ZeroDivisionError("a planted fault")
 
     rope = experiment("RoPE forward")
-    broken = replace(rope, name="broken", figures=crashes)
-    half = replace(rope, contenders=[rope.contenders[0], Contender(name="rival", build=crashes)])
-    stands_for(broken, half)
+    broken = replace(rope, name="broken", extra=crashes)
+    half = replace(rope, candidates=[rope.candidates[0], CandidateKernel(name="other", build=crashes)])
+    replace_experiments(broken, half)
     assert main(["--quick", "--only", "RoPE", "--results", str(tmp_path)]) == 1
     rows = results(tmp_path).rows
-    assert statuses(rows) == {("broken", OURS): "FAILED", (rope.name, "rival"): "FAILED", (rope.name, OURS): "ok"}
+    assert statuses(rows) == {("broken", OURS): "FAILED", (rope.name, "other"): "FAILED", (rope.name, OURS): "ok"}
     assert all(row.reason == "ZeroDivisionError: a planted fault" for row in rows if row.status == "FAILED")
 
 
-def test_a_lost_context_is_left_behind(
-    tmp_path: Path, stands_for: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_a_new_process_goes_on_after_a_lost_context(
+    tmp_path: Path, replace_experiments: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process is replaced by one that goes on in the same file, with the next experiment."""
-    stands_for(experiment("RoPE forward"), experiment("RoPE backward"))
+    """It continues the same file with the next experiment."""
+    replace_experiments(experiment("RoPE forward"), experiment("RoPE backward"))
     monkeypatch.setattr(run, "_alive", lambda machine: False)
     monkeypatch.setattr(os, "execv", lambda program, arguments: sys.exit(",".join(arguments)))
     with pytest.raises(SystemExit) as end:
         main(["--quick", "--only", "RoPE", "--results", str(tmp_path)])
     (path,) = tmp_path.iterdir()
-    said = str(end.value.code).split(",")
-    assert said[3:5] == ["--resume", str(path)]
-    assert said[-2:] == ["--only", "RoPE"]
+    command = str(end.value.code).split(",")
+    assert command[3:5] == ["--resume", str(path)]
+    assert command[-2:] == ["--only", "RoPE"]
     monkeypatch.undo()
-    stands_for(experiment("RoPE forward"), experiment("RoPE backward"))
+    replace_experiments(experiment("RoPE forward"), experiment("RoPE backward"))
     assert main(["--quick", "--only", "RoPE", "--resume", str(path)]) == 0
     ours = [row.experiment for row in read(path).rows if row.implementation == OURS]
     assert ours == ["RoPE forward", "RoPE backward"]
 
 
-def test_ctrl_c_leaves_a_table(
-    tmp_path: Path, stands_for: Callable[..., None], capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_prints_the_table(
+    tmp_path: Path, replace_experiments: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(*_: Any) -> Any:
+    def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     rope = experiment("RoPE backward")
-    stands_for(experiment("RoPE forward"), replace(rope, contenders=[Contender(name=OURS, build=stopped)]))
+    replace_experiments(
+        experiment("RoPE forward"), replace(rope, candidates=[CandidateKernel(name=OURS, build=interrupt)])
+    )
     assert main(["--quick", "--only", "RoPE", "--results", str(tmp_path)]) == 130
     assert statuses(results(tmp_path).rows)["RoPE forward", OURS] == "ok"
-    said = capsys.readouterr().out
-    assert "interrupted" in said
-    assert said.index("goals\n") > said.index("interrupted")
+    text = capsys.readouterr().out
+    assert "interrupted" in text
+    assert text.index("goals\n") > text.index("interrupted")
 
 
-def test_time_that_is_up(tmp_path: Path) -> None:
-    """A contender that takes too long is n/a, and what is not begun says so."""
+def test_the_time_limits(tmp_path: Path) -> None:
+    """A candidate that takes too long is n/a, and so is a case that is not begun."""
     with pytest.raises(OutOfTimeError, match="a nap took more than"), time_box(0.05, "a nap"):
         time.sleep(5)
 
@@ -168,9 +172,9 @@ def test_time_that_is_up(tmp_path: Path) -> None:
         time.sleep(5)
 
     rope = experiment("RoPE forward")
-    given = replace(rope, contenders=[rope.contenders[0], Contender(name="slow", build=slow)])
-    with a_rehearsal() as machine:
-        rows = list(rows_of(given, replace(machine, rival_s=1.0), lambda: 100.0))
+    given = replace(rope, candidates=[rope.candidates[0], CandidateKernel(name="slow", build=slow)])
+    with open_rehearsal() as machine:
+        rows = list(rows_of(given, replace(machine, candidate_s=1.0), lambda: 100.0))
         late = list(rows_of(given, machine, lambda: 1.0))
     assert statuses(rows) == {(rope.name, OURS): "ok", (rope.name, "slow"): "n/a"}
     assert [(row.implementation, row.reason) for row in late] == [(OURS, "no time was left")]
@@ -189,17 +193,17 @@ def test_configurations_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "tune glu forward · rows=3, width=37 · glu_forward" in capsys.readouterr().out
 
 
-def test_a_wrong_configuration_has_no_rank() -> None:
-    def run_wrong(**inputs: Any) -> Any:
+def test_an_incorrect_configuration_has_no_rank() -> None:
+    def run_incorrectly(**inputs: Any) -> Any:
         out = GLU.run(**inputs)
         chosen = launching._preferred.get("glu_forward", 0)
         return out * 1.1 if chosen else out  # type: ignore[operator]
 
-    with a_rehearsal() as machine:
-        of = replace(GLU, run=run_wrong, differentiable=())
-        ((choice, rows),) = tuning.tuned([of], machine, lambda: 100.0)
+    with open_rehearsal() as machine:
+        kernel = replace(GLU, run=run_incorrectly, differentiable=())
+        ((choice, rows),) = tuning.tune([kernel], machine, lambda: 100.0)
     assert {row.implementation[0]: row.status for row in rows} == {"0": "ok", "2": "INCORRECT"}
-    assert "INCORRECT: result 0: error" in tuning.ranked(choice, rows, rehearsal=True)
+    assert "INCORRECT: result 0: error" in tuning.ranking(choice, rows, rehearsal=True)
 
 
 SUITE = """
@@ -217,21 +221,24 @@ def test_naps(): time.sleep(0.1)
 """
 
 
-def test_tests_run_in_shares(tmp_path: Path) -> None:
-    """Every test once, each outcome noted; a file that cannot be loaded is a failure, and late tests are not passed."""
+def test_several_processes_share_the_tests(tmp_path: Path) -> None:
+    """Each test runs once and its outcome is recorded. A file that cannot be loaded is a failure; late tests have not
+    passed."""
     path, unloadable = tmp_path / "test_planted.py", tmp_path / "test_unloadable.py"
     path.write_text(SUITE)
     unloadable.write_text("import nothing_of_that_name\n")
-    found = prepare(Suite("planted", (str(path), str(unloadable), "--continue-on-collection-errors"), 2), [], 60.0)
+    found = run_tests_and_compile(
+        Suite("planted", (str(path), str(unloadable), "--continue-on-collection-errors"), 2), [], 60.0
+    )
     assert found is not None
     assert found.outcomes["passed"] == 2
     assert found.outcomes["skipped"] == 1
-    assert sum("test_fails: assert 1 == 2" in each for each in found.failures) == 1
-    assert sum("ValueError: no fixture" in each for each in found.failures) == 1
-    assert any("test_unloadable.py" in each for each in found.failures)
+    assert sum("test_fails: assert 1 == 2" in failure for failure in found.failures) == 1
+    assert sum("ValueError: no fixture" in failure for failure in found.failures) == 1
+    assert any("test_unloadable.py" in failure for failure in found.failures)
     row = found.row()
     assert (row.status, row.extra["passed"]) == ("INCORRECT", 2)
-    late = prepare(Suite("late", (str(path),), 1), [], -1.0)
+    late = run_tests_and_compile(Suite("late", (str(path),), 1), [], -1.0)
     assert late is not None
     assert late.outcomes.get("passed", 0) == 0
     assert late.row().status == "n/a"
@@ -240,32 +247,32 @@ def test_tests_run_in_shares(tmp_path: Path) -> None:
 def test_a_dying_process_is_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "test_planted.py"
     path.write_text("import os\ndef test_dies(): os.abort()\n")
-    found = prepare(Suite("dying", (str(path),), 1), [], 60.0)
+    found = run_tests_and_compile(Suite("dying", (str(path),), 1), [], 60.0)
     assert found is not None
     assert found.row().status == "INCORRECT"
     assert found.failures[0].startswith("pytest ended with -6")
 
 
-def test_what_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "ropes"]) == 2
-    assert "there is attention D128 full forward" in capsys.readouterr().err
+    assert "choose from attention D128 full forward" in capsys.readouterr().err
     assert main([]) == 3
     assert "--quick rehearses on a CPU" in capsys.readouterr().err
     assert main(["--tune", "glue"]) == 2
     assert "did you mean `glu`" in capsys.readouterr().err
 
 
-def test_a_gpu_by_its_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it goes without one."""
+def test_a_simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set-up of a GPU, without one."""
     used: list[Any] = []
-    stand_ins = {
+    simulated = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
         "get_device_name": lambda device: "NVIDIA H200",
         "Stream": lambda device: device,
     }
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name, function in simulated.items():
+        monkeypatch.setattr(torch.cuda, name, function)
 
     class StreamContext:
         def __init__(self, stream: Any) -> None:
@@ -280,7 +287,7 @@ def test_a_gpu_by_its_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", StreamContext)
     monkeypatch.setattr(machine_file, "CudaClock", lambda device: ("clock", device))
     monkeypatch.setattr(machine_file, "_names_kernels", lambda device: (False, ["no profiler"]))
-    with a_gpu() as machine:
+    with open_gpu() as machine:
         assert isinstance(machine, Machine)
         assert (machine.device, machine.rehearsal, machine.compiler) == (torch.device("cuda:0"), False, "inductor")
         assert torch.get_float32_matmul_precision() == "high"

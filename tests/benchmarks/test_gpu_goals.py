@@ -1,4 +1,4 @@
-"""The goals as data: each can be measured, and rows of known times give the ratios that the goals are written in."""
+"""Each goal can be measured, and rows with known times give the ratios of the goals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.experiments import EXPERIMENTS, chosen
-from benchmarks.gpu.goals import COPY, GOALS, MATMUL, OURS, Goal, Outcome, judged
+from benchmarks.gpu.goals import COPY, GOALS, MATMUL, OURS, Goal, Outcome, judge
 from llmbench.errors import UnknownNameError
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
@@ -17,7 +17,7 @@ from llmbench.measure.telemetry import Conditions
 
 
 def row(implementation: str, *samples_s: float, case: str = "rows=4", **more: Any) -> Row:
-    """A row with these times; without any, one that is n/a."""
+    """A row with these samples; without samples, an n/a row."""
     timed = Measurement(samples_s=samples_s, clock="cuda-events") if samples_s else None
     common: dict[str, Any] = {"experiment": "x", "case": {"shape": case}, "implementation": implementation}
     if timed is None:
@@ -26,44 +26,50 @@ def row(implementation: str, *samples_s: float, case: str = "rows=4", **more: An
 
 
 def outcome(goal: Goal, *rows: Row) -> Outcome:
-    (found,) = judged(rows, [goal])
-    return found
+    (outcome,) = judge(rows, [goal])
+    return outcome
 
 
 def test_every_goal_is_measured_and_every_experiment_has_one() -> None:
-    contenders = {each.name: {one.name for one in each.contenders} for each in EXPERIMENTS}
-    assert len(contenders) == len(EXPERIMENTS)
+    candidates = {
+        experiment.name: {candidate.name for candidate in experiment.candidates} for experiment in EXPERIMENTS
+    }
+    assert len(candidates) == len(EXPERIMENTS)
     for goal in GOALS:
-        assert goal.by == "memory" or goal.than in contenders[goal.experiment], goal
+        assert goal.by == "memory" or goal.baseline in candidates[goal.experiment], goal
         if goal.must is not None and goal.moonshot is not None:
             assert goal.meets(goal.moonshot, goal.must), goal
-    assert set(contenders) == {goal.experiment for goal in GOALS}
-    assert all(each.contenders[0].name == OURS for each in EXPERIMENTS)
+    assert set(candidates) == {goal.experiment for goal in GOALS}
+    assert all(experiment.candidates[0].name == OURS for experiment in EXPERIMENTS)
 
 
-def test_shapes_are_those_that_the_goals_mean() -> None:
-    """Long sequences, caches and weights far beyond an L2, few tokens where weights are streamed."""
-    by_name = {each.name: each for each in EXPERIMENTS}
-    for each in EXPERIMENTS:
-        bf16 = [each.kernel.cost(case, torch.bfloat16) for case in each.cases]
-        if each.kernel.name == "attention":
-            assert all(case.queries == case.keys >= 8192 for case in each.cases)
-        elif "cross-entropy" not in each.name:
-            assert all(cost.bytes >= 2**28 for cost in bf16), each.name
+def test_shapes_are_large_enough_for_the_goals() -> None:
+    """Sequences are long, caches and weights are far larger than an L2, and few tokens stream the weights."""
+    by_name = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for experiment in EXPERIMENTS:
+        costs = [experiment.kernel.cost(case, torch.bfloat16) for case in experiment.cases]
+        if experiment.kernel.name == "attention":
+            assert all(case.queries == case.keys >= 8192 for case in experiment.cases)
+        elif "cross-entropy" not in experiment.name:
+            assert all(cost.bytes >= 2**28 for cost in costs), experiment.name
     assert by_name["attention window forward"].cases[0].window == 1024
     assert all(case.tokens <= 256 for case in by_name["MoE decode"].cases)
     assert by_name["MoE forward"].cases[0].tokens >= 8192
 
 
 def test_experiments_are_chosen_by_words() -> None:
-    assert [each.name for each in chosen(["moe f", "rope"])] == ["RoPE forward", "RoPE backward", "MoE forward"]
+    assert [experiment.name for experiment in chosen(["moe f", "rope"])] == [
+        "RoPE forward",
+        "RoPE backward",
+        "MoE forward",
+    ]
     assert len(chosen([])) == len(EXPERIMENTS)
     with pytest.raises(UnknownNameError, match="no experiment has `ropes`"):
         chosen(["ropes"])
 
 
-def test_a_speed_up_is_taken_pair_by_pair() -> None:
-    """Both slow down by half in the second round, which changes nothing."""
+def test_a_speed_up_is_computed_pair_by_pair() -> None:
+    """Both take twice as long in the second round, which does not change the ratio."""
     rows = row(OURS, 1.0, 2.0, 1.0), row("flash", 1.3, 2.6, 1.3)
     found = outcome(Goal("x", "flash", must=1.25), *rows)
     assert found.value is not None
@@ -75,16 +81,16 @@ def test_a_speed_up_is_taken_pair_by_pair() -> None:
     assert outcome(Goal("x", "flash"), *rows).verdict == "–"
 
 
-def test_a_share_is_that_of_rates() -> None:
-    """3 GB in 1 s beside 8 GB in 2 s; 5 TFLOP in 1 s beside 10 in 1.6."""
+def test_a_share_compares_rates() -> None:
+    """3 GB in 1 s and 8 GB in 2 s; 5 TFLOP in 1 s and 10 TFLOP in 1.6 s."""
     ours = row(OURS, 1.0, work_bytes=3 * 10**9, work_flops=5 * 10**12)
     copy, matmul = row(COPY, 2.0, work_bytes=8 * 10**9), row(MATMUL, 1.6, work_flops=10 * 10**12)
     shares = [outcome(Goal("x", COPY, "bytes"), ours, copy), outcome(Goal("x", MATMUL, "flops"), ours, matmul)]
     assert [share.value and share.value.median for share in shares] == pytest.approx([0.75, 0.8])
 
 
-def test_a_window_is_held_to_its_share_of_the_triangle() -> None:
-    """A tenth of the FLOPs in an eighth of the time: 1.25 times its share."""
+def test_a_windows_time_is_compared_with_its_share_of_the_flops() -> None:
+    """A tenth of the FLOPs takes an eighth of the time: 1.25 times its share."""
     goal = Goal("x", "own causal", "flops", must=1.25, at_most=True)
     found = outcome(goal, row(OURS, 1.0, work_flops=10), row("own causal", 8.0, work_flops=100))
     assert found.value is not None
@@ -93,8 +99,8 @@ def test_a_window_is_held_to_its_share_of_the_triangle() -> None:
     assert (found.verdict, slower.verdict) == ("pass", "MISS")
 
 
-def test_memory_beside_the_results() -> None:
-    """1,300 bytes at the peak, of which 300 are gradients, beside logits of 8,000."""
+def test_memory_without_the_results() -> None:
+    """A peak of 1,300 bytes, of which 300 are gradients, and logits of 8,000 bytes."""
     ours = row(
         OURS,
         1.0,
@@ -107,7 +113,7 @@ def test_memory_beside_the_results() -> None:
     assert outcome(Goal("x", "logits", "memory", must=1 / 9, at_most=True), ours).verdict == "MISS"
 
 
-def test_what_was_not_measured_says_why() -> None:
+def test_a_goal_without_a_measurement_gives_the_reason() -> None:
     goal = Goal("x", "liger", must=1.0)
     assert outcome(goal).note == "not begun"
     found = outcome(goal, row(OURS, 1.0), row("liger"))
@@ -118,8 +124,8 @@ def test_what_was_not_measured_says_why() -> None:
     assert outcome(goal, wrong, row("liger", 1.0))[3:] == ("INCORRECT", "out: error 1")
 
 
-def test_a_throttled_gpu_is_told() -> None:
-    """Flagged, and never dropped."""
+def test_a_throttled_gpu_is_noted() -> None:
+    """The outcome stays."""
     timed = Measurement(
         samples_s=(1.0, 1.0, 2.0, 2.0),
         clock="cuda-events",
@@ -131,8 +137,8 @@ def test_a_throttled_gpu_is_told() -> None:
 
 def test_each_case_has_an_outcome_and_the_last_row_counts() -> None:
     rows = [row(OURS, 1.0), row(OURS, 2.0), row("flash", 3.0), row(OURS, 1.0, case="rows=8")]
-    found = judged(rows, [Goal("x", "flash", must=1.0)])
-    assert [(each.shape, each.value and each.value.median, each.verdict) for each in found] == [
+    outcomes = judge(rows, [Goal("x", "flash", must=1.0)])
+    assert [(outcome.shape, outcome.value and outcome.value.median, outcome.verdict) for outcome in outcomes] == [
         ("rows=4", 1.5, "pass"),
         ("rows=8", None, "n/a"),
     ]

@@ -1,8 +1,8 @@
-"""A pytest plugin: one of several processes runs its share of the tests until their time is up, and notes each outcome.
+"""A pytest plugin: each of several processes runs its share of the tests within a time limit and records the outcomes.
 
-Tests that are marked `gpu`, which go through every configuration, come last. A test that is not begun in time is noted
-as such, never as passed. The environment says which share (2/12), until when (seconds since the epoch), and the file of
-notes. Loads without pytest, for those who only name it.
+Tests marked `gpu`, which try every configuration, come last. A test that does not begin in time is recorded as such and
+never as passed. Environment variables give the share (2/12), the end (seconds since the epoch) and the file of
+outcomes. The module can be imported without pytest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_BEGUN = "not begun: out of time"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep this process's share."""
+    """Select this process's share."""
     number, shares = map(int, os.environ[SHARE].split("/"))
     ordered = sorted(items, key=lambda item: item.get_closest_marker("gpu") is not None)  # stable
     kept = ordered[number::shares]
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin nothing when the time is up."""
+    """Begin no test after the time limit."""
     import pytest
 
     if time.time() > float(os.environ[UNTIL]):
@@ -48,19 +48,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note how a test ended, or why it did not begin."""
+    """Record how a test ended, or why it did not begin."""
     if report.when == "call" or report.outcome != "passed":
         outcome = report.outcome if report.when == "call" or report.skipped else "error"
-        _note(report.nodeid, outcome, report)
+        _record(report.nodeid, outcome, report)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Note a file that cannot be loaded."""
+    """Record a file that cannot be loaded."""
     if report.failed:
-        _note(report.nodeid, "error", report)
+        _record(report.nodeid, "error", report)
 
 
-def _note(name: str, outcome: str, report: Any) -> None:
+def _record(name: str, outcome: str, report: Any) -> None:
     text = ""
     if outcome == "skipped":
         text = str(report.longrepr[-1]).removeprefix("Skipped: ")

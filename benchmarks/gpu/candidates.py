@@ -1,0 +1,153 @@
+"""The candidates that are compared with our kernels. Each takes a kernel's inputs and returns its reference's results.
+
+If a candidate is not available on this machine, its builder raises CannotRunError, and its row is n/a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.calls import Op
+from benchmarks.gpu.goals import COPY, MATMUL, OURS, READ
+from benchmarks.gpu.machine import Machine
+from llmbench.bench.baselines import compiled_flex, grouped_experts
+from llmbench.kernels.attention.attention import Case as AttentionCase
+from llmbench.kernels.kernel import Kernel
+from llmbench.model.implementations import implementation as implementation_of
+from llmbench.model.implementations.interface import ExpertWeights, Given, Implementation, Mask, Scores
+
+__all__ = [
+    "CandidateKernel",
+    "Limit",
+    "compiled",
+    "copy",
+    "flex",
+    "grouped_mm",
+    "matmul",
+    "ours",
+    "own",
+    "read",
+    "sdpa",
+]
+
+OWN_FACTOR, OTHERS_FACTOR = 2.0, 8.0
+"""Error budgets as multiples of plain torch's error. That of the others is wider: it only shows that they compute the
+same function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateKernel:
+    """A kernel that takes part in a comparison.
+
+    `build(case, machine)` returns its op. `variant(case)`: the case that it runs instead of the experiment's.
+    `overwrites_inputs`: it overwrites its inputs. `factor`: the error budget, as in `kernels.proof.accuracy.compare`.
+    """
+
+    name: str
+    build: Callable[[Any, Machine], Op]
+    variant: Callable[[Any], Any] = lambda case: case
+    overwrites_inputs: bool = False
+    factor: float = OTHERS_FACTOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A call that limits a kernel and does not compute its results: a reference measurement, or the products that every
+    implementation needs.
+
+    `prepare(case, machine)` returns the call, `work(case, machine)` its FLOPs and bytes.
+    """
+
+    name: str
+    work: Callable[[Any, Machine], tuple[int, int]]
+    prepare: Callable[[Any, Machine], Callable[[], Any]]
+
+
+def ours(kernel: Kernel) -> CandidateKernel:
+    """Return our kernel as it is shipped."""
+    return CandidateKernel(name=OURS, build=lambda case, machine: kernel.run, factor=OWN_FACTOR)
+
+
+def own(kernel: Kernel, name: str, variant: Callable[[Any], Any]) -> CandidateKernel:
+    """Return our kernel at another case."""
+    return CandidateKernel(name=name, build=lambda case, machine: kernel.run, variant=variant, factor=OWN_FACTOR)
+
+
+def compiled(kernel: Kernel) -> CandidateKernel:
+    """Return the kernel's reference through torch.compile."""
+    return CandidateKernel(name="torch.compile", build=lambda case, machine: machine.compile(kernel.reference))
+
+
+def sdpa(backend: str | None = None) -> CandidateKernel:
+    """Return torch's scaled_dot_product_attention with one of its backends, or with the one that it chooses. It uses
+    `q`, `k`, `v` and `causal`."""
+    name = f"sdpa-{backend}" if backend else "sdpa"
+    return CandidateKernel(name=name, build=lambda case, machine: _attention(implementation_of(name)))
+
+
+def _attention(implementation: Implementation) -> Op:
+    """Return an implementation's attention as an op on our kernel's inputs: whole sequences, or all slots of a cache.
+    The mask is made in the first call."""
+
+    @cache
+    def mask(batch: int, queries: int, keys: int, device: torch.device, causal: bool, window: int | None) -> Mask:
+        query_places, key_places = (torch.arange(length, device=device).expand(batch, -1) for length in (queries, keys))
+        return Mask(query_places, key_places, causal, window, None, True)
+
+    def op(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = False,
+        window: int | None = None,
+        slopes: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        seen = Given(k, v, mask(len(q), q.shape[2], k.shape[2], q.device, causal, window))
+        return implementation.attend(q, seen, Scores(q.shape[-1] ** -0.5, slopes=slopes))
+
+    return op
+
+
+def _flex(case: AttentionCase, machine: Machine) -> Op:
+    return _attention(compiled_flex(machine.compile))
+
+
+flex = CandidateKernel(name="flex", build=_flex)
+"""Compiled FlexAttention with the case's window or slopes."""
+
+
+def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor, **_: Any) -> Tensor:
+    return grouped_experts(x, weights, chosen, ExpertWeights(gate, up, down, None, None, None), "silu")
+
+
+grouped_mm = CandidateKernel(name="grouped_mm", build=lambda case, machine: _grouped_mm)
+"""A mixture of experts with torch's grouped products; SwiGLU, without biases."""
+
+
+def _copy(case: Any, machine: Machine) -> Callable[[], Any]:
+    source = torch.randn(machine.sizes.bytes // 4, device=machine.device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _read(case: Any, machine: Machine) -> Callable[[], Any]:
+    return torch.randn(machine.sizes.bytes // 4, device=machine.device).sum
+
+
+def _matmul(case: Any, machine: Machine) -> Callable[[], Any]:
+    n = machine.sizes.matmul
+    a, b = (torch.randn(n, n, device=machine.device, dtype=machine.dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+copy = Limit(name=COPY, work=lambda case, machine: (0, 2 * machine.sizes.bytes), prepare=_copy)
+read = Limit(name=READ, work=lambda case, machine: (0, machine.sizes.bytes), prepare=_read)
+matmul = Limit(name=MATMUL, work=lambda case, machine: (2 * machine.sizes.matmul**3, 0), prepare=_matmul)
+"""The run's reference measurements, repeated in the same rounds as the candidates."""
