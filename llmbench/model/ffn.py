@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -250,7 +250,13 @@ def places_of(chosen: Tensor, num_experts: int) -> Tensor:
 
 
 def feed_forward(hidden: int, ffn: FFN) -> nn.Module:
-    """The module of any feed-forward."""
-    if isinstance(ffn, MoE):
-        return MixtureLayer(hidden, ffn)
-    return GatedLayer(hidden, ffn) if isinstance(ffn, Gated) else DenseLayer(hidden, ffn)
+    """The module of a feed-forward."""
+    match ffn:
+        case Dense():
+            return DenseLayer(hidden, ffn)
+        case Gated():
+            return GatedLayer(hidden, ffn)
+        case MoE():
+            return MixtureLayer(hidden, ffn)
+        case _:
+            assert_never(ffn)

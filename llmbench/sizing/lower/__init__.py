@@ -6,6 +6,8 @@ sends, on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums ove
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import msgspec
 
 from llmbench.errors import LayoutError, SpecError
@@ -19,7 +21,7 @@ from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
-from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
+from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, RelativeBias, Rope, SinusoidalPositions
 
 __all__ = ["lower", "lower_next_token_prediction", "visible_pairs"]
 
@@ -150,13 +152,17 @@ def _embedding(b: Builder) -> None:
         _table(b, name, component, rows, size, ways=ways)
 
     _table(b, "embedding", "embedding", vocab, size, ways=tp, tied=spec.tie_word_embeddings)
-    if isinstance(spec.positions, LearnedPositions):
-        rows = Dim(spec.positions.num_positions, "num_positions")
-        width = b.hidden if spec.embedding.positions_after else size
-        _table(b, "position_embedding", "position_embedding", rows, width)
-    elif isinstance(spec.positions, SinusoidalPositions):
-        stream = b.stream_tokens * size.size
-        b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
+    match spec.positions:
+        case LearnedPositions(num_positions=rows):
+            width = b.hidden if spec.embedding.positions_after else size
+            _table(b, "position_embedding", "position_embedding", Dim(rows, "num_positions"), width)
+        case SinusoidalPositions():
+            stream = b.stream_tokens * size.size
+            b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
+        case Rope() | Alibi() | RelativeBias() | NoPositions():
+            pass  # the mixers apply them
+        case _:
+            assert_never(spec.positions)
     if spec.embedding.token_types:
         table("token_type_embedding", "token_type_embedding", Dim(spec.embedding.token_types, "token_types"))
     if spec.embedding.norm:

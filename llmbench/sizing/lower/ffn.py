@@ -1,6 +1,8 @@
-"""Feed-forwards as ops: dense 2·D·F weights, gated 3·D·F, experts that many each, and their router D·E."""
+"""The ops of feed-forwards. Weights: dense 2·D·F, gated 3·D·F, each expert as many, and a router D·E."""
 
 from __future__ import annotations
+
+from typing import assert_never
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
@@ -10,11 +12,14 @@ from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
-    """Any feed-forward; `inputs_saved` where a mixer beside it reads, and keeps, the same tensor."""
-    if isinstance(ffn, MoE):
-        _mixture(b, ffn, inputs_saved=inputs_saved)
-    else:
-        _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
+    """Add the ops of a feed-forward. inputs_saved: a mixer beside it reads, and saves, the same tensor."""
+    match ffn:
+        case Dense() | Gated():
+            _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
+        case MoE():
+            _mixture(b, ffn, inputs_saved=inputs_saved)
+        case _:
+            assert_never(ffn)
 
 
 def _dense(
@@ -26,8 +31,10 @@ def _dense(
     *,
     inputs_saved: bool,
 ) -> None:
-    """down(act(up(x))), or down(act(gate(x)) * up(x)); gate and up read one tensor, kept once (`inputs_saved`: not
-    even that, because another op keeps it)."""
+    """Add the ops of down(act(up(x))) or down(act(gate(x)) * up(x)).
+
+    gate and up save their common input once, or not at all if another op has saved it (inputs_saved).
+    """
     gated = isinstance(ffn, Gated)
     first = "gate_proj" if gated else "up_proj"
     saves = not inputs_saved
@@ -50,39 +57,39 @@ def _dense(
 
 
 _FROM_RESULT = ("relu", "sigmoid", "tanh")
-"""Activations whose gradient needs only their result."""
+"""Activations whose gradient needs their result alone."""
 
 _STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4}
-"""What plain torch keeps of an activation's own where that is not its input alone: the sigmoid too; and gpt-oss's also
-both inputs of its clamps."""
+"""Tensors that plain torch saves for an activation, where it is not the input alone: the sigmoid too, and in gpt-oss's
+also both inputs of its clamps."""
 
 
 def _activation(
     b: Builder, name: str, component: Component, activation: Activation, gated: bool, elements: int
 ) -> bool:
-    """Saves its input, or its result where that is enough; gated, both inputs, and plain torch keeps act(gate) for the
-    product's gradient too. Returns whether it is the result that is saved."""
+    """Add the activation. It saves its input, or its result where that is enough. A gated one saves both inputs, and
+    plain torch also saves act(gate) for the product's gradient. Returns whether the result is saved."""
     if b.fused:
         tensors = 2 if gated else 1
     else:
         tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
     saves, reads = elements * tensors, elements * (2 if gated else 1)
-    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # act(gate) stands beside its product
-    held = b.act(reads + elements * (steps + 1))
-    b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=held)
+    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # act(gate) exists beside its product
+    forward_bytes = b.act(reads + elements * (steps + 1))
+    b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=forward_bytes)
     return not gated and activation in _FROM_RESULT
 
 
 def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
-    """Router, experts and what stands beside them.
+    """Add the ops of the router, the experts, and the feed-forwards beside them.
 
-    Every token meets num_experts_per_tok experts, wherever they are: with ep ranks that share their tokens evenly, a
-    GPU's experts see tokens × num_experts_per_tok rows in all. A capacity factor gives each expert a buffer of
-    capacity_factor times its even share, and all of it is computed with; an expert_capacity changes nothing here, for
-    even shares are below it.
+    Every token uses num_experts_per_tok experts, on any GPU. With ep ranks that share their tokens evenly, the experts
+    of one GPU get tokens × num_experts_per_tok rows in all. A capacity factor gives each expert a buffer of
+    capacity_factor times its even share, and the whole buffer is computed. An expert_capacity changes no figure,
+    because even shares are below it.
 
-    Plain torch keeps more than fused kernels: see `_router_saves`, and for the weighted sum of the experts' outputs
-    those outputs.
+    Plain torch saves more than fused kernels do: see `_router_saves`; it also saves the experts' outputs for their
+    weighted sum.
     """
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
@@ -95,7 +102,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     scored = b.hidden
     if moe.router.hidden_size is not None:
         scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
-    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router works in fp32, on a copy of its input
+    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router computes in fp32, on a copy of its input
     b.linear(
         "ffn.router",
         "router",
@@ -108,7 +115,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     inputs_saved = inputs_saved or not wide
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
-    # Of a token's choices, the share that falls on experts that compute; exact without zero experts.
+    # The share of a token's choices that computing experts get; exact without zero experts.
     chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
     rows = b.tokens * chosen
     inputs = b.hidden
@@ -141,22 +148,25 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         )
     combined = b.tokens * b.hidden.size
     outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
-    # Plain torch has the experts' inputs still, and their outputs as they made them, as the tokens lie, and weighted.
-    held = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
+    # Plain torch still has the experts' inputs, and their outputs three times: as computed, in token order, weighted.
+    forward_bytes = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
     b.elementwise(
         "ffn.combine",
         "experts",
         reads=rows * inputs.size,
         writes=combined,
         saves=rows + outputs,
-        forward_bytes=held,
+        forward_bytes=forward_bytes,
     )
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
-    """Bytes that plain torch keeps of a router in fp32: copies of its input and matrix where they are not in fp32, and
-    the probabilities of all experts; where each choice has its own (sparsemixer), those and a mask for every choice;
-    none where only the chosen ones have (softmax_topk, sigmoid_topk)."""
+    """Bytes that plain torch saves for a router in fp32.
+
+    They are copies of its input and matrix, if those have another format, and the probabilities of all experts. With
+    sparsemixer there are probabilities and a mask per choice. With softmax_topk and sigmoid_topk only chosen experts
+    have probabilities, which are not counted.
+    """
     scores = 4 * b.tokens * choices
     if moe.router.scores == "sparsemixer":
         scores = 5 * b.tokens * choices * moe.num_experts_per_tok
@@ -166,7 +176,7 @@ def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: boo
 
 
 def _router_network(b: Builder, width: Dim) -> Dim:
-    """What a router of its own width has before the choice."""
+    """Add the network of a router that has a width of its own; returns that width."""
     b.linear("ffn.router.in_proj", "router", b.hidden, width, bias=True)
     b.norm("ffn.router.norm", "router", width, b.spec.norm, rows=b.tokens)
     for name in ("fc1", "fc2"):
@@ -174,11 +184,12 @@ def _router_network(b: Builder, width: Dim) -> Dim:
     return width
 
 
-def experts_met(moe: MoE, experts: int, tokens: int) -> float:
-    """How many of so many `experts` are chosen by any of `tokens` tokens, and so have their weights read: the expected
-    number where each token's choices fall evenly, and apart from the other tokens'. One token leaves an expert out with
-    a chance of 1 − k/E, all of them with its power: experts·(1 − (1 − k/E)^tokens). Routers that are trained to be
-    balanced come near; others meet fewer. Buffers of a capacity factor are computed with whole, and so meet all.
+def experts_read(moe: MoE, experts: int, tokens: int) -> float:
+    """The expected number of `experts` that at least one of `tokens` tokens chooses, and whose weights are thus read.
+
+    Assumes even, independent choices. One token leaves out an expert with probability 1 − k/E, all tokens with its
+    power: experts·(1 − (1 − k/E)^tokens). Routers trained for balance come near; others read fewer experts. A capacity
+    factor's buffers are computed whole, so all experts are read.
     """
     if moe.capacity_factor is not None:
         return experts
@@ -187,14 +198,14 @@ def experts_met(moe: MoE, experts: int, tokens: int) -> float:
 
 
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
-    """The experts' matrices as grouped products over `rows` token copies."""
+    """Add the experts' matrices as grouped products over `rows` copies of tokens."""
     tp, ep = b.layout.tp, b.layout.ep
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
     padded = rows
     if moe.capacity_factor is not None:
         padded = local_experts * share(rows * round(moe.capacity_factor * 1000), 1000 * local_experts)
-    met = experts_met(moe, local_experts, b.tokens * ep)
+    read = experts_read(moe, local_experts, b.tokens * ep)
     dispatch = b.act(padded * inputs.size)
     exchange: tuple[Collective, ...] = ()
     if ep > 1:
@@ -228,11 +239,11 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             formula=label,
             forward_flops=flops,
             backward_flops=2 * flops,
-            weight_bytes=bytes_of(round(met * (weights + bias)), b.workload.weight_dtype),
+            weight_bytes=bytes_of(round(read * (weights + bias)), b.workload.weight_dtype),
             read_bytes=b.act(padded * before),
             written_bytes=b.act(padded * after),
             saved_bytes=b.act(padded * before) if saves else 0,
-            # Plain torch makes each expert's gradient by itself, then stacks them.
+            # Plain torch computes the gradient of each expert separately, then stacks them.
             backward_bytes=b.act(padded * (before + after))
             + (0 if b.fused else bytes_of(local_experts * weights, b.workload.weight_dtype)),
             collectives=exchange if matrix == inner[0][0] or down else (),
