@@ -1,6 +1,6 @@
 """Record every figure of the sizing commands, and compare two records value by value.
 
-A change of structure must not change a figure. Record before and after it, then compare:
+A change of the code's structure must not change a figure. Record before and after it, then compare:
 
     python benchmarks/figures.py record before.json [--configs FOLDER]
     python benchmarks/figures.py record after.json  [--configs FOLDER]
@@ -41,16 +41,16 @@ COMMANDS: dict[str, list[str]] = {
     "memory inference": ["--phase", "inference", "--seq", "8192", "--batch", "4"],
     "compare": ["--seq", "4096"],
 }
-"""What is recorded of each model: the command is the first word."""
+"""The recorded answers per model; the first word is the command."""
 
 VARIABLE = ("environment", "inputs")
-"""Keys of an answer that are not figures."""
+"""Keys of an answer that have no figures."""
 TEXTS = ("approximate_because", "batch_is", "feed_forward", "message", "notes", "schema")
-"""Keys whose values are texts or versions: they may change, and are compared only for being there or not."""
+"""Keys whose values are texts or versions. Their words may change; only their presence is compared."""
 
 
 def record(configs: Path | None) -> dict[str, Any]:
-    """The answer of every command for every model, by `model | command`; a refusal is its message."""
+    """Return the answer of every command for every model, by `model | command`; for a refusal, its message."""
     models = [*bundled_models(), *(sorted(map(str, configs.glob("*.json"))) if configs else [])]
     answers: dict[str, Any] = {}
     for number, model in enumerate(models, 1):
@@ -71,7 +71,7 @@ def _answer(arguments: list[str]) -> Any:
 
 
 def differences(before: Any, after: Any, renamed: dict[str, str], at: str = "") -> Iterator[str]:
-    """Each place where two answers differ, with both values."""
+    """Yield each place where two answers differ, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         before = {renamed.get(key, key): value for key, value in before.items()}
         for key in sorted(before.keys() | after.keys()):
@@ -92,7 +92,7 @@ def differences(before: Any, after: Any, renamed: dict[str, str], at: str = "") 
 
 
 def main() -> int:
-    """Run the command line above; the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     recording = actions.add_parser("record")
@@ -107,9 +107,9 @@ def main() -> int:
         options.output.write_text(json.dumps(record(options.configs), indent=1))
         return 0
     before, after = json.loads(options.before.read_text()), json.loads(options.after.read_text())
-    found = list(differences(before, after, dict(pair.split("=", 1) for pair in options.renamed)))
-    print("\n".join([*found, f"{len(before):,} answers before, {len(after):,} after: {len(found):,} differences"]))
-    return 1 if found else 0
+    lines = list(differences(before, after, dict(pair.split("=", 1) for pair in options.renamed)))
+    print("\n".join([*lines, f"{len(before):,} answers before, {len(after):,} after: {len(lines):,} differences"]))
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

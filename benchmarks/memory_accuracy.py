@@ -1,10 +1,10 @@
-"""Hold predicted training memory against published measurements, and against traced steps.
+"""Compare predicted training memory with published measurements and with traced steps.
 
     python benchmarks/memory_accuracy.py             # published runs; no torch needed
-    python benchmarks/memory_accuracy.py --traced    # the same models run on fake tensors; needs torch, takes a minute
+    python benchmarks/memory_accuracy.py --traced    # steps on fake tensors; needs torch, takes a minute
 
-Prints one row a run: what was measured, what llmbench says, and the error. Nothing is fitted: every run is described
-by its layout and recipe alone, and the model, precision and kernels of a source are the same for all its runs.
+Prints one row per run: the measured memory, the prediction and the error. Nothing is fitted: a run is described only by
+its layout and recipe, and all runs of a source have the same precision and kernels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions
 
 BOUNDS = {"korthikanti": 0.02, "simumax": 0.05, "torchtitan": 0.10}
-"""The error we aim at, by source."""
+"""The largest error that counts as a hit, by source."""
 
 STACK = {"korthikanti": "fused", "simumax": "fused", "torchtitan": "eager"}
-"""Whose kernels ran: Megatron's fused ones, or plain torch modules."""
+"""The kernels that ran: Megatron's fused ones, or plain torch modules."""
 
 
 def model_of(described: dict[str, Any]) -> ModelSpec:
-    """The spec of a run: a GPT of given sizes, or a bundled model cut to fewer layers."""
+    """Return the spec of a run: a GPT of given sizes, or a bundled model with fewer layers."""
     if described.get("preset") == "gpt":
         hidden, heads, layers = described["hidden_size"], described["heads"], described["num_hidden_layers"]
         mixer = Attention(
@@ -60,7 +60,7 @@ def model_of(described: dict[str, Any]) -> ModelSpec:
 
 
 def predict(run: dict[str, Any]) -> Memory:
-    """What llmbench says of a run."""
+    """Return the prediction for a run."""
     return training_memory(
         model_of(run["model"]),
         run["seq"],
@@ -76,10 +76,10 @@ def predict(run: dict[str, Any]) -> Memory:
 
 
 def figure(run: dict[str, Any], memory: Memory) -> float:
-    """The bytes of `memory` that the run's published figure is about."""
+    """Return the bytes of `memory` that correspond to the run's published figure."""
     if run["quantity"] == "activations":
         return memory.held_bytes["activations"]
-    if run["quantity"] == "states":  # the source counts 12·L·h² parameters of layers, spread over all stages alike
+    if run["quantity"] == "states":  # the source counts 12·L·h² parameters, in equal parts on all stages
         layout, sizes = Layout.parse(run["layout"]), run["model"]
         count = model_of(sizes)
         layers = training_memory(
@@ -120,7 +120,7 @@ TRACED_BOUND = 0.03
 
 
 def traced() -> Block:
-    """Peaks of steps traced on fake tensors, beside ours. The tracer (tests/oracles) knows no formula."""
+    """Compare peaks of steps traced on fake tensors with predictions. The tracer (tests/oracles) has no formulas."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.oracles.training_memory import trace
     from tests.oracles.training_transformer import Dims, Setup
@@ -191,7 +191,7 @@ def traced() -> Block:
         Column("peak falls in"),
     ]
     line = (
-        f"{sum(error <= TRACED_BOUND for error in errors)} of {len(errors)} within 3%, the worst {max(errors):.2%} off"
+        f"{sum(error <= TRACED_BOUND for error in errors)} of {len(errors)} within 3%, largest error {max(errors):.2%}"
     )
     return Block(
         headline="training memory: steps of plain torch traced on fake tensors, AdamW, and predictions",
@@ -201,16 +201,16 @@ def traced() -> Block:
 
 
 def summary(errors: dict[str, list[float]]) -> list[str]:
-    """How each source's runs fared."""
+    """Summarise the errors by source."""
     return [
-        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in found)} of {len(found)} within "
-        f"{BOUNDS[source]:.0%}, mean error {sum(map(abs, found)) / len(found):.1%}, largest {max(found, key=abs):+.1%}"
-        for source, found in errors.items()
+        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in of_source)} of {len(of_source)} within "
+        f"{BOUNDS[source]:.0%}, mean error {sum(map(abs, of_source)) / len(of_source):.1%}, largest {max(of_source, key=abs):+.1%}"
+        for source, of_source in errors.items()
     ]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the comparison that was asked for."""
     if "--traced" in sys.argv[1:]:
         show(traced())
         return
