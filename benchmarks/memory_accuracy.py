@@ -203,9 +203,9 @@ def traced() -> Block:
 def summary(errors: dict[str, list[float]]) -> list[str]:
     """Summarise the errors by source."""
     return [
-        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in of_source)} of {len(of_source)} within "
-        f"{BOUNDS[source]:.0%}, mean error {sum(map(abs, of_source)) / len(of_source):.1%}, largest {max(of_source, key=abs):+.1%}"
-        for source, of_source in errors.items()
+        f"{source}: {sum(abs(error) <= BOUNDS[source] for error in runs)} of {len(runs)} within {BOUNDS[source]:.0%}, "
+        f"mean error {sum(map(abs, runs)) / len(runs):.1%}, largest {max(runs, key=abs):+.1%}"
+        for source, runs in errors.items()
     ]
 
 

@@ -1,6 +1,6 @@
 """Check candidates first, time the correct ones together, and make a row of each.
 
-The status of a row says what happened: "ok" (correct and timed), "INCORRECT" (beyond its error budget, no time), "OOM"
+A row has one of these statuses: "ok" (correct and timed), "INCORRECT" (beyond its error budget, no time), "OOM"
 (out of memory, with the analytic memory that it needs), "n/a" (not available on this machine or for this shape, with
 the reason) or "FAILED" (any other error). A sweep goes on after every row, except after a candidate that loses the GPU
 or other ranks. Rows without a time are yielded at once, so that an interrupted run keeps them in its file.

@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
 
 
 class Fault(NamedTuple):
-    """Why a candidate has no time: the row's status, its reason, and the checks if they were made."""
+    """The reason why a candidate has no time: the row's status and reason, and the checks if there are any."""
 
     status: Status
     reason: str

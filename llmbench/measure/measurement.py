@@ -31,8 +31,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     when a sample began. `threads`: the number of torch's threads on a CPU. `run_queue_share`: the share of a sample's
     time that runnable threads waited for a core, median over the samples; None on a GPU and where the system does not
     count it. `barrier_s`: the barrier cost in seconds, median of one reading per sample (see `measure.cpu`); None for
-    one thread and on a GPU. `conditions`: the GPU's state meanwhile, None where it is unknown. `notes`: what a reader
-    must know before using the figures.
+    one thread and on a GPU. `conditions`: the GPU's state meanwhile, None where it is unknown. `notes`: facts that
+    a reader must know before using the figures.
     """
 
     samples_s: tuple[float, ...]

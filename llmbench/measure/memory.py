@@ -23,7 +23,8 @@ __all__ = ["GraphedCall", "LiveTensors", "MemoryPeak", "RepeatableBackward", "pe
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Memory of a call at its peak, in bytes. `added_bytes`: above what was allocated when it began, results included.
     `resident_bytes`: allocated when it began. `reserved_bytes`: the allocator's most reserved memory so far. The last
-    two are None on a CPU. `by`: what counted, the GPU's allocator or tracked tensors."""
+    two are None on a CPU. `by`: the source of the numbers, the GPU's allocator
+    or tracked tensors."""
 
     added_bytes: int
     resident_bytes: int | None = None
@@ -32,10 +33,11 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RepeatableBackward:
-    """A repeatable backward pass: it holds a forward pass's graph and runs its backward again and again.
+    """A repeatable backward pass: it keeps the autograd graph of a forward pass and runs its backward pass again and
+    again.
 
-    `forward()` returns what the backward needs. `backward(saved, again)` runs it and, if `again` is true, leaves
-    `saved` usable. What is saved counts as memory of the call, although the call does not allocate it.
+    `forward()` returns the saved outputs. `backward(saved, again)` runs the backward pass and, if `again` is true,
+    leaves `saved` usable. Saved activations count as memory of the call, although the call does not allocate them.
     """
 
     def __init__(self, forward: Callable[[], Any], backward: Callable[[Any, bool], Any]) -> None:
@@ -75,7 +77,7 @@ class GraphedCall:
 def reserved_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
     """Return the GPU memory that torch reserves after it has freed its cached blocks; graphs' memory is included.
 
-    0 on a CPU, where tensors cannot be told from the rest of the process.
+    0 on a CPU, where the memory of tensors cannot be separated from that of the process.
     """
     if device.type != "cuda":
         return 0

@@ -244,10 +244,10 @@ def _rename_old_keys(fields: dict[str, Any]) -> None:
     references = fields.get("reference_measurements")
     if isinstance(references, dict):
         timed += references.values()
-    for each in timed:
-        _rename(each, what="description")
-        if isinstance(each, dict):
-            _rename(each.get("measurement"), waited="run_queue_share", meeting_s="barrier_s")
+    for timing in timed:
+        _rename(timing, what="description")
+        if isinstance(timing, dict):
+            _rename(timing.get("measurement"), waited="run_queue_share", meeting_s="barrier_s")
 
 
 def _rename(fields: Any, **names: str) -> None:
@@ -261,7 +261,8 @@ def _rename(fields: Any, **names: str) -> None:
 class Store:
     """A result file that rows are appended to.
 
-    `existing`: the file's content when it was opened. `notes`: what a reader must know about old and new rows together.
+    `existing`: the file's content when it was opened. `notes`: facts about old and new rows
+    together.
     Each line is written in one call and is on disk before `write` returns. The incomplete last line of a killed session
     becomes a damaged line of its own.
     """
