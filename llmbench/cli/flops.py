@@ -22,7 +22,6 @@ from llmbench.cli.options import (
     model_block,
 )
 from llmbench.errors import LLMBenchError
-from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import change, plural, si
@@ -201,7 +200,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
     ]
     return model_block(
         row,
-        headline=f"{headline(row.spec)}\n{_context(workload)}",
+        context=_context(workload),
         table=table(columns, rows, total={by: "total", "flops": flops.total}),
         lines=_lines(row),
     )

@@ -25,7 +25,6 @@ from llmbench.cli.options import (
     model_block,
     positive_integer,
 )
-from llmbench.report.describe import cache_elements, cache_span, distinct, headline
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import UNKNOWN, plural, size
@@ -175,7 +174,7 @@ def _bundled(changes: list[str] | None) -> list[ModelSpec]:
 
 
 def _kinds(spec: ModelSpec) -> str:
-    return " + ".join(distinct(mixer.label for mixer in spec.mixers)) or "none"
+    return " + ".join(dict.fromkeys(mixer.label for mixer in spec.mixers)) or "none"
 
 
 def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
@@ -225,8 +224,7 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
             )
     else:
         lines = [_no_cache(spec)]
-    context = f"{headline(spec)}\n{_context(cache)}"
-    blocks = [model_block(row, headline=context, table=table(columns, layers, total=total), lines=lines)]
+    blocks = [model_block(row, context=_context(cache), table=table(columns, layers, total=total), lines=lines)]
     variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
     if variants is not None:
         blocks.append(Block(about=blocks[0].about, table=variants))
@@ -235,6 +233,8 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
 
 def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
     """The cache of one sequence: a row for each mixer of each kind of layer, and for keys of indexers and encoders."""
+    from llmbench.report.describe import cache_elements, cache_span, distinct  # JSON has no such rows
+
     rows: list[dict[str, Any]] = []
     for name, layer in spec.layers.items():
         mixers = branches(layer.mixer)

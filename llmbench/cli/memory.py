@@ -22,7 +22,6 @@ from llmbench.cli.options import (
     positive_integer,
 )
 from llmbench.errors import LLMBenchError
-from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, record
 from llmbench.report.units import billions, plural, size
@@ -291,7 +290,7 @@ def _block(row: Sized) -> Block:
     )
     return model_block(
         row,
-        headline="\n".join([headline(row.spec, approximate=bool(memory.approximate)), *_context(row)]),
+        context=_context(row),
         table=table(columns, parts, total={"part": "peak", "peak_bytes": memory.peak_bytes}),
         lines=_lines(memory),
     )
@@ -302,15 +301,15 @@ def _only_shards(memory: Memory) -> bool:
     return memory.layout.zero == 3 and not memory.held_bytes["weights"]
 
 
-def _context(row: Sized) -> list[str]:
-    """The options behind the figures, in words."""
+def _context(row: Sized) -> str:
+    """The options behind the figures, in two lines."""
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     tokens, batch = plural(memory.seq_len, "token"), f"{memory.micro_batch:,}"
     replica = " per replica" if layout.dp > 1 else ""
     if memory.phase == "inference":
         formats = f"weights {row.precision} · cache {row.kv_dtype}"
-        return [f"serving · {tokens} · batch {batch}{replica} · {gpus}", formats]
+        return f"serving · {tokens} · batch {batch}{replica} · {gpus}\n{formats}"
     recipe = training_precision(row.precision)
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
@@ -322,10 +321,10 @@ def _context(row: Sized) -> list[str]:
         "eager": "plain torch, flash attention",
         "standard": "plain torch, attention stores its scores",
     }[row.kernels or "fused"]
-    return [
-        f"training step · {tokens} · micro-batch {batch}{replica} · {gpus}",
-        f"{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}",
-    ]
+    return (
+        f"training step · {tokens} · micro-batch {batch}{replica} · {gpus}\n"
+        f"{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
+    )
 
 
 def _lines(memory: Memory) -> list[str]:

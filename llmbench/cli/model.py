@@ -23,7 +23,6 @@ from llmbench.cli.options import (
     working,
 )
 from llmbench.errors import CannotRunError, LLMBenchError
-from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, record, records
 from llmbench.report.units import change, size
@@ -335,7 +334,7 @@ def _built_block(row: Modelled, run: Run) -> Block:
             *_kernel_lines(row.spec, built, ran, plan.impl),
             f"{tokens}: {ran.forward_s:.3f} s, logits {shape}" + (", NOT ALL FINITE" if ran.finite is False else ""),
         ]
-    return model_block(row, headline=headline(row.spec), table=table(MODULES, run.modules, total=total), lines=lines)
+    return model_block(row, table=table(MODULES, run.modules, total=total), lines=lines)
 
 
 def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[str]:
@@ -389,11 +388,9 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
     ]
     if total.recurrent:
         lines.append("recurrences are counted step by step; torch computes them as other operations")
-    approximate = bool(row.doubts)
-    context = f"traced without memory · {row.batch} × {row.seq_len:,} tokens · {row.dtype}"
     return model_block(
         row,
-        headline=f"{headline(row.spec, approximate=approximate)}\n{context}",
+        context=f"traced without memory · {row.batch} × {row.seq_len:,} tokens · {row.dtype}",
         table=_by_stack(trace, total, several=len(row.spec.layers) > 1) if by_stack else table(OPS, trace.ops),
         lines=lines,
     )

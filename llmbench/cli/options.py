@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,14 +120,16 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
 """The fields that each row about a model begins with."""
 
 
-def model_block(about: AboutModel, *, headline: str = "", table: Table | None, lines: list[str] | None = None) -> Block:
-    """A table about one model, with the model's notes under it."""
+def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
+    """A table about one model, under its headline and the context of the figures, with its notes below."""
+    from llmbench.report.describe import headline  # JSON has no headline
+
     reasons = [f"approximate: {reason}" for reason in about.approximate_because]
     return Block(
-        headline=headline,
+        headline="\n".join(filter(None, [headline(about.spec, approximate=bool(about.doubts)), context])),
         about=record(MODEL_FIELDS, about),
         table=table,
-        lines=[*(lines or []), *reasons],
+        lines=[*lines, *reasons],
         notes=about.notes,
     )
 

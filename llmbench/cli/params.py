@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llmbench.cli.options import MODEL_FIELDS, AboutModel, As, Explain, Models, Output, Set, answer, load, model_block
-from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import billions, change, size
@@ -139,7 +138,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
     if apart:
         lines.append("not in the total: " + " · ".join(apart))
-    return model_block(row, headline=headline(spec), table=made, lines=lines)
+    return model_block(row, table=made, lines=lines)
 
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:

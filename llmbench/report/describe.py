@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmbench.report.units import plural
-from llmbench.sizing.formula import numbers_of, with_numbers
 from llmbench.spec.mixer import CacheRow, SingleMixer
 from llmbench.spec.model import ModelSpec
 
@@ -29,6 +28,8 @@ def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
 
 def cache_elements(mixer: SingleMixer, rows: tuple[CacheRow, ...], *, explain: bool = False) -> str:
     """Elements per token in these rows of a mixer's cache: `2 × kv_heads × head_dim`; with the numbers if `explain`."""
+    from llmbench.sizing.formula import numbers_of, with_numbers  # JSON needs no formulas
+
     if mixer.shares_kv:
         return "none, reads another layer's"
     parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
