@@ -14,7 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, Table
+from llmbench.report.fields import Field
 from llmbench.report.render import render
 from llmbench.sizing.memory import Memory
 from llmbench.sizing.training import training_memory
@@ -177,18 +178,18 @@ def traced() -> Block:
                 memory.moment,
             ]
         )
-    columns = [
-        Column("model"),
-        Column("tokens", "count"),
-        Column("batch", "count"),
-        Column("attention"),
-        Column("recompute"),
-        Column("precision"),
-        Column("traced", "gib"),
-        Column("predicted", "gib"),
-        Column("error", "number"),
-        Column("within 3%"),
-        Column("peak falls in"),
+    columns: list[Field[Any]] = [
+        Field("model", "model"),
+        Field("tokens", "tokens", "count"),
+        Field("batch", "batch", "count"),
+        Field("attention", "attention"),
+        Field("recompute", "recompute"),
+        Field("precision", "precision"),
+        Field("traced", "traced", "gib"),
+        Field("predicted", "predicted", "gib"),
+        Field("error", "error", "number"),
+        Field("within_3", "within 3%"),
+        Field("peak_falls_in", "peak falls in"),
     ]
     line = (
         f"{sum(error <= TRACED_BOUND for error in errors)} of {len(errors)} within 3%, largest error {max(errors):.2%}"
@@ -236,16 +237,16 @@ def main() -> None:
                 memory.moment,
             ]
         )
-    columns = [
-        Column("run"),
-        Column("quantity"),
-        Column("layout"),
-        Column("measured (GiB)", "number"),
-        Column("predicted (GiB)", "number"),
-        Column("error", "number"),
-        Column("bound", "number"),
-        Column("within"),
-        Column("peak falls in"),
+    columns: list[Field[Any]] = [
+        Field("run", "run"),
+        Field("quantity", "quantity"),
+        Field("layout", "layout"),
+        Field("measured_gib", "measured (GiB)", "number"),
+        Field("predicted_gib", "predicted (GiB)", "number"),
+        Field("error", "error", "number"),
+        Field("bound", "bound", "number"),
+        Field("within", "within"),
+        Field("peak_falls_in", "peak falls in"),
     ]
     show(
         Block(

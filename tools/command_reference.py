@@ -1,7 +1,7 @@
-"""Write docs/commands.md from the help text of every command.
+"""Write docs/commands.md from the help texts of the commands.
 
 python tools/command_reference.py            # write it
-python tools/command_reference.py --check    # compare; exit 1 where it is out of date
+python tools/command_reference.py --check    # compare; exit 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD = """\
 
 <!-- Written by tools/command_reference.py from the help texts. Do not edit; run it again. -->
 
-What each command answers in JSON is in [Read the JSON](guides/read-the-json.md).
+[Read the JSON](guides/read-the-json.md) describes the JSON of each command.
 
 **Exit codes.** 0: done. 1: the verdict is negative (does not fit, a regression, a row that is INCORRECT or FAILED).
 2: wrong usage or input. 3: cannot run here (no GPU, a missing extra, no network). 101: a bug of llmbench. Data goes to
@@ -32,7 +32,7 @@ stdout; errors, hints and progress go to stderr.
 
 
 def commands() -> Iterator[tuple[str, Any, str]]:
-    """(full name, command, help text) of llmbench and of each command, in the order of the help."""
+    """The full name, the object and the help text of llmbench and of each command, in the order of the help."""
     yield from _walk(get_command(build([])), "llmbench", None)
 
 

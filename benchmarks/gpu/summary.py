@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from benchmarks.gpu.goals import OURS, TESTS, Outcome, judge, verdicts
 from llmbench.measure.results import Header, Row
-from llmbench.report.document import Block, Column, Document, Table
+from llmbench.report.document import Block, Document, Table
+from llmbench.report.fields import Field
 from llmbench.report.render import render
 
 __all__ = ["faults", "heading", "line", "table"]
@@ -69,8 +70,8 @@ def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> 
     """Print the goals and their outcomes to stdout. `only`: the names of the experiments to show, all if empty. The
     times of a rehearsal are meaningless and are not shown."""
     outcomes = [outcome for outcome in judge(rows) if not only or outcome.goal.experiment in only]
-    columns = [Column("experiment"), Column("case"), Column("goal"), Column("must"), Column("moonshot")]
-    columns += [Column("measured (p10–p90)"), Column("verdict"), Column("note")]
+    headings = ("experiment", "case", "goal", "must", "moonshot", "measured (p10–p90)", "verdict", "note")
+    columns: list[Field[str]] = [Field(heading, heading) for heading in headings]
     cells = [_cells(outcome, _distinguishing(outcome, outcomes), rehearsal) for outcome in outcomes]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts(outcomes).items() if verdict != "–")
     lines = ["REHEARSAL: it ran; its times are meaningless" if rehearsal else counts or "no goals"]

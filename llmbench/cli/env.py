@@ -60,7 +60,7 @@ FIELDS: tuple[Field[Machine], ...] = (
 def command(format: As = "table", output: Output = None) -> None:
     """Show this machine: Python, packages, GPUs.
 
-    Each GPU stands beside the datasheet with its exact name and memory, or is an "unknown GPU".
+    Each GPU is shown with the bundled device of exactly that name and memory, or as "unknown GPU".
 
     Examples:
 

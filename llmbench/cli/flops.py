@@ -118,7 +118,7 @@ def command(
 ) -> None:
     """Count the FLOPs of a prefill, a decoding step or a training step.
 
-    A multiply-add is 2 FLOPs. Logits are counted at every position, and of the experts those that a token uses.
+    A multiply-add is 2 FLOPs. Logits are counted at every position. Only the experts that a token uses are counted.
     Elementwise work (norms, activations, softmax) is not counted.
 
     Examples:

@@ -254,7 +254,7 @@ def inspect_kernels(
     """Compile the configurations of each kernel for real shapes, and show their registers and memory. Needs no GPU.
 
     Exit code 1 if a kernel spills registers, needs more shared memory than a block has, or multiplies matrices without
-    the tensor-core instruction of its architecture. A reason that stands with the kernel allows it.
+    the tensor-core instruction of its architecture. A kernel may allow such a fault, with a reason.
 
     Examples:
 

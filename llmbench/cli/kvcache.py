@@ -127,8 +127,8 @@ def command(
 ) -> None:
     """Size the KV cache and the recurrent states of a model.
 
-    Per token, per sequence and per batch. Windows, latents and hybrids count as they are. The memory that an engine
-    reserves stands beside it.
+    Shows bytes per token, per sequence and per batch. Windows, latents and hybrids are counted exactly. Also shows the
+    memory that an engine without hybrid caches reserves.
 
     Examples:
 

@@ -152,7 +152,8 @@ def command(
 ) -> None:
     """Size the peak memory of a GPU, and list the devices with enough of it.
 
-    A training step is followed op by op through its backward pass. With pipeline stages, the fullest one is shown.
+    A training step is followed op by op through its backward pass. With pipeline parallelism, the fullest stage is
+    shown.
 
     Examples:
 

@@ -217,7 +217,7 @@ def command(
 
     Weights are random. If MODEL is a folder with safetensors files, weights are read from them, in the format of
     --dtype. --trace allocates nothing: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks count
-    saved bytes on fake tensors. Beside them stand the figures of `llmbench flops --attention full` and `llmbench memory
+    saved bytes on fake tensors. Next to them are the figures of `llmbench flops --attention full` and `llmbench memory
     --kernels eager`. With --impl standard, attention stores its scores; any other is traced as a flash kernel.
 
     Examples:

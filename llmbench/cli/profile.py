@@ -23,7 +23,7 @@ from llmbench.cli.measured import (
     one_table,
     speed_up,
 )
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title, working
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, positive_integer, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.describe import headline
@@ -53,11 +53,11 @@ ModelName = Annotated[
 ]
 Tokens = Annotated[
     int | None,
-    typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", min=1, max=2**31, show_default=False),
+    typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer, show_default=False),
 ]
 Sequences = Annotated[
     int | None,
-    typer.Option("--batch", metavar="N", help="Number of sequences.", min=1, max=2**31, show_default=False),
+    typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer, show_default=False),
 ]
 Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="The pass to time.")]
 By = Annotated[
@@ -196,7 +196,6 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
     tokens = plural(setting.seq_len, "token")
     shape = f"{piece.name} · {setting.direction} · batch {setting.batch:,} · {tokens} · {setting.dtype}"
     return Block(
-        subject=title(setting.spec),
         headline=f"{headline(setting.spec)}\n{shape}: {piece.what}",
         table=table(fitted((IMPLEMENTATION, *METRICS, speed_up("speed-up")), lines), lines),
         lines=[*below, *measured.notes, *notes, *approximate_lines(setting.spec)],

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from llmbench.report.fields import Cell, Field
-from llmbench.report.units import Unit, heading, shown
+from llmbench.report.units import heading, shown
 
-__all__ = ["Block", "Column", "Document", "Table", "Unit", "table", "transposed"]
+__all__ = ["Block", "Document", "Table", "table", "transposed"]
 
 Item = TypeVar("Item")
-
-if TYPE_CHECKING:
-
-    class Column(Field[Any], frozen=True):
-        """A column of values given by place: the older form of a Field, until nothing uses it."""
-
-        def __init__(
-            self,
-            title: str,
-            unit: Unit = "text",
-            *,
-            wraps: bool = False,
-            name: bool = False,
-            sparse: bool = False,
-            spare: int = 0,
-        ) -> None: ...
-
-else:
-
-    def Column(  # noqa: N802
-        title: str,
-        unit: Unit = "text",
-        *,
-        wraps: bool = False,
-        name: bool = False,
-        sparse: bool = False,
-        spare: int = 0,
-    ) -> Field[Any]:
-        """Make a Field whose name is its heading."""
-        base = heading(title, unit, base=True)
-        return Field(base, title, unit, wraps=wraps, unbroken=name, sparse=sparse, spare=spare)
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -113,7 +82,6 @@ class Block(msgspec.Struct, kw_only=True):
     """
 
     headline: str = ""
-    subject: str = ""
     about: dict[str, Any] = {}
     table: Table | None = None
     lines: list[str] = []

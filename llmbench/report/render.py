@@ -63,7 +63,7 @@ def _csv(document: Document) -> str:
         if block.table is None:
             continue
         columns, rows = _flat(block.table)
-        about = block.about or ({"spec": block.subject} if block.subject else {})
+        about = block.about
         if block.notes and not about and all(column.name != "notes" for column in columns):
             about = {"notes": block.notes}
         front = {name: value for name, value in about.items() if not isinstance(value, list)}

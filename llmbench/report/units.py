@@ -46,22 +46,22 @@ _PREFIXES = (
 _BINARY = ((2**60, "EiB"), (2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-_UNITS: dict[Unit, tuple[str, str]] = {
-    "bytes": ("B", "bytes"),
-    "kib": ("KiB", "bytes"),
-    "mib": ("MiB", "bytes"),
-    "gib": ("GiB", "bytes"),
-    "gb_per_s": ("GB/s", "bytes/s"),
-    "flops": ("FLOPs", "FLOPs"),
-    "flops_whole": ("FLOPs", "FLOPs"),
-    "gflops_per_s": ("GFLOP/s", "FLOP/s"),
-    "tflops_per_s": ("TFLOP/s", "FLOP/s"),
-    "joules": ("J", "J"),
-    "seconds": ("s", "s"),
-    "us": ("µs", "s"),
-    "ms": ("ms", "s"),
+_HEADING_UNITS: dict[Unit, str] = {
+    "bytes": "B",
+    "kib": "KiB",
+    "mib": "MiB",
+    "gib": "GiB",
+    "gb_per_s": "GB/s",
+    "flops": "FLOPs",
+    "flops_whole": "FLOPs",
+    "gflops_per_s": "GFLOP/s",
+    "tflops_per_s": "TFLOP/s",
+    "joules": "J",
+    "seconds": "s",
+    "us": "µs",
+    "ms": "ms",
 }
-"""The unit in a heading for people, and the base unit of the values."""
+"""The units that stand in headings."""
 
 
 _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
@@ -83,10 +83,10 @@ def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
     return next(name for least, name in kind if not least or middle >= math.log2(least))
 
 
-def heading(title: str, unit: Unit, *, base: bool = False) -> str:
-    """A heading with its unit: the one for people, or with `base` the base unit."""
-    names = _UNITS.get(unit)
-    return f"{title} ({names[base]})" if names else title
+def heading(title: str, unit: Unit) -> str:
+    """A heading with its unit."""
+    name = _HEADING_UNITS.get(unit)
+    return f"{title} ({name})" if name else title
 
 
 def shown(value: Any, unit: Unit) -> str:

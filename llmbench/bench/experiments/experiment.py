@@ -23,7 +23,8 @@ from llmbench.measure.ranks import ALONE, Follower, Processes, RankedClock, Rank
 from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Key, Row, Scalar, Store
 from llmbench.model.formats import Format
-from llmbench.report.document import Table, Unit
+from llmbench.report.document import Table
+from llmbench.report.units import Unit
 from llmbench.sizing.work import Pass
 from llmbench.spec.model import ModelSpec
 

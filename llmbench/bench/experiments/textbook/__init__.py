@@ -10,7 +10,8 @@ from llmbench.bench.experiments.textbook.claims import CLAIMS, NEAR, Claim, Outc
 from llmbench.bench.experiments.textbook.runs import RUNS, is_own
 from llmbench.bench.results.words import in_words
 from llmbench.measure.results import Row
-from llmbench.report.document import Column, Table
+from llmbench.report.document import table
+from llmbench.report.fields import Field
 from llmbench.report.units import si, signed
 
 __all__ = ["EXPERIMENT", "outcomes"]
@@ -37,17 +38,27 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
     """One line per claim."""
     decided = [_as_json(found, rows) for found in outcomes(rows)]
-    names = {"says": "claim", "claimed": "claimed", "measured": "here", "verdict": "verdict", "kind": "kind"}
-    columns = [Column(title, wraps=name == "says") for name, title in names.items()]
-    table = []
-    for claim, line in zip(CLAIMS, decided, strict=True):
-        shown = {"claimed": _bounded(claim), "measured": _shown(claim, line["measured"])}
-        table.append([*((line | shown)[name] for name in names), line["setting"]])
     verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
     lines = [f"{len(verdicts)} claims: {', '.join(counted)}"]
     lines += [f"{line['claim']}: n/a, {line['reason']}" for line in decided if line["verdict"] == "n/a"]
-    return Summary("claims", decided, Table(columns=[*columns, Column("setting", wraps=True)], rows=table), lines)
+    return Summary("claims", decided, table(FIELDS, zip(CLAIMS, decided, strict=True)), lines)
+
+
+FIELDS: tuple[Field[tuple[Claim, dict[str, Any]]], ...] = (
+    Field("says", "claim", value=lambda pair: pair[1]["says"], wraps=True),
+    Field("claimed", "claimed", value=lambda pair: pair[1]["claimed"], text=lambda pair: _bounded(pair[0])),
+    Field(
+        "measured",
+        "here",
+        value=lambda pair: pair[1]["measured"],
+        text=lambda pair: _shown(pair[0], pair[1]["measured"]),
+    ),
+    Field("verdict", "verdict", value=lambda pair: pair[1]["verdict"]),
+    Field("kind", "kind", value=lambda pair: pair[1]["kind"]),
+    Field("setting", "setting", value=lambda pair: pair[1]["setting"], wraps=True),
+)
+"""The fields of the table, from each claim and its line in JSON."""
 
 
 def _as_json(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
