@@ -82,7 +82,8 @@ class Kernel:
     `cases` are small and have odd sizes; `shapes` are those of real models, which `inspect` compiles and benchmarks
     time. `allowances` accepts a fault and gives the reason, by the key "function: spills" or "function: mma.sync" (the
     instruction found in place of the widest one, "None" for no tensor-core instruction). A key such as "function:
-    spills in fp32" accepts it in one format. Any other fault makes `inspect` fail.
+    spills in fp32" accepts it in one format. Any other fault makes `inspect` fail. `reads_only`: it writes almost
+    nothing, so that the rate of reading limits it, not that of copying.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Kernel:
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     allowances: Mapping[str, str] = field(default_factory=dict)
+    reads_only: bool = False
 
     def formats(self, requested: Iterable[torch.dtype]) -> tuple[torch.dtype, ...]:
         """The requested formats that the kernel supports, or all of its formats if it supports none of those."""

@@ -423,6 +423,7 @@ KERNEL = Kernel(
     reference=reference,
     inputs=inputs,
     cost=cost,
+    reads_only=True,
     cases=[
         Case((37, 1, 0, 70), 6, 2, 64, queries=3, page=16, sinks=True, splits=3),
         Case((75, 140), 4, 1, 80, value_dim=48, soft_cap=5.0),

@@ -394,6 +394,7 @@ KERNEL = Kernel(
     reference=reference,
     inputs=inputs,
     cost=cost,
+    reads_only=True,
     cases=[
         Case((37, 1, 0, 70), 5, 64, 16, queries=3, page=16, splits=2),
         Case((90, 40), 40, 48, 24, apart=True),

@@ -23,7 +23,7 @@ from llmbench.kernels.launching import poisoned
 from llmbench.kernels.proof.accuracy import Verdict, check_against
 from llmbench.measure.check_and_time import Candidate
 from llmbench.measure.clock import Call
-from llmbench.measure.reference import ReferenceMeasurements
+from llmbench.measure.reference import Bandwidth, ReferenceMeasurements
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 
@@ -105,7 +105,8 @@ def _candidates(
 ) -> list[Candidate]:
     inputs = cache(partial(inputs_of, kernel, case, 0, dtype, device))
     flops, moved = work_of(kernel.cost(case, dtype), direction)
-    extra: dict[str, Scalar] = {"bandwidth": "copy"}
+    bandwidth: Bandwidth = "read" if kernel.reads_only else "copy"
+    extra: dict[str, Scalar] = {"bandwidth": bandwidth}
 
     def prepare(run: Callable[..., Any]) -> Call:
         if direction != "forward" and not kernel.differentiable:
@@ -121,7 +122,7 @@ def _candidates(
             check=check,
             work_flops=flops,
             work_bytes=moved,
-            predicted_s=references.limits().least_s(flops, moved) if check else None,
+            predicted_s=references.limits(bandwidth).least_s(flops, moved) if check else None,
             extra=extra,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.experiments import find_experiment
+from llmbench.bench.experiments import EXPERIMENTS, find_experiment
 from llmbench.bench.experiments.experiment import Ask, Group, Pace, run
 from llmbench.bench.results.sheets import baseline_of, curves, sheets
 from llmbench.errors import CannotRunError, UnknownNameError, UnsupportedError
@@ -185,9 +185,7 @@ def test_rows_are_in_the_file_before_they_are_yielded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize(
-    "name", ["attention", "norms", "activations", "positions", "heads", "moe", "generate", "train"]
-)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("collectives", "textbook")])
 def test_groups_have_distinct_cases(name: str, quick: bool, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every preset of every experiment, as far as no device is needed: groups can be created, and each is distinct. The
     full preset has at least as many groups as the quick one."""
