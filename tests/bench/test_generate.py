@@ -30,15 +30,16 @@ from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import Gated, MoE, Router
 from llmbench.spec.mixer import LatentAttention, Mamba2, Mixer
 from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import NoPositions, Rope
 from tests.bench.recorded import RecordedCuda, RecordedGraph
 
 CPU = torch.device("cpu")
 
 
 def tiny(mixer: Mixer | None = None, ffn: Any = None) -> ModelSpec:
-    return model_of(
-        "tiny", 32, mixer=mixer or heads(4, 2, 8), ffn=ffn or Gated(intermediate_size=48), layers=2, vocab=97
-    )
+    positions = NoPositions() if isinstance(mixer, Mamba2) else Rope()
+    parts: dict[str, Any] = {"mixer": mixer or heads(4, 2, 8), "ffn": ffn or Gated(intermediate_size=48)}
+    return model_of("tiny", 32, **parts, positions=positions, layers=2, vocab=97)
 
 
 LATENT = LatentAttention(num_attention_heads=4, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)

@@ -116,7 +116,7 @@ def replace_memory(of: Row, added: int, inputs: int) -> Row:
     [
         ([], "not run"),
         ([FAST, row("slow")], "slow: OOM, no room"),
-        ([FAST, row("slow", 1.0)], "samples of one comparison"),
+        ([FAST, row("slow", 1.0)], "cannot pair 1 samples with 3"),
     ],
 )
 def test_a_claim_without_figures_is_open(given: list[Row], reason: str) -> None:
