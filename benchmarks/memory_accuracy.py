@@ -79,7 +79,7 @@ def predict(run: dict[str, Any]) -> Memory:
 def figure(run: dict[str, Any], memory: Memory) -> float:
     """Return the bytes of `memory` that correspond to the run's published figure."""
     if run["quantity"] == "activations":
-        return memory.held_bytes["activations"]
+        return memory.full_bytes["activations"]
     if run["quantity"] == "states":  # the source counts 12·L·h² parameters, in equal parts on all stages
         layout, sizes = Layout.parse(run["layout"]), run["model"]
         count = model_of(sizes)
@@ -89,7 +89,7 @@ def figure(run: dict[str, Any], memory: Memory) -> float:
             layout=layout,
             precision="mixed-fp32-grads",
         )
-        return sum(layers.held_bytes[part] for part in ("weights", "gradients", "optimizer"))
+        return sum(layers.full_bytes[part] for part in ("weights", "gradients", "optimizer"))
     return memory.reserved_bytes if run["quantity"] == "reserved" else memory.peak_bytes
 
 

@@ -114,7 +114,7 @@ FIELDS: tuple[Field[Sized], ...] = (
     ),
     Field(
         "full_bytes",
-        value=lambda row: row.memory.held_bytes,
+        value=lambda row: row.memory.full_bytes,
         description="each part in full: parts are not all complete at one moment. With `zero=3` and a master copy, "
         "`weights` is 0, because the fp32 shards count as `optimizer`",
     ),
@@ -279,7 +279,7 @@ def _block(row: Sized) -> Block:
     names = _PART_NAMES if training else _PART_NAMES | {"logits": "logits"}
     parts: list[dict[str, Any]] = []
     for part in PARTS:
-        peak, full = memory.parts_bytes[part], memory.held_bytes.get(part)
+        peak, full = memory.parts_bytes[part], memory.full_bytes.get(part)
         if peak or full:
             in_shards = part == "weights" and _only_shards(memory)
             parts.append({"part": part, "peak_bytes": peak, "full_bytes": None if in_shards else full})
@@ -299,7 +299,7 @@ def _block(row: Sized) -> Block:
 
 def _only_shards(memory: Memory) -> bool:
     """Whether the weights stay only as fp32 shards: FSDP with a master copy gathers bf16 weights to compute."""
-    return memory.layout.zero == 3 and not memory.held_bytes["weights"]
+    return memory.layout.zero == 3 and not memory.full_bytes["weights"]
 
 
 def _context(row: Sized) -> str:

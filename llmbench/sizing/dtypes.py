@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
-"""The formats weights, activations and caches are held in."""
+"""The formats of weights, activations and caches."""
 
 STATE_BYTES = 4
-"""Recurrent states are kept in fp32, whatever the cache's format; convolution states in the cache's."""
+"""Recurrent states are in fp32, whatever the format of the cache. Convolution states have the format of the cache."""
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 

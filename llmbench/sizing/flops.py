@@ -15,11 +15,11 @@ from llmbench.spec.model import ModelSpec
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """FLOPs of one step over `tokens` new tokens (batch × query length); a multiply-add is 2.
 
-    total: forward, and when training backward, as the model needs them. matmul: products with weights. attention:
-    scores and their use. recurrent: convolutions and recurrences. recompute: what is computed a second time
+    total: forward, and in training backward, as the model needs them. matmul: products with weights. attention: scores
+    and their products with values. recurrent: convolutions and recurrences. recompute: what is computed a second time
     (flash attention's scores in backward, recomputed layers); not in total.
-    rule: 2·N a token forward or 6·N training, with N the active parameters that this phase runs, without tables and
-    head.
+    rule: 2·N per token forward or 6·N in training, with N the active parameters that this phase runs, without tables
+    and head.
     """
 
     total: int
@@ -33,7 +33,7 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def per_token(self) -> float:
-        """FLOPs a token."""
+        """FLOPs per token."""
         return self.total / self.tokens
 
 
@@ -61,12 +61,12 @@ def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "
 
 
 def step_flops(op: Op, workload: Workload) -> int:
-    """All instances of an op: forward, and backward when training."""
+    """FLOPs of all instances of an op: forward, and in training backward."""
     return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))
 
 
 def recomputed_flops(ops: list[Op], recompute: Recompute) -> int:
-    """What training computes twice: flash attention's scores, always; and what recomputation asks for."""
+    """FLOPs that training computes twice: flash attention's scores, and the ops that recomputation repeats."""
     total = sum(op.count * op.recompute_flops for op in ops)
     layers: dict[tuple[str, str], list[Op]] = {}
     for op in ops:

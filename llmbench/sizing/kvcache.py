@@ -1,4 +1,4 @@
-"""What a model keeps between steps: sums over the ops that have a cache."""
+"""The cache of a model between steps: sums over the ops that have a cache."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from llmbench.spec.model import ModelSpec
 
 
 class KVCache(msgspec.Struct, frozen=True, kw_only=True):
-    """The cache of `batch` sequences of `seq_len` tokens; bytes, rounded up to whole bytes a layer and sequence.
+    """The cache of `batch` sequences of `seq_len` tokens, in bytes, rounded up to whole bytes per layer and sequence.
 
-    bytes_per_token: what one more token adds while every layer still grows. bytes_per_sequence: at seq_len, windows
-    respected; without what follows. state: recurrent and convolution states, of any length. indexer: DSA's keys.
-    cross: keys and values of encoder tokens, seq_len of them. bytes_total: batch × all four.
-    reserved_bytes: what an engine without hybrid support sets aside: whole blocks, every layer at full length.
+    bytes_per_token: what one more token adds while every layer still grows. bytes_per_sequence: keys and values of
+    seq_len tokens, as far as windows keep them. state_bytes_per_sequence: recurrent and convolution states, which do
+    not grow. indexer_bytes_per_sequence: the keys of DeepSeek-V3.2's indexers. cross_bytes_per_sequence: keys and
+    values of seq_len encoder tokens. bytes_total: batch × the last four. reserved_bytes: what an engine without hybrid
+    support reserves: whole blocks, every layer at full length.
     """
 
     bytes_per_token: int
@@ -39,8 +40,8 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     layers: dict[str, int]
 
 
-class Held(msgspec.Struct, frozen=True):
-    """Bytes that one sequence keeps: what grows with it, fixed states, indexer keys, cross-attention."""
+class SequenceBytes(msgspec.Struct, frozen=True):
+    """Cache bytes of one sequence: its growing rows, fixed states, indexer keys, cross-attention."""
 
     growing: int = 0
     state: int = 0
@@ -49,12 +50,12 @@ class Held(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the four."""
         return self.growing + self.state + self.indexer + self.cross
 
-    def plus(self, other: Held, times: int) -> Held:
-        """The sum with `times` others."""
-        return Held(
+    def plus(self, other: SequenceBytes, times: int) -> SequenceBytes:
+        """This and `times` the other."""
+        return SequenceBytes(
             self.growing + times * other.growing,
             self.state + times * other.state,
             self.indexer + times * other.indexer,
@@ -62,11 +63,11 @@ class Held(msgspec.Struct, frozen=True):
         )
 
 
-def held_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> Held:
-    """What one op's cache holds of a sequence on one GPU: context parallelism splits the tokens, not the states."""
+def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> SequenceBytes:
+    """The cache of one op for one sequence on one GPU. Context parallelism splits the tokens, not the states."""
     tokens = share(seq_len, layout.cp)
     visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
-    return Held(
+    return SequenceBytes(
         growing=bytes_of(cache.per_token * visible, kv_dtype),
         state=STATE_BYTES * cache.state + bytes_of(cache.conv_state, kv_dtype),
         indexer=bytes_of(cache.indexer_per_token * tokens, kv_dtype),
@@ -83,12 +84,12 @@ def kv_cache(
     block_size: int = 16,
     layout: Layout | None = None,
 ) -> KVCache:
-    """The cache of one GPU (the whole model without a layout)."""
+    """The cache on one GPU of a layout; without a layout, of the whole model."""
     if seq_len < 1 or batch < 1 or block_size < 1:
         raise SpecError("seq, batch and block size must be at least 1")
     per_token = reserved = 0
     blocks = -(-seq_len // block_size) * block_size
-    whole = Held()
+    whole = SequenceBytes()
     layers: dict[str, int] = {}
     layout = layout or Layout()
     for op in lower(spec, Workload.prefill(1, kv_dtype=kv_dtype), layout):
@@ -96,11 +97,11 @@ def kv_cache(
         if cache is None:
             continue
         count = op.count
-        each = held_bytes(cache, seq_len, kv_dtype, layout)
-        whole = whole.plus(each, count)
+        own = sequence_bytes(cache, seq_len, kv_dtype, layout)
+        whole = whole.plus(own, count)
         per_token += count * bytes_of(cache.per_token, kv_dtype)
         reserved += count * bytes_of((cache.per_token + cache.indexer_per_token) * share(blocks, layout.cp), kv_dtype)
-        layers[op.layer] = layers.get(op.layer, 0) + count * (each.growing + each.state)
+        layers[op.layer] = layers.get(op.layer, 0) + count * (own.growing + own.state)
     return KVCache(
         bytes_per_token=per_token,
         bytes_per_sequence=whole.growing,

@@ -1,4 +1,4 @@
-"""How long a sequence a model can read at all."""
+"""The longest sequence that a model can read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from llmbench.spec.model import ModelSpec
 
 
 def beyond_positions(spec: ModelSpec, tokens: int) -> str | None:
-    """Why a sequence of so many tokens cannot be read, None where it can: a learned table of positions ends; rotary and
-    added ones do not."""
+    """Why the model cannot read so many tokens; None if it can. Only a learned table of positions has an end."""
     limit = spec.position_limit
     if limit is None or tokens <= limit:
         return None
@@ -16,7 +15,7 @@ def beyond_positions(spec: ModelSpec, tokens: int) -> str | None:
 
 
 def refuse_beyond_positions(spec: ModelSpec, tokens: int) -> None:
-    """Raise SpecError where `beyond_positions` has a reason."""
+    """Raise SpecError if `beyond_positions` has a reason."""
     reason = beyond_positions(spec, tokens)
     if reason is not None:
         raise SpecError(reason, hint="choose a shorter sequence")

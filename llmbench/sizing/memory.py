@@ -1,7 +1,7 @@
-"""Memory of one GPU: what a figure consists of, and what serving holds; training is in `training`.
+"""Memory of one GPU: the parts of a figure, and the memory of serving. `training` has that of training.
 
-Serving holds weights, cache and the widest op. Pipeline stages are looked at one by one and the fullest is reported.
-Not counted: the allocator's rounding and fragmentation.
+Serving needs weights, cache and the widest op. Each pipeline stage is computed, and the one with the highest peak is
+reported. Not counted: the allocator's rounding and fragmentation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from llmbench.sizing.dtypes import DType
-from llmbench.sizing.kvcache import held_bytes
+from llmbench.sizing.kvcache import sequence_bytes
 from llmbench.sizing.lower import lower
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import PrecisionName, served_bytes, serving_dtype
@@ -20,13 +20,13 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 CONTEXT_BYTES = 500 * 2**20
-"""A CUDA context with its kernels: seen by the driver, not by the allocator, so beside the peak, not in it."""
+"""A CUDA context with its kernels. The driver sees it and the allocator does not, so it is not a part of the peak."""
 
 WORKSPACE_BYTES = 64 * 2**20
-"""cuBLAS's workspace of a Hopper GPU and the small buffers of collectives; allocated once, whatever the model."""
+"""cuBLAS's workspace on a Hopper GPU and the small buffers of collectives; allocated once, for any model."""
 
 PREFILL_TOKENS = 8192
-"""Tokens an engine prefills at once."""
+"""Tokens that an engine prefills at once."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead")
 
@@ -34,12 +34,12 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the fullest GPU.
 
-    peak_bytes: the highest moment; parts_bytes: what it consists of. held_bytes: weights, gradients and optimizer in
-    full, and the activations saved when backward starts, whether or not the peak has them all at once.
-    reserved_bytes: what PyTorch's allocator has taken from the device: the peak, and with plain cross-entropy the block
-    of the bf16 logits, which is free by then but too small for the fp32 tensors that follow.
-    approximate: why the figure is not exact, beyond what the spec says of itself.
-    moment: the op whose work the peak falls in. stage: the pipeline stage, from 0; stage_peaks: of every stage.
+    peak_bytes: the highest moment; parts_bytes: its parts. full_bytes: weights, gradients and optimizer states in full,
+    and the activations saved when backward starts, whether or not the peak has them all at once.
+    reserved_bytes: what PyTorch's allocator has reserved on the device: the peak, and with plain cross-entropy the
+    block of the bf16 logits, which is free by then but too small for the fp32 tensors that follow.
+    approximate: why the figure is not exact, in addition to the spec's own reasons.
+    moment: the op that runs at the peak. stage: the pipeline stage, from 0; stage_peaks: the peak of every stage.
     """
 
     phase: Literal["train", "inference"]
@@ -48,7 +48,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout
     peak_bytes: int
     parts_bytes: dict[str, int]
-    held_bytes: dict[str, int]
+    full_bytes: dict[str, int]
     moment: str
     stage: int
     stage_peaks: tuple[int, ...]
@@ -58,18 +58,18 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed_bytes(self) -> int:
-        """What a device must have: what the allocator takes and the context beside it."""
+        """What a device must have: the allocator's reservation and the CUDA context."""
         return self.reserved_bytes + CONTEXT_BYTES
 
 
 def fullest(peaks: list[Memory]) -> Memory:
-    """The stage with the highest peak, with the peaks of all."""
+    """The stage with the highest peak, with the peaks of all stages."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
 
 
 def widest_bytes(ops: list[Op]) -> int:
-    """Activations that the widest op reads and writes: what a pass without backward holds at least beside weights."""
+    """Activations that the widest op reads and writes: the least a pass without backward needs beside weights."""
     return max((op.read_bytes + op.written_bytes for op in ops), default=0)
 
 
@@ -82,10 +82,11 @@ def inference_memory(
     precision: PrecisionName = "bf16",
     kv_dtype: DType = "bf16",
 ) -> Memory:
-    """Serving `batch` sequences of `seq_len` tokens.
+    """The memory of serving `batch` sequences of `seq_len` tokens.
 
-    Weights (see `served_bytes`), cache, the widest op of a prefill that takes at most PREFILL_TOKENS tokens at once, as
-    engines do (an encoder reads a sequence whole), and logits of each sequence's last position in fp32.
+    Its parts are weights (see `served_bytes`), cache, the widest op of a prefill, and fp32 logits of each sequence's
+    last position. A prefill takes at most PREFILL_TOKENS tokens at once, as in engines; an encoder takes a whole
+    sequence.
     """
     layout = layout or Layout()
     dtype = serving_dtype(precision)
@@ -107,7 +108,7 @@ def inference_memory(
         weights = sum(served_bytes(op, dtype) for op in ops)
         widest = widest_bytes([op for op in ops if op.name != "lm_head"])
         has_head = any(op.name == "lm_head" for op in ops)
-        cache = batch * sum(held_bytes(op.cache, seq_len, kv_dtype, layout).total for op in ops if op.cache)
+        cache = batch * sum(sequence_bytes(op.cache, seq_len, kv_dtype, layout).total for op in ops if op.cache)
         parts = {
             "weights": weights,
             "gradients": 0,
@@ -125,7 +126,7 @@ def inference_memory(
                 layout=layout,
                 peak_bytes=sum(parts.values()),
                 parts_bytes=parts,
-                held_bytes={"weights": weights, "kv_cache": cache},
+                full_bytes={"weights": weights, "kv_cache": cache},
                 moment="prefill",
                 stage=stage.index,
                 stage_peaks=(),

@@ -1,4 +1,4 @@
-"""Op: one row of the table that every figure is a sum over."""
+"""Op: one row of the op table. Every figure is a sum over the table."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ Component = Literal[
     "norms",
     "other",
 ]
-"""What a parameter belongs to; disjoint, so that components sum to the total."""
+"""The part of a model that a parameter belongs to. Components are disjoint and sum to the total."""
 
 OpKind = Literal["embedding", "matmul", "attention", "scan", "conv", "norm", "elementwise", "loss"]
 
 
 class Collective(msgspec.Struct, frozen=True):
-    """Communication of one op. `bytes` is the whole tensor that the group holds or reduces, not what one link carries:
-    an all-reduce of a tensor, the gathered result of an all-gather, the input of a reduce-scatter, what one GPU
-    sends in an all-to-all."""
+    """Communication of one op.
+
+    bytes: the whole tensor, not the traffic of one link: the tensor of an all-reduce, the gathered result of an
+    all-gather, the input of a reduce-scatter, what one GPU sends in an all-to-all.
+    """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
     bytes: int
@@ -39,10 +41,11 @@ class Collective(msgspec.Struct, frozen=True):
 
 
 class Cache(msgspec.Struct, frozen=True):
-    """What one layer keeps between steps, in elements a sequence; on this GPU.
+    """The cache of one layer on this GPU, in elements per sequence.
 
-    per_token: of every token, up to `span` tokens where a window bounds it. indexer_per_token: DSA's keys, beside.
-    state, conv_state: of a recurrent mixer, whatever the length. cross_per_token: of every encoder token.
+    per_token: elements of each token; with a `span`, of the newest `span` tokens. indexer_per_token: the indexer's
+    elements of each token. state, conv_state: elements of a recurrent mixer, for any length. cross_per_token: elements
+    of each encoder token.
     """
 
     per_token: int = 0
@@ -56,21 +59,22 @@ class Cache(msgspec.Struct, frozen=True):
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """One module (or one function between modules) of the model, on one GPU, for one workload.
 
-    Figures are of one instance; the model has `count` of them, at `layers`. All are integers.
+    Figures are integers, of one instance. The model has `count` instances, at `layers`.
 
-    name: dotted, `{}` stands for the layer's index. layer: the kind of layer it stands in.
-    parameters: trained elements held here; `shards` different shards make the whole (1: every GPU has a copy).
-    active_parameters: those a token uses. matmul_elements: those it is multiplied with (a tied head counts here).
-    buffers: stored, not trained. formula: `parameters` of the whole, in the spec's terms.
+    name: dotted; `{}` stands for the layer's index. layer: the kind of layer that the op is in.
+    parameters: trained elements on this GPU; `shards` different shards make the whole (1: every GPU has a copy).
+    active_parameters: those that one token uses. matmul_elements: those that one token is multiplied with (a tied head
+        counts here). buffers: elements stored but not trained. formula: `parameters` of the whole, in the spec's terms.
     forward_flops, backward_flops: a multiply-add is 2; matrix products, convolutions and recurrences only.
     recompute_flops: what flash attention's backward computes again.
     weight_bytes: weights read. read_bytes, written_bytes: activations. kv_read_bytes, kv_written_bytes: cache.
-    forward_bytes: held at the fullest moment of its forward, what it reads and writes included.
-    saved_bytes: what backward needs of it, beyond what an earlier op has saved. copied_bytes: the part of it that
-    copies what came in, which is held by what it came from, too. selective_bytes: the part of it that
-    selective recomputation gives up (the score matrices). backward_bytes: held only while its backward runs:
-    gradients of what came in and went out, and scratch. matrix: (copies, inputs, outputs) of its weights here, where
-    they are matrices. tied: the embedding serves as the head too (on both ops).
+    forward_bytes: memory at the highest moment of its forward, inputs and outputs included.
+    saved_bytes: what it saves for backward, except tensors that an earlier op has saved. copied_bytes: the part of
+        these that copies inputs, whose originals exist too. selective_bytes: the part that selective recomputation
+        gives up (the score matrices).
+    backward_bytes: memory that only its backward needs: gradients of its inputs and outputs, and scratch.
+    matrix: (copies, inputs, outputs) of its weights on this GPU, if they are matrices. tied: the embedding is the head
+        too (on both ops).
     """
 
     name: str
@@ -105,7 +109,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """How many instances the model has: one a layer, or one."""
+        """The number of instances in the model: one per layer, or one outside layers."""
         return len(self.layers) or 1
 
     def names(self) -> list[str]:

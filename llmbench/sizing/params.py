@@ -13,7 +13,7 @@ from llmbench.spec.model import ModelSpec
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
-"""Components that are looked up, and the head."""
+"""The tables that tokens look up, and the head."""
 
 ONE_TOKEN = Workload.prefill(1)
 
@@ -21,14 +21,14 @@ ONE_TOKEN = Workload.prefill(1)
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of elements; all integers.
 
-    total: trained elements, a tied head once, multi-token prediction and buffers apart.
-    active: what one token uses: total with each layer's experts replaced by the chosen ones.
-    active_no_embeddings: active without any table and without the head.
-    active_no_input_embedding: that plus the head (vocab × width, tied or not, and its bias).
-    active_matmul: elements of matrices a token is multiplied with; 2 × this is a token's forward FLOPs without scores,
-        save where layers share one set of weights (ALBERT, Zamba), which counts once here as in all counts.
-    buffers: stored, not trained. next_token_prediction: of the extra modules, embedding and head shared.
-    rule_12_l_d2: the rule of thumb 12·L·d², which leaves embeddings out.
+    total: trained elements; a tied head counts once; without multi-token prediction and buffers. active: elements that
+    one token uses: total with only the chosen experts of each layer. active_no_embeddings: active without tables and
+    head. active_no_input_embedding: active_no_embeddings plus the head (vocab × width, tied or not, and its bias).
+    active_matmul: elements of the matrices that one token is multiplied with. 2 × this is a token's forward FLOPs
+    without
+        scores, except where layers share one set of weights (ALBERT, Zamba), which counts once here as in all counts.
+    buffers: elements stored but not trained. next_token_prediction: elements of the extra modules, without the shared
+        embedding and head. rule_12_l_d2: the rule of thumb 12·L·d², which leaves out embeddings.
     """
 
     total: int
@@ -81,7 +81,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
 
 
 def layer_group(op: Op) -> str:
-    """The kind of layer an op stands in, with its stack where that is not the decoder; empty outside layers."""
+    """The kind of layer that an op is in, with its stack if that is not the decoder; empty outside layers."""
     if not op.layer:
         return ""
     return op.layer if op.stack == "decoder" else f"{op.stack}.{op.layer}"

@@ -1,4 +1,4 @@
-"""How numbers are held while training or serving: formats of weights and gradients, and what an optimizer keeps."""
+"""Number formats in training and serving: weights, gradients, and the states of an optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
-    """Formats of one way to train or serve.
+    """The formats of one recipe for training or serving.
 
     master: an fp32 copy of the weights that the optimizer updates. states: format of the optimizer's states.
     """
@@ -29,7 +29,8 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _TRAINING: dict[str, Precision] = {
-    # 16 bytes a parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section 3.1)
+    # 16 bytes per parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section
+    # 3.1)
     "mixed": Precision(name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
     # 18 bytes: Megatron accumulates gradients in fp32
     "mixed-fp32-grads": Precision(
@@ -42,7 +43,7 @@ _TRAINING: dict[str, Precision] = {
     ),
     "bf16": Precision(name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"),
     "fp32": Precision(name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"),
-    # products in fp8 cast on the fly; what is held stays in bf16, as in torchao's float8 training
+    # products cast to fp8 as they run; stored tensors stay in bf16, as in torchao's float8 training
     "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
 }
 _SERVING: dict[str, DType] = {
@@ -56,25 +57,25 @@ _SERVING: dict[str, DType] = {
 
 
 def training_precision(name: str) -> Precision:
-    """How a training run holds its numbers. Raises SpecError for a format that nobody trains in."""
+    """The formats of a training run. Raises SpecError for an inference format."""
     if name not in _TRAINING:
-        raise SpecError(f"precision `{name}` is for inference", hint=f"training knows {', '.join(_TRAINING)}")
+        raise SpecError(f"precision `{name}` is for inference", hint=f"for training choose from {', '.join(_TRAINING)}")
     return _TRAINING[name]
 
 
 def serving_dtype(name: str) -> DType:
-    """The format weights are served in. Raises SpecError for a training recipe."""
+    """The format of served weights. Raises SpecError for a training recipe."""
     if name not in _SERVING:
-        raise SpecError(f"precision `{name}` is for training", hint=f"inference knows {', '.join(_SERVING)}")
+        raise SpecError(f"precision `{name}` is for training", hint=f"for inference choose from {', '.join(_SERVING)}")
     return _SERVING[name]
 
 
 def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes an optimizer keeps for one instance of an op's parameters here, the master copy included.
+    """Bytes of an optimizer's states for one instance of an op's parameters here, the master copy included.
 
-    adamw: two moments. adamw-8bit: two of one byte and an fp32 scale for every 256 elements each (arXiv 2110.02861).
-    sgd: none; sgd-momentum: one. adafactor: a row and a column sum a matrix, without momentum, whole for vectors (arXiv
-    1804.04235). muon: one momentum for matrices inside layers, AdamW for everything else.
+    adamw: two moments. adamw-8bit: two moments of one byte, each with an fp32 scale per 256 elements (arXiv
+    2110.02861). sgd: none. sgd-momentum: one. adafactor: row and column sums of a matrix, a whole moment for vectors,
+    no momentum (arXiv 1804.04235). muon: one momentum for matrices inside layers, AdamW for everything else.
     """
     n = op.parameters
     if not n:
@@ -98,8 +99,8 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes that an optimizer's step moves for one instance of an op's parameters, in one pass: gradients read, and
-    weights, master copy and states read and written."""
+    """Bytes that an optimizer's step moves for one instance of an op's parameters, in one pass: it reads gradients, and
+    reads and writes weights, master copy and states."""
     gradients, weights = (bytes_of(op.parameters, dtype) for dtype in (precision.gradients, precision.weights))
     return gradients + 2 * (weights + state_bytes(op, optimizer, precision))
 
@@ -107,9 +108,9 @@ def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
 def served_bytes(op: Op, dtype: DType) -> int:
     """Bytes of one instance of an op's weights in a served model.
 
-    The quantised formats are for matrices inside layers; embeddings, head, norms, biases and routers stay in bf16, as
-    in published checkpoints. int4 has a bf16 scale and a 4-bit zero point for every 128 inputs (GPTQ, AWQ); int8 and
-    fp8 an fp32 scale for every output.
+    Matrices inside layers have the quantised format; embeddings, head, norms, biases and routers stay in bf16, as in
+    published checkpoints. int4 has a bf16 scale and a 4-bit zero point per 128 inputs (GPTQ, AWQ). int8 and fp8 have an
+    fp32 scale per output.
     """
     if not op.parameters:
         return 0

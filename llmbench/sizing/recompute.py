@@ -1,4 +1,4 @@
-"""What recomputation gives up in forward and does again in backward: one policy, seen as bytes and as FLOPs."""
+"""Recomputation: the bytes that forward does not save, and the ops that backward runs again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llmbench.sizing.workload import Recompute
 def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
     """The ops of a layer that backward runs again.
 
-    selective: those that hold score matrices (none, where attention is flash). full: all. every-second: all but the
-    attention itself and every second matrix product, whose outputs are kept (torchtitan's selective checkpointing).
+    selective: those that save score matrices (none with flash attention). full: all. every-second: all but attention
+    and every second matrix product, whose outputs are saved (torchtitan's selective checkpointing).
     """
     if recompute == "none":
         return []
@@ -20,12 +20,12 @@ def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
         return [op for op in layer if op.selective_bytes]
     if recompute == "full":
         return list(layer)
-    kept = {id(op) for op in _kept_products(layer)}
-    return [op for op in layer if id(op) not in kept and op.kind != "attention"]
+    saved = {id(op) for op in _saved_products(layer)}
+    return [op for op in layer if id(op) not in saved and op.kind != "attention"]
 
 
 def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> int:
-    """What a layer keeps from its forward to its backward; `stream_bytes` is its input."""
+    """Bytes that a layer saves from its forward to its backward. stream_bytes: the size of its input."""
     saved = sum(op.saved_bytes for op in layer)
     if recompute == "none":
         return saved
@@ -33,10 +33,10 @@ def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: in
         return saved - sum(op.selective_bytes for op in layer)
     if recompute == "full":
         return min(saved, stream_bytes)
-    outputs = sum(op.written_bytes for op in _kept_products(layer))
+    outputs = sum(op.written_bytes for op in _saved_products(layer))
     cores = sum(op.saved_bytes - op.read_bytes for op in layer if op.kind == "attention")
     return min(saved, stream_bytes + outputs + max(0, cores))
 
 
-def _kept_products(layer: Sequence[Op]) -> list[Op]:
+def _saved_products(layer: Sequence[Op]) -> list[Op]:
     return [op for op in layer if op.kind == "matmul"][::2]

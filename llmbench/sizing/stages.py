@@ -1,4 +1,4 @@
-"""Cutting a model into pipeline stages, and how many micro-batches a stage holds at once."""
+"""Pipeline stages: cutting a model into them, and the micro-batches that a stage has in flight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmbench.spec.model import ModelSpec
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Consecutive layers on one GPU: each layer's ops, and those before the first and after the last layer."""
+    """Consecutive layers on one GPU: the ops of each layer, and those before the first and after the last layer."""
 
     before: tuple[Op, ...]
     layers: tuple[tuple[Op, ...], ...]
@@ -31,36 +31,36 @@ class Stage(msgspec.Struct, frozen=True):
 
     @property
     def ops(self) -> list[Op]:
-        """Every instance of every op that this GPU has."""
+        """Every instance of every op of this GPU."""
         return [op for chunk in self.chunks for op in chunk.ops]
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
-    """The stages of a model, layers spread as evenly as they go (earlier chunks take what is left over).
+    """The stages of a model. Layers are spread evenly; earlier chunks get the remainder.
 
-    Embedding (and an encoder's end) stand with the layer that follows them, the head with the last: with more than one
-    stage a tied head has a copy of the table. Raises LayoutError where there are more chunks than layers.
+    The embedding (and an encoder's end) are with the layer that follows them, the head is with the last layer. With
+    more than one stage, a tied head has a copy of the table. Raises LayoutError if there are more chunks than layers.
     """
     if layout.pp > 1 and spec.tie_word_embeddings:
-        ops = [_apart(op) for op in ops]
+        ops = [_with_own_table(op) for op in ops]
     before, layers, after = _sequence(spec, ops)
     chunks = layout.pp * layout.interleave
     if chunks > len(layers):
         what = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
         raise LayoutError(f"layout {what}: more than the {len(layers)} layers of {spec.name}")
-    each, rest = divmod(len(layers), chunks)
+    size, rest = divmod(len(layers), chunks)
     cut: list[Chunk] = []
     start = 0
     for index in range(chunks):
-        end = start + each + (index < rest)
+        end = start + size + (index < rest)
         last = index == chunks - 1
         cut.append(Chunk(before if index == 0 else (), tuple(layers[start:end]), after if last else ()))
         start = end
     return [Stage(index, tuple(cut[index :: layout.pp])) for index in range(layout.pp)]
 
 
-def _apart(op: Op) -> Op:
-    """A tied head on another stage than the embedding keeps a copy of the table, as Megatron and vLLM do."""
+def _with_own_table(op: Op) -> Op:
+    """A tied head with a copy of the table, as Megatron and vLLM have on another stage than the embedding's."""
     if not op.tied:
         return op
     if op.kind != "matmul":
@@ -70,7 +70,7 @@ def _apart(op: Op) -> Op:
 
 
 def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], tuple[Op, ...]]:
-    """What comes before the first layer, each layer's ops, and what comes after the last."""
+    """The ops before the first layer, those of each layer, and those after the last."""
     inside: dict[tuple[str, int], list[Op]] = {}
     before: list[Op] = []
     after: list[Op] = []
@@ -88,10 +88,10 @@ def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tupl
 
 
 def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:
-    """Chunks whose activations a stage holds when its first backward starts (1F1B).
+    """Chunks whose activations a stage has saved when its first backward starts (1F1B).
 
-    Stage s of p holds p - s micro-batches; interleaved with v chunks, 2·(p - s - 1) + (v - 1)·p + 1 chunks
-    (Narayanan 2021, section 2.2), never more than there are.
+    Stage s of p has p - s micro-batches; interleaved with v chunks, 2·(p - s - 1) + (v - 1)·p + 1 chunks (Narayanan
+    2021, section 2.2); at most all of them.
     """
     if layout.interleave == 1:
         return min(micro_batches, layout.pp - stage)

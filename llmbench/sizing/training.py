@@ -1,13 +1,13 @@
 """Training memory: a step followed op by op.
 
-Forward adds what each op saves, backward frees it, while gradients grow. The peak is the highest moment of that walk;
-which one it is depends on the shape (the loss with a large vocabulary, the last feed-forward with a long sequence, the
-end of backward with a short one). Pipeline stages are walked one by one and the fullest is reported.
+Forward adds what each op saves. Backward frees it, while gradients grow. The peak is the highest moment of that walk.
+It depends on the shape: the loss with a large vocabulary, the last feed-forward with a long sequence, the end of
+backward with a short one. Each pipeline stage is walked, and the one with the highest peak is reported.
 
 Sources: Korthikanti 2022 (arXiv 2205.05198) for what a transformer saves and for pipeline schedules; Narayanan 2021
 (arXiv 2104.04473) for interleaving; ZeRO (arXiv 1910.02054) for sharded states; PyTorch's and Transformer Engine's own
-behaviour where a docstring names them. Not counted: the allocator's rounding and fragmentation; kernels' scratch where
-an op does not name it.
+behaviour where a docstring names them. Not counted: the allocator's rounding and fragmentation, and scratch memory of
+kernels that no op states.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmbench.spec.model import ModelSpec
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """A moment of backward: bytes of activations (saved and passing), of logits, and of gradients; and its op."""
+    """A moment of backward: bytes of activations (saved and temporary), of logits, and of gradients; and its op."""
 
     activations: int
     logits: int
@@ -38,7 +38,7 @@ class _Moment(msgspec.Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """All of it."""
+        """The sum of the three."""
         return self.activations + self.logits + self.gradients
 
 
@@ -56,10 +56,10 @@ def training_memory(
     kernels: Literal["fused", "eager"] = "fused",
     dropout: bool = False,
 ) -> Memory:
-    """The peak of a training step in its steady state (optimizer states exist).
+    """The peak of a training step in its steady state, in which optimizer states exist.
 
-    micro_batches: forward-backward passes before one optimizer step; more than one keeps the gradients between them.
-    None means one, or with pipeline stages twice as many as stages. Raises LayoutError where the layout does not fit.
+    micro_batches: forward-backward passes per optimizer step; with more than one, gradients stay between them. None:
+    one, or with pipeline stages twice as many as stages. Raises LayoutError if the layout does not divide the model.
     """
     layout = layout or Layout()
     recipe = training_precision(precision)
@@ -79,7 +79,7 @@ def training_memory(
 
 
 class _Run(msgspec.Struct):
-    """What stays the same over the stages of one training run."""
+    """The settings that all stages of one training run share."""
 
     spec: ModelSpec
     workload: Workload
@@ -90,12 +90,13 @@ class _Run(msgspec.Struct):
     passes: int
 
     def stage_peak(self, stage: Stage) -> Memory:
-        """Follow one stage through backward, while it holds as many micro-batches as the schedule asks."""
+        """The peak of one stage during backward, with as many micro-batches in flight as its schedule has."""
         ops = stage.ops
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
-        # FSDP keeps the fp32 weights (counted with the optimizer, as the master copy) and gathers bf16 ones to compute.
-        held_twice = fsdp and self.recipe.master
-        weights = 0 if held_twice else sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
+        # With a master copy, FSDP's shards are that copy (counted with the optimizer); it gathers bf16 to compute.
+        weights = sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
+        if fsdp and self.recipe.master:
+            weights = 0
         states = sum(self.kept(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
         split_from = 4 if self.gathers_stage else 2
         gradients = sum(self.kept(op, split_from, bytes_of(op.parameters, self.gradient_dtype)) for op in ops)
@@ -121,7 +122,7 @@ class _Run(msgspec.Struct):
             layout=self.layout,
             peak_bytes=sum(parts.values()),
             parts_bytes=parts,
-            held_bytes={
+            full_bytes={
                 "weights": weights,
                 "gradients": gradients,
                 "optimizer": states,
@@ -142,24 +143,24 @@ class _Run(msgspec.Struct):
 
     @property
     def persistent(self) -> bool:
-        """Whether gradients of all weights exist throughout: accumulated over micro-batches, or in buffers of their
-        own format (Megatron's fp32)."""
+        """Whether gradients of all weights exist all the time: they accumulate over micro-batches, or stand in buffers
+        of their own format (Megatron's fp32)."""
         return self.passes > 1 or self.recipe.gradients != self.recipe.weights
 
     @property
     def gathers_stage(self) -> bool:
-        """Whether FSDP holds a whole stage's weights and gradients: torch's pipeline schedules gather once and reduce
-        after the last micro-batch."""
+        """Whether FSDP has a whole stage's weights and gradients at once: torch's pipeline schedules gather once, and
+        reduce after the last micro-batch."""
         return self.layout.zero == 3 and self.layout.pp > 1
 
     @property
     def accumulates_in_place(self) -> bool:
-        """Whether products add their weight gradient straight to an fp32 buffer (Megatron with Transformer Engine)."""
+        """Whether products add their weight gradient directly to an fp32 buffer (Megatron with Transformer Engine)."""
         return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
 
     def placeholders(self, ops: list[Op]) -> int:
-        """Where gradients are accumulated in place, autograd is handed an empty weight gradient; Transformer Engine
-        keeps one of every shape for good. (gate and up, and q, k and v, are one matrix each there.)"""
+        """Bytes of the empty weight gradients that autograd gets where gradients accumulate in place. Transformer
+        Engine keeps one of every shape. (There gate and up are one matrix, and so are q, k and v.)"""
         if not self.accumulates_in_place:
             return 0
         shapes = {
@@ -171,15 +172,16 @@ class _Run(msgspec.Struct):
 
     @property
     def widening(self) -> int:
-        """How many times wider a gradient is kept than it was made."""
+        """How many times wider a gradient is stored than backward computes it."""
         return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
 
     def optimizer_moment(self, gradients: int) -> int:
-        """Gradients that only exist once all of backward is done, while the optimizer uses them."""
+        """Bytes of gradients that exist together only after backward, while the optimizer uses them."""
         return 0 if self.persistent else gradients
 
     def kept(self, op: Op, from_zero: int, size: int) -> int:
-        """A GPU's share of something that ZeRO splits from this stage on; experts have fewer copies to split over."""
+        """A GPU's share of `size` bytes that ZeRO splits from stage `from_zero` on. Experts have fewer copies to
+        split."""
         if self.layout.zero < from_zero:
             return size
         copies = self.layout.dp * self.layout.cp
@@ -188,8 +190,8 @@ class _Run(msgspec.Struct):
         return -(-size // copies)
 
     def gathered(self, stage: Stage) -> int:
-        """FSDP: the weights of the layer at work and of the next one, whole; embedding and head as long as they are
-        at work, and they are at the peak of a large vocabulary."""
+        """Bytes of weights that FSDP has gathered: those of the running layer and of the next one, and of embedding and
+        head, which run at the peak of a large vocabulary."""
         layers = sorted(
             (
                 sum(bytes_of(op.parameters, self.recipe.weights) for op in layer)
@@ -206,30 +208,30 @@ class _Run(msgspec.Struct):
         return sum(layers if self.gathers_stage else layers[:2]) + outside
 
     def stream(self) -> int:
-        """The residual stream of a micro-batch on this GPU: what a checkpointed layer keeps, and the gradient that
-        passes by a sublayer."""
+        """Bytes of a micro-batch's residual stream on this GPU. A checkpointed layer saves it, and its gradient exists
+        during the backward of each sublayer."""
         tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
         if self.layout.sp:
             tokens = -(-tokens // self.layout.tp)
         return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
 
     def checkpoint(self, layer: tuple[Op, ...]) -> int:
-        """What a layer keeps from forward to its backward."""
+        """Bytes that a layer saves from its forward to its backward."""
         return checkpoint_bytes(layer, self.recompute, self.stream())
 
     def saved(self, chunk: Chunk) -> int:
-        """What a chunk keeps of one micro-batch until its backward starts, logits apart."""
+        """Bytes that a chunk saves of one micro-batch until its backward starts, without logits."""
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
         return outside + sum(map(self.checkpoint, chunk.layers))
 
     def moments(self, chunk: Chunk) -> list[_Moment]:
-        """Every moment of one micro-batch's backward over a chunk, last op first."""
-        found: list[_Moment] = []
-        below = [0]  # what is saved before each layer
+        """The moments of one micro-batch's backward over a chunk, last op first."""
+        moments: list[_Moment] = []
+        below = [0]  # bytes saved before each layer
         for layer in chunk.layers:
             below.append(below[-1] + self.checkpoint(layer))
         first = sum(op.saved_bytes for op in chunk.before)
-        gradients = self._through(chunk.after, first + below[-1], 0, found, inside=False)
+        gradients = self._through(chunk.after, first + below[-1], 0, moments, inside=False)
         cache: dict[int, tuple[list[_Moment], int]] = {}
         for index in range(len(chunk.layers) - 1, -1, -1):
             layer = chunk.layers[index]
@@ -238,17 +240,17 @@ class _Run(msgspec.Struct):
                 cache[id(layer[0])] = own, self._through(layer, 0, 0, own, inside=True)
             own, added = cache[id(layer[0])]
             best = max(own, key=lambda moment: moment.bytes)
-            found.append(
+            moments.append(
                 _Moment(best.activations + first + below[index], best.logits, best.gradients + gradients, best.op)
             )
             gradients += added
-        self._through(chunk.before, 0, gradients, found, inside=False)
-        return found
+        self._through(chunk.before, 0, gradients, moments, inside=False)
+        return moments
 
     def _through(
-        self, ops: tuple[Op, ...], saved_before: int, gradients: int, found: list[_Moment], *, inside: bool
+        self, ops: tuple[Op, ...], saved_before: int, gradients: int, moments: list[_Moment], *, inside: bool
     ) -> int:
-        """Append the moments of these ops' backward; the gradients held after it."""
+        """Append the moments of these ops' backward; returns the bytes of gradients after it."""
         saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
         alive = saved_before + sum(saved)
         logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
@@ -260,7 +262,7 @@ class _Run(msgspec.Struct):
             passing = op.backward_bytes + again + (0 if op.name.endswith("residual") else stream)
             is_logits = op.kind == "loss"
             new = self._weight_gradient(op)
-            found.append(
+            moments.append(
                 _Moment(
                     activations=alive - logits + (0 if is_logits else passing),
                     logits=logits + (passing if is_logits else 0),
@@ -278,7 +280,7 @@ class _Run(msgspec.Struct):
         return after
 
     def _weight_gradient(self, op: Op) -> int:
-        """The gradient of an op's weights as its backward makes it; a tied head's is made twice, and summed apart."""
+        """Bytes of an op's weight gradient as backward computes it; a tied head's is computed twice, then summed."""
         elements = op.parameters
         if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0

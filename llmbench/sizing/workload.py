@@ -1,4 +1,4 @@
-"""What is asked of a model (Workload) and how it is spread over GPUs (Layout)."""
+"""Workload: one step that a model computes. Layout: how the model is spread over GPUs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from llmbench.sizing.dtypes import DType
 
 Phase = Literal["prefill", "decode", "train"]
 Recompute = Literal["none", "selective", "every-second", "full"]
-"""What backward computes again: nothing; the score matrices (Megatron's selective); all but attention's output and
-every second matrix product (torchtitan's selective); whole layers from their inputs."""
+"""What backward computes again. none: nothing. selective: the score matrices (Megatron). every-second: everything but
+attention's output and every second matrix product (torchtitan's selective). full: whole layers from their inputs."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One step of work. Prefill, decode and training differ only in their lengths and in having a backward pass.
 
-    batch: sequences at once (a micro-batch when training). query_len: new tokens of each sequence. kv_len: keys the
-    last of them can see, itself included; the first ones see fewer where attention is causal.
-    encoder_len: tokens the encoder read (encoder-decoders only).
+    batch: sequences at once (a micro-batch in training). query_len: new tokens of each sequence. kv_len: keys that the
+    last of them can see, its own included; earlier ones see fewer where attention is causal. encoder_len: tokens that
+    the encoder has read (encoder-decoders only).
 
-    masked_pairs: count score pairs that the mask throws away, S×S, as FLOP counters do.
-    absorbed_mla: latent attention works on the latent itself (decode in engines) instead of expanding it.
-    attention: "flash" never holds the scores; "standard" does.
-    kernels: "fused" (one kernel a norm, activation and loss, as in Megatron, Liger and our own) or "eager" (plain
-    torch modules): only what is held while they run, and saved for backward, differs.
-    dense_mask: attention without its scores is handed as a tensor what is no plain causal mask, as torch's SDPA is.
-    on_cpu: what is left to torch runs on a CPU, where it takes RMSNorm step by step; flash attention accumulates in
-    small buffers there, and takes keys of grouped heads as they are.
-    dropout: hidden and attention dropout, whose masks are saved.
+    masked_pairs: count all S×S pairs, also those that the mask removes, as FLOP counters do. absorbed_mla: latent
+    attention computes on the latents (as engines decode) without expanding them. attention: "flash" never stores the
+    scores; "standard" does. kernels: "fused" (one kernel per norm, activation and loss, as in Megatron, Liger and our
+    own) or "eager" (plain torch modules). Only temporaries and saved activations differ. dense_mask: flash attention
+    gets any mask that is not plainly causal as a tensor, as torch's SDPA does. on_cpu: what remains for torch runs on a
+    CPU. There RMSNorm is computed step by step, and flash attention accumulates in small buffers and takes keys of
+    grouped heads without expanding them. dropout: hidden and attention dropout, whose masks are saved.
     """
 
     phase: Phase
@@ -75,16 +73,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 _ONE_GPU = "one GPU"
-"""How a layout without any parallelism is written."""
+"""The text of a layout without parallelism."""
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is spread over tp × cp × pp × dp GPUs.
 
-    tp: tensor parallel (Megatron). sp: sequence parallel, norms and residuals split over the tp group as well.
-    pp: pipeline stages; interleave: chunks of layers a stage holds. dp: data parallel; zero: how much of the training
-    state is split over it (1 optimizer, 2 and gradients, 3 and weights = FSDP). cp: context parallel, the sequence
-    split. ep: experts split over ep of the dp × cp ranks.
+    tp: tensor parallel (Megatron). sp: sequence parallel; norms and residuals are split over the tp group too. pp:
+    pipeline stages; interleave: chunks of layers per stage. dp: data parallel; zero: the training state that is split
+    over it (1: optimizer, 2: gradients too, 3: weights too, as FSDP). cp: context parallel; the sequence is split. ep:
+    experts are split over ep of the dp × cp ranks.
     """
 
     tp: int = 1
@@ -125,13 +123,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             key, equals, value = (part.strip() for part in item.partition("="))
             if key not in cls.__struct_fields__:
                 raise LayoutError(
-                    f"layout: unknown item `{key[:40]}`", hint=f"one of {', '.join(cls.__struct_fields__)}"
+                    f"layout: unknown item `{key[:40]}`", hint=f"choose from {', '.join(cls.__struct_fields__)}"
                 )
             if key in fields:
-                raise LayoutError(f"layout: `{key}` stands twice")
+                raise LayoutError(f"layout: `{key}` is given twice")
             if key == "sp":
                 if value not in ("", "0", "1", "true", "false"):
-                    raise LayoutError(f"layout sp: is on or off, not `{value[:40]}`", hint="like tp=8,sp")
+                    raise LayoutError(f"layout sp: must be on or off, not `{value[:40]}`", hint="like tp=8,sp")
                 fields[key] = not equals or value in ("1", "true")
             elif value.isascii() and value.isdigit() and len(value) < 8:
                 fields[key] = int(value)

@@ -48,7 +48,7 @@ def test_rows_of_a_cache_add_up(name: str, capsys: Capture) -> None:
 
 
 def test_parallel_branches_have_a_row_each(tmp_path: Path, capsys: Capture) -> None:
-    from llmbench.sizing.kvcache import held_bytes
+    from llmbench.sizing.kvcache import sequence_bytes
     from llmbench.sizing.lower import lower
     from llmbench.sizing.params import ONE_TOKEN
     from llmbench.sizing.workload import Layout
@@ -62,7 +62,7 @@ def test_parallel_branches_have_a_row_each(tmp_path: Path, capsys: Capture) -> N
     each = {True: 0, False: 0}
     for op in lower(spec, ONE_TOKEN):
         if op.cache:
-            each[".attention." in op.name] += op.count * held_bytes(op.cache, 3000, "bf16", Layout()).total
+            each[".attention." in op.name] += op.count * sequence_bytes(op.cache, 3000, "bf16", Layout()).total
     shown = {line["kind"]: int(line["bytes_per_sequence"]) for line in rows[:-1]}
     assert shown == {"GQA": each[True], "Mamba-2": each[False]}
 

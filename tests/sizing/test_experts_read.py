@@ -1,4 +1,4 @@
-"""How many experts a step reads, against all ways in which tokens could choose."""
+"""The number of experts that a step reads, against every possible choice of its tokens."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def experts(tokens: int, *, layout: str = "", phase: str = "decode", **changes: 
 
 def by_counting(experts: int, k: int, tokens: int) -> float:
     """Different experts in all equally likely choices of all tokens, on average."""
-    ways = [set().union(*chosen) for chosen in product(list(combinations(range(experts), k)), repeat=tokens)]
-    return sum(map(len, ways)) / len(ways)
+    outcomes = [set().union(*chosen) for chosen in product(list(combinations(range(experts), k)), repeat=tokens)]
+    return sum(map(len, outcomes)) / len(outcomes)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill", "train"])
 @pytest.mark.parametrize(("k", "tokens"), [(1, 1), (1, 4), (2, 1), (2, 3), (3, 2), (4, 2)])
-def test_the_experts_that_tokens_meet(phase: str, k: int, tokens: int) -> None:
+def test_the_experts_that_tokens_choose(phase: str, k: int, tokens: int) -> None:
     op = experts(tokens, phase=phase, num_experts_per_tok=k)
     one = 2 * 4096 * 14336
     assert op.weight_bytes == round(by_counting(4, k, tokens) * one)
-    assert op.parameters * 2 == 4 * one  # held are all
+    assert op.parameters * 2 == 4 * one  # all of them have a place in memory
 
 
-def test_those_of_one_rank_meet_the_tokens_of_all() -> None:
+def test_a_rank_reads_experts_for_the_tokens_of_all_ranks() -> None:
     """Two ranks with three tokens each and two experts each: half of what six tokens meet of four."""
     assert experts(3, layout="dp=2,ep=2").weight_bytes == experts(6).weight_bytes // 2
 

@@ -188,8 +188,8 @@ def filled(config: dict[str, Any], seq: int, batch: int) -> int:
     with torch.no_grad():
         cache = model(input_ids=tokens, use_cache=True).past_key_values
         cache = model(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True).past_key_values
-    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @pytest.mark.parametrize("seq", [4, 10])

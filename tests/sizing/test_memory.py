@@ -93,7 +93,7 @@ def compare(spec: ModelSpec, traced: Trace, ours: Memory, *, recompute: str) -> 
     assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(traced.peak_bytes, rel=BOUND)
     if recompute == "none":
         saved = traced.saved_bytes - traced.saved_by_module["loss"]
-        assert ours.held_bytes["activations"] == pytest.approx(saved, rel=BOUND)
+        assert ours.full_bytes["activations"] == pytest.approx(saved, rel=BOUND)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
@@ -212,7 +212,7 @@ def test_korthikanti_by_the_papers_own_formula() -> None:
     sbh = seq * batch * hidden
     scores = 5 * heads * seq / hidden
 
-    def held(layout: str, recompute: str) -> int:
+    def saved(layout: str, recompute: str) -> int:
         memory = training_memory(
             spec,
             seq,
@@ -222,13 +222,13 @@ def test_korthikanti_by_the_papers_own_formula() -> None:
             attention="standard",
             dropout=True,
         )
-        return memory.held_bytes["activations"]
+        return memory.full_bytes["activations"]
 
-    assert held("tp=8", "none") == pytest.approx(48 * sbh * (10 + 24 / tp + scores / tp), rel=0.01)
-    assert held("tp=8,sp", "none") == pytest.approx(48 * sbh * (34 + scores) / tp, rel=0.01)
-    assert held("tp=8,sp", "selective") == pytest.approx(48 * sbh * 34 / tp, rel=0.01)
+    assert saved("tp=8", "none") == pytest.approx(48 * sbh * (10 + 24 / tp + scores / tp), rel=0.01)
+    assert saved("tp=8,sp", "none") == pytest.approx(48 * sbh * (34 + scores) / tp, rel=0.01)
+    assert saved("tp=8,sp", "selective") == pytest.approx(48 * sbh * 34 / tp, rel=0.01)
     # beside the layers' inputs, which the paper counts, those of the final norm and of the head
-    assert held("tp=8", "full") == pytest.approx((48 + 2) * sbh * 2, rel=0.01)
+    assert saved("tp=8", "full") == pytest.approx((48 + 2) * sbh * 2, rel=0.01)
 
 
 # Serving
@@ -317,8 +317,8 @@ def test_a_tied_head_on_its_own_stage_has_a_copy() -> None:
 
 def test_fully_sharded_training_holds_sixteen_bytes_a_parameter() -> None:
     spec = load_bundled("llama2-7b")
-    held = training_memory(spec, 128, layout=Layout(dp=64, zero=3)).held_bytes
-    states = held["weights"] + held["gradients"] + held["optimizer"]
+    full = training_memory(spec, 128, layout=Layout(dp=64, zero=3)).full_bytes
+    states = full["weights"] + full["gradients"] + full["optimizer"]
     assert states == pytest.approx(16 * count_parameters(spec).total / 64, rel=1e-4)
 
 

@@ -39,8 +39,8 @@ STATES = ("weights", "gradients", "optimizer")
     ],
 )
 def test_bytes_a_parameter(precision: str, optimizer: str, each: float) -> None:
-    held = training_memory(LLAMA, 128, precision=precision, optimizer=optimizer).held_bytes
-    assert sum(held[part] for part in STATES) == pytest.approx(each * N, rel=1e-6)
+    full = training_memory(LLAMA, 128, precision=precision, optimizer=optimizer).full_bytes
+    assert sum(full[part] for part in STATES) == pytest.approx(each * N, rel=1e-6)
 
 
 TINY = {
@@ -71,9 +71,9 @@ def stepped(optimizer_class: type[torch.optim.Optimizer], *, only: str = "", **o
 def kept(optimizer: str) -> int:
     """Elements of optimizer state that we count for it, in fp32."""
     spec = from_config(TINY, name="tiny")
-    held = training_memory(spec, 16, precision="fp32", optimizer=optimizer).held_bytes["optimizer"]
-    assert held % 4 == 0
-    return held // 4
+    states = training_memory(spec, 16, precision="fp32", optimizer=optimizer).full_bytes["optimizer"]
+    assert states % 4 == 0
+    return states // 4
 
 
 def test_adamw_keeps_what_torch_keeps() -> None:
@@ -103,8 +103,8 @@ def test_muon_keeps_what_torch_keeps() -> None:
 
 
 def parts(layout: str, *, precision: str = "mixed-fp32-grads", spec: ModelSpec = LLAMA) -> dict[str, int]:
-    """Held states under a layout."""
-    return training_memory(spec, 128, layout=Layout.parse(layout), precision=precision).held_bytes
+    """The bytes of `full_bytes` under a layout."""
+    return training_memory(spec, 128, layout=Layout.parse(layout), precision=precision).full_bytes
 
 
 def test_zero_divides_the_right_parts() -> None:
@@ -121,8 +121,8 @@ def test_zero_divides_the_right_parts() -> None:
 
 def test_fsdp_keeps_its_fp32_weights_once() -> None:
     """Under FSDP with mixed precision the sharded fp32 weights are the master copy; bf16 ones pass by."""
-    held = parts("dp=8,zero=3", precision="mixed")
-    assert held["weights"] + held["optimizer"] == pytest.approx(12 * N / 8, rel=1e-6)
+    full = parts("dp=8,zero=3", precision="mixed")
+    assert full["weights"] + full["optimizer"] == pytest.approx(12 * N / 8, rel=1e-6)
 
 
 def test_context_parallel_ranks_share_states_too() -> None:
@@ -134,15 +134,15 @@ def test_experts_have_fewer_copies() -> None:
     spec = load_bundled("mixtral-8x7b")
     experts = count_parameters(spec).components["experts"]
     rest = count_parameters(spec).total - experts
-    held = parts("dp=16,ep=8,zero=1", spec=spec)
-    assert held["weights"] == pytest.approx(2 * (rest + experts / 8), rel=1e-6)
-    assert held["optimizer"] == pytest.approx(12 * (rest / 16 + experts / 16), rel=1e-6)
+    full = parts("dp=16,ep=8,zero=1", spec=spec)
+    assert full["weights"] == pytest.approx(2 * (rest + experts / 8), rel=1e-6)
+    assert full["optimizer"] == pytest.approx(12 * (rest / 16 + experts / 16), rel=1e-6)
 
 
 def test_tensor_parallel_divides_all_but_the_norms() -> None:
     norms = count_parameters(LLAMA).components["norms"]
-    held = parts("tp=8")
-    assert held["weights"] == 2 * ((N - norms) // 8 + norms)
+    full = parts("tp=8")
+    assert full["weights"] == 2 * ((N - norms) // 8 + norms)
 
 
 # Pipelines
@@ -187,7 +187,7 @@ def most_held(stages: int, micro_batches: int, chunks: int) -> list[int]:
     """
     queues = orders(stages, micro_batches, chunks)
     done: set[tuple[str, int, int]] = set()  # (kind, position of the chunk in the model, micro-batch)
-    held, most = [0] * stages, [0] * stages
+    in_flight_now, most = [0] * stages, [0] * stages
     last = stages * chunks - 1
     while any(queues):
         ready = []
@@ -206,9 +206,9 @@ def most_held(stages: int, micro_batches: int, chunks: int) -> list[int]:
         for stage, kind, place, batch in ready:
             queues[stage].pop(0)
             done.add((kind, place, batch))
-            held[stage] += 1 if kind == "F" else -1
-            most[stage] = max(most[stage], held[stage])
-    assert held == [0] * stages
+            in_flight_now[stage] += 1 if kind == "F" else -1
+            most[stage] = max(most[stage], in_flight_now[stage])
+    assert in_flight_now == [0] * stages
     return most
 
 
@@ -230,14 +230,14 @@ def test_fewer_micro_batches_than_stages(micro_batches: int) -> None:
 
 def test_the_first_stage_holds_as_much_as_the_whole_model() -> None:
     """1F1B: p micro-batches of a p-th of the layers. Interleaved: 1 + (p - 1)/(p·v) times that."""
-    one = training_memory(LLAMA, 2048, precision="mixed-fp32-grads").held_bytes["activations"]
+    one = training_memory(LLAMA, 2048, precision="mixed-fp32-grads").full_bytes["activations"]
     for pp in (2, 4, 8):
         staged = training_memory(LLAMA, 2048, layout=Layout(pp=pp), precision="mixed-fp32-grads")
         assert staged.stage == 0
-        assert staged.held_bytes["activations"] == pytest.approx(one, rel=0.02)
+        assert staged.full_bytes["activations"] == pytest.approx(one, rel=0.02)
         assert staged.stage_peaks[0] == staged.peak_bytes == max(staged.stage_peaks)
     woven = training_memory(LLAMA, 2048, layout=Layout(pp=4, interleave=2), precision="mixed-fp32-grads")
-    assert woven.held_bytes["activations"] == pytest.approx(one * (1 + 3 / 8), rel=0.02)
+    assert woven.full_bytes["activations"] == pytest.approx(one * (1 + 3 / 8), rel=0.02)
 
 
 def test_the_last_stage_can_be_the_fullest() -> None:
@@ -258,11 +258,11 @@ def test_layouts_that_do_not_fit_are_refused() -> None:
 
 
 def test_sequence_and_context_parallelism_divide_activations() -> None:
-    one = training_memory(LLAMA, 4096).held_bytes["activations"]
+    one = training_memory(LLAMA, 4096).full_bytes["activations"]
     context = training_memory(LLAMA, 4096, layout=Layout(cp=4))
-    assert context.held_bytes["activations"] == pytest.approx(one / 4, rel=0.02)
-    both = training_memory(LLAMA, 4096, layout=Layout(tp=4, sp=True)).held_bytes["activations"]
-    alone = training_memory(LLAMA, 4096, layout=Layout(tp=4)).held_bytes["activations"]
+    assert context.full_bytes["activations"] == pytest.approx(one / 4, rel=0.02)
+    both = training_memory(LLAMA, 4096, layout=Layout(tp=4, sp=True)).full_bytes["activations"]
+    alone = training_memory(LLAMA, 4096, layout=Layout(tp=4)).full_bytes["activations"]
     assert one / 4 == pytest.approx(both, rel=0.05)
     assert alone > 1.5 * both
 
@@ -270,5 +270,5 @@ def test_sequence_and_context_parallelism_divide_activations() -> None:
 def test_the_textbooks_ratio() -> None:
     """12 to 16 times the bf16 weights is states alone at 16 bytes; a training step of a batch is beyond 8."""
     memory = training_memory(LLAMA, 4096)
-    assert memory.held_bytes["weights"] == 2 * N
+    assert memory.full_bytes["weights"] == 2 * N
     assert 8 < (memory.peak_bytes - WORKSPACE_BYTES) / (2 * N) < 16

@@ -129,11 +129,11 @@ def test_stages_have_every_op_once(spec: ModelSpec, pp: int, interleave: int) ->
     cut = stages(spec, ops, Layout(pp=pp, interleave=interleave))
     assert [stage.index for stage in cut] == list(range(pp))
     assert all(len(stage.chunks) == interleave for stage in cut)
-    held = Counter((op.stack, op.layer, op.name) for stage in cut for op in stage.ops)
+    placed = Counter((op.stack, op.layer, op.name) for stage in cut for op in stage.ops)
     wanted: Counter[tuple[str, str, str]] = Counter()
     for op in ops:
         wanted[op.stack, op.layer, op.name] += op.count
-    assert held == wanted
+    assert placed == wanted
     sizes = [len(chunk.layers) for stage in cut for chunk in stage.chunks]
     assert max(sizes) - min(sizes) <= 1
     # a tied head that stands on another stage than the embedding has a copy of the table

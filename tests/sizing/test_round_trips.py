@@ -96,8 +96,8 @@ FREE = {
 def changed(draw: st.DrawFn, name: str) -> ModelSpec:
     """A bundled model with some of its sizes changed: those that it has."""
     spec = load_bundled(name)
-    held = write_spec(spec)
-    usable = [key for key in sorted(FREE) if re.search(rf"\b{key.split('.')[-1]} = ", held)]
+    text = write_spec(spec)
+    usable = [key for key in sorted(FREE) if re.search(rf"\b{key.split('.')[-1]} = ", text)]
     wanted = draw(st.lists(st.sampled_from(usable), unique=True, min_size=1, max_size=3))
     changes: dict[str, Any] = {key: draw(FREE[key]) for key in wanted}
     if len(set(spec.order)) == 1:

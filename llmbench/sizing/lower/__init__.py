@@ -1,7 +1,7 @@
 """ModelSpec + Workload + Layout -> list[Op]: the only formulas.
 
-`lower` walks a model from its embedding to its loss and says what every module holds, computes, moves, keeps and
-sends, on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over the result.
+`lower` walks a model from its embedding to its loss. Each op states what one module has, computes, moves, saves and
+sends on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over these ops.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ONE_GPU = Layout()
 
 
 def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
-    """The ops of the whole model on one GPU (the fullest, where shares are uneven), first to last.
+    """The ops of the whole model on one GPU, first to last. Where shares are uneven, it is the GPU with the largest.
 
-    Pipeline stages are not cut here: `layers` says which ops a stage has. Multi-token-prediction modules are apart,
-    see `lower_next_token_prediction`. Raises LayoutError where the layout does not divide the model.
+    Pipeline stages are not cut here; an op's `layers` tell which stage has it. `lower_next_token_prediction` has the
+    multi-token-prediction modules. Raises LayoutError if the layout does not divide the model.
     """
     if workload.phase == "decode" and not spec.decodes:
         raise SpecError(f"{spec.name} is an encoder: it reads all tokens at once and has no decoding step")
@@ -47,8 +47,8 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
         encoder.at("encoder.", "", ())
         if spec.encoder.final_norm:
             encoder.norm("final_norm", "norms", encoder.hidden, spec.norm)
-        kept = encoder.tokens * encoder.hidden.size  # what every layer's cross-attention reads, kept once
-        encoder.elementwise("output", "other", reads=0, writes=0, saves=kept)
+        output = encoder.tokens * encoder.hidden.size  # every layer's cross-attention reads it; it is saved once
+        encoder.elementwise("output", "other", reads=0, writes=0, saves=output)
         ops += encoder.ops
     decoder = Builder(spec, workload, layout)
     _embedding(decoder)
@@ -60,8 +60,11 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
 
 
 def lower_next_token_prediction(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
-    """The multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2): each norms the hidden state and
-    the next token's embedding, projects both to one, runs a layer and norms again; embedding and head are shared."""
+    """The ops of the multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+
+    Each norms the hidden state and the next token's embedding, projects both to one, runs a layer and norms again.
+    Embedding and head are the model's.
+    """
     mtp = spec.next_token_prediction
     if mtp is None:
         return []
@@ -86,17 +89,17 @@ def _stack(b: Builder, layers: dict[str, Layer], order: tuple[str, ...]) -> None
         start = len(b.ops)
         _layer(b, layers[name])
         if layers[name].shared_weights is not None and len(indices) > 1:
-            b.ops[start:] = [part for op in b.ops[start:] for part in _used_again(op)]
+            b.ops[start:] = [part for op in b.ops[start:] for part in _split_shared(op)]
 
 
-def _used_again(op: Op) -> list[Op]:
-    """An op of layers that are one set of weights: the first holds them, the others compute with them."""
+def _split_shared(op: Op) -> list[Op]:
+    """Split an op of weight-shared layers: the first instance owns the parameters, the others compute with them."""
     if not (op.parameters or op.buffers or op.matmul_elements):
         return [op]
-    again = {"parameters": 0, "active_parameters": 0, "matmul_elements": 0, "buffers": 0, "formula": ""}
+    unowned = {"parameters": 0, "active_parameters": 0, "matmul_elements": 0, "buffers": 0, "formula": ""}
     return [
         msgspec.structs.replace(op, layers=op.layers[:1]),
-        msgspec.structs.replace(op, layers=op.layers[1:], **again),
+        msgspec.structs.replace(op, layers=op.layers[1:], **unowned),
     ]
 
 
@@ -108,8 +111,8 @@ def _layer(b: Builder, layer: Layer) -> None:
         """The norms of one sublayer that stand before it, or after it."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
         if layer.placement in where:
-            again = layer.placement == "parallel_two" and name != sublayers[0]  # both norms read, and keep, one tensor
-            b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not again)
+            saved = layer.placement == "parallel_two" and name != sublayers[0]  # both norms read, and save, one tensor
+            b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not saved)
 
     if layer.placement == "parallel":
         b.norm("norm", "norms", b.hidden, norm)
@@ -142,16 +145,16 @@ def _layer(b: Builder, layer: Layer) -> None:
 
 
 def _embedding(b: Builder) -> None:
-    """Rows are looked up, not multiplied: no FLOPs; a row is read and written per token."""
+    """Add the tables before the layers. A row per token is read and written, which costs no FLOPs."""
     spec = b.spec
     tp = b.layout.tp
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     vocab = Dim(spec.vocab_size, "vocab_size")
 
-    def table(name: str, component: Component, rows: Dim, *, ways: int = 1) -> None:
-        _table(b, name, component, rows, size, ways=ways)
+    def table(name: str, component: Component, rows: Dim, *, shards: int = 1) -> None:
+        _table(b, name, component, rows, size, shards=shards)
 
-    _table(b, "embedding", "embedding", vocab, size, ways=tp, tied=spec.tie_word_embeddings)
+    _table(b, "embedding", "embedding", vocab, size, shards=tp, tied=spec.tie_word_embeddings)
     match spec.positions:
         case LearnedPositions(num_positions=rows):
             width = b.hidden if spec.embedding.positions_after else size
@@ -172,10 +175,10 @@ def _embedding(b: Builder) -> None:
 
 
 def _table(
-    b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, ways: int = 1, tied: bool = False
+    b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, shards: int = 1, tied: bool = False
 ) -> None:
-    """One table of rows."""
-    local_rows = share(rows.size, ways)
+    """Add a table of rows."""
+    local_rows = share(rows.size, shards)
     parameters = local_rows * size.size
     looked_up = b.act(b.tokens * size.size)
     b.add(
@@ -186,7 +189,7 @@ def _table(
         active_parameters=parameters,
         matrix=(1, local_rows, size.size),
         tied=tied,
-        shards=ways,
+        shards=shards,
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,
         written_bytes=looked_up,
@@ -195,11 +198,11 @@ def _table(
 
 
 def _encoder_embedding(b: Builder, stack: Stack) -> None:
-    """What an encoder has before its layers beside the decoder's token table."""
+    """Add the encoder's own tables and norm before its layers; the token table is the decoder's unless it has one."""
     b.at("encoder.", "", ())
     if stack.vocab_size is not None:
         rows = Dim(stack.vocab_size, "encoder.vocab_size")
-        _table(b, "embedding", "embedding", rows, b.hidden, ways=b.layout.tp)
+        _table(b, "embedding", "embedding", rows, b.hidden, shards=b.layout.tp)
     if isinstance(stack.positions, LearnedPositions):
         rows = Dim(stack.positions.num_positions, "encoder.num_positions")
         _table(b, "position_embedding", "position_embedding", rows, b.hidden)
@@ -208,7 +211,7 @@ def _encoder_embedding(b: Builder, stack: Stack) -> None:
 
 
 def _head(b: Builder) -> None:
-    """Final norm, head and (training) the loss, at every position."""
+    """Add the final norm, the head and, in training, the loss, at every position."""
     spec = b.spec
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     if spec.hyper_connections is not None:
@@ -237,8 +240,8 @@ def _head(b: Builder) -> None:
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if b.workload.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
-        if spec.head.soft_cap is not None and not b.fused:  # keeps its tanh; a fused loss caps what it reads
-            # while it is made: what it divided, and the tanh or the result
+        if spec.head.soft_cap is not None and not b.fused:  # saves its tanh; a fused loss caps logits as it reads them
+            # temporaries: the divided logits, and the tanh or the result
             b.elementwise(
                 "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
             )
@@ -246,24 +249,25 @@ def _head(b: Builder) -> None:
 
 
 def _loss(b: Builder, logits: int) -> None:
-    """Cross-entropy over so many logits.
+    """Add cross-entropy over so many logits.
 
-    Plain torch: logits to fp32 beside them, a log-softmax that is saved (4 bytes), and in backward two more of its
-    size; split over a tensor-parallel group three, because torch's loss_parallel writes that backward out. Fused: an
-    fp32 softmax that backward overwrites with the gradient, beside that gradient in the activations' format.
+    Plain torch copies the logits to fp32, saves a log-softmax (4 bytes each), and makes two more tensors of its size in
+    backward; three if split over a tensor-parallel group, because torch's loss_parallel computes that backward in
+    steps. Fused: an fp32 softmax, which backward overwrites with the gradient, and that gradient in the activations'
+    format.
     """
-    passing = 8 * logits if b.layout.tp == 1 else 12 * logits
-    held = b.act(logits)
+    plain_backward = 8 * logits if b.layout.tp == 1 else 12 * logits
+    forward_bytes = b.act(logits)
     if not b.fused:
-        held += 4 * logits + (0 if b.workload.activation_dtype == "fp32" else 4 * logits)
+        forward_bytes += 4 * logits + (0 if b.workload.activation_dtype == "fp32" else 4 * logits)
     b.add(
         "loss",
         "lm_head",
         "loss",
         read_bytes=b.act(logits),
-        forward_bytes=held,
+        forward_bytes=forward_bytes,
         saved_bytes=4 * logits,
-        backward_bytes=b.act(logits) if b.fused else passing,
+        backward_bytes=b.act(logits) if b.fused else plain_backward,
     )
 
 

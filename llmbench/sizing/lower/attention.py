@@ -18,7 +18,7 @@ from llmbench.spec.position import Positions, RelativeBias, Rope
 
 
 def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
-    """Softmax attention; `cross` reads its keys and values from an encoder."""
+    """Add the ops of softmax attention. cross: keys and values come from an encoder."""
     tp = b.layout.tp
     heads = Dim(mixer.num_attention_heads, "num_attention_heads")
     kv_heads = Dim(mixer.num_key_value_heads, "num_key_value_heads")
@@ -31,8 +31,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
             else f"layout tp={tp}: neither divides nor is a multiple of {kv_heads.size} key-value heads",
             hint="choose a tp that divides the heads",
         )
-    kv_ways = min(tp, kv_heads.size)  # beyond that, GPUs hold copies of a key-value head
-    local_heads, local_kv_heads = heads.size // tp, kv_heads.size // kv_ways
+    kv_shards = min(tp, kv_heads.size)  # beyond that, GPUs hold copies of a key-value head
+    local_heads, local_kv_heads = heads.size // tp, kv_heads.size // kv_shards
     source_tokens = share(b.workload.batch * b.workload.encoder_len, b.layout.cp) if cross else b.tokens
     projects_kv = not mixer.shares_kv and not (cross and b.workload.phase == "decode")
 
@@ -53,7 +53,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
                 product(kv_heads, dim),
                 bias=mixer.qkv_bias,
                 split="column",
-                ways=kv_ways,
+                shards=kv_shards,
                 tokens=source_tokens if projects_kv else 0,
                 saves_input=False,
             )
@@ -62,7 +62,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     if mixer.qk_norm is not None:
         _qk_norm(b, mixer.qk_norm, f"{name}.q_norm", heads, head_dim, tp)
         if not mixer.shares_kv:
-            _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_ways)
+            _qk_norm(b, mixer.qk_norm, f"{name}.k_norm", kv_heads, head_dim, kv_shards)
     if mixer.value_norm:
         plain = Norm(weight=False)
         b.norm(f"{name}.v_norm", "attention_norms", value_dim, plain, rows=b.tokens * local_kv_heads)
@@ -116,7 +116,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
-    # The input of o_proj is the attention's own output, which flash attention saves already.
+    # The input of o_proj is the attention's output, which flash attention saves already.
     own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
     b.linear(
         f"{name}.o_proj",
@@ -139,31 +139,31 @@ def rope(b: Builder, name: str, positions: Positions, queries: int, keys: int) -
     b.elementwise(f"{name}.rope", "attention", reads=queries + keys, writes=queries + keys, **temporary)
 
 
-def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, ways: int) -> None:
+def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, parts: int) -> None:
     kind = Norm(kind="layernorm" if norm.norm == "layernorm" else "rmsnorm", weight=norm.weight, bias=norm.bias)
     everything = product(heads, head_dim)
-    local = heads.size // ways
+    local = heads.size // parts
     if norm.over == "full":
-        b.norm(name, "attention_norms", everything, kind, rows=b.tokens, shards=ways)
+        b.norm(name, "attention_norms", everything, kind, rows=b.tokens, shards=parts)
     else:
         weight = everything if norm.over == "per_head" else head_dim
-        shards = ways if norm.over == "per_head" else 1
+        shards = parts if norm.over == "per_head" else 1
         b.norm(name, "attention_norms", head_dim, kind, rows=b.tokens * local, weight_width=weight, shards=shards)
 
 
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
-    """Scores by relative position: the table's rows are projected once a sequence, 2·rows·D·N·H FLOPs, and every query
-    (or key) meets all rows, 2·rows·N·H FLOPs a token."""
-    rows, ways = 2 * (min(scores.span, b.kv_len) if scores.clipped else scores.span), b.layout.tp
+    """Add scores by relative position: the table's rows are projected once per sequence, 2·rows·D·N·H FLOPs, and every
+    query (or key) is multiplied with all rows, 2·rows·N·H FLOPs per token."""
+    rows, tp = 2 * (min(scores.span, b.kv_len) if scores.clipped else scores.span), b.layout.tp
     projected = 2 if scores.shared_projections else 0
-    met = 0
+    products = 0
     for letter, used, bias in (
         ("k", scores.content_to_position, scores.key_bias),
         ("q", scores.position_to_content, True),
     ):
         if not used:
             continue
-        met += 1
+        products += 1
         if not scores.shared_projections:
             b.linear(
                 f"{name}.position_{letter}_proj",
@@ -174,14 +174,14 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
                 split="column",
                 tokens=rows,
             )
-    local = share(width.size, ways)
-    flops = met * 2 * rows * b.tokens * local + projected * 2 * rows * inputs.size * local
+    local = share(width.size, tp)
+    flops = products * 2 * rows * b.tokens * local + projected * 2 * rows * inputs.size * local
     b.add(f"{name}.position_scores", "attention", "attention", forward_flops=flops, backward_flops=2 * flops)
 
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
     rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
-    # Plain torch looks up a bias for every pair, and keeps the numbers of the rows (int64); flash keeps the biases too.
+    # Plain torch looks up a bias for every pair, and saves the row numbers (int64); flash saves the biases too.
     w, looked_up = b.workload, 0
     if not b.fused:
         pairs = w.batch * b.query_len * b.kv_len

@@ -1,5 +1,5 @@
-"""The few shapes of work that every layer is made of, each with its figures: the formulas of a matrix product, a
-norm, an elementwise function, an attention. The files beside this one say which of them a model consists of.
+"""The formulas of the ops that all layers consist of: a matrix product, a norm, a vector, an elementwise function.
+The other files of this folder compose a model from them.
 
 Legend: B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
 """
@@ -21,23 +21,23 @@ Split = Literal["none", "column", "row"]
 
 
 class Dim(NamedTuple):
-    """A width and what it is called in the spec's terms."""
+    """A width and its name in the spec's terms."""
 
     size: int
     label: str
 
 
 def product(*dims: Dim) -> Dim:
-    """The width that is the product of several."""
+    """The product of several widths."""
     size = 1
     for dim in dims:
         size *= dim.size
     return Dim(size, " × ".join(dim.label for dim in dims))
 
 
-def share(size: int, ways: int) -> int:
-    """The largest of `ways` nearly equal shares of `size`."""
-    return -(-size // ways)
+def share(size: int, parts: int) -> int:
+    """The largest of `parts` nearly equal shares of `size`."""
+    return -(-size // parts)
 
 
 def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None = None) -> Cache:
@@ -56,8 +56,8 @@ def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None =
 class Builder:
     """Collects the ops of one stack of layers, for one GPU.
 
-    `tokens` are the tokens this GPU works on; `stream_tokens` those of the residual stream it holds, fewer under
-    sequence parallelism.
+    tokens: the tokens that this GPU computes. stream_tokens: the tokens of the residual stream that it stores, fewer
+    under sequence parallelism.
     """
 
     def __init__(self, spec: ModelSpec, workload: Workload, layout: Layout, *, encoder: bool = False) -> None:
@@ -81,12 +81,12 @@ class Builder:
         self.ops: list[Op] = []
 
     def at(self, prefix: str, layer: str, layers: Iterable[int]) -> None:
-        """Ops added from now on stand in these layers."""
+        """Set the layers of the ops that are added from now on."""
         self.prefix, self.layer, self.layers = prefix, layer, tuple(layers)
 
     @contextmanager
     def only(self, layers: tuple[int, ...]) -> Iterator[None]:
-        """Ops added inside stand in these layers only."""
+        """Set other layers for the ops that are added inside the `with` block."""
         every, self.layers = self.layers, layers
         try:
             yield
@@ -97,12 +97,12 @@ class Builder:
         """Bytes of activations."""
         return bytes_of(elements, self.workload.activation_dtype)
 
-    def add(self, name: str, component: Component, kind: OpKind, **figures: Any) -> None:
-        """Append an op at the current place. While its forward runs, what it reads and writes is held, and while its
-        backward runs, the gradients of both, unless it says otherwise."""
-        moved = figures.get("read_bytes", 0) + figures.get("written_bytes", 0) + figures.get("kv_read_bytes", 0)
-        figures.setdefault("forward_bytes", moved)
-        figures.setdefault("backward_bytes", figures.get("read_bytes", 0) + figures.get("written_bytes", 0))
+    def add(self, name: str, component: Component, kind: OpKind, **costs: Any) -> None:
+        """Append an op at the current place. By default its forward needs the memory of its inputs and outputs, and its
+        backward that of their gradients."""
+        moved = costs.get("read_bytes", 0) + costs.get("written_bytes", 0) + costs.get("kv_read_bytes", 0)
+        costs.setdefault("forward_bytes", moved)
+        costs.setdefault("backward_bytes", costs.get("read_bytes", 0) + costs.get("written_bytes", 0))
         self.ops.append(
             Op(
                 name=self.prefix + name,
@@ -111,7 +111,7 @@ class Builder:
                 layers=self.layers,
                 layer=self.layer,
                 stack=self.stack,
-                **figures,
+                **costs,
             )
         )
 
@@ -124,34 +124,34 @@ class Builder:
         *,
         bias: bool = False,
         split: Split = "none",
-        ways: int | None = None,
+        shards: int | None = None,
         tokens: int | None = None,
         saves_input: bool = True,
         also_saved_bytes: int = 0,
         tied: bool = False,
         gathers: bool = False,
     ) -> None:
-        """A matrix product: inputs × outputs weights (+ outputs of bias), 2 FLOPs a weight and token.
+        """Add a matrix product: inputs × outputs weights (+ outputs of bias), 2 FLOPs per weight and token.
 
-        Backward is twice forward: one product for the input's gradient, one for the weight's. split "column" gives
-        each GPU a share of the outputs, "row" of the inputs (its outputs are then summed over the group; the bias is
-        added once, so every GPU has it). `saves_input`: this op keeps its input for backward; False where another op
-        keeps the same tensor. `also_saved_bytes`: what the module keeps beside. `gathers`: the first product of a
-        tensor-parallel region, which gathers the sequence (with sp) and whose input gradient is reduced. `tied`: the
-        weights belong to another op.
+        Backward costs twice as much: one product for the input's gradient, one for the weight's. split: "column" gives
+        each GPU a share of the outputs, "row" a share of the inputs; outputs are then summed over the group, and every
+        GPU has the bias. shards: GPUs that split it, if not all of the tensor-parallel group. saves_input: this op
+        saves its input for backward; False where another op saves the same tensor. also_saved_bytes: other bytes that
+        the module saves. gathers: the first product of a tensor-parallel region, which gathers the sequence (with sp)
+        and whose input gradient is reduced. tied: the weights belong to another op.
         """
-        ways = self.layout.tp if ways is None else ways
+        shards = self.layout.tp if shards is None else shards
         tokens = self.tokens if tokens is None else tokens
-        inside = share(inputs.size, ways) if split == "row" else inputs.size
-        outside = share(outputs.size, ways) if split == "column" else outputs.size
+        inside = share(inputs.size, shards) if split == "row" else inputs.size
+        outside = share(outputs.size, shards) if split == "column" else outputs.size
         weights = inside * outside
         own = (0 if tied else weights) + (outside if bias else 0)
         formula = "" if tied else f"{inputs.label} × {outputs.label}"
         if bias:
             formula = f"{formula} + {outputs.label}" if formula else outputs.label
         flops = 2 * tokens * weights
-        # Under sequence parallelism Megatron keeps a GPU's part of the input and gathers it again in backward; plain
-        # torch (DTensor) keeps what it gathered.
+        # Under sequence parallelism Megatron saves a GPU's part of the input and gathers it again in backward; plain
+        # torch (DTensor) saves the gathered input.
         kept = tokens * inside
         gathered = 0
         if gathers and self.layout.sp and self.fused:
@@ -165,7 +165,7 @@ class Builder:
             matmul_elements=weights,
             tied=tied,
             matrix=None if tied else (1, inside, outside),
-            shards=1 if split == "none" else ways,
+            shards=1 if split == "none" else shards,
             formula=formula,
             forward_flops=flops,
             backward_flops=2 * flops,
@@ -213,11 +213,11 @@ class Builder:
         shards: int = 1,
         saves_input: bool = True,
     ) -> None:
-        """A norm over `width` of each of `rows` rows (default: the residual stream's tokens).
+        """Add a norm over `width` of each of `rows` rows (default: the residual stream's tokens).
 
-        Saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics a row. `weight_width` where the weight is
-        wider than what is normalised together (a weight per head): plain torch multiplies by it in a step of its own,
-        which keeps the normalised values too. RMSNorm step by step: see `stepwise_norm`.
+        It saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics per row. weight_width: width of the
+        weight where it is wider than a normalised row (a weight per head); plain torch then multiplies in a step of its
+        own, which saves the normalised values too. `stepwise_norm` has RMSNorm step by step.
         """
         rows = self.stream_tokens if rows is None else rows
         weight = width if weight_width is None else weight_width
@@ -227,12 +227,12 @@ class Builder:
         saved = 4 * rows * (2 if norm.kind == "layernorm" else 1) + (data if saves_input else 0)
         if weight.size != width.size and norm.weight and not self.fused:
             saved += data
-        passing: dict[str, int] = {}
+        temporary: dict[str, int] = {}
         offset = norm.unit_offset and norm.weight
         if norm.kind == "rmsnorm" and not self.fused and (offset or self.workload.on_cpu):
             step = stepwise_norm(rows * width.size, data, weighted=norm.weight, keeps=not offset)
             saved += step.saved_bytes
-            passing = {"forward_bytes": step.forward_bytes, "backward_bytes": step.backward_bytes}
+            temporary = {"forward_bytes": step.forward_bytes, "backward_bytes": step.backward_bytes}
         self.add(
             name,
             component,
@@ -245,7 +245,7 @@ class Builder:
             read_bytes=data,
             written_bytes=data,
             saved_bytes=saved,
-            **passing,
+            **temporary,
         )
 
     def vector(
@@ -258,20 +258,20 @@ class Builder:
         buffer: bool = False,
         saved_bytes: int = 0,
     ) -> None:
-        """Trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
-        held = share(width.size, shards)
+        """Add trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
+        local = share(width.size, shards)
         if buffer:
-            self.add(name, component, "elementwise", buffers=held, shards=shards)
+            self.add(name, component, "elementwise", buffers=local, shards=shards)
             return
         self.add(
             name,
             component,
             "elementwise",
-            parameters=held,
-            active_parameters=held,
+            parameters=local,
+            active_parameters=local,
             shards=shards,
             formula=width.label,
-            weight_bytes=bytes_of(held, self.workload.weight_dtype),
+            weight_bytes=bytes_of(local, self.workload.weight_dtype),
             saved_bytes=saved_bytes,
         )
 
@@ -284,10 +284,10 @@ class Builder:
         writes: int,
         saves: int = 0,
         saved_bytes: int = 0,
-        **held: int,
+        **temporary: int,
     ) -> None:
-        """A function of its inputs, element by element; figures in elements, `saved_bytes` for other widths. `held`:
-        forward_bytes and backward_bytes, where it is done in steps."""
+        """Add an elementwise function. reads, writes, saves: elements; saved_bytes: bytes of other widths. temporary:
+        forward_bytes and backward_bytes, where it is computed in steps."""
         self.add(
             name,
             component,
@@ -295,11 +295,12 @@ class Builder:
             read_bytes=self.act(reads),
             written_bytes=self.act(writes),
             saved_bytes=self.act(saves) + saved_bytes,
-            **held,
+            **temporary,
         )
 
     def residual(self, name: str) -> None:
-        """The sum of a sublayer's output and the residual stream; with dropout, its mask is saved (one byte)."""
+        """Add the sum of a sublayer's output and the residual stream; with dropout, its mask is saved (one byte
+        each)."""
         elements = self.stream_tokens * self.hidden.size
         self.elementwise(
             name,

@@ -1,10 +1,10 @@
-"""softmax(Q Kᵀ) V, whose matrices have no weights: FLOPs, traffic, what is saved and what is held."""
+"""The op softmax(Q Kᵀ) V, which has no weights: FLOPs, traffic, saved activations and temporaries."""
 
 from __future__ import annotations
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, share
-from llmbench.sizing.lower.temporaries import dense_mask, held_scores, sdpa_scores
+from llmbench.sizing.lower.temporaries import dense_mask, sdpa_scores, stepwise_scores
 from llmbench.sizing.op import Cache, Collective, Component
 
 
@@ -27,13 +27,16 @@ def core(
     masked: bool = False,
     unsplit: int = 0,
 ) -> None:
-    """softmax(Q Kᵀ) V of `heads` heads on this GPU.
+    """Add softmax(Q Kᵀ) V of `heads` heads on this GPU.
 
-    Forward 2·(d_qk + d_v) FLOPs a pair and head; backward twice that; flash computes Q Kᵀ once more. Flash saves
-    q, k, v, its output and one fp32 log-sum-exp a row and head; standard saves the probabilities in place of both
-    (and with dropout a mask and the dropped-out probabilities, and the tanh of a `soft_cap`; selective recomputation
-    gives these up). `biased`: a bias is added to all scores; `masked`: pairs are left out that a causal mask has; see
-    `_held`. `unsplit`: width of what the values are only a view into, and plain torch's flash keeps with them.
+    Forward costs 2·(d_qk + d_v) FLOPs per pair and head, backward twice that; flash computes Q Kᵀ once more. Flash
+    saves q, k, v, its output and one fp32 log-sum-exp per row and head. Standard saves the probabilities in place of
+    the last two; with dropout also a mask and the dropped-out probabilities, and with a `soft_cap` its tanh. Selective
+    recomputation gives these squares up.
+
+    seen: most keys of one query. read_per_token: cache elements read per token in a decoding step. biased: a bias is
+    added to all scores. masked: pairs are left out that a causal mask has; see `_temporary_bytes`. unsplit: extra width
+    that plain torch's flash saves because V is a view of a wider projection.
     """
     w = b.workload
     batch = w.batch
@@ -47,7 +50,7 @@ def core(
     selective = 0
     if w.attention == "flash":
         saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
-        # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all of them; torch's
+        # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all heads. Torch's
         # kernel for CPUs does neither.
         expanded = 0 if kv_heads == heads or w.on_cpu else keys * heads * (qk_dim + v_dim)
         rows = 4 * queries * heads
@@ -55,22 +58,22 @@ def core(
         scratch = b.act(inputs + output + expanded) + rows + accumulator
         traffic_read, traffic_written = inputs, output
     else:
-        # Plain torch takes the softmax in fp32 and keeps it beside its copy in the activations' format.
-        wide = w.dense_mask or w.activation_dtype == "fp32"  # SDPA without a kernel: nothing is rounded in between
+        # Plain torch computes the softmax in fp32 and saves it beside its copy in the activations' format.
+        wide = w.dense_mask or w.activation_dtype == "fp32"  # SDPA without a kernel rounds nothing in between
         kept = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
         selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
-        # At the softmax's backward, plain torch holds three fp32 squares (probabilities, their gradient, the scores')
-        # and the values' gradient, and has let the copy and the output's gradient go.
-        made = b.act(keys * heads * v_dim)
-        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + made
+        # At the softmax's backward, plain torch has three fp32 squares (probabilities, their gradient, the scores'
+        # gradient) and the values' gradient. It has freed the copy and the output's gradient.
+        value_gradient = b.act(keys * heads * v_dim)
+        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + value_gradient
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     reads_cache = w.phase == "decode"
     kv_read = bytes_of(share(batch * seen, b.layout.cp) * read_per_token, w.kv_dtype) if reads_cache else 0
     given = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
-    held, mask_saved, copied = _held(
+    temporary, mask_saved, copied = _temporary_bytes(
         b,
         heads,
         kv_heads,
@@ -100,7 +103,7 @@ def core(
         written_bytes=b.act(traffic_written),
         kv_read_bytes=kv_read,
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
-        forward_bytes=given + held,
+        forward_bytes=given + temporary,
         saved_bytes=saved + mask_saved,
         copied_bytes=copied,
         selective_bytes=selective,
@@ -110,7 +113,7 @@ def core(
     )
 
 
-def _held(
+def _temporary_bytes(
     b: Builder,
     heads: int,
     kv_heads: int,
@@ -122,12 +125,11 @@ def _held(
     masked: bool,
     soft_cap: bool,
 ) -> tuple[int, int, int]:
-    """What `core` holds beside its inputs at the fullest moment of its forward, what of a mask it saves, and of its
-    inputs in copies.
+    """The peak temporary bytes of the forward pass, the bytes of a mask that it saves, and the bytes of input copies.
 
-    Plain torch repeats shared keys and values for every head; those of a cache, of a single sequence, and what it
-    repeated, lie as a product wants them, others are copied. Absorbed latent attention has one head of keys, and its
-    queries joined anew.
+    Plain torch repeats shared keys and values for every head. Keys and values of a cache, of a single sequence, and
+    repeated ones are contiguous as a product needs them; others are copied. Absorbed latent attention has one head of
+    keys, and joins its queries to new tensors.
     """
     w = b.workload
     decode, absorbed = w.phase == "decode", w.absorbed_mla and kv_heads == 1
@@ -146,7 +148,7 @@ def _held(
         moved = 0 if decode or w.batch == 1 else heads
         moved_keys = 0 if repeats else moved
         moved_queries = b.act(queries * moved * qk_dim)
-        scores = held_scores(
+        scores = stepwise_scores(
             squares,
             b.act(squares),
             queries=moved_queries,
@@ -162,7 +164,7 @@ def _held(
         return output, 0, 0
     if not biased and not masked:
         return joined + output, 0, 0
-    many = squares if absorbed else pairs
-    made = dense_mask(squares, b.act(squares), many, b.act(1), biased=biased)
-    handed = b.act(squares) if biased else many + b.act(many)
-    return joined + max(made, handed + output), b.act(squares if biased else many), 0
+    masked_pairs = squares if absorbed else pairs
+    making = dense_mask(squares, b.act(squares), masked_pairs, b.act(1), biased=biased)
+    mask = b.act(squares) if biased else masked_pairs + b.act(masked_pairs)
+    return joined + max(making, mask + output), b.act(squares if biased else masked_pairs), 0

@@ -65,7 +65,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
         seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
         read_per_token=compressed.size,
-        unsplit=mixer.qk_nope_head_dim,  # one product makes the plain part of a key and its value
+        unsplit=mixer.qk_nope_head_dim,  # one product makes the unrotated part of a key and the value
     )
     b.linear(
         f"{name}.o_proj",
@@ -79,8 +79,8 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
 
 
 def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
-    """DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` a token, a weight a head, and a
-    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs each."""
+    """Add DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` per token, a weight per head, and a
+    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs per pair."""
     indexer = mixer.indexer
     assert indexer is not None
     rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")

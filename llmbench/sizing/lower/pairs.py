@@ -1,4 +1,4 @@
-"""How many (query, key) pairs an attention scores."""
+"""The number of (query, key) pairs that attention scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def visible_pairs(
     chunk: int | None = None,
     masked_too: bool = False,
 ) -> int:
-    """Pairs of one sequence and head that the mask leaves, or all of them where `masked_too`.
+    """Pairs of one sequence and head that the mask keeps; all pairs if `masked_too`.
 
-    Queries are the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1 keys,
-    at most `window` (itself included), and with `chunk` those since its chunk began. Not causal: every key, or those
-    at a distance of at most window // 2 to either side.
+    Queries are the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1 keys, at
+    most `window` of them (its own included), and with `chunk` those since the start of its chunk. Not causal: every
+    key, or those at a distance of at most window // 2 on either side.
     """
     if masked_too:
         return query_len * kv_len
@@ -48,8 +48,8 @@ def _sum_chunked(length: int, chunk: int) -> int:
 
 
 def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False) -> int:
-    """Pairs of a query and an entry for `rate` tokens: entries that were complete at the query's position,
-    the best `top_k` of them; or all pairs where `masked_too`."""
+    """Pairs of a query and an entry of `rate` tokens that was complete at the query's position, at most `top_k` per
+    query; all pairs if `masked_too`."""
     if masked_too:
         return query_len * (kv_len // rate)
     return _sum_entries(kv_len, rate, top_k) - _sum_entries(kv_len - query_len, rate, top_k)

@@ -234,7 +234,7 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             gathers=branch == "y",
         )
     _conv(b, m, width.label, bias=True)
-    for gate in ("input_gate", "recurrent_gate"):  # block-diagonal: every head its own square matrix
+    for gate in ("input_gate", "recurrent_gate"):  # block-diagonal: a square matrix per head
         weights = share(m.num_heads, tp) * block.size * block.size
         flops = 2 * b.tokens * weights
         parameters = weights + share(width.size, tp)

@@ -1,7 +1,7 @@
-"""Hyper-connections as ops: several residual streams, and the small matrices that join and share them out.
+"""The ops of hyper-connections: several residual streams, and the small matrices that join and distribute them.
 
-A sublayer with m streams: a matrix m·D × (2·m, and m² more where the streams mix), as many biases, and 2 or 3
-scales; mixing costs 2·m²·D FLOPs a token. Before the head: m·D × m, m biases and a scale.
+Weights per sublayer with m streams: a matrix m·D × (2·m, and m² more if the streams mix), as many biases, and 2 or 3
+scales. Mixing costs 2·m²·D FLOPs per token. Before the head: m·D × m, m biases and a scale.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from llmbench.spec.model import HyperConnections
 
 
 def join_streams(b: Builder, name: str, streams: HyperConnections) -> None:
-    """What stands before one sublayer."""
+    """Add the ops before one sublayer."""
     m = streams.streams
-    ways = Dim(m * (m + 2), "streams × (streams + 2)") if streams.mixes else Dim(2 * m, "2 × streams")
-    b.linear(f"{name}.fn", "other", product(Dim(m, "streams"), b.hidden), ways)
-    b.vector(f"{name}.base", "other", ways)
+    outputs = Dim(m * (m + 2), "streams × (streams + 2)") if streams.mixes else Dim(2 * m, "2 × streams")
+    b.linear(f"{name}.fn", "other", product(Dim(m, "streams"), b.hidden), outputs)
+    b.vector(f"{name}.base", "other", outputs)
     b.vector(f"{name}.scale", "other", Dim(3, "3") if streams.mixes else Dim(2, "2"))
-    held = m * b.tokens * b.hidden.size
-    flops = 2 * m * held if streams.mixes else 0
+    elements = m * b.tokens * b.hidden.size
+    flops = 2 * m * elements if streams.mixes else 0
     b.add(
         f"{name}.mix",
         "other",
         "elementwise",
         forward_flops=flops,
         backward_flops=2 * flops,
-        read_bytes=b.act(held),
-        written_bytes=b.act(held),
-        saved_bytes=b.act(held) if streams.mixes else 0,
+        read_bytes=b.act(elements),
+        written_bytes=b.act(elements),
+        saved_bytes=b.act(elements) if streams.mixes else 0,
     )
 
 
 def join_head(b: Builder, streams: HyperConnections) -> None:
-    """What makes one stream of them before the final norm."""
+    """Add the ops that make one stream of all before the final norm."""
     m = Dim(streams.streams, "streams")
     b.linear("head_hc.fn", "other", product(m, b.hidden), m)
     b.vector("head_hc.base", "other", m)
