@@ -153,6 +153,8 @@ def test_paths_named_in_the_pages_exist() -> None:
         for name in re.findall(
             r"`((?:llmbench|specs|tests|tools|benchmarks|kernels|docs|\.ci)/[\w./-]+)`", path.read_text()
         ):
+            if Path(name).stem.isupper() and Path(name).suffix != ".md":  # a placeholder, as in specs/models/NAME.toml
+                continue
             assert (ROOT / name).exists(), f"{relative[path]} names {name}"
 
 

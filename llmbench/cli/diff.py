@@ -150,8 +150,8 @@ def _block(difference: Difference, damaged: list[str], *, everything: bool) -> B
         lines.append(f"gone (only in the first file, not judged): {'; '.join(gone[:NAMED])}{more}")
     if counts["unclear"]:
         lines.append("unclear: the noise could hide a change by 1.3×; measure again on a quiet machine or for longer")
-    made = table(fitted(fields, shown), shown) if shown else None
-    return Block(table=made, lines=lines, notes=[*difference.notes, *damaged])
+    changes = table(fitted(fields, shown), shown) if shown else None
+    return Block(table=changes, lines=lines, notes=[*difference.notes, *damaged])
 
 
 def _case(change: Change) -> str:

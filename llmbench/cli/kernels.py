@@ -12,7 +12,7 @@ from llmbench.cli.kernels_bench import bench_kernels
 from llmbench.cli.options import As, Output, answer, positive_integer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
-from llmbench.report.document import Block, Document, table
+from llmbench.report.document import Block, Document, listing, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit
 
@@ -167,14 +167,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
     from llmbench.kernels.registry import KERNELS, load_kernel
 
     kernels = [load_kernel(name) for name in KERNELS]
-    document = Document(
-        command="kernels.list",
-        inputs={},
-        rows_key="kernels",
-        rows=records(LIST, kernels),
-        blocks=[Block(table=table(LIST, kernels))],
-    )
-    answer(document, format, output)
+    answer(listing("kernels.list", "kernels", LIST, kernels), format, output)
 
 
 @command.command("check")
@@ -222,14 +215,8 @@ def check_kernels(
     wrong = [row for row in rows if not row.passed]
     machine = "in Triton's interpreter" if place == "cpu" else gpu
     lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
-    document = Document(
-        command="kernels.check",
-        inputs={"names": names or [], "device": place, "dtype": dtype, "seeds": seeds},
-        rows_key="kernels",
-        rows=records(CHECK, rows),
-        blocks=[Block(table=table(CHECK, rows), lines=lines)],
-    )
-    answer(document, format, output)
+    inputs = {"names": names or [], "device": place, "dtype": dtype, "seeds": seeds}
+    answer(listing("kernels.check", "kernels", CHECK, rows, inputs=inputs, lines=lines), format, output)
     if wrong:
         raise typer.Exit(1)
 

@@ -26,7 +26,7 @@ from llmbench.cli.options import (
     positive_integer,
 )
 from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, records
+from llmbench.report.fields import Field, inside, records
 from llmbench.report.units import UNKNOWN, plural, size
 from llmbench.sizing.dtypes import DType
 from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
@@ -56,60 +56,44 @@ class Cached(AboutModel, kw_only=True):
 FIELDS: tuple[Field[Cached], ...] = (
     *MODEL_FIELDS,
     Field("kind", "kind", value=lambda row: _kinds(row.spec), wraps=True, in_json=False),
-    Field("seq_len", value=lambda row: row.cache.seq_len, description="tokens per sequence, as asked"),
-    Field("batch", value=lambda row: row.cache.batch, description="sequences, as asked"),
-    Field("kv_dtype", value=lambda row: row.cache.kv_dtype, description="format of the cache, as asked"),
-    Field("block_size", value=lambda row: row.cache.block_size, description="tokens per cache block, as asked"),
-    Field(
-        "bytes_per_token",
-        "per token",
-        "bytes",
-        value=lambda row: row.cache.bytes_per_token,
-        description="bytes that one more token adds while the cache of every layer still grows",
-    ),
-    Field(
-        "bytes_per_sequence",
-        "per sequence",
-        "gib",
-        value=lambda row: row.cache.bytes_per_sequence,
-        description="keys and values of `seq_len` tokens, windows respected; the next three are not in it",
-    ),
-    Field(
-        "state_bytes_per_sequence",
-        "fixed state",
-        "gib",
-        value=lambda row: row.cache.state_bytes_per_sequence,
-        text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
-        description="recurrent and convolution states, the same at any length",
-    ),
-    Field(
-        "indexer_bytes_per_sequence",
-        value=lambda row: row.cache.indexer_bytes_per_sequence,
-        description="keys of an indexer, which chooses the tokens that attention reads",
-    ),
-    Field(
-        "cross_bytes_per_sequence",
-        value=lambda row: row.cache.cross_bytes_per_sequence,
-        description="keys and values of `seq_len` encoder tokens",
-    ),
-    Field(
-        "bytes_total",
-        "total",
-        "gib",
-        value=lambda row: row.cache.bytes_total,
-        description="batch × the sum of the four above",
-    ),
-    Field(
-        "reserved_bytes",
-        "reserved",
-        "gib",
-        value=lambda row: row.cache.reserved_bytes,
-        description="bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length",
-    ),
-    Field(
-        "layers",
-        value=lambda row: row.cache.layers,
-        description="bytes per sequence for each kind of layer, states included",
+    *inside(
+        "cache",
+        Field("seq_len", description="tokens per sequence, as asked"),
+        Field("batch", description="sequences, as asked"),
+        Field("kv_dtype", description="format of the cache, as asked"),
+        Field("block_size", description="tokens per cache block, as asked"),
+        Field(
+            "bytes_per_token",
+            "per token",
+            "bytes",
+            description="bytes that one more token adds while the cache of every layer still grows",
+        ),
+        Field(
+            "bytes_per_sequence",
+            "per sequence",
+            "gib",
+            description="keys and values of `seq_len` tokens, windows respected; the next three are not in it",
+        ),
+        Field(
+            "state_bytes_per_sequence",
+            "fixed state",
+            "gib",
+            text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
+            description="recurrent and convolution states, the same at any length",
+        ),
+        Field(
+            "indexer_bytes_per_sequence",
+            description="keys of an indexer, which chooses the tokens that attention reads",
+        ),
+        Field("cross_bytes_per_sequence", description="keys and values of `seq_len` encoder tokens"),
+        Field("bytes_total", "total", "gib", description="batch × the sum of the four above"),
+        Field(
+            "reserved_bytes",
+            "reserved",
+            "gib",
+            description="bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length",
+        ),
+        Field("layers", description="bytes per sequence for each kind of layer, states included"),
     ),
 )
 

@@ -23,7 +23,7 @@ from llmbench.cli.options import (
 )
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
-from llmbench.report.fields import Field, record
+from llmbench.report.fields import Field, inside, record
 from llmbench.report.units import billions, plural, size
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
@@ -90,47 +90,46 @@ class Sized(AboutModel, kw_only=True):
 
 FIELDS: tuple[Field[Sized], ...] = (
     *MODEL_FIELDS,
-    Field("phase", value=lambda row: row.memory.phase, description="`train` or `inference`, as asked"),
-    Field("seq_len", value=lambda row: row.memory.seq_len, description="tokens per sequence, as asked"),
-    Field("micro_batch", value=lambda row: row.memory.micro_batch, description="sequences, as asked"),
+    *inside(
+        "memory",
+        Field("phase", description="`train` or `inference`, as asked"),
+        Field("seq_len", description="tokens per sequence, as asked"),
+        Field("micro_batch", description="sequences, as asked"),
+    ),
     Field("batch_is", value=lambda row: _batch_is(row.memory), description="what `micro_batch` counts, in words"),
     Field("precision", description="as asked, or the default of the phase"),
     Field("optimizer", description="of training; null in inference"),
     Field("recompute", description="of training; null in inference"),
     Field("kernels", description="of training; null in inference"),
     Field("kv_dtype", description="of inference; null in training"),
-    Field("layout", value=lambda row: str(row.memory.layout), description="parallel layout, as asked"),
-    Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
-    Field(
-        "peak_bytes",
-        value=lambda row: row.memory.peak_bytes,
-        description="the highest memory of a training step, or of serving, on the GPU with the most of it",
-    ),
-    Field(
-        "parts_bytes",
-        value=lambda row: row.memory.parts_bytes,
-        description="the parts of the peak, which add up to it: `weights`, `gradients`, `optimizer`, `activations`, "
-        "`logits`, `kv_cache`, `overhead`",
-    ),
-    Field(
-        "full_bytes",
-        value=lambda row: row.memory.full_bytes,
-        description="each part in full: parts are not all complete at one moment. With `zero=3` and a master copy, "
-        "`weights` is 0, because the fp32 shards count as `optimizer`",
-    ),
-    Field(
-        "reserved_bytes",
-        value=lambda row: row.memory.reserved_bytes,
-        description="memory that PyTorch's allocator takes from the device",
-    ),
-    Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, beside that"),
-    Field("moment", value=lambda row: row.memory.moment, description="the op whose backward pass has the peak"),
-    Field("stage", value=lambda row: row.memory.stage, description="the pipeline stage with the highest peak, from 0"),
-    Field("stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="the peak of each stage"),
-    Field(
-        "fits_on",
-        value=lambda row: fitting(row.memory),
-        description="bundled devices with room for `reserved_bytes` + `context_bytes`, smallest first",
+    *inside(
+        "memory",
+        Field("layout", value=lambda row: str(row.memory.layout), description="parallel layout, as asked"),
+        Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
+        Field(
+            "peak_bytes",
+            description="the highest memory of a training step, or of serving, on the GPU with the most of it",
+        ),
+        Field(
+            "parts_bytes",
+            description="the parts that add up to the peak: `weights`, `gradients`, `optimizer`, `activations`, "
+            "`logits`, `kv_cache`, `overhead`",
+        ),
+        Field(
+            "full_bytes",
+            description="each part in full: parts are not all complete at one moment. With `zero=3` and a master copy, "
+            "`weights` is 0, because the fp32 shards count as `optimizer`",
+        ),
+        Field("reserved_bytes", description="memory that PyTorch's allocator takes from the device"),
+        Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, beside that"),
+        Field("moment", description="the op whose backward pass has the peak"),
+        Field("stage", description="the pipeline stage with the highest peak, from 0"),
+        Field("stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="the peak of each stage"),
+        Field(
+            "fits_on",
+            value=lambda row: fitting(row.memory),
+            description="bundled devices with room for `reserved_bytes` + `context_bytes`, smallest first",
+        ),
     ),
 )
 

@@ -69,13 +69,7 @@ MODULES: tuple[Field[TreeRow], ...] = (
     Field("instances", description="number of equal modules"),
     Field("parameters", "parameters", "count", description="parameters of one instance, with the modules below it"),
     Field("parameter_bytes", description="bytes of these parameters"),
-    Field(
-        "model_parameters",
-        "in the model",
-        "count",
-        lambda row: row.instances * row.parameters,
-        in_json=False,
-    ),
+    Field("model_parameters", "in the model", "count", lambda row: row.instances * row.parameters, in_json=False),
     Field("model_bytes", "weights", "gib", lambda row: row.instances * row.parameter_bytes, in_json=False),
 )
 
@@ -111,9 +105,7 @@ BUILT: tuple[Field[Run], ...] = (
     ),
     Field("build_s", value=lambda run: run.built.build_s, description="seconds to build the model"),
     Field(
-        "forward_s",
-        value=lambda run: run.ran.forward_s,
-        description="seconds of the second forward pass; null on meta",
+        "forward_s", value=lambda run: run.ran.forward_s, description="seconds of the second forward pass; null on meta"
     ),
     Field("logits_shape", value=lambda run: run.ran.logits, description="shape of the logits"),
     Field("logits_finite", value=lambda run: run.ran.finite, description="whether all logits are finite; null on meta"),
@@ -250,15 +242,15 @@ def command(
     implementation(impl)
     spec = describe.first_layers(spec, layers)
     if trace:
-        from llmbench.model.trace import trace as traced
+        from llmbench.model.trace import trace as trace_model
         from llmbench.sizing.training import training_doubts
 
         with working("tracing"):
-            found = traced(
+            traced = trace_model(
                 spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
             )
-        row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=found)
-        block = _trace_block(row, found, by_stack=format != "csv")
+        row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=traced)
+        block = _trace_block(row, traced, by_stack=format != "csv")
     else:
         folder, unread = _weights(model, changed=bool(set) or layers is not None or device == "meta")
         plan = describe.Plan(impl, device, dtype, seq, batch, folder)

@@ -110,9 +110,7 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
         description="name of the spec",
     ),
     Field(
-        "approximate",
-        value=lambda about: bool(about.approximate_because),
-        description="whether figures may be inexact",
+        "approximate", value=lambda about: bool(about.approximate_because), description="whether figures may be inexact"
     ),
     Field("approximate_because", description="the reasons for that, a list of texts"),
     Field("notes", description="a list of texts: notes of the spec, and on the length of the sequence"),

@@ -1,4 +1,4 @@
-"""`llmbench params`: how many parameters, where, and how many a token uses."""
+"""`llmbench params`: the parameters of a model, by component, by layer and by op, and those that a token uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_para
 from llmbench.spec.model import ModelSpec
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
-"""Components in the order of a model: the head is last."""
+"""Components in the order of a model, the head last."""
 
 By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="Rows of the table.")]
 
@@ -124,7 +124,7 @@ def _layer_counts(spec: ModelSpec) -> dict[str, int]:
 def _block(row: Counted, by: str, explain: bool) -> Block:
     spec, counted = row.spec, row.parameters
     ops = [op for op in lower(spec, ONE_TOKEN) if op.parameters or op.buffers]
-    made = {"component": _by_component, "layer": _by_layer, "op": _by_op}[by](spec, ops, counted, explain)
+    tables = {"component": _by_component, "layer": _by_layer, "op": _by_op}
     lines = [_summary(spec, counted)]
     if counted.active != counted.total:
         lines.append(
@@ -138,7 +138,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
         apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
     if apart:
         lines.append("not in the total: " + " · ".join(apart))
-    return model_block(row, table=made, lines=lines)
+    return model_block(row, table=tables[by](spec, ops, counted, explain), lines=lines)
 
 
 def _summary(spec: ModelSpec, counted: Parameters) -> str:
@@ -156,21 +156,21 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
 
 
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """What a component is: one layer's share for each kind of layer that has another, and what stands once."""
+    """The formula of a component: its weights in one layer of each kind, and those that exist once."""
     texts: dict[str, list[str]] = {}
-    once = [op for op in ops if _stands_once(op, spec)]
+    once = [op for op in ops if _exists_once(op, spec)]
     for group, chosen in _groups([op for op in ops if op not in once]).items():
         texts.setdefault(_sum(spec, chosen, explain), []).append(group)
     named = {text: groups for text, groups in texts.items() if text}
     inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
-    outside = " + ".join(filter(None, (_sum(spec, chosen, explain) for chosen in _alike(spec, once))))
+    outside = " + ".join(filter(None, (_sum(spec, chosen, explain) for chosen in _by_stack(spec, once))))
     if texts and outside:
         return f"{inside}, + {outside} once" if inside else f"{outside} once"
     return inside + outside
 
 
-def _stands_once(op: Op, spec: ModelSpec) -> bool:
-    """Whether an op is outside the layers, or in one of them for all of its kind (T5's table, shared weights)."""
+def _exists_once(op: Op, spec: ModelSpec) -> bool:
+    """Whether weights exist once: outside the layers, or in one layer for all of its kind (T5, shared weights)."""
     return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
 
 
@@ -182,24 +182,24 @@ def _groups(ops: list[Op]) -> dict[str, list[Op]]:
     return groups
 
 
-def _alike(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
-    """Ops of several stacks together where their names stand for the same numbers, else apart."""
-    from llmbench.sizing.formula import values_of  # JSON does without
+def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
+    """The ops as one group if each name in their formulas has one value in all stacks, else a group per stack."""
+    from llmbench.sizing.formula import values_of  # JSON needs no formulas
 
     stacks: dict[str, list[Op]] = {}
     for op in ops:
         stacks.setdefault(op.stack, []).append(op)
-    meant: dict[str, set[int]] = {}
+    values_of_names: dict[str, set[int]] = {}
     for op in ops:
         for name, value in values_of(op, spec).items():
             if name in op.formula:
-                meant.setdefault(name, set()).add(value)
-    return [ops] if all(len(values) == 1 for values in meant.values()) else list(stacks.values())
+                values_of_names.setdefault(name, set()).add(value)
+    return [ops] if all(len(values) == 1 for values in values_of_names.values()) else list(stacks.values())
 
 
 def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """One formula for what ops hold. Weights that a spec knows by their shape only have no names to show: an ellipsis
-    stands for them beside others, and nothing alone."""
+    """One formula for the weights of these ops. Weights whose sizes have no names in the spec are an ellipsis, or
+    nothing if all are."""
     from llmbench.sizing.formula import simplify, values_of, with_numbers
 
     named = [op for op in ops if any(map(str.isalpha, op.formula))]
@@ -229,7 +229,7 @@ def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: 
         chosen = [op for op in ops if op.component == component and op.parameters]
         if not chosen:
             continue
-        inside = _groups([op for op in chosen if not _stands_once(op, spec)])
+        inside = _groups([op for op in chosen if not _exists_once(op, spec)])
         sums = {sum(op.parameters for op in group) for group in inside.values()}
         total = counted.components[component]
         row: dict[str, Any] = {"component": component, "formula": _formula(spec, chosen, explain)}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
@@ -14,8 +13,8 @@ import typer
 from llmbench.cli.options import As, Output, Set, answer, approximate_lines, load, title
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
-from llmbench.report.document import Block, Document, Table, table
-from llmbench.report.fields import Field, record, records
+from llmbench.report.document import Block, Document, listing, table
+from llmbench.report.fields import Field, record
 from llmbench.report.units import UNKNOWN
 from llmbench.sizing.params import Parameters, count_parameters
 from llmbench.spec.catalog import (
@@ -31,7 +30,6 @@ from llmbench.spec.files import SOURCE_TO_FILL_IN, read_spec, write_spec
 from llmbench.spec.model import ModelSpec
 
 command = typer.Typer(no_args_is_help=True, help="List, show, import and check model specs.", rich_markup_mode=None)
-Item = TypeVar("Item")
 
 
 class Listed(NamedTuple):
@@ -53,11 +51,7 @@ MODELS: tuple[Field[Listed], ...] = (
     APPROXIMATE,
     Field("aliases", value=lambda row: list(row.spec.aliases), description="other names that commands take"),
     Field(
-        "parameters",
-        "parameters",
-        "parameters",
-        value=lambda row: row.parameters.total,
-        description="trained elements",
+        "parameters", "parameters", "parameters", value=lambda row: row.parameters.total, description="trained elements"
     ),
     Field(
         "active_parameters",
@@ -175,18 +169,14 @@ def list_specs(
     if model_types:
         from llmbench.spec.huggingface import supported_model_types
 
-        rows, made = _listed(MODEL_TYPES, supported_model_types())
+        document = listing("specs.list", "specs", MODEL_TYPES, supported_model_types())
     elif devices:
-        rows, made = _listed(DEVICES, [load_device(name) for name in bundled_devices()])
+        document = listing("specs.list", "specs", DEVICES, [load_device(name) for name in bundled_devices()])
     else:
         specs = [load_bundled(name) for name in bundled_models()]
-        rows, made = _listed(MODELS, [Listed(spec, count_parameters(spec)) for spec in specs])
-    document = Document(command="specs.list", inputs={}, rows_key="specs", rows=rows, blocks=[Block(table=made)])
+        models = [Listed(spec, count_parameters(spec)) for spec in specs]
+        document = listing("specs.list", "specs", MODELS, models)
     answer(document, format, output)
-
-
-def _listed(fields: Sequence[Field[Item]], items: Sequence[Item]) -> tuple[list[dict[str, Any]], Table]:
-    return records(fields, items), table(fields, items)
 
 
 @command.command("show")

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmbench.report.fields import Cell, Field
+from llmbench.report.fields import Cell, Field, records
 from llmbench.report.units import heading, shown
 
-__all__ = ["Block", "Document", "Table", "table", "transposed"]
+__all__ = ["Block", "Document", "Table", "listing", "table", "transposed"]
 
 Item = TypeVar("Item")
 
@@ -62,6 +62,21 @@ def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item |
     return Table(
         columns=fields, rows=[[field.cell(item) for field in fields] for item in every], total=total is not None
     )
+
+
+def listing(
+    command: str,
+    rows_key: str,
+    fields: Sequence[Field[Item]],
+    items: Sequence[Item],
+    *,
+    inputs: dict[str, Any] | None = None,
+    lines: list[str] | None = None,
+) -> Document:
+    """A document with one table, whose rows are those of JSON."""
+    block = Block(table=table(fields, items), lines=lines or [])
+    rows = records(fields, items)
+    return Document(command=command, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
 
 
 def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]]) -> Table:

@@ -10,7 +10,7 @@ import msgspec
 
 from llmbench.report.units import Unit, fitting, shown
 
-__all__ = ["Cell", "Field", "fitted", "record", "records"]
+__all__ = ["Cell", "Field", "fitted", "inside", "record", "records"]
 
 Item = TypeVar("Item", contravariant=True)
 
@@ -62,6 +62,14 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
         """The text of an item for people."""
         text = None if self.text is None else self.text(item)
         return shown(self.of(item), self.unit) if text is None else text
+
+
+def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
+    """The fields, whose values are attributes of the item's attribute `path` unless they have a function."""
+    return tuple(
+        msgspec.structs.replace(field, value=attrgetter(f"{path}.{field.name}")) if field.value is None else field
+        for field in fields
+    )
 
 
 class Cell(NamedTuple):
