@@ -1,8 +1,8 @@
-"""Formulas as people write them: sums of products of the spec's terms, simplified, and with the numbers put in.
+"""Formulas as texts: sums of products of the spec's terms, simplified, or with numbers in place of names.
 
-An op carries the formula of its parameters (`hidden_size × num_attention_heads × head_dim`). Here several of them
-become one (`4 × hidden²`), and names become numbers. Nothing is computed from these texts: they explain figures
-whose arithmetic is in `lower`; a test evaluates each and holds it against the figure.
+An op has the formula of its parameters (`hidden_size × num_attention_heads × head_dim`). This module makes one formula
+of several (`4 × hidden²`), and replaces names by numbers. No figure is computed from these texts; they explain figures
+whose arithmetic is in `lower`. A test evaluates each formula and compares it with its figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ORDER = ("vocab", "hidden", "experts", "heads", "kv_heads", "head_dim")
 
 
 def terms(formula: str) -> Counter[Term]:
-    """The products of a formula with how often each stands; sums in brackets stay one factor."""
+    """The products of a formula, each with its count; a sum in brackets is one factor."""
     counted: Counter[Term] = Counter()
     for product in _split(formula, "+"):
         coefficient, factors = 1, []
@@ -63,7 +63,7 @@ def _split(text: str, sign: str) -> list[str]:
 
 
 def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> str:
-    """One formula for the sum of several; heads × head_dim becomes hidden where they are equal."""
+    """One formula for the sum of several; heads × head_dim becomes hidden if they are equal."""
     total: Counter[Term] = Counter()
     attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, AttentionKind)), None)
     for formula in formulas:
@@ -104,7 +104,7 @@ def with_numbers(formula: str, values: Mapping[str, int]) -> str:
 
 
 def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
-    """What the names in an op's formula stand for."""
+    """The numbers that the names in an op's formula stand for."""
     values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
@@ -143,5 +143,6 @@ def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
 
 
 def numbers_of(part: msgspec.Struct) -> dict[str, int]:
-    found = {name: getattr(part, name) for name in part.__struct_fields__}
-    return {name: value for name, value in found.items() if type(value) is int}
+    """The fields of a part that are whole numbers."""
+    fields = {name: getattr(part, name) for name in part.__struct_fields__}
+    return {name: value for name, value in fields.items() if type(value) is int}

@@ -1,7 +1,7 @@
-"""The base of every spec type, and the bounds that a number in a spec must keep.
+"""The base of every spec type, and the bounds of a number in a spec.
 
-The bounds are not about any one model: they stop a typing error (`hidden_size = 4096000000`) and keep every
-product of a few dimensions an honest figure instead of an absurd one.
+The bounds do not come from a model. They stop a typing error (`hidden_size = 4096000000`), and keep products of a few
+dimensions within sensible figures.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 """A dimension or a count that may be zero (absent)."""
 
 LARGEST = 1e30
-"""Far beyond any number in a spec or a config; neither infinity nor NaN. Beyond it, and nearer to zero than its
-inverse, products leave what fp32 holds."""
+"""Far above any number in a spec or a config; neither infinity nor NaN. Above it, or nearer to zero than its inverse,
+products leave the range of fp32."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class Fault(NamedTuple):
-    """What is wrong with a field, as it reads behind the field's name and a colon."""
+    """A fault of a field; `what` continues a message that starts with the field's name and a colon."""
 
     field: str
     what: str
@@ -33,11 +33,11 @@ class Fault(NamedTuple):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A frozen, keyword-only piece of a spec; unknown fields are refused, defaults are left out when written."""
+    """A frozen, keyword-only part of a spec. Unknown fields are refused. Written files leave out defaults."""
 
     def faults(self) -> Iterator[Fault]:
-        """What its own fields cannot be, alone or beside each other. What every number must be, and what parts must be
-        beside other parts, is in llmbench.spec.check."""
+        """The faults of its own fields, alone or together. llmbench.spec.check has those of all numbers and those
+        between parts."""
         return iter(())
 
 

@@ -1,4 +1,4 @@
-"""Finding a spec by what the user typed: a bundled name or alias, a TOML file, a config.json or its folder, or
+"""The catalogue of specs. A user names a bundled model or its alias, a TOML file, a config.json or its folder, or
 `hf:organisation/name`.
 
 Names are compared without case, hyphens, dots and underscores, so `llama-2-7b` and `LLaMA2_7B` are `llama2-7b`.
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from llmbench.spec.device import DeviceSpec
 
 SPECS = Path(__file__).parent.parent / "specs"
-"""The bundled files. By path, not importlib.resources: that import is a tenth of a command's start."""
+"""The folder of bundled files. importlib.resources is not used: its import takes a tenth of a command's start."""
 
 __all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
 
 
 def find_model(text: str) -> ModelSpec:
-    """The spec that `text` names. Raises UnknownNameError with the nearest name, SpecError, UnsupportedError."""
+    """The spec that `text` names. Raises UnknownNameError with the nearest name, SpecError or UnsupportedError."""
     if text.startswith("hf:"):
         return _from_hub(text.removeprefix("hf:"))
     path = Path(text)
@@ -85,14 +85,14 @@ def load_bundled(name: str) -> ModelSpec:
 @lru_cache(maxsize=64)
 def load_device(name: str) -> DeviceSpec:
     """A bundled device by its exact name."""
-    from llmbench.spec.device import DeviceSpec  # here, because most commands have no device
+    from llmbench.spec.device import DeviceSpec  # most commands need no device
 
     return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
 
 def device_rooms() -> list[tuple[str, int]]:
-    """Every bundled device that a driver reports as one (not a card of two), with its usable memory in bytes (the
-    datasheet's where the driver's figure is not known), smallest first."""
+    """The bundled devices with their memory in bytes, smallest first. It is the usable memory, or the datasheet's where
+    the driver's figure is not known. Cards of two devices are left out."""
     rooms = []
     for name in bundled_devices():
         head = _head("devices", name)
@@ -112,8 +112,7 @@ def _text(kind: str, name: str) -> str:
 
 
 def _head(kind: str, name: str) -> dict[str, Any]:
-    """The first paragraph of a spec file: names and, of a device, its memory. Quick to read, and all that a search
-    over every file needs."""
+    """The first paragraph of a spec file: names, and the memory of a device. A search over all files needs no more."""
     return tomllib.loads(_text(kind, name).partition("\n\n")[0])
 
 
@@ -152,12 +151,12 @@ def _from_hub(repository: str) -> ModelSpec:
         ) from None
     import logging
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would report every retry
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:
         raise
-    except Exception as problem:  # huggingface_hub raises what its HTTP library does, of many classes
+    except Exception as problem:  # huggingface_hub passes on many classes of its HTTP library
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise CannotRunError(
             f"cannot fetch config.json of {repository}: {reason[0][:200]}",

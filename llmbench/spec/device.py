@@ -1,9 +1,8 @@
-"""What a GPU's datasheet says, figure by figure, each with its source.
+"""DeviceSpec: the figures of a GPU's datasheet, each with its source.
 
 A file `specs/devices/<name>.toml` mirrors `DeviceSpec`. Every figure is an inline table
-`{ value = ..., source = "key" }` whose key stands in that file's `[sources]`; a figure nobody supports is
-absent, never guessed and never zero. Units are bytes, hertz, watts, FLOPs (a multiply-add is two) and bytes
-per second.
+`{ value = ..., source = "key" }` whose key is in that file's `[sources]`. A figure without a source is absent; it is
+never guessed and never zero. Units are bytes, hertz, watts, FLOPs (a multiply-add is two) and bytes per second.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 DType: TypeAlias = Literal["fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp6", "fp4", "int4"]
-"""What a peak is quoted for. `fp64` and `fp32` are the plain vector units; `fp64_tensor` and every dtype from
+"""Number formats of peaks. `fp64` and `fp32` are the plain vector units; `fp64_tensor` and every dtype from
 `tf32` down are the matrix units (tensor cores, matrix cores)."""
 
 # One product's driver-reported total moves by up to 7 % (ECC on or off, driver age, NVML against CUDA); two
@@ -34,16 +33,16 @@ _MEASURES = (
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A number and the key, in the device's `sources`, of the document that says it."""
+    """A number, and the key of its document in the device's `sources`."""
 
     value: int | float
     source: str
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One GPU as one driver device, by its datasheet (`mi250x` alone is a card of two; its notes say so).
+    """One GPU as one driver device, by its datasheet (only `mi250x` is a card of two; its notes say so).
 
-    Peaks are the vendor's theoretical maxima at the clock it quotes them for; power often holds it lower.
+    Peaks are the vendor's theoretical maxima at the clock that it quotes. Power often limits the clock to less.
     """
 
     name: str
@@ -125,21 +124,20 @@ def device_matching(
     *,
     num_sms: int | None = None,
 ) -> DeviceSpec | None:
-    """The one device the driver means, or None: no answer is better than another card's roofline.
+    """The only device that matches the driver's report; None if there is none or more than one.
 
-    `nvml_name` must equal one of a device's `nvml_names`. `total_memory_bytes` (what NVML, CUDA or ROCm
-    reports) must lie within `MEMORY_TOLERANCE` of the device's, which tells apart what shares a name: rebuilt
-    cards, memory partitions. `num_sms`, where the caller knows it, must agree too: an AMD compute partition
-    keeps the card's name. Two devices left, or none, is None.
+    nvml_name must equal one of a device's `nvml_names`. total_memory_bytes (from NVML, CUDA or ROCm) must be within
+    `MEMORY_TOLERANCE` of the device's: rebuilt cards and memory partitions share a name. num_sms, if the caller knows
+    it, must agree too: an AMD compute partition keeps the card's name.
     """
-    found = [
+    matches = [
         device
         for device in devices
         if nvml_name in device.nvml_names
         and _memory_agrees(device, total_memory_bytes)
         and (num_sms is None or device.num_sms is None or device.num_sms.value == num_sms)
     ]
-    return found[0] if len(found) == 1 else None
+    return matches[0] if len(matches) == 1 else None
 
 
 def _memory_agrees(device: DeviceSpec, total_memory_bytes: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""What fields of a part often cannot be, written once: zero or less, or no divisor of another."""
+"""Common faults of fields: a number at or below zero, or one that does not divide another."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from llmbench.spec.base import Fault, Part
 
 
 def positive(part: Part, *fields: str) -> Iterator[Fault]:
-    """Faults of numbers, or lists of them, that are given and not above zero."""
-    for field, value in _given(part, fields):
+    """Faults of numbers, or lists of them, that are set and not above zero."""
+    for field, value in _numbers(part, fields):
         if not value > 0:
             yield Fault(field, f"{value} is not above 0", default_hint(part, field))
 
 
 def not_negative(part: Part, *fields: str) -> Iterator[Fault]:
-    """Faults of numbers that are given and below zero."""
-    for field, value in _given(part, fields):
+    """Faults of numbers that are set and below zero."""
+    for field, value in _numbers(part, fields):
         if not value >= 0:
             yield Fault(field, f"{value} is below 0", default_hint(part, field))
 
 
-def divides(part: Part, field: str, of: str) -> Iterator[Fault]:
+def divides(part: Part, field: str, whole_field: str) -> Iterator[Fault]:
     """The fault of a count that does not divide another of the same part."""
-    value, whole = getattr(part, field), getattr(part, of)
+    value, whole = getattr(part, field), getattr(part, whole_field)
     if whole % value:
-        yield Fault(field, f"{value} does not divide {of} {whole}", nearest_divisors(value, whole))
+        yield Fault(field, f"{value} does not divide {whole_field} {whole}", nearest_divisors(value, whole))
 
 
 def nearest_divisors(value: int, whole: int) -> str:
-    """A hint: the numbers on either side of `value` that divide `whole`."""
+    """A hint: the nearest numbers below and above `value` that divide `whole`."""
     small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
     every = sorted({*small, *(whole // n for n in small)})
     near = [n for n in every if n < value][-1:] + [n for n in every if n > value][:1]
     return f"the nearest that does: {' or '.join(map(str, near))}"
 
 
-def _given(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+def _numbers(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]:
     for field in fields:
         value = getattr(part, field)
         for number in value if isinstance(value, tuple) else () if value is None else (value,):
@@ -47,7 +47,7 @@ def _given(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]:
 
 
 def default_hint(part: Part, field: str) -> str | None:
-    """A hint: what stands where the field is left out."""
+    """A hint: the value of the field if it is left out."""
     default = next(known.default for known in msgspec.structs.fields(part) if known.name == field)
     if default is msgspec.NODEFAULT:
         return None

@@ -36,7 +36,7 @@ def read_spec(path: Path) -> ModelSpec:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SpecError(f"{path} is not a text file") from None
-    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as problem:  # ValueError: no file can have this name
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise SpecError(f"cannot read {path}: {reason}") from None
     return parse_spec(text, str(path))
@@ -45,8 +45,8 @@ def read_spec(path: Path) -> ModelSpec:
 def write_spec(spec: ModelSpec) -> str:
     """A spec as TOML that `read_spec` reads back to an equal one; defaults are left out.
 
-    What identifies the model comes first, then its sizes, then a table for each kind of layer. A part that
-    fits on one line is an inline table.
+    Names and sources come first, then sizes, then a table for each kind of layer. A part that fits on one line is an
+    inline table.
     """
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
@@ -67,7 +67,7 @@ _ALWAYS = {
     "QKNorm": {"over"},
     "Router": {"scores"},
 }
-"""Fields worth reading even where they hold the default."""
+"""Fields that are written even with their default."""
 
 
 def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]]:
@@ -79,7 +79,7 @@ def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    """What a struct (its kind first) or a mapping holds."""
+    """The written fields of a struct (its kind first), or the items of a mapping."""
     if isinstance(value, dict):
         return list(value.items())
     tag = value.__struct_config__.tag
@@ -92,7 +92,8 @@ def _nested(value: Any) -> bool:
 
 
 def _table(path: str, value: Any) -> list[str]:
-    """A part as a table: what fits on one line, then tables of its own; no header over only those."""
+    """A part as a table: first the fields that fit on one line, then inner tables; no header if there are only
+    those."""
     short, long = [], []
     for name, inner in _fields(value):
         line = _assigned(name, inner)
@@ -135,7 +136,7 @@ def _text(value: str) -> str:
 
 
 def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
-    """The error of a value that does not fit its type, with its path in front.
+    """The error for a value that does not fit its type; the message starts with the value's path.
 
     msgspec says "Expected `int`, got `str` - at `$.layers[...].mixer.head_dim`".
     """

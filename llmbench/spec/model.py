@@ -1,4 +1,4 @@
-"""ModelSpec: the one description of a model that every figure comes from."""
+"""ModelSpec: the description of a model, from which every figure comes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
-"""Where a layer's norms stand.
+"""The places of a layer's norms.
 
 pre: before mixer and feed-forward (GPT-2, LLaMA). post: after each residual sum (the original Transformer, BERT).
 output: on each sublayer's output, before the residual sum (OLMo-2). sandwich: before and after (Gemma-2).
-parallel: one norm feeds mixer and feed-forward side by side (Falcon-7B, GPT-J). parallel_two: one norm each, side by
-side (Falcon-40B, GPT-NeoX). none: no norm.
+parallel: mixer and feed-forward run side by side after one norm (Falcon-7B, GPT-J). parallel_two: they run side by side
+after a norm each (Falcon-40B, GPT-NeoX). none: no norm.
 """
 
 
@@ -42,8 +42,8 @@ class Norm(Part, frozen=True):
 class ExtraWeight(Part, frozen=True):
     """A weight of a layer (or of the model) that no named part of a spec describes, counted by its shape.
 
-    role: "matmul" is multiplied with every token (counts as 2 FLOPs an element); "vector" is elementwise or added;
-    "table" is looked up; "buffer" is stored but not trained. Sizing is exact; the real model refuses to build it.
+    role: "matmul" is multiplied with every token (2 FLOPs per element); "vector" is elementwise or added; "table" is
+    looked up; "buffer" is stored but not trained. Sizes are exact; the real model is not built.
     """
 
     name: Name
@@ -70,12 +70,11 @@ class ExtraWeight(Part, frozen=True):
 class Layer(Part, frozen=True):
     """One kind of layer: a mixer, a feed-forward (either may be absent), and the norms around them.
 
-    cross_attention: between mixer and feed-forward, to an encoder's output (T5).
-    norm: where this kind's norm differs from the model's. residual_scale multiplies each sublayer's output (Granite),
-    skip_scale what it is added to (MiniMax, DeepNorm's α). residual_from_norm: with placement "pre", the output is
-    added to what the norm gives, not to what it reads (MiniMax).
-    shared_weights: all layers of this kind are one set of weights used again and again (ALBERT, Zamba); the name tells
-    sets of one shape apart.
+    cross_attention: attention to an encoder's output, between mixer and feed-forward (T5). norm: this kind's norm,
+    where it differs from the model's. residual_scale multiplies each sublayer's output (Granite); skip_scale multiplies
+    the stream that it is added to (MiniMax, DeepNorm's α). residual_from_norm: with placement "pre", the output is
+    added to the norm's output instead of its input (MiniMax). shared_weights: all layers of this kind use one set of
+    weights (ALBERT, Zamba); the name distinguishes sets of one shape.
     """
 
     mixer: Mixer | None = None
@@ -91,7 +90,7 @@ class Layer(Part, frozen=True):
 
     @property
     def num_norms(self) -> int:
-        """How many norms over the hidden width the layer has."""
+        """The number of norms over the hidden width."""
         if self.placement == "none":
             return 0
         if self.placement == "parallel":
@@ -111,12 +110,12 @@ class Layer(Part, frozen=True):
 
 
 class Embedding(Part, frozen=True):
-    """What happens between a token's number and the first layer.
+    """The embedding: what stands between a token's number and the first layer.
 
-    size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before
-    the head (OPT-350m). positions_after: learned positions are added behind that projection, so their table has
-    hidden_size (OPT), and not before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of
-    BERT's segment table. scale multiplies the embedding (Gemma).
+    size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before the
+    head (OPT-350m). positions_after: learned positions are added after that projection, so their table has hidden_size
+    (OPT), instead of before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of BERT's
+    segment table. scale multiplies the embedding (Gemma).
     """
 
     size: Size | None = None
@@ -133,11 +132,11 @@ class Embedding(Part, frozen=True):
 
 
 class Head(Part, frozen=True):
-    """The language-model head. transform: a dense layer with activation and norm before the vocabulary; "bert" keeps
-    the vocabulary's bias with the transform, "roberta" with the head (they name, and so count, it there).
-    transform_bias: whether that dense layer has a bias.
+    """The language-model head.
 
-    scale multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2).
+    transform: a dense layer with activation and norm before the vocabulary. "bert" counts the vocabulary's bias with
+    the transform, "roberta" with the head, as their names do. transform_bias: that dense layer has a bias. scale
+    multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2).
     """
 
     bias: bool = False
@@ -151,11 +150,11 @@ class Head(Part, frozen=True):
 
 
 class Stack(Part, frozen=True):
-    """A sequence of layers: the encoder of an encoder-decoder. Its token table is the decoder's unless it has its own.
+    """A sequence of layers: the encoder of an encoder-decoder. It uses the decoder's token table unless it has its own.
 
-    positions: a learned table of its own, or None where it has none beside the layers' (T5, RoPE).
-    embedding_norm: a norm on its embeddings (BART). vocab_size: rows of a token table of its own
-    (T5Gemma). hidden_size: where it is not the decoder's.
+    positions: its own position encoding, or None if only its layers have one (T5, RoPE). embedding_norm: a norm on its
+    embeddings (BART). vocab_size: rows of its own token table (T5Gemma). hidden_size: where it differs from the
+    decoder's.
     """
 
     layers: dict[Name, Layer]
@@ -173,10 +172,10 @@ class Stack(Part, frozen=True):
 
 
 class HyperConnections(Part, frozen=True):
-    """Several residual streams in place of one (arXiv 2409.19606). Before each sublayer, a small matrix over all of
-    them says how they enter it and how its output is shared out; another, before the head, how they become one.
+    """Several residual streams instead of one (arXiv 2409.19606). Before each sublayer, a small matrix computes how the
+    streams enter it and how its output is distributed. Another matrix, before the head, makes one stream of all.
 
-    mixes: the streams are mixed with each other at each sublayer too, by a matrix of streams × streams (DeepSeek-V4).
+    mixes: each sublayer also mixes the streams with each other, by a matrix of streams × streams (DeepSeek-V4).
     """
 
     streams: Size
@@ -184,8 +183,8 @@ class HyperConnections(Part, frozen=True):
 
 
 class NextTokenPrediction(Part, frozen=True):
-    """Multi-token-prediction modules (DeepSeek-V3): each a layer of kind `layer` behind a projection of two hidden
-    states to one, two norms and a norm before the shared head. Outside the usual parameter count."""
+    """Multi-token-prediction modules (DeepSeek-V3). Each has two norms, a projection of two hidden states to one, a
+    layer of kind `layer`, and a norm before the shared head. The usual parameter count leaves them out."""
 
     count: Size
     layer: Name
@@ -196,12 +195,13 @@ class NextTokenPrediction(Part, frozen=True):
 
 
 class ModelSpec(Part, frozen=True):
-    """A language model: hyper-parameters, exact enough to build it.
+    """A language model: hyper-parameters, exact enough to build it. `check` raises SpecError if fields contradict each
+    other.
 
-    Raises SpecError from `check` where fields contradict each other. `approximate` lists why figures may be inexact
-    (empty: they are exact); every output repeats the mark. `undescribed` lists what the model computes otherwise than
-    these fields say although every size is exact: the real model is then neither built nor read. `published_parameters`
-    is what the source says, for comparison only. `family` is the Hugging Face model_type where there is one.
+    approximate: why figures may be inexact (empty: they are exact); every output repeats the mark. undescribed: what
+    the model computes differently from these fields although every size is exact; the real model is then neither built
+    nor read. published_parameters: the source's count, for comparison only. family: the Hugging Face model_type, if
+    any.
     """
 
     name: Name

@@ -1,9 +1,9 @@
 """`--set key=value`: a spec with some fields changed.
 
-A key is a dotted path into the spec: `hidden_size`, `layers.block.mixer.num_key_value_heads`. Two shorthands make
-experiments short: `*` stands for every name at its place, and a bare field of mixers or feed-forwards
-(`num_key_value_heads`, `intermediate_size`, `num_experts`) means everywhere it occurs. `num_hidden_layers=N` keeps the
-pattern's kinds and gives it N layers. A value is written as in TOML; a bare word is a string, `none` removes the field.
+A key is a dotted path into the spec: `hidden_size`, `layers.block.mixer.num_key_value_heads`. There are two shorthands:
+`*` stands for every name at its place, and a bare field of mixers or feed-forwards (`num_key_value_heads`,
+`intermediate_size`, `num_experts`) stands for every place where it occurs. `num_hidden_layers=N` keeps the kinds of the
+pattern and gives it N layers. A value is written as in TOML; a bare word is a string, `none` removes the field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REMOVE = object()
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping. Raises SpecError naming the text that is not one."""
+    """`key=value` texts as a mapping. Raises SpecError with a text that is not of this form."""
     assignments: dict[str, Any] = {}
     for item in items:
         key, equals, value = item.partition("=")
@@ -35,7 +35,7 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
         if any("\ud800" <= character <= "\udfff" for character in item):
             raise SpecError(f"--set {key}: is not text that UTF-8 can hold")
         if key in assignments:
-            raise SpecError(f"--set {key}: stands twice")
+            raise SpecError(f"--set {key}: is given twice")
         assignments[key] = _value(value.strip())
     return assignments
 
@@ -73,12 +73,12 @@ def _changed(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
             tree["pattern"] = _repeated(spec, wanted)
         else:
             _assign(spec, tree, key, wanted)
-    tree.pop("published_parameters", None)  # what was published is of the model as it is, not of this variant
+    tree.pop("published_parameters", None)  # the published count is that of the model, not of this variant
     return msgspec.convert(tree, ModelSpec).check()
 
 
 def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
-    """The assignment that fails even alone; msgspec does not name the layer."""
+    """The assignment that fails alone too; msgspec's message does not name the layer."""
     for key, value in assignments.items():
         try:
             _changed(spec, {key: value})

@@ -183,7 +183,7 @@ def test_words_are_right(folder: Path) -> None:
     assert "the last 5" in table.out
     assert "2 × kv_heads × head_dim = 2 × 2 × 6 = 24" in " ".join(table.out.split())
     assert "a fixed state" in table.out
-    assert "always the same" in table.out
+    assert "fixed size" in table.out
     assert "MHA" in table.out  # the cache with other heads
     words = compare.row
     assert words["positions"] == ["RoPE (θ 10000)"]
