@@ -75,22 +75,9 @@ def _halves(x):
 
 @triton.jit
 def _store_gated(
-    a,
-    b,
-    first_bias,
-    second_bias,
-    second,
-    h,
-    kept,
-    kept2,
-    bias,
-    corner,
-    place,
-    n,
-    live,
-    width,
+    a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width,
     ACT: tl.constexpr,
-):
+):  # fmt: skip
     """Biases, activation and stores for columns n of the two products; `b` is used only with `second`."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
@@ -112,30 +99,10 @@ def _store_gated(
 
 @triton.jit
 def gated_forward(
-    x,
-    first,
-    second,
-    first_bias,
-    second_bias,
-    h,
-    kept,
-    kept2,
-    order,
-    offsets,
-    tiles,
-    limit,
-    width,
-    inner,
-    choices,
-    ACT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SWAP: tl.constexpr,
-    HALVES: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x, first, second, first_bias, second_bias, h, kept, kept2, order, offsets, tiles, limit, width, inner, choices,
+    ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program computes a tile of h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or of act(x·firstᵀ) without `second`.
 
     The products are saved in `kept` and `kept2` if given. Rows of x [t, D] are gathered."""
@@ -196,32 +163,10 @@ def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, 
 
 @triton.jit
 def gated_backward(
-    dout,
-    down,
-    kept,
-    kept2,
-    weights,
-    da,
-    db,
-    scaled,
-    sums,
-    order,
-    offsets,
-    tiles,
-    limit,
-    width,
-    inner,
-    choices,
-    pairs,
-    ACT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SWAP: tl.constexpr,
-    HALVES: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    dout, down, kept, kept2, weights, da, db, scaled, sums, order, offsets, tiles, limit, width, inner, choices, pairs,
+    ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program computes a tile of dh = dout · down, and from it da, db, w·h (`scaled`) and the sums of dh·h.
 
     The sums over the tile's columns are one row of `sums` [⌈F / BLOCK_N⌉, R] in the order of pairs."""

@@ -82,28 +82,10 @@ def multiply(
 
 @triton.jit
 def grouped_product(
-    a,
-    w,
-    a2,
-    w2,
-    bias,
-    scale,
-    out,
-    order,
-    offsets,
-    tiles,
-    limit,
-    width,
-    inner,
-    w_row,
-    w_inner,
-    EVEN: tl.constexpr,
-    SWAP: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    a, w, a2, w2, bias, scale, out, order, offsets, tiles, limit, width, inner, w_row, w_inner,
+    EVEN: tl.constexpr, SWAP: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """One program computes BLOCK_M × BLOCK_N elements of out [R, width]: (A·W[e]ᵀ + A2·W2[e]ᵀ + bias[e]) · scale.
 
     With `order`, a row is written to the place of its pair, and its scale is read there; without, it keeps its
@@ -137,21 +119,10 @@ def grouped_product(
 
 @triton.jit
 def grouped_weight_gradient(
-    p,
-    q,
-    out,
-    order,
-    offsets,
-    high,
-    wide,
-    choices,
-    P_GATHERED: tl.constexpr,
-    Q_GATHERED: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    p, q, out, order, offsets, high, wide, choices,
+    P_GATHERED: tl.constexpr, Q_GATHERED: tl.constexpr, GROUP: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program computes BLOCK_I × BLOCK_J elements of out [E, high, wide]: Σ over an expert's rows of p[r] ⊗ q[r].
 
     A gathered operand has one row per token, and row r is that of token order[r] // choices."""

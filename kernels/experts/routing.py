@@ -109,24 +109,10 @@ def _in_groups(
 
 @triton.jit
 def route_forward(
-    logits,
-    correction,
-    weights,
-    chosen,
-    tokens,
-    experts,
-    groups,
-    each,
-    scale,
-    KIND: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    KEPT: tl.constexpr,
-    K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    EACH: tl.constexpr,
-    T: tl.constexpr,
-):
+    logits, correction, weights, chosen, tokens, experts, groups, each, scale,
+    KIND: tl.constexpr, NORMALIZE: tl.constexpr, KEPT: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    GROUPS: tl.constexpr, EACH: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
     """One program routes T tokens, with all experts of a token side by side, in K rounds that each pick the best one.
 
     A group of EACH places has `each` experts."""
@@ -167,20 +153,10 @@ def route_forward(
 
 @triton.jit
 def route_backward(
-    dweights,
-    chosen,
-    logits,
-    dlogits,
-    tokens,
-    experts,
-    scale,
-    KIND: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
+    dweights, chosen, logits, dlogits, tokens, experts, scale,
+    KIND: tl.constexpr, NORMALIZE: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     T: tl.constexpr,
-):
+):  # fmt: skip
     """One program computes dlogits of T tokens, which a softmax over all experts makes nonzero for all of them."""
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert = tl.arange(0, EXPERTS)[None, :]

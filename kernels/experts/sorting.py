@@ -60,21 +60,9 @@ def count_choices(chosen, counts, pairs, experts, stretch, BLOCK: tl.constexpr, 
 
 @triton.jit
 def place_choices(
-    chosen,
-    counts,
-    order,
-    offsets,
-    tiles,
-    pairs,
-    experts,
-    stretches,
-    stretch,
-    limit,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SOME: tl.constexpr,
-    ALL: tl.constexpr,
-):
+    chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, SOME: tl.constexpr, ALL: tl.constexpr,
+):  # fmt: skip
     """One program places the pairs of stretch c that chose one of SOME experts.
 
     The programs of the first stretch also write offsets and tiles."""

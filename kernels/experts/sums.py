@@ -41,20 +41,9 @@ def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexp
 
 @triton.jit
 def pair_weight_gradient(
-    sums,
-    dout,
-    x,
-    chosen,
-    down_bias,
-    dweights,
-    pairs,
-    columns,
-    hidden,
-    experts,
-    choices,
-    PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes dw of PAIRS pairs: the sums of dh·h over all columns, plus dout·down_bias.
 
     For zero-computation experts, dw is dout·x. Only these two dot products read rows of D."""

@@ -113,30 +113,10 @@ def token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored
 
 @triton.jit
 def cross_entropy_rows(
-    logits,
-    targets,
-    losses,
-    stats,
-    weights,
-    gradient,
-    logits_row,
-    gradient_row,
-    weights_step,
-    tokens,
-    vocabulary,
-    width,
-    lift,
-    scale,
-    cap,
-    z_loss,
-    smoothing,
-    ignored,
-    CAPPED: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    KNOWN: tl.constexpr,
-    EXACT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, targets, losses, stats, weights, gradient, logits_row, gradient_row, weights_step, tokens, vocabulary,
+    width, lift, scale, cap, z_loss, smoothing, ignored,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, KNOWN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes one row: its loss, stats, and gradient times weight · lift, each if its tensor is given.
 
     stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: they are read. `gradient` may be `logits`.

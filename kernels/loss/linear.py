@@ -66,26 +66,10 @@ __all__ = ["KERNEL", "linear_cross_entropy", "reference"]
 
 @triton.jit
 def vocabulary_tiles(
-    x,
-    w,
-    bias,
-    partials,
-    tokens,
-    vocabulary,
-    hidden,
-    x_row,
-    w_row,
-    scale,
-    cap,
-    CAPPED: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    EXACT: tl.constexpr,
-    TMA: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x, w, bias, partials, tokens, vocabulary, hidden, x_row, w_row, scale, cap,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """Write partials [2 or 3, tiles of the vocabulary, t]. `_row` are strides of rows in elements."""
     down, across = tl.cdiv(tokens, BLOCK_M), tl.cdiv(vocabulary, BLOCK_N)
     sheet = across.to(tl.int64) * tokens
@@ -127,30 +111,11 @@ def vocabulary_tiles(
 
 @triton.jit
 def losses_of_tiles(
-    partials,
-    x,
-    w,
-    bias,
-    targets,
-    losses,
-    tokens,
-    vocabulary,
-    hidden,
-    x_row,
-    w_row,
-    across,
-    scale,
-    cap,
-    z_loss,
-    smoothing,
-    ignored,
-    CAPPED: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    EXACT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    partials, x, w, bias, targets, losses, tokens, vocabulary, hidden, x_row, w_row, across, scale, cap, z_loss,
+    smoothing, ignored,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """One program computes the losses of BLOCK_M tokens, BLOCK_T tiles at a time; lanes are merged after the loop."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < tokens

@@ -21,26 +21,10 @@ __all__ = ["configurations", "norm_backward_long", "norm_forward_long", "row_sum
 
 @triton.jit
 def norm_forward_long(
-    x,
-    residual,
-    weight,
-    bias,
-    out,
-    summed,
-    stats,
-    x_outer,
-    x_inner,
-    residual_outer,
-    residual_inner,
-    outer,
-    inner,
-    width,
-    eps,
-    CENTRED: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, residual, weight, bias, out, summed, stats, x_outer, x_inner, residual_outer, residual_inner, outer, inner,
+    width, eps,
+    CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes one row."""
     row = tl.program_id(0).to(tl.int64)
     head = (row % inner) * PER_HEAD
@@ -91,26 +75,10 @@ def norm_forward_long(
 
 @triton.jit
 def norm_backward_long(
-    dout,
-    dsummed,
-    x,
-    weight,
-    stats,
-    dx,
-    dout_outer,
-    dout_inner,
-    dsummed_outer,
-    dsummed_inner,
-    x_outer,
-    x_inner,
-    outer,
-    inner,
-    width,
-    CENTRED: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dout, dsummed, x, weight, stats, dx, dout_outer, dout_inner, dsummed_outer, dsummed_inner, x_outer, x_inner, outer,
+    inner, width,
+    CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes dx of one row."""
     row = tl.program_id(0).to(tl.int64)
     at_outer, at_inner = row // inner, row % inner
@@ -157,24 +125,9 @@ def norm_backward_long(
 
 @triton.jit
 def norm_sums(
-    dout,
-    x,
-    stats,
-    partial,
-    dout_outer,
-    dout_inner,
-    x_outer,
-    x_inner,
-    outer,
-    inner,
-    heads,
-    width,
-    CENTRED: tl.constexpr,
-    WEIGHT_GRAD: tl.constexpr,
-    BIAS_GRAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dout, x, stats, partial, dout_outer, dout_inner, x_outer, x_inner, outer, inner, heads, width,
+    CENTRED: tl.constexpr, WEIGHT_GRAD: tl.constexpr, BIAS_GRAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program sums BLOCK columns over every `programs`-th tile of ROWS rows, of one head or of all if heads is 1.
 
     The results are partial [sums, programs, heads, W]."""

@@ -42,27 +42,10 @@ def _rows(tile, outer, inner, head, PER_HEAD: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def norm_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    out,
-    summed,
-    stats,
-    x_outer,
-    x_inner,
-    residual_outer,
-    residual_inner,
-    outer,
-    inner,
-    width,
-    eps,
-    CENTRED: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, residual, weight, bias, out, summed, stats, x_outer, x_inner, residual_outer, residual_inner, outer, inner,
+    width, eps,
+    CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes ROWS whole rows. stats [1 or 2, O·N] are r, then μ."""
     tile, head = tl.program_id(0), 0
     if PER_HEAD:  # programs of a token's heads are neighbours, as the heads are in memory
@@ -115,34 +98,11 @@ def _normed_and_g(v, dy, w, mean, rstd, UNIT_OFFSET: tl.constexpr):
 
 @triton.jit
 def norm_backward(
-    dout,
-    dsummed,
-    x,
-    weight,
-    stats,
-    dx,
-    partial,
-    dout_outer,
-    dout_inner,
-    dsummed_outer,
-    dsummed_inner,
-    x_outer,
-    x_inner,
-    outer,
-    inner,
-    width,
-    tiles,
-    programs,
-    CENTRED: tl.constexpr,
-    UNIT_OFFSET: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-    WEIGHT_GRAD: tl.constexpr,
-    BIAS_GRAD: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-    HOLD: tl.constexpr,
-):
+    dout, dsummed, x, weight, stats, dx, partial, dout_outer, dout_inner, dsummed_outer, dsummed_inner, x_outer,
+    x_inner, outer, inner, width, tiles, programs,
+    CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, WEIGHT_GRAD: tl.constexpr,
+    BIAS_GRAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HOLD: tl.constexpr,
+):  # fmt: skip
     """One program computes dx of every `programs`-th tile of rows, and its share of the sums over rows.
 
     The shares are partial [sums, programs, N or 1, W]. HOLD: the weight stays in registers, and all loads of a row are

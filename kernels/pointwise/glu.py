@@ -96,19 +96,9 @@ def glu_forward(gate, up, out, gate_row, up_row, width, blocks, ACT: tl.constexp
 
 @triton.jit
 def glu_backward(
-    dout,
-    gate,
-    up,
-    dgate,
-    dup,
-    dout_row,
-    gate_row,
-    up_row,
-    width,
-    blocks,
-    ACT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dout, gate, up, dgate, dup, dout_row, gate_row, up_row, width, blocks,
+    ACT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program computes dgate and dup of BLOCK columns of one row."""
     row, column = _place(blocks, BLOCK)
     inside = column < width

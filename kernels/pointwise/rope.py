@@ -31,20 +31,10 @@ __all__ = ["KERNEL", "reference", "rope"]
 
 @triton.jit
 def _rotate(
-    x,
-    out,
-    cos,
-    sin,
-    head_stride,
-    first_head,
-    heads,
-    head_dim: tl.constexpr,
-    rotary_dim: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-):
+    x, out, cos, sin, head_stride, first_head, heads,
+    head_dim: tl.constexpr, rotary_dim: tl.constexpr, INTERLEAVED: tl.constexpr, HEADS: tl.constexpr,
+    PAIRS: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
     """Rotate HEADS heads of one token. x and out point to its first head; cos and sin [1, PAIRS] are of its angles."""
     head = (first_head + tl.arange(0, HEADS))[:, None]
     exists = head < heads
@@ -73,33 +63,11 @@ def _rotate(
 
 @triton.jit
 def rope_turn(
-    q,
-    k,
-    q_out,
-    k_out,
-    cos,
-    sin,
-    q_batch,
-    q_token,
-    q_head,
-    k_batch,
-    k_token,
-    k_head,
-    table_batch,
-    table_token,
-    length,
-    q_heads,
-    k_heads,
-    groups,
-    sign,
-    HEAD_DIM: tl.constexpr,
-    ROTARY_DIM: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    Q_HEADS: tl.constexpr,
-    K_HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    REST: tl.constexpr,
-):
+    q, k, q_out, k_out, cos, sin, q_batch, q_token, q_head, k_batch, k_token, k_head, table_batch, table_token, length,
+    q_heads, k_heads, groups, sign,
+    HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
     """One program rotates a group of a token's query heads and the same group of key heads. `sign` is −1 backward."""
     token, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     batch, at = (token // length).to(tl.int64), (token % length).to(tl.int64)
@@ -109,35 +77,13 @@ def rope_turn(
     s = tl.load(sin + angle, mask=pair < ROTARY_DIM // 2, other=0.0).to(tl.float32) * sign
     token = token.to(tl.int64) * HEAD_DIM
     _rotate(
-        q + batch * q_batch + at * q_token,
-        q_out + token * q_heads,
-        c,
-        s,
-        q_head,
-        group * Q_HEADS,
-        q_heads,
-        HEAD_DIM,
-        ROTARY_DIM,
-        INTERLEAVED,
-        Q_HEADS,
-        PAIRS,
-        REST,
-    )
+        q + batch * q_batch + at * q_token, q_out + token * q_heads, c, s, q_head, group * Q_HEADS, q_heads, HEAD_DIM,
+        ROTARY_DIM, INTERLEAVED, Q_HEADS, PAIRS, REST,
+    )  # fmt: skip
     _rotate(
-        k + batch * k_batch + at * k_token,
-        k_out + token * k_heads,
-        c,
-        s,
-        k_head,
-        group * K_HEADS,
-        k_heads,
-        HEAD_DIM,
-        ROTARY_DIM,
-        INTERLEAVED,
-        K_HEADS,
-        PAIRS,
-        REST,
-    )
+        k + batch * k_batch + at * k_token, k_out + token * k_heads, c, s, k_head, group * K_HEADS, k_heads, HEAD_DIM,
+        ROTARY_DIM, INTERLEAVED, K_HEADS, PAIRS, REST,
+    )  # fmt: skip
 
 
 # == Configurations and launcher ==
@@ -182,17 +128,11 @@ def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, bac
     tables = cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1)
     rest = head_dim - 2 * pairs
     launch(
-        rope_turn,
-        (batch * length * groups,),
-        config,
-        *(q, k, q_out, k_out, cos, sin),
+        rope_turn, (batch * length * groups,), config, *(q, k, q_out, k_out, cos, sin),
         *(*q.stride()[:3], *k.stride()[:3], *tables, length, q_heads, k_heads, groups, -1.0 if backward else 1.0),
-        HEAD_DIM=head_dim,
-        ROTARY_DIM=2 * pairs,
-        INTERLEAVED=interleaved,
-        PAIRS=triton.next_power_of_2(pairs),
+        HEAD_DIM=head_dim, ROTARY_DIM=2 * pairs, INTERLEAVED=interleaved, PAIRS=triton.next_power_of_2(pairs),
         REST=triton.next_power_of_2(rest) if rest else 0,
-    )
+    )  # fmt: skip
     return q_out, k_out
 
 

@@ -1,5 +1,7 @@
-"""Whole models on the kernels: `flash` and `fused` against `standard`, one tiny model of every kind of mixer and
-feed-forward; over every cache; compiled; and with the FLOPs of the sizing table."""
+"""Whole models on the kernels: `flash` and `fused` compared with `standard`.
+
+There is one tiny model per kind of mixer and feed-forward. The tests cover every kind of cache, compilation, and the
+FLOPs and saved bytes of the sizing table."""
 
 from __future__ import annotations
 
@@ -94,20 +96,24 @@ SPECS: dict[str, ModelSpec] = {
     "mixture, shared": spec_of(mla(), moe(shared=SharedExperts(intermediate_size=16), router=DEEPSEEK)),
     "mixture, on input": spec_of(gqa(), moe(num_experts_per_tok=1, router=Router(scores="sigmoid", on_input=True))),
     "mixture, capacity": spec_of(gqa(), moe(capacity_factor=0.75)),
-    "mamba": spec_of(Mamba(intermediate_size=32, state_size=4, conv_kernel=4, time_step_rank=4)),
-    "mamba2": spec_of(Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4)),
+    "mamba": spec_of(
+        Mamba(intermediate_size=32, state_size=4, conv_kernel=4, time_step_rank=4), positions=NoPositions()
+    ),
+    "mamba2": spec_of(
+        Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4), positions=NoPositions()
+    ),
 }
 
 
 def built(spec: ModelSpec, impl: str, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Weights so large that attention and routers are far from even; the same for every `impl`."""
+    """A model with weights large enough that attention and routing are uneven; the same for every `impl`."""
     model = models.build(spec, impl=impl, init="gpt2")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, held in [*model.named_parameters(), *model.named_buffers()]:
-            if held.is_floating_point() and "A_log" not in name:
-                spread = torch.randn(held.shape, generator=generator) * (0.3 if held.dim() > 1 else 0.1)
-                held.add_(spread)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and "A_log" not in name:
+                spread = torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.dim() > 1 else 0.1)
+                tensor.add_(spread)
     model = model.to(DEVICE, dtype)
     for module in model.modules():
         if getattr(module, "correction", None) is not None:
@@ -134,7 +140,7 @@ def results(model: Decoder, loss: bool = False) -> dict[str, Tensor]:
 
 
 def assert_close(found: Tensor, wanted: Tensor, name: str = "", within: float = 2e-5) -> None:
-    """Equal up to a part of the largest wanted number; products are tf32 on a GPU."""
+    """Assert an error of at most `within` of the largest value; 0.02 on a GPU, where products are tf32."""
     error = float((found.double() - wanted.double()).abs().max() / (wanted.abs().max() + 1e-12))
     assert error <= (0.02 if DEVICE.type == "cuda" else within), (name, error)
 
@@ -142,9 +148,9 @@ def assert_close(found: Tensor, wanted: Tensor, name: str = "", within: float = 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("impl", ["flash", "fused"])
 def test_logits_and_gradients_are_those_of_standard(impl: str, name: str) -> None:
-    """In fp32. Of flash only what attends: the rest is plain torch."""
+    """In fp32. `flash` runs on models with attention only, because the rest of it is plain torch."""
     if impl == "flash" and name.startswith(("mixture", "mamba")):
-        pytest.skip("the same as another, but for its feed-forward")
+        pytest.skip("flash computes only attention, which other models test")
     wanted, found = (results(built(SPECS[name], which), loss=impl == "fused") for which in ("standard", impl))
     assert wanted.keys() == found.keys()
     for part in wanted:
@@ -153,14 +159,16 @@ def test_logits_and_gradients_are_those_of_standard(impl: str, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["gqa", "window, sandwich", "alibi", "mla"])
 def test_narrow_formats_are_within_budget(name: str) -> None:
-    """bf16: at most twice as far from fp32's results as plain torch in bf16 is, and a rounding; as a whole, because a
-    sum's few elements may be lucky."""
+    """In bf16, the error may be twice that of plain torch in bf16, plus one rounding.
+
+    All tensors are compared as one, because errors in a few elements may cancel by chance."""
     exact, plain, found = (
         results(built(SPECS[name], impl, dtype))
         for impl, dtype in (("standard", torch.float32), ("standard", torch.bfloat16), ("fused", torch.bfloat16))
     )
     whole = [
-        torch.cat([part.flatten() / exact[key].norm() for key, part in each.items()]) for each in (found, plain, exact)
+        torch.cat([part.flatten() / exact[key].norm() for key, part in tensors.items()])
+        for tensors in (found, plain, exact)
     ]
     verdict = compare(name, *whole)
     assert verdict.passed, verdict
@@ -171,23 +179,23 @@ def test_narrow_formats_are_within_budget(name: str) -> None:
     [(name, kind) for name in ("gqa", "mla", "window, sandwich") for kind in CACHE_KINDS]
     + [(name, kind) for name in ("chunks", "sinks", "alibi", "soft cap") for kind in ("rolling", "paged")],
 )
-def test_caches_are_read_where_they_lie(name: str, kind: str) -> None:
-    """Against `standard` on the same kind of cache: padded prefill, single steps, a padded step, and many at once."""
+def test_caches_are_read_in_place(name: str, kind: str) -> None:
+    """Compare with `standard` on the same kind of cache: padded prefill, single steps, a padded step, a long one."""
     logits = []
     rows = tokens(3, 40)
     for impl in ("standard", "fused"):
         model = built(SPECS[name], impl)
         cache = new_cache(model.spec, 3, 40, kind=kind, dtype=torch.float32, device=DEVICE, **_blocks(kind))
-        held, seen = [0, 0, 0], []
+        lengths, outputs = [0, 0, 0], []
         with torch.no_grad():
             for new in ([7, 2, 4], [1, 1, 1], [3, 0, 5], [1, 0, 1], [10, 9, 3], [1, 1, 1]):
                 length = max(new)
-                piece = torch.stack([rows[row, at : at + length] for row, at in enumerate(held)])
+                piece = torch.stack([rows[row, at : at + length] for row, at in enumerate(lengths)])
                 ragged = None if min(new) == length else torch.tensor(new, device=DEVICE)
                 out = model(piece, cache=cache, lengths=ragged)
-                seen += [out[row, :count] for row, count in enumerate(new)]
-                held = [at + count for at, count in zip(held, new, strict=True)]
-        logits.append(torch.cat(seen))
+                outputs += [out[row, :count] for row, count in enumerate(new)]
+                lengths = [at + count for at, count in zip(lengths, new, strict=True)]
+        logits.append(torch.cat(outputs))
     assert_close(logits[1], logits[0])
 
 
@@ -208,31 +216,30 @@ def test_absorbed_latents_without_a_cache() -> None:
 
 
 @pytest.mark.parametrize("name", ["gqa", "window, sandwich", "mla", "mixture", "alibi"])
-def test_a_block_compiles_whole(name: str) -> None:
-    """No graph break, forward or backward."""
+def test_a_block_compiles_without_graph_breaks(name: str) -> None:
+    """The compiled block and its gradient equal the eager ones."""
     spec = SPECS[name]
     model = built(spec, "fused")
     positions = torch.arange(LENGTH, device=DEVICE).expand(2, -1)
     step = Step(positions, None, True, tables_of(model.rotations, positions, LENGTH), implementation("fused"))
     x = torch.randn(2, LENGTH, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     torch._dynamo.reset()
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    compiled_x, eager_x = x.clone().requires_grad_(), x.clone().requires_grad_()
     block = model.layers[0]
-    out = torch.compile(block, fullgraph=True, backend="aot_eager")(Residual(ours), step, None, None)[0].whole()
-    expected = block(Residual(theirs), step, None, None)[0].whole()
+    out = torch.compile(block, fullgraph=True, backend="aot_eager")(Residual(compiled_x), step, None, None)[0].whole()
+    expected = block(Residual(eager_x), step, None, None)[0].whole()
     torch.testing.assert_close(out, expected)
     out.sum().backward()
     expected.sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(compiled_x.grad, eager_x.grad)
 
 
 @pytest.mark.parametrize("name", [name for name in SPECS if not name.startswith("mamba") and "capacity" not in name])
-def test_the_counter_sees_the_flops_of_the_table(name: str) -> None:
-    """Score pairs without those that the mask throws away, products of experts, and the vocabulary, as logits or in
-    the loss; on meta."""
+def test_counted_flops_equal_those_of_the_table(name: str) -> None:
+    """Unmasked score pairs, products of experts, and the vocabulary as logits or in the loss, on meta tensors."""
     spec = SPECS[name]
     model = models.build(spec, impl="fused", device="meta")
-    length = 18  # whole chunks: without data they count as equally long
+    length = 18  # whole chunks, because packed sequences without data count as equally long
     given = torch.zeros((2, length), dtype=torch.int64, device="meta")
     for targets in (None, given):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -242,19 +249,19 @@ def test_the_counter_sees_the_flops_of_the_table(name: str) -> None:
         )
 
 
-def test_what_the_kernels_do_not_do_is_refused() -> None:
-    """Never computed another way in silence."""
-    for spec, because in (
+def test_unsupported_models_are_refused() -> None:
+    """There is no silent fallback to another implementation."""
+    for spec, message in (
         (spec_of(gqa(head_dim=12)), "multiples of 8"),
         (spec_of(gqa(), Gated(intermediate_size=8, activation="mish")), "no gate with mish"),
         (spec_of(gqa(), moe(router=Router(scores="sparsemixer"))), "no router with sparsemixer"),
         (spec_of(gqa(), moe(router=Router(on_input=True))), "what one expert a token reads"),
     ):
-        with pytest.raises(CannotRunError, match=because):
+        with pytest.raises(CannotRunError, match=message):
             built(spec, "fused")(tokens())
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="of a machine without a GPU")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="for a machine without a GPU")
 def test_without_the_interpreter_a_cpu_has_no_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmbench.kernels import launching
 
@@ -267,9 +274,11 @@ def test_without_the_interpreter_a_cpu_has_no_fused_kernels(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["llama3.2-1b", "qwen3-0.6b", "phi-3-mini"])
-def test_what_backward_needs_is_what_memory_says(name: str) -> None:
-    """Of dense models in fused kernels, on fake tensors; without the loss, of which ours keeps a gradient instead, and
-    with the tables of the rotation, which are kept once for all layers."""
+def test_saved_bytes_equal_those_of_the_memory_table(name: str) -> None:
+    """The bytes that fused kernels of dense models save for the backward pass, on fake tensors.
+
+    The loss is left out, because ours saves gradients in place of activations. All layers save the tables of the
+    rotation once."""
     spec = override(load_bundled(name), {"num_hidden_layers": 2})
     kinds: dict[str, Any] = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kernels": "fused"}
     wanted = sum(op.count * op.saved_bytes for op in lower(spec, Workload.train(256, 2, **kinds)) if op.kind != "loss")
@@ -279,11 +288,11 @@ def test_what_backward_needs_is_what_memory_says(name: str) -> None:
         given = torch.zeros((2, 256), dtype=torch.int64)
         tables = sum(2 * rotation.width // 2 * given.numel() * 4 for rotation in model.rotations)
         storages = {x.untyped_storage()._cdata: 0 for x in (*model.parameters(), *model.buffers())}
-        held: list[Any] = []
+        storages_alive: list[Any] = []
 
         def pack(x: Tensor) -> Tensor:
             storage = x.untyped_storage()
-            held.append(storage)  # so that no address is used twice
+            storages_alive.append(storage)  # so that no address is reused
             storages.setdefault(storage._cdata, storage.nbytes())
             return x
 
