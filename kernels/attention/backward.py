@@ -83,13 +83,13 @@ def attention_delta(
     value = tl.sum(d * o, 1)
     if dlse is not None:
         value -= tl.load(dlse + at_lse + r, mask=exists, other=0.0)
-    high = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
-    high = tl.where(high == float("-inf"), float("inf"), high)  # a query that sees no key: p is 0
+    level_row = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
+    level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)  # a query that sees no key: p is 0
     kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # every row that a tile may read
     tl.store(delta + r, value, mask=kept)
-    tl.store(level + r, high, mask=kept)
+    tl.store(level + r, level_row, mask=kept)
     if sinks is not None:
-        p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - high)
+        p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - level_row)
         tl.store(dsinks + which * tl.num_programs(1) + tl.program_id(1), -tl.sum(p * value, 0))
 
 
@@ -101,10 +101,10 @@ def _probabilities(
 ):  # fmt: skip
     """p and the derivative of the soft cap, from raw scores. The log-sum-exp and the positions of keys and queries are
     broadcast to the scores."""
-    slack = 1.0
+    cap_slope = 1.0
     if CAPPED:
         s = quick_tanh(s * scale, EXACT)
-        slack = 1.0 - s * s
+        cap_slope = 1.0 - s * s
         s = s * cap
     else:
         s = s * scale
@@ -113,7 +113,7 @@ def _probabilities(
     p = tl.exp2(s - level)
     if MASKED:
         p = tl.where(visible(at_keys, positions, before, after, BEFORE, AFTER), p, 0.0)
-    return p, slack
+    return p, cap_slope
 
 
 @triton.jit
@@ -145,19 +145,19 @@ def _over_queries(
         do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
         if DK:
             dp = dot(v, do.T)  # next to the scores, so that fewer values wait in registers
-        high = tl.load(level + member * level_head + rows)
+        level_row = tl.load(level + member * level_head + rows)
         slope = 0.0
         if SLOPED:
             slope = tl.load(slopes + member).to(tl.float32) * LOG2E
-        p, slack = _probabilities(
-            s, high[None, :], at_keys[:, None], rows[None, :], before, after, scale, cap, slope,
+        p, cap_slope = _probabilities(
+            s, level_row[None, :], at_keys[:, None], rows[None, :], before, after, scale, cap, slope,
             MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
         )  # fmt: skip
         if DV:
             dv = dot(p.to(do.dtype), do, dv)
         if DK:
-            less = tl.load(delta + member * level_head + rows)
-            ds = (p * (dp - less[None, :]) * slack).to(q.dtype)
+            delta_row = tl.load(delta + member * level_head + rows)
+            ds = (p * (dp - delta_row[None, :]) * cap_slope).to(q.dtype)
             dk = dot(ds, q, dk)
             if REST > 0:
                 dk_rest = dot(ds, q_rest, dk_rest)
@@ -178,9 +178,8 @@ def attention_backward_keys(
     """One program computes dk and dv of BLOCK_N keys of one key head, from all queries of the heads that share it.
 
     With two PASSES, for registers that cannot hold both: dk first, then dv."""
-    tile, kv_head = program_tile(
-        tiles, all_heads, concurrent, False
-    )  # under a causal mask, the first keys have most work
+    # Under a causal mask, the first keys have most work.
+    tile, kv_head = program_tile(tiles, all_heads, concurrent, False)
     batch = tl.cast(kv_head // kv_heads, tl.int64)
     kv_head = tl.cast(kv_head % kv_heads, tl.int64)
     k += kv_head * k_head
@@ -273,7 +272,7 @@ def attention_backward_keys(
 
 @triton.jit
 def _over_keys(
-    dq, dq_rest, q, q_rest, do, high, less, k_tiles, k_rest_tiles, v_tiles, k_row, v_row, start, stop, keys,
+    dq, dq_rest, q, q_rest, do, level_row, delta_row, k_tiles, k_rest_tiles, v_tiles, k_row, v_row, start, stop, keys,
     positions, before, after, scale, cap, slope,
     MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr,
@@ -291,13 +290,13 @@ def _over_keys(
             s = dot(q_rest, k_rest.T, s)
         v = load_tile(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
         dp = dot(do, v.T)
-        p, slack = _probabilities(
-            s, high[:, None], columns[None, :], positions[:, None], before, after, scale, cap, slope,
+        p, cap_slope = _probabilities(
+            s, level_row[:, None], columns[None, :], positions[:, None], before, after, scale, cap, slope,
             MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
         )  # fmt: skip
         if MASKED:
             p = tl.where(columns[None, :] < keys, p, 0.0)  # else ∞ could be multiplied by the zeros past the last key
-        ds = (p * (dp - less[:, None]) * slack).to(q.dtype)
+        ds = (p * (dp - delta_row[:, None]) * cap_slope).to(q.dtype)
         dq = dot(ds, k, dq)
         if REST > 0:
             dq_rest = dot(ds, k_rest, dq_rest)
@@ -364,8 +363,8 @@ def attention_backward_queries(
 
         rows = first + tl.arange(0, BLOCK_M)
         inside = rows < queries
-        high = tl.load(level + rows)
-        less = tl.load(delta + rows)
+        level_row = tl.load(level + rows)
+        delta_row = tl.load(delta + rows)
         slope = 0.0
         if SLOPED:
             slope = tl.load(slopes + head).to(tl.float32) * LOG2E
@@ -378,7 +377,7 @@ def attention_backward_queries(
             begin = lo if phase == 0 else (a if phase == 1 else b)
             end = a if phase == 0 else (b if phase == 1 else hi)
             dq_sum, dq_rest_sum = _over_keys(
-                dq_sum, dq_rest_sum, q_tile, q_rest, do_tile, high, less, k_tiles, k_rest_tiles, v_tiles,
+                dq_sum, dq_rest_sum, q_tile, q_rest, do_tile, level_row, delta_row, k_tiles, k_rest_tiles, v_tiles,
                 k_row, v_row, begin, end, keys, rows + shift, before, after, scale, cap, slope,
                 phase != 1, BEFORE, AFTER, CAPPED, SLOPED, WIDTH, MAIN, REST, VALUES, PADDED_VALUES, BLOCK_N, TMA,
             )  # fmt: skip

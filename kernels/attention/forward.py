@@ -225,10 +225,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> t
     tiles = triton.cdiv(queries, config["BLOCK_M"])
     concurrent = group * concurrent_heads(keys * (width + v_width) * element, batch * kv_heads)
     launch(
-        attention_forward, (tiles * batch * heads,), config,
+        attention_forward,
+        (tiles * batch * heads,),
+        config,
         *(q, k, v, out, lse, level, problem.sinks, problem.slopes, problem.query_starts, problem.key_starts),
-        *problem.strides(q, k, v, out), *problem.row_strides(lse),
-        *(queries, keys, heads, batch * heads, tiles, concurrent), *problem.reach.as_arguments(), *problem.factors(),
-        GROUP=group, SINKS=problem.sinks is not None, **problem.constants(width, v_width),
-    )  # fmt: skip
+        *problem.strides(q, k, v, out),
+        *problem.row_strides(lse),
+        *(queries, keys, heads, batch * heads, tiles, concurrent),
+        *problem.reach.as_arguments(),
+        *problem.factors(),
+        GROUP=group,
+        SINKS=problem.sinks is not None,
+        **problem.constants(width, v_width),
+    )
     return lse, level

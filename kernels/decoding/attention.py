@@ -149,9 +149,8 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     one pair fewer than there are stages.
     """
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    max_n = (
-        128 if arch >= 90 and block_m == 16 else 64
-    )  # scores of 64 x 128 do not fit in registers beside sums and conversions
+    # Scores of 64 x 128 do not fit in registers beside sums and conversions.
+    max_n = 128 if arch >= 90 and block_m == 16 else 64
     if block_m == 64 and itemsize == 4:
         max_n = 32  # quantised rows are wider after conversion
     block_n = max(16, min(max_n, triton.next_power_of_2(16384 // (width * stored))))

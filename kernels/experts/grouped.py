@@ -127,9 +127,9 @@ def grouped_weight_gradient(
 
     A gathered operand has one row per token, and row r is that of token order[r] // choices."""
     rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
-    each = rows_of_tiles * columns_of_tiles
-    expert = tl.program_id(0) // each
-    program = tl.program_id(0) % each
+    tiles_per_expert = rows_of_tiles * columns_of_tiles
+    expert = tl.program_id(0) // tiles_per_expert
+    program = tl.program_id(0) % tiles_per_expert
     band = columns_of_tiles * GROUP
     top = program // band * GROUP
     height = tl.minimum(rows_of_tiles - top, GROUP)

@@ -83,14 +83,14 @@ def _in_groups(
     KEPT: tl.constexpr,
     T: tl.constexpr,
     GROUPS: tl.constexpr,
-    EACH: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
 ):
-    """`ranked` [T, GROUPS · EACH] with experts outside the KEPT best groups at a value that is never chosen."""
-    by_group = tl.reshape(ranked, (T, GROUPS, EACH))
+    """`ranked` [T, GROUPS · GROUP_BLOCK] with experts outside the KEPT best groups at a value that is never chosen."""
+    by_group = tl.reshape(ranked, (T, GROUPS, GROUP_BLOCK))
     first = tl.max(by_group, axis=2)
     if CORRECTED:
-        index = tl.arange(0, EACH)[None, None, :]
-        at = tl.min(tl.where(by_group == first[:, :, None], index, EACH), axis=2)
+        index = tl.arange(0, GROUP_BLOCK)[None, None, :]
+        at = tl.min(tl.where(by_group == first[:, :, None], index, GROUP_BLOCK), axis=2)
         second = tl.max(tl.where(index == at[:, :, None], float("-inf"), by_group), axis=2)
         value = first + second
     else:
@@ -103,23 +103,23 @@ def _in_groups(
         hit = group == best[:, None]
         kept = tl.where(hit, 1, kept)
         value = tl.where(hit, float("-inf"), value)
-    allowed = tl.reshape(tl.broadcast_to(kept[:, :, None], (T, GROUPS, EACH)), (T, GROUPS * EACH)) != 0
+    allowed = tl.reshape(tl.broadcast_to(kept[:, :, None], (T, GROUPS, GROUP_BLOCK)), (T, GROUPS * GROUP_BLOCK)) != 0
     return tl.where(allowed & inside, ranked, float("-inf") if CORRECTED else tl.where(inside, 0.0, float("-inf")))
 
 
 @triton.jit
 def route_forward(
-    logits, correction, weights, chosen, tokens, experts, groups, each, scale,
+    logits, correction, weights, chosen, tokens, experts, groups, group_size, scale,
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, KEPT: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-    GROUPS: tl.constexpr, EACH: tl.constexpr, T: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP_BLOCK: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """One program routes T tokens, with all experts of a token side by side, in K rounds that each pick the best one.
 
-    A group of EACH places has `each` experts."""
+    A group of GROUP_BLOCK places has `group_size` experts."""
     token = tl.program_id(0) * T + tl.arange(0, T)
-    place = tl.arange(0, GROUPS * EACH)
-    inside = ((place // EACH < groups) & (place % EACH < each))[None, :]
-    expert = tl.where(inside, (place // EACH * each + place % EACH)[None, :], NO_EXPERT)
+    place = tl.arange(0, GROUPS * GROUP_BLOCK)
+    inside = ((place // GROUP_BLOCK < groups) & (place % GROUP_BLOCK < group_size))[None, :]
+    expert = tl.where(inside, (place // GROUP_BLOCK * group_size + place % GROUP_BLOCK)[None, :], NO_EXPERT)
     row = token.to(tl.int64)[:, None] * experts
     exists = (token < tokens)[:, None]
     x = tl.load(logits + row + expert, mask=exists & inside, other=float("-inf"))
@@ -130,7 +130,7 @@ def route_forward(
         ranked = scores + tl.load(correction + expert, mask=inside, other=0.0)
     ranked = tl.where(inside, ranked, float("-inf"))
     if KEPT < GROUPS:
-        ranked = _in_groups(ranked, inside, place, groups, correction is not None, KEPT, T, GROUPS, EACH)
+        ranked = _in_groups(ranked, inside, place, groups, correction is not None, KEPT, T, GROUPS, GROUP_BLOCK)
     slot = tl.arange(0, SLOTS)[None, :]
     selected = tl.zeros([T, SLOTS], tl.float32)
     for j in tl.static_range(K):
@@ -157,7 +157,7 @@ def route_backward(
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """One program computes dlogits of T tokens, which a softmax over all experts makes nonzero for all of them."""
+    """One program computes dlogits of T tokens: nonzero for chosen experts, and for all experts under a softmax."""
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert = tl.arange(0, EXPERTS)[None, :]
     exists = (token < tokens)[:, None]
@@ -223,9 +223,9 @@ def _route(
     tokens, experts = logits.shape
     weights = empty(tokens, k, like=logits)
     chosen = empty(tokens, k, like=logits, dtype=torch.int64)
-    each = experts // n_group
-    groups_block, each_block = triton.next_power_of_2(n_group), triton.next_power_of_2(each)
-    config = choose("route_forward", configurations(groups_block * each_block))
+    group_size = experts // n_group
+    padded_groups, padded_group_size = triton.next_power_of_2(n_group), triton.next_power_of_2(group_size)
+    config = choose("route_forward", configurations(padded_groups * padded_group_size))
     launch(
         route_forward,
         (triton.cdiv(tokens, config["T"]),),
@@ -237,15 +237,15 @@ def _route(
         tokens,
         experts,
         n_group,
-        each,
+        group_size,
         float(scale),
         KIND=SCORES[scores],
         NORMALIZE=normalize,
-        KEPT=groups_block if topk_group == n_group else topk_group,
+        KEPT=padded_groups if topk_group == n_group else topk_group,
         K=k,
         SLOTS=triton.next_power_of_2(k),
-        GROUPS=groups_block,
-        EACH=each_block,
+        GROUPS=padded_groups,
+        GROUP_BLOCK=padded_group_size,
     )
     return weights, chosen
 

@@ -133,29 +133,29 @@ def norm_sums(
     The results are partial [sums, programs, heads, W]."""
     program, programs, head = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    known = column < width
+    in_row = column < width
     rows = outer * (inner // heads)
     dweight = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     dbias = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for start in tl.range(program * ROWS, rows, programs * ROWS):
         at = start + tl.arange(0, ROWS)[:, None]
-        there = at < rows
-        inside = there & known
+        exists = at < rows
+        inside = exists & in_row
         row = (at * heads + head).to(tl.int64)
         at_outer, at_inner = row // inner, row % inner
         v = tl.load(x + at_outer * x_outer + at_inner * x_inner + column, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dout + at_outer * dout_outer + at_inner * dout_inner + column, mask=inside, other=0.0)
         dy = dy.to(tl.float32)
         if CENTRED:
-            v -= tl.load(stats + row + outer * inner, mask=there, other=0.0)
-        dweight += dy * (v * tl.load(stats + row, mask=there, other=0.0))
+            v -= tl.load(stats + row + outer * inner, mask=exists, other=0.0)
+        dweight += dy * (v * tl.load(stats + row, mask=exists, other=0.0))
         dbias += dy
     share = partial + (program * heads + head).to(tl.int64) * width + column
     if WEIGHT_GRAD:
-        tl.store(share, tl.sum(dweight, axis=0, keep_dims=True), mask=known)
+        tl.store(share, tl.sum(dweight, axis=0, keep_dims=True), mask=in_row)
     if BIAS_GRAD:
         share += WEIGHT_GRAD * programs.to(tl.int64) * heads * width
-        tl.store(share, tl.sum(dbias, axis=0, keep_dims=True), mask=known)
+        tl.store(share, tl.sum(dbias, axis=0, keep_dims=True), mask=in_row)
 
 
 # == Configurations and launcher ==

@@ -50,29 +50,28 @@ def norm_forward(
     tile, head = tl.program_id(0), 0
     if PER_HEAD:  # programs of a token's heads are neighbours, as the heads are in memory
         tile, head = tile // inner, tile % inner
-    row, at_outer, at_inner, there = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
+    row, at_outer, at_inner, exists = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
-    known = column < width
-    inside = there & known
+    in_row = column < width
+    inside = exists & in_row
     v = tl.load(x + at_outer * x_outer + at_inner * x_inner + column, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
         r = tl.load(residual + at_outer * residual_outer + at_inner * residual_inner + column, mask=inside, other=0.0)
         v = (v + r.to(tl.float32)).to(summed.dtype.element_ty)
         tl.store(summed + row * width + column, v, mask=inside)
         v = v.to(tl.float32)
-    part = tl.broadcast_to(
-        head * width + column, [ROWS, BLOCK]
-    )  # in the layout of x; further rows read it from the L1 cache
+    # In the layout of x. Further rows read the weight from the L1 cache.
+    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])
     if weight is not None:  # loaded before the reduction of the row
-        w = tl.load(weight + part, mask=known, other=0.0)
+        w = tl.load(weight + part, mask=in_row, other=0.0)
     if bias is not None:
-        b = tl.load(bias + part, mask=known, other=0.0)
+        b = tl.load(bias + part, mask=in_row, other=0.0)
     if CENTRED:
         mean = tl.sum(v, axis=1, keep_dims=True) / width
         v = tl.where(inside, v - mean, 0.0)
-        tl.store(stats + row + outer * inner, mean, mask=there)
+        tl.store(stats + row + outer * inner, mean, mask=exists)
     rstd = tl.rsqrt(tl.sum(v * v, axis=1, keep_dims=True) / width + eps)
-    tl.store(stats + row, rstd, mask=there)
+    tl.store(stats + row, rstd, mask=exists)
     y = v * rstd
     if weight is not None:
         w = w.to(tl.float32)
@@ -111,18 +110,18 @@ def norm_backward(
     if PER_HEAD:
         program, head, heads = program // inner, program % inner, inner
     column = tl.arange(0, BLOCK)[None, :]
-    known = column < width
+    in_row = column < width
     part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # in the layout of x
     w = None
     if HOLD and weight is not None:
-        w = tl.load(weight + part, mask=known, other=0.0)
+        w = tl.load(weight + part, mask=in_row, other=0.0)
     if WEIGHT_GRAD:
         dweight = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     if BIAS_GRAD:
         dbias = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for tile in tl.range(program, tiles, programs, num_stages=STAGES):
-        row, at_outer, at_inner, there = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
-        inside = there & known
+        row, at_outer, at_inner, exists = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
+        inside = exists & in_row
         x_place = at_outer * x_outer + at_inner * x_inner + column
         dout_place = at_outer * dout_outer + at_inner * dout_inner + column
         v = tl.load(x + x_place, mask=inside, other=0.0)
@@ -130,13 +129,13 @@ def norm_backward(
         if HOLD and dsummed is not None:
             place = dsummed + at_outer * dsummed_outer + at_inner * dsummed_inner + column
             added = tl.load(place, mask=inside, other=0.0)
-        rstd = tl.load(stats + row, mask=there, other=0.0)
+        rstd = tl.load(stats + row, mask=exists, other=0.0)
         mean = 0.0
         if CENTRED:
-            mean = tl.load(stats + row + outer * inner, mask=there, other=0.0)
+            mean = tl.load(stats + row + outer * inner, mask=exists, other=0.0)
         factor = w
         if not HOLD and weight is not None:
-            factor = tl.load(weight + part, mask=known, other=0.0)
+            factor = tl.load(weight + part, mask=in_row, other=0.0)
         normed, g = _normed_and_g(v, dy, factor, mean, rstd, UNIT_OFFSET)
         if WEIGHT_GRAD:
             dweight += dy.to(tl.float32) * normed
@@ -153,7 +152,7 @@ def norm_backward(
             v = tl.load(x + x_place, mask=inside, other=0.0, eviction_policy="evict_first")
             dy = tl.load(dout + dout_place, mask=inside, other=0.0, eviction_policy="evict_first")
             if weight is not None:
-                factor = tl.load(weight + part, mask=known, other=0.0, eviction_policy="evict_last")
+                factor = tl.load(weight + part, mask=in_row, other=0.0, eviction_policy="evict_last")
             normed, g = _normed_and_g(v, dy, factor, mean, rstd, UNIT_OFFSET)
         d = (g - normed * along - whole) * rstd
         if dsummed is not None:

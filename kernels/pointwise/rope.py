@@ -128,11 +128,17 @@ def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, bac
     tables = cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1)
     rest = head_dim - 2 * pairs
     launch(
-        rope_turn, (batch * length * groups,), config, *(q, k, q_out, k_out, cos, sin),
+        rope_turn,
+        (batch * length * groups,),
+        config,
+        *(q, k, q_out, k_out, cos, sin),
         *(*q.stride()[:3], *k.stride()[:3], *tables, length, q_heads, k_heads, groups, -1.0 if backward else 1.0),
-        HEAD_DIM=head_dim, ROTARY_DIM=2 * pairs, INTERLEAVED=interleaved, PAIRS=triton.next_power_of_2(pairs),
+        HEAD_DIM=head_dim,
+        ROTARY_DIM=2 * pairs,
+        INTERLEAVED=interleaved,
+        PAIRS=triton.next_power_of_2(pairs),
         REST=triton.next_power_of_2(rest) if rest else 0,
-    )  # fmt: skip
+    )
     return q_out, k_out
 
 
