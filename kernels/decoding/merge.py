@@ -6,9 +6,9 @@ A cache stores a sequence's tokens in T slots. Slot t is in use if t < length, a
     last - (last - t) mod T,  last = length - 1            in a ring, where a token overwrites the one T before it
     key_positions[b, t]                                    if these are given; a negative position is an empty slot
 
-In a paged cache, slot t is row t mod page of page table[b, t // page]. Slots that are not in use may hold NaN, because
-kernels never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its
-chunk, p - p mod chunk.
+In a paged cache, slot t is row t mod page of page table[b, t // page]. Unused slots may contain NaN, because kernels
+never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its chunk,
+p - p mod chunk.
 
 Split-KV: program j of n processes its share of the slots and stores o_j = softmax(s_j) v_j and l_j = log2 Σ exp2(s_j).
 The result is o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), after the maximum is subtracted from all

@@ -212,9 +212,8 @@ def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> 
             num_stages=3,
             note="64 sums per thread, 96 KB: two blocks per SM",
         )
-        if (
-            arch < 90 or itemsize > 2
-        ):  # 128 sums per thread beside fp32 operands, or those of mma.sync, can take too many registers
+        # 128 sums per thread beside fp32 operands, or those of mma.sync, can take too many registers.
+        if arch < 90 or itemsize > 2:
             return [narrow]
         note = "a warpgroup has 64 rows of both products, 128 sums per thread; rows of x are loaded once for both"
         return [Config(**shape, HALVES=1, BLOCK_N=256 // matrices, num_stages=4, note=note), narrow]

@@ -129,7 +129,7 @@ def pair_gradient(
     (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
     dweights = empty(*weights.shape, like=weights)
     config = Config(
-        PAIRS=32, BLOCK=128, num_warps=4, note="32 pairs read a line of `sums`; rows of D 32 values a thread"
+        PAIRS=32, BLOCK=128, num_warps=4, note="32 pairs read a line of `sums`; rows of D have 32 values per thread"
     )
     arguments = sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices
     launch(pair_weight_gradient, (triton.cdiv(pairs, 32),), config, *arguments)

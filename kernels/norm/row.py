@@ -146,9 +146,8 @@ def norm_backward(
             along, whole = along[:, None], whole[:, None]
         else:
             along, whole = tl.sum(g * normed, axis=1, keep_dims=True) / width, 0.0
-        if (
-            not HOLD
-        ):  # from the L1 cache, with another policy: otherwise the compiler would keep the first load in registers
+        # Load again from the L1 cache. Another policy stops the compiler from keeping the first load in registers.
+        if not HOLD:
             v = tl.load(x + x_place, mask=inside, other=0.0, eviction_policy="evict_first")
             dy = tl.load(dout + dout_place, mask=inside, other=0.0, eviction_policy="evict_first")
             if weight is not None:
