@@ -11,6 +11,7 @@ from llmbench.sizing.lower import lower
 from llmbench.sizing.params import count_parameters
 from llmbench.sizing.workload import Workload
 from llmbench.spec.huggingface import from_config
+from llmbench.spec.position import NoPositions, Rope
 
 ALBERT_BASE = {
     "model_type": "albert",
@@ -122,3 +123,11 @@ def test_kimi_names_each_layer_once() -> None:
 def test_a_composite_that_cannot_be_taken_apart_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="encoder-decoder"):
         from_config({"model_type": "florence2", "text_config": {"model_type": "bart"}}, name="test")
+
+
+def test_a_hybrid_without_attention_layers_has_no_rotation() -> None:
+    """Bamba's config always states a rotation, but its class has no attention by default."""
+    spec = from_config({"model_type": "bamba"}, name="test")
+    assert isinstance(spec.positions, NoPositions)
+    with_attention = from_config({"model_type": "bamba", "attn_layer_indices": [2]}, name="test")
+    assert isinstance(with_attention.positions, Rope)

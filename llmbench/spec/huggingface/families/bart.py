@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmbench.spec.ffn import FFN, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.common import block, decoder, dense, norm, per_layer
+from llmbench.spec.huggingface.families.common import block, decoder, dense, expect_depths, norm, per_layer
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import Embedding, ExtraWeight, Layer, ModelSpec, Placement, Stack
 from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositions
@@ -126,12 +126,6 @@ def bart(c: Config) -> ModelSpec:
         ),
         extra=(bias,) if form.buffer else (),
     )
-
-
-def expect_depths(c: Config, encoder: int, decoder_depth: int) -> None:
-    """Raise SpecError where a stack has more than 10,000 layers."""
-    if max(encoder, decoder_depth) > 10_000:
-        raise c.error("num_layers", f"{max(encoder, decoder_depth)} is more than 10000")
 
 
 def _nllb_experts(c: Config, width: int) -> MoE:

@@ -8,6 +8,7 @@ from llmbench.spec.ffn import Dense, Gated
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
+    MOST_LAYERS,
     activation,
     attention,
     block,
@@ -247,8 +248,8 @@ def albert(c: Config) -> ModelSpec:
     """ALBERT has a narrow embedding, and `num_hidden_groups` sets of weights that the layers share."""
     mixer, ffn = bidirectional(c), dense(c, bias=True)
     depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
-    if depth * inner > 10_000:
-        raise c.error("num_hidden_layers", f"{depth} × inner_group_num {inner} is more than 10000")
+    if depth * inner > MOST_LAYERS:
+        raise c.error("num_hidden_layers", f"{depth} × inner_group_num {inner} is more than {MOST_LAYERS}")
     if groups > depth:
         raise c.error("num_hidden_groups", f"{groups} is more than num_hidden_layers {depth}")
     c.ignore("gap_size", "net_structure_type", "num_memory_blocks", "down_scale_factor")

@@ -11,10 +11,10 @@ from typing import Any, cast, get_args
 
 from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.huggingface.config import Config
-from llmbench.spec.mixer import Attention, LatentAttention, Mixer, QKNorm
+from llmbench.spec.mixer import Attention, AttentionKind, LatentAttention, Mixer, QKNorm, branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPrediction, Norm, Placement
 from llmbench.spec.pattern import format_pattern
-from llmbench.spec.position import NoPositions, Positions, Rope, RopeScaling
+from llmbench.spec.position import Alibi, NoPositions, Positions, Rope, RopeScaling
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -306,12 +306,19 @@ def shared_experts(
     return SharedExperts(intermediate_size=experts * width, bias=bias, gate=gate) if experts else None
 
 
-_MOST_LAYERS = 10_000
+MOST_LAYERS = 10_000
+"""The most layers of a model that is read."""
 
 
 def num_layers(c: Config) -> int:
     """Layers of the decoder, at most 10,001: `decoder` refuses more than 10,000."""
-    return min(c.size("num_hidden_layers"), _MOST_LAYERS + 1)
+    return min(c.size("num_hidden_layers"), MOST_LAYERS + 1)
+
+
+def expect_depths(c: Config, encoder: int, decoder: int) -> None:
+    """Raise SpecError where a stack of an encoder-decoder has more than 10,000 layers."""
+    if max(encoder, decoder) > MOST_LAYERS:
+        raise c.error("num_layers", f"{max(encoder, decoder)} is more than {MOST_LAYERS}")
 
 
 def layer_size(c: Config, key: str, value: Any) -> int:
@@ -329,8 +336,8 @@ def layer_types(c: Config, default: Iterable[str]) -> list[str]:
 
 def _checked_layers(c: Config) -> int:
     count = c.size("num_hidden_layers")
-    if count > _MOST_LAYERS:
-        raise c.error("num_hidden_layers", f"{count} is more than {_MOST_LAYERS}")
+    if count > MOST_LAYERS:
+        raise c.error("num_hidden_layers", f"{count} is more than {MOST_LAYERS}")
     return count
 
 
@@ -447,13 +454,16 @@ def decoder(
 ) -> ModelSpec:
     """The model around its layers: one `Layer` for all, or a (name, layer) for each.
 
-    Sizes and tying are read by the usual keys unless `fields` has them. Raises SpecError for more than 10,000 layers.
+    Sizes and tying are read by the usual keys unless `fields` has them. A model without attention has no rotation,
+    whatever its config states. Raises SpecError for more than 10,000 layers.
     """
     count = _checked_layers(c)
     if isinstance(layers, Layer):
         kinds, pattern = {"block": layers}, f"{count}*block"
     else:
         kinds, pattern = per_layer(c, layers)
+    if positions is None or (isinstance(positions, (Rope, Alibi)) and not _attends(kinds.values())):
+        positions = NoPositions()
     fields.setdefault("tie_word_embeddings", c.flag("tie_word_embeddings"))
     return ModelSpec(
         name=fields.pop("name", c.model_type),
@@ -465,9 +475,14 @@ def decoder(
         hidden_size=fields.pop("hidden_size", None) or c.size("hidden_size"),
         max_position_embeddings=c.optional_size("max_position_embeddings"),
         norm=norm,
-        positions=NoPositions() if positions is None else positions,
+        positions=positions,
         **fields,
     )
+
+
+def _attends(layers: Iterable[Layer]) -> bool:
+    """Whether a layer has attention, the only kind of mixer that applies a rotation or ALiBi."""
+    return any(isinstance(mixer, AttentionKind) for layer in layers for mixer in branches(layer.mixer))
 
 
 def prediction_modules(count: int, layers: list[tuple[str, object]]) -> NextTokenPrediction | None:

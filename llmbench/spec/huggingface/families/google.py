@@ -8,13 +8,13 @@ from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.facts import facts
 from llmbench.spec.huggingface.families import family
-from llmbench.spec.huggingface.families.bart import expect_depths
 from llmbench.spec.huggingface.families.common import (
     activation,
     attention,
     block,
     decoder,
     expect_activation,
+    expect_depths,
     expect_rope_type,
     gated,
     layer_size,
@@ -497,7 +497,7 @@ def t5gemma(c: Config) -> ModelSpec:
             "cross_attention_hidden_size",
             "use_bidirectional_attention",
         )
-        count, window = min(side.size("num_hidden_layers"), 10_001), side.window()
+        count, window = num_layers(side), side.window()
         kinds = side.entries("layer_types", count) or [
             "full_attention" if index % 2 else "sliding_attention" for index in range(count)
         ]

@@ -62,8 +62,7 @@ def qwen_dense(c: Config, **fields: object) -> ModelSpec:
     c.ignore("sliding_window")
     window = c.window() if c.flag("use_sliding_window") else None
     first = c.count("max_window_layers")
-    count = c.size("num_hidden_layers")
-    derived = ["sliding_attention" if window and i >= first else "full_attention" for i in range(min(count, 10_001))]
+    derived = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers(c))]
     full = attention(c, **fields)
     kinds = layer_types(c, derived)
     ffn = gated(c, bias=False)

@@ -10,6 +10,7 @@ from llmbench.spec.huggingface.config import Config
 from llmbench.spec.huggingface.families import family
 from llmbench.spec.huggingface.families.common import (
     HEAD_NORM,
+    MOST_LAYERS,
     TOPK_SOFTMAX,
     activation,
     attention,
@@ -431,7 +432,7 @@ def longcat_flash(c: Config) -> ModelSpec:
         c.size("num_layers") if "num_layers" in c or "num_hidden_layers" not in c else c.size("num_hidden_layers") // 2
     )
     c.ignore("num_layers", "num_hidden_layers")
-    c.put("num_hidden_layers", 2 * min(count, 10_001))
+    c.put("num_hidden_layers", 2 * min(count, MOST_LAYERS + 1))
     mixer = latent_attention(c)
     dense = gated(c, bias=False)
     zero = c.count("zero_expert_num")
