@@ -1,4 +1,4 @@
-"""build and load: what they are given from outside is right, or refused with a reason; never read as something else."""
+"""`build` and `load` accept right arguments and files, and refuse others with a reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Edit = Callable[[dict[str, Any]], dict[str, Any]]
         ({"seed": 1.5}, SpecError, "seed must be a whole number"),
     ],
 )
-def test_what_cannot_be_built(given: dict[str, Any], error: type[LLMBenchError], says: str, llama: Path) -> None:
+def test_wrong_arguments_are_refused(given: dict[str, Any], error: type[LLMBenchError], says: str, llama: Path) -> None:
     with pytest.raises(error, match=says):
         models.build(small.SPECS["gqa"], **given)
     if not {"init", "seed"} & set(given):
@@ -51,7 +51,7 @@ def test_what_cannot_be_built(given: dict[str, Any], error: type[LLMBenchError],
             models.load(llama, **given)
 
 
-def test_auto_takes_a_gpu_where_there_is_one() -> None:
+def test_auto_is_a_gpu_if_there_is_one() -> None:
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert next(models.build(small.SPECS["gqa"], device="auto").parameters()).device.type == device_of("auto").type
 
@@ -61,7 +61,7 @@ def test_auto_takes_a_gpu_where_there_is_one() -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What transformers saves of a tiny LLaMA."""
+    """The folder that transformers writes for a tiny LLaMA."""
     folder: Path = tmp_path_factory.mktemp("llama")
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
@@ -77,32 +77,32 @@ def llama(saved: Path, tmp_path: Path) -> Path:
 
 
 def change_tensors(folder: Path, change: Edit) -> None:
-    """Other tensors in the file."""
+    """Change the tensors in the file."""
     file = folder / "model.safetensors"
-    save_file({name: held.contiguous() for name, held in change(load_file(file)).items()}, file, {"format": "pt"})
+    save_file({name: tensors.contiguous() for name, tensors in change(load_file(file)).items()}, file, {"format": "pt"})
 
 
 def change_config(folder: Path, **keys: Any) -> None:
-    """Other keys in config.json."""
+    """Change keys in config.json."""
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool", "float8_e4m3fn", "float8_e5m2"])
-def test_what_is_not_floating_is_no_weight(dtype: str, llama: Path) -> None:
-    change_tensors(llama, lambda held: {**held, UP: held[UP].to(getattr(torch, dtype))})
+def test_weights_that_are_not_floating_are_refused(dtype: str, llama: Path) -> None:
+    change_tensors(llama, lambda tensors: {**tensors, UP: tensors[UP].to(getattr(torch, dtype))})
     with pytest.raises(UnsupportedError, match=rf"quantised weights are not supported: {UP} \({dtype}\)"):
         models.load(llama)
 
 
-def test_integers_that_are_no_weights_are_left_alone(tmp_path: Path) -> None:
-    """Position ids of BERT, which older versions of transformers saved."""
+def test_integer_buffers_are_ignored(tmp_path: Path) -> None:
+    """Older versions of transformers saved BERT's position ids."""
     config = transformers.BertConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
     theirs = transformers.BertForMaskedLM(config).eval()
     theirs.save_pretrained(tmp_path)
-    change_tensors(tmp_path, lambda held: {**held, "bert.embeddings.position_ids": torch.arange(512)[None]})
+    change_tensors(tmp_path, lambda tensors: {**tensors, "bert.embeddings.position_ids": torch.arange(512)[None]})
     tokens = small.prompt(1, 5)
     with torch.no_grad():
         torch.testing.assert_close(models.load(tmp_path)(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -118,17 +118,18 @@ def test_integers_that_are_no_weights_are_left_alone(tmp_path: Path) -> None:
         (["float64", "float16"], "float64"),
     ],
 )
-def test_the_narrowest_format_that_holds_all_tensors(formats: list[str], wanted: str, llama: Path) -> None:
+def test_the_model_has_the_narrowest_format_for_all_tensors(formats: list[str], wanted: str, llama: Path) -> None:
     """Every value of the file is in the model, unrounded."""
     kinds = [getattr(torch, name) for name in formats]
     change_tensors(
-        llama, lambda held: {name: x.to(kinds[at % len(kinds)]) for at, (name, x) in enumerate(sorted(held.items()))}
+        llama,
+        lambda tensors: {name: x.to(kinds[at % len(kinds)]) for at, (name, x) in enumerate(sorted(tensors.items()))},
     )
     model = models.load(llama)
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, wanted)}
-    held = load_file(llama / "model.safetensors")
-    assert torch.equal(model.layers[0].ffn.up_proj.weight.double(), held[UP].double())
-    assert torch.equal(model.embedding.weight.double(), held["model.embed_tokens.weight"].double())
+    tensors = load_file(llama / "model.safetensors")
+    assert torch.equal(model.layers[0].ffn.up_proj.weight.double(), tensors[UP].double())
+    assert torch.equal(model.embedding.weight.double(), tensors["model.embed_tokens.weight"].double())
 
 
 def test_a_config_stands_for_its_folder(llama: Path) -> None:
@@ -219,8 +220,8 @@ def test_weights_need_the_package_safetensors(llama: Path, monkeypatch: pytest.M
     assert raised.value.hint == "pip install 'llmbench[gpu]'"
 
 
-def test_what_the_system_says_of_a_file(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file without permission; whoever runs the tests may have every permission."""
+def test_a_file_without_permission_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is simulated, because the tests may run with every permission."""
     normal = Path.open
 
     def refused(file: Path, *how: Any, **more: Any) -> Any:

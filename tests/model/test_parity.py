@@ -1,4 +1,4 @@
-"""Logits of a model that transformers wrote to disk equal those of transformers: the proof of every table of weights.
+"""Logits of a model that transformers wrote to disk equal those of transformers: the test of every table of weights.
 
 Every family has at least one tiny config below; weights are random, biases and norms too, so that nothing is the
 identity.

@@ -1,4 +1,4 @@
-"""The defaults file says what the pinned transformers' configuration classes say."""
+"""The defaults file agrees with the configuration classes of the pinned transformers."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def types(tool):
 
 
 def test_file_matches_installed_transformers(tool):
-    """`--check` finds nothing."""
+    """`--check` finds no difference."""
     transformers = pytest.importorskip("transformers")
     if transformers.__version__ != tool.VERSION:
         pytest.skip(f"the file states the facts of transformers {tool.VERSION}, not {transformers.__version__}")
@@ -41,7 +41,7 @@ def test_file_is_sorted_with_one_type_a_line(tool, types):
 
 
 def test_references_lead_to_records(types):
-    """A text part, and every other part, has a record of its own."""
+    """Every text part, and every other part, has a record."""
     for name, record in types.items():
         parts = [record["text_config"]["model_type"]] if "text_config" in record else []
         for part in [*parts, *record.get("sub_configs", {}).values()]:
@@ -51,7 +51,7 @@ def test_references_lead_to_records(types):
 @pytest.mark.parametrize(
     ("model_type", "key", "value"),
     [
-        # Published configs of these families leave the key out and mean this.
+        # Published configs of these families leave the key out.
         ("llama", "tie_word_embeddings", False),
         ("gemma", "tie_word_embeddings", True),
         ("falcon", "multi_query", True),
@@ -67,7 +67,7 @@ def test_references_lead_to_records(types):
     ],
 )
 def test_a_missing_key_means(types, model_type, key, value):
-    """Defaults that published configs rely on, as declared, before anything is derived from them."""
+    """Defaults that published configs rely on, as declared."""
     assert types[model_type]["defaults"][key] == value
 
 
@@ -81,7 +81,7 @@ def test_other_names_and_undeclared_keys(types):
 
 
 def test_dropped_keys_stay_out_and_sizes_stay_in(tool, types):
-    """What changes no figure is left out; what does is never matched by accident."""
+    """Keys that change no figure are dropped, and keys that change one are kept."""
     keys = {key for record in types.values() for key in record["defaults"]}
     assert not {"pad_token_id", "attention_dropout", "initializer_range", "use_cache", "vision_config"} & keys
     for key in (

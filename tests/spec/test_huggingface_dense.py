@@ -1,4 +1,4 @@
-"""Dense decoders that transformers has no class of, held against the counts their checkpoints have."""
+"""Dense decoders without a class in transformers, compared with the counts of their checkpoints."""
 
 from typing import Any
 
@@ -100,14 +100,14 @@ def read(model_type: str, **values: Any) -> ModelSpec:
 
 @pytest.mark.parametrize(("model_type", "values", "total"), PUBLISHED)
 def test_published_totals(model_type: str, values: dict[str, Any], total: int) -> None:
-    """Exactly what the checkpoint holds, and no doubt about it."""
+    """The exact count of the checkpoint, not marked approximate."""
     spec = read(model_type, **values)
     assert not spec.approximate
     assert count_parameters(spec).total == total
 
 
 def test_puzzle_blocks() -> None:
-    """Blocks that say LLaMA are LLaMA; without attention one keeps no keys; a matrix instead is refused."""
+    """A block of LLaMA's sizes is LLaMA's; one without attention has no cache; one replaced by a matrix is refused."""
     plain = {"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 4.03125}}
     without = {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": plain["ffn"]}
     whole = read("nemotron-nas", **LLAMA_7B, block_configs=[plain] * 32)
@@ -121,7 +121,7 @@ def test_puzzle_blocks() -> None:
 
 
 def test_projected_embedding_keeps_wide_positions() -> None:
-    """OPT-350m adds positions of hidden_size behind the projection of its narrow embedding."""
+    """OPT-350m adds positions of width hidden_size after the projection of its narrow embedding."""
     spec = read(
         "opt",
         do_layer_norm_before=False,

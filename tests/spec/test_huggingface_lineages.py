@@ -1,4 +1,4 @@
-"""Configs of the families that are no plain decoder: shared weights, two stacks, fixed states, text parts."""
+"""Configs of families other than plain decoders: shared weights, two stacks, recurrent states, text parts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ QWEN2_VL = {
 
 
 def total(config: dict[str, Any]) -> int:
-    """Parameters of a config that must be read without doubt."""
+    """Parameters of a config, which must not be approximate."""
     spec = from_config(config, name="test")
     assert spec.approximate == ()
     return count_parameters(spec).total
@@ -71,7 +71,7 @@ def test_published_totals(config: dict[str, Any], parameters: int) -> None:
     assert total(config) == parameters
 
 
-def test_shared_weights_are_held_once_and_computed_with_every_time() -> None:
+def test_shared_weights_are_counted_once_and_computed_with_in_every_layer() -> None:
     one = {**ALBERT_BASE, "num_hidden_layers": 1}
     assert total(ALBERT_BASE) == total(one)
 
@@ -98,7 +98,7 @@ def test_zamba_caches_each_use_of_its_shared_block() -> None:
 
 @pytest.mark.parametrize("outer", [None, True, False])
 @pytest.mark.parametrize("inner", [None, True, False])
-def test_tying_stated_outside_goes_before_the_text_part(outer: bool | None, inner: bool | None) -> None:
+def test_tying_of_the_outer_config_has_precedence(outer: bool | None, inner: bool | None) -> None:
     config: dict[str, Any] = {"model_type": "llava", "text_config": {"model_type": "llama"}}
     if outer is not None:
         config["tie_word_embeddings"] = outer
