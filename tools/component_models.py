@@ -40,7 +40,8 @@ def mixers(spec: ModelSpec, kind: type[Kind]) -> Iterator[Kind]:
 
 def positions(spec: ModelSpec) -> list[Positions]:
     """The position encodings of a model: its own, and that of each attention."""
-    attentions: list[Attention | LatentAttention] = [*mixers(spec, Attention), *mixers(spec, LatentAttention)]
+    singles = [mixer for layer in layers(spec) for mixer in branches(layer.mixer)]
+    attentions = [mixer for mixer in singles if isinstance(mixer, AttentionKind)]
     return [spec.positions, *(spec.positions_of(mixer) for mixer in attentions)]
 
 

@@ -1,4 +1,4 @@
-"""Input that is meant to hurt, and what it means to survive it."""
+"""Hostile input, and the check that it gives an answer or an LLMBenchError within a time limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ common = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 QUICK_S = 5.0
-"""No input takes longer; a hang takes minutes, a loaded machine does not reach this."""
+"""The time limit per input: far less than a hang, far more than a loaded machine needs."""
 
 JUNK: tuple[Any, ...] = (
     None,

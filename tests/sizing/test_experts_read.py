@@ -42,11 +42,11 @@ def test_a_rank_reads_experts_for_the_tokens_of_all_ranks() -> None:
     assert experts(3, layout="dp=2,ep=2").weight_bytes == experts(6).weight_bytes // 2
 
 
-def test_buffers_of_a_capacity_are_computed_with_whole() -> None:
+def test_buffers_of_a_capacity_are_computed_whole() -> None:
     assert experts(1, capacity_factor=1.5).weight_bytes == 4 * 2 * 4096 * 14336
 
 
-def test_a_choice_among_experts_that_compute_nothing() -> None:
+def test_zero_experts_are_not_read() -> None:
     """With as many that compute nothing, a token's choice falls on each with half the chance."""
     one = 2 * 4096 * 14336
     assert experts(1, num_experts_per_tok=2, zero_experts=4).weight_bytes == one

@@ -1,4 +1,4 @@
-"""FLOPs against torch's FlopCounterMode on transformers' own classes, and by hand where no counter looks."""
+"""FLOPs against torch's FlopCounterMode on transformers' classes, and by hand where the counter has no formula."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("model_type", TINY)
 @pytest.mark.parametrize("seq", [1, 48])
-def test_forward_is_what_a_flop_counter_counts(model_type: str, seq: int) -> None:
+def test_forward_equals_the_flop_counter(model_type: str, seq: int) -> None:
     config = {"model_type": model_type, **TINY[model_type]}
     spec = from_config(config, name=model_type)
     assert spec.approximate == ()
@@ -104,7 +104,7 @@ def on_cpu(config: dict[str, Any], batch: int, seq: int, *, backward: bool) -> i
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "gemma2"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_backward_is_twice_forward_to_the_counter_too(model_type: str, batch: int) -> None:
+def test_backward_is_twice_forward_in_the_counter_too(model_type: str, batch: int) -> None:
     config = {"model_type": model_type, **TINY[model_type]}
     spec = from_config(config, name=model_type)
     ours = count_flops(spec, Workload.train(32, batch, masked_pairs=True, attention="standard"))
@@ -171,7 +171,7 @@ def test_latent_attention_absorbed() -> None:
     assert count_flops(spec, Workload.prefill(64)).attention == 61 * 128 * 2 * 320 * 64 * 65 // 2
 
 
-def test_an_indexer_bounds_what_attention_sees() -> None:
+def test_an_indexer_bounds_the_keys_of_attention() -> None:
     spec = load_bundled("deepseek-v3.2")
     ops = {op.name: op for op in lower(spec, Workload.decode(8192, absorbed_mla=False))}
     core, scores = ops["layers.{}.attention.core"], ops["layers.{}.attention.indexer.core"]
@@ -179,7 +179,7 @@ def test_an_indexer_bounds_what_attention_sees() -> None:
     assert scores.forward_flops == 2 * 64 * (128 + 1) * 8193
 
 
-def test_experts_by_those_chosen() -> None:
+def test_only_chosen_experts_count() -> None:
     spec = load_bundled("mixtral-8x7b")
     ops = [op for op in lower(spec, Workload.prefill(10)) if op.component == "experts"]
     assert sum(step_flops(op, Workload.prefill(10)) for op in ops) == 32 * 10 * 2 * (2 * 3 * 4096 * 14336)
@@ -202,7 +202,7 @@ def test_the_rule_of_thumb_and_the_weights(name: str) -> None:
         assert extra.matmul == 2 * counts.active_matmul
 
 
-def test_recompute_is_beside_the_total() -> None:
+def test_recomputed_flops_are_not_in_the_total() -> None:
     spec = load_bundled("llama2-7b")
     work = Workload.train(2048)
     none, selective, full = (count_flops(spec, work, recompute=how) for how in ("none", "selective", "full"))

@@ -1,4 +1,4 @@
-"""The formulas beside the figures, evaluated: what a person reads must come to what is counted."""
+"""The formulas in answers, evaluated: each gives the figure beside it."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def check_components(spec: ModelSpec) -> None:
 
 
 @each_model
-def test_every_formula_comes_to_its_figure(name: str) -> None:
+def test_every_formula_gives_its_figure(name: str) -> None:
     check_every_op(load_bundled(name))
 
 
 @each_model
-def test_a_components_formula_comes_to_its_sum(name: str) -> None:
+def test_a_components_formula_gives_its_sum(name: str) -> None:
     check_components(load_bundled(name))
 
 
@@ -105,7 +105,7 @@ UNBUNDLED = {
     "t5gemma": {},
     "zamba2": {},
 }
-"""Model types whose parts no bundled model has, and what their classes' defaults leave open."""
+"""Model types whose parts no bundled model has, and the keys that their classes' defaults lack."""
 
 
 @pytest.mark.parametrize("model_type", UNBUNDLED)

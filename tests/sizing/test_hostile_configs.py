@@ -1,4 +1,4 @@
-"""Hugging Face configs with anything at all in them: sized, or refused with the reason, quickly."""
+"""Hugging Face configs with arbitrary values: each is sized, or refused with a reason, within the time limit."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def test_random_configs(config: dict[str, Any]) -> None:
     ],
     ids=lambda content: content[:24].decode("latin-1"),
 )
-def test_files_that_are_meant_to_hurt(content: bytes, tmp_path: Path) -> None:
+def test_hostile_files(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(content)
     assert survives(lambda: load_config(file)) is None
     assert survives(lambda: load_config(tmp_path)) is None
 
 
-def test_missing_files_are_said(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.json", tmp_path / "x\x00y"):
         with pytest.raises(LLMBenchError, match="cannot read"):
             load_config(path)

@@ -1,4 +1,4 @@
-"""Random, huge, ill-typed and malicious input: an LLMBenchError with a message, quickly, or an answer."""
+"""Random, huge, ill-typed and malicious input: each gives an answer, or an LLMBenchError with a message, in time."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_a_spec_with_one_word_replaced(position: int, word: str) -> None:
     ],
     ids=lambda text: text[:12],
 )
-def test_toml_that_is_meant_to_hurt(text: str) -> None:
+def test_hostile_toml(text: str) -> None:
     assert survives(lambda: parse_spec(text, "text")) is None
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "2147483649", "1e400", "nan", '"x"', "[]", "{}", "true", "9" * 5000])
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "layers", "pattern", "norm", "name"])
-def test_a_field_that_cannot_be(field: str, value: str) -> None:
+def test_an_impossible_field(field: str, value: str) -> None:
     if (field, value) in (("name", '"x"'), ("norm", "{}")):
         return
     lines = write_spec(load_bundled("llama2-7b")).splitlines()
@@ -102,7 +102,7 @@ def test_random_patterns(text: str) -> None:
     ],
     ids=lambda text: f"{text[:12]}…{len(text)}",
 )
-def test_patterns_that_are_meant_to_hurt(text: str) -> None:
+def test_hostile_patterns(text: str) -> None:
     survives(lambda: parse_pattern(text))
 
 
@@ -176,7 +176,7 @@ def test_any_value_at_any_path(path: str, value: Any) -> None:
     ],
     ids=lambda item: item[:16],
 )
-def test_assignments_that_are_meant_to_hurt(item: str) -> None:
+def test_hostile_assignments(item: str) -> None:
     assignments = survives(lambda: parse_assignments([item]))
     if assignments is not None:
         sized(survives(lambda: override(load_bundled("llama2-7b"), assignments)))
@@ -203,6 +203,6 @@ def test_random_layouts(text: str) -> None:
         "tp=1,tp=1",
     ],
 )
-def test_layouts_that_are_meant_to_hurt(text: str) -> None:
+def test_hostile_layouts(text: str) -> None:
     result = survives(lambda: Layout.parse(text))
     assert result is None or not text.strip(",")

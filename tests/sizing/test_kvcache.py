@@ -1,4 +1,4 @@
-"""The cache: figures by hand from each report, and bytes of the caches that transformers really fills."""
+"""The cache: figures by hand from each report, and the bytes of the caches that transformers fills."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_mistral_stops_growing_at_its_window() -> None:
         assert cache.reserved_bytes == -(-seq // 16) * 16 * each  # an engine sets aside all of it
 
 
-def test_deepseek_keeps_a_latent() -> None:
+def test_deepseek_caches_a_latent() -> None:
     v3 = kv_cache(load_bundled("deepseek-v3"), 1000)
     assert v3.bytes_per_token == 61 * (512 + 64) * 2 == 70_272
     assert v3.bytes_per_sequence == 70_272_000
@@ -64,7 +64,7 @@ def test_qwen3_next_keeps_a_state() -> None:
     assert kv_cache(load_bundled("qwen3-next-80b-a3b"), 1).state_bytes_per_sequence == cache.state_bytes_per_sequence
 
 
-def test_jamba_keeps_both() -> None:
+def test_jamba_has_a_cache_and_states() -> None:
     """4 of 32 layers attend with 8 key-value heads; 28 keep 8192 × 16 in fp32 and 3 inputs of 8192."""
     cache = kv_cache(load_bundled("jamba-v0.1"), 262_144)
     assert cache.bytes_per_token == 4 * 2 * 8 * 128 * 2
@@ -78,14 +78,14 @@ def test_mamba_never_grows() -> None:
     assert short.bytes_total == long.bytes_total == 24 * (1536 * 16 * 4 + 1536 * 3 * 2)
 
 
-def test_an_encoder_decoder_keeps_the_encoder_apart() -> None:
+def test_cross_attention_is_counted_separately() -> None:
     cache = kv_cache(load_bundled("t5-base"), 512, batch=2)
     assert cache.bytes_per_token == 12 * 2 * 768 * 2
     assert cache.cross_bytes_per_sequence == cache.bytes_per_sequence == 512 * cache.bytes_per_token
     assert cache.bytes_total == 4 * cache.bytes_per_sequence
 
 
-def test_an_encoder_keeps_nothing() -> None:
+def test_an_encoder_has_no_cache() -> None:
     assert kv_cache(load_bundled("bert-base"), 512).bytes_total == 0
 
 
@@ -115,7 +115,7 @@ def test_blocks_are_whole(block: int, seq: int, kept: int) -> None:
 
 
 @pytest.mark.parametrize("seq", [1, 15, 16, 17, 4096])
-def test_odd_bits_are_rounded_up_a_layer(seq: int) -> None:
+def test_odd_bits_are_rounded_up_per_layer(seq: int) -> None:
     spec = override(
         load_bundled("gpt2"),
         {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 3, "v_head_dim": 4},
@@ -142,10 +142,10 @@ def test_other_key_value_heads() -> None:
     )
 
 
-@pytest.mark.parametrize(("tp", "ways"), [(1, 1), (4, 4), (8, 8), (16, 8), (32, 8)])
-def test_heads_are_split_until_there_is_one(tp: int, ways: int) -> None:
+@pytest.mark.parametrize(("tp", "parts"), [(1, 1), (4, 4), (8, 8), (16, 8), (32, 8)])
+def test_heads_are_split_until_there_is_one(tp: int, parts: int) -> None:
     cache = kv_cache(load_bundled("llama3-8b"), 128, layout=Layout(tp=tp))
-    assert cache.bytes_per_token == 131_072 // ways
+    assert cache.bytes_per_token == 131_072 // parts
 
 
 @pytest.mark.parametrize("wrong", [{"seq_len": 0}, {"seq_len": -5}, {"batch": 0}, {"block_size": 0}])

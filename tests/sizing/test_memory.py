@@ -144,7 +144,7 @@ def test_full_size_models_as_traced(name: str, precision: str, attention: str, r
     compare(spec, trace(shape, setup, batch=batch, seq=seq), ours, recompute=recompute)
 
 
-def test_gradients_that_stay_as_traced() -> None:
+def test_accumulated_gradients_as_traced() -> None:
     """Megatron's fp32 gradient buffers: 18 bytes a parameter, at every moment."""
     style, seq, batch, shape = SMALL["mha-8k"]
     setup = Setup(style=style, gradients="fp32", persistent_gradients=True)
@@ -160,7 +160,7 @@ def test_gradients_that_stay_as_traced() -> None:
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUNS = {run["id"]: run for run in tomllib.loads((BENCHMARKS / "memory_published.toml").read_text())["runs"]}
 OURS = {"korthikanti": 0.02, "simumax": 0.05}
-"""The error we allow ourselves, by source."""
+"""The largest allowed error, by source."""
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_serving_halves_with_the_cache_and_the_gpus() -> None:
     assert len(staged.stage_peaks) == 4
 
 
-def test_every_precision_and_phase_in_its_place() -> None:
+def test_each_phase_accepts_its_own_precisions() -> None:
     from llmbench.errors import SpecError
 
     spec = override(load_bundled("gpt2"), {"num_hidden_layers": 2})
@@ -289,7 +289,7 @@ def test_int4_is_as_large_as_published_files() -> None:
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3.2", "t5-base", "gemma3-4b", "jamba-v0.1", "qwen3-next-80b-a3b"])
-def test_serving_holds_all_that_kvcache_says(name: str) -> None:
+def test_serving_counts_the_cache_of_kvcache(name: str) -> None:
     spec = load_bundled(name)
     assert inference_memory(spec, 4096, batch=3).parts_bytes["kv_cache"] == kv_cache(spec, 4096, batch=3).bytes_total
 
@@ -315,7 +315,7 @@ def test_a_tied_head_on_its_own_stage_has_a_copy() -> None:
     assert training_memory(spec, 128).parameters == count_parameters(spec).total
 
 
-def test_fully_sharded_training_holds_sixteen_bytes_a_parameter() -> None:
+def test_fully_sharded_training_has_sixteen_bytes_per_parameter() -> None:
     spec = load_bundled("llama2-7b")
     full = training_memory(spec, 128, layout=Layout(dp=64, zero=3)).full_bytes
     states = full["weights"] + full["gradients"] + full["optimizer"]

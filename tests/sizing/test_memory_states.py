@@ -38,7 +38,7 @@ STATES = ("weights", "gradients", "optimizer")
         ("mixed", "adamw-8bit", 10 + 8 / 256),
     ],
 )
-def test_bytes_a_parameter(precision: str, optimizer: str, each: float) -> None:
+def test_bytes_per_parameter(precision: str, optimizer: str, each: float) -> None:
     full = training_memory(LLAMA, 128, precision=precision, optimizer=optimizer).full_bytes
     assert sum(full[part] for part in STATES) == pytest.approx(each * N, rel=1e-6)
 
@@ -228,7 +228,7 @@ def test_fewer_micro_batches_than_stages(micro_batches: int) -> None:
     assert ours == most_held(4, micro_batches, 1)
 
 
-def test_the_first_stage_holds_as_much_as_the_whole_model() -> None:
+def test_the_first_stage_saves_as_much_as_the_whole_model() -> None:
     """1F1B: p micro-batches of a p-th of the layers. Interleaved: 1 + (p - 1)/(p·v) times that."""
     one = training_memory(LLAMA, 2048, precision="mixed-fp32-grads").full_bytes["activations"]
     for pp in (2, 4, 8):

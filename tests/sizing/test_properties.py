@@ -1,4 +1,4 @@
-"""What must hold of any model at all, whatever it is made of."""
+"""Properties of every model that a spec can describe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmbench.sizing.stages import stages
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.ffn import MoE
-from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention, branches
+from llmbench.spec.mixer import Attention, branches
 from llmbench.spec.model import ModelSpec
 
 from . import strategies
@@ -220,17 +220,8 @@ def test_one_more_token_is_a_decoding_step(spec: ModelSpec, seq: int, batch: int
 
 
 def spans(spec: ModelSpec) -> list[int | None]:
-    """How far back each kind of layer that caches tokens sees."""
-    found: list[int | None] = []
-    for layer in spec.layers.values():
-        for mixer in branches(layer.mixer):
-            if isinstance(mixer, Attention) and not mixer.shares_kv:
-                found.append(mixer.span)
-            elif isinstance(mixer, LatentAttention):
-                found.append(mixer.sliding_window)
-            elif isinstance(mixer, CompressedAttention):
-                found += [mixer.sliding_window, *([None] if mixer.compress_rate else [])]
-    return found
+    """The span of each cache row of each kind of layer."""
+    return [row.span for mixer in spec.mixers for row in mixer.cache_rows]
 
 
 @common

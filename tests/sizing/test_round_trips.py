@@ -1,4 +1,4 @@
-"""What is written is read back the same: specs as TOML and as Hugging Face configs, layouts, patterns."""
+"""Written specs (TOML, Hugging Face configs), layouts and patterns are read back unchanged."""
 
 from __future__ import annotations
 

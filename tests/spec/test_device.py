@@ -1,4 +1,4 @@
-"""Device datasheets: they load strictly, cite sources, obey arithmetic, and are never taken for others."""
+"""Device datasheets: strict loading, cited sources, consistent figures, and exact matching of names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact figures that tools of this kind get wrong; each is one line of a model's architecture."""
+"""Exact figures that sizing tools often get wrong. Each is one detail of an architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled models: their files, their published counts, and what transformers counts of the same."""
+"""The bundled models: their files, their published counts, and transformers' counts of the same models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
 each_model = pytest.mark.parametrize("name", NAMES)
 
 NO_CLASS = {"glam-64b", "nanogpt", "palm-8b", "palm-62b", "palm-540b"}
-"""No class of transformers describes these."""
+"""Models that no class of transformers describes."""
 
 STANDS_FOR = {"kimi_k2": "deepseek_v3"}
 """A model type of the hub's remote code, and the type whose class its repository names."""
@@ -45,7 +45,7 @@ DIFFERS = {
     "qwen2.5-32b": 263_876_352,
     "stablelm-2-1.6b": 98_304,
 }
-"""Our count less the published one, where rounding does not explain it; the notes of each file do."""
+"""Our count minus the published one, where the notes of the file explain the difference and rounding does not."""
 
 
 # The files
@@ -158,7 +158,7 @@ def test_transformers_counts_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NO_CLASS))
-def test_no_class_is_said(name: str) -> None:
+def test_a_model_without_a_class_says_so(name: str) -> None:
     with pytest.raises(UnsupportedError, match="no Hugging Face form"):
         to_config(load_bundled(name))
 
@@ -173,6 +173,6 @@ def test_no_class_is_said(name: str) -> None:
         ("bloom-560m", {"positions": {"kind": "rope"}}, "positions"),
     ],
 )
-def test_what_a_config_cannot_say_is_refused(name: str, change: dict[str, object], field: str) -> None:
+def test_export_refuses_what_a_config_cannot_state(name: str, change: dict[str, object], field: str) -> None:
     with pytest.raises(UnsupportedError, match=field):
         to_config(override(load_bundled(name), change))

@@ -1,4 +1,4 @@
-"""Values of the right type that no model can have: each is refused by name, and what is next to it is not."""
+"""Values of the right type that no model can have: the message names the field, and valid neighbours are accepted."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (DENSE, {"extra": [{"name": "x", "shape": [], "role": "matmul"}]}, "extra.0.shape", "no dimension"),
     (LATENT, {"next_token_prediction.count": 2**31}, "next_token_prediction.count", "2147483648 is more than"),
 ]
-"""Model, changes, the field that the message names, what it says of it."""
+"""Model, changes, the field that the message names, and a part of the message."""
 
 
 def like_glm() -> ModelSpec:
@@ -143,7 +143,7 @@ def test_refused(name: str, change: dict[str, Any], field: str, what: str) -> No
         ("t5-base", {"positions.per_layer": True, "num_attention_heads": 24}),
     ],
 )
-def test_what_stands_at_the_edge_is_not(name: str, change: dict[str, Any]) -> None:
+def test_values_at_the_limit_are_accepted(name: str, change: dict[str, Any]) -> None:
     assert override(load_bundled(name), change).check()
 
 
@@ -158,7 +158,7 @@ def test_branches() -> None:
             override(load_bundled(DENSE), {MIXER: {"kind": "parallel", "branches": branches}})
 
 
-def test_one_table_of_biases_serves_layers_of_as_many_heads() -> None:
+def test_a_shared_table_of_biases_needs_equal_head_counts() -> None:
     spec = load_bundled("t5-base")
     wide = {"kind": "attention", "num_attention_heads": 24, "num_key_value_heads": 24, "head_dim": 64}
     other = {"pattern": "block wide", "layers.wide": {"mixer": wide}}
@@ -169,7 +169,7 @@ def test_one_table_of_biases_serves_layers_of_as_many_heads() -> None:
         override(spec, {"pattern": "ffn block", "layers.ffn": {"ffn": {"kind": "dense", "intermediate_size": 8}}})
 
 
-def test_the_hint_says_what_would_do() -> None:
+def test_the_hint_names_valid_values() -> None:
     with pytest.raises(SpecError) as refusal:
         override(load_bundled("mamba2-2.7b"), {"n_groups": 3})
     assert refusal.value.hint == "the nearest that does: 2 or 4"
@@ -188,12 +188,12 @@ def test_the_hint_says_what_would_do() -> None:
         (LATENT, {"n_group": 7}, "router.n_group"),
     ],
 )
-def test_configs_are_held_to_the_same(name: str, change: dict[str, Any], field: str) -> None:
+def test_configs_are_checked_in_the_same_manner(name: str, change: dict[str, Any], field: str) -> None:
     with pytest.raises(SpecError, match=field):
         from_config(to_config(load_bundled(name)) | change, name=name)
 
 
-def test_parts_know_their_own_faults() -> None:
+def test_parts_state_their_own_faults() -> None:
     """Without a model around them, and with every field that is wrong."""
     latent = {"num_attention_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
     assert [f.field for f in LatentAttention(**latent, v_head_dim=8, scale=0.0, latent_eps=-1.0).faults()] == [
