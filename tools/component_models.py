@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.ffn import Dense, Gated, MoE
-from llmbench.spec.mixer import RGLRU, Attention, GatedDeltaNet, LatentAttention, Mamba, Mamba2, branches
+from llmbench.spec.mixer import RGLRU, Attention, AttentionKind, GatedDeltaNet, LatentAttention, Mamba, Mamba2, branches
 from llmbench.spec.model import Layer, ModelSpec
 from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, Positions, RelativeBias, Rope
 

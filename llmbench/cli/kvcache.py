@@ -217,7 +217,8 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
 
 def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
     """The cache of one sequence: a row for each mixer of each kind of layer, and for keys of indexers and encoders."""
-    from llmbench.report.describe import cache_elements, cache_span, distinct  # JSON has no such rows
+    from llmbench.report.describe import cache_span, distinct  # JSON has no such rows
+    from llmbench.sizing.formula import cache_formula
 
     rows: list[dict[str, Any]] = []
     for name, layer in spec.layers.items():
@@ -225,7 +226,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
         for mixer in mixers:
             own = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
             bytes_here = own.layers.get(name, 0)
-            elements = cache_elements(mixer, mixer.cache_rows, explain=explain)
+            elements = cache_formula(mixer, mixer.cache_rows, explain=explain)
             row = {"layers": name, "count": spec.order.count(name), "kind": mixer.label}
             row |= {"elements_per_token": elements, "tokens_kept": cache_span(mixer), "bytes_per_sequence": bytes_here}
             rows.append(row)
@@ -234,7 +235,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
         rows.append(row | {"bytes_per_sequence": cache.indexer_bytes_per_sequence})
     if cache.cross_bytes_per_sequence:
         crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
-        text = "; ".join(distinct(cache_elements(mixer, (mixer.cache_row,), explain=explain) for mixer in crossing))
+        text = "; ".join(distinct(cache_formula(mixer, (mixer.cache_row,), explain=explain) for mixer in crossing))
         row = {"layers": "cross-attention", "elements_per_token": text, "tokens_kept": "the encoder's tokens"}
         rows.append(row | {"bytes_per_sequence": cache.cross_bytes_per_sequence})
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmbench.report.units import plural
-from llmbench.spec.mixer import CacheRow, SingleMixer
+from llmbench.spec.mixer import SingleMixer
 from llmbench.spec.model import ModelSpec
 
 
@@ -24,21 +24,6 @@ def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
         "tied" if spec.tie_word_embeddings else "untied",
     ]
     return " · ".join(parts)
-
-
-def cache_elements(mixer: SingleMixer, rows: tuple[CacheRow, ...], *, explain: bool = False) -> str:
-    """Elements per token in these rows of a mixer's cache: `2 × kv_heads × head_dim`; with the numbers if `explain`."""
-    from llmbench.sizing.formula import numbers_of, with_numbers  # JSON needs no formulas
-
-    if mixer.shares_kv:
-        return "none, reads another layer's"
-    parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
-    text = ", + ".join(parts) or "none"
-    if not explain or not rows:
-        return text
-    numbers = with_numbers(text, numbers_of(mixer))
-    total = f" = {rows[0].elements:,}" if len(parts) == 1 and not numbers.isdigit() else ""
-    return f"{text} = {numbers}{total}"
 
 
 def cache_span(mixer: SingleMixer) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from llmbench.sizing.op import Op
-from llmbench.spec.mixer import AttentionKind, SingleMixer, branches
+from llmbench.spec.mixer import AttentionKind, CacheRow, SingleMixer, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 Term = tuple[str, ...]
@@ -140,6 +140,19 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
 def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
     """The mixers that an op may belong to: those whose module it names."""
     return [mixer for mixer in branches(layer.mixer) if f".{mixer.module_name}." in op.name]
+
+
+def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool = False) -> str:
+    """Elements per token in these rows of a mixer's cache: `2 × kv_heads × head_dim`; with the numbers if `explain`."""
+    if mixer.shares_kv:
+        return "none, reads another layer's"
+    parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
+    text = ", + ".join(parts) or "none"
+    if not explain or not rows:
+        return text
+    numbers = with_numbers(text, numbers_of(mixer))
+    total = f" = {rows[0].elements:,}" if len(parts) == 1 and not numbers.isdigit() else ""
+    return f"{text} = {numbers}{total}"
 
 
 def numbers_of(part: msgspec.Struct) -> dict[str, int]:
