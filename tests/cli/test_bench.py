@@ -377,14 +377,14 @@ def test_ctrl_c_keeps_rows_and_says_how_to_continue(
 
 
 def test_joules_are_shown_where_a_counter_measures_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmbench.measure import gate
+    from llmbench.measure import check_and_time
     from llmbench.measure.energy import Energy
 
     quick_profiles(monkeypatch)
     arguments = ["profile", "norm", *SMALL, "--device", "cpu"]
     assert run(arguments) == 0
     assert "energy" not in capsys.readouterr().out
-    monkeypatch.setattr(gate, "energy_of", lambda call, device: Energy(joules=3.0, calls=2, seconds=1.0))
+    monkeypatch.setattr(check_and_time, "energy_of", lambda call, device: Energy(joules=3.0, calls=2, seconds=1.0))
     assert run([*arguments, "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)["implementations"]
     assert {row["derived"]["joules_per_call"] for row in found} == {1.5}
