@@ -174,8 +174,8 @@ def even_shares(choices: int, experts: int) -> list[int]:
 class MixtureLayer(nn.Module):
     """Router, experts, and what every token visits beside them.
 
-    After a forward, `last_logits` and `last_chosen` hold the routing, for balance losses and measurements, and
-    `last_kept` which of the choices found a place, where experts take no more than so many.
+    After a forward pass, `last_chosen` [t, k] has the choices of the router. Where the capacity of experts is limited,
+    `last_kept` [t, k] says which choices found a place.
     """
 
     def __init__(self, hidden: int, moe: MoE) -> None:
@@ -200,15 +200,14 @@ class MixtureLayer(nn.Module):
             self.shared = feed_forward(hidden, shape)
             self.shared_gate = nn.Linear(hidden, 1, bias=False) if moe.shared.gate else None
         self.beside = None if moe.beside is None else feed_forward(hidden, moe.beside)
-        self.last_logits: Tensor | None = None
         self.last_chosen: Tensor | None = None
         self.last_kept: Tensor | None = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, -2)
-        logits, weights, chosen = self.router(tokens, implementation)
-        self.last_logits, self.last_chosen = logits, chosen
+        _, weights, chosen = self.router(tokens, implementation)
+        self.last_chosen = chosen
         narrow = tokens if self.latent_in is None else self.latent_in(tokens)
         out = self._routed(narrow, weights, chosen, x.shape[0], implementation)
         out = (out if self.latent_out is None else self.latent_out(out)).view_as(x)

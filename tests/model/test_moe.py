@@ -1,4 +1,4 @@
-"""Experts: which tokens they take, what becomes of the others, and what keeps their load even."""
+"""Experts: which tokens they take, and the output for the tokens that they drop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError, SpecError, UnsupportedError
-from llmbench.model.balance import balance_losses, model_balance_losses, nudge_corrections
-from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import MixtureLayer, places_of
 from llmbench.model.implementations import implementation
 from llmbench.model.trace import traced_flops
@@ -176,109 +174,6 @@ def test_switch_drops_the_tokens_that_transformers_drops(capacity: int, tmp_path
     layers = [layer for layer in ours.modules() if isinstance(layer, MixtureLayer)]
     assert len(layers) == 2
     assert all(layer.last_kept is not None and not layer.last_kept.all() for layer in layers)
-
-
-# Balance
-
-
-def test_the_balance_losses() -> None:
-    """1 where all is even, E where all falls on one expert; the z-loss is ln(E)² where logits are zero."""
-    even = torch.arange(8).view(4, 2) % 8
-    balance, z = balance_losses(torch.zeros(4, 8), even, 8)
-    assert float(balance) == pytest.approx(1.0)
-    assert float(z) == pytest.approx(math.log(8) ** 2)
-    one = torch.full((4, 8), -100.0)
-    one[:, 3] = 0.0
-    balance, z = balance_losses(one, torch.full((4, 1), 3), 8)
-    assert float(balance) == pytest.approx(8.0)
-    assert float(z) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_balance_loss_of_transformers() -> None:
-    """Mixtral's: there the shares of the k choices are added, so that it is k times as large."""
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
-    logits = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    chosen = logits.topk(2).indices
-    wanted = load_balancing_loss_func((logits,), num_experts=8, top_k=2)
-    assert float(balance_losses(logits, chosen, 8)[0] * 2) == pytest.approx(float(wanted), rel=1e-6)
-
-
-def lively(router: Router, experts: int = 8) -> Decoder:
-    """A small model of experts whose router much prefers some."""
-    moe = MoE(num_experts=experts, num_experts_per_tok=2, intermediate_size=8, router=router)
-    model = small.model_of(mixture_model(moe))
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, MixtureLayer):
-                assert layer.router.bias is not None
-                layer.router.bias.copy_(torch.linspace(-1.0, 1.0, experts))
-    return model
-
-
-def unevenness(model: Decoder) -> float:
-    """The load of the busiest expert as a multiple of its even share, the mean over the layers."""
-    found = []
-    for layer in model.modules():
-        if isinstance(layer, MixtureLayer) and layer.last_chosen is not None:
-            load = F.one_hot(layer.last_chosen, layer.moe.num_experts).sum((0, 1)).float()
-            found.append(float(load.max() / load.mean()))
-    return sum(found) / len(found)
-
-
-@torch.no_grad()
-def test_corrections_even_out_a_skewed_router() -> None:
-    """Two hundred steps on the same tokens; the weights of what is chosen are the scores, without the correction."""
-    model = lively(Router(scores="sigmoid", correction="buffer", normalize=True, bias=True))
-    ids = small.prompt(4, 64)
-    model(ids)
-    before = unevenness(model)
-    assert before > 1.7
-    for _ in range(200):
-        nudge_corrections(model, speed=0.01)
-        model(ids)
-    assert unevenness(model) < 1.25
-    router = next(layer for layer in model.modules() if isinstance(layer, MixtureLayer)).router
-    x = tokens(1, 5)[0].repeat(1, 2)
-    logits, weights, chosen = router(x, STANDARD)
-    scores = logits.sigmoid().gather(-1, chosen)
-    torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True))
-
-
-def test_one_step_of_the_corrections() -> None:
-    """Up by `speed` below the mean load, down above it, as it is at the mean."""
-    layer = mixture(num_experts=4, router=Router(scores="sigmoid", correction="buffer"))
-    assert layer.router.correction is not None
-    layer.router.correction.zero_()
-    layer.last_chosen = torch.tensor([[0, 1], [0, 1], [0, 3], [0, 2]])  # loads of 4, 2, 1 and 1
-    nudge_corrections(layer, speed=0.5)
-    assert layer.router.correction.tolist() == [-0.5, 0.0, 0.5, 0.5]
-
-
-def test_the_balance_loss_evens_out_a_skewed_router() -> None:
-    """By gradient steps on the routers alone."""
-    model = lively(Router(bias=True))
-    ids = small.prompt(4, 64)
-    routers = [held for name, held in model.named_parameters() if ".router." in name]
-    optimizer = torch.optim.Adam(routers, lr=0.02)
-    losses, loads = [], []
-    for _ in range(40):
-        model(ids)
-        balance, z = model_balance_losses(model)
-        optimizer.zero_grad()
-        (balance + 1e-3 * z).backward()
-        optimizer.step()
-        losses.append(balance.item())
-        loads.append(unevenness(model))
-    assert losses[0] > 1.1
-    assert losses[-1] < 1.02
-    assert loads[0] > 1.7
-    assert loads[-1] < 1.5
-
-
-def test_a_dense_model_has_no_balance_losses() -> None:
-    model = small.model_of(small.SPECS["gqa"])
-    assert [loss.item() for loss in model_balance_losses(model)] == [0.0, 0.0]
 
 
 # The choice
