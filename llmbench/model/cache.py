@@ -1,156 +1,147 @@
-"""What attention keeps between steps, layer by layer: dense slots, rings of a window; `paged` has blocks.
+"""The cache of a whole model: the caches and states of its layers, and the length of each sequence.
 
-A cache holds sequences of different lengths side by side: every slot knows the position of the token in it, and a
-negative position is an empty slot. Padding is never kept. Latent attention keeps one row a token, the latent and then
-the rotated key, as keys of one head; its values are an indexer's keys, or of no width.
-
-B batch, K KV heads, S new tokens, T slots, H head dim.
+B batch, S new tokens.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmbench.model.implementations.interface import Mask, Slots
-from llmbench.model.storage import Rows, Storage
+from llmbench.errors import CannotRunError, unknown
+from llmbench.model.layer_cache import LayerCache, RowShape, SlotCache
+from llmbench.model.paged import BLOCK_SIZE, BlockPool, BlockTable, PagedCache
+from llmbench.model.storage import Storage
 
 
-class LayerCache(Protocol):
-    """Keys and values of one layer."""
+class CacheKind(NamedTuple):
+    """How attention layers store keys and values.
 
-    def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """Put in keys and values [B, K, S, H] of tokens at `positions` [B, S]. Where `valid` [B, S] is false the token
-        is padding and is left out."""
-        ...
+    rolling: windowed layers store no more than their window. paged: in blocks, every layer at full length, like serving
+    engines without support for hybrid models. storage: the format of quantised rows.
+    """
 
-    def overwrites(self, new: int) -> bool:
-        """Whether so many new tokens at once overwrite what the first of them still sees."""
-        ...
+    name: str
+    rolling: bool = True
+    paged: bool = False
+    storage: Storage | None = None
 
-    def token_positions(self) -> Tensor:
-        """Positions [B, T] of the tokens held, negative for empty slots."""
-        ...
 
-    def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """Keys [B, K, T, H] of the tokens held, a copy where rows are quantised or in blocks."""
-        ...
+CACHE_KINDS: dict[str, CacheKind] = {
+    kind.name: kind
+    for kind in (
+        CacheKind("rolling"),
+        CacheKind("dense", rolling=False),
+        CacheKind("paged", rolling=False, paged=True),
+        CacheKind("int8", storage="int8"),
+        CacheKind("fp8", storage="fp8"),
+        CacheKind("paged-int8", rolling=False, paged=True, storage="int8"),
+        CacheKind("paged-fp8", rolling=False, paged=True, storage="fp8"),
+    )
+}
+"""Every kind of cache, by name. Latent attention stores latents in each of them."""
 
-    def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """Their values [B, K, T, H]."""
-        ...
 
-    def slots(self, lengths: Tensor) -> Slots:
-        """Keys and values where they lie, of sequences of `lengths` [B]."""
-        ...
+def cache_kind(name: str) -> CacheKind:
+    """The kind of cache of that name. Raises UnknownNameError with the nearest name."""
+    if name not in CACHE_KINDS:
+        raise unknown("kind of cache", name, CACHE_KINDS)
+    return CACHE_KINDS[name]
+
+
+class Store(NamedTuple):
+    """The settings of a cache: its kind, room for `capacity` tokens of each of `batch` sequences, dtype and device, and
+    the block table of a paged kind. Layers are opened with them."""
+
+    kind: CacheKind
+    batch: int
+    capacity: int
+    dtype: torch.dtype
+    device: torch.device | str
+    table: BlockTable | None = None
+
+    def rows(self, row: RowShape, span: int | None) -> LayerCache:
+        """An empty cache of a layer that sees the last `span` tokens; None: all of them."""
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "storage": self.kind.storage}
+        if self.table is not None:
+            return PagedCache(self.table, row, **options)
+        ring = self.kind.rolling and span is not None and span < self.capacity
+        slots = span if ring and span is not None else self.capacity
+        return SlotCache(self.batch, slots, row, ring=ring, **options)
+
+
+class Cache:
+    """The caches of all layers, and the length of each sequence: `lengths` [B] on the device, `host_lengths` on the
+    host."""
+
+    def __init__(self, layers: Sequence[dict[str, Any]], store: Store) -> None:
+        self.layers = list(layers)
+        self.store = store
+        self.lengths = torch.zeros(store.batch, dtype=torch.int64, device=store.device)
+        self.host_lengths = [0] * store.batch
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.host_lengths)
+
+    def reserve(self, length: int, lengths: Tensor | None) -> int:
+        """Make room for a forward pass of `length` tokens, or `lengths` [B] of them, and return the length of the
+        longest sequence after it. Raises CannotRunError where there is no room."""
+        after = self._after(length, lengths)
+        if max(after) > self.store.capacity:
+            raise CannotRunError(
+                f"the cache has room for {self.store.capacity} tokens per sequence, not {max(after)}",
+                hint="create the cache with a larger capacity",
+            )
+        if self.store.table is not None:
+            self.store.table.reserve(after)
+        return max(after)
+
+    def advance(self, length: int, lengths: Tensor | None) -> None:
+        """Count the tokens that a forward pass stored."""
+        self.host_lengths = self._after(length, lengths)
+        self.lengths = self.lengths + (length if lengths is None else lengths)
+
+    def _after(self, length: int, lengths: Tensor | None) -> list[int]:
+        new = [length] * len(self.host_lengths) if lengths is None else lengths.tolist()
+        return [old + more for old, more in zip(self.host_lengths, new, strict=True)]
 
     def forget(self, row: int) -> None:
-        """Empty the slots of one sequence."""
-        ...
+        """Empty the place of one sequence, so that another can start there. Its blocks return to the pool."""
+        for layer in self.layers:
+            for state in layer.values():
+                state.forget(row)
+        if self.store.table is not None:
+            self.store.table.release(row)
+        self.host_lengths[row] = 0
+        self.lengths = self.lengths.index_fill(0, torch.tensor([row], device=self.lengths.device), 0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes set aside for the tokens of all sequences, empty slots and scales included."""
-        ...
+        """Bytes allocated for tokens and states, in all layers."""
+        return sum(state.nbytes for layer in self.layers for state in layer.values())
 
 
-class Held:
-    """Keys and values that a cache holds, as a Seen: gathered when they are asked for."""
-
-    def __init__(self, cache: LayerCache, mask: Mask, lengths: Tensor, dtype: torch.dtype) -> None:
-        self.cache, self.mask, self.lengths, self.dtype = cache, mask, lengths, dtype
-
-    @property
-    def k(self) -> Tensor:
-        """Keys [B, K, T, H]."""
-        return self.cache.gathered_keys(self.dtype)
-
-    @property
-    def v(self) -> Tensor:
-        """Values [B, K, T, H]."""
-        return self.cache.gathered_values(self.dtype)
-
-    @property
-    def slots(self) -> Slots:
-        """Where they lie."""
-        return self.cache.slots(self.lengths)
-
-
-class RowShape(NamedTuple):
-    """What one token leaves in a layer: heads, and the parts of a key's and a value's row, each with a scale of its own
-    where rows are quantised."""
-
-    heads: int
-    key: tuple[int, ...]
-    value: tuple[int, ...]
-
-
-class SlotCache:
-    """Slots for `capacity` tokens a sequence. With `ring`, a token overwrites the one `capacity` before it, and several
-    tokens at once see what was held before beside their own."""
-
-    def __init__(
-        self,
-        batch: int,
-        capacity: int,
-        shape: RowShape,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        ring: bool = False,
-        storage: Storage | None = None,
-    ) -> None:
-        self.ring, self.capacity = ring, capacity
-        place = (batch, shape.heads, capacity + 1)  # the last slot takes what is dropped
-        self.keys = Rows(place, shape.key, storage=storage, dtype=dtype, device=device)
-        self.values = Rows(place, shape.value, storage=storage, dtype=dtype, device=device)
-        self.positions = torch.full((batch, capacity + 1), -1, dtype=torch.int64, device=device)
-
-    def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """See LayerCache. Of several tokens for one slot of a ring the last is kept."""
-        new = positions if valid is None else positions.masked_fill(~valid, -1)
-        kept = new >= 0
-        if self.ring:
-            kept = kept & (new > new.amax(dim=1, keepdim=True) - self.capacity)
-        slots = torch.where(kept, new % self.capacity, self.capacity)
-        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-        self.keys.write((rows, slice(None), slots), k.transpose(1, 2))
-        self.values.write((rows, slice(None), slots), v.transpose(1, 2))
-        self.positions[rows, slots] = new
-
-    def overwrites(self, new: int) -> bool:
-        """See LayerCache."""
-        return self.ring and new > 1
-
-    def token_positions(self) -> Tensor:
-        """See LayerCache."""
-        return self.positions[:, : self.capacity]
-
-    def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
-        return self.keys.read(self._used, dtype)
-
-    def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
-        return self.values.read(self._used, dtype)
-
-    def slots(self, lengths: Tensor) -> Slots:
-        """See LayerCache."""
-        (keys, key_scales), (values, value_scales) = (rows.stored(self._used) for rows in (self.keys, self.values))
-        return Slots(keys, values, key_scales, value_scales, lengths, ring=self.ring)
-
-    @property
-    def _used(self) -> tuple[slice, slice, slice]:
-        return slice(None), slice(None), slice(0, self.capacity)
-
-    def forget(self, row: int) -> None:
-        """See LayerCache."""
-        self.positions[row] = -1
-
-    @property
-    def nbytes(self) -> int:
-        """See LayerCache."""
-        batch, heads, slots = self.keys.data.shape[:3]
-        return batch * heads * (slots - 1) * (self.keys.row_bytes + self.values.row_bytes)
+def open_store(
+    kind: str,
+    batch: int,
+    capacity: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    block_size: int = BLOCK_SIZE,
+    num_blocks: int | None = None,
+) -> Store:
+    """The settings of a cache of that kind. A paged cache has `num_blocks` blocks for all sequences together, by
+    default enough for `capacity` tokens of each. Raises UnknownNameError."""
+    settings = cache_kind(kind)
+    table = None
+    if settings.paged:
+        max_blocks = -(-capacity // block_size)
+        pool = BlockPool(batch * max_blocks if num_blocks is None else num_blocks)
+        table = BlockTable(batch, max_blocks, pool, block_size=block_size, device=device)
+    return Store(settings, batch, capacity, dtype, device, table)

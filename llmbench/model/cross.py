@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.model.attention import Step
 from llmbench.model.implementations.interface import Given, Mask, Scores
+from llmbench.model.step import Step
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.model.arguments import real_number, row_lengths, token_rows, whole_number, whole_seed
+from llmbench.model.cache import Cache
 from llmbench.model.decoder import Decoder
 from llmbench.model.mixers import new_cache
-from llmbench.model.state import Cache
 from llmbench.sizing.lengths import refuse_beyond_positions
 
 COLDEST = torch.finfo(torch.float32).tiny

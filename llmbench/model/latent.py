@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmbench.model.attention import Step, context
-from llmbench.model.cache import LayerCache
+from llmbench.model.context import context
 from llmbench.model.implementations.interface import Given, Implementation, Mask, Scores, Seen
+from llmbench.model.layer_cache import LayerCache
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotate, rotation_of, yarn_scale
+from llmbench.model.step import Step
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope

@@ -11,10 +11,11 @@ from typing import Any, assert_never
 from torch import nn
 
 from llmbench.errors import UnsupportedError
-from llmbench.model.attention import AttentionLayer
-from llmbench.model.cache import RowShape
+from llmbench.model.cache import Cache, Store, open_store
 from llmbench.model.cross import CrossState
+from llmbench.model.gated_attention import attention_class
 from llmbench.model.latent import LatentLayer
+from llmbench.model.layer_cache import RowShape
 from llmbench.model.recurrent import (
     GatedDeltaNetLayer,
     LightningLayer,
@@ -24,7 +25,6 @@ from llmbench.model.recurrent import (
     ShortConvLayer,
     new_state,
 )
-from llmbench.model.state import Cache, Store, open_store
 from llmbench.spec.mixer import (
     RGLRU,
     RWKV,
@@ -51,7 +51,8 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
         case Attention():
             positions = spec.positions_of(mixer)
             owns_bias = index == 0 or (isinstance(positions, RelativeBias) and positions.per_layer)
-            return AttentionLayer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
+            layer = attention_class(mixer)
+            return layer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
         case LatentAttention():
             return LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
         case Mamba():

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from llmbench.model.implementations.interface import Implementation
+from llmbench.model.residual import Residual
 from llmbench.spec.model import Norm
-
-
-class Residual(NamedTuple):
-    """The residual stream [B, S, D], and what is still to be added to it: the next norm adds it as it reads, in one
-    pass where the implementation has one."""
-
-    x: Tensor
-    added: Tensor | None = None
-
-    def whole(self) -> Tensor:
-        """The sum."""
-        return self.x if self.added is None else self.x + self.added
 
 
 class NormLayer(nn.Module):
@@ -35,31 +22,25 @@ class NormLayer(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape)) if norm.bias else None
 
     def reset_parameters(self) -> None:
-        """The identity."""
+        """Make the norm the identity on normalised inputs."""
         with torch.no_grad():
             if self.weight is not None:
                 self.weight.fill_(0.0 if self.norm.unit_offset else 1.0)
             if self.bias is not None:
                 self.bias.zero_()
 
-    def forward(
-        self, x: Tensor, implementation: Implementation, added: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The normalised x, of its shape; where something is `added` to x first, also the sum."""
-        normed, summed = implementation.norm(x, added, self.weight, self.bias, self.norm)
-        return normed if added is None else (normed, summed)
-
-    def read(self, stream: Residual, implementation: Implementation) -> tuple[Tensor, Residual]:
-        """The normalised stream, and the stream with nothing to be added any more."""
-        if stream.added is None:
-            return self(stream.x, implementation), stream
-        normed, summed = self(stream.x, implementation, stream.added)
-        return normed, Residual(summed)
+    def forward(self, x: Tensor | Residual, implementation: Implementation) -> Tensor:
+        """The normalised x, of its shape. The sum of a residual stream is computed in the same call."""
+        if not isinstance(x, Residual):
+            return implementation.norm(x, None, self.weight, self.bias, self.norm)[0]
+        normed, total = implementation.norm(x.x, x.added, self.weight, self.bias, self.norm)
+        x.settle(total)
+        return normed
 
     def extra_repr(self) -> str:
         return f"{self.norm.kind}, {self.width}, eps={self.norm.eps}"
 
 
 def times(x: Tensor, factor: float) -> Tensor:
-    """x · factor, and x itself where that is 1."""
+    """x · factor; x itself where the factor is 1."""
     return x if factor == 1.0 else x * factor

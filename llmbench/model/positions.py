@@ -147,7 +147,7 @@ def rotations_of(model: nn.Module) -> list[Rotation]:
     return list({rotation.name: rotation for rotation in found if isinstance(rotation, Rotation)}.values())
 
 
-def refuse_turned_anew(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
+def refuse_mixed_frequencies(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
     """Raise CannotRunError where one table does not do for all rows, which hold `before` tokens and then `after`: where
     their lengths have different scalings, or a cache has keys that were turned by another."""
     for rotation in rotations:

@@ -1,4 +1,4 @@
-"""Encoder-decoders: an encoder stack beside the decoder, whose layers attend to its output.
+"""Encoder-decoders: the layers of the decoder attend to the output of an encoder.
 
 B batch, S length, E encoder length, D hidden, V vocabulary.
 """
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from llmbench.errors import CannotRunError, UnsupportedError
-from llmbench.model.attention import Step
-from llmbench.model.decoder import Block, Decoder, refuse_layers
+from llmbench.model.cache import Cache
+from llmbench.model.decoder import Decoder, build_block
 from llmbench.model.implementations.interface import Implementation
-from llmbench.model.norms import NormLayer, Residual
+from llmbench.model.norms import NormLayer
 from llmbench.model.positions import rotations_of, tables_of
-from llmbench.model.state import Cache
+from llmbench.model.refusals import refuse_layers
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.spec.model import ModelSpec, Stack
 from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
 
 
 class Encoder(nn.Module):
-    """A stack of bidirectional layers and a norm. Its tokens are embedded by the decoder's table."""
+    """A stack of bidirectional layers and a norm. The decoder's table embeds its tokens."""
 
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
         super().__init__()
@@ -33,20 +35,20 @@ class Encoder(nn.Module):
         refuse_layers(spec.name, stack.layers, "encoder.")
         inner = msgspec.structs.replace(spec, positions=positions)
         self.layers = nn.ModuleList(
-            Block(inner, stack.layers[name], index=index, where=f"encoder.layers.{name}")
+            build_block(inner, stack.layers[name], index=index, where=f"encoder.layers.{name}")
             for index, name in enumerate(stack.order)
         )
         self.rotations = rotations_of(self.layers)
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(self, x: Tensor, valid: Tensor | None, implementation: Implementation) -> Tensor:
-        """[B, E, D] to [B, E, D]; `valid` [B, E] says which tokens are real."""
+        """[B, E, D] to [B, E, D]; valid [B, E]: which tokens are real, None for all of them."""
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
         stream, shared = Residual(x), None
         for block in self.layers:
             stream, shared = block(stream, step, None, shared)
-        return stream.whole() if self.final_norm is None else self.final_norm.read(stream, implementation)[0]
+        return stream.whole() if self.final_norm is None else self.final_norm(stream, implementation)
 
 
 class Seq2Seq(Decoder):
@@ -71,16 +73,19 @@ class Seq2Seq(Decoder):
         last_only: bool = False,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of the decoder's tokens [B, S] after the encoder's [B, E].
+        """Logits [B, S, V] of the decoder's tokens [B, S], which attend to the encoder's tokens [B, E].
 
-        encoder_lengths [B]: how many of each row's encoder tokens are real. With a cache, the encoder's keys and values
-        stay in it, and later steps go without its tokens. The rest is as in Decoder.
+        encoder_lengths [B]: how many encoder tokens of each row are real. A cache stores the encoder's keys and values,
+        and later steps need no encoder_tokens. The other arguments are those of Decoder. Raises CannotRunError where
+        the first step has no encoder_tokens.
         """
         memory = valid = None
         if encoder_tokens is not None:
             memory, valid = self.encode(encoder_tokens, encoder_lengths)
         elif cache is None or cache.longest == 0:
-            raise CannotRunError("an encoder-decoder needs encoder_tokens at its first step")
+            raise CannotRunError(
+                "the first step of an encoder-decoder needs encoder_tokens", hint="pass encoder_tokens"
+            )
         return self.run(
             tokens,
             cache,
@@ -93,13 +98,12 @@ class Seq2Seq(Decoder):
         )
 
     def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, E, D] of its tokens [B, E], and which of them are real."""
-        steps = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
-        valid = None if lengths is None else steps < lengths[:, None]
-        x = self.looked_up(tokens)
-        return self.encoder(x, valid, self.implementation), valid
+        """The encoder's output [B, E, D] for its tokens [B, E], and which of them are real."""
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+        valid = None if lengths is None else places < lengths[:, None]
+        return self.encoder(self.look_up(tokens), valid, self.implementation), valid
 
 
 def model_of(spec: ModelSpec, *, impl: str = "sdpa") -> Decoder:
-    """The model that a spec describes: with an encoder where it has one."""
+    """The model of a spec: a Seq2Seq where the spec has an encoder, else a Decoder."""
     return Decoder(spec, impl=impl) if spec.encoder is None else Seq2Seq(spec, impl=impl)

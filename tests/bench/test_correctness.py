@@ -19,9 +19,9 @@ from llmbench.bench.pieces.piece import Piece
 from llmbench.bench.results.metrics import MachineLimits, metrics
 from llmbench.kernels.proof.accuracy import Verdict
 from llmbench.measure.check_and_time import ADDRESSABLE_BYTES
-from llmbench.model.cache import RowShape, SlotCache
 from llmbench.model.implementations.interface import ExpertWeights, Seen
 from llmbench.model.implementations.plain import STANDARD
+from llmbench.model.layer_cache import RowShape, SlotCache
 from llmbench.spec.catalog import load_bundled
 from tests.bench.test_pieces import CPU, references, rows, setting, small
 

@@ -29,12 +29,12 @@ from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import LiveTensors
 from llmbench.measure.reference import Limits, ReferenceMeasurement, ReferenceMeasurements
 from llmbench.measure.results import Row
-from llmbench.model.attention import Step
 from llmbench.model.implementations.interface import ExpertWeights, Traits
 from llmbench.model.implementations.plain import STANDARD
 from llmbench.model.mixers import new_cache
-from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.sizing.work import Pass
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Gated, MoE

@@ -16,9 +16,9 @@ from llmbench.kernels.decoding import latent as mla
 from llmbench.kernels.decoding.caches import count_visible
 from llmbench.kernels.decoding.merge import split_count
 from llmbench.kernels.kernel import Random
-from llmbench.model.cache import RowShape, SlotCache
 from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
+from llmbench.model.layer_cache import RowShape, SlotCache
 from llmbench.model.paged import BlockPool, BlockTable, PagedCache
 from llmbench.model.storage import Storage
 from llmbench.sizing.lower.pairs import visible_pairs

@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmbench import model as models
 from llmbench.errors import CannotRunError
 from llmbench.kernels.proof.check import compare
-from llmbench.model.attention import Step
+from llmbench.model.cache import CACHE_KINDS
 from llmbench.model.create import materialise
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.latent import set_latent_form
 from llmbench.model.mixers import new_cache
-from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
-from llmbench.model.state import CACHE_KINDS
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.sizing.lower import lower
 from llmbench.sizing.workload import Workload
 from llmbench.spec.catalog import load_bundled

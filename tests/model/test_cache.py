@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from llmbench.errors import CannotRunError, LLMBenchError, UnknownNameError, UnsupportedError
-from llmbench.model.cache import RowShape, SlotCache
+from llmbench.model.cache import CACHE_KINDS, Cache
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.latent import LatentLayer, set_latent_form
+from llmbench.model.layer_cache import CacheRow, SlotCache
 from llmbench.model.mixers import new_cache
-from llmbench.model.state import CACHE_KINDS, Cache
-from llmbench.model.storage import Storage, quantise, restore
+from llmbench.model.storage import Storage, dequantise, quantise
 from llmbench.sizing.kvcache import kv_cache
 from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.mixer import LatentAttention, branches
@@ -195,7 +195,7 @@ def test_a_pool_that_is_empty_says_so() -> None:
 def test_more_tokens_than_there_is_room_for(kind: str) -> None:
     model = small.model_of(small.SPECS["window"])
     cache = opened(model, 1, 4, kind=kind)
-    with pytest.raises(CannotRunError, match="room for 4 tokens a sequence, not 5"):
+    with pytest.raises(CannotRunError, match="room for 4 tokens per sequence, not 5"):
         model(small.prompt(1, 5), cache=cache)
 
 
@@ -264,20 +264,20 @@ def test_bytes_of_bundled_models() -> None:
 
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
-@pytest.mark.parametrize("parts", [(16,), (12, 4)])
+@pytest.mark.parametrize("segments", [(16,), (12, 4)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
 def test_quantised_rows_are_within_the_step_of_their_format(
-    storage: Storage, parts: tuple[int, ...], size: float
+    storage: Storage, segments: tuple[int, ...], size: float
 ) -> None:
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * size
     x[:, 0] *= 100  # an outlier, which costs the others their precision only within its part
     x[7] = 0.0
-    stored, scales = quantise(x, storage, parts)
+    stored, scales = quantise(x, storage, segments)
     assert stored.element_size() == 1
-    assert scales.shape == (50, len(parts))
-    back = restore(stored, scales, storage, parts, torch.float32)
+    assert scales.shape == (50, len(segments))
+    back = dequantise(stored, scales, storage, segments, torch.float32)
     largest = {"int8": 127.0, "fp8": 448.0}[storage]
-    for piece, wanted in zip(back.split(parts, -1), x.split(parts, -1), strict=True):
+    for piece, wanted in zip(back.split(segments, -1), x.split(segments, -1), strict=True):
         step = wanted.abs().amax(-1, keepdim=True) / largest
         bound = step / 2 if storage == "int8" else torch.maximum(wanted.abs() * 2.0**-4, step * 2.0**-10)
         assert ((piece - wanted).abs() <= bound * (1 + 1e-5)).all()
@@ -294,7 +294,7 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
     positions = torch.arange(30).expand(2, -1)
     seen = {}
     for kept in (None, storage):
-        cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
+        cache = SlotCache(2, 30, CacheRow(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
         cache.fill(k, v, positions, None)
         seen[kept] = cache.gathered_keys(k.dtype), cache.gathered_values(v.dtype)
     mask = Mask(torch.full((2, 1), 29), cache.token_positions(), True, None, None, False)

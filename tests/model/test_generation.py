@@ -11,9 +11,9 @@ import transformers
 
 from llmbench import model as models
 from llmbench.errors import CannotRunError, SpecError, UnknownNameError, UnsupportedError
+from llmbench.model.cache import CACHE_KINDS
 from llmbench.model.generation import COLDEST, choose, generate, probabilities, stream
 from llmbench.model.mixers import new_cache
-from llmbench.model.state import CACHE_KINDS
 
 from . import small
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from llmbench import model as models
 from llmbench.errors import UnsupportedError
-from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
 from llmbench.model.mixers import build_mixer, new_cache
-from llmbench.model.norms import Residual
 from llmbench.model.positions import tables_of
 from llmbench.model.recurrent import new_state
 from llmbench.model.recurrent.linear import LightningLayer
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.sizing.params import count_parameters
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.ffn import Gated

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmbench import model as models
-from llmbench.model.attention import Step
 from llmbench.model.decoder import Decoder
 from llmbench.model.generation import generate
 from llmbench.model.implementations import implementation
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.model.norms import NormLayer, Residual
+from llmbench.model.norms import NormLayer
 from llmbench.model.positions import tables_of
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.model.trace import run_once, shortened
 from llmbench.spec.catalog import load_bundled
 from llmbench.spec.model import ModelSpec, Norm

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
 from llmbench.bench.pieces.reduce import attention_of, short_vocabulary, with_attention, with_layer
 from llmbench.errors import UnsupportedError
-from llmbench.model.attention import Step
+from llmbench.model.cache import Cache
 from llmbench.model.create import build
-from llmbench.model.decoder import Block, Decoder
+from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.mixers import new_cache, row_shape
-from llmbench.model.norms import Residual
+from llmbench.model.placements import BlockParts
 from llmbench.model.positions import tables_of
-from llmbench.model.state import Cache
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
 from llmbench.sizing.op import Op
 from llmbench.spec.model import ModelSpec
 
@@ -115,7 +116,7 @@ def _step(setting: Setting) -> BuiltPiece:
         if x.dtype not in caches:
             caches[x.dtype] = _filled_cache(setting, x.dtype)
         step = Step(positions, None, False, tables, implementation, lengths)
-        stream, _ = cast(Block, version(x.dtype).layers[0])(Residual(x), step, caches[x.dtype].layers[0], None)
+        stream, _ = cast(BlockParts, version(x.dtype).layers[0])(Residual(x), step, caches[x.dtype].layers[0], None)
         return cast(Tensor, stream.whole())
 
     return BuiltPiece(

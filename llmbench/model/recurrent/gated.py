@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmbench.model.attention import Step
 from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, passed_over
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
+from llmbench.model.step import Step
 from llmbench.spec.mixer import RGLRU, ShortConv
 from llmbench.spec.model import ModelSpec
 

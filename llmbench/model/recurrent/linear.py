@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmbench.model.attention import Step
 from llmbench.model.norms import NormLayer, times
 from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, passed_over
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
+from llmbench.model.step import Step
 from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
 from llmbench.spec.model import ModelSpec, Norm
 

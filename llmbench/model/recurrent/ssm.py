@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmbench.model.attention import Step
 from llmbench.model.norms import NormLayer, times
 from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, matrix_scan, passed_over
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
+from llmbench.model.step import Step
 from llmbench.spec.mixer import Mamba, Mamba2
 from llmbench.spec.model import ModelSpec, Norm
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from llmbench.errors import UnsupportedError
 from llmbench.measure.clock import Call
 from llmbench.measure.cuda import captured
-from llmbench.model.cache import SlotCache
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Implementation
+from llmbench.model.layer_cache import SlotCache
 from llmbench.model.mixers import new_cache
 
 __all__ = ["Server"]
@@ -67,7 +67,7 @@ class Server:
     def start(self, context: int) -> None:
         """Set the cache's length to `context` tokens in every sequence."""
         self.lengths.fill_(context)
-        self.cache.held = [context] * len(self.cache.held)
+        self.cache.host_lengths = [context] * len(self.cache.host_lengths)
 
     def first(self) -> None:
         """Read the prompts into the emptied cache, and choose a token."""

@@ -19,8 +19,9 @@ from torch.distributed.tensor.parallel import (
 
 from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
-from llmbench.model.decoder import Block, Decoder
+from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import DenseLayer, GatedLayer
+from llmbench.model.placements import BlockParts
 from llmbench.spec.mixer import Attention
 from llmbench.spec.position import Alibi, RelativeBias
 
@@ -38,7 +39,7 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         fully_shard(model, mesh=mesh)
         return
     for block in model.layers:
-        assert isinstance(block, Block)
+        assert isinstance(block, BlockParts)
         _split_layer(model.spec.name, block, mesh)
     ends: dict[str, Any] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
@@ -49,7 +50,7 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         model.lm_head.weight = model.embedding.weight
 
 
-def _split_layer(name: str, block: Block, mesh: DeviceMesh) -> None:
+def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
     """Split queries, keys and values by head and the feed-forward by width. All ranks have the input of a sublayer. The
     result of its last product is summed over the ranks, and so is the gradient of its input, once."""
     plan: dict[str, Any] = {}

@@ -31,7 +31,7 @@ from llmbench.measure.clock import Call
 from llmbench.measure.ranks import ALONE, Ranks
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations import implementation
-from llmbench.model.norms import Residual
+from llmbench.model.residual import Residual
 
 __all__ = ["TrainStep", "Trainer", "verdicts"]
 

@@ -1,0 +1,200 @@
+"""Steps of attention that only some families take, chosen once when the layer is built.
+
+A HeadStep changes queries, keys and values before their rotation, where they are [B, S, heads, H], or after it, where
+they are [B, heads, S, H]. A PositionScores adds what positions do to scores. Each is a function of its layer, because
+the layer owns the weights.
+
+B batch, S query length, T key length, N query heads, K KV heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.model.implementations.interface import Implementation, Mask, Scores
+from llmbench.model.norms import NormLayer
+from llmbench.model.positions import alibi_slopes, relative_buckets
+from llmbench.model.step import Step
+from llmbench.spec.mixer import Attention
+from llmbench.spec.model import Norm
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
+
+if TYPE_CHECKING:
+    from llmbench.model.attention import AttentionLayer
+
+QKV = tuple[Tensor, Tensor, Tensor]
+HeadStep = Callable[["AttentionLayer", Tensor, Tensor, Tensor, Step], QKV]
+PositionScores = Callable[["AttentionLayer", Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
+"""The scores with what positions add, and the bias that later layers share, of scores, mask and the shared bias."""
+
+
+def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
+    """The steps of a layer between projection and rotation, in their order."""
+    steps: list[HeadStep] = []
+    if mixer.value_norm:
+        steps.append(normalise_values)
+    if mixer.value_scale is not None:
+        steps.append(scale_values)
+    if mixer.qk_norm is not None and not mixer.qk_norm.after_rope:
+        steps.append(normalise_heads)
+    if mixer.clip_qkv is not None:
+        steps.append(clip)
+    return tuple(steps)
+
+
+def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
+    """The steps of a layer between rotation and scores, in their order."""
+    steps: list[HeadStep] = []
+    if mixer.qk_norm is not None and mixer.qk_norm.after_rope:
+        steps.append(normalise_rotated_heads)
+    if mixer.temperature is not None:
+        steps.append(scale_queries)
+    return tuple(steps)
+
+
+def normalise_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """v / rms(v), without weight (Gemma-4)."""
+    norm = Norm(weight=False, eps=layer.spec.norm.eps)
+    return q, k, step.implementation.norm(v, None, None, None, norm)[0]
+
+
+def scale_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """v · value_scale (MiMo)."""
+    assert layer.mixer.value_scale is not None
+    return q, k, v * layer.mixer.value_scale
+
+
+def normalise_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """Norms of queries and keys (Qwen3, OLMo-2, Command-R+)."""
+    return _normed(q, layer.q_norm, step.implementation), _normed(k, layer.k_norm, step.implementation), v
+
+
+def normalise_rotated_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """The same norms behind the rotation (Llama-4)."""
+    q = _normed(q.transpose(1, 2), layer.q_norm, step.implementation).transpose(1, 2)
+    k = _normed(k.transpose(1, 2), layer.k_norm, step.implementation).transpose(1, 2)
+    return q, k, v
+
+
+def clip(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """Queries, keys and values within ± clip_qkv (OLMo, DBRX)."""
+    bound = layer.mixer.clip_qkv
+    assert bound is not None
+    return q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound)
+
+
+def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
+    """q · (1 + scale · ln(1 + ⌊(p + offset) / every⌋)) at position p, arXiv 2501.19399 (Llama-4)."""
+    temperature = layer.mixer.temperature
+    assert temperature is not None
+    intervals = torch.floor((step.positions.float() + temperature.offset) / temperature.every)
+    factor = (1.0 + temperature.scale * torch.log1p(intervals))[:, None, :, None]  # [B, 1, S, 1]
+    return q * factor.to(q.dtype), k, v
+
+
+def head_norms(mixer: Attention, model_norm: Norm) -> tuple[NormLayer | None, NormLayer | None]:
+    """The norms of queries and keys, where the layer has them."""
+    norm = mixer.qk_norm
+    if norm is None:
+        return None, None
+    kind = Norm(
+        kind="layernorm" if norm.norm == "layernorm" else "rmsnorm",
+        weight=norm.weight,
+        bias=norm.bias,
+        eps=model_norm.eps if norm.eps is None else norm.eps,
+        unit_offset=model_norm.unit_offset,
+    )
+
+    def over(heads: int) -> NormLayer:
+        match norm.over:
+            case "full":
+                return NormLayer(heads * mixer.head_dim, kind)
+            case "per_head":
+                return NormLayer(mixer.head_dim, kind, weight_shape=(heads, mixer.head_dim))
+            case "head":
+                return NormLayer(mixer.head_dim, kind)
+            case _:
+                assert_never(norm.over)
+
+    return over(mixer.num_attention_heads), over(mixer.num_key_value_heads)
+
+
+def _normed(x: Tensor, norm: NormLayer | None, implementation: Implementation) -> Tensor:
+    """[B, S, N, H] normed head by head, or across all heads."""
+    assert norm is not None
+    normed: Tensor
+    if norm.width == x.shape[-1]:
+        normed = norm(x, implementation)
+    else:
+        normed = norm(x.flatten(2), implementation).unflatten(-1, x.shape[2:])
+    return normed
+
+
+def position_scores(positions: Positions) -> PositionScores:
+    """What positions of this kind do to scores."""
+    match positions:
+        case Alibi():
+            return rounded_alibi if positions.rounded else alibi
+        case RelativeBias():
+            return relative_bias
+        case Rope() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+            return unchanged
+        case _:
+            assert_never(positions)
+
+
+def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
+    """Positions are in the heads or in the embedding, or there are none."""
+    return scores, shared
+
+
+def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
+    """ALiBi: slope · (t − s) of key t and query s (BLOOM, MPT)."""
+    slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
+    return scores._replace(slopes=slopes * _alibi_factor(layer)), shared
+
+
+def rounded_alibi(
+    layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
+) -> tuple[Scores, Tensor | None]:
+    """Falcon's ALiBi: slope · t of key t, each rounded to bf16."""
+    slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
+    bias = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * _alibi_factor(layer)
+    return scores._replace(bias=bias.expand(-1, -1, mask.queries.shape[1], -1)), shared
+
+
+def _alibi_factor(layer: AttentionLayer) -> float:
+    """The scale of scores, where the bias is scaled with them (Falcon)."""
+    assert isinstance(layer.position_kind, Alibi)
+    return layer.scale if layer.position_kind.scaled else 1.0
+
+
+def relative_bias(
+    layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
+) -> tuple[Scores, Tensor | None]:
+    """T5's bias [B, N, S, T] by distance: of the layer's own table, else the one that an earlier layer shares."""
+    if layer.relative_bias is not None:
+        kind = layer.position_kind
+        assert isinstance(kind, RelativeBias)
+        buckets = relative_buckets(kind, mask.queries, mask.keys, bidirectional=not layer.mixer.causal)
+        shared = layer.relative_bias[buckets].permute(0, 3, 1, 2)
+    return scores._replace(bias=shared), shared
+
+
+def relative_bias_table(positions: Positions, mixer: Attention) -> nn.Parameter | None:
+    """T5's table [buckets, N], where positions are such a bias."""
+    if not isinstance(positions, RelativeBias):
+        return None
+    return nn.Parameter(torch.empty(positions.num_buckets, mixer.num_attention_heads))

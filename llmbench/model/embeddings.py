@@ -1,0 +1,76 @@
+"""From token numbers to the input of the first layer: token table, positions, token types, norm and projection.
+
+B batch, S length, W embedding width, D hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmbench.model.implementations.interface import Implementation
+from llmbench.model.norms import NormLayer
+from llmbench.model.positions import sinusoids
+from llmbench.spec.model import ModelSpec
+from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+
+
+class Embeddings(nn.Module):
+    """The first modules of a Decoder, which inherits them, so that weights have the names of the sizing table.
+
+    GPT-2: table[token] + positions[p]. LLaMA: table[token]. BERT adds token types and a norm; OPT-350m and ELECTRA
+    project a narrow table to D; Gemma scales.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden, embedding = spec.hidden_size, spec.embedding
+        self.embedding_width = width = embedding.size or hidden
+        self.embedding = nn.Embedding(spec.vocab_size, width)
+        self.position_embedding: nn.Embedding | None = None
+        if isinstance(spec.positions, LearnedPositions):
+            position_width = hidden if embedding.positions_after else width
+            self.position_embedding = nn.Embedding(spec.positions.num_positions, position_width)
+        self.token_type_embedding = nn.Embedding(embedding.token_types, width) if embedding.token_types else None
+        self.embedding_norm = NormLayer(width, spec.norm) if embedding.norm else None
+        self.embedding_projection: nn.Linear | None = None
+        if embedding.size is not None:
+            self.embedding_projection = nn.Linear(width, hidden, bias=embedding.projection_bias)
+
+    def embed(
+        self, tokens: Tensor, positions: Tensor, token_types: Tensor | None, implementation: Implementation
+    ) -> Tensor:
+        """Tokens [B, S] at positions [B, S] to [B, S, D]."""
+        x = self.look_up(tokens)
+        if self.token_type_embedding is not None:
+            x = x + self.token_type_embedding(torch.zeros_like(tokens) if token_types is None else token_types)
+        added = self._position_vectors(tokens, positions, x)
+        positions_after = self.spec.embedding.positions_after
+        if added is not None and not positions_after:
+            x = x + added
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x, implementation)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)
+        return x + added if added is not None and positions_after else x
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """Rows of the token table [B, S, W], times the model's scale."""
+        x: Tensor = self.embedding(tokens)
+        scale = self.spec.embedding.scale
+        return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
+
+    def _position_vectors(self, tokens: Tensor, positions: Tensor, x: Tensor) -> Tensor | None:
+        """What learned or sinusoidal positions add to the embedding x."""
+        kind = self.spec.positions
+        if isinstance(kind, LearnedPositions):
+            assert self.position_embedding is not None
+            if kind.uncounted is not None:
+                counted = tokens != kind.uncounted
+                positions = torch.where(counted, positions[:, :1] + counted.cumsum(-1) - 1, -1)
+            rows: Tensor = self.position_embedding(positions + kind.offset)
+            return rows
+        if isinstance(kind, SinusoidalPositions):
+            return sinusoids(kind, positions, x.shape[-1], x.dtype)
+        return None

@@ -1,0 +1,262 @@
+"""Layers whose norms do not stand as in LLaMA, or that have other parts: one class for each placement.
+
+`Block` in decoder.py is the plain layer, x + mixer(norm(x)), then x + ffn(norm(x)). `block_class` chooses among the
+others once, when a model is built:
+
+    PreNormBlock      x + f(norm(x))            a part is missing (Mamba), cross-attention (T5), scales (Granite)
+    PostNormBlock     norm(x + f(x))            the original Transformer, BERT
+    OutputNormBlock   x + norm(f(x))            OLMo-2
+    SandwichBlock     x + norm(f(norm(x)))      Gemma-2
+    NoNormBlock       x + f(x)
+    FromNormBlock     n + f(n), n = norm(x)     MiniMax
+    ParallelBlock     x + mixer(n) + ffn(n)     Falcon-7B, GPT-J
+    ParallelTwoBlock  x + mixer(n) + ffn(m)     Falcon-40B, GPT-NeoX: a norm for each
+
+f is each of mixer, cross-attention and feed-forward in turn.
+
+B batch, S length, D hidden.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, assert_never
+
+from torch import Tensor, nn
+
+from llmbench.errors import UnsupportedError
+from llmbench.model.cross import CrossAttentionLayer
+from llmbench.model.ffn import feed_forward
+from llmbench.model.implementations.interface import Implementation
+from llmbench.model.mixers import build_mixer
+from llmbench.model.norms import NormLayer, times
+from llmbench.model.residual import Residual
+from llmbench.model.step import Step
+from llmbench.spec.mixer import branches, scales
+from llmbench.spec.model import Layer, ModelSpec
+
+LayerState = dict[str, Any]
+"""What the parts of one layer keep between steps, by the part's name."""
+
+
+class BlockParts(nn.Module):
+    """The parts of one layer without its norms: mixers, cross-attention and feed-forward, those that it has."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.branch_scales = scales(layer.mixer)
+        self.mixers: list[str] = []
+        for mixer in branches(layer.mixer):
+            self.add_module(mixer.module_name, build_mixer(spec, mixer, index=index, where=f"{where}.mixer"))
+            self.mixers.append(mixer.module_name)
+        self.cross_attention: CrossAttentionLayer | None = None
+        if layer.cross_attention is not None:
+            self.cross_attention = CrossAttentionLayer(spec, layer.cross_attention, where=f"{where}.cross_attention")
+        self.ffn = None if layer.ffn is None else feed_forward(spec.hidden_size, layer.ffn)
+
+    @abstractmethod
+    def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
+        """The stream [B, S, D] after this layer, and what the mixers of later layers share (T5's relative bias)."""
+
+    def mix(self, x: Tensor, step: Step, state: LayerState | None, shared: Any) -> tuple[Tensor, Any]:
+        """The output [B, S, D] of the mixer, or the sum of parallel mixers (Falcon-H1), and what later layers share."""
+        outputs = []
+        for name, (input_scale, output_scale) in zip(self.mixers, self.branch_scales, strict=True):
+            own = None if state is None else state[name]
+            out, shared = self.get_submodule(name)(times(x, input_scale), step, own, shared)
+            outputs.append(times(out, output_scale))
+        return sum(outputs[1:], outputs[0]), shared
+
+    def add(self, x: Residual, out: Tensor) -> Residual:
+        """skip_scale · x + residual_scale · out: factors of Granite, MiniCPM and MiniMax, 1 elsewhere."""
+        return Residual(times(x.whole(), self.layer.skip_scale), times(out, self.layer.residual_scale))
+
+
+def layer_norm(spec: ModelSpec, layer: Layer) -> NormLayer:
+    """A norm of a layer, of the layer's own kind where it has one."""
+    return NormLayer(spec.hidden_size, spec.norm if layer.norm is None else layer.norm)
+
+
+Part = Callable[[Tensor], Tensor]
+"""A sublayer: [B, S, D] to [B, S, D]."""
+
+Read = Callable[[Residual | Tensor], Tensor]
+"""A norm of the stream or of a sublayer's output, [B, S, D]."""
+
+
+class SequentialBlock(BlockParts):
+    """Sublayers one after the other; subclasses say where the norms stand, by `around`."""
+
+    norms_before: ClassVar[bool] = True
+    norms_after: ClassVar[bool] = False
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__(spec, layer, index=index, where=where)
+        self.cross_norm = None if self.cross_attention is None else layer_norm(spec, layer)
+        self.mixer_norm = self.ffn_norm = self.post_mixer_norm = self.post_ffn_norm = None
+        if self.norms_before:
+            self.mixer_norm = layer_norm(spec, layer) if self.mixers else None
+            self.ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
+        if self.norms_after:
+            self.post_mixer_norm = layer_norm(spec, layer) if self.mixers else None
+            self.post_ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
+
+    @abstractmethod
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        """The stream after the sublayer `f`."""
+
+    def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
+        """The stream [B, S, D] after mixer, cross-attention and feed-forward, and what later layers share."""
+        implementation, cross_attention, ffn = step.implementation, self.cross_attention, self.ffn
+
+        def mix(x: Tensor) -> Tensor:
+            nonlocal shared
+            out, shared = self.mix(x, step, state, shared)
+            return out
+
+        def cross(x: Tensor) -> Tensor:
+            assert cross_attention is not None
+            out: Tensor = cross_attention(x, step, None if state is None else state["cross_attention"])
+            return out
+
+        def feed(x: Tensor) -> Tensor:
+            assert ffn is not None
+            out: Tensor = ffn(x, implementation)
+            return out
+
+        if self.mixers:
+            x = self.around(x, mix, _read(self.mixer_norm, implementation), _read(self.post_mixer_norm, implementation))
+        if cross_attention is not None:
+            x = self.around(x, cross, _read(self.cross_norm, implementation), _read(None, implementation))
+        if ffn is not None:
+            x = self.around(x, feed, _read(self.ffn_norm, implementation), _read(self.post_ffn_norm, implementation))
+        return x, shared
+
+
+def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
+    """The norm as a function of its input alone."""
+
+    def read(x: Residual | Tensor) -> Tensor:
+        assert norm is not None, "the placement has no norm here"
+        normed: Tensor = norm(x, implementation)
+        return normed
+
+    return read
+
+
+class PreNormBlock(SequentialBlock):
+    """x + f(norm(x))."""
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        return self.add(x, f(norm(x)))
+
+
+class PostNormBlock(SequentialBlock):
+    """norm(x + f(x))."""
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        return Residual(norm(self.add(x, f(x.whole()))))
+
+
+class OutputNormBlock(SequentialBlock):
+    """x + norm(f(x))."""
+
+    norms_before, norms_after = False, True
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        return self.add(x, post_norm(f(x.whole())))
+
+
+class SandwichBlock(SequentialBlock):
+    """x + norm(f(norm(x)))."""
+
+    norms_after = True
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        return self.add(x, post_norm(f(norm(x))))
+
+
+class NoNormBlock(SequentialBlock):
+    """x + f(x)."""
+
+    norms_before = False
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        return self.add(x, f(x.whole()))
+
+
+class FromNormBlock(SequentialBlock):
+    """n + f(n) with n = norm(x)."""
+
+    def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
+        normed = norm(x)
+        return self.add(Residual(normed), f(normed))
+
+
+class ParallelBlock(BlockParts):
+    """x + mixer(n) + ffn(n) with n = norm(x)."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__(spec, layer, index=index, where=where)
+        self.norm = layer_norm(spec, layer)
+
+    def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
+        """The stream [B, S, D] after this layer, and what later layers share."""
+        normed = self.norm(x, step.implementation)
+        if self.mixers:
+            out, shared = self.mix(normed, step, state, shared)
+            x = self.add(x, out)
+        if self.ffn is not None:
+            x = self.add(x, self.ffn(normed, step.implementation))
+        return x, shared
+
+
+class ParallelTwoBlock(BlockParts):
+    """x + mixer(n) + ffn(m), where n and m are two norms of x."""
+
+    def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
+        super().__init__(spec, layer, index=index, where=where)
+        self.mixer_norm = layer_norm(spec, layer) if self.mixers else None
+        self.ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
+
+    def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
+        """The stream [B, S, D] after this layer, and what later layers share."""
+        start = x
+        if self.mixer_norm is not None:
+            out, shared = self.mix(self.mixer_norm(start, step.implementation), step, state, shared)
+            x = self.add(x, out)
+        if self.ffn is not None and self.ffn_norm is not None:
+            x = self.add(x, self.ffn(self.ffn_norm(start, step.implementation), step.implementation))
+        return x, shared
+
+
+def is_plain(layer: Layer) -> bool:
+    """Whether a layer is x + mixer(norm(x)), then x + ffn(norm(x)), and nothing else."""
+    has_both = layer.mixer is not None and layer.ffn is not None and layer.cross_attention is None
+    scaled = layer.residual_scale != 1.0 or layer.skip_scale != 1.0
+    return layer.placement == "pre" and has_both and not scaled and not layer.residual_from_norm
+
+
+def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts]:
+    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in other placements."""
+    if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
+        raise UnsupportedError(f"{spec.name}: {where}.cross_attention is not built yet for placement {layer.placement}")
+    match layer.placement:
+        case "pre":
+            return FromNormBlock if layer.residual_from_norm else PreNormBlock
+        case "post":
+            return PostNormBlock
+        case "output":
+            return OutputNormBlock
+        case "sandwich":
+            return SandwichBlock
+        case "none":
+            return NoNormBlock
+        case "parallel":
+            return ParallelBlock
+        case "parallel_two":
+            return ParallelTwoBlock
+        case _:
+            assert_never(layer.placement)

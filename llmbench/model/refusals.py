@@ -1,0 +1,76 @@
+"""What a spec may say that the real model does not compute, and steps that would give other numbers than one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from llmbench.errors import CannotRunError, UnsupportedError
+from llmbench.model.cache import Cache
+from llmbench.model.positions import Rotation, refuse_mixed_frequencies
+from llmbench.sizing.lengths import refuse_beyond_positions
+from llmbench.spec.ffn import MoE
+from llmbench.spec.model import Layer, ModelSpec
+
+
+def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
+    """Raise UnsupportedError for what a spec has and the real model does not."""
+    if spec.encoder is not None and not has_encoder:
+        raise UnsupportedError(f"{spec.name}: has an encoder", hint="llmbench.model.build makes a Seq2Seq of it")
+    if spec.undescribed:
+        raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
+    if spec.extra:
+        raise _only_sized(f"{spec.name}: extra ({', '.join(weight.name for weight in spec.extra)})")
+    if spec.hyper_connections is not None:
+        raise _only_sized(f"{spec.name}: hyper_connections")
+    refuse_layers(spec.name, spec.layers, "")
+
+
+def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
+    """Raise UnsupportedError for what a kind of layer has and the real one does not."""
+    for name, layer in layers.items():
+        path = f"{model}: {where}layers.{name}"
+        if layer.extra:
+            raise _only_sized(f"{path}.extra ({', '.join(weight.name for weight in layer.extra)})")
+        if layer.shared_weights is not None:
+            raise _only_sized(f"{path}.shared_weights")
+
+
+def _only_sized(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{what}: sized, not built yet", hint="`llmbench params`, `flops`, `kvcache` and `memory` need no built model"
+    )
+
+
+def refuse_step(
+    spec: ModelSpec,
+    rotations: Sequence[Rotation],
+    batch: int,
+    length: int,
+    *,
+    cache: Cache | None,
+    lengths: Tensor | None,
+) -> None:
+    """Refuse a step whose result would differ from running each row alone in one pass.
+
+    length: tokens of the step; lengths [B]: how many of them are real in each row. Raises SpecError for tokens past the
+    last position, CannotRunError for rows or caches that do not go together.
+    """
+    end = length if cache is None else length + cache.longest
+    refuse_beyond_positions(spec, end)
+    if any(rotation.regime(end) != rotation.regime(1) for rotation in rotations):
+        before = [0] * batch if cache is None else cache.host_lengths
+        new = [length] * batch if lengths is None else lengths.tolist()
+        refuse_mixed_frequencies(rotations, before, [old + more for old, more in zip(before, new, strict=True)])
+    if lengths is not None and _limits_experts(spec) and bool((lengths < length).any()):
+        raise CannotRunError(
+            f"{spec.name}: with a capacity_factor, padding would take the places of real tokens",
+            hint="pass rows of one length",
+        )
+
+
+def _limits_experts(spec: ModelSpec) -> bool:
+    """Whether experts have room for a share of the tokens of a pass, padding included."""
+    ffns = [layer.ffn for layer in spec.layers.values()]
+    return any(isinstance(ffn, MoE) and ffn.capacity_factor is not None for ffn in ffns)
