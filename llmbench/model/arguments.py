@@ -1,4 +1,4 @@
-"""What callers hand to a model from outside, held to what it must be.
+"""Checks of the arguments that callers pass to a model.
 
 B batch, S length.
 """
@@ -18,7 +18,7 @@ _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value`, once it is sure that it is a whole number from `least` to `most`. Raises SpecError."""
+    """`value` as an int, from `least` to `most`. Raises SpecError where it is none."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and least <= value and (most is None or value <= most):
         return int(value)
@@ -27,12 +27,12 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def whole_seed(seed: Any) -> int:
-    """`seed`, once it is sure that torch's generators take it. Raises SpecError."""
+    """`seed` as an int that torch's generators accept. Raises SpecError."""
     return whole_number("seed", seed, -(2**63), 2**64 - 1)
 
 
 def real_number(name: str, value: Any) -> float:
-    """`value`, once it is sure that it is a number. Raises SpecError."""
+    """`value` as a float. Raises SpecError where it is no number."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     raise SpecError(f"{name} must be a number, not {value!r}")
@@ -42,22 +42,22 @@ def token_rows(name: str, tokens: Any, vocab_size: int, device: torch.device) ->
     """Tokens [B, S] on `device`, in int64. Raises SpecError."""
     tokens = _integers(name, tokens, device)
     if tokens.dim() != 2 or not tokens.numel():
-        raise SpecError(f"{name} must be rows of at least one token each, not of the shape {tuple(tokens.shape)}")
+        raise SpecError(f"{name} must have the shape [rows, tokens], each at least 1, not {tuple(tokens.shape)}")
     least, most = (int(bound) for bound in tokens.aminmax())
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most
-        raise SpecError(f"{name}: {wrong} is no token; the vocabulary has 0 to {vocab_size - 1}")
+        raise SpecError(f"{name}: token {wrong} is not in the vocabulary, which has 0 to {vocab_size - 1}")
     return tokens
 
 
 def row_lengths(name: str, lengths: Any, tokens: Tensor) -> Tensor | None:
-    """How many tokens of each row are real, [B] in int64; None where that is not said. Raises SpecError."""
+    """The number of real tokens of each row, [B] in int64; None where all are real. Raises SpecError."""
     if lengths is None:
         return None
     lengths = _integers(name, lengths, tokens.device)
     rows, most = tokens.shape
     if lengths.shape != (rows,):
-        raise SpecError(f"{name} must be one number a row: {rows}")
+        raise SpecError(f"{name} must have one number per row, {rows} in all, not the shape {tuple(lengths.shape)}")
     if int(lengths.min()) < 1 or int(lengths.max()) > most:
         raise SpecError(f"{name} must be between 1 and {most}")
     return lengths
@@ -65,9 +65,13 @@ def row_lengths(name: str, lengths: Any, tokens: Tensor) -> Tensor | None:
 
 def _integers(name: str, values: Any, device: torch.device) -> Tensor:
     if not isinstance(values, Tensor):
-        raise SpecError(f"{name} must be a tensor, not a {type(values).__name__}", hint="torch.tensor(…) makes one")
+        raise SpecError(
+            f"{name} must be a tensor, not a {type(values).__name__}", hint="convert it with torch.tensor(…)"
+        )
     if values.dtype not in (*_SIGNED, *_UNSIGNED):
         raise SpecError(f"{name} must be whole numbers, not {str(values.dtype).removeprefix('torch.')}")
     if values.device != device:
-        raise SpecError(f"{name}: on {values.device}, and the model on {device}", hint=f".to('{device}') moves them")
+        raise SpecError(
+            f"{name} are on {values.device}, the model is on {device}", hint=f"move them with .to('{device}')"
+        )
     return values.to(torch.int64)

@@ -1,7 +1,7 @@
-"""A model from a spec, or from a folder with config.json and safetensors.
+"""Build a model from a spec, or load one from a folder with config.json and safetensors.
 
-Modules are made on the meta device and get memory once, where they will live, so that 7 billion parameters start in
-seconds.
+Modules are created on the meta device and get memory once, on their final device, so that 7 billion parameters start
+in seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
-"""gpt2: normal with 0.02 everywhere. scaled: the same, and projections back into the residual stream smaller by
-sqrt(2·layers) (GPT-2's paper, section 2.3). xavier: uniform by fan in and out. empty: memory as it is found."""
+"""gpt2: normal, standard deviation 0.02. scaled: the same, divided by sqrt(2·layers) for projections into the residual
+stream (GPT-2's paper, section 2.3). xavier: uniform by fan in and fan out. empty: uninitialised memory."""
 
 _INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
 """Projections whose output is added to the residual stream."""
 
-_KEPT_IN_FP32 = ("correction",)
-"""Buffers whose format does not follow the model's: a router's correction is nudged by small steps."""
+_ALWAYS_FP32 = ("correction",)
+"""Buffers that do not follow the model's format: training changes a router's correction by small steps."""
 
 
 def build(
@@ -45,10 +45,10 @@ def build(
     init: Initialisation = "scaled",
     seed: int = 0,
 ) -> Decoder:
-    """A model with random weights, the same for the same seed and device. On device "meta" it has no memory.
+    """A model with random weights: the same seed and device give the same weights. On device "meta" it has no memory.
 
-    Raises UnsupportedError for what is not built, CannotRunError where the device is not there, SpecError and
-    UnknownNameError for arguments that cannot be.
+    Raises UnsupportedError for a spec that is sized but not built, CannotRunError for a missing device, SpecError and
+    UnknownNameError for invalid arguments.
     """
     device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
     if init not in get_args(Initialisation):
@@ -67,13 +67,13 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """The model that transformers' save_pretrained wrote into `folder` (or into that of a config.json), or that was
-    downloaded there. Without `dtype` it has the narrowest format that holds all tensors: theirs where they have one,
-    fp32 where some are fp16 and some bf16.
+    """The model that transformers' save_pretrained wrote into `folder`, or that was downloaded there. The path of its
+    config.json names the folder too.
 
-    Raises UnsupportedError where the family's logits were not shown equal to transformers', the config has keys that
-    are not understood, or weights are quantised; SpecError where file and config contradict each other; and for other
-    arguments as `build`.
+    dtype: by default the narrowest format that holds all tensors, which is fp32 where some are fp16 and some bf16.
+
+    Raises UnsupportedError for a family whose logits were not shown equal to transformers', for a config with unknown
+    keys, and for quantised weights; SpecError where file and config contradict each other; and what `build` raises.
     """
     device = device_of(device)
     folder = Path(folder)
@@ -97,15 +97,15 @@ def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Give every meta parameter and buffer memory on `device`, tied ones once; floating ones become `dtype`."""
-    made: dict[int, Tensor] = {}
+    """Allocate every meta parameter and buffer on `device`, tied ones once. Floating ones become `dtype`."""
+    allocated: dict[int, Tensor] = {}
 
-    def memory(held: Tensor, name: str) -> Tensor:
-        if id(held) not in made:
-            kind = dtype if held.is_floating_point() and name not in _KEPT_IN_FP32 else held.dtype
-            new = torch.empty(held.shape, dtype=kind, device=device)
-            made[id(held)] = nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
-        return made[id(held)]
+    def memory(tensor: Tensor, name: str) -> Tensor:
+        if id(tensor) not in allocated:
+            own_dtype = dtype if tensor.is_floating_point() and name not in _ALWAYS_FP32 else tensor.dtype
+            new = torch.empty(tensor.shape, dtype=own_dtype, device=device)
+            allocated[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        return allocated[id(tensor)]
 
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -117,25 +117,25 @@ def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dt
 
 
 def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
-    """Random weights: matrices and tables by `init`, biases and other vectors zero, and then whatever a module of ours
-    says itself by `reset_parameters` (norms, decays)."""
+    """Fill a model with random weights: matrices and tables by `init`, biases and other vectors with zeros. Our modules
+    that have `reset_parameters` (norms, decays) then set their own."""
     layers = model.spec.num_hidden_layers
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     done: set[int] = set()
     with torch.no_grad():
-        for name, held in [*model.named_parameters(), *model.named_buffers()]:
-            if id(held) in done or not held.is_floating_point():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if id(tensor) in done or not tensor.is_floating_point():
                 continue
-            done.add(id(held))
-            if held.dim() < 2 or (name.endswith("_bias") and "relative" not in name):
-                held.zero_()
+            done.add(id(tensor))
+            if tensor.dim() < 2 or (name.endswith("_bias") and "relative" not in name):
+                tensor.zero_()
             elif init == "xavier":
-                bound = math.sqrt(6.0 / (held.shape[-1] + held.shape[-2]))
-                held.uniform_(-bound, bound, generator=generator)
+                bound = math.sqrt(6.0 / (tensor.shape[-1] + tensor.shape[-2]))
+                tensor.uniform_(-bound, bound, generator=generator)
             else:
-                inwards = init == "scaled" and any(part in name for part in _INTO_RESIDUAL)
-                held.normal_(0.0, 0.02 / math.sqrt(2 * layers) if inwards else 0.02, generator=generator)
+                smaller = init == "scaled" and any(part in name for part in _INTO_RESIDUAL)
+                tensor.normal_(0.0, 0.02 / math.sqrt(2 * layers) if smaller else 0.02, generator=generator)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for module in model.modules():

@@ -1,4 +1,4 @@
-"""Attention from a decoder to an encoder's output.
+"""Cross-attention: the queries of a decoder attend to the output of an encoder.
 
 B batch, S query length, E encoder length, D hidden, N query heads, K KV heads, H head dim.
 """
@@ -14,7 +14,7 @@ from llmbench.model.step import Step
 from llmbench.spec.mixer import Attention
 from llmbench.spec.model import ModelSpec
 
-_SELF_ONLY = (
+_SELF_ATTENTION_ONLY = (
     "sliding_window",
     "attention_chunk_size",
     "qk_norm",
@@ -34,7 +34,7 @@ _SELF_ONLY = (
 
 
 class CrossState:
-    """The encoder's keys [B, K, E, H] and values of one layer, made once, and which of its tokens are real [B, E]."""
+    """The encoder's keys and values [B, K, E, H] of one layer, computed once, and which tokens are real, [B, E]."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -42,21 +42,21 @@ class CrossState:
         self.valid: Tensor | None = None
 
     def forget(self, row: int) -> None:
-        """Not possible: the encoder's tokens of all rows came at once."""
-        raise UnsupportedError("an encoder-decoder cannot start one sequence anew beside others")
+        """Raise UnsupportedError: the encoder's tokens of all rows came at once."""
+        raise UnsupportedError("an encoder-decoder cannot replace one sequence of a batch", hint="start a new batch")
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values; none before the encoder has run."""
-        return sum(held.nbytes for held in (self.keys, self.values) if held is not None)
+        return sum(tensor.nbytes for tensor in (self.keys, self.values) if tensor is not None)
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries of [B, S, D]; keys and values of the encoder's output. No positions: T5 and BART add none here."""
+    """Queries from [B, S, D], keys and values from the encoder's output. T5 and BART have no positions here."""
 
     def __init__(self, spec: ModelSpec, mixer: Attention, *, where: str) -> None:
         super().__init__()
-        for field in _SELF_ONLY:
+        for field in _SELF_ATTENTION_ONLY:
             if getattr(mixer, field):
                 raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
         self.mixer = mixer
@@ -73,7 +73,7 @@ class CrossAttentionLayer(nn.Module):
     def forward(self, x: Tensor, step: Step, state: CrossState | None) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         q = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1)).transpose(1, 2)
-        k, v, valid = self._memory(step, state)
+        k, v, valid = self._keys_values(step, state)
         keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
         if valid is not None:
             keys = keys.masked_fill(~valid, -1)
@@ -81,8 +81,8 @@ class CrossAttentionLayer(nn.Module):
         out = step.implementation.attend(q, Given(k, v, mask), Scores(self.scale, self.mixer.logit_soft_cap))
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
-    def _memory(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values, and which of them are real: of this step's encoder output, else those held."""
+    def _keys_values(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [B, K, E, H] and which are real: from this step's encoder output, else from the state."""
         if step.memory is not None:
             k, v = (
                 projection(step.memory).unflatten(-1, (self.mixer.num_key_value_heads, -1)).transpose(1, 2)
@@ -92,5 +92,5 @@ class CrossAttentionLayer(nn.Module):
                 state.keys, state.values, state.valid = k, v, step.memory_valid
             return k, v, step.memory_valid
         if state is None or state.keys is None or state.values is None:
-            raise CannotRunError("the decoder has no encoder output", hint="give it encoder_tokens")
+            raise CannotRunError("the decoder has no encoder output", hint="pass encoder_tokens")
         return state.keys, state.values, state.valid

@@ -1,4 +1,4 @@
-"""A built model in figures: its tree of modules, the memory it took, one forward pass and the kernels that ran."""
+"""Figures of a built model: its tree of modules, its memory, one forward pass and the kernels that ran."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmbench.errors import CannotRunError, LLMBenchError, UnsupportedError
 from llmbench.model.create import build, load, parameter_bytes
 from llmbench.model.decoder import Decoder
-from llmbench.model.devices import device_of, free_bytes, taken_bytes
+from llmbench.model.devices import device_of, free_bytes, used_bytes
 from llmbench.model.formats import DTYPES, Format
 from llmbench.model.trace import refuse_beyond_counting, run_once
 from llmbench.sizing.lengths import refuse_beyond_positions
@@ -30,7 +30,7 @@ __all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "first_layers", "forwa
 
 
 class Plan(NamedTuple):
-    """What is to be built and run: `folder` has the weights, None makes random ones."""
+    """How to build and run a model. folder: where the weights are; None for random weights."""
 
     impl: str
     device: str
@@ -41,8 +41,9 @@ class Plan(NamedTuple):
 
 
 class TreeRow(NamedTuple):
-    """A module of the tree, or `instances` equal ones (`{}` stands for the layer): its class, what it is made with, and
-    the parameters of one and their bytes, those below it included; tied ones are counted where they stand first."""
+    """A module of the tree, or `instances` equal ones (`{}` stands for the layer): its class with its arguments, and
+    the parameters of one instance and their bytes. Modules below it are included. Tied parameters count once, in the
+    first module that has them."""
 
     name: str
     module: str
@@ -52,7 +53,7 @@ class TreeRow(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A model in memory. memory_bytes: by how much that grew (on a CPU, the process), None where it cannot be told."""
+    """A model in memory. memory_bytes: the growth of allocated memory (on a CPU, of the process); None if unknown."""
 
     model: Decoder
     device: str
@@ -63,8 +64,8 @@ class Built(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """One forward pass; on meta it takes no time and gives no numbers. `kernels` are torch's attention ops that ran;
-    none means plain products and a softmax."""
+    """One forward pass. On meta it has neither a time nor numbers. `kernels`: torch's attention ops that ran; empty for
+    plain products and a softmax."""
 
     forward_s: float | None
     kernels: list[str]
@@ -73,13 +74,15 @@ class Ran(NamedTuple):
 
 
 def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
-    """The model with its first `count` layers (of each stack)."""
+    """The model with the first `count` layers of each stack."""
     if count is None:
         return spec
     encoder = spec.encoder
     most = max(spec.num_hidden_layers, len(encoder.order) if encoder is not None else 0)
     if count > most:
-        raise LLMBenchError(f"--layers {count:,}: {spec.name} has {most}", hint="leave --layers out to build them all")
+        raise LLMBenchError(
+            f"--layers {count:,}: {spec.name} has {most} layers", hint="leave --layers out to build all of them"
+        )
     if encoder is not None:
         encoder = msgspec.structs.replace(encoder, pattern=" ".join(encoder.order[:count]))
     pattern = " ".join(spec.order[:count])
@@ -87,11 +90,11 @@ def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
 
 
 Sizes = dict[str, tuple[int, int]]
-"""Parameters of each module by its name, those below it not included, and their bytes."""
+"""Parameters of each module and their bytes, by its name, without the modules below it."""
 
 
 def tree(model: Decoder) -> list[TreeRow]:
-    """Every module of a model, equal layers once."""
+    """Every module of a model; equal layers have one row."""
     seen: set[int] = set()
     own: Sizes = {}
     for name, module in model.named_modules():
@@ -111,15 +114,15 @@ def tree(model: Decoder) -> list[TreeRow]:
     return rows
 
 
-def _rows(block: nn.Module, own: Sizes, where: str, shown: str) -> list[TreeRow]:
-    """A layer that stands at `where`, and every module in it."""
-    inside = {f"{where}.{inner}" if inner else where: module for inner, module in block.named_modules()}
-    return [_row(full, module, own, shown + full.removeprefix(where)) for full, module in inside.items()]
+def _rows(block: nn.Module, own: Sizes, path: str, shown: str) -> list[TreeRow]:
+    """The layer at `path`, shown under another name, and every module in it."""
+    modules = {f"{path}.{inner}" if inner else path: module for inner, module in block.named_modules()}
+    return [_row(full, module, own, shown + full.removeprefix(path)) for full, module in modules.items()]
 
 
 def _row(name: str, module: nn.Module, own: Sizes, shown: str) -> TreeRow:
     sizes = [size for inner, size in own.items() if inner == name or inner.startswith(f"{name}.")]
-    return TreeRow(shown, _class(module), 1, sum(count for count, _ in sizes), sum(taken for _, taken in sizes))
+    return TreeRow(shown, _class(module), 1, sum(count for count, _ in sizes), sum(nbytes for _, nbytes in sizes))
 
 
 def _class(module: nn.Module) -> str:
@@ -129,23 +132,23 @@ def _class(module: nn.Module) -> str:
 
 
 def build_on(spec: ModelSpec, plan: Plan) -> Built:
-    """The model in memory ("auto": on a GPU where there is one), once it is sure that it and a forward pass have room.
+    """Build the model of a plan, after a check that its weights and a forward pass fit.
 
-    Raises CannotRunError where the device is not there or too small, UnsupportedError for what is not built and for
-    weights that cannot be read, SpecError for sequences that the model cannot read.
+    Raises CannotRunError for a device that is missing or too small, UnsupportedError for a spec that is not built and
+    for weights that cannot be read, SpecError for sequences that are too long for the model.
     """
-    where, dtype = device_of(plan.device), DTYPES[plan.dtype]
+    device, dtype = device_of(plan.device), DTYPES[plan.dtype]
     refuse_beyond_positions(spec, plan.seq_len)
-    _check_room(spec, plan, where, parameter_bytes(build(spec, impl=plan.impl, device="meta", dtype=dtype)))
-    before, start = taken_bytes(where), time.perf_counter()
+    _check_room(spec, plan, device, parameter_bytes(build(spec, impl=plan.impl, device="meta", dtype=dtype)))
+    before, start = used_bytes(device), time.perf_counter()
     if plan.folder is None:
-        model = build(spec, impl=plan.impl, device=where, dtype=dtype).eval()
+        model = build(spec, impl=plan.impl, device=device, dtype=dtype).eval()
     else:
-        model = _loaded(plan.folder, plan, where)
-    after = taken_bytes(where)
+        model = _loaded(plan.folder, plan, device)
+    after = used_bytes(device)
     return Built(
         model=model,
-        device=str(where),
+        device=str(device),
         parameters=sum(p.numel() for p in dict.fromkeys(model.parameters())),
         parameter_bytes=parameter_bytes(model),
         memory_bytes=None if before is None or after is None else after - before,
@@ -153,9 +156,9 @@ def build_on(spec: ModelSpec, plan: Plan) -> Built:
     )
 
 
-def _loaded(folder: Path, plan: Plan, where: torch.device) -> Decoder:
+def _loaded(folder: Path, plan: Plan, device: torch.device) -> Decoder:
     try:
-        return load(folder, impl=plan.impl, device=where, dtype=DTYPES[plan.dtype])
+        return load(folder, impl=plan.impl, device=device, dtype=DTYPES[plan.dtype])
     except UnsupportedError as problem:
         raise UnsupportedError(
             str(problem), hint=f"`llmbench model {folder / 'config.json'}` builds it with random weights"
@@ -166,39 +169,40 @@ def _gib(amount: int) -> str:
     return f"{amount / 2**30:,.1f} GiB"
 
 
-def _check_room(spec: ModelSpec, plan: Plan, where: torch.device, weights: int) -> None:
-    """Refuse what cannot fit: the weights, and beside them the widest op of the forward pass. More than that may be
-    alive at once, so that what passes may still be too large. On meta there is room for what can be counted."""
-    if where.type == "meta":
+def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int) -> None:
+    """Raise CannotRunError where the weights, or the weights and the widest op of a forward pass, do not fit. More can
+    be alive at once, so a model that passes may still run out of memory. On meta only the byte counts are limited."""
+    if device.type == "meta":
         refuse_beyond_counting(spec, plan.seq_len, plan.batch)
-    room = free_bytes(where)
+    room = free_bytes(device)
     if room is None:
         return
-    what, free = spec.name, f"and {where} has {_gib(room)} free"
+    free = f"but {device} has {_gib(room)} free"
     if weights > room:
         raise CannotRunError(
-            f"{what}: weights of {_gib(weights)}, {free}",
-            hint="`--layers N` builds the first layers, `--trace` and `--device meta` need no memory",
+            f"{spec.name}: the weights need {_gib(weights)}, {free}",
+            hint="`--layers N` builds only the first N layers; `--trace` and `--device meta` need no memory",
         )
     attention: Literal["flash", "standard"] = "standard" if plan.impl == "standard" else "flash"
     formats: dict[str, Any] = {"weight_dtype": plan.dtype, "activation_dtype": plan.dtype}
     work = Workload.prefill(plan.seq_len, plan.batch, attention=attention, **formats)
     needed = weights + widest_bytes(lower(spec, work))
     if needed > room:
+        tokens = f"{plan.batch:,} × {plan.seq_len:,} tokens"
         raise CannotRunError(
-            f"{what}: a forward pass of {plan.batch:,} × {plan.seq_len:,} tokens needs {_gib(needed)} or more, {free}",
+            f"{spec.name}: a forward pass of {tokens} needs {_gib(needed)} or more, {free}",
             hint="choose a smaller --seq or --batch; `--trace` and `--device meta` need no memory",
         )
 
 
 def forward(built: Built, plan: Plan) -> Ran:
-    """One forward pass on random tokens: the second, for the first one sets libraries up."""
+    """Time the second of two forward passes on random tokens; the first one initialises libraries."""
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ran = _KernelOps()
-    flex = plan.impl == "flex"  # it is compiled at its first call, which fails under a mode; its op is known
+    flex = plan.impl == "flex"  # its first call compiles, which fails under a dispatch mode; its op is known
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the caller says so itself
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the answer says it too
         with _reasons_in_errors(), nullcontext() if flex else ran:
             shape = list(run_once(model, tokens).shape)
         if device.type == "meta":
@@ -207,42 +211,41 @@ def forward(built: Built, plan: Plan) -> Ran:
         logits = run_once(model, tokens)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
-        finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # without a mask as large as they are
-    return Ran(taken, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
+        forward_s = time.perf_counter() - start
+        finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # no mask of that size
+    return Ran(forward_s, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
 
 
 @contextmanager
 def _reasons_in_errors() -> Iterator[None]:
-    """Why torch has no kernel goes into the error that says so; torch warns of it, each time with a place in its
-    source."""
-    with warnings.catch_warnings(record=True) as said:
+    """Add torch's warnings about a missing kernel to the error that they explain, without places in torch's source."""
+    with warnings.catch_warnings(record=True) as caught:
         try:
             yield
         except CannotRunError as problem:
-            reasons = [str(warning.message).partition(" (Triggered internally")[0] for warning in said]
+            reasons = [str(warning.message).partition(" (Triggered internally")[0] for warning in caught]
             why = [reason for reason in reasons if not reason.endswith(("because:", "runtime disabled."))]
             raise CannotRunError(" ".join([str(problem), *why]), hint=problem.hint) from None
-    for warning in said:
+    for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _tokens(vocab_size: int, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """The same random tokens on every device; on meta none."""
+    """Random tokens, the same on every device; on meta without values."""
     if device.type == "meta":
         return torch.empty(shape, dtype=torch.int64, device=device)
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _KernelOps(TorchDispatchMode):
-    """The names of the attention ops that torch runs, and of all ops of ours."""
+    """Records the names of torch's attention ops, and of all of our ops."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, and take its name."""
+        """Run `func` and record its name."""
         space, _, name = func._schema.name.partition("::")
         if space == "llmbench":
             self.names.add(f"llmbench::{name}")

@@ -1,4 +1,4 @@
-"""Feed-forwards as modules: dense, gated and mixtures of experts.
+"""Feed-forward modules: dense, gated and mixtures of experts.
 
 B batch, S length, D hidden, F intermediate, E experts, k experts a token, t = B·S tokens.
 """
@@ -47,13 +47,13 @@ class GatedLayer(nn.Module):
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        on_gate, on_output = self.scales
-        inner = implementation.glu(times(self.gate_proj(x), on_gate), self.up_proj(x), self.activation)
-        return times(self.down_proj(inner), on_output)
+        gate_scale, output_scale = self.scales
+        inner = implementation.glu(times(self.gate_proj(x), gate_scale), self.up_proj(x), self.activation)
+        return times(self.down_proj(inner), output_scale)
 
 
 class RouterLayer(nn.Module):
-    """Scores of all experts and the choice among them, in fp32."""
+    """The router: scores of all experts, and the choice among them, in fp32."""
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class RouterLayer(nn.Module):
             self.correction = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [t, D] to logits [t, E], weights [t, k] and indices [t, k] of the chosen."""
+        """Tokens [t, D] to logits [t, E], and the weights [t, k] and indices [t, k] of the chosen experts."""
         logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return logits, *implementation.route(logits, self.top_k, self.correction, self.router)
 
@@ -91,44 +91,53 @@ class ExpertsLayer(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(experts, hidden)) if moe.bias else None
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
-        """Tokens [t, D], weights and indices [t, k] to [t, D]: the tokens' copies [t·k, D] in the order of their
-        experts, each expert on its own, and back. Experts beyond num_experts give a token back as it is."""
+        """Tokens [t, D], weights and indices [t, k] to [t, D].
+
+        The copies of the tokens [t·k, D] are sorted by expert, each expert computes its rows, and the results are put
+        back in order. An index of num_experts or more returns the token unchanged.
+        """
         if implementation.experts is not None:
-            return implementation.experts(x, weights, chosen, self.held, self.moe)
+            return implementation.experts(x, weights, chosen, self.weights, self.moe)
         choices = chosen.flatten()
         order = choices.argsort(stable=True)
         inputs = x[order // chosen.shape[1]]
         if self.moe.router.on_input:
             inputs = inputs * weights.flatten()[order, None].to(inputs.dtype)
-        *copies, beyond = inputs.split(self.rows(choices))
-        made = self._made(copies, implementation)
-        return self._combined(torch.cat([*made, beyond])[order.argsort()], weights)
+        *rows, unchanged = inputs.split(self.rows(choices))
+        outputs = self._outputs(rows, implementation)
+        return self._combine(torch.cat([*outputs, unchanged])[order.argsort()], weights)
 
     def in_buffers(
         self, x: Tensor, weights: Tensor, chosen: Tensor, places: Tensor, room: int, implementation: Implementation
     ) -> Tensor:
-        """The same, each expert on a buffer of `room` rows, whatever it has to do: a choice stands at its place there,
-        and those that find no place give nothing."""
+        """`forward` with limited capacity: each expert computes a buffer of `room` rows, full or not.
+
+        A choice is at its place [t, k] in the buffer of its expert. Choices beyond the room add nothing to the output.
+        """
         experts = self.moe.num_experts
         slots = torch.where(places < room, chosen * room + places, experts * room).flatten()
         inputs = x.repeat_interleave(chosen.shape[1], dim=0)
         if self.moe.router.on_input:
             inputs = inputs * weights.flatten()[:, None].to(inputs.dtype)
         buffers = x.new_zeros(experts * room + 1, x.shape[-1]).index_copy(0, slots, inputs)
-        made = self._made(buffers[:-1].split(room), implementation)
-        return self._combined(torch.cat([*made, x.new_zeros(1, x.shape[-1])])[slots], weights)
+        outputs = self._outputs(buffers[:-1].split(room), implementation)
+        return self._combine(torch.cat([*outputs, x.new_zeros(1, x.shape[-1])])[slots], weights)
 
-    def _made(self, copies: Sequence[Tensor], implementation: Implementation) -> list[Tensor]:
-        return [self._one(rows, implementation, *own) for rows, *own in zip(copies, *self._each(), strict=True)]
+    def _outputs(self, rows: Sequence[Tensor], implementation: Implementation) -> list[Tensor]:
+        """The output of each expert for its rows [r, D]."""
+        pairs = zip(rows, *self._weights_by_expert(), strict=True)
+        return [self._expert(own_rows, implementation, *own_weights) for own_rows, *own_weights in pairs]
 
-    def _combined(self, made: Tensor, weights: Tensor) -> Tensor:
-        """What experts made of each choice [t·k, D], summed by the weights [t, k] to [t, D]."""
-        back = made.view(*weights.shape, -1)
-        return (back if self.moe.router.on_input else back * weights[..., None].to(back.dtype)).sum(1)
+    def _combine(self, outputs: Tensor, weights: Tensor) -> Tensor:
+        """The outputs of the choices [t·k, D], summed with their weights [t, k] to [t, D]."""
+        by_token = outputs.view(*weights.shape, -1)
+        return (by_token if self.moe.router.on_input else by_token * weights[..., None].to(by_token.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
-        """How many of the choices fell on each expert, and beyond them all. That depends on the data; where there is
-        none (meta, llmbench.model.trace) even shares stand in its place."""
+        """The number of choices of each expert, and last that of indices beyond all experts.
+
+        The numbers depend on the data. On meta, and in llmbench.model.trace, even shares replace them.
+        """
         experts = self.moe.num_experts
         if choices.is_meta:
             return even_shares(choices.numel(), experts)
@@ -137,16 +146,18 @@ class ExpertsLayer(nn.Module):
         return [*counts[:experts], sum(counts[experts:])]
 
     @property
-    def held(self) -> ExpertWeights:
+    def weights(self) -> ExpertWeights:
         """The weights of all experts."""
         return ExpertWeights(self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
 
-    def _each(self) -> list[Sequence[Any]]:
-        """Gate, up and down and their biases, each a list over the experts. Unbound at once, so that backward makes a
-        whole gradient once, not once an expert."""
-        return [[None] * self.moe.num_experts if of is None else of.unbind(0) for of in self.held]
+    def _weights_by_expert(self) -> list[Sequence[Any]]:
+        """Gate, up, down and their biases, each a list over the experts.
 
-    def _one(
+        Each is unbound once, so that backward makes one gradient of the whole stack, not one for each expert.
+        """
+        return [[None] * self.moe.num_experts if stack is None else stack.unbind(0) for stack in self.weights]
+
+    def _expert(
         self,
         rows: Tensor,
         implementation: Implementation,
@@ -157,22 +168,22 @@ class ExpertsLayer(nn.Module):
         up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> Tensor:
-        """One expert on rows [r, D]; with no rows it still takes part, so that every weight has a gradient."""
+        """The output of one expert for rows [r, D]. It runs without rows too, so that every weight has a gradient."""
         if gate is None:
             inner = activation(self.moe.activation)(F.linear(rows, up, up_bias))
         else:
-            gated = F.linear(rows, gate, gate_bias)
-            inner = implementation.glu(gated, F.linear(rows, up, up_bias), self.moe.activation)
+            gate_rows = F.linear(rows, gate, gate_bias)
+            inner = implementation.glu(gate_rows, F.linear(rows, up, up_bias), self.moe.activation)
         return F.linear(inner, down, down_bias)
 
 
 def even_shares(choices: int, experts: int) -> list[int]:
-    """As many rows for each expert as for any other, within one, and none beyond them."""
+    """The choices spread evenly over the experts, within one, and none beyond them."""
     return [choices * (e + 1) // experts - choices * e // experts for e in range(experts)] + [0]
 
 
 class MixtureLayer(nn.Module):
-    """Router, experts, and what every token visits beside them.
+    """A mixture of experts: the router, the experts, and the feed-forwards that every token visits.
 
     After a forward pass, `last_chosen` [t, k] has the choices of the router. Where the capacity of experts is limited,
     `last_kept` [t, k] says which choices found a place.
@@ -182,9 +193,9 @@ class MixtureLayer(nn.Module):
         super().__init__()
         self.moe = moe
         if moe.router.hidden_size is not None:
-            raise UnsupportedError("a router that is a network of its own is sized, not built yet")
+            raise UnsupportedError("a router with a hidden layer (router.hidden_size) is sized, not built yet")
         if moe.zero_experts and (moe.capacity_factor is not None or moe.expert_capacity is not None):
-            raise UnsupportedError("experts of limited capacity beside some that compute nothing are not built yet")
+            raise UnsupportedError("capacity_factor or expert_capacity with zero_experts is not built yet")
         self.router = RouterLayer(hidden, moe)
         self.latent_in = self.latent_out = None
         if moe.latent_size is not None:
@@ -208,8 +219,8 @@ class MixtureLayer(nn.Module):
         tokens = x.flatten(0, -2)
         _, weights, chosen = self.router(tokens, implementation)
         self.last_chosen = chosen
-        narrow = tokens if self.latent_in is None else self.latent_in(tokens)
-        out = self._routed(narrow, weights, chosen, x.shape[0], implementation)
+        inputs = tokens if self.latent_in is None else self.latent_in(tokens)
+        out = self._routed(inputs, weights, chosen, x.shape[0], implementation)
         out = (out if self.latent_out is None else self.latent_out(out)).view_as(x)
         if self.shared is not None:
             shared = self.shared(x, implementation)
@@ -223,7 +234,7 @@ class MixtureLayer(nn.Module):
     def _routed(
         self, tokens: Tensor, weights: Tensor, chosen: Tensor, sequences: int, implementation: Implementation
     ) -> Tensor:
-        """What the experts make of tokens [t, D] of so many sequences, as many as they have room for."""
+        """The experts' output for tokens [t, D] of so many sequences; a token without room in an expert is dropped."""
         moe = self.moe
         if moe.capacity_factor is not None:
             room = math.ceil(round(moe.capacity_factor * chosen.numel(), 6) / moe.num_experts)
@@ -242,8 +253,8 @@ class MixtureLayer(nn.Module):
 
 
 def places_of(chosen: Tensor, num_experts: int) -> Tensor:
-    """For each choice [G, t, k], how many before it in its group fell on the same expert: token after token, and of a
-    token its first choice first."""
+    """For each choice [G, t, k], the number of choices before it in its group that fell on the same expert. The order
+    is token by token, and within a token from its first choice to its last."""
     hits = chosen.flatten(1)[..., None] == torch.arange(num_experts, device=chosen.device)
     return (hits.cumsum(1) * hits).sum(-1).view_as(chosen) - 1
 

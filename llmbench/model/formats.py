@@ -10,19 +10,19 @@ from llmbench.errors import SpecError
 
 Format = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""torch's names of the formats that commands take."""
+"""torch's dtypes of the formats that commands accept."""
 
 
 def holds_weights(dtype: torch.dtype) -> bool:
-    """Whether it is floating and not quantised: numbers of 8 bits and fewer mean something by their scales alone."""
+    """Whether weights can have this dtype: floating, and wider than 8 bits, because 8-bit numbers need scales."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def weight_format(dtype: Any) -> torch.dtype:
-    """`dtype`, once it is sure that a model can be computed in it. Raises SpecError."""
+    """`dtype`, where a model can be computed in it. Raises SpecError."""
     if isinstance(dtype, torch.dtype) and holds_weights(dtype):
         return dtype
     raise SpecError(
-        f"dtype: a model cannot have the format `{dtype}`",
-        hint="torch.float32, torch.bfloat16, torch.float16 or torch.float64",
+        f"dtype: a model cannot be computed in the format `{dtype}`",
+        hint="use torch.float32, torch.bfloat16, torch.float16 or torch.float64",
     )

@@ -1,4 +1,4 @@
-"""Tokens one after another: a prefill of the prompts, then one new token a step for every sequence.
+"""Generation: a prefill of the prompts, then one new token per step for each sequence.
 
 B batch, S the longest prompt, E the longest row of an encoder, V vocabulary.
 """
@@ -19,15 +19,14 @@ from llmbench.model.mixers import new_cache
 from llmbench.sizing.lengths import refuse_beyond_positions
 
 COLDEST = torch.finfo(torch.float32).tiny
-"""The lowest temperature but 0: logits are divided by it in fp32."""
+"""The lowest temperature above 0: logits are divided by it in fp32."""
 
-_How = tuple[float, int | None, float | None]
+_Sampling = tuple[float, int | None, float | None]
 """temperature, top_k, top_p."""
 
 
 class Generated(NamedTuple):
-    """New tokens [B, n], and how many of each row are real, the stop token included; behind them stands the stop
-    token."""
+    """New tokens [B, n], and the length [B] of each row, its stop token included. The stop token fills the rest."""
 
     tokens: Tensor
     lengths: Tensor
@@ -48,15 +47,15 @@ def generate(
     cache: str = "rolling",
     stop_token: int | None = None,
 ) -> Generated:
-    """Continue prompts [B, S], whose rows have `lengths` [B] real tokens and padding behind them. An encoder-decoder
-    reads `encoder_tokens` [B, E] with `encoder_lengths` [B] before; its prompts are what its decoder starts with.
+    """Continue prompts [B, S], whose rows have `lengths` [B] real tokens and then padding. An encoder-decoder first
+    reads `encoder_tokens` [B, E] with `encoder_lengths` [B]; its prompts are the first tokens of its decoder.
 
-    temperature 0 takes the likeliest token; otherwise logits are divided by it, and a token drawn from the `top_k`
-    likeliest, and of those from the fewest that have `top_p` of the probability. The same seed gives the same tokens.
-    `cache` names one of CACHE_KINDS. A row ends with `stop_token`; all do after `max_new_tokens`.
+    Temperature 0 takes the likeliest token. Otherwise logits are divided by it, and a token is drawn from the `top_k`
+    likeliest ones, and among them from the fewest whose probability reaches `top_p`. The same seed gives the same
+    tokens. `cache` names one of CACHE_KINDS. A row ends with `stop_token`; every row ends after `max_new_tokens`.
 
-    Raises SpecError and UnknownNameError for arguments that cannot be, UnsupportedError for a model that does not go on
-    token by token, CannotRunError for one without memory.
+    Raises SpecError and UnknownNameError for invalid arguments, UnsupportedError for a model that does not decode token
+    by token, CannotRunError for a model on meta.
     """
     if stop_token is not None:
         whole_number("stop_token", stop_token, 0, model.spec.vocab_size - 1)
@@ -74,18 +73,18 @@ def generate(
         cache=cache,
     )
     batch = tokens.shape[0]
-    made: list[Tensor] = []
-    going = torch.ones(batch, dtype=torch.bool, device=tokens.device)
+    generated: list[Tensor] = []
+    running = torch.ones(batch, dtype=torch.bool, device=tokens.device)
     counts = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
     for new in steps:
-        counts = counts + going
+        counts = counts + running
         if stop_token is not None:
-            new = torch.where(going, new, stop_token)
-            going = going & (new != stop_token)
-        made.append(new)
-        if stop_token is not None and not bool(going.any()):
+            new = torch.where(running, new, stop_token)
+            running = running & (new != stop_token)
+        generated.append(new)
+        if stop_token is not None and not bool(running.any()):
             break
-    return Generated(torch.stack(made, dim=1), counts)
+    return Generated(torch.stack(generated, dim=1), counts)
 
 
 def stream(
@@ -102,65 +101,65 @@ def stream(
     encoder_lengths: Tensor | None = None,
     cache: str | Cache = "rolling",
 ) -> Iterator[Tensor]:
-    """`generate`, step by step: the next token [B] of every row, whatever came before. `cache` may be one that already
-    holds the beginning of the sequences."""
-    how = _how(temperature, top_k, top_p)
+    """`generate` step by step: an iterator over the next token [B] of each row. It does not stop at a stop token.
+    `cache` may be a Cache that already has the beginning of the sequences."""
+    sampling = _sampling(temperature, top_k, top_p)
     count, seed = whole_number("max_new_tokens", max_new_tokens, 1), whole_seed(seed)
     weight = model.embedding.weight
     if weight.is_meta:
-        raise CannotRunError(f"{model.spec.name} is on meta, where it has no weights", hint="build it on cpu or cuda")
+        raise CannotRunError(f"{model.spec.name} is on meta and has no weights", hint="build it on cpu or cuda")
     tokens = token_rows("tokens", tokens, model.spec.vocab_size, weight.device)
     lengths = row_lengths("lengths", lengths, tokens)
     batch = tokens.shape[0]
-    room = (tokens.shape[1] if lengths is None else int(lengths.max())) + count - 1  # the last token is never put in
+    longest = tokens.shape[1] if lengths is None else int(lengths.max())
+    room = longest + count - 1  # no step reads the last token
     if isinstance(cache, str):
         cache = new_cache(model.spec, batch, room, kind=cache, dtype=weight.dtype, device=weight.device)
     elif cache.lengths.shape[0] != batch:
-        raise SpecError(f"the cache holds {cache.lengths.shape[0]} sequences, and there are {batch} prompts")
+        raise SpecError(f"the cache has {cache.lengths.shape[0]} sequences, but there are {batch} prompts")
     refuse_beyond_positions(model.spec, cache.longest + room)
-    first = _read_before(model, tokens, encoder_tokens, encoder_lengths, cache)
-    first |= {"tokens": tokens, "lengths": lengths}
-    return _steps(model, first, cache, count, how, torch.Generator(device=tokens.device).manual_seed(seed))
+    inputs = _encoder_inputs(model, tokens, encoder_tokens, encoder_lengths, cache)
+    inputs |= {"tokens": tokens, "lengths": lengths}
+    return _steps(model, inputs, cache, count, sampling, torch.Generator(device=tokens.device).manual_seed(seed))
 
 
-def _read_before(
+def _encoder_inputs(
     model: Decoder, tokens: Tensor, encoder_tokens: Tensor | None, encoder_lengths: Tensor | None, cache: Cache
 ) -> dict[str, Any]:
-    """What an encoder reads, for the first step; nothing where there is no encoder, or its output is in the cache."""
+    """The encoder's inputs of the first step; empty where there is no encoder, or its output is in the cache."""
     name = model.spec.name
     if encoder_tokens is None:
         if encoder_lengths is not None:
-            raise SpecError("encoder_lengths are those of encoder_tokens, and there are none")
+            raise SpecError("encoder_lengths were passed without encoder_tokens")
         if model.has_encoder and cache.longest == 0:
-            raise SpecError(f"{name} has an encoder, and no tokens for it", hint="give encoder_tokens")
+            raise SpecError(f"{name} has an encoder, but encoder_tokens is missing", hint="pass encoder_tokens")
         return {}
     if not model.has_encoder:
-        raise SpecError(f"{name} has no encoder to read encoder_tokens")
-    read = token_rows("encoder_tokens", encoder_tokens, model.spec.vocab_size, tokens.device)
-    if read.shape[0] != tokens.shape[0]:
-        raise SpecError(f"encoder_tokens must be one row a prompt: {tokens.shape[0]}")
-    return {"encoder_tokens": read, "encoder_lengths": row_lengths("encoder_lengths", encoder_lengths, read)}
+        raise SpecError(f"{name} has no encoder, but encoder_tokens were passed")
+    source = token_rows("encoder_tokens", encoder_tokens, model.spec.vocab_size, tokens.device)
+    if source.shape[0] != tokens.shape[0]:
+        raise SpecError(f"encoder_tokens must have one row per prompt, {tokens.shape[0]}, not {source.shape[0]}")
+    return {"encoder_tokens": source, "encoder_lengths": row_lengths("encoder_lengths", encoder_lengths, source)}
 
 
 def _steps(
-    model: Decoder, first: dict[str, Any], cache: Cache, count: int, how: _How, generator: torch.Generator
+    model: Decoder, inputs: dict[str, Any], cache: Cache, count: int, sampling: _Sampling, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    given = first
     for _ in range(count):
         with torch.no_grad():
-            logits = model(**given, cache=cache, last_only=True)
-            chosen = choose(logits[:, 0], *how, generator=generator)
+            logits = model(**inputs, cache=cache, last_only=True)
+            chosen = choose(logits[:, 0], *sampling, generator=generator)
         yield chosen
-        given = {"tokens": chosen[:, None]}
+        inputs = {"tokens": chosen[:, None]}
 
 
-def _how(temperature: float, top_k: int | None, top_p: float | None) -> _How:
-    """What `choose` takes, once it is sure that it can be."""
+def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> _Sampling:
+    """The checked arguments of `choose`. Raises SpecError."""
     temperature = real_number("temperature", temperature)
     if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
         raise SpecError(
             f"temperature must be 0, or at least {COLDEST:.1e} and finite, not {temperature}",
-            hint="0 takes the likeliest token",
+            hint="temperature 0 takes the likeliest token",
         )
     if top_k is not None:
         top_k = whole_number("top_k", top_k, 1)
@@ -174,7 +173,7 @@ def _how(temperature: float, top_k: int | None, top_p: float | None) -> _How:
 def choose(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, *, generator: torch.Generator
 ) -> Tensor:
-    """One token [B] of each row of logits [B, V]."""
+    """One token for each row of logits [B, V]: [B]."""
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     weights = probabilities(logits, temperature, top_k, top_p)
@@ -182,13 +181,13 @@ def choose(
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """What tokens are drawn from, fp32 [B, V].
+    """The probabilities that tokens are drawn with, fp32 [B, V].
 
-    softmax(logits / temperature) of the `top_k` likeliest tokens; of those, likeliest first, as many as it takes to
-    reach `top_p`, the one that reaches it included.
+    softmax(logits / temperature) over the `top_k` likeliest tokens. `top_p` then keeps the likeliest of them until
+    their sum reaches top_p, the token that reaches it included (arXiv 1904.09751), and scales them to a sum of 1.
     """
     wide = logits.to(torch.float32)
-    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # as softmax does, before a division can overflow
+    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # the subtraction keeps the quotient finite
     if top_k is not None and top_k < scaled.shape[-1]:
         best = scaled.topk(top_k, dim=-1)
         scaled = torch.full_like(scaled, -torch.inf).scatter(-1, best.indices, best.values)

@@ -1,4 +1,4 @@
-"""What stands between the last layer and the vocabulary: BERT's transform, or a projection to a narrower embedding.
+"""The modules between the last layer and the vocabulary: BERT's transform, or a projection to a narrower embedding.
 
 B batch, S length, D hidden, W embedding width, V vocabulary.
 """
@@ -16,7 +16,7 @@ from llmbench.spec.model import ModelSpec
 
 
 class HeadLayer(nn.Module):
-    """norm(act(transform(x))), or projection(x); and the vocabulary's bias where it is kept here (BERT)."""
+    """norm(act(transform(x))), or projection(x). BERT's head also owns the bias of the vocabulary."""
 
     def __init__(self, spec: ModelSpec, width: int) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class HeadLayer(nn.Module):
 
     @staticmethod
     def needed(spec: ModelSpec, width: int) -> bool:
-        """Whether a model has anything here."""
+        """Whether a model has a transform or a projection."""
         return spec.head.transform is not None or width != spec.hidden_size
 
     def reset_parameters(self) -> None:
-        """No bias."""
+        """Set the bias to zero."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -51,6 +51,6 @@ class HeadLayer(nn.Module):
 
 
 def _activation(spec: ModelSpec) -> Activation:
-    """BERT's head has the feed-forwards' activation, RoBERTa's and its kin GELU whatever those have."""
+    """BERT's head has the activation of the feed-forwards; RoBERTa's head always has GELU."""
     ffn = spec.layers[spec.order[0]].ffn
     return ffn.activation if spec.head.transform == "bert" and isinstance(ffn, (Dense, Gated)) else "gelu"

@@ -1,12 +1,13 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its two forms.
+"""Multi-head latent attention, MLA (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its two forms.
 
-A token leaves one row: the latent c = norm(W_a x) and one rotated key for all heads. Naive: keys and values of every
-head are made from the latents, k = [W_uk c, k_rope], v = W_uv c, and attended as usual: fewer FLOPs a pair. Absorbed:
-W_uk is applied to the queries and W_uv to the result, so that the rows themselves are key (all of it) and value (the
-latent) of one head: nothing is made again for tokens that are already cached.
+The cache stores one row per token: the latent c = norm(W_a x), and one rotary key for all heads.
 
-B batch, S query length, T key length, D hidden, N heads, C latent width (kv_lora_rank), R rotated dims, P plain dims of
-a key, V value dims, I index head dim.
+Naive: each head's keys and values are computed from the latents, k = [W_uk c, k_rope], v = W_uv c, and attended as
+usual. This takes fewer FLOPs per pair. Absorbed: W_uk is applied to the queries and W_uv to the result. The rows
+themselves are then the keys of one head, and their latents its values; nothing is computed again for cached tokens.
+
+B batch, S query length, T key length, D hidden, N heads, C latent width (kv_lora_rank), R rotary dims of a key, P plain
+dims of a key, V value dims, I index head dim.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Form = Literal["auto", "naive", "absorbed"]
 
 
 class LatentLayer(nn.Module):
-    """Latent attention over [B, S, D]. `form` "auto" absorbs where one new token meets a cache, else not."""
+    """Latent attention over [B, S, D]. Form "auto" is absorbed for one new token with a cache, and naive elsewhere."""
 
     def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
         super().__init__()
@@ -38,16 +39,16 @@ class LatentLayer(nn.Module):
         self.form: Form = "auto"
         self.rotation = rotation_of(positions, mixer.qk_rope_head_dim, spec.max_position_embeddings)
         hidden, heads = spec.hidden_size, mixer.num_attention_heads
-        like = Norm(kind=spec.norm.kind, bias=spec.norm.bias, eps=mixer.latent_eps)
+        latent_norm = Norm(kind=spec.norm.kind, bias=spec.norm.bias, eps=mixer.latent_eps)
         self.q_proj = self.q_a_proj = self.q_a_norm = self.q_b_proj = None
         if mixer.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden, heads * mixer.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, mixer.q_lora_rank, bias=mixer.latent_bias)
-            self.q_a_norm = NormLayer(mixer.q_lora_rank, like) if mixer.latent_norms else None
+            self.q_a_norm = NormLayer(mixer.q_lora_rank, latent_norm) if mixer.latent_norms else None
             self.q_b_proj = nn.Linear(mixer.q_lora_rank, heads * mixer.qk_head_dim, bias=False)
         self.kv_a_proj = nn.Linear(hidden, mixer.kv_lora_rank + mixer.qk_rope_head_dim, bias=mixer.latent_bias)
-        self.kv_a_norm = NormLayer(mixer.kv_lora_rank, like) if mixer.latent_norms else None
+        self.kv_a_norm = NormLayer(mixer.kv_lora_rank, latent_norm) if mixer.latent_norms else None
         self.kv_b_proj = nn.Linear(mixer.kv_lora_rank, heads * (mixer.qk_nope_head_dim + mixer.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * mixer.v_head_dim, hidden, bias=mixer.output_bias)
         self.indexer: IndexerLayer | None = None
@@ -56,72 +57,72 @@ class LatentLayer(nn.Module):
         self.scale = score_scale(mixer, positions)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
-        """[B, S, D] to [B, S, D], and the choice of keys that later layers share (GLM-5), or what came."""
+        """[B, S, D] to [B, S, D], and the choice of keys that later layers share (GLM-5)."""
         mixer, implementation = self.mixer, step.implementation
-        wide = self._wide_queries(x, implementation)  # what the queries, and an indexer's, are projected from
-        last = self.q_b_proj if self.q_proj is None else self.q_proj
-        assert last is not None
-        q = last(wide).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)  # [B, N, S, P + R]
-        q_plain, q_turned = q.split((mixer.qk_nope_head_dim, mixer.qk_rope_head_dim), dim=-1)
-        latent, k_turned = self.kv_a_proj(x).split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
+        q_input = self._query_input(x, implementation)
+        q_proj = self.q_b_proj if self.q_proj is None else self.q_proj
+        assert q_proj is not None
+        q = q_proj(q_input).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)  # [B, N, S, P + R]
+        q_plain, q_rope = q.split((mixer.qk_nope_head_dim, mixer.qk_rope_head_dim), dim=-1)
+        latent, k_rope = self.kv_a_proj(x).split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         latent = latent if self.kv_a_norm is None else self.kv_a_norm(latent, implementation)
-        k_turned = k_turned[:, None]  # [B, 1, S, R]
+        k_rope = k_rope[:, None]  # [B, 1, S, R]
         tables = None
         if self.rotation is not None:
-            tables, turn = step.tables[self.rotation.name], self.rotation.rope.interleaved
-            q_turned, k_turned = implementation.rotate(q_turned, k_turned, tables, interleaved=turn)
-        rows = torch.cat((latent[:, None], k_turned), dim=-1)  # [B, 1, S, C + R]
+            tables, interleaved = step.tables[self.rotation.name], self.rotation.rope.interleaved
+            q_rope, k_rope = implementation.rotate(q_rope, k_rope, tables, interleaved=interleaved)
+        rows = torch.cat((latent[:, None], k_rope), dim=-1)  # [B, 1, S, C + R]
         index_keys = rows[..., :0]
         if self.indexer is not None:
             index_keys = self.indexer.keys(x, tables, implementation)
         seen = context(rows, index_keys, step, cache, causal=True, window=mixer.sliding_window, chunk=None)
         if self.indexer is not None:
-            shared = self.indexer.choose(x, wide, seen.v, seen.mask, tables)
+            shared = self.indexer.choose(x, q_input, seen.v, seen.mask, tables)
         bias = None
         if mixer.indexer is not None:
             bias = shared.expand(-1, mixer.num_attention_heads, -1, -1)
         scores = Scores(self.scale, bias=bias)
         if self.form == "absorbed" or (self.form == "auto" and cache is not None and x.shape[1] == 1):
-            out = self._absorbed(q_plain, q_turned, seen, scores, implementation)
+            out = self._absorbed(q_plain, q_rope, seen, scores, implementation)
         else:
-            out = self._naive(q_plain, q_turned, seen, scores, implementation)
+            out = self._naive(q_plain, q_rope, seen, scores, implementation)
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
-    def _wide_queries(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """x, or the latent of the queries [B, S, q_lora_rank]."""
+    def _query_input(self, x: Tensor, implementation: Implementation) -> Tensor:
+        """The input of the query projections, the indexer's too: x, or the latent of queries [B, S, q_lora_rank]."""
         if self.q_a_proj is None:
             return x
         latent: Tensor = self.q_a_proj(x)
         return latent if self.q_a_norm is None else self.q_a_norm(latent, implementation)
 
     def _naive(
-        self, q_plain: Tensor, q_turned: Tensor, seen: Seen, scores: Scores, implementation: Implementation
+        self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """[B, N, S, V] by keys and values of every head, made from the rows [B, 1, T, C + R]."""
+        """[B, N, S, V], with keys and values of each head computed from the rows [B, 1, T, C + R]."""
         mixer = self.mixer
-        latent, k_turned = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
-        made = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
-        k_plain, v = made.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=-1)
-        k = torch.cat((k_plain, k_turned.expand(-1, mixer.num_attention_heads, -1, -1)), dim=-1)
-        return implementation.attend(torch.cat((q_plain, q_turned), dim=-1), Given(k, v, seen.mask), scores)
+        latent, k_rope = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
+        kv = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
+        k_plain, v = kv.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=-1)
+        k = torch.cat((k_plain, k_rope.expand(-1, mixer.num_attention_heads, -1, -1)), dim=-1)
+        return implementation.attend(torch.cat((q_plain, q_rope), dim=-1), Given(k, v, seen.mask), scores)
 
     def _absorbed(
-        self, q_plain: Tensor, q_turned: Tensor, seen: Seen, scores: Scores, implementation: Implementation
+        self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """[B, N, S, V] by the rows [B, 1, T, C + R] as keys of one head, and their latents as its values."""
+        """[B, N, S, V], with the rows [B, 1, T, C + R] as the keys of one head and their latents as its values."""
         mixer = self.mixer
         weights = self.kv_b_proj.weight.unflatten(0, (mixer.num_attention_heads, -1))  # [N, P + V, C]
         up_k, up_v = weights.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=1)
         q_latent = torch.einsum("bnsp,npc->bnsc", q_plain, up_k)
-        out = implementation.attend_latent(q_latent, q_turned, seen, scores)
+        out = implementation.attend_latent(q_latent, q_rope, seen, scores)
         return torch.einsum("bnsc,nvc->bnsv", out, up_v)
 
 
 class IndexerLayer(nn.Module):
-    """DeepSeek-V3.2's lightning indexer: which `top_k` keys each query attends to.
+    """DeepSeek-V3.2's lightning indexer, which chooses the `top_k` keys that each query attends to.
 
     score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads, with the first R dims of q and k rotated. The
-    choice itself has no gradient.
+    choice has no gradient.
     """
 
     def __init__(self, hidden: int, mixer: LatentAttention) -> None:
@@ -138,25 +139,27 @@ class IndexerLayer(nn.Module):
     @torch.no_grad()
     def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, implementation: Implementation) -> Tensor:
         """[B, S, D] to index keys [B, 1, S, I]."""
-        return self._turned(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
+        return self._rotated(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
 
-    def _turned(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _rotated(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         return x if tables is None else rotate(x, tables, interleaved=self.spec.interleaved)
 
     @torch.no_grad()
-    def choose(self, x: Tensor, wide: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What to add to the scores [B, 1, S, T]: 0 for the chosen keys, -inf for the others."""
-        q = self.q_proj(wide).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
-        products = self._turned(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
-        met = torch.relu(products * self.spec.head_dim**-0.5)
+    def choose(
+        self, x: Tensor, q_input: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The bias of the scores [B, 1, S, T]: 0 for the chosen keys, -inf for the others."""
+        q = self.q_proj(q_input).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
+        products = self._rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
+        matches = torch.relu(products * self.spec.head_dim**-0.5)
         weights = self.weights_proj(x).float().transpose(1, 2)[..., None] * self.spec.num_heads**-0.5
-        score = (met * weights).sum(dim=1, keepdim=True).masked_fill(~mask.allowed(), -torch.inf)
+        score = (matches * weights).sum(dim=1, keepdim=True).masked_fill(~mask.allowed(), -torch.inf)
         best = score.topk(min(self.spec.top_k, score.shape[-1]), dim=-1).indices
         return torch.full_like(score, -torch.inf).scatter(-1, best, 0.0)
 
 
 def score_scale(mixer: LatentAttention, positions: Positions) -> float:
-    """(P + R) ** -0.5, times YaRN's temperature squared where the config asks for it on all dims (DeepSeek)."""
+    """(P + R) ** -0.5, times YaRN's temperature squared where `mscale_all_dim` is set (DeepSeek)."""
     scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
     scaling = positions.scaling if isinstance(positions, Rope) else None
     if scaling is not None and scaling.mscale_all_dim:
@@ -165,7 +168,7 @@ def score_scale(mixer: LatentAttention, positions: Positions) -> float:
 
 
 def set_latent_form(model: nn.Module, form: Form) -> None:
-    """Choose the form of every latent attention in a model."""
+    """Set the form of every latent attention in a model."""
     for module in model.modules():
         if isinstance(module, LatentLayer):
             module.form = form

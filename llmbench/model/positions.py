@@ -1,7 +1,8 @@
 """Positions in the real model: rotary tables with every scaling, ALiBi slopes, sinusoids, T5's buckets.
 
-B batch, S query length, T key length, N heads, R rotated dims. Positions are integers [B, S]; tables are computed in
-fp32 and cast where they are used.
+Positions are integers [B, S]. Tables are computed in fp32 and cast where they are used.
+
+B batch, S query length, T key length, N heads, H head dim, R rotary dims.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling, S
 def inverse_frequencies(
     rope: Rope, head_dim: int, *, seq_len: int, max_positions: int | None, device: torch.device
 ) -> tuple[Tensor, float]:
-    """Frequencies [R/2] and the factor on cos and sin, after scaling.
+    """Frequencies [R/2] after scaling, and the factor on cos and sin.
 
-    theta ** (-2i/R), then: linear divides by the factor; dynamic grows theta with length (NTK-aware); llama3 divides
-    low frequencies and blends between (Llama 3.1 report); yarn blends by wavelength and scales by
-    0.1·ln(factor) + 1 (arXiv 2309.00071); longrope divides each frequency by its own factor (arXiv 2402.13753);
-    proportional turns only the first frequencies of the whole head (Gemma 4).
+    Unscaled: theta ** (-2i/R). linear divides by the factor (arXiv 2306.15595). dynamic raises theta with the length
+    (NTK-aware). llama3 divides the low frequencies and blends those between (Llama 3.1 report). yarn blends by
+    wavelength and multiplies cos and sin by 0.1·ln(factor) + 1 (arXiv 2309.00071). longrope divides each frequency by
+    its own factor (arXiv 2402.13753). proportional spaces the frequencies over the whole head and rotates only the
+    first of them (Gemma 4).
     """
     scaling = rope.scaling
     dim = rope.rotary_dim or head_dim
@@ -38,8 +40,8 @@ def inverse_frequencies(
     steps = torch.arange(0, dim, 2, dtype=torch.int64, device=device).to(torch.float32)
     if scaling is not None and scaling.kind == "proportional":
         frequencies = 1.0 / theta ** (steps / head_dim)
-        still = torch.zeros(head_dim // 2 - dim // 2, device=device)
-        return torch.cat((frequencies, still)) / scaling.factor, 1.0
+        unrotated = torch.zeros(head_dim // 2 - dim // 2, device=device)
+        return torch.cat((frequencies, unrotated)) / scaling.factor, 1.0
     frequencies = 1.0 / theta ** (steps / dim)
     if scaling is None:
         return frequencies, 1.0
@@ -60,13 +62,12 @@ def _scaled(
         smooth = (1 - blend) * frequencies / factor + blend * frequencies
         return smooth, 1.0
     if scaling.kind == "longrope":
-        long = seq_len > original
-        factors = scaling.long_factor if long else scaling.short_factor
+        factors = scaling.long_factor if seq_len > original else scaling.short_factor
         divisor = torch.tensor(factors, dtype=torch.float32, device=frequencies.device)
-        grown = factor if factor != 1.0 else (max_positions or original) / original
+        extension = factor if factor != 1.0 else (max_positions or original) / original
         attention = scaling.attention_factor
         if attention is None:
-            attention = 1.0 if grown <= 1 else math.sqrt(1 + math.log(grown) / math.log(original))
+            attention = 1.0 if extension <= 1 else math.sqrt(1 + math.log(extension) / math.log(original))
         return frequencies / divisor, attention
     if scaling.kind == "yarn":
         return _yarn(scaling, frequencies, theta, dim, original)
@@ -74,11 +75,12 @@ def _scaled(
 
 
 def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, original: int) -> tuple[Tensor, float]:
+    """Frequencies and factor of YaRN (arXiv 2309.00071)."""
     factor = scaling.factor
 
-    def correction(turns: float) -> float:
-        """The dimension whose wave turns so often over the trained length."""
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    def correction(rotations: float) -> float:
+        """The dimension that makes this many rotations over the trained length."""
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = correction(32.0 if scaling.beta_fast is None else scaling.beta_fast)
     high = correction(1.0 if scaling.beta_slow is None else scaling.beta_slow)
@@ -103,7 +105,7 @@ def yarn_scale(factor: float, mscale: float) -> float:
 
 
 class Rotation(NamedTuple):
-    """What a layer turns heads of `width` by. Layers whose rotations have one name share its tables."""
+    """The rotation of heads of `width`. Layers whose rotations have the same name share tables."""
 
     name: str
     rope: Rope
@@ -111,8 +113,8 @@ class Rotation(NamedTuple):
     max_positions: int | None
 
     def regime(self, seq_len: int) -> int:
-        """A number that is the same for contexts whose tokens are turned alike. Dynamic scaling turns all tokens anew
-        with each one past the trained length, longrope once."""
+        """A number that is equal for contexts with the same frequencies. Under dynamic scaling they change with every
+        token past the trained length, under longrope once."""
         scaling = self.rope.scaling
         if scaling is None or scaling.kind not in ("dynamic", "longrope"):
             return 0
@@ -131,35 +133,39 @@ class Rotation(NamedTuple):
 
 
 def rotation_of(positions: Positions, width: int, max_positions: int | None) -> Rotation | None:
-    """The rotation of heads of `width`, if they turn at all."""
+    """The rotation of heads of `width`; None where positions are not rotary."""
     if not isinstance(positions, Rope) or not width:
         return None
     return Rotation(f"{positions} {width} {max_positions}", positions, width, max_positions)
 
 
 Tables = dict[str, tuple[Tensor, Tensor]]
-"""cos and sin of every rotation of a model, by its name."""
+"""cos and sin [B, 1, S, R/2] of every rotation of a model, by its name."""
 
 
 def rotations_of(model: nn.Module) -> list[Rotation]:
-    """The different rotations of all layers."""
-    found = (getattr(module, "rotation", None) for module in model.modules())
-    return list({rotation.name: rotation for rotation in found if isinstance(rotation, Rotation)}.values())
+    """The rotations of all layers, equal ones once."""
+    rotations = (getattr(module, "rotation", None) for module in model.modules())
+    return list({rotation.name: rotation for rotation in rotations if isinstance(rotation, Rotation)}.values())
 
 
 def refuse_mixed_frequencies(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
-    """Raise CannotRunError where one table does not do for all rows, which hold `before` tokens and then `after`: where
-    their lengths have different scalings, or a cache has keys that were turned by another."""
+    """Raise CannotRunError where the RoPE frequencies of a forward pass would differ between its rows, or from those of
+    the cached keys.
+
+    before, after: tokens of each row before and after the pass.
+    """
     for rotation in rotations:
-        wanted = {rotation.regime(end) for end in after}
-        held = {rotation.regime(end) for end in before if end}
-        if len(wanted | held) > 1:
+        new = {rotation.regime(end) for end in after}
+        cached = {rotation.regime(end) for end in before if end}
+        if len(new | cached) > 1:
             scaling = rotation.rope.scaling
             assert scaling is not None
+            cache = f", or continue a cache of {_range(before)} tokens" if cached else ""
             raise CannotRunError(
-                f"{scaling.kind} scaling turns keys another way in longer contexts: rows of "
-                f"{_range(after)} tokens cannot share a pass" + (f", nor go on from {_range(before)}" if held else ""),
-                hint="give rows of one length at once, without a cache",
+                f"{scaling.kind} scaling changes the RoPE frequencies with the sequence length: rows of "
+                f"{_range(after)} tokens cannot share a forward pass{cache}",
+                hint="run rows of one length, without a cache",
             )
 
 
@@ -169,30 +175,31 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def tables_of(rotations: Iterable[Rotation], positions: Tensor, seq_len: int) -> Tables:
-    """The tables of one forward pass; `seq_len` is the longest context, which some scalings depend on."""
+    """The tables of one forward pass. seq_len: the longest context, on which some scalings depend."""
     return {rotation.name: rotation.tables(positions, seq_len) for rotation in rotations}
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
-    """x [B, N, S, H] with its first R dims turned, in fp32: pairs are neighbours (interleaved) or the two halves."""
-    (cos, sin), kept, x = tables, x.dtype, x.float()
-    turned = 2 * cos.shape[-1]
-    head, rest = x[..., :turned], x[..., turned:]
+    """x [B, N, S, H] with its first R dims rotated, in fp32. Pairs are neighbours (`interleaved`) or the two halves."""
+    (cos, sin), dtype, x = tables, x.dtype, x.float()
+    rotary_dim = 2 * cos.shape[-1]
+    rotary, rest = x[..., :rotary_dim], x[..., rotary_dim:]
     if interleaved:
-        first, second = head[..., 0::2], head[..., 1::2]
+        first, second = rotary[..., 0::2], rotary[..., 1::2]
         out = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
     else:
-        first, second = head.chunk(2, dim=-1)
+        first, second = rotary.chunk(2, dim=-1)
         out = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return (out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)).to(kept)
+    return (out if rest.shape[-1] == 0 else torch.cat((out, rest), dim=-1)).to(dtype)
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
-    """Slopes [N]: 2 ** (-8i/n) for the nearest power of two n, the rest taken between (arXiv 2108.12409)."""
-    nearest = 2 ** math.floor(math.log2(num_heads))
-    head = torch.arange(num_heads, dtype=torch.float64, device=device)  # made there: a copy from here is waited for
-    between = 4 / nearest * (2 * (head - nearest) + 1)
-    return torch.exp2(-torch.where(head < nearest, 8 / nearest * (head + 1), between)).to(torch.float32)
+    """Slopes [N]: 2 ** (-8i/n) for the power of two n below, the others between those (arXiv 2108.12409)."""
+    below = 2 ** math.floor(math.log2(num_heads))
+    # Created on the device: a copy from the host would synchronise.
+    head = torch.arange(num_heads, dtype=torch.float64, device=device)
+    between = 4 / below * (2 * (head - below) + 1)
+    return torch.exp2(-torch.where(head < below, 8 / below * (head + 1), between)).to(torch.float32)
 
 
 def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -202,12 +209,12 @@ def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: t
     last = max(pairs - 1, 1) if kind.to_end else width / 2
     angles = (positions + kind.offset)[..., None].to(torch.float32) * torch.exp(-math.log(10000.0) / last * steps)
     waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
-    made = (waves.transpose(-1, -2) if kind.halves else waves).flatten(-2)[..., :width]
-    return F.pad(made, (0, width - made.shape[-1])).to(dtype)
+    vectors = (waves.transpose(-1, -2) if kind.halves else waves).flatten(-2)[..., :width]
+    return F.pad(vectors, (0, width - vectors.shape[-1])).to(dtype)
 
 
 def relative_buckets(bias: RelativeBias, queries: Tensor, keys: Tensor, *, bidirectional: bool) -> Tensor:
-    """T5's bucket [B, S, T] of each distance: exact near by, logarithmic further off (arXiv 1910.10683, 2.1)."""
+    """T5's bucket [B, S, T] of each distance: exact up close, logarithmic beyond (arXiv 1910.10683, section 2.1)."""
     distance = keys[:, None, :] - queries[:, :, None]
     buckets = bias.num_buckets
     offset = torch.zeros_like(distance)

@@ -1,4 +1,4 @@
-"""Whose work is going on: of what runs inside a model, which op of the sizing table each step belongs to."""
+"""Scopes of a trace: which op of the sizing table each torch function inside a model belongs to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 _OWN_FUNCTIONS: dict[Any, str] = {Tensor.clamp: "clip", F.rms_norm: "v_norm"}
-"""Functions that a module calls for an op without a module."""
+"""The ops without a module of their own that are one torch function."""
 
-_AFTER = {
+_FOLLOWING = {
     "up_proj": "act",
     "transform": "act",
     "core": "gate",
@@ -24,12 +24,15 @@ _AFTER = {
     "shared_gate": "shared_scale",
     "lm_head": "soft_cap",
 }
-"""The op without a module that a module's own work is, once the part named before it has run."""
+"""The op without a module of its own that a module computes after the child named here has run."""
 
 
 class Scopes(TorchFunctionMode):
-    """Says whose work is going on: the module's whose forward runs, and within it the op's whose parameter is used, or
-    that a function or what ran before it tells. `outputs`: storages that are an op of their own."""
+    """Finds the op of each torch function.
+
+    It belongs to the module whose forward runs, and there to the op whose parameter it uses, else to the op that the
+    function itself or the child before it implies. `outputs`: the op of each storage that is an op's whole result.
+    """
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class Scopes(TorchFunctionMode):
         self.stack = [""]
         self.last: dict[str, str] = {}
         self.outputs: dict[int, str] = {}
-        self.held: list[torch.UntypedStorage] = []  # so that no address of an output is used twice
+        self.output_storages: list[torch.UntypedStorage] = []  # alive, so that no address of an output is reused
         self.owners: dict[int, str] = {}
         for name, parameter in model.named_parameters():
             op = name.removesuffix(".weight").removesuffix(".bias")
@@ -50,18 +53,18 @@ class Scopes(TorchFunctionMode):
         return self.stack[-1]
 
     def enter(self, name: str) -> None:
-        """Work from here on belongs to `name`."""
+        """Start the scope `name`."""
         self.last.pop(name, None)
         self.stack.append(name)
 
     def leave(self) -> None:
-        """And now to what it did before."""
-        part = self.stack.pop().rpartition(".")[2]
-        self.last[self.here] = part
+        """End the innermost scope."""
+        child = self.stack.pop().rpartition(".")[2]
+        self.last[self.here] = child
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
-        """Work inside belongs to `name`."""
+        """Run a `with` block in the scope `name`."""
         self.enter(name)
         try:
             yield
@@ -69,7 +72,7 @@ class Scopes(TorchFunctionMode):
             self.leave()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` in the scope of the parameter it is given, or of what it is."""
+        """Run `func` in the scope of the parameter among its arguments, or of the op that the function is."""
         owner = self._inside(_OWN_FUNCTIONS.get(func, ""))
         for argument in args:
             if isinstance(argument, Tensor):
@@ -80,36 +83,36 @@ class Scopes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def output(self, name: str, result: Tensor) -> None:
-        """This is the result of the op of that name, if there is one, whoever saves it."""
+        """Record `result` as the output of the op `name`, where there is one, whichever op saves it."""
         if name in self.names:
             storage = result.untyped_storage()
             self.outputs[storage._cdata] = name
-            self.held.append(storage)
+            self.output_storages.append(storage)
 
     @property
     def own(self) -> str:
-        """The innermost scope, or the op that its own work is."""
-        return self._inside(_AFTER.get(self.last.get(self.here, ""), "")) or self.here
+        """The innermost scope, or the op that its module computes itself."""
+        return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 
-    def _inside(self, part: str) -> str:
-        """The op of that name in the innermost scope, or nothing."""
-        name = f"{self.here}.{part}".lstrip(".")
+    def _inside(self, child: str) -> str:
+        """The op of that name in the innermost scope, or an empty string."""
+        name = f"{self.here}.{child}".lstrip(".")
         return name if name in self.names else ""
 
 
-class Attributed(TorchDispatchMode):
-    """Adds what the counter counts to the scope it happens in; enter it after the counter."""
+class FlopsByScope(TorchDispatchMode):
+    """Adds the FLOPs of a counter to the scope in which they occur, in `flops`. Enter it after the counter."""
 
-    def __init__(self, counter: FlopCounterMode, scopes: Scopes, found: dict[str, int]) -> None:
+    def __init__(self, counter: FlopCounterMode, scopes: Scopes, flops: dict[str, int]) -> None:
         super().__init__()
-        self.counter, self.scopes, self.found = counter, scopes, found
+        self.counter, self.scopes, self.flops = counter, scopes, flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, and see what was added."""
+        """Run `func`, and add its FLOPs to the scope."""
         before = self.counter.get_total_flops()
         out = func(*args, **(kwargs or {}))
         added = self.counter.get_total_flops() - before
         if added:
             here = self.scopes.here
-            self.found[here] = self.found.get(here, 0) + added
+            self.flops[here] = self.flops.get(here, 0) + added
         return out

@@ -1,17 +1,17 @@
-"""The real model without a GPU and without memory: FLOPs and saved bytes of its own forward, joined to the ops.
+"""Traces of the real model, without a GPU and without memory: FLOPs and saved bytes of its forward pass, op by op.
 
-FLOPs are counted by torch's FlopCounterMode on meta tensors; counters count score pairs that the mask throws away, so
-the ops they stand beside count them too. Saved bytes are what autograd still keeps for backward when the loss is there,
-by saved_tensors_hooks on fake tensors, each storage once, with whatever saved it first, and parameters apart; beside
-the ops of "eager" kernels.
+torch's FlopCounterMode counts FLOPs on meta tensors. It counts score pairs that the mask throws away, so the ops of the
+sizing table are compared with these pairs included. Saved bytes are the tensors that autograd keeps for the backward
+pass once the loss is computed, found by saved_tensors_hooks on fake tensors. Each storage counts once, for the op that
+saved it first; parameters do not count. They are compared with the ops of "eager" kernels.
 
-What is not the model's own forward:
+The trace differs from a real forward pass:
 
-* Only the first two layers of each kind are traced; what the second has stands for all that follow it.
-* Experts get even shares of the rows, because on tensors without values no token chooses.
-* FLOPs are counted with `standard` attention, which every model can be computed with. Bytes of "flash" are those of a
-  flash kernel: q, k, v, the output and an fp32 log-sum-exp. Norms keep their input and fp32 statistics, as torch's
-  CUDA kernels do; on a CPU some of them keep more.
+* Only the first two layers of each kind are traced. The second stands for all later ones.
+* Experts get even shares of the rows, because a router cannot choose without values.
+* FLOPs are counted with `standard` attention, which computes every model. Saved bytes of "flash" are those of a flash
+  kernel: q, k, v, the output and an fp32 log-sum-exp. Norms save their input and fp32 statistics, like torch's CUDA
+  kernels; on a CPU some of them save more.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 """
@@ -39,7 +39,7 @@ from llmbench.model.ffn import ExpertsLayer, even_shares
 from llmbench.model.formats import DTYPES, Format
 from llmbench.model.implementations.interface import Scores, Seen
 from llmbench.model.implementations.plain import STANDARD
-from llmbench.model.scopes import Attributed, Scopes
+from llmbench.model.scopes import FlopsByScope, Scopes
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import widest_bytes
@@ -51,12 +51,12 @@ from llmbench.spec.model import ModelSpec
 Attention = Literal["flash", "standard"]
 
 LARGEST_BYTES = 2**60
-"""Bytes of an op that can still be traced: torch counts those of a tensor in 64 bits, without memory too."""
+"""The largest op that can be traced: torch counts the bytes of a tensor in 64 bits, on meta too."""
 
 
 class TracedOp(NamedTuple):
-    """An op of all its layers, analytic and traced. `forward_flops` and `saved_bytes` are None where the trace found
-    something that is no op; `recurrent` ops are counted in their step form, which is not what torch computes."""
+    """An op, summed over its layers, analytic and traced. `forward_flops` and `saved_bytes` are None for traced work
+    that is no op. `recurrent`: the op counts its step form, but torch computes it in another form."""
 
     name: str
     layer: str
@@ -69,7 +69,7 @@ class TracedOp(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All ops, and how many of the model's layers stood for all of them."""
+    """All ops, and the number of layers that were traced."""
 
     ops: list[TracedOp]
     layers_traced: int
@@ -78,8 +78,8 @@ class Trace(NamedTuple):
 def trace(
     spec: ModelSpec, *, seq_len: int, batch: int = 1, dtype: Format = "bf16", attention: Attention = "flash"
 ) -> Trace:
-    """Trace one forward pass (and its loss) of a training step. Raises UnsupportedError for what is not built,
-    SpecError for sequences that the model cannot read or torch cannot count."""
+    """Trace the forward pass and the loss of one training step. Raises UnsupportedError for a spec that is not built,
+    SpecError for sequences that are too long for the model or for torch's counts."""
     refuse_beyond_positions(spec, seq_len)
     refuse_beyond_counting(spec, seq_len, batch)
     short = shortened(spec)
@@ -94,105 +94,107 @@ def trace(
     )
     names = {name for op in lower(short, work) for name in op.names()}
     model = build(short, impl="standard", device="meta", dtype=DTYPES[dtype])
-    flops = _homes(traced_flops(model, names, seq_len, batch), names)
-    saved = _homes(traced_saved_bytes(model, names, seq_len, batch, DTYPES[dtype], attention), names)
+    flops = _by_op(traced_flops(model, names, seq_len, batch), names)
+    saved = _by_op(traced_saved_bytes(model, names, seq_len, batch, DTYPES[dtype], attention), names)
     return Trace(_joined(lower(spec, work), spec, short, flops, saved), len(short.order))
 
 
 def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
-    """Raise SpecError where an op, with its scores held, is larger than LARGEST_BYTES."""
+    """Raise SpecError where an op, its scores materialised, is larger than LARGEST_BYTES."""
     work = Workload.prefill(seq_len, batch, attention="standard", activation_dtype="fp32")
     if widest_bytes(lower(spec, work)) > LARGEST_BYTES:
         raise SpecError(
-            f"{spec.name}: {batch:,} × {seq_len:,} tokens make tensors too large for torch to count",
+            f"{spec.name}: the tensors of {batch:,} × {seq_len:,} tokens are too large for torch to count",
             hint="choose a shorter sequence or a smaller batch",
         )
 
 
 def shortened(spec: ModelSpec) -> ModelSpec:
     """The model with the first two layers of each kind."""
-    pattern = " ".join(spec.order[index] for index in _kept(spec.order))
+    pattern = " ".join(spec.order[index] for index in _first_two(spec.order))
     encoder = spec.encoder
     if encoder is not None:
-        encoder = msgspec.structs.replace(encoder, pattern=" ".join(encoder.order[i] for i in _kept(encoder.order)))
+        encoder = msgspec.structs.replace(
+            encoder, pattern=" ".join(encoder.order[i] for i in _first_two(encoder.order))
+        )
     return msgspec.structs.replace(spec, pattern=pattern, encoder=encoder)
 
 
-def _kept(order: tuple[str, ...]) -> list[int]:
+def _first_two(order: tuple[str, ...]) -> list[int]:
+    """The indices of the first two layers of each kind."""
     return [index for index, name in enumerate(order) if order[:index].count(name) < 2]
 
 
 def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> dict[str, int]:
     """FLOPs of one forward pass on meta tensors, by scope: the dotted name of an op, else of a module."""
     scopes = Scopes(model, names)
-    found: dict[str, int] = {}
+    flops: dict[str, int] = {}
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
     counter = FlopCounterMode(display=False)
-    with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, Attributed(counter, scopes, found):
+    with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, FlopsByScope(counter, scopes, flops):
         run_once(model, tokens)
-    return found
+    return flops
 
 
 def traced_saved_bytes(
     model: Decoder, names: set[str], seq_len: int, batch: int, dtype: torch.dtype, attention: Attention
 ) -> dict[str, int]:
-    """Bytes that one forward pass and its loss save for backward, by scope. The model becomes one of fake tensors."""
-    found: dict[str, int] = {}
+    """Bytes that one forward pass and its loss save for the backward pass, by scope. Makes the model's tensors fake."""
+    saved_bytes: dict[str, int] = {}
     with FakeTensorMode():
         materialise(model, device="cpu", dtype=dtype)
         scopes = Scopes(model, names)
         tokens, labels = (torch.zeros((batch, seq_len), dtype=torch.int64) for _ in range(2))
-        seen = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), labels)}
-        packed: list[weakref.ref[_Packed]] = []
+        counted = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), labels)}
+        references: list[weakref.ref[_Saved]] = []
 
-        def pack(tensor: Tensor) -> _Packed:
-            held = _Packed(tensor, scopes.own)
-            packed.append(weakref.ref(held))
-            return held
+        def pack(tensor: Tensor) -> _Saved:
+            saved = _Saved(tensor, scopes.own)
+            references.append(weakref.ref(saved))
+            return saved
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
         with _prepared(model, scopes, attention), hooks, _AsOnCuda(), scopes:
             logits = run_once(model, tokens)
             with scopes.within("loss"):
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        for held in filter(None, (reference() for reference in packed)):
-            storage = held.tensor.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                where = scopes.outputs.get(storage._cdata, held.scope)
-                found[where] = found.get(where, 0) + storage.nbytes()
-        del loss  # until here, it held what backward needs
-    return found
+        for saved in filter(None, (reference() for reference in references)):
+            storage = saved.tensor.untyped_storage()
+            if storage._cdata not in counted:
+                counted.add(storage._cdata)
+                scope = scopes.outputs.get(storage._cdata, saved.scope)
+                saved_bytes[scope] = saved_bytes.get(scope, 0) + storage.nbytes()
+        del loss  # until here, it kept the graph and its saved tensors alive
+    return saved_bytes
 
 
-class _Packed:
-    """A tensor that autograd saved; it goes when autograd lets it go."""
+class _Saved:
+    """A tensor that autograd saved, and its scope. It lives as long as autograd needs it."""
 
     def __init__(self, tensor: Tensor, scope: str) -> None:
         self.tensor, self.scope = tensor, scope
 
 
 def run_once(model: Decoder, tokens: Tensor) -> Tensor:
-    """Logits of tokens [B, S]; an encoder reads the same."""
+    """Logits of tokens [B, S]. An encoder reads the same tokens."""
     logits: Tensor = model(tokens) if model.spec.encoder is None else model(tokens, tokens)
     return logits
 
 
 @contextmanager
 def as_on_cuda(model: Decoder) -> Iterator[None]:
-    """Steps of a model on fake tensors inside: experts have even shares, norms keep what CUDA's keep."""
+    """Prepare a model of fake tensors for a step: experts get even shares, norms save what CUDA's kernels save."""
     with _prepared(model, Scopes(model, set()), "standard"), _AsOnCuda():
         yield
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """Norms keep for backward what torch's CUDA kernels keep."""
+    """Norms that save for the backward pass what torch's CUDA kernels save."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, norms as one kernel."""
+        """Run `func`; a norm as one kernel."""
         if func in (F.rms_norm, F.layer_norm):
-            given = [*args, *(kwargs or {}).values(), None]
-            x, shape, weight = given[:3]
+            x, shape, weight = [*args, *(kwargs or {}).values(), None][:3]
             rows = x.numel() // math.prod(shape)
             statistics = [x.new_empty(rows, dtype=torch.float32) for _ in range(1 if func is F.rms_norm else 2)]
             return _kernel(torch.empty_like, statistics, False, x, weight)
@@ -200,22 +202,26 @@ class _AsOnCuda(TorchFunctionMode):
 
 
 class _Kernel(torch.autograd.Function):
-    """A kernel that is only known by what it keeps: its inputs, `also`, and its output where that is kept."""
+    """A kernel reduced to the tensors that it saves: its inputs, `statistics`, and its output if `saves_output`."""
 
     @staticmethod
     def forward(
-        ctx: Any, made: Callable[[Tensor], Tensor], also: list[Tensor], keeps_output: bool, *inputs: Tensor | None
+        ctx: Any,
+        empty_output: Callable[[Tensor], Tensor],
+        statistics: list[Tensor],
+        saves_output: bool,
+        *inputs: Tensor | None,
     ) -> Tensor:
-        """The output that `made` makes like the first input."""
+        """`empty_output` of the first input."""
         assert inputs[0] is not None
         ctx.inputs = len(inputs)
-        out = made(inputs[0])
-        ctx.save_for_backward(*inputs, *also, *([out] if keeps_output else []))
+        out = empty_output(inputs[0])
+        ctx.save_for_backward(*inputs, *statistics, *([out] if saves_output else []))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of the inputs' shapes."""
+        """Empty gradients of the inputs."""
         inputs, needed = ctx.saved_tensors[: ctx.inputs], ctx.needs_input_grad[3:]
         return (
             None,
@@ -225,35 +231,37 @@ class _Kernel(torch.autograd.Function):
         )
 
 
-def _kernel(made: Callable[[Tensor], Tensor], also: list[Tensor], keeps_output: bool, *inputs: Tensor | None) -> Tensor:
-    out: Tensor = _Kernel.apply(made, also, keeps_output, *inputs)
+def _kernel(
+    empty_output: Callable[[Tensor], Tensor], statistics: list[Tensor], saves_output: bool, *inputs: Tensor | None
+) -> Tensor:
+    out: Tensor = _Kernel.apply(empty_output, statistics, saves_output, *inputs)
     return out
 
 
 def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """What a flash kernel keeps, a trained bias included; its output [B, N, S, Hv] lies in memory as [B, S, N, Hv]."""
+    """A flash kernel: it saves q, k, v, a trained bias and its output [B, N, S, Hv], stored as [B, S, N, Hv]."""
     k, v = seen.k, seen.v
     batch, heads, length, _ = q.shape
 
-    def made(like: Tensor) -> Tensor:
+    def empty_output(like: Tensor) -> Tensor:
         return like.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
 
     log_sum_exp = q.new_empty((batch, heads, length), dtype=torch.float32)
     trained = scores.bias is not None and scores.bias.requires_grad
-    return _kernel(made, [log_sum_exp], True, q, k, v, scores.bias if trained else None)
+    return _kernel(empty_output, [log_sum_exp], True, q, k, v, scores.bias if trained else None)
 
 
 @contextmanager
 def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
-    """The model with a scope for every module, attention and activation, and experts with even shares."""
-    attend_by = STANDARD.attend if attention == "standard" else _flash
-    normal = model.implementation
+    """Give every module, attention and activation of the model a scope, and experts even shares of the rows."""
+    attend_with = STANDARD.attend if attention == "standard" else _flash
+    usual = model.implementation
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         if scores.bias is not None:
             scopes.output(f"{scopes.here}.relative_bias", scores.bias)
         with scopes.within(f"{scopes.here}.core"):
-            return attend_by(q, seen, scores)
+            return attend_with(q, seen, scores)
 
     def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
         with scopes.within(f"{scopes.here}.act"):
@@ -265,14 +273,16 @@ def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: scopes.enter(name)))
             handles.append(module.register_forward_hook(lambda *_: scopes.leave()))
         if f"{name}.output" in scopes.names:
-            handles.append(module.register_forward_hook(lambda *of, name=name: scopes.output(f"{name}.output", of[-1])))
+            handles.append(
+                module.register_forward_hook(lambda *call, name=name: scopes.output(f"{name}.output", call[-1]))
+            )
         if isinstance(module, ExpertsLayer):
-            module.rows = _even(module.moe.num_experts)  # type: ignore[method-assign, assignment]
-    model.implementation = normal._replace(attend=attend, glu=glu)
+            module.rows = _even_rows(module.moe.num_experts)  # type: ignore[method-assign, assignment]
+    model.implementation = usual._replace(attend=attend, glu=glu)
     try:
         yield
     finally:
-        model.implementation = normal
+        model.implementation = usual
         for handle in handles:
             handle.remove()
         for module in model.modules():
@@ -280,45 +290,47 @@ def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[
                 del module.rows
 
 
-def _even(num_experts: int) -> Callable[[Tensor], list[int]]:
+def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
+    """A replacement of ExpertsLayer.rows."""
     return lambda choices: even_shares(choices.numel(), num_experts)
 
 
-def _homes(found: dict[str, int], names: set[str]) -> dict[str, int]:
-    """Figures by scope, put to ops: what a module does beside its ops (rotation, gates, sums) is that of the functions
-    between them."""
-    out: dict[str, int] = {}
-    for scope, figure in found.items():
-        home = scope if scope in names else next((name for name in _between(scope) if name in names - set(found)), "")
-        home = home or scope or "lm_head"
-        out[home] = out.get(home, 0) + figure
-    return out
+def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
+    """Figures by op, of figures by scope. The work of a module outside its children (rotation, gates, sums) belongs to
+    an op that has no module."""
+    figures: dict[str, int] = {}
+    for scope, figure in by_scope.items():
+        unused = names - set(by_scope)
+        op = scope if scope in names else next((name for name in _ops_without_module(scope) if name in unused), "")
+        op = op or scope or "lm_head"
+        figures[op] = figures.get(op, 0) + figure
+    return figures
 
 
-def _between(scope: str) -> list[str]:
-    """The ops without a module that a scope's own work may be, likeliest first."""
+def _ops_without_module(scope: str) -> list[str]:
+    """The ops without a module that the work of a scope may belong to, likeliest first."""
     parent = scope.rpartition(".")[0]
-    inside = [f"{scope}.{part}" for part in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
+    inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
     return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]
 
 
 def _joined(
     ops: list[Op], spec: ModelSpec, short: ModelSpec, flops: dict[str, int], saved: dict[str, int]
 ) -> list[TracedOp]:
-    """Every op of the model with what was traced of it, then what is no op."""
+    """Every op of the model with its traced figures, then the traced work that is no op."""
     stacks = {"decoder": (spec.order, short.order)}
     if spec.encoder is not None and short.encoder is not None:
         stacks["encoder"] = (spec.encoder.order, short.encoder.order)
     used: set[str] = set()
     rows = []
     for op in ops:
-        where = [op.name]
+        instances = [op.name]
         if op.layers:
-            order, kept = stacks[op.stack]
-            places = [index for index, name in enumerate(kept) if name == op.layer]
+            order, short_order = stacks[op.stack]
+            traced_layers = [index for index, name in enumerate(short_order) if name == op.layer]
             first = order.index(op.layer)
-            where = [op.name.replace("{}", str(places[0 if index == first else -1])) for index in op.layers]
-        used.update(where)
+            instances = [op.name.replace("{}", str(traced_layers[0 if index == first else -1])) for index in op.layers]
+        used.update(instances)
         rows.append(
             TracedOp(
                 name=op.name,
@@ -326,9 +338,9 @@ def _joined(
                 instances=op.count,
                 recurrent=op.kind == "scan",
                 forward_flops=op.count * op.forward_flops,
-                traced_flops=_sum(flops, where),
+                traced_flops=_sum(flops, instances),
                 saved_bytes=op.count * op.saved_bytes,
-                traced_saved_bytes=_sum(saved, where),
+                traced_saved_bytes=_sum(saved, instances),
             )
         )
     for name in sorted((set(flops) | set(saved)) - used):

@@ -340,9 +340,9 @@ LONGER = {
 
 
 @pytest.mark.parametrize("name", LONGER)
-def test_keys_that_a_longer_context_turns_anew_are_not_kept(name: str) -> None:
-    """Up to the trained length steps equal one pass; where the scaling changes, a cache and rows of other lengths are
-    refused. Longrope changes once: a prompt past the trained length goes on."""
+def test_cached_keys_are_refused_where_the_frequencies_change_with_length(name: str) -> None:
+    """Up to the trained length, steps equal one pass. Past it, the cache and rows of different lengths are refused.
+    Longrope changes once, so that a prompt past the trained length can be continued."""
     spec = small.small(small.gqa(), positions=Rope(scaling=LONGER[name]))
     model = small.model_of(msgspec.structs.replace(spec, max_position_embeddings=16))
     tokens = small.prompt(2, 24)
@@ -350,9 +350,9 @@ def test_keys_that_a_longer_context_turns_anew_are_not_kept(name: str) -> None:
         whole = model(tokens[:, :16])
     cache = opened(model, 2, 24)
     close(in_steps(model, tokens[:, :16], cache, [10, 1, 5]), whole)
-    with pytest.raises(CannotRunError, match=f"{name} scaling turns keys another way"):
+    with pytest.raises(CannotRunError, match=f"{name} scaling changes the RoPE frequencies"):
         model(tokens[:, 16:17], cache=cache)
-    with pytest.raises(CannotRunError, match=f"{name} scaling turns keys another way"):
+    with pytest.raises(CannotRunError, match=f"{name} scaling changes the RoPE frequencies"):
         model(tokens, lengths=torch.tensor([8, 24]))
     cache = opened(model, 2, 24)
     with torch.no_grad():

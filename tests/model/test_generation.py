@@ -200,9 +200,9 @@ def test_an_encoder_decoder_equals_transformers(cache: str, tmp_path: Path) -> N
     assert len({tuple(row) for row in made.tokens.tolist()}) == 3
     with pytest.raises(SpecError, match="has an encoder"):
         generate(ours, start, max_new_tokens=2)
-    with pytest.raises(SpecError, match="no token"):
+    with pytest.raises(SpecError, match="not in the vocabulary"):
         generate(ours, start, encoder_tokens=source + 64, max_new_tokens=2)
-    with pytest.raises(SpecError, match="one row a prompt: 3"):
+    with pytest.raises(SpecError, match="one row per prompt, 3"):
         generate(ours, start, encoder_tokens=source[:2], max_new_tokens=2)
     with pytest.raises(SpecError, match="encoder_lengths must be between 1 and 11"):
         generate(ours, start, encoder_tokens=source, encoder_lengths=lengths + 1, max_new_tokens=2)
@@ -253,18 +253,18 @@ def test_refusals() -> None:
         ({"tokens": [[1, 2]]}, "tokens must be a tensor, not a list"),
         ({"tokens": prompts.float()}, "tokens must be whole numbers, not float32"),
         ({"tokens": prompts > 3}, "tokens must be whole numbers, not bool"),
-        ({"tokens": prompts[0]}, "rows of at least one token"),
-        ({"tokens": prompts[:, :0]}, "rows of at least one token"),
-        ({"tokens": prompts - 64}, "is no token; the vocabulary has 0 to 63"),
-        ({"tokens": torch.full((1, 2), 64)}, "tokens: 64 is no token"),
-        ({"tokens": prompts.to("meta")}, "on meta, and the model on cpu"),
+        ({"tokens": prompts[0]}, r"the shape \[rows, tokens\]"),
+        ({"tokens": prompts[:, :0]}, r"the shape \[rows, tokens\]"),
+        ({"tokens": prompts - 64}, "is not in the vocabulary, which has 0 to 63"),
+        ({"tokens": torch.full((1, 2), 64)}, "token 64 is not in the vocabulary"),
+        ({"tokens": prompts.to("meta")}, "are on meta, the model is on cpu"),
         ({"encoder_tokens": prompts}, "has no encoder"),
-        ({"encoder_lengths": torch.tensor([1])}, "there are none"),
+        ({"encoder_lengths": torch.tensor([1])}, "without encoder_tokens"),
     ):
         with pytest.raises(SpecError, match=message):
             generate(model, **{"tokens": prompts, "max_new_tokens": 2, **how})
     cache = new_cache(model.spec, 2, 20, dtype=torch.float32, device="cpu")
-    with pytest.raises(SpecError, match="holds 2 sequences, and there are 1 prompts"):
+    with pytest.raises(SpecError, match="the cache has 2 sequences, but there are 1 prompts"):
         stream(model, prompts, max_new_tokens=2, cache=cache)
     with pytest.raises(UnknownNameError, match="kind of cache"):
         generate(model, prompts, max_new_tokens=2, cache="paging")
