@@ -30,7 +30,7 @@ from llmbench.spec.mixer import AttentionKind, branches
 from llmbench.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmbench.model.describe import Built, Plan, Ran, TreeRow
+    from llmbench.model.describe import BuiltModel, ForwardPass, Plan, TreeRow
     from llmbench.model.trace import Trace, TracedOp
 
 Impl = Annotated[
@@ -78,8 +78,8 @@ class Run(NamedTuple):
     """A model that was built, the options that it was built with, and its forward pass."""
 
     plan: Plan
-    built: Built
-    ran: Ran
+    built: BuiltModel
+    ran: ForwardPass
     modules: list[TreeRow]
 
 
@@ -329,7 +329,7 @@ def _built_block(row: Modelled, run: Run) -> Block:
     return model_block(row, table=table(MODULES, run.modules, total=total), lines=lines)
 
 
-def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[str]:
+def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: str) -> list[str]:
     """Lines about the kernels that ran: those of attention, and with --impl fused all of ours."""
     if impl == "fused":
         return [f"fused ran as: {', '.join(ran.kernels)}", *_where(built)]
@@ -346,7 +346,7 @@ def _kernel_lines(spec: ModelSpec, built: Built, ran: Ran, impl: str) -> list[st
     return lines
 
 
-def _where(built: Built) -> list[str]:
+def _where(built: BuiltModel) -> list[str]:
     """A line about what replaces the Triton kernels on a CPU."""
     from llmbench.model.implementations.kernels import on_a_cpu
 

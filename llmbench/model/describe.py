@@ -26,7 +26,7 @@ from llmbench.sizing.memory import widest_bytes
 from llmbench.sizing.workload import Workload
 from llmbench.spec.model import ModelSpec
 
-__all__ = ["Built", "Plan", "Ran", "TreeRow", "build_on", "first_layers", "forward", "tree"]
+__all__ = ["BuiltModel", "ForwardPass", "Plan", "TreeRow", "build_on", "first_layers", "forward", "tree"]
 
 
 class Plan(NamedTuple):
@@ -52,7 +52,7 @@ class TreeRow(NamedTuple):
     parameter_bytes: int
 
 
-class Built(NamedTuple):
+class BuiltModel(NamedTuple):
     """A model in memory. memory_bytes: the growth of allocated memory (on a CPU, of the process); None if unknown."""
 
     model: Decoder
@@ -63,7 +63,7 @@ class Built(NamedTuple):
     build_s: float
 
 
-class Ran(NamedTuple):
+class ForwardPass(NamedTuple):
     """One forward pass. On meta it has neither a time nor numbers. `kernels`: torch's attention ops that ran; empty for
     plain products and a softmax."""
 
@@ -131,7 +131,7 @@ def _class(module: nn.Module) -> str:
     return f"{name}({detail})" if detail else name
 
 
-def build_on(spec: ModelSpec, plan: Plan) -> Built:
+def build_on(spec: ModelSpec, plan: Plan) -> BuiltModel:
     """Build the model of a plan, after a check that its weights and a forward pass fit.
 
     Raises CannotRunError for a device that is missing or too small, UnsupportedError for a spec that is not built and
@@ -146,7 +146,7 @@ def build_on(spec: ModelSpec, plan: Plan) -> Built:
     else:
         model = _loaded(plan.folder, plan, device)
     after = used_bytes(device)
-    return Built(
+    return BuiltModel(
         model=model,
         device=str(device),
         parameters=sum(p.numel() for p in dict.fromkeys(model.parameters())),
@@ -195,25 +195,25 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
         )
 
 
-def forward(built: Built, plan: Plan) -> Ran:
+def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
     """Time the second of two forward passes on random tokens; the first one initialises libraries."""
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
-    ran = _KernelOps()
+    ops = _KernelOps()
     flex = plan.impl == "flex"  # its first call compiles, which fails under a dispatch mode; its op is known
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the answer says it too
-        with _reasons_in_errors(), nullcontext() if flex else ran:
+        with _reasons_in_errors(), nullcontext() if flex else ops:
             shape = list(run_once(model, tokens).shape)
         if device.type == "meta":
-            return Ran(None, [], shape, None)
+            return ForwardPass(None, [], shape, None)
         start = time.perf_counter()
         logits = run_once(model, tokens)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         forward_s = time.perf_counter() - start
         finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # no mask of that size
-    return Ran(forward_s, ["flex_attention"] if flex else sorted(ran.names), shape, finite)
+    return ForwardPass(forward_s, ["flex_attention"] if flex else sorted(ops.names), shape, finite)
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""Gated recurrences without matrix states as modules: Griffin's RG-LRU (arXiv 2402.19427) and LFM2's short
-convolution.
+"""Modules of gated recurrences without matrix states: Griffin's RG-LRU (arXiv 2402.19427), LFM2's short convolution.
 
 B batch, S length, D hidden, W recurrent width, H heads.
 """
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, passed_over
+from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, zero_padding
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.model.step import Step
 from llmbench.spec.mixer import RGLRU, ShortConv
@@ -21,7 +20,7 @@ SHARPNESS = 8.0
 
 
 class BlockDiagonal(nn.Module):
-    """Every head its own square matrix: weight [H, W/H in, W/H out], bias [H, W/H]."""
+    """A square matrix for each head: weight [H, W/H in, W/H out], bias [H, W/H]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -42,8 +41,8 @@ class BlockDiagonal(nn.Module):
 
 
 class RGLRULayer(nn.Module):
-    """h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t with gates r and i of the input; beside it a GELU branch that
-    multiplies the result. The first token of a sequence enters unscaled."""
+    """h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t, with gates r and i of the input. A GELU branch multiplies the
+    result. The first token of a sequence enters unscaled."""
 
     def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:
         super().__init__()
@@ -58,7 +57,7 @@ class RGLRULayer(nn.Module):
         self.linear_out = nn.Linear(width, spec.hidden_size)
 
     def reset_parameters(self) -> None:
-        """Decays of an open gate uniform in 0.9 to 0.999 in their squares (Griffin, section 2.4)."""
+        """Decays at an open gate: their squares are uniform within 0.9 and 0.999 (Griffin, section 2.4)."""
         with torch.no_grad():
             squares = torch.empty_like(self.recurrent_param, dtype=torch.float32).uniform_(0.9**2, 0.999**2)
             self.recurrent_param.copy_(inverse_softplus(-0.5 * squares.log() / SHARPNESS))
@@ -69,13 +68,13 @@ class RGLRULayer(nn.Module):
         u = self.conv(self.linear_x(x), state, step.valid)
         forget = torch.sigmoid(self.recurrent_gate(u)).float()
         log_decay = -SHARPNESS * forget * F.softplus(self.recurrent_param.float())
-        kept = (-torch.expm1(2 * log_decay)).clamp(min=1e-12).sqrt()  # a floor, so that the root has a gradient
-        kept = torch.where(step.positions[:, :, None] == 0, 1.0, kept)
-        inputs = (u * torch.sigmoid(self.input_gate(u))).float() * kept
-        decay = passed_over(log_decay, step.valid).exp()
-        held = None if state is None else state.state
-        start = torch.zeros_like(decay[:, 0]) if held is None else held
-        h = elementwise_scan(decay, passed_over(inputs, step.valid), start)
+        factor = (-torch.expm1(2 * log_decay)).clamp(min=1e-12).sqrt()  # above zero, so that the root has a gradient
+        factor = torch.where(step.positions[:, :, None] == 0, 1.0, factor)
+        inputs = (u * torch.sigmoid(self.input_gate(u))).float() * factor
+        decay = zero_padding(log_decay, step.valid).exp()
+        cached = None if state is None else state.state
+        start = torch.zeros_like(decay[:, 0]) if cached is None else cached
+        h = elementwise_scan(decay, zero_padding(inputs, step.valid), start)
         if state is not None:
             state.state = h[:, -1]
         return self.linear_out(h.to(x.dtype) * beside), shared

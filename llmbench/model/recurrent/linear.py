@@ -1,4 +1,4 @@
-"""Linear attention as modules: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
+"""Modules of linear attention: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
 
 B batch, S length, D hidden, K key heads, H value heads, N key width, P value width.
 """
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.model.norms import NormLayer, times
-from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, passed_over
+from llmbench.model.recurrent.scan import l2_normalised, matrix_scan, zero_padding
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.model.step import Step
 from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
 from llmbench.spec.model import ModelSpec, Norm
 
 DELTA_CHUNK = 64
-"""Tokens that the delta rule solves for at once."""
+"""Tokens per chunk: the delta rule solves one triangular system for each chunk."""
 
 
 class GatedDeltaNetLayer(nn.Module):
-    """S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}); keys and queries of unit length, queries by N ** −0.5;
-    a_t = exp(−exp(A) softplus(a(x) + bias)), β = sigmoid(b(x)), twice that with negative
-    eigenvalues; each head's output is normed, then gated."""
+    """S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}), with queries and keys of unit length and queries times
+    N ** −0.5; a_t = exp(−exp(A) softplus(a(x) + bias)); β = sigmoid(b(x)), twice that with negative eigenvalues. The
+    output of each head is normed, then gated."""
 
     def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class GatedDeltaNetLayer(nn.Module):
         self.out_proj = nn.Linear(values, hidden, bias=False)
 
     def reset_parameters(self) -> None:
-        """A uniform in (0, 16), the bias of the step of time one."""
+        """A is uniform in (0, 16), the bias of the time step is 1."""
         with torch.no_grad():
             self.A_log.copy_(torch.empty_like(self.A_log).uniform_(0.01, 16).log())
             self.dt_bias.fill_(1.0)
@@ -58,16 +58,16 @@ class GatedDeltaNetLayer(nn.Module):
         q, k, v = packed.split((keys, keys, values), dim=-1)
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
-        waits = self.a_proj(x).float() + self.dt_bias.float()
-        # log(1 + e^x): softplus's own backward has other strides compiled than traced, and then fails
-        decay = -self.A_log.float().exp() * torch.logaddexp(waits, waits.new_zeros(()))
+        time_step = self.a_proj(x).float() + self.dt_bias.float()
+        # softplus as log(1 + e^x): the backward of F.softplus fails when compiled, because its strides differ.
+        decay = -self.A_log.float().exp() * torch.logaddexp(time_step, time_step.new_zeros(()))
         rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
-        decay, rate = passed_over(decay, valid), passed_over(rate, valid)
-        held = None if state is None else state.state
-        if held is None:
-            held = v.new_zeros(v.shape[0], mixer.num_value_heads, mixer.key_head_dim, mixer.value_head_dim)
+        decay, rate = zero_padding(decay, valid), zero_padding(rate, valid)
+        start = None if state is None else state.state
+        if start is None:
+            start = v.new_zeros(v.shape[0], mixer.num_value_heads, mixer.key_head_dim, mixer.value_head_dim)
         scale = mixer.key_head_dim**-0.5
-        y, last = matrix_scan(q * scale, k, v, decay, held, chunk=DELTA_CHUNK, beta=rate)
+        y, last = matrix_scan(q * scale, k, v, decay, start, chunk=DELTA_CHUNK, beta=rate)
         if state is not None:
             state.state = last
         y = self.norm(y.to(x.dtype), step.implementation)
@@ -77,8 +77,8 @@ class GatedDeltaNetLayer(nn.Module):
 
 
 class LightningLayer(nn.Module):
-    """S_t = a S_{t-1} + k_tᵀ v_t with a fixed decay a head, which weakens with depth; SiLU on q, k and v, a norm over
-    all heads and a sigmoid gate on the output."""
+    """S_t = a S_{t-1} + k_tᵀ v_t, with a fixed decay for each head that weakens with depth. q, k and v pass a SiLU; the
+    output has a norm over all heads and a sigmoid gate."""
 
     def __init__(self, spec: ModelSpec, mixer: LightningAttention, *, index: int) -> None:
         super().__init__()
@@ -87,11 +87,11 @@ class LightningLayer(nn.Module):
         width = mixer.num_attention_heads * mixer.head_dim
         self.qkv_proj = nn.Linear(spec.hidden_size, 3 * width, bias=False)
         self.g_proj = nn.Linear(spec.hidden_size, width, bias=False)
-        self.norm = NormLayer(width, Norm(eps=1e-6))  # the class's own, whatever the model's norms have
+        self.norm = NormLayer(width, Norm(eps=1e-6))  # fixed, whatever eps the model's norms have
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:
-        """How fast each head [H] forgets: 2 ** (−8 i / H), less in deeper layers."""
+        """The decay rate of each head, [H]: 2 ** (−8 i / H), times a factor that falls with depth."""
         heads = self.mixer.num_attention_heads
         return 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, dtype=torch.float32, device=device)) * self.depth
 
@@ -100,11 +100,11 @@ class LightningLayer(nn.Module):
         mixer = self.mixer
         packed = F.silu(self.qkv_proj(x)).unflatten(-1, (mixer.num_attention_heads, 3 * mixer.head_dim)).float()
         q, k, v = packed.chunk(3, dim=-1)
-        decay = passed_over(-self.slopes(x.device).expand(*x.shape[:2], -1), step.valid)
-        held = None if state is None else state.state
-        if held is None:
-            held = v.new_zeros(v.shape[0], mixer.num_attention_heads, mixer.head_dim, mixer.head_dim)
-        y, last = matrix_scan(q, passed_over(k, step.valid), v, decay, held, chunk=mixer.block_size)
+        decay = zero_padding(-self.slopes(x.device).expand(*x.shape[:2], -1), step.valid)
+        start = None if state is None else state.state
+        if start is None:
+            start = v.new_zeros(v.shape[0], mixer.num_attention_heads, mixer.head_dim, mixer.head_dim)
+        y, last = matrix_scan(q, zero_padding(k, step.valid), v, decay, start, chunk=mixer.block_size)
         if state is not None:
             state.state = last
         y = self.norm(y.flatten(2).to(x.dtype), step.implementation)

@@ -1,4 +1,4 @@
-"""Linear recurrences over a sequence: the mathematics of every mixer with a fixed state, in plain torch and fp32.
+"""Linear recurrences over a sequence, the core of every mixer with a fixed state, in plain torch and fp32.
 
 B batch, S length, Q chunk length, H heads, N key (state) width, P value width.
 
@@ -6,8 +6,8 @@ Elementwise (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
 Matrix states with a decay a head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
 The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
 
-Decays are kept as logarithms and only exponents ≤ 0 are taken, so nothing overflows. A token with log-decay 0 and
-u, k or β of 0 leaves a state as it is: that is how padding is passed over.
+Decays are logarithms and all exponents are ≤ 0, so nothing overflows. A token with log-decay 0 and with u, k or β of 0
+leaves the state unchanged: padding gets these values.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
     """Every h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t, from h_0 = start [B, ...].
 
-    Rows of about √S tokens are walked side by side from zero, then joined by their products of decays: 2·√S steps
-    in place of S.
+    Rows of about √S tokens are computed in parallel from zero, then joined by their products of decays: 2·√S steps
+    instead of S.
     """
     length = inputs.shape[1]
     width = math.isqrt(length - 1) + 1
@@ -43,7 +43,7 @@ def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
-    """[B, S, ...] as [B, rows, width, ...], filled up at the end."""
+    """[B, S, ...] as [B, rows, width, ...], padded with `filler` at the end."""
     missing = rows * width - x.shape[1]
     if missing:
         x = torch.cat((x, x.new_full((x.shape[0], missing, *x.shape[2:]), filler)), dim=1)
@@ -53,10 +53,10 @@ def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
 def matrix_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, chunk: int, beta: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y [B, S, H, P] and the last state [B, H, N, P], from `state`; fp32.
+    """y [B, S, H, P] and the last state [B, H, N, P] of a recurrence that starts from `state`; fp32.
 
     q, k [B, S, G, N] with G groups of heads, v [B, S, H, P], log_decay and beta [B, S, H]. With `beta`, the delta rule.
-    Chunks of `chunk` tokens are matrix products; only the state goes from one to the next.
+    Chunks of `chunk` tokens are computed as matrix products; only the state passes from one chunk to the next.
     """
     q, k, v, log_decay = (x.float().transpose(1, 2) for x in (q, k, v, log_decay))
     if beta is not None:
@@ -75,24 +75,24 @@ def _chunk(
 ) -> tuple[Tensor, Tensor]:
     """One chunk: q, k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q], state [B, H, N, P].
 
-    With c_t the decays summed up to t, D_ts = exp(c_t − c_s) for s ≤ t: y = (q kᵀ ∘ D) v + exp(c) q S, and
-    S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule puts v − (what the state holds for k) in place of v, which
-    is solved for at once: (I + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
+    With c_t the sum of the log-decays up to t, and D_ts = exp(c_t − c_s) for s ≤ t: y = (q kᵀ ∘ D) v + exp(c) q S, and
+    S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule replaces v by w = β (v − k S_{t−1}), the solution of
+    (I + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
     """
     length, repeats = q.shape[2], v.shape[1] // k.shape[1]
     total = log_decay.cumsum(dim=-1)
-    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~seen, -math.inf).exp()
+    causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~causal, -math.inf).exp()
     scores = (q @ k.transpose(-1, -2)).repeat_interleave(repeats, dim=1) * decay
     q, k = q.repeat_interleave(repeats, dim=1), k.repeat_interleave(repeats, dim=1)
     since = total.exp()[..., None]
     if beta is not None:
-        alike = (k @ k.transpose(-1, -2)) * decay * beta[..., None]
+        similarity = (k @ k.transpose(-1, -2)) * decay * beta[..., None]
         right = beta[..., None] * (v - since * (k @ state))
-        v = torch.linalg.solve_triangular(alike, right, upper=False, unitriangular=True)
+        v = torch.linalg.solve_triangular(similarity, right, upper=False, unitriangular=True)
     y = scores @ v + since * (q @ state)
-    left = (total[..., -1:] - total).exp()[..., None]
-    state = since[..., -1:, :] * state + (k * left).transpose(-1, -2) @ v
+    until_end = (total[..., -1:] - total).exp()[..., None]
+    state = since[..., -1:, :] * state + (k * until_end).transpose(-1, -2) @ v
     return y, state
 
 
@@ -107,12 +107,12 @@ def inverse_softplus(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
-def passed_over(x: Tensor, valid: Tensor | None) -> Tensor:
+def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     """x [B, S, ...] with zeros where a token is padding (valid [B, S] is false)."""
     return x if valid is None else x * valid.view(*valid.shape, *[1] * (x.dim() - 2))
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A depthwise convolution of x [B, k − 1 + S, C] whose first k − 1 tokens came before: [B, S, C]."""
+    """A depthwise convolution of x [B, k − 1 + S, C], whose first k − 1 tokens are earlier ones: [B, S, C]."""
     out = F.conv1d(x.transpose(1, 2), weight, bias, groups=weight.shape[0])
     return out.transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Selective state spaces as modules: Mamba (S6, arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060).
+"""Modules of selective state spaces: Mamba (S6, arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060).
 
-B batch, S length, D hidden, I inner width, N state width, R rank of the time step; Mamba-2: H heads, P head width,
-G groups that share B and C.
+B batch, S length, D hidden, I inner width, N state width, R rank of the time step. Mamba-2: H heads, P head width, G
+groups of heads that share B and C.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.model.norms import NormLayer, times
-from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, matrix_scan, passed_over
+from llmbench.model.recurrent.scan import elementwise_scan, inverse_softplus, matrix_scan, zero_padding
 from llmbench.model.recurrent.state import CausalConv, RecurrentState
 from llmbench.model.step import Step
 from llmbench.spec.mixer import Mamba, Mamba2
 from llmbench.spec.model import ModelSpec, Norm
 
 SEGMENT = 256
-"""Tokens whose states Mamba holds at once; only the last state goes on to the next."""
+"""Tokens per segment: Mamba materialises the states of one segment, and passes its last state to the next."""
 
 TIME_STEPS = (1e-3, 1e-1)
-"""Between which steps of time are drawn at the start, in logarithms."""
+"""The range of the initial time steps, which are uniform in their logarithms."""
 
 
 class MambaLayer(nn.Module):
@@ -47,7 +47,7 @@ class MambaLayer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=mixer.proj_bias)
 
     def reset_parameters(self) -> None:
-        """A = −1 … −N in each channel, D = 1, steps of time spread over TIME_STEPS (S4D-real)."""
+        """A = −1 … −N in each channel, D = 1, time steps within TIME_STEPS (S4D-real)."""
         mixer = self.mixer
         with torch.no_grad():
             rows = torch.arange(1, mixer.state_size + 1, dtype=torch.float32, device=self.A_log.device)
@@ -65,30 +65,30 @@ class MambaLayer(nn.Module):
         dt, b, c = packed.split((mixer.time_step_rank, mixer.state_size, mixer.state_size), dim=-1)
         if self.dt_norm is not None and self.b_norm is not None and self.c_norm is not None:
             norms = zip((self.dt_norm, self.b_norm, self.c_norm), (dt, b, c), strict=True)
-            dt, b, c = (norm(part, step.implementation) for norm, part in norms)
-        dt = passed_over(F.softplus(self.dt_proj(dt).float()), valid)
+            dt, b, c = (norm(vector, step.implementation) for norm, vector in norms)
+        dt = zero_padding(F.softplus(self.dt_proj(dt).float()), valid)
         y, last = self._scan(inner.float(), dt, b.float(), c.float(), None if state is None else state.state)
         if state is not None:
             state.state = last
         return self.out_proj((y * F.silu(gate.float())).to(x.dtype)), shared
 
-    def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor, held: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """y [B, S, I] and the last h [B, I, N] of u and dt [B, S, I], b and c [B, S, N]."""
         rates = -self.A_log.float().exp()
-        h = u.new_zeros(u.shape[0], *rates.shape) if held is None else held
+        h = u.new_zeros(u.shape[0], *rates.shape) if start is None else start
         outputs = []
-        for start in range(0, u.shape[1], SEGMENT):
-            part = slice(start, start + SEGMENT)
-            decay = torch.exp(dt[:, part, :, None] * rates)
-            inputs = (dt[:, part] * u[:, part])[..., None] * b[:, part, None, :]
+        for first in range(0, u.shape[1], SEGMENT):
+            segment = slice(first, first + SEGMENT)
+            decay = torch.exp(dt[:, segment, :, None] * rates)
+            inputs = (dt[:, segment] * u[:, segment])[..., None] * b[:, segment, None, :]
             states = elementwise_scan(decay, inputs, h)
             h = states[:, -1]
-            outputs.append((states @ c[:, part, :, None]).squeeze(-1))
+            outputs.append((states @ c[:, segment, :, None]).squeeze(-1))
         return torch.cat(outputs, dim=1) + self.D.float() * u, h
 
 
 class Mamba2Layer(nn.Module):
-    """Mamba with one decay a head, so that chunks of the sequence are matrix products."""
+    """Mamba with one decay per head, so that chunks of the sequence are computed as matrix products."""
 
     def __init__(self, spec: ModelSpec, mixer: Mamba2) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=out_bias)
 
     def reset_parameters(self) -> None:
-        """A = −1 … −H, D = 1, steps of time spread over TIME_STEPS."""
+        """A = −1 … −H, D = 1, time steps within TIME_STEPS."""
         with torch.no_grad():
             heads = torch.arange(1, self.mixer.num_heads + 1, dtype=torch.float32, device=self.A_log.device)
             self.A_log.copy_(heads.log())
@@ -115,23 +115,23 @@ class Mamba2Layer(nn.Module):
         """[B, S, D] to [B, S, D]."""
         mixer, valid = self.mixer, step.valid
         width, grouped = mixer.intermediate_size, mixer.n_groups * mixer.state_size
-        made = self.in_proj(x)
+        packed = self.in_proj(x)
         if mixer.projection_scales:
             widths = (width, width, grouped, grouped, mixer.num_heads)
-            parts = zip(made.split(widths, dim=-1), mixer.projection_scales, strict=True)
-            made = torch.cat([times(part, factor) for part, factor in parts], dim=-1)
-        gate, inner, dt = made.split((width, width + 2 * grouped, mixer.num_heads), dim=-1)
+            parts = zip(packed.split(widths, dim=-1), mixer.projection_scales, strict=True)
+            packed = torch.cat([times(part, scale) for part, scale in parts], dim=-1)
+        gate, inner, dt = packed.split((width, width + 2 * grouped, mixer.num_heads), dim=-1)
         inner = F.silu(self.conv(inner, state, valid)).float()
         u, b, c = inner.split((width, grouped, grouped), dim=-1)
         u = u.unflatten(-1, (mixer.num_heads, mixer.head_dim))
         b, c = (shape.unflatten(-1, (mixer.n_groups, mixer.state_size)) for shape in (b, c))
         dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(mixer.time_step_min, mixer.time_step_max)
-        dt = passed_over(dt, valid)
-        held = None if state is None else state.state
-        if held is None:
-            held = u.new_zeros(u.shape[0], mixer.num_heads, mixer.state_size, mixer.head_dim)
+        dt = zero_padding(dt, valid)
+        start = None if state is None else state.state
+        if start is None:
+            start = u.new_zeros(u.shape[0], mixer.num_heads, mixer.state_size, mixer.head_dim)
         decay = -self.A_log.float().exp() * dt
-        y, last = matrix_scan(c, b, dt[..., None] * u, decay, held, chunk=mixer.chunk_size)
+        y, last = matrix_scan(c, b, dt[..., None] * u, decay, start, chunk=mixer.chunk_size)
         if state is not None:
             state.state = last
         y = (y + self.D.float()[:, None] * u).flatten(2)
@@ -140,27 +140,27 @@ class Mamba2Layer(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of each of G groups of the inner width, after the gate or (`norm_before_gate`) before it."""
+    """RMSNorm of each of G groups of the inner width, after the gate, or before it with `norm_before_gate`."""
 
     def __init__(self, mixer: Mamba2, eps: float) -> None:
         super().__init__()
-        self.groups, self.eps, self.first = mixer.n_groups, eps, mixer.norm_before_gate
+        self.groups, self.eps, self.before_gate = mixer.n_groups, eps, mixer.norm_before_gate
         self.weight = nn.Parameter(torch.empty(mixer.intermediate_size))
 
     def reset_parameters(self) -> None:
-        """The identity."""
+        """Weights of 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """[B, S, I] of fp32 x and gate."""
-        x = x if self.first else x * F.silu(gate)
+        """[B, S, I] of x and gate [B, S, I], all in fp32."""
+        x = x if self.before_gate else x * F.silu(gate)
         groups = x.unflatten(-1, (self.groups, -1))
         x = F.rms_norm(groups, groups.shape[-1:], None, self.eps).flatten(-2) * self.weight.float()
-        return x * F.silu(gate) if self.first else x
+        return x * F.silu(gate) if self.before_gate else x
 
 
 def _draw_time_steps(bias: Tensor) -> None:
-    """Biases whose softplus is spread evenly over the logarithms of TIME_STEPS."""
+    """Set biases so that their softplus is uniform in its logarithm within TIME_STEPS."""
     low, high = (math.log(limit) for limit in TIME_STEPS)
     with torch.no_grad():
         steps = torch.exp(torch.rand(bias.shape, dtype=torch.float32, device=bias.device) * (high - low) + low)
