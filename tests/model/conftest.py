@@ -1,4 +1,4 @@
-"""Tiny models: threads cost more than they bring, and workers would fight over cores."""
+"""One thread for each test process: the models are tiny, and more threads would slow them and other processes."""
 
 import torch
 

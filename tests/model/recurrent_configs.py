@@ -1,4 +1,4 @@
-"""Tiny configs of the families with recurrent mixers, each with what it can be beside its defaults."""
+"""Tiny configs of the families with recurrent mixers: their defaults, and the settings that they can change."""
 
 from __future__ import annotations
 

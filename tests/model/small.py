@@ -1,4 +1,4 @@
-"""Tiny specs with one attention each, of every kind that has a cache, and models of them with lively random weights."""
+"""Tiny specs of every kind of attention that has a cache, and models of them with large random weights."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ WINDOW = 5
 
 
 def gqa(**fields: Any) -> Attention:
-    """Four query heads over two key heads of 8."""
-    given: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    return Attention(**{**given, **fields})
+    """Attention with four query heads and two KV heads of 8."""
+    defaults: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    return Attention(**{**defaults, **fields})
 
 
 def mla(**fields: Any) -> LatentAttention:
-    """Four heads over a latent of 16 and a rotated key of 4."""
-    given: dict[str, Any] = {
+    """MLA with four heads, a latent of 16 and a rotary key of 4."""
+    defaults: dict[str, Any] = {
         "num_attention_heads": 4,
         "kv_lora_rank": 16,
         "qk_nope_head_dim": 8,
@@ -42,11 +42,11 @@ def mla(**fields: Any) -> LatentAttention:
         "v_head_dim": 6,
         "q_lora_rank": 12,
     }
-    return LatentAttention(**{**given, **fields})
+    return LatentAttention(**{**defaults, **fields})
 
 
 def small(*mixers: Mixer, positions: Positions | None = None, layers: int = 2, name: str = "small") -> ModelSpec:
-    """A model whose layers have the mixers in turn."""
+    """A spec whose layers take the mixers in turn."""
     kinds = {f"kind{index}": Layer(mixer=mixer, ffn=Gated(intermediate_size=24)) for index, mixer in enumerate(mixers)}
     return ModelSpec(
         name=name,
@@ -68,7 +68,7 @@ YARN = Rope(
     ),
 )
 MAMBA = Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4)
-# Many index heads, because a tie of scores (all heads at zero) has no order.
+# Many index heads, because scores that tie (all heads at zero) have no order.
 INDEXER = Indexer(num_heads=16, head_dim=8, top_k=6)
 
 SPECS: dict[str, ModelSpec] = {
@@ -104,7 +104,7 @@ SPECS: dict[str, ModelSpec] = {
 
 
 def model_of(spec: ModelSpec, *, impl: str = "standard", seed: int = 0) -> Decoder:
-    """The model, with weights large enough that attention is far from even."""
+    """A model of the spec, with weights so large that attention is far from uniform."""
     model = build(spec, impl=impl, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

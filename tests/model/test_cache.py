@@ -1,5 +1,5 @@
-"""Caches: prefill then decode equals one full forward, for every kind of cache and attention; blocks and their pool;
-bytes equal those of `kvcache`; quantised rows within the step of their format."""
+"""Caches: prefill and decode equal one forward pass, for every kind of cache and attention. Blocks and their pool,
+bytes against `kvcache`, errors of quantised rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Given, Mask, Scores
 from llmbench.model.implementations.plain import attend as standard
 from llmbench.model.latent import LatentLayer, set_latent_form
-from llmbench.model.layer_cache import CacheRow, SlotCache
+from llmbench.model.layer_cache import RowShape, SlotCache
 from llmbench.model.mixers import new_cache
 from llmbench.model.storage import Storage, dequantise, quantise
 from llmbench.sizing.kvcache import kv_cache
@@ -34,20 +34,20 @@ STEPS = [6, 1, 1, 3, 1, 5, 1]
 TIGHT = 2e-5
 
 
-def opened(model: Decoder, batch: int, capacity: int = LENGTH, **how: Any) -> Cache:
-    """A cache in fp32."""
-    return new_cache(model.spec, batch, capacity, dtype=torch.float32, device="cpu", **how)
+def new_cache_of(model: Decoder, batch: int, capacity: int = LENGTH, **options: Any) -> Cache:
+    """An empty cache in fp32."""
+    return new_cache(model.spec, batch, capacity, dtype=torch.float32, device="cpu", **options)
 
 
-def close(ours: Tensor, wanted: Tensor, tolerance: float = TIGHT) -> None:
-    """Equal up to `tolerance` of the largest wanted number."""
+def assert_close(ours: Tensor, expected: Tensor, tolerance: float = TIGHT) -> None:
+    """Check that the largest difference is at most `tolerance` times the largest expected number."""
     assert torch.isfinite(ours).all()
-    assert float((ours - wanted).abs().max() / wanted.abs().max()) <= tolerance
+    assert float((ours - expected).abs().max() / expected.abs().max()) <= tolerance
 
 
 @torch.no_grad()
 def in_steps(model: Decoder, tokens: Tensor, cache: Cache, steps: list[int]) -> Tensor:
-    """Logits of tokens that come so many at a time."""
+    """Logits of tokens that are passed in steps of these lengths."""
     return torch.cat([model(piece, cache=cache) for piece in tokens.split(steps, dim=1)], dim=1)
 
 
@@ -58,46 +58,46 @@ def test_steps_equal_one_forward(name: str, kind: str) -> None:
     tokens = small.prompt(2, LENGTH)
     with torch.no_grad():
         whole = model(tokens)
-    close(in_steps(model, tokens, opened(model, 2, kind=kind), STEPS), whole)
-    close(in_steps(model, tokens, opened(model, 2, kind=kind), [1] * LENGTH), whole)
+    assert_close(in_steps(model, tokens, new_cache_of(model, 2, kind=kind), STEPS), whole)
+    assert_close(in_steps(model, tokens, new_cache_of(model, 2, kind=kind), [1] * LENGTH), whole)
 
 
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("name", small.SPECS)
 def test_sequences_of_different_lengths(name: str, kind: str) -> None:
-    """Each row equals itself alone: after a padded prefill, single steps, and a padded step of several tokens, in which
-    one row has none."""
+    """Each row gives the logits of its sequence alone: after a padded prefill, after single steps, and after a padded
+    step of several tokens, in which one row has none."""
     model = small.model_of(small.SPECS[name])
     rows = small.prompt(3, 2 * LENGTH)
-    held = [0, 0, 0]
-    cache = opened(model, 3, kind=kind)
+    lengths = [0, 0, 0]
+    cache = new_cache_of(model, 3, kind=kind)
     with torch.no_grad():
         whole = model(rows[:, :LENGTH])
         for new in ([7, 2, 4], [1, 1, 1], [3, 0, 5], [1, 1, 1], [1, 0, 1], [1, 1, 1], [2, 6, 1]):
             length = max(new)
             tokens = torch.full((3, length), 7)  # padding is a token like others
             for row, count in enumerate(new):
-                tokens[row, :count] = rows[row, held[row] : held[row] + count]
+                tokens[row, :count] = rows[row, lengths[row] : lengths[row] + count]
             ragged = None if min(new) == length else torch.tensor(new)
             logits = model(tokens, cache=cache, lengths=ragged)
             for row, count in enumerate(new):
                 if count:
-                    close(logits[row, :count], whole[row, held[row] : held[row] + count])
-                held[row] += count
-    assert cache.lengths.tolist() == held
-    assert cache.longest == max(held)
+                    assert_close(logits[row, :count], whole[row, lengths[row] : lengths[row] + count])
+                lengths[row] += count
+    assert cache.lengths.tolist() == lengths
+    assert cache.longest == max(lengths)
 
 
 @pytest.mark.parametrize("name", ["gqa", "window", "local and global", "mla", "chunks"])
 @pytest.mark.parametrize("impl", ["sdpa", "flex", "flash"])
-def test_every_implementation_attends_over_a_cache(name: str, impl: str) -> None:
+def test_implementations_equal_standard_over_a_cache(name: str, impl: str) -> None:
     if impl == "flash" and name == "mla":
-        pytest.skip("torch's flash kernel for CPUs wants keys and values of one width")
+        pytest.skip("torch's flash kernel for CPUs needs keys and values of one width")
     model = small.model_of(small.SPECS[name], impl=impl)
     tokens = small.prompt(2, LENGTH)
     with torch.no_grad():
         whole = small.model_of(small.SPECS[name])(tokens)
-    close(in_steps(model, tokens, opened(model, 2), STEPS), whole)
+    assert_close(in_steps(model, tokens, new_cache_of(model, 2), STEPS), whole)
 
 
 @pytest.mark.parametrize("name", [name for name in small.SPECS if name.startswith("mla")])
@@ -107,14 +107,14 @@ def test_absorbed_equals_naive(name: str) -> None:
     with torch.no_grad():
         set_latent_form(model, "naive")
         whole = model(tokens)
-        naive = in_steps(model, tokens, opened(model, 2), STEPS)
+        naive = in_steps(model, tokens, new_cache_of(model, 2), STEPS)
         set_latent_form(model, "absorbed")
-        close(model(tokens), whole)
-        close(in_steps(model, tokens, opened(model, 2), STEPS), whole)
-    close(naive, whole)
+        assert_close(model(tokens), whole)
+        assert_close(in_steps(model, tokens, new_cache_of(model, 2), STEPS), whole)
+    assert_close(naive, whole)
 
 
-def test_the_form_follows_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_new_token_with_a_cache_is_absorbed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model_of(small.SPECS["mla"])
     seen: list[str] = []
     for form in ("_naive", "_absorbed"):
@@ -125,7 +125,7 @@ def test_the_form_follows_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
             return usual(self, *args)
 
         monkeypatch.setattr(LatentLayer, form, noted)
-    in_steps(model, small.prompt(1, 5), opened(model, 1), [3, 1, 1])
+    in_steps(model, small.prompt(1, 5), new_cache_of(model, 1), [3, 1, 1])
     assert seen == ["_naive"] * 2 + ["_absorbed"] * 4
     seen.clear()
     model(small.prompt(1, 1))
@@ -133,10 +133,10 @@ def test_the_form_follows_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gqa", "local and global", "mla", "mla indexed", "sinks"])
-def test_blocks_may_lie_anywhere_and_hold_anything_unused(name: str) -> None:
+def test_blocks_in_any_order_with_nan_in_unused_slots(name: str) -> None:
     model = small.model_of(small.SPECS[name])
     tokens = small.prompt(3, LENGTH)
-    cache = opened(model, 3, kind="paged", block_size=4, num_blocks=23)
+    cache = new_cache_of(model, 3, kind="paged", block_size=4, num_blocks=23)
     table = cache.store.table
     assert table is not None
     order = torch.randperm(23, generator=torch.Generator().manual_seed(3)) + 1
@@ -147,10 +147,10 @@ def test_blocks_may_lie_anywhere_and_hold_anything_unused(name: str) -> None:
             state.values.data.fill_(math.nan)
     with torch.no_grad():
         whole = model(tokens)
-        close(model(tokens[:, :5], cache=cache, lengths=torch.tensor([5, 1, 3]))[0], whole[0, :5])
+        assert_close(model(tokens[:, :5], cache=cache, lengths=torch.tensor([5, 1, 3]))[0], whole[0, :5])
         logits = model(tokens[:, 5:12], cache=cache, lengths=torch.tensor([7, 0, 0]))
-        close(logits[0], whole[0, 5:12])
-        close(model(tokens[:, 12:13], cache=cache)[0], whole[0, 12:13])
+        assert_close(logits[0], whole[0, 5:12])
+        assert_close(model(tokens[:, 12:13], cache=cache)[0], whole[0, 12:13])
     assert [len(own) for own in table.owned] == [4, 1, 1]
     used = [block for own in table.owned for block in own]
     assert len(set(used)) == len(used)
@@ -160,10 +160,10 @@ def test_blocks_may_lie_anywhere_and_hold_anything_unused(name: str) -> None:
 
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("name", ["local and global", "mla", "hybrid"])
-def test_a_row_is_handed_to_another_sequence(name: str, kind: str) -> None:
+def test_a_row_can_be_reused_for_another_sequence(name: str, kind: str) -> None:
     model = small.model_of(small.SPECS[name])
     tokens = small.prompt(3, LENGTH)
-    cache = opened(model, 2, kind=kind)
+    cache = new_cache_of(model, 2, kind=kind)
     with torch.no_grad():
         whole = model(tokens)
         model(tokens[:2, :9], cache=cache)
@@ -172,14 +172,14 @@ def test_a_row_is_handed_to_another_sequence(name: str, kind: str) -> None:
         assert cache.lengths.tolist() == [9, 0]
         assert (cache.nbytes < before) == (kind == "paged")
         logits = model(tokens[[0, 2], :6], cache=cache, lengths=torch.tensor([0, 6]))
-        close(logits[1], whole[2, :6])
+        assert_close(logits[1], whole[2, :6])
         both = torch.stack((tokens[0, 9:10], tokens[2, 6:7]))
-        close(model(both, cache=cache)[:, 0], torch.stack((whole[0, 9], whole[2, 6])))
+        assert_close(model(both, cache=cache)[:, 0], torch.stack((whole[0, 9], whole[2, 6])))
 
 
-def test_a_pool_that_is_empty_says_so() -> None:
+def test_a_pool_without_free_blocks_is_reported() -> None:
     model = small.model_of(small.SPECS["gqa"])
-    cache = opened(model, 2, kind="paged", block_size=4, num_blocks=5)
+    cache = new_cache_of(model, 2, kind="paged", block_size=4, num_blocks=5)
     tokens = small.prompt(2, LENGTH)
     with torch.no_grad():
         model(tokens[:, :8], cache=cache)
@@ -188,13 +188,13 @@ def test_a_pool_that_is_empty_says_so() -> None:
         assert cache.lengths.tolist() == [8, 8]
         cache.forget(0)
         logits = model(tokens[:, 8:9], cache=cache, lengths=torch.tensor([0, 1]))
-        close(logits[1, 0], model(tokens)[1, 8])
+        assert_close(logits[1, 0], model(tokens)[1, 8])
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
-def test_more_tokens_than_there_is_room_for(kind: str) -> None:
+def test_more_tokens_than_the_capacity_are_refused(kind: str) -> None:
     model = small.model_of(small.SPECS["window"])
-    cache = opened(model, 1, 4, kind=kind)
+    cache = new_cache_of(model, 1, 4, kind=kind)
     with pytest.raises(CannotRunError, match="room for 4 tokens per sequence, not 5"):
         model(small.prompt(1, 5), cache=cache)
 
@@ -202,13 +202,13 @@ def test_more_tokens_than_there_is_room_for(kind: str) -> None:
 def test_refusals() -> None:
     model = small.model_of(small.SPECS["gqa"])
     with pytest.raises(UnknownNameError, match="unknown kind of cache `page`"):
-        opened(model, 1, kind="page")
+        new_cache_of(model, 1, kind="page")
     with pytest.raises(UnsupportedError, match="bidirectional"):
         new_cache(small.small(small.gqa(causal=False)), 1, 4, dtype=torch.float32, device="cpu")
 
 
 def scale_bytes(spec: ModelSpec, kind: str, tokens_of: Any) -> int:
-    """Scales of a quantised cache: one in fp32 for each part of a row, head and token."""
+    """Bytes of the scales of a quantised cache: one in fp32 for each segment of a row, head and token."""
     total = 0
     if CACHE_KINDS[kind].storage is None:
         return 0
@@ -225,10 +225,10 @@ def scale_bytes(spec: ModelSpec, kind: str, tokens_of: Any) -> int:
 @pytest.mark.parametrize("kind", CACHE_KINDS)
 @pytest.mark.parametrize("name", small.SPECS)
 def test_bytes_equal_the_sizing_table(name: str, kind: str) -> None:
-    """Beside the scales of quantised rows, which the table leaves out; states are in fp32 here as convolutions are."""
+    """The table leaves out the scales of quantised rows. States are in fp32 here, and so are convolutions."""
     spec = small.SPECS[name]
     model = small.model_of(spec)
-    cache = opened(model, 2, kind=kind)
+    cache = new_cache_of(model, 2, kind=kind)
     model(small.prompt(2, LENGTH), cache=cache)
     chosen = CACHE_KINDS[kind]
     figures = kv_cache(spec, LENGTH, batch=2, kv_dtype=chosen.storage or "fp32")
@@ -248,7 +248,7 @@ def test_bytes_equal_the_sizing_table(name: str, kind: str) -> None:
 
 
 def test_bytes_of_bundled_models() -> None:
-    """Every bundled model whose cache can be made, in bf16, without memory for it."""
+    """Caches of all bundled models that have one, in bf16, on meta."""
     tried = 0
     for name in bundled_models():
         spec = load_bundled(name)
@@ -270,17 +270,17 @@ def test_quantised_rows_are_within_the_step_of_their_format(
     storage: Storage, segments: tuple[int, ...], size: float
 ) -> None:
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * size
-    x[:, 0] *= 100  # an outlier, which costs the others their precision only within its part
+    x[:, 0] *= 100  # an outlier, which coarsens only its own segment
     x[7] = 0.0
     stored, scales = quantise(x, storage, segments)
     assert stored.element_size() == 1
     assert scales.shape == (50, len(segments))
     back = dequantise(stored, scales, storage, segments, torch.float32)
     largest = {"int8": 127.0, "fp8": 448.0}[storage]
-    for piece, wanted in zip(back.split(segments, -1), x.split(segments, -1), strict=True):
-        step = wanted.abs().amax(-1, keepdim=True) / largest
-        bound = step / 2 if storage == "int8" else torch.maximum(wanted.abs() * 2.0**-4, step * 2.0**-10)
-        assert ((piece - wanted).abs() <= bound * (1 + 1e-5)).all()
+    for piece, expected in zip(back.split(segments, -1), x.split(segments, -1), strict=True):
+        step = expected.abs().amax(-1, keepdim=True) / largest
+        bound = step / 2 if storage == "int8" else torch.maximum(expected.abs() * 2.0**-4, step * 2.0**-10)
+        assert ((piece - expected).abs() <= bound * (1 + 1e-5)).all()
     assert (back[7] == 0).all()
 
 
@@ -294,7 +294,7 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
     positions = torch.arange(30).expand(2, -1)
     seen = {}
     for kept in (None, storage):
-        cache = SlotCache(2, 30, CacheRow(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
+        cache = SlotCache(2, 30, RowShape(2, (16,), (16,)), dtype=torch.float32, device="cpu", storage=kept)
         cache.fill(k, v, positions, None)
         seen[kept] = cache.gathered_keys(k.dtype), cache.gathered_values(v.dtype)
     mask = Mask(torch.full((2, 1), 29), cache.token_positions(), True, None, None, False)
@@ -316,15 +316,15 @@ def test_attention_over_quantised_rows_is_within_a_derived_bound(storage: Storag
     "name",
     ["gqa", "window", "local and global", "chunks", "sinks", "mla", "mla window", "mla indexed", "hybrid", "parallel"],
 )
-def test_models_over_quantised_caches_stay_near(name: str, kind: str) -> None:
+def test_models_over_quantised_caches_are_close(name: str, kind: str) -> None:
     model = small.model_of(small.SPECS[name])
     tokens = small.prompt(2, LENGTH)
     with torch.no_grad():
         whole = model(tokens)
-    stepped = in_steps(model, tokens, opened(model, 2, kind=kind), STEPS)
-    close(stepped[:, :6], whole[:, :6])  # a prefill attends over its own rows as they are
+    stepped = in_steps(model, tokens, new_cache_of(model, 2, kind=kind), STEPS)
+    assert_close(stepped[:, :6], whole[:, :6])  # a prefill attends over its own rows as they are
     if name != "mla indexed":  # there another key may be chosen
-        close(stepped, whole, 0.06 if "int8" in kind else 0.25)
+        assert_close(stepped, whole, 0.06 if "int8" in kind else 0.25)
 
 
 LONGER = {
@@ -348,14 +348,14 @@ def test_cached_keys_are_refused_where_the_frequencies_change_with_length(name: 
     tokens = small.prompt(2, 24)
     with torch.no_grad():
         whole = model(tokens[:, :16])
-    cache = opened(model, 2, 24)
-    close(in_steps(model, tokens[:, :16], cache, [10, 1, 5]), whole)
+    cache = new_cache_of(model, 2, 24)
+    assert_close(in_steps(model, tokens[:, :16], cache, [10, 1, 5]), whole)
     with pytest.raises(CannotRunError, match=f"{name} scaling changes the RoPE frequencies"):
         model(tokens[:, 16:17], cache=cache)
     with pytest.raises(CannotRunError, match=f"{name} scaling changes the RoPE frequencies"):
         model(tokens, lengths=torch.tensor([8, 24]))
-    cache = opened(model, 2, 24)
+    cache = new_cache_of(model, 2, 24)
     with torch.no_grad():
         model(tokens[:, :20], cache=cache)
         if name == "longrope":
-            close(in_steps(model, tokens[:, 20:], cache, [1, 1, 2]), model(tokens)[:, 20:])
+            assert_close(in_steps(model, tokens[:, 20:], cache, [1, 1, 2]), model(tokens)[:, 20:])

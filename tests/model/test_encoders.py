@@ -1,4 +1,4 @@
-"""Encoders and encoder-decoders: logits equal transformers', padding changes nothing, decoding equals one pass."""
+"""Encoders and encoder-decoders: their logits equal transformers', with padding, and with decoding step by step."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ CASES = {**ENCODERS, **SEQ2SEQ}
 
 
 def saved(case: str, folder: Path) -> nn.Module:
-    """transformers' model with random weights everywhere, written into the folder."""
+    """A model of transformers with random weights, saved in the folder."""
     model_type, config = CASES[case]
     kind = transformers.AutoConfig.for_model(model_type, **config)
     auto = transformers.AutoModelForMaskedLM if case in ENCODERS else transformers.AutoModelForSeq2SeqLM
     theirs: nn.Module = auto.from_config(kind, attn_implementation="eager").float().eval()
     untied = "head of its own" in case
-    if untied:  # as in the files on the hub, where transformers 5 makes only tied ones
+    if untied:  # files on the hub have an untied head; transformers 5 creates only tied ones
         theirs.lm_head.weight = nn.Parameter(torch.empty(96, 32))  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, held in theirs.named_parameters():
-            norm = held.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
-            held.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
+        for name, tensor in theirs.named_parameters():
+            norm = tensor.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
+            tensor.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
     theirs.save_pretrained(folder)  # type: ignore[operator]
     if untied:
         config = json.loads((folder / "config.json").read_text())
@@ -113,8 +113,8 @@ def test_encoders_equal_transformers(case: str, impl: str, tmp_path: Path) -> No
     inputs = {"token_type_ids": kinds} if ours.spec.embedding.token_types else {}
     with torch.no_grad():
         assert_close(ours(ids, token_types=kinds), theirs(ids, **inputs).logits)
-        wanted = theirs(ids, attention_mask=real.long(), **inputs).logits
-        assert_close(ours(ids, token_types=kinds, lengths=torch.tensor([15, 23]))[real], wanted[real])
+        expected = theirs(ids, attention_mask=real.long(), **inputs).logits
+        assert_close(ours(ids, token_types=kinds, lengths=torch.tensor([15, 23]))[real], expected[real])
 
 
 @pytest.mark.parametrize("impl", ["standard", "sdpa"])
@@ -128,9 +128,9 @@ def test_encoder_decoders_equal_transformers_and_decoding_equals_one_pass(case: 
     real = torch.arange(21) < encoder_lengths[:, None]
     with torch.no_grad():
         assert_close(ours(ids, source), theirs(input_ids=source, decoder_input_ids=ids, use_cache=False).logits)
-        wanted = theirs(input_ids=source, attention_mask=real.long(), decoder_input_ids=ids, use_cache=False).logits
+        expected = theirs(input_ids=source, attention_mask=real.long(), decoder_input_ids=ids, use_cache=False).logits
         logits = ours(ids, source, encoder_lengths=encoder_lengths)
-        assert_close(logits, wanted)
+        assert_close(logits, expected)
         cache = new_cache(ours.spec, 2, 17, dtype=torch.float32, device="cpu")
         lengths = [4, 7]
         first = ours(ids[:, :7], source, encoder_lengths=encoder_lengths, cache=cache, lengths=torch.tensor(lengths))
@@ -143,7 +143,7 @@ def test_encoder_decoders_equal_transformers_and_decoding_equals_one_pass(case: 
                 assert_close(out[row, 0], logits[row, length + step])
 
 
-def test_untied_head_is_its_own(tmp_path: Path) -> None:
+def test_an_untied_head_has_its_own_weight(tmp_path: Path) -> None:
     saved("t5 v1.1, a head of its own", tmp_path)
     ours = models.load(tmp_path)
     assert not torch.equal(ours.lm_head.weight, ours.embedding.weight)
@@ -161,7 +161,7 @@ def test_a_decoder_without_its_encoder_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-base", "bert-large", "t5-small", "t5-base", "flan-t5-base", "flan-t5-xl"])
-def test_parameters_and_names_are_those_of_the_table(name: str) -> None:
+def test_parameters_and_names_equal_the_sizing_table(name: str) -> None:
     spec = load_bundled(name)
     with torch.device("meta"):
         model = model_of(spec)
@@ -180,19 +180,19 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         | ({} if name == "bert-base" else {"encoder.pattern": "2*block"}),
     )
     model = models.build(spec, dtype=torch.bfloat16)
-    # Far enough apart that T5's distant buckets are met too.
+    # Long enough for T5's buckets of large distances.
     ids, source = tokens(200), tokens(260, seed=3)
     out = model(ids, token_types=ids % 2) if name == "bert-base" else model(ids, source)
     out.float().logsumexp(-1).square().mean().backward()
-    for parameter, held in model.named_parameters():
-        assert held.grad is not None, parameter
-        assert torch.isfinite(held.grad).all(), parameter
-        assert held.grad.abs().max() > 0, parameter
+    for parameter, tensor in model.named_parameters():
+        assert tensor.grad is not None, parameter
+        assert torch.isfinite(tensor.grad).all(), parameter
+        assert tensor.grad.abs().max() > 0, parameter
 
 
 @pytest.mark.parametrize("where", ["positions", "encoder.positions"])
 def test_each_stack_has_its_own_positions(where: str) -> None:
-    """Buckets of the one are not sized as those of the other."""
+    """The bias tables of encoder and decoder have their own number of buckets."""
     spec = override(load_bundled("t5-small"), {f"{where}.num_buckets": 6})
     model = models.build(spec, device="meta")
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total

@@ -1,4 +1,4 @@
-"""Ways to attend: every mask in every implementation, and what one cannot do it says."""
+"""Implementations of attention: every mask in each of them, and refusals of what they cannot compute."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TAKEN = {
 
 
 def named(impl: str, patch: pytest.MonkeyPatch) -> Implementation:
-    """The kernels of `flash` run in Triton's interpreter, unless it is not asked for."""
+    """The implementation. `flash` runs in Triton's interpreter, `flash of a CPU` without it."""
     if impl == "flash of a CPU":
         patch.delenv("TRITON_INTERPRET", raising=False)
     return implementation(impl.split()[0])
@@ -62,7 +62,7 @@ def named(impl: str, patch: pytest.MonkeyPatch) -> Implementation:
 def test_every_mask_in_every_implementation(
     impl: str, name: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against `standard`, with all that is done to scores; padding, and queries without any key, are nobody's."""
+    """Equal to `standard`, with every change of scores. Results of padding and of queries without keys do not count."""
     q, k, v, mask = inputs(MASKS[name], ragged)
     real = mask.queries <= mask.keys.amax(1, keepdim=True)
     some = (mask.allowed().any(-1) & real[:, None])[..., None]
@@ -72,49 +72,49 @@ def test_every_mask_in_every_implementation(
             with pytest.raises(CannotRunError, match=f"impl {impl.replace('of', 'on')} has no"):
                 named(impl, monkeypatch).attend(q, seen, SCORES[what])
             continue
-        wanted = standard(q, seen, SCORES[what])
-        found = named(impl, monkeypatch).attend(q, seen, SCORES[what])
+        expected = standard(q, seen, SCORES[what])
+        actual = named(impl, monkeypatch).attend(q, seen, SCORES[what])
         torch.testing.assert_close(
-            found.masked_fill(~some, 0), wanted.masked_fill(~some, 0), rtol=1e-4, atol=1e-5, msg=what
+            actual.masked_fill(~some, 0), expected.masked_fill(~some, 0), rtol=1e-4, atol=1e-5, msg=what
         )
 
 
 @pytest.mark.parametrize("mask", [{}, {"window": 11}, {"window": 10}, {"chunk": 11}, {"chunk": 10}])
-def test_a_window_that_holds_everything_needs_no_mask(mask: dict[str, Any]) -> None:
-    """Then torch's flash kernels, which take none, can run."""
+def test_a_window_that_covers_all_keys_needs_no_mask(mask: dict[str, Any]) -> None:
+    """torch's flash kernels take no mask, so they can run then."""
     seen = inputs(mask, False)[3]
     lower = torch.ones(11, 11, dtype=torch.bool).tril()
     assert seen.only_causal == bool((seen.allowed() == lower).all())
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_the_mask_is_the_loop(name: str) -> None:
+def test_the_mask_equals_a_loop(name: str) -> None:
     mask = inputs(MASKS[name], True)[3]
     allowed = mask.allowed().expand(2, 1, 11, 11)
     for b in range(2):
         for s in range(11):
             for t in range(11):
-                wanted = t < (11, 7)[b]
+                expected = t < (11, 7)[b]
                 if mask.causal:
-                    wanted = (
-                        wanted
+                    expected = (
+                        expected
                         and t <= s
                         and (mask.window is None or s - t < 5)
                         and (mask.chunk is None or s // 4 == t // 4)
                     )
                 elif mask.window is not None:
-                    wanted = wanted and abs(s - t) <= 2
-                assert bool(allowed[b, 0, s, t]) == wanted
+                    expected = expected and abs(s - t) <= 2
+                assert bool(allowed[b, 0, s, t]) == expected
 
 
 @pytest.mark.parametrize("impl", ["sdpa-cudnn", "sdpa-efficient"])
-def test_a_backend_that_a_cpu_does_not_have_says_so(impl: str) -> None:
+def test_a_backend_that_no_cpu_has_is_refused(impl: str) -> None:
     q, k, v, mask = inputs({}, False)
     with pytest.raises(CannotRunError, match=f"impl {impl} cannot run"):
         implementation(impl).attend(q, Given(k, v, mask), Scores(0.25))
 
 
-def test_an_unknown_implementation_is_told_with_the_nearest() -> None:
+def test_an_unknown_implementation_is_named_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown implementation `flahs`") as caught:
         implementation("flahs")
     assert "did you mean `flash`?" in str(caught.value.hint)

@@ -1,5 +1,5 @@
-"""Latent attention: logits equal transformers', with all of DeepSeek's ways to make queries, rotate and choose experts;
-what a real checkpoint has beside the model is left out."""
+"""Latent attention: logits equal transformers', with every variant of DeepSeek's queries, rotation and routers. Tensors
+of a real checkpoint that are not in the model are left out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ YARN = {
         "mscale_all_dim": 0.9,
     }
 }
-# Sixteen index heads, because where all of a few are zero the choice among ties is nobody's.
+# Sixteen index heads, because with a few all could be zero, and the choice among ties is arbitrary.
 INDEXER = {"index_n_heads": 16, "index_head_dim": 8, "index_topk": 6}
 DENSE_FIRST = {"first_k_dense_replace": 1}
 
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def saved(model_type: str, changes: dict[str, Any], folder: Path) -> torch.nn.Module:
-    """A model of transformers with random weights everywhere, written into the folder."""
+    """A model of transformers with random weights, saved in the folder."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **{**SMALL, **changes})
     theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
@@ -120,18 +120,18 @@ TOKENS = torch.randint(3, 96, (2, 20), generator=torch.Generator().manual_seed(2
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
-    """In one pass, and naive then absorbed over a cache of latents."""
+    """In one pass, and in steps over a cache of latents, where single tokens take the absorbed form."""
     theirs = saved(*CASES[case], tmp_path)
-    wanted = theirs(TOKENS, use_cache=False).logits
+    expected = theirs(TOKENS, use_cache=False).logits
     model = models.load(tmp_path)
-    assert error(model(TOKENS), wanted) <= 1e-5
+    assert error(model(TOKENS), expected) <= 1e-5
     cache = new_cache(model.spec, 2, 20, dtype=torch.float32, device="cpu")
     steps = [model(piece, cache=cache) for piece in TOKENS.split([8, 1, 1, 1, 1, 5, 1, 1, 1], dim=1)]
-    assert error(torch.cat(steps, dim=1), wanted) <= 1e-5
+    assert error(torch.cat(steps, dim=1), expected) <= 1e-5
 
 
 @torch.no_grad()
-def test_kimi_k2_has_the_files_of_v3(tmp_path: Path) -> None:
+def test_kimi_k2_files_are_read_like_those_of_v3(tmp_path: Path) -> None:
     theirs = saved("deepseek_v3", CASES["V3"][1], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "kimi_k2"}))
@@ -140,7 +140,7 @@ def test_kimi_k2_has_the_files_of_v3(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_modules_of_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
-    """DeepSeek's files have them as layers behind the last; other layers there are an error."""
+    """DeepSeek's files store them as layers after the last one. Any other layer there is an error."""
     theirs = saved("deepseek_v3", {**CASES["V3"][1], "num_nextn_predict_layers": 1}, tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = safetensors.torch.load_file(file)
@@ -154,7 +154,7 @@ def test_modules_of_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_scale_of_v3_and_r1() -> None:
-    """192 ** -0.5 times (0.1 · ln 40 + 1)², as DeepSeek's own code has it."""
+    """192 ** -0.5 times (0.1 · ln 40 + 1)², as in DeepSeek's code."""
     spec = load_bundled("deepseek-v3")
     mixer = next(layer.mixer for layer in spec.layers.values())
     assert isinstance(mixer, LatentAttention)
@@ -162,7 +162,7 @@ def test_the_scale_of_v3_and_r1() -> None:
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "deepseek-v3.2", "kimi-k2"])
-def test_bundled_models_have_the_parameters_of_the_table(name: str) -> None:
+def test_parameters_of_bundled_models_equal_the_sizing_table(name: str) -> None:
     spec = load_bundled(name)
     model = models.build(spec, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(spec).total
@@ -172,7 +172,7 @@ def test_every_weight_has_a_gradient(tmp_path: Path) -> None:
     saved(*CASES["V3"], tmp_path)
     model = models.load(tmp_path).train()
     model(TOKENS).logsumexp(-1).sum().backward()
-    without = [name for name, held in model.named_parameters() if held.grad is None or not held.grad.any()]
+    without = [name for name, tensor in model.named_parameters() if tensor.grad is None or not tensor.grad.any()]
     unused = [name for name in without if ".experts." not in name]  # an expert that no token chose has zeros
     assert not unused
-    assert all(held.grad is not None for held in model.parameters())
+    assert all(tensor.grad is not None for tensor in model.parameters())

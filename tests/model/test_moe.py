@@ -31,13 +31,13 @@ STANDARD = implementation("standard")
 
 
 def mixture(**fields: Any) -> MixtureLayer:
-    """Eight experts, two a token, with lively weights."""
-    given: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 12}
-    layer = MixtureLayer(HIDDEN, MoE(**{**given, **fields}))
+    """Eight experts, two per token, with large random weights."""
+    defaults: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 12}
+    layer = MixtureLayer(HIDDEN, MoE(**{**defaults, **fields}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for held in [*layer.parameters(), *layer.buffers()]:
-            held.normal_(0.0, 0.4, generator=generator)
+        for tensor in [*layer.parameters(), *layer.buffers()]:
+            tensor.normal_(0.0, 0.4, generator=generator)
     return layer
 
 
@@ -46,7 +46,7 @@ def tokens(batch: int, length: int, seed: int = 1) -> Tensor:
 
 
 def one_by_one(layer: MixtureLayer, x: Tensor, room: int | None, *, each_sequence: bool) -> Tensor:
-    """Token after token: its experts in the order of its choices, each as long as it has room."""
+    """The output token by token, with its experts in the order of its choices, as long as they have room."""
     out = torch.zeros_like(x)
     experts = layer.experts
     assert experts.gate_proj is not None
@@ -63,8 +63,8 @@ def one_by_one(layer: MixtureLayer, x: Tensor, room: int | None, *, each_sequenc
                     continue
                 read = weight * token if layer.moe.router.on_input else token
                 inner = F.silu(experts.gate_proj[e] @ read) * (experts.up_proj[e] @ read)
-                made = experts.down_proj[e] @ inner
-                out[row, place] += made if layer.moe.router.on_input else weight * made
+                out_row = experts.down_proj[e] @ inner
+                out[row, place] += out_row if layer.moe.router.on_input else weight * out_row
     return out
 
 
@@ -74,15 +74,15 @@ def one_by_one(layer: MixtureLayer, x: Tensor, room: int | None, *, each_sequenc
     [{}, *({"expert_capacity": n} for n in (1, 3, 100)), *({"capacity_factor": f} for f in (0.3, 1.0, 1.25, 8.0))],
 )
 @torch.no_grad()
-def test_experts_take_the_first_tokens_they_have_room_for(limit: dict[str, Any], on_input: bool) -> None:
-    """Of each sequence, or by a factor of their even share of the whole pass; without a limit, all."""
+def test_experts_take_the_first_tokens_up_to_their_capacity(limit: dict[str, Any], on_input: bool) -> None:
+    """The limit counts per sequence, or as a factor of the even share of a pass. Without a limit they take all."""
     layer = mixture(router=Router(normalize=True, on_input=on_input), **limit)
     x = tokens(3, 7)
     room = limit.get("expert_capacity")
     if "capacity_factor" in limit:
         room = math.ceil(limit["capacity_factor"] * 3 * 7 * 2 / 8)
-    found = layer(x, STANDARD)
-    torch.testing.assert_close(found, one_by_one(layer, x, room, each_sequence="expert_capacity" in limit))
+    actual = layer(x, STANDARD)
+    torch.testing.assert_close(actual, one_by_one(layer, x, room, each_sequence="expert_capacity" in limit))
     if not limit:
         assert layer.last_kept is None
     else:
@@ -90,7 +90,7 @@ def test_experts_take_the_first_tokens_they_have_room_for(limit: dict[str, Any],
         assert bool(layer.last_kept.all()) == (room is not None and room >= 21)
 
 
-def test_the_limits_exclude_each_other() -> None:
+def test_conflicting_limits_are_refused() -> None:
     with pytest.raises(SpecError, match="exclude each other"):
         mixture_model(
             MoE(num_experts=4, num_experts_per_tok=1, intermediate_size=8, capacity_factor=1.0, expert_capacity=2)
@@ -105,8 +105,8 @@ def test_places_are_counted_by_token_and_then_by_choice() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"expert_capacity": 2}, {"capacity_factor": 0.5}])
-def test_a_dropped_token_still_has_what_is_beside_the_experts(limit: dict[str, Any]) -> None:
-    """And every weight a gradient."""
+def test_a_dropped_token_still_passes_the_shared_expert(limit: dict[str, Any]) -> None:
+    """Every weight also has a gradient."""
     layer = mixture(num_experts_per_tok=1, shared=SharedExperts(intermediate_size=8), **limit)
     x = tokens(1, 24)
     out = layer(x, STANDARD)
@@ -118,7 +118,7 @@ def test_a_dropped_token_still_has_what_is_beside_the_experts(limit: dict[str, A
     torch.testing.assert_close(out[dropped], beside[dropped])
     assert not torch.isclose(out[~dropped], beside[~dropped]).all()
     out.sum().backward()
-    assert all(held.grad is not None and torch.isfinite(held.grad).all() for held in layer.parameters())
+    assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in layer.parameters())
 
 
 def mixture_model(moe: MoE) -> ModelSpec:
@@ -134,20 +134,20 @@ def mixture_model(moe: MoE) -> ModelSpec:
     ).check()
 
 
-def test_buffers_have_the_flops_of_the_table() -> None:
-    """Full or not, all rows of a buffer are computed: 1.5 times the experts' even shares of 2 · 24 · 2 choices."""
+def test_flops_of_buffers_equal_the_sizing_table() -> None:
+    """All rows of a buffer are computed, full or not: 1.5 times the even shares of 2 · 24 · 2 choices."""
     spec = mixture_model(MoE(num_experts=8, num_experts_per_tok=2, intermediate_size=24, capacity_factor=1.5))
     ops = list(lower(spec, Workload.prefill(24, 2, masked_pairs=True)))
     names = {name for op in ops for name in op.names()}
-    found = traced_flops(models.build(spec, impl="standard", device="meta"), names, 24, 2)
+    flops = traced_flops(models.build(spec, impl="standard", device="meta"), names, 24, 2)
     for op in ops:
         for where in op.names():
-            assert found.get(where, 0) == op.forward_flops, where
-    assert found["layers.0.ffn.experts.up_proj"] == 2 * 32 * 24 * (8 * 18)
+            assert flops.get(where, 0) == op.forward_flops, where
+    assert flops["layers.0.ffn.experts.up_proj"] == 2 * 32 * 24 * (8 * 18)
 
 
 @pytest.mark.parametrize("limit", [{"capacity_factor": 1.25}, {"expert_capacity": 5}])
-def test_blocks_with_limits_compile_whole(limit: dict[str, Any]) -> None:
+def test_mixtures_with_limits_compile_without_graph_breaks(limit: dict[str, Any]) -> None:
     layer = mixture(**limit)
     x = tokens(2, 9)
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
@@ -164,13 +164,13 @@ def test_switch_drops_the_tokens_that_transformers_drops(capacity: int, tmp_path
     )  # fmt: skip
     torch.manual_seed(0)
     theirs = transformers.SwitchTransformersForConditionalGeneration(config).float().eval()
-    for held in theirs.parameters():
-        held.normal_(1.0 if held.dim() == 1 else 0.0, 0.2)
+    for tensor in theirs.parameters():
+        tensor.normal_(1.0 if tensor.dim() == 1 else 0.0, 0.2)
     theirs.save_pretrained(tmp_path)
     ours = models.load(tmp_path)
     source, ids = small.prompt(2, 15), small.prompt(2, 11, seed=5)
-    wanted = theirs(input_ids=source, decoder_input_ids=ids, use_cache=False).logits
-    assert (ours(ids, source) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    expected = theirs(input_ids=source, decoder_input_ids=ids, use_cache=False).logits
+    assert (ours(ids, source) - expected).abs().max() <= 1e-5 * expected.abs().max()
     layers = [layer for layer in ours.modules() if isinstance(layer, MixtureLayer)]
     assert len(layers) == 2
     assert all(layer.last_kept is not None and not layer.last_kept.all() for layer in layers)
@@ -181,8 +181,8 @@ def test_switch_drops_the_tokens_that_transformers_drops(capacity: int, tmp_path
 
 @pytest.mark.parametrize("correction", [None, "buffer"])
 @torch.no_grad()
-def test_only_the_best_groups_are_chosen_from(correction: Any) -> None:
-    """By the sum of a group's two best corrected scores (DeepSeek-V3), or by its best (V2), token by token."""
+def test_experts_are_chosen_from_the_best_groups(correction: Any) -> None:
+    """Groups are ranked by the sum of their two best corrected scores (DeepSeek-V3), or by their best score (V2)."""
     layer = mixture(
         num_experts=12, num_experts_per_tok=3,
         router=Router(scores="sigmoid", n_group=4, topk_group=2, correction=correction),
@@ -201,8 +201,8 @@ def test_only_the_best_groups_are_chosen_from(correction: Any) -> None:
         torch.testing.assert_close(weights[token], scores[chosen[token]])
 
 
-def test_padding_takes_no_places() -> None:
-    """Where experts have room for a share of a pass, padding would stand in it: rows of other lengths are refused."""
+def test_padding_with_a_capacity_factor_is_refused() -> None:
+    """The room of an expert is a share of the pass, so padding would take room: rows of unequal lengths are refused."""
     layer = Layer(
         mixer=small.gqa(), ffn=MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=8, capacity_factor=1.0)
     )

@@ -1,6 +1,6 @@
-"""Logits of a model that transformers wrote to disk equal those of transformers: the test of every table of weights.
+"""Logits of models that transformers saved equal those of transformers. This tests every table of weights.
 
-Every family has at least one tiny config below; weights are random, biases and norms too, so that nothing is the
+Every family has at least one tiny config below. All weights are random, biases and norms too, so that none is the
 identity.
 """
 
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
-"""What every config has of these keys, where its class knows them."""
+"""The keys of every config, where its class knows them."""
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADS = {"num_key_value_heads": 4}
@@ -152,7 +152,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""What a family can be beside its defaults."""
+"""Settings of a family other than its defaults."""
 
 EXTRA: dict[str, dict[str, Any]] = {
     "aria_text": {"moe_num_experts": 4, "intermediate_size": 24},
@@ -182,7 +182,7 @@ EXTRA: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     },
 }
-"""What a family needs beside the small keys."""
+"""Keys that a family needs in addition to the small ones."""
 
 # fmt: off
 FAMILIES = [
@@ -197,15 +197,15 @@ FAMILIES = [
     "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm",
 ]
 # fmt: on
-"""Softmax attention; families with other mixers are held to transformers beside those mixers' tests."""
+"""The families of softmax attention. The tests of other mixers compare their families with transformers."""
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {**{family: (family, {}) for family in FAMILIES}, **VARIANTS}
 
 
 def config_of(model_type: str, changes: dict[str, Any]) -> transformers.PreTrainedConfig:
-    """The class's config with the small keys that it knows, and the changes."""
+    """The config of the class: the small keys that it knows, and the changes."""
     kind = CONFIG_MAPPING[model_type]
-    extra = copy.deepcopy(EXTRA.get(model_type, {}))  # a class may change what it is given
+    extra = copy.deepcopy(EXTRA.get(model_type, {}))  # a class may change its arguments
     nested = {key: value for key, value in extra.items() if isinstance(value, dict)}
     known = {*kind(**nested).to_dict(), *kind.attribute_map, "vocab_size"}
     values = {key: value for key, value in SMALL.items() if key in known}
@@ -219,11 +219,11 @@ def config_of(model_type: str, changes: dict[str, Any]) -> transformers.PreTrain
 
 
 def saved(config: transformers.PreTrainedConfig, folder: Path) -> torch.nn.Module:
-    """A model of transformers with random weights everywhere, written into the folder."""
+    """A model of transformers with random weights, saved in the folder."""
     torch.manual_seed(0)
     # Falcon's eager path adds ALiBi twice, to the scores and in the mask; soft caps and sinks have no other path.
-    way = "sdpa" if config.model_type == "falcon" else "eager"
-    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=way).float().eval()
+    attention = "sdpa" if config.model_type == "falcon" else "eager"
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -247,11 +247,11 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
     theirs = saved(config_of(model_type, changes), tmp_path)
     tokens = torch.randint(3, 96, (2, LENGTH), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        wanted = theirs(tokens, use_cache=False).logits
-        assert torch.isfinite(wanted).all()
-        assert error(models.load(tmp_path, impl="standard")(tokens), wanted) <= 1e-5
+        expected = theirs(tokens, use_cache=False).logits
+        assert torch.isfinite(expected).all()
+        assert error(models.load(tmp_path, impl="standard")(tokens), expected) <= 1e-5
         try:
             fused = models.load(tmp_path, impl="sdpa")(tokens)
         except CannotRunError:  # a soft cap or sinks, which sdpa refuses
             return
-        assert error(fused, wanted) <= 1e-5
+        assert error(fused, expected) <= 1e-5

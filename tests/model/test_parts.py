@@ -1,4 +1,4 @@
-"""The parts by their formulas: activations and feed-forwards, positions, initialisations, memory."""
+"""Parts of the model against their formulas: feed-forwards and positions; initialisation and memory."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ NOT_ALONE = {"swiglu_oai": "is a gate", "xielu": "has parameters"}
 
 
 def weights_of(layer: nn.Module, seed: int = 0) -> dict[str, Any]:
-    """Lively random weights, and what they are as lists in fp64."""
+    """Set large random weights, and return them in fp64."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for held in layer.parameters():
-            held.normal_(0.0, 0.6, generator=generator)
-    return {name: held.detach().double() for name, held in layer.named_parameters()}
+        for tensor in layer.parameters():
+            tensor.normal_(0.0, 0.6, generator=generator)
+    return {name: tensor.detach().double() for name, tensor in layer.named_parameters()}
 
 
 def through(act: Any, x: Tensor) -> Tensor:
@@ -82,37 +82,37 @@ def test_every_activation_has_a_formula() -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_feed_forwards_equal_their_formula(name: Any, gated: bool, bias: bool) -> None:
-    """down(act(up(x))); GLU, ReGLU, GEGLU, SwiGLU and their kin: down(act(gate(x)) * up(x))."""
+    """down(act(up(x))); GLU, ReGLU, GEGLU, SwiGLU and similar ones: down(act(gate(x)) * up(x))."""
     layer = feed_forward(6, (Gated if gated else Dense)(intermediate_size=10, activation=name, bias=bias))
-    held = weights_of(layer)
+    weights = weights_of(layer)
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
 
-    def linear(of: str, x: Tensor) -> Tensor:
-        return x @ held[f"{of}.weight"].T + held.get(f"{of}.bias", 0.0)
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
     wide = x.double()
     if gated:
         inner = through(FORMULAS[name], linear("gate_proj", wide)) * linear("up_proj", wide)
     else:
         inner = through(FORMULAS[name], linear("up_proj", wide))
-    wanted = linear("down_proj", inner)
-    found = layer(x, implementation("standard"))
-    assert (found.double() - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+    expected = linear("down_proj", inner)
+    actual = layer(x, implementation("standard"))
+    assert (actual.double() - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 def test_the_clamped_gate_of_gpt_oss() -> None:
     layer = feed_forward(6, Gated(intermediate_size=10, activation="swiglu_oai"))
-    held = weights_of(layer)
+    weights = weights_of(layer)
     x = 8 * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    gate = (x.double() @ held["gate_proj.weight"].T).clamp(max=7.0)
-    up = (x.double() @ held["up_proj.weight"].T).clamp(-7.0, 7.0)
+    gate = (x.double() @ weights["gate_proj.weight"].T).clamp(max=7.0)
+    up = (x.double() @ weights["up_proj.weight"].T).clamp(-7.0, 7.0)
     assert (gate == 7).any()
     assert (up.abs() == 7).any()
-    wanted = (through(lambda g: g * sigmoid(1.702 * g), gate) * (up + 1)) @ held["down_proj.weight"].T
-    torch.testing.assert_close(layer(x, implementation("standard")).double(), wanted, rtol=1e-5, atol=1e-4)
+    expected = (through(lambda g: g * sigmoid(1.702 * g), gate) * (up + 1)) @ weights["down_proj.weight"].T
+    torch.testing.assert_close(layer(x, implementation("standard")).double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_factors_in_a_gated_feed_forward() -> None:
+def test_scales_of_a_gated_feed_forward() -> None:
     plain, scaled = (
         feed_forward(6, Gated(intermediate_size=10, gate_scale=g, output_scale=o)) for g, o in ((1.0, 1.0), (0.5, 3.0))
     )
@@ -137,8 +137,8 @@ def frequencies_of_transformers(kind: str, parameters: dict[str, Any], seq_len: 
         max_position_embeddings=TRAINED if kind == "dynamic" else 4 * TRAINED,
         rope_parameters={"rope_type": kind, "rope_theta": 5000.0, **parameters},
     )
-    found, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=seq_len)
-    return found, float(factor)
+    frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=seq_len)
+    return frequencies, float(factor)
 
 
 SHORT, LONG = ([start + 0.37 * i for i in range(8)] for start in (1.0, 1.6))
@@ -162,30 +162,30 @@ SCALINGS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", SCALINGS)
 def test_scaled_frequencies_equal_transformers(name: str, seq_len: int) -> None:
     kind, parameters = SCALINGS[name]
-    wanted, factor = frequencies_of_transformers(kind, parameters, seq_len, 16)
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    part = given.pop("partial_rotary_factor", None)
-    rope = Rope(theta=5000.0, rotary_dim=part and int(16 * part), scaling=RopeScaling(kind=kind, **given))  # type: ignore[arg-type]
+    expected, factor = frequencies_of_transformers(kind, parameters, seq_len, 16)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    part = fields.pop("partial_rotary_factor", None)
+    rope = Rope(theta=5000.0, rotary_dim=part and int(16 * part), scaling=RopeScaling(kind=kind, **fields))  # type: ignore[arg-type]
     trained = TRAINED if kind == "dynamic" else 4 * TRAINED
-    found, ours = inverse_frequencies(rope, 16, seq_len=seq_len, max_positions=trained, device=torch.device("cpu"))
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0.0)
+    actual, ours = inverse_frequencies(rope, 16, seq_len=seq_len, max_positions=trained, device=torch.device("cpu"))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0.0)
     assert ours == pytest.approx(factor, rel=1e-6)
     plain, _ = inverse_frequencies(
         Rope(theta=5000.0), 16, seq_len=seq_len, max_positions=trained, device=torch.device("cpu")
     )
     changed = kind != "dynamic" or seq_len > TRAINED
-    assert torch.equal(found, plain) == (not changed)
+    assert torch.equal(actual, plain) == (not changed)
 
 
 @pytest.mark.parametrize("rotary_dim", [None, 4])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rotation_turns_pairs_by_angles(interleaved: bool, rotary_dim: int | None) -> None:
-    """Each pair as a complex number times e^(i·p·θ^(-2j/R)), in fp64; what is not rotated stays."""
+    """Each pair is a complex number times e^(i·p·θ^(-2j/R)), in fp64. Dimensions past R stay the same."""
     rotation = rotation_of(Rope(theta=100.0, rotary_dim=rotary_dim, interleaved=interleaved), 8, None)
     assert rotation is not None
     positions = torch.tensor([[0, 1, 5], [7, 90, 3]])
     x = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(0))  # [B, N, S, H]
-    found = rotate(x, rotation.tables(positions, 91), interleaved=interleaved)
+    actual = rotate(x, rotation.tables(positions, 91), interleaved=interleaved)
     turned = rotary_dim or 8
     for b in range(2):
         for s in range(3):
@@ -193,29 +193,29 @@ def test_rotation_turns_pairs_by_angles(interleaved: bool, rotary_dim: int | Non
                 pair = [2 * j, 2 * j + 1] if interleaved else [j, j + turned // 2]
                 angle = float(positions[b, s]) * 100.0 ** (-2 * j / turned)
                 for n in range(3):
-                    wanted = complex(*x[b, n, s, pair].tolist()) * complex(math.cos(angle), math.sin(angle))
-                    assert found[b, n, s, pair].tolist() == pytest.approx([wanted.real, wanted.imag], abs=1e-5)
-    assert torch.equal(found[..., turned:], x[..., turned:])
+                    expected = complex(*x[b, n, s, pair].tolist()) * complex(math.cos(angle), math.sin(angle))
+                    assert actual[b, n, s, pair].tolist() == pytest.approx([expected.real, expected.imag], abs=1e-5)
+    assert torch.equal(actual[..., turned:], x[..., turned:])
 
 
-def test_every_rotation_is_made_once_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers share tables where they rotate alike, and only there."""
-    made: list[str] = []
+def test_every_rotation_is_computed_once_per_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers share a table if their rotations are equal, and only then."""
+    computed: list[str] = []
     usual = Rotation.tables
 
     def noted(self: Rotation, positions: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-        made.append(self.name)
+        computed.append(self.name)
         return usual(self, positions, seq_len)
 
     monkeypatch.setattr(Rotation, "tables", noted)
     near, far = small.gqa(positions=Rope(theta=100.0)), small.gqa()
     model = small.model_of(small.small(near, far, small.gqa(head_dim=16), layers=9))
     model(small.prompt(1, 4))
-    assert len(made) == len(set(made)) == 3
+    assert len(computed) == len(set(computed)) == 3
 
 
 @pytest.mark.parametrize(
-    ("heads", "wanted"),
+    ("heads", "expected"),
     [
         (1, [2.0**-8]),
         (2, [2.0**-4, 2.0**-8]),
@@ -224,13 +224,13 @@ def test_every_rotation_is_made_once_a_forward_pass(monkeypatch: pytest.MonkeyPa
         (12, [*(2.0**-i for i in range(1, 9)), *(2.0 ** -(0.5 + i) for i in range(4))]),
     ],
 )
-def test_slopes_of_alibi(heads: int, wanted: list[float]) -> None:
-    """For 2^n heads a geometric series; for others that of the power below, then every second of twice as many."""
-    assert alibi_slopes(heads).tolist() == pytest.approx(wanted)
+def test_slopes_of_alibi_equal_the_paper(heads: int, expected: list[float]) -> None:
+    """2^n heads have a geometric series. Others have that of the power below, then every second slope of the next."""
+    assert alibi_slopes(heads).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("heads", [1, 3, 8, 12, 25, 71, 112])
-def test_slopes_equal_those_of_transformers(heads: int) -> None:
+def test_slopes_of_alibi_equal_transformers(heads: int) -> None:
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
     theirs = build_alibi_tensor(torch.ones(1, 3), heads, torch.float32)  # slope · position
@@ -238,10 +238,10 @@ def test_slopes_equal_those_of_transformers(heads: int) -> None:
 
 
 @pytest.mark.parametrize("width", [8, 7])
-def test_sinusoids_are_those_of_the_paper(width: int) -> None:
+def test_sinusoids_equal_the_paper(width: int) -> None:
     positions = torch.tensor([[0, 1, 2, 1000]])
-    found = sinusoids(SinusoidalPositions(), positions, width, torch.float32)[0]
-    for row, position in zip(found.tolist(), positions[0].tolist(), strict=True):
+    actual = sinusoids(SinusoidalPositions(), positions, width, torch.float32)[0]
+    for row, position in zip(actual.tolist(), positions[0].tolist(), strict=True):
         for dim, value in enumerate(row):
             angle = position / 10000 ** (2 * (dim // 2) / width)
             assert value == pytest.approx(math.cos(angle) if dim % 2 else math.sin(angle), abs=1e-4)
@@ -258,60 +258,64 @@ def test_buckets_without_room_for_far_distances_are_refused(causal: bool, bucket
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_buckets_equal_those_of_transformers(bidirectional: bool) -> None:
+def test_buckets_equal_transformers(bidirectional: bool) -> None:
     from transformers.models.t5.modeling_t5 import T5Attention
 
     queries, keys = torch.arange(200)[None], torch.arange(200)[None]
-    found = relative_buckets(RelativeBias(num_buckets=32, max_distance=128), queries, keys, bidirectional=bidirectional)
+    actual = relative_buckets(
+        RelativeBias(num_buckets=32, max_distance=128), queries, keys, bidirectional=bidirectional
+    )
     distance = keys[:, None, :] - queries[:, :, None]
-    wanted = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets=32, max_distance=128)
-    assert torch.equal(found, wanted)
+    expected = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets=32, max_distance=128)
+    assert torch.equal(actual, expected)
 
 
 # Initialisation and memory
 
 
 def wide() -> Any:
-    """Wide enough that a matrix's spread is known to a percent; six layers."""
+    """A spec of six layers, wide enough to measure the standard deviation of a matrix to a percent."""
     shape = {"vocab_size": 512, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}
     return override(load_bundled("gpt2"), shape | {"num_hidden_layers": 6, "layers.*.ffn.intermediate_size": 512})
 
 
 @pytest.mark.parametrize("init", ["gpt2", "scaled", "xavier"])
-def test_the_spread_of_every_matrix(init: Initialisation) -> None:
-    """0.02; back into the residual stream 0.02 / √(2 · 6) where scaled; Xavier's uniform has variance 2 / (in + out).
+def test_the_standard_deviation_of_every_matrix(init: Initialisation) -> None:
+    """It is 0.02, or 0.02 / √(2 · 6) into the residual stream with `scaled`; Xavier's variance is 2 / (in + out).
     Biases are zero, norms the identity."""
     model = models.build(wide(), init=init, seed=5)
     seen = {"into": 0, "others": 0}
-    for name, held in model.named_parameters():
-        if held.dim() < 2:
-            assert torch.equal(held, torch.ones_like(held) if "norm" in name and "weight" in name else held * 0), name
+    for name, tensor in model.named_parameters():
+        if tensor.dim() < 2:
+            assert torch.equal(
+                tensor, torch.ones_like(tensor) if "norm" in name and "weight" in name else tensor * 0
+            ), name
             continue
         into = name.endswith(("o_proj.weight", "down_proj.weight"))
         seen["into" if into else "others"] += 1
-        wanted = 0.02 / math.sqrt(12) if into and init == "scaled" else 0.02
+        expected = 0.02 / math.sqrt(12) if into and init == "scaled" else 0.02
         if init == "xavier":
-            wanted = math.sqrt(2 / (held.shape[0] + held.shape[1]))
-            assert held.abs().max() <= math.sqrt(3) * wanted * 1.0001, name
-        # The spread of n samples has a relative error of 1/√(2n), less for a uniform one; five of these.
-        assert float(held.std()) == pytest.approx(wanted, rel=5 / math.sqrt(2 * held.numel())), name
-        assert abs(float(held.mean())) <= 5 * wanted / math.sqrt(held.numel()), name
+            expected = math.sqrt(2 / (tensor.shape[0] + tensor.shape[1]))
+            assert tensor.abs().max() <= math.sqrt(3) * expected * 1.0001, name
+        # The standard deviation of n samples has a relative error of 1/√(2n), less if they are uniform. Five of these.
+        assert float(tensor.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * tensor.numel())), name
+        assert abs(float(tensor.mean())) <= 5 * expected / math.sqrt(tensor.numel()), name
     assert seen == {"into": 12, "others": 6 * 4 + 2}
 
 
 @pytest.mark.parametrize("init", ["gpt2", "scaled", "xavier"])
-def test_the_seed_decides_all_weights(init: Initialisation) -> None:
+def test_the_seed_determines_all_weights(init: Initialisation) -> None:
     state = torch.random.get_rng_state()
     same, again, other = (dict(models.build(wide(), init=init, seed=seed).named_parameters()) for seed in (1, 1, 2))
     assert torch.equal(state, torch.random.get_rng_state())
-    for name, held in same.items():
-        assert torch.equal(held, again[name]), name
-        if held.dim() > 1:
-            assert not torch.equal(held, other[name]), name
+    for name, tensor in same.items():
+        assert torch.equal(tensor, again[name]), name
+        if tensor.dim() > 1:
+            assert not torch.equal(tensor, other[name]), name
 
 
-def test_memory_is_taken_once() -> None:
-    """Building allocates each parameter once, in its final format: nothing in fp32 that is then converted."""
+def test_memory_is_allocated_once() -> None:
+    """Building allocates each parameter once, in its final format, and converts none from fp32."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Allocated(TorchDispatchMode):
@@ -325,5 +329,5 @@ def test_memory_is_taken_once() -> None:
 
     with Allocated():
         model = models.build(wide(), dtype=torch.bfloat16)
-    held = sum(p.nbytes for p in dict.fromkeys(model.parameters()))
-    assert held <= Allocated.bytes <= held * 1.01
+    nbytes = sum(p.nbytes for p in dict.fromkeys(model.parameters()))
+    assert nbytes <= Allocated.bytes <= nbytes * 1.01

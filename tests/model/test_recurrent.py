@@ -1,4 +1,4 @@
-"""Recurrent mixers: models equal transformers, states pass over padding, prefill then decode equals one pass."""
+"""Recurrent mixers: models equal transformers, padding leaves states unchanged, and steps equal one forward pass."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ LENGTH = 23
 
 
 def saved(case: str, folder: Path) -> nn.Module:
-    """transformers' model with random weights everywhere, written into the folder."""
+    """A model of transformers with random weights, saved in the folder."""
     model_type, config = CASES[case]
     torch.manual_seed(0)
     kind = transformers.AutoConfig.for_model(model_type, **config)
     theirs = transformers.AutoModelForCausalLM.from_config(kind, attn_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, held in theirs.named_parameters():
-            if held.dim() > 1 and "A_log" not in name:
-                held.normal_(0.0, 0.2, generator=generator)
+        for name, tensor in theirs.named_parameters():
+            if tensor.dim() > 1 and "A_log" not in name:
+                tensor.normal_(0.0, 0.2, generator=generator)
             else:
-                held.add_(torch.randn(held.shape, generator=generator), alpha=0.2)
+                tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.2)
     theirs.save_pretrained(folder)
     return theirs
 
@@ -71,12 +71,12 @@ def test_logits_equal_transformers_and_decoding_equals_one_pass(case: str, tmp_p
     theirs = saved(case, tmp_path)
     ids = tokens()
     with torch.no_grad():
-        wanted = theirs(ids, use_cache=False).logits
+        expected = theirs(ids, use_cache=False).logits
         ours = models.load(tmp_path, impl="standard")
         logits = ours(ids)
-        scale = wanted.abs().max()
-        assert torch.isfinite(wanted).all()
-        assert (logits - wanted).abs().max() <= 1e-5 * scale
+        scale = expected.abs().max()
+        assert torch.isfinite(expected).all()
+        assert (logits - expected).abs().max() <= 1e-5 * scale
         # Two rows of different lengths: a padded prefill, then a token at a time.
         cache = new_cache(ours.spec, 2, LENGTH, dtype=torch.float32, device="cpu")
         lengths = [9, 14]
@@ -88,8 +88,8 @@ def test_logits_equal_transformers_and_decoding_equals_one_pass(case: str, tmp_p
             for row in range(2):
                 steps[row].append(out[row, 0])
         for row in range(2):
-            found = torch.stack(steps[row])
-            assert (found - logits[row, : len(found)]).abs().max() <= 2e-5 * scale
+            actual = torch.stack(steps[row])
+            assert (actual - logits[row, : len(actual)]).abs().max() <= 2e-5 * scale
 
 
 # --- Each mixer by itself.
@@ -111,7 +111,7 @@ def one_layer(*mixers: Any) -> ModelSpec:
     mixer = mixers[0] if len(mixers) == 1 else Parallel(branches=mixers)
     return ModelSpec(
         name="tiny",
-        source="made up",
+        source="a test",
         layers={"block": Layer(mixer=mixer, ffn=Gated(intermediate_size=24))},
         pattern="2*block",
         vocab_size=96,
@@ -126,7 +126,7 @@ def step_of(positions: Tensor, valid: Tensor | None = None) -> Step:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_padding_leaves_the_state_as_it_is(name: str) -> None:
+def test_padding_leaves_the_state_unchanged(name: str) -> None:
     mixer = MIXERS[name]
     model = models.build(one_layer(mixer), init="xavier")
     layer = model.get_submodule(f"layers.0.{mixer.module_name}")
@@ -141,14 +141,14 @@ def test_padding_leaves_the_state_as_it_is(name: str) -> None:
             alone = new_state(mixer.fixed_state, 1)
             if length:
                 layer(x[row : row + 1, :length], step_of(positions[:1, :length]), alone, None)
-            for ours, wanted in ((padded.conv, alone.conv), (padded.state, alone.state)):
-                if ours is not None and wanted is not None:
-                    torch.testing.assert_close(ours[row : row + 1], wanted, rtol=1e-5, atol=1e-6)
+            for ours, expected in ((padded.conv, alone.conv), (padded.state, alone.state)):
+                if ours is not None and expected is not None:
+                    torch.testing.assert_close(ours[row : row + 1], expected, rtol=1e-5, atol=1e-6)
         padded.forget(0)
         empty = new_state(mixer.fixed_state, 3)
-        for ours, wanted in ((padded.conv, empty.conv), (padded.state, empty.state)):
-            if ours is not None and wanted is not None:
-                assert torch.equal(ours[0], wanted[0])
+        for ours, expected in ((padded.conv, empty.conv), (padded.state, empty.state)):
+            if ours is not None and expected is not None:
+                assert torch.equal(ours[0], expected[0])
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -168,10 +168,10 @@ def test_gradients_reach_every_parameter(name: str, dtype: torch.dtype) -> None:
     model = models.build(one_layer(MIXERS[name]), dtype=dtype, seed=3)
     loss = model(tokens()).float().logsumexp(-1).square().mean()
     loss.backward()
-    for parameter, held in model.named_parameters():
-        assert held.grad is not None, parameter
-        assert torch.isfinite(held.grad).all(), parameter
-        assert held.grad.abs().max() > 0, parameter
+    for parameter, tensor in model.named_parameters():
+        assert tensor.grad is not None, parameter
+        assert torch.isfinite(tensor.grad).all(), parameter
+        assert tensor.grad.abs().max() > 0, parameter
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
@@ -182,7 +182,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
 
 
 def test_parallel_branches_are_added() -> None:
-    """Falcon-H1's form: attention beside Mamba-2 on the same normed input."""
+    """Falcon-H1 has attention beside Mamba-2, on the same normed input."""
     attention = Attention(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
     spec = one_layer(MIXERS["mamba2"], attention)
     model = models.build(spec, init="xavier")
@@ -193,12 +193,12 @@ def test_parallel_branches_are_added() -> None:
     with torch.no_grad():
         normed = block.mixer_norm(x, step.implementation)
         after = x + block.mamba(normed, step, None, None)[0] + block.attention(normed, step, None, None)[0]
-        wanted = after + block.ffn(block.ffn_norm(after, step.implementation), step.implementation)
-        torch.testing.assert_close(block(Residual(x), step, None, None)[0].whole(), wanted, rtol=1e-5, atol=1e-5)
+        expected = after + block.ffn(block.ffn_norm(after, step.implementation), step.implementation)
+        torch.testing.assert_close(block(Residual(x), step, None, None)[0].whole(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_lightning_attention_equals_minimax() -> None:
-    """By itself, in a layer that is not the first: the decay depends on the layer."""
+    """The mixer alone, in a layer that is not the first, because the decay depends on the layer."""
     from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
     config = transformers.MiniMaxConfig(
@@ -210,15 +210,15 @@ def test_lightning_attention_equals_minimax() -> None:
     x = torch.randn(2, 11, 16)
     with torch.no_grad():
         for own, other in (("qkv_proj", "qkv_proj"), ("g_proj", "output_gate"), ("norm", "norm"), ("out_proj",) * 2):
-            held = theirs.get_submodule(other).weight.normal_(0.0, 0.4)
-            ours.get_submodule(own).weight.copy_(held)
-        wanted = theirs(x, (x, x), None)[0]
-        found = ours(x, step_of(torch.arange(11).expand(2, -1)), None, None)[0]
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+            tensor = theirs.get_submodule(other).weight.normal_(0.0, 0.4)
+            ours.get_submodule(own).weight.copy_(tensor)
+        expected = theirs(x, (x, x), None)[0]
+        actual = ours(x, step_of(torch.arange(11).expand(2, -1)), None, None)[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "delta"])
-def test_a_block_compiles_whole(name: str) -> None:
+def test_a_block_compiles_without_graph_breaks(name: str) -> None:
     block = models.build(one_layer(MIXERS[name]), init="xavier").layers[0]
     x, step = torch.randn(1, 5, 16), step_of(torch.arange(5)[None])
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
@@ -228,20 +228,20 @@ def test_a_block_compiles_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4), RWKV(width=16)])
-def test_what_is_not_built_is_refused(mixer: Any) -> None:
+def test_mixers_that_are_only_sized_are_refused(mixer: Any) -> None:
     with pytest.raises(UnsupportedError, match="sized, not built"):
         Decoder(one_layer(mixer))
 
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-2.7b", "jamba-v0.1", "qwen3-next-80b-a3b", "nemotron-h-56b"])
-def test_bundled_models_build_with_the_parameters_of_the_table(name: str) -> None:
+def test_parameters_of_bundled_models_equal_the_sizing_table(name: str) -> None:
     spec = load_bundled(name)
     with torch.device("meta"):
         model = Decoder(spec)
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
 
 
-def test_states_do_not_grow_with_length() -> None:
+def test_states_have_the_same_size_at_every_length() -> None:
     spec = load_bundled("mamba2-2.7b")
     sizes = {new_cache(spec, 1, length, dtype=torch.bfloat16, device="meta").nbytes for length in (16, 4096)}
     width, shared = 80 * 64, 2 * 128

@@ -1,4 +1,4 @@
-"""Scans equal the recurrences they stand for, walked a token at a time in fp64."""
+"""Scans equal their recurrences, computed token by token in fp64."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from llmbench.model.recurrent.scan import elementwise_scan, matrix_scan
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 37])
-def test_elementwise_scan_is_the_recurrence(length: int) -> None:
+def test_elementwise_scan_equals_the_recurrence(length: int) -> None:
     torch.manual_seed(length)
     decay, inputs = torch.rand(2, length, 5, 3), torch.randn(2, length, 5, 3)
     start = torch.randn(2, 5, 3)
-    h, wanted = start.double(), []
+    h, expected = start.double(), []
     for step in range(length):
         h = decay[:, step].double() * h + inputs[:, step].double()
-        wanted.append(h)
-    found = elementwise_scan(decay, inputs, start)
-    torch.testing.assert_close(found.double(), torch.stack(wanted, dim=1), rtol=1e-5, atol=1e-5)
+        expected.append(h)
+    actual = elementwise_scan(decay, inputs, start)
+    torch.testing.assert_close(actual.double(), torch.stack(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("length", [1, 5, 8, 21])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_matrix_scan_is_the_recurrence(delta: bool, length: int, groups: int) -> None:
+def test_matrix_scan_equals_the_recurrence(delta: bool, length: int, groups: int) -> None:
     torch.manual_seed(length)
     q, k = torch.randn(2, length, groups, 6), torch.randn(2, length, groups, 6)
     k = k / k.norm(dim=-1, keepdim=True)
     v, log_decay = torch.randn(2, length, 4, 3), -3 * torch.rand(2, length, 4)
     beta = torch.rand(2, length, 4) if delta else None
     state = torch.randn(2, 4, 6, 3)
-    found, last = matrix_scan(q, k, v, log_decay, state, chunk=8, beta=beta)
-    held, wanted = state.double(), []
+    actual, last = matrix_scan(q, k, v, log_decay, state, chunk=8, beta=beta)
+    carried, expected = state.double(), []
     wide_q, wide_k = (x.double().repeat_interleave(4 // groups, dim=2) for x in (q, k))
     for step in range(length):
-        held = log_decay[:, step].double().exp()[..., None, None] * held
+        carried = log_decay[:, step].double().exp()[..., None, None] * carried
         key, value = wide_k[:, step], v[:, step].double()
         if beta is not None:
-            value = beta[:, step].double()[..., None] * (value - torch.einsum("bhn,bhnp->bhp", key, held))
-        held = held + key[..., :, None] * value[..., None, :]
-        wanted.append(torch.einsum("bhn,bhnp->bhp", wide_q[:, step], held))
-    torch.testing.assert_close(found.double(), torch.stack(wanted, dim=1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(last.double(), held, rtol=1e-4, atol=1e-5)
+            value = beta[:, step].double()[..., None] * (value - torch.einsum("bhn,bhnp->bhp", key, carried))
+        carried = carried + key[..., :, None] * value[..., None, :]
+        expected.append(torch.einsum("bhn,bhnp->bhp", wide_q[:, step], carried))
+    torch.testing.assert_close(actual.double(), torch.stack(expected, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last.double(), carried, rtol=1e-4, atol=1e-5)
 
 
-def test_strong_decay_neither_overflows_nor_spoils_gradients() -> None:
+def test_results_and_gradients_are_finite_under_strong_decay() -> None:
     log_decay = torch.full((1, 64, 2), -50.0, requires_grad=True)
     q, k, v = torch.randn(1, 64, 1, 4), torch.randn(1, 64, 1, 4), torch.randn(1, 64, 2, 4)
     out, _ = matrix_scan(q, k, v, log_decay, torch.zeros(1, 2, 4, 4), chunk=64)

@@ -1,4 +1,4 @@
-"""Three figures of one model: the built modules, what was traced of them, and the op table."""
+"""Three sources of one figure: the built modules, their trace, and the op table."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from tests.oracles.training_memory import CudaBehaviour, StorageTracker
 
 
 @pytest.mark.parametrize("name", bundled_models())
-def test_modules_are_the_ops_and_hold_their_parameters(name: str) -> None:
-    """And every bundled model builds."""
+def test_modules_have_the_names_and_parameters_of_the_ops(name: str) -> None:
+    """Every bundled model can be built."""
     spec = load_bundled(name)
     model = models.build(spec, device="meta")
     assert sum(p.numel() for p in dict.fromkeys(model.parameters())) == count_parameters(spec).total
     ops = {name for op in lower(spec, Workload.prefill(8)) for name in op.names()}
-    for held, _ in model.named_parameters():
-        name = held.removesuffix(".weight").removesuffix(".bias")
-        assert {held, name, name.replace("_bias", "_proj")} & ops, held
+    for parameter, _ in model.named_parameters():
+        name = parameter.removesuffix(".weight").removesuffix(".bias")
+        assert {parameter, name, name.replace("_bias", "_proj")} & ops, parameter
 
 
 # FLOPs
 
 NOT_COUNTED = {"deepseek-v3.2": "attention.indexer.core"}
-"""Ops that a model computes without a matrix product, so that a counter misses a part."""
+"""Ops that a model computes partly without matrix products, which the counter misses."""
 
 
 @pytest.mark.parametrize("name", bundled_models())
-def test_flops_are_what_the_counter_counts(name: str) -> None:
-    """Two layers of each kind, at full width, every op by itself; the rest of the model is those layers again."""
+def test_flops_equal_the_counter(name: str) -> None:
+    """Every op of two layers of each kind, at full width. The other layers are repetitions."""
     spec = load_bundled(name)
     short = shortened(spec)
     ops = [op for op in lower(short, Workload.prefill(24, 2, masked_pairs=True)) if op.kind != "scan"]
@@ -67,7 +67,7 @@ def test_flops_are_what_the_counter_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2-7b", "gemma2-2b", "t5-small", "bert-base", "falcon-7b", "bloom-560m"])
 def test_flops_of_whole_models(name: str) -> None:
-    """Every layer, nothing of ours between model and counter."""
+    """All layers, counted by torch's counter alone."""
     spec = load_bundled(name)
     model = models.build(spec, impl="standard", device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -78,39 +78,39 @@ def test_flops_of_whole_models(name: str) -> None:
 # Saved bytes
 
 SEQ, BATCH = 1024, 2
-KEPT_WHOLE = {"qwen3-next-80b-a3b": ("attention.q_norm", "attention.gate")}
-"""Ops that keep a part of a tensor, and so all of it: q and its gate come from one projection."""
+SAVED_WHOLE = {"qwen3-next-80b-a3b": ("attention.q_norm", "attention.gate")}
+"""Ops that save a view, and so its whole tensor: q and its gate come from one projection."""
 
 
 def traced(ops: list[TracedOp]) -> int:
-    """Bytes that ops kept."""
+    """Traced saved bytes of the ops."""
     return sum(op.traced_saved_bytes for op in ops)
 
 
 def analytic(ops: list[TracedOp]) -> int:
-    """Bytes that they should."""
+    """Saved bytes of the ops by the table."""
     return sum(op.saved_bytes or 0 for op in ops)
 
 
 @pytest.mark.parametrize("attention", ["flash", "standard"])
 @pytest.mark.parametrize("name", bundled_models())
-def test_what_backward_needs_is_what_the_table_says(name: str, attention: Attention) -> None:
+def test_saved_bytes_equal_the_table(name: str, attention: Attention) -> None:
     """Every bundled model agrees with `memory`'s figure. Where it has recurrent mixers, `memory` marks the figure, as
     torch's recurrences keep many times what the table says, and all that is outside of them agrees."""
     spec = load_bundled(name)
     found = trace(spec, seq_len=min(SEQ, spec.max_position_embeddings or SEQ), batch=BATCH, attention=attention)
-    ops = [op for op in found.ops if not op.name.endswith(KEPT_WHOLE.get(name, ("?",)))]
+    ops = [op for op in found.ops if not op.name.endswith(SAVED_WHOLE.get(name, ("?",)))]
     if training_doubts(spec):
         assert training_memory(spec, SEQ, kernels="eager").approximate
         names = {mixer.module_name for mixer in spec.mixers if isinstance(mixer, RecurrentKind)}
         inside = [op for op in ops if names & set(op.name.split("."))]
         assert traced(inside) > 4 * analytic(inside)
         ops = [op for op in ops if op not in inside]
-    bound = 0.005 if attention == "flash" else 0.02  # standard keeps its mask too, which the table leaves out
+    bound = 0.005 if attention == "flash" else 0.02  # standard saves its mask too, which the table leaves out
     assert traced(ops) == pytest.approx(analytic(ops), rel=bound)
 
 
-def test_few_figures_are_marked() -> None:
+def test_only_models_with_recurrent_mixers_are_marked() -> None:
     """The marks are for models with recurrent mixers, and those only."""
     marked = {name for name in bundled_models() if training_doubts(load_bundled(name))}
     recurrent = {
@@ -138,7 +138,7 @@ OP_BY_OP = [
 
 @pytest.mark.parametrize("name", OP_BY_OP)
 def test_op_by_op(name: str) -> None:
-    """FLOPs of every op are equal, and so are saved bytes, but for what is small beside the layer: tables, indices."""
+    """FLOPs and saved bytes of every op are equal, but for tables and indices that are small beside the layer."""
     found = trace(load_bundled(name), seq_len=512)
     whole = sum(op.saved_bytes or 0 for op in found.ops)
     for op in found.ops:
@@ -167,15 +167,15 @@ def test_op_by_op(name: str) -> None:
     ],
 )
 def test_peak_of_a_step(name: str, layers: int, seq_len: int) -> None:
-    """Forward, loss and backward of the real model, every storage followed from birth to death: `memory`'s peak."""
+    """`memory`'s peak equals that of forward, loss and backward, with every storage followed while it lives."""
     spec = override(load_bundled(name), {"num_hidden_layers": layers})
     model = models.build(spec, impl="standard", device="meta", dtype=torch.bfloat16)
     tracker, cuda = StorageTracker(), CudaBehaviour()
     with FakeTensorMode():
         materialise(model, device="cpu", dtype=torch.bfloat16)
         tokens, labels = (torch.zeros((BATCH, seq_len), dtype=torch.int64) for _ in range(2))
-        for given in (*model.parameters(), *model.buffers(), tokens, labels):
-            tracker.add(given, "given")
+        for tensor in (*model.parameters(), *model.buffers(), tokens, labels):
+            tracker.add(tensor, "given")
         with as_on_cuda(model), tracker, cuda:
             logits = run_once(model, tokens)
             loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
@@ -194,20 +194,20 @@ def test_peak_of_a_step(name: str, layers: int, seq_len: int) -> None:
     assert ours.peak_bytes - WORKSPACE_BYTES == pytest.approx(tracker.peak, rel=0.015)
 
 
-def test_layers_that_are_not_traced_are_counted() -> None:
+def test_one_traced_layer_counts_for_the_others() -> None:
     spec = load_bundled("gemma2-2b")
     short = shortened(spec)
     assert short.order == ("local", "global", "local", "global")
     twice = trace(short, seq_len=64, attention="standard")
     every = trace(spec, seq_len=64, attention="standard")
-    for rope in (False, True):  # the rotation's tables are made once, and kept once
+    for rope in (False, True):  # the tables of the rotation are computed and saved once
         ops = [[op for op in found.ops if op.layer and op.name.endswith(".rope") == rope] for found in (twice, every)]
         few, many = map(traced, ops)
         assert many * 4 == few * (4 if rope else 26)
         assert many > 0
 
 
-def test_the_largest_in_seconds_and_without_memory() -> None:
+def test_the_largest_models_are_traced_in_seconds() -> None:
     for name in ("llama3.1-405b", "deepseek-v3"):
         found = trace(load_bundled(name), seq_len=8192)
         assert sum(op.traced_flops for op in found.ops) == sum(op.forward_flops or 0 for op in found.ops)

@@ -1,4 +1,4 @@
-"""The model learns: gradients everywhere, formats, torch.compile, and a small model trained on Python's own source."""
+"""Training: gradients of every weight, narrow formats, torch.compile, and a small model that learns Python source."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MHA = {"num_key_value_heads": 4}
 WIDTH = {"layers.*.ffn.intermediate_size": 48}
 EXPERTS = {"layers.*.ffn.num_experts": 8, "layers.*.ffn.num_experts_per_tok": 2}
 LATENT = {
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim")),  # it has others, below
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim")),  # MLA has its own, below
     "layers.*.mixer.num_attention_heads": 4,
     "layers.*.mixer.kv_lora_rank": 16,
     "layers.*.mixer.q_lora_rank": 12,
@@ -85,24 +85,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny(name: str) -> ModelSpec:
-    """A bundled model with up to two layers of each kind, a hundred thousand times smaller."""
+    """A bundled model with up to two layers of each kind, and a hundred thousand times smaller."""
     shape = SMALL | WIDTH | FAMILIES[name]
     return override(shortened(load_bundled(name)), {key: value for key, value in shape.items() if value is not None})
 
 
 def tokens(spec: ModelSpec, length: int = 24, batch: int = 2) -> Tensor:
-    """The same random tokens each time."""
+    """Random tokens, the same in every call."""
     return torch.randint(spec.vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def built(name: str, **how: Any) -> Decoder:
-    """A tiny model with whatever implementation all can be computed with."""
-    return models.build(tiny(name), impl="standard", **how)
+def built(name: str, **options: Any) -> Decoder:
+    """A tiny model with `standard`, which computes every model."""
+    return models.build(tiny(name), impl="standard", **options)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_flow_everywhere(name: str) -> None:
-    """Two tokens meet few experts; the others get zeros, which an optimizer can use, and not None."""
+def test_every_weight_has_a_gradient(name: str) -> None:
+    """Two tokens reach few experts. The others get gradients of zero, not None, which an optimizer can use."""
     model = built(name)
     run_once(model, tokens(model.spec, 2, 1)).square().mean().backward()
     for where, parameter in model.named_parameters():
@@ -126,16 +126,16 @@ def test_narrow_formats(name: str, dtype: torch.dtype) -> None:
         narrow, exact = (run_once(either, tokens(model.spec)) for either in (model, wide))
     assert narrow.dtype == dtype
     assert torch.isfinite(narrow).all()
-    if not model.spec.is_moe:  # there rounding may choose another expert
+    if not model.spec.is_moe:  # in a mixture, rounding may choose another expert
         assert (narrow.float() - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("impl", ["standard", "sdpa"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_block_compiles_whole(name: str, impl: str) -> None:
-    """No graph break in any layer, forward or backward."""
+def test_a_block_compiles_without_graph_breaks(name: str, impl: str) -> None:
+    """Every kind of layer compiles as one graph, forward and backward, with equal results."""
     if impl == "sdpa" and name in ("gemma2-2b", "gpt-oss-20b"):
-        pytest.skip("soft caps and sinks are not SDPA's")
+        pytest.skip("SDPA has no soft caps and no sinks")
     spec = tiny(name)
     model = models.build(spec, impl=impl)
     positions = torch.arange(24).expand(2, -1)
@@ -155,7 +155,7 @@ def test_a_block_compiles_whole(name: str, impl: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_offset_norm_and_its_backward(dtype: torch.dtype) -> None:
-    """Against the same, step by step."""
+    """Against plain torch and its autograd."""
     generator = torch.Generator().manual_seed(0)
     norm = NormLayer(16, Norm(unit_offset=True, eps=1e-6))
     x, dy = (torch.randn(3, 5, 16, generator=generator).to(dtype) for _ in range(2))
@@ -177,9 +177,9 @@ STEPS, BATCH, LENGTH = 300, 12, 80
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_python_and_goes_on_writing_it() -> None:
-    """A LLaMA of a million parameters reads bytes of the standard library's source: from ln 256 = 5.5 nats a byte to
-    below 1.8 on what it reads and 2.3 on what it never saw; guessing by frequency alone is about 3.2."""
+def test_a_small_model_learns_python_and_continues_it() -> None:
+    """A LLaMA of a million parameters reads bytes of the standard library's source: from ln 256 = 5.5 nats per byte
+    to below 1.8 on its training text and 2.3 on unseen text. Guessing by frequency gives about 3.2."""
     shape = {"vocab_size": 256, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     spec = override(load_bundled("llama2-7b"), shape | {"num_hidden_layers": 5, "intermediate_size": 344})
     model = models.build(spec, seed=0)
@@ -205,8 +205,8 @@ def test_a_small_model_learns_python_and_goes_on_writing_it() -> None:
     with torch.no_grad():
         assert nats(model, unseen) < 2.3
     prompt = b"    def __init__(se"
-    made = generate(model, torch.tensor([list(prompt)]), max_new_tokens=40, temperature=0.0).tokens[0]
-    assert bytes(made.tolist()).startswith(b"lf")
+    generated = generate(model, torch.tensor([list(prompt)]), max_new_tokens=40, temperature=0.0).tokens[0]
+    assert bytes(generated.tolist()).startswith(b"lf")
     drawn = [
         generate(model, torch.tensor([list(prompt)]), max_new_tokens=40, top_k=20, seed=seed).tokens
         for seed in (1, 1, 2)

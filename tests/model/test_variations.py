@@ -97,10 +97,10 @@ def test_pairs_of_changes_are_equal_or_refused(family: str, tmp_path: Path) -> N
         try:  # not every pair is a model
             theirs = saved(config_of(family, pair), folder)
             with torch.no_grad():
-                wanted = theirs(TOKENS, use_cache=False).logits
+                expected = theirs(TOKENS, use_cache=False).logits
         except Exception:
             continue
-        if not torch.isfinite(wanted).all():
+        if not torch.isfinite(expected).all():
             continue
         tried += 1
         try:
@@ -108,7 +108,7 @@ def test_pairs_of_changes_are_equal_or_refused(family: str, tmp_path: Path) -> N
         except (UnsupportedError, SpecError):
             continue
         with torch.no_grad():
-            assert error(ours(TOKENS), wanted) <= 1e-5, pair
+            assert error(ours(TOKENS), expected) <= 1e-5, pair
         equal += 1
     assert equal >= 2, f"{equal} of {tried}"
 
@@ -233,8 +233,8 @@ def test_files_in_several_pieces_and_half_the_width(tmp_path: Path) -> None:
         tmp_path / "pieces", dtype=torch.float32, attn_implementation="eager"
     ).eval()
     with torch.no_grad():
-        wanted = theirs(TOKENS, use_cache=False).logits
-        assert error(models.load(tmp_path / "pieces", dtype=torch.float32)(TOKENS), wanted) <= 1e-5
+        expected = theirs(TOKENS, use_cache=False).logits
+        assert error(models.load(tmp_path / "pieces", dtype=torch.float32)(TOKENS), expected) <= 1e-5
     assert next(models.load(tmp_path / "pieces").parameters()).dtype == torch.bfloat16
 
 
