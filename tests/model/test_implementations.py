@@ -69,7 +69,7 @@ def test_every_mask_in_every_implementation(
     for what in SCORES:
         seen = Given(k, v, mask)
         if what not in TAKEN[impl]:
-            with pytest.raises(CannotRunError, match=f"impl {impl.replace('of', 'on')} has no"):
+            with pytest.raises(CannotRunError, match=f"impl {impl.replace('of', 'on')} does not support"):
                 named(impl, monkeypatch).attend(q, seen, SCORES[what])
             continue
         expected = standard(q, seen, SCORES[what])
