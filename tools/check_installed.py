@@ -1,10 +1,10 @@
-"""Run every sizing command of an installed llmbench, in an environment with nothing but its base dependencies.
+"""Run every sizing command of an installed llmbench, in an environment with only its base dependencies.
 
     path/to/bin/python tools/check_installed.py path/to/bin/llmbench
 
-Run it from a folder outside the repository, with the environment's own Python. It checks that torch, transformers and
-numpy are absent, that llmbench comes from the environment, that every command answers in every format, and that JSON
-is JSON.
+Run it from a folder outside the repository, with the Python of that environment. It checks that torch, transformers and
+numpy are absent, that llmbench is the installed one, that every command works in every format, and that its JSON is
+valid.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMANDS = [
 
 
 def run(program: str, command: str, *, code: int = 0) -> str:
-    """What a command prints. Exits with its complaint unless it ends with `code`."""
+    """The output of a command. Exits with its error message unless its exit code is `code`."""
     done = subprocess.run([program, *command.split()], capture_output=True, text=True, check=False)
     if done.returncode != code or (not code and not done.stdout and "-o" not in command.split()):
         sys.exit(f"llmbench {command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -58,7 +58,7 @@ def run(program: str, command: str, *, code: int = 0) -> str:
 
 
 def main() -> None:
-    """Run them all."""
+    """Run all commands."""
     program = sys.argv[1]
     for module in ("torch", "triton", "transformers", "numpy", "pydantic"):
         assert importlib.util.find_spec(module) is None, f"{module} is installed here"

@@ -1,11 +1,11 @@
-"""Run the examples of README.md and docs/, and compare what they print with what stands there.
+"""Run the examples of README.md and docs/, and compare their output with the pages.
 
-    python tools/doc_examples.py            # put the real output into the pages
-    python tools/doc_examples.py --check    # compare; exit 1 and show what differs
+    python tools/doc_examples.py            # write the real output into the pages
+    python tools/doc_examples.py --check    # compare; exit 1 and show the differences
 
-An example is a fenced block marked `console` whose commands begin with `$ llmbench` or `$ python`; what follows a
-command is its output (stdout, then stderr). A line of `…` alone stands for any number of lines. A page's examples run
-in one empty folder, in their order; a block marked `json file=NAME` or `toml file=NAME` is written there first.
+An example is a fenced block marked `console`. Its commands begin with `$ llmbench` or `$ python`, and the output of a
+command (stdout, then stderr) follows it. A line with only `…` stands for any number of lines. The examples of a page
+run in order, in one empty folder. A block marked `json file=NAME` or `toml file=NAME` is written there first.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def pages() -> list[Path]:
 
 
 def output_of(command: str) -> str:
-    """What a command prints when its output is piped: `llmbench ...` in this process, or in its own where it needs one,
-    `python FILE` of this tree."""
+    """The piped output of a command. `llmbench ...` runs in this process, or in its own if it measures or compiles;
+    `python FILE` runs a file of this tree."""
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
-    if command.startswith(apart):  # interpreted, and not
+    if command.startswith(apart):  # these decide at import whether kernels are interpreted
         own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         words = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
@@ -55,7 +55,7 @@ def output_of(command: str) -> str:
 
 
 def commands(body: str) -> Iterator[tuple[str, str]]:
-    """(command, output below it) of a console block."""
+    """The commands of a console block, each with the output below it."""
     for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE):
         first, _, rest = part.partition("\n")
         if first.startswith("$ "):
@@ -96,7 +96,7 @@ def actual(page: str) -> str:
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether the shown output is the printed one, `…` lines aside."""
+    """Whether the shown output is the printed one; a `…` line agrees with any lines."""
     parts = [re.escape(part) for part in re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)]
     return re.fullmatch(r"(?:.*\n)*?".join(parts), printed.rstrip() + "\n") is not None
 

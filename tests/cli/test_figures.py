@@ -87,7 +87,7 @@ def test_latent_attention_as_other_heads(capsys: Capture) -> None:
 
 
 def parts(formula: str, kinds: list[str]) -> list[tuple[str, int, list[str]]]:
-    """The parts of an explained formula: text, number, and the kinds of layers that have it (none: it stands once)."""
+    """The parts of an explained formula: text, number, and the kinds of layers with it (none: it exists once)."""
     inside, once, last = formula.rpartition(", + ")
     found = []
     if not once and last.endswith(" once"):

@@ -201,7 +201,7 @@ def test_eighty_columns_are_kept_and_no_number_cut(arguments: list[str]) -> None
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is one."""
+    """A stream that says that it is a terminal."""
 
     def isatty(self) -> bool:
         return True

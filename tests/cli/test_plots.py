@@ -1,4 +1,4 @@
-"""Curves, for terminals and in files."""
+"""Plots of curves, in terminals and in files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CURVE = [(1, 1e-3), (10, 1e-2), (100, 1e-1)]
 
 
 def test_a_terminal_plot() -> None:
-    """Two curves of one slope on logarithmic axes: letters on diagonals, one where both are."""
+    """Two curves of the same slope on logarithmic axes: their letters lie on diagonals, and `*` where they meet."""
     series = [Series("x", [*CURVE]), Series("y", CURVE[:1], "OOM at 10")]
     panel = Panel("time", "causal", "tokens", "s", series)
     lines = terminal(panel, width=21, height=3)
@@ -38,7 +38,7 @@ def test_a_plot_is_a_file(tmp_path: Path) -> None:
 
 
 def test_a_plot_says_what_was_measured(tmp_path: Path) -> None:
-    """Lengths as plain numbers, values in a unit that suits them, who has no time, and where and of what it is."""
+    """A plot has plain lengths, values in a fitting unit, the candidates without a time, machine and question."""
     import matplotlib as mpl
 
     lengths = [(512, 2**20), (1024, 2**21), (16384, 3 * 2**23)]
