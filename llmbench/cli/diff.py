@@ -25,6 +25,9 @@ After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another result fil
 Everything = Annotated[bool, typer.Option("--all", help="Show unchanged rows too.")]
 
 
+LARGEST_NOISE = 10.0
+"""A table shows no noise above 1000%: the samples then give no information. JSON has the value."""
+
 NAMED = 3
 """Number of missing rows that a line names; JSON has all of them."""
 

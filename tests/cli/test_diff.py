@@ -139,5 +139,5 @@ def test_result_files_are_not_overwritten(command: str, tmp_path: Path, capsys: 
     path = file_of([quiet("a")], tmp_path / "r.jsonl")
     before = path.read_bytes()
     assert run([*command.format(file=path).split(), "--output", str(path)]) == 2
-    assert f"{path} holds results" in capsys.readouterr().err
+    assert f"{path} contains results" in capsys.readouterr().err
     assert path.read_bytes() == before
