@@ -1,21 +1,23 @@
 """The real PyTorch model of a ModelSpec, which is traced, measured and checked against transformers.
 
-`build(spec)` makes one with random weights, `load(folder)` one with the weights that transformers saved. Where things
-are:
+`build(spec)` makes one with random weights, `load(folder)` one with the weights that transformers saved. The files:
 
-    decoder         the plain layer (`Block`) and the `Decoder`; `seq2seq` has the encoder beside it
-    placements      layers with other placements of norms; `residual` has the sum that waits for the next norm
-    embeddings      from tokens to the first layer; `head`: from the last layer to the vocabulary
-    attention       MHA, GQA, MQA; attention_steps and gated_attention: what only some families have
-    latent          MLA; `cross`: attention to an encoder; `recurrent/`: mixers with a fixed state
-    mixers          which module and which cache a mixer of a spec has
-    ffn             dense and gated feed-forwards, mixtures of experts
-    norms, positions, step, context    what all layers use: `step` is one forward pass, `context` the keys in sight
-    cache           the cache of a whole model, `Cache`, and its kinds
-    layer_cache     the cache of one attention layer: slots and rings; `paged`: blocks; `storage`: one stored row
-    recurrent/state the state of one recurrent layer
-    implementations, weights           how a model is computed; its weights in files
-    create, generation, trace, describe    building, generating, tracing, and the figures of `llmbench model`
+    decoder          the plain layer, `Block`, and the `Decoder`; seq2seq.py has encoder-decoders
+    placements       layers with other placements of norms, other parts or scales
+    residual         the residual stream, whose sum waits for the next norm
+    embeddings       from tokens to the first layer; head.py: from the last layer to the vocabulary
+    attention        MHA, GQA, MQA; attention_steps.py and gated_attention.py: variants of some families
+    latent           MLA; cross.py: attention to an encoder
+    recurrent/       mixers with a fixed state; recurrent/state.py: the state of one layer
+    mixers           the module and the cache of each kind of mixer
+    ffn              dense and gated feed-forwards, mixtures of experts
+    step, context    the values of one forward pass; the keys and values that its tokens see
+    cache            `Cache`, the cache of a whole model, and its kinds
+    layer_cache      the cache of one attention layer, in slots or rings; paged.py: in blocks
+    storage          one stored row of a cache, plain or quantised
+    implementations/ how a model is computed; weights/: how its weights are read
+    create           `build` and `load`; generation.py: new tokens
+    trace            FLOPs and saved bytes without memory; describe.py: the figures of `llmbench model`
 
 Names are imported when they are asked for, so that importing the package costs nothing.
 """

@@ -1,8 +1,8 @@
 """Steps of attention that only some families take, chosen once when the layer is built.
 
 A HeadStep changes queries, keys and values before their rotation, where they are [B, S, heads, H], or after it, where
-they are [B, heads, S, H]. A PositionScores adds what positions do to scores. Each is a function of its layer, because
-the layer owns the weights.
+they are [B, heads, S, H]. A PositionScores adds the bias of positions to scores. The first argument of both is the
+layer, because it owns the weights.
 
 B batch, S query length, T key length, N query heads, K KV heads, H head dim.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 QKV = tuple[Tensor, Tensor, Tensor]
 HeadStep = Callable[["AttentionLayer", Tensor, Tensor, Tensor, Step], QKV]
 PositionScores = Callable[["AttentionLayer", Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
-"""The scores with what positions add, and the bias that later layers share, of scores, mask and the shared bias."""
+"""From layer, scores, mask and shared bias to the scores with the bias of positions, and the bias to share."""
 
 
 def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
@@ -143,7 +143,7 @@ def _normed(x: Tensor, norm: NormLayer | None, implementation: Implementation) -
 
 
 def position_scores(positions: Positions) -> PositionScores:
-    """What positions of this kind do to scores."""
+    """The function that adds the bias of positions of this kind to scores."""
     match positions:
         case Alibi():
             return rounded_alibi if positions.rounded else alibi

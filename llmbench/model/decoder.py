@@ -35,7 +35,7 @@ class Block(BlockParts):
         self.ffn_norm = layer_norm(spec, layer)
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and what the mixers of later layers share (T5's relative bias)."""
+        """The stream [B, S, D] after this layer, and the value that later layers share (T5's relative bias)."""
         mixed, shared = self.mix(self.mixer_norm(x, step.implementation), step, state, shared)
         x = x.plus(mixed)
         x = x.plus(self.ffn(self.ffn_norm(x, step.implementation), step.implementation))
@@ -82,9 +82,9 @@ class Decoder(Embeddings):
         """Logits [B, S, V] of tokens [B, S]; with `last_only`, [B, 1, V] of the last real token of each row; with
         `targets` [B, S], the tokens that should come next, their mean cross-entropy.
 
-        lengths [B]: how many tokens of each row are real; the rest is padding at the end of the row. cache: holds the
-        tokens before these, and takes these in. A target of -100 does not count in the loss. Raises CannotRunError and
-        SpecError for steps that would give other results than one pass of each row alone.
+        lengths [B]: how many tokens of each row are real; the rest is padding at the end of the row. cache: has the
+        tokens before these, and stores these. A target of -100 does not count in the loss. Raises CannotRunError and
+        SpecError for steps whose results would differ from one pass of each row alone.
         """
         return self.run(tokens, cache, lengths, token_types, last_only=last_only, targets=targets)
 
@@ -115,7 +115,7 @@ class Decoder(Embeddings):
         return self.logits(out) if targets is None else self.loss(out, targets)
 
     def _step(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Step:
-        """What all layers need to know of these tokens [B, S]. The cache makes room for them."""
+        """The values that all layers share for these tokens [B, S]. The cache makes room for the tokens."""
         batch, length = tokens.shape
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else places < lengths[:, None]
@@ -127,7 +127,7 @@ class Decoder(Embeddings):
         return Step(positions, valid, plain, tables, self.implementation, after)
 
     def read(self, x: Residual) -> Tensor:
-        """The stream [B, S, D] as the vocabulary is multiplied with it, [B, S, W]."""
+        """The input of the vocabulary projection [B, S, W] for the stream [B, S, D]."""
         normed = x.whole() if self.final_norm is None else self.final_norm(x, self.implementation)
         return normed if self.head is None else self.head(normed, self.implementation)
 

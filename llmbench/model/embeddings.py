@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
         return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
 
     def _position_vectors(self, tokens: Tensor, positions: Tensor, x: Tensor) -> Tensor | None:
-        """What learned or sinusoidal positions add to the embedding x."""
+        """The vectors that learned or sinusoidal positions add to the embedding x; None for other positions."""
         kind = self.spec.positions
         if isinstance(kind, LearnedPositions):
             assert self.position_embedding is not None

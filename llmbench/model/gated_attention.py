@@ -25,7 +25,7 @@ class ElementwiseGatedAttention(AttentionLayer):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] to [B, S, D], and what later layers share."""
+        """[B, S, D] to [B, S, D], and the value that later layers share."""
         q, gate = self.queries(x).chunk(2, dim=-1)  # [B, S, N, H] each
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -43,7 +43,7 @@ class HeadwiseGatedAttention(AttentionLayer):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] to [B, S, D], and what later layers share."""
+        """[B, S, D] to [B, S, D], and the value that later layers share."""
         q = self.queries(x)
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)

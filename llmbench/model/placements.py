@@ -1,4 +1,4 @@
-"""Layers whose norms do not stand as in LLaMA, or that have other parts: one class for each placement.
+"""Layers whose norms are not placed as in LLaMA, or that have other parts: one class for each placement.
 
 `Block` in decoder.py is the plain layer, x + mixer(norm(x)), then x + ffn(norm(x)). `block_class` chooses among the
 others once, when a model is built:
@@ -37,7 +37,7 @@ from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
 
 LayerState = dict[str, Any]
-"""What the parts of one layer keep between steps, by the part's name."""
+"""The caches and states of the parts of one layer, by the part's name."""
 
 
 class BlockParts(nn.Module):
@@ -58,10 +58,10 @@ class BlockParts(nn.Module):
 
     @abstractmethod
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and what the mixers of later layers share (T5's relative bias)."""
+        """The stream [B, S, D] after this layer, and the value that later layers share (T5's relative bias)."""
 
     def mix(self, x: Tensor, step: Step, state: LayerState | None, shared: Any) -> tuple[Tensor, Any]:
-        """The output [B, S, D] of the mixer, or the sum of parallel mixers (Falcon-H1), and what later layers share."""
+        """The output [B, S, D] of the mixer, or the sum of parallel mixers (Falcon-H1), and the shared value."""
         outputs = []
         for name, (input_scale, output_scale) in zip(self.mixers, self.branch_scales, strict=True):
             own = None if state is None else state[name]
@@ -87,7 +87,7 @@ Read = Callable[[Residual | Tensor], Tensor]
 
 
 class SequentialBlock(BlockParts):
-    """Sublayers one after the other; subclasses say where the norms stand, by `around`."""
+    """Sublayers one after the other. `around` of a subclass says where the norms are."""
 
     norms_before: ClassVar[bool] = True
     norms_after: ClassVar[bool] = False
@@ -108,7 +108,7 @@ class SequentialBlock(BlockParts):
         """The stream after the sublayer `f`."""
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after mixer, cross-attention and feed-forward, and what later layers share."""
+        """The stream [B, S, D] after mixer, cross-attention and feed-forward, and the value that later layers share."""
         implementation, cross_attention, ffn = step.implementation, self.cross_attention, self.ffn
 
         def mix(x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class ParallelBlock(BlockParts):
         self.norm = layer_norm(spec, layer)
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and what later layers share."""
+        """The stream [B, S, D] after this layer, and the value that later layers share."""
         normed = self.norm(x, step.implementation)
         if self.mixers:
             out, shared = self.mix(normed, step, state, shared)
@@ -222,7 +222,7 @@ class ParallelTwoBlock(BlockParts):
         self.ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and what later layers share."""
+        """The stream [B, S, D] after this layer, and the value that later layers share."""
         start = x
         if self.mixer_norm is not None:
             out, shared = self.mix(self.mixer_norm(start, step.implementation), step, state, shared)

@@ -1,4 +1,4 @@
-"""What a spec may say that the real model does not compute, and steps that would give other numbers than one pass."""
+"""Refusals: specs that the real model does not compute, and steps whose results would differ from one pass."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
-    """Raise UnsupportedError for what a spec has and the real model does not."""
+    """Raise UnsupportedError for a spec that the real model does not compute."""
     if spec.encoder is not None and not has_encoder:
-        raise UnsupportedError(f"{spec.name}: has an encoder", hint="llmbench.model.build makes a Seq2Seq of it")
+        raise UnsupportedError(f"{spec.name}: has an encoder", hint="use llmbench.model.build, which makes a Seq2Seq")
     if spec.undescribed:
         raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
     if spec.extra:
@@ -28,7 +28,7 @@ def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
 
 
 def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
-    """Raise UnsupportedError for what a kind of layer has and the real one does not."""
+    """Raise UnsupportedError for a kind of layer that the real model does not compute."""
     for name, layer in layers.items():
         path = f"{model}: {where}layers.{name}"
         if layer.extra:
@@ -37,9 +37,10 @@ def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
             raise _only_sized(f"{path}.shared_weights")
 
 
-def _only_sized(what: str) -> UnsupportedError:
+def _only_sized(subject: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{what}: sized, not built yet", hint="`llmbench params`, `flops`, `kvcache` and `memory` need no built model"
+        f"{subject}: sized, not built yet",
+        hint="`llmbench params`, `flops`, `kvcache` and `memory` need no built model",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the layers of one forward pass share.
+"""The values that all layers of one forward pass share.
 
 B batch, S length, D hidden, E encoder length.
 """

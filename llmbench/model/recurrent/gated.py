@@ -64,7 +64,7 @@ class RGLRULayer(nn.Module):
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
         """[B, S, D] to [B, S, D]."""
-        beside = F.gelu(self.linear_y(x), approximate="tanh")
+        branch = F.gelu(self.linear_y(x), approximate="tanh")
         u = self.conv(self.linear_x(x), state, step.valid)
         forget = torch.sigmoid(self.recurrent_gate(u)).float()
         log_decay = -SHARPNESS * forget * F.softplus(self.recurrent_param.float())
@@ -77,7 +77,7 @@ class RGLRULayer(nn.Module):
         h = elementwise_scan(decay, zero_padding(inputs, step.valid), start)
         if state is not None:
             state.state = h[:, -1]
-        return self.linear_out(h.to(x.dtype) * beside), shared
+        return self.linear_out(h.to(x.dtype) * branch), shared
 
 
 class ShortConvLayer(nn.Module):

@@ -87,7 +87,7 @@ class LightningLayer(nn.Module):
         width = mixer.num_attention_heads * mixer.head_dim
         self.qkv_proj = nn.Linear(spec.hidden_size, 3 * width, bias=False)
         self.g_proj = nn.Linear(spec.hidden_size, width, bias=False)
-        self.norm = NormLayer(width, Norm(eps=1e-6))  # fixed, whatever eps the model's norms have
+        self.norm = NormLayer(width, Norm(eps=1e-6))  # fixed: the eps of the model's norms does not matter
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:
