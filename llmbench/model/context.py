@@ -47,8 +47,8 @@ def context(
 ) -> Seen:
     """All keys and values [B, K, T, H] that the new tokens may see. The cache, where there is one, stores the new ones.
 
-    Where sequences start here, the new tokens see only each other, and kernels may build the mask: padding is at the end
-    of a row, where causality hides it from every real token.
+    Where sequences start here, the new tokens see only each other, and kernels may build the mask. Padding is then at
+    the end of a row, where causality hides it from every real token.
     """
     queries = step.positions
     if step.plain:
