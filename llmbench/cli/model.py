@@ -239,16 +239,14 @@ def command(
         ) from None
     from llmbench.model.implementations import implementation
 
-    implementation(impl)
+    traits = implementation(impl).traits
     spec = describe.first_layers(spec, layers)
     if trace:
         from llmbench.model.trace import trace as trace_model
         from llmbench.sizing.training import training_doubts
 
         with working("tracing"):
-            traced = trace_model(
-                spec, seq_len=seq, batch=batch, dtype=dtype, attention="standard" if impl == "standard" else "flash"
-            )
+            traced = trace_model(spec, seq_len=seq, batch=batch, dtype=dtype, attention=traits.attention)
         row = Modelled(spec=spec, doubts=training_doubts(spec), dtype=dtype, seq_len=seq, batch=batch, traced=traced)
         block = _trace_block(row, traced, by_stack=format != "csv")
     else:
@@ -330,16 +328,19 @@ def _built_block(row: Modelled, run: Run) -> Block:
 
 
 def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: str) -> list[str]:
-    """Lines about the kernels that ran: those of attention, and with --impl fused all of ours."""
-    if impl == "fused":
-        return [f"fused ran as: {', '.join(ran.kernels)}", *_where(built)]
+    """Lines about the kernels that ran: those of attention, and of fused kernels all of ours."""
+    from llmbench.model.implementations import described
+
+    traits = described(impl).traits
+    if traits.fused_kernels:
+        return [f"{impl} ran as: {', '.join(ran.kernels)}", *_where(built)]
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
     if not any(isinstance(mixer, AttentionKind) for mixer in mixers):
         return [f"no layer has attention, so --impl {impl} changes nothing"]
     kernels = ", ".join(ran.kernels) or "matrix products and a softmax of torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]
-    if impl == "flash":
+    if traits.triton:
         lines += _where(built)
     if impl == "flex":
         lines.append("without torch.compile, flex computes plain matrix products: check results with it, not speed")

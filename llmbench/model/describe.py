@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -19,6 +19,7 @@ from llmbench.model.create import build, load, parameter_bytes
 from llmbench.model.decoder import Decoder
 from llmbench.model.devices import device_of, free_bytes, used_bytes
 from llmbench.model.formats import DTYPES, Format
+from llmbench.model.implementations import described
 from llmbench.model.trace import refuse_beyond_counting, run_once
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
@@ -183,7 +184,7 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
             f"{spec.name}: the weights need {_gib(weights)}, {free}",
             hint="`--layers N` builds only the first N layers; `--trace` and `--device meta` need no memory",
         )
-    attention: Literal["flash", "standard"] = "standard" if plan.impl == "standard" else "flash"
+    attention = described(plan.impl).traits.attention
     formats: dict[str, Any] = {"weight_dtype": plan.dtype, "activation_dtype": plan.dtype}
     work = Workload.prefill(plan.seq_len, plan.batch, attention=attention, **formats)
     needed = weights + widest_bytes(lower(spec, work))

@@ -205,11 +205,16 @@ class Traits(NamedTuple):
     dense_mask: Literal["never", "on CPU", "always"] = "never"
     scores_for_uneven_widths_on_cpu: bool = False
 
+    @property
+    def attention(self) -> Literal["standard", "flash"]:
+        """The op table's name for its attention: `standard` materialises the scores, `flash` does not."""
+        return "standard" if self.materialises_scores else "flash"
+
     def computed(self, phase: Phase) -> dict[str, Any]:
         """Workload options for what it computes. A cache stores no key that a new token does not see, so that decoding
         has no masked pairs."""
         return {
-            "attention": "standard" if self.materialises_scores else "flash",
+            "attention": self.attention,
             "masked_pairs": self.materialises_scores and phase != "decode",
             "kernels": "fused" if self.fused_kernels else "eager",
         }
