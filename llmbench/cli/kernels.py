@@ -17,8 +17,6 @@ from llmbench.report.fields import Field, records
 from llmbench.report.units import Unit
 
 if TYPE_CHECKING:
-    import torch
-
     from llmbench.kernels.kernel import Kernel
     from llmbench.kernels.proof.check import CheckResult
     from llmbench.kernels.proof.inspect import Compiled
@@ -147,7 +145,8 @@ INSPECT: tuple[Field[Compiled], ...] = (
 )
 
 
-def _short(dtype: torch.dtype) -> str:
+def _short(dtype: Any) -> str:
+    """The short name of a torch format: bf16."""
     from llmbench.kernels.formats import short
 
     return short(dtype)

@@ -14,8 +14,6 @@ from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, fitted
 
 if TYPE_CHECKING:
-    import torch
-
     from llmbench.kernels.kernel import Kernel
     from llmbench.spec.device import DType
 
@@ -99,7 +97,7 @@ def _measured(
     kernels: list[Kernel],
     formats: list[Any],
     direction: Literal["forward", "backward", "both"],
-    device: torch.device,
+    device: Any,
     inputs: dict[str, Any],
     *,
     rehearsal: bool,

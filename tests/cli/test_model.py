@@ -109,11 +109,15 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (["gpt2", "--layers", "1", "--batch", "10000000", "--device", "cpu"], 3, "10,000,000 × 128 tokens needs"),
         (["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"], 2, "end at 1,024 tokens: it cannot read 1,025"),
         (["gpt2", "--trace", "--seq", "1025"], 2, "end at 1,024 tokens: it cannot read 1,025"),
-        (["llama3.1-8b", "--trace", "--seq", "2147483648"], 2, "1 × 2,147,483,648 tokens make tensors too large"),
-        (["llama3.1-8b", "--device", "meta", "--seq", "2147483648"], 2, "tensors too large"),
+        (["llama3.1-8b", "--trace", "--seq", "2147483648"], 2, "the tensors of 1 × 2,147,483,648 tokens are too large"),
+        (["llama3.1-8b", "--device", "meta", "--seq", "2147483648"], 2, "are too large for torch to count"),
         (["gpt2", "--trace", "--device", "cuda"], 2, "--trace takes no --device `cuda`"),
         (["gpt2", "--layers", "0"], 2, "--layers"),
-        (["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"], 3, "no soft cap on scores"),
+        (
+            ["gemma2-2b", "--layers", "1", "--set", "vocab_size=64", "--device", "cpu"],
+            3,
+            "does not support a soft cap on scores",
+        ),
         (["gpt2", "--set", "hidden_size=100000000"], 3, "--layers N"),
     ],
 )
