@@ -31,16 +31,6 @@ class CheckResult:
         """Whether every tensor is within its budget."""
         return self.worst.passed
 
-    def as_row(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return {
-            "kernel": self.kernel,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "checks": self.checks,
-            "worst_case": self.case,
-            **self.worst._asdict(),
-        }
-
 
 def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: str) -> Iterator[CheckResult]:
     """Check every case of the named kernels, with `seeds` random inputs each; one result per kernel and format."""
