@@ -144,7 +144,11 @@ class Trainer:
 
 def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any) -> Any:
     """A layer that saves its input only: one tensor, the residual stream with its last sum done."""
-    return checkpoint(forward, Residual(stream.whole()), *arguments, use_reentrant=False)
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        return forward(Residual(x), *rest)  # created inside: torch.compile forbids changes of an outer stream
+
+    return checkpoint(run, stream.whole(), *arguments, use_reentrant=False)
 
 
 def _local(tensor: Tensor) -> Tensor:
