@@ -17,7 +17,7 @@ from llmbench.report.fields import Field, fitted, records
 from llmbench.report.units import plural
 
 if TYPE_CHECKING:
-    from llmbench.measure.difference import Change, Difference
+    from llmbench.measure.regressions import Change, Difference
     from llmbench.measure.results import Row
 
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file, written by `llmbench bench --output`.")]
@@ -118,7 +118,7 @@ def command(
     """
     need_torch("diff")
     check_file("--output", output)
-    from llmbench.measure.difference import diff
+    from llmbench.measure.regressions import diff
     from llmbench.measure.results import read
 
     first, second = read(before), read(after)

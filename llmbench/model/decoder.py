@@ -15,8 +15,8 @@ from llmbench.model.cache import Cache
 from llmbench.model.embeddings import Embeddings
 from llmbench.model.head import HeadLayer
 from llmbench.model.implementations import implementation
+from llmbench.model.norm_placements import BlockParts, LayerState, block_class, is_plain, layer_norm
 from llmbench.model.norms import NormLayer
-from llmbench.model.placements import BlockParts, LayerState, block_class, is_plain, layer_norm
 from llmbench.model.positions import rotations_of, tables_of
 from llmbench.model.refusals import refuse_spec, refuse_step
 from llmbench.model.residual import Residual
@@ -25,7 +25,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Block(BlockParts):
-    """One layer of GPT-2, LLaMA and most other models. placements.py has the other layers."""
+    """One layer of GPT-2, LLaMA and most other models. norm_placements.py has the other layers."""
 
     ffn: nn.Module
 

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from llmbench.cli import run
-from llmbench.measure.difference import NOISE_FLOOR
 from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.regressions import NOISE_FLOOR
 from llmbench.measure.results import Row, Store, read
 from tests.measure.rows import header, row
 
@@ -61,7 +61,7 @@ def compared(capsys: Capture, before: Path, after: Path, code: int) -> dict[str,
 
 def test_two_runs_of_one_build_show_no_regression(tmp_path: Path, capsys: Capture) -> None:
     """Real runs in simulated time, because a machine that runs tests disturbs real times.
-    `tests/measure/test_difference.py` simulates such disturbances. A candidate that takes twice as long is found."""
+    `tests/measure/test_regressions.py` simulates such disturbances. A candidate that takes twice as long is found."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", TWO_RUNS], cwd=tmp_path, env=clean, check=True, capture_output=True)
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"

@@ -16,10 +16,10 @@ import pytest
 
 from llmbench.errors import LLMBenchError
 from llmbench.kernels.proof.accuracy import Verdict
-from llmbench.measure.difference import diff
 from llmbench.measure.energy import Energy
 from llmbench.measure.measurement import Measurement
 from llmbench.measure.memory import MemoryPeak
+from llmbench.measure.regressions import diff
 from llmbench.measure.results import ENDED_SESSION, SCHEMA, Check, Line, Row, Store, read
 from llmbench.measure.telemetry import Conditions
 from tests.measure.rows import ENVIRONMENT, header, references, row, timed

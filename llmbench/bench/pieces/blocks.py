@@ -19,7 +19,7 @@ from llmbench.model.create import build
 from llmbench.model.decoder import Decoder
 from llmbench.model.implementations.interface import Implementation
 from llmbench.model.mixers import new_cache, row_shape
-from llmbench.model.placements import BlockParts
+from llmbench.model.norm_placements import BlockParts
 from llmbench.model.positions import tables_of
 from llmbench.model.residual import Residual
 from llmbench.model.step import Step

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from llmbench.spec.base import Fault, Kind
 from llmbench.spec.faults import positive
 from llmbench.spec.mixer.attention import Attention, DisentangledScores, QKNorm, Temperature
+from llmbench.spec.mixer.cache_row import CacheRow, FixedState
 from llmbench.spec.mixer.compressed import CompressedAttention
-from llmbench.spec.mixer.kind import AttentionKind, CacheRow, FixedState, Indexer, MixerKind, RecurrentKind
+from llmbench.spec.mixer.kind import AttentionKind, Indexer, MixerKind, RecurrentKind
 from llmbench.spec.mixer.latent import LatentAttention
 from llmbench.spec.mixer.recurrent import (
     RGLRU,

@@ -7,7 +7,8 @@ from typing import Literal, final
 
 from llmbench.spec.base import Count, Fault, Part, Size, plural
 from llmbench.spec.faults import divides, not_negative, positive
-from llmbench.spec.mixer.kind import AttentionKind, CacheRow, RotatedHeads
+from llmbench.spec.mixer.cache_row import CacheRow
+from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads
 from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
 
 

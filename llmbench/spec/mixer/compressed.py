@@ -7,7 +7,8 @@ from typing import final
 
 from llmbench.spec.base import Fault, Size
 from llmbench.spec.faults import divides
-from llmbench.spec.mixer.kind import SAVED_BYTES_DIFFER, AttentionKind, CacheRow, Indexer, RotatedHeads
+from llmbench.spec.mixer.cache_row import CacheRow
+from llmbench.spec.mixer.kind import SAVED_BYTES_DIFFER, AttentionKind, Indexer, RotatedHeads
 from llmbench.spec.position import Positions, Rope
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmbench.spec.base import Fault, Kind, Part, Size, plural
+from llmbench.spec.mixer.cache_row import CacheRow, FixedState
 from llmbench.spec.position import PositionKind, Positions
 
 if TYPE_CHECKING:
@@ -19,49 +19,6 @@ if TYPE_CHECKING:
 
 SAVED_BYTES_DIFFER = "what recurrent and compressed mixers save for backward differs between implementations"
 """The `training_doubt` of a mixer whose saved bytes no trace confirms."""
-
-
-class CacheRow(NamedTuple):
-    """What one token stores in the cache of one layer.
-
-    heads: rows per token; tensor parallelism splits them. key, value: widths of the parts of a row (a quantised cache
-    has a scale per part). formula: elements per token, in the spec's terms. span: the newest tokens that stay in the
-    cache; None: all tokens. tokens_per_row: tokens that share one row (compressed entries).
-    """
-
-    heads: int
-    key: tuple[int, ...]
-    value: tuple[int, ...]
-    formula: str
-    span: int | None = None
-    tokens_per_row: int = 1
-
-    @property
-    def width(self) -> int:
-        """Elements of one head's row."""
-        return sum(self.key) + sum(self.value)
-
-    @property
-    def elements(self) -> int:
-        """Elements per token, rounded up where several tokens share a row."""
-        return -(-self.heads * self.width // self.tokens_per_row)
-
-
-class FixedState(NamedTuple):
-    """What a recurrent mixer stores for one sequence of any length.
-
-    conv: the short convolution's newest inputs, as (inputs, channels). scan: shape of the recurrence's state.
-    stream_tokens: the newest tokens of the residual stream, each hidden_size wide (RWKV's token shift).
-    """
-
-    conv: tuple[int, int] | None = None
-    scan: tuple[int, ...] | None = None
-    stream_tokens: int = 0
-
-    @property
-    def scan_elements(self) -> int:
-        """Elements of the recurrence's state."""
-        return 0 if self.scan is None else prod(self.scan)
 
 
 class RotatedHeads(NamedTuple):

@@ -8,7 +8,8 @@ from typing import final
 from llmbench.spec.base import Count, Fault, Size
 from llmbench.spec.faults import not_negative, positive
 from llmbench.spec.mixer.attention import Attention
-from llmbench.spec.mixer.kind import AttentionKind, CacheRow, Indexer, RotatedHeads
+from llmbench.spec.mixer.cache_row import CacheRow
+from llmbench.spec.mixer.kind import AttentionKind, Indexer, RotatedHeads
 from llmbench.spec.position import Positions, Rope
 
 

@@ -7,7 +7,8 @@ from typing import Literal, final
 
 from llmbench.spec.base import Fault, Size
 from llmbench.spec.faults import divides, not_negative, positive
-from llmbench.spec.mixer.kind import FixedState, RecurrentKind
+from llmbench.spec.mixer.cache_row import FixedState
+from llmbench.spec.mixer.kind import RecurrentKind
 
 
 @final

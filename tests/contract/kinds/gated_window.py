@@ -6,7 +6,8 @@ from typing import final
 
 from llmbench.spec.base import Size
 from llmbench.spec.mixer.attention import Attention
-from llmbench.spec.mixer.kind import AttentionKind, CacheRow, RotatedHeads
+from llmbench.spec.mixer.cache_row import CacheRow
+from llmbench.spec.mixer.kind import AttentionKind, RotatedHeads
 from llmbench.spec.position import Positions, Rope
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import final
 
 from llmbench.spec.base import Size
-from llmbench.spec.mixer.kind import FixedState, RecurrentKind
+from llmbench.spec.mixer.cache_row import FixedState
+from llmbench.spec.mixer.kind import RecurrentKind
 
 
 @final

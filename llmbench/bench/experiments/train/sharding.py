@@ -21,7 +21,7 @@ from llmbench.errors import UnsupportedError
 from llmbench.model.attention import AttentionLayer
 from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import DenseLayer, GatedLayer
-from llmbench.model.placements import BlockParts
+from llmbench.model.norm_placements import BlockParts
 from llmbench.spec.mixer import Attention
 from llmbench.spec.position import Alibi, RelativeBias
 
