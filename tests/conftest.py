@@ -4,6 +4,13 @@ import os
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores. Without these settings the threads of one worker wait for those of another, and each
+    # process that compiles starts a pool of further processes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import torch
 
 GPU = torch.cuda.is_available()

@@ -47,6 +47,7 @@ from llmbench.bench import profile
 from llmbench.cli import run
 from llmbench.measure import environment
 environment.commit = lambda root: "0" * 40
+experiment.QUICK = experiment.QUICK.settled(3)  # these tests read rows, not times
 profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
 profile.measure_references = functools.partial(profile.measure_references, budget_s=0.05)
 for name, arguments in json.load(sys.stdin).items():
@@ -65,9 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked["norms.table"] = ["bench", "norms", "--device", "cpu"]
     asked["norm.table"] = ["profile", "norm", "--device", "cpu", "--by", "kernel"]
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    clean["OMP_NUM_THREADS"] = str(
-        torch.get_num_threads()
-    )  # files are resumed in this process, with the same number of threads
+    clean["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # this process resumes files with as many threads
     done = subprocess.run(
         [sys.executable, "-c", MANY], input=json.dumps(asked), cwd=where, env=clean, text=True, capture_output=True
     )
