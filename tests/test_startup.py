@@ -150,38 +150,49 @@ def imports_of(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down_the_house(path: Path) -> None:
-    part = part_of(path)
-    assert part in FLOORS, f"say in FLOORS what `{part}` may import"
-    for name in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
-        top, *rest = name.split(".")
-        if top == "llmbench":
-            target = "_version" if rest[:1] == ["__version__"] else rest[0]
-            assert target == part or target in FLOORS[part], f"{part} imports {name}"
-        elif part in THIRD_PARTY and top not in sys.stdlib_module_names:
-            assert top in THIRD_PARTY[part], f"{part} imports {name}"
+TREES = {str(path.relative_to(ROOT)): (part_of(path), ast.parse(path.read_text(encoding="utf-8"))) for path in FILES}
+"""Each file's part of the package and its syntax tree."""
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_command_line_prints_or_exits(path: Path) -> None:
-    if part_of(path) == "cli":
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("print", "exit", "quit", "input"), f"line {node.lineno}"
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
-            assert node.attr not in ("exit", "stdout", "stderr", "stdin", "argv"), f"line {node.lineno}"
+def test_imports_go_down_the_house() -> None:
+    faults = []
+    for file, (part, tree) in TREES.items():
+        assert part in FLOORS, f"say in FLOORS what `{part}` may import"
+        for name in imports_of(tree):
+            top, *rest = name.split(".")
+            if top == "llmbench":
+                target = "_version" if rest[:1] == ["__version__"] else rest[0]
+                if target != part and target not in FLOORS[part]:
+                    faults.append(f"{file} imports {name}")
+            elif part in THIRD_PARTY and top not in sys.stdlib_module_names and top not in THIRD_PARTY[part]:
+                faults.append(f"{file} imports {name}")
+    assert not faults
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_errors_are_ours(path: Path) -> None:
-    """A bare `except:` or `raise Exception` hides what went wrong."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"line {node.lineno}"
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-            assert node.exc.func.id not in ("Exception", "BaseException"), f"line {node.lineno}"
+def test_only_the_command_line_prints_or_exits() -> None:
+    faults = []
+    for file, (part, tree) in TREES.items():
+        for node in ast.walk(tree) if part != "cli" else ():
+            calls = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if calls and node.func.id in ("print", "exit", "quit", "input"):
+                faults.append(f"{file}:{node.lineno} calls {node.func.id}")
+            of_sys = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys"
+            if of_sys and node.attr in ("exit", "stdout", "stderr", "stdin", "argv"):
+                faults.append(f"{file}:{node.lineno} uses sys.{node.attr}")
+    assert not faults
+
+
+def test_errors_are_ours() -> None:
+    """A bare `except:` or `raise Exception` hides the cause of an error."""
+    faults = []
+    for file, (_, tree) in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                faults.append(f"{file}:{node.lineno} has a bare except")
+            raised = node.exc.func if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else None
+            if isinstance(raised, ast.Name) and raised.id in ("Exception", "BaseException"):
+                faults.append(f"{file}:{node.lineno} raises {raised.id}")
+    assert not faults
 
 
 # Speed, without a clock
