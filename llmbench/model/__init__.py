@@ -3,7 +3,7 @@
 `build(spec)` makes one with random weights, `load(folder)` one with the weights that transformers saved. The files:
 
     decoder          the plain layer, `Block`, and the `Decoder`; seq2seq.py has encoder-decoders
-    placements       layers with other placements of norms, other parts or scales
+    norm_placements  layers with other placements of norms, other parts or scales
     residual         the residual stream, whose sum waits for the next norm
     embeddings       from tokens to the first layer; head.py: from the last layer to the vocabulary
     attention        MHA, GQA, MQA; attention_steps.py and gated_attention.py: variants of some families
