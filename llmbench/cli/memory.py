@@ -29,7 +29,7 @@ from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memor
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Recompute
-from llmbench.spec.catalog import device_rooms
+from llmbench.spec.catalog import device_memories
 
 PhaseOption = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
 MicroBatch = Annotated[
@@ -258,7 +258,7 @@ def _batch_is(memory: Memory) -> str:
 
 def fitting(memory: Memory) -> list[str]:
     """The bundled devices with enough memory, smallest first."""
-    return [name for name, room in device_rooms() if room >= memory.needed_bytes]
+    return [name for name, memory_bytes in device_memories() if memory_bytes >= memory.needed_bytes]
 
 
 _PART_NAMES = {

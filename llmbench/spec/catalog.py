@@ -1,5 +1,5 @@
-"""The catalogue of specs. A user names a bundled model or its alias, a TOML file, a config.json or its folder, or
-`hf:organisation/name`.
+"""Finds a spec by the text that a user types: the name or an alias of a bundled model or device, a TOML file, a
+config.json or its folder, or `hf:organisation/name`.
 
 Names are compared without case, hyphens, dots and underscores, so `llama-2-7b` and `LLaMA2_7B` are `llama2-7b`.
 """
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from llmbench.spec.device import DeviceSpec
 
 SPECS = Path(__file__).parent.parent / "specs"
-"""The folder of bundled files. importlib.resources is not used: its import takes a tenth of a command's start."""
+"""The folder of the bundled specs. `importlib.resources` is avoided, because its import takes a tenth of the start time
+of a command."""
 
 __all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
 
 
 def find_model(text: str) -> ModelSpec:
-    """The spec that `text` names. Raises UnknownNameError with the nearest name, SpecError or UnsupportedError."""
+    """Return the spec that `text` names.
+
+    Raises UnknownNameError for an unknown name, with the nearest name as hint. Raises SpecError for an invalid file,
+    and UnsupportedError for a config of an unknown model type.
+    """
     if text.startswith("hf:"):
         return _from_hub(text.removeprefix("hf:"))
     path = Path(text)
@@ -47,20 +52,20 @@ def find_model(text: str) -> ModelSpec:
         guess = next((known for known in names if _plain(known) == near), None)
         raise UnknownNameError(
             f"spec `{text[:80]}` not found",
-            hint=(f"did you mean `{guess}`? " if guess else "") + "`llmbench specs list` shows all",
+            hint=(f"did you mean `{guess}`? " if guess else "") + "`llmbench specs list` shows all models",
         )
     return load_bundled(name)
 
 
 def find_device(text: str) -> DeviceSpec:
-    """The bundled device of this name or alias. Raises UnknownNameError with the nearest name."""
+    """Return the bundled device with this name or alias. Raises UnknownNameError, with the nearest name as hint."""
     names = bundled_devices()
     name = _lookup(text, names, "devices")
     if name is None:
         near = suggestion(text, names)
         raise UnknownNameError(
             f"device `{text[:80]}` not found",
-            hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all",
+            hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --devices` shows all devices",
         )
     return load_device(name)
 
@@ -78,32 +83,35 @@ def bundled_devices() -> tuple[str, ...]:
 
 
 def load_bundled(name: str) -> ModelSpec:
-    """A bundled model by its exact name."""
+    """Return the bundled model with exactly this name."""
     return parse_spec(_text("models", name), f"spec {name}")
 
 
 @lru_cache(maxsize=64)
 def load_device(name: str) -> DeviceSpec:
-    """A bundled device by its exact name."""
-    from llmbench.spec.device import DeviceSpec  # most commands need no device
+    """Return the bundled device with exactly this name."""
+    from llmbench.spec.device import DeviceSpec  # imported here, because most commands need no device
 
     return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
 
-def device_rooms() -> list[tuple[str, int]]:
-    """The bundled devices with their memory in bytes, smallest first. It is the usable memory, or the datasheet's where
-    the driver's figure is not known. Cards of two devices are left out."""
-    rooms = []
+def device_memories() -> list[tuple[str, int]]:
+    """Return the name and the memory in bytes of each bundled device, smallest memory first.
+
+    The memory is the total that the driver reports, or the datasheet's value if the driver's is unknown. Boards with
+    two GPUs are skipped.
+    """
+    memories = []
     for name in bundled_devices():
         head = _head("devices", name)
         figure = head.get("usable_memory_bytes") or head.get("memory_bytes")
         if figure is not None and head.get("nvml_names"):
-            rooms.append((name, int(figure["value"])))
-    return sorted(rooms, key=lambda room: (room[1], room[0]))
+            memories.append((name, int(figure["value"])))
+    return sorted(memories, key=lambda device: (device[1], device[0]))
 
 
 def device_text(name: str) -> str:
-    """The file of a bundled device."""
+    """Return the text of the TOML file of a bundled device."""
     return _text("devices", name)
 
 
@@ -112,7 +120,10 @@ def _text(kind: str, name: str) -> str:
 
 
 def _head(kind: str, name: str) -> dict[str, Any]:
-    """The first paragraph of a spec file: names, and the memory of a device. A search over all files needs no more."""
+    """Parse the first paragraph of a spec file: the names, and the memory of a device.
+
+    A search over all files needs only these fields, and is faster if it does not parse the rest.
+    """
     return tomllib.loads(_text(kind, name).partition("\n\n")[0])
 
 
@@ -138,11 +149,11 @@ def _lookup(text: str, names: tuple[str, ...], kind: str) -> str | None:
 
 
 def _from_hub(repository: str) -> ModelSpec:
-    """config.json of a hub repository, downloaded (or taken from the local cache) by huggingface_hub."""
+    """Read the config.json of a hub repository. huggingface_hub downloads the file or takes it from the local cache."""
     from llmbench.spec.huggingface import load_config
 
     if repository.count("/") != 1:
-        raise SpecError(f"hf:{repository[:80]} is not hf:organisation/name")
+        raise SpecError(f"`hf:{repository[:80]}` does not have the form hf:organisation/name")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -151,12 +162,12 @@ def _from_hub(repository: str) -> ModelSpec:
         ) from None
     import logging
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would report every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it logs every retry
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:
         raise
-    except Exception as problem:  # huggingface_hub passes on many classes of its HTTP library
+    except Exception as problem:  # huggingface_hub raises errors of many classes of its HTTP library
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise CannotRunError(
             f"cannot fetch config.json of {repository}: {reason[0][:200]}",

@@ -1,5 +1,5 @@
-"""The check of a whole spec: the size of every number, the faults of every part (`Part.faults`), and contradictions
-between parts: between layers and their order, and between position encodings and the mixers that use them."""
+"""Checks a whole spec: the range of every number, the fields of every part (`Part.faults`), and contradictions between
+parts, such as layers and their order, or position encodings and the mixers that use them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from llmbench.spec.model import Layer, ModelSpec
 
 _Placed = tuple[str, SingleMixer]
-"""A mixer and its path."""
+"""The path of a mixer in the spec, and the mixer."""
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise SpecError for the first field with a fault; the message names the field and its value."""
+    """Raise SpecError for the first faulty field. The message names the field and its value."""
     for fault in _faults(spec):
         raise SpecError(f"{fault.field}: {fault.what}", hint=fault.hint)
 
 
 def _faults(spec: ModelSpec) -> Iterator[Fault]:
-    """The faults of a spec, each with the whole path of its field. Later checks rely on earlier ones."""
+    """Yield the faults of a spec, each with the full path of its field.
+
+    The order of the checks matters: a check may assume that the checks before it found no fault.
+    """
     yield from _layer_faults(spec.layers, spec.order, "")
     if spec.encoder is not None:
         yield from _layer_faults(spec.encoder.layers, spec.encoder.order, "encoder.")
@@ -45,7 +48,7 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
             yield fault._replace(field=f"{at}{fault.field}")
     for name, layer in spec.layers.items():
         if layer.cross_attention is not None and spec.encoder is None:
-            yield Fault(f"layers.{name}.cross_attention", "the model has no encoder")
+            yield Fault(f"layers.{name}.cross_attention", "needs an encoder, but the model has none")
     yield from _stack_faults(spec.layers, spec.order, spec.positions, spec.max_position_embeddings, "")
     if spec.encoder is not None:
         stack, at = spec.encoder, "encoder."
@@ -53,14 +56,17 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
         yield from _stack_faults(stack.layers, stack.order, positions, spec.max_position_embeddings, at)
         for name, layer in stack.layers.items():
             if layer.cross_attention is not None:
-                yield Fault(f"encoder.layers.{name}.cross_attention", "an encoder has no other stack to attend to")
+                yield Fault(
+                    f"encoder.layers.{name}.cross_attention",
+                    "must be absent: an encoder has no other stack to attend to",
+                )
     mtp = spec.next_token_prediction
     if mtp is not None and mtp.layer not in spec.layers:
         yield Fault("next_token_prediction.layer", f"no layer kind `{mtp.layer}` in layers")
 
 
 def _parts(part: Part, at: str) -> Iterator[tuple[str, Part]]:
-    """A part and every part inside it, each with the path in front of its fields."""
+    """Yield a part and all parts inside it. Each comes with the prefix that makes a field name a full path."""
     yield at, part
     for field in part.__struct_fields__:
         value = getattr(part, field)
@@ -75,32 +81,33 @@ def _number_faults(part: Part) -> Iterator[Fault]:
         value = getattr(part, field)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and number != 0 and not 1 / LARGEST <= abs(number) <= LARGEST:
-                yield Fault(field, f"{number} is not a number of sensible size", default_hint(part, field))
+                what = f"{number} is out of range: its absolute value must be 0, or from {1 / LARGEST:g} to {LARGEST:g}"
+                yield Fault(field, what, default_hint(part, field))
 
 
 def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> Iterator[Fault]:
-    """Contradictions between the kinds of layers and the pattern that orders them."""
+    """Yield contradictions between the kinds of layers and the pattern that gives their order."""
     if not order:
-        yield Fault(f"{at}pattern", "no layers")
+        yield Fault(f"{at}pattern", "has no layers")
     for name in order:
         if name not in layers:
             yield Fault(f"{at}pattern", f"no layer kind `{name}`", f"{at}layers has: {', '.join(layers) or 'none'}")
     used = set(order)
     for name, layer in layers.items():
         if name not in used:
-            yield Fault(f"{at}layers.{name}", f"never used in {at}pattern")
+            yield Fault(f"{at}layers.{name}", f"is not used in {at}pattern")
         tag = layer.shared_weights
         if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
-            what = f"`{tag}` names the weights of another kind of layer too"
+            what = f"another kind of layer also uses the name `{tag}`"
             yield Fault(f"{at}layers.{name}.shared_weights", what)
 
 
 def _stack_faults(
     layers: dict[str, Layer], order: Sequence[str], positions: Positions, trained_len: int | None, at: str
 ) -> Iterator[Fault]:
-    """Contradictions between mixers and position encodings, and between layers that share something.
+    """Yield contradictions between mixers and position encodings, and between layers that share a table or an indexer.
 
-    trained_len: the training length for a RoPE scaling that does not state its own.
+    trained_len: sequence length of the training, in tokens, for a RoPE scaling that does not state one.
     """
     mixers = {name: _mixers(f"{at}layers.{name}.mixer", layer) for name, layer in layers.items()}
     everything = list(chain.from_iterable(mixers.values()))
@@ -111,7 +118,7 @@ def _stack_faults(
             yield from _position_faults(where, mixer, place, used, trained_len)
     recurrent = everything and not any(isinstance(mixer, AttentionKind) for _, mixer in everything)
     if recurrent and _acts_in_mixers(positions):
-        what = f"no layer can use `{positions.kind}`: {everything[0][1].label} knows the order by its state"
+        what = f"no layer can use `{positions.kind}`: {everything[0][1].label} knows the order of tokens from its state"
         yield Fault(f"{at}positions", what, _choices([]))
     in_order = [mixer for name in order for mixer in mixers[name]]
     yield from _shared_table_faults(in_order, positions, first=mixers[order[0]])
@@ -119,7 +126,7 @@ def _stack_faults(
 
 
 def _mixers(where: str, layer: Layer) -> list[_Placed]:
-    """The single mixers of a layer, with their paths."""
+    """Return the single mixers of a layer, with their paths."""
     singles = branches(layer.mixer)
     return [(where if mixer is layer.mixer else f"{where}.branches.{i}", mixer) for i, mixer in enumerate(singles)]
 
@@ -127,7 +134,7 @@ def _mixers(where: str, layer: Layer) -> list[_Placed]:
 def _position_faults(
     where: str, mixer: AttentionKind, place: str, positions: Positions, trained_len: int | None
 ) -> Iterator[Fault]:
-    """Contradictions between a mixer and the position encoding that applies to it."""
+    """Yield contradictions between a mixer and the position encoding that it uses."""
     if _acts_in_mixers(positions) and type(positions) not in mixer.position_kinds:
         what = f"`{positions.kind}` acts on {positions.acts_on}, but {where} ({mixer.label}) does not support it"
         yield Fault(place, what, _choices(mixer.position_kinds))
@@ -138,12 +145,12 @@ def _position_faults(
 
 
 def _acts_in_mixers(positions: Positions) -> bool:
-    """Whether mixers have to apply the encoding."""
+    """Return whether the mixers apply this encoding, not the embedding."""
     return positions.acts_on in ("queries and keys", "scores")
 
 
 def _choices(supported: Sequence[type[PositionKind]]) -> str:
-    """A hint: the position encodings that can stand there."""
+    """Return a hint that lists the position encodings that are possible for this mixer."""
     kinds: list[type[PositionKind]] = [*supported, LearnedPositions, SinusoidalPositions, NoPositions]
     tags = [f"`{kind.__struct_config__.tag}`" for kind in kinds]
     return f"choose {', '.join(tags[:-1])} or {tags[-1]}"
@@ -152,7 +159,7 @@ def _choices(supported: Sequence[type[PositionKind]]) -> str:
 def _rotation_faults(
     where: str, mixer: AttentionKind, place: str, rope: Rope, trained_len: int | None
 ) -> Iterator[Fault]:
-    """Contradictions between a mixer's heads and the rotation of their first `rotary_dim` dimensions, or of all."""
+    """Yield contradictions between the head width of a mixer and the number of dimensions that RoPE rotates."""
     rotated = mixer.rotated_heads
     if rotated is None or not rotated.width:
         return
@@ -161,11 +168,11 @@ def _rotation_faults(
     if turned > width:
         yield Fault(f"{place}.rotary_dim", f"{turned} is more than {where}.{field} {width}", f"choose at most {width}")
     elif turned % 2:
-        hint = f"choose an even number, or let {place}.rotary_dim turn an even part"
-        yield Fault(f"{where}.{field}", f"{width} is odd, but {place} turns dimensions in pairs", hint)
+        hint = f"choose an even number, or set {place}.rotary_dim to an even number"
+        yield Fault(f"{where}.{field}", f"{width} is odd, but {place} rotates dimensions in pairs", hint)
     indexer = mixer.indexer
     if indexer is not None and not indexer.shared and indexer.head_dim < turned:
-        what = f"{indexer.head_dim} is less than the {turned} dimensions that {place} turns"
+        what = f"{indexer.head_dim} is less than the {turned} dimensions that {place} rotates"
         yield Fault(f"{where}.indexer.head_dim", what)
     if rope.scaling is not None:
         yield from _scaling_faults(f"{place}.scaling", rope.scaling, turned, trained_len)
@@ -177,7 +184,11 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
         hint = "set max_position_embeddings or the scaling's original_max_position_embeddings"
         yield Fault(at, f"{scaling.kind} needs the length that the model was trained on", hint)
     if scaling.kind == "dynamic" and turned == 2:
-        yield Fault(at, "dynamic stretches every pair but the first, and there is only one", "turn more dimensions")
+        yield Fault(
+            at,
+            "dynamic changes every pair of dimensions except the first, but there is only one",
+            "rotate more dimensions",
+        )
     if scaling.kind != "longrope":
         return
     if original == 1:
@@ -189,7 +200,11 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
 
 
 def _bucket_faults(where: str, bias: RelativeBias, *, causal: bool) -> Iterator[Fault]:
-    """Half of a direction's buckets stand for one distance each; the others need distances beyond them."""
+    """Yield the fault of a relative bias without buckets for far distances.
+
+    In each direction, the first half of the buckets stands for one distance each. The second half needs larger
+    distances.
+    """
     exact = bias.num_buckets // (2 if causal else 4)
     if exact < 1 or bias.max_distance <= exact:
         yield Fault(
@@ -203,7 +218,10 @@ def _bucket_faults(where: str, bias: RelativeBias, *, causal: bool) -> Iterator[
 def _shared_table_faults(
     in_order: Sequence[_Placed], positions: Positions, *, first: Sequence[_Placed]
 ) -> Iterator[Fault]:
-    """Faults of the table of relative biases that a stack shares: it is in the first layer, with a column per head."""
+    """Yield faults of a table of relative biases that all layers share.
+
+    The first layer of the stack stores the table, with one column per head.
+    """
     users = []
     for at, mixer in in_order:
         if isinstance(mixer, AttentionKind):
@@ -213,20 +231,22 @@ def _shared_table_faults(
     if not users:
         return
     where, owner, table = users[0]
-    hint = "per_layer = true gives each layer its own"
+    hint = "per_layer = true gives each layer its own table"
     if where not in (at for at, _ in first):
-        yield Fault(where, "shares the relative bias of the first layer, which has none", hint)
+        yield Fault(where, "needs the table of relative biases of the first layer, but that layer has none", hint)
     for at, mixer, used in users:
         if mixer.num_attention_heads != owner.num_attention_heads:
             what = f"{mixer.num_attention_heads} differs from {owner.num_attention_heads} of {where}"
-            yield Fault(f"{at}.num_attention_heads", f"{what}, whose relative bias it shares", hint)
+            yield Fault(f"{at}.num_attention_heads", f"{what}, but both use one table of relative biases", hint)
         if used != table:
-            yield Fault(at, f"its relative bias differs from that of {where}, which it shares", hint)
+            yield Fault(at, f"its relative bias differs from the one of {where}, but both use one table", hint)
 
 
 def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
-    """Faults of an indexer that uses an earlier layer's choice: that layer must exist, choose as many keys, and have
-    the same window."""
+    """Yield faults of layers that reuse the keys that the indexer of an earlier layer selected.
+
+    The earlier layer must exist, select the same number of keys, and have the same window.
+    """
     chooser: tuple[str, SingleMixer, Indexer] | None = None
     for at, mixer in in_order:
         indexer = mixer.indexer
@@ -236,11 +256,13 @@ def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
             chooser = at, mixer, indexer
             continue
         if chooser is None:
-            yield Fault(f"{at}.indexer.shared", "no layer before it has an indexer of its own")
+            yield Fault(f"{at}.indexer.shared", "no earlier layer has an indexer of its own")
             return
         where, owner, chosen = chooser
         if indexer.top_k != chosen.top_k:
-            yield Fault(f"{at}.indexer.top_k", f"{indexer.top_k} differs from {chosen.top_k} of {where}, which chooses")
+            yield Fault(
+                f"{at}.indexer.top_k", f"{indexer.top_k} differs from {chosen.top_k} of {where}, which selects the keys"
+            )
         if mixer.span != owner.span:
-            what = f"{mixer.span} differs from {owner.span} of {where}, which chooses the keys"
+            what = f"{mixer.span} differs from {owner.span} of {where}, which selects the keys"
             yield Fault(f"{at}.sliding_window", what)

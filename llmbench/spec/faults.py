@@ -1,4 +1,4 @@
-"""Common faults of fields: a number at or below zero, or one that does not divide another."""
+"""Finds common faults of fields: a number that is zero or negative, or that does not divide another number."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from llmbench.spec.base import Fault, Part
 
 
 def positive(part: Part, *fields: str) -> Iterator[Fault]:
-    """Faults of numbers, or lists of them, that are set and not above zero."""
+    """Yield a fault for each number in these fields (numbers or lists of numbers) that is not above zero."""
     for field, value in _numbers(part, fields):
         if not value > 0:
             yield Fault(field, f"{value} is not above 0", default_hint(part, field))
 
 
 def not_negative(part: Part, *fields: str) -> Iterator[Fault]:
-    """Faults of numbers that are set and below zero."""
+    """Yield a fault for each number in these fields (numbers or lists of numbers) that is below zero."""
     for field, value in _numbers(part, fields):
         if not value >= 0:
             yield Fault(field, f"{value} is below 0", default_hint(part, field))
 
 
 def divides(part: Part, field: str, whole_field: str) -> Iterator[Fault]:
-    """The fault of a count that does not divide another of the same part."""
+    """Yield a fault if the number in `field` does not divide the number in `whole_field`."""
     value, whole = getattr(part, field), getattr(part, whole_field)
     if whole % value:
         yield Fault(field, f"{value} does not divide {whole_field} {whole}", nearest_divisors(value, whole))
 
 
 def nearest_divisors(value: int, whole: int) -> str:
-    """A hint: the nearest numbers below and above `value` that divide `whole`."""
+    """Return a hint with the nearest numbers below and above `value` that divide `whole`."""
     small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
     every = sorted({*small, *(whole // n for n in small)})
     near = [n for n in every if n < value][-1:] + [n for n in every if n > value][:1]
-    return f"the nearest that does: {' or '.join(map(str, near))}"
+    return f"the nearest {'divisor is' if len(near) == 1 else 'divisors are'} {' and '.join(map(str, near))}"
 
 
 def _numbers(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -47,7 +47,7 @@ def _numbers(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]
 
 
 def default_hint(part: Part, field: str) -> str | None:
-    """A hint: the value of the field if it is left out."""
+    """Return a hint with the default of the field, or None for a required field."""
     default = next(known.default for known in msgspec.structs.fields(part) if known.name == field)
     if default is msgspec.NODEFAULT:
         return None

@@ -1,4 +1,4 @@
-"""Feed-forwards, which transform each token by itself: dense, gated and mixtures of experts."""
+"""Feed-forwards: dense, gated and mixture of experts. A feed-forward processes each token separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Activation = Literal[
     "swiglu_oai",
     "xielu",
 ]
-"""relu2: relu(x)². gelu: the erf form. swiglu_oai: gpt-oss's clamped, shifted SwiGLU. xielu: Apertus's."""
+"""`relu2` is relu(x)². `gelu` is the exact form with erf. `swiglu_oai` is gpt-oss's SwiGLU, which clamps its inputs and
+adds 1 to one of them. `xielu` is the activation of Apertus."""
 
 _GATED_NAMES: dict[Activation, str] = {
     "silu": "SwiGLU",
@@ -43,39 +44,40 @@ _PLAIN_NAMES: dict[Activation, str] = {
 
 
 def activation_name(activation: Activation) -> str:
-    """An activation as the field writes it: `GELU (tanh)`, `ReLU²`."""
+    """Return the common name of an activation: `GELU (tanh)`, `ReLU²`."""
     return _PLAIN_NAMES.get(activation, activation)
 
 
 class FFNKind(Kind, frozen=True):
-    """A feed-forward, with what other code needs to know about it."""
+    """The base class of all feed-forwards: the properties that other files read."""
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """Kind and size, as a headline shows them: `SwiGLU 11008`, `8 experts, 2 per token, SwiGLU 14336`."""
+        """Kind and width for the headline of a table: `SwiGLU 11008`, `8 experts, 2 per token, SwiGLU 14336`."""
 
     @property
     @abstractmethod
     def activation(self) -> Activation:
-        """The elementwise function between its matrices."""
+        """The elementwise function between the matrices."""
 
     @property
     @abstractmethod
     def bias(self) -> bool:
-        """Whether its matrices have biases."""
+        """Whether the matrices have biases."""
 
     @property
     @abstractmethod
     def experts_summary(self) -> str | None:
-        """Its experts: `8 of 256 + shared 2048, sigmoid`; None where every token uses every weight."""
+        """Text that describes the experts: `8 of 256 + shared 2048, sigmoid`. None: there are no experts."""
 
 
 @final
 class Dense(FFNKind, frozen=True, tag="dense"):
-    """Two matrices: down(act(up(x))).
+    """A feed-forward of two matrices: down(act(up(x))).
 
-    activation_parameters: parameters of a trained activation (xIELU: 2).
+    - intermediate_size: width between the matrices.
+    - activation_parameters: number of trained parameters of the activation (xIELU: 2).
     """
 
     intermediate_size: Size
@@ -92,15 +94,19 @@ class Dense(FFNKind, frozen=True, tag="dense"):
     def faults(self) -> Iterator[Fault]:
         yield from _two_matrices(self.activation)
         if self.activation_parameters and self.activation != "xielu":
-            what = f"{self.activation_parameters}, but {self.activation} has none"
-            yield Fault("activation_parameters", what, "xielu is the activation that is trained")
+            what = f"{self.activation_parameters}, but the activation {self.activation} has no parameters"
+            yield Fault("activation_parameters", what, "only xielu has trained parameters")
 
 
 @final
 class Gated(FFNKind, frozen=True, tag="gated"):
-    """Three matrices: down(act(gate(x)) * up(x)): GLU (sigmoid), ReGLU, GEGLU, SwiGLU by activation.
+    """A feed-forward of three matrices: down(act(gate(x)) * up(x)).
 
-    gate_scale multiplies gate(x), output_scale the result (Falcon-H1).
+    The activation makes it GLU (sigmoid), ReGLU (relu), GEGLU (gelu) or SwiGLU (silu).
+
+    - intermediate_size: width between the matrices.
+    - gate_scale: factor on gate(x) (Falcon-H1).
+    - output_scale: factor on the result (Falcon-H1).
     """
 
     intermediate_size: Size
@@ -120,17 +126,24 @@ class Gated(FFNKind, frozen=True, tag="gated"):
 
 
 class Router(Part, frozen=True):
-    """The router, which chooses the experts of a token.
+    """The router: it selects the experts of each token and weights their outputs.
 
-    correction: DeepSeek-V3's bias per expert for balance without an auxiliary loss: a "buffer" that training adjusts
-        and the checkpoint stores, or a trained "parameter" (ERNIE).
-    scores: "softmax" over all experts before the choice; "softmax_topk" over the chosen ones; "sigmoid";
-        "sigmoid_topk" (Kolibri): the logits choose, and a sigmoid is taken of the chosen ones; or "sparsemixer"
-        (Phi-3.5-MoE, arXiv 2409.12136): each choice in turn is a softmax over the experts that are left and whose
-        logits are within 2 · `jitter` of the best, relative to it.
-    on_input: the weights multiply an expert's input instead of its output (Llama-4).
-    hidden_size: the router is a network of this width: a projection into it, a norm, two square layers (all three with
-        biases), then the choice (ZAYA1).
+    - scores: how logits become scores, by which experts are selected and weighted. "softmax" covers all experts before
+      the selection. "softmax_topk" covers only the selected experts. "sigmoid" is computed per expert. "sigmoid_topk"
+      selects by logits and then computes the sigmoid of the selected experts (Kolibri). "sparsemixer" selects one
+      expert after another (Phi-3.5-MoE, arXiv 2409.12136): each time, a softmax covers the remaining experts whose
+      logits are within 2 · `jitter` of the best logit, relative to it.
+    - bias: the projection to the logits has a bias.
+    - correction: DeepSeek-V3's bias per expert, which balances the experts without an auxiliary loss. A "buffer" is
+      adjusted in training and stored in the checkpoint. A "parameter" is trained (ERNIE).
+    - normalize: the weights of the selected experts are divided by their sum.
+    - scale: factor on the weights of the selected experts.
+    - n_group: number of groups that the experts are divided into.
+    - topk_group: number of groups that are selected. Experts are selected from these groups only.
+    - hidden_size: width of a router that is a small network (ZAYA1): a projection to this width, a norm, two square
+      layers, and a projection to the logits. The first three matrices have biases. None: the router is one matrix.
+    - jitter: threshold for "sparsemixer".
+    - on_input: the weights multiply the input of an expert instead of its output (Llama-4).
     """
 
     scores: Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer"] = "softmax"
@@ -150,15 +163,16 @@ class Router(Part, frozen=True):
         if self.topk_group > self.n_group:
             yield Fault("topk_group", f"{self.topk_group} is more than n_group {self.n_group}")
         if self.scores in ("softmax_topk", "sparsemixer") and (self.correction or self.n_group > 1):
-            what = f"{self.scores} chooses by logits alone"
+            what = f"{self.scores} selects by logits alone, without correction and groups"
             yield Fault("scores", what, "leave out correction and n_group, or choose other scores")
 
 
 class SharedExperts(Part, frozen=True):
-    """The experts that every token uses, as one feed-forward of their joint width.
+    """The shared experts, which every token uses. They are described as one feed-forward.
 
-    gate: a sigmoid gate with one output multiplies their result (Qwen-MoE). averaged: their result and the routed
-    experts' are averaged, not added (Cohere).
+    - intermediate_size: sum of the widths of all shared experts.
+    - gate: a sigmoid gate with one value per token multiplies their output (Qwen-MoE).
+    - averaged: the outputs of shared and routed experts are averaged instead of added (Cohere).
     """
 
     intermediate_size: Size
@@ -171,12 +185,20 @@ class SharedExperts(Part, frozen=True):
 class MoE(FFNKind, frozen=True, tag="moe"):
     """A mixture of experts: each token uses `num_experts_per_tok` of `num_experts` feed-forwards.
 
-    gated: experts have three matrices (SwiGLU), otherwise two. zero_experts: router outputs that compute nothing
-    (LongCat's identity experts). latent_size: experts work in a narrower space between two shared projections.
-    beside: a dense feed-forward on the same input, whose output is added (Arctic, Gemma-4).
-    capacity_factor: most tokens per expert and pass, as a multiple of its even share; buffers have that size (Switch,
-    arXiv 2101.03961, equation 3). expert_capacity: most tokens per expert and sequence (Switch on the hub). Under
-    either limit, an expert takes the first tokens, and adds nothing to the others. With neither, it takes all tokens.
+    - intermediate_size: width of one expert.
+    - gated: an expert has three matrices (SwiGLU). Otherwise it has two.
+    - bias: the matrices of the experts have biases.
+    - shared: experts that every token uses.
+    - beside: a dense feed-forward on the same input. Its output is added (Arctic, Gemma-4).
+    - capacity_factor: the most tokens per expert and pass, as a multiple of the even share. Buffers have this size
+      (Switch, arXiv 2101.03961, equation 3).
+    - expert_capacity: the most tokens per expert and sequence (Switch in Hugging Face configs).
+    - zero_experts: router outputs without weights and computation (LongCat's identity experts).
+    - latent_size: width of the experts' input and output, if it differs from hidden_size. Two projections, shared by
+      all experts, lead to this width and back.
+
+    With capacity_factor or expert_capacity, an expert processes the first tokens that select it, and adds nothing to
+    the later ones. Without them, an expert processes all tokens that select it.
     """
 
     num_experts: Size
@@ -212,22 +234,22 @@ class MoE(FFNKind, frozen=True, tag="moe"):
             yield Fault("num_experts_per_tok", what)
         yield from self._group_faults(choices)
         if self.capacity_factor is not None and self.expert_capacity is not None:
-            yield Fault("expert_capacity", "and capacity_factor exclude each other", "leave one of them out")
+            yield Fault("expert_capacity", "cannot be combined with capacity_factor", "leave one of them out")
         factor = self.capacity_factor
         if factor is not None and not 0.001 <= factor <= 1000:
-            hint = "1.25 is usual; without it, experts take all tokens"
-            yield Fault("capacity_factor", f"{factor} is not from 0.001 to 1000 even shares", hint)
+            hint = "1.25 is usual; without capacity_factor, experts process all tokens"
+            yield Fault("capacity_factor", f"{factor} is not between 0.001 and 1000", hint)
         if not self.gated:
             yield from _two_matrices(self.activation)
 
     @property
     def _choices_label(self) -> str:
-        """The number of router outputs, as messages write it."""
+        """Text for messages: the fields that give the number of router outputs."""
         label = f"num_experts {self.num_experts}"
         return f"{label} and zero_experts {self.zero_experts}" if self.zero_experts else label
 
     def _group_faults(self, choices: int) -> Iterator[Fault]:
-        """Faults of the router's groups, for so many router outputs."""
+        """Yield faults of the groups of a router with `choices` outputs."""
         router = self.router
         if choices % router.n_group:
             what = f"{router.n_group} does not divide {self._choices_label}"
@@ -239,16 +261,21 @@ class MoE(FFNKind, frozen=True, tag="moe"):
         room = router.topk_group * size
         if self.num_experts_per_tok > room:
             what = (
-                f"{self.num_experts_per_tok} is more than the {room} experts of topk_group {router.topk_group} groups"
+                f"{self.num_experts_per_tok} is more than the {room} experts in the {router.topk_group} selected groups"
             )
             yield Fault("num_experts_per_tok", what, "choose a larger router.topk_group")
         if size < 2 and router.correction is not None:
-            yield Fault("router.n_group", f"{router.n_group} leaves {size} expert per group, but the two best rank it")
+            yield Fault(
+                "router.n_group",
+                f"{router.n_group} leaves {size} expert per group, but a group is ranked by its two best experts",
+            )
 
 
 def _two_matrices(activation: Activation) -> Iterator[Fault]:
     if activation == "swiglu_oai":
-        yield Fault("activation", f"{activation} clamps a gate, but there is none", "it needs three matrices")
+        yield Fault(
+            "activation", f"{activation} needs a gate, but there are only two matrices", "choose another activation"
+        )
 
 
 FFN = Dense | Gated | MoE

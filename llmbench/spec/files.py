@@ -1,4 +1,4 @@
-"""Specs as TOML files, read strictly and written readably."""
+"""Reads specs from TOML files, and writes specs as TOML."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmbench.errors import SpecError, suggestion
 from llmbench.spec.model import ModelSpec
 
 SOURCE_TO_FILL_IN = "to be filled in: the page or paper that the figures come from"
-"""The source of a spec that was imported from a local config; no bundled spec has it."""
+"""The `source` of a spec that was imported from a local config. The user replaces it. No bundled spec has it."""
 
 
 def parse_spec(text: str, where: str) -> ModelSpec:
-    """A spec from TOML text. Raises SpecError naming `where` and the field."""
+    """Return the spec in a TOML text. Raises SpecError, whose message begins with `where` and names the field."""
     try:
         spec = msgspec.toml.decode(text, type=ModelSpec)
     except msgspec.ValidationError as problem:
@@ -31,22 +31,22 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """A spec from a TOML file."""
+    """Return the spec in a TOML file. Raises SpecError if the file is unreadable or invalid."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise SpecError(f"{path} is not a text file") from None
-    except (OSError, ValueError) as problem:  # ValueError: no file can have this name
+    except (OSError, ValueError) as problem:  # ValueError: the name is impossible for a file
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise SpecError(f"cannot read {path}: {reason}") from None
     return parse_spec(text, str(path))
 
 
 def write_spec(spec: ModelSpec) -> str:
-    """A spec as TOML that `read_spec` reads back to an equal one; defaults are left out.
+    """Return a spec as TOML text. `read_spec` reads it back as an equal spec. Fields with their default are left out.
 
-    Names and sources come first, then sizes, then a table for each kind of layer. A part that fits on one line is an
-    inline table.
+    Name and source come first, then the fields of the whole model, then a table for each kind of layer. A part that
+    fits on one line is an inline table.
     """
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
@@ -67,11 +67,11 @@ _ALWAYS = {
     "QKNorm": {"over"},
     "Router": {"scores"},
 }
-"""Fields that are written even with their default."""
+"""Fields, by the type of their part, that are written even if they have their default."""
 
 
 def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]]:
-    """The fields of a part that are written, in this order: those that are not the default, and _ALWAYS."""
+    """Return the fields among `names` that are written: fields without their default, and fields in `_ALWAYS`."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
     always = _ALWAYS.get(type(part).__name__, set())
     pairs = [(name, getattr(part, name)) for name in names]
@@ -79,7 +79,7 @@ def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    """The written fields of a struct (its kind first), or the items of a mapping."""
+    """Return the written fields of a struct, its kind first. For a mapping, return its items."""
     if isinstance(value, dict):
         return list(value.items())
     tag = value.__struct_config__.tag
@@ -92,8 +92,10 @@ def _nested(value: Any) -> bool:
 
 
 def _table(path: str, value: Any) -> list[str]:
-    """A part as a table: first the fields that fit on one line, then inner tables; no header if there are only
-    those."""
+    """Return the lines of a part as a TOML table: first the fields that fit on one line, then the inner tables.
+
+    The part gets no header of its own if it has inner tables only.
+    """
     short, long = [], []
     for name, inner in _fields(value):
         line = _assigned(name, inner)
@@ -136,9 +138,9 @@ def _text(value: str) -> str:
 
 
 def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
-    """The error for a value that does not fit its type; the message starts with the value's path.
+    """Return the SpecError for a value of a wrong type. The message begins with `where` and the path of the value.
 
-    msgspec says "Expected `int`, got `str` - at `$.layers[...].mixer.head_dim`".
+    msgspec's own message is "Expected `int`, got `str` - at `$.layers[...].mixer.head_dim`".
     """
     what, _, at = str(problem).partition(" - at `")
     path = at.rstrip("`").removeprefix("$").removeprefix(".")
@@ -152,7 +154,7 @@ def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
 
 
 def _all_fields() -> set[str]:
-    """Every field name of every part of a spec."""
+    """Return the names of all fields of all parts of a spec."""
     from llmbench.spec import base
 
     fields: set[str] = set()

@@ -1,4 +1,4 @@
-"""ModelSpec: the description of a model, from which every figure comes."""
+"""ModelSpec: the description of a model, from which llmbench computes all figures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
-"""The places of a layer's norms.
+"""The places of a layer's norms. A sublayer is the mixer, the cross-attention or the feed-forward.
 
-pre: before mixer and feed-forward (GPT-2, LLaMA). post: after each residual sum (the original Transformer, BERT).
-output: on each sublayer's output, before the residual sum (OLMo-2). sandwich: before and after (Gemma-2).
-parallel: mixer and feed-forward run side by side after one norm (Falcon-7B, GPT-J). parallel_two: they run side by side
-after a norm each (Falcon-40B, GPT-NeoX). none: no norm.
+- pre: a norm stands before each sublayer (GPT-2, LLaMA).
+- post: a norm stands after each residual sum (the original Transformer, BERT).
+- output: a norm stands on the output of each sublayer, before the residual sum (OLMo-2).
+- sandwich: a norm stands before each sublayer, and another one on its output (Gemma-2).
+- parallel: mixer and feed-forward run in parallel after one common norm (Falcon-7B, GPT-J).
+- parallel_two: mixer and feed-forward run in parallel, each after its own norm (Falcon-40B, GPT-NeoX).
+- none: the layer has no norm.
 """
 
 
 class Norm(Part, frozen=True):
-    """A norm over the hidden width. `unit_offset` multiplies by 1 + weight (Gemma)."""
+    """A norm over the hidden width.
+
+    - weight: the norm has a trained factor per channel.
+    - unit_offset: the factor is 1 + weight instead of weight (Gemma).
+    """
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     weight: bool = True
@@ -40,10 +47,14 @@ class Norm(Part, frozen=True):
 
 
 class ExtraWeight(Part, frozen=True):
-    """A weight of a layer (or of the model) that no named part of a spec describes, counted by its shape.
+    """A weight of a layer or of the model that no other field of a spec describes. It is counted by its shape.
 
-    role: "matmul" is multiplied with every token (2 FLOPs per element); "vector" is elementwise or added; "table" is
-    looked up; "buffer" is stored but not trained. Sizes are exact; the real model is not built.
+    With an extra weight all figures stay exact, but the PyTorch model cannot be built.
+
+    - role: the use of the weight. "matmul" is a matrix that every token is multiplied with (2 FLOPs per element),
+      "vector" is a factor or summand per element, "table" is a table whose rows are looked up, and "buffer" is stored
+      but not trained.
+    - component: the line of the parameter table that counts the weight.
     """
 
     name: Name
@@ -68,13 +79,16 @@ class ExtraWeight(Part, frozen=True):
 
 
 class Layer(Part, frozen=True):
-    """One kind of layer: a mixer, a feed-forward (either may be absent), and the norms around them.
+    """One kind of layer: a mixer, a feed-forward and their norms. The mixer or the feed-forward may be absent.
 
-    cross_attention: attention to an encoder's output, between mixer and feed-forward (T5). norm: this kind's norm,
-    where it differs from the model's. residual_scale multiplies each sublayer's output (Granite); skip_scale multiplies
-    the stream that it is added to (MiniMax, DeepNorm's α). residual_from_norm: with placement "pre", the output is
-    added to the norm's output instead of its input (MiniMax). shared_weights: all layers of this kind use one set of
-    weights (ALBERT, Zamba); the name distinguishes sets of one shape.
+    - cross_attention: attention to the output of the encoder, between mixer and feed-forward (T5).
+    - norm: the norm of this kind of layer, if it differs from the norm of the model.
+    - residual_scale: factor on the output of each sublayer (Granite).
+    - skip_scale: factor on the residual stream before the output of a sublayer is added (MiniMax, DeepNorm's α).
+    - residual_from_norm: with placement "pre", the output of a sublayer is added to the output of its norm instead of
+      the input of the norm (MiniMax).
+    - shared_weights: all layers of this kind use one set of weights (ALBERT, Zamba). The value is a name for the set,
+      because two sets can have the same shapes.
     """
 
     mixer: Mixer | None = None
@@ -90,7 +104,7 @@ class Layer(Part, frozen=True):
 
     @property
     def num_norms(self) -> int:
-        """The number of norms over the hidden width."""
+        """The number of norms over the hidden width in one layer."""
         if self.placement == "none":
             return 0
         if self.placement == "parallel":
@@ -101,21 +115,25 @@ class Layer(Part, frozen=True):
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "residual_scale", "skip_scale")
         if self.residual_from_norm and self.placement != "pre":
-            yield Fault("residual_from_norm", f'needs placement "pre", not "{self.placement}"')
+            yield Fault("residual_from_norm", f'needs placement "pre", but placement is "{self.placement}"')
         cross = self.cross_attention
         if cross is not None and cross.span is not None:
             yield Fault(
-                "cross_attention", "sees the whole encoder", "leave out its sliding_window or attention_chunk_size"
+                "cross_attention", "must see the whole encoder", "leave out its sliding_window or attention_chunk_size"
             )
 
 
 class Embedding(Part, frozen=True):
-    """The embedding: what stands between a token's number and the first layer.
+    """The embedding: the computation from the token id to the input of the first layer.
 
-    size: width of the table where it is not hidden_size; a projection to hidden_size follows, and one back before the
-    head (OPT-350m). positions_after: learned positions are added after that projection, so their table has hidden_size
-    (OPT), instead of before it (ALBERT). projection_bias: that projection has a bias. token_types: rows of BERT's
-    segment table. scale multiplies the embedding (Gemma).
+    - size: width of the token table, if it differs from hidden_size. A projection to hidden_size follows the table, and
+      a projection back to this width precedes the head (OPT-350m).
+    - positions_after: learned positions are added after the projection to hidden_size, so their table has that width
+      (OPT). Otherwise they are added before the projection (ALBERT).
+    - projection_bias: the projection to hidden_size has a bias.
+    - token_types: number of rows in BERT's table of segments.
+    - norm: a norm follows the embedding.
+    - scale: factor on the embedding (Gemma).
     """
 
     size: Size | None = None
@@ -128,15 +146,19 @@ class Embedding(Part, frozen=True):
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "scale")
         if self.projection_bias and self.size is None:
-            yield Fault("projection_bias", "there is no projection", "set size, the width it projects from")
+            yield Fault(
+                "projection_bias", "needs a projection, but size is absent", "set size, the width of the token table"
+            )
 
 
 class Head(Part, frozen=True):
     """The language-model head.
 
-    transform: a dense layer with activation and norm before the vocabulary. "bert" counts the vocabulary's bias with
-    the transform, "roberta" with the head, as their names do. transform_bias: that dense layer has a bias. scale
-    multiplies the logits (Cohere, Granite); soft_cap bounds them (Gemma-2).
+    - transform: a linear layer, an activation and a norm stand before the projection to the vocabulary. "bert" counts
+      the bias of the vocabulary with the transform, "roberta" with the head, as their weight names do.
+    - transform_bias: the linear layer of the transform has a bias.
+    - scale: factor on the logits (Cohere, Granite).
+    - soft_cap: bound of the logits (Gemma-2).
     """
 
     bias: bool = False
@@ -150,11 +172,12 @@ class Head(Part, frozen=True):
 
 
 class Stack(Part, frozen=True):
-    """A sequence of layers: the encoder of an encoder-decoder. It uses the decoder's token table unless it has its own.
+    """The encoder of an encoder-decoder model. Without its own token table it uses the table of the decoder.
 
-    positions: its own position encoding, or None if only its layers have one (T5, RoPE). embedding_norm: a norm on its
-    embeddings (BART). vocab_size: rows of its own token table (T5Gemma). hidden_size: where it differs from the
-    decoder's.
+    - positions: the position encoding of the encoder. None: the encoder has none, or only its mixers have one.
+    - embedding_norm: a norm follows the embedding of the encoder (BART).
+    - vocab_size: number of rows of the encoder's own token table (T5Gemma).
+    - hidden_size: the width of the encoder, if it differs from the width of the decoder.
     """
 
     layers: dict[Name, Layer]
@@ -172,10 +195,13 @@ class Stack(Part, frozen=True):
 
 
 class HyperConnections(Part, frozen=True):
-    """Several residual streams instead of one (arXiv 2409.19606). Before each sublayer, a small matrix computes how the
-    streams enter it and how its output is distributed. Another matrix, before the head, makes one stream of all.
+    """Several residual streams instead of one (arXiv 2409.19606).
 
-    mixes: each sublayer also mixes the streams with each other, by a matrix of streams × streams (DeepSeek-V4).
+    At each sublayer, a small matrix computes the weights with which the streams form its input, and with which its
+    output is added to each stream. Before the head, another matrix combines all streams into one.
+
+    - streams: number of residual streams.
+    - mixes: each sublayer also mixes the streams with a matrix of streams × streams (DeepSeek-V4).
     """
 
     streams: Size
@@ -183,8 +209,13 @@ class HyperConnections(Part, frozen=True):
 
 
 class NextTokenPrediction(Part, frozen=True):
-    """Multi-token-prediction modules (DeepSeek-V3). Each has two norms, a projection of two hidden states to one, a
-    layer of kind `layer`, and a norm before the shared head. The usual parameter count leaves them out."""
+    """Multi-token-prediction modules (DeepSeek-V3). The published parameter counts leave them out.
+
+    Each module has two norms, a projection of two hidden states to one, a layer, and a norm before the shared head.
+
+    - count: number of modules.
+    - layer: kind of layer of each module.
+    """
 
     count: Size
     layer: Name
@@ -195,13 +226,15 @@ class NextTokenPrediction(Part, frozen=True):
 
 
 class ModelSpec(Part, frozen=True):
-    """A language model: hyper-parameters, exact enough to build it. `check` raises SpecError if fields contradict each
-    other.
+    """The hyper-parameters of a language model, complete enough to build it.
 
-    approximate: why figures may be inexact (empty: they are exact); every output repeats the mark. undescribed: what
-    the model computes differently from these fields although every size is exact; the real model is then neither built
-    nor read. published_parameters: the source's count, for comparison only. family: the Hugging Face model_type, if
-    any.
+    - source: paper or page that the figures come from.
+    - family: the Hugging Face model_type, if there is one.
+    - published_parameters: parameter count that the source states, used only for comparison.
+    - approximate: reasons why figures may be inexact. Empty: all figures are exact. Every output shows the mark.
+    - undescribed: computations of the model that a spec cannot describe. All shapes are exact, but the PyTorch model is
+      not built, and its weights are not read.
+    - notes: remarks that are shown below the figures.
     """
 
     name: Name
@@ -235,17 +268,17 @@ class ModelSpec(Part, frozen=True):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers of the decoder (or of the only stack)."""
+        """Number of layers of the decoder, or of a model without decoder."""
         return len(self.order)
 
     @property
     def mixers(self) -> list[SingleMixer]:
-        """The mixers of each kind of layer of the decoder (or of the only stack)."""
+        """The mixers of all kinds of layers of the decoder, or of a model without decoder."""
         return [mixer for layer in self.layers.values() for mixer in branches(layer.mixer)]
 
     @property
     def attentions(self) -> list[AttentionKind]:
-        """Those of its `mixers` that attend."""
+        """The `mixers` that are attention."""
         return [mixer for mixer in self.mixers if isinstance(mixer, AttentionKind)]
 
     @property
@@ -256,21 +289,23 @@ class ModelSpec(Part, frozen=True):
 
     @property
     def decodes(self) -> bool:
-        """Whether the model generates token by token: every mixer is causal (BERT's are not)."""
+        """Whether the model can generate token by token: all mixers are causal (BERT's are not)."""
         return all(mixer.causal for mixer in self.mixers)
 
     @property
     def position_limit(self) -> int | None:
-        """The most tokens that a learned table of positions has rows for; None: no limit."""
+        """The most tokens for which a learned table of positions has rows. None: there is no such table and no
+        limit."""
         learned = self.positions
         return learned.num_positions - learned.offset if isinstance(learned, LearnedPositions) else None
 
     def positions_of(self, mixer: AttentionKind) -> Positions:
-        """The position encoding of a mixer: its own if it has one, otherwise the model's."""
+        """Return the position encoding of a mixer: its own encoding, or the model's if it has none."""
         return self.positions if mixer.positions is None else mixer.positions
 
     def check(self) -> ModelSpec:
-        """Check the fields against each other; returns self. Raises SpecError naming the field."""
+        """Check all fields and return self. Raises SpecError for an impossible value or a contradiction between
+        fields."""
         check(self)
         return self
 

@@ -1,9 +1,9 @@
-"""`--set key=value`: a spec with some fields changed.
+"""Changes fields of a spec, for the option `--set key=value`.
 
-A key is a dotted path into the spec: `hidden_size`, `layers.block.mixer.num_key_value_heads`. There are two shorthands:
-`*` stands for every name at its place, and a bare field of mixers or feed-forwards (`num_key_value_heads`,
-`intermediate_size`, `num_experts`) stands for every place where it occurs. `num_hidden_layers=N` keeps the kinds of the
-pattern and gives it N layers. A value is written as in TOML; a bare word is a string, `none` removes the field.
+A key is the path of a field, with dots: `hidden_size`, `layers.block.mixer.num_key_value_heads`. In a path, `*` stands
+for all names at its place. A field of mixers or feed-forwards without a path (`num_key_value_heads`,
+`intermediate_size`, `num_experts`) stands for all places where it occurs. `num_hidden_layers=N` repeats or cuts the
+pattern to N layers. A value is written as in TOML. A bare word is a string, and `none` removes the field.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ _REMOVE = object()
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping. Raises SpecError with a text that is not of this form."""
+    """Return texts of the form `key=value` as a mapping. Raises SpecError for a text of another form."""
     assignments: dict[str, Any] = {}
     for item in items:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise SpecError(f"--set {item[:60]}: is not key=value", hint="like --set num_key_value_heads=8")
+            raise SpecError(
+                f"--set {item[:60]}: is not of the form key=value", hint="for example --set num_key_value_heads=8"
+            )
         if len(key) > 200:
             raise SpecError(f"--set {key[:60]}...: no field has such a long name")
         if any("\ud800" <= character <= "\udfff" for character in item):
-            raise SpecError(f"--set {key}: is not text that UTF-8 can hold")
+            raise SpecError(f"--set {key}: is not valid UTF-8")
         if key in assignments:
             raise SpecError(f"--set {key}: is given twice")
         assignments[key] = _value(value.strip())
@@ -50,9 +52,9 @@ def _value(text: str) -> Any:
 
 
 def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
-    """The spec with these fields changed; values are plain (as TOML gives them), None removes a field.
+    """Return the spec with these fields changed. Values have the plain types of TOML, and None removes a field.
 
-    Raises SpecError with the path of a field that does not exist or a value that does not fit.
+    Raises SpecError if a field does not exist or its new value is invalid. The message names the path of the field.
     """
     if not assignments:
         return spec
@@ -73,12 +75,15 @@ def _changed(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
             tree["pattern"] = _repeated(spec, wanted)
         else:
             _assign(spec, tree, key, wanted)
-    tree.pop("published_parameters", None)  # the published count is that of the model, not of this variant
+    tree.pop("published_parameters", None)  # the published count is wrong for a changed model
     return msgspec.convert(tree, ModelSpec).check()
 
 
 def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
-    """The assignment that fails alone too; msgspec's message does not name the layer."""
+    """Return the key of the assignment that has the invalid value, found by trying each assignment alone.
+
+    msgspec's message does not name the layer, so the key is needed in ours.
+    """
     for key, value in assignments.items():
         try:
             _changed(spec, {key: value})
@@ -90,7 +95,10 @@ def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
 
 
 def _repeated(spec: ModelSpec, count: Any) -> str:
-    """The pattern with `count` layers: first layers that stand apart stay, the rest goes on as it did."""
+    """Return the pattern cut or repeated to `count` layers.
+
+    Only a pattern with one kind of layer can be repeated. A cut that removes a kind of layer is refused.
+    """
     if type(count) is not int or not 1 <= count <= 10_000:
         raise SpecError(f"--set num_hidden_layers: must be a whole number from 1 to 10000, not {count!r}")
     order = spec.order
@@ -101,14 +109,14 @@ def _repeated(spec: ModelSpec, count: Any) -> str:
         else:
             raise SpecError(
                 f"--set num_hidden_layers: {spec.name} has {len(set(order))} kinds of layers in the order "
-                f"`{spec.pattern}`; how {count} layers continue it is not known",
-                hint="set the order itself: --set 'pattern=...'",
+                f"`{spec.pattern}`. The order of {count} layers is unknown",
+                hint="set the order: --set 'pattern=...'",
             )
     missing = set(order) - set(kept)
     if missing:
         raise SpecError(
             f"--set num_hidden_layers: {count} layers leave out `{sorted(missing)[0]}` of the order `{spec.pattern}`",
-            hint="set the order itself: --set 'pattern=...' and remove what it does not use",
+            hint="set the order: --set 'pattern=...', and remove the kinds of layers that it does not use",
         )
     return format_pattern(kept)
 
@@ -133,7 +141,7 @@ def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None
 
 
 def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """The mappings (and the field in each) that a dotted path with `*` names."""
+    """Return all places that a path with dots and `*` names: the mapping, and the field in it."""
     nodes = [tree]
     for step, part in enumerate(path[:-1]):
         found: list[Any] = []
@@ -150,7 +158,7 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
             near = suggestion(part, names)
             raise SpecError(
                 f"--set {key}: no `{here}` in this spec",
-                hint=f"did you mean `{near}`?" if near else f"there is: {', '.join(names)}" if names else None,
+                hint=f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None,
             )
         nodes = found
     places = [(node, path[-1]) for node in nodes if isinstance(node, dict)]
@@ -160,7 +168,7 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
 
 
 def _places(tree: dict[str, Any], spec: ModelSpec, field: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Every mixer and feed-forward whose type has `field`."""
+    """Yield all mixers and feed-forwards whose type has `field`, each as a mapping with the name of the field."""
     stacks = [(tree["layers"], spec.layers)]
     if spec.encoder is not None:
         stacks.append((tree["encoder"]["layers"], spec.encoder.layers))

@@ -1,4 +1,4 @@
-"""The order of a model's layers as a short text.
+"""Parses and writes the pattern: a short text that gives the order of a model's layers.
 
 `32*block` is a uniform model. `10*(5*local global) 2*local` is Gemma-3-27B: five local layers and a global one, ten
 times, then two local ones. Grammar: ``pattern = item+``, ``item = [count "*"] (name | "(" pattern ")")``. Commas
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from llmbench.errors import SpecError
 
-MAX_LAYERS = 10_000  # far above any model; a larger number is a typing error
+MAX_LAYERS = 10_000  # no real model comes near it, so a larger number is a typing error
 
 _TOKEN = re.compile(r"\s*(?:(\d+)\s*\*|([A-Za-z_][A-Za-z0-9_-]*)|([()])|(,))")
 
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
-    """The name of each layer, first to last. Raises SpecError if the pattern cannot be read."""
+    """Return the name of each layer, first to last. Raises SpecError if the pattern is invalid."""
     names, _ = _items(pattern.rstrip(), 0, nested=False)
     return tuple(names)
 
@@ -68,8 +68,11 @@ def _shown(text: str) -> str:
 
 
 def format_pattern(names: Sequence[str], *, heads: int = 3) -> str:
-    """The shortest pattern of this form for a sequence of layer names: at most `heads` runs of different first layers
-    (DeepSeek, Jamba), then runs, or one repeated period."""
+    """Return a short pattern for a sequence of layer names.
+
+    The pattern begins with up to `heads` groups of equal layers that do not repeat (DeepSeek's dense layers). The rest
+    is a repeated sequence, or groups of equal layers.
+    """
     plain = _runs(names)
     best = plain
     for period in range(2, min(len(names) // 2, 64) + 1):

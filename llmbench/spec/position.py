@@ -1,4 +1,4 @@
-"""Position encodings: how a model knows the order of its tokens."""
+"""Position encodings, through which a model knows the order of its tokens."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from llmbench.spec.faults import not_negative, positive
 
 
 class PositionKind(Kind, frozen=True):
-    """A position encoding, with what other code needs to know about it."""
+    """The base class of all position encodings: the properties that other files read."""
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """The encoding in the field's words: `RoPE (θ 10000)`, `learned (1024)`, `ALiBi`."""
+        """Text for tables: `RoPE (θ 10000)`, `learned (1024)`, `ALiBi`."""
 
     @property
     @abstractmethod
     def acts_on(self) -> Literal["embedding", "queries and keys", "scores", "nothing"]:
-        """What the encoding changes. A mixer has to know those that act on queries and keys or on scores."""
+        """The tensor that the encoding changes. Mixers must support encodings of queries and keys, and of scores."""
 
 
 class RopeScaling(Part, frozen=True):
-    """A change of RoPE's frequencies that lets a model read further than it was trained.
+    """A change of RoPE's frequencies, so that a model can read longer sequences than in training.
 
-    kind: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (NTK-aware, base grows with length),
-    "yarn" (arXiv 2309.00071), "llama3" (the Llama 3.1 report), "longrope" (arXiv 2402.13753),
-    "proportional" (Gemma 4: only a part of the frequencies turns).
-    No figure of the sizing commands depends on it. The real model does.
+    The other fields are the parameters of the kind. They have the names and meanings of Hugging Face. The sizing
+    commands ignore the scaling. The PyTorch model applies it.
+
+    - kind: "linear" is position interpolation (arXiv 2306.15595), "dynamic" is NTK-aware scaling, whose base grows with
+      the sequence length, "yarn" is arXiv 2309.00071, "llama3" is from the Llama 3.1 report, "longrope" is arXiv
+      2402.13753, and "proportional" is Gemma 4's rotation of only a part of the frequencies.
+    - factor: ratio of the new to the original sequence length.
+    - original_max_position_embeddings: sequence length of the training.
+    - short_factor, long_factor: one factor per pair of dimensions, for short and for long sequences ("longrope").
     """
 
     kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope", "proportional"]
@@ -63,8 +68,11 @@ class RopeScaling(Part, frozen=True):
 class Rope(PositionKind, frozen=True, tag="rope"):
     """Rotary embedding (arXiv 2104.09864).
 
-    rotary_dim: dimensions that turn; None turns the whole head. interleaved: a pair is two neighbours (GPT-J), not one
-    dimension of each half (GPT-NeoX).
+    - theta: base of the frequencies.
+    - rotary_dim: number of rotated dimensions per head. None: the whole head is rotated.
+    - interleaved: a rotated pair consists of two neighbouring dimensions (GPT-J). Otherwise it consists of one
+      dimension from each half (GPT-NeoX).
+    - scaling: change of the frequencies for long sequences.
     """
 
     theta: float = 10000.0
@@ -85,19 +93,22 @@ class Rope(PositionKind, frozen=True, tag="rope"):
 
     def faults(self) -> Iterator[Fault]:
         if not self.theta > 1:
-            yield Fault("theta", f"{self.theta} is not above 1: frequencies are its negative powers", "10000 is usual")
+            yield Fault(
+                "theta", f"{self.theta} is not above 1, but frequencies are its negative powers", "10000 is usual"
+            )
         if self.rotary_dim is not None and self.rotary_dim % 2:
             yield Fault(
-                "rotary_dim", f"{self.rotary_dim} is odd, but dimensions turn in pairs", "choose an even number"
+                "rotary_dim", f"{self.rotary_dim} is odd, but dimensions are rotated in pairs", "choose an even number"
             )
 
 
 @final
 class LearnedPositions(PositionKind, frozen=True, tag="learned"):
-    """A trained table of `num_positions` rows. No token uses the first `offset` rows (OPT: 2).
+    """A trained table with one vector per position, which is added to the embedding.
 
-    uncounted: the number of a token that takes no position; its own row is the one before the first (RoBERTa's
-    padding).
+    - num_positions: number of rows of the table.
+    - offset: row of the first position. Ordinary tokens do not use the rows before it (OPT: 2).
+    - uncounted: id of the token that takes no position (RoBERTa's padding). It uses the row before the first position.
     """
 
     num_positions: Size
@@ -112,17 +123,20 @@ class LearnedPositions(PositionKind, frozen=True, tag="learned"):
 
     def faults(self) -> Iterator[Fault]:
         if self.num_positions <= self.offset:
-            yield Fault("offset", f"{self.offset} leaves no position in a table of {self.num_positions}")
+            yield Fault("offset", f"{self.offset} leaves no position in a table of {self.num_positions} rows")
         if self.uncounted is not None and self.offset == 0:
-            yield Fault("uncounted", "takes the row before the first, and offset 0 leaves none", "offset = 1 or more")
+            yield Fault(
+                "uncounted", "needs a row before the first position, but offset is 0", "set offset to 1 or more"
+            )
 
 
 @final
 class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
-    """Fixed sines and cosines added to the embedding ("Attention is all you need"); no parameters.
+    """Fixed sines and cosines that are added to the embedding ("Attention is all you need"). They have no parameters.
 
-    halves: all sines stand before all cosines (CTRL), instead of in turn. to_end: the slowest pair has a wavelength of
-    exactly 2π · 10000 (fairseq's, XGLM), instead of one step less. offset: the position of the first token.
+    - halves: all sines stand before all cosines (CTRL). Otherwise sines and cosines alternate.
+    - to_end: the slowest wave has a wavelength of exactly 2π · 10000 (fairseq, XGLM). Otherwise it is one step faster.
+    - offset: position of the first token.
     """
 
     halves: bool = False
@@ -135,11 +149,13 @@ class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
 
 @final
 class Alibi(PositionKind, frozen=True, tag="alibi"):
-    """A bias per head that grows linearly with distance (arXiv 2108.12409); no parameters.
+    """A bias on the scores that grows linearly with the distance, with one slope per head (arXiv 2108.12409).
 
-    scaled: the bias is added before the scores are scaled, and so is scaled with them (Falcon). rounded: the bias is
-    the slope times the key's position (softmax gives the same result as with the distance), each rounded to bf16
-    (Falcon), which makes far positions coarse.
+    It has no parameters.
+
+    - scaled: the bias is added before the scores are scaled, so it is scaled too (Falcon).
+    - rounded: the bias is slope × position of the key, and both are rounded to bf16 (Falcon). The softmax gives the
+      same result as with the distance, except that the rounding makes far positions coarse.
     """
 
     scaled: bool = False
@@ -151,9 +167,12 @@ class Alibi(PositionKind, frozen=True, tag="alibi"):
 
 @final
 class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
-    """T5's learned bias per head and bucket of distances.
+    """T5's learned bias on the scores, with one value per head and bucket of distances.
 
-    per_layer: each layer has its own table (UMT5). Without it, a stack has one table, in its first layer (T5).
+    - num_buckets: number of buckets.
+    - max_distance: from this distance on, all distances share the last bucket.
+    - per_layer: each layer has its own table (UMT5). Otherwise all layers of a stack use one table, which the first
+      layer stores (T5).
     """
 
     num_buckets: Size = 32
@@ -169,7 +188,7 @@ class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
 
 @final
 class NoPositions(PositionKind, frozen=True, tag="none"):
-    """No encoding: NoPE layers, and state-space mixers, which know the order by recurrence."""
+    """No position encoding: for NoPE layers, and for recurrent mixers, which process the tokens in order."""
 
     acts_on = "nothing"
     summary = "none"

@@ -203,7 +203,7 @@ REFUSED = [
     ("positions.kind=relative_bias", ("positions", "`relative_bias`", "gated window", "choose `rope`")),
     (
         'layers.window.mixer.positions={kind = "learned", num_positions = 9}',
-        ("layers.window.mixer.positions", "`learned`", "set the model's own positions"),
+        ("layers.window.mixer.positions", "`learned`", "set the positions of the model"),
     ),
     ("positions.rotary_dim=8", ("positions.rotary_dim", "8 is more than", "head_dim 6")),
     ("layers.window.mixer.windows=3", ("layers.window.mixer.windows",)),
@@ -226,7 +226,7 @@ def test_positions_that_no_layer_uses_are_refused(folder: Path, tmp_path: Path) 
     without.write_text(text.replace('"rope"', '"none"'), encoding="utf-8")
     refused, accepted = answers(folder, [["params", str(with_rope)], ["params", str(without)]])
     assert refused.code == 2
-    assert "positions: no layer can use `rope`: leaky average knows the order by its state" in refused.err
+    assert "positions: no layer can use `rope`: leaky average knows the order of tokens from its state" in refused.err
     assert accepted.code == 0, accepted.err
 
 

@@ -57,13 +57,13 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (DENSE, {"clip_qkv": 0}, f"{MIXER}.clip_qkv", "0.0 is not above 0"),
     ("gemma2-2b", {"logit_soft_cap": -50}, "layers.local.mixer.logit_soft_cap", "-50.0 is not above 0"),
     (CHUNKED, {"causal": False}, "layers.chunked_moe.mixer.attention_chunk_size", "8192 .* causal is false"),
-    (CHUNKED, {"sliding_window": 8}, "layers.chunked_moe.mixer.attention_chunk_size", "exclude each other"),
+    (CHUNKED, {"sliding_window": 8}, "layers.chunked_moe.mixer.attention_chunk_size", "cannot be combined with"),
     ("qwen3-next-80b-a3b", {"layers.attention.mixer.v_head_dim": 128}, "layers.attention.mixer.v_head_dim", "gate"),
     ("t5-base", {"layers.block.cross_attention.num_key_value_heads": 5}, "cross_attention.num_key_value_heads", "5"),
     ("t5-base", {"layers.block.cross_attention.sliding_window": 5}, "layers.block.cross_attention", "whole encoder"),
     ("t5-base", {f"encoder.{MIXER}.head_dim": 64, f"encoder.{MIXER}.scale": 0}, f"encoder.{MIXER}.scale", "0.0"),
     (LATENT, {"latent_eps": -1e-6}, "layers.dense.mixer.latent_eps", "below 0"),
-    (LATENT, {"layers.*.mixer.indexer": SHARED_INDEXER}, "layers.dense.mixer.indexer.shared", "no layer before it"),
+    (LATENT, {"layers.*.mixer.indexer": SHARED_INDEXER}, "layers.dense.mixer.indexer.shared", "no earlier layer"),
     ("glm-like", {"layers.second.mixer.indexer.top_k": 7}, "layers.second.mixer.indexer.top_k", "7 differs from 2048"),
     (
         "glm-like",
@@ -71,7 +71,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "layers.second.mixer.sliding_window",
         "7 differs from None",
     ),
-    (DENSE, {f"{MIXER}.scale": 1e-300}, f"{MIXER}.scale", "1e-300 is not a number of sensible size"),
+    (DENSE, {f"{MIXER}.scale": 1e-300}, f"{MIXER}.scale", "1e-300 is out of range"),
     # Recurrent mixers
     ("mamba2-2.7b", {"n_groups": 3}, "mixer.n_groups", "3 does not divide num_heads 80"),
     ("mamba2-2.7b", {"time_step_max": 0}, "mixer.time_step_max", "0.0 is not above time_step_min"),
@@ -84,21 +84,21 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (MIXTURE, {"num_experts_per_tok": 9}, f"{FFN}.num_experts_per_tok", "9 is more than num_experts 8"),
     (MIXTURE, {f"{FFN}.router.jitter": -1}, f"{FFN}.router.jitter", "-1.0 is below 0"),
     (MIXTURE, {f"{FFN}.router.scale": 0}, f"{FFN}.router.scale", "0.0 is not above 0"),
-    (MIXTURE, {"gated": False, "activation": "swiglu_oai"}, f"{FFN}.activation", "swiglu_oai clamps a gate"),
+    (MIXTURE, {"gated": False, "activation": "swiglu_oai"}, f"{FFN}.activation", "swiglu_oai needs a gate"),
     (LATENT, {f"{MOE}.router.n_group": 7}, f"{MOE}.router.n_group", "7 does not divide num_experts 256"),
     (LATENT, {f"{MOE}.zero_experts": 1}, f"{MOE}.router.n_group", "8 does not divide num_experts 256 and zero"),
-    (LATENT, {f"{MOE}.router.scores": "softmax_topk"}, f"{MOE}.router.scores", "chooses by logits alone"),
+    (LATENT, {f"{MOE}.router.scores": "softmax_topk"}, f"{MOE}.router.scores", "selects by logits alone"),
     (LATENT, {f"{MOE}.router.topk_group": 9}, f"{MOE}.router.topk_group", "9 is more than n_group 8"),
     (LATENT, {f"{MOE}.router.n_group": 256}, f"{MOE}.num_experts_per_tok", "8 is more than the 4 experts"),
     (DENSE, {"gate_scale": 0}, f"{FFN}.gate_scale", "0.0 is not above 0"),
-    ("gpt2", {"activation": "swiglu_oai"}, f"{FFN}.activation", "swiglu_oai clamps a gate"),
-    ("gpt2", {"activation_parameters": 2}, f"{FFN}.activation_parameters", "2, but gelu_tanh has none"),
+    ("gpt2", {"activation": "swiglu_oai"}, f"{FFN}.activation", "swiglu_oai needs a gate"),
+    ("gpt2", {"activation_parameters": 2}, f"{FFN}.activation_parameters", "gelu_tanh has no parameters"),
     # The model around them
     *((DENSE, {"norm.eps": eps}, "norm.eps", str(eps)) for eps in (-1, math.nan, math.inf)),
     (DENSE, {"embedding": {"scale": 0}}, "embedding.scale", "0.0 is not above 0"),
-    (DENSE, {"embedding": {"projection_bias": True}}, "embedding.projection_bias", "no projection"),
+    (DENSE, {"embedding": {"projection_bias": True}}, "embedding.projection_bias", "needs a projection"),
     (DENSE, {"head": {"soft_cap": 0}}, "head.soft_cap", "0.0 is not above 0"),
-    (DENSE, {"head": {"scale": 1e300}}, "head.scale", r"1e\+300 is not a number of sensible size"),
+    (DENSE, {"head": {"scale": 1e300}}, "head.scale", r"1e\+300 is out of range"),
     (DENSE, {"layers.block.residual_scale": -1}, "layers.block.residual_scale", "-1.0 is not above 0"),
     (DENSE, {"extra": [{"name": "x", "shape": [], "role": "matmul"}]}, "extra.0.shape", "no dimension"),
     (LATENT, {"next_token_prediction.count": 2**31}, "next_token_prediction.count", "2147483648 is more than"),
@@ -151,7 +151,7 @@ def test_branches() -> None:
     mamba = {"kind": "mamba2", "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 2, "conv_kernel": 4}
     for branches, what in (
         ([], "branches: is empty"),
-        ([mamba, mamba], "branches: two are of one kind"),
+        ([mamba, mamba], "branches: has two mixers of one kind"),
         ([mamba | {"n_groups": 3}], r"branches\.0\.n_groups: 3 does not divide num_heads 4"),
     ):
         with pytest.raises(SpecError, match=what):
@@ -165,14 +165,16 @@ def test_a_shared_table_of_biases_needs_equal_head_counts() -> None:
     with pytest.raises(SpecError, match=r"layers\.wide\.mixer\.num_attention_heads: 24 differs from 12"):
         override(spec, other)
     assert override(spec, other | {"positions.per_layer": True})
-    with pytest.raises(SpecError, match="shares the relative bias of the first layer, which has none"):
+    with pytest.raises(
+        SpecError, match="needs the table of relative biases of the first layer, but that layer has none"
+    ):
         override(spec, {"pattern": "ffn block", "layers.ffn": {"ffn": {"kind": "dense", "intermediate_size": 8}}})
 
 
 def test_the_hint_names_valid_values() -> None:
     with pytest.raises(SpecError) as refusal:
         override(load_bundled("mamba2-2.7b"), {"n_groups": 3})
-    assert refusal.value.hint == "the nearest that does: 2 or 4"
+    assert refusal.value.hint == "the nearest divisors are 2 and 4"
     with pytest.raises(SpecError) as refusal:
         override(load_bundled(DENSE), {f"{MIXER}.scale": 0})
     assert refusal.value.hint == "it may be left out"

@@ -1,10 +1,10 @@
-"""Mixers: attention in its kinds, and state-space and linear mixers.
+"""Mixers: all kinds of attention, and all recurrent mixers (state-space models, linear attention, convolutions).
 
-Names are Hugging Face's. Every width is explicit. None is derived from `hidden_size`, because real models break every
-such rule (Gemma's heads, Mistral Nemo's, T5-11B's).
+Fields have the names of Hugging Face. A spec states every width. No width is derived from `hidden_size`, because some
+real models break each such rule (the heads of Gemma, Mistral Nemo and T5-11B).
 
-A kind of mixer is one class, registered here in `SingleMixer`. mypy then asks for its ops
-(llmbench/sizing/lower/mixers.py), its module and its cache (llmbench/model/mixers.py).
+A kind of mixer is one class, listed here in `SingleMixer`. mypy then reports the places that need a case for it: its
+ops (llmbench/sizing/lower/mixers.py), its module and its cache (llmbench/model/mixers.py).
 """
 
 from __future__ import annotations
@@ -63,9 +63,11 @@ SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 
 
 class Parallel(Kind, frozen=True, tag="parallel"):
-    """Several mixers on the same input, whose outputs are added (Falcon-H1: attention beside Mamba-2).
+    """Several mixers that read the same input. Their outputs are added (Falcon-H1: attention and Mamba-2).
 
-    input_scales, output_scales: one factor per branch on its input and on its output; empty: none.
+    - branches: the mixers. Their kinds must differ.
+    - input_scales: factor on the input of each branch. Empty: no factors.
+    - output_scales: factor on the output of each branch. Empty: no factors.
     """
 
     branches: tuple[SingleMixer, ...]
@@ -74,18 +76,18 @@ class Parallel(Kind, frozen=True, tag="parallel"):
 
     @property
     def summary(self) -> str:
-        """The branches, as a headline shows them."""
+        """Text of all branches for the headline of a table."""
         return " beside ".join(branch.summary for branch in self.branches)
 
     def faults(self) -> Iterator[Fault]:
         if not self.branches:
-            yield Fault("branches", "is empty", "a layer without a mixer leaves out the whole mixer")
+            yield Fault("branches", "is empty", "leave out the mixer of the layer if it has none")
         if len({type(branch) for branch in self.branches}) != len(self.branches):
-            yield Fault("branches", "two are of one kind, but the kind names a branch")
+            yield Fault("branches", "has two mixers of one kind, but their modules and ops would have the same name")
         for field in ("input_scales", "output_scales"):
             factors = getattr(self, field)
             if factors and len(factors) != len(self.branches):
-                yield Fault(field, f"needs one number for each of {len(self.branches)} branches, not {len(factors)}")
+                yield Fault(field, f"needs one number per branch ({len(self.branches)}), but has {len(factors)}")
         yield from positive(self, "input_scales", "output_scales")
 
 
@@ -93,14 +95,14 @@ Mixer = SingleMixer | Parallel
 
 
 def branches(mixer: Mixer | None) -> tuple[SingleMixer, ...]:
-    """The single mixers inside `mixer`: none, itself, or its parallel branches."""
+    """Return the single mixers in `mixer`: its branches if it is parallel, itself if not, nothing for None."""
     if mixer is None:
         return ()
     return mixer.branches if isinstance(mixer, Parallel) else (mixer,)
 
 
 def scales(mixer: Mixer | None) -> tuple[tuple[float, float], ...]:
-    """For each of its `branches`, the factors on its input and on its output."""
+    """Return, for each of the `branches` of a mixer, the factors on its input and on its output."""
     ones = (1.0,) * len(branches(mixer))
     given = (mixer.input_scales, mixer.output_scales) if isinstance(mixer, Parallel) else ((), ())
     return tuple(zip(given[0] or ones, given[1] or ones, strict=True))

@@ -1,4 +1,4 @@
-"""Softmax attention with heads of its own keys and values: MHA, GQA and MQA."""
+"""Softmax attention with key and value heads: MHA, GQA and MQA."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
 
 
 class QKNorm(Part, frozen=True):
-    """A norm on queries and keys before their product.
+    """A norm on queries and on keys, before their product.
 
-    over: "head", one weight of head_dim shared by all heads (Qwen3); "full", one norm across all heads (OLMo-2);
-    "per_head", a weight per head (Command-R+). weight: False normalises without parameters (Llama-4). eps: where it
-    differs from the model's.
+    - over: the elements that one norm covers. "head": one head, and all heads share one weight of head_dim (Qwen3).
+      "per_head": one head, and each head has its own weight (Command-R+). "full": all heads together (OLMo-2).
+    - weight: false means a norm without parameters (Llama-4).
+    - after_rope: the norm stands after the rotation instead of before it.
+    - eps: epsilon of this norm, if it differs from the epsilon of the model's norm.
     """
 
     over: Literal["head", "full", "per_head"] = "head"
@@ -32,8 +34,8 @@ class QKNorm(Part, frozen=True):
 
 
 class Temperature(Part, frozen=True):
-    """A factor on queries that grows with their position p and keeps scores sharp in long contexts (arXiv 2501.19399):
-    1 + scale · ln(1 + floor((p + offset) / every))."""
+    """A factor on the queries that grows with the position p, so that the softmax stays sharp in long contexts (arXiv
+    2501.19399): 1 + scale · ln(1 + floor((p + offset) / every))."""
 
     scale: float
     every: Size
@@ -44,12 +46,14 @@ class Temperature(Part, frozen=True):
 
 
 class DisentangledScores(Part, frozen=True):
-    """DeBERTa's scores by relative position (arXiv 2006.03654), added to the scores by content.
+    """DeBERTa's scores for relative positions (arXiv 2006.03654). They are added to the product of queries and keys.
 
-    The position table has 2 × `span` rows. content_to_position: queries are multiplied with projected rows as keys.
-    position_to_content: keys are multiplied with projected rows as queries. shared_projections: the content's
-    projections are used (DeBERTa-v3); otherwise there are two more, and the one of keys has a bias if `key_bias`.
-    clipped: rows beyond the sequence's length are left out.
+    - span: distances in each direction. The table of relative positions has 2 × span rows.
+    - content_to_position: the queries of the tokens are multiplied with keys that are projected from the table.
+    - position_to_content: the keys of the tokens are multiplied with queries that are projected from the table.
+    - shared_projections: the table uses the projections of the tokens (DeBERTa-v3) instead of two of its own.
+    - key_bias: the table's own projection to keys has a bias.
+    - clipped: table rows for distances longer than the sequence are not computed.
     """
 
     span: Size
@@ -62,20 +66,34 @@ class DisentangledScores(Part, frozen=True):
 
 @final
 class Attention(AttentionKind, frozen=True, tag="attention"):
-    """Softmax attention: MHA, GQA or MQA by its head counts; also bidirectional and cross-attention.
+    """Softmax attention. The numbers of heads make it MHA, GQA or MQA. It can also be bidirectional or cross-attention.
 
-    sliding_window: keys that a query can see, its own token included; None: all keys before it.
-    attention_chunk_size: a query sees the keys of its own chunk (Llama-4).
-    qkv_bias, output_bias: biases of the input and output projections.
-    output_gate: a gate on the heads' output, "elementwise" (one per channel, Qwen3-Next) or "headwise" (one per head);
-        gate_activation is its function (softplus in Laguna).
-    value_scale: multiplies the values (MiMo).
-    value_from_key: there is no v_proj; the value is the key before its norm and rotation (Gemma-4 global layers).
-    shares_kv: the layer reads an earlier layer's keys and values; it projects and caches none (Gemma-3n).
-    input_size: input width of q, k and v where it is not hidden_size (Zamba: hidden state joined with the embedding).
-    disentangled: scores by relative position are added to those by content (DeBERTa).
-    scale: multiplies the scores; None: head_dim ** -0.5.
-    clip_qkv: queries, keys and values are clamped to ± this value (OLMo, DBRX).
+    - v_head_dim: width of a value head, if it differs from head_dim.
+    - causal: a query sees only its own token and the tokens before it.
+    - sliding_window: number of keys that a query can see, including the key of its own token. None: no window.
+    - attention_chunk_size: the sequence is cut into chunks of this length, and a query sees only the keys of its own
+      chunk (Llama-4).
+    - qkv_bias: the projections to queries, keys and values have biases.
+    - output_bias: the output projection has a bias.
+    - value_norm: a norm without parameters stands on the values (Gemma-4).
+    - sinks: the softmax has one trained extra logit per head (gpt-oss).
+    - logit_soft_cap: bound of the scores (Gemma-2).
+    - output_gate: a gate on the output of the heads. "elementwise" has one value per channel (Qwen3-Next), "headwise"
+      one value per head.
+    - gate_activation: function of the output gate (Laguna uses softplus).
+    - value_scale: factor on the values (MiMo).
+    - value_from_key: the layer has no v_proj. The value is the key before its norm and rotation (global layers of
+      Gemma-4).
+    - shares_kv: the layer reads the keys and values of an earlier layer. It has no projections for them and caches
+      nothing (Gemma-3n).
+    - output_norm: a norm stands before the output projection (BitNet).
+    - input_size: input width of the q, k and v projections, if it differs from hidden_size (Zamba concatenates hidden
+      state and embedding).
+    - disentangled: scores for relative positions are added to the scores (DeBERTa).
+    - scale: factor on the scores. None: head_dim ** -0.5.
+    - clip_qkv: queries, keys and values are clamped to ± this value (OLMo, DBRX).
+    - temperature: a factor on the queries that grows with the position (Llama-4).
+    - positions: the position encoding of this mixer, if it differs from the encoding of the model.
     """
 
     num_attention_heads: Size
@@ -144,7 +162,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     def training_doubt(self) -> str | None:
         if self.disentangled is None:
             return None
-        return "what scores by relative position save for backward is not counted"
+        return "tensors that the scores for relative positions save for the backward pass are not counted"
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -155,10 +173,10 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
         yield from positive(self, "logit_soft_cap", "value_scale", "scale", "clip_qkv")
         yield from AttentionKind.faults(self)
         if self.attention_chunk_size is not None and self.sliding_window is not None:
-            yield Fault("attention_chunk_size", "and sliding_window exclude each other", "leave one of them out")
+            yield Fault("attention_chunk_size", "cannot be combined with sliding_window", "leave one of them out")
         if self.attention_chunk_size is not None and not self.causal:
-            what = f"{self.attention_chunk_size} needs causal attention, and causal is false"
-            yield Fault("attention_chunk_size", what, "leave it out; a sliding_window may look both ways")
+            what = f"{self.attention_chunk_size} needs causal attention, but causal is false"
+            yield Fault("attention_chunk_size", what, "leave it out; only a sliding_window works in both directions")
         if self.value_dim != self.head_dim and self.value_from_key:
             yield Fault("v_head_dim", f"{self.value_dim} is not head_dim {self.head_dim}, but value_from_key is true")
         if self.value_dim != self.head_dim and self.output_gate == "elementwise":

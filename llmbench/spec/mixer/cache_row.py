@@ -1,6 +1,6 @@
-"""What a mixer stores between steps: a row per token in the layer's KV cache, or a state of fixed size.
+"""The memory of a mixer between decoding steps: a row per token in the KV cache, or a state of fixed size.
 
-Each kind of mixer has a `cache_row` or a `fixed_state`. `llmbench/sizing/kvcache.py` sums their bytes.
+Attention has a `cache_row`, a recurrent mixer has a `fixed_state`. `llmbench/sizing/kvcache.py` computes their bytes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 
 class CacheRow(NamedTuple):
-    """What one token stores in the cache of one layer.
+    """The elements that the cache of one layer stores for one token.
 
-    heads: rows per token; tensor parallelism splits them. key, value: widths of the parts of a row (a quantised cache
-    has a scale per part). formula: elements per token, in the spec's terms. span: the newest tokens that stay in the
-    cache; None: all tokens. tokens_per_row: tokens that share one row (compressed entries).
+    - heads: rows per token. Tensor parallelism distributes them.
+    - key, value: widths of the parts of a row. A quantised cache has one scale per part.
+    - formula: elements per token as a formula of spec fields.
+    - span: number of the newest tokens that stay in the cache. None: all tokens stay.
+    - tokens_per_row: number of tokens that one row stands for. It is 1 except for compressed entries.
     """
 
     heads: int
@@ -26,20 +28,21 @@ class CacheRow(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Elements of one head's row."""
+        """Elements in one row."""
         return sum(self.key) + sum(self.value)
 
     @property
     def elements(self) -> int:
-        """Elements per token, rounded up where several tokens share a row."""
+        """Elements per token, rounded up if one row stands for several tokens."""
         return -(-self.heads * self.width // self.tokens_per_row)
 
 
 class FixedState(NamedTuple):
-    """What a recurrent mixer stores for one sequence of any length.
+    """The state that a recurrent mixer stores per sequence. Its size does not depend on the sequence length.
 
-    conv: the short convolution's newest inputs, as (inputs, channels). scan: shape of the recurrence's state.
-    stream_tokens: the newest tokens of the residual stream, each hidden_size wide (RWKV's token shift).
+    - conv: stored inputs of the short convolution, as (number of inputs, channels).
+    - scan: shape of the state of the recurrence.
+    - stream_tokens: number of stored vectors of the residual stream, each of width hidden_size (RWKV's token shift).
     """
 
     conv: tuple[int, int] | None = None
@@ -48,5 +51,5 @@ class FixedState(NamedTuple):
 
     @property
     def scan_elements(self) -> int:
-        """Elements of the recurrence's state."""
+        """Elements in the state of the recurrence."""
         return 0 if self.scan is None else prod(self.scan)

@@ -1,4 +1,4 @@
-"""DeepSeek-V4's attention to a window and to compressed entries of the tokens before it."""
+"""DeepSeek-V4's attention: a window over single tokens, and compressed entries for groups of tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from llmbench.spec.position import Positions, Rope
 
 @final
 class CompressedAttention(AttentionKind, frozen=True, tag="compressed"):
-    """DeepSeek-V4's attention: one vector per token is the key and the value of all heads, within a window.
+    """DeepSeek-V4's attention. All heads share one vector per token, which is both the key and the value.
 
-    compress_rate: each group of so many tokens also makes one entry, which every later query can see; two projections
-    and a trained bias make it. overlap: an entry sums up the group before its own too, so its projections are twice as
-    wide. indexer: chooses `top_k` entries per query, from entries of its own. Queries come from a latent of
-    `q_lora_rank`. The output goes through `output_groups` narrow matrices of `output_lora_rank` columns, then through
-    one to hidden_size.
+    A query sees the tokens of its window, and compressed entries, each of which summarises a group of tokens.
+
+    - q_lora_rank: width of the latent from which the queries are projected.
+    - output_groups: number of groups of heads. Each group has its own first output matrix.
+    - output_lora_rank: output width of the first output matrix of a group. A last matrix projects all groups to
+      hidden_size.
+    - compress_rate: number of tokens per compressed entry. All later queries can see the entry. Two projections and a
+      trained bias compute it. None: there are no entries.
+    - overlap: an entry also summarises the group of tokens before its own, so its projections are twice as wide.
+    - indexer: selects `top_k` entries per query. It has its own, smaller entries.
     """
 
     num_attention_heads: Size
@@ -75,6 +80,6 @@ class CompressedAttention(AttentionKind, frozen=True, tag="compressed"):
         yield from divides(self, "output_groups", "num_attention_heads")
         yield from AttentionKind.faults(self)
         if self.compress_rate is None and self.overlap:
-            yield Fault("overlap", "there are no entries to overlap", "set compress_rate")
+            yield Fault("overlap", "needs compressed entries, but compress_rate is absent", "set compress_rate")
         if self.compress_rate is None and self.indexer is not None:
-            yield Fault("indexer", "there are no entries to choose from", "set compress_rate")
+            yield Fault("indexer", "needs compressed entries, but compress_rate is absent", "set compress_rate")

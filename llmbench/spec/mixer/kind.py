@@ -1,7 +1,7 @@
-"""The bases of all mixers: what a mixer says about itself, so that no other file has to ask which kind it is.
+"""The base classes of all mixers. Other files read the properties of a mixer instead of asking which kind it is.
 
-A new kind derives from `AttentionKind` or `RecurrentKind` and is `@final`. mypy then names each abstract property that
-the kind does not define. A property with a constant value is a plain class attribute: `label = "MLA"`.
+A new kind derives from `AttentionKind` or `RecurrentKind` and is `@final`. mypy then reports each abstract property
+that the kind does not define. A kind defines a constant property as a class attribute: `label = "MLA"`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from llmbench.spec.position import PositionKind, Positions
 if TYPE_CHECKING:
     from llmbench.spec.mixer.attention import Attention, QKNorm
 
-SAVED_BYTES_DIFFER = "what recurrent and compressed mixers save for backward differs between implementations"
-"""The `training_doubt` of a mixer whose saved bytes no trace confirms."""
+SAVED_BYTES_DIFFER = "implementations of recurrent and compressed mixers save different tensors for the backward pass"
+"""The `training_doubt` of mixers whose saved bytes are not confirmed by a trace of the PyTorch module."""
 
 
 class RotatedHeads(NamedTuple):
-    """What a rotary embedding turns: `width` dimensions of each query head and of `key_heads` key heads. `field` is
-    the spec's name of the width."""
+    """The heads that RoPE rotates: `width` dimensions of each query head, and of each of the `key_heads` key heads.
+
+    `field` is the spec field that gives the width.
+    """
 
     field: str
     width: int
@@ -31,10 +33,12 @@ class RotatedHeads(NamedTuple):
 
 
 class Indexer(Part, frozen=True):
-    """DeepSeek-V3.2's lightning indexer: small heads that choose the `top_k` keys of each query.
+    """DeepSeek-V3.2's lightning indexer: small heads that select the `top_k` keys that attention reads per query.
 
-    shared: the layer uses the choice of the indexer before it, and has no weights or keys of its own (GLM-5).
-    interleaved: a pair of its rotation is two neighbours (GLM-5), not one dimension of each half.
+    - shared: the layer reuses the keys that the indexer of an earlier layer selected. It has no indexer weights and
+      caches no indexer keys (GLM-5).
+    - interleaved: RoPE rotates pairs of neighbouring dimensions of the indexer (GLM-5). Otherwise a pair consists of
+      one dimension from each half.
     """
 
     num_heads: Size
@@ -47,83 +51,85 @@ class Indexer(Part, frozen=True):
 class MixerKind(Kind, frozen=True):
     """A mixer: the part of a layer that combines tokens.
 
-    The abstract properties are what every mixer has to say. The others have a value that is right for most kinds.
+    A kind must define the abstract properties. The other properties have a default that is right for most kinds.
     """
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """The kind in the field's words: `GQA`, `MLA`, `Mamba-2`."""
+        """Common name of the kind: `GQA`, `MLA`, `Mamba-2`."""
 
     @property
     @abstractmethod
     def module_name(self) -> str:
-        """Name of its module in a layer, and of its ops: `attention`, `mamba`."""
+        """Name of the mixer's module in a layer, and of its ops: `attention`, `mamba`."""
 
     @property
     @abstractmethod
     def position_kinds(self) -> tuple[type[PositionKind], ...]:
-        """The position encodings that the mixer itself applies. A spec with any other one that acts on queries, keys or
-        scores is refused."""
+        """The position encodings that the mixer can apply to queries, keys or scores.
+
+        `check` refuses a spec that gives the mixer another encoding of this sort.
+        """
 
     @property
     @abstractmethod
     def cache_rows(self) -> tuple[CacheRow, ...]:
-        """What each token stores in the layer's cache; the indexer's keys are in `indexer_row`."""
+        """The rows that each token stores in the cache of the layer, without the keys of an indexer (`indexer_row`)."""
 
     @property
     @abstractmethod
     def fixed_state(self) -> FixedState | None:
-        """What a sequence stores in addition, whatever its length."""
+        """The state of fixed size that each sequence stores. None: the mixer has no such state."""
 
     @property
     @abstractmethod
     def training_doubt(self) -> str | None:
-        """Why the memory of training is approximate; None where a trace of the real module confirms every byte."""
+        """Reason why the training memory is approximate. None: a trace of the PyTorch module confirms every byte."""
 
     @property
     def summary(self) -> str:
-        """Size and kind, as a headline shows them: `32 heads (MHA)`, `Mamba-2`."""
+        """Text for the headline of a table: `32 heads (MHA)`, `Mamba-2`."""
         return self.label
 
     @property
     def causal(self) -> bool:
-        """Whether each token sees only the tokens up to itself."""
+        """Whether each token sees only itself and earlier tokens."""
         return True
 
     @property
     def shares_kv(self) -> bool:
-        """Whether the layer reads an earlier layer's cache instead of its own."""
+        """Whether the layer reads the cache of an earlier layer and has no cache of its own."""
         return False
 
     @property
     def absorbs(self) -> bool:
-        """Whether decoding may compute on the cached latents without expanding them."""
+        """Whether decoding can compute with the cached latents without expanding them to keys and values."""
         return False
 
     @property
     def span(self) -> int | None:
-        """The most keys that one query can see; None: no bound."""
+        """The most keys that one query can see. None: no bound."""
         return None
 
     @property
     def indexer(self) -> Indexer | None:
-        """The indexer that chooses the keys of each query, if there is one."""
+        """The indexer that selects the keys of each query. None: the mixer has no indexer."""
         return None
 
     @property
     def indexer_row(self) -> CacheRow | None:
-        """What each token stores in the cache of the layer's own indexer."""
+        """The row that each token stores in the cache of the indexer. None: the layer has no indexer of its own."""
         return None
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """Names of the projections that have biases."""
+        """The projections that have biases, as a table shows them."""
         return ()
 
 
 class AttentionKind(MixerKind, frozen=True):
-    """A mixer with queries, keys and values: every query scores the keys that it can see."""
+    """A mixer with queries, keys and values. Each query computes a score for every key that it can see."""
 
     module_name = "attention"
     fixed_state = None
@@ -131,47 +137,48 @@ class AttentionKind(MixerKind, frozen=True):
     @property
     @abstractmethod
     def num_attention_heads(self) -> int:
-        """Query heads."""
+        """Number of query heads."""
 
     @property
     @abstractmethod
     def num_key_value_heads(self) -> int:
-        """Heads of the keys and values that the scores are computed with."""
+        """Number of key heads, and of value heads, in the computation of the scores."""
 
     @property
     @abstractmethod
     def key_dim(self) -> int:
-        """Width of one query head and one key head."""
+        """Width of a query head, which is also the width of a key head."""
 
     @property
     @abstractmethod
     def value_dim(self) -> int:
-        """Width of one value head."""
+        """Width of a value head."""
 
     @property
     @abstractmethod
     def sliding_window(self) -> int | None:
-        """Keys that a query can see, its own token included; None: no window."""
+        """Number of keys that a query can see, including the key of its own token. None: no window."""
 
     @property
     @abstractmethod
     def positions(self) -> Positions | None:
-        """The mixer's own position encoding; None: the model's."""
+        """The position encoding of this mixer. None: it uses the encoding of the model."""
 
     @property
     @abstractmethod
     def rotated_heads(self) -> RotatedHeads | None:
-        """What RoPE turns, where it is the position encoding; None where the mixer never uses RoPE."""
+        """The heads that RoPE rotates if the mixer uses RoPE. None: the mixer never uses RoPE."""
 
     @property
     @abstractmethod
     def cache_row(self) -> CacheRow:
-        """What one token's keys and values take."""
+        """The row that one token's keys and values take in a cache."""
 
     @property
     @abstractmethod
     def ordinary(self) -> Attention | None:
-        """Ordinary attention with these heads and widths, to compare caches with; None where there is no such one."""
+        """Ordinary attention with the same heads and widths, for the comparison of caches. None: there is no
+        equivalent."""
 
     @property
     def cache_rows(self) -> tuple[CacheRow, ...]:
@@ -183,7 +190,7 @@ class AttentionKind(MixerKind, frozen=True):
 
     @property
     def attention_chunk_size(self) -> int | None:
-        """Size of the chunks that attention stays in; None: no chunks."""
+        """Length of the chunks that a query cannot see beyond. None: no chunks."""
         return None
 
     @property
@@ -192,17 +199,17 @@ class AttentionKind(MixerKind, frozen=True):
 
     @property
     def qk_norm(self) -> QKNorm | None:
-        """The norm on queries and keys, if there is one."""
+        """The norm on queries and keys. None: there is no such norm."""
         return None
 
     def faults(self) -> Iterator[Fault]:
         if self.positions is not None and self.positions.acts_on == "embedding":
-            hint = "set the model's own positions instead"
+            hint = "set the positions of the model instead"
             yield Fault("positions", f"`{self.positions.kind}` is added to the embedding, not used by a mixer", hint)
 
 
 class RecurrentKind(MixerKind, frozen=True):
-    """A mixer that passes a state of fixed size from token to token, and knows their order by it."""
+    """A mixer that passes a state of fixed size from token to token. It needs no position encoding."""
 
     position_kinds = ()
     cache_rows = ()
@@ -211,4 +218,4 @@ class RecurrentKind(MixerKind, frozen=True):
     @property
     @abstractmethod
     def fixed_state(self) -> FixedState:
-        """What a sequence stores, whatever its length."""
+        """The state of fixed size that each sequence stores."""

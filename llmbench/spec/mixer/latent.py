@@ -17,11 +17,22 @@ from llmbench.spec.position import Positions, Rope
 class LatentAttention(AttentionKind, frozen=True, tag="mla"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
-    Keys and values are projections of one latent vector of `kv_lora_rank`; all heads share one rotated key of
-    `qk_rope_head_dim`. The cache holds the latent and that key.
+    The keys and values of a token are projections of one latent vector. In addition, all heads share one rotated key.
+    The cache stores the latent vector and the rotated key.
 
-    q_lora_rank: None projects queries in full rank (V2-Lite). latent_norms: norms on the q and kv latents, with
-    `latent_eps` whatever the eps of the model's other norms.
+    - kv_lora_rank: width of the latent vector.
+    - qk_nope_head_dim: width of the part of a query or key head that is not rotated.
+    - qk_rope_head_dim: width of the rotated key, and of the rotated part of a query head.
+    - v_head_dim: width of a value head.
+    - q_lora_rank: width of the latent from which queries are projected. None: one full matrix projects them (V2-Lite).
+    - latent_bias: the projections to the latents have biases.
+    - output_bias: the output projection has a bias.
+    - latent_norms: norms stand on the latents of queries and of keys and values.
+    - latent_eps: epsilon of the latent norms. It does not follow the epsilon of the model's norm.
+    - sliding_window: number of keys that a query can see, including the key of its own token. None: no window.
+    - indexer: selects the keys that attention reads (DeepSeek-V3.2).
+    - scale: factor on the scores. None: (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
+    - positions: the position encoding of this mixer, if it differs from the encoding of the model.
     """
 
     num_attention_heads: Size
@@ -46,12 +57,12 @@ class LatentAttention(AttentionKind, frozen=True, tag="mla"):
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of one query head, and of one key head after expansion."""
+        """Width of a query head, and of a key head after the expansion of the latent."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def num_key_value_heads(self) -> int:
-        """Heads of the keys and values after expansion."""
+        """Number of key and value heads after the expansion of the latent."""
         return self.num_attention_heads
 
     @property

@@ -15,8 +15,13 @@ from llmbench.spec.mixer.kind import RecurrentKind
 class Mamba(RecurrentKind, frozen=True, tag="mamba"):
     """Selective state space (Mamba-1, arXiv 2312.00752).
 
-    inner_norms: norms on dt, B and C, "weighted" (Jamba) or "plain", without weights (Falcon-Mamba). norm_eps: their
-    epsilon where it differs from the model's.
+    - intermediate_size: width of the state-space branch.
+    - state_size: state elements per channel.
+    - conv_kernel: taps of the short convolution.
+    - time_step_rank: width of the low-rank projection to the time step dt.
+    - proj_bias: the input and output projections have biases.
+    - inner_norms: norms on dt, B and C. "weighted" norms have weights (Jamba), "plain" norms have none (Falcon-Mamba).
+    - norm_eps: epsilon of the inner norms, if it differs from the epsilon of the model's norm.
     """
 
     intermediate_size: Size
@@ -42,12 +47,18 @@ class Mamba(RecurrentKind, frozen=True, tag="mamba"):
 
 @final
 class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
-    """State-space duality (Mamba-2, arXiv 2405.21060): the heads of a group share B and C.
+    """State-space duality (Mamba-2, arXiv 2405.21060). The heads of a group share B and C.
 
-    proj_bias: biases of the input and output projections; out_proj_bias: where the latter differs (Falcon-H1).
-    gated_norm: a norm of each group, after the gate or (norm_before_gate) before it. time_step_min, time_step_max:
-    limits of the time step (Nemotron-H). projection_scales: five factors on the input projection's outputs: gate,
-    values, B, C and time step (Falcon-H1); empty: none.
+    - state_size: state elements per channel.
+    - conv_kernel: taps of the short convolution.
+    - chunk_size: tokens per chunk of the parallel algorithm.
+    - proj_bias: the input and output projections have biases.
+    - out_proj_bias: the output projection has a bias, if this differs from proj_bias (Falcon-H1).
+    - gated_norm: each group has a norm after the gate.
+    - norm_before_gate: the norm of a group stands before the gate instead.
+    - time_step_min, time_step_max: limits of the time step (Nemotron-H). None: no upper limit.
+    - projection_scales: five factors on the outputs of the input projection: gate, values, B, C and time step
+      (Falcon-H1). Empty: no factors.
     """
 
     num_heads: Size
@@ -70,7 +81,7 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
 
     @property
     def intermediate_size(self) -> int:
-        """Width of all heads' values."""
+        """Width of the values of all heads together."""
         return self.num_heads * self.head_dim
 
     @property
@@ -93,8 +104,11 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
 class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
     """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
 
-    negative_eigenvalues: learning rates range up to two instead of one (OLMo hybrid, arXiv 2411.12537). norm_eps: the
-    epsilon of the norm on heads, where it differs from the model's.
+    - conv_kernel: taps of the short convolution.
+    - output_gate: a gate multiplies the output.
+    - negative_eigenvalues: the learning rate of the delta rule has the range 0 to 2 instead of 0 to 1 (OLMo hybrid,
+      arXiv 2411.12537).
+    - norm_eps: epsilon of the norm on heads, if it differs from the epsilon of the model's norm.
     """
 
     num_key_heads: Size
@@ -122,9 +136,11 @@ class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
 
 @final
 class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
-    """Kimi delta attention: a delta rule with a decay per channel, from a low-rank projection.
+    """Kimi delta attention: a delta rule with a decay per channel.
 
-    full_rank_gates: one whole matrix each makes the decay and the output gate (Ling 2.5 and later).
+    - conv_kernel: taps of the short convolution.
+    - full_rank_gates: the projections to the decay and to the output gate are full matrices (Ling 2.5 and later).
+      Otherwise they have low rank.
     """
 
     num_heads: Size
@@ -143,7 +159,10 @@ class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
 
 @final
 class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
-    """Linear attention with a fixed decay per head and an output gate (MiniMax-Text-01, arXiv 2501.08313)."""
+    """Linear attention with a fixed decay per head and an output gate (MiniMax-Text-01, arXiv 2501.08313).
+
+    - block_size: tokens per block of the parallel algorithm.
+    """
 
     num_attention_heads: Size
     head_dim: Size
@@ -159,7 +178,13 @@ class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
 
 @final
 class RGLRU(RecurrentKind, frozen=True, tag="rg_lru"):
-    """Griffin's recurrent block (arXiv 2402.19427): a gated linear recurrence between two branches."""
+    """Griffin's recurrent block (arXiv 2402.19427): a branch with a gated linear recurrence, multiplied by a gate
+    branch.
+
+    - lru_width: width of both branches.
+    - num_heads: blocks of the block-diagonal gate matrices.
+    - conv_kernel: taps of the short convolution.
+    """
 
     lru_width: Size
     num_heads: Size
@@ -178,7 +203,8 @@ class RGLRU(RecurrentKind, frozen=True, tag="rg_lru"):
 
 @final
 class ShortConv(RecurrentKind, frozen=True, tag="short_conv"):
-    """LFM2's gated short convolution: a projection to three streams, a depthwise convolution, a projection out."""
+    """LFM2's gated short convolution: a projection to three streams, a depthwise convolution and an output
+    projection."""
 
     width: Size
     conv_kernel: Size
@@ -194,10 +220,10 @@ class ShortConv(RecurrentKind, frozen=True, tag="short_conv"):
 
 @final
 class RWKV(RecurrentKind, frozen=True, tag="rwkv"):
-    """RWKV-4's time mixing (arXiv 2305.13048): a decayed average of values per channel, with a gate.
+    """RWKV-4's time mixing (arXiv 2305.13048): a gated average of values per channel, with decaying weights.
 
-    Time mixing and the channel mixing after it each read the token before too. The recurrence's state is a numerator, a
-    denominator and the largest exponent of each channel.
+    Time mixing and the channel mixing after it also read the previous token. The state of the recurrence has a
+    numerator, a denominator and the largest exponent per channel.
     """
 
     width: Size
