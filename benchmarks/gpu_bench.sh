@@ -3,12 +3,12 @@
 # nine minutes; the next run continues where it ended.
 #
 #   benchmarks/gpu_bench.sh                       # all experiments that are not done yet
-#   benchmarks/gpu_bench.sh --only attention moe  # these: missing rows, and new tables
+#   benchmarks/gpu_bench.sh --only attention moe  # only these: missing rows, and new tables
 #   benchmarks/gpu_bench.sh --quick               # rehearse with the quick preset, also on a CPU
 #   benchmarks/gpu_bench.sh --help
 #
-# Needs the packages of gpu_check.sh, and matplotlib for the plots. PYTHON and LLMBENCH_COMMIT as there. Exit code 0: no
-# errors, whether all is done or time ran out; 1: a row is INCORRECT or FAILED; 3: no GPU.
+# It needs the packages of gpu_check.sh, and matplotlib for the plots. PYTHON and LLMBENCH_COMMIT mean the same as in
+# gpu_check.sh. Exit code 0: no errors, even if the time ran out; 1: a row is INCORRECT or FAILED; 3: no GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks and times our kernels on this GPU, beside other implementations and the machine's limits, in under nine minutes.
+# Checks and times our kernels, other implementations and the machine's limits on this GPU, in under nine minutes.
 #
 #   benchmarks/gpu_check.sh                       # everything; the table of goals comes last
 #   benchmarks/gpu_check.sh --only D128 MoE       # experiments whose names contain one of these
 #   benchmarks/gpu_check.sh --tune attention moe  # rank the configurations of kernels (default: all)
-#   benchmarks/gpu_check.sh --quick               # rehearse on a CPU: same code, tiny shapes, no times
+#   benchmarks/gpu_check.sh --quick               # rehearse on a CPU: same code, tiny shapes, times are not shown
 #   benchmarks/gpu_check.sh --help
 #
-# Needs torch, triton, msgspec, rich and typer; pytest for the tests, liger-kernel for its rows. PYTHON=… selects another
-# interpreter, LLMBENCH_COMMIT=… gives the commit of a tree without history. Exit code 0: the run ended, even if goals were
-# missed; 1: a row is INCORRECT or FAILED; 3: no GPU.
+# It needs torch, triton, msgspec, rich and typer; pytest for the tests; liger-kernel for the rows of Liger. PYTHON=…
+# selects another interpreter. LLMBENCH_COMMIT=… names the commit if the code has no git history. Exit code 0: the run
+# ended, even if it missed goals; 1: a row is INCORRECT or FAILED; 3: no GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -1,6 +1,7 @@
-"""Check and time the kernels on a GPU, beside other implementations, in one run of less than nine minutes.
+"""Check and time our kernels and other implementations on a GPU, in one run of less than nine minutes.
 
-`goals` has the table of goals, `experiments` the cases, `candidates` the implementations; `measuring` makes rows of
-them. Before that, `workers` runs the tests and the compilers in parallel. `tuning` ranks configurations, `summary`
-prints the table. `benchmarks/gpu_check.sh` starts a run; `benchmarks/README.md` explains the rows.
+`goals` defines the goals, `experiments` the cases, and `candidates` the implementations. First `workers` runs the tests
+and the compilers in parallel. Then `measuring` checks and times the candidates and writes a row for each. `summary`
+prints the table of goals; `tuning` ranks configurations. `benchmarks/gpu_check.sh` starts a run; `benchmarks/README.md`
+explains the rows.
 """

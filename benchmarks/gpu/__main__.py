@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu`, started by `benchmarks/gpu_check.sh`.
 
-Exit codes: 0 the run ended, whether goals were met or not; 1 a row is INCORRECT or FAILED; 2 usage; 3 no GPU.
+Exit codes: 0: the run ended, even if it missed goals; 1: a row is INCORRECT or FAILED; 2: wrong usage; 3: no GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add(
-        "--only", nargs="+", default=[], metavar="NAME", help="only experiments whose names contain NAME, without tests"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="run only experiments whose names contain NAME, and no tests",
     )
     add(
         "--tune",
@@ -29,12 +33,12 @@ def parser() -> argparse.ArgumentParser:
         help="rank the configurations of these kernels (default: all)",
     )
     add("--quick", action="store_true", help="rehearse on a CPU: tiny shapes in Triton's interpreter")
-    add("--no-tests", action="store_true", help="measure only")
+    add("--no-tests", action="store_true", help="run no tests")
     add("--results", type=Path, metavar="FOLDER", help="folder of the result file (default: benchmarks/results/GPU)")
     add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
     add("--table", type=Path, metavar="FILE", help="only print the table of goals of a result file")
-    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # used after a lost GPU context
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of the timed code
+    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # for the restart after a lost GPU context
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process gets its share
     return options
 
 
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = parser().parse_args(arguments)
     if given.quick:
-        os.environ["TRITON_INTERPRET"] = "1"  # before the import below loads the first kernel
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the import below loads the first kernel
     from benchmarks.gpu import run
     from llmbench.errors import LLMBenchError
 

@@ -1,4 +1,4 @@
-"""The op of a kernel as the GPU benchmarks call it, and copies of its inputs."""
+"""The type of a kernel's op in the GPU benchmarks, and copies of a kernel's inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmbench.sizing.work import Pass
 __all__ = ["FORWARD_AND_BACKWARD", "Op", "cloned"]
 
 Op = Callable[..., Tensor | tuple[Tensor, ...]]
-"""A function that takes the inputs of a kernel by keyword."""
+"""A function that takes the inputs of a kernel as keyword arguments."""
 
 FORWARD_AND_BACKWARD: tuple[Pass, ...] = ("forward", "backward")
 

@@ -1,4 +1,5 @@
-"""The candidates that are compared with our kernels. Each takes a kernel's inputs and returns its reference's results.
+"""The candidates that are compared with our kernels. Each takes the inputs of one of our kernels and returns the
+results of that kernel's reference.
 
 If a candidate is not available on this machine, its builder raises CannotRunError, and its row is n/a.
 """
@@ -37,16 +38,17 @@ __all__ = [
 ]
 
 OWN_FACTOR, OTHERS_FACTOR = 2.0, 8.0
-"""Error budgets as multiples of plain torch's error. That of the others is wider: it only shows that they compute the
-same function."""
+"""Error budgets of our kernels and of the other candidates, as multiples of plain torch's error. The budget of the
+other candidates is wider, because their check only has to show that they compute the same function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateKernel:
     """A kernel that takes part in a comparison.
 
-    `build(case, machine)` returns its op. `variant(case)`: the case that it runs instead of the experiment's.
-    `overwrites_inputs`: it overwrites its inputs. `factor`: the error budget, as in `kernels.proof.accuracy.compare`.
+    `build(case, machine)` returns the kernel's op. `variant(case)` returns the case that the kernel runs in place of
+    the experiment's case. `overwrites_inputs`: whether the op overwrites its inputs. `factor`: the error budget as a
+    multiple of plain torch's error (see `kernels.proof.accuracy.compare`).
     """
 
     name: str
@@ -58,10 +60,10 @@ class CandidateKernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A call that limits a kernel and does not compute its results: a reference measurement, or the products that every
-    implementation needs.
+    """A call whose rate is a limit for a kernel: a reference measurement, or the matrix products that every
+    implementation needs. It does not compute the kernel's results, so it is not checked.
 
-    `prepare(case, machine)` returns the call, `work(case, machine)` its FLOPs and bytes.
+    `prepare(case, machine)` returns the call. `work(case, machine)` returns the FLOPs and the bytes of the call.
     """
 
     name: str
@@ -70,30 +72,30 @@ class Limit:
 
 
 def ours(kernel: Kernel) -> CandidateKernel:
-    """Return our kernel as it is shipped."""
+    """Return our kernel as a candidate, with its shipped configurations."""
     return CandidateKernel(name=OURS, build=lambda case, machine: kernel.run, factor=OWN_FACTOR)
 
 
 def own(kernel: Kernel, name: str, variant: Callable[[Any], Any]) -> CandidateKernel:
-    """Return our kernel at another case."""
+    """Return our kernel as a candidate that runs `variant(case)` in place of the experiment's case."""
     return CandidateKernel(name=name, build=lambda case, machine: kernel.run, variant=variant, factor=OWN_FACTOR)
 
 
 def compiled(kernel: Kernel) -> CandidateKernel:
-    """Return the kernel's reference through torch.compile."""
+    """Return the kernel's reference, compiled by torch.compile, as a candidate."""
     return CandidateKernel(name="torch.compile", build=lambda case, machine: machine.compile(kernel.reference))
 
 
 def sdpa(backend: str | None = None) -> CandidateKernel:
-    """Return torch's scaled_dot_product_attention with one of its backends, or with the one that it chooses. It uses
-    `q`, `k`, `v` and `causal`."""
+    """Return torch's scaled_dot_product_attention as a candidate. It reads the inputs `q`, `k`, `v` and `causal`.
+    `backend`: the backend to use; None lets torch choose it."""
     name = f"sdpa-{backend}" if backend else "sdpa"
     return CandidateKernel(name=name, build=lambda case, machine: _attention(implementation_of(name)))
 
 
 def _attention(implementation: Implementation) -> Op:
-    """Return an implementation's attention as an op on our kernel's inputs: whole sequences, or all slots of a cache.
-    The mask is made in the first call."""
+    """Return an implementation's attention as an op that takes our kernel's inputs: whole sequences, or all slots of a
+    cache. The first call builds the mask, and later calls use it again."""
 
     @cache
     def mask(batch: int, queries: int, keys: int, device: torch.device, causal: bool, window: int | None) -> Mask:
@@ -120,7 +122,7 @@ def _flex(case: AttentionCase, machine: Machine) -> Op:
 
 
 flex = CandidateKernel(name="flex", build=_flex)
-"""Compiled FlexAttention with the case's window or slopes."""
+"""FlexAttention, compiled, with the case's window or ALiBi slopes."""
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor, **_: Any) -> Tensor:
@@ -128,7 +130,7 @@ def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Te
 
 
 grouped_mm = CandidateKernel(name="grouped_mm", build=lambda case, machine: _grouped_mm)
-"""A mixture of experts with torch's grouped products; SwiGLU, without biases."""
+"""A mixture of experts with torch's grouped matrix products. It supports SwiGLU without biases."""
 
 
 def _copy(case: Any, machine: Machine) -> Callable[[], Any]:
@@ -150,4 +152,4 @@ def _matmul(case: Any, machine: Machine) -> Callable[[], Any]:
 copy = Limit(name=COPY, work=lambda case, machine: (0, 2 * machine.sizes.bytes), prepare=_copy)
 read = Limit(name=READ, work=lambda case, machine: (0, machine.sizes.bytes), prepare=_read)
 matmul = Limit(name=MATMUL, work=lambda case, machine: (2 * machine.sizes.matmul**3, 0), prepare=_matmul)
-"""The run's reference measurements, repeated in the same rounds as the candidates."""
+"""The reference measurements of the run, timed again in the same rounds as the candidates."""

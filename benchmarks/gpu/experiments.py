@@ -1,4 +1,4 @@
-"""The experiments: the cases of the table of goals, and the candidates at each."""
+"""The experiments: the cases that the table of goals needs, and the candidates that run at each case."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ __all__ = ["EXPERIMENTS", "Experiment", "chosen"]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One pass of a kernel at several cases that use the same compiled code, with its candidates, ours first.
+    """One pass of a kernel at one or more cases, with its candidates. Our kernel is the first candidate. All cases use
+    the same compiled code.
 
-    `check_case`: the case at which all candidates are checked, small enough for fp64 and compiled like the others; None
-    if each case is checked itself. `tiny`: the case of a rehearsal. `extra(case, dtype)`: values for each row.
+    `check_case`: the case at which all candidates are checked. It is small enough for fp64 and uses the same compiled
+    code. With None, the candidates are checked at each case of `cases`. `tiny`: the case for a rehearsal. `extra(case,
+    dtype)` returns values that are added to each row.
     """
 
     name: str
@@ -67,7 +69,7 @@ def _first(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ATTENTION = replace(attention.KERNEL, run=_first(attention.KERNEL.run), reference=_first(attention.KERNEL.reference))
-"""Attention without its log-sum-exp, which the other candidates do not return."""
+"""Our attention kernel without the log-sum-exp of the scores, which the other candidates do not return."""
 
 
 def _attention() -> Iterator[Experiment]:
@@ -110,7 +112,7 @@ def _attention() -> Iterator[Experiment]:
 def _decoding() -> Iterator[Experiment]:
     kernel, case = decode_attention.KERNEL, decode_attention.Case
     tiny = case((40, 40), 4, 2, 16, capacity=40)
-    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)  # 512 MiB; every slot is in use, which SDPA needs
+    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)  # 512 MiB of cache; SDPA needs every slot in use
     yield Experiment(
         name="GQA decode",
         kernel=kernel,
@@ -123,7 +125,7 @@ def _decoding() -> Iterator[Experiment]:
         name="GQA decode paged",
         kernel=kernel,
         direction="forward",
-        cases=[case((131072,), 64, 8, 128, page=16)],  # 512 MiB of one sequence
+        cases=[case((131072,), 64, 8, 128, page=16)],  # one sequence with 512 MiB of cache
         tiny=tiny._replace(page=16),
         candidates=(ours(kernel), copy, read),
     )
@@ -134,16 +136,17 @@ def _decoding() -> Iterator[Experiment]:
             kernel=kernel,
             direction="forward",
             cases=[mla((8192,) * 64, heads)],
-            check_case=mla(
-                (512,) * 64, heads
-            ),  # the same number of programs; the reference repeats the cache for each head
+            # The check case has the same number of programs. Its sequences are shorter, because the reference copies
+            # the cache for each head.
+            check_case=mla((512,) * 64, heads),
             tiny=mla((40, 20), tiny_heads, 32, 16),
             candidates=(ours(kernel), copy, read) if heads == 16 else (ours(kernel), matmul),
         )
 
 
 def _rows() -> Iterator[Experiment]:
-    """Norms, rotary positions and gated activations: each case is checked itself, because fp64 fits."""
+    """Yield norms, rotary positions and gated activations. Each case is checked at full size, because its fp64
+    reference fits into memory."""
     norm, rotary, gated = NormCase, rope.Case, glu.Case
     every: tuple[tuple[str, Kernel, Any, Any, CandidateKernel], ...] = (
         ("RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
@@ -198,8 +201,8 @@ def _mixtures() -> Iterator[Experiment]:
 
 
 def _three_products(case: Any, machine: Machine) -> Callable[[], None]:
-    """Return the call that computes logits and the gradients of their operands by cuBLAS. No loss with gradients can do
-    less."""
+    """Return the call that computes the logits and the gradients of the hidden states and of the head's weight with
+    cuBLAS. Every loss with gradients needs at least these three products."""
     shapes = (case.tokens, case.hidden), (case.vocabulary, case.hidden), (case.tokens, case.vocabulary)
     x, weight, logits = (torch.randn(shape, device=machine.device, dtype=machine.dtype) for shape in shapes)
     dx, dweight = torch.empty_like(x), torch.empty_like(weight)
@@ -254,8 +257,8 @@ EXPERIMENTS = (*_attention(), *_decoding(), *_rows(), *_mixtures(), *_loss())
 
 
 def chosen(words: Sequence[str]) -> list[Experiment]:
-    """Return the experiments whose names contain one of `words`, or all without words. Raises UnknownNameError for a
-    word that no name contains."""
+    """Return the experiments whose names contain one of `words`, or all experiments if `words` is empty. Raises
+    UnknownNameError if a word occurs in no experiment's name."""
     for word in words:
         if not any(word.lower() in experiment.name.lower() for experiment in EXPERIMENTS):
             names = [experiment.name for experiment in EXPERIMENTS]

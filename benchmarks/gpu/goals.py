@@ -1,8 +1,8 @@
-"""The goals of the kernels as data, and the outcome of each goal from a result file.
+"""The goals of the kernels, and the outcome of each goal, computed from a result file.
 
-A goal is a ratio of two rates in one experiment: our kernel's over that of another candidate, or of a reference
-measurement, timed in the same interleaved rounds. If their work differs (a window and the whole triangle, a kernel and
-a copy), each rate uses its own work.
+A goal is a bound on a ratio of two rates in one experiment: the rate of our kernel over the rate of another candidate
+or of a reference measurement. Both are timed in the same interleaved rounds. If the two calls do different work
+(attention with a window and without one, a kernel and a copy), each rate is computed from the work of its own call.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ __all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome"
 
 OURS = "ours"
 COPY, READ, MATMUL = "copy (B)", "read", "cuBLAS (G)"
-"""Reference measurements, timed like candidates: a device copy of 1 GiB, a sum over 1 GiB, a bf16 product of 8192³."""
+"""Names of the reference measurements, which are timed like candidates: a device copy of 1 GiB, a sum over 1 GiB, a
+bf16 product of 8192³."""
 TESTS = "tests"
-"""The experiment name of rows about test runs."""
+"""The experiment name in the rows of test runs."""
 
 By = Literal["time", "flops", "bytes", "memory"]
 Verdict = Literal["moonshot", "pass", "MISS", "not yet", "–", "n/a", "INCORRECT", "FAILED"]
@@ -28,9 +29,10 @@ Verdict = Literal["moonshot", "pass", "MISS", "not yet", "–", "n/a", "INCORREC
 class Goal(NamedTuple):
     """A bound on our kernel in `experiment`, relative to `baseline`.
 
-    `by`: the work of both rates ("time" if the work is the same), or "memory": the call's memory besides its results,
-    as a share of the tensor that `baseline` names. `at_most`: the bound is an upper one, on a time or a share. Without
-    `must` and `moonshot` the ratio is only shown.
+    `by`: the work from which both rates are computed: "flops", "bytes", or "time" if both calls do the same work.
+    "memory" bounds the peak memory of a call without its results, as a share of the tensor that `baseline` names.
+    `must`: the bound that our kernel has to reach. `moonshot`: a more ambitious bound. Without both, the ratio is only
+    shown. `at_most`: whether the bounds are upper bounds, on a time or on a share.
     """
 
     experiment: str
@@ -41,7 +43,7 @@ class Goal(NamedTuple):
     at_most: bool = False
 
     def text(self) -> str:
-        """Return the bounded quantity in words."""
+        """Return the name of the bounded quantity for the table."""
         if self.by == "memory":
             return f"extra memory / {self.baseline}"
         if self.at_most:
@@ -49,7 +51,7 @@ class Goal(NamedTuple):
         return f"speed-up over {self.baseline}" if self.by == "time" else f"share of {self.baseline}"
 
     def bound(self, value: float | None) -> str:
-        """Return a bound as text: ≥ 1.25."""
+        """Return a bound as text, such as ≥ 1.25; a dash for None."""
         return "–" if value is None else f"{'≤' if self.at_most else '≥'} {value:g}"
 
     def meets(self, value: float, bound: float) -> bool:
@@ -107,17 +109,18 @@ def _mixtures_and_loss() -> Iterator[Goal]:
     yield Goal(both, "logits", "memory", must=1 / 8, at_most=True)
     yield Goal(both, "liger", must=1.0)
     yield Goal(forward, MATMUL, "flops", moonshot=0.85)
-    # "no logits in HBM": partial sums of tiles are allowed, rows of logits are not
+    # The goal is "no logits in HBM": the kernel may store partial sums of tiles, but no rows of logits.
     yield Goal(forward, "logits", "memory", moonshot=0.01, at_most=True)
 
 
 GOALS = (*_attention(), *_memory_bound(), *_mixtures_and_loss())
-"""All goals, in the order of the table. The ratios were chosen for one H200; other GPUs use the same ones."""
+"""All goals, in the order of the table. The bounds were chosen for an H200; other GPUs are judged by the same
+bounds."""
 
 
 class Outcome(NamedTuple):
-    """The outcome of a goal at one case. `value`: the goal's ratio with its percentiles, or None; `note`: the reason,
-    or a doubt about the value."""
+    """The outcome of a goal at one case. `value`: the measured ratio with its percentiles, or None. `note`: the reason
+    why there is no value, or a reason to doubt the value."""
 
     goal: Goal
     shape: str
@@ -127,7 +130,8 @@ class Outcome(NamedTuple):
 
 
 def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
-    """Judge the goals: one outcome per goal and case that was begun, one "n/a" for a goal without any."""
+    """Judge the goals. Return one outcome per goal and case that has rows, and one "n/a" outcome for a goal without
+    rows."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
@@ -164,7 +168,7 @@ def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
 
 
 def _doubts(measurement: Measurement) -> str:
-    """Return what makes a time less certain: a throttled GPU, noisy samples."""
+    """Return the reasons to doubt a time: a throttled GPU, noisy samples."""
     conditions = measurement.conditions
     throttled = (conditions.throttled if conditions is not None else None) or {}
     doubts = [f"throttled: {reason} {share:.0%}" for reason, share in throttled.items()]
@@ -172,7 +176,8 @@ def _doubts(measurement: Measurement) -> str:
 
 
 def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
-    """Return our rate over the other's, or with `at_most` the other's over ours, pair by pair."""
+    """Return our rate over the other candidate's rate, computed from pairs of samples. With `at_most`, return the other
+    candidate's rate over ours."""
     assert ours.measurement is not None
     assert other.measurement is not None
     work = {"time": (1, 1), "flops": (ours.work_flops, other.work_flops), "bytes": (ours.work_bytes, other.work_bytes)}
@@ -187,7 +192,8 @@ def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
 
 
 def _extra_memory(ours: Row) -> Ratio | None:
-    """Return the peak of a call minus its results, over the logits, all in bytes."""
+    """Return the extra memory of a call (its peak minus its results) as a share of the logits' bytes, or None if
+    unknown."""
     logits, results = (ours.extra.get(name) for name in ("logits_bytes", "results_bytes"))
     if ours.memory is None or not isinstance(logits, int) or not isinstance(results, int):
         return None

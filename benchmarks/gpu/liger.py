@@ -1,4 +1,4 @@
-"""Liger Kernel's Triton kernels on our kernels' inputs. They need the package liger-kernel, 0.8 or later."""
+"""Candidates that run Liger Kernel's Triton kernels on our kernels' inputs. They need liger-kernel 0.8 or later."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ OLDEST = (0, 8)
 
 
 def _function(module: str, name: str, machine: Machine) -> Any:
-    """Return an autograd function of Liger. Raises CannotRunError if it cannot run here."""
+    """Return an autograd function of Liger. Raises CannotRunError if the function cannot run on this machine."""
     try:
         installed = version("liger-kernel")
     except PackageNotFoundError:
         raise CannotRunError("liger-kernel is not installed") from None
     if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
-        raise CannotRunError(f"liger-kernel {installed}: 0.8 or later is needed")
+        raise CannotRunError(f"liger-kernel {installed} is too old: 0.8 or later is needed")
     if machine.device.type != "cuda":
         raise CannotRunError("Liger's kernels need a GPU")
     try:
@@ -46,7 +46,8 @@ def _candidate(module: str, name: str, op: Callable[..., Any], *, overwrites_inp
 
 
 def _rms_norm(apply: Any, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
-    out: Tensor = apply(x, weight, 1e-6, 0.0, "llama", False)  # not in place: the incoming gradients are used again
+    # False keeps the backward pass from overwriting the incoming gradients, which the next call uses again.
+    out: Tensor = apply(x, weight, 1e-6, 0.0, "llama", False)
     return out
 
 
@@ -61,7 +62,7 @@ def _layer_norm(apply: Any, x: Tensor, weight: Tensor, bias: Tensor, **_: Any) -
 
 
 def _rope(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """Liger has the heads before the tokens and rotates in place."""
+    """Rotate with Liger's kernel, which expects the heads before the tokens and rotates in place."""
     q, k = apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin, None, 1, 2 * cos.shape[-1])
     return q.transpose(1, 2), k.transpose(1, 2)
 
@@ -80,7 +81,8 @@ rms_norm = _candidate("rms_norm", "LigerRMSNormFunction", _rms_norm)
 add_rms_norm = _candidate("fused_add_rms_norm", "LigerFusedAddRMSNormFunction", _add_rms_norm)
 layer_norm = _candidate("layer_norm", "LigerLayerNormFunction", _layer_norm)
 rope = _candidate("rope", "LigerRopeFunction", _rope, overwrites_inputs=True)
-swiglu = _candidate("swiglu", "LigerSiLUMulFunction", _glu, overwrites_inputs=True)  # gradients overwrite gate and up
+# The backward passes of SwiGLU and GEGLU write the gradients over `gate` and `up`.
+swiglu = _candidate("swiglu", "LigerSiLUMulFunction", _glu, overwrites_inputs=True)
 geglu = _candidate("geglu", "LigerGELUMulFunction", _glu, overwrites_inputs=True)
 linear_cross_entropy = _candidate(
     "fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction", _linear_cross_entropy

@@ -1,4 +1,4 @@
-"""The machine of a run: a GPU, or a CPU that rehearses one, with the limits for each."""
+"""The machine of a run: a GPU, or a CPU on which the run is rehearsed, with its time limits and sizes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Deadline", "Machine", "OutOfTimeError", "open_gpu", "open_rehearsal"
 
 
 class OutOfTimeError(CannotRunError):
-    """A block did not end within its time."""
+    """A block of code took longer than its time limit."""
 
 
 @contextmanager
 def time_box(seconds: float, what: str) -> Iterator[None]:
-    """Raise OutOfTimeError in the block after `seconds`. Only running Python code can be interrupted: a compiler can, a
-    kernel cannot."""
-    if threading.current_thread() is not threading.main_thread():  # other threads get no signals
+    """Raise OutOfTimeError in the block after `seconds`. The error interrupts Python code, such as a compiler, but not
+    a kernel that hangs."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
 
@@ -48,24 +48,25 @@ def time_box(seconds: float, what: str) -> Iterator[None]:
 
 
 class Deadline:
-    """The end of a run, `seconds` after it begins."""
+    """The time limit of a run: `seconds` after this object is created."""
 
     def __init__(self, seconds: float) -> None:
         self.at = time.monotonic() + seconds
 
     @property
     def left_s(self) -> float:
-        """Seconds until the end, negative afterwards."""
+        """Seconds until the time limit; negative after it."""
         return self.at - time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A GPU, or a CPU that rehearses one.
+    """A GPU, or a CPU on which a GPU run is rehearsed.
 
-    `sampling`: the arguments of `clock.compare`. `seeds`: the number of random inputs of a check. `candidate_s`: the
-    seconds in which a candidate must become ready. `compiler`: the backend of torch.compile. `sizes`: those of the
-    reference measurements.
+    `sampling`: keyword arguments for `measure.clock.compare`. `seeds`: the number of random inputs with which each
+    candidate is checked. `candidate_s`: time limit in seconds for the check or the preparation of one candidate.
+    `compiler`: the backend of torch.compile. `sizes`: sizes of the reference measurements. `names_kernels`: whether the
+    profiler can name the kernels that ran.
     """
 
     name: str
@@ -121,8 +122,8 @@ def open_gpu() -> Iterator[Machine]:
 
 @contextmanager
 def open_rehearsal() -> Iterator[Machine]:
-    """Yield a CPU in place of a GPU: kernels run in Triton's interpreter, torch.compile generates no code, and the
-    GPU's clock takes its events from a wall clock."""
+    """Yield a CPU in place of a GPU: kernels run in Triton's interpreter, torch.compile generates no code, and
+    `CudaClock` reads a wall clock in place of CUDA events."""
     device = torch.device("cpu")
     with _settings():
         yield Machine(
@@ -140,7 +141,8 @@ def open_rehearsal() -> Iterator[Machine]:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Compute fp32 products as in the check, for the whole run: torch.compile would recompile for another setting."""
+    """Set the precision of fp32 products to that of the checks for the whole run, because torch.compile compiles again
+    after a change of this setting."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -150,15 +152,16 @@ def _settings() -> Iterator[None]:
 
 
 def _names_kernels(device: torch.device) -> tuple[bool, list[str]]:
-    """Return whether the profiler works here, and a note if it does not. A row without kernel names is still a row."""
+    """Return whether the profiler can name kernels on this machine, and a note if it cannot. Rows then have no kernel
+    names."""
     x = torch.randn(1, 1, 128, 64, device=device, dtype=torch.bfloat16)
     try:
         names = attention_kernels(lambda: torch.nn.functional.scaled_dot_product_attention(x, x, x), device)
-    except Exception as problem:  # CUPTI has its own errors on machines that do not permit it
+    except Exception as problem:  # CUPTI raises errors of many types on machines that forbid profiling
         return False, [f"no kernel names: the profiler does not run here ({type(problem).__name__})"]
     return bool(names), [] if names else ["no kernel names: the profiler sees no kernels here"]
 
 
 def slug(name: str) -> str:
-    """Return a name for files: nvidia-h200 for NVIDIA H200."""
+    """Return a device name as a part of file names: nvidia-h200 for NVIDIA H200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

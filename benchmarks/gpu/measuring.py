@@ -1,4 +1,5 @@
-"""Make rows of an experiment: check every candidate, and time the correct ones in the same interleaved rounds."""
+"""Measure an experiment: check every candidate, time the correct candidates in the same interleaved rounds, and yield a
+row for each."""
 
 from __future__ import annotations
 
@@ -24,26 +25,26 @@ from llmbench.measure.results import Row, Scalar
 __all__ = ["LEAST_S", "candidates_of", "case_fields", "failed_row", "rows_of"]
 
 LEAST_S = 10.0
-"""No further case is begun with fewer seconds left."""
+"""A new case begins only if at least this many seconds are left."""
 
 NAMED = ("attention", "decode_attention")
-"""Kernels whose candidates choose among several kernels; their rows name the kernels that ran."""
+"""Kernels for which a candidate can choose between several GPU kernels. The rows list the GPU kernels that ran."""
 
 
 def case_fields(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
-    """Return the case as it stands in a row."""
+    """Return the fields that describe a case in a row."""
     return {"shape": describe(case), "dtype": short(dtype)}
 
 
 def failed_row(experiment: str, case: dict[str, Scalar], implementation: str, problem: Exception) -> Row:
-    """Return the row of an experiment that could not be set up, or of which all candidates failed together."""
+    """Return the row of an experiment that could not be set up, or in which an error stopped all candidates."""
     first_line = str(problem).strip().partition("\n")[0]
     reason = f"{type(problem).__name__}: {first_line}"
     return Row(experiment=experiment, case=case, implementation=implementation, status="FAILED", reason=reason)
 
 
 def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float]) -> Iterator[Row]:
-    """Yield the rows of all cases. A case that is not begun because of the time (`LEAST_S`) is one "n/a" row."""
+    """Yield the rows of all cases. A case for which fewer than `LEAST_S` seconds are left gets one "n/a" row."""
     for case, candidates in candidates_of(experiment, machine):
         fields = case_fields(case, machine.dtype)
         if left_s() < LEAST_S:
@@ -62,7 +63,7 @@ def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float
 
 
 def candidates_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
-    """Yield each case with its candidates. Cases that share a `check_case` are checked once."""
+    """Yield each case with its candidates. Candidates are checked once for all cases that share a `check_case`."""
     checked: dict[str, list[Verdict]] = {}
     for case in [experiment.tiny] if machine.rehearsal else experiment.cases:
         check_case = case if machine.rehearsal or experiment.check_case is None else experiment.check_case
@@ -80,7 +81,7 @@ def candidates_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[An
 
 
 def _limit(limit: Limit, experiment: Experiment, machine: Machine, case: Any) -> Candidate:
-    """Make a limit ready for timing; it has no results to check."""
+    """Return a limit as a candidate that is timed but not checked."""
     flops, moved = limit.work(case, machine)
     return Candidate(
         name=limit.name,
@@ -98,7 +99,8 @@ def _candidate(
     check_case: Any,
     checked: dict[str, list[Verdict]],
 ) -> Candidate:
-    """Make a kernel ready for its check and for timing. `checked` keeps the verdicts by the candidate's name."""
+    """Return a kernel as a candidate that is checked and timed. `checked` stores the verdicts under the candidate's
+    name."""
     title = f"{experiment.name}: {kernel.name}"
     build = cache(lambda at: kernel.build(at, machine))
     timed_case, checked_case = kernel.variant(case), kernel.variant(check_case)
@@ -127,7 +129,8 @@ def _candidate(
 
 
 def _prepared(machine: Machine, title: str, prepare: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-    """Return the call after it ran once, so that it is compiled. Raises OutOfTimeError after `candidate_s` seconds."""
+    """Prepare a call, run it once so that it is compiled, and return it. Raises OutOfTimeError after `candidate_s`
+    seconds."""
     with time_box(machine.candidate_s, title):
         call = prepare()
         call()
@@ -135,7 +138,8 @@ def _prepared(machine: Machine, title: str, prepare: Callable[[], Callable[[], A
 
 
 def _verdicts(kernel: CandidateKernel, op: Op, experiment: Experiment, case: Any, machine: Machine) -> list[Verdict]:
-    """Check outputs, and the gradients of a backward pass, over several seeds. Our buffers start as NaN."""
+    """Check the outputs, and for a backward pass the gradients, with several seeds. The buffers that our kernels
+    allocate are filled with NaN, so that a kernel that leaves a part unwritten is INCORRECT."""
     forward = experiment.direction == "forward"
     verdicts = []
     for seed in range(machine.seeds):

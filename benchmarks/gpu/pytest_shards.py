@@ -1,8 +1,8 @@
 """A pytest plugin: each of several processes runs its share of the tests within a time limit and records the outcomes.
 
-Tests marked `gpu`, which try every configuration, come last. A test that does not begin in time is recorded as such and
-never as passed. Environment variables give the share (2/12), the end (seconds since the epoch) and the file of
-outcomes. The module can be imported without pytest.
+Tests marked `gpu`, which try every configuration, come last. A test that does not begin in time is recorded as "not
+begun", never as passed. Environment variables give the share (such as 2/12), the time limit (seconds since the epoch)
+and the file for the outcomes. The module can be imported without pytest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ NOT_BEGUN = "not begun: out of time"
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select this process's share."""
     number, shares = map(int, os.environ[SHARE].split("/"))
-    ordered = sorted(items, key=lambda item: item.get_closest_marker("gpu") is not None)  # stable
+    # The sort is stable, so that all processes have the same order.
+    ordered = sorted(items, key=lambda item: item.get_closest_marker("gpu") is not None)
     kept = ordered[number::shares]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

@@ -1,4 +1,4 @@
-"""The part of torch.cuda that a clock uses, made from a wall clock, so that a GPU's timing code runs on a CPU."""
+"""A replacement for torch.cuda that reads a wall clock, so that the timing code for GPUs runs on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["WallClockCuda"]
 
 
 class _Event:
-    """An event that happens as soon as it is recorded."""
+    """A CUDA event that is complete as soon as it is recorded."""
 
     def __init__(self, *, enable_timing: bool) -> None:
         self.at = 0.0 if enable_timing else float("nan")
@@ -29,7 +29,7 @@ class _Event:
 
 
 class _Graph:
-    """An empty graph: the captured call has run already, and a replay takes almost no time."""
+    """An empty CUDA graph: the call runs when it is captured, and a replay does nothing."""
 
     def replay(self) -> None:
         """Run nothing."""
@@ -62,11 +62,11 @@ class WallClockCuda:
         return 0
 
     def get_sync_debug_mode(self) -> int:
-        """Return the mode in which waiting ops do not raise."""
+        """Return 0: the mode in which ops that wait for the GPU raise no error."""
         return 0
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
-        """Do nothing: no op waits."""
+        """Do nothing: no op waits for a GPU."""
 
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A run: tests and compilers in parallel, then the experiments one by one, then the table of goals."""
+"""A run of the GPU check: tests and compilers in parallel, then the experiments one by one, then the table of goals."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ WARMERS = 4
 """Number of processes that compile the timed code while others run tests."""
 
 TESTS_SHARE, ALONE_SHARE, WARM_SHARE = 0.32, 0.05, 0.25
-"""Shares of the time limit: tests and compilers together, tests that need the GPU alone, compilers without tests."""
+"""Shares of the time limit: for tests and compilers together, for the tests that must be alone on the GPU, and for the
+compilers if no tests run."""
 
 LATE_S = 15.0
-"""Seconds after the time limit at which a run that hangs in a kernel is ended from outside Python."""
+"""If a run hangs in a kernel, faulthandler ends the process this many seconds after the time limit."""
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the options `given` and return the exit code."""
+    """Do the run that the options `given` describe, and return the exit code."""
     if given.table is not None:
         results = read(given.table)
         part = any(header.inputs.get("only") for header in results.headers)
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
         summary.table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ())
         return _code(results.rows)
-    chosen(given.only)  # refuses unknown names before anything starts
+    chosen(given.only)  # raises an error for unknown names before the run starts
     kernels = [load_kernel(name) for name in given.tune or KERNELS]
     with open_rehearsal() if given.quick else open_gpu() as machine:
         if given.warm is not None:
@@ -61,7 +62,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
-    """Run with a new result file, or finish the run of `given.resume`."""
+    """Run with a new result file, or continue the result file `given.resume`."""
     header, path = _header(given, machine), given.resume or _path(given, machine)
     with Store(path, header, resume=given.resume is not None) as store:
         session = _Session(machine, store, deadline)
@@ -85,14 +86,14 @@ def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machi
 
 
 class _Session:
-    """A run in progress; `keep` writes a row into the file and prints it."""
+    """A run in progress: its machine, result file, deadline and rows."""
 
     def __init__(self, machine: Machine, store: Store, deadline: Deadline) -> None:
         self.machine, self.store, self.deadline = machine, store, deadline
         self.rows = list(store.existing.rows) if store.existing else []
 
     def keep(self, row: Row, *, printed: bool = True) -> None:
-        """Write the row before the next one is measured."""
+        """Write a row into the result file, so that an interrupted run keeps it, and print it if `printed`."""
         self.store.write([row])
         self.rows.append(row)
         if printed:
@@ -104,7 +105,7 @@ def _code(rows: Sequence[Row]) -> int:
 
 
 def _header(given: argparse.Namespace, machine: Machine) -> Header:
-    """Return the header: the environment, and reference measurements while the GPU is idle."""
+    """Return the header: the environment, and the reference measurements, taken before other processes use the GPU."""
     return Header(
         command="gpu_check",
         inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
@@ -117,7 +118,7 @@ def _header(given: argparse.Namespace, machine: Machine) -> Header:
 
 def _path(given: argparse.Namespace, machine: Machine) -> Path:
     folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(machine.name)
-    if machine.rehearsal and given.results is None:  # a rehearsal has no results to keep
+    if machine.rehearsal and given.results is None:  # the times of a rehearsal are meaningless
         folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     folder.mkdir(parents=True, exist_ok=True)
     name = "tune" if given.tune is not None else "gpu_check"
@@ -125,7 +126,7 @@ def _path(given: argparse.Namespace, machine: Machine) -> Path:
 
 
 def _prepare(given: argparse.Namespace, session: _Session) -> None:
-    """Run tests and compilers. Runs of some experiments (`--only`) or of configurations (`--tune`) have no tests."""
+    """Run the tests and the compilers. With `--only`, `--tune` or `--no-tests`, run the compilers only."""
     quick, cores = session.machine.rehearsal, os.cpu_count() or 1
     tested = not (given.only or given.no_tests or given.tune is not None)
     share = TESTS_SHARE if tested else WARM_SHARE
@@ -151,7 +152,8 @@ def _prepare(given: argparse.Namespace, session: _Session) -> None:
 
 
 def _asked(given: argparse.Namespace) -> list[str]:
-    """Return the same request as arguments for another process. A rehearsal compiles only one experiment."""
+    """Return the arguments with which another process compiles the code of this run. A rehearsal compiles only one
+    experiment."""
     arguments = (
         ["--quick", "--only", "SwiGLU forward"] if given.quick and given.tune is None else ["--quick"] * given.quick
     )
@@ -163,8 +165,8 @@ def _asked(given: argparse.Namespace) -> list[str]:
 def _measure(given: argparse.Namespace, session: _Session) -> None:
     """Measure every experiment that is not in the file yet.
 
-    An experiment that raises becomes a FAILED row, and the others go on. After a lost GPU context they go on in a new
-    process.
+    An experiment that raises an error gets a FAILED row, and the next experiment begins. If the GPU context is lost, a
+    new process measures the remaining experiments.
     """
     begun = {row.experiment for row in session.rows}
     for experiment in chosen(given.only):
@@ -186,7 +188,7 @@ def _measure(given: argparse.Namespace, session: _Session) -> None:
 
 
 def _alive(machine: Machine) -> bool:
-    """Return whether the GPU still works in this process: after an illegal access every call fails."""
+    """Return whether this process can still use the GPU. After an illegal memory access every CUDA call fails."""
     try:
         if machine.device.type == "cuda":
             torch.cuda.synchronize(machine.device)
@@ -203,7 +205,7 @@ def _tune(kernels: Sequence[Kernel], session: _Session) -> None:
 
 
 def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> None:
-    """Compile a share of the timed code."""
+    """Compile the share `given.warm` (K/N) of the timed code."""
     number, shares = map(int, given.warm.split("/"))
     machine = replace(machine, seeds=1)
     for index, candidates in enumerate(_all_candidates(given, kernels, machine)):

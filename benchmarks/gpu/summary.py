@@ -61,7 +61,8 @@ def line(row: Row, rehearsal: bool) -> str:
 
 
 def faults(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that make a run fail: INCORRECT or FAILED ones of any candidate, and OOM of ours."""
+    """Return the rows that make a run fail: INCORRECT and FAILED rows of every candidate, and OOM rows of our
+    kernels."""
     errors = ("INCORRECT", "FAILED")
     return [row for row in rows if row.status in errors or (row.status == "OOM" and row.implementation == OURS)]
 

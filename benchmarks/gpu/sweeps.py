@@ -1,8 +1,8 @@
-"""`llmbench bench` on this GPU: one experiment after another, each with its own process and file.
+"""Run the experiments of `llmbench bench` on this GPU one after another, each in its own process and with its own file.
 
 A run has a time limit. First all cores compile the timed code, as in `workers`. Then each experiment gets a share of
-the remaining time and is interrupted at its end: its rows are kept, and the next run continues. An experiment is done
-when its table is written.
+the remaining time. An experiment that takes longer is interrupted; its rows are kept, and the next run continues its
+file. An experiment is done when its table is written.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from llmbench.model.formats import DTYPES
 __all__ = ["main", "warm"]
 
 SHARES = {"heads": 1.0, "moe": 1.0, "textbook": 1.5, "train": 2.0, "generate": 3.0, "attention": 4.0}
-"""The experiments and their weights in sharing the time, by number and size of their cases. Unused time goes to the
-others."""
+"""The experiments, each with its weight when the time is shared. The weight grows with the number and size of the
+cases. Time that an experiment does not use goes to the later experiments."""
 
 WARM_SHARE, WARMERS = 0.25, 8
-"""The compilers' share of the time limit, and their largest number: they share the GPU's memory."""
+"""The compilers' share of the time limit, and the largest number of compiler processes. It is limited because they
+share the GPU's memory."""
 
 LEAST_S, GRACE_S = 30.0, 25.0
-"""Seconds below which no experiment is begun, and seconds in which an interrupted one may write its rows."""
+"""Seconds that an experiment needs at least to begin, and seconds that an interrupted experiment gets to write its
+rows."""
 
 PLAIN = ("standard", "loop", "dense, active", "dense, total")
 """Slow candidates that need no compilation."""
@@ -48,19 +50,21 @@ PLAIN = ("standard", "loop", "dense, active", "dense, total")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    options = argparse.ArgumentParser(prog="benchmarks/gpu_bench.sh", description="llmbench bench on this GPU.")
+    options = argparse.ArgumentParser(
+        prog="benchmarks/gpu_bench.sh", description="Run the experiments of llmbench bench on this GPU."
+    )
     add = options.add_argument
     add(
         "--only",
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"some of {', '.join(SHARES)} (default: all that are not done)",
+        help=f"run only these of {', '.join(SHARES)} (default: all that are not done)",
     )
-    add("--quick", action="store_true", help="the quick preset; rehearses on a CPU if there is no GPU")
+    add("--quick", action="store_true", help="use the quick preset; without a GPU, rehearse on a CPU")
     add("--results", type=Path, metavar="FOLDER", help="folder of the files (default: benchmarks/results/GPU)")
     add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # compile a share of the timed code
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process gets its share
     return options
 
 
@@ -114,7 +118,8 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
-    """Begin or continue an experiment; return 0 if it is done, whatever its rows are, and 130 if its time was over."""
+    """Begin or continue an experiment. Return 0 if it is done, even with faulty rows, and 130 if it reached its time
+    limit."""
     table = _table(folder, name)
     table.unlink(missing_ok=True)
     unfinished = table.with_suffix(".unfinished.txt")
@@ -126,12 +131,12 @@ def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             try:
-                code = process.wait(GRACE_S) and 130  # 0: it had just ended
+                code = process.wait(GRACE_S) and 130  # 0: the process ended by itself
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 code = 130
-    if code == 1 and _summary(folder, name)[1]:  # done; the wrong rows are reported by the caller
+    if code == 1 and _summary(folder, name)[1]:  # done; the caller reports the faulty rows
         code = 0
     if code == 0:
         unfinished.rename(table)
@@ -158,7 +163,7 @@ def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
 
 
 def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
-    """Compile a share of the timed code."""
+    """Compile the timed code of every `shares`-th group of cases, from group `number` on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
     references = measure_references(

@@ -1,8 +1,8 @@
-"""Time every configuration of a kernel at its shapes: is the shipped one, which is the first, the fastest?
+"""Time every configuration of a kernel at its shapes, to see whether the shipped (first) configuration is the fastest.
 
-Launchers choose configurations by name (`launching.choose`). For each name that a pass uses, its configurations are
-timed in the same interleaved rounds, with the shipped configurations for all other names. Each must give the results of
-the shipped one within one rounding.
+Launchers choose configurations by name (`launching.choose`). For each name that a pass uses, the configurations of that
+name are timed in the same interleaved rounds. All other names use their shipped configurations. Every configuration
+must give the results of the shipped configuration within one rounding.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from llmbench.sizing.work import Pass
 __all__ = ["Choice", "candidates_of", "choices", "ranking", "tune"]
 
 ONCE = ("linear_cross_entropy",)
-"""Kernels whose backward pass cannot be repeated; it is timed together with its forward pass."""
+"""Kernels whose backward pass cannot be repeated. Their backward pass is timed together with the forward pass."""
 
 
 class Choice(NamedTuple):
-    """The configurations that a launcher can choose for one name, in one pass over one case. `candidates`: number →
-    text."""
+    """The configurations that a launcher can choose for one name, in one pass over one case. `candidates`: the text of
+    each configuration, under its number."""
 
     kernel: Kernel
     case: Any
@@ -66,8 +66,9 @@ def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
 
 
 def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]]) -> dict[int, str]:
-    """Return the text of the launch that each configuration changes; under 0, as it is shipped. A configuration that
-    changes nothing is left out: it repeats the last one."""
+    """Return the text of the launch that each configuration changes, under the configuration's number. Number 0 has the
+    shipped configuration of that launch. A configuration that changes no launch is left out, because it is the same as
+    the last one."""
     words: dict[int, str] = {}
     for index, configurations in others.items():
         changed = [pair for pair in zip(shipped, configurations, strict=False) if pair[0] != pair[1]]
@@ -80,8 +81,8 @@ def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]
 def _configurations(
     kernel: Kernel, case: Any, direction: Pass, machine: Machine, preferred: dict[str, int]
 ) -> tuple[list[str], dict[str, int]]:
-    """Return the configurations of all launches of a pass, its forward pass included, and the number of configurations
-    per name."""
+    """Return the configurations of all launches of a pass, and the number of configurations per name. A backward pass
+    includes the launches of its forward pass."""
     inputs = kernel.inputs(case, Random(0, _format(kernel, machine), torch.device("cpu"), shapes_only=True))
     with captured(architecture(machine.device)) as capture, preferring(preferred):
         one_pass(
@@ -95,7 +96,7 @@ def _format(kernel: Kernel, machine: Machine) -> torch.dtype:
 
 
 def candidates_of(choice: Choice, machine: Machine) -> list[Candidate]:
-    """Return the candidates of a choice; they share their inputs."""
+    """Return the candidates of a choice. All candidates share the same inputs."""
     kernel, dtype = choice.kernel, _format(choice.kernel, machine)
     flops, moved = work_of(kernel.cost(choice.case, dtype), choice.direction)
     calls: list[Callable[[], Any]] = []
@@ -131,7 +132,8 @@ def _tensors(results: Any) -> list[Tensor]:
 
 
 def _agreement(results: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator[Verdict]:
-    """Yield the verdict on each result, compared with the shipped one's within one rounding of its format."""
+    """Compare each result with that of the shipped configuration, within one rounding of its format, and yield the
+    verdict."""
     for index, (result, expected) in enumerate(zip(results, shipped, strict=True)):
         yield compare(f"result {index}", result, expected, expected.double())
 
@@ -139,7 +141,7 @@ def _agreement(results: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator
 def tune(
     kernels: Sequence[Kernel], machine: Machine, left_s: Callable[[], float]
 ) -> Iterator[tuple[Choice, list[Row]]]:
-    """Yield each choice with its rows. A choice that is not begun in time is one "n/a" row."""
+    """Yield each choice with its rows. A choice for which no time is left gets one "n/a" row."""
     for choice in choices(kernels, machine):
         case = case_fields(choice.case, _format(choice.kernel, machine)) | {"choice": choice.name}
         if left_s() < LEAST_S:
@@ -160,7 +162,8 @@ def tune(
 
 
 def ranking(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
-    """Return the rows of a choice as text, the fastest first, each with its time relative to the shipped one."""
+    """Return the rows of a choice as text, the fastest first, each with its time relative to the shipped
+    configuration."""
     lines = [f"{choice.experiment} · {describe(choice.case)} · {choice.name}"]
     shipped = next((row.seconds for row in rows if row.implementation.startswith("0:")), None)
     for row in sorted(rows, key=lambda row: row.seconds or float("inf")):

@@ -1,7 +1,7 @@
 """Run the tests and compile the timed code on all cores, before anything is timed.
 
-A compiler uses one core, and there are hundreds of kernels. The compiled code goes into the caches of Triton and torch,
-where the timing process finds it. The processes share the GPU, so nothing is timed meanwhile.
+There are hundreds of kernels, and a compiler uses one core. The compiled code goes into the caches of Triton and torch,
+where the timing process finds it. The processes share the GPU, so nothing is timed while they run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["ROOT", "Suite", "SuiteRun", "run_once", "run_tests_and_compile"]
 
 ROOT = Path(__file__).parents[2]
 ONE_CORE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-"""Environment of processes that share the cores: each compiles on one."""
+"""Environment variables for processes that share the cores, so that each process compiles on one core."""
 
 GRACE_S = 20.0
-"""Seconds beyond its time limit in which a share may finish its current test."""
+"""Seconds after the time limit in which a test process may finish its current test."""
 
 
 class Suite(NamedTuple):
-    """Tests to run: the arguments of pytest, and the number of processes that share them."""
+    """Tests to run: the arguments of pytest, and the number of processes that share the tests."""
 
     name: str
     arguments: tuple[str, ...]
@@ -70,8 +70,8 @@ class SuiteRun:
 
 
 class _Processes:
-    """Python processes, each with a log. At the end of the block those that still run are killed, with their
-    children."""
+    """Python processes, each with its own log file. The end of the `with` block kills the processes that still run, and
+    their children."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class _Processes:
                 process.wait()
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start a process in the root of the tree."""
+        """Start a process whose working folder is the root of the repository."""
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with self._log(len(self.all)).open("wb") as log:
             process = subprocess.Popen(
@@ -105,7 +105,7 @@ class _Processes:
         return process
 
     def wait(self, processes: Sequence[subprocess.Popen[bytes]], until: float) -> None:
-        """Wait until the processes have ended, or until that time."""
+        """Wait until the processes have ended, or until the time `until` (seconds since the epoch)."""
         for process in processes:
             try:
                 process.wait(max(0.0, until - time.time()))
@@ -113,7 +113,8 @@ class _Processes:
                 return
 
     def crashes(self, processes: Sequence[subprocess.Popen[bytes]]) -> list[str]:
-        """Return how processes crashed. pytest's own exit codes are left out: 0 passed, 1 failed, 5 no tests."""
+        """Return one text per crashed process. pytest's own exit codes are no crashes: 0 (all passed), 1 (some failed),
+        5 (no tests)."""
         crashes = []
         for process in processes:
             if process.returncode not in (0, 1, 5) and process.pid not in self.ended:
@@ -128,9 +129,10 @@ class _Processes:
 def run_tests_and_compile(
     suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float, *, module: str = "benchmarks.gpu"
 ) -> SuiteRun | None:
-    """Run a suite, and in parallel the commands `warm` (arguments of `module`), for at most `box_s` seconds.
+    """Run a test suite, and compile in parallel, for at most `box_s` seconds.
 
-    The output of `warm` is ignored: code that is not compiled by then is compiled later.
+    `warm`: the arguments of each compiler process, which runs `module`. The output of these processes is ignored. Code
+    that is not compiled in time is compiled later, by the timing process.
     """
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as name:
@@ -140,7 +142,7 @@ def run_tests_and_compile(
         with _Processes(Path(name)) as processes:
             for number in range(suite.shares if suite is not None and find_spec("pytest") else 0):
                 assert suite is not None
-                # no cache folder: the shares would overwrite it
+                # pytest's cache is off, because the processes would overwrite each other's
                 options = (
                     "-m",
                     "pytest",
@@ -157,7 +159,7 @@ def run_tests_and_compile(
             processes.wait(warmers, start + box_s)
         if suite is None:
             return None
-        # an incomplete last line was being written when a process was killed
+        # A killed process may leave an incomplete last line, which is dropped.
         whole, _, _ = notes.read_text(encoding="utf-8").rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines()]
         outcomes = Counter(line["outcome"] for line in lines)
@@ -173,8 +175,8 @@ def run_tests_and_compile(
 
 
 def run_once(candidate: Candidate) -> None:
-    """Check and run a candidate, so that its code is compiled. An error is only printed: it will occur again when
-    timed."""
+    """Check and run a candidate, so that its code is compiled. An error is only printed, because it will occur again
+    when the candidate is timed."""
     try:
         if candidate.check is not None:
             candidate.check()
