@@ -1,9 +1,9 @@
-"""Check candidates first, time the correct ones together, and make a row of each.
+"""Check the candidates, time the correct candidates together, and yield one row per candidate.
 
-A row has one of these statuses: "ok" (correct and timed), "INCORRECT" (beyond its error budget, no time), "OOM"
-(out of memory, with the analytic memory that it needs), "n/a" (not available on this machine or for this shape, with
-the reason) or "FAILED" (any other error). A sweep goes on after every row, except after a candidate that loses the GPU
-or other ranks. Rows without a time are yielded at once, so that an interrupted run keeps them in its file.
+A row has one of these statuses: "ok" (correct and timed), "INCORRECT" (its error exceeds the budget; no time), "OOM"
+(out of memory; the row has the predicted memory), "n/a" (not available on this machine or for this shape, with the
+reason) or "FAILED" (any other error). A sweep goes on after every row, unless the GPU or another rank is lost. Rows
+without a time are yielded at once, so that an interrupted run keeps them in its file.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from llmbench.model.devices import free_bytes
 __all__ = ["ADDRESSABLE_BYTES", "Candidate", "check_and_time"]
 
 ADDRESSABLE_BYTES = 2**57
-"""The most memory that today's widest addresses reach (five-level paging on x86-64); larger sizes overflow in torch."""
+"""The most bytes that today's widest addresses reach (57 bits: five-level paging on x86-64). Larger sizes overflow in
+torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One implementation that takes part in a comparison.
 
-    `prepare()` makes the inputs and returns the call to time; candidates may share inputs outside it. `check()` returns
-    the verdicts of `kernels.proof.accuracy`, at a size that leaves room for fp64; None where there is nothing to check,
-    as for the reference itself. `need_bytes`: the analytic memory of inputs and call. `compiled`: torch.compile made
-    part of it; no counter sees that code's memory on a CPU. The other fields are copied into the row.
+    `prepare()` creates the inputs and returns the call to time. Candidates may share inputs that exist before.
+    `check()` returns verdicts of `kernels.proof.accuracy`, at a size whose fp64 reference fits into memory; it is None
+    if there is nothing to check, as for the reference itself. `need_bytes`: predicted memory of the inputs and the
+    call. `compiled`: whether torch.compile compiled a part of the call. On a CPU the memory that compiled code
+    allocates cannot be counted. The other fields are copied into the row.
     """
 
     name: str
@@ -67,14 +69,14 @@ def check_and_time(
     attention: bool = False,
     **sampling: Any,
 ) -> Iterator[Row]:
-    """Yield one row per candidate, those without a time first.
+    """Yield one row per candidate. The rows without a time come first.
 
     `budget_s`: seconds of sampling for all candidates together; `sampling`: further arguments of `clock.compare`.
     `energy`: run each candidate for one more second and read the GPU's energy counter. `attention`: record the names of
     the attention kernels.
 
-    Raises DeviceLostError after the row of a candidate that loses the GPU or other ranks. Candidates that were still to
-    be timed have no row then.
+    Raises DeviceLostError if the GPU or another rank is lost, after the row of the candidate that was running. The
+    candidates that were not timed yet get no row.
     """
 
     def row(candidate: Candidate, status: Status, extra: Mapping[str, Scalar] | None = None, **fields: Any) -> Row:
@@ -129,12 +131,13 @@ def check_and_time(
 
 
 def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
-    """Energy of the call, launched in the same way as it was timed; None where it cannot be measured."""
+    """Return the energy of the call, launched as it was timed: directly or as a CUDA graph. None if it cannot be
+    measured."""
     device = clock.device
     with tf32_products(device):
         try:
             return energy_of(captured(call, device, "it") if timed.clock == "cuda-graph" else call, device)
-        except CannotRunError:  # the call was captured for timing, and this capture failed
+        except CannotRunError:  # the call could be captured for timing, but not again
             return None
         except Exception:
             clock.check_device()
@@ -144,8 +147,8 @@ def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
 def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) -> tuple[Call, dict[str, Any]] | Fault:
     """Check and run a candidate; return its call and the fields of its row, or its fault.
 
-    All ranks agree on each step before the next one. A rank that went on alone would wait for the others in a step that
-    they never reach.
+    All ranks agree on each step before the next one. A rank that went on alone would wait for the other ranks in a step
+    that they never reach.
     """
     device, agreed = clock.device, ranks.agreed
     checks: tuple[Check, ...] = ()
@@ -153,7 +156,7 @@ def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) ->
         agreed(partial(_refuse_too_large, candidate.need_bytes, device, ranks.processes))
         checks = agreed(partial(_checked, candidate))
         call = agreed(candidate.prepare)
-        agreed(call)  # compiles, tunes, fills memory pools
+        agreed(call)  # the first call compiles and tunes kernels and fills memory pools
         uncounted = candidate.compiled and device.type == "cpu"
         memory = None if uncounted else agreed(partial(peak_memory, call, device))
         kernels = agreed(partial(attention_kernels, call, device)) if attention else ()
@@ -163,7 +166,7 @@ def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) ->
     except Exception as problem:
         fault = fault_of(problem)
         fault = fault._replace(checks=fault.checks or checks)
-    # Outside the handler the error is gone, and with it the frames that kept its tensors alive.
+    # This code stands outside the `except` block, because the error's stack frames keep the call's tensors alive there.
     clock.check_device()
     if fault.status == "OOM":
         gc.collect()
@@ -173,21 +176,21 @@ def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) ->
 
 
 def _refuse_too_large(need_bytes: int | None, device: torch.device, processes: int) -> None:
-    """Raise MemoryError if `processes` processes cannot allocate so much at once. Only a CPU needs this: a GPU's
-    allocator refuses without harm."""
+    """Raise MemoryError if `processes` processes cannot allocate `need_bytes` each at the same time. Only a CPU needs
+    this check: a GPU's allocator refuses a request without harm."""
     if need_bytes is None:
         return
     if need_bytes >= ADDRESSABLE_BYTES:
         raise MemoryError("not tried: larger than any machine can address")
     free = free_bytes(device) if device.type == "cpu" else None
     if free is not None and need_bytes * processes > free:
-        # Linux allocates more than it has, and ends the process that uses it.
+        # Linux grants more memory than it has, and kills a process that uses it.
         shared = f" for {processes} processes" if processes > 1 else ""
         raise MemoryError(f"not tried: only {free:,} bytes are free{shared}")
 
 
 def _checked(candidate: Candidate) -> tuple[Check, ...]:
-    """Run the candidate's check. Raises IncorrectError where a tensor exceeds its error budget."""
+    """Run the candidate's check. Raises IncorrectError if a tensor's error exceeds its budget."""
     if candidate.check is None:
         return ()
     try:

@@ -49,7 +49,7 @@ class DeviceLostError(LLMBenchError):
     """The GPU's context or another rank is gone: this process cannot measure any more.
 
     Other errors end one candidate; this one ends the session. `candidate`: the name of the candidate that was running,
-    where it is known.
+    if it is known.
     """
 
     exit_code = 3
@@ -70,9 +70,8 @@ def attribute_loss(candidate: str) -> Iterator[None]:
 class Stopwatch:
     """A candidate that is ready for timing: `sample()` runs it and returns the seconds of one call.
 
-    Two lists grow with the samples. `run_queue_shares`: the share of each sample's time that threads waited for a core,
-    where the system counts it. `barriers_s`: the barrier cost in seconds after each sample, where there are several
-    threads.
+    Each sample appends to two lists. `run_queue_shares`: the share of the sample's time that threads waited for a core,
+    if the system counts it. `barriers_s`: the barrier cost in seconds after the sample, if there are several threads.
     """
 
     sample: Callable[[], float]
@@ -85,7 +84,7 @@ class Stopwatch:
 
 
 class Warm(NamedTuple):
-    """A candidate after its warm-up of `calls` calls; the shortest took `fastest_s` seconds."""
+    """A candidate after its warm-up of `calls` calls, the fastest of which took `fastest_s` seconds."""
 
     call: Call
     calls: int
@@ -137,14 +136,15 @@ def compare(
     max_samples: int = 400,
     failed: dict[str, Exception] | None = None,
 ) -> dict[str, Measurement]:
-    """Time candidates in interleaved rounds; a single call is allowed too.
+    """Time candidates in interleaved rounds. `calls` may also contain one call only.
 
     Each candidate is warmed up for `warmup_s` seconds, with at least one call. A round takes one sample of each
     candidate; every other round goes in reverse order. Rounds go on until `budget_s` seconds have passed and each
     candidate has `min_samples` samples, or until `max_samples` rounds.
 
-    Without `failed`, the first error of a candidate ends the comparison. With it, the error is stored there under the
-    candidate's name and the others go on. Raises DeviceLostError, with the candidate's name, where they cannot.
+    Without `failed`, the first error of a candidate ends the comparison. With it, the error is stored in `failed` under
+    the candidate's name, and the other candidates go on. Raises DeviceLostError, with the candidate's name, if the
+    device is lost.
     """
     left = dict(calls)
 
@@ -200,7 +200,7 @@ def _median(values: list[float]) -> float | None:
 
 
 def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
-    """Call it for `warmup_s` seconds, and at least once."""
+    """Run `call` for `warmup_s` seconds, and at least once."""
     start, count, fastest = time.perf_counter(), 0, math.inf
     while count == 0 or time.perf_counter() - start < warmup_s:
         fastest = min(fastest, clock.once(call))
@@ -209,8 +209,8 @@ def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
 
 
 class CpuClock:
-    """A wall clock. A sample is as many calls as take `sample_s` seconds; their inputs stay in the caches where they
-    fit. `threads`: the number of torch's threads; None keeps the current number."""
+    """A wall clock for calls on a CPU. A sample is as many calls as take `sample_s` seconds. Between the calls, inputs
+    stay in the CPU's caches if they fit. `threads`: the number of torch's threads; None keeps the current number."""
 
     device = torch.device("cpu")
 
@@ -242,7 +242,7 @@ class CpuClock:
         return {name: self._stopwatch(candidate, barrier_s) for name, candidate in candidates.items()}
 
     def check_device(self) -> None:
-        """Nothing to check on a CPU."""
+        """Do nothing: a CPU cannot be lost."""
 
     def _stopwatch(self, candidate: Warm, barrier_s: Callable[[], float] | None) -> Stopwatch:
         count = math.ceil(self.sample_s / max(candidate.fastest_s, 1e-8))
@@ -254,7 +254,7 @@ class CpuClock:
             seconds = _wall_s(candidate.call, count)
             after = run_queue_delay_s()
             if before is not None and after is not None and seconds > 0:
-                shares.append(min(max(after - before, 0.0) / seconds, 1.0))  # several threads may wait at once
+                shares.append(min(max(after - before, 0.0) / seconds, 1.0))  # several waiting threads add up
             if barrier_s is not None:
                 barriers.append(barrier_s())
             return seconds / count
@@ -270,11 +270,11 @@ def _wall_s(call: Call, count: int) -> float:
 
 
 class CudaClock:
-    """A GPU's events, with L2 emptied before each call.
+    """A clock that times calls on a GPU with CUDA events, and empties the L2 cache before each call.
 
-    `graphs`: "auto" times CUDA graphs if one of the candidates takes less than `SHORT_S` and all can be captured; if
-    one cannot, a note on all of them says why. "always" raises that error instead, "never" captures nothing. `cuda` is
-    torch.cuda.
+    `graphs`: with "auto", all candidates are timed as CUDA graphs if one of them takes less than `SHORT_S` and all can
+    be captured. If one cannot be captured, no candidate is, and all of them get a note with the reason. "always" raises
+    that error instead; "never" captures nothing. `cuda`: torch.cuda or a replacement for it.
     """
 
     SHORT_S = 500e-6
@@ -282,8 +282,8 @@ class CudaClock:
 
     def __init__(self, device: torch.device, *, graphs: Graphs = "auto", cuda: Any = torch.cuda) -> None:
         self.device, self.graphs, self.cuda = device, graphs, cuda
-        # Four times the L2, because its replacement policy is unknown. The buffer is read and not written: written
-        # lines would go back to memory during the timed call.
+        # The buffer is four times as large as L2, because the replacement policy of L2 is unknown. It is read and not
+        # written, because written lines would go back to memory during the timed call.
         size = max(4 * int(cuda.get_device_properties(device).L2_cache_size), 2**20)
         self._flush = torch.zeros(size // 4, dtype=torch.float32, device=device)
         self._sink = torch.zeros((), dtype=torch.float32, device=device)
@@ -298,7 +298,7 @@ class CudaClock:
     def once(self, call: Call) -> float:
         """Return the seconds of one call between two events."""
         start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
-        torch.sum(self._flush, dim=0, out=self._sink)  # the launches of the call queue up behind it
+        torch.sum(self._flush, dim=0, out=self._sink)  # keeps the GPU busy while the CPU queues the call
         start.record()
         call()
         end.record()
@@ -320,7 +320,7 @@ class CudaClock:
         return {name: self._stopwatch(candidate.call, "cuda-events", notes) for name, candidate in candidates.items()}
 
     def check_device(self) -> None:
-        """Raise DeviceLostError if the context is gone: after an illegal access every call of the driver fails."""
+        """Raise DeviceLostError if the CUDA context is lost. After an illegal memory access every driver call fails."""
         try:
             self.cuda.synchronize(self.device)
         except RuntimeError as problem:
@@ -334,7 +334,7 @@ class CudaClock:
             try:
                 replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
                 replay()
-                self.cuda.synchronize(self.device)  # an error of this replay must not appear in the next candidate
+                self.cuda.synchronize(self.device)  # else the next candidate would get an error of this replay
             except Exception:
                 self.check_device()
                 raise

@@ -24,7 +24,7 @@ def barrier_timer(threads: int | None) -> Callable[[], float] | None:
     Each measurement times two small parallel regions, whose work is negligible: a LayerNorm of one row per thread, in a
     region of torch, and a 64×64 product, in a region of BLAS. Every multi-threaded call pays this cost. It changes with
     the cores that the system, or its host, assigns: cores that share no cache synchronise several times as slowly.
-    None for one thread and on a GPU (`threads` is None there).
+    Return None for one thread, and on a GPU, where `threads` is None.
     """
     if threads is None or threads < 2:
         return None
@@ -36,7 +36,7 @@ def barrier_timer(threads: int | None) -> Callable[[], float] | None:
 
     def seconds() -> float:
         with torch.no_grad():
-            synchronise()  # wakes threads that have gone to sleep
+            synchronise()  # wakes sleeping threads
             start = time.perf_counter()
             for _ in range(CALLS):
                 synchronise()
@@ -46,10 +46,11 @@ def barrier_timer(threads: int | None) -> Callable[[], float] | None:
 
 
 def run_queue_delay_s() -> float | None:
-    """Return the run-queue delay so far: seconds that this process's threads, added up, were runnable without a core.
+    """Return the run-queue delay so far: the seconds that this process's threads were runnable but had no core, in
+    total.
 
-    Source: the second field of Linux's /proc/self/task/*/schedstat, in nanoseconds. None where the system does not
-    count it.
+    Source: the second field of Linux's /proc/self/task/*/schedstat, in nanoseconds. None if the system does not count
+    it.
     """
     total, counted = 0, False
     try:

@@ -1,4 +1,4 @@
-"""CUDA graphs of a call, and the kernels that a call launched."""
+"""Capture a call as a CUDA graph, and list the kernels that a call launches."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # at its default level the prof
 def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: Any = torch.cuda) -> Callable[[], Any]:
     """Capture `call` as a CUDA graph and return the function that replays it as one launch.
 
-    `call` must have run before; this runs it once more. `name` stands in the error message. `cuda` is torch.cuda.
+    `call` must have run before; it runs once more before the capture. `name`: the call's name in the error message.
+    `cuda`: torch.cuda or a replacement for it.
 
-    Raises CannotRunError for a call that a graph cannot hold. Most such calls wait for the GPU, to read a number or to
-    copy one there. They are detected before the capture starts, because a capture that breaks off leaves torch's
-    allocator in capture mode: it then frees nothing, and raises where it is asked to.
+    Raises CannotRunError for a call that cannot be captured. Most of these calls wait for the GPU, because they copy a
+    number from it or to it. They are detected before the capture starts, because an aborted capture leaves torch's
+    allocator in capture mode. In that mode it frees no memory, and raises an error if it is asked to.
     """
     try:
         _refuse_synchronising(call, cuda)
         graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
-        # A capture that breaks off does not even restore the stream that was current.
+        # An aborted capture does not restore the current stream, so this block does.
         with (
             cuda.device(device),
             _released(pool, cuda),
@@ -38,9 +39,9 @@ def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: 
             cuda.graph(graph, pool=pool),
         ):
             call()
-    except Exception as problem:  # a call may fail in any way that a graph cannot hold
+    except Exception as problem:  # a call that cannot be captured may raise any error
         cuda.synchronize(device)
-        raise CannotRunError(f"no CUDA graph holds {name}: {str(problem).partition(chr(10))[0]}") from None
+        raise CannotRunError(f"cannot capture {name} as a CUDA graph: {str(problem).partition(chr(10))[0]}") from None
     replay: Callable[[], Any] = graph.replay
     return replay
 
@@ -57,11 +58,11 @@ def _refuse_synchronising(call: Callable[[], Any], cuda: Any) -> None:
 
 @contextmanager
 def _released(pool: Any, cuda: Any) -> Iterator[None]:
-    """End the capture for torch's allocator too if the block raises."""
+    """If the block raises an error, end the capture in torch's allocator too."""
     try:
         yield
     except Exception:
-        with suppress(RuntimeError):  # the allocator has ended it already
+        with suppress(RuntimeError):  # the allocator has already ended the capture
             torch._C._cuda_endAllocateToPool(cuda.current_device(), pool)
             torch._C._cuda_releasePool(cuda.current_device(), pool)
         raise
@@ -81,11 +82,12 @@ def kernel_times(call: Callable[[], Any], device: torch.device) -> list[KernelTi
 
     The profiler slows a CPU's ops noticeably. Shares of these times are meaningful; for absolute times use the clock.
     """
-    # On a GPU only kernels are recorded: a whole model has so many more ops that summing them would take minutes.
+    # On a GPU only kernels are recorded. A whole model runs so many more torch ops that summing them would take
+    # minutes.
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    # acc_events: there is one cycle; torch 2.11 warns that it would drop the events of others
+    # There is only one profiling cycle. Without acc_events, torch 2.11 warns that it drops the events of other cycles.
     with profile(activities=activities, acc_events=True) as profiler:
         call()
         if device.type == "cuda":
@@ -98,7 +100,7 @@ def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
     totals: dict[str, tuple[int, float]] = {}
     for event in events:
         if on_gpu != (event.device_type == DeviceType.CUDA) or getattr(event, "is_user_annotation", False):
-            continue  # the GPU's timeline shows annotations too, which are not kernels
+            continue  # the GPU's timeline also has annotations
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         runs, total = totals.get(event.name, (0, 0.0))
         totals[event.name] = (runs + 1, total + microseconds * 1e-6)
@@ -107,13 +109,14 @@ def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
 
 
 def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[str, ...]:
-    """Return the attention kernels that `call` really ran: GPU kernel names, on a CPU the names of torch's ops.
+    """Return the names of the attention kernels that `call` ran: of GPU kernels, or of torch ops on a CPU.
 
-    Shows which backend scaled_dot_product_attention chose. Empty where plain products and a softmax ran.
+    They show which backend scaled_dot_product_attention chose. Empty if plain matrix products and a softmax ran.
     """
-    # cuDNN's names contain sdpa, torch's memory-efficient kernel's fmha, our split-cache kernels' the last two
+    # Names of cuDNN's kernels contain sdpa, those of torch's memory-efficient kernel fmha. The last two are names of
+    # our kernels that split the cache.
     marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
-    dispatcher = "aten::scaled_dot_product_attention"  # it chooses the backend and is not one
+    dispatcher = "aten::scaled_dot_product_attention"  # this op only chooses the backend
     names = {row.name for row in kernel_times(call, device) if row.name != dispatcher}
     if device.type == "cpu":  # the profiler also lists the autograd nodes that ran the ops
         names = {name for name in names if "::" in name and not name.startswith("autograd::")}

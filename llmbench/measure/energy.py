@@ -17,8 +17,8 @@ __all__ = ["Energy", "energy_of"]
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Energy of the whole GPU, its idle power included, over `calls` calls in `seconds` seconds.
 
-    The calls run one after another, with inputs in the GPU's caches where they fit. A call that was timed as a CUDA
-    graph is replayed as one, without the gaps between launches in which the GPU is idle.
+    The calls run one after another, and inputs stay in the GPU's caches if they fit. A call that was timed as a CUDA
+    graph is replayed as a CUDA graph, so that the GPU is not idle between launches.
     """
 
     joules: float
@@ -34,7 +34,8 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def energy_of(
     call: Callable[[], Any], device: torch.device, *, least_s: float = 1.0, gpu: Gpu | None = None
 ) -> Energy | None:
-    """Run `call` for at least `least_s` seconds and read the counter before and after; None without a counter.
+    """Run `call` for at least `least_s` seconds and read the energy counter before and after. Return None if the GPU
+    has no counter.
 
     The counter is updated every 20 to 100 ms, so one second is accurate to a few per cent.
     """
@@ -57,7 +58,7 @@ def energy_of(
         calls += batch
         passed = time.perf_counter() - start
         if passed < least_s / 10:
-            batch = min(2 * batch, 256)  # few enough that the launch queue is never full for long
+            batch = min(2 * batch, 256)  # a limit, so that the launch queue is not full for long
     after = gpu.energy_j()
     if before is None or after is None or after <= before:
         return None

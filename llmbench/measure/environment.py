@@ -39,7 +39,8 @@ PACKAGES = (
 
 
 class InstalledGpu(NamedTuple):
-    """A GPU as NVML reports it, with NVML's number and the bundled device that it matches (`device`)."""
+    """A GPU as NVML reports it. `number`: NVML's index. `device`: the name of llmbench's device file that matches it,
+    or None."""
 
     number: int
     name: str
@@ -48,7 +49,7 @@ class InstalledGpu(NamedTuple):
 
 
 class Gpus(NamedTuple):
-    """The driver's version and its GPUs, or the problem if there are none."""
+    """The driver's version and its GPUs. `problem`: the reason if there are no GPUs."""
 
     driver: str | None
     gpus: list[InstalledGpu]
@@ -97,11 +98,11 @@ def _text(value: str | bytes) -> str:
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The machine and software that a measurement depends on; None is unknown or absent.
+    """The machine and software that a measurement depends on. None means unknown or absent.
 
-    `device`: "cpu" or the GPU's name. `datasheet`: the bundled device that it matches. `ptxas`: version of the
-    assembler that Triton uses for this GPU. `commit`: that of the installed tree if it is a git checkout, with "+"
-    appended if files differ from it; for a copy without history the value of LLMBENCH_COMMIT.
+    `device`: "cpu" or the GPU's name. `datasheet`: the name of llmbench's device file that matches the GPU. `ptxas`:
+    version of the assembler that Triton uses for this GPU. `commit`: the commit of the code if it is a git checkout,
+    with "+" appended if files differ from the commit; else the value of the variable LLMBENCH_COMMIT.
     """
 
     llmbench: str
@@ -178,8 +179,8 @@ def cpu_model() -> str | None:
 def ptxas(arch: int) -> str | None:
     """Return the version of the assembler that Triton uses for compute capability `arch` (90 for 9.0).
 
-    It respects TRITON_PTXAS_PATH. Triton contains two assemblers, and releases choose differently: 3.6 uses the newer
-    one from 10.0 on, 3.9 from 9.0 on.
+    The variable TRITON_PTXAS_PATH can name another assembler. Triton contains two. Triton 3.6 uses the newer one from
+    compute capability 10.0 on, and 3.9 from 9.0 on.
     """
     try:
         from triton.backends.nvidia.compiler import get_ptxas

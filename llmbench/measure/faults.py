@@ -1,4 +1,4 @@
-"""Which status an error gives to a row: INCORRECT, OOM, n/a or FAILED."""
+"""Derive the status of a row (INCORRECT, OOM, n/a or FAILED) from an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""Texts of RuntimeErrors that mean out of memory, where the error does not come from torch's own GPU allocator."""
+"""Texts of RuntimeErrors that mean out of memory. Errors of torch's GPU allocator have a type of their own."""
 
 
 class Fault(NamedTuple):
@@ -29,8 +29,8 @@ class Fault(NamedTuple):
     checks: tuple[Check, ...] = ()
 
     def with_others_holding(self, held_bytes: int) -> Fault:
-        """Add to an OOM's reason how many bytes the other candidates of the case were holding. All candidates are ready
-        at once, because they are timed in turn."""
+        """Add to an OOM's reason how many bytes the other candidates of the case were holding. All candidates of a case
+        stay in memory together, because they are timed in turn."""
         if self.status != "OOM" or not held_bytes:
             return self
         return self._replace(reason=f"{self.reason} (other candidates were holding {held_bytes:,} bytes)")
@@ -45,7 +45,7 @@ class IncorrectError(Exception):
 
 
 def fault_of(problem: Exception) -> Fault:
-    """Return the fault that an error means, with the notes that were added to the error."""
+    """Return the status and the reason for an error. The reason includes the notes that were added to the error."""
     notes = getattr(problem, "__notes__", ())
     if isinstance(problem, IncorrectError):
         return Fault("INCORRECT", "; ".join((_failed_checks(problem.checks), *notes)), problem.checks)

@@ -1,4 +1,4 @@
-"""A measurement: the raw samples of a call and their statistics. Needs no torch."""
+"""A measurement: the raw samples of a call and their statistics. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from llmbench.measure.telemetry import Conditions
 __all__ = ["ClockKind", "Measurement", "Ratio", "merged_remarks", "quantile", "ratio"]
 
 ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
-"""`cpu`: a wall clock around several calls. `cuda-events`: two events around one call; the gaps between its launches
-count. `cuda-graph`: two events around one replay of the call as a CUDA graph; no gaps."""
+"""`cpu`: a wall clock around several calls. `cuda-events`: two events around one call; the time includes the gaps
+between its launches. `cuda-graph`: two events around one replay of the call as a CUDA graph, which has no such gaps."""
 
 NOISY_SPREAD = 0.10
-"""A measurement with at least this spread is remarked as noisy."""
+"""A measurement with at least this spread gets the remark "noisy"."""
 
 CONTENTION_SHARE = 0.02
-"""A measurement with at least this run-queue share is remarked as CPU contention."""
+"""A measurement with at least this run-queue share gets the remark "CPU contention"."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds of one call, sample by sample in the order taken. Statistics are computed from them.
+    """The time of one call: samples in seconds, in the order in which they were taken, and statistics of the samples.
 
-    A sample times `calls_per_sample` calls and is divided by their number. `cold`: the GPU's L2 held none of the inputs
-    when a sample began. `threads`: the number of torch's threads on a CPU. `run_queue_share`: the share of a sample's
-    time that runnable threads waited for a core, median over the samples; None on a GPU and where the system does not
-    count it. `barrier_s`: the barrier cost in seconds, median of one reading per sample (see `measure.cpu`); None for
-    one thread and on a GPU. `conditions`: the GPU's state meanwhile, None where it is unknown. `notes`: facts that
-    a reader must know before using the figures.
+    A sample times `calls_per_sample` calls and is divided by their number. `cold`: whether the GPU's L2 cache was
+    emptied before each sample. `threads`: the number of torch's threads on a CPU. `run_queue_share`: the share of a
+    sample's time that runnable threads waited for a core, median over the samples; None on a GPU, and if the system
+    does not count it. `barrier_s`: the barrier cost in seconds, median of one reading per sample (see `measure.cpu`);
+    None for one thread and on a GPU. `conditions`: the GPU's state during the measurement; None if it is unknown.
+    `notes`: facts that a reader must know before using the figures.
     """
 
     samples_s: tuple[float, ...]
@@ -47,7 +47,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # msgspec turns these into a ValidationError that names the place in the file.
+        # msgspec turns a ValueError into a ValidationError that names the place in the file.
         if not self.samples_s:
             raise ValueError("a measurement needs at least one sample")
         if not all(0 <= sample < math.inf for sample in self.samples_s):
@@ -107,8 +107,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
-    """Yield one line per kind of remark, with the names that have it: "a, b: noisy". The detail is added if it is the
-    same for all names."""
+    """Yield one line per kind of remark, with the names of the measurements that have it: "a, b: noisy". The detail of
+    the remark is added if it is the same for all of them."""
     names: dict[str, list[str]] = {}
     details: dict[str, set[str]] = {}
     for name, remarks in named:
@@ -121,7 +121,7 @@ def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[s
 
 
 class Ratio(NamedTuple):
-    """Time of one candidate over time of another: median and percentiles over `n` pairs of samples."""
+    """Time of one candidate divided by the time of another: median and percentiles over `n` pairs of samples."""
 
     median: float
     p10: float
@@ -130,10 +130,10 @@ class Ratio(NamedTuple):
 
 
 def ratio(of: Measurement, to: Measurement) -> Ratio:
-    """Return the time of `of` over the time of `to`, paired sample by sample.
+    """Return the time of `of` divided by the time of `to`, computed from pairs of samples.
 
-    A disturbance of the machine affects both samples of a pair. Raises LLMBenchError if the two were not taken in one
-    comparison.
+    Samples are paired because a disturbance of the machine affects both samples of a pair. Raises LLMBenchError if the
+    two were not taken in one comparison.
     """
     if of.n != to.n:
         raise LLMBenchError(f"cannot pair {of.n} samples with {to.n}: they are not from one comparison")

@@ -1,7 +1,7 @@
-"""Peak memory of a call, above what was allocated before it.
+"""Peak memory of a call, in addition to the memory that was allocated before the call.
 
-On a GPU torch's allocator counts it. A CPU has no such counter: there each storage that an op allocates is tracked
-until it is freed. That does not see scratch memory inside an op, nor memory that compiled code allocates itself.
+On a GPU torch's allocator counts it. A CPU has no such counter, so each storage that an op allocates is tracked until
+it is freed. The tracking misses scratch memory inside an op, and memory that compiled code allocates.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["GraphedCall", "LiveTensors", "MemoryPeak", "RepeatableBackward", "pe
 
 
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Memory of a call at its peak, in bytes. `added_bytes`: above what was allocated when it began, results included.
-    `resident_bytes`: allocated when it began. `reserved_bytes`: the allocator's most reserved memory so far. The last
-    two are None on a CPU. `by`: the source of the numbers, the GPU's allocator
+    """Peak memory of a call in bytes. `added_bytes`: peak of the memory that the call added, its results included.
+    `resident_bytes`: memory that was allocated when the call began. `reserved_bytes`: the most memory that the
+    allocator has reserved so far. The last two are None on a CPU. `by`: the source of the numbers: the GPU's allocator
     or tracked tensors."""
 
     added_bytes: int
@@ -33,8 +33,7 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RepeatableBackward:
-    """A repeatable backward pass: it keeps the autograd graph of a forward pass and runs its backward pass again and
-    again.
+    """A backward pass that can be repeated: it keeps the autograd graph of one forward pass.
 
     `forward()` returns the saved outputs. `backward(saved, again)` runs the backward pass and, if `again` is true,
     leaves `saved` usable. Saved activations count as memory of the call, although the call does not allocate them.
@@ -54,16 +53,17 @@ class RepeatableBackward:
         self._saved = self._forward()
 
     def end(self) -> None:
-        """Run the backward pass and free the graph, as a single backward does. `begin` must come before another
+        """Run the backward pass and free the graph, as a single backward pass does. Call `begin` before the next
         call."""
         saved, self._saved = self._saved, None
         self._backward(saved, False)
 
 
 class GraphedCall:
-    """A call that replays CUDA graphs, whole or in part, with the same call without a graph (`eager`).
+    """A call that replays CUDA graphs for all or a part of its work. `eager` is the same call without graphs.
 
-    The peak of a replay cannot be counted, because a graph receives its memory at capture; that of `eager` can.
+    The peak memory of a replay cannot be counted, because a graph receives its memory when it is captured. The peak of
+    `eager` is counted instead.
     """
 
     def __init__(self, replay: Callable[[], Any], eager: Callable[[], Any]) -> None:
@@ -88,8 +88,8 @@ def reserved_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
     """Run the warmed-up `call` once and return its peak.
 
-    For a `RepeatableBackward` the saved forward counts, and the temporaries of that forward do not. For a `GraphedCall`
-    the peak is that of its eager call. `cuda` is torch.cuda.
+    For a `RepeatableBackward`, the saved activations of the forward pass count, and its temporaries do not. For a
+    `GraphedCall`, the eager call runs. `cuda`: torch.cuda or a replacement for it.
     """
     if isinstance(call, GraphedCall):
         call = call.eager
@@ -102,7 +102,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = to
 
 
 def _nothing() -> None:
-    """The preparation of a call that needs none."""
+    """Do nothing: the preparation of a call that needs no preparation."""
 
 
 def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.device, cuda: Any) -> MemoryPeak:
@@ -135,7 +135,7 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
 class LiveTensors(TorchDispatchMode):
     """Tracks the storages that ops allocate: `live_bytes` now, `peak_bytes` at the peak."""
 
-    supports_higher_order_operators = True  # FlexAttention is one
+    supports_higher_order_operators = True  # FlexAttention is such an operator
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -148,7 +148,7 @@ class LiveTensors(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` and count the storages of its results that no argument had."""
+        """Run `func` and count the storages of its results that belong to no argument."""
         inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

@@ -1,10 +1,10 @@
 """Ranks: the processes that torchrun started, and how they stay in step while they measure.
 
-Ranks must make each collective call equally often. So the time of a call is that of the slowest rank, and all ranks
-know it; the number of repetitions is fixed beforehand; and after every step that may fail, the ranks exchange whether
-it failed: a step that fails on one rank is abandoned by all. They exchange this in a control group of their own, on the
-hosts' CPUs, which an unfinished collective does not block. A rank that waits in a collective until its timeout shows
-that the ranks are no longer in step, and the session ends. Only the first rank writes the file and prints the answer.
+All ranks must call each collective equally often. Therefore all ranks use the time of the slowest rank, and the number
+of repetitions is fixed beforehand. After every step that may fail, the ranks exchange whether it failed. If it failed
+on one rank, all ranks abandon it. For these messages they use a separate control group on the hosts' CPUs, because an
+unfinished collective does not block it. If a rank waits in a collective until the timeout, the ranks are no longer in
+step, and the session ends. Only the first rank writes the file and prints the answer.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Processes = Literal["one", "any", "several"]
 """The number of processes that an experiment runs in."""
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
-"""How long a rank waits in a collective before it counts the others as lost."""
+"""The time that a rank waits in a collective before it treats the other ranks as lost."""
 
 CONTROL_TIMEOUTS = 3
-"""The control group's timeout, as a multiple of the collectives': ranks may reach their own timeouts one after
-another."""
+"""The control group's timeout, as a multiple of `COLLECTIVE_TIMEOUT`. It is longer because ranks may reach their
+timeouts in collectives one after another."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process number `rank` of `size`, of which `processes` run on this machine. `control`: the group that they agree
-    in."""
+    """This process is number `rank` of `size` processes, of which `processes` run on this machine. `control`: the
+    process group in which the ranks exchange messages."""
 
     rank: int = 0
     size: int = 1
@@ -63,8 +63,9 @@ class Ranks:
     def agreed(self, action: Callable[[], T]) -> T:
         """Run `action` and return its result. If it raises on any rank, raise the first such error on all ranks.
 
-        Raises DeviceLostError if ranks fail differently. That happens when one rank leaves a collective that others
-        wait in: they fail by timeout, and later messages would be matched with the wrong collective.
+        Raises DeviceLostError if ranks fail with different errors. That happens when one rank leaves a collective in
+        which other ranks wait. Those ranks fail by timeout, and later messages would be matched with the wrong
+        collective.
         """
         if self.size == 1:
             return action()
@@ -90,8 +91,8 @@ class Ranks:
         return values
 
     def clock(self, device: torch.device) -> Clock:
-        """Return the clock of a device; with several ranks, one that gives all ranks the same times. That one captures
-        no CUDA graphs, because a graph cannot hold the wait for other ranks."""
+        """Return the clock of a device. With several ranks, the clock gives all ranks the same times, and captures no
+        CUDA graphs, because the wait for other ranks cannot be captured."""
         return clock_for(device) if self.size == 1 else RankedClock(clock_for(device, graphs="never"), self)
 
     @contextmanager
@@ -121,7 +122,8 @@ def _sendable(problem: Exception) -> Exception:
 
 
 def _common_error(problems: Mapping[int, Exception], size: int) -> Exception:
-    """Return the error of ranks that failed in the same way, with a note if the other ranks did not fail."""
+    """Return the error of ranks that failed in the same way, with a note if other ranks did not fail. Return a
+    DeviceLostError if ranks failed with different errors."""
     for problem in problems.values():
         if isinstance(problem, DeviceLostError):
             return problem
@@ -142,7 +144,7 @@ def _first_line(problem: Exception) -> str:
 
 
 class Follower:
-    """Stands for the Store on the ranks that do not write."""
+    """Replaces the Store on the ranks that write no file."""
 
     existing: Results | None = None
     notes: tuple[str, ...] = ()
@@ -155,9 +157,9 @@ class Follower:
 
 
 def join(processes: Processes, device: torch.device, experiment: str) -> tuple[Ranks, torch.device]:
-    """Join the ranks that torchrun started, if it did; return them and this process's device.
+    """If torchrun started this process, join the other ranks. Return the ranks and this process's device.
 
-    Raises LLMBenchError if the experiment does not run in so many processes.
+    Raises LLMBenchError if the experiment does not support this number of processes.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     size = int(os.environ["WORLD_SIZE"]) if launched else 1
@@ -197,8 +199,8 @@ def _ranks() -> Ranks:
 def _leave() -> None:
     """Leave the groups before Python ends.
 
-    A thread of gloo may still release the tensors of the last message. Without an interpreter it would abort. A barrier
-    that has finished shows that it is done.
+    A thread of gloo may still be releasing the tensors of the last message. If Python ends first, the thread aborts the
+    process. A finished barrier shows that the thread is done.
     """
     for group in (None, _ranks().control):
         if dist.get_backend(group) == "gloo":
@@ -208,7 +210,7 @@ def _leave() -> None:
 
 
 class RankedClock:
-    """A clock that gives the time of the slowest rank. All ranks begin a call together."""
+    """A clock that returns the time of the slowest rank. All ranks begin a call together."""
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self.inner, self.ranks = clock, ranks

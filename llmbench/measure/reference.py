@@ -1,7 +1,7 @@
 """Reference measurements: this machine's rates for a product, a copy, a read and a launch, measured in the same run.
 
-A share of a datasheet's peak mixes two losses: those of the kernel, and those of the machine at its present power and
-clocks. A share of a reference measurement contains only the first.
+A share of the datasheet's peak includes two losses: those of the kernel, and those of the machine at its present power
+and clocks. A share of a reference measurement includes only the losses of the kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Limits(NamedTuple):
     bytes_per_s: float
 
     def least_s(self, flops: float, bytes: float) -> float:
-        """Return the least seconds for this work, if products and traffic overlap: the longer of the two."""
+        """Return the least seconds for this work, if products and memory traffic overlap: the longer of the two
+        times."""
         return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
 
 
@@ -62,8 +63,9 @@ class ReferenceMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class ReferenceMeasurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The reference measurements of a run. `matmul`: FLOPs of a square product. `copy`: bytes read plus bytes written.
-    `read`: bytes of a sum. `launch`: ops on one element, one after another."""
+    """The reference measurements of a run. `matmul`: FLOP/s of a square matrix product. `copy`: bytes/s of a copy, read
+    plus written. `read`: bytes/s of a sum over a buffer. `launch`: launches/s of ops on one element, one after
+    another."""
 
     matmul: ReferenceMeasurement
     copy: ReferenceMeasurement
@@ -103,7 +105,8 @@ def measure_references(
 ) -> ReferenceMeasurements:
     """Take the reference measurements, `budget_s` seconds each.
 
-    `dtype`: the format of the product, that of the run. The values are random: zeros need less power and so run faster.
+    `dtype`: the run's number format, in which the product is computed. The values are random, because zeros need less
+    power and therefore run faster.
     """
     device = clock.device
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
@@ -115,7 +118,8 @@ def measure_references(
     a, b = _matrices(sizes.matmul, dtype, device)
     n, name = len(a), str(dtype).removeprefix("torch.")
     as_tf32 = " (in tf32)" if a.is_cuda and dtype == torch.float32 and torch.cuda.is_tf32_supported() else ""
-    # The second factor is stored as a layer's weight is: in fp16 a CPU is ten times as fast with it, a GPU no slower.
+    # The second factor is transposed, as the weight of a layer is. In fp16 this makes a CPU ten times as fast, and a
+    # GPU no slower.
     matmul = timed(f"{name} {n}×{n}×{n} product{as_tf32}", 2 * n**3, lambda: a @ b.T)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -123,22 +127,22 @@ def measure_references(
     copy = timed(f"copy of {size}, read and written", 2 * source.nbytes, lambda: target.copy_(source))
     read = timed(f"sum of {size}", source.nbytes, lambda: source.sum())
     one = torch.zeros(1, device=device)
-    # A wall clock, because the cost is the CPU's: it submits launches faster or slower than the GPU ends them.
+    # A wall clock measures the launches, because they cost time of the CPU, whether or not the GPU keeps up with them.
     launch = timed("x += 1 of one element", sizes.launches, lambda: _launches(one, sizes.launches), CpuClock())
     return ReferenceMeasurements(matmul=matmul, copy=copy, read=read, launch=launch)
 
 
 LONGEST_S = 0.1
-"""A CPU's product that takes longer is made smaller; its rate is that of a larger one. This happens in fp16 on CPUs
-that cannot multiply it. It never happens in fp32, which every CPU multiplies: runs are compared by that product, and a
-busy moment must not change its size."""
+"""Seconds. A product that takes longer on a CPU is made smaller, which does not change its rate. This happens in fp16
+on CPUs without fp16 arithmetic. The fp32 product is never made smaller, because runs are compared by it, and a busy
+moment must not change its size."""
 
 SMALLEST = 128
 """Rows and columns of the smallest product."""
 
 
 def _matrices(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the factors of a square product, [n, n] each, or smaller where a CPU is slow in `dtype`."""
+    """Return the factors of a square product, [n, n] each, or smaller if a CPU is slow in `dtype`."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     while device.type == "cpu" and dtype != torch.float32 and len(a) > SMALLEST:
         start = time.perf_counter()

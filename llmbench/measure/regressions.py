@@ -1,21 +1,22 @@
-"""Compare two result files: which rows became slower by more than the noise?
+"""Compare two result files, and find the rows that became slower by more than the noise.
 
 A pair of medians is judged by the logarithm of their ratio, so that slow-downs and speed-ups are treated alike. The
 code is not the only cause of a change. The other causes, in the order of their size on a busy machine:
 
-- Run-queue delay: other processes had the core. A median whose threads waited for a share w of its time may be
-  1 / (1 - w) too long (`run_queue_share`).
-- A common change: the machine was slower for a while. The candidates of a case are timed side by side, so it changes
-  all of them. A change that all candidates of a case share, beyond that of the whole sweep, is not an implementation's.
-- The machine itself is slower today. The reference measurements of both sessions show it; no change of our code does.
+- Run-queue delay: other processes used the core. If threads waited for a share w of the time, the median may be too
+  long by a factor of 1 / (1 - w) (`run_queue_share`).
+- A common change: the machine was slower for a while. The candidates of a case are timed side by side, so all of them
+  become slower. If all candidates of a case changed by more than the whole sweep did, the cause is not one
+  implementation.
+- The whole session was slower. The reference measurements of both sessions show this; our code does not affect them.
 - Barrier cost: the host has moved the threads to cores that share no cache. Multi-threaded calls then take up to twice
   as long, and this changes from second to second (`barrier_s`).
-- Causes that nothing records: memory and code layout, clock frequency, neighbours on the host (`NOISE_FLOOR`).
+- Causes that are not recorded: memory and code layout, clock frequency, other guests of the host (`NOISE_FLOOR`).
 - The sampling error of a median of n samples.
 
 The first four are known and are added, each in its direction. The last two are random and are added as squares. The
-sampling error counts with so many standard deviations that two runs of one build almost never show a regression: the
-more rows, the more deviations.
+sampling error is multiplied by a number of standard deviations, so that two runs of the same build almost never show a
+regression. This number grows with the number of rows.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ DETECTABLE = 1.3
 """The ratio that a comparison must be able to detect. A row is "same" only if such a change is ruled out."""
 
 NOISE_FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
-"""By clock: how far the medians of two runs may differ for no recorded cause, as a logarithm.
+"""For each clock: the largest log ratio of the medians of two runs that needs no recorded cause.
 
-CPU: over 576 pairs of rows in 36 pairs of runs on two shared cores, the changes without the common part of a case are
-0.022 (root mean square) and at most 0.066. The link order or the size of the environment alone can do as much
-(Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong!"). GPU: an allowance for boost
-clocks and for boards of one kind; not measured yet."""
+CPU: over 576 pairs of rows in 36 pairs of runs on two shared cores, the changes minus the common change of their case
+had a root mean square of 0.022 and a maximum of 0.066. The link order or the size of the environment variables alone
+can cause as much (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong!"). GPU: an
+allowance for boost clocks and for differences between boards of one model; not measured yet."""
 
 FALSE_ALARMS = 0.005
-"""The share of sweeps of one build in which the sampling error may cause a regression: half of the 1% that all causes
-together may."""
+"""The largest share of comparisons of a build with itself in which the sampling error may report a regression. It is
+half of the 1% that is allowed for all causes together."""
 
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
-"""A peak that grew by more than both is a regression. Counted bytes have no noise except the allocator's block sizes
-(512 bytes to 2 MiB) and the workspaces that a library chooses."""
+"""A memory peak that grew by more than both limits is a regression. Counted bytes have no noise, except for the
+allocator's block sizes (512 bytes to 2 MiB) and the workspaces that a library chooses."""
 
 FAULTS = ("INCORRECT", "FAILED")
 """Statuses of an error. "OOM" and "n/a" are not errors."""
 
 MOST_COMMON_CHANGE = 2.0
-"""The largest common change of a case that counts as noise: the longest disturbance seen on shared cores. Beyond it the
-change is attributed to the code that the candidates share."""
+"""The largest common change of a case that counts as noise: the largest disturbance seen on shared cores. The rest of a
+larger change is attributed to the code that the candidates share."""
 
 MOST_BARRIER_CHANGE = 2.5
-"""The largest change that slower barriers explain: of 50 ops the worst took 2.4 times as long."""
+"""The largest slow-down that slower barriers explain. Of 50 measured ops, the most affected took 2.4 times as long."""
 
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
@@ -67,10 +68,10 @@ Case = tuple[str, tuple[tuple[str, object], ...]]
 class Change(NamedTuple):
     """One row before and after.
 
-    `ratio`: time after over time before, None unless both have a time. `noise`: the relative change in that direction
-    that is still noise, None if it is unknown. `verdict`: "same": within the noise, and a change by `DETECTABLE` is
-    ruled out; "unclear": within the noise, and it is not ruled out; "broken": the row lost its time, or became an
-    error; "fixed": the row gained a time.
+    `ratio`: time after divided by time before; None unless both rows have a time. `noise`: the largest relative change
+    in that direction that is still noise; None if it is unknown. `verdict`: "same": the change is within the noise, and
+    a change by `DETECTABLE` is ruled out; "unclear": the change is within the noise, and a change by `DETECTABLE` is
+    possible; "broken": the row lost its time, or became an error; "fixed": the row gained a time.
     """
 
     key: Key
@@ -177,15 +178,15 @@ def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (
 
 
 def _delay(measurement: Measurement) -> float:
-    """How much too long a median may be because of run-queue delay, as a logarithm."""
+    """Return the factor by which run-queue delay may have lengthened a median, as a logarithm."""
     return -math.log1p(-min(measurement.run_queue_share or 0.0, 0.99))
 
 
 def _barrier_change(before: Measurement, after: Measurement) -> float:
-    """The log ratio of the barrier costs; 0 if they cannot be compared.
+    """Return the log ratio of the barrier costs; 0 if they cannot be compared.
 
-    It bounds the effect on a call, because no call depends more on barriers than one that does nothing else; the real
-    share is unknown. At most `MOST_BARRIER_CHANGE`.
+    It is the effect on a call that consists of barriers only, and so an upper bound for every call. The share of
+    barriers in a real call is unknown. The result is limited to `MOST_BARRIER_CHANGE`.
     """
     if before.barrier_s is None or after.barrier_s is None or before.threads != after.threads:
         return 0.0
@@ -194,14 +195,15 @@ def _barrier_change(before: Measurement, after: Measurement) -> float:
 
 
 EFFICIENCY = 0.37
-"""Efficiency of the interquartile range: n samples of it estimate a normal spread as well as 0.37 n of a standard
-deviation."""
+"""Efficiency of the interquartile range: from n samples it estimates the spread of a normal distribution as well as the
+standard deviation does from 0.37 n samples."""
 
 
 def _error_of_median(measurement: Measurement) -> float:
-    """Standard error of the median as a share of it: 1.2533 σ / √n for samples that are normal in the middle.
+    """Return the standard error of the median as a share of the median: 1.2533 σ / √n, if the middle samples are
+    normally distributed.
 
-    σ = IQR / 1.349, which outliers do not change. Infinite for a single sample.
+    σ = IQR / 1.349, which outliers do not change. The error is infinite for a single sample.
     """
     if measurement.n < 2:
         return math.inf
@@ -209,23 +211,23 @@ def _error_of_median(measurement: Measurement) -> float:
 
 
 def _student_quantile(share: float, freedom: float) -> float:
-    """The quantile of Student's t (Abramowitz and Stegun 26.7.5, three terms)."""
+    """Return the quantile of Student's t distribution (Abramowitz and Stegun 26.7.5, three terms)."""
     z = NormalDist().inv_cdf(share)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + (z**3 + z) / (4 * freedom) + second / freedom**2
 
 
 def _log_ratio(before: Row, after: Row) -> float | None:
-    """The logarithm of time after over time before; None unless both have a time."""
+    """Return the logarithm of time after divided by time before; None unless both rows have a time."""
     return math.log(after.seconds / before.seconds) if before.seconds and after.seconds else None
 
 
 def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
-    """Return the common change of each case, as a log ratio, beyond that of the whole sweep.
+    """Return the common change of each case minus the common change of the whole sweep, as a log ratio.
 
-    The common change of a case is that of its row that changed least. It is 0 if rows changed in both directions or if
-    the case has only one row. The sweep's is the median over all cases: where everything changed, the cause is not a
-    passing disturbance. At most `MOST_COMMON_CHANGE`.
+    The common change of a case is the change of the row that changed least. It is 0 if rows changed in both directions
+    or if the case has only one row. The common change of the sweep is the median over all cases. It is subtracted,
+    because a change of all cases is not a passing disturbance. The result is limited to `MOST_COMMON_CHANGE`.
     """
     most = math.log(MOST_COMMON_CHANGE)
     cases: dict[Case, list[float]] = {}
@@ -239,15 +241,15 @@ def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
 
 
 def _least(changes: list[float]) -> float:
-    """The change nearest to 0 if all have one sign, else 0."""
+    """Return the change nearest to 0 if all changes have the same sign, else 0."""
     return max(min(changes), 0.0) + min(max(changes), 0.0)
 
 
 def _machine_change(measurement: Measurement, before: Header | None, after: Header | None) -> tuple[float, float]:
-    """The most negative and the most positive change of the reference measurements' times, as log ratios.
+    """Return the most negative and the most positive change of the reference measurements' times, as log ratios.
 
-    Only those that concern such a row count. A CPU's calls mostly find their inputs in its caches, a GPU's do not, and
-    launches cost nothing within a CUDA graph.
+    The row's clock decides which reference measurements count. Calls on a CPU mostly find their inputs in its caches,
+    so copy and read do not count. In a CUDA graph launches cost nothing, so launch does not count.
     """
     was = before.reference_measurements if before is not None else None
     now = after.reference_measurements if after is not None else None
@@ -274,7 +276,7 @@ def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
 
 
 def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs: list[tuple[Row, Row]]) -> list[str]:
-    """What a reader must know beside the rows. Environments are those of each file's last session."""
+    """Return notes for the reader of the rows. The environments of the last sessions of both files are compared."""
     notes = [
         f"{_counted(len(results.damaged), 'damaged line')} in {results.path} left out"
         for results in (before, after)
@@ -299,7 +301,7 @@ def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs:
 
 
 def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
-    """A note if all implementations of some cases changed together by a noticeable amount."""
+    """Return a note if all implementations of some cases changed together by a noticeable amount."""
     noticeable = [change for change in common.values() if abs(change) > math.log(DETECTABLE) / 2]
     if not noticeable:
         return []
@@ -312,7 +314,7 @@ def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
 
 
 def _note_of_barriers(pairs: list[tuple[Measurement | None, Measurement | None]]) -> list[str]:
-    """A note if the barrier cost of some rows differs by a noticeable amount."""
+    """Return a note if the barrier cost of some rows differs by a noticeable amount."""
     changes = [abs(_barrier_change(was, now)) for was, now in pairs if was and now]
     noticeable = [change for change in changes if change > math.log(DETECTABLE) / 2]
     if not noticeable:

@@ -44,17 +44,18 @@ SCHEMA = "llmbench.results/2"
 OLDER_SCHEMAS = ("llmbench.results/1",)
 
 ENDED_SESSION = "ended_session"
-"""The key in `Row.extra` of the last row of a session, whose candidate lost the GPU or other ranks."""
+"""The key in `Row.extra` that marks the row of a candidate that lost the GPU or other ranks, which ended the
+session."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
 Key: TypeAlias = tuple[str, tuple[tuple[str, Scalar], ...], str]
-"""What identifies a row: experiment, case, implementation."""
+"""The identity of a row: experiment, case, implementation."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor compared with its reference. Errors are relative to the reference's size, as defined in
-    `kernels.proof.accuracy`; None stands for NaN or infinity."""
+    """One tensor compared with its reference. `error`, `plain_error` (that of plain torch) and `budget` are relative to
+    the reference's norm or largest element, as defined in `kernels.proof.accuracy`; None stands for NaN or infinity."""
 
     tensor: str
     error: float | None
@@ -71,7 +72,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return cls(**values)
 
     def fault(self) -> str:
-        """Describe the error beside its budget."""
+        """Return the tensor's error and its budget as text."""
         error, budget = (f"{x:.1e}" if x is not None else "not a number" for x in (self.error, self.budget))
         return f"{self.tensor}: error {error}, budget {budget}"
 
@@ -90,8 +91,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="row"):
     """One implementation at one case: a measurement if its status is "ok", else the reason why there is none.
 
-    `work_flops`, `work_bytes`: the work of one call by the op table. `need_bytes`: the analytic memory. `kernels`: the
-    attention kernels that ran. `extra`: values that an experiment adds, with units in their names.
+    `work_flops`, `work_bytes`: the work of one call according to the op table. `need_bytes`: predicted memory of the
+    inputs and the call. `kernels`: the attention kernels that ran. `extra`: values that an experiment adds, with units
+    in their names.
     """
 
     experiment: str
@@ -111,7 +113,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     extra: dict[str, Scalar] = {}
 
     def __post_init__(self) -> None:
-        # msgspec turns these into a ValidationError that names the place in the file.
+        # msgspec turns a ValueError into a ValidationError that names the place in the file.
         if (self.status == "ok") != (self.measurement is not None):
             raise ValueError("a row needs a measurement if its status is ok, and must have none otherwise")
         if (self.status == "ok") != (self.reason is None):
@@ -119,12 +121,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     @property
     def key(self) -> Key:
-        """What identifies the row."""
+        """The identity of the row: experiment, case, implementation."""
         return self.experiment, tuple(sorted(self.case.items())), self.implementation
 
     @property
     def ended_session(self) -> bool:
-        """Whether the session could measure nothing after it."""
+        """Whether this row ended its session, because its candidate lost the GPU or other ranks."""
         return self.extra.get(ENDED_SESSION) is True
 
     @property
@@ -158,15 +160,15 @@ class Damage(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A header and its rows. The header is None for rows at the beginning of a file without one."""
+    """A header and its rows. The header is None for rows at the beginning of a file that has no header there."""
 
     header: Header | None
     rows: list[Row]
 
 
 class Results(NamedTuple):
-    """The content of a file. `damaged`: the lines that were left out. If several rows have one key, the last is valid:
-    it was measured again."""
+    """The content of a file. `damaged`: the lines that were left out. If several rows have the same key, the last row
+    is valid, because it was measured again."""
 
     path: str
     sessions: list[Session]
@@ -251,7 +253,7 @@ def _rename_old_keys(fields: dict[str, Any]) -> None:
 
 
 def _rename(fields: Any, **names: str) -> None:
-    """Rename keys of a JSON object, old name to new name; anything else is left for the decoder to refuse."""
+    """Rename keys of a JSON object: `old=new`. Do nothing if `fields` is no object; the decoder refuses it."""
     if isinstance(fields, dict):
         for old, new in names.items():
             if old in fields:
@@ -261,10 +263,10 @@ def _rename(fields: Any, **names: str) -> None:
 class Store:
     """A result file that rows are appended to.
 
-    `existing`: the file's content when it was opened. `notes`: facts about old and new rows
-    together.
-    Each line is written in one call and is on disk before `write` returns. The incomplete last line of a killed session
-    becomes a damaged line of its own.
+    `existing`: the file's content when it was opened. `notes`: warnings about rows of different sessions in one file.
+
+    Each line is written in one call and is on disk before `write` returns. If a killed session left an incomplete last
+    line, new rows begin on the next line, and `read` reports the incomplete line as damaged.
     """
 
     def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
@@ -296,8 +298,8 @@ class Store:
 
     @property
     def done(self) -> set[Key]:
-        """Keys that need not be measured again: all that did not fail, and those that ended a session. A candidate that
-        ended a session would end every session that tries it again."""
+        """Keys that need not be measured again: those of rows that did not fail, and those of rows that ended a
+        session. A candidate that ended a session is not tried again, because it would also end the new session."""
         rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.status != "FAILED"} | self.ended_session
 
@@ -308,7 +310,7 @@ class Store:
         return {row.key for row in rows if row.ended_session}
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows in one write."""
+        """Append rows to the file in one write."""
         self._append(list(rows))
 
     def close(self) -> None:
@@ -324,7 +326,7 @@ class Store:
     def _append(self, lines: list[Any]) -> None:
         text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         try:
-            while text:  # one write, unless the disk is full
+            while text:  # the first write takes all unless the disk is full
                 text = text[os.write(self._file, text) :]
             os.fsync(self._file)
         except OSError as problem:
@@ -360,10 +362,10 @@ def differences(before: Environment, after: Environment) -> list[str]:
 
 
 def _tree(place: Environment) -> str | None:
-    """The commit, without the mark of changed files."""
+    """Return the commit without the + that marks changed files."""
     return None if place.commit is None else place.commit.removesuffix("+")
 
 
 def _json(value: Any) -> str:
-    """The JSON text of a value, in which tuples and lists are the same."""
+    """Return the JSON text of a value. Tuples and lists give the same text."""
     return msgspec.json.encode(value, order="sorted").decode()

@@ -27,8 +27,8 @@ THROTTLE_REASONS = {
 """NVML's bits for the reasons of low clocks (nvml.h, nvmlClocksEventReasons). 0x01, an idle GPU, is left out."""
 
 INTERVAL_S = 0.05
-"""Seconds between two readings. NVML updates its averages hardly faster, and a reading blocks the interpreter
-briefly."""
+"""Seconds between two readings. Shorter intervals give little more, because NVML updates its averages slowly. Each
+reading briefly blocks the interpreter."""
 
 
 class Reading(NamedTuple):
@@ -79,7 +79,7 @@ class Gpu:
 
     def _throttle_reasons(self) -> tuple[str, ...] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if bits is None:  # drivers before 535 have the older name
+        if bits is None:  # drivers before 535 only have the older name
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return None if bits is None else tuple(reason for bit, reason in THROTTLE_REASONS.items() if bits & bit)
 
@@ -97,7 +97,7 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """Return torch's device as NVML knows it; None for a CPU and if NVML does not work."""
+    """Return the NVML handle of a torch device; None for a CPU, and if NVML does not work."""
     if device.type != "cuda":
         return None
     import torch
@@ -177,7 +177,7 @@ def watching(device: torch.device) -> Iterator[Watch]:
     thread.start()
     try:
         yield watch
-        watch.read()  # still under load: nothing has waited for the last call
+        watch.read()  # the GPU is still busy with the last call
     finally:
         ended.set()
         thread.join()

@@ -78,7 +78,7 @@ def test_a_call_that_reads_values_from_the_device_cannot_be_captured() -> None:
     model = build(tiny(ffn=MoE(num_experts=4, num_experts_per_tok=2, intermediate_size=16, router=Router())))
     server = Server(model, torch.zeros(1, 3, dtype=torch.int64), 9, cuda=RecordedCuda())
     server.first()
-    with pytest.raises(CannotRunError, match="no CUDA graph holds a step of tiny: called a synchronizing"):
+    with pytest.raises(CannotRunError, match="cannot capture a step of tiny as a CUDA graph: called a synchronizing"):
         server.captured(server.next)
 
 

@@ -247,17 +247,17 @@ def test_a_call_that_no_graph_holds_is_noted_for_all() -> None:
     found = compare(calls, clock=fake_clock(fake), warmup_s=0, budget_s=0)
     for measurement in found.values():
         assert measurement.clock == "cuda-events"
-        assert measurement.notes == ("no CUDA graph holds `waits`: called a synchronizing CUDA operation",)
+        assert measurement.notes == ("cannot capture `waits` as a CUDA graph: called a synchronizing CUDA operation",)
     assert fake.sync_debug_mode == 0
     fake.empty_cache()
-    with pytest.raises(CannotRunError, match="no CUDA graph holds `waits`"):
+    with pytest.raises(CannotRunError, match="cannot capture `waits` as a CUDA graph"):
         compare(calls, clock=fake_clock(fake, graphs="always"), warmup_s=0)
 
 
 def test_a_failed_capture_is_noted_by_its_first_line() -> None:
     fake = FakeCuda()
     found = compare({"x": fake.synchronize}, clock=fake_clock(fake), warmup_s=0, budget_s=0)["x"]
-    note = "no CUDA graph holds `x`: CUDA error: operation not permitted when stream is capturing"
+    note = "cannot capture `x` as a CUDA graph: CUDA error: operation not permitted when stream is capturing"
     assert (found.clock, found.notes) == ("cuda-events", (note,))
 
 
