@@ -1,25 +1,31 @@
-"""The real PyTorch model of a ModelSpec, which is traced, measured and checked against transformers.
+"""The PyTorch model of a ModelSpec. It is traced, measured and checked against transformers.
 
-`build(spec)` makes one with random weights, `load(folder)` one with the weights that transformers saved. The files:
+`build(spec)` creates a model with random weights. `load(folder)` reads the weights that transformers saved. The files:
 
-    decoder          the plain layer, `Block`, and the `Decoder`; seq2seq.py has encoder-decoders
-    norm_placements  layers with other placements of norms, other parts or scales
-    residual         the residual stream, whose sum waits for the next norm
-    embeddings       from tokens to the first layer; head.py: from the last layer to the vocabulary
-    attention        MHA, GQA, MQA; attention_steps.py and gated_attention.py: variants of some families
-    latent           MLA; cross.py: attention to an encoder
-    recurrent/       mixers with a fixed state; recurrent/state.py: the state of one layer
-    mixers           the module and the cache of each kind of mixer
-    ffn              dense and gated feed-forwards, mixtures of experts
-    step, context    the values of one forward pass; the keys and values that its tokens see
-    cache            `Cache`, the cache of a whole model, and its kinds
-    layer_cache      the cache of one attention layer, in slots or rings; paged.py: in blocks
-    storage          one stored row of a cache, plain or quantised
-    implementations/ how a model is computed; weights/: how its weights are read
-    create           `build` and `load`; generation.py: new tokens
-    trace            FLOPs and saved bytes without memory; describe.py: the figures of `llmbench model`
+    decoder.py            the plain layer `Block`, and the `Decoder`
+    seq2seq.py            encoder-decoder models
+    norm_placements.py    layers with other placements of norms, missing sublayers or scales
+    residual.py           the residual stream, which delays a sum until the next norm
+    embeddings.py         from tokens to the input of the first layer
+    head.py               from the output of the last layer to the vocabulary
+    attention.py          MHA, GQA and MQA; attention_steps.py and gated_attention.py have variants of some families
+    latent.py             multi-head latent attention (MLA)
+    cross.py              attention to the output of an encoder
+    recurrent/            mixers with a fixed state; state.py there has the state of one layer
+    mixers.py             the module and the cache of each kind of mixer
+    ffn.py                dense and gated feed-forwards, and mixtures of experts
+    step.py, context.py   the inputs that all layers of a forward pass share; the keys and values that its tokens see
+    cache.py              `Cache`, the cache of a whole model, and its kinds
+    layer_cache.py        the cache of one attention layer, in slots or in a ring; paged.py stores it in blocks
+    storage.py            the stored rows of a cache, plain or quantised
+    implementations/      the implementations that compute a model
+    weights/              reading weights from files
+    create.py             `build` and `load`
+    generation.py         generation of new tokens
+    trace.py              traced FLOPs and saved bytes, without memory
+    describe.py           the figures that `llmbench model` prints
 
-Names are imported when they are asked for, so that importing the package costs nothing.
+A name is imported on first access, so importing the package loads no other module.
 """
 
 from __future__ import annotations

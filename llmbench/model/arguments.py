@@ -1,6 +1,6 @@
 """Checks of the arguments that callers pass to a model.
 
-B batch, S length.
+B batch size, S sequence length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value` as an int, from `least` to `most`. Raises SpecError where it is none."""
+    """`value` as an int from `least` to `most`. Raises SpecError for any other value."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and least <= value and (most is None or value <= most):
         return int(value)
@@ -27,37 +27,39 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def whole_seed(seed: Any) -> int:
-    """`seed` as an int that torch's generators accept. Raises SpecError."""
+    """`seed` as an int that torch's random generators accept. Raises SpecError for any other value."""
     return whole_number("seed", seed, -(2**63), 2**64 - 1)
 
 
 def real_number(name: str, value: Any) -> float:
-    """`value` as a float. Raises SpecError where it is no number."""
+    """`value` as a float. Raises SpecError if it is not a number."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     raise SpecError(f"{name} must be a number, not {value!r}")
 
 
 def token_rows(name: str, tokens: Any, vocab_size: int, device: torch.device) -> Tensor:
-    """Tokens [B, S] on `device`, in int64. Raises SpecError."""
+    """Check tokens [B, S], which must be on `device`, and convert them to int64. Raises SpecError."""
     tokens = _integers(name, tokens, device)
     if tokens.dim() != 2 or not tokens.numel():
-        raise SpecError(f"{name} must have the shape [rows, tokens], each at least 1, not {tuple(tokens.shape)}")
+        raise SpecError(
+            f"{name} must have the shape [rows, tokens] with at least one row and one token, not {tuple(tokens.shape)}"
+        )
     least, most = (int(bound) for bound in tokens.aminmax())
     if least < 0 or most >= vocab_size:
         wrong = least if least < 0 else most
-        raise SpecError(f"{name}: token {wrong} is not in the vocabulary, which has 0 to {vocab_size - 1}")
+        raise SpecError(f"{name}: token {wrong} is not in the vocabulary, which has the tokens 0 to {vocab_size - 1}")
     return tokens
 
 
 def row_lengths(name: str, lengths: Any, tokens: Tensor) -> Tensor | None:
-    """The number of real tokens of each row, [B] in int64; None where all are real. Raises SpecError."""
+    """The number of real tokens in each row, [B] in int64; None if no row has padding. Raises SpecError."""
     if lengths is None:
         return None
     lengths = _integers(name, lengths, tokens.device)
     rows, most = tokens.shape
     if lengths.shape != (rows,):
-        raise SpecError(f"{name} must have one number per row, {rows} in all, not the shape {tuple(lengths.shape)}")
+        raise SpecError(f"{name} must have one number per row: the shape ({rows},), not {tuple(lengths.shape)}")
     if int(lengths.min()) < 1 or int(lengths.max()) > most:
         raise SpecError(f"{name} must be between 1 and {most}")
     return lengths

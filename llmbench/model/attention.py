@@ -1,6 +1,6 @@
-"""Softmax attention as a module: project, rotate, attend, project back.
+"""Softmax attention: project, rotate, attend, project back.
 
-B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim, Hv value head dim.
+B batch, S query length, T key length, D hidden size, N query heads, K KV heads, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from llmbench.spec.position import Positions
 class AttentionLayer(nn.Module):
     """MHA, GQA or MQA over [B, S, D].
 
-    attention_steps.py has the steps that only some families take (norms of q and k, clipping, biases of scores …), and
-    gated_attention.py the layers whose output has a gate. GPT-2 and LLaMA have none of them.
+    attention_steps.py has steps that only some families take: norms of q and k, clipping, biases of the scores.
+    gated_attention.py has layers whose output has a gate. GPT-2 and LLaMA use neither file.
     """
 
     projections_per_query: ClassVar[int] = 1
-    """Heads that q_proj makes for each query head."""
+    """Heads in the output of q_proj per query head: 2 if q_proj also computes a gate."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class AttentionLayer(nn.Module):
         super().__init__()
         for field in ("shares_kv", "output_norm", "disentangled", "input_size"):
             if getattr(mixer, field):
-                raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
+                raise UnsupportedError(f"{spec.name}: {where}.{field} can be sized, but not built yet")
         self.spec, self.mixer, self.position_kind = spec, mixer, positions
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
@@ -63,7 +63,7 @@ class AttentionLayer(nn.Module):
         self.position_scores = position_scores(positions)
 
     def add_projections(self, hidden: int) -> None:
-        """Make the projections of queries, keys, values and output."""
+        """Create the projections of queries, keys, values and output."""
         mixer = self.mixer
         heads, kv_heads = mixer.num_attention_heads, mixer.num_key_value_heads
         self.q_proj = nn.Linear(hidden, self.projections_per_query * heads * mixer.head_dim, bias=mixer.qkv_bias)
@@ -76,26 +76,30 @@ class AttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] to [B, S, D], and the relative bias that later layers of the stack share (T5)."""
+        """The output of attention, [B, S, D] to [B, S, D], and the relative bias that later layers share (T5)."""
         q = self.queries(x)
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
         return self.o_proj(out.flatten(2)), shared
 
     def queries(self, x: Tensor) -> Tensor:
-        """[B, S, D] to [B, S, N, H]."""
+        """Project x [B, S, D] to queries [B, S, N, H]."""
         q: Tensor = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1))
         return q
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, S, D] to keys [B, S, K, H] and values [B, S, K, Hv]. Without v_proj (Gemma-4), values are the keys."""
+        """Project x [B, S, D] to keys [B, S, K, H] and values [B, S, K, Hv]. A layer without v_proj uses the keys as
+        values (Gemma-4)."""
         k = self.k_proj(x).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         return k, k if self.v_proj is None else self.v_proj(x).unflatten(-1, (self.mixer.num_key_value_heads, -1))
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The weighted values [B, S, N, Hv] of q [B, S, N, H], k [B, S, K, H] and v [B, S, K, Hv]; and `shared`."""
+        """Attend with q [B, S, N, H], k [B, S, K, H] and v [B, S, K, Hv].
+
+        Returns the weighted values [B, S, N, Hv], and the relative bias that later layers share.
+        """
         mixer, implementation = self.mixer, step.implementation
         for change in self.before_rotation:
             q, k, v = change(self, q, k, v, step)

@@ -1,8 +1,8 @@
-"""Steps of attention that only some families take, chosen once when the layer is built.
+"""Steps of attention that only some families take. A layer selects its steps when it is built.
 
-A HeadStep changes queries, keys and values before their rotation, where they are [B, S, heads, H], or after it, where
-they are [B, heads, S, H]. A PositionScores adds the bias of positions to scores. The first argument of both is the
-layer, because it owns the weights.
+A HeadStep changes queries, keys and values. Before the rotation they have the shape [B, S, heads, H], after it [B,
+heads, S, H]. A PositionScores function adds the position bias to the scores. The first argument of both is the layer,
+because the layer owns the weights.
 
 B batch, S query length, T key length, N query heads, K KV heads, H head dim.
 """
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 QKV = tuple[Tensor, Tensor, Tensor]
 HeadStep = Callable[["AttentionLayer", Tensor, Tensor, Tensor, Step], QKV]
 PositionScores = Callable[["AttentionLayer", Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
-"""From layer, scores, mask and shared bias to the scores with the bias of positions, and the bias to share."""
+"""Maps a layer, its scores, the mask and the shared bias to the scores with the position bias, and to the bias that
+later layers share."""
 
 
 def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
-    """The steps of a layer between projection and rotation, in their order."""
+    """The steps between the projections and the rotation, in order."""
     steps: list[HeadStep] = []
     if mixer.value_norm:
         steps.append(normalise_values)
@@ -55,7 +56,7 @@ def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
 
 
 def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
-    """The steps of a layer between rotation and scores, in their order."""
+    """The steps between the rotation and the scores, in order."""
     steps: list[HeadStep] = []
     if mixer.qk_norm is not None and mixer.qk_norm.after_rope:
         steps.append(normalise_rotated_heads)
@@ -65,38 +66,39 @@ def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
 
 
 def normalise_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """v / rms(v), without weight (Gemma-4)."""
+    """Divide the values by their root mean square: v / rms(v), without weight (Gemma-4)."""
     norm = Norm(weight=False, eps=layer.spec.norm.eps)
     return q, k, step.implementation.norm(v, None, None, None, norm)[0]
 
 
 def scale_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """v · value_scale (MiMo)."""
+    """Multiply the values by a constant: v · value_scale (MiMo)."""
     assert layer.mixer.value_scale is not None
     return q, k, v * layer.mixer.value_scale
 
 
 def normalise_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Norms of queries and keys (Qwen3, OLMo-2, Command-R+)."""
+    """Apply the norms of queries and keys (Qwen3, OLMo-2, Command-R+)."""
     return _normed(q, layer.q_norm, step.implementation), _normed(k, layer.k_norm, step.implementation), v
 
 
 def normalise_rotated_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """The same norms behind the rotation (Llama-4)."""
+    """Apply the norms of queries and keys after the rotation (Llama-4)."""
     q = _normed(q.transpose(1, 2), layer.q_norm, step.implementation).transpose(1, 2)
     k = _normed(k.transpose(1, 2), layer.k_norm, step.implementation).transpose(1, 2)
     return q, k, v
 
 
 def clip(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Queries, keys and values within ± clip_qkv (OLMo, DBRX)."""
+    """Clip queries, keys and values to ± clip_qkv (OLMo, DBRX)."""
     bound = layer.mixer.clip_qkv
     assert bound is not None
     return q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound)
 
 
 def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """q · (1 + scale · ln(1 + ⌊(p + offset) / every⌋)) at position p, arXiv 2501.19399 (Llama-4)."""
+    """Scale queries by their position p: q · (1 + scale · ln(1 + ⌊(p + offset) / every⌋)), arXiv 2501.19399
+    (Llama-4)."""
     temperature = layer.mixer.temperature
     assert temperature is not None
     intervals = torch.floor((step.positions.float() + temperature.offset) / temperature.every)
@@ -105,7 +107,7 @@ def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: 
 
 
 def head_norms(mixer: Attention, model_norm: Norm) -> tuple[NormLayer | None, NormLayer | None]:
-    """The norms of queries and keys, where the layer has them."""
+    """The norms of queries and keys; None for a layer without them."""
     norm = mixer.qk_norm
     if norm is None:
         return None, None
@@ -132,7 +134,7 @@ def head_norms(mixer: Attention, model_norm: Norm) -> tuple[NormLayer | None, No
 
 
 def _normed(x: Tensor, norm: NormLayer | None, implementation: Implementation) -> Tensor:
-    """[B, S, N, H] normed head by head, or across all heads."""
+    """Apply a norm to x [B, S, N, H]: to each head, or to all heads of a token together."""
     assert norm is not None
     normed: Tensor
     if norm.width == x.shape[-1]:
@@ -143,7 +145,7 @@ def _normed(x: Tensor, norm: NormLayer | None, implementation: Implementation) -
 
 
 def position_scores(positions: Positions) -> PositionScores:
-    """The function that adds the bias of positions of this kind to scores."""
+    """The function that adds the bias of these positions to the scores."""
     match positions:
         case Alibi():
             return rounded_alibi if positions.rounded else alibi
@@ -156,12 +158,12 @@ def position_scores(positions: Positions) -> PositionScores:
 
 
 def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """Positions are in the heads or in the embedding, or there are none."""
+    """Leave the scores unchanged: these positions rotate heads or are added to the embedding, or there are none."""
     return scores, shared
 
 
 def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """ALiBi: slope · (t − s) of key t and query s (BLOOM, MPT)."""
+    """Add ALiBi (BLOOM, MPT): slope · (t − s) for the key at position t and the query at position s."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     return scores._replace(slopes=slopes * _alibi_factor(layer)), shared
 
@@ -169,14 +171,14 @@ def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | No
 def rounded_alibi(
     layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
 ) -> tuple[Scores, Tensor | None]:
-    """Falcon's ALiBi: slope · t of key t, each rounded to bf16."""
+    """Add Falcon's ALiBi: slope · t for the key at position t, with both factors rounded to bf16."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     bias = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * _alibi_factor(layer)
     return scores._replace(bias=bias.expand(-1, -1, mask.queries.shape[1], -1)), shared
 
 
 def _alibi_factor(layer: AttentionLayer) -> float:
-    """The scale of scores, where the bias is scaled with them (Falcon)."""
+    """The factor of the ALiBi bias: the scale of the scores if it also applies to the bias (Falcon), else 1."""
     assert isinstance(layer.position_kind, Alibi)
     return layer.scale if layer.position_kind.scaled else 1.0
 
@@ -184,7 +186,8 @@ def _alibi_factor(layer: AttentionLayer) -> float:
 def relative_bias(
     layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
 ) -> tuple[Scores, Tensor | None]:
-    """T5's bias [B, N, S, T] by distance: of the layer's own table, else the one that an earlier layer shares."""
+    """Add T5's bias [B, N, S, T], which depends on the distance. A layer without a table uses the bias that an earlier
+    layer shares."""
     if layer.relative_bias is not None:
         kind = layer.position_kind
         assert isinstance(kind, RelativeBias)
@@ -194,7 +197,7 @@ def relative_bias(
 
 
 def relative_bias_table(positions: Positions, mixer: Attention) -> nn.Parameter | None:
-    """T5's table [buckets, N], where positions are such a bias."""
+    """T5's bias table [buckets, N]; None for other positions."""
     if not isinstance(positions, RelativeBias):
         return None
     return nn.Parameter(torch.empty(positions.num_buckets, mixer.num_attention_heads))

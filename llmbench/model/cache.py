@@ -1,6 +1,6 @@
 """The cache of a whole model: the caches and states of its layers, and the length of each sequence.
 
-B batch, S new tokens.
+B batch size, S new tokens.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from llmbench.model.storage import Storage
 
 
 class CacheKind(NamedTuple):
-    """How attention layers store keys and values.
+    """A kind of cache: how attention layers store keys and values.
 
-    rolling: windowed layers store no more than their window. paged: in blocks, every layer at full length, like serving
-    engines without support for hybrid models. storage: the format of quantised rows.
+    rolling: a layer with a window stores only the tokens of its window. paged: every layer stores all tokens in blocks,
+    as in serving engines without support for hybrid models. storage: the format of quantised rows; None for the model's
+    format.
     """
 
     name: str
@@ -42,19 +43,21 @@ CACHE_KINDS: dict[str, CacheKind] = {
         CacheKind("paged-fp8", rolling=False, paged=True, storage="fp8"),
     )
 }
-"""Every kind of cache, by name. Latent attention stores latents in each of them."""
+"""Every kind of cache, by name. In each of them, latent attention stores its latents."""
 
 
 def cache_kind(name: str) -> CacheKind:
-    """The kind of cache of that name. Raises UnknownNameError with the nearest name."""
+    """The kind of cache with this name. Raises UnknownNameError with the nearest name."""
     if name not in CACHE_KINDS:
         raise unknown("kind of cache", name, CACHE_KINDS)
     return CACHE_KINDS[name]
 
 
 class Store(NamedTuple):
-    """The settings of a cache: its kind, room for `capacity` tokens of each of `batch` sequences, dtype and device, and
-    the block table of a paged kind. Layers are opened with them."""
+    """The settings from which the cache of each layer is created.
+
+    A cache has room for `capacity` tokens of each of `batch` sequences. `table`: the block table of a paged cache.
+    """
 
     kind: CacheKind
     batch: int
@@ -64,7 +67,7 @@ class Store(NamedTuple):
     table: BlockTable | None = None
 
     def rows(self, row: RowShape, span: int | None) -> LayerCache:
-        """An empty cache of a layer that sees the last `span` tokens; None: all of them."""
+        """An empty cache for one attention layer. Its queries see at most the last `span` tokens; None: all tokens."""
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "storage": self.kind.storage}
         if self.table is not None:
             return PagedCache(self.table, row, **options)
@@ -74,8 +77,10 @@ class Store(NamedTuple):
 
 
 class Cache:
-    """The caches of all layers, and the length of each sequence: `lengths` [B] on the device, `host_lengths` on the
-    host."""
+    """The caches and states of all layers, and the length of each sequence.
+
+    `lengths` [B] is on the device. `host_lengths` has the same numbers on the host.
+    """
 
     def __init__(self, layers: Sequence[dict[str, Any]], store: Store) -> None:
         self.layers = list(layers)
@@ -85,16 +90,19 @@ class Cache:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
+        """The number of tokens of the longest sequence."""
         return max(self.host_lengths)
 
     def reserve(self, length: int, lengths: Tensor | None) -> int:
-        """Make room for a forward pass of `length` tokens, or `lengths` [B] of them, and return the length of the
-        longest sequence after it. Raises CannotRunError where there is no room."""
+        """Reserve room for a forward pass, and return the length of the longest sequence after it.
+
+        The pass adds `length` tokens to each sequence, or `lengths` [B] if rows differ. Raises CannotRunError if there
+        is no room.
+        """
         after = self._after(length, lengths)
         if max(after) > self.store.capacity:
             raise CannotRunError(
-                f"the cache has room for {self.store.capacity} tokens per sequence, not {max(after)}",
+                f"the cache has room for {self.store.capacity} tokens per sequence, but {max(after)} are needed",
                 hint="create the cache with a larger capacity",
             )
         if self.store.table is not None:
@@ -102,7 +110,7 @@ class Cache:
         return max(after)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """Count the tokens that a forward pass stored."""
+        """Add the tokens that a forward pass stored to the lengths."""
         self.host_lengths = self._after(length, lengths)
         self.lengths = self.lengths + (length if lengths is None else lengths)
 
@@ -111,7 +119,7 @@ class Cache:
         return [old + more for old, more in zip(self.host_lengths, new, strict=True)]
 
     def forget(self, row: int) -> None:
-        """Empty the place of one sequence, so that another can start there. Its blocks return to the pool."""
+        """Empty the slots of one sequence, so that another sequence can use them. Paged blocks return to the pool."""
         for layer in self.layers:
             for state in layer.values():
                 state.forget(row)
@@ -122,7 +130,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for tokens and states, in all layers."""
+        """Bytes that all layers allocated for tokens and states."""
         return sum(state.nbytes for layer in self.layers for state in layer.values())
 
 
@@ -136,8 +144,10 @@ def open_store(
     block_size: int = BLOCK_SIZE,
     num_blocks: int | None = None,
 ) -> Store:
-    """The settings of a cache of that kind. A paged cache has `num_blocks` blocks for all sequences together, by
-    default enough for `capacity` tokens of each. Raises UnknownNameError."""
+    """The settings of a cache of this kind. Raises UnknownNameError.
+
+    A paged cache has `num_blocks` blocks for all sequences together, by default enough for `capacity` tokens of each.
+    """
     settings = cache_kind(kind)
     table = None
     if settings.paged:

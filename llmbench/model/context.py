@@ -1,4 +1,4 @@
-"""The keys and values that new tokens see: their own, and those of a cache, which stores the new ones.
+"""The keys and values that the new tokens of a forward pass see: those of the pass itself, and those of a cache.
 
 B batch, K KV heads, S new tokens, T keys, H head dim.
 """
@@ -14,24 +14,24 @@ from llmbench.model.step import Step
 
 
 class CachedKV:
-    """Keys and values of a cache, as a Seen: gathered when they are asked for."""
+    """A Seen of keys and values in a cache. They are gathered on access."""
 
     def __init__(self, cache: LayerCache, mask: Mask, lengths: Tensor, dtype: torch.dtype) -> None:
         self.cache, self.mask, self.lengths, self.dtype = cache, mask, lengths, dtype
 
     @property
     def k(self) -> Tensor:
-        """Keys [B, K, T, H]."""
+        """The gathered keys [B, K, T, H]."""
         return self.cache.gathered_keys(self.dtype)
 
     @property
     def v(self) -> Tensor:
-        """Values [B, K, T, H]."""
+        """The gathered values [B, K, T, H]."""
         return self.cache.gathered_values(self.dtype)
 
     @property
     def slots(self) -> Slots:
-        """Keys and values as they lie in memory."""
+        """The keys and values in place, for kernels that read the cache directly."""
         return self.cache.slots(self.lengths)
 
 
@@ -45,10 +45,10 @@ def context(
     window: int | None,
     chunk: int | None,
 ) -> Seen:
-    """All keys and values [B, K, T, H] that the new tokens may see. The cache, where there is one, stores the new ones.
+    """All keys and values [B, K, T, H] that the new tokens may see. A cache also stores the new keys and values.
 
-    Where sequences start here, the new tokens see only each other, and kernels may build the mask. Padding is then at
-    the end of a row, where causality hides it from every real token.
+    If the sequences start with this step, new tokens see only each other, and kernels may build the mask. Padding is
+    then at the end of a row, where the causal mask hides it from all real tokens.
     """
     queries = step.positions
     if step.plain:
@@ -63,7 +63,8 @@ def context(
         old = CachedKV(
             cache, Mask(queries, cache.token_positions(), causal, window, chunk, False), step.lengths, k.dtype
         )
-        # Padding has positions behind every real token: a padded query that saw no key would become a NaN.
+        # Padded keys stay in the mask. Real queries cannot see them, because padding comes after all real tokens. But a
+        # padded query must see at least one key: a softmax over no keys would give NaN.
         mask = old.mask._replace(keys=torch.cat((old.mask.keys, queries), dim=1))
         seen = Given(torch.cat((old.k, k), dim=2), torch.cat((old.v, v), dim=2), mask)
         cache.fill(k, v, queries, step.valid)

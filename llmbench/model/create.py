@@ -1,7 +1,7 @@
-"""Build a model from a spec, or load one from a folder with config.json and safetensors.
+"""Build a model from a spec, or load a model from a folder with config.json and safetensors.
 
-Modules are created on the meta device and get memory once, on their final device, so that 7 billion parameters start
-in seconds.
+Modules are created on the meta device, and their memory is allocated once, on the final device. This way, a model with
+7 billion parameters is ready in seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
-"""gpt2: normal, standard deviation 0.02. scaled: the same, divided by sqrt(2·layers) for projections into the residual
-stream (GPT-2's paper, section 2.3). xavier: uniform by fan in and fan out. empty: uninitialised memory."""
+"""The random weights of matrices and tables.
+
+gpt2: normal with standard deviation 0.02. scaled: like gpt2, but divided by sqrt(2·layers) for projections into the
+residual stream (GPT-2's paper, section 2.3). xavier: uniform, bounded by fan in and fan out. empty: uninitialised
+memory.
+"""
 
 _INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
 """Projections whose output is added to the residual stream."""
 
 _ALWAYS_FP32 = ("correction",)
-"""Buffers that do not follow the model's format: training changes a router's correction by small steps."""
+"""Buffers that stay in fp32 in every model. Training changes the correction of a router in steps that bf16 would round
+away."""
 
 
 def build(
@@ -45,10 +50,10 @@ def build(
     init: Initialisation = "scaled",
     seed: int = 0,
 ) -> Decoder:
-    """A model with random weights: the same seed and device give the same weights. On device "meta" it has no memory.
+    """A model with random weights. Equal seeds give equal weights on the same device. On "meta" it has no memory.
 
-    Raises UnsupportedError for a spec that is sized but not built, CannotRunError for a missing device, SpecError and
-    UnknownNameError for invalid arguments.
+    Raises UnsupportedError for a spec that can be sized but not built, CannotRunError for a missing device, SpecError
+    and UnknownNameError for invalid arguments.
     """
     device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
     if init not in get_args(Initialisation):
@@ -67,13 +72,14 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """The model that transformers' save_pretrained wrote into `folder`, or that was downloaded there. The path of its
-    config.json names the folder too.
+    """A model with the weights in `folder`, which save_pretrained of transformers wrote or which was downloaded.
 
-    dtype: by default the narrowest format that holds all tensors, which is fp32 where some are fp16 and some bf16.
+    folder: may also be the path of its config.json. dtype: the default is the narrowest format that represents all
+    tensors exactly; a mix of fp16 and bf16 becomes fp32.
 
-    Raises UnsupportedError for a family whose logits were not shown equal to transformers', for a config with unknown
-    keys, and for quantised weights; SpecError where file and config contradict each other; and what `build` raises.
+    Raises UnsupportedError for quantised weights, for a config with unknown keys, and for a family whose logits no test
+    has compared with those of transformers. Raises SpecError if the files and the config contradict each other, and the
+    errors of `build`.
     """
     device = device_of(device)
     folder = Path(folder)
@@ -97,7 +103,8 @@ def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Allocate every meta parameter and buffer on `device`, tied ones once. Floating ones become `dtype`."""
+    """Allocate every parameter and buffer of a meta model on `device`, tied ones once. Floating-point tensors become
+    `dtype`."""
     allocated: dict[int, Tensor] = {}
 
     def memory(tensor: Tensor, name: str) -> Tensor:
@@ -117,8 +124,10 @@ def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dt
 
 
 def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
-    """Fill a model with random weights: matrices and tables by `init`, biases and other vectors with zeros. Our modules
-    that have `reset_parameters` (norms, decays) then set their own."""
+    """Fill a model with random weights: matrices and tables according to `init`, biases and other vectors with zeros.
+
+    Then each llmbench module with `reset_parameters` (norms, decays) sets its own parameters.
+    """
     layers = model.spec.num_hidden_layers
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -145,5 +154,5 @@ def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, tied ones once."""
+    """Bytes of all parameters. Tied parameters count once."""
     return sum(p.nbytes for p in dict.fromkeys(model.parameters()))

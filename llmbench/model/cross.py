@@ -1,6 +1,6 @@
 """Cross-attention: the queries of a decoder attend to the output of an encoder.
 
-B batch, S query length, E encoder length, D hidden, N query heads, K KV heads, H head dim.
+B batch, S query length, E encoder length, D hidden size, N query heads, K KV heads, H head dim.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SELF_ATTENTION_ONLY = (
 
 
 class CrossState:
-    """The encoder's keys and values [B, K, E, H] of one layer, computed once, and which tokens are real, [B, E]."""
+    """One layer's keys and values [B, K, E, H] of the encoder, computed once. `valid` [B, E] marks the real tokens."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -42,23 +42,26 @@ class CrossState:
         self.valid: Tensor | None = None
 
     def forget(self, row: int) -> None:
-        """Raise UnsupportedError: the encoder's tokens of all rows came at once."""
+        """Raise UnsupportedError: the encoder read all rows in one pass, so a row cannot be replaced."""
         raise UnsupportedError("an encoder-decoder cannot replace one sequence of a batch", hint="start a new batch")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values; none before the encoder has run."""
+        """Bytes of keys and values; 0 before the encoder has run."""
         return sum(tensor.nbytes for tensor in (self.keys, self.values) if tensor is not None)
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries from [B, S, D], keys and values from the encoder's output. T5 and BART have no positions here."""
+    """Cross-attention: queries come from x [B, S, D], keys and values from the output of the encoder.
+
+    It uses no position encoding, as in T5 and BART.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: Attention, *, where: str) -> None:
         super().__init__()
         for field in _SELF_ATTENTION_ONLY:
             if getattr(mixer, field):
-                raise UnsupportedError(f"{spec.name}: {where}.{field} is sized, not built yet")
+                raise UnsupportedError(f"{spec.name}: {where}.{field} can be sized, but not built yet")
         self.mixer = mixer
         hidden, kv_heads = spec.hidden_size, mixer.num_key_value_heads
         source = hidden
@@ -71,7 +74,7 @@ class CrossAttentionLayer(nn.Module):
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
 
     def forward(self, x: Tensor, step: Step, state: CrossState | None) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
+        """The output of cross-attention, [B, S, D] to [B, S, D]."""
         q = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1)).transpose(1, 2)
         k, v, valid = self._keys_values(step, state)
         keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
@@ -82,7 +85,10 @@ class CrossAttentionLayer(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _keys_values(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values [B, K, E, H] and which are real: from this step's encoder output, else from the state."""
+        """Keys and values [B, K, E, H], and which encoder tokens are real.
+
+        They are computed in the step that has the encoder output. Later steps read them from the state.
+        """
         if step.memory is not None:
             k, v = (
                 projection(step.memory).unflatten(-1, (self.mixer.num_key_value_heads, -1)).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""The real model: one layer, and the decoder that stacks layers; modules have the names of the sizing table's ops.
+"""The plain layer, and the decoder that stacks layers. Modules have the names of the ops in the op table.
 
-B batch, S length, D hidden, W embedding width, V vocabulary, E encoder length.
+B batch, S length, D hidden size, W embedding width, V vocabulary size, E encoder length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Block(BlockParts):
-    """One layer of GPT-2, LLaMA and most other models. norm_placements.py has the other layers."""
+    """One layer of GPT-2, LLaMA and most other models. norm_placements.py has the layers of the rest."""
 
     ffn: nn.Module
 
@@ -35,7 +35,8 @@ class Block(BlockParts):
         self.ffn_norm = layer_norm(spec, layer)
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and the value that later layers share (T5's relative bias)."""
+        """The residual stream [B, S, D] after this layer, and the value that later layers share (T5's relative
+        bias)."""
         mixed, shared = self.mix(self.mixer_norm(x, step.implementation), step, state, shared)
         x = x.plus(mixed)
         x = x.plus(self.ffn(self.ffn_norm(x, step.implementation), step.implementation))
@@ -43,13 +44,13 @@ class Block(BlockParts):
 
 
 def build_block(spec: ModelSpec, layer: Layer, *, index: int, where: str) -> BlockParts:
-    """Layer `index` of a stack, with its norms where its placement puts them. Raises UnsupportedError."""
+    """Layer `index` of a stack, in the class that its norm placement needs. Raises UnsupportedError."""
     kind = Block if is_plain(layer) else block_class(spec, layer, where=where)
     return kind(spec, layer, index=index, where=where)
 
 
 class Decoder(Embeddings):
-    """A decoder-only (or encoder-only) language model. Build it with `llmbench.model.build`."""
+    """A decoder-only or encoder-only language model. Use `llmbench.model.build` to create one."""
 
     has_encoder: ClassVar[bool] = False
 
@@ -79,12 +80,14 @@ class Decoder(Embeddings):
         last_only: bool = False,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of tokens [B, S]; with `last_only`, [B, 1, V] of the last real token of each row; with
-        `targets` [B, S], the tokens that should come next, their mean cross-entropy.
+        """Logits [B, S, V] of tokens [B, S].
 
-        lengths [B]: how many tokens of each row are real; the rest is padding at the end of the row. cache: has the
-        tokens before these, and stores these. A target of -100 does not count in the loss. Raises CannotRunError and
-        SpecError for steps whose results would differ from one pass of each row alone.
+        With `last_only`: logits [B, 1, V] of the last real token in each row. With `targets` [B, S], the next token for
+        each position: their mean cross-entropy; a target of -100 is ignored.
+
+        lengths [B]: the number of real tokens in each row; padding follows them. cache: has the earlier tokens of the
+        sequences, and stores the new ones. Raises CannotRunError and SpecError for a step whose result would differ
+        from running each row alone in one pass.
         """
         return self.run(tokens, cache, lengths, token_types, last_only=last_only, targets=targets)
 
@@ -100,7 +103,7 @@ class Decoder(Embeddings):
         memory: Tensor | None = None,
         memory_valid: Tensor | None = None,
     ) -> Tensor:
-        """`forward`, with the output `memory` [B, E, D] of an encoder where there is one."""
+        """Like `forward`, but also with the output `memory` [B, E, D] of an encoder."""
         batch, length = tokens.shape
         refuse_step(self.spec, self.rotations, batch, length, cache=cache, lengths=lengths)
         step = self._step(tokens, cache, lengths)._replace(memory=memory, memory_valid=memory_valid)
@@ -115,7 +118,7 @@ class Decoder(Embeddings):
         return self.logits(out) if targets is None else self.loss(out, targets)
 
     def _step(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Step:
-        """The values that all layers share for these tokens [B, S]. The cache makes room for the tokens."""
+        """The inputs that all layers share for tokens [B, S]. It also reserves room for the tokens in the cache."""
         batch, length = tokens.shape
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else places < lengths[:, None]
@@ -127,12 +130,12 @@ class Decoder(Embeddings):
         return Step(positions, valid, plain, tables, self.implementation, after)
 
     def read(self, x: Residual) -> Tensor:
-        """The input of the vocabulary projection [B, S, W] for the stream [B, S, D]."""
+        """The input [B, S, W] of the vocabulary projection, computed from the residual stream [B, S, D]."""
         normed = x.whole() if self.final_norm is None else self.final_norm(x, self.implementation)
         return normed if self.head is None else self.head(normed, self.implementation)
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, S, W] to [B, S, V]."""
+        """Project x [B, S, W] to logits [B, S, V], with bias, scale and soft cap."""
         head = self.spec.head
         out: Tensor = self.lm_head(x)
         if self.head is not None and self.head.bias is not None:
@@ -142,7 +145,7 @@ class Decoder(Embeddings):
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of [B, S, W] for targets [B, S]; a target of -100 does not count."""
+        """The mean cross-entropy of x [B, S, W] for targets [B, S]. A target of -100 is ignored."""
         if self.implementation.loss is None:
             logits = self.logits(x).flatten(0, 1)
             wide = torch.promote_types(logits.dtype, torch.float32)
@@ -155,7 +158,7 @@ class Decoder(Embeddings):
 
 
 def _last_tokens(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """The last real token of each row, [B, S, D] to [B, 1, D]."""
+    """Select the last real token of each row: [B, S, D] to [B, 1, D]."""
     if lengths is None:
         return x[:, -1:]
     return x.take_along_dim((lengths - 1).clamp(min=0)[:, None, None], dim=1)

@@ -1,4 +1,4 @@
-"""Figures of a built model: its tree of modules, its memory, one forward pass and the kernels that ran."""
+"""The figures that `llmbench model` prints: the modules, the memory, one forward pass and its kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["BuiltModel", "ForwardPass", "Plan", "TreeRow", "build_on", "first_la
 
 
 class Plan(NamedTuple):
-    """How to build and run a model. folder: where the weights are; None for random weights."""
+    """The settings for building and running a model. folder: the folder of the weights; None for random weights."""
 
     impl: str
     device: str
@@ -42,9 +42,12 @@ class Plan(NamedTuple):
 
 
 class TreeRow(NamedTuple):
-    """A module of the tree, or `instances` equal ones (`{}` stands for the layer): its class with its arguments, and
-    the parameters of one instance and their bytes. Modules below it are included. Tied parameters count once, in the
-    first module that has them."""
+    """One row of the module tree: a module, or `instances` equal modules, whose name then has `{}` for the layer
+    number.
+
+    `module`: its class and arguments. `parameters` and `parameter_bytes` are those of one instance, with its
+    submodules. Tied parameters count once, in the first module that has them.
+    """
 
     name: str
     module: str
@@ -54,7 +57,8 @@ class TreeRow(NamedTuple):
 
 
 class BuiltModel(NamedTuple):
-    """A model in memory. memory_bytes: the growth of allocated memory (on a CPU, of the process); None if unknown."""
+    """A built model and its figures. memory_bytes: the memory that building it allocated (on a CPU, the growth of the
+    process); None if unknown."""
 
     model: Decoder
     device: str
@@ -65,8 +69,11 @@ class BuiltModel(NamedTuple):
 
 
 class ForwardPass(NamedTuple):
-    """One forward pass. On meta it has neither a time nor numbers. `kernels`: torch's attention ops that ran; empty for
-    plain products and a softmax."""
+    """The result of one forward pass. On meta, `forward_s` and `finite` are None.
+
+    `kernels`: the attention ops of torch that ran, and our own ops; empty if attention was matrix products and a
+    softmax. `logits`: the shape of the logits.
+    """
 
     forward_s: float | None
     kernels: list[str]
@@ -75,7 +82,7 @@ class ForwardPass(NamedTuple):
 
 
 def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
-    """The model with the first `count` layers of each stack."""
+    """The spec with only the first `count` layers of each stack; None keeps all layers."""
     if count is None:
         return spec
     encoder = spec.encoder
@@ -91,11 +98,11 @@ def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
 
 
 Sizes = dict[str, tuple[int, int]]
-"""Parameters of each module and their bytes, by its name, without the modules below it."""
+"""For each module name: the number and the bytes of its own parameters, without submodules."""
 
 
 def tree(model: Decoder) -> list[TreeRow]:
-    """Every module of a model; equal layers have one row."""
+    """The rows of the module tree. Equal layers share one row."""
     seen: set[int] = set()
     own: Sizes = {}
     for name, module in model.named_modules():
@@ -116,7 +123,7 @@ def tree(model: Decoder) -> list[TreeRow]:
 
 
 def _rows(block: nn.Module, own: Sizes, path: str, shown: str) -> list[TreeRow]:
-    """The layer at `path`, shown under another name, and every module in it."""
+    """The rows of the layer at `path` and of its submodules; `shown` replaces `path` in their names."""
     modules = {f"{path}.{inner}" if inner else path: module for inner, module in block.named_modules()}
     return [_row(full, module, own, shown + full.removeprefix(path)) for full, module in modules.items()]
 
@@ -133,10 +140,10 @@ def _class(module: nn.Module) -> str:
 
 
 def build_on(spec: ModelSpec, plan: Plan) -> BuiltModel:
-    """Build the model of a plan, after a check that its weights and a forward pass fit.
+    """Build the model of a plan, after a check that its weights and a forward pass fit in memory.
 
-    Raises CannotRunError for a device that is missing or too small, UnsupportedError for a spec that is not built and
-    for weights that cannot be read, SpecError for sequences that are too long for the model.
+    Raises CannotRunError for a device that is missing or too small, UnsupportedError for a spec that cannot be built
+    and for weights that cannot be read, SpecError for sequences that are too long for the model.
     """
     device, dtype = device_of(plan.device), DTYPES[plan.dtype]
     refuse_beyond_positions(spec, plan.seq_len)
@@ -171,8 +178,11 @@ def _gib(amount: int) -> str:
 
 
 def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int) -> None:
-    """Raise CannotRunError where the weights, or the weights and the widest op of a forward pass, do not fit. More can
-    be alive at once, so a model that passes may still run out of memory. On meta only the byte counts are limited."""
+    """Raise CannotRunError if the weights, or the weights and the widest op of a forward pass, exceed the free memory.
+
+    A forward pass can need more memory than that, so a model that passes this check may still run out of memory. On
+    meta, only the byte counts are limited.
+    """
     if device.type == "meta":
         refuse_beyond_counting(spec, plan.seq_len, plan.batch)
     room = free_bytes(device)
@@ -197,13 +207,14 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
 
 
 def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
-    """Time the second of two forward passes on random tokens; the first one initialises libraries."""
+    """Run two forward passes on random tokens and time the second one. The first pass initialises libraries."""
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ops = _KernelOps()
-    flex = plan.impl == "flex"  # its first call compiles, which fails under a dispatch mode; its op is known
+    flex = plan.impl == "flex"  # flex compiles in its first call, which fails under a dispatch mode. Its op is known.
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # the answer says it too
+        # The command prints a note with the content of this warning.
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         with _reasons_in_errors(), nullcontext() if flex else ops:
             shape = list(run_once(model, tokens).shape)
         if device.type == "meta":
@@ -213,13 +224,15 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         forward_s = time.perf_counter() - start
-        finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())  # no mask of that size
+        # isfinite(logits) would allocate a mask as large as the logits.
+        finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())
     return ForwardPass(forward_s, ["flex_attention"] if flex else sorted(ops.names), shape, finite)
 
 
 @contextmanager
 def _reasons_in_errors() -> Iterator[None]:
-    """Add torch's warnings about a missing kernel to the error that they explain, without places in torch's source."""
+    """Append torch's warnings to a CannotRunError: they explain why a kernel cannot run. Source locations are
+    removed."""
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield
@@ -232,14 +245,14 @@ def _reasons_in_errors() -> Iterator[None]:
 
 
 def _tokens(vocab_size: int, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Random tokens, the same on every device; on meta without values."""
+    """Random tokens, equal on every device. On meta they have no values."""
     if device.type == "meta":
         return torch.empty(shape, dtype=torch.int64, device=device)
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _KernelOps(TorchDispatchMode):
-    """Records the names of torch's attention ops, and of all of our ops."""
+    """Records the names of torch's attention ops and of all llmbench ops that run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Devices by name, and their free and used memory."""
+"""Find a device by name, and read its free and used memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["device_of", "free_bytes", "used_bytes"]
 
 
 def device_of(name: torch.device | str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one, else the CPU.
+    """The device with this name; "auto" is the GPU if there is one, else the CPU.
 
-    Raises LLMBenchError for a name of no device, CannotRunError for a device that is missing or not supported.
+    Raises LLMBenchError for an unknown name, CannotRunError for a device that is missing or not supported.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,21 +34,21 @@ def device_of(name: torch.device | str) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free bytes on a device; None where they are unknown."""
+    """Free bytes of a device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _kibibytes(Path("/proc/meminfo"), "MemAvailable") if device.type == "cpu" else None
 
 
 def used_bytes(device: torch.device) -> int | None:
-    """Bytes that this process uses: on a GPU those that torch allocated, on a CPU the resident set; else None."""
+    """Bytes that this process uses: torch's allocations on a GPU, the resident set on a CPU, None on other devices."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _kibibytes(Path("/proc/self/status"), "VmRSS") if device.type == "cpu" else None
 
 
 def _kibibytes(file: Path, key: str) -> int | None:
-    """The value of `key` in a file of /proc, in bytes; None on systems without /proc."""
+    """The value of `key` in a file of /proc, converted to bytes. None on systems without /proc."""
     if not file.exists():
         return None
     values = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(key)]

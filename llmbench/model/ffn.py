@@ -1,6 +1,6 @@
 """Feed-forward modules: dense, gated and mixtures of experts.
 
-B batch, S length, D hidden, F intermediate, E experts, k experts a token, t = B·S tokens.
+B batch, S length, D hidden size, F intermediate size, E experts, k experts per token, t = B·S tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router
 
 
 class DenseLayer(nn.Module):
-    """down(act(up(x)))."""
+    """The dense feed-forward: down(act(up(x)))."""
 
     def __init__(self, hidden: int, ffn: Dense) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class DenseLayer(nn.Module):
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the feed-forward, [B, S, D] to [B, S, D]."""
         return self.down_proj(self.act(self.up_proj(x)))
 
 
 class GatedLayer(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+    """The gated feed-forward: down(act(gate(x)) * up(x))."""
 
     def __init__(self, hidden: int, ffn: Gated) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class GatedLayer(nn.Module):
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the feed-forward, [B, S, D] to [B, S, D]."""
         gate_scale, output_scale = self.scales
         inner = implementation.glu(times(self.gate_proj(x), gate_scale), self.up_proj(x), self.activation)
         return times(self.down_proj(inner), output_scale)
 
 
 class RouterLayer(nn.Module):
-    """The router: scores of all experts, and the choice among them, in fp32."""
+    """The router of a mixture: it scores all experts and chooses k of them per token, in fp32."""
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ class RouterLayer(nn.Module):
             self.correction = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [t, D] to logits [t, E], and the weights [t, k] and indices [t, k] of the chosen experts."""
+        """Logits [t, E] of tokens [t, D], and the weights [t, k] and indices [t, k] of the chosen experts."""
         logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return logits, *implementation.route(logits, self.top_k, self.correction, self.router)
 
 
 class ExpertsLayer(nn.Module):
-    """The experts' matrices, stacked: gate and up [E, F, D], down [E, D, F]."""
+    """The experts of a mixture. Their matrices are stacked: gate and up [E, F, D], down [E, D, F]."""
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class ExpertsLayer(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(experts, hidden)) if moe.bias else None
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
-        """Tokens [t, D], weights and indices [t, k] to [t, D].
+        """The weighted sum of the chosen experts' outputs [t, D], for tokens [t, D] with weights and indices [t, k].
 
-        The copies of the tokens [t·k, D] are sorted by expert, each expert computes its rows, and the results are put
-        back in order. An index of num_experts or more returns the token unchanged.
+        The copies of the tokens [t·k, D] are sorted by expert, each expert computes its rows, and the results return to
+        their order. An index of num_experts or more returns the token unchanged.
         """
         if implementation.experts is not None:
             return implementation.experts(x, weights, chosen, self.weights, self.moe)
@@ -110,9 +110,10 @@ class ExpertsLayer(nn.Module):
     def in_buffers(
         self, x: Tensor, weights: Tensor, chosen: Tensor, places: Tensor, room: int, implementation: Implementation
     ) -> Tensor:
-        """`forward` with limited capacity: each expert computes a buffer of `room` rows, full or not.
+        """Like `forward`, with limited capacity: each expert computes a buffer of exactly `room` rows.
 
-        A choice is at its place [t, k] in the buffer of its expert. Choices beyond the room add nothing to the output.
+        `places` [t, k] is the row of each choice in the buffer of its expert. A choice beyond the buffer adds nothing
+        to the output.
         """
         experts = self.moe.num_experts
         slots = torch.where(places < room, chosen * room + places, experts * room).flatten()
@@ -124,19 +125,19 @@ class ExpertsLayer(nn.Module):
         return self._combine(torch.cat([*outputs, x.new_zeros(1, x.shape[-1])])[slots], weights)
 
     def _outputs(self, rows: Sequence[Tensor], implementation: Implementation) -> list[Tensor]:
-        """The output of each expert for its rows [r, D]."""
+        """The output of each expert for its own rows [r, D]."""
         pairs = zip(rows, *self._weights_by_expert(), strict=True)
         return [self._expert(own_rows, implementation, *own_weights) for own_rows, *own_weights in pairs]
 
     def _combine(self, outputs: Tensor, weights: Tensor) -> Tensor:
-        """The outputs of the choices [t·k, D], summed with their weights [t, k] to [t, D]."""
+        """Sum the k outputs of each token with their weights: outputs [t·k, D] and weights [t, k] to [t, D]."""
         by_token = outputs.view(*weights.shape, -1)
         return (by_token if self.moe.router.on_input else by_token * weights[..., None].to(by_token.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
-        """The number of choices of each expert, and last that of indices beyond all experts.
+        """The number of choices per expert, followed by the number of choices with an index beyond the experts.
 
-        The numbers depend on the data. On meta, and in llmbench.model.trace, even shares replace them.
+        The numbers depend on the values of a tensor. On meta and in llmbench.model.trace, even shares replace them.
         """
         experts = self.moe.num_experts
         if choices.is_meta:
@@ -151,9 +152,10 @@ class ExpertsLayer(nn.Module):
         return ExpertWeights(self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
 
     def _weights_by_expert(self) -> list[Sequence[Any]]:
-        """Gate, up, down and their biases, each a list over the experts.
+        """Gate, up, down and their biases, each as a list over the experts.
 
-        Each is unbound once, so that backward makes one gradient of the whole stack, not one for each expert.
+        Each stack is split by one `unbind`, so that the backward pass creates one gradient per stack, not one per
+        expert.
         """
         return [[None] * self.moe.num_experts if stack is None else stack.unbind(0) for stack in self.weights]
 
@@ -168,7 +170,7 @@ class ExpertsLayer(nn.Module):
         up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> Tensor:
-        """The output of one expert for rows [r, D]. It runs without rows too, so that every weight has a gradient."""
+        """The output of one expert for rows [r, D]. With r = 0 it still runs, so that every weight gets a gradient."""
         if gate is None:
             inner = activation(self.moe.activation)(F.linear(rows, up, up_bias))
         else:
@@ -178,24 +180,27 @@ class ExpertsLayer(nn.Module):
 
 
 def even_shares(choices: int, experts: int) -> list[int]:
-    """The choices spread evenly over the experts, within one, and none beyond them."""
+    """The number of choices per expert if they are spread evenly, and 0 for indices beyond the experts. Shares differ
+    by at most one."""
     return [choices * (e + 1) // experts - choices * e // experts for e in range(experts)] + [0]
 
 
 class MixtureLayer(nn.Module):
-    """A mixture of experts: the router, the experts, and the feed-forwards that every token visits.
+    """A mixture of experts: the router, the experts, and the feed-forwards that process every token.
 
-    After a forward pass, `last_chosen` [t, k] has the choices of the router. Where the capacity of experts is limited,
-    `last_kept` [t, k] says which choices found a place.
+    After a forward pass, `last_chosen` [t, k] has the indices that the router chose. If experts have a limited
+    capacity, `last_kept` [t, k] is true for the choices that an expert accepted.
     """
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
         self.moe = moe
         if moe.router.hidden_size is not None:
-            raise UnsupportedError("a router with a hidden layer (router.hidden_size) is sized, not built yet")
+            raise UnsupportedError("a router with a hidden layer (router.hidden_size) can be sized, but not built yet")
         if moe.zero_experts and (moe.capacity_factor is not None or moe.expert_capacity is not None):
-            raise UnsupportedError("capacity_factor or expert_capacity with zero_experts is not built yet")
+            raise UnsupportedError(
+                "capacity_factor or expert_capacity with zero_experts can be sized, but not built yet"
+            )
         self.router = RouterLayer(hidden, moe)
         self.latent_in = self.latent_out = None
         if moe.latent_size is not None:
@@ -215,7 +220,7 @@ class MixtureLayer(nn.Module):
         self.last_kept: Tensor | None = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the mixture, [B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, -2)
         _, weights, chosen = self.router(tokens, implementation)
         self.last_chosen = chosen
@@ -234,7 +239,8 @@ class MixtureLayer(nn.Module):
     def _routed(
         self, tokens: Tensor, weights: Tensor, chosen: Tensor, sequences: int, implementation: Implementation
     ) -> Tensor:
-        """The experts' output for tokens [t, D] of so many sequences; a token without room in an expert is dropped."""
+        """The output of the experts for tokens [t, D] of `sequences` sequences. An expert without room drops the
+        token."""
         moe = self.moe
         if moe.capacity_factor is not None:
             room = math.ceil(round(moe.capacity_factor * chosen.numel(), 6) / moe.num_experts)
@@ -253,14 +259,16 @@ class MixtureLayer(nn.Module):
 
 
 def places_of(chosen: Tensor, num_experts: int) -> Tensor:
-    """For each choice [G, t, k], the number of choices before it in its group that fell on the same expert. The order
-    is token by token, and within a token from its first choice to its last."""
+    """For each choice [G, t, k], the number of earlier choices of the same expert in its group.
+
+    Choices are ordered by token, and within a token from first to last.
+    """
     hits = chosen.flatten(1)[..., None] == torch.arange(num_experts, device=chosen.device)
     return (hits.cumsum(1) * hits).sum(-1).view_as(chosen) - 1
 
 
 def feed_forward(hidden: int, ffn: FFN) -> nn.Module:
-    """The module of a feed-forward."""
+    """Build the module of a feed-forward."""
     match ffn:
         case Dense():
             return DenseLayer(hidden, ffn)

@@ -1,4 +1,4 @@
-"""The formats that a model's weights and activations can have."""
+"""The number formats of a model's weights and activations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from llmbench.errors import SpecError
 
 Format = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""torch's dtypes of the formats that commands accept."""
+"""The torch dtype of each format that commands accept."""
 
 
 def holds_weights(dtype: torch.dtype) -> bool:
-    """Whether weights can have this dtype: floating, and wider than 8 bits, because 8-bit numbers need scales."""
+    """Whether a model can have weights of this dtype: floating-point and wider than 8 bits, because 8-bit formats need
+    scales."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def weight_format(dtype: Any) -> torch.dtype:
-    """`dtype`, where a model can be computed in it. Raises SpecError."""
+    """Return `dtype` if a model can be computed in it. Raises SpecError for other formats."""
     if isinstance(dtype, torch.dtype) and holds_weights(dtype):
         return dtype
     raise SpecError(

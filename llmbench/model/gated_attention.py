@@ -1,6 +1,6 @@
-"""Attention whose output has a gate: out · σ(g), with g for each channel or for each head.
+"""Attention with an output gate: out · σ(g), with one g per channel or per head.
 
-B batch, S length, D hidden, N query heads, H head dim, Hv value head dim.
+B batch, S length, D hidden size, N query heads, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llmbench.spec.mixer import Attention
 
 
 class ElementwiseGatedAttention(AttentionLayer):
-    """A gate for each channel, from the same projection as the query, head by head (Qwen3-Next)."""
+    """Attention with one gate per channel (Qwen3-Next). q_proj computes the query and the gate of each head."""
 
     projections_per_query = 2
 
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] to [B, S, D], and the value that later layers share."""
+        """The gated output, [B, S, D] to [B, S, D], and the value that later layers share."""
         q, gate = self.queries(x).chunk(2, dim=-1)  # [B, S, N, H] each
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -34,7 +34,7 @@ class ElementwiseGatedAttention(AttentionLayer):
 
 
 class HeadwiseGatedAttention(AttentionLayer):
-    """One gate for each head, from a projection of its own (Laguna)."""
+    """Attention with one gate per head, from a separate projection (Laguna)."""
 
     def add_projections(self, hidden: int) -> None:
         super().add_projections(hidden)
@@ -43,7 +43,7 @@ class HeadwiseGatedAttention(AttentionLayer):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, S, D] to [B, S, D], and the value that later layers share."""
+        """The gated output, [B, S, D] to [B, S, D], and the value that later layers share."""
         q = self.queries(x)
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -52,14 +52,14 @@ class HeadwiseGatedAttention(AttentionLayer):
 
 
 def gate_activation(gate: Tensor, mixer: Attention) -> Tensor:
-    """σ(gate), or softplus(gate) (Laguna); softplus in fp32."""
+    """Apply the activation of a gate: sigmoid, or softplus in fp32 (Laguna)."""
     if mixer.gate_activation == "softplus":
         return F.softplus(gate.float()).to(gate.dtype)
     return torch.sigmoid(gate)
 
 
 def attention_class(mixer: Attention) -> type[AttentionLayer]:
-    """The class of an attention layer: plain, or with its gate."""
+    """The class of an attention layer, which depends on its output gate."""
     match mixer.output_gate:
         case None:
             return AttentionLayer

@@ -1,6 +1,6 @@
 """Generation: a prefill of the prompts, then one new token per step for each sequence.
 
-B batch, S the longest prompt, E the longest row of an encoder, V vocabulary.
+B batch, S length of the longest prompt, E length of the longest encoder input, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from llmbench.model.mixers import new_cache
 from llmbench.sizing.lengths import refuse_beyond_positions
 
 COLDEST = torch.finfo(torch.float32).tiny
-"""The lowest temperature above 0: logits are divided by it in fp32."""
+"""The lowest temperature above 0: fp32's smallest normal number, because logits are divided by the temperature in
+fp32."""
 
 _Sampling = tuple[float, int | None, float | None]
-"""temperature, top_k, top_p."""
+"""The arguments of `choose`: temperature, top_k and top_p."""
 
 
 class Generated(NamedTuple):
-    """New tokens [B, n], and the length [B] of each row, its stop token included. The stop token fills the rest."""
+    """The new tokens [B, n], and their number [B] in each row. The number includes the stop token, which also fills the
+    rest of the row."""
 
     tokens: Tensor
     lengths: Tensor
@@ -47,14 +49,17 @@ def generate(
     cache: str = "rolling",
     stop_token: int | None = None,
 ) -> Generated:
-    """Continue prompts [B, S], whose rows have `lengths` [B] real tokens and then padding. An encoder-decoder first
-    reads `encoder_tokens` [B, E] with `encoder_lengths` [B]; its prompts are the first tokens of its decoder.
+    """Continue prompts [B, S]. The first `lengths` [B] tokens of each row are real, the rest is padding.
 
-    Temperature 0 takes the likeliest token. Otherwise logits are divided by it, and a token is drawn from the `top_k`
-    likeliest ones, and among them from the fewest whose probability reaches `top_p`. The same seed gives the same
-    tokens. `cache` names one of CACHE_KINDS. A row ends with `stop_token`; every row ends after `max_new_tokens`.
+    An encoder-decoder first encodes `encoder_tokens` [B, E] with `encoder_lengths` [B] real tokens. The prompts are
+    then the first tokens of the decoder.
 
-    Raises SpecError and UnknownNameError for invalid arguments, UnsupportedError for a model that does not decode token
+    A temperature of 0 takes the most likely token. Otherwise logits are divided by the temperature, and a token is
+    drawn from the `top_k` most likely tokens, of which `top_p` keeps the fewest whose probabilities sum to at least
+    `top_p`. Equal seeds give equal tokens. `cache` is a name in CACHE_KINDS. A row ends with `stop_token`; every row
+    ends after `max_new_tokens`.
+
+    Raises SpecError and UnknownNameError for invalid arguments, UnsupportedError for a model that cannot decode token
     by token, CannotRunError for a model on meta.
     """
     if stop_token is not None:
@@ -101,8 +106,10 @@ def stream(
     encoder_lengths: Tensor | None = None,
     cache: str | Cache = "rolling",
 ) -> Iterator[Tensor]:
-    """`generate` step by step: an iterator over the next token [B] of each row. It does not stop at a stop token.
-    `cache` may be a Cache that already has the beginning of the sequences."""
+    """Generate step by step: an iterator over the next token [B] of each row. It does not stop at a stop token.
+
+    `cache` may also be a Cache that has the first tokens of the sequences.
+    """
     sampling = _sampling(temperature, top_k, top_p)
     count, seed = whole_number("max_new_tokens", max_new_tokens, 1), whole_seed(seed)
     weight = model.embedding.weight
@@ -112,7 +119,7 @@ def stream(
     lengths = row_lengths("lengths", lengths, tokens)
     batch = tokens.shape[0]
     longest = tokens.shape[1] if lengths is None else int(lengths.max())
-    room = longest + count - 1  # no step reads the last token
+    room = longest + count - 1  # the last token is never an input, so it needs no room
     if isinstance(cache, str):
         cache = new_cache(model.spec, batch, room, kind=cache, dtype=weight.dtype, device=weight.device)
     elif cache.lengths.shape[0] != batch:
@@ -126,7 +133,8 @@ def stream(
 def _encoder_inputs(
     model: Decoder, tokens: Tensor, encoder_tokens: Tensor | None, encoder_lengths: Tensor | None, cache: Cache
 ) -> dict[str, Any]:
-    """The encoder's inputs of the first step; empty where there is no encoder, or its output is in the cache."""
+    """The encoder arguments of the first step. Empty for a model without encoder, and if the cache already has its
+    output."""
     name = model.spec.name
     if encoder_tokens is None:
         if encoder_lengths is not None:
@@ -154,12 +162,12 @@ def _steps(
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> _Sampling:
-    """The checked arguments of `choose`. Raises SpecError."""
+    """Check the arguments of `choose`. Raises SpecError."""
     temperature = real_number("temperature", temperature)
     if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
         raise SpecError(
             f"temperature must be 0, or at least {COLDEST:.1e} and finite, not {temperature}",
-            hint="temperature 0 takes the likeliest token",
+            hint="temperature 0 takes the most likely token",
         )
     if top_k is not None:
         top_k = whole_number("top_k", top_k, 1)
@@ -173,7 +181,7 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> _Sa
 def choose(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, *, generator: torch.Generator
 ) -> Tensor:
-    """One token for each row of logits [B, V]: [B]."""
+    """Choose one token [B] for each row of logits [B, V]."""
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     weights = probabilities(logits, temperature, top_k, top_p)
@@ -181,13 +189,15 @@ def choose(
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """The probabilities that tokens are drawn with, fp32 [B, V].
+    """The fp32 probabilities [B, V] from which tokens are drawn.
 
-    softmax(logits / temperature) over the `top_k` likeliest tokens. `top_p` then keeps the likeliest of them until
-    their sum reaches top_p, the token that reaches it included (arXiv 1904.09751), and scales them to a sum of 1.
+    They are softmax(logits / temperature) over the `top_k` most likely tokens. `top_p` then keeps the most likely
+    tokens until their sum reaches top_p, including the token that reaches it (arXiv 1904.09751), and scales them to a
+    sum of 1.
     """
     wide = logits.to(torch.float32)
-    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # the subtraction keeps the quotient finite
+    # Without the subtraction, dividing by a low temperature could overflow.
+    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None and top_k < scaled.shape[-1]:
         best = scaled.topk(top_k, dim=-1)
         scaled = torch.full_like(scaled, -torch.inf).scatter(-1, best.indices, best.values)

@@ -1,6 +1,6 @@
-"""The modules between the last layer and the vocabulary: BERT's transform, or a projection to a narrower embedding.
+"""The modules between the last layer and the vocabulary: BERT's transform, or a projection to the embedding width.
 
-B batch, S length, D hidden, W embedding width, V vocabulary.
+B batch, S length, D hidden size, W embedding width, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from llmbench.spec.model import ModelSpec
 
 
 class HeadLayer(nn.Module):
-    """norm(act(transform(x))), or projection(x). BERT's head also owns the bias of the vocabulary."""
+    """The head before the vocabulary projection: norm(act(transform(x))), or projection(x).
+
+    In BERT, it also owns the bias of the logits.
+    """
 
     def __init__(self, spec: ModelSpec, width: int) -> None:
         super().__init__()
@@ -32,16 +35,16 @@ class HeadLayer(nn.Module):
 
     @staticmethod
     def needed(spec: ModelSpec, width: int) -> bool:
-        """Whether a model has a transform or a projection."""
+        """Whether a model has such a head: a transform, or an embedding width other than D."""
         return spec.head.transform is not None or width != spec.hidden_size
 
     def reset_parameters(self) -> None:
-        """Set the bias to zero."""
+        """Set the bias of the logits to zero."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """[B, S, D] to [B, S, W]."""
+        """The input of the vocabulary projection, [B, S, D] to [B, S, W]."""
         if self.projection is not None:
             return self.projection(x)
         assert self.transform is not None
@@ -51,6 +54,6 @@ class HeadLayer(nn.Module):
 
 
 def _activation(spec: ModelSpec) -> Activation:
-    """BERT's head has the activation of the feed-forwards; RoBERTa's head always has GELU."""
+    """The activation of the head: in BERT the activation of the feed-forwards, in RoBERTa always GELU."""
     ffn = spec.layers[spec.order[0]].ffn
     return ffn.activation if spec.head.transform == "bert" and isinstance(ffn, (Dense, Gated)) else "gelu"

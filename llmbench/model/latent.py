@@ -1,13 +1,14 @@
-"""Multi-head latent attention, MLA (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its two forms.
+"""Multi-head latent attention (MLA) in its two forms. DeepSeek-V2, arXiv 2405.04434, section 2.1.
 
-The cache stores one row per token: the latent c = norm(W_a x), and one rotary key for all heads.
+The cache stores one row per token: the latent c = norm(W_a x), and one rotary key that all heads share.
 
-Naive: each head's keys and values are computed from the latents, k = [W_uk c, k_rope], v = W_uv c, and attended as
-usual. This takes fewer FLOPs per pair. Absorbed: W_uk is applied to the queries and W_uv to the result. The rows
-themselves are then the keys of one head, and their latents its values; nothing is computed again for cached tokens.
+Naive form: compute the keys and values of each head from the latents, k = [W_uk c, k_rope] and v = W_uv c, then attend
+as usual. This form takes fewer FLOPs per pair of a query and a key. Absorbed form: apply W_uk to the queries and W_uv
+to the result. The cached rows are then the keys of a single head, and their latents its values. This form computes
+nothing again for cached tokens.
 
-B batch, S query length, T key length, D hidden, N heads, C latent width (kv_lora_rank), R rotary dims of a key, P plain
-dims of a key, V value dims, I index head dim.
+B batch, S query length, T key length, D hidden size, N heads, C latent width (kv_lora_rank), R rotary dims of a key, P
+plain dims of a key, V value dims, I index head dim.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ Form = Literal["auto", "naive", "absorbed"]
 
 
 class LatentLayer(nn.Module):
-    """Latent attention over [B, S, D]. Form "auto" is absorbed for one new token with a cache, and naive elsewhere."""
+    """Latent attention over [B, S, D].
+
+    With form "auto", one new token with a cache uses the absorbed form, and every other step the naive form.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
         super().__init__()
@@ -57,7 +61,8 @@ class LatentLayer(nn.Module):
         self.scale = score_scale(mixer, positions)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
-        """[B, S, D] to [B, S, D], and the choice of keys that later layers share (GLM-5)."""
+        """The output of attention, [B, S, D] to [B, S, D], and the indexer's choice of keys, which later layers share
+        (GLM-5)."""
         mixer, implementation = self.mixer, step.implementation
         q_input = self._query_input(x, implementation)
         q_proj = self.q_b_proj if self.q_proj is None else self.q_proj
@@ -89,7 +94,8 @@ class LatentLayer(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
     def _query_input(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The input of the query projections, the indexer's too: x, or the latent of queries [B, S, q_lora_rank]."""
+        """The input of the query projections, also of the indexer: x, or the latent of the queries [B, S,
+        q_lora_rank]."""
         if self.q_a_proj is None:
             return x
         latent: Tensor = self.q_a_proj(x)
@@ -98,7 +104,8 @@ class LatentLayer(nn.Module):
     def _naive(
         self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """[B, N, S, V], with keys and values of each head computed from the rows [B, 1, T, C + R]."""
+        """The naive form: keys and values of each head are computed from the rows [B, 1, T, C + R]. Returns [B, N, S,
+        V]."""
         mixer = self.mixer
         latent, k_rope = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
@@ -109,7 +116,7 @@ class LatentLayer(nn.Module):
     def _absorbed(
         self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """[B, N, S, V], with the rows [B, 1, T, C + R] as the keys of one head and their latents as its values."""
+        """The absorbed form: the rows [B, 1, T, C + R] are the keys of one head. Returns [B, N, S, V]."""
         mixer = self.mixer
         weights = self.kv_b_proj.weight.unflatten(0, (mixer.num_attention_heads, -1))  # [N, P + V, C]
         up_k, up_v = weights.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=1)
@@ -119,10 +126,10 @@ class LatentLayer(nn.Module):
 
 
 class IndexerLayer(nn.Module):
-    """DeepSeek-V3.2's lightning indexer, which chooses the `top_k` keys that each query attends to.
+    """DeepSeek-V3.2's lightning indexer. It chooses the `top_k` keys to which each query attends.
 
-    score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads, with the first R dims of q and k rotated. The
-    choice has no gradient.
+    score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads, with the first R dims of q and k rotated. The choice
+    has no gradient.
     """
 
     def __init__(self, hidden: int, mixer: LatentAttention) -> None:
@@ -138,7 +145,7 @@ class IndexerLayer(nn.Module):
 
     @torch.no_grad()
     def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, implementation: Implementation) -> Tensor:
-        """[B, S, D] to index keys [B, 1, S, I]."""
+        """The index keys [B, 1, S, I] of x [B, S, D]."""
         return self._rotated(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
 
     def _rotated(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -148,7 +155,7 @@ class IndexerLayer(nn.Module):
     def choose(
         self, x: Tensor, q_input: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """The bias of the scores [B, 1, S, T]: 0 for the chosen keys, -inf for the others."""
+        """The choice of keys as a bias of the scores [B, 1, S, T]: 0 for a chosen key, -inf for the others."""
         q = self.q_proj(q_input).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
         products = self._rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
         matches = torch.relu(products * self.spec.head_dim**-0.5)
@@ -159,7 +166,10 @@ class IndexerLayer(nn.Module):
 
 
 def score_scale(mixer: LatentAttention, positions: Positions) -> float:
-    """(P + R) ** -0.5, times YaRN's temperature squared where `mscale_all_dim` is set (DeepSeek)."""
+    """The scale of the scores: (P + R) ** -0.5 by default.
+
+    With `mscale_all_dim` it is multiplied by YaRN's temperature squared (DeepSeek).
+    """
     scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
     scaling = positions.scaling if isinstance(positions, Rope) else None
     if scaling is not None and scaling.mscale_all_dim:

@@ -1,10 +1,10 @@
-"""The cache of one attention layer: a slot for each token, or a ring of slots for a window. paged.py has blocks.
+"""The cache of one attention layer: one slot per token, or a ring of slots for a window. paged.py stores blocks.
 
-A cache holds sequences of different lengths side by side. Every slot knows the position of the token in it; a negative
-position marks an empty slot. Padding is never stored. Latent attention stores one row per token as the key of one head:
-the latent, then the rotary key. Its values are an indexer's keys, or have no width.
+The sequences in a cache may have different lengths. Each slot stores the position of its token; an empty slot has a
+negative position. Padding is never stored. In latent attention, the cache has one KV head. Its key row is the latent
+followed by the rotary key. Its value row is the key of the indexer, or has width 0.
 
-B batch, K KV heads, S new tokens, T slots, H head dim.
+B batch, K KV heads, S new tokens, T slots, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -19,46 +19,51 @@ from llmbench.model.storage import RowStorage, Storage
 
 
 class LayerCache(Protocol):
-    """Keys and values of one layer."""
+    """The interface of a cache of keys and values of one layer."""
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """Store keys and values [B, K, S, H] of tokens at `positions` [B, S]. Where `valid` [B, S] is false, the token
-        is padding and is left out."""
+        """Store keys [B, K, S, H] and values [B, K, S, Hv] of the tokens at `positions` [B, S].
+
+        A token is padding, and is not stored, if `valid` [B, S] is false.
+        """
         ...
 
     def overwrites(self, new: int) -> bool:
-        """Whether `new` tokens at once overwrite keys that the first of them still sees."""
+        """Whether storing `new` tokens at once overwrites keys that the first of these tokens still sees."""
         ...
 
     def token_positions(self) -> Tensor:
-        """Positions [B, T] of the stored tokens, negative for empty slots."""
+        """The positions [B, T] of the stored tokens. An empty slot has a negative position."""
         ...
 
     def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """Keys [B, K, T, H] of the stored tokens; a copy where rows are quantised or in blocks."""
+        """The keys [B, K, T, H] of the stored tokens. Quantised or paged rows are copied."""
         ...
 
     def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """Values [B, K, T, H] of the stored tokens; a copy where rows are quantised or in blocks."""
+        """The values [B, K, T, Hv] of the stored tokens. Quantised or paged rows are copied."""
         ...
 
     def slots(self, lengths: Tensor) -> Slots:
-        """Keys and values as they lie in memory, of sequences of `lengths` [B] tokens."""
+        """The keys and values in place, for sequences of `lengths` [B] tokens."""
         ...
 
     def forget(self, row: int) -> None:
-        """Empty the slots of one sequence."""
+        """Empty the slots of sequence `row`."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for the tokens of all sequences, empty slots and scales included."""
+        """Bytes of the slots of all sequences, with empty slots and scales."""
         ...
 
 
 class RowShape(NamedTuple):
-    """What a layer stores for one token: KV heads, and the segments of a key's and of a value's row. A quantised row
-    has a scale for each segment."""
+    """The shape of one token's rows in a layer: the number of KV heads, and the segments of a key row and of a value
+    row.
+
+    A quantised row has one scale per segment.
+    """
 
     heads: int
     key: tuple[int, ...]
@@ -66,8 +71,11 @@ class RowShape(NamedTuple):
 
 
 class SlotCache:
-    """Slots for `capacity` tokens of each sequence. With `ring`, a token overwrites the token `capacity` positions
-    before it; several new tokens at once then see the tokens stored before them and themselves."""
+    """A cache with `capacity` slots per sequence.
+
+    With `ring`, a token overwrites the token that is `capacity` positions before it. If several new tokens are stored
+    at once, they attend to the older tokens before these are overwritten.
+    """
 
     def __init__(
         self,
@@ -81,13 +89,13 @@ class SlotCache:
         storage: Storage | None = None,
     ) -> None:
         self.ring, self.capacity = ring, capacity
-        place = (batch, row.heads, capacity + 1)  # the last slot takes the tokens that are dropped
+        place = (batch, row.heads, capacity + 1)  # one more slot, into which dropped tokens are written
         self.keys = RowStorage(place, row.key, storage=storage, dtype=dtype, device=device)
         self.values = RowStorage(place, row.value, storage=storage, dtype=dtype, device=device)
         self.positions = torch.full((batch, capacity + 1), -1, dtype=torch.int64, device=device)
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """See LayerCache. The last of several tokens for one slot of a ring is stored."""
+        """See LayerCache. If several tokens belong to the same slot of a ring, the last one is stored."""
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         stored = new >= 0
         if self.ring:

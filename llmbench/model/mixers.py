@@ -1,7 +1,8 @@
-"""The module of each kind of mixer, and its cache: one case per kind. mypy names this file when a kind has no case.
+"""The module and the cache of each kind of mixer: one `case` per kind. mypy reports a kind that has no case.
 
-A mixer is called as `mixer(x, step, state, shared)` with x [B, S, D], the state that its layer keeps between steps (or
-None), and what earlier layers of the stack share (T5's relative bias). It returns [B, S, D] and what it shares.
+A mixer is called as `mixer(x, step, state, shared)`. x is [B, S, D]. `state` is the cache or state of the layer, or
+None. `shared` is the value that earlier layers of the stack share (T5's relative bias). The mixer returns its output
+[B, S, D] and the shared value.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from llmbench.spec.position import RelativeBias
 
 
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> nn.Module:
-    """The module of a mixer in layer `index`. Raises UnsupportedError for a kind that is only sized."""
+    """Build the module of a mixer in layer `index`. Raises UnsupportedError for a kind that can be sized but not
+    built."""
     match mixer:
         case Attention():
             positions = spec.positions_of(mixer)
@@ -68,33 +70,35 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
         case ShortConv():
             return ShortConvLayer(spec, mixer)
         case CompressedAttention() | KimiDelta() | RWKV():
-            raise UnsupportedError(f"{spec.name}: {where} of kind {mixer.kind} is sized, not built yet")
+            raise UnsupportedError(f"{spec.name}: {where} of kind {mixer.kind} can be sized, but not built yet")
         case _:
             assert_never(mixer)
 
 
 def build_state(mixer: SingleMixer, store: Store) -> Any:
-    """What a mixer keeps between steps: the rows of its tokens, or its fixed state. Raises UnsupportedError."""
+    """Create the memory of a mixer between steps: a cache of its tokens, or a fixed state. Raises UnsupportedError."""
     rows, state = mixer.cache_rows, mixer.fixed_state
     if state is not None and not rows:
         return new_state(state, store.batch, dtype=store.dtype, device=store.device)
     if state is None and len(rows) == 1:
         return store.rows(row_shape(rows[0], mixer.indexer_row), rows[0].span)
     if not mixer.causal:
-        raise UnsupportedError("bidirectional attention has no cache: each token sees those after it")
-    raise UnsupportedError(f"a cache for {mixer.label} is not built yet")
+        raise UnsupportedError("bidirectional attention has no cache, because each token also sees the tokens after it")
+    raise UnsupportedError(f"a cache for {mixer.label} can be sized, but not built yet")
 
 
 def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
-    """The parts of a row in the cache. An indexer's key takes the place of the value, which a latent row has not."""
+    """The shape of a cache row. A latent row has no value, so the key of an indexer is stored in its place."""
     if row.value:
         return RowShape(row.heads, row.key, row.value)
     return RowShape(row.heads, row.key, (0 if indexer_row is None else indexer_row.width,))
 
 
 def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rolling", **where: Any) -> Cache:
-    """An empty cache of a whole model, with room for `capacity` tokens of each of `batch` sequences. `where`: dtype and
-    device, and for paged kinds block_size and num_blocks."""
+    """Create an empty cache for a whole model, with room for `capacity` tokens of each of `batch` sequences.
+
+    `where`: dtype and device, and for paged kinds also block_size and num_blocks.
+    """
     store = open_store(kind, batch, capacity, **where)
     layers = []
     for name in spec.order:

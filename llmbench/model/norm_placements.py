@@ -1,20 +1,20 @@
-"""Layers whose norms are not placed as in LLaMA, or that have other parts: one class for each placement.
+"""Layers that are not the plain layer: other placements of norms, missing sublayers or scales. One class per placement.
 
-`Block` in decoder.py is the plain layer, x + mixer(norm(x)), then x + ffn(norm(x)). `block_class` chooses among the
-others once, when a model is built:
+`Block` in decoder.py is the plain layer: x + mixer(norm(x)), then x + ffn(norm(x)). `block_class` chooses the class of
+another layer when a model is built:
 
-    PreNormBlock      x + f(norm(x))            a part is missing (Mamba), cross-attention (T5), scales (Granite)
+    PreNormBlock      x + f(norm(x))            missing sublayers (Mamba), cross-attention (T5), scales (Granite)
     PostNormBlock     norm(x + f(x))            the original Transformer, BERT
     OutputNormBlock   x + norm(f(x))            OLMo-2
     SandwichBlock     x + norm(f(norm(x)))      Gemma-2
     NoNormBlock       x + f(x)
     FromNormBlock     n + f(n), n = norm(x)     MiniMax
-    ParallelBlock     x + mixer(n) + ffn(n)     Falcon-7B, GPT-J
-    ParallelTwoBlock  x + mixer(n) + ffn(m)     Falcon-40B, GPT-NeoX: a norm for each
+    ParallelBlock     x + mixer(n) + ffn(n)     Falcon-7B, GPT-J: n is one norm of x
+    ParallelTwoBlock  x + mixer(n) + ffn(m)     Falcon-40B, GPT-NeoX: n and m are two norms of x
 
-f is each of mixer, cross-attention and feed-forward in turn.
+f is the mixer, then the cross-attention, then the feed-forward.
 
-B batch, S length, D hidden.
+B batch, S length, D hidden size.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from llmbench.spec.mixer import branches, scales
 from llmbench.spec.model import Layer, ModelSpec
 
 LayerState = dict[str, Any]
-"""The caches and states of the parts of one layer, by the part's name."""
+"""The caches and states of one layer, by the name of the sublayer."""
 
 
 class BlockParts(nn.Module):
-    """The parts of one layer without its norms: mixers, cross-attention and feed-forward, those that it has."""
+    """The base of all layers: mixers, cross-attention and feed-forward, if the layer has them, without norms."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__()
@@ -58,7 +58,8 @@ class BlockParts(nn.Module):
 
     @abstractmethod
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and the value that later layers share (T5's relative bias)."""
+        """The residual stream [B, S, D] after this layer, and the value that later layers share (T5's relative
+        bias)."""
 
     def mix(self, x: Tensor, step: Step, state: LayerState | None, shared: Any) -> tuple[Tensor, Any]:
         """The output [B, S, D] of the mixer, or the sum of parallel mixers (Falcon-H1), and the shared value."""
@@ -70,24 +71,27 @@ class BlockParts(nn.Module):
         return sum(outputs[1:], outputs[0]), shared
 
     def add(self, x: Residual, out: Tensor) -> Residual:
-        """skip_scale · x + residual_scale · out: factors of Granite, MiniCPM and MiniMax, 1 elsewhere."""
+        """Add a sublayer's output to the stream: skip_scale · x + residual_scale · out.
+
+        Granite, MiniCPM and MiniMax have factors other than 1.
+        """
         return Residual(times(x.whole(), self.layer.skip_scale), times(out, self.layer.residual_scale))
 
 
 def layer_norm(spec: ModelSpec, layer: Layer) -> NormLayer:
-    """A norm of a layer, of the layer's own kind where it has one."""
+    """Create a norm of a layer. A layer without its own kind of norm uses the norm of the model."""
     return NormLayer(spec.hidden_size, spec.norm if layer.norm is None else layer.norm)
 
 
 Part = Callable[[Tensor], Tensor]
-"""A sublayer: [B, S, D] to [B, S, D]."""
+"""A sublayer as a function, [B, S, D] to [B, S, D]."""
 
 Read = Callable[[Residual | Tensor], Tensor]
-"""A norm of the stream or of a sublayer's output, [B, S, D]."""
+"""A norm as a function, applied to the residual stream or to a sublayer's output, [B, S, D]."""
 
 
 class SequentialBlock(BlockParts):
-    """Sublayers one after the other. `around` of a subclass says where the norms are."""
+    """A layer that runs its sublayers one after the other. A subclass defines in `around` where the norms are."""
 
     norms_before: ClassVar[bool] = True
     norms_after: ClassVar[bool] = False
@@ -105,7 +109,7 @@ class SequentialBlock(BlockParts):
 
     @abstractmethod
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
-        """The stream after the sublayer `f`."""
+        """The residual stream after the sublayer `f`, with the norms before and after it."""
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
         """The stream [B, S, D] after mixer, cross-attention and feed-forward, and the value that later layers share."""
@@ -147,21 +151,21 @@ def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
 
 
 class PreNormBlock(SequentialBlock):
-    """x + f(norm(x))."""
+    """A layer with norms before its sublayers: x + f(norm(x))."""
 
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
         return self.add(x, f(norm(x)))
 
 
 class PostNormBlock(SequentialBlock):
-    """norm(x + f(x))."""
+    """A layer with norms after each sum: norm(x + f(x))."""
 
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
         return Residual(norm(self.add(x, f(x.whole()))))
 
 
 class OutputNormBlock(SequentialBlock):
-    """x + norm(f(x))."""
+    """A layer with norms of its sublayers' outputs: x + norm(f(x))."""
 
     norms_before, norms_after = False, True
 
@@ -170,7 +174,7 @@ class OutputNormBlock(SequentialBlock):
 
 
 class SandwichBlock(SequentialBlock):
-    """x + norm(f(norm(x)))."""
+    """A layer with norms before and after its sublayers: x + norm(f(norm(x)))."""
 
     norms_after = True
 
@@ -179,7 +183,7 @@ class SandwichBlock(SequentialBlock):
 
 
 class NoNormBlock(SequentialBlock):
-    """x + f(x)."""
+    """A layer without norms: x + f(x)."""
 
     norms_before = False
 
@@ -188,7 +192,7 @@ class NoNormBlock(SequentialBlock):
 
 
 class FromNormBlock(SequentialBlock):
-    """n + f(n) with n = norm(x)."""
+    """A layer whose residual connections start after the norm: n + f(n) with n = norm(x)."""
 
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
         normed = norm(x)
@@ -196,7 +200,7 @@ class FromNormBlock(SequentialBlock):
 
 
 class ParallelBlock(BlockParts):
-    """x + mixer(n) + ffn(n) with n = norm(x)."""
+    """A layer with parallel sublayers on one norm: x + mixer(n) + ffn(n) with n = norm(x)."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__(spec, layer, index=index, where=where)
@@ -214,7 +218,7 @@ class ParallelBlock(BlockParts):
 
 
 class ParallelTwoBlock(BlockParts):
-    """x + mixer(n) + ffn(m), where n and m are two norms of x."""
+    """A layer with parallel sublayers on two norms: x + mixer(n) + ffn(m), where n and m are norms of x."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__(spec, layer, index=index, where=where)
@@ -233,16 +237,19 @@ class ParallelTwoBlock(BlockParts):
 
 
 def is_plain(layer: Layer) -> bool:
-    """Whether a layer is x + mixer(norm(x)), then x + ffn(norm(x)), and nothing else."""
+    """Whether a layer is the plain layer of decoder.py: x + mixer(norm(x)), then x + ffn(norm(x)), without scales."""
     has_both = layer.mixer is not None and layer.ffn is not None and layer.cross_attention is None
     scaled = layer.residual_scale != 1.0 or layer.skip_scale != 1.0
     return layer.placement == "pre" and has_both and not scaled and not layer.residual_from_norm
 
 
 def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts]:
-    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in other placements."""
+    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in other placements than pre
+    and post."""
     if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
-        raise UnsupportedError(f"{spec.name}: {where}.cross_attention is not built yet for placement {layer.placement}")
+        raise UnsupportedError(
+            f"{spec.name}: {where}.cross_attention with placement {layer.placement} can be sized, but not built yet"
+        )
     match layer.placement:
         case "pre":
             return FromNormBlock if layer.residual_from_norm else PreNormBlock

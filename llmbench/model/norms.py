@@ -1,4 +1,4 @@
-"""Norms as modules, and fixed factors."""
+"""Norms as modules, and multiplication by a constant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmbench.spec.model import Norm
 
 
 class NormLayer(nn.Module):
-    """A norm over the last dimension [..., D]; statistics in fp32, the result in the input's format."""
+    """A norm over the last dimension of [..., D]. Statistics are in fp32, the result has the format of the input."""
 
     def __init__(self, width: int, norm: Norm, *, weight_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class NormLayer(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape)) if norm.bias else None
 
     def reset_parameters(self) -> None:
-        """Make the norm the identity on normalised inputs."""
+        """Set the weight so that the norm multiplies by 1, and the bias to zero."""
         with torch.no_grad():
             if self.weight is not None:
                 self.weight.fill_(0.0 if self.norm.unit_offset else 1.0)
@@ -30,7 +30,7 @@ class NormLayer(nn.Module):
                 self.bias.zero_()
 
     def forward(self, x: Tensor | Residual, implementation: Implementation) -> Tensor:
-        """The normalised x, of its shape. The sum of a residual stream is computed in the same call."""
+        """The normalised x, in its shape. For a residual stream, the same call computes the sum that is pending."""
         if not isinstance(x, Residual):
             return implementation.norm(x, None, self.weight, self.bias, self.norm)[0]
         normed, total = implementation.norm(x.x, x.added, self.weight, self.bias, self.norm)
@@ -42,5 +42,5 @@ class NormLayer(nn.Module):
 
 
 def times(x: Tensor, factor: float) -> Tensor:
-    """x · factor; x itself where the factor is 1."""
+    """Multiply x by a constant. A factor of 1 returns x itself."""
     return x if factor == 1.0 else x * factor

@@ -1,10 +1,10 @@
-"""The cache of one attention layer in blocks: sequences take blocks from a pool as they grow, and return them.
+"""The cache of one attention layer in blocks. Sequences take blocks from a pool as they grow, and return them.
 
-The layout is that of serving engines. Each layer has a pool [blocks, block size, K, H] of keys and one of values. One
-table [B, blocks per sequence] of int32, shared by all layers, says where the tokens of a sequence are. Block 0 belongs
-to no sequence: padding is written there, and table entries without a block point to it.
+Serving engines use the same layout. Each layer has a pool [blocks, block size, K, H] of keys and a pool [blocks, block
+size, K, Hv] of values. All layers share one int32 table [B, blocks per sequence], which maps the tokens of a sequence
+to blocks. Block 0 belongs to no sequence: padding is written to it, and unused table entries point to it.
 
-B batch, K KV heads, S new tokens, H head dim, M blocks of the longest sequence, T = M · block size.
+B batch, K KV heads, S new tokens, H head dim, Hv value head dim, M blocks of the longest sequence, T = M · block size.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from llmbench.model.layer_cache import RowShape
 from llmbench.model.storage import RowStorage, Storage
 
 BLOCK_SIZE = 16
-"""Tokens per block: the default of serving engines."""
+"""Tokens per block: 16, the default of serving engines."""
 
 
 class BlockPool:
-    """The free blocks. The block returned last is taken first."""
+    """The pool of free blocks. The block that was returned last is allocated first."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.unused = list(range(num_blocks, 0, -1))
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks. Raises CannotRunError where fewer are free."""
+        """Take `count` free blocks from the pool. Raises CannotRunError if fewer are free."""
         if count > len(self.unused):
             raise CannotRunError(
                 f"the cache is full: {count} blocks are needed, {len(self.unused)} of {self.num_blocks} are free",
-                hint="use more blocks, or fewer or shorter sequences",
+                hint="create the cache with more blocks, or use fewer or shorter sequences",
             )
         return [self.unused.pop() for _ in range(count)]
 
@@ -56,7 +56,10 @@ class BlockTable:
         self.table = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
 
     def reserve(self, lengths: Sequence[int]) -> None:
-        """Take the blocks that sequences of these lengths still lack. Raises CannotRunError, and then takes none."""
+        """Allocate blocks until every sequence has enough for its length in `lengths`.
+
+        Raises CannotRunError if the pool has too few free blocks; then no sequence gets any.
+        """
         missing = [-(-length // self.block_size) - len(own) for length, own in zip(lengths, self.owned, strict=True)]
         blocks = self.pool.allocate(sum(count for count in missing if count > 0))
         for row, count in enumerate(missing):
@@ -67,24 +70,25 @@ class BlockTable:
                 self.table[row, start : start + count] = torch.tensor(new, dtype=torch.int32)
 
     def release(self, row: int) -> None:
-        """Return the blocks of one sequence."""
+        """Return the blocks of one sequence to the pool."""
         self.pool.free(self.owned[row])
         self.owned[row] = []
         self.table[row] = 0
 
     @property
     def used(self) -> Tensor:
-        """The columns of the table that any sequence uses, [B, M]."""
+        """The table [B, M] without the columns that no sequence uses."""
         return self.table[:, : max(len(own) for own in self.owned)]
 
     @property
     def num_used(self) -> int:
-        """Blocks in use by sequences."""
+        """The number of blocks that sequences use."""
         return sum(len(own) for own in self.owned)
 
 
 class PagedCache:
-    """Keys and values of one layer in blocks. The model's Cache owns the table and grows it before the forward pass."""
+    """A cache of one layer in blocks. The model's Cache owns the table, and reserves blocks before each forward
+    pass."""
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class PagedCache:
         size = self.table.block_size
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         at = new.clamp(min=0)
-        # The positions of padding may be past the end of the table.
+        # Padding may have positions past the end of the table, so the index is clamped. Its block is set to 0 below.
         blocks = self.table.table.gather(1, (at // size).clamp(max=self.table.table.shape[1] - 1))
         blocks = torch.where(new >= 0, blocks, 0).to(torch.int64)
         self.keys.write((blocks, at % size), k.transpose(1, 2))
@@ -118,7 +122,7 @@ class PagedCache:
         return False
 
     def token_positions(self) -> Tensor:
-        """See LayerCache. A block may hold any numbers past the end of its sequence: no query sees them."""
+        """See LayerCache. Slots past the end of a sequence count as empty, whatever numbers their block contains."""
         slots = torch.arange(self.table.used.shape[1] * self.table.block_size, device=self.lengths.device)
         return torch.where(slots < self.lengths[:, None], slots, -1)
 
@@ -131,7 +135,8 @@ class PagedCache:
         return self._gathered(self.values, dtype)
 
     def _gathered(self, rows: RowStorage, dtype: torch.dtype) -> Tensor:
-        """[B, K, T, H]. Empty slots become zero, because a weight of zero does not undo a NaN."""
+        """The stored rows [B, K, T, H] in order. Empty slots are set to zero, because a NaN times a weight of zero is
+        still NaN."""
         empty = self.token_positions() < 0
         tokens = rows.read(self.table.used.to(torch.int64), dtype).flatten(1, 2)
         return tokens.masked_fill(empty[..., None, None], 0.0).transpose(1, 2)
@@ -142,11 +147,11 @@ class PagedCache:
         return Slots(keys, values, key_scales, value_scales, lengths, table=self.table.used)
 
     def forget(self, row: int) -> None:
-        """See LayerCache. The table returns the blocks."""
+        """See LayerCache. BlockTable.release returns the blocks."""
         self.lengths[row] = 0
 
     @property
     def nbytes(self) -> int:
-        """See LayerCache. Only blocks in use count."""
+        """See LayerCache. Only blocks that sequences use count."""
         heads = self.keys.data.shape[2]
         return self.table.num_used * self.table.block_size * heads * (self.keys.row_bytes + self.values.row_bytes)

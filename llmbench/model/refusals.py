@@ -1,4 +1,4 @@
-"""Refusals: specs that the real model does not compute, and steps whose results would differ from one pass."""
+"""Refusals: specs that cannot be built, and steps whose result would differ from one pass of each row alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
-    """Raise UnsupportedError for a spec that the real model does not compute."""
+    """Raise UnsupportedError for a spec that can be sized but not built."""
     if spec.encoder is not None and not has_encoder:
-        raise UnsupportedError(f"{spec.name}: has an encoder", hint="use llmbench.model.build, which makes a Seq2Seq")
+        raise UnsupportedError(f"{spec.name}: has an encoder", hint="use llmbench.model.build, which builds a Seq2Seq")
     if spec.undescribed:
         raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
     if spec.extra:
@@ -28,7 +28,7 @@ def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
 
 
 def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
-    """Raise UnsupportedError for a kind of layer that the real model does not compute."""
+    """Raise UnsupportedError if one of the layers can be sized but not built."""
     for name, layer in layers.items():
         path = f"{model}: {where}layers.{name}"
         if layer.extra:
@@ -39,8 +39,8 @@ def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
 
 def _only_sized(subject: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{subject}: sized, not built yet",
-        hint="`llmbench params`, `flops`, `kvcache` and `memory` need no built model",
+        f"{subject}: can be sized, but not built yet",
+        hint="`llmbench params`, `flops`, `kvcache` and `memory` work without building the model",
     )
 
 
@@ -55,8 +55,8 @@ def refuse_step(
 ) -> None:
     """Refuse a step whose result would differ from running each row alone in one pass.
 
-    length: tokens of the step; lengths [B]: how many of them are real in each row. Raises SpecError for tokens past the
-    last position, CannotRunError for rows or caches that do not go together.
+    length: tokens of the step. lengths [B]: the number of real tokens in each row. Raises SpecError for tokens past the
+    last position of the model, CannotRunError for rows that cannot share a pass or a cache that cannot be continued.
     """
     end = length if cache is None else length + cache.longest
     refuse_beyond_positions(spec, end)
@@ -66,12 +66,12 @@ def refuse_step(
         refuse_mixed_frequencies(rotations, before, [old + more for old, more in zip(before, new, strict=True)])
     if lengths is not None and _limits_experts(spec) and bool((lengths < length).any()):
         raise CannotRunError(
-            f"{spec.name}: with a capacity_factor, padding would take the places of real tokens",
+            f"{spec.name}: with a capacity_factor, padding would use capacity of the experts in place of real tokens",
             hint="pass rows of one length",
         )
 
 
 def _limits_experts(spec: ModelSpec) -> bool:
-    """Whether experts have room for a share of the tokens of a pass, padding included."""
+    """Whether the capacity of the experts depends on the number of tokens in a pass, which includes padding."""
     ffns = [layer.ffn for layer in spec.layers.values()]
     return any(isinstance(ffn, MoE) and ffn.capacity_factor is not None for ffn in ffns)

@@ -1,9 +1,9 @@
-"""The residual stream, and the one place where its sum waits for the norm that reads it.
+"""The residual stream. It delays the sum with a sublayer's output until the next norm reads it.
 
-A layer is written as `x = x.plus(f(norm(x)))`. `plus` computes nothing yet: the next norm adds the output as it reads
-x, in one kernel where the implementation has one (`fused`). That saves a pass over memory; the numbers are the same.
+A layer is written as `x = x.plus(f(norm(x)))`. `plus` computes nothing: the next norm adds the output when it reads x.
+An implementation may do both in one kernel (`fused`), which saves a pass over memory. The result is the same.
 
-B batch, S length, D hidden.
+B batch, S length, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from torch.utils._pytree import register_pytree_node
 
 @dataclass(eq=False)
 class Residual:
-    """The residual stream [B, S, D]: `x`, and `added`, the output of a sublayer that is not in the sum yet."""
+    """The residual stream [B, S, D]: `x` plus `added`, a sublayer's output that is not added yet."""
 
     x: Tensor
     added: Tensor | None = None
 
     def plus(self, out: Tensor) -> Residual:
-        """x + out, for the output of a sublayer [B, S, D]. (torch.compile cannot trace an operator `+` here.)"""
+        """The stream after a sublayer with the output `out` [B, S, D]. (It is a method, because torch.compile cannot
+        trace an operator `+` here.)"""
         return Residual(self.whole(), out)
 
     def whole(self) -> Tensor:
-        """The sum [B, S, D], where no norm reads it."""
+        """The sum [B, S, D], for code that reads the stream without a norm."""
         if self.added is not None:
             self.settle(self.x + self.added)
         return self.x
 
     def settle(self, total: Tensor) -> None:
-        """Replace the two terms by their sum, so that it is computed once."""
+        """Replace the two terms by their sum, so that the sum is computed only once."""
         self.x, self.added = total, None
 
 
@@ -45,5 +46,5 @@ def _unflatten(tensors: Any, _: None) -> Residual:
     return Residual(*tensors)
 
 
-# FSDP must find the tensors in the inputs and outputs of a layer: torch 2.13 looks into dataclasses, 2.11 into pytrees.
+# FSDP must find the tensors in the inputs and outputs of a layer. torch 2.13 searches dataclasses, 2.11 only pytrees.
 register_pytree_node(Residual, _flatten, _unflatten)

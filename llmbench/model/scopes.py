@@ -1,4 +1,4 @@
-"""Scopes of a trace: which op of the sizing table each torch function inside a model belongs to."""
+"""Scopes of a trace: they assign each torch function inside a model to an op of the op table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 _OWN_FUNCTIONS: dict[Any, str] = {Tensor.clamp: "clip", F.rms_norm: "v_norm"}
-"""The ops without a module of their own that are one torch function."""
+"""Ops that have no module and are one torch function: the function, and the name of the op."""
 
 _FOLLOWING = {
     "up_proj": "act",
@@ -24,14 +24,15 @@ _FOLLOWING = {
     "shared_gate": "shared_scale",
     "lm_head": "soft_cap",
 }
-"""The op without a module of its own that a module computes after the child named here has run."""
+"""Ops that have no module and run after a child module: the name of the child, and the name of the op."""
 
 
 class Scopes(TorchFunctionMode):
-    """Finds the op of each torch function.
+    """Finds the op of each torch function that runs.
 
-    It belongs to the module whose forward runs, and there to the op whose parameter it uses, else to the op that the
-    function itself or the child before it implies. `outputs`: the op of each storage that is an op's whole result.
+    The module whose forward method runs is the scope. Within it, a function belongs to the op whose parameter it uses.
+    Otherwise it belongs to the op of that function, or to the op that follows the last child module. `outputs`:
+    storages that are the whole result of an op, and the name of the op.
     """
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
@@ -40,7 +41,8 @@ class Scopes(TorchFunctionMode):
         self.stack = [""]
         self.last: dict[str, str] = {}
         self.outputs: dict[int, str] = {}
-        self.output_storages: list[torch.UntypedStorage] = []  # alive, so that no address of an output is reused
+        # The storages stay alive here, so that no later tensor gets the address of an output.
+        self.output_storages: list[torch.UntypedStorage] = []
         self.owners: dict[int, str] = {}
         for name, parameter in model.named_parameters():
             op = name.removesuffix(".weight").removesuffix(".bias")
@@ -49,7 +51,7 @@ class Scopes(TorchFunctionMode):
 
     @property
     def here(self) -> str:
-        """The innermost scope."""
+        """The name of the innermost scope."""
         return self.stack[-1]
 
     def enter(self, name: str) -> None:
@@ -72,7 +74,7 @@ class Scopes(TorchFunctionMode):
             self.leave()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` in the scope of the parameter among its arguments, or of the op that the function is."""
+        """Run `func` in the scope of the op whose parameter is an argument, or else in the scope of its own op."""
         owner = self._inside(_OWN_FUNCTIONS.get(func, ""))
         for argument in args:
             if isinstance(argument, Tensor):
@@ -83,7 +85,7 @@ class Scopes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def output(self, name: str, result: Tensor) -> None:
-        """Record `result` as the output of the op `name`, where there is one, whichever op saves it."""
+        """Record `result` as the output of the op `name`, if there is such an op. Its bytes then count for this op."""
         if name in self.names:
             storage = result.untyped_storage()
             self.outputs[storage._cdata] = name
@@ -91,24 +93,24 @@ class Scopes(TorchFunctionMode):
 
     @property
     def own(self) -> str:
-        """The innermost scope, or the op that its module computes itself."""
+        """The op without a module that now runs in the innermost scope, else the name of that scope."""
         return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 
     def _inside(self, child: str) -> str:
-        """The op of that name in the innermost scope, or an empty string."""
+        """The full name of the op `child` in the innermost scope; empty if there is none."""
         name = f"{self.here}.{child}".lstrip(".")
         return name if name in self.names else ""
 
 
 class FlopsByScope(TorchDispatchMode):
-    """Adds the FLOPs of a counter to the scope in which they occur, in `flops`. Enter it after the counter."""
+    """Adds the FLOPs that a counter counts to the current scope, in `flops`. Enter this mode after the counter."""
 
     def __init__(self, counter: FlopCounterMode, scopes: Scopes, flops: dict[str, int]) -> None:
         super().__init__()
         self.counter, self.scopes, self.flops = counter, scopes, flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, and add its FLOPs to the scope."""
+        """Run `func`, and add its FLOPs to the current scope."""
         before = self.counter.get_total_flops()
         out = func(*args, **(kwargs or {}))
         added = self.counter.get_total_flops() - before

@@ -1,6 +1,6 @@
-"""Encoder-decoders: the layers of the decoder attend to the output of an encoder.
+"""Encoder-decoder models: the layers of the decoder attend to the output of an encoder.
 
-B batch, S length, E encoder length, D hidden, V vocabulary.
+B batch, S length, E encoder length, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPosi
 
 
 class Encoder(nn.Module):
-    """A stack of bidirectional layers and a norm. The decoder's table embeds its tokens."""
+    """The encoder: a stack of bidirectional layers, and a norm if the spec has one. Its tokens use the embedding table
+    of the decoder."""
 
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
         super().__init__()
         if stack.vocab_size is not None or stack.hidden_size is not None or stack.embedding_norm:
-            raise UnsupportedError(f"{spec.name}: an encoder with embeddings of its own is sized, not built yet")
+            raise UnsupportedError(f"{spec.name}: an encoder with separate embeddings can be sized, but not built yet")
         positions = NoPositions() if stack.positions is None else stack.positions
         if isinstance(positions, (LearnedPositions, SinusoidalPositions)):
-            raise UnsupportedError(f"{spec.name}: an encoder with a table of positions is sized, not built yet")
+            raise UnsupportedError(
+                f"{spec.name}: an encoder with learned or sinusoidal positions can be sized, but not built yet"
+            )
         refuse_layers(spec.name, stack.layers, "encoder.")
         inner = msgspec.structs.replace(spec, positions=positions)
         self.layers = nn.ModuleList(
@@ -42,7 +45,8 @@ class Encoder(nn.Module):
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(self, x: Tensor, valid: Tensor | None, implementation: Implementation) -> Tensor:
-        """[B, E, D] to [B, E, D]; valid [B, E]: which tokens are real, None for all of them."""
+        """The output of the encoder, [B, E, D] to [B, E, D]. `valid` [B, E] marks the real tokens; None: all are
+        real."""
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
         stream, shared = Residual(x), None
@@ -52,7 +56,7 @@ class Encoder(nn.Module):
 
 
 class Seq2Seq(Decoder):
-    """An encoder-decoder language model (T5)."""
+    """An encoder-decoder language model, such as T5."""
 
     has_encoder = True
 
@@ -75,9 +79,9 @@ class Seq2Seq(Decoder):
     ) -> Tensor:
         """Logits [B, S, V] of the decoder's tokens [B, S], which attend to the encoder's tokens [B, E].
 
-        encoder_lengths [B]: how many encoder tokens of each row are real. A cache stores the encoder's keys and values,
-        and later steps need no encoder_tokens. The other arguments are those of Decoder. Raises CannotRunError where
-        the first step has no encoder_tokens.
+        encoder_lengths [B]: the number of real encoder tokens in each row. A cache stores the keys and values of the
+        encoder, so that later steps need no encoder_tokens. The other arguments are those of Decoder. Raises
+        CannotRunError if the first step has no encoder_tokens.
         """
         memory = valid = None
         if encoder_tokens is not None:
@@ -98,12 +102,12 @@ class Seq2Seq(Decoder):
         )
 
     def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, E, D] for its tokens [B, E], and which of them are real."""
+        """The output of the encoder [B, E, D] for its tokens [B, E], and a mask [B, E] of the real tokens."""
         places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         valid = None if lengths is None else places < lengths[:, None]
         return self.encoder(self.look_up(tokens), valid, self.implementation), valid
 
 
 def model_of(spec: ModelSpec, *, impl: str = "sdpa") -> Decoder:
-    """The model of a spec: a Seq2Seq where the spec has an encoder, else a Decoder."""
+    """Create the model of a spec: a Seq2Seq if the spec has an encoder, else a Decoder."""
     return Decoder(spec, impl=impl) if spec.encoder is None else Seq2Seq(spec, impl=impl)

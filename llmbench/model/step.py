@@ -1,6 +1,6 @@
-"""The values that all layers of one forward pass share.
+"""The inputs that all layers of one forward pass share.
 
-B batch, S length, D hidden, E encoder length.
+B batch, S length, D hidden size, E encoder length.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from llmbench.model.positions import Tables
 
 
 class Step(NamedTuple):
-    """One forward pass of a stack of layers.
+    """The shared inputs of one forward pass through a stack of layers.
 
-    positions: of the new tokens, [B, S]. valid: which of them are real and not padding, [B, S]; None for all of them.
-    plain: every sequence starts here, at position 0, and no cache holds anything. tables: cos and sin of every
-    rotation. lengths: tokens of each sequence with the new ones, [B], where there is a cache. memory: the output of an
-    encoder [B, E, D]; memory_valid: which of its tokens are real, [B, E].
+    positions: the positions of the new tokens [B, S]. valid [B, S]: false for padding; None if no token is padding.
+    plain: every sequence starts with this pass, at position 0, so that a cache is still empty. tables: cos and sin of
+    every rotation. lengths [B]: with a cache, the tokens of each sequence including the new ones. memory: the output of
+    an encoder [B, E, D]. memory_valid [B, E]: false for its padding.
     """
 
     positions: Tensor

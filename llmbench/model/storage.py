@@ -1,14 +1,14 @@
-"""Storage of cache rows: the key or the value of one token and head, in the model's format or quantised.
+"""Storage of cache rows, in the model's format or quantised. A row is the key or the value of one token in one head.
 
-W width of a row, P its segments.
+W width of a row, P number of its segments.
 
-A quantised row has a scale for each of its segments (MLA rows have two: latent and rotary key). The scale maps the
-largest element of a segment to the largest value of the format:
+A quantised row has one scale per segment. (An MLA row has two segments: the latent and the rotary key.) The scale maps
+the largest element of a segment to the largest value of the format:
 
     int8  x ≈ q · s,  s = max|x| / 127,  |error| ≤ s / 2
     fp8   x ≈ q · s,  s = max|x| / 448 (e4m3),  |error| ≤ max(|x| · 2⁻⁴, s · 2⁻¹⁰)
 
-e4m3 has three bits of mantissa, so half a step is 2⁻⁴ of a normal number; below 2⁻⁶ the steps are 2⁻⁹.
+The mantissa of e4m3 has three bits, so half a step is at most 2⁻⁴ of a normal number. Below 2⁻⁶, the steps are 2⁻⁹.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ Storage = Literal["int8", "fp8"]
 
 
 class QuantisedFormat(NamedTuple):
-    """The number format of a quantised row. `dtype`: its format in computations; `stored`: its format in memory. fp8 is
-    stored as bytes, because torch does not index fp8 tensors on every device."""
+    """The number format of quantised rows.
+
+    `dtype`: the format of the values. `stored`: the format in memory; fp8 is stored as bytes, because torch cannot
+    index fp8 tensors on every device. `largest`: the largest value of the format.
+    """
 
     dtype: torch.dtype
     stored: torch.dtype
@@ -37,7 +40,10 @@ FORMATS: dict[Storage, QuantisedFormat] = {
 
 
 def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Stored elements [..., W] and fp32 scales [..., P] of rows x [..., W], whose segments have these widths."""
+    """Quantise rows x [..., W], whose segments have the widths `segments`.
+
+    Returns the stored elements [..., W] and the fp32 scales [..., P].
+    """
     form = FORMATS[storage]
     quantised, scales = [], []
     for segment in x.to(torch.float32).split(segments, dim=-1):
@@ -52,14 +58,14 @@ def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Te
 def dequantise(
     stored: Tensor, scales: Tensor, storage: Storage, segments: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Rows [..., W] in `dtype` of the elements [..., W] and scales [..., P] that `quantise` returned."""
+    """The rows [..., W] in `dtype`, from the elements [..., W] and scales [..., P] that `quantise` returned."""
     values = stored.view(FORMATS[storage].dtype).to(torch.float32).split(segments, dim=-1)
     scaled = [segment * scale for segment, scale in zip(values, scales.split(1, dim=-1), strict=True)]
     return torch.cat(scaled, dim=-1).to(dtype)
 
 
 class RowStorage:
-    """Rows of one width: a tensor [*place, W], and scales [*place, P] where rows are quantised."""
+    """Storage of rows of one width: a tensor [*place, W], and scales [*place, P] if the rows are quantised."""
 
     def __init__(
         self,
@@ -81,13 +87,13 @@ class RowStorage:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, its scales included."""
+        """Bytes of one row, including its scales."""
         scales = 0 if self.scales is None else self.scales.shape[-1] * self.scales.element_size()
         return self.data.shape[-1] * self.data.element_size() + scales
 
     @torch.no_grad()
     def write(self, index: Any, x: Tensor) -> None:
-        """Store x at the places that `index` selects."""
+        """Store rows x at `index` of the tensor."""
         if self.storage is None:
             self.data[index] = x.to(self.dtype)
             return
@@ -95,14 +101,14 @@ class RowStorage:
         self.data[index], self.scales[index] = quantise(x, self.storage, self.segments)
 
     def read(self, index: Any, dtype: torch.dtype) -> Tensor:
-        """The rows at the places that `index` selects, in `dtype`."""
+        """The rows at `index` of the tensor, converted to `dtype`."""
         if self.storage is None:
             return self.data[index].to(dtype)
         assert self.scales is not None
         return dequantise(self.data[index], self.scales[index], self.storage, self.segments, dtype)
 
     def stored(self, index: Any) -> tuple[Tensor, Tensor | None]:
-        """The stored elements at the places that `index` selects, and the scales [..., P] of quantised rows."""
+        """The rows at `index` as they are stored, and the scales [..., P] of quantised rows."""
         if self.storage is None or self.scales is None:
             return self.data[index], None
         return self.data[index].view(FORMATS[self.storage].dtype), self.scales[index]

@@ -1,19 +1,19 @@
-"""Traces of the real model, without a GPU and without memory: FLOPs and saved bytes of its forward pass, op by op.
+"""Traces of a model without a GPU and without memory: FLOPs and saved bytes of its forward pass, op by op.
 
-torch's FlopCounterMode counts FLOPs on meta tensors. It counts score pairs that the mask throws away, so the ops of the
-sizing table are compared with these pairs included. Saved bytes are the tensors that autograd keeps for the backward
-pass once the loss is computed, found by saved_tensors_hooks on fake tensors. Each storage counts once, for the op that
-saved it first; parameters do not count. They are compared with the ops of "eager" kernels.
+torch's FlopCounterMode counts FLOPs on meta tensors. It also counts masked score pairs, so the trace is compared with
+an op table that includes these pairs. Saved bytes are the tensors that autograd keeps for the backward pass after the
+loss is computed. saved_tensors_hooks find them on fake tensors. Each storage counts once, for the op that saved it
+first; parameters do not count. Saved bytes are compared with an op table for "eager" kernels.
 
 The trace differs from a real forward pass:
 
-* Only the first two layers of each kind are traced. The second stands for all later ones.
+* Only the first two layers of each kind are traced. The figures of the second count for all later layers of its kind.
 * Experts get even shares of the rows, because a router cannot choose without values.
-* FLOPs are counted with `standard` attention, which computes every model. Saved bytes of "flash" are those of a flash
-  kernel: q, k, v, the output and an fp32 log-sum-exp. Norms save their input and fp32 statistics, like torch's CUDA
-  kernels; on a CPU some of them save more.
+* FLOPs are counted with `standard` attention, which can compute every model.
+* With "flash", the saved bytes of attention are those of a flash kernel: q, k, v, the output and an fp32 log-sum-exp.
+* Norms save their input and fp32 statistics, like torch's CUDA kernels. On a CPU, some norms save more.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim.
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -51,12 +51,16 @@ from llmbench.spec.model import ModelSpec
 Attention = Literal["flash", "standard"]
 
 LARGEST_BYTES = 2**60
-"""The largest op that can be traced: torch counts the bytes of a tensor in 64 bits, on meta too."""
+"""The largest bytes of an op that can be traced, because torch counts the bytes of a tensor in 64 bits, also on
+meta."""
 
 
 class TracedOp(NamedTuple):
-    """An op, summed over its layers, analytic and traced. `forward_flops` and `saved_bytes` are None for traced work
-    that is no op. `recurrent`: the op counts its step form, but torch computes it in another form."""
+    """The analytic and the traced figures of one op, summed over its layers.
+
+    `forward_flops` and `saved_bytes` are None for traced work that belongs to no op. `recurrent`: the figures of the op
+    are those of its step form, but torch computes it in chunks or scans.
+    """
 
     name: str
     layer: str
@@ -69,7 +73,7 @@ class TracedOp(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All ops, and the number of layers that were traced."""
+    """The figures of all ops, and the number of layers that were traced."""
 
     ops: list[TracedOp]
     layers_traced: int
@@ -78,8 +82,11 @@ class Trace(NamedTuple):
 def trace(
     spec: ModelSpec, *, seq_len: int, batch: int = 1, dtype: Format = "bf16", attention: Attention = "flash"
 ) -> Trace:
-    """Trace the forward pass and the loss of one training step. Raises UnsupportedError for a spec that is not built,
-    SpecError for sequences that are too long for the model or for torch's counts."""
+    """Trace the forward pass and the loss of one training step.
+
+    Raises UnsupportedError for a spec that cannot be built, SpecError for sequences that are too long for the model or
+    for torch's 64-bit counts.
+    """
     refuse_beyond_positions(spec, seq_len)
     refuse_beyond_counting(spec, seq_len, batch)
     short = shortened(spec)
@@ -100,7 +107,7 @@ def trace(
 
 
 def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
-    """Raise SpecError where an op, its scores materialised, is larger than LARGEST_BYTES."""
+    """Raise SpecError if an op with materialised scores is larger than LARGEST_BYTES."""
     work = Workload.prefill(seq_len, batch, attention="standard", activation_dtype="fp32")
     if widest_bytes(lower(spec, work)) > LARGEST_BYTES:
         raise SpecError(
@@ -110,7 +117,7 @@ def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
 
 
 def shortened(spec: ModelSpec) -> ModelSpec:
-    """The model with the first two layers of each kind."""
+    """The spec with only the first two layers of each kind."""
     pattern = " ".join(spec.order[index] for index in _first_two(spec.order))
     encoder = spec.encoder
     if encoder is not None:
@@ -126,7 +133,8 @@ def _first_two(order: tuple[str, ...]) -> list[int]:
 
 
 def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> dict[str, int]:
-    """FLOPs of one forward pass on meta tensors, by scope: the dotted name of an op, else of a module."""
+    """FLOPs of one forward pass on meta tensors, by scope. A scope is the dotted name of an op, or of a module without
+    op."""
     scopes = Scopes(model, names)
     flops: dict[str, int] = {}
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
@@ -139,7 +147,8 @@ def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> d
 def traced_saved_bytes(
     model: Decoder, names: set[str], seq_len: int, batch: int, dtype: torch.dtype, attention: Attention
 ) -> dict[str, int]:
-    """Bytes that one forward pass and its loss save for the backward pass, by scope. Makes the model's tensors fake."""
+    """Bytes that a forward pass and its loss save for the backward pass, by scope. Replaces the model's tensors by fake
+    ones."""
     saved_bytes: dict[str, int] = {}
     with FakeTensorMode():
         materialise(model, device="cpu", dtype=dtype)
@@ -164,35 +173,36 @@ def traced_saved_bytes(
                 counted.add(storage._cdata)
                 scope = scopes.outputs.get(storage._cdata, saved.scope)
                 saved_bytes[scope] = saved_bytes.get(scope, 0) + storage.nbytes()
-        del loss  # until here, it kept the graph and its saved tensors alive
+        del loss  # The graph and its saved tensors had to live until here.
     return saved_bytes
 
 
 class _Saved:
-    """A tensor that autograd saved, and its scope. It lives as long as autograd needs it."""
+    """A tensor that autograd saved, and its scope. Autograd deletes this object when it no longer needs the tensor."""
 
     def __init__(self, tensor: Tensor, scope: str) -> None:
         self.tensor, self.scope = tensor, scope
 
 
 def run_once(model: Decoder, tokens: Tensor) -> Tensor:
-    """Logits of tokens [B, S]. An encoder reads the same tokens."""
+    """Logits of tokens [B, S]. The encoder of an encoder-decoder gets the same tokens."""
     logits: Tensor = model(tokens) if model.spec.encoder is None else model(tokens, tokens)
     return logits
 
 
 @contextmanager
 def as_on_cuda(model: Decoder) -> Iterator[None]:
-    """Prepare a model of fake tensors for a step: experts get even shares, norms save what CUDA's kernels save."""
+    """Prepare a model of fake tensors for a step: experts get even shares, and norms save the tensors of CUDA
+    kernels."""
     with _prepared(model, Scopes(model, set()), "standard"), _AsOnCuda():
         yield
 
 
 class _AsOnCuda(TorchFunctionMode):
-    """Norms that save for the backward pass what torch's CUDA kernels save."""
+    """A mode in which norms save the same tensors for the backward pass as torch's CUDA kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`; a norm as one kernel."""
+        """Run `func`. A norm is replaced by a `_Kernel` that saves its inputs and statistics."""
         if func in (F.rms_norm, F.layer_norm):
             x, shape, weight = [*args, *(kwargs or {}).values(), None][:3]
             rows = x.numel() // math.prod(shape)
@@ -202,7 +212,8 @@ class _AsOnCuda(TorchFunctionMode):
 
 
 class _Kernel(torch.autograd.Function):
-    """A kernel reduced to the tensors that it saves: its inputs, `statistics`, and its output if `saves_output`."""
+    """A kernel that computes nothing and only saves tensors: its inputs, `statistics`, and its output if
+    `saves_output`."""
 
     @staticmethod
     def forward(
@@ -212,7 +223,7 @@ class _Kernel(torch.autograd.Function):
         saves_output: bool,
         *inputs: Tensor | None,
     ) -> Tensor:
-        """`empty_output` of the first input."""
+        """The uninitialised output that `empty_output` creates from the first input."""
         assert inputs[0] is not None
         ctx.inputs = len(inputs)
         out = empty_output(inputs[0])
@@ -221,7 +232,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Empty gradients of the inputs."""
+        """Uninitialised gradients of the inputs that need one."""
         inputs, needed = ctx.saved_tensors[: ctx.inputs], ctx.needs_input_grad[3:]
         return (
             None,
@@ -239,7 +250,8 @@ def _kernel(
 
 
 def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """A flash kernel: it saves q, k, v, a trained bias and its output [B, N, S, Hv], stored as [B, S, N, Hv]."""
+    """A flash kernel that only saves tensors: q, k, v, a trained bias and its output [B, N, S, Hv], stored as [B, S, N,
+    Hv]."""
     k, v = seen.k, seen.v
     batch, heads, length, _ = q.shape
 
@@ -291,13 +303,15 @@ def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[
 
 
 def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
-    """A replacement of ExpertsLayer.rows."""
+    """A replacement of ExpertsLayer.rows that returns even shares."""
     return lambda choices: even_shares(choices.numel(), num_experts)
 
 
 def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
-    """Figures by op, of figures by scope. The work of a module outside its children (rotation, gates, sums) belongs to
-    an op that has no module."""
+    """Convert figures by scope to figures by op.
+
+    The work of a module outside its child modules (rotation, gates, sums) belongs to an op that has no module.
+    """
     figures: dict[str, int] = {}
     for scope, figure in by_scope.items():
         unused = names - set(by_scope)
@@ -308,7 +322,7 @@ def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
 
 
 def _ops_without_module(scope: str) -> list[str]:
-    """The ops without a module that the work of a scope may belong to, likeliest first."""
+    """The ops without a module that the work of a scope may belong to, most likely first."""
     parent = scope.rpartition(".")[0]
     inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
     return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]
@@ -317,7 +331,7 @@ def _ops_without_module(scope: str) -> list[str]:
 def _joined(
     ops: list[Op], spec: ModelSpec, short: ModelSpec, flops: dict[str, int], saved: dict[str, int]
 ) -> list[TracedOp]:
-    """Every op of the model with its traced figures, then the traced work that is no op."""
+    """All ops of the model with their traced figures, followed by traced work that belongs to no op."""
     stacks = {"decoder": (spec.order, short.order)}
     if spec.encoder is not None and short.encoder is not None:
         stacks["encoder"] = (spec.encoder.order, short.encoder.order)

@@ -253,7 +253,7 @@ def test_unsupported_models_are_refused() -> None:
     """There is no silent fallback to another implementation."""
     for spec, message in (
         (spec_of(gqa(head_dim=12)), "multiples of 8"),
-        (spec_of(gqa(), Gated(intermediate_size=8, activation="mish")), "gates with mish"),
+        (spec_of(gqa(), Gated(intermediate_size=8, activation="mish")), "does not support the activation mish"),
         (spec_of(gqa(), moe(router=Router(scores="sparsemixer"))), "router scores sparsemixer"),
         (spec_of(gqa(), moe(router=Router(on_input=True))), "only for top-1 routing"),
     ):

@@ -255,7 +255,7 @@ def test_refusals() -> None:
         ({"tokens": prompts > 3}, "tokens must be whole numbers, not bool"),
         ({"tokens": prompts[0]}, r"the shape \[rows, tokens\]"),
         ({"tokens": prompts[:, :0]}, r"the shape \[rows, tokens\]"),
-        ({"tokens": prompts - 64}, "is not in the vocabulary, which has 0 to 63"),
+        ({"tokens": prompts - 64}, "is not in the vocabulary, which has the tokens 0 to 63"),
         ({"tokens": torch.full((1, 2), 64)}, "token 64 is not in the vocabulary"),
         ({"tokens": prompts.to("meta")}, "are on meta, the model is on cpu"),
         ({"encoder_tokens": prompts}, "has no encoder"),

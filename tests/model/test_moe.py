@@ -210,5 +210,5 @@ def test_padding_with_a_capacity_factor_is_refused() -> None:
     tokens = small.prompt(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens, lengths=torch.tensor([6, 6])), model(tokens))
-    with pytest.raises(CannotRunError, match="padding would take the places"):
+    with pytest.raises(CannotRunError, match="padding would use capacity"):
         model(tokens, lengths=torch.tensor([6, 4]))

@@ -1,10 +1,11 @@
-"""The implementations of a model, and the one place where another plugs in.
+"""The implementations that compute a model. A new implementation is added here.
 
-`impl=` names one Implementation for a whole model. Each of its functions refuses with CannotRunError what it does not
-support (a soft cap in SDPA, a GPU kernel on a CPU); it never falls back to another implementation silently.
+`impl=` names one Implementation for the whole model. A function of an implementation raises CannotRunError for inputs
+that it does not support (a soft cap in SDPA, a CPU for a GPU kernel). It never switches to another implementation.
 
     standard                       plain torch; attention materialises its scores
-    sdpa, sdpa-flash, -cudnn, …    torch's scaled_dot_product_attention: any backend, or one of them
+    sdpa                           torch's scaled_dot_product_attention; torch chooses the backend
+    sdpa-flash, -cudnn, -efficient torch's scaled_dot_product_attention with one fixed backend
     flex                           torch's FlexAttention
     flash                          our Triton kernels for attention; everything else is plain torch
     fused                          our Triton kernels for attention, norms, rotation, gates, experts and the loss
@@ -32,11 +33,12 @@ IMPLEMENTATIONS: dict[str, str] = {
     "flash": "kernels",
     "fused": "kernels",
 }
-"""Every name that `impl=` takes, and the module in this folder that defines it. A module is loaded on request."""
+"""The names that `impl=` accepts, each with the module in this folder that defines it. A module is imported on first
+use."""
 
 
 def described(name: str) -> Implementation:
-    """The implementation of that name, also where it cannot run here. Raises UnknownNameError with the nearest name."""
+    """The implementation with this name, even if it cannot run here. Raises UnknownNameError with the nearest name."""
     if name not in IMPLEMENTATIONS:
         raise unknown("implementation", name, IMPLEMENTATIONS)
     found: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
@@ -44,13 +46,13 @@ def described(name: str) -> Implementation:
 
 
 def implementation(name: str) -> Implementation:
-    """The implementation of that name. Raises UnknownNameError with the nearest name, CannotRunError where it cannot
-    run here."""
+    """The implementation with this name. Raises UnknownNameError with the nearest name, and CannotRunError if the
+    implementation cannot run here."""
     return refuse_unavailable(described(name))
 
 
 def refuse_unavailable(implementation: Implementation) -> Implementation:
-    """The same implementation. Raises CannotRunError where it cannot run here."""
+    """Return `implementation`. Raises CannotRunError if it cannot run here."""
     if implementation.unavailable:
         raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use sdpa")
     return implementation

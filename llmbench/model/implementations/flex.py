@@ -1,4 +1,4 @@
-"""torch's FlexAttention.
+"""Attention through torch's FlexAttention.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 """
@@ -14,7 +14,7 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """torch's FlexAttention. Sinks are applied to its result with the log-sum-exp that it returns."""
+    """Attention by FlexAttention, which has no sinks. They are applied to its output, with its log-sum-exp."""
     if q.is_meta:
         raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention

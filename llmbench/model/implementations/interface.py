@@ -1,7 +1,7 @@
-"""The interface of an implementation: its functions, their arguments, and its traits for the op table.
+"""The interface of an implementation: its functions with their arguments, and its traits for the op table.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, V vocabulary, D hidden, F intermediate,
-E experts, k experts a token, t tokens, C latent width, R rotated dims.
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim, V vocabulary size, D
+hidden size, F intermediate size, E experts, k experts per token, t tokens, C latent width, R rotary dims.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from llmbench.spec.model import ModelSpec, Norm
 
 
 class Mask(NamedTuple):
-    """Which keys a query sees. Positions are integers, [B, S] and [B, T]; a key at a negative position is empty.
+    """The keys that each query sees. `queries` [B, S] and `keys` [B, T] are positions; a negative key position marks an
+    empty slot.
 
     `plain`: queries and keys have the same positions, from 0 and without gaps. A kernel may then build the mask itself.
     """
@@ -31,11 +32,11 @@ class Mask(NamedTuple):
     plain: bool
 
     def allowed(self) -> Tensor:
-        """Boolean [B, 1, S, T]: the pairs that are scored."""
+        """The mask as booleans [B, 1, S, T]: true for each pair of a query and a key that it sees."""
         return self.sees(self.queries[:, None, :, None], self.keys[:, None, None, :])
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query at one position sees a key at another."""
+        """Whether a query at position `query` sees a key at position `key`."""
         seen = key >= 0
         if self.causal:
             seen = seen & (key <= query)
@@ -54,16 +55,19 @@ class Mask(NamedTuple):
 
     @property
     def only_causal(self) -> bool:
-        """Whether the mask is the plain lower triangle. A window or a chunk as long as all keys hides none."""
+        """Whether the mask is the plain lower triangle. A window or a chunk at least as long as all keys hides no
+        key."""
         length = self.keys.shape[1]
         return self.plain and self.causal and min(self.window or length, self.chunk or length) >= length
 
 
 class Slots(NamedTuple):
-    """A layer's cache in memory: keys [B, K, T, H] and values, or pages [P, page, K, H] with a page table [B, pages].
-    Quantised rows have scales, one per segment of the row: [..., segments]. Slot t of a sequence stores the token at
-    position t; in a ring it stores the last token whose position is t modulo T. Slots past `lengths` [B] are
-    undefined."""
+    """The cache of one layer in place: keys [B, K, T, H] and values [B, K, T, Hv].
+
+    A paged cache has pages [P, page size, K, H] and a page `table` [B, pages]. Quantised rows have scales [...,
+    segments], one per segment of a row. Slot t of a sequence stores the token at position t. In a ring, it stores the
+    last token whose position modulo T is t. Slots past `lengths` [B] are undefined.
+    """
 
     keys: Tensor
     values: Tensor
@@ -75,8 +79,10 @@ class Slots(NamedTuple):
 
 
 class Seen(Protocol):
-    """Keys [B, K, T, H], values [B, K, T, Hv] and the mask. Keys and values in a cache are gathered on access; `slots`
-    is their place in memory, for kernels that read the cache directly."""
+    """Keys [B, K, T, H] and values [B, K, T, Hv] that queries see, and the mask.
+
+    Those of a cache are gathered on access. `slots` has them in place, for kernels that read the cache directly.
+    """
 
     @property
     def k(self) -> Tensor: ...
@@ -89,7 +95,7 @@ class Seen(Protocol):
 
 
 class Given(NamedTuple):
-    """Keys and values as tensors, outside any cache."""
+    """Keys and values as tensors, without a cache."""
 
     k: Tensor
     v: Tensor
@@ -98,8 +104,11 @@ class Given(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What attention does to its scores: the scale, a soft cap, sinks [N], ALiBi's slopes [N] per distance to a key, an
-    added bias [B or 1, N, S, T]."""
+    """The changes that attention applies to its scores: a scale, a soft cap and additions.
+
+    sinks: one score per head [N] for "no key". slopes: ALiBi's slope per head [N], times the distance. bias: [B or 1,
+    N, S, T], added to the scores.
+    """
 
     scale: float
     soft_cap: float | None = None
@@ -108,7 +117,7 @@ class Scores(NamedTuple):
     bias: Tensor | None = None
 
     def added(self, mask: Mask) -> Tensor | None:
-        """Slopes and bias as one bias; None without either."""
+        """The slopes and the bias as one bias [B or 1, N, S, T]. None if the scores have neither."""
         if self.slopes is None:
             return self.bias
         distance = mask.keys[:, None, None, :] - mask.queries[:, None, :, None]
@@ -117,21 +126,25 @@ class Scores(NamedTuple):
 
 
 class Attend(Protocol):
-    """softmax(q kᵀ) v for q [B, N, S, H]; the result is [B, N, S, Hv]."""
+    """Attention: softmax(q kᵀ) v for queries q [B, N, S, H]. Returns [B, N, S, Hv]."""
 
     def __call__(self, q: Tensor, seen: Seen, scores: Scores) -> Tensor: ...
 
 
 class AttendLatent(Protocol):
-    """Absorbed latent attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on rows [B, 1, T, C + R]. The rows are
-    the keys of `seen`; their first C numbers are the values. The result is [B, N, S, C]."""
+    """Absorbed latent attention with q_latent [B, N, S, C] and q_rope [B, N, S, R]. Returns [B, N, S, C].
+
+    The keys of `seen` are cache rows [B, 1, T, C + R]. The first C numbers of a row are also its value.
+    """
 
     def __call__(self, q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor: ...
 
 
 class Normalise(Protocol):
-    """The norm of x [..., W], or of x + residual; and its input, the sum included. Weight and bias are [W], or [N, W]
-    for x [..., N, W]."""
+    """The norm of x [..., W], or of x + residual. Also returns the input of the norm: x or the sum.
+
+    Weight and bias are [W], or [N, W] for x [..., N, W].
+    """
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
@@ -139,7 +152,7 @@ class Normalise(Protocol):
 
 
 class Rotate(Protocol):
-    """q [B, N, S, H] and k [B, K, S, H] with the first R dims of each head rotated by cos and sin [B, 1, S, R/2]."""
+    """Rotate the first R dims of each head of q [B, N, S, H] and k [B, K, S, H] by cos and sin [B, 1, S, R/2]."""
 
     def __call__(
         self, q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool
@@ -147,13 +160,16 @@ class Rotate(Protocol):
 
 
 class GLU(Protocol):
-    """act(gate) · up, all [..., F]."""
+    """The gated activation: act(gate) · up, all [..., F]."""
 
     def __call__(self, gate: Tensor, up: Tensor, name: Activation) -> Tensor: ...
 
 
 class Route(Protocol):
-    """Weights [t, k] and experts [t, k] for logits [t, E] in fp32. `correction` [E] is added for the choice only."""
+    """The weights [t, k] and indices [t, k] of the chosen experts, from fp32 logits [t, E].
+
+    `correction` [E] is added to the scores for the choice, but does not change the weights.
+    """
 
     def __call__(
         self, logits: Tensor, top_k: int, correction: Tensor | None, router: Router
@@ -161,8 +177,10 @@ class Route(Protocol):
 
 
 class ExpertWeights(NamedTuple):
-    """gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D]; None for a tensor that the mixture
-    lacks."""
+    """The weights of all experts: gate and up [E, F, D], down [E, D, F], their biases [E, F], [E, F] and [E, D].
+
+    A tensor that the mixture lacks is None.
+    """
 
     gate: Tensor | None
     up: Tensor
@@ -173,15 +191,19 @@ class ExpertWeights(NamedTuple):
 
 
 class Experts(Protocol):
-    """The weighted sum [t, D] of the chosen experts' results, experts [t, k] on x [t, D]. An expert numbered E or
-    higher returns the token unchanged."""
+    """The weighted sum [t, D] of the outputs of the experts `chosen` [t, k] for x [t, D].
+
+    An index of E or higher returns the token unchanged.
+    """
 
     def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor: ...
 
 
 class Loss(Protocol):
-    """The mean cross-entropy of tokens x [t, D] over `weight` [V, D] for targets [t]; a target of -100 is ignored.
-    Logits are multiplied by `scale`, then capped."""
+    """The mean cross-entropy of x [t, D] with the vocabulary matrix `weight` [V, D], for targets [t].
+
+    A target of -100 is ignored. Logits are multiplied by `scale`, then capped.
+    """
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
@@ -189,14 +211,13 @@ class Loss(Protocol):
 
 
 class Traits(NamedTuple):
-    """What an implementation computes and materialises. The op table needs it to count FLOPs, bytes and memory.
+    """The properties of an implementation from which the op table counts FLOPs, bytes and memory.
 
-    `materialises_scores`: attention writes all scores to memory, and computes those of masked pairs too.
-    `fused_kernels`: norms, rotations, gates, experts and the loss are one kernel each.
-    `triton`: our Triton kernels run on a GPU. On a CPU torch's own kernels or Triton's interpreter stand in for them.
-    `dense_mask`: where attention takes a mask other than the causal one as a tensor of all pairs.
-    `scores_for_uneven_widths_on_cpu`: on a CPU, attention materialises its scores where keys and values have different
-    widths, because torch has no other kernel for them.
+    `materialises_scores`: attention writes all scores to memory, and also computes the scores of masked pairs.
+    `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each. `triton`: our Triton kernels
+    run on a GPU. On a CPU, torch's kernels or Triton's interpreter replace them. `dense_mask`: when attention needs a
+    tensor of all pairs for a mask other than the causal one. `scores_for_uneven_widths_on_cpu`: on a CPU, attention
+    materialises its scores if keys and values have different widths, because torch has no other kernel for them.
     """
 
     materialises_scores: bool = False
@@ -207,12 +228,14 @@ class Traits(NamedTuple):
 
     @property
     def attention(self) -> Literal["standard", "flash"]:
-        """The op table's name for its attention: `standard` materialises the scores, `flash` does not."""
+        """The op table's name for this attention: `standard` materialises the scores, `flash` does not."""
         return "standard" if self.materialises_scores else "flash"
 
     def computed(self, phase: Phase) -> dict[str, Any]:
-        """Workload options for what it computes. A cache stores no key that a new token does not see, so that decoding
-        has no masked pairs."""
+        """The Workload options for the ops that an implementation computes.
+
+        A cache stores no key that a new token does not see, so decoding has no masked pairs.
+        """
         return {
             "attention": self.attention,
             "masked_pairs": self.materialises_scores and phase != "decode",
@@ -220,8 +243,11 @@ class Traits(NamedTuple):
         }
 
     def temporaries(self, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
-        """Workload options for the temporaries that torch allocates on that device: dense masks, a norm's steps on a
-        CPU, and scores where torch has no kernel without them."""
+        """The Workload options for the temporaries that torch allocates on this device.
+
+        They are dense masks, the intermediate results of a norm on a CPU, and scores if torch has no kernel without
+        them.
+        """
         on_cpu = device.type == "cpu"
         options: dict[str, Any] = {
             "dense_mask": self.dense_mask == "always" or (self.dense_mask == "on CPU" and on_cpu),
@@ -234,15 +260,15 @@ class Traits(NamedTuple):
 
 
 def _uneven_widths(mixer: Mixer) -> bool:
-    """Whether keys and values have different widths."""
+    """Whether the keys and values of an attention have different widths."""
     return isinstance(mixer, AttentionKind) and (mixer.absorbs or mixer.value_dim != mixer.key_dim)
 
 
 class Implementation(NamedTuple):
-    """One way to compute a model, with its traits.
+    """A way to compute a model: one function per step, and its traits.
 
-    `experts` None: experts run one after another, each with `glu`. `loss` None: the loss is computed from all logits.
-    `unavailable`: why it cannot run here; empty where it can.
+    `experts` None: experts run one after another, with `glu`. `loss` None: the loss is computed from materialised
+    logits. `unavailable`: the reason why it cannot run here; empty if it can.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""Our Triton kernels as implementations: `flash` uses them for attention, `fused` wherever there is one.
+"""Two implementations with our Triton kernels: `flash` uses them for attention, `fused` for every step that has one.
 
-They run on a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU without
-the interpreter, `flash` is torch's own flash kernel for CPUs, which `llmbench model` reports, and `fused` cannot run.
+The kernels run on a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU
+without the interpreter, `flash` is torch's own flash kernel for CPUs, as `llmbench model` reports, and `fused` cannot
+run.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotated dims.
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotary dims.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from llmbench.spec.ffn import Activation, MoE, Router
 from llmbench.spec.model import Norm
 
 TRITON = find_spec("triton") is not None
-if TRITON:  # imported together: torch counts FLOPs only of the ops that are registered when counting starts
+if TRITON:
+    # torch counts FLOPs only for ops that are registered when counting starts, so all kernels are imported here.
     from llmbench.kernels.attention.attention import attention
     from llmbench.kernels.decoding.attention import decode_attention
     from llmbench.kernels.decoding.latent import mla_decode
@@ -39,24 +41,24 @@ if TRITON:  # imported together: torch counts FLOPs only of the ops that are reg
     from llmbench.kernels.pointwise.rope import rope
 
 MOST_QUERIES = 8
-"""Most new tokens per sequence for the decode kernels. With more, the attention kernel is faster."""
+"""The most new tokens per sequence for the decode kernels. The attention kernel is faster for more tokens."""
 
 
 def interpreted() -> bool:
-    """Whether Triton runs in its interpreter, on CPU tensors."""
+    """Whether Triton runs kernels in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_a_cpu() -> str:
-    """A note for readers: which code runs instead of the kernels on a CPU."""
+    """A note for the output of a command: the code that replaces the Triton kernels on a CPU."""
     if interpreted():
         return "kernels ran in Triton's interpreter (TRITON_INTERPRET=1): results are valid, times are meaningless"
     return "impl flash is torch's own kernel on a CPU; the Triton kernels need a GPU"
 
 
 def run_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels run on x (or on the tensor that a meta tensor stands for). Raises CannotRunError where
-    they should run and Triton is not installed."""
+    """Whether the Triton kernels run on tensors like x. Raises CannotRunError if they should run but Triton is not
+    installed."""
     runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
         raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
@@ -64,8 +66,7 @@ def run_kernels(x: Tensor) -> bool:
 
 
 def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -> Any:
-    """The kernel's result. Raises CannotRunError with the kernel's own message for shapes and formats that it does not
-    support."""
+    """The result of a kernel. Raises CannotRunError, with the kernel's message, for unsupported shapes and formats."""
     try:
         return kernel(*args, **options)
     except ValueError as problem:
@@ -95,7 +96,8 @@ def _options(scores: Scores) -> dict[str, Any]:
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Sequences of one length without gaps. Chunks do not see each other, so that each is a sequence of its own."""
+    """Attention over sequences of equal length without gaps. Chunks do not see each other, so each runs as a
+    sequence."""
     options = _options(scores) | {"causal": mask.causal, "window": mask.window}
     batch, _, length, _ = q.shape
     if mask.chunk is None or length <= mask.chunk:
@@ -110,13 +112,17 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Sequences of different lengths, or their chunks, packed end to end: the existing keys in order, and the queries
-    up to the last key. Later queries are padding; their result is 0. Lengths are counted on the host."""
+    """Attention over sequences of different lengths, or their chunks, packed one after the other.
+
+    Keys of empty slots are left out, and the others are sorted by position. If positions matter, queries after the last
+    key are padding: they are left out, and their output is 0. The lengths are computed on the host.
+    """
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
-    if mask.causal or mask.window is not None or scores.slopes is not None:  # where positions count
+    # Only in these cases are the positions of queries comparable with those of keys, so that padding can be found.
+    if mask.causal or mask.window is not None or scores.slopes is not None:
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
         asked = torch.ones_like(mask.queries, dtype=torch.bool)
@@ -144,12 +150,12 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
 
 
 def _starts(sizes: Tensor) -> Tensor:
-    """The start of each packed sequence of these sizes, and the end of the last one."""
+    """The start of each packed sequence, followed by the end of the last one."""
     return F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
-    """Attention of a few new tokens on a cache."""
+    """Attention of a few new tokens that reads the cache in place."""
     scales = {}
     if slots.key_scales is not None and slots.value_scales is not None:
         scales = {"k_scales": slots.key_scales[..., 0], "v_scales": slots.value_scales[..., 0]}
@@ -173,7 +179,7 @@ def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
 
 
 def _window(slots: Slots, mask: Mask) -> int | None:
-    """The window. A ring as long as a chunk acts as a window of that length."""
+    """The window of the mask. A ring as long as a chunk acts as a window of that length."""
     return mask.chunk if slots.ring and mask.window is None else mask.window
 
 
@@ -181,7 +187,7 @@ _latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
 
 
 def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Absorbed latent attention of a few new tokens, on a cache or on rows given as tensors."""
+    """Absorbed latent attention of a few new tokens, with the rows of a cache or with rows given as tensors."""
     if not run_kernels(q_latent):
         return _latent_on_cpu(q_latent, q_rope, seen, scores)
     if scores.bias is not None:
@@ -210,7 +216,7 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
 
 
 def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """torch's flash kernel for CPUs."""
+    """Attention by torch's flash kernel for CPUs."""
     refuse(scores, "flash on a CPU")
     k, v, mask = seen.k, seen.v, seen.mask
     if q.shape[-1] != v.shape[-1]:
@@ -227,7 +233,7 @@ def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """The norm in one launch, with the residual sum where there is one."""
+    """The norm, with the residual sum if there is one, in one kernel."""
     plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
     options = {"eps": norm.eps, "unit_offset": norm.unit_offset}
     if residual is None:
@@ -237,14 +243,14 @@ def norm(
 
 
 def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Queries and keys rotated in one launch."""
+    """Rotate queries and keys in one kernel."""
     cos, sin = (table.squeeze(1) for table in tables)
     rotated = _called(rope, "fused", q.transpose(1, 2), k.transpose(1, 2), cos, sin, interleaved=interleaved)
     return rotated[0].transpose(1, 2), rotated[1].transpose(1, 2)
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """act(gate) · up in one launch."""
+    """The gated activation act(gate) · up in one kernel."""
     _refuse_activation(name, ACTIVATIONS)
     out: Tensor = _called(glu_kernel, "fused", gate, up, name)
     return out
@@ -253,12 +259,12 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 def _refuse_activation(name: str, known: dict[str, int]) -> None:
     if name not in known:
         raise CannotRunError(
-            f"impl fused does not support gates with {name}", hint=f"choose from {', '.join(known)}, or use flash"
+            f"impl fused does not support the activation {name}", hint=f"choose from {', '.join(known)}, or use flash"
         )
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """Routing in one launch."""
+    """Choose the experts of each token in one kernel."""
     if router.scores not in SCORES:
         raise CannotRunError(f"impl fused does not support router scores {router.scores}", hint="use flash")
     both: tuple[Tensor, Tensor] = _called(
@@ -277,7 +283,7 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 
 def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor:
-    """All experts together, on tokens sorted by expert. An expert without tokens costs nothing."""
+    """Compute all experts together, on tokens sorted by expert. An expert without tokens takes no time."""
     _refuse_activation(moe.activation, ACTIVATIONS)
     if moe.router.on_input:
         if chosen.shape[1] != 1:
@@ -292,7 +298,7 @@ def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, 
 def loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """Fused linear layer and cross-entropy. The logits are never materialised."""
+    """The vocabulary projection, fused with the cross-entropy. The logits are never materialised."""
     out: Tensor = _called(linear_cross_entropy, "fused", x, weight, targets, bias, logit_scale=scale, soft_cap=soft_cap)
     return out
 

@@ -1,8 +1,9 @@
-"""Plain torch: one op after another. Attention materialises its scores. All other implementations are checked against
-this one.
+"""The `standard` implementation: plain torch, one op after another. Attention materialises its scores.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden, F intermediate, E experts,
-k experts a token, t tokens, R rotated dims.
+All other implementations are checked against it.
+
+B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden size, F intermediate size, E
+experts, k experts per token, t tokens, R rotary dims.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ Pointwise = Callable[[Tensor], Tensor]
 
 
 def activation(name: Activation) -> Pointwise:
-    """The elementwise function of that name."""
+    """The elementwise function with this name."""
     return _ACTIVATIONS[name]
 
 
 def _xielu_missing(x: Tensor) -> Tensor:
-    raise UnsupportedError("the trained activation xIELU can be sized but not built yet")
+    raise UnsupportedError("the trained activation xIELU can be sized, but not built yet")
 
 
 _ACTIVATIONS: dict[str, Pointwise] = {
@@ -47,7 +48,10 @@ _ACTIVATIONS: dict[str, Pointwise] = {
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """act(gate) * up. gpt-oss's form clamps both, multiplies the sigmoid's argument by 1.702 and adds 1 to up."""
+    """The gated activation: act(gate) · up.
+
+    gpt-oss clamps both inputs, multiplies the argument of the sigmoid by 1.702 and adds 1 to up.
+    """
     if name == "swiglu_oai":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -55,7 +59,7 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Attention with materialised scores, S × T per head. Softmax in fp32, or wider."""
+    """Attention that materialises the scores, S × T per head. The softmax runs in fp32, or in a wider input format."""
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -66,7 +70,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     added = scores.added(mask)
     if added is not None:
         logits = logits + added
-    if not mask.everything:  # finite: a padding query that sees no key must not become NaN
+    if not mask.everything:
+        # A finite number, because a padded query may see no key: a softmax over -inf alone would give NaN.
         logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
@@ -78,8 +83,11 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 
 def latent_by(attend: Attend) -> AttendLatent:
-    """Absorbed latent attention through `attend`: the rows are the keys of one head, their latents its values. The N ×
-    S queries of all heads become queries of that one head, so that no row is copied per head."""
+    """Absorbed latent attention through `attend`. The cache rows are the keys of one head, and their latents its
+    values.
+
+    The N·S queries of all heads become queries of that one head, so that no row is copied per head.
+    """
 
     def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
         rows, mask = seen.k, seen.mask
@@ -96,8 +104,10 @@ def latent_by(attend: Attend) -> AttendLatent:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """The norm with statistics in fp32; the result has the input's format. `unit_offset` multiplies by 1 + weight
-    (Gemma), in fp32."""
+    """The norm, with statistics in fp32 and the result in the format of the input.
+
+    `unit_offset` multiplies by 1 + weight in fp32 (Gemma).
+    """
     x = x if residual is None else x + residual
     if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] for x [B, S, N, W]
         return _normed(x, None, None, norm) * weight + (0 if bias is None else bias), x
@@ -112,13 +122,16 @@ def norm(
 def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
     if norm.kind == "layernorm":
         return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # torch computes in fp32 for every format of x
+    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # in fp32 internally, for every format of x
     return out if bias is None else out + bias
 
 
 class OffsetRMSNorm(torch.autograd.Function):
-    """x / rms(x) · (1 + weight) in fp32. Its own backward saves x and one number per row; autograd through the single
-    steps would save two fp32 copies of x."""
+    """RMSNorm with an offset of its weight: x / rms(x) · (1 + weight) in fp32.
+
+    It saves x and one number per row for the backward pass. Autograd over the single ops would save two fp32 copies of
+    x.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -130,7 +143,10 @@ class OffsetRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """With n = x / rms(x): dn = dy · (1 + weight); dx = (dn - n · mean(dn · n)) / rms(x); dweight = Σ dy · n."""
+        """The gradients of x and weight.
+
+        With n = x / rms(x): dn = dy · (1 + weight); dx = (dn - n · mean(dn · n)) / rms(x); dweight = Σ dy · n.
+        """
         x, weight, rstd = ctx.saved_tensors
         grad = grads[0].float()
         normed = x.float() * rstd
@@ -141,12 +157,12 @@ class OffsetRMSNorm(torch.autograd.Function):
 
 
 def rotate_both(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Queries and keys rotated, one after the other."""
+    """Rotate the queries, then the keys."""
     return rotate(q, tables, interleaved=interleaved), rotate(k, tables, interleaved=interleaved)
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """The weights and numbers of the chosen experts, from the scores of all experts in fp32."""
+    """The weights and indices of the chosen experts, from the fp32 scores of all experts."""
     if router.scores == "softmax_topk":
         top, chosen = logits.topk(top_k, dim=-1)
         return top.softmax(-1) * router.scale, chosen
@@ -165,8 +181,10 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
-    """Phi-3.5-MoE's routing without its training noise: each choice is among the experts whose logits are near the best
-    of the remaining ones."""
+    """Phi-3.5-MoE's routing, without its training noise.
+
+    The weight of each choice is a softmax over the remaining experts whose logits are close to the best of them.
+    """
     left, found = logits, []
     for _ in range(top_k):
         best, chosen = left.max(-1, keepdim=True)
@@ -177,8 +195,11 @@ def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
 
 
 def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
-    """Scores in which only experts of the best groups can be chosen. A group is ranked by its two best experts where a
-    correction balances them (DeepSeek-V3), else by its best expert (V2)."""
+    """Mask the scores so that only experts of the best groups can be chosen.
+
+    A group is ranked by the sum of its two best experts if `balanced`, i.e. with a correction (DeepSeek-V3), else by
+    its best expert (V2).
+    """
     if router.n_group == 1:
         return ranked
     groups = ranked.unflatten(-1, (router.n_group, -1))

@@ -1,4 +1,4 @@
-"""torch's scaled_dot_product_attention.
+"""Attention through torch's scaled_dot_product_attention.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 """
@@ -17,7 +17,7 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def _with_backend(backend: str | None) -> Attend:
-    """torch's scaled_dot_product_attention on one backend; None lets torch choose."""
+    """An attention function on one backend of scaled_dot_product_attention. With None, torch chooses the backend."""
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")
@@ -41,8 +41,8 @@ def _with_backend(backend: str | None) -> Attend:
                 return F.scaled_dot_product_attention(
                     q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
                 )
-            except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too, but no refusals
-                raise
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise  # These are RuntimeErrors too, but do not say that the backend lacks support.
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
@@ -54,8 +54,10 @@ def _with_backend(backend: str | None) -> Attend:
 
 
 def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
-    """The mask as a tensor [B, 1 or N, S, T]: a bias in q's format, or the pairs that are scored. None for a plain
-    causal mask or none at all."""
+    """The mask as a tensor [B, 1 or N, S, T]: boolean, or a bias in q's format if the scores have one.
+
+    None if a plain causal mask or no mask suffices.
+    """
     bias = scores.added(mask)
     if bias is None:
         return None if mask.everything or mask.only_causal else mask.allowed()

@@ -1,4 +1,4 @@
-"""The modules of mixers with a fixed state: state spaces, linear attention, gated recurrences, short convolutions."""
+"""Mixers with a state of fixed size: state space models, linear attention, gated recurrences, short convolutions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Modules of gated recurrences without matrix states: Griffin's RG-LRU (arXiv 2402.19427), LFM2's short convolution.
+"""Gated recurrences without matrix states: Griffin's RG-LRU (arXiv 2402.19427) and LFM2's short convolution.
 
-B batch, S length, D hidden, W recurrent width, H heads.
+B batch, S length, D hidden size, W recurrent width, H heads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from llmbench.spec.mixer import RGLRU, ShortConv
 from llmbench.spec.model import ModelSpec
 
 SHARPNESS = 8.0
-"""The constant c of a = exp(−c · softplus(Λ) · r)."""
+"""The constant c in the decay a = exp(−c · softplus(Λ) · r)."""
 
 
 class BlockDiagonal(nn.Module):
-    """A square matrix for each head: weight [H, W/H in, W/H out], bias [H, W/H]."""
+    """A linear layer with one square matrix per head: weight [H, W/H in, W/H out], bias [H, W/H]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -29,20 +29,22 @@ class BlockDiagonal(nn.Module):
         self.bias = nn.Parameter(torch.empty(heads, block))
 
     def reset_parameters(self) -> None:
-        """Normal with variance 1 / inputs, no bias."""
+        """Draw weights from a normal distribution with variance 1 / inputs, and set the bias to zero."""
         with torch.no_grad():
             self.weight.normal_(0.0, self.weight.shape[1] ** -0.5)
             self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, S, W] to [B, S, W]."""
+        """Multiply each head of x by its matrix, [B, S, W] to [B, S, W]."""
         heads = x.unflatten(-1, (self.weight.shape[0], -1)).unsqueeze(-2)  # [B, S, H, 1, W/H]
         return ((heads @ self.weight).squeeze(-2) + self.bias).flatten(-2)
 
 
 class RGLRULayer(nn.Module):
-    """h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t, with gates r and i of the input. A GELU branch multiplies the
-    result. The first token of a sequence enters unscaled."""
+    """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t, with gates r and i computed from the input.
+
+    A parallel GELU branch multiplies the result. The first token of a sequence has no factor √(1 − a_t²).
+    """
 
     def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:
         super().__init__()
@@ -57,18 +59,20 @@ class RGLRULayer(nn.Module):
         self.linear_out = nn.Linear(width, spec.hidden_size)
 
     def reset_parameters(self) -> None:
-        """Decays at an open gate: their squares are uniform within 0.9 and 0.999 (Griffin, section 2.4)."""
+        """Draw the decays so that a², with the gate r at 1, is uniform between 0.9² and 0.999² (Griffin, section
+        2.4)."""
         with torch.no_grad():
             squares = torch.empty_like(self.recurrent_param, dtype=torch.float32).uniform_(0.9**2, 0.999**2)
             self.recurrent_param.copy_(inverse_softplus(-0.5 * squares.log() / SHARPNESS))
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the recurrence, [B, S, D] to [B, S, D]."""
         branch = F.gelu(self.linear_y(x), approximate="tanh")
         u = self.conv(self.linear_x(x), state, step.valid)
         forget = torch.sigmoid(self.recurrent_gate(u)).float()
         log_decay = -SHARPNESS * forget * F.softplus(self.recurrent_param.float())
-        factor = (-torch.expm1(2 * log_decay)).clamp(min=1e-12).sqrt()  # above zero, so that the root has a gradient
+        # The gradient of the square root is infinite at zero, so its argument stays above zero.
+        factor = (-torch.expm1(2 * log_decay)).clamp(min=1e-12).sqrt()
         factor = torch.where(step.positions[:, :, None] == 0, 1.0, factor)
         inputs = (u * torch.sigmoid(self.input_gate(u))).float() * factor
         decay = zero_padding(log_decay, step.valid).exp()
@@ -81,7 +85,7 @@ class RGLRULayer(nn.Module):
 
 
 class ShortConvLayer(nn.Module):
-    """out(c · conv(b · u)) with b, c and u from one projection."""
+    """A gated short convolution: out(c · conv(b · u)). One projection computes b, c and u."""
 
     def __init__(self, spec: ModelSpec, mixer: ShortConv) -> None:
         super().__init__()
@@ -90,6 +94,6 @@ class ShortConvLayer(nn.Module):
         self.out_proj = nn.Linear(mixer.width, spec.hidden_size, bias=mixer.bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the gated convolution, [B, S, D] to [B, S, D]."""
         before, after, u = self.in_proj(x).chunk(3, dim=-1)
         return self.out_proj(after * self.conv(before * u, state, step.valid)), shared

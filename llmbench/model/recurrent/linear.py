@@ -1,6 +1,6 @@
-"""Modules of linear attention: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
+"""Linear attention: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
 
-B batch, S length, D hidden, K key heads, H value heads, N key width, P value width.
+B batch, S length, D hidden size, K key heads, H value heads, N key width, P value width.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
 from llmbench.spec.model import ModelSpec, Norm
 
 DELTA_CHUNK = 64
-"""Tokens per chunk: the delta rule solves one triangular system for each chunk."""
+"""Tokens per chunk of the delta rule, which solves one triangular system per chunk."""
 
 
 class GatedDeltaNetLayer(nn.Module):
-    """S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}), with queries and keys of unit length and queries times
-    N ** −0.5; a_t = exp(−exp(A) softplus(a(x) + bias)); β = sigmoid(b(x)), twice that with negative eigenvalues. The
-    output of each head is normed, then gated."""
+    """The gated delta net: S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}), y_t = q_t S_t.
+
+    Queries and keys have unit length, and queries are scaled by N ** −0.5. a_t = exp(−exp(A) softplus(a(x) + bias)). β
+    = sigmoid(b(x)), or twice that with negative eigenvalues. The output of each head is normed, then gated.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
         super().__init__()
@@ -44,13 +46,13 @@ class GatedDeltaNetLayer(nn.Module):
         self.out_proj = nn.Linear(values, hidden, bias=False)
 
     def reset_parameters(self) -> None:
-        """A is uniform in (0, 16), the bias of the time step is 1."""
+        """Draw exp(A) uniformly from (0.01, 16), and set the bias of the time step to 1."""
         with torch.no_grad():
             self.A_log.copy_(torch.empty_like(self.A_log).uniform_(0.01, 16).log())
             self.dt_bias.fill_(1.0)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the delta net, [B, S, D] to [B, S, D]."""
         mixer, valid = self.mixer, step.valid
         keys, values = mixer.num_key_heads * mixer.key_head_dim, mixer.num_value_heads * mixer.value_head_dim
         packed = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
@@ -59,7 +61,7 @@ class GatedDeltaNetLayer(nn.Module):
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
         time_step = self.a_proj(x).float() + self.dt_bias.float()
-        # softplus as log(1 + e^x): the backward of F.softplus fails when compiled, because its strides differ.
+        # softplus is written as log(1 + e^x), because the compiled backward pass of F.softplus fails on other strides.
         decay = -self.A_log.float().exp() * torch.logaddexp(time_step, time_step.new_zeros(()))
         rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
         decay, rate = zero_padding(decay, valid), zero_padding(rate, valid)
@@ -77,8 +79,11 @@ class GatedDeltaNetLayer(nn.Module):
 
 
 class LightningLayer(nn.Module):
-    """S_t = a S_{t-1} + k_tᵀ v_t, with a fixed decay for each head that weakens with depth. q, k and v pass a SiLU; the
-    output has a norm over all heads and a sigmoid gate."""
+    """Lightning attention: S_t = a S_{t-1} + k_tᵀ v_t, y_t = q_t S_t. The decay a is fixed per head and weaker in later
+    layers.
+
+    q, k and v pass through a SiLU. The output has a norm over all heads and a sigmoid gate.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: LightningAttention, *, index: int) -> None:
         super().__init__()
@@ -87,16 +92,17 @@ class LightningLayer(nn.Module):
         width = mixer.num_attention_heads * mixer.head_dim
         self.qkv_proj = nn.Linear(spec.hidden_size, 3 * width, bias=False)
         self.g_proj = nn.Linear(spec.hidden_size, width, bias=False)
-        self.norm = NormLayer(width, Norm(eps=1e-6))  # fixed: the eps of the model's norms does not matter
+        self.norm = NormLayer(width, Norm(eps=1e-6))  # the eps of the model's other norms does not apply here
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:
-        """The decay rate of each head, [H]: 2 ** (−8 i / H), times a factor that falls with depth."""
+        """The decay rate of each head [H]: 2 ** (−8 i / H), times a factor that decreases with the depth of the
+        layer."""
         heads = self.mixer.num_attention_heads
         return 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, dtype=torch.float32, device=device)) * self.depth
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of lightning attention, [B, S, D] to [B, S, D]."""
         mixer = self.mixer
         packed = F.silu(self.qkv_proj(x)).unflatten(-1, (mixer.num_attention_heads, 3 * mixer.head_dim)).float()
         q, k, v = packed.chunk(3, dim=-1)

@@ -1,13 +1,15 @@
-"""Linear recurrences over a sequence, the core of every mixer with a fixed state, in plain torch and fp32.
+"""Linear recurrences over a sequence, in plain torch and fp32. Every mixer with a fixed state uses them.
 
 B batch, S length, Q chunk length, H heads, N key (state) width, P value width.
 
-Elementwise (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
-Matrix states with a decay a head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
+Elementwise states (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
+
+Matrix states with one decay per head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
+
 The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
 
-Decays are logarithms and all exponents are ≤ 0, so nothing overflows. A token with log-decay 0 and with u, k or β of 0
-leaves the state unchanged: padding gets these values.
+Decays are computed from logarithms, and all exponents are ≤ 0, so that nothing overflows. A token with log-decay 0 and
+with u, k or β of 0 does not change the state. Padding gets these values.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from torch.nn import functional as F
 
 
 def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """Every h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t, from h_0 = start [B, ...].
+    """All states h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t, from h_0 = start [B, ...].
 
-    Rows of about √S tokens are computed in parallel from zero, then joined by their products of decays: 2·√S steps
-    instead of S.
+    The sequence is split into about √S rows, which are computed in parallel from zero. Products of decays then add the
+    states before each row. This takes 2·√S steps instead of S.
     """
     length = inputs.shape[1]
     width = math.isqrt(length - 1) + 1
@@ -43,7 +45,7 @@ def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
-    """[B, S, ...] as [B, rows, width, ...], padded with `filler` at the end."""
+    """Split x [B, S, ...] into [B, rows, width, ...], padded with `filler` at the end."""
     missing = rows * width - x.shape[1]
     if missing:
         x = torch.cat((x, x.new_full((x.shape[0], missing, *x.shape[2:]), filler)), dim=1)
@@ -53,10 +55,11 @@ def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
 def matrix_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, chunk: int, beta: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y [B, S, H, P] and the last state [B, H, N, P] of a recurrence that starts from `state`; fp32.
+    """The outputs y [B, S, H, P] and the last state [B, H, N, P] of a recurrence that starts from `state`, in fp32.
 
-    q, k [B, S, G, N] with G groups of heads, v [B, S, H, P], log_decay and beta [B, S, H]. With `beta`, the delta rule.
-    Chunks of `chunk` tokens are computed as matrix products; only the state passes from one chunk to the next.
+    q and k are [B, S, G, N] with G groups of heads, v is [B, S, H, P], log_decay and beta are [B, S, H]. With `beta`,
+    the recurrence is the gated delta rule. Chunks of `chunk` tokens are computed as matrix products. Only the state
+    passes from one chunk to the next.
     """
     q, k, v, log_decay = (x.float().transpose(1, 2) for x in (q, k, v, log_decay))
     if beta is not None:
@@ -73,11 +76,12 @@ def matrix_scan(
 def _chunk(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, beta: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One chunk: q, k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q], state [B, H, N, P].
+    """The outputs and the last state of one chunk: q, k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q],
+    state [B, H, N, P].
 
-    With c_t the sum of the log-decays up to t, and D_ts = exp(c_t − c_s) for s ≤ t: y = (q kᵀ ∘ D) v + exp(c) q S, and
-    S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule replaces v by w = β (v − k S_{t−1}), the solution of
-    (I + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
+    Let c_t be the sum of the log-decays up to t, and D_ts = exp(c_t − c_s) for s ≤ t. Then y = (q kᵀ ∘ D) v + exp(c) q
+    S, and S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule replaces v by w = β (v − k S_{t−1}), the solution of (I
+    + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
     """
     length, repeats = q.shape[2], v.shape[1] // k.shape[1]
     total = log_decay.cumsum(dim=-1)
@@ -97,22 +101,23 @@ def _chunk(
 
 
 def l2_normalised(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(Σ x² + eps) over the last dimension, fp32."""
+    """Scale vectors to unit length in fp32: x / √(Σ x² + eps) over the last dimension."""
     x = x.float()
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """The y with softplus(y) = x > 0."""
+    """The number y for which softplus(y) = x, for x > 0."""
     return x + torch.log(-torch.expm1(-x))
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
-    """x [B, S, ...] with zeros where a token is padding (valid [B, S] is false)."""
+    """Set x [B, S, ...] to zero for padding, i.e. where `valid` [B, S] is false."""
     return x if valid is None else x * valid.view(*valid.shape, *[1] * (x.dim() - 2))
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A depthwise convolution of x [B, k − 1 + S, C], whose first k − 1 tokens are earlier ones: [B, S, C]."""
+    """A causal depthwise convolution, [B, k − 1 + S, C] to [B, S, C]. The first k − 1 tokens of x are earlier
+    tokens."""
     out = F.conv1d(x.transpose(1, 2), weight, bias, groups=weight.shape[0])
     return out.transpose(1, 2)

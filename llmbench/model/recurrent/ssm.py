@@ -1,7 +1,7 @@
-"""Modules of selective state spaces: Mamba (S6, arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060).
+"""Selective state space models: Mamba (S6, arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060).
 
-B batch, S length, D hidden, I inner width, N state width, R rank of the time step. Mamba-2: H heads, P head width, G
-groups of heads that share B and C.
+B batch, S length, D hidden size, I inner width, N state width, R rank of the time step. Mamba-2: H heads, P head width,
+G groups of heads that share B and C.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from llmbench.spec.mixer import Mamba, Mamba2
 from llmbench.spec.model import ModelSpec, Norm
 
 SEGMENT = 256
-"""Tokens per segment: Mamba materialises the states of one segment, and passes its last state to the next."""
+"""Tokens per segment. Mamba materialises the states of one segment at a time, and passes the last state to the next
+segment."""
 
 TIME_STEPS = (1e-3, 1e-1)
-"""The range of the initial time steps, which are uniform in their logarithms."""
+"""The range of the initial time steps. Their logarithms are uniform."""
 
 
 class MambaLayer(nn.Module):
-    """h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t; y_t = C_t h_t + D u_t, gated; Δ, B and C come from the input."""
+    """Mamba: h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t, y_t = C_t h_t + D u_t, then a gate.
+
+    Δ, B and C are computed from the input.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: Mamba) -> None:
         super().__init__()
@@ -47,7 +51,7 @@ class MambaLayer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=mixer.proj_bias)
 
     def reset_parameters(self) -> None:
-        """A = −1 … −N in each channel, D = 1, time steps within TIME_STEPS (S4D-real)."""
+        """Set A to −1 … −N in each channel and D to 1, and draw time steps in TIME_STEPS (S4D-real)."""
         mixer = self.mixer
         with torch.no_grad():
             rows = torch.arange(1, mixer.state_size + 1, dtype=torch.float32, device=self.A_log.device)
@@ -57,7 +61,7 @@ class MambaLayer(nn.Module):
             _draw_time_steps(self.dt_proj.bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the mixer, [B, S, D] to [B, S, D]."""
         mixer, valid = self.mixer, step.valid
         inner, gate = self.in_proj(x).chunk(2, dim=-1)
         inner = F.silu(self.conv(inner, state, valid))
@@ -73,7 +77,7 @@ class MambaLayer(nn.Module):
         return self.out_proj((y * F.silu(gate.float())).to(x.dtype)), shared
 
     def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """y [B, S, I] and the last h [B, I, N] of u and dt [B, S, I], b and c [B, S, N]."""
+        """The outputs y [B, S, I] and the last state h [B, I, N], for u and dt [B, S, I], b and c [B, S, N]."""
         rates = -self.A_log.float().exp()
         h = u.new_zeros(u.shape[0], *rates.shape) if start is None else start
         outputs = []
@@ -88,7 +92,7 @@ class MambaLayer(nn.Module):
 
 
 class Mamba2Layer(nn.Module):
-    """Mamba with one decay per head, so that chunks of the sequence are computed as matrix products."""
+    """Mamba-2: Mamba with one decay per head, so that chunks of the sequence are computed as matrix products."""
 
     def __init__(self, spec: ModelSpec, mixer: Mamba2) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=out_bias)
 
     def reset_parameters(self) -> None:
-        """A = −1 … −H, D = 1, time steps within TIME_STEPS."""
+        """Set A to −1 … −H and D to 1, and draw time steps in TIME_STEPS."""
         with torch.no_grad():
             heads = torch.arange(1, self.mixer.num_heads + 1, dtype=torch.float32, device=self.A_log.device)
             self.A_log.copy_(heads.log())
@@ -112,7 +116,7 @@ class Mamba2Layer(nn.Module):
             _draw_time_steps(self.dt_bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """[B, S, D] to [B, S, D]."""
+        """The output of the mixer, [B, S, D] to [B, S, D]."""
         mixer, valid = self.mixer, step.valid
         width, grouped = mixer.intermediate_size, mixer.n_groups * mixer.state_size
         packed = self.in_proj(x)
@@ -140,7 +144,8 @@ class Mamba2Layer(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """RMSNorm of each of G groups of the inner width, after the gate, or before it with `norm_before_gate`."""
+    """An RMSNorm of each of G groups of the inner width, after the gate. With `norm_before_gate`, the norm comes
+    first."""
 
     def __init__(self, mixer: Mamba2, eps: float) -> None:
         super().__init__()
@@ -148,11 +153,11 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(mixer.intermediate_size))
 
     def reset_parameters(self) -> None:
-        """Weights of 1."""
+        """Set all weights to 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """[B, S, I] of x and gate [B, S, I], all in fp32."""
+        """The normed and gated x [B, S, I], for a gate [B, S, I]. All of them are fp32."""
         x = x if self.before_gate else x * F.silu(gate)
         groups = x.unflatten(-1, (self.groups, -1))
         x = F.rms_norm(groups, groups.shape[-1:], None, self.eps).flatten(-2) * self.weight.float()
@@ -160,7 +165,7 @@ class GatedNorm(nn.Module):
 
 
 def _draw_time_steps(bias: Tensor) -> None:
-    """Set biases so that their softplus is uniform in its logarithm within TIME_STEPS."""
+    """Set biases so that their softplus lies in TIME_STEPS and has a uniform logarithm."""
     low, high = (math.log(limit) for limit in TIME_STEPS)
     with torch.no_grad():
         steps = torch.exp(torch.rand(bias.shape, dtype=torch.float32, device=bias.device) * (high - low) + low)

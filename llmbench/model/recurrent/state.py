@@ -1,4 +1,4 @@
-"""The state of a recurrent mixer between steps, and its short convolution.
+"""The state that a recurrent mixer keeps between steps, and its short convolution.
 
 B batch, S length, C channels, k taps of the convolution.
 """
@@ -14,9 +14,11 @@ from llmbench.spec.mixer import FixedState
 
 
 class RecurrentState:
-    """The convolution's last k − 1 inputs [B, k − 1, C], and the recurrence's state in fp32; either may be absent.
+    """The state of one recurrent layer. Its size does not depend on the sequence length, and padding does not change
+    it.
 
-    The size does not depend on the length. Padding changes neither part.
+    conv: the last k − 1 inputs of the convolution [B, k − 1, C]. state: the state of the recurrence, in fp32. A mixer
+    without one of them has None there.
     """
 
     def __init__(self, conv: Tensor | None, state: Tensor | None) -> None:
@@ -24,23 +26,24 @@ class RecurrentState:
         self.state = state
 
     def forget(self, row: int) -> None:
-        """Set one sequence's state to zeros, so that another can start in its place."""
+        """Set the state of sequence `row` to zeros, so that another sequence can start there."""
         for part in (self.conv, self.state):
             if part is not None:
                 part[row].zero_()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both parts."""
+        """Bytes of the convolution inputs and the recurrent state."""
         return sum(part.nbytes for part in (self.conv, self.state) if part is not None)
 
 
 def new_state(
     state: FixedState, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> RecurrentState:
-    """The state before the first token: zeros. Raises UnsupportedError for tokens of the residual stream."""
+    """The state before the first token: zeros. Raises UnsupportedError for mixers that also store tokens of the
+    residual stream."""
     if state.stream_tokens:
-        raise UnsupportedError("a state that holds tokens of the residual stream is not built yet")
+        raise UnsupportedError("a state with tokens of the residual stream can be sized, but not built yet")
     return RecurrentState(
         None if state.conv is None else torch.zeros(batch, *state.conv, dtype=dtype, device=device),
         None if state.scan is None else torch.zeros(batch, *state.scan, dtype=torch.float32, device=device),
@@ -48,7 +51,7 @@ def new_state(
 
 
 class CausalConv(nn.Module):
-    """A causal depthwise convolution over [B, S, C]; weight [C, 1, k]."""
+    """A causal depthwise convolution over [B, S, C], with weight [C, 1, k]."""
 
     def __init__(self, channels: int, kernel: int, *, bias: bool) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def reset_parameters(self) -> None:
-        """Uniform within ±1/√k, no bias."""
+        """Draw weights uniformly from ±1/√k, and set the bias to zero."""
         bound = self.kernel**-0.5
         with torch.no_grad():
             self.weight.uniform_(-bound, bound)
@@ -65,7 +68,8 @@ class CausalConv(nn.Module):
                 self.bias.zero_()
 
     def forward(self, x: Tensor, state: RecurrentState | None, valid: Tensor | None) -> Tensor:
-        """[B, S, C] to [B, S, C], continuing after the inputs in `state`; then stores the last real inputs there."""
+        """Convolve x, [B, S, C] to [B, S, C]. The inputs in `state` come before x. `state` then gets the last real
+        inputs."""
         taps = self.kernel - 1
         before = x.new_zeros(x.shape[0], taps, x.shape[2])
         if state is not None and state.conv is not None:
@@ -76,7 +80,7 @@ class CausalConv(nn.Module):
         return causal_conv(both, self.weight, self.bias)
 
     def _last(self, both: Tensor, length: int, valid: Tensor | None) -> Tensor:
-        """The k − 1 inputs up to the last real token of each row."""
+        """The k − 1 inputs that end with the last real token of each row."""
         if valid is None:
             return both[:, length:]
         taps = torch.arange(self.kernel - 1, device=both.device)

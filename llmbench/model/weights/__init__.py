@@ -1,8 +1,8 @@
-"""Copies weights from files with Hugging Face's names into the model.
+"""Reading weights: copies the tensors of files with Hugging Face names into a model.
 
-`fill` gives every parameter its tensor by the table of the family. It fails unless every tensor of the files is used
-and every parameter filled. Only families whose logits were shown equal to transformers' have a table; others are
-refused.
+`fill` finds the tensors of every parameter in the table of the family. It fails unless every tensor of the files is
+used and every parameter is filled. A family has a table only after a test showed that its logits equal those of
+transformers. Other families are refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Checkpoint", "fill", "formats_of", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
-    """Every family (Hugging Face model_type) whose weights can be read, sorted."""
+    """The sorted names of all families (Hugging Face model_type) whose weights can be read."""
     from llmbench.model.weights.families import TABLES
 
     return sorted(TABLES)
 
 
 def table_of(spec: ModelSpec) -> Table:
-    """The table of the model's family. Raises UnsupportedError where there is none."""
+    """The table of the model's family. Raises UnsupportedError for a family without a table."""
     from llmbench.model.weights.families import TABLES
 
     if spec.family not in TABLES:
@@ -45,10 +45,9 @@ def table_of(spec: ModelSpec) -> Table:
 
 
 def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
-    """The formats of a checkpoint's weights.
+    """The number formats of the weights in a checkpoint.
 
-    Raises UnsupportedError, which names the tensors, for weights that are not floating: they may be codes of a
-    quantisation.
+    Raises UnsupportedError, which names the tensors, for weights that are not floating-point: they may be quantised.
     """
     formats = {name: checkpoint.dtype(name) for name in _weights_of(spec, checkpoint.names)}
     coded = sorted(name for name, dtype in formats.items() if not holds_weights(dtype))
@@ -62,9 +61,9 @@ def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
 
 
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint into the model, whose parameters must have memory.
+    """Copy the weights of a checkpoint into a model whose memory is allocated.
 
-    Raises SpecError, which names the tensors that are missing, left over or of another shape.
+    Raises SpecError, which names the tensors that are missing, unused or of another shape.
     """
     table = table_of(spec)
     names = checkpoint.names
@@ -88,27 +87,27 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
             )
         if tied is not None:
             if not torch.equal(tensor.to(parameter), parameter):
-                raise SpecError(f"{checkpoint.folder}: {ours} and {tied} are tied by the config, but differ")
+                raise SpecError(f"{checkpoint.folder}: the config ties {ours} and {tied}, but their tensors differ")
             continue
         owners[id(parameter)] = ours
         with torch.no_grad():
             parameter.copy_(tensor)
     left = sorted(_weights_of(spec, names) - used)
     empty = [name for name, parameter_id in missing.items() if parameter_id not in owners]
-    problems = [f"no tensor for {_few(empty)}"] if empty else []
-    problems += [f"no parameter for {_few(left)}"] if left else []
+    problems = [f"the files have no tensor for {_few(empty)}"] if empty else []
+    problems += [f"the model has no parameter for {_few(left)}"] if left else []
     if problems:
         raise SpecError(f"{checkpoint.folder}: " + "; ".join(problems))
 
 
 def _weights_of(spec: ModelSpec, names: set[str]) -> set[str]:
-    """The tensors of the files that must fill a parameter."""
+    """The names of the tensors that must fill a parameter."""
     table = table_of(spec)
     return {name for name in names if not table.ignores(name) and not _predicts_further(spec, name)}
 
 
 def _predicts_further(spec: ModelSpec, name: str) -> bool:
-    """Whether a tensor belongs to multi-token-prediction modules, which files number as layers after the last."""
+    """Whether a tensor belongs to multi-token prediction. Files number its modules as layers after the last layer."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer is None or spec.next_token_prediction is None:
         return False
@@ -123,7 +122,8 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
 def _sources(
     table: tuple[Rule, ...], target: Target, names: set[str], copies: int
 ) -> tuple[Rule, list[list[str]]] | None:
-    """The first rule for a parameter whose tensors the files have, with their names; None where there is none."""
+    """The first rule for a parameter whose tensors exist, and the names of these tensors; None if there is no such
+    rule."""
     for rule in table:
         sources = rule.names(target.name, copies)
         if sources and all(name in names for group in sources for name in group):
@@ -132,7 +132,7 @@ def _sources(
 
 
 def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
-    """The tensor of a parameter: joined, transformed and stacked as its rule says."""
+    """The tensor of a parameter: the tensors of its rule, joined, transformed and stacked."""
     tensors = []
     for group in sources:
         joined = [checkpoint.tensor(name) for name in group]

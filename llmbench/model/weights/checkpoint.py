@@ -1,7 +1,7 @@
-"""The tensors of a folder of safetensors: one file, or several that an index names.
+"""The tensors in a folder of safetensors: one file, or several files that an index lists.
 
-The `safetensors` package checks a file's header and maps the file: a tensor costs memory when it is copied into the
-model. Nothing but headers is read before a file is refused.
+The `safetensors` package checks the header of a file and memory-maps it, so a tensor needs memory only when it is
+copied into the model. A refused file is refused after only its header was read.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The formats that are read, by their name in a header."""
+"""The torch dtype of each format that can be read, by its name in a header."""
 
 
 class _Index(msgspec.Struct):
-    """model.safetensors.index.json: the file of each tensor."""
+    """The content of model.safetensors.index.json: the file of each tensor."""
 
     weight_map: dict[str, str]
 
 
 class Checkpoint:
-    """The tensors of a folder by name.
+    """The tensors in a folder, by name.
 
-    Raises SpecError, which names the file and the tensor, for a file that is damaged or cut short, for a tensor of an
-    unknown format, and for one that two files have. Raises CannotRunError where `safetensors` is not installed.
+    Raises SpecError for a damaged or truncated file, for a tensor of an unknown format, and for a tensor that two files
+    contain. The message names the file and the tensor. Raises CannotRunError if `safetensors` is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Checkpoint:
             file = _opened(path)
             for name in file.keys():  # noqa: SIM118 (a file is not a mapping)
                 if name in self._files:
-                    raise SpecError(f"{path}: tensor {name} is in another file of the folder too")
+                    raise SpecError(f"{path}: tensor {name} is also in another file of the folder")
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in _DTYPES:
                     raise SpecError(f"{path}: tensor {name} {_unknown_format(dtype)}")
@@ -69,22 +69,22 @@ class Checkpoint:
 
     @property
     def names(self) -> set[str]:
-        """The name of every tensor."""
+        """The names of all tensors."""
         return set(self._files)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The format of one tensor."""
+        """The number format of one tensor."""
         return self._dtypes[name]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the CPU, over the mapped file; to be copied, not changed."""
+        """One tensor on the CPU. It shares memory with the mapped file, so copy it and do not change it."""
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn an error of the system into a SpecError that names the file."""
+    """Convert an error of the operating system to a SpecError that names the file."""
     try:
         yield
     except OSError as problem:
@@ -92,7 +92,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """The files of a checkpoint, without other safetensors in the folder."""
+    """The files of a checkpoint. Other safetensors files in the folder are ignored."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
@@ -113,7 +113,11 @@ def _index(path: Path) -> _Index:
         text = path.read_bytes()
     try:
         return msgspec.json.decode(text, type=_Index)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:  # Unicode: msgspec 0.19
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as problem:  # msgspec 0.19 raises UnicodeDecodeError
         raise SpecError(f"{path} is not an index of safetensors: {problem}") from None
 
 
@@ -125,24 +129,26 @@ def _opened(path: Path) -> safe_open:
             "reading weights needs the package `safetensors`", hint="pip install 'llmbench[gpu]'"
         ) from None
     with _reading(path):
-        path.open("rb").close()  # an error of the system is raised here, with its text; the package's has none
+        # open() raises errors of the operating system with their text. The package would raise them without it.
+        path.open("rb").close()
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as problem:
             raise _refusal(path, str(problem)) from None
 
 
-# Messages of the package name no tensor, and those of older versions are bare codes.
+# The next two functions name the faulty tensor, because the package's messages do not. In older versions, its messages
+# are only codes.
 
 
 def _refusal(path: Path, reason: str) -> SpecError:
-    """The error for a file that the package refuses, with the first tensor whose entry in the header is wrong."""
+    """The error for a file that the package refuses. It names the first tensor with a faulty entry in the header."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
-            return SpecError(f"{path} is not a safetensors file, or is cut short")
+            return SpecError(f"{path} is not a safetensors file, or is truncated")
         text = stream.read(length)
     try:
         header = json.loads(text.decode("utf-8"))
@@ -163,7 +169,7 @@ def _refusal(path: Path, reason: str) -> SpecError:
 
 
 def _fault(entry: Any, data_bytes: int) -> str | None:
-    """What is wrong with the entry of one tensor, in a file with `data_bytes` behind the header; None if nothing."""
+    """The fault in the header entry of one tensor; None if there is none. `data_bytes`: bytes after the header."""
     if not isinstance(entry, dict):
         return "has an entry that is not an object"
     missing = [key for key in ("dtype", "shape", "data_offsets") if key not in entry]
@@ -173,17 +179,17 @@ def _fault(entry: Any, data_bytes: int) -> str | None:
     if dtype not in _DTYPES:
         return _unknown_format(dtype)
     if not _sizes(shape):
-        return "has a shape that is not a list of whole numbers from 0"
+        return "has a shape that is not a list of whole numbers ≥ 0"
     if not _sizes(offsets) or len(offsets) != 2:
-        return "has data_offsets that are not two whole numbers from 0"
+        return "has data_offsets that are not two whole numbers ≥ 0"
     start, end = offsets
     if not start <= end <= data_bytes or end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
-        return "does not fit the file, which is cut short or damaged"
+        return "does not fit the file, which is truncated or damaged"
     return None
 
 
 def _unknown_format(dtype: object) -> str:
-    return f"has the format {dtype}, which is not supported; supported are {', '.join(_DTYPES)}"
+    return f"has the format {dtype}, which is not supported (supported formats: {', '.join(_DTYPES)})"
 
 
 def _sizes(values: Any) -> bool:

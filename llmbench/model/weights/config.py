@@ -1,4 +1,4 @@
-"""Conditions on a folder's config.json, beside its spec, for its weights to be read."""
+"""Conditions on a folder's config.json, in addition to its spec, under which its weights can be read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""Endings of the names of transformers' classes that compute logits over the vocabulary."""
+"""Endings of class names in transformers: classes with these endings compute logits over the vocabulary."""
 
 
 def refuse_config(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a folder whose logits would differ from transformers': the sizes of `spec`, read from it, may be right
-    even so.
+    """Refuse a folder whose logits would differ from those of transformers, even if the sizes in `spec` are right.
 
     Raises UnsupportedError, or SpecError for a wrong value in the config.
     """
@@ -27,28 +26,29 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise UnsupportedError(
-            f"{folder}: its config has quantization_config, and quantised checkpoints are not supported",
+            f"{folder}: quantised checkpoints are not supported (its config has quantization_config)",
             hint="save the model in bf16, fp16 or fp32",
         )
     kinds = _architectures(config, folder)
     if kinds and not any(kind.endswith(_WITH_HEAD) for kind in kinds):
         raise UnsupportedError(
-            f"{folder}: saved as {', '.join(kinds)}, a model without a language-model head",
-            hint="save it from a class like AutoModelForCausalLM, which has the head",
+            f"{folder}: the model was saved as {', '.join(kinds)}, which has no language-model head",
+            hint="save it from a class with a head, such as AutoModelForCausalLM",
         )
     if config.get("model_type") != spec.family:
         raise UnsupportedError(
             f"{folder}: a checkpoint of the multimodal `{config.get('model_type')}` is not supported",
-            hint="save its language model alone",
+            hint="save only its language model",
         )
     if any(_rotates_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):
         raise UnsupportedError(
-            f"{folder}: the config rotates a part of each head, but the class of `{spec.family}` rotates whole heads"
+            f"{folder}: the config rotates a part of each head, "
+            f"but in transformers the class of `{spec.family}` rotates whole heads"
         )
 
 
 def _architectures(config: dict[str, Any], folder: Path) -> list[str]:
-    """The classes that the model was saved from; empty where the config states none."""
+    """The names of the classes from which the model was saved; empty if the config has none."""
     stated = config.get("architectures") or []
     kinds = [stated] if isinstance(stated, str) else stated
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
@@ -62,10 +62,10 @@ def _rotations(spec: ModelSpec) -> list[tuple[AttentionKind, Rope]]:
 
 
 def _rotates_whole(spec: ModelSpec, mixer: AttentionKind, rope: Rope) -> bool:
-    """Whether transformers rotates whole heads where the config states a part.
+    """Whether transformers rotates whole heads although the config asks for a part of each head.
 
-    A class that does not read the key does so unless the rotation is scaled. Every class does so for latent attention,
-    whose rotated part is a width of its own.
+    This happens in a class that does not read the config field, unless the rotation is scaled. For latent attention,
+    whose rotary part has its own width, it happens in every class.
     """
     if rope.rotary_dim is None:
         return False

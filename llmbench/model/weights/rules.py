@@ -1,16 +1,18 @@
-"""Rules as data: which tensor of a file becomes which parameter, and by which transform.
+"""Rules as text: they map the tensors of a file to the parameters of a model.
 
-A family's table is text, one rule per line::
+A family's table has one rule per line::
 
     ours                      theirs                    transforms
     attention.q_proj.*        self_attn.q_proj.*
     attention.q_proj.*        attn.c_attn.*             t plain.q
     ffn.experts.gate_proj     mlp.experts.{e}.w1.weight
 
-`{i}` is the layer. `*` is the rest of the name (weight or bias), the same on both sides. `{e}` stands for every expert,
-or every head, whose tensors are stacked along our first dimension. `a+b` joins tensors along their first dimension.
-Several rules may fill one parameter, because files have several forms: the first rule applies whose tensors the file
-has. Transforms are named below and act from left to right, on the tensor of each expert before stacking.
+`ours` is the name of a parameter, `theirs` the name of a tensor in the file. `{i}` is the number of the layer. `*` is
+the rest of the name (weight or bias), which is equal on both sides. `{e}` is the number of an expert or a head: the
+tensors of all of them are stacked along the first dimension. `a+b` joins two tensors along the first dimension.
+
+One parameter may have several rules, because files differ. The first rule whose tensors exist applies. The transforms
+are defined below. They run from left to right, on each tensor before stacking.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Target(NamedTuple):
-    """The parameter that a rule fills: its name, its layer (None outside the layers), and the model's spec."""
+    """The parameter that a rule fills. layer: None for a parameter outside the layers."""
 
     spec: ModelSpec
     layer: Layer | None
@@ -35,20 +37,20 @@ class Target(NamedTuple):
 
     @property
     def mixer(self) -> Mixer:
-        """The layer's mixer."""
+        """The mixer of the layer."""
         assert self.layer is not None
         assert self.layer.mixer is not None
         return self.layer.mixer
 
     @property
     def attention(self) -> Attention:
-        """The layer's mixer, which must be softmax attention."""
+        """The mixer of the layer, which must be softmax attention."""
         assert isinstance(self.mixer, Attention)
         return self.mixer
 
     @property
     def moe(self) -> MoE:
-        """The layer's feed-forward, which must have experts."""
+        """The feed-forward of the layer, which must be a mixture of experts."""
         assert self.layer is not None
         assert isinstance(self.layer.ffn, MoE)
         return self.layer.ffn
@@ -59,7 +61,7 @@ TRANSFORMS: dict[str, Transform] = {}
 
 
 def transform(name: str) -> Callable[[Transform], Transform]:
-    """Register a transform under its name in the tables."""
+    """Register a transform under the name that tables use."""
 
     def register(function: Transform) -> Transform:
         assert name not in TRANSFORMS, f"two transforms are called {name}"
@@ -70,16 +72,17 @@ def transform(name: str) -> Callable[[Transform], Transform]:
 
 
 class Rule(NamedTuple):
-    """One line of a table: a pattern of our names, the file's names of the tensors that are joined, and transforms."""
+    """One line of a table: a pattern of parameter names, the names of the tensors in the file, and the transforms."""
 
     pattern: re.Pattern[str]
     theirs: tuple[str, ...]
     transforms: tuple[str, ...]
 
     def names(self, ours: str, copies: int) -> list[list[str]] | None:
-        """The file's names of the tensors to join, a list for each of `copies` stacked ones, or one list.
+        """The names of the tensors for the parameter `ours`: one list per stacked copy, with the tensors that are
+        joined.
 
-        None where the rule does not match `ours`.
+        A rule without stacking has a single list. None if the rule does not match `ours`.
         """
         match = self.pattern.fullmatch(ours)
         if match is None:
@@ -92,12 +95,12 @@ class Rule(NamedTuple):
 
     @property
     def stacked(self) -> bool:
-        """Whether tensors of experts (or heads) are stacked."""
+        """Whether the rule stacks the tensors of experts or heads."""
         return any("{e}" in name for name in self.theirs)
 
 
 def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
-    """The rules of a table; `ours` and `theirs` are prefixes of the names on each side."""
+    """Parse the rules of a table. `ours` and `theirs` are prefixes of the names on each side."""
     table = []
     for line in text.strip().splitlines():
         words = line.split()
@@ -114,18 +117,18 @@ def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
 
 @transform("t")
 def _transposed(x: Tensor, target: Target) -> Tensor:
-    """GPT-2's Conv1D and fused experts are stored as [in, out]."""
+    """Transpose a matrix that the file stores as [in, out], such as GPT-2's Conv1D and fused experts."""
     return x if x.dim() < 2 else x.transpose(-1, -2)
 
 
 def _widths(mixer: Attention) -> tuple[int, int, int]:
-    """Rows of q, k and v in a fused projection."""
+    """The number of rows of q, k and v in a fused projection."""
     kv = mixer.num_key_value_heads
     return mixer.num_attention_heads * mixer.head_dim, kv * mixer.head_dim, kv * mixer.value_dim
 
 
 def _plain(which: int) -> Transform:
-    """Part `which` of a fused projection in the order: all of q, all of k, all of v."""
+    """Part `which` of a fused projection that has all of q, then all of k, then all of v."""
 
     def cut(x: Tensor, target: Target) -> Tensor:
         return x.split(_widths(target.attention), dim=0)[which]
@@ -134,9 +137,9 @@ def _plain(which: int) -> Transform:
 
 
 def _grouped(which: int) -> Transform:
-    """Part `which` of a fused projection, ordered by key head: the queries of its group, its key, its value.
+    """Part `which` of a fused projection with one group per KV head: its queries, its key, its value.
 
-    With one query per group this is the form of BLOOM and GPT-NeoX, head by head.
+    With one query per group, this is the order of BLOOM and GPT-NeoX: query, key and value of each head.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
@@ -150,12 +153,12 @@ def _grouped(which: int) -> Transform:
 
 
 def _quartered(which: int) -> Transform:
-    """Part `which` of CodeGen's projection: four groups of heads, each with its queries, its values and its keys."""
+    """Part `which` of CodeGen's projection, which has four groups of heads: each with its queries, values and keys."""
     return lambda x, target: x.unflatten(0, (4, 3, -1))[:, which].flatten(0, 1)
 
 
 def _half(which: int, dim: int) -> Transform:
-    """Half `which` of a fused gate and up, which stand one after the other along `dim`."""
+    """Half `which` of a fused gate and up, which follow each other along `dim`."""
     return lambda x, target: x.chunk(2, dim=dim)[which]
 
 
@@ -182,15 +185,16 @@ for _index, _name in enumerate(("first", "second")):
 
 @transform("swap.halves")
 def _swapped(x: Tensor, target: Target) -> Tensor:
-    """Swap the two halves of each head: NanoChat rotates them in the other direction, which leaves scores the same."""
+    """Swap the two halves of each head. NanoChat rotates heads in the opposite direction; with swapped halves, scores
+    are equal."""
     return x.unflatten(0, (-1, 2, target.attention.head_dim // 2)).flip(1).flatten(0, 2)
 
 
 @transform("head.by.head")
 def _head_by_head(x: Tensor, target: Target) -> Tensor:
-    """Reorder all queries followed by all gates into query and gate of each head.
+    """Reorder a projection from all queries and then all gates to the query and the gate of each head.
 
-    Only the queries remain where one gate serves a whole head, because it has a projection of its own.
+    With one gate per head, only the queries are returned, because the gate has its own projection.
     """
     mixer = target.attention
     if mixer.output_gate != "elementwise":
@@ -200,11 +204,11 @@ def _head_by_head(x: Tensor, target: Target) -> Tensor:
 
 @transform("flat")
 def _flat(x: Tensor, target: Target) -> Tensor:
-    """Flatten a vector that a file stores as a matrix of one row."""
+    """Flatten a vector that a file stores as a matrix with one row."""
     return x.flatten()
 
 
 @transform("by_expert")
 def _by_expert(x: Tensor, target: Target) -> Tensor:
-    """Stack experts that stand below each other in one matrix (DBRX)."""
+    """Split one matrix into a stack of experts. The file stores the rows of all experts one after the other (DBRX)."""
     return x.unflatten(0, (target.moe.num_experts, -1))

@@ -15,15 +15,15 @@ from typing import NamedTuple
 from llmbench.model.weights.rules import Rule, rules
 
 _NEVER_WEIGHTS = r".*\.rotary_emb\.inv_freq"
-"""Buffers of older checkpoints that follow from the config."""
+"""Buffers in older checkpoints. The config determines them, so they are ignored."""
 
 
 class Table(NamedTuple):
     """The rules of a family.
 
-    `ignored` matches tensors of its files that follow from the config or serve no logits. `partial_rotation` says that
-    the class in transformers can rotate a part of each head. Other classes rotate whole heads even where the config
-    states a part, unless the rotation is scaled.
+    `ignored` matches tensors in the files that the config determines or that do not change logits. `partial_rotation`:
+    the class in transformers can rotate a part of each head. Other classes rotate whole heads even if the config asks
+    for a part, unless the rotation is scaled.
     """
 
     rules: tuple[Rule, ...]
@@ -31,7 +31,7 @@ class Table(NamedTuple):
     partial_rotation: bool
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor of a file is left out."""
+        """Whether a tensor in a file is ignored."""
         return self.ignored.fullmatch(name) is not None
 
 
@@ -47,8 +47,8 @@ def table(
     ignored: str = "",
     partial_rotation: bool = False,
 ) -> None:
-    """Register the rules outside the layers (`top`) and of a layer (`layers`); the file's names of a layer start with
-    `at`."""
+    """Register the table of some model types. `top`: rules outside the layers. `layers`: rules of a layer. `at`: the
+    prefix of a layer's names in the files."""
     found = rules(top) + rules(layers, ours="layers.{i}.", theirs=at)
     pattern = re.compile(f"{_NEVER_WEIGHTS}|{ignored}" if ignored else _NEVER_WEIGHTS)
     for name in families:
@@ -56,5 +56,5 @@ def table(
         TABLES[name] = Table(found, pattern, partial_rotation)
 
 
-for _module in pkgutil.iter_modules(__path__):  # each registers its tables
+for _module in pkgutil.iter_modules(__path__):  # The import of a module registers its tables.
     importlib.import_module(f"{__name__}.{_module.name}")

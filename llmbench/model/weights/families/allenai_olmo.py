@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, EXPERTS, GATED, OUTPUT_NORMS, PRE_NORMS, QK_NORM, TOP
 
-# A layer of a delta net has norms before its sublayers, one of attention behind them.
+# Layers with a delta net have norms before their sublayers. Layers with attention have norms after them.
 table(
     "olmo_hybrid",
     top=TOP,

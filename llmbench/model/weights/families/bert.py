@@ -1,4 +1,4 @@
-"""Weight names: BERT and the encoders of its line, with their masked-LM heads."""
+"""Weight names: BERT and the encoders derived from it, with their masked-LM heads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from llmbench.model.weights.families.common import ATTENTION, GATED, PRE_NORMS, 
 
 
 def bert_top(at: str) -> str:
-    """BERT's embeddings below the prefix `at`; the oldest files name weight and bias of a norm gamma and beta."""
+    """The rules of BERT's embeddings, with the file prefix `at`. The oldest files call the weight and bias of a norm
+    gamma and beta."""
     norm = f"{at}.embeddings.LayerNorm"
     return f"""
     embedding.weight                {at}.embeddings.word_embeddings.weight
@@ -40,7 +41,7 @@ attention.k_proj.*      attention.self.key_proj.*
 attention.v_proj.*      attention.self.value_proj.*
 """
 
-# Norms before each sublayer; the file's own names of the last norm stand at `final_norm` below.
+# Layers with norms before their sublayers. Files differ in the name of the last norm: see `final_norm` below.
 _ROBERTA_PRE_NORM = """
 mixer_norm.*            attention.LayerNorm.*
 ffn_norm.*              intermediate.LayerNorm.*
@@ -58,7 +59,8 @@ ffn_norm.*              ln.*
 
 
 def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") -> None:
-    """Register a family with BERT's head. `layers` are rules that go before BERT's, `final_norm` is the last norm."""
+    """Register a family with BERT's head. `layers`: rules that take precedence over BERT's. `final_norm`: the file name
+    of the last norm."""
     table(
         family,
         top=bert_top(at)
@@ -78,7 +80,7 @@ def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") 
 
 
 def _roberta_table(family: str, at: str, *, layers: str = "", final_norm: str = "") -> None:
-    """Register a family with RoBERTa's head; the arguments are those of `bert_table`."""
+    """Register a family with RoBERTa's head. The arguments are those of `bert_table`."""
     table(
         family,
         top=bert_top(at)

@@ -6,7 +6,7 @@ from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, PRE_NORMS, TOP
 from llmbench.model.weights.families.openai_gpt import GPT2_NORMS, GPT2_TOP
 
-# With one key-value head for all: the queries, then the key, then the value. Else head by head.
+# Rows of c_attn: with one KV head (MQA) all queries, the key, the value; with MHA query, key and value of each head.
 table(
     "gpt_bigcode",
     top=GPT2_TOP,

@@ -1,4 +1,4 @@
-"""Names of weights that many families share, most of them Llama's."""
+"""Weight names that many families share. Most of them come from Llama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: DeepSeekMoE, DeepSeek-V2 to V4, and the parts that other lineages took over from them."""
+"""Weight names: DeepSeekMoE and DeepSeek-V2 to V4, and rules for other families with parts of these models."""
 
 from __future__ import annotations
 

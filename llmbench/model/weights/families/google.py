@@ -1,4 +1,4 @@
-"""Weight names: Google's models: Gemma 1 to 4, RecurrentGemma, T5 and its line, T5Gemma."""
+"""Weight names: Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma by Google."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ mixer_norm.*                layer.0.layer_norm.*
 
 
 def _t5_ffn(place: int) -> str:
-    """T5's feed-forward: sublayer 1 of an encoder layer, 2 of a decoder layer.
+    """The rules of T5's feed-forward, which is sublayer 1 of an encoder layer and sublayer 2 of a decoder layer.
 
-    It is gated where the file has wi_0, and has Switch's experts where the file has those.
+    It is gated if the file has wi_0. Files of Switch Transformers also have experts.
     """
     at = f"layer.{place}"
     return f"""
@@ -36,7 +36,7 @@ def _t5_ffn(place: int) -> str:
 
 
 def _in_encoder(layers: str) -> str:
-    """The rules of a layer, for a layer of the encoder."""
+    """Convert the rules of a decoder layer to rules of an encoder layer."""
     lines = (line.split() for line in layers.strip().splitlines())
     return "\n".join(f"encoder.layers.{{i}}.{words[0]} encoder.block.{{i}}.{words[1]}" for words in lines if words)
 

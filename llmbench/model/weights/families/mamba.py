@@ -1,4 +1,4 @@
-"""Weight names: Mamba 1 and 2, and what hybrids of Mamba share."""
+"""Weight names: Mamba 1 and 2, and rules for hybrid models with Mamba layers."""
 
 from __future__ import annotations
 

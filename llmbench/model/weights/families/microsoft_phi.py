@@ -1,4 +1,4 @@
-"""Weight names: Phi 1 to 4 by Microsoft, and its BitNet and BioGPT."""
+"""Weight names: Phi 1 to 4, BitNet and BioGPT by Microsoft."""
 
 from __future__ import annotations
 

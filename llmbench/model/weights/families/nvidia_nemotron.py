@@ -1,4 +1,4 @@
-"""Weight names: Nemotron by NVIDIA, Nemotron-H, and the models of its Puzzle search (DeciLM)."""
+"""Weight names: Nemotron, Nemotron-H and the models of the Puzzle search (DeciLM) by NVIDIA."""
 
 from __future__ import annotations
 

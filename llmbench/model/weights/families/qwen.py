@@ -1,4 +1,4 @@
-"""Weight names: Qwen 2 to 3.5 by Alibaba: dense, with experts and with delta nets."""
+"""Weight names: Qwen 2 to 3.5 by Alibaba: dense models, and models with experts or delta nets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ def _delta(target: Target) -> GatedDeltaNet:
 
 
 def _by_key_head(which: int, *, gates: bool) -> Transform:
-    """Part `which` of Qwen3-Next's projection, ordered by key head: its query, its key, the values and the output gates
-    of its value heads; with `gates`, the rates and decays of its value heads."""
+    """Part `which` of Qwen3-Next's projection, whose rows are ordered by key head.
+
+    For each key head it has the query, the key, and the values and output gates of its value heads. With `gates`, it is
+    the projection of the rates and decays of the value heads.
+    """
 
     def cut(x: Tensor, target: Target) -> Tensor:
         mixer = _delta(target)
@@ -30,7 +33,7 @@ def _by_key_head(which: int, *, gates: bool) -> Transform:
 
 
 def _in_turn(which: int) -> Transform:
-    """Part `which` of Qwen3.5's projection: all queries, all keys, all values."""
+    """Part `which` of Qwen3.5's projection, which has all queries, then all keys, then all values."""
 
     def cut(x: Tensor, target: Target) -> Tensor:
         mixer = _delta(target)

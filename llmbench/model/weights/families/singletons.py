@@ -1,4 +1,4 @@
-"""Weight names: Model types whose makers have no other here, by name."""
+"""Weight names: model types of makers with only one model type here."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from llmbench.model.weights.families.mamba import (
     STATE_SPACE,
 )
 
-# Falcon-7B has one norm, 40B has two in parallel, RW-1B and 7B have one before each sublayer.
+# Norms per layer: Falcon-7B has one, Falcon-40B two in parallel, Falcon-RW-1B and RW-7B one before each sublayer.
 table(
     "falcon",
     top="""

@@ -1,4 +1,4 @@
-"""Weight names: ChatGLM and GLM-4 to GLM-5 by Zhipu AI, dense, with experts and with latent attention."""
+"""Weight names: ChatGLM and GLM-4 to GLM-5 by Zhipu AI: dense models, and models with experts or latent attention."""
 
 from __future__ import annotations
 
