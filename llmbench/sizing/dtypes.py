@@ -8,7 +8,7 @@ DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 """The formats of weights, activations and caches."""
 
 STATE_BYTES = 4
-"""Recurrent states are in fp32, whatever the format of the cache. Convolution states have the format of the cache."""
+"""Bytes of one element of a recurrent state: always fp32. A convolution state has the format of the cache instead."""
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 
@@ -16,7 +16,7 @@ _BITS: dict[DType, int] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8":
 
 
 def bits_of(dtype: DType) -> int:
-    """Bits of one element; scales and zero points of the quantised formats are not counted."""
+    """Bits of one element. Scales and zero points of quantised formats are not counted."""
     return _BITS[dtype]
 
 

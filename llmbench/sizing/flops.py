@@ -13,13 +13,17 @@ from llmbench.spec.model import ModelSpec
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one step over `tokens` new tokens (batch × query length); a multiply-add is 2.
+    """FLOPs of one step over `tokens` new tokens (batch × query length). A multiply-add is 2 FLOPs.
 
-    total: forward, and in training backward, as the model needs them. matmul: products with weights. attention: scores
-    and their products with values. recurrent: convolutions and recurrences. recompute: what is computed a second time
-    (flash attention's scores in backward, recomputed layers); not in total.
-    rule: 2·N per token forward or 6·N in training, with N the active parameters that this phase runs, without tables
-    and head.
+    total: FLOPs of the forward pass, and in training of the backward pass too. It is the sum of the next three.
+    matmul: FLOPs of products with weights.
+    attention: FLOPs of the attention scores and of their products with the values.
+    recurrent: FLOPs of convolutions and recurrences.
+    recompute: FLOPs that the backward pass computes a second time (scores of flash attention, recomputed layers). The
+        total does not include them.
+    rule: the rule of thumb, 2·N FLOPs per token in a forward pass or 6·N in training. N is the number of active
+        parameters, without embedding tables and head.
+    components: the total by component.
     """
 
     total: int
@@ -38,7 +42,7 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none") -> Flops:
-    """The FLOPs of a workload on the whole model."""
+    """Count the FLOPs of a workload on the whole model."""
     ops = lower(spec, workload)
     sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
     components: dict[str, int] = {}
@@ -61,12 +65,12 @@ def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "
 
 
 def step_flops(op: Op, workload: Workload) -> int:
-    """FLOPs of all instances of an op: forward, and in training backward."""
+    """FLOPs of all instances of an op in the forward pass, and in training in the backward pass too."""
     return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))
 
 
 def recomputed_flops(ops: list[Op], recompute: Recompute) -> int:
-    """FLOPs that training computes twice: flash attention's scores, and the ops that recomputation repeats."""
+    """FLOPs that the backward pass computes a second time: scores of flash attention, and recomputed ops."""
     total = sum(op.count * op.recompute_flops for op in ops)
     layers: dict[tuple[str, str], list[Op]] = {}
     for op in ops:

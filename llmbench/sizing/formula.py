@@ -1,8 +1,8 @@
-"""Formulas as texts: sums of products of the spec's terms, simplified, or with numbers in place of names.
+"""Formulas as texts: sums of products of the spec's field names.
 
-An op has the formula of its parameters (`hidden_size × num_attention_heads × head_dim`). This module makes one formula
-of several (`4 × hidden²`), and replaces names by numbers. No figure is computed from these texts; they explain figures
-whose arithmetic is in `lower`. A test evaluates each formula and compares it with its figure.
+Each op has a formula for its number of parameters (`hidden_size × num_attention_heads × head_dim`). This module adds
+several formulas into one (`4 × hidden²`), and replaces names with numbers. The texts only explain: the figures are
+computed in `lower`. A test evaluates each formula and compares the result with the figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ORDER = ("vocab", "hidden", "experts", "heads", "kv_heads", "head_dim")
 
 
 def terms(formula: str) -> Counter[Term]:
-    """The products of a formula, each with its count; a sum in brackets is one factor."""
+    """The products of a formula, and how often each occurs. A sum in brackets is one factor."""
     counted: Counter[Term] = Counter()
     for product in _split(formula, "+"):
         coefficient, factors = 1, []
@@ -51,7 +51,7 @@ def terms(formula: str) -> Counter[Term]:
 
 
 def _split(text: str, sign: str) -> list[str]:
-    """`text` at `sign`, outside brackets."""
+    """Split `text` at each `sign` that is outside brackets."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -63,7 +63,7 @@ def _split(text: str, sign: str) -> list[str]:
 
 
 def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> str:
-    """One formula for the sum of several; heads × head_dim becomes hidden if they are equal."""
+    """Add several formulas into one. `heads × head_dim` becomes `hidden` if the two are equal in this model."""
     total: Counter[Term] = Counter()
     attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, AttentionKind)), None)
     for formula in formulas:
@@ -98,13 +98,13 @@ def _shown(term: Term, count: int) -> str:
 
 
 def with_numbers(formula: str, values: Mapping[str, int]) -> str:
-    """The formula with every known name replaced by its number."""
+    """Replace every known name in the formula with its number."""
     long = {_SHORT.get(name, name): value for name, value in values.items()}
     return _NAME.sub(lambda match: str({**long, **values}.get(match[0], match[0])), formula)
 
 
 def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
-    """The numbers that the names in an op's formula stand for."""
+    """The number of each name in an op's formula."""
     values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
@@ -138,14 +138,14 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
 
 
 def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
-    """The mixers that an op may belong to: those whose module it names."""
+    """The mixers of the layer whose module name occurs in the op's name."""
     return [mixer for mixer in branches(layer.mixer) if f".{mixer.module_name}." in op.name]
 
 
 def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool = False) -> str:
-    """Elements per token in these rows of a mixer's cache: `2 × kv_heads × head_dim`; with the numbers if `explain`."""
+    """The formula of the elements per token in these cache rows: `2 × kv_heads × head_dim`. `explain` adds numbers."""
     if mixer.shares_kv:
-        return "none, reads another layer's"
+        return "none, reads the cache of another layer"
     parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
     text = ", + ".join(parts) or "none"
     if not explain or not rows:
@@ -156,6 +156,6 @@ def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool
 
 
 def numbers_of(part: msgspec.Struct) -> dict[str, int]:
-    """The fields of a part that are whole numbers."""
+    """The integer fields of a spec part, by name."""
     fields = {name: getattr(part, name) for name in part.__struct_fields__}
     return {name: value for name, value in fields.items() if type(value) is int}

@@ -1,4 +1,4 @@
-"""The cache of a model between steps: sums over the ops that have a cache."""
+"""Size of the KV cache and of the recurrent states: sums over the ops that have a cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from llmbench.spec.model import ModelSpec
 
 
 class KVCache(msgspec.Struct, frozen=True, kw_only=True):
-    """The cache of `batch` sequences of `seq_len` tokens, in bytes, rounded up to whole bytes per layer and sequence.
+    """Bytes of the cache of `batch` sequences with `seq_len` tokens each. Each layer's share is rounded up to bytes.
 
-    bytes_per_token: what one more token adds while every layer still grows. bytes_per_sequence: keys and values of
-    seq_len tokens, as far as windows keep them. state_bytes_per_sequence: recurrent and convolution states, which do
-    not grow. indexer_bytes_per_sequence: the keys of DeepSeek-V3.2's indexers. cross_bytes_per_sequence: keys and
-    values of seq_len encoder tokens. bytes_total: batch × the last four. reserved_bytes: what an engine without hybrid
-    support reserves: whole blocks, every layer at full length.
+    bytes_per_token: bytes that one more token adds, as long as no window is full.
+    bytes_per_sequence: bytes of keys and values of one sequence. A layer with a window stores only the newest tokens.
+    state_bytes_per_sequence: bytes of recurrent and convolution states, which do not grow with the length.
+    indexer_bytes_per_sequence: bytes of the keys of DeepSeek-V3.2's indexers.
+    cross_bytes_per_sequence: bytes of keys and values of seq_len encoder tokens, for cross-attention.
+    bytes_total: batch × the sum of the last four.
+    reserved_bytes: bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length.
+    layers: bytes per sequence of each kind of layer, states included.
     """
 
     bytes_per_token: int
@@ -41,7 +44,7 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SequenceBytes(msgspec.Struct, frozen=True):
-    """Cache bytes of one sequence: its growing rows, fixed states, indexer keys, cross-attention."""
+    """Cache bytes of one sequence: rows that grow with the length, fixed states, indexer keys, cross-attention."""
 
     growing: int = 0
     state: int = 0
@@ -50,11 +53,11 @@ class SequenceBytes(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """The sum of the four."""
+        """The sum of the four fields, in bytes."""
         return self.growing + self.state + self.indexer + self.cross
 
     def plus(self, other: SequenceBytes, times: int) -> SequenceBytes:
-        """This and `times` the other."""
+        """Add `other`, multiplied by `times`."""
         return SequenceBytes(
             self.growing + times * other.growing,
             self.state + times * other.state,
@@ -64,7 +67,7 @@ class SequenceBytes(msgspec.Struct, frozen=True):
 
 
 def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> SequenceBytes:
-    """The cache of one op for one sequence on one GPU. Context parallelism splits the tokens, not the states."""
+    """Cache bytes of one op, for one sequence on one GPU. Context parallelism splits the tokens but not the states."""
     tokens = share(seq_len, layout.cp)
     visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
     return SequenceBytes(
@@ -84,7 +87,7 @@ def kv_cache(
     block_size: int = 16,
     layout: Layout | None = None,
 ) -> KVCache:
-    """The cache on one GPU of a layout; without a layout, of the whole model."""
+    """Size the cache on one GPU of a layout. Without a layout, one GPU has the whole model."""
     if seq_len < 1 or batch < 1 or block_size < 1:
         raise SpecError("seq, batch and block size must be at least 1")
     per_token = reserved = 0
@@ -119,10 +122,11 @@ def kv_cache(
 
 
 def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int = 8) -> ModelSpec | None:
-    """The model with one key-value head per query head (mha), with `groups` of them (gqa), or with one (mqa).
+    """The model with another number of key-value heads.
 
-    Latent attention becomes ordinary attention with its expanded widths. None if no mixer can change: the model has no
-    attention (state-space), or `groups` does not divide the heads.
+    mha: one per query head. gqa: `groups` of them. mqa: one in all. Latent attention becomes ordinary attention with
+    the key and value widths of its expanded form. Returns None if no mixer can change: the model has no attention
+    (state-space), or the number of query heads is not divisible by `groups`.
     """
     from msgspec.structs import replace
 

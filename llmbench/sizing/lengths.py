@@ -7,15 +7,15 @@ from llmbench.spec.model import ModelSpec
 
 
 def beyond_positions(spec: ModelSpec, tokens: int) -> str | None:
-    """Why the model cannot read so many tokens; None if it can. Only a learned table of positions has an end."""
+    """The reason why the model cannot read `tokens` tokens, or None. Only learned positions limit the length."""
     limit = spec.position_limit
     if limit is None or tokens <= limit:
         return None
-    return f"the learned positions of {spec.name} end at {limit:,} tokens: it cannot read {tokens:,}"
+    return f"{spec.name} cannot read {tokens:,} tokens: its learned positions end at {limit:,}"
 
 
 def refuse_beyond_positions(spec: ModelSpec, tokens: int) -> None:
-    """Raise SpecError if `beyond_positions` has a reason."""
+    """Raise SpecError if the sequence is longer than the model's table of learned positions."""
     reason = beyond_positions(spec, tokens)
     if reason is not None:
         raise SpecError(reason, hint="choose a shorter sequence")

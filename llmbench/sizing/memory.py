@@ -1,7 +1,7 @@
-"""Memory of one GPU: the parts of a figure, and the memory of serving. `training` has that of training.
+"""Memory of one GPU in serving, and the result type that it shares with training (`training.py`).
 
-Serving needs weights, cache and the widest op. Each pipeline stage is computed, and the one with the highest peak is
-reported. Not counted: the allocator's rounding and fragmentation.
+Serving needs memory for weights, cache and the widest op. The peak is computed for each pipeline stage, and the highest
+one is reported. Not counted: the allocator's rounding and fragmentation.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 CONTEXT_BYTES = 500 * 2**20
-"""A CUDA context with its kernels. The driver sees it and the allocator does not, so it is not a part of the peak."""
+"""Bytes of a CUDA context with its kernels. PyTorch's allocator does not see them, so they are not part of the peak."""
 
 WORKSPACE_BYTES = 64 * 2**20
-"""cuBLAS's workspace on a Hopper GPU and the small buffers of collectives; allocated once, for any model."""
+"""Bytes of cuBLAS's workspace on a Hopper GPU and of small collective buffers. They do not depend on the model."""
 
 PREFILL_TOKENS = 8192
-"""Tokens that an engine prefills at once."""
+"""The most tokens that an engine processes in one prefill step."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead")
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of the fullest GPU.
+    """Memory in bytes of the GPU with the highest peak.
 
-    peak_bytes: the highest moment; parts_bytes: its parts. full_bytes: weights, gradients and optimizer states in full,
-    and the activations saved when backward starts, whether or not the peak has them all at once.
-    reserved_bytes: what PyTorch's allocator has reserved on the device: the peak, and with plain cross-entropy the
-    block of the bf16 logits, which is free by then but too small for the fp32 tensors that follow.
-    approximate: why the figure is not exact, in addition to the spec's own reasons.
-    moment: the op that runs at the peak. stage: the pipeline stage, from 0; stage_peaks: the peak of every stage.
+    peak_bytes: the most bytes that are allocated at one moment. parts_bytes: the same bytes by part.
+    full_bytes: bytes of all weights, gradients and optimizer states, and of the activations that are saved when the
+        backward pass starts. These need not all exist at the moment of the peak.
+    reserved_bytes: bytes that PyTorch's allocator reserves on the device: the peak, and with plain cross-entropy the
+        block of the bf16 logits. That block is free at the peak, but too small for the fp32 tensors that follow.
+    approximate: reasons why the figures are not exact, in addition to those of the spec.
+    moment: the op that runs at the peak.
+    stage: number of the pipeline stage, from 0. stage_peaks: peak bytes of every stage.
     """
 
     phase: Literal["train", "inference"]
@@ -58,18 +60,18 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed_bytes(self) -> int:
-        """What a device must have: the allocator's reservation and the CUDA context."""
+        """Bytes that a device must have: those that the allocator reserves, and the CUDA context."""
         return self.reserved_bytes + CONTEXT_BYTES
 
 
 def fullest(peaks: list[Memory]) -> Memory:
-    """The stage with the highest peak, with the peaks of all stages."""
+    """The memory of the stage with the highest peak, together with the peaks of all stages."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
 
 
 def widest_bytes(ops: list[Op]) -> int:
-    """Activations that the widest op reads and writes: the least a pass without backward needs beside weights."""
+    """Bytes of activations that the widest op reads and writes: the least that a forward pass needs beside weights."""
     return max((op.read_bytes + op.written_bytes for op in ops), default=0)
 
 
@@ -82,11 +84,11 @@ def inference_memory(
     precision: PrecisionName = "bf16",
     kv_dtype: DType = "bf16",
 ) -> Memory:
-    """The memory of serving `batch` sequences of `seq_len` tokens.
+    """Size the memory for serving `batch` sequences of `seq_len` tokens.
 
-    Its parts are weights (see `served_bytes`), cache, the widest op of a prefill, and fp32 logits of each sequence's
-    last position. A prefill takes at most PREFILL_TOKENS tokens at once, as in engines; an encoder takes a whole
-    sequence.
+    It is the sum of the weights (see `served_bytes`), the cache, the activations of the widest op of a prefill, and the
+    fp32 logits of each sequence's last position. As in engines, a prefill processes at most PREFILL_TOKENS tokens at
+    once. An encoder always processes a whole sequence.
     """
     layout = layout or Layout()
     dtype = serving_dtype(precision)

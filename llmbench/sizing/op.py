@@ -1,4 +1,4 @@
-"""Op: one row of the op table. Every figure is a sum over the table."""
+"""The type of an op, which is one row of the op table. Every figure is a sum over the table."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ Component = Literal[
     "norms",
     "other",
 ]
-"""The part of a model that a parameter belongs to. Components are disjoint and sum to the total."""
+"""The component of a model that a parameter belongs to. Components are disjoint, and their counts add up to the total.
+"""
 
 OpKind = Literal["embedding", "matmul", "attention", "scan", "conv", "norm", "elementwise", "loss"]
 
 
 class Collective(msgspec.Struct, frozen=True):
-    """Communication of one op.
+    """Collective communication of one op.
 
-    bytes: the whole tensor, not the traffic of one link: the tensor of an all-reduce, the gathered result of an
-    all-gather, the input of a reduce-scatter, what one GPU sends in an all-to-all.
+    bytes: size of the whole tensor, not the traffic of one link. This is the tensor of an all-reduce, the gathered
+    result of an all-gather, the input of a reduce-scatter, or the data that one GPU sends in an all-to-all.
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -41,11 +42,12 @@ class Collective(msgspec.Struct, frozen=True):
 
 
 class Cache(msgspec.Struct, frozen=True):
-    """The cache of one layer on this GPU, in elements per sequence.
+    """The cache that one layer stores on this GPU, in elements.
 
-    per_token: elements of each token; with a `span`, of the newest `span` tokens. indexer_per_token: the indexer's
-    elements of each token. state, conv_state: elements of a recurrent mixer, for any length. cross_per_token: elements
-    of each encoder token.
+    per_token: elements per token. span: the cache stores only the newest `span` tokens; None: it stores all.
+    indexer_per_token: elements per token that the indexer stores.
+    state, conv_state: elements per sequence of the recurrent and of the convolution state, at any length.
+    cross_per_token: elements per encoder token that cross-attention stores.
     """
 
     per_token: int = 0
@@ -57,24 +59,31 @@ class Cache(msgspec.Struct, frozen=True):
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
-    """One module (or one function between modules) of the model, on one GPU, for one workload.
+    """One module of the model (or one function between modules), on one GPU, for one workload.
 
-    Figures are integers, of one instance. The model has `count` instances, at `layers`.
+    All figures are integers and describe one instance of the module. The model has `count` instances, one in each of
+    `layers`.
 
-    name: dotted; `{}` stands for the layer's index. layer: the kind of layer that the op is in.
-    parameters: trained elements on this GPU; `shards` different shards make the whole (1: every GPU has a copy).
-    active_parameters: those that one token uses. matmul_elements: those that one token is multiplied with (a tied head
-        counts here). buffers: elements stored but not trained. formula: `parameters` of the whole, in the spec's terms.
-    forward_flops, backward_flops: a multiply-add is 2; matrix products, convolutions and recurrences only.
-    recompute_flops: what flash attention's backward computes again.
-    weight_bytes: weights read. read_bytes, written_bytes: activations. kv_read_bytes, kv_written_bytes: cache.
-    forward_bytes: memory at the highest moment of its forward, inputs and outputs included.
-    saved_bytes: what it saves for backward, except tensors that an earlier op has saved. copied_bytes: the part of
-        these that copies inputs, whose originals exist too. selective_bytes: the part that selective recomputation
-        gives up (the score matrices).
-    backward_bytes: memory that only its backward needs: gradients of its inputs and outputs, and scratch.
-    matrix: (copies, inputs, outputs) of its weights on this GPU, if they are matrices. tied: the embedding is the head
-        too (on both ops).
+    name: dotted name; `{}` stands for the layer's index.
+    layer: the kind of layer that contains the op.
+    parameters: trained elements on this GPU. shards: number of different shards that make up the whole; 1 means that
+        every GPU has a copy.
+    active_parameters: parameters that one token uses.
+    matmul_elements: elements of the matrices that one token is multiplied with. A tied head counts here.
+    buffers: elements that are stored but not trained.
+    formula: the number of parameters of the whole, written with the spec's field names.
+    forward_flops, backward_flops: FLOPs of matrix products, convolutions and recurrences. A multiply-add is 2.
+    recompute_flops: FLOPs that the backward pass of flash attention computes again.
+    weight_bytes: bytes of weights that the op reads.
+    read_bytes, written_bytes: bytes of activations that the op reads and writes.
+    kv_read_bytes, kv_written_bytes: bytes of the cache that the op reads and writes.
+    forward_bytes: the most memory that the forward pass of the op needs at once, inputs and outputs included.
+    saved_bytes: bytes that the op saves for the backward pass, without tensors that an earlier op has saved.
+    copied_bytes: bytes among saved_bytes that are copies of inputs, which exist a second time.
+    selective_bytes: bytes among saved_bytes that selective recomputation does not save (the score matrices).
+    backward_bytes: memory that only the backward pass of the op needs: gradients of inputs and outputs, and scratch.
+    matrix: (copies, inputs, outputs) of the weights on this GPU, if they are matrices.
+    tied: the embedding also serves as the head. It is true for both ops.
     """
 
     name: str
@@ -109,7 +118,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """The number of instances in the model: one per layer, or one outside layers."""
+        """The number of instances in the model: one per layer, or one for an op outside the layers."""
         return len(self.layers) or 1
 
     def names(self) -> list[str]:

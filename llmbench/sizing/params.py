@@ -13,22 +13,25 @@ from llmbench.spec.model import ModelSpec
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
-"""The tables that tokens look up, and the head."""
+"""The components that are tables with a row per token, position or token type, and the head."""
 
 ONE_TOKEN = Workload.prefill(1)
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of elements; all integers.
+    """Counts of elements, as integers.
 
-    total: trained elements; a tied head counts once; without multi-token prediction and buffers. active: elements that
-    one token uses: total with only the chosen experts of each layer. active_no_embeddings: active without tables and
-    head. active_no_input_embedding: active_no_embeddings plus the head (vocab × width, tied or not, and its bias).
-    active_matmul: elements of the matrices that one token is multiplied with. 2 × this is a token's forward FLOPs
-    without
-        scores, except where layers share one set of weights (ALBERT, Zamba), which counts once here as in all counts.
-    buffers: elements stored but not trained. next_token_prediction: elements of the extra modules, without the shared
-        embedding and head. rule_12_l_d2: the rule of thumb 12·L·d², which leaves out embeddings.
+    total: trained elements. A tied head counts once. Multi-token prediction and buffers are not included.
+    active: elements that one token uses. Of the experts in a layer, only those that the token selects are counted.
+    active_no_embeddings: `active` without embedding tables and head.
+    active_no_input_embedding: `active_no_embeddings` plus the head (vocab × width, tied or not, and its bias).
+    active_matmul: elements of the matrices that one token is multiplied with. The forward FLOPs per token, without
+        attention scores, are 2 × this number. Models whose layers share one set of weights (ALBERT, Zamba) are an
+        exception, because shared weights count once.
+    buffers: elements that are stored but not trained.
+    next_token_prediction: elements of the modules for multi-token prediction, without the shared embedding and head.
+    rule_12_l_d2: the rule of thumb 12·L·d², which leaves out embeddings.
+    components, layers: elements by component, and in one layer of each kind.
     """
 
     total: int
@@ -44,7 +47,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameters:
-    """All counts of a model, or of one GPU's share under a layout."""
+    """Count the parameters of a model, or of the share of one GPU in a layout."""
     ops = lower(spec, ONE_TOKEN, layout or Layout())
     components: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
     layers: dict[str, int] = {}
@@ -57,7 +60,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         buffers += count * op.buffers
         if op.component in TABLES:
             tables += count * op.parameters
-        if op.name == "lm_head":  # a tied head's own parameters are its bias
+        if op.name == "lm_head":  # a tied head owns only its bias, so add the shared matrix
             head += op.parameters + (op.matmul_elements if op.tied else 0)
         elif op.name == "head.bias":
             head += op.parameters
@@ -81,7 +84,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
 
 
 def layer_group(op: Op) -> str:
-    """The kind of layer that an op is in, with its stack if that is not the decoder; empty outside layers."""
+    """The kind of layer that contains an op, after the name of the encoder's or MTP stack; empty outside layers."""
     if not op.layer:
         return ""
     return op.layer if op.stack == "decoder" else f"{op.stack}.{op.layer}"

@@ -1,4 +1,4 @@
-"""Number formats in training and serving: weights, gradients, and the states of an optimizer."""
+"""Number formats in training and serving, and the bytes of weights, gradients and optimizer states."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
-    """The formats of one recipe for training or serving.
+    """The number formats of one way to train or serve.
 
-    master: an fp32 copy of the weights that the optimizer updates. states: format of the optimizer's states.
+    master: whether the optimizer updates an fp32 copy of the weights. states: format of the optimizer's states.
     """
 
     name: PrecisionName
@@ -32,7 +32,7 @@ _TRAINING: dict[str, Precision] = {
     # 16 bytes per parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section
     # 3.1)
     "mixed": Precision(name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
-    # 18 bytes: Megatron accumulates gradients in fp32
+    # 18 bytes per parameter with AdamW, because Megatron accumulates gradients in fp32
     "mixed-fp32-grads": Precision(
         name="mixed-fp32-grads",
         weights="bf16",
@@ -43,7 +43,7 @@ _TRAINING: dict[str, Precision] = {
     ),
     "bf16": Precision(name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"),
     "fp32": Precision(name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"),
-    # products cast to fp8 as they run; stored tensors stay in bf16, as in torchao's float8 training
+    # products cast their inputs to fp8 when they run; stored tensors stay in bf16, as in torchao's float8 training
     "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
 }
 _SERVING: dict[str, DType] = {
@@ -57,25 +57,26 @@ _SERVING: dict[str, DType] = {
 
 
 def training_precision(name: str) -> Precision:
-    """The formats of a training run. Raises SpecError for an inference format."""
+    """The formats of training at this precision. Raises SpecError if the precision is only for inference."""
     if name not in _TRAINING:
         raise SpecError(f"precision `{name}` is for inference", hint=f"for training choose from {', '.join(_TRAINING)}")
     return _TRAINING[name]
 
 
 def serving_dtype(name: str) -> DType:
-    """The format of served weights. Raises SpecError for a training recipe."""
+    """The format of served weights at this precision. Raises SpecError if the precision is only for training."""
     if name not in _SERVING:
         raise SpecError(f"precision `{name}` is for training", hint=f"for inference choose from {', '.join(_SERVING)}")
     return _SERVING[name]
 
 
 def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes of an optimizer's states for one instance of an op's parameters here, the master copy included.
+    """Bytes of optimizer states for the parameters of one instance of an op, the fp32 master copy included.
 
     adamw: two moments. adamw-8bit: two moments of one byte, each with an fp32 scale per 256 elements (arXiv
-    2110.02861). sgd: none. sgd-momentum: one. adafactor: row and column sums of a matrix, a whole moment for vectors,
-    no momentum (arXiv 1804.04235). muon: one momentum for matrices inside layers, AdamW for everything else.
+    2110.02861). sgd: no state. sgd-momentum: one momentum. adafactor: row and column sums for a matrix, one whole
+    moment for a vector, no momentum (arXiv 1804.04235). muon: one momentum for matrices inside layers, AdamW's two
+    moments for everything else.
     """
     n = op.parameters
     if not n:
@@ -99,18 +100,20 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes that an optimizer's step moves for one instance of an op's parameters, in one pass: it reads gradients, and
-    reads and writes weights, master copy and states."""
+    """Bytes that an optimizer step moves for the parameters of one instance of an op, in one pass over memory.
+
+    The step reads gradients, and reads and writes weights, master copy and states.
+    """
     gradients, weights = (bytes_of(op.parameters, dtype) for dtype in (precision.gradients, precision.weights))
     return gradients + 2 * (weights + state_bytes(op, optimizer, precision))
 
 
 def served_bytes(op: Op, dtype: DType) -> int:
-    """Bytes of one instance of an op's weights in a served model.
+    """Bytes of the weights of one instance of an op in a served model.
 
-    Matrices inside layers have the quantised format; embeddings, head, norms, biases and routers stay in bf16, as in
-    published checkpoints. int4 has a bf16 scale and a 4-bit zero point per 128 inputs (GPTQ, AWQ). int8 and fp8 have an
-    fp32 scale per output.
+    A quantised format applies to matrices inside layers. Embeddings, head, norms, biases and routers stay in bf16, as
+    in published checkpoints. int4 stores a bf16 scale and a 4-bit zero point per 128 inputs of each output (GPTQ, AWQ).
+    int8 and fp8 store an fp32 scale per output.
     """
     if not op.parameters:
         return 0

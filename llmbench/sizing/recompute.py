@@ -1,4 +1,4 @@
-"""Recomputation: the bytes that forward does not save, and the ops that backward runs again."""
+"""Recomputation: the bytes that a layer saves, and the ops that the backward pass runs again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llmbench.sizing.workload import Recompute
 
 
 def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
-    """The ops of a layer that backward runs again.
+    """The ops of a layer that the backward pass runs again.
 
-    selective: those that save score matrices (none with flash attention). full: all. every-second: all but attention
-    and every second matrix product, whose outputs are saved (torchtitan's selective checkpointing).
+    selective: ops that save score matrices; flash attention has none. full: all ops. every-second: all ops except
+    attention and every second matrix product, whose outputs are saved (torchtitan's selective checkpointing).
     """
     if recompute == "none":
         return []
@@ -25,7 +25,7 @@ def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
 
 
 def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> int:
-    """Bytes that a layer saves from its forward to its backward. stream_bytes: the size of its input."""
+    """Bytes that a layer saves from its forward to its backward pass. stream_bytes: bytes of the layer's input."""
     saved = sum(op.saved_bytes for op in layer)
     if recompute == "none":
         return saved

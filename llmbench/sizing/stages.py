@@ -1,4 +1,4 @@
-"""Pipeline stages: cutting a model into them, and the micro-batches that a stage has in flight."""
+"""Pipeline stages: the layers of each stage, and the micro-batches that it has in flight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmbench.spec.model import ModelSpec
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Consecutive layers on one GPU: the ops of each layer, and those before the first and after the last layer."""
+    """Consecutive layers on one GPU: the ops of each layer, and the ops before the first and after the last layer."""
 
     before: tuple[Op, ...]
     layers: tuple[tuple[Op, ...], ...]
@@ -19,35 +19,39 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def ops(self) -> list[Op]:
-        """Every instance of every op, first to last."""
+        """Every instance of every op, in the order of the forward pass."""
         return [*self.before, *(op for layer in self.layers for op in layer), *self.after]
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One pipeline stage: its chunks of layers (one, or `interleave` of them)."""
+    """One pipeline stage, which has one chunk of layers, or `interleave` chunks."""
 
     index: int
     chunks: tuple[Chunk, ...]
 
     @property
     def ops(self) -> list[Op]:
-        """Every instance of every op of this GPU."""
+        """Every instance of every op of this stage."""
         return [op for chunk in self.chunks for op in chunk.ops]
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
-    """The stages of a model. Layers are spread evenly; earlier chunks get the remainder.
+    """Divide a model into pipeline stages. Each chunk gets the same number of layers; earlier chunks get the remainder.
 
-    The embedding (and an encoder's end) are with the layer that follows them, the head is with the last layer. With
-    more than one stage, a tied head has a copy of the table. Raises LayoutError if there are more chunks than layers.
+    The embedding is in the chunk of the first layer, and the head in the chunk of the last layer. The ops between
+    encoder and decoder are in the chunk of the layer after them. With more than one stage, a tied head has its own copy
+    of the table. Raises LayoutError if there are more chunks than layers.
     """
     if layout.pp > 1 and spec.tie_word_embeddings:
         ops = [_with_own_table(op) for op in ops]
     before, layers, after = _sequence(spec, ops)
     chunks = layout.pp * layout.interleave
     if chunks > len(layers):
-        what = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
-        raise LayoutError(f"layout {what}: more than the {len(layers)} layers of {spec.name}")
+        product = f"pp × interleave = {chunks}" if layout.interleave > 1 else f"pp={layout.pp}"
+        raise LayoutError(
+            f"layout {product}: {spec.name} has only {len(layers)} layers",
+            hint="each pipeline stage, or each chunk of an interleaved stage, needs at least one layer",
+        )
     size, rest = divmod(len(layers), chunks)
     cut: list[Chunk] = []
     start = 0
@@ -60,7 +64,7 @@ def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
 
 
 def _with_own_table(op: Op) -> Op:
-    """A tied head with a copy of the table, as Megatron and vLLM have on another stage than the embedding's."""
+    """Give a tied head its own copy of the embedding table, as Megatron and vLLM do if the two are on other stages."""
     if not op.tied:
         return op
     if op.kind != "matmul":
@@ -70,7 +74,7 @@ def _with_own_table(op: Op) -> Op:
 
 
 def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], tuple[Op, ...]]:
-    """The ops before the first layer, those of each layer, and those after the last."""
+    """The ops before the first layer, the ops of each layer, and the ops after the last layer."""
     inside: dict[tuple[str, int], list[Op]] = {}
     before: list[Op] = []
     after: list[Op] = []
@@ -88,10 +92,11 @@ def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tupl
 
 
 def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:
-    """Chunks whose activations a stage has saved when its first backward starts (1F1B).
+    """The number of chunks whose activations a stage has saved when its first backward pass starts (1F1B).
 
-    Stage s of p has p - s micro-batches; interleaved with v chunks, 2·(p - s - 1) + (v - 1)·p + 1 chunks (Narayanan
-    2021, section 2.2); at most all of them.
+    Stage s of p (from 0) has p - s micro-batches in flight. With v interleaved chunks, it has
+    2·(p - s - 1) + (v - 1)·p + 1 chunks in flight (Narayanan 2021, section 2.2). The number of micro-batches limits
+    both.
     """
     if layout.interleave == 1:
         return min(micro_batches, layout.pp - stage)

@@ -1,13 +1,14 @@
-"""Training memory: a step followed op by op.
+"""Memory of a training step, which is followed op by op.
 
-Forward adds what each op saves. Backward frees it, while gradients grow. The peak is the highest moment of that walk.
-It depends on the shape: the loss with a large vocabulary, the last feed-forward with a long sequence, the end of
-backward with a short one. Each pipeline stage is walked, and the one with the highest peak is reported.
+In the forward pass, each op adds the activations that it saves. In the backward pass, each op frees its activations
+and adds the gradients of its weights. The peak is the moment with the most bytes. It is at the loss with a large
+vocabulary, at the last feed-forward with a long sequence, and at the end of the backward pass with a short sequence.
+The peak is computed for each pipeline stage, and the highest one is reported.
 
-Sources: Korthikanti 2022 (arXiv 2205.05198) for what a transformer saves and for pipeline schedules; Narayanan 2021
-(arXiv 2104.04473) for interleaving; ZeRO (arXiv 1910.02054) for sharded states; PyTorch's and Transformer Engine's own
-behaviour where a docstring names them. Not counted: the allocator's rounding and fragmentation, and scratch memory of
-kernels that no op states.
+Sources: Korthikanti 2022 (arXiv 2205.05198) for saved activations and pipeline schedules; Narayanan 2021 (arXiv
+2104.04473) for interleaving; ZeRO (arXiv 1910.02054) for sharded states. If a figure follows the behaviour of PyTorch
+or Transformer Engine, the docstring names it. Not counted: the allocator's rounding and fragmentation, and scratch
+memory of kernels that is not in the op table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from llmbench.spec.model import ModelSpec
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """A moment of backward: bytes of activations (saved and temporary), of logits, and of gradients; and its op."""
+    """The bytes at one moment of the backward pass: activations (saved and temporary), logits, gradients.
+
+    op: name of the op that runs at this moment.
+    """
 
     activations: int
     logits: int
@@ -38,7 +42,7 @@ class _Moment(msgspec.Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """The sum of the three."""
+        """Bytes of activations, logits and gradients together."""
         return self.activations + self.logits + self.gradients
 
 
@@ -56,10 +60,11 @@ def training_memory(
     kernels: Literal["fused", "eager"] = "fused",
     dropout: bool = False,
 ) -> Memory:
-    """The peak of a training step in its steady state, in which optimizer states exist.
+    """Size the peak memory of a training step that is not the first, so that the optimizer states exist.
 
-    micro_batches: forward-backward passes per optimizer step; with more than one, gradients stay between them. None:
-    one, or with pipeline stages twice as many as stages. Raises LayoutError if the layout does not divide the model.
+    micro_batches: forward and backward passes per optimizer step. With more than one, gradients stay allocated between
+    the passes. None: one micro-batch, or with pipeline stages twice as many micro-batches as stages. Raises LayoutError
+    if the model cannot be divided as the layout says.
     """
     layout = layout or Layout()
     recipe = training_precision(precision)
@@ -90,10 +95,11 @@ class _Run(msgspec.Struct):
     passes: int
 
     def stage_peak(self, stage: Stage) -> Memory:
-        """The peak of one stage during backward, with as many micro-batches in flight as its schedule has."""
+        """The peak memory of one stage, with the number of micro-batches in flight that the pipeline schedule has."""
         ops = stage.ops
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
-        # With a master copy, FSDP's shards are that copy (counted with the optimizer); it gathers bf16 to compute.
+        # With a master copy, the shards of FSDP are the fp32 master copy, which the optimizer's bytes include. FSDP
+        # gathers bf16 weights only for the layers that compute.
         weights = sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         if fsdp and self.recipe.master:
             weights = 0
@@ -138,29 +144,38 @@ class _Run(msgspec.Struct):
 
     @property
     def gradient_dtype(self) -> DType:
-        """Format of the gradients the optimizer uses: FSDP reduces them to that of its fp32 shards."""
+        """Format of the gradients that the optimizer reads. With a master copy, FSDP reduces gradients to fp32."""
         return "fp32" if self.layout.zero == 3 and self.recipe.master else self.recipe.gradients
 
     @property
     def persistent(self) -> bool:
-        """Whether gradients of all weights exist all the time: they accumulate over micro-batches, or stand in buffers
-        of their own format (Megatron's fp32)."""
+        """Whether the gradients of all weights are allocated during the whole step.
+
+        They are if they accumulate over several micro-batches, or if they are stored in buffers of another format than
+        the weights (Megatron's fp32).
+        """
         return self.passes > 1 or self.recipe.gradients != self.recipe.weights
 
     @property
     def gathers_stage(self) -> bool:
-        """Whether FSDP has a whole stage's weights and gradients at once: torch's pipeline schedules gather once, and
-        reduce after the last micro-batch."""
+        """Whether FSDP has the weights and gradients of a whole stage at once.
+
+        It does with pipeline stages: torch's schedules gather the weights once, and reduce the gradients only after the
+        last micro-batch.
+        """
         return self.layout.zero == 3 and self.layout.pp > 1
 
     @property
     def accumulates_in_place(self) -> bool:
-        """Whether products add their weight gradient directly to an fp32 buffer (Megatron with Transformer Engine)."""
+        """Whether each matrix product adds its weight gradient to an fp32 buffer (Megatron with Transformer Engine)."""
         return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
 
     def placeholders(self, ops: list[Op]) -> int:
-        """Bytes of the empty weight gradients that autograd gets where gradients accumulate in place. Transformer
-        Engine keeps one of every shape. (There gate and up are one matrix, and so are q, k and v.)"""
+        """Bytes of the placeholder gradients that autograd gets if the real gradients accumulate in an fp32 buffer.
+
+        Transformer Engine keeps one placeholder of every shape. It has gate and up in one matrix, and q, k and v in
+        another.
+        """
         if not self.accumulates_in_place:
             return 0
         shapes = {
@@ -172,16 +187,18 @@ class _Run(msgspec.Struct):
 
     @property
     def widening(self) -> int:
-        """How many times wider a gradient is stored than backward computes it."""
+        """Bytes of a stored gradient / bytes of the same gradient when the backward pass computes it."""
         return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
 
     def optimizer_moment(self, gradients: int) -> int:
-        """Bytes of gradients that exist together only after backward, while the optimizer uses them."""
+        """Bytes of gradients at the optimizer step that do not exist during the whole step."""
         return 0 if self.persistent else gradients
 
     def kept(self, op: Op, from_zero: int, size: int) -> int:
-        """A GPU's share of `size` bytes that ZeRO splits from stage `from_zero` on. Experts have fewer copies to
-        split."""
+        """Bytes that each GPU stores of `size` bytes, which ZeRO splits from stage `from_zero` on.
+
+        They are split over all GPUs that have a copy. With expert parallelism, fewer GPUs have a copy of an expert.
+        """
         if self.layout.zero < from_zero:
             return size
         copies = self.layout.dp * self.layout.cp
@@ -190,8 +207,11 @@ class _Run(msgspec.Struct):
         return -(-size // copies)
 
     def gathered(self, stage: Stage) -> int:
-        """Bytes of weights that FSDP has gathered: those of the running layer and of the next one, and of embedding and
-        head, which run at the peak of a large vocabulary."""
+        """Bytes of the weights that FSDP has gathered at the peak.
+
+        They are the weights of the running layer and of the next layer, and those of the embedding and the head,
+        because the peak is at the head if the vocabulary is large.
+        """
         layers = sorted(
             (
                 sum(bytes_of(op.parameters, self.recipe.weights) for op in layer)
@@ -208,24 +228,27 @@ class _Run(msgspec.Struct):
         return sum(layers if self.gathers_stage else layers[:2]) + outside
 
     def stream(self) -> int:
-        """Bytes of a micro-batch's residual stream on this GPU. A checkpointed layer saves it, and its gradient exists
-        during the backward of each sublayer."""
+        """Bytes of the residual stream of one micro-batch on this GPU.
+
+        A recomputed layer saves the stream. The gradient of the stream exists during the backward pass of each
+        sublayer.
+        """
         tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
         if self.layout.sp:
             tokens = -(-tokens // self.layout.tp)
         return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
 
     def checkpoint(self, layer: tuple[Op, ...]) -> int:
-        """Bytes that a layer saves from its forward to its backward."""
+        """Bytes that a layer saves from its forward to its backward pass."""
         return checkpoint_bytes(layer, self.recompute, self.stream())
 
     def saved(self, chunk: Chunk) -> int:
-        """Bytes that a chunk saves of one micro-batch until its backward starts, without logits."""
+        """Bytes that a chunk saves for one micro-batch until its backward pass starts, without logits."""
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
         return outside + sum(map(self.checkpoint, chunk.layers))
 
     def moments(self, chunk: Chunk) -> list[_Moment]:
-        """The moments of one micro-batch's backward over a chunk, last op first."""
+        """The moments of the backward pass of one micro-batch through a chunk, from the last op to the first."""
         moments: list[_Moment] = []
         below = [0]  # bytes saved before each layer
         for layer in chunk.layers:
@@ -250,11 +273,11 @@ class _Run(msgspec.Struct):
     def _through(
         self, ops: tuple[Op, ...], saved_before: int, gradients: int, moments: list[_Moment], *, inside: bool
     ) -> int:
-        """Append the moments of these ops' backward; returns the bytes of gradients after it."""
+        """Append a moment for the backward pass of each op. Returns the bytes of gradients after the last of them."""
         saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
         alive = saved_before + sum(saved)
         logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
-        whole = 0  # gradients of this unit not yet split over the data-parallel group
+        whole = 0  # bytes of gradients that are not yet split over the data-parallel group
         after = gradients
         stream = self.stream() if inside else 0
         for op, size in zip(reversed(ops), reversed(saved), strict=True):
@@ -280,7 +303,7 @@ class _Run(msgspec.Struct):
         return after
 
     def _weight_gradient(self, op: Op) -> int:
-        """Bytes of an op's weight gradient as backward computes it; a tied head's is computed twice, then summed."""
+        """Bytes of an op's weight gradient. A tied matrix has two gradients, one per use, until autograd adds them."""
         elements = op.parameters
         if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0
@@ -290,11 +313,13 @@ class _Run(msgspec.Struct):
 
 
 def training_doubts(spec: ModelSpec) -> tuple[str, ...]:
-    """Why a training figure of this model is approximate. A trace of the real model confirms the other parts
-    (tests/model/test_trace.py)."""
+    """Reasons why the training memory of this model is approximate; empty if it is exact.
+
+    A trace of the real model confirms the other parts (tests/model/test_trace.py).
+    """
     layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
     mixers = [mixer for layer in layers for mixer in branches(layer.mixer)]
     doubts = list(dict.fromkeys(mixer.training_doubt for mixer in mixers if mixer.training_doubt is not None))
     if spec.extra or any(layer.extra for layer in layers) or spec.hyper_connections is not None:
-        doubts.append("what extra weights and hyper-connections save for backward is not counted in full")
+        doubts.append("extra weights and hyper-connections save activations that are not counted in full")
     return tuple(doubts)

@@ -1,4 +1,4 @@
-"""Workload: one step that a model computes. Layout: how the model is spread over GPUs."""
+"""`Workload`, which describes one step of a model, and `Layout`, which describes how the model is spread over GPUs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from llmbench.sizing.dtypes import DType
 
 Phase = Literal["prefill", "decode", "train"]
 Recompute = Literal["none", "selective", "every-second", "full"]
-"""What backward computes again. none: nothing. selective: the score matrices (Megatron). every-second: everything but
-attention's output and every second matrix product (torchtitan's selective). full: whole layers from their inputs."""
+"""Activations that the backward pass computes again.
+
+none: no activations. selective: the score matrices (Megatron). every-second: all activations except those of attention
+and the outputs of every second matrix product (torchtitan's selective). full: all activations of a layer, from the
+layer's input.
+"""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step of work. Prefill, decode and training differ only in their lengths and in having a backward pass.
+    """One step of work: a prefill, a decoding step or a training step.
 
-    batch: sequences at once (a micro-batch in training). query_len: new tokens of each sequence. kv_len: keys that the
-    last of them can see, its own included; earlier ones see fewer where attention is causal. encoder_len: tokens that
-    the encoder has read (encoder-decoders only).
+    batch: number of sequences (of a micro-batch in training).
+    query_len: new tokens per sequence.
+    kv_len: keys that the last new token can see, its own key included. With causal attention, earlier tokens see fewer.
+    encoder_len: tokens that the encoder has read (encoder-decoders only).
 
-    masked_pairs: count all S×S pairs, also those that the mask removes, as FLOP counters do. absorbed_mla: latent
-    attention computes on the latents (as engines decode) without expanding them. attention: "flash" never stores the
-    scores; "standard" does. kernels: "fused" (one kernel per norm, activation and loss, as in Megatron, Liger and our
-    own) or "eager" (plain torch modules). Only temporaries and saved activations differ. dense_mask: flash attention
-    gets any mask that is not plainly causal as a tensor, as torch's SDPA does. on_cpu: what remains for torch runs on a
-    CPU. There RMSNorm is computed step by step, and flash attention accumulates in small buffers and takes keys of
-    grouped heads without expanding them. dropout: hidden and attention dropout, whose masks are saved.
+    masked_pairs: count all S×S score pairs, also those that the mask removes, as FLOP counters do.
+    absorbed_mla: latent attention uses its absorbed form, which computes on the latents, as engines do in decoding.
+        False: it uses its expanded form.
+    attention: "flash" never stores the scores. "standard" stores them.
+    kernels: "fused" has one kernel per norm, activation and loss, as in Megatron, Liger and llmbench's own kernels.
+        "eager" has plain torch modules. Only temporaries and saved activations differ.
+    dense_mask: flash attention gets its mask as a tensor unless the mask is only causal, as in torch's SDPA.
+    on_cpu: torch's ops run on a CPU. There RMSNorm is computed in steps, and flash attention needs no large fp32 buffer
+        and does not expand the keys of grouped heads.
+    dropout: hidden and attention dropout are on, and their masks are saved.
     """
 
     phase: Phase
@@ -53,22 +61,22 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.query_len < 1:
             raise SpecError(f"query_len: must be at least 1, not {self.query_len}")
         if self.kv_len < self.query_len:
-            raise SpecError(f"kv_len: {self.kv_len} is less than query_len {self.query_len}")
+            raise SpecError(f"kv_len: must be at least query_len ({self.query_len}), not {self.kv_len}")
 
     @classmethod
     def prefill(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """All tokens of `batch` sequences of `seq_len` at once."""
+        """A prefill of `batch` sequences of `seq_len` tokens, all at once."""
         return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
     @classmethod
     def decode(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """One new token for each sequence, after `seq_len` tokens that are in the cache."""
+        """A decoding step: one new token per sequence, after `seq_len` tokens that are in the cache."""
         more.setdefault("absorbed_mla", True)
         return cls(phase="decode", batch=batch, query_len=1, kv_len=seq_len + 1, encoder_len=seq_len, **more)
 
     @classmethod
     def train(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """Forward and backward of one micro-batch."""
+        """The forward and backward pass of one micro-batch in training."""
         return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
 
@@ -79,10 +87,13 @@ _ONE_GPU = "one GPU"
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is spread over tp × cp × pp × dp GPUs.
 
-    tp: tensor parallel (Megatron). sp: sequence parallel; norms and residuals are split over the tp group too. pp:
-    pipeline stages; interleave: chunks of layers per stage. dp: data parallel; zero: the training state that is split
-    over it (1: optimizer, 2: gradients too, 3: weights too, as FSDP). cp: context parallel; the sequence is split. ep:
-    experts are split over ep of the dp × cp ranks.
+    tp: GPUs per tensor-parallel group (Megatron).
+    sp: sequence parallelism, which also splits norms and residuals over the tensor-parallel group.
+    pp: number of pipeline stages. interleave: chunks of layers per stage.
+    dp: data-parallel replicas. zero: training state that is split over the replicas (1: optimizer states, 2: gradients
+        too, 3: weights too, as in FSDP).
+    cp: GPUs per context-parallel group, which split the sequence.
+    ep: GPUs per expert-parallel group, which split the experts. They are a part of the dp × cp ranks.
     """
 
     tp: int = 1
@@ -102,20 +113,20 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"layout zero: must be 0, 1, 2 or 3, not {self.zero}")
         if self.sp and self.tp == 1:
-            raise LayoutError("layout sp: splits norms over the tp group, so it needs tp of at least 2")
+            raise LayoutError("layout sp: needs tp of at least 2, because it splits norms over the tp group")
         if self.interleave > 1 and self.pp == 1:
             raise LayoutError("layout interleave: needs pp of at least 2")
         if (self.dp * self.cp) % self.ep:
-            raise LayoutError(f"layout ep: {self.ep} does not divide dp × cp = {self.dp * self.cp}")
+            raise LayoutError(f"layout ep={self.ep}: dp × cp = {self.dp * self.cp} is not divisible by it")
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of the whole layout."""
+        """The number of GPUs of the whole layout."""
         return self.tp * self.cp * self.pp * self.dp
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """Read `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`; raises LayoutError naming the item."""
+        """Read a text like `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`. LayoutError names a wrong item."""
         fields: dict[str, Any] = {}
         if text.strip() == _ONE_GPU:
             return cls()

@@ -259,7 +259,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "model", "--model", "t5-base"], ["with an encoder"]),
         (
             ["profile", "model", "--model", "gpt2", "--seq", "2048"],
-            ["the learned positions of gpt2 end at 1,024 tokens"],
+            ["its learned positions end at 1,024"],
         ),
         (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
         (["profile", "norm", "--device", "meta"], ["cannot be timed"]),

@@ -1,7 +1,8 @@
-"""ModelSpec + Workload + Layout -> list[Op]: the only formulas.
+"""All formulas of llmbench: they turn a ModelSpec, a Workload and a Layout into the op table.
 
-`lower` walks a model from its embedding to its loss. Each op states what one module has, computes, moves, saves and
-sends on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over these ops.
+`lower` follows a model from its embedding to its loss. Each op states the parameters, FLOPs, bytes moved, saved
+activations and communication of one module on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over
+these ops.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ ONE_GPU = Layout()
 
 
 def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
-    """The ops of the whole model on one GPU, first to last. Where shares are uneven, it is the GPU with the largest.
+    """The ops of the whole model on one GPU, in the order of the forward pass.
 
-    Pipeline stages are not cut here; an op's `layers` tell which stage has it. `lower_next_token_prediction` has the
-    multi-token-prediction modules. Raises LayoutError if the layout does not divide the model.
+    If GPUs have shares of different size, the figures are those of the GPU with the largest share. The list is not
+    divided into pipeline stages; `stages` does that by the `layers` of each op. The modules for multi-token prediction
+    are in `lower_next_token_prediction`. Raises LayoutError if the model cannot be divided as the layout says, and
+    SpecError for a decoding step of an encoder.
     """
     if workload.phase == "decode" and not spec.decodes:
         raise SpecError(f"{spec.name} is an encoder: it reads all tokens at once and has no decoding step")
@@ -47,7 +50,7 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
         encoder.at("encoder.", "", ())
         if spec.encoder.final_norm:
             encoder.norm("final_norm", "norms", encoder.hidden, spec.norm)
-        output = encoder.tokens * encoder.hidden.size  # every layer's cross-attention reads it; it is saved once
+        output = encoder.tokens * encoder.hidden.size  # cross-attention of every decoder layer reads it; saved once
         encoder.elementwise("output", "other", reads=0, writes=0, saves=output)
         ops += encoder.ops
     decoder = Builder(spec, workload, layout)
@@ -62,8 +65,8 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
 def lower_next_token_prediction(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
     """The ops of the multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
-    Each norms the hidden state and the next token's embedding, projects both to one, runs a layer and norms again.
-    Embedding and head are the model's.
+    Each module applies a norm to the hidden state and to the embedding of the next token, projects the two to one
+    vector, and runs a layer and a final norm. It uses the embedding and the head of the model.
     """
     mtp = spec.next_token_prediction
     if mtp is None:
@@ -93,7 +96,7 @@ def _stack(b: Builder, layers: dict[str, Layer], order: tuple[str, ...]) -> None
 
 
 def _split_shared(op: Op) -> list[Op]:
-    """Split an op of weight-shared layers: the first instance owns the parameters, the others compute with them."""
+    """Split an op of layers that share weights: the first instance owns the weights, the others only use them."""
     if not (op.parameters or op.buffers or op.matmul_elements):
         return [op]
     unowned = {"parameters": 0, "active_parameters": 0, "matmul_elements": 0, "buffers": 0, "formula": ""}
@@ -108,10 +111,10 @@ def _layer(b: Builder, layer: Layer) -> None:
     parallel = layer.placement in ("parallel", "parallel_two")
 
     def norms(name: str, *, before: bool) -> None:
-        """The norms of one sublayer that stand before it, or after it."""
+        """Add the norm before a sublayer, or the norm after it, if the placement of this layer has one there."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
         if layer.placement in where:
-            saved = layer.placement == "parallel_two" and name != sublayers[0]  # both norms read, and save, one tensor
+            saved = layer.placement == "parallel_two" and name != sublayers[0]  # the first norm saved this tensor
             b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not saved)
 
     if layer.placement == "parallel":
@@ -145,7 +148,7 @@ def _layer(b: Builder, layer: Layer) -> None:
 
 
 def _embedding(b: Builder) -> None:
-    """Add the tables before the layers. A row per token is read and written, which costs no FLOPs."""
+    """Add the embedding tables before the layers. A lookup reads and writes one row per token and costs no FLOPs."""
     spec = b.spec
     tp = b.layout.tp
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
@@ -163,7 +166,7 @@ def _embedding(b: Builder) -> None:
             stream = b.stream_tokens * size.size
             b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
         case Rope() | Alibi() | RelativeBias() | NoPositions():
-            pass  # the mixers apply them
+            pass  # the mixers apply these encodings
         case _:
             assert_never(spec.positions)
     if spec.embedding.token_types:
@@ -177,7 +180,7 @@ def _embedding(b: Builder) -> None:
 def _table(
     b: Builder, name: str, component: Component, rows: Dim, size: Dim, *, shards: int = 1, tied: bool = False
 ) -> None:
-    """Add a table of rows."""
+    """Add an embedding table with `rows` rows of `size` elements."""
     local_rows = share(rows.size, shards)
     parameters = local_rows * size.size
     looked_up = b.act(b.tokens * size.size)
@@ -193,12 +196,12 @@ def _table(
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,
         written_bytes=looked_up,
-        saved_bytes=8 * b.tokens,  # the token numbers, int64
+        saved_bytes=8 * b.tokens,  # the token ids, int64
     )
 
 
 def _encoder_embedding(b: Builder, stack: Stack) -> None:
-    """Add the encoder's own tables and norm before its layers; the token table is the decoder's unless it has one."""
+    """Add the encoder's tables and norm before its layers. Without its own token table, it uses the decoder's."""
     b.at("encoder.", "", ())
     if stack.vocab_size is not None:
         rows = Dim(stack.vocab_size, "encoder.vocab_size")
@@ -240,8 +243,9 @@ def _head(b: Builder) -> None:
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if b.workload.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
-        if spec.head.soft_cap is not None and not b.fused:  # saves its tanh; a fused loss caps logits as it reads them
-            # temporaries: the divided logits, and the tanh or the result
+        # A fused loss applies the soft cap when it reads the logits. Plain torch saves the tanh, and its temporaries
+        # are the divided logits, and the tanh or the result.
+        if spec.head.soft_cap is not None and not b.fused:
             b.elementwise(
                 "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
             )
@@ -249,12 +253,12 @@ def _head(b: Builder) -> None:
 
 
 def _loss(b: Builder, logits: int) -> None:
-    """Add cross-entropy over so many logits.
+    """Add cross-entropy over `logits` elements.
 
-    Plain torch copies the logits to fp32, saves a log-softmax (4 bytes each), and makes two more tensors of its size in
-    backward; three if split over a tensor-parallel group, because torch's loss_parallel computes that backward in
-    steps. Fused: an fp32 softmax, which backward overwrites with the gradient, and that gradient in the activations'
-    format.
+    Plain torch copies the logits to fp32 and saves an fp32 log-softmax. Its backward pass allocates two more tensors of
+    the size of the log-softmax. It allocates three if the loss is split over a tensor-parallel group, because torch's
+    loss_parallel computes this backward pass in steps. A fused loss saves an fp32 softmax, which its backward pass
+    overwrites with the gradient, and allocates the gradient in the activations' format.
     """
     plain_backward = 8 * logits if b.layout.tp == 1 else 12 * logits
     forward_bytes = b.act(logits)

@@ -1,7 +1,7 @@
 """The ops of softmax attention: MHA, GQA and MQA.
 
-Weights per layer: q D·N·H, k and v D·K·H each, o N·H·D. Scores and their product with the values cost
-2·(d_qk + d_v) FLOPs per pair of tokens and head.
+Weights per layer: q has D·N·H elements, k and v have D·K·H each, o has N·H·D. The scores and their product with the
+values cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from llmbench.spec.position import Positions, RelativeBias, Rope
 
 
 def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
-    """Add the ops of softmax attention. cross: keys and values come from an encoder."""
+    """Add the ops of softmax attention.
+
+    cross: keys and values come from the encoder. Raises LayoutError if the heads cannot be split over the GPUs.
+    """
     tp = b.layout.tp
     heads = Dim(mixer.num_attention_heads, "num_attention_heads")
     kv_heads = Dim(mixer.num_key_value_heads, "num_key_value_heads")
@@ -26,12 +29,12 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     value_dim = head_dim if mixer.v_head_dim is None else Dim(mixer.v_head_dim, "v_head_dim")
     if heads.size % tp or (kv_heads.size % tp and tp % kv_heads.size):
         raise LayoutError(
-            f"layout tp={tp}: does not divide {heads.size} attention heads"
+            f"layout tp={tp}: the {heads.size} attention heads are not divisible by {tp}"
             if heads.size % tp
-            else f"layout tp={tp}: neither divides nor is a multiple of {kv_heads.size} key-value heads",
-            hint="choose a tp that divides the heads",
+            else f"layout tp={tp}: the {kv_heads.size} key-value heads can be neither divided nor copied evenly",
+            hint="choose a tp that divides the number of heads",
         )
-    kv_shards = min(tp, kv_heads.size)  # beyond that, GPUs hold copies of a key-value head
+    kv_shards = min(tp, kv_heads.size)  # more GPUs than key-value heads: several GPUs have copies of one head
     local_heads, local_kv_heads = heads.size // tp, kv_heads.size // kv_shards
     source_tokens = share(b.workload.batch * b.workload.encoder_len, b.layout.cp) if cross else b.tokens
     projects_kv = not mixer.shares_kv and not (cross and b.workload.phase == "decode")
@@ -116,7 +119,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
-    # The input of o_proj is the attention's output, which flash attention saves already.
+    # The input of o_proj is usually the output of attention, which flash attention saves already.
     own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
     b.linear(
         f"{name}.o_proj",
@@ -130,7 +133,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
 
 
 def rope(b: Builder, name: str, positions: Positions, queries: int, keys: int) -> None:
-    """Rotate queries and keys of so many elements."""
+    """Add the rotation of queries and keys. `queries` and `keys` are numbers of elements."""
     temporary = {}
     if not b.fused:
         interleaved = isinstance(positions, Rope) and positions.interleaved
@@ -152,8 +155,11 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, par
 
 
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
-    """Add scores by relative position: the table's rows are projected once per sequence, 2·rows·D·N·H FLOPs, and every
-    query (or key) is multiplied with all rows, 2·rows·N·H FLOPs per token."""
+    """Add DeBERTa's scores by relative position.
+
+    The rows of the table are projected once per sequence, at 2·rows·D·N·H FLOPs. Every query (or key) is multiplied
+    with all rows, at 2·rows·N·H FLOPs per token.
+    """
     rows, tp = 2 * (min(scores.span, b.kv_len) if scores.clipped else scores.span), b.layout.tp
     projected = 2 if scores.shared_projections else 0
     products = 0
@@ -181,7 +187,8 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
     rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
-    # Plain torch looks up a bias for every pair, and saves the row numbers (int64); flash saves the biases too.
+    # Plain torch looks up a bias for every (query, key) pair and saves the row numbers (int64). Flash attention saves
+    # the biases too.
     w, looked_up = b.workload, 0
     if not b.fused:
         pairs = w.batch * b.query_len * b.kv_len

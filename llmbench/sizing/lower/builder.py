@@ -1,7 +1,9 @@
-"""The formulas of the ops that all layers consist of: a matrix product, a norm, a vector, an elementwise function.
-The other files of this folder compose a model from them.
+"""The formulas of the basic ops: matrix product, norm, vector of weights, elementwise function.
 
-Legend: B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
+The other files of this folder compose the layers of a model from these ops.
+
+Symbols in this folder: B batch size, S query length, T key length, D hidden size, N query heads, K key-value heads,
+H head dimension.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ Split = Literal["none", "column", "row"]
 
 
 class Dim(NamedTuple):
-    """A width and its name in the spec's terms."""
+    """A width of a tensor, and the spec's field names that it is computed from."""
 
     size: int
     label: str
 
 
 def product(*dims: Dim) -> Dim:
-    """The product of several widths."""
+    """Multiply several widths, and join their names."""
     size = 1
     for dim in dims:
         size *= dim.size
@@ -41,8 +43,11 @@ def share(size: int, parts: int) -> int:
 
 
 def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None = None) -> Cache:
-    """The cache of a row per token on this GPU. Tensor parallelism splits the heads of a row; beyond their number, GPUs
-    have copies. None: nothing is cached."""
+    """The cache of a layer that stores a cache row per token, on this GPU.
+
+    Tensor parallelism splits the heads of a row. If there are more GPUs than heads, several GPUs have copies of one
+    head. row, indexer_row: None if the layer stores no such row.
+    """
 
     def local(row: CacheRow | None) -> int:
         if row is None:
@@ -56,8 +61,8 @@ def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None =
 class Builder:
     """Collects the ops of one stack of layers, for one GPU.
 
-    tokens: the tokens that this GPU computes. stream_tokens: the tokens of the residual stream that it stores, fewer
-    under sequence parallelism.
+    tokens: number of tokens that this GPU computes. stream_tokens: number of tokens whose residual stream this GPU
+    stores, which is smaller than `tokens` under sequence parallelism.
     """
 
     def __init__(self, spec: ModelSpec, workload: Workload, layout: Layout, *, encoder: bool = False) -> None:
@@ -81,12 +86,12 @@ class Builder:
         self.ops: list[Op] = []
 
     def at(self, prefix: str, layer: str, layers: Iterable[int]) -> None:
-        """Set the layers of the ops that are added from now on."""
+        """Set the name prefix, the kind of layer and the layer indices of the ops that are added from now on."""
         self.prefix, self.layer, self.layers = prefix, layer, tuple(layers)
 
     @contextmanager
     def only(self, layers: tuple[int, ...]) -> Iterator[None]:
-        """Set other layers for the ops that are added inside the `with` block."""
+        """Set other layer indices for the ops that are added inside the `with` block."""
         every, self.layers = self.layers, layers
         try:
             yield
@@ -94,12 +99,15 @@ class Builder:
             self.layers = every
 
     def act(self, elements: int) -> int:
-        """Bytes of activations."""
+        """Bytes of `elements` activations."""
         return bytes_of(elements, self.workload.activation_dtype)
 
     def add(self, name: str, component: Component, kind: OpKind, **costs: Any) -> None:
-        """Append an op at the current place. By default its forward needs the memory of its inputs and outputs, and its
-        backward that of their gradients."""
+        """Append an op with the current prefix and layers.
+
+        By default, the forward pass of the op needs the memory of its inputs and outputs, and the backward pass needs
+        the memory of their gradients.
+        """
         moved = costs.get("read_bytes", 0) + costs.get("written_bytes", 0) + costs.get("kv_read_bytes", 0)
         costs.setdefault("forward_bytes", moved)
         costs.setdefault("backward_bytes", costs.get("read_bytes", 0) + costs.get("written_bytes", 0))
@@ -131,14 +139,20 @@ class Builder:
         tied: bool = False,
         gathers: bool = False,
     ) -> None:
-        """Add a matrix product: inputs × outputs weights (+ outputs of bias), 2 FLOPs per weight and token.
+        """Add a matrix product with inputs × outputs weights, and optionally a bias.
 
-        Backward costs twice as much: one product for the input's gradient, one for the weight's. split: "column" gives
-        each GPU a share of the outputs, "row" a share of the inputs; outputs are then summed over the group, and every
-        GPU has the bias. shards: GPUs that split it, if not all of the tensor-parallel group. saves_input: this op
-        saves its input for backward; False where another op saves the same tensor. also_saved_bytes: other bytes that
-        the module saves. gathers: the first product of a tensor-parallel region, which gathers the sequence (with sp)
-        and whose input gradient is reduced. tied: the weights belong to another op.
+        It costs 2 FLOPs per weight and token. The backward pass costs twice as much: one product for the gradient of
+        the input, one for that of the weights.
+
+        split: "column" gives each GPU a share of the outputs. "row" gives each GPU a share of the inputs; the outputs
+            are then summed over the group, and every GPU has the whole bias.
+        shards: number of GPUs that split the weights; None: the whole tensor-parallel group.
+        tokens: number of tokens; None: all tokens of this GPU.
+        saves_input: the op saves its input for the backward pass. False: another op saves the same tensor.
+        also_saved_bytes: bytes of other tensors that the module saves.
+        gathers: this is the first product of a tensor-parallel region. With sp it gathers the sequence, and the
+            gradient of its input is reduced over the group.
+        tied: the weights belong to another op.
         """
         shards = self.layout.tp if shards is None else shards
         tokens = self.tokens if tokens is None else tokens
@@ -150,8 +164,8 @@ class Builder:
         if bias:
             formula = f"{formula} + {outputs.label}" if formula else outputs.label
         flops = 2 * tokens * weights
-        # Under sequence parallelism Megatron saves a GPU's part of the input and gathers it again in backward; plain
-        # torch (DTensor) saves the gathered input.
+        # With sequence parallelism, Megatron saves only this GPU's part of the input and gathers the rest again in the
+        # backward pass. Plain torch (DTensor) saves the gathered input.
         kept = tokens * inside
         gathered = 0
         if gathers and self.layout.sp and self.fused:
@@ -213,11 +227,12 @@ class Builder:
         shards: int = 1,
         saves_input: bool = True,
     ) -> None:
-        """Add a norm over `width` of each of `rows` rows (default: the residual stream's tokens).
+        """Add a norm of `rows` rows with `width` elements each. Default: one row per token of the residual stream.
 
         It saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics per row. weight_width: width of the
-        weight where it is wider than a normalised row (a weight per head); plain torch then multiplies in a step of its
-        own, which saves the normalised values too. `stepwise_norm` has RMSNorm step by step.
+        weight if it is not `width` (each head has its own weight). Plain torch then multiplies with the weight in a
+        separate step, which saves the normalised values too. `stepwise_norm` gives the temporaries of an RMSNorm that
+        is computed in steps.
         """
         rows = self.stream_tokens if rows is None else rows
         weight = width if weight_width is None else weight_width
@@ -258,7 +273,7 @@ class Builder:
         buffer: bool = False,
         saved_bytes: int = 0,
     ) -> None:
-        """Add trained elements that no matrix product uses (sinks, decays, gates), or a stored buffer of them."""
+        """Add trained elements that no matrix product uses (sinks, decays, gates). buffer: they are not trained."""
         local = share(width.size, shards)
         if buffer:
             self.add(name, component, "elementwise", buffers=local, shards=shards)
@@ -286,8 +301,11 @@ class Builder:
         saved_bytes: int = 0,
         **temporary: int,
     ) -> None:
-        """Add an elementwise function. reads, writes, saves: elements; saved_bytes: bytes of other widths. temporary:
-        forward_bytes and backward_bytes, where it is computed in steps."""
+        """Add an elementwise function.
+
+        reads, writes, saves: numbers of elements in the activations' format. saved_bytes: bytes saved in other formats.
+        temporary: forward_bytes and backward_bytes, if the function is computed in several steps.
+        """
         self.add(
             name,
             component,
@@ -299,8 +317,8 @@ class Builder:
         )
 
     def residual(self, name: str) -> None:
-        """Add the sum of a sublayer's output and the residual stream; with dropout, its mask is saved (one byte
-        each)."""
+        """Add the sum of a sublayer's output and the residual stream. With dropout, it saves a mask of one byte per
+        element."""
         elements = self.stream_tokens * self.hidden.size
         self.elementwise(
             name,

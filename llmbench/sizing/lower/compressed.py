@@ -1,11 +1,12 @@
 """The ops of DeepSeek-V4's compressed attention.
 
-Weights per layer: queries D·r_q + r_q·N·H, the key (which is the value) D·H, the output N·H·r_o in groups, then
-g·r_o·D. A compressed layer adds two projections D·c·H and a bias rate·c·H, c = 2 where entries overlap. Its indexer
-adds two projections D·c·h, a bias rate·c·h, queries r_q·n·h and a weight per head.
+An entry is one vector that summarises `rate` consecutive tokens. Weights per layer: queries D·r_q + r_q·N·H; one head
+that is both key and value, D·H; the output projection N·H·r_o in g groups, then g·r_o·D. A layer with compression adds
+two projections of D·c·H and a bias of rate·c·H; c is 2 if entries overlap, else 1. Its indexer adds two projections of
+D·c·h, a bias of rate·c·h, query weights r_q·n·h and D·n weights for the heads.
 
-The cache has H elements per token of the window, H per entry, and h per entry of the indexer. Tokens that wait for
-their entry to be complete are not counted.
+The cache stores H elements per token of the window, H per entry, and h per entry of the indexer. Tokens whose entry is
+not complete yet are not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from llmbench.spec.mixer import CompressedAttention
 
 
 def compressed(b: Builder, mixer: CompressedAttention) -> None:
-    """Add the ops of attention to a window, and to entries that stand for several tokens each."""
+    """Add the ops of attention to a window of tokens and to compressed entries.
+
+    Raises LayoutError if heads or groups cannot be split over the GPUs.
+    """
     tp, name = b.layout.tp, mixer.module_name
     heads, groups = (
         Dim(mixer.num_attention_heads, "num_attention_heads"),
@@ -27,7 +31,9 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     )
     head_dim, q_rank = Dim(mixer.head_dim, "head_dim"), Dim(mixer.q_lora_rank, "q_lora_rank")
     if heads.size % tp or groups.size % tp:
-        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads in {groups.size} groups")
+        raise LayoutError(
+            f"layout tp={tp}: the {heads.size} attention heads and their {groups.size} groups must be divisible by {tp}"
+        )
     norm = b.spec.norm
     b.linear(f"{name}.q_a_proj", "attention", b.hidden, q_rank)
     b.norm(f"{name}.q_a_norm", "attention_norms", q_rank, norm, rows=b.tokens)
@@ -56,7 +62,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         read_per_token=head_dim.size,
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
-    # Each group of heads has its own matrix: N·H/g inputs, g·r_o outputs; in the formula the groups cancel.
+    # Each of the g groups of heads has its own matrix with N·H/g inputs and r_o outputs. In the formula g cancels.
     inside = Dim(heads.size * head_dim.size // groups.size, product(heads, head_dim).label)
     narrow = Dim(rank.size, "output_lora_rank")
     b.linear(f"{name}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
@@ -64,7 +70,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
 
 
 def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
-    """Add the ops that make, cache and choose the entries; returns the pairs of queries and entries to score."""
+    """Add the ops that compute, cache and select entries. Returns the number of scored (query, entry) pairs."""
     name, indexer, w = mixer.module_name, mixer.indexer, b.workload
     entries = b.kv_len // rate
     _entries(b, f"{name}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
@@ -92,7 +98,7 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
 
 
 def _entries(b: Builder, where: str, width: Dim, rate: int, *, overlap: bool) -> None:
-    """Add the ops that turn `rate` tokens into an entry: the norm of a sum of projections with gates and biases."""
+    """Add the ops that compute an entry from `rate` tokens: projections, gates, a bias by position, and a norm."""
     wide = product(Dim(2, "2"), width) if overlap else width
     b.linear(f"{where}.kv_proj", "attention_extra", b.hidden, wide, saves_input=False)
     b.linear(f"{where}.gate_proj", "attention_extra", b.hidden, wide, saves_input=False)

@@ -1,4 +1,4 @@
-"""The op softmax(Q Kᵀ) V, which has no weights: FLOPs, traffic, saved activations and temporaries."""
+"""The attention core, softmax(Q Kᵀ) V: FLOPs, bytes moved, saved activations and temporaries. It has no weights."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ def core(
     masked: bool = False,
     unsplit: int = 0,
 ) -> None:
-    """Add softmax(Q Kᵀ) V of `heads` heads on this GPU.
+    """Add softmax(Q Kᵀ) V with `heads` heads on this GPU.
 
-    Forward costs 2·(d_qk + d_v) FLOPs per pair and head, backward twice that; flash computes Q Kᵀ once more. Flash
-    saves q, k, v, its output and one fp32 log-sum-exp per row and head. Standard saves the probabilities in place of
-    the last two; with dropout also a mask and the dropped-out probabilities, and with a `soft_cap` its tanh. Selective
-    recomputation gives these squares up.
+    The forward pass costs 2·(d_qk + d_v) FLOPs per (query, key) pair and head. The backward pass costs twice as much,
+    and flash attention computes Q Kᵀ once more. Flash attention saves q, k, v, its output, and one fp32 log-sum-exp per
+    query and head. Standard attention saves q, k, v and the probabilities. It also saves a mask and the masked
+    probabilities with dropout, and the tanh with a soft cap. These S×T tensors are not saved with selective
+    recomputation.
 
-    seen: most keys of one query. read_per_token: cache elements read per token in a decoding step. biased: a bias is
-    added to all scores. masked: pairs are left out that a causal mask has; see `_temporary_bytes`. unsplit: extra width
-    that plain torch's flash saves because V is a view of a wider projection.
+    pairs: number of (query, key) pairs per sequence and head.
+    seen: the most keys that one query reads.
+    read_per_token: cache elements that a decoding step reads per token.
+    biased: a bias is added to all scores.
+    masked: the mask hides pairs that a causal mask shows; see `_temporary_bytes`.
+    unsplit: extra width per head that plain torch saves with flash attention, because V is a view of a wider tensor.
     """
     w = b.workload
     batch = w.batch
@@ -50,22 +54,23 @@ def core(
     selective = 0
     if w.attention == "flash":
         saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
-        # Flash's backward accumulates dQ in fp32 and, with grouped heads, expands dK and dV to all heads. Torch's
-        # kernel for CPUs does neither.
+        # The backward pass of flash attention accumulates dQ in fp32. With grouped heads, it also expands dK and dV to
+        # all heads. Torch's CPU kernel does neither.
         expanded = 0 if kv_heads == heads or w.on_cpu else keys * heads * (qk_dim + v_dim)
         rows = 4 * queries * heads
         accumulator = 0 if w.activation_dtype == "fp32" or w.on_cpu else rows * qk_dim
         scratch = b.act(inputs + output + expanded) + rows + accumulator
         traffic_read, traffic_written = inputs, output
     else:
-        # Plain torch computes the softmax in fp32 and saves it beside its copy in the activations' format.
-        wide = w.dense_mask or w.activation_dtype == "fp32"  # SDPA without a kernel rounds nothing in between
+        # Plain torch computes the softmax in fp32 and saves both the fp32 result and its copy in the activations'
+        # format. SDPA without a kernel computes only in fp32, so there is no copy.
+        wide = w.dense_mask or w.activation_dtype == "fp32"
         kept = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
         selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
-        # At the softmax's backward, plain torch has three fp32 squares (probabilities, their gradient, the scores'
-        # gradient) and the values' gradient. It has freed the copy and the output's gradient.
+        # In the backward pass of the softmax, plain torch has three fp32 S×T tensors (probabilities, their gradient,
+        # gradient of the scores) and the gradient of the values. The copy and the output's gradient are freed.
         value_gradient = b.act(keys * heads * v_dim)
         scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + value_gradient
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
@@ -125,11 +130,12 @@ def _temporary_bytes(
     masked: bool,
     soft_cap: bool,
 ) -> tuple[int, int, int]:
-    """The peak temporary bytes of the forward pass, the bytes of a mask that it saves, and the bytes of input copies.
+    """(peak bytes of temporaries in the forward pass, bytes of the saved mask, bytes of copied inputs).
 
-    Plain torch repeats shared keys and values for every head. Keys and values of a cache, of a single sequence, and
-    repeated ones are contiguous as a product needs them; others are copied. Absorbed latent attention has one head of
-    keys, and joins its queries to new tensors.
+    Plain torch repeats the keys and values of grouped heads for every query head. A matrix product needs contiguous
+    inputs: keys and values are contiguous if they come from a cache, belong to a single sequence, or were repeated.
+    Otherwise they are copied. Absorbed latent attention has one key head, and concatenates its queries into a new
+    tensor.
     """
     w = b.workload
     decode, absorbed = w.phase == "decode", w.absorbed_mla and kv_heads == 1

@@ -1,4 +1,4 @@
-"""The ops of feed-forwards. Weights: dense 2·D·F, gated 3·D·F, each expert as many, and a router D·E."""
+"""The ops of feed-forwards. Weights: dense 2·D·F, gated 3·D·F; an expert is one of the two, and a router has D·E."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
-    """Add the ops of a feed-forward. inputs_saved: a mixer beside it reads, and saves, the same tensor."""
+    """Add the ops of a feed-forward. inputs_saved: the mixer of a parallel block has saved the same input already."""
     match ffn:
         case Dense() | Gated():
             _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
@@ -33,7 +33,7 @@ def _dense(
 ) -> None:
     """Add the ops of down(act(up(x))) or down(act(gate(x)) * up(x)).
 
-    gate and up save their common input once, or not at all if another op has saved it (inputs_saved).
+    The gate and up projections save their common input once, or not at all if another op has saved it (inputs_saved).
     """
     gated = isinstance(ffn, Gated)
     first = "gate_proj" if gated else "up_proj"
@@ -57,44 +57,49 @@ def _dense(
 
 
 _FROM_RESULT = ("relu", "sigmoid", "tanh")
-"""Activations whose gradient needs their result alone."""
+"""Activations whose gradient can be computed from their result, without their input."""
 
 _STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4}
-"""Tensors that plain torch saves for an activation, where it is not the input alone: the sigmoid too, and in gpt-oss's
-also both inputs of its clamps."""
+"""Number of tensors that plain torch saves for these activations. Other activations save one tensor, their input.
+
+quick_gelu also saves the sigmoid. swiglu_oai (gpt-oss) also saves the sigmoid and both inputs of its clamps.
+"""
 
 
 def _activation(
     b: Builder, name: str, component: Component, activation: Activation, gated: bool, elements: int
 ) -> bool:
-    """Add the activation. It saves its input, or its result where that is enough. A gated one saves both inputs, and
-    plain torch also saves act(gate) for the product's gradient. Returns whether the result is saved."""
+    """Add the activation. Returns whether it saves its result, which the next op then need not save.
+
+    It saves its input, or its result if the gradient needs only the result. A gated activation saves both inputs.
+    Plain torch also saves act(gate) for the gradient of the product act(gate) * up.
+    """
     if b.fused:
         tensors = 2 if gated else 1
     else:
         tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
     saves, reads = elements * tensors, elements * (2 if gated else 1)
-    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # act(gate) exists beside its product
+    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # gated: act(gate) exists together with the product
     forward_bytes = b.act(reads + elements * (steps + 1))
     b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=forward_bytes)
     return not gated and activation in _FROM_RESULT
 
 
 def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
-    """Add the ops of the router, the experts, and the feed-forwards beside them.
+    """Add the ops of the router, the experts, the shared experts and a feed-forward that runs parallel to them.
 
-    Every token uses num_experts_per_tok experts, on any GPU. With ep ranks that share their tokens evenly, the experts
-    of one GPU get tokens × num_experts_per_tok rows in all. A capacity factor gives each expert a buffer of
-    capacity_factor times its even share, and the whole buffer is computed. An expert_capacity changes no figure,
-    because even shares are below it.
+    Every token uses num_experts_per_tok experts, on any GPU. The figures assume that all experts get the same number of
+    tokens, so the experts of one GPU get tokens × num_experts_per_tok rows in all. A capacity factor gives each expert
+    a buffer of capacity_factor × its even share, and the experts compute the whole buffer. An expert_capacity changes
+    no figure, because the even share is below it.
 
-    Plain torch saves more than fused kernels do: see `_router_saves`; it also saves the experts' outputs for their
-    weighted sum.
+    Plain torch saves more than fused kernels: the tensors of `_router_saves`, and the outputs of the experts for their
+    weighted sum. Raises LayoutError if the experts cannot be split over the GPUs.
     """
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
     if moe.num_experts % ep:
-        raise LayoutError(f"layout ep={ep}: does not divide {moe.num_experts} experts")
+        raise LayoutError(f"layout ep={ep}: the {moe.num_experts} experts are not divisible by {ep}")
     choices = Dim(
         moe.num_experts + moe.zero_experts,
         "num_experts" if not moe.zero_experts else "(num_experts + zero_experts)",
@@ -102,7 +107,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     scored = b.hidden
     if moe.router.hidden_size is not None:
         scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
-    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router computes in fp32, on a copy of its input
+    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router converts its input to fp32
     b.linear(
         "ffn.router",
         "router",
@@ -115,7 +120,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     inputs_saved = inputs_saved or not wide
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
-    # The share of a token's choices that computing experts get; exact without zero experts.
+    # Experts with weights per token. With zero experts, which compute nothing, it is the mean, rounded up.
     chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
     rows = b.tokens * chosen
     inputs = b.hidden
@@ -148,7 +153,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         )
     combined = b.tokens * b.hidden.size
     outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
-    # Plain torch still has the experts' inputs, and their outputs three times: as computed, in token order, weighted.
+    # Plain torch has the experts' inputs and three tensors of outputs: as computed, in token order, and weighted.
     forward_bytes = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
     b.elementwise(
         "ffn.combine",
@@ -161,11 +166,11 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
-    """Bytes that plain torch saves for a router in fp32.
+    """Bytes that plain torch saves for a router, which computes in fp32.
 
-    They are copies of its input and matrix, if those have another format, and the probabilities of all experts. With
-    sparsemixer there are probabilities and a mask per choice. With softmax_topk and sigmoid_topk only chosen experts
-    have probabilities, which are not counted.
+    They are fp32 copies of its input and matrix, if those have another format, and the probabilities of all experts.
+    Sparsemixer saves probabilities and a mask for each selected expert. With softmax_topk and sigmoid_topk only the
+    selected experts have probabilities, which are not counted.
     """
     scores = 4 * b.tokens * choices
     if moe.router.scores == "sparsemixer":
@@ -176,7 +181,7 @@ def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: boo
 
 
 def _router_network(b: Builder, width: Dim) -> Dim:
-    """Add the network of a router that has a width of its own; returns that width."""
+    """Add the layers of a router that is a small network. Returns the width of its last layer."""
     b.linear("ffn.router.in_proj", "router", b.hidden, width, bias=True)
     b.norm("ffn.router.norm", "router", width, b.spec.norm, rows=b.tokens)
     for name in ("fc1", "fc2"):
@@ -185,11 +190,12 @@ def _router_network(b: Builder, width: Dim) -> Dim:
 
 
 def experts_read(moe: MoE, experts: int, tokens: int) -> float:
-    """The expected number of `experts` that at least one of `tokens` tokens chooses, and whose weights are thus read.
+    """The expected number of experts whose weights are read: those that at least one of `tokens` tokens selects.
 
-    Assumes even, independent choices. One token leaves out an expert with probability 1 − k/E, all tokens with its
-    power: experts·(1 − (1 − k/E)^tokens). Routers trained for balance come near; others read fewer experts. A capacity
-    factor's buffers are computed whole, so all experts are read.
+    Assumes that each token selects k of E experts with equal probability and independently of the other tokens. A token
+    does not select a given expert with probability 1 − k/E, so the number is experts·(1 − (1 − k/E)^tokens). A router
+    that is trained to be balanced comes near it; other routers read fewer experts. With a capacity factor, all experts
+    compute their whole buffers, so all are read.
     """
     if moe.capacity_factor is not None:
         return experts
@@ -198,7 +204,7 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
 
 
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
-    """Add the experts' matrices as grouped products over `rows` copies of tokens."""
+    """Add the matrices of the experts as grouped products. rows: (token, expert) pairs of this GPU."""
     tp, ep = b.layout.tp, b.layout.ep
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
@@ -214,7 +220,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             Collective("all_to_all", dispatch, "ep", "backward"),
         )
     b.elementwise("ffn.dispatch", "experts", reads=b.tokens * inputs.size, writes=padded * inputs.size)
-    # (name, weights of one expert, bias of one, its label, inputs per row, saves its input)
+    # (name of the matrix, whether its product saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
     for matrix, saves in [*inner, ("down_proj", True)]:
         down = matrix == "down_proj"

@@ -1,4 +1,4 @@
-"""The ops of multi-head latent attention and of the indexer that chooses its keys."""
+"""The ops of multi-head latent attention (MLA), and of the indexer that selects its keys in DeepSeek-V3.2."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from llmbench.spec.model import Norm
 
 
 def latent(b: Builder, mixer: LatentAttention) -> None:
-    """Add the ops of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1). Weights per layer:
+    """Add the ops of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    q: D·r_q + r_q·N·(d_nope + d_rope), or D·N·(d_nope + d_rope) in full rank. kv: D·(r_kv + d_rope) down,
-    r_kv·N·(d_nope + d_v) up. The cache has r_kv + d_rope elements per token, once for all heads. In absorbed form, the
-    up-projection applies to queries and outputs instead of keys and values (the same FLOPs per token), and a pair of
-    tokens costs 2·(2·r_kv + d_rope) FLOPs per head instead of 2·(d_nope + d_rope + d_v).
+    Weights per layer: q has D·r_q + r_q·N·(d_nope + d_rope) elements, or D·N·(d_nope + d_rope) without a query latent.
+    kv has D·(r_kv + d_rope) in its down-projection and r_kv·N·(d_nope + d_v) in its up-projection. The cache stores
+    r_kv + d_rope elements per token, shared by all heads.
+
+    In the absorbed form, the up-projection applies to queries and outputs instead of keys and values, which costs the
+    same FLOPs per token. A (query, key) pair then costs 2·(2·r_kv + d_rope) FLOPs per head, instead of
+    2·(d_nope + d_rope + d_v) in the expanded form. Raises LayoutError if the heads cannot be split over the GPUs.
     """
     tp, name = b.layout.tp, mixer.module_name
     heads = Dim(mixer.num_attention_heads, "num_attention_heads")
     if heads.size % tp:
-        raise LayoutError(f"layout tp={tp}: does not divide {heads.size} attention heads")
+        raise LayoutError(f"layout tp={tp}: the {heads.size} attention heads are not divisible by {tp}")
     qk_dim = Dim(mixer.qk_head_dim, "(qk_nope_head_dim + qk_rope_head_dim)")
     kv_rank = Dim(mixer.kv_lora_rank, "kv_lora_rank")
     latent_norm = b.spec.norm
@@ -65,7 +68,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
         seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
         read_per_token=compressed.size,
-        unsplit=mixer.qk_nope_head_dim,  # one product makes the unrotated part of a key and the value
+        unsplit=mixer.qk_nope_head_dim,  # one matrix gives both unrotated key and value
     )
     b.linear(
         f"{name}.o_proj",
@@ -79,8 +82,11 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
 
 
 def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
-    """Add DeepSeek-V3.2's indexer: queries from the q latent, one key of `head_dim` per token, a weight per head, and a
-    score of every visible pair, summed over the heads by those weights: 2·heads·(head_dim + 1) FLOPs per pair."""
+    """Add DeepSeek-V3.2's indexer, which scores every visible (query, key) pair with small heads.
+
+    It computes queries from the query latent, one key of `head_dim` elements per token, and a weight per head. The
+    score of a pair is the weighted sum over the heads: 2·heads·(head_dim + 1) FLOPs per pair.
+    """
     indexer = mixer.indexer
     assert indexer is not None
     rank = b.hidden if mixer.q_lora_rank is None else Dim(mixer.q_lora_rank, "q_lora_rank")

@@ -1,4 +1,4 @@
-"""The ops of each kind of mixer: one case per kind. mypy names this file when a kind has no case."""
+"""Adds the ops of a mixer: one case per kind of mixer. mypy reports an error here if a kind has no case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention,
 
 
 def lower_mixer(b: Builder, mixer: SingleMixer) -> None:
-    """Add the ops of a mixer. The kinds that few models have are imported here, so that other starts stay fast."""
+    """Add the ops of a mixer. Modules that few models need are imported here, so that the other models start fast."""
     match mixer:
         case Attention():
             attention(b, mixer)

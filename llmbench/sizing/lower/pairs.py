@@ -12,11 +12,12 @@ def visible_pairs(
     chunk: int | None = None,
     masked_too: bool = False,
 ) -> int:
-    """Pairs of one sequence and head that the mask keeps; all pairs if `masked_too`.
+    """The number of (query, key) pairs that the mask shows, for one sequence and head.
 
-    Queries are the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1 keys, at
-    most `window` of them (its own included), and with `chunk` those since the start of its chunk. Not causal: every
-    key, or those at a distance of at most window // 2 on either side.
+    The queries are at the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1
+    keys. With `window` it sees at most that many, its own key included. With `chunk` it sees only keys since the start
+    of its chunk. Not causal: a query sees every key, or with `window` the keys at a distance of at most window // 2 on
+    either side. masked_too: also count the pairs that the mask hides.
     """
     if masked_too:
         return query_len * kv_len
@@ -27,7 +28,7 @@ def visible_pairs(
         reach = window // 2
         behind = _sum_capped(kv_len - 1, reach) - _sum_capped(first - 1, reach)
         ahead = _sum_capped(query_len - 1, reach)
-        return behind + ahead + query_len  # keys before, keys after, and the query's own
+        return behind + ahead + query_len  # keys before the query, keys after it, and its own key
     if chunk is not None:
         return _sum_chunked(kv_len, chunk) - _sum_chunked(first, chunk)
     limit = kv_len if window is None else window
@@ -48,8 +49,11 @@ def _sum_chunked(length: int, chunk: int) -> int:
 
 
 def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False) -> int:
-    """Pairs of a query and an entry of `rate` tokens that was complete at the query's position, at most `top_k` per
-    query; all pairs if `masked_too`."""
+    """The number of (query, entry) pairs of compressed attention, for one sequence and head.
+
+    An entry summarises `rate` consecutive tokens. A query sees the entries that are complete at its position, at most
+    `top_k` of them. masked_too: also count the pairs that the mask hides.
+    """
     if masked_too:
         return query_len * (kv_len // rate)
     return _sum_entries(kv_len, rate, top_k) - _sum_entries(kv_len - query_len, rate, top_k)

@@ -1,8 +1,8 @@
 """The ops of state-space and linear mixers: projections, short convolutions, recurrences and fixed states.
 
-A recurrence is counted in its step form: a multiply-add of every state element for each of decay, write and read,
-2 FLOPs each. Chunked kernels compute other products for the same result. Training saves a recurrence's inputs and
-output; kernels that keep chunk states save more, so the training memory of hybrids is approximate.
+A recurrence is counted in its step form: three multiply-adds per state element and token (decay, write and read), 2
+FLOPs each. Chunked kernels compute other products for the same result. In training a recurrence saves its inputs and
+its output. Real kernels also save states of their chunks, so the training memory of these models is approximate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmbench.spec.model import Norm
 
 
 def recurrent(b: Builder, mixer: Recurrent) -> None:
-    """Add the ops of a mixer with a fixed state."""
+    """Add the ops of a recurrent mixer. Raises LayoutError if its heads cannot be split over the GPUs."""
     match mixer:
         case Mamba():
             _mamba(b, mixer)
@@ -52,8 +52,10 @@ def recurrent(b: Builder, mixer: Recurrent) -> None:
 
 
 def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None:
-    """Add the causal depthwise convolution: a multiply-add per channel and tap. Its state is the newest inputs, one
-    fewer than the taps. formula: its channels in the spec's terms."""
+    """Add the causal depthwise convolution: one multiply-add per channel and tap.
+
+    Its state has the newest taps − 1 inputs. formula: the number of channels, written with the spec's field names.
+    """
     assert mixer.fixed_state.conv is not None
     inputs, channels = mixer.fixed_state.conv
     tp, taps = b.layout.tp, inputs + 1
@@ -81,7 +83,7 @@ def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None
 
 
 def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms: int = 3) -> None:
-    """Add the recurrence. inputs, outputs: widths per token; terms: multiply-adds per state element and token."""
+    """Add the recurrence. inputs, outputs: elements per token. terms: multiply-adds per state element and token."""
     tp = b.layout.tp
     local = share(mixer.fixed_state.scan_elements, tp)
     flops = 2 * terms * b.tokens * local
@@ -132,7 +134,7 @@ def _mamba(b: Builder, m: Mamba) -> None:
 def _mamba2(b: Builder, m: Mamba2) -> None:
     tp = b.layout.tp
     if m.num_heads % tp:
-        raise LayoutError(f"layout tp={tp}: does not divide {m.num_heads} state-space heads")
+        raise LayoutError(f"layout tp={tp}: the {m.num_heads} state-space heads are not divisible by {tp}")
     heads, groups, state = (
         Dim(m.num_heads, "num_heads"),
         Dim(m.n_groups, "n_groups"),
@@ -234,7 +236,7 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             gathers=branch == "y",
         )
     _conv(b, m, width.label, bias=True)
-    for gate in ("input_gate", "recurrent_gate"):  # block-diagonal: a square matrix per head
+    for gate in ("input_gate", "recurrent_gate"):  # block-diagonal matrices: a square block per head
         weights = share(m.num_heads, tp) * block.size * block.size
         flops = 2 * b.tokens * weights
         parameters = weights + share(width.size, tp)

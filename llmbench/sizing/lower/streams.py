@@ -1,7 +1,8 @@
 """The ops of hyper-connections: several residual streams, and the small matrices that join and distribute them.
 
-Weights per sublayer with m streams: a matrix m·D × (2·m, and m² more if the streams mix), as many biases, and 2 or 3
-scales. Mixing costs 2·m²·D FLOPs per token. Before the head: m·D × m, m biases and a scale.
+With m streams, each sublayer has a matrix of m·D inputs and 2·m outputs, a bias per output, and 2 scales. If the
+streams mix, the matrix has m² more outputs, and there are 3 scales. Mixing costs 2·m²·D FLOPs per token. Before the
+head there is a matrix of m·D inputs and m outputs, with m biases and a scale.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from llmbench.spec.model import HyperConnections
 
 
 def join_streams(b: Builder, name: str, streams: HyperConnections) -> None:
-    """Add the ops before one sublayer."""
+    """Add the ops that join the streams before a sublayer."""
     m = streams.streams
     outputs = Dim(m * (m + 2), "streams × (streams + 2)") if streams.mixes else Dim(2 * m, "2 × streams")
     b.linear(f"{name}.fn", "other", product(Dim(m, "streams"), b.hidden), outputs)
@@ -32,7 +33,7 @@ def join_streams(b: Builder, name: str, streams: HyperConnections) -> None:
 
 
 def join_head(b: Builder, streams: HyperConnections) -> None:
-    """Add the ops that make one stream of all before the final norm."""
+    """Add the ops that join all streams into one before the final norm."""
     m = Dim(streams.streams, "streams")
     b.linear("head_hc.fn", "other", product(m, b.hidden), m)
     b.vector("head_hc.base", "other", m)
