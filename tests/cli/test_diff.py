@@ -21,10 +21,13 @@ from tests.measure.rows import header, row
 Capture = pytest.CaptureFixture[str]
 
 TWO_RUNS = """
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from llmbench.cli import run
-from llmbench.measure import clock
+from llmbench.measure import clock, reference
+small = reference.Sizes(64, 2**16, 10)
+reference.measure_references = partial(reference.measure_references, sizes=small)
 readings = count()
 clock.time = SimpleNamespace(perf_counter=lambda: next(readings) / 1024)
 clock.run_queue_delay_s = lambda: None
