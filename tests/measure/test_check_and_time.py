@@ -346,7 +346,7 @@ def test_triton_is_not_needed() -> None:
     code = """
 import sys
 sys.modules["triton"] = None
-from llmbench.measure import check_and_time, difference, reference
+from llmbench.measure import check_and_time, reference, regressions
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
