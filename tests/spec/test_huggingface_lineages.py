@@ -116,7 +116,7 @@ def test_a_missing_text_part_is_the_default_of_its_class() -> None:
 
 def test_kimi_names_each_layer_once() -> None:
     wrong = {"full_attn_layers": [4], "kda_layers": [1, 2, 3]}
-    with pytest.raises(SpecError, match="does not name each of the 8 layers once"):
+    with pytest.raises(SpecError, match="must list each of the 8 layers exactly once"):
         from_config({"model_type": "kimi_linear", "num_hidden_layers": 8, "linear_attn_config": wrong}, name="test")
 
 

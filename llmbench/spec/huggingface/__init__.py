@@ -1,8 +1,8 @@
 """Reads a Hugging Face config.json as a ModelSpec, or refuses it.
 
-The importer of its model type reads a config (`families`). A key that no importer understands makes the result
-approximate, with the reason. Of a multimodal config the text part is read, with a note. An unknown model type is
-refused: no figure is better than a wrong one.
+Each model type has an importer (`families`), which reads its configs. A config key that the importer does not
+understand makes the result approximate, with the reason. llmbench reads only the text part of a multimodal config, and
+adds a note. An unknown model type is refused, because a missing figure is better than a wrong one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["from_config", "load_config", "supported_model_types"]
 
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
-    """The spec of a config.json, or of the folder that holds one.
+    """Return the spec of a config.json, or of the folder that contains it.
 
-    `name` is the spec's name; without it, the name of the folder or of the file. Raises SpecError for a file that
-    cannot be read or is wrong, UnsupportedError for a model type that is not known.
+    `name` is the name of the spec. Its default is the name of the folder or file. Raises SpecError for an unreadable or
+    invalid file, and UnsupportedError for an unknown model type.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -34,17 +34,18 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or an impossible file name
         raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
     try:
-        values = json.loads(text)  # not msgspec: configs hold NaN and Infinity
+        values = json.loads(text)  # not msgspec, because configs may have NaN and Infinity
     except (ValueError, RecursionError) as problem:
         raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
-        raise SpecError(f"{file} holds no JSON object, but {type(values).__name__}")
+        raise SpecError(f"{file} must contain a JSON object, not {type(values).__name__}")
     stem = path.name if path.is_dir() else path.parent.name if path.name == "config.json" else path.stem
     return from_config(values, name=name or stem or "model", source=str(path))
 
 
 def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Face config") -> ModelSpec:
-    """The spec of a parsed config. Raises SpecError for a wrong value, UnsupportedError for an unknown architecture."""
+    """Return the spec of a parsed config. Raises SpecError for an invalid value, UnsupportedError for a model type that
+    llmbench does not know."""
     from llmbench.spec.huggingface.families import FAMILIES
 
     notes: list[str] = []
@@ -76,12 +77,12 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
 
 
 def _text(text: str) -> str:
-    """The text with `?` for lone surrogates, which JSON and file names may hold and UTF-8 cannot."""
+    """Replace lone surrogates by `?`. JSON and file names can contain them, but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
-    """The same spec, checked against the bounds that a spec from a file must keep. Raises SpecError."""
+    """Return the spec after the checks that a spec file must pass too. Raises SpecError if one fails."""
     try:
         return msgspec.convert(msgspec.to_builtins(spec), ModelSpec).check()
     except msgspec.ValidationError as problem:
@@ -89,7 +90,7 @@ def validated(spec: ModelSpec) -> ModelSpec:
 
 
 def supported_model_types() -> list[str]:
-    """Every model type that has an importer, sorted."""
+    """Return all model types that have an importer, sorted."""
     from llmbench.spec.huggingface.families import FAMILIES
 
     return sorted(FAMILIES)
@@ -100,8 +101,8 @@ def _unknown(c: Config) -> Any:
 
     near = suggestion(c.model_type, FAMILIES)
     raise UnsupportedError(
-        f"model type `{c.model_type[:60]}` is not known",
-        hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --model-types` shows all",
+        f"model type `{c.model_type[:60]}` is unknown",
+        hint=(f"did you mean `{near}`? " if near else "") + "`llmbench specs list --model-types` shows all model types",
     )
 
 

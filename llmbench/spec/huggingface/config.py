@@ -1,8 +1,8 @@
-"""Typed access to a Hugging Face config that remembers which keys were read.
+"""Typed access to a Hugging Face config. It records which keys were read.
 
-A missing key means the default of the model's class (`defaults.json`, taken from transformers' classes). A key makes
-the result approximate where nothing read it, its value is not that default, and it is not known to be harmless: it
-might change a number.
+A missing key has the default of the model's class in transformers (`defaults.json`). A key makes the result approximate
+if no importer reads it, its value differs from the default, and it is not in the list of harmless keys, because it
+might change a figure.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from llmbench.spec.base import LARGEST
 from llmbench.spec.huggingface.harmless import HARMLESS_KEYS
 
 _TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
-"""Endings of the keys that hold a token of the vocabulary."""
+"""Endings of the config keys whose value is a token id."""
 
 _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
-"""Values that switch nothing on: an unknown key with one of them is harmless."""
+"""Values that switch a feature off. An unknown key with such a value is harmless."""
 
 _REQUIRED: Any = object()
 
 
 class Config:
-    """One Hugging Face config (or its text part), with the defaults of its class for missing keys.
+    """A Hugging Face config, or the text part of one. Missing keys have the defaults of the class in transformers.
 
-    `aliases` maps a standard name to the name that the class gives the key (hidden_size to n_embd).
+    `aliases` maps the standard name of a key to the name in this class (hidden_size to n_embd).
     """
 
     def __init__(
@@ -46,35 +46,36 @@ class Config:
         self._values: dict[str, Any] = {}
         for key, value in values.items():
             if not _same(self._values.setdefault(self._name(key), value), value):
-                self.doubt(f"config keys {path}{key} and {path}{self._name(key)} mean the same, but have two values")
+                self.doubt(f"config keys {path}{key} and {path}{self._name(key)} mean the same, but differ in value")
         self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()
 
     def _name(self, key: str) -> str:
-        """The standard name of a key (hidden_size for n_embd)."""
+        """Return the standard name of a key (hidden_size for n_embd)."""
         return self._standard.get(key, key)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the config itself has the key, under either name; the defaults of its class do not count."""
+        """Whether the config itself has the key, under its standard name or the name in its class. Defaults do not
+        count."""
         return self._name(key) in self._values
 
     def spells(self, key: str) -> bool:
-        """Whether the config has the key under exactly this name."""
+        """Return whether the config has the key under exactly this name."""
         return key in self._spelled
 
     def put(self, key: str, value: Any) -> None:
-        """Set a value that the importer derives from another key."""
+        """Set the value of a key, for an importer that derives it from another key."""
         self._values[self._name(key)] = value
 
     def rename(self, **keys: str) -> None:
-        """Give values under other names of keys the names that the importer reads, where these have none."""
+        """For each `alias=key`, use the value of `alias` for `key` if the config has no `key`."""
         for alias, key in keys.items():
             if alias in self and key not in self:
                 self.put(key, self.get(alias))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as the config has it, else the default of its class, else `default`."""
+        """Return the value in the config, or the default of the class, or `default`, whichever exists first."""
         key = self._name(key)
         self._read.add(key)
         if key in self._values:
@@ -82,41 +83,45 @@ class Config:
         return self._defaults.get(key, default)
 
     def first(self, *keys: str) -> Any:
-        """The value of the first of `keys` that has one; all of them count as read."""
+        """Return the first value that is not null among `keys`. All of these keys count as read."""
         values = [self.get(key) for key in keys]
         return next((value for value in values if value is not None), None)
 
     def ignore(self, *keys: str) -> None:
-        """Mark keys as read that change no figure of this family; one string may have several, with spaces between."""
+        """Mark keys as read that change no figure of this model type. One string can contain several keys with
+        spaces."""
         self._read.update(self._name(key) for text in keys for key in text.split())
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number of at least one."""
+        """Return a whole number of at least one, or `default` if the key is null or absent."""
         value = self.get(key)
         if value is None and default is not _REQUIRED:
             return int(default)
         return self._whole(key, value, 1)
 
     def optional_size(self, key: str) -> int | None:
-        """A whole number of at least one, or None where it is null, absent, or not positive."""
+        """Return a whole number of at least one, or None if the key is null, absent, zero or negative."""
         value = self.get(key)
         if value is None or (type(value) is int and value <= 0):
             return None
         return self._whole(key, value, 1)
 
     def window(self, key: str = "sliding_window") -> int | None:
-        """The number of keys that a query sees, or None for all; zero means all, though transformers then hides all."""
+        """Return the number of keys that a query can see, or None for no window.
+
+        Zero also means no window here. transformers hides all keys in this case, so the model is not built.
+        """
         if self.get(key) == 0 and self.get(key) is not False:
-            self.unbuildable(f"{key} = 0, with which transformers hides every key")
+            self.unbuildable(f"{key} = 0: transformers then hides every key from every query")
         return self.optional_size(key)
 
     def count(self, key: str, default: int = 0) -> int:
-        """A whole number that may be zero; `default` where it is null or absent."""
+        """Return a whole number of at least zero, or `default` if the key is null or absent."""
         value = self.get(key)
         return default if value is None else self._whole(key, value, 0)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false; `default` where it is null or absent."""
+        """Return true or false, or `default` if the key is null or absent."""
         value = self.get(key)
         if value is None:
             return default
@@ -125,7 +130,7 @@ class Config:
         return bool(value)
 
     def number(self, key: str, default: float) -> float:
-        """A finite number; `default` where it is null or absent."""
+        """Return a finite number, or `default` if the key is null or absent."""
         value = self.get(key)
         if value is None:
             return default
@@ -136,11 +141,11 @@ class Config:
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
-        """A finite number, or None where it is null or absent."""
+        """Return a finite number, or None if the key is null or absent."""
         return None if self.get(key) is None else self.number(key, 0.0)
 
     def text(self, key: str, default: str = "") -> str:
-        """A string; `default` where it is null or absent."""
+        """Return a string, or `default` if the key is null or absent."""
         value = self.get(key)
         if value is None:
             return default
@@ -149,7 +154,7 @@ class Config:
         return value
 
     def table(self, key: str) -> dict[str, Any]:
-        """An object, empty where it is null or absent."""
+        """Return a JSON object, which is empty if the key is null or absent."""
         value = self.get(key)
         if value is None:
             return {}
@@ -158,8 +163,10 @@ class Config:
         return value
 
     def entries(self, key: str, length: int | None = None, *, nested: bool = False) -> list[Any] | None:
-        """A list, or None where it is null or absent: of exactly `length` entries, and of plain values unless
-        `nested`."""
+        """Return a list, or None if the key is null or absent.
+
+        Raises SpecError if the list does not have `length` entries, or, without `nested`, contains lists or objects.
+        """
         value = self.get(key)
         if value is None:
             return None
@@ -172,9 +179,9 @@ class Config:
         return value
 
     def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
-        """A nested object as a config of its own, with `defaults` or those that its class has for the object.
+        """Return a nested object as a Config, with `defaults` or the defaults of the class for this object.
 
-        Call its `doubt_unread` too.
+        The caller must call `doubt_unread` of the result too.
         """
         nested = Config(
             self.table(key),
@@ -187,30 +194,31 @@ class Config:
         return nested
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Make the result approximate unless the key has one of these values, or is null or absent."""
+        """Make the result approximate if the key has a value that is not in `allowed`. Null and absent are allowed."""
         value = self.get(key)
         if value is not None and value not in allowed:
             known = " or ".join(map(_shown, allowed))
-            self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood, only {known} is")
+            self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood; only {known} is supported")
 
     def doubt(self, reason: str) -> None:
-        """Make the result approximate; the reason stands in every answer."""
+        """Make the result approximate. Every output shows the reason."""
         if reason not in self.approximate:
             self.approximate.append(reason)
 
     def unbuildable(self, reason: str) -> None:
-        """Mark the model as not buildable: its sizes are exact, but the spec does not describe all that it computes."""
+        """Mark the model as not buildable: all figures are exact, but the spec does not describe the whole
+        computation."""
         if reason not in self.undescribed:
             self.undescribed.append(reason)
-        self.note(f"sizes only, the model cannot be built: {reason}")
+        self.note(f"figures only, the PyTorch model cannot be built: {reason}")
 
     def note(self, text: str) -> None:
-        """Add a note, which stands below the figures."""
+        """Add a note that is shown below the figures."""
         if text not in self.notes:
             self.notes.append(text)
 
     def doubt_unread(self) -> None:
-        """Make the result approximate for each key that was not read and might change a number."""
+        """Make the result approximate for each key that was not read and might change a figure."""
         for key, value in self._values.items():
             if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
                 continue
@@ -222,7 +230,7 @@ class Config:
             self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood")
 
     def error(self, key: str, what: str) -> SpecError:
-        """A SpecError that begins with the key."""
+        """Return a SpecError whose message begins with the key."""
         return SpecError(f"config {self.path}{key}: {what}")
 
     def _whole(self, key: str, value: Any, least: int) -> int:

@@ -1,4 +1,4 @@
-"""Facts of transformers' configuration classes by model type: defaults, aliases of keys, text parts."""
+"""Facts about the configuration classes of transformers, by model type: defaults, aliases of keys, text parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import msgspec
 
 @lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """The record of each model type in `defaults.json`; tools/huggingface_defaults.py describes its keys."""
+    """Return the records of `defaults.json` by model type. tools/huggingface_defaults.py describes the keys of a
+    record."""
     file = Path(__file__).with_name("defaults.json")
     records: dict[str, Any] = msgspec.json.decode(file.read_bytes())["types"]
     return records

@@ -1,4 +1,4 @@
-"""Keys of a Hugging Face config that change no figure and no weight shape of a text model, by the reason."""
+"""Keys of Hugging Face configs that change neither a figure nor the shape of a weight, grouped by their purpose."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ _BY_REASON = {
 }
 
 HARMLESS_KEYS = frozenset(key for keys in _BY_REASON.values() for key in keys.split())
-"""Keys that never make a result approximate, whatever their value."""
+"""Config keys that never make a result approximate, with any value."""

@@ -1,9 +1,9 @@
-"""Importers: a function for each model type turns its config into a ModelSpec.
+"""Importers: each is a function that turns the config of some model types into a ModelSpec.
 
-A file holds one lineage: the models of one maker, or of one class that many makers took over (bart, bert, mamba).
-Model types whose maker has no other are in `singletons.py`. What importers share is in `common.py`.
+A file has the importers of one lineage: the models of one maker, or of one architecture that many makers use (bart,
+bert, mamba). Makers with a single model are in `singletons.py`. `common.py` has functions that importers share.
 
-`@family("llama", ...)` registers a function for these model types. The list is written by tools/lineages.py::
+`@family("llama", ...)` registers an importer for model types. The list is written by tools/lineages.py::
 
     adept_persimmon     fuyu persimmon
     ai21_jamba          jamba
@@ -74,7 +74,7 @@ FAMILIES: dict[str, Importer] = {}
 
 
 def family(*model_types: str) -> Callable[[ImporterT], ImporterT]:
-    """Register an importer for these model types."""
+    """Return a decorator that registers an importer for these model types."""
 
     def register(importer: ImporterT) -> ImporterT:
         for model_type in model_types:
@@ -85,5 +85,5 @@ def family(*model_types: str) -> Callable[[ImporterT], ImporterT]:
     return register
 
 
-for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # each registers its importers
+for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # the import of a file registers its importers
     importlib.import_module(f"{__name__}.{_file.stem}")

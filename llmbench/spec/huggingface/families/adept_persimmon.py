@@ -1,4 +1,4 @@
-"""Persimmon and Fuyu's text part by Adept."""
+"""Persimmon, and the text part of Fuyu, by Adept."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llmbench.spec.model import ModelSpec
 
 @family("persimmon", "fuyu")
 def persimmon(c: Config) -> ModelSpec:
-    """Persimmon, and the text part of Fuyu's flat config, have squared ReLU, LayerNorms, biases, and norms on q and
-    k."""
+    """Persimmon has squared ReLU, LayerNorms, biases, and norms on q and k. The text part of Fuyu is a Persimmon, whose
+    keys stand at the top level of Fuyu's config."""
     if c.model_type == "fuyu":
-        c.note("multimodal config `fuyu`: the figures are of its text part")
+        c.note("multimodal config `fuyu`: the figures cover only its text part")
         c.ignore("image_size", "patch_size", "num_channels")
     flat = {
         "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36, "num_attention_heads": 64,

@@ -24,7 +24,8 @@ from llmbench.spec.position import NoPositions
 
 @family("jamba")
 def jamba(c: Config) -> ModelSpec:
-    """Jamba has one attention layer, without positions, for seven Mamba layers; every other layer has experts."""
+    """Jamba has one attention layer per seven Mamba layers. Attention has no positions. Every second layer has
+    experts."""
     hidden = c.size("hidden_size")
     rank = c.get("mamba_dt_rank")
     ssm = Mamba(

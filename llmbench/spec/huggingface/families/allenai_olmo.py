@@ -39,7 +39,7 @@ def olmo(c: Config) -> ModelSpec:
 def olmo2(c: Config) -> ModelSpec:
     """OLMo 2 and 3 have norms on the outputs of sublayers, and on q and k over the full width.
 
-    OLMo 3 has a window in three layers of four.
+    OLMo 3 has a window in three of four layers.
     """
     bias = c.flag("attention_bias")
     window = c.window() if c.model_type == "olmo3" else None
@@ -49,11 +49,11 @@ def olmo2(c: Config) -> ModelSpec:
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": QKNorm(over="full")}
     positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
-    if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is that of full attention
+    if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is for full attention only
         local_positions = Rope(theta=local_positions.theta, rotary_dim=local_positions.rotary_dim)
         expect_rope_type(c)
         if local_positions.theta != 500000.0:
-            c.unbuildable(f"rope_theta = {local_positions.theta:g}, which OLMo 3's class reads for full attention only")
+            c.unbuildable(f"rope_theta = {local_positions.theta:g}: OLMo 3's class uses it for full attention only")
     ffn = gated(c, bias=False)
     local = attention(
         c, sliding_window=window, positions=None if local_positions == positions else local_positions, **common
@@ -69,8 +69,8 @@ def olmo2(c: Config) -> ModelSpec:
 
 @family("olmoe", "flex_olmo")
 def olmoe(c: Config) -> ModelSpec:
-    """OLMoE has norms on q and k over the full width, and 8 of 64 small experts. FlexOlmo has OLMo 2's placement of
-    norms."""
+    """OLMoE has norms on q and k over the full width, and 8 of 64 small experts. FlexOlmo also has norms on the outputs
+    of sublayers, like OLMo 2."""
     bias = c.flag("attention_bias")
     clip = c.optional_number("clip_qkv")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"), clip_qkv=clip)
@@ -82,8 +82,10 @@ def olmoe(c: Config) -> ModelSpec:
 
 @family("olmo_hybrid")
 def olmo_hybrid(c: Config) -> ModelSpec:
-    """OLMo Hybrid has delta-net layers with norms before the sublayers, and in every fourth layer attention with norms
-    after them, as OLMo 2."""
+    """OLMo Hybrid has delta nets and, in every fourth layer, attention.
+
+    Delta-net layers have norms before the sublayers. Attention layers have norms on the outputs, like OLMo 2.
+    """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))
     heads = c.size("num_attention_heads")

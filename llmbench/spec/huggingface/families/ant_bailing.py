@@ -27,9 +27,9 @@ from llmbench.spec.model import ModelSpec
 
 @family("bailing_moe", "bailing_moe_v2")
 def bailing_moe(c: Config) -> ModelSpec:
-    """Ling and Ring have small experts beside shared ones.
+    """Ling and Ring have small routed experts and shared experts.
 
-    From 2.0 on they have norms on q and k, and a sigmoid router with a stored correction.
+    Version 2.0 and later have norms on q and k, and a sigmoid router with a stored correction.
     """
     second = c.model_type == "bailing_moe_v2"
     normed = c.flag("use_qk_norm", second)
@@ -78,10 +78,10 @@ def bailing_moe(c: Config) -> ModelSpec:
 
 @family("bailing_hybrid")
 def bailing_hybrid(c: Config) -> ModelSpec:
-    """Ling hybrids have Kimi's delta attention, and latent attention with a gate per head in every
-    `layer_group_size`-th layer.
+    """Ling hybrids have Kimi's delta attention. Every `layer_group_size`-th layer has latent attention with a gate per
+    head.
 
-    `head_dim` is that of the delta attention.
+    The config key `head_dim` is for the delta attention.
     """
     head_dim = c.size("head_dim")
     c.ignore(
@@ -98,7 +98,7 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         c.note("num_mtp_layers: multi-token-prediction layers are not counted")
     rank = c.optional_size("q_lora_rank")
     if rank:
-        c.doubt(f"config key q_lora_rank = {rank} is not understood, only null is")
+        c.doubt(f"config key q_lora_rank = {rank} is not understood; only null is supported")
     count = num_layers(c)
     every = c.size("layer_group_size")
     kinds = linear_layer_types(c, ["linear_attention" if (i + 1) % every else "full_attention" for i in range(count)])
@@ -115,5 +115,5 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True),
-        tie_word_embeddings=False,  # the class never ties
+        tie_word_embeddings=False,  # the class never ties them
     )

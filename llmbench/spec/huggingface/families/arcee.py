@@ -1,4 +1,4 @@
-"""AFM and Trinity by Arcee."""
+"""AFM and Trinity by Arcee AI."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def arcee(c: Config, *, norm_kind: str = "rmsnorm") -> ModelSpec:
 
 @family("afmoe")
 def afmoe(c: Config) -> ModelSpec:
-    """Trinity has gated attention, four norms per layer, and a global layer without positions after three local
-    ones."""
+    """Trinity has gated attention and four norms per layer. A global layer without positions follows three local
+    layers."""
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
+        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
     every, window = c.size("global_attn_every_n_layers", 4), c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [

@@ -1,4 +1,4 @@
-"""Aquila and Emu3's text part by BAAI."""
+"""Aquila, and the text part of Emu3, by BAAI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERNIE 1 to 4.5 and PaddleOCR-VL's text part by Baidu."""
+"""ERNIE 1 to 4.5, and the text part of PaddleOCR-VL, by Baidu."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmbench.spec.model import ExtraWeight, Head, ModelSpec, NextTokenPredictio
 
 @family("ernie")
 def ernie(c: Config) -> ModelSpec:
-    """ERNIE 1 to 3 are BERT, some with a table of tasks."""
+    """ERNIE 1 to 3 are BERT. Some have an additional embedding table of tasks."""
     shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
     tasks: tuple[ExtraWeight, ...] = ()
     if c.flag("use_task_id"):
@@ -34,7 +34,8 @@ def ernie(c: Config) -> ModelSpec:
 
 @family("ernie4_5")
 def ernie4_5(c: Config) -> ModelSpec:
-    """ERNIE 4.5 without experts has one key for all biases, and rotates neighbouring dimensions in pairs."""
+    """ERNIE 4.5 without experts: the config key `use_bias` is for all biases. Pairs of neighbouring dimensions
+    rotate."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -43,16 +44,15 @@ def ernie4_5(c: Config) -> ModelSpec:
 
 @family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
 def ernie4_5_moe(c: Config) -> ModelSpec:
-    """ERNIE 4.5 has experts from layer `moe_layer_start_index` to `moe_layer_end_index`, and a router whose correction
-    is a parameter.
+    """ERNIE 4.5 with experts, which are in the layers `moe_layer_start_index` to `moe_layer_end_index`.
 
-    Of the vision-language models only the experts of text are read.
+    The correction of the router is a parameter. In vision-language models, only the experts for text are read.
     """
     bias = c.flag("use_bias")
     text = c.model_type == "ernie4_5_vl_moe_text"
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     if c.model_type != "ernie4_5_moe":
-        c.unbuildable("the experts of vision, which are not counted")
+        c.unbuildable("the experts for vision are not counted")
         if text and c.get("moe_intermediate_size") is None:
             c.put("moe_intermediate_size", [1536, 512])
         for key in (
@@ -63,7 +63,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         ):
             pair = c.get(key)
             if isinstance(pair, list) and pair:
-                c.put(key, pair[0])  # the second entry is for the experts of vision
+                c.put(key, pair[0])  # the second entry is for the experts for vision
     width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
     c.ignore(
@@ -73,7 +73,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         """,
     )
     if c.number("moe_norm_min", 1e-12) > 1e-9:
-        c.unbuildable("moe_norm_min > 1e-9, a lower bound of the sum that divides a token's weights")
+        c.unbuildable("moe_norm_min > 1e-9 bounds the sum by which the weights of a token's experts are divided")
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
         num_experts_per_tok=c.size("moe_k"),
@@ -104,7 +104,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
 
 @family("paddleocr_vl_text")
 def paddleocr_vl(c: Config) -> ModelSpec:
-    """The text part of PaddleOCR-VL is ERNIE 4.5's dense decoder; `use_bias` is on all projections."""
+    """The text part of PaddleOCR-VL is the dense decoder of ERNIE 4.5. `use_bias` gives all projections a bias."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     layer = block(mixer, gated(c, bias=bias))

@@ -1,4 +1,4 @@
-"""BART and the encoder-decoders of its class: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
+"""BART and the encoder-decoders with its architecture: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositi
 
 @dataclass(frozen=True)
 class _Form:
-    """Differences between the classes of BART's line.
+    """The differences between the classes that descend from BART.
 
-    `offset` is the number of rows of the position table before the first token's, `table` says that positions are a
-    table of parameters, `buffer` that the bias of the logits is stored.
+    - offset: number of rows in the position table before the row of the first token.
+    - table: the positions are a table of parameters. Otherwise they are computed.
+    - buffer: the bias of the logits is a stored buffer. Otherwise there is no such bias.
     """
 
     placement: Placement = "post"
@@ -45,11 +46,11 @@ _FORMS = {
 
 @family(*_FORMS)
 def bart(c: Config) -> ModelSpec:
-    """BART and the models of its class: one token table for both stacks and the head, and a position table for each
-    stack.
+    """BART and its descendants: encoder, decoder and head share one token table. Encoder and decoder have a position
+    table each.
 
-    Pegasus and Marian store their sinusoidal positions as a table, M2M-100 and NLLB do not. The bias of the logits is
-    stored and not trained.
+    Pegasus and Marian store sinusoidal positions as a table. M2M-100 and NLLB compute them. The bias of the logits is
+    stored but not trained.
     """
     form = _FORMS[c.model_type]
     hidden, depth, decoder_depth = (
@@ -75,9 +76,9 @@ def bart(c: Config) -> ModelSpec:
         "encoder_layers",
     )
     if not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: the token table that transformers gives each stack is not counted")
+        c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     if c.model_type == "mvp" and c.flag("use_prompt"):
-        c.doubt("use_prompt = True: prompts are not counted")
+        c.doubt("use_prompt = True: the weights of the prompts are not counted")
     c.ignore("prompt_length", "prompt_mid_dim")
     rows = c.size("max_position_embeddings") + form.offset
     positions: Positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
@@ -129,7 +130,7 @@ def bart(c: Config) -> ModelSpec:
 
 
 def _nllb_experts(c: Config, width: int) -> MoE:
-    """NLLB's experts: two per token."""
+    """Return NLLB's experts. Each token uses two."""
     c.ignore(
         "expert_capacity",
         "batch_prioritized_routing",

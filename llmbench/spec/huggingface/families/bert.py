@@ -1,4 +1,4 @@
-"""BERT and the encoders of its line, with their masked-LM heads: RoBERTa, ALBERT, ELECTRA, DeBERTa, ModernBERT."""
+"""BERT and similar encoders, with masked-LM heads: RoBERTa, ALBERT, ELECTRA, DeBERTa, ModernBERT and others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Transform = Literal["bert", "roberta"]
 
 
 def _assume(c: Config, **defaults: Any) -> None:
-    """Set defaults for a model type that `defaults.json` does not list."""
+    """Set defaults for a model type that is not in `defaults.json`."""
     for key, value in defaults.items():
         if key not in c:
             c.put(key, value)
 
 
 def bidirectional(c: Config, **fields: Any) -> Attention:
-    """Attention with biases everywhere; bidirectional unless the config has `is_decoder`."""
+    """Return attention with biases on all projections. It is bidirectional unless `is_decoder` is true."""
     if c.flag("add_cross_attention"):
         c.doubt("add_cross_attention = True: cross-attention is not counted")
     causal = c.flag("is_decoder")
@@ -43,8 +43,10 @@ def bidirectional(c: Config, **fields: Any) -> Attention:
 
 
 def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
-    """A table of positions. With `after_padding`, positions start in the row after that of the padding token
-    (RoBERTa)."""
+    """Return a table of learned positions.
+
+    With `after_padding`, the first position uses row pad_token_id + 1 (RoBERTa).
+    """
     rows = c.size("max_position_embeddings")
     if not after_padding:
         return LearnedPositions(num_positions=rows)
@@ -53,7 +55,7 @@ def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPosit
 
 
 def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
-    """The frame of BERT: embeddings with a norm, layers, and a head with a transform."""
+    """Return a model with BERT's embedding (with a norm) and head (with a transform) around `layer`."""
     c.require("position_embedding_type", "absolute")
     c.ignore(
         "classifier_activation",
@@ -78,7 +80,7 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
 
 
 def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
-    """A second bias of the head, which the class has only where embedding and head are not tied."""
+    """Return the second bias of the head. The class has it only if embedding and head are not tied."""
     if transform is None or c.flag("tie_word_embeddings"):
         return ()
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
@@ -86,22 +88,21 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
 
 @family("bert")
 def bert(c: Config, *, extra: tuple[ExtraWeight, ...] = ()) -> ModelSpec:
-    """BERT is bidirectional, and has norms after the sublayers and an embedding of segments."""
+    """BERT has bidirectional attention, norms after the sublayers and a table of segments."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "bert", learned_positions(c), extra=extra)
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
 def roberta(c: Config) -> ModelSpec:
-    """RoBERTa is BERT with positions that start after the padding token."""
+    """RoBERTa is BERT with positions that start at row pad_token_id + 1."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "roberta", learned_positions(c, after_padding=True))
 
 
 @family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
 def bert_pre_norm(c: Config) -> ModelSpec:
-    """BERT with norms before the sublayers and one at the end; of these, only fairseq's RoBERTa has one on the
-    embedding."""
+    """BERT with norms before the sublayers and a final norm. Only roberta-prelayernorm has a norm on the embedding."""
     embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
     transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
     layer = block(bidirectional(c), dense(c, bias=True), "pre")
@@ -111,7 +112,7 @@ def bert_pre_norm(c: Config) -> ModelSpec:
 
 @family("roformer")
 def roformer(c: Config) -> ModelSpec:
-    """RoFormer is BERT with RoPE; its class stores the sines as a table of parameters."""
+    """RoFormer is BERT with RoPE. Its class stores the sines and cosines as a table of parameters."""
     mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
@@ -135,7 +136,7 @@ def roformer(c: Config) -> ModelSpec:
 
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
-    """MPNet is RoBERTa without segments, and with T5's relative bias beside the learned positions."""
+    """MPNet is RoBERTa without segments. It has T5's relative bias in addition to learned positions."""
     _assume(
         c,
         vocab_size=30527,
@@ -150,16 +151,18 @@ def mpnet(c: Config) -> ModelSpec:
     )
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     if buckets.num_buckets != 32:
-        c.unbuildable(f"relative_attention_num_buckets = {buckets.num_buckets}: MPNet's class has 32 buckets even so")
+        c.unbuildable(
+            f"relative_attention_num_buckets = {buckets.num_buckets}: MPNet's class ignores it and has 32 buckets"
+        )
     layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
-    # Not by pad_token_id: the class has a padding token of its own.
+    # The class ignores pad_token_id and has a fixed padding token, 1.
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=2, uncounted=1)
     return masked_lm(c, layer, "roberta", positions, embedding=Embedding(norm=True))
 
 
 @family("nomic_bert")
 def nomic_bert(c: Config) -> ModelSpec:
-    """Nomic's BERT has RoPE, SwiGLU and no biases outside the head. Files of the hub have GPT-2's names of keys."""
+    """Nomic's BERT has RoPE, SwiGLU, and biases only in the head. Configs of the hub use GPT-2's key names."""
     c.rename(
         n_embd="hidden_size",
         n_head="num_attention_heads",
@@ -180,7 +183,7 @@ def nomic_bert(c: Config) -> ModelSpec:
         type_vocab_size=2,
         rope_theta=1000.0,
     )
-    c.put("tie_word_embeddings", True)  # files may say otherwise
+    c.put("tie_word_embeddings", True)  # the class always ties them, although some configs say false
     for key, value in (
         ("prenorm", False),
         ("qkv_proj_bias", False),
@@ -245,7 +248,7 @@ def eurobert(c: Config) -> ModelSpec:
 
 @family("albert")
 def albert(c: Config) -> ModelSpec:
-    """ALBERT has a narrow embedding, and `num_hidden_groups` sets of weights that the layers share."""
+    """ALBERT has a narrow embedding. Its layers share `num_hidden_groups` sets of weights."""
     mixer, ffn = bidirectional(c), dense(c, bias=True)
     depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
     if depth * inner > MOST_LAYERS:
@@ -276,14 +279,14 @@ def albert(c: Config) -> ModelSpec:
 
 @family("distilbert")
 def distilbert(c: Config) -> ModelSpec:
-    """DistilBERT is BERT without segments; its sinusoidal positions, where it has them, are a table of parameters."""
+    """DistilBERT is BERT without segments. If its positions are sinusoidal, they are still a table of parameters."""
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
-    c.put("layer_norm_eps", 1e-12)  # of the class; its config has no key for it
+    c.put("layer_norm_eps", 1e-12)  # the class has this fixed value, and its config has no key for it
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     if ffn.activation != "gelu":
-        c.unbuildable(f"activation = `{ffn.activation}` in the head, which is counted with `gelu`")
+        c.unbuildable(f"activation = `{ffn.activation}`: the head is described with `gelu` only")
     layer = block(bidirectional(c), ffn, "post")
-    # No second bias: no other module holds the head's.
+    # Unlike BERT's, the class has no second bias of the head.
     return decoder(
         c,
         layer,
@@ -321,8 +324,7 @@ def electra(c: Config) -> ModelSpec:
 
 @family("deberta")
 def deberta(c: Config) -> ModelSpec:
-    """DeBERTa 1 scores by content and by relative position, and has biases on queries and values only (arXiv
-    2006.03654)."""
+    """DeBERTa 1 adds scores for relative positions, and has biases on queries and values only (arXiv 2006.03654)."""
     hidden = c.size("hidden_size")
     scores, extra = _position_scores(c), []
     disentangled = None
@@ -347,7 +349,8 @@ def deberta(c: Config) -> ModelSpec:
 
 @family("deberta-v2")
 def deberta_v2(c: Config) -> ModelSpec:
-    """DeBERTa 2 and 3 have relative positions in buckets, which may share the projections of the content."""
+    """DeBERTa 2 and 3 group relative positions in buckets. The table of buckets may use the projections of the
+    tokens."""
     hidden = c.size("hidden_size")
     scores = _position_scores(c)
     extra: list[ExtraWeight] = []
@@ -367,17 +370,19 @@ def deberta_v2(c: Config) -> ModelSpec:
         extra.append(ExtraWeight(name="relative_norm", shape=(2, hidden), role="vector", component="norms"))
     kernel = c.get("conv_kernel_size")
     if isinstance(kernel, int) and kernel > 0:
-        c.doubt(f"conv_kernel_size = {kernel}: the convolution beside the first layer is not counted")
+        c.doubt(f"conv_kernel_size = {kernel}: the convolution parallel to the first layer is not counted")
     c.ignore("attention_head_size", "conv_act", "conv_groups")
     mixer = bidirectional(c, head_dim=c.optional_size("attention_head_size"), disentangled=disentangled)
     return _deberta(c, block(mixer, dense(c, bias=True), "post"), extra)
 
 
 def _position_scores(c: Config) -> tuple[list[str], int] | None:
-    """DeBERTa's kinds of scores by position, and the rows of its table in one direction; None without such scores."""
+    """Return the names of DeBERTa's position scores and their largest distance, or None if the model has none."""
     kinds = c.get("pos_att_type") or []
     if not isinstance(kinds, (str, list)):
-        raise c.error("pos_att_type", f"must be a list, or names joined by |, not {type(kinds).__name__}")
+        raise c.error(
+            "pos_att_type", f"must be a list, or a string of names separated by |, not {type(kinds).__name__}"
+        )
     kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
     span = c.get("max_relative_positions")
     if not isinstance(span, int) or span < 1:
@@ -386,7 +391,7 @@ def _position_scores(c: Config) -> tuple[list[str], int] | None:
 
 
 def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
-    """The frame of DeBERTa around its layer."""
+    """Return DeBERTa's model around `layer`."""
     c.ignore(
         "pooler_hidden_act",
         "pooler_hidden_size",
@@ -402,15 +407,15 @@ def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
 
 
 def _relative_table(rows: int, hidden: int) -> ExtraWeight:
-    """The table of relative positions."""
+    """Return the table of relative positions as an extra weight."""
     return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
 
 
 @family("modernbert", "modernbert-decoder")
 def modernbert(c: Config) -> ModelSpec:
-    """ModernBERT has norms before the sublayers, GEGLU, and a global layer after two local ones.
+    """ModernBERT has norms before the sublayers and GEGLU. Each global layer is followed by two local layers.
 
-    The first layer has no norm before its attention, because the embedding has one.
+    The first layer has no norm before its attention, because the embedding has a norm.
     """
     causal = c.model_type == "modernbert-decoder"
     bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
@@ -434,7 +439,7 @@ def modernbert(c: Config) -> ModelSpec:
     )
     window = c.optional_size("local_attention")
     if causal and window is not None:
-        window = max(1, window // 2)  # local_attention counts both sides
+        window = max(1, window // 2)  # local_attention counts the keys on both sides
     plain = norm(c, "layernorm", bias=c.flag("norm_bias"))
     ffn: Gated | Dense = Gated(
         intermediate_size=c.size("intermediate_size"),

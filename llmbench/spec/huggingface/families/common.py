@@ -1,7 +1,7 @@
-"""What importers share: readers of the keys that most families have, and builders of layers and models.
+"""Functions that importers share: they read the config keys that most families have, and build layers and models.
 
-An importer reads attention, feed-forward and positions, joins them with `block` (or `mixture_layers`, where some layers
-have experts) and returns `decoder(...)`.
+An importer reads attention, feed-forward and positions, joins them with `block` (or with `mixture_layers` if some
+layers have experts) and returns `decoder(...)`.
 """
 
 from __future__ import annotations
@@ -31,35 +31,39 @@ _ACTIVATIONS = {
 
 
 def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
-    """The activation that the first of `keys` with a value names.
+    """Return the activation that the config states under the first of `keys` that has a value.
 
-    An unknown activation costs the same, so sizes stay exact, but the model cannot be built.
+    An unknown activation does not change any figure, but the PyTorch model cannot be built.
     """
     name = c.first(*(keys or ("hidden_act", "hidden_activation")))
     name = name if isinstance(name, str) else default
     name = _ACTIVATIONS.get(name, name)
     if name not in get_args(Activation):
-        c.unbuildable(f"the activation `{name}`, which is counted as `silu`")
+        c.unbuildable(f"the activation `{name}` is unknown and counted as `silu`")
         name = "silu"
     return cast(Activation, name)
 
 
 def expect_activation(c: Config, key: str, expected: Activation) -> None:
-    """Mark the model as not buildable where a recurrent mixer has another activation, which costs the same."""
+    """Mark the model as not buildable if a recurrent mixer has another activation. No figure depends on the
+    activation."""
     name = activation(c, key, default=expected)
     if name != expected:
-        c.unbuildable(f"{key} = `{name}` in recurrent layers, which are counted with `{expected}`")
+        c.unbuildable(f"{key} = `{name}`: recurrent layers are described with `{expected}` only")
 
 
 def expect_silu(c: Config, key: str) -> None:
-    """Expect SiLU in the convolution and the gate of a state-space mixer."""
+    """Mark the model as not buildable if the convolution and the gate of a state-space mixer do not use SiLU."""
     expect_activation(c, key, "silu")
 
 
 def norm(
     c: Config, kind: str = "rmsnorm", *, bias: bool | None = None, weight: bool = True, unit_offset: bool = False
 ) -> Norm:
-    """RMSNorm without a bias, or LayerNorm with one unless `bias` says otherwise; 1e-5 where no epsilon is stated."""
+    """Return the norm of the model. Its epsilon is 1e-5 if the config states none.
+
+    `bias` is by default false for RMSNorm and true for LayerNorm.
+    """
     eps = c.first(
         "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"
     )
@@ -75,10 +79,10 @@ def norm(
 def rope(
     c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0
 ) -> Rope:
-    """RoPE from either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`.
+    """Return RoPE, read from `rope_theta` and `rope_scaling`, or from the newer key `rope_parameters`.
 
-    `rope_parameters` may have an entry for each layer type, and `layer_type` chooses one. `partial` is the share of a
-    head that is rotated where the config states none.
+    `rope_parameters` may have an entry per layer type, and `layer_type` chooses one. `partial` is the rotated share of
+    a head if the config states none.
     """
     scaling = c.table("rope_scaling")
     parameters = c.table("rope_parameters")
@@ -105,11 +109,14 @@ def rope(
     theta = float(theta) if isinstance(theta, (int, float)) else 10000.0
     alpha = scaling.get("alpha")
     if alpha and c.model_type.startswith("hunyuan_v1") and _rope_kind(scaling) == "dynamic":
-        theta, scaling = theta * alpha ** (rotated / (rotated - 2)), {}  # at every length, so it is a larger base
+        theta, scaling = (
+            theta * alpha ** (rotated / (rotated - 2)),
+            {},
+        )  # the class scales at every length, which equals a larger base
     elif alpha:
-        c.unbuildable(f"rope_scaling.alpha = {alpha}, which is read for Hunyuan's dynamic rotation only")
+        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for Hunyuan's dynamic rotation")
     if rotated % 2 or (head_dim and not rotated):
-        c.unbuildable(f"a rotation of {rotated} dimensions, which do not form pairs")
+        c.unbuildable(f"a rotation of {rotated} dimensions, but dimensions are rotated in pairs")
     return Rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
@@ -119,16 +126,18 @@ def rope(
 
 
 def expect_stated_rotation(c: Config) -> None:
-    """Mark the model as not buildable where its config states no rotation and its class has a scaled default."""
+    """Mark the model as not buildable if its config states no rotation. Its class then uses a default with scaling."""
     if not c.table("rope_parameters") and not c.table("rope_scaling"):
-        c.unbuildable("the config has neither rope_parameters nor rope_scaling, and its class has a scaled default")
+        c.unbuildable(
+            "the config states no rope_parameters or rope_scaling, and the scaled default of its class is not supported"
+        )
 
 
 def expect_rope_type(c: Config) -> None:
-    """Mark the model as not buildable where rope_scaling has the older key `type`, which its class does not read."""
+    """Mark the model as not buildable if rope_scaling has the older key `type`, which the class does not read."""
     scaling = c.table("rope_scaling")
     if "type" in scaling and "rope_type" not in scaling:
-        c.unbuildable("rope_scaling.type, which its class does not read: it reads rope_scaling.rope_type")
+        c.unbuildable("the class of this model ignores rope_scaling.type: it reads rope_scaling.rope_type")
 
 
 _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
@@ -144,7 +153,7 @@ def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
     if kind in (None, "default"):
         return None
     if kind not in _ROPE_KINDS:
-        c.unbuildable(f"the rotation `{str(kind)[:40]}` is not known; known are {', '.join(_ROPE_KINDS)}")
+        c.unbuildable(f"the rotation `{str(kind)[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
         return None
 
     def number(key: str) -> float | None:
@@ -179,7 +188,7 @@ def _factors(value: Any) -> tuple[float, ...]:
 
 
 def head_dim_of(c: Config) -> int:
-    """The width of a head: `head_dim`, or hidden_size / num_attention_heads."""
+    """Return the width of a head: `head_dim`, or hidden_size / num_attention_heads."""
     explicit = c.optional_size("head_dim")
     if explicit is not None:
         return explicit
@@ -190,18 +199,18 @@ def head_dim_of(c: Config) -> int:
 
 
 def expect_divisible_heads(c: Config) -> None:
-    """Raise SpecError where the heads do not divide hidden_size and the config has no head_dim."""
+    """Raise SpecError if hidden_size is not divisible by the number of heads and the config has no head_dim."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     if "head_dim" not in c and hidden % heads:
         raise c.error("hidden_size", f"{hidden} is not a multiple of num_attention_heads {heads}")
 
 
 HEAD_NORM = QKNorm()
-"""RMSNorm over each head of q and of k."""
+"""RMSNorm over each query head and each key head."""
 
 
 def attention(c: Config, **fields: Any) -> Attention:
-    """Attention by the usual keys; `fields` replace or add fields of the spec."""
+    """Return attention, read from the usual config keys. `fields` replaces or adds fields of the spec."""
     heads = fields.pop("num_attention_heads", None) or c.size("num_attention_heads")
     kv_heads = fields.pop("num_key_value_heads", None) or c.size("num_key_value_heads", heads)
     head_dim = fields.pop("head_dim", None) or head_dim_of(c)
@@ -209,7 +218,8 @@ def attention(c: Config, **fields: Any) -> Attention:
 
 
 def latent_attention(c: Config, **fields: Any) -> LatentAttention:
-    """DeepSeek's latent attention by its keys; a bias is on the latents and the output."""
+    """Return DeepSeek's latent attention. `bias` is for the projections to the latents and for the output
+    projection."""
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
     c.ignore("num_key_value_heads", "qk_head_dim")
@@ -230,7 +240,7 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
 
 
 def gated(c: Config, *, bias: bool | None = None, width: int | None = None) -> Gated:
-    """A gated feed-forward (SwiGLU, GEGLU): biases by `mlp_bias` unless `bias` is given."""
+    """Return a gated feed-forward (SwiGLU, GEGLU). `bias` replaces the config key `mlp_bias`."""
     return Gated(
         intermediate_size=width or c.size("intermediate_size"),
         activation=activation(c),
@@ -239,7 +249,8 @@ def gated(c: Config, *, bias: bool | None = None, width: int | None = None) -> G
 
 
 def dense(c: Config, *, bias: bool, width: int | None = None, keys: Sequence[str] = (), default: str = "gelu") -> Dense:
-    """A feed-forward of two matrices; `keys` are those of its activation, `default` is the activation without one."""
+    """Return a feed-forward of two matrices. `keys` are the config keys of its activation, `default` is its activation
+    if the config has none of them."""
     return Dense(
         intermediate_size=width or c.size("intermediate_size"),
         activation=activation(c, *keys, default=default),
@@ -248,10 +259,10 @@ def dense(c: Config, *, bias: bool, width: int | None = None, keys: Sequence[str
 
 
 TOPK_SOFTMAX = Router(scores="softmax_topk")
-"""Softmax over the logits of the chosen experts alone (Mixtral)."""
+"""Router with a softmax over the logits of the selected experts only (Mixtral)."""
 
 SIGMOID = Router(scores="sigmoid", correction="buffer", normalize=True)
-"""Sigmoid scores with a stored correction; the chosen weights sum to one (DeepSeek-V3)."""
+"""Router with sigmoid scores, a stored correction, and weights that sum to one (DeepSeek-V3)."""
 
 
 def moe(
@@ -263,11 +274,12 @@ def moe(
     shared: SharedExperts | None = None,
     **fields: Any,
 ) -> MoE:
-    """Experts by the usual keys; `experts` and `width` are the names of the keys for their number and their width."""
+    """Return a mixture of experts. `experts` and `width` name the config keys of the number and the width of
+    experts."""
     router, count = router or Router(), c.size(experts)
     chosen = fields.pop("num_experts_per_tok", None) or c.size("num_experts_per_tok")
     if chosen > count // router.n_group * router.topk_group:
-        c.unbuildable(f"num_experts_per_tok = {chosen} is more than the chosen groups of experts have")
+        c.unbuildable(f"num_experts_per_tok = {chosen} is more than the number of experts in the selected groups")
     return MoE(
         num_experts=count,
         num_experts_per_tok=chosen,
@@ -280,9 +292,9 @@ def moe(
 
 
 def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str = "sigmoid") -> Router:
-    """DeepSeek's router: it chooses groups of experts, then experts by their score and a stored correction.
+    """Return DeepSeek's router. It selects groups of experts, then experts by their score plus a stored correction.
 
-    DeepSeek-V2 has no groups with topk_method = greedy, and its class never makes the weights sum to one.
+    DeepSeek-V2 with topk_method = greedy has no groups. Its class never divides the weights by their sum.
     """
     v2 = c.model_type == "deepseek_v2"
     greedy = v2 and c.text("topk_method") == "greedy"
@@ -301,35 +313,37 @@ def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str
 def shared_experts(
     c: Config, count: str, width: int, *, bias: bool = False, gate: bool = False
 ) -> SharedExperts | None:
-    """Shared experts, or None where there are none; `count` is the key of their number, `width` the width of one."""
+    """Return the shared experts, or None without any. `count` is the config key of their number, `width` the width of
+    one."""
     experts = c.count(count)
     return SharedExperts(intermediate_size=experts * width, bias=bias, gate=gate) if experts else None
 
 
 MOST_LAYERS = 10_000
-"""The most layers of a model that is read."""
+"""The largest number of layers that an importer accepts."""
 
 
 def num_layers(c: Config) -> int:
-    """Layers of the decoder, at most 10,001: `decoder` refuses more than 10,000."""
+    """Return the number of layers of the decoder, cut to 10,001. `decoder` refuses more than 10,000 layers."""
     return min(c.size("num_hidden_layers"), MOST_LAYERS + 1)
 
 
 def expect_depths(c: Config, encoder: int, decoder: int) -> None:
-    """Raise SpecError where a stack of an encoder-decoder has more than 10,000 layers."""
+    """Raise SpecError if the encoder or the decoder has more than 10,000 layers."""
     if max(encoder, decoder) > MOST_LAYERS:
         raise c.error("num_layers", f"{max(encoder, decoder)} is more than {MOST_LAYERS}")
 
 
 def layer_size(c: Config, key: str, value: Any) -> int:
-    """An entry of a list of sizes with one entry per layer. Raises SpecError unless it is a whole number from 1."""
+    """Return an entry of a list with one dimension or count per layer. Raises SpecError if it is not a whole number of
+    at least 1."""
     if type(value) is not int or not 1 <= value <= 2**31:
         raise c.error(key, f"has the entry {str(value)[:40]}; each must be a whole number of at least 1")
     return value
 
 
 def layer_types(c: Config, default: Iterable[str]) -> list[str]:
-    """`layer_types` where the config has it, else `default`, which its class derives from other keys."""
+    """Return `layer_types` of the config, or `default`, which the class derives from other keys."""
     stated = c.entries("layer_types", _checked_layers(c))
     return list(default) if stated is None else [str(kind) for kind in stated]
 
@@ -345,12 +359,12 @@ _NEWER_LAYER_TYPES = {"mamba": "linear_attention", "mamba2": "linear_attention",
 
 
 def newer_layer_type(kind: object) -> str:
-    """The newer name of a layer type: "linear_attention" for "mamba", "full_attention" for "attention"."""
+    """Return the newer name of a layer type: "linear_attention" for "mamba", "full_attention" for "attention"."""
     return _NEWER_LAYER_TYPES.get(str(kind), str(kind))
 
 
 def linear_layer_types(c: Config, default: list[str]) -> list[str]:
-    """`layer_types` by their newer names; each is "linear_attention" or "full_attention"."""
+    """Return `layer_types` with newer names: each entry is "linear_attention" or "full_attention"."""
     kinds = [newer_layer_type(kind) for kind in layer_types(c, default)]
     _expect_kinds(c, "layer_types", kinds, ("linear_attention", "full_attention"))
     return kinds
@@ -363,9 +377,9 @@ def _expect_kinds(c: Config, key: str, kinds: Iterable[Any], known: Sequence[str
 
 
 def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> list[bool]:
-    """Whether each layer has a window: by `layer_types`, or by its index as the class derives it.
+    """Return whether each layer has a window, read from `layer_types` or derived from the layer's index.
 
-    `kinds` are the names of layers with and without a window.
+    `derived` is the rule of the class. `kinds` are the names of layer types with and without a window.
     """
     local, full = kinds or ("sliding_attention", "full_attention")
     names = layer_types(c, [local if derived(index) else full for index in range(num_layers(c))])
@@ -374,7 +388,10 @@ def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> l
 
 
 def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
-    """Whether each layer has experts: by `mlp_layer_types`, or by its index as the class derives it."""
+    """Return whether each layer has experts, read from `mlp_layer_types` or derived from the layer's index.
+
+    `derived` is the rule of the class.
+    """
     count = num_layers(c)
     kinds = c.entries("mlp_layer_types", count)
     if kinds is None:
@@ -384,7 +401,10 @@ def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
 
 
 def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
-    """DeepSeek's rule: after `first_k_dense_replace` dense layers, every `moe_layer_freq`-th layer has experts."""
+    """Return whether each layer has experts by DeepSeek's rule.
+
+    The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts.
+    """
     first = c.count("first_k_dense_replace", default)
     frequency = c.get("moe_layer_freq")
     if isinstance(frequency, list):
@@ -395,7 +415,7 @@ def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
 
 
 def block(mixer: Mixer | None, ffn: FFN | None, placement: Placement = "pre", **fields: Any) -> Layer:
-    """A layer of one mixer and one feed-forward; either may be None."""
+    """Return a layer with a mixer and a feed-forward. Each of them may be None."""
     return Layer(mixer=mixer, ffn=ffn, placement=placement, **fields)
 
 
@@ -410,10 +430,11 @@ def mixture_layers(
     sparse_extra: tuple[ExtraWeight, ...] = (),
     **fields: Any,
 ) -> list[tuple[str, Layer]]:
-    """A (name, layer) for each layer of a model with experts.
+    """Return a pair (name, layer) for each layer of a model with experts.
 
-    `mixers` is one mixer for all layers, or a (name, mixer) for each. `sparse` says which layers have experts; all have
-    where `dense` is None. `extra` weights are in every layer, `sparse_extra` only in layers with experts.
+    `mixers` is one mixer for all layers, or a pair (name, mixer) per layer. `sparse` tells per layer whether it has
+    experts. If `dense` is None, all layers have experts. The weights `extra` are in every layer, the weights
+    `sparse_extra` only in layers with experts.
     """
     layers = []
     flags = list(sparse)
@@ -427,9 +448,9 @@ def mixture_layers(
 
 
 def per_layer(c: Config, kinds: Iterable[tuple[str, Layer]]) -> tuple[dict[str, Layer], str]:
-    """The spec's `layers` and `pattern` from a (name, layer) for each layer: equal layers become one kind.
+    """Return the fields `layers` and `pattern` of a spec, from a pair (name, layer) for each layer.
 
-    Layers that differ under one name get a number behind it.
+    Equal layers become one kind. Different layers with the same name get a number after the name.
     """
     names: list[str] = []
     layers: dict[str, Layer] = {}
@@ -452,10 +473,10 @@ def decoder(
     positions: Positions | None = None,
     **fields: Any,
 ) -> ModelSpec:
-    """The model around its layers: one `Layer` for all, or a (name, layer) for each.
+    """Return the spec of a decoder. `layers` is one layer for all, or a pair (name, layer) for each.
 
-    Sizes and tying are read by the usual keys unless `fields` has them. A model without attention has no rotation,
-    whatever its config states. Raises SpecError for more than 10,000 layers.
+    vocab_size, hidden_size and tie_word_embeddings come from the config unless `fields` has them. A model without
+    attention gets no rotation, even if its config states one. Raises SpecError for more than 10,000 layers.
     """
     count = _checked_layers(c)
     if isinstance(layers, Layer):
@@ -481,20 +502,21 @@ def decoder(
 
 
 def _attends(layers: Iterable[Layer]) -> bool:
-    """Whether a layer has attention, the only kind of mixer that applies a rotation or ALiBi."""
+    """Return whether a layer has attention, because only attention uses RoPE or ALiBi."""
     return any(isinstance(mixer, AttentionKind) for layer in layers for mixer in branches(layer.mixer))
 
 
 def prediction_modules(count: int, layers: list[tuple[str, object]]) -> NextTokenPrediction | None:
-    """`count` multi-token-prediction modules, each with a layer like the model's last; None for none."""
+    """Return `count` multi-token-prediction modules, each with a layer of the same kind as the last layer of the
+    model."""
     return NextTokenPrediction(count=count, layer=layers[-1][0]) if count else None
 
 
 def matrix(name: str, component: Any, outputs: int, inputs: int) -> ExtraWeight:
-    """A matrix of [outputs, inputs] that no field of the spec describes."""
+    """Return an extra matrix of shape [outputs, inputs], which no field of the spec describes."""
     return ExtraWeight(name=name, shape=(outputs, inputs), role="matmul", component=component)
 
 
 def vector(name: str, component: Any, *shape: int) -> ExtraWeight:
-    """A vector, or a weight that is used like one, that no field of the spec describes."""
+    """Return an extra vector, or a weight with elementwise use, which no field of the spec describes."""
     return ExtraWeight(name=name, shape=shape, role="vector", component=component)

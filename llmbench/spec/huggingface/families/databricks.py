@@ -20,12 +20,12 @@ from llmbench.spec.position import Alibi, Rope
 
 @family("mpt")
 def mpt(c: Config) -> ModelSpec:
-    """MPT has ALiBi, LayerNorms without biases, no other biases, and in a few sizes grouped heads."""
+    """MPT has ALiBi and no biases, not even in LayerNorms. A few MPT models have grouped heads."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     inner = c.sub("attn_config")
     kv_heads = 1 if inner.text("attn_type") == "multiquery_attention" else inner.size("kv_n_heads", heads)
     if kv_heads != heads:
-        c.doubt(f"attn_config with {kv_heads} key-value heads: MPT's class in transformers builds {heads}")
+        c.doubt(f"attn_config states {kv_heads} key-value heads, but MPT's class in transformers builds {heads}")
     inner.require("qk_ln", False)
     inner.ignore(
         "attn_impl",
@@ -59,7 +59,7 @@ def mpt(c: Config) -> ModelSpec:
         c.doubt(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
     inner.require("alibi_bias_max", 8)
     if c.get("max_seq_len") == 1:
-        c.unbuildable("max_seq_len = 1, with which MPT's class makes every distance zero")
+        c.unbuildable("max_seq_len = 1: MPT's class then sets every distance to zero")
     mixer = attention(
         c,
         num_key_value_heads=kv_heads,
@@ -80,7 +80,8 @@ def mpt(c: Config) -> ModelSpec:
 
 @family("dbrx")
 def dbrx(c: Config) -> ModelSpec:
-    """DBRX has 4 of 16 experts and LayerNorms without biases; its sizes are in two nested objects."""
+    """DBRX has 4 of 16 experts and LayerNorms without biases. Two nested objects of its config contain the
+    dimensions."""
     inner, ffn = c.sub("attn_config"), c.sub("ffn_config")
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     mixer = attention(
@@ -90,14 +91,12 @@ def dbrx(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv"),
     )
     inner.ignore("attn_pdrop")
-    c.ignore("num_key_value_heads")  # newer files have it at the top level too
+    c.ignore("num_key_value_heads")  # newer configs repeat it at the top level
     act = ffn.table("ffn_act_fn").get("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
     if power not in (None, 1, 1.0):
-        ffn.unbuildable(
-            f"moe_normalize_expert_weights = {power!r}: only 1 (weights that sum to one) and null are built"
-        )
+        ffn.unbuildable(f"moe_normalize_expert_weights = {power!r}: only 1 (weights sum to one) and null are supported")
     experts = MoE(
         num_experts=ffn.size("moe_num_experts"),
         num_experts_per_tok=ffn.size("moe_top_k"),
@@ -110,7 +109,7 @@ def dbrx(c: Config) -> ModelSpec:
     ffn.doubt_unread()
     expect_divisible_heads(c)
     positions = rope(c, head_dim=mixer.head_dim)
-    if not c.table("rope_parameters"):  # newer files have both, and the class reads this one
+    if not c.table("rope_parameters"):  # if both are there, the class reads rope_parameters
         positions = Rope(theta=theta)
-        c.unbuildable("attn_config.rope_theta, which DBRX's class does not read: it reads rope_parameters")
+        c.unbuildable("DBRX's class ignores attn_config.rope_theta: it reads rope_parameters")
     return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)

@@ -1,4 +1,4 @@
-"""DeepSeekMoE, DeepSeek-V2 to V4, and the parts that other lineages took over from them."""
+"""DeepSeekMoE and DeepSeek-V2 to V4, and their parts that other models use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmbench.spec.model import ExtraWeight, HyperConnections, Layer, ModelSpec
 
 @family("deepseek")
 def deepseek_moe(c: Config) -> ModelSpec:
-    """DeepSeekMoE-16B has small experts with a softmax router, shared experts, and dense layers first."""
+    """DeepSeekMoE-16B has small experts with a softmax router, and shared experts. Its first layers are dense."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, scores="softmax", correction=None)
@@ -47,11 +47,13 @@ def deepseek_model(
     first: int = 0,
     sparse: list[bool] | None = None,
 ) -> ModelSpec:
-    """DeepSeek's model around one mixer.
+    """Return a model with DeepSeek's experts, whose layers all have the mixer `mixer`.
 
-    It has `first_k_dense_replace` dense layers, then experts in every `moe_layer_freq`-th layer, beside
-    `n_shared_experts` shared ones of the same width, and multi-token-prediction modules. `positions_dim` is the width
-    that is rotated.
+    The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts, and
+    `n_shared_experts` shared experts of the same width. The model can have multi-token-prediction modules.
+
+    positions_dim: width that is rotated. partial: rotated share of it if the config states none. first: number of dense
+    layers if the config states none. sparse: whether each layer has experts, in place of DeepSeek's rule.
     """
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = sparse_after_first(c, first) if sparse is None else sparse
@@ -69,7 +71,7 @@ def deepseek_model(
 
 
 def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
-    """DeepSeek's experts. `topk_method` changes no figure; `scoring_func` replaces `scores`."""
+    """Return DeepSeek's experts. The config key `scoring_func` replaces `scores`. `topk_method` changes no figure."""
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
     c.ignore("topk_method", "scoring_func", "num_local_experts")
     if c.text("scoring_func") in ("softmax", "sigmoid"):
@@ -84,9 +86,9 @@ def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None =
 
 @family("deepseek_v2")
 def deepseek_v2(c: Config) -> ModelSpec:
-    """DeepSeek-V2 and V2-Lite have a softmax router that is limited to groups, and no correction.
+    """DeepSeek-V2 and V2-Lite have latent attention, and a softmax router with groups but without correction.
 
-    Small DeepSeek-VL2 models have no latent attention (`use_mla`).
+    Small DeepSeek-VL2 models have ordinary attention (`use_mla` is false).
     """
     mixer: Attention | LatentAttention
     if c.flag("use_mla", True):
@@ -113,7 +115,9 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
     """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored correction."""
     mixer = latent_attention(c)
     if c.table("rope_parameters").get("llama_4_scaling_beta"):
-        c.unbuildable("rope_parameters.llama_4_scaling_beta: queries that grow with their position")
+        c.unbuildable(
+            "rope_parameters.llama_4_scaling_beta: queries are multiplied by a factor that grows with the position"
+        )
     return deepseek_model(
         c,
         mixer,
@@ -126,19 +130,17 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
 
 @family("deepseek_v32")
 def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bool = False) -> ModelSpec:
-    """DeepSeek-V3.2 is V3 with an indexer that chooses the keys.
+    """DeepSeek-V3.2 is DeepSeek-V3 with an indexer, which selects the keys that attention reads.
 
-    `reused` says which layers use the choice of an indexer before them, `interleaved` that indexers rotate neighbouring
-    dimensions in pairs.
+    - reused: whether each layer reuses the keys that an earlier layer's indexer selected. None: no layer does.
+    - interleaved: RoPE rotates pairs of neighbouring dimensions in the indexers.
     """
     count = num_layers(c)
     if "num_experts" in c and c.get("num_experts") is not None:
         c.put("n_routed_experts", c.get("num_experts"))
     for kind in c.entries("layer_types", count) or []:
         if kind != "indexed_attention":
-            c.doubt(
-                f"layer_types has the entry `{str(kind)[:40]}`, which is not understood; only `indexed_attention` is"
-            )
+            c.doubt(f"layer_types has the entry `{str(kind)[:40]}`, but only `indexed_attention` is supported")
             break
     mixers = [
         ("shared" if reuses else "", indexed_attention(c, shared=reuses, interleaved=interleaved))
@@ -157,12 +159,13 @@ def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bo
 
 
 def indexed_attention(c: Config, *, shared: bool = False, interleaved: bool = False) -> LatentAttention:
-    """Latent attention to the keys that an indexer chooses; a `shared` indexer belongs to a layer before."""
+    """Return latent attention with an indexer, which selects the keys. A `shared` indexer belongs to an earlier
+    layer."""
     return latent_attention(c, indexer=indexer_of(c, shared=shared, interleaved=interleaved))
 
 
 def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) -> Indexer:
-    """DeepSeek-V3.2's indexer by its keys."""
+    """Return DeepSeek-V3.2's indexer, read from the config keys `index_*`."""
     return Indexer(
         num_heads=c.size("index_n_heads"),
         head_dim=c.size("index_head_dim"),
@@ -174,10 +177,10 @@ def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) ->
 
 @family("deepseek_v4")
 def deepseek_v4(c: Config) -> ModelSpec:
-    """DeepSeek-V4 has windows with compressed entries before them, experts in every layer, and hyper-connections.
+    """DeepSeek-V4 has attention to a window and to compressed entries, experts in every layer, and hyper-connections.
 
-    The first layers choose experts by the token's number. Hyper-connections are several residual streams that two small
-    matrices per layer mix.
+    In the first layers, a table selects the experts by the token id. Hyper-connections are several residual streams,
+    which two small matrices per layer mix.
     """
     count = num_layers(c)
     vocab, top_k = c.size("vocab_size"), c.size("num_experts_per_tok")
@@ -234,11 +237,11 @@ _KINDS = {
 
 
 def _compressed_layers(c: Config) -> list[tuple[str, int]]:
-    """The kind of each layer, and the number of tokens that a compressed entry stands for: 0 without such entries."""
+    """Return the kind of each layer, and the number of tokens per compressed entry (0: the layer has no entries)."""
     count = num_layers(c)
     stated, ratios, rates = c.get("layer_types"), c.get("compress_ratios"), c.table("compress_rates")
     stated_rates = {"compressed": c.optional_size("compress_rate_csa"), "heavy": c.optional_size("compress_rate_hca")}
-    if stated is None and isinstance(ratios, list):  # entries of the prediction modules may follow
+    if stated is None and isinstance(ratios, list):  # the list may continue with entries for the prediction modules
         kinds = {ratio: kind for kind, (_, ratio) in _KINDS.items()}
         stated = [kinds.get(ratio) if type(ratio) is int else None for ratio in ratios]
     if stated is None:
@@ -263,7 +266,7 @@ def _compressed_layers(c: Config) -> list[tuple[str, int]]:
 
 
 def _compressed_attention(c: Config, rate: int, *, light: bool) -> CompressedAttention:
-    """DeepSeek-V4's attention with `rate` tokens per compressed entry; a `light` one has an indexer."""
+    """Return DeepSeek-V4's attention with `rate` tokens per compressed entry. Light compression also has an indexer."""
     return CompressedAttention(
         num_attention_heads=c.size("num_attention_heads"),
         head_dim=c.size("head_dim"),

@@ -11,9 +11,9 @@ from llmbench.spec.position import LearnedPositions
 
 @family("gpt_neo")
 def gpt_neo(c: Config) -> ModelSpec:
-    """GPT-Neo has windows by `attention_types`, no biases on q, k and v, and scores without a scale."""
+    """GPT-Neo has windows in the layers that `attention_types` gives, no biases on q, k and v, and unscaled scores."""
     count = num_layers(c)
-    listed = c.get("attention_layers")  # derived from attention_types in a saved file; the class builds from it
+    listed = c.get("attention_layers")  # a saved config derives it from attention_types, and the class reads it
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
@@ -22,7 +22,7 @@ def gpt_neo(c: Config) -> ModelSpec:
         if len(kinds) >= count:
             break
     if len(kinds) < count:
-        raise c.error("attention_types", f"has kinds for {len(kinds)} of {count} layers")
+        raise c.error("attention_types", f"gives the kind of only {len(kinds)} of {count} layers")
     if isinstance(listed, list) and len(listed) == count:
         kinds = [str(kind) for kind in listed]
     ffn = dense(
@@ -47,8 +47,10 @@ def gpt_neo(c: Config) -> ModelSpec:
 
 @family("gptj")
 def gptj(c: Config) -> ModelSpec:
-    """GPT-J has one norm before both sublayers, 64 dimensions rotated in neighbouring pairs, and a bias on the head but
-    none in attention."""
+    """GPT-J has parallel sublayers after one norm, and biases on feed-forward and head, but not in attention.
+
+    RoPE rotates 64 dimensions in pairs of neighbours.
+    """
     heads = c.size("num_attention_heads")
     c.ignore("scale_attn_weights", "rotary")
     mixer = attention(c, num_key_value_heads=heads)
@@ -64,8 +66,8 @@ def gptj(c: Config) -> ModelSpec:
 
 @family("gpt_neox")
 def gpt_neox(c: Config) -> ModelSpec:
-    """GPT-NeoX and Pythia have two norms before parallel sublayers, a quarter of each head rotated, and no bias on the
-    head."""
+    """GPT-NeoX and Pythia have parallel sublayers after a norm each. RoPE rotates a quarter of each head. The head of
+    the model has no bias."""
     bias = c.flag("attention_bias", True)
     heads = c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
@@ -80,7 +82,7 @@ def gpt_neox(c: Config) -> ModelSpec:
 
 @family("gpt_neox_japanese")
 def gpt_neox_japanese(c: Config) -> ModelSpec:
-    """GPT-NeoX Japanese has a single bias, on the output of the last layer's attention."""
+    """GPT-NeoX Japanese has only one bias: on the output of attention in the last layer."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     width = c.size("intermediate_multiple_size", 4) * hidden

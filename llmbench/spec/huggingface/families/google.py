@@ -1,4 +1,4 @@
-"""Google's models: Gemma 1 to 4, RecurrentGemma, T5 and its line, T5Gemma."""
+"""Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma, by Google."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmbench.spec.position import RelativeBias, Rope
 
 @family("gemma")
 def gemma(c: Config) -> ModelSpec:
-    """Gemma 1 is Llama with GEGLU, wide heads, norms by 1 + weight, and a scaled embedding."""
+    """Gemma 1 is Llama with GEGLU, wide heads, norms with the factor 1 + weight, and a scaled embedding."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return decoder(
@@ -45,7 +45,7 @@ def gemma(c: Config) -> ModelSpec:
 
 @family("gemma2")
 def gemma2(c: Config) -> ModelSpec:
-    """Gemma 2 has four norms per layer, soft caps, and a window in every other layer."""
+    """Gemma 2 has four norms per layer, soft caps, and a window in every second layer."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"))
@@ -53,8 +53,8 @@ def gemma2(c: Config) -> ModelSpec:
 
 @family("gemma3_text")
 def gemma3(c: Config) -> ModelSpec:
-    """Gemma 3 has a global layer after five local ones, norms on q and k, and a rotation base of its own for local
-    layers."""
+    """Gemma 3 has a global layer after five local layers, and norms on q and k. Local layers have their own rotation
+    base."""
     every = c.size("sliding_window_pattern", 6)
     c.ignore("_sliding_window_pattern", "cache_implementation")
     c.require("use_bidirectional_attention", False)
@@ -62,13 +62,13 @@ def gemma3(c: Config) -> ModelSpec:
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     cap = c.optional_number("attn_logit_softcapping")
     if cap is not None:
-        c.unbuildable("attn_logit_softcapping, which Gemma 3's class does not apply")
+        c.unbuildable("attn_logit_softcapping is set, but Gemma 3's class does not apply it")
     return _local_and_global(c, layer_types(c, derived), cap=cap, qk_norm=QKNorm())
 
 
 @family("vaultgemma")
 def vaultgemma(c: Config) -> ModelSpec:
-    """VaultGemma is Gemma 2 with norms only before its sublayers."""
+    """VaultGemma is Gemma 2 with norms only before the sublayers."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"), placement="pre")
@@ -82,7 +82,7 @@ def _local_and_global(
     qk_norm: QKNorm | None = None,
     placement: Placement = "sandwich",
 ) -> ModelSpec:
-    """Gemma 2's and 3's model with windows by layer type; `cap` bounds the scores."""
+    """Return the model of Gemma 2 or 3. The layer types `kinds` give the windows, and `cap` bounds the scores."""
     bias = c.flag("attention_bias")
     scalar = c.optional_number("query_pre_attn_scalar")
     if scalar is not None and scalar < 0:
@@ -98,7 +98,9 @@ def _local_and_global(
     local_theta = c.optional_number("rope_local_base_freq")
     positions = rope(c, head_dim=head_dim, layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
-    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):  # its other keys are for global layers
+    if c.model_type == "gemma3_text" and not c.table(
+        "rope_parameters"
+    ):  # the other rotation keys are for global layers
         local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
         expect_rope_type(c)
     window = c.window()
@@ -123,11 +125,11 @@ def _local_and_global(
 
 @family("gemma3n_text")
 def gemma3n(c: Config) -> ModelSpec:
-    """Gemma 3n has four residual streams (AltUp), LAuReL beside attention, and per-layer embeddings.
+    """Gemma 3n has four residual streams (AltUp), LAuReL parallel to attention, and per-layer embeddings.
 
-    The last layers use keys and values of earlier ones.
+    The last layers read the keys and values of earlier layers.
     """
-    c.note("FLOPs leave out how AltUp mixes its streams, which uses no stored matrix (under 0.1%)")
+    c.note("FLOPs leave out the mixing of AltUp's streams with computed coefficients (under 0.1%)")
     hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
     count = num_layers(c)
     kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
@@ -186,18 +188,18 @@ def gemma3n(c: Config) -> ModelSpec:
 
 @family("gemma4_text", "gemma4_unified_text")
 def gemma4(c: Config) -> ModelSpec:
-    """Gemma 4 has global layers with another shape of heads, whose values may be their keys, and a stored scale per
-    layer.
+    """Gemma 4 has a stored scale per layer. In global layers, the heads have another shape, and the values may be the
+    keys.
 
-    E2B and E4B have per-layer embeddings and layers that share keys and values, 26B-A4B has experts beside the
-    feed-forward. The last layer is global, whatever the config says.
+    E2B and E4B have per-layer embeddings, and layers that read the keys and values of earlier layers. 26B-A4B has
+    experts parallel to the feed-forward. The class makes the last layer global, even if the config states another type.
     """
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)])
     kinds[-1:] = ["full_attention"]
     window = c.window()
     if c.get("use_bidirectional_attention") == "all":
-        c.doubt("use_bidirectional_attention = all: attention is counted as causal")
+        c.doubt("use_bidirectional_attention = all: the attention is counted as causal")
     bias = c.flag("attention_bias")
     global_dim = c.size("global_head_dim", 512)
     keys_are_values = c.flag("attention_k_eq_v")
@@ -235,7 +237,8 @@ def gemma4(c: Config) -> ModelSpec:
 
 
 def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
-    """Gemma 4's experts, with three norms of their own, a scale before the router and one after each expert."""
+    """Return Gemma 4's experts. Append to `extra` their three norms, the scale of the router's input and the scale per
+    expert."""
     number = c.size("num_experts")
     for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
         extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
@@ -251,13 +254,13 @@ def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
 
 
 def _with_dense(experts: MoE, plain: Gated) -> MoE:
-    """The experts with a dense feed-forward beside them."""
+    """Return the experts with a parallel dense feed-forward."""
     fields = {name: getattr(experts, name) for name in experts.__struct_fields__}
     return MoE(**{**fields, "beside": plain})
 
 
 def _per_layer_input(c: Config) -> list[ExtraWeight]:
-    """The weights of a layer that gate, project and norm its own embedding of the token."""
+    """Return the weights of a layer that gate, project and normalise its per-layer embedding."""
     hidden, width = c.size("hidden_size"), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -269,7 +272,8 @@ def _per_layer_input(c: Config) -> list[ExtraWeight]:
 
 
 def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
-    """The second embedding table: for each token, a row of `hidden_size_per_layer_input` for each layer."""
+    """Return the table of per-layer embeddings, with `hidden_size_per_layer_input` elements per token and layer, and
+    the weights that prepare it."""
     vocab, width = c.size("vocab_size_per_layer_input", 1), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -282,22 +286,22 @@ def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
 
 
 def _first_shared(c: Config, count: int) -> int:
-    """The index of the first layer that uses the keys and values of an earlier layer of its type."""
+    """Return the index of the first layer that reads the keys and values of an earlier layer of its type."""
     shared = c.count("num_kv_shared_layers")
     if shared >= count:
-        raise c.error("num_kv_shared_layers", f"{shared} leaves none of {count} layers with keys of its own")
+        raise c.error("num_kv_shared_layers", f"{shared} must be less than the number of layers, {count}")
     return count - shared
 
 
 def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
-    """The rotation of a layer type; older configs keep its base in a key of its own."""
+    """Return the rotation of a layer type. If the config has no entry for the type, the rotation has this base."""
     positions = rope(c, head_dim=head_dim, layer_type=kind)
     stated = isinstance(c.table("rope_parameters").get(kind), dict)
     return positions if stated else Rope(theta=base)
 
 
 def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int) -> ModelSpec:
-    """The frame of Gemma 3n and 4 around its layers."""
+    """Return the model of Gemma 3n or 4 around its layers."""
     return decoder(
         c,
         layers,
@@ -311,9 +315,9 @@ def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWe
 
 @family("recurrent_gemma")
 def recurrent_gemma(c: Config) -> ModelSpec:
-    """RecurrentGemma (Griffin) has two recurrent layers for one with local attention.
+    """RecurrentGemma (Griffin) has two recurrent layers per layer of local attention.
 
-    `intermediate_size` counts gate and up together.
+    The config key `intermediate_size` is the sum of the widths of gate and up projection.
     """
     hidden = c.size("hidden_size")
     kinds = c.entries("block_types") or ["recurrent", "recurrent", "attention"]
@@ -350,14 +354,14 @@ def recurrent_gemma(c: Config) -> ModelSpec:
 
 
 def _as_bfloat16(x: float) -> float:
-    """The nearest number with 8 significant bits: the class keeps its scale in bf16, whatever the model's format."""
+    """Round to 8 significant bits, because the class stores the scale of the embedding in bf16."""
     fraction, exponent = math.frexp(x)
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
-    """T5 in all its versions. LongT5 has a local encoder, Switch has experts in every `*_sparse_step`-th layer."""
+    """All versions of T5. LongT5 has windows in the encoder. Switch has experts in every `*_sparse_step`-th layer."""
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
     positions = RelativeBias(
@@ -369,7 +373,7 @@ def t5(c: Config) -> ModelSpec:
     switch = c.model_type == "switch_transformers"
 
     def layer_of(ffn: FFN, *, causal: bool) -> Layer:
-        """A layer of the encoder, or (`causal`) of the decoder."""
+        """Return a layer of the encoder, or of the decoder if `causal`."""
         shape = {
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
@@ -387,7 +391,8 @@ def t5(c: Config) -> ModelSpec:
     expect_depths(c, depth, decoder_depth)
 
     def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
-        """The layers of one stack; `sparse_key` is the key of the number of those with experts."""
+        """Return the layers of encoder or decoder. `sparse_key` is the config key of the number of layers with
+        experts."""
         layers = []
         step = 0
         if switch:
@@ -400,7 +405,7 @@ def t5(c: Config) -> ModelSpec:
         return layers
 
     def with_globals(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-        """The encoder's layers with LongT5's global tokens: a norm in every layer, a table of biases in the first."""
+        """Add the weights of LongT5's global tokens: a norm to every layer, and a table of biases to the first."""
         changed = []
         for index, (name, layer) in enumerate(layers):
             extra = (global_weights["norm"], global_weights["bias"]) if index == 0 else (global_weights["norm"],)
@@ -423,9 +428,10 @@ def t5(c: Config) -> ModelSpec:
         "n_positions",
     )
     if switch and not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: the token table that transformers gives each stack is not counted")
+        c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     c.put("num_hidden_layers", decoder_depth)
-    # Files of transformers 5 always tie, and have a key of their own for the scale; mT5's output is never scaled.
+    # Configs of transformers 5 always tie the embeddings, and a separate key tells whether the output is scaled. The
+    # output of mT5 is never scaled.
     scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
@@ -438,7 +444,7 @@ def t5(c: Config) -> ModelSpec:
 
 
 def _t5_ffn(c: Config) -> Dense | Gated:
-    """T5's feed-forward by `feed_forward_proj`."""
+    """Return T5's feed-forward, read from `feed_forward_proj`."""
     projection = c.text("feed_forward_proj", "relu")
     width = c.size("d_ff")
     is_gated = projection.startswith("gated-")
@@ -451,7 +457,7 @@ def _t5_ffn(c: Config) -> Dense | Gated:
 
 
 def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
-    """Switch's experts: one per token."""
+    """Return Switch's experts. Each token uses one."""
     return MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=1,
@@ -464,14 +470,15 @@ def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
 
 
 def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWeight]]:
-    """LongT5's window, `local_radius` to both sides, and the weights of its global tokens ("transient-global")."""
+    """Return LongT5's window, `local_radius` tokens on each side, and the weights of its global tokens
+    ("transient-global")."""
     kind = c.text("encoder_attention_type", "local")
     c.require("encoder_attention_type", "local", "transient-global")
     c.ignore("global_block_size")
     radius = c.size("local_radius")
     if kind != "transient-global":
         return 2 * radius + 1, {}
-    c.doubt("encoder_attention_type = transient-global: scores against the summaries of blocks are not counted")
+    c.doubt("encoder_attention_type = transient-global: the attention to summaries of blocks is not counted")
     buckets = c.size("relative_attention_num_buckets")
     bias = ExtraWeight(name="global_bias", shape=(buckets, heads), role="vector", component="attention_extra")
     return 2 * radius + 1, {
@@ -482,14 +489,14 @@ def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWei
 
 @family("t5gemma")
 def t5gemma(c: Config) -> ModelSpec:
-    """T5Gemma is Gemma 2 as encoder and as decoder, each with a token table; their widths may differ."""
+    """T5Gemma has a Gemma 2 as encoder and a Gemma 2 as decoder. Each has its own token table and its own width."""
     module = facts()["t5_gemma_module"]["defaults"]
     inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
-    # Keys of the outer config that both stacks repeat.
+    # The objects `encoder` and `decoder` repeat these keys of the outer config.
     c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
 
     def stack(side: Config, *, causal: bool) -> list[tuple[str, Layer]]:
-        """The layers of one stack."""
+        """Return the layers of encoder or decoder."""
         bias = side.flag("attention_bias")
         side.ignore(
             "query_pre_attn_scalar",
@@ -509,7 +516,7 @@ def t5gemma(c: Config) -> ModelSpec:
             local = kind == "sliding_attention"
             span = window if local else None
             if span is not None and not causal:
-                span = 2 * span  # the encoder's window is on both sides
+                span = 2 * span  # the window of the encoder covers both sides
             mixer = attention(side, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
             layer = block(mixer, gated(side, bias=False), "sandwich", cross_attention=cross)
             layers.append(("local" if local else "global", layer))

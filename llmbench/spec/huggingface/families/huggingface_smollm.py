@@ -21,7 +21,7 @@ from llmbench.spec.position import NoPositions
 
 @family("smollm3")
 def smollm3(c: Config) -> ModelSpec:
-    """SmolLM3 has no positions in every fourth layer, and windows in none of its released sizes."""
+    """SmolLM3 has no positions in every fourth layer. None of the released models has windows."""
     count = num_layers(c)
     every = c.size("no_rope_layer_interval", 4)
     rotated = c.entries("no_rope_layers")

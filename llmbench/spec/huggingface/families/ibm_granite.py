@@ -1,4 +1,4 @@
-"""Granite 3 and 4 and Bamba by IBM."""
+"""Granite 3, Granite 4 and Bamba by IBM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmbench.spec.position import NoPositions, Positions
 
 @family("granite")
 def granite(c: Config) -> ModelSpec:
-    """Granite 3 is Llama with multipliers on embedding, attention, residuals and logits."""
+    """Granite 3 is Llama with constant factors on embedding, scores, sublayer outputs and logits."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     layer = block(mixer, gated(c), residual_scale=c.number("residual_multiplier", 1.0))
@@ -39,7 +39,7 @@ def granite(c: Config) -> ModelSpec:
 
 
 def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: int) -> ModelSpec:
-    """The frame of Granite, with its multipliers, around the layers."""
+    """Return Granite's model around the layers, with constant factors on embedding and logits."""
     return decoder(
         c,
         layers,
@@ -52,7 +52,7 @@ def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: 
 
 @family("granite_swa")
 def granite_swa(c: Config) -> ModelSpec:
-    """Granite with sinks, a window in three layers of four, and a rotation base per layer."""
+    """Granite with sinks, a window in three of four layers, and a rotation base per layer."""
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -77,8 +77,10 @@ def granite_swa(c: Config) -> ModelSpec:
 
 
 def layer_positions(c: Config, theta: object) -> Positions | None:
-    """Positions by an entry of `layer_rope_theta`: none for 0; None, which means the model's, for null or the model's
-    base."""
+    """Return the positions of a layer, from its entry `theta` of `layer_rope_theta`.
+
+    The entry 0 means no positions. For null or the model's own base, return None: the layer uses the model's positions.
+    """
     if theta == 0:
         return NoPositions()
     positions = rope(c, head_dim=head_dim_of(c))
@@ -89,7 +91,8 @@ def layer_positions(c: Config, theta: object) -> Positions | None:
 
 @family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(c: Config) -> ModelSpec:
-    """Granite 3 with experts; later versions have a shared one, then sinks and a window in three layers of four."""
+    """Granite 3 with experts. granitemoeshared adds a shared expert. granitemoe_swa also has sinks, and a window in
+    three of four layers."""
     bias = c.flag("attention_bias")
     swa = c.model_type == "granitemoe_swa"
     window = c.window() if swa else None
@@ -125,8 +128,8 @@ def granitemoe(c: Config) -> ModelSpec:
 
 @family("granitemoehybrid")
 def granitemoehybrid(c: Config) -> ModelSpec:
-    """Granite 4 has Mamba-2 or attention by `layer_types`, and a shared feed-forward in every layer, beside experts or
-    alone.
+    """Granite 4 has Mamba-2 or attention, as `layer_types` says. Every layer has a shared feed-forward, and most models
+    also have experts.
 
     It has no positions unless `position_embedding_type` is rope.
     """
@@ -167,12 +170,12 @@ def granitemoehybrid(c: Config) -> ModelSpec:
 
 @family("bamba")
 def bamba(c: Config) -> ModelSpec:
-    """Bamba has Mamba-2, and attention in the layers `attn_layer_indices`, where half of each head is rotated."""
+    """Bamba has attention in the layers `attn_layer_indices`, with half of each head rotated, and Mamba-2 elsewhere."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size"))
     attends = set(c.entries("attn_layer_indices") or [])
-    # Whatever a file says, the class derives the kinds from the indices and rotates half of each head.
+    # The class ignores these keys: it derives the layer types from the indices, and always rotates half of each head.
     c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
     ffn = gated(c)
     layers = []

@@ -1,4 +1,4 @@
-"""Jais 1 and 2 by Inception, and BTLM by Cerebras, which shares the class of the first."""
+"""Jais 1 and 2 by Inception, and BTLM by Cerebras, which has the class of Jais 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmbench.spec.position import Alibi, LearnedPositions, Positions
 
 @family("jais", "btlm")
 def jais(c: Config) -> ModelSpec:
-    """Jais and BTLM have GPT-2's blocks and biases with SwiGLU and ALiBi, and multipliers of maximal-update
+    """Jais and BTLM have the blocks and biases of GPT-2, but SwiGLU, ALiBi, and the constant factors of maximal-update
     training."""
     names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
     for alias, key in names:
@@ -25,7 +25,7 @@ def jais(c: Config) -> ModelSpec:
     switches = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
     scaled = [key for key in factors if c.get(key) not in (None, 1)] + [key for key in switches if c.get(key)]
     if scaled:
-        c.unbuildable(f"the multipliers of maximal-update training, or a scaled ALiBi: {', '.join(scaled)}")
+        c.unbuildable(f"the factors of maximal-update training or a scaled ALiBi: {', '.join(scaled)}")
     c.ignore(*factors, *switches)
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * hidden)

@@ -10,13 +10,13 @@ from llmbench.spec.model import ModelSpec
 
 @family("internlm")
 def internlm(c: Config) -> ModelSpec:
-    """InternLM 1 is Llama with biases in attention by `bias`."""
+    """InternLM 1 is Llama. `bias` gives the projections of attention a bias."""
     return llama_from_hub(c, bias=c.flag("bias", True))
 
 
 @family("internlm2")
 def internlm2(c: Config) -> ModelSpec:
-    """InternLM 2 is Llama; `bias` changes nothing."""
+    """InternLM 2 is Llama. Its class ignores `bias`."""
     c.ignore("bias")
     return llama(c)
 

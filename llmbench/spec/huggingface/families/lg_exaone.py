@@ -30,20 +30,20 @@ from llmbench.spec.position import NoPositions
 
 @family("exaone")
 def exaone(c: Config) -> ModelSpec:
-    """EXAONE 3 is Llama with other names of the keys."""
+    """EXAONE 3 is Llama with other names of config keys."""
     if "tie_word_embeddings" not in c:
-        c.doubt("tie_word_embeddings is missing, and is counted as false")
+        c.doubt("tie_word_embeddings is missing; the head is counted as not tied")
     return llama_from_hub(c)
 
 
 @family("exaone4")
 def exaone4(c: Config) -> ModelSpec:
-    """EXAONE 4 has norms on the outputs of sublayers, norms on q and k, and a global layer without positions after
-    three local ones."""
+    """EXAONE 4 has norms on the outputs of sublayers, and on q and k. A global layer without positions follows three
+    local layers."""
     window = c.window()
     count = num_layers(c)
     pattern = c.get("sliding_window_pattern")
-    spelled = isinstance(pattern, str)  # with a text like "LLLG" the last layer is always global
+    spelled = isinstance(pattern, str)  # if the pattern is a string like "LLLG", the last layer is always global
     every = max(1, len(pattern) if spelled else pattern if isinstance(pattern, int) else 4)
     derived = [
         "sliding_attention" if window and (i + 1) % every and not (spelled and i == count - 1) else "full_attention"
@@ -71,9 +71,9 @@ def exaone_moe(c: Config) -> ModelSpec:
     every = len(pattern) if isinstance(pattern, str) else pattern if isinstance(pattern, int) and window else 0
     last = pattern[-1:] if isinstance(pattern, str) else "G"
     if last not in ("G", "g"):
-        c.doubt(f"config key sliding_window_pattern = {pattern!r} is not understood, only one that ends in G is")
+        c.doubt(f"config key sliding_window_pattern = {pattern!r} is not understood; it must end with G")
     local = windowed_layers(c, lambda index: every > 0 and (index + 1) % every != 0)
-    # As in EXAONE 4: with a pattern, only local layers rotate; without one, all do.
+    # As in EXAONE 4, only local layers have RoPE if there is a window. Without a window, all layers have it.
     mixers = [
         ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
         if windowed

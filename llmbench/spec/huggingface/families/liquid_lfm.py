@@ -22,9 +22,9 @@ from llmbench.spec.model import Layer, ModelSpec, Placement
 
 @family("lfm2")
 def lfm2(c: Config) -> ModelSpec:
-    """LFM2 has short convolutions, and attention in the layers `full_attn_idxs`.
+    """LFM2 has attention in the layers `full_attn_idxs`, and short convolutions in the other layers.
 
-    Its feed-forwards have two thirds of the stated width, times a multiplier, rounded up.
+    The width of its feed-forwards is two thirds of the stated width, times a factor, rounded up to a multiple.
     """
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
@@ -37,9 +37,7 @@ def lfm2(c: Config) -> ModelSpec:
         if multiplier is not None:
             width = multiple * -(-int(multiplier * width) // multiple)
     if width < 1:
-        raise c.error(
-            "intermediate_size", "is too small: two thirds of it, times block_ffn_dim_multiplier, are below 1"
-        )
+        raise c.error("intermediate_size", "is too small: two thirds of it, times block_ffn_dim_multiplier, is below 1")
     c.ignore(
         "block_dim",
         "block_mlp_init_scale",
@@ -68,7 +66,7 @@ def lfm2(c: Config) -> ModelSpec:
 
 @family("lfm2_moe")
 def lfm2_moe(c: Config) -> ModelSpec:
-    """LFM2 with experts after the first `num_dense_layers`; the router's correction is a buffer."""
+    """LFM2 with experts, except in the first `num_dense_layers` layers. The correction of the router is a buffer."""
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
     kinds = c.entries("layer_types", count)
@@ -96,8 +94,8 @@ def lfm2_moe(c: Config) -> ModelSpec:
 
 @family("lfm3")
 def lfm3(c: Config) -> ModelSpec:
-    """LFM3 has short convolutions, local and global attention with a gate per head, and norms on both sides of a
-    sublayer."""
+    """LFM3 has short convolutions, local attention and global attention. Attention has a gate per head. Norms stand
+    before and after each sublayer."""
     bias = c.flag("attention_bias")
     count = num_layers(c)
     derived = [
@@ -110,7 +108,7 @@ def lfm3(c: Config) -> ModelSpec:
     head_dim = c.size("head_dim")
 
     def attends(kind: str) -> Mixer:
-        """The attention of a layer type."""
+        """Return the attention of a layer type."""
         return attention(
             c,
             qkv_bias=bias,
@@ -128,10 +126,10 @@ def lfm3(c: Config) -> ModelSpec:
 
 
 def _conv(c: Config) -> ShortConv:
-    """LFM's gated short convolution."""
+    """Return LFM's gated short convolution."""
     return ShortConv(width=c.size("hidden_size"), conv_kernel=c.size("conv_L_cache"), bias=c.flag("conv_bias"))
 
 
 def _lfm_ties(c: Config) -> bool:
-    """Whether the head is tied: `tie_embedding` has precedence over the usual key."""
+    """Return whether head and embedding are tied. `tie_embedding` has precedence over `tie_word_embeddings`."""
     return c.flag("tie_embedding" if "tie_embedding" in c else "tie_word_embeddings")

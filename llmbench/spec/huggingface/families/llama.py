@@ -1,4 +1,4 @@
-"""Llama 1 to 4 and Llama 3.2 Vision by Meta, and the forms of its decoder that other lineages share."""
+"""Llama 1 to 4 and Llama 3.2 Vision by Meta, and variants of its decoder that other lineages use."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llmbench.spec.position import NoPositions
 
 @family("llama")
 def llama(c: Config) -> ModelSpec:
-    """Llama 1 to 3 have RMSNorm, RoPE, a gated feed-forward and grouped heads.
+    """Llama 1 to 3 have RMSNorm, RoPE and a gated feed-forward. Larger and newer models have grouped heads.
 
-    `attention_bias` is on all four projections.
+    `attention_bias` gives all four projections of attention a bias.
     """
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
@@ -36,10 +36,10 @@ def llama(c: Config) -> ModelSpec:
 
 
 def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, norm_kind: str = "rmsnorm") -> ModelSpec:
-    """Llama's decoder, as classes of the hub name its keys; `tied` is their default of tie_word_embeddings.
+    """Return Llama's decoder for a class that is not in transformers, but in the repository of the model.
 
-    `scale_emb`, `scale_depth` and `dim_model_base` are MiniCPM's factors on the embedding, on the output of each
-    sublayer and on the logits.
+    `tied` is the default of tie_word_embeddings in this class. The config keys `scale_emb`, `scale_depth` and
+    `dim_model_base` give MiniCPM's factors on the embedding, on the output of each sublayer and on the logits.
     """
     c.rename(num_layers="num_hidden_layers", activation_function="hidden_act")
     if "tie_word_embeddings" not in c:
@@ -51,7 +51,7 @@ def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, n
     hidden, depth = c.size("hidden_size"), c.optional_number("scale_depth")
     added = 1.0 if depth is None else depth / c.size("num_hidden_layers") ** 0.5
     if c.table("sparse_config"):
-        c.doubt("sparse_config: sparse attention is counted as full attention")
+        c.doubt("sparse_config: the sparse attention is counted as full attention")
     return decoder(
         c,
         block(mixer, gated(c, bias=False), residual_scale=added),
@@ -63,7 +63,7 @@ def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, n
 
 
 def llama_with_windows(c: Config, kinds: list[str], window: int | None) -> ModelSpec:
-    """Llama's decoder with a window in the layers whose kind is "sliding_attention"."""
+    """Return Llama's decoder with a window in the layers of type "sliding_attention"."""
     c.require("attention_bias", False)
     ffn = gated(c)
     layers = [
@@ -77,8 +77,8 @@ def llama_with_windows(c: Config, kinds: list[str], window: int | None) -> Model
 
 @family("mllama_text_model")
 def mllama(c: Config) -> ModelSpec:
-    """The text part of Llama 3.2 Vision has eight more rows in the token table than in the head, and layers that attend
-    to image tokens."""
+    """The text part of Llama 3.2 Vision has layers that attend to image tokens. Its token table has eight rows more
+    than its head."""
     hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
     mixer = attention(c)
     kv_width, width = mixer.num_key_value_heads * mixer.head_dim, mixer.num_attention_heads * mixer.head_dim
@@ -86,7 +86,7 @@ def mllama(c: Config) -> ModelSpec:
     listed = c.entries("cross_attention_layers")
     crossing = {3, 8, 13, 18, 23, 28, 33, 38} if listed is None else set(listed)
     if crossing:
-        c.doubt("cross-attention to image tokens: its scores, keys and values are not counted")
+        c.doubt("the scores, keys and values of the cross-attention to image tokens are not counted")
     extra = tuple(
         ExtraWeight(name=f"cross_attention.{name}", shape=shape, role="matmul", component="attention")
         for name, shape in (
@@ -101,7 +101,7 @@ def mllama(c: Config) -> ModelSpec:
         for name in ("q_norm", "k_norm")
     )
     extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
-    # An extra weight has no norm before it, so this norm is one too.
+    # A layer without mixer has no norm for it, so the norm before the cross-attention is an extra weight too.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
     layers: list[tuple[str, Layer]] = [
@@ -120,10 +120,10 @@ def mllama(c: Config) -> ModelSpec:
 
 @family("llama4_text")
 def llama4(c: Config) -> ModelSpec:
-    """Llama 4 has one routed expert beside a shared one, chunked attention in three layers of four, and no positions in
-    the fourth.
+    """Llama 4 has one routed expert per token and a shared expert. Three of four layers have chunked attention, and the
+    fourth has global attention without positions.
 
-    Layers without experts have another width.
+    The feed-forwards of layers without experts have another width.
     """
     bias = c.flag("attention_bias")
     count = num_layers(c)
@@ -172,7 +172,8 @@ def llama4(c: Config) -> ModelSpec:
 
 @family("diffllama")
 def diffllama(c: Config) -> ModelSpec:
-    """DiffLlama subtracts one attention from another; four vectors per layer weight the difference."""
+    """DiffLlama computes two softmaxes and subtracts one from the other. Four vectors per layer weight the
+    difference."""
     bias = c.flag("attention_bias")
     c.ignore("lambda_std_dev")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
@@ -185,6 +186,6 @@ def diffllama(c: Config) -> ModelSpec:
         )
         for name in ("q1", "k1", "q2", "k2")
     )
-    c.doubt("differential attention: its FLOPs are counted with values as wide as a head, not twice as wide")
+    c.doubt("differential attention: FLOPs are counted with values as wide as a head, but they are twice as wide")
     layer = block(mixer, gated(c, bias=False), extra=extra)
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

@@ -1,4 +1,4 @@
-"""Mamba 1 and 2, and what hybrids of Mamba share."""
+"""Mamba 1 and 2, and functions for hybrid models with Mamba-2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmbench.spec.model import ModelSpec
 def mamba(
     c: Config, *, inner_norms: Literal["none", "plain", "weighted"] = "none", norm_eps: float | None = None
 ) -> ModelSpec:
-    """Mamba has state-space layers alone. `inner_norms` are norms on dt, B and C."""
+    """Mamba has only state-space layers. `inner_norms` are norms on dt, B and C, and `norm_eps` is their epsilon."""
     hidden = c.size("hidden_size")
     rank = c.get("time_step_rank")
     mixer = Mamba(
@@ -44,7 +44,7 @@ def mamba(
 
 @family("mamba2")
 def mamba2(c: Config) -> ModelSpec:
-    """Mamba-2."""
+    """Mamba-2 has only state-space layers."""
     shortest, longest = time_step_limits(c)
     mixer = Mamba2(
         num_heads=c.size("num_heads"),
@@ -61,17 +61,20 @@ def mamba2(c: Config) -> ModelSpec:
     expect_silu(c, "hidden_act")
     c.ignore("expand", "time_step_rank", "rms_norm", "norm_before_gate")
     if mixer.intermediate_size != c.size("expand", 2) * c.size("hidden_size"):
-        raise c.error("num_heads", f"× head_dim is {mixer.intermediate_size}, but expand × hidden_size is not")
+        raise c.error("num_heads", f"× head_dim is {mixer.intermediate_size}, but must equal expand × hidden_size")
     return decoder(c, block(mixer, None), norm=norm(c))
 
 
 def mamba2_mixer(c: Config, width: int, *, out_proj_bias: bool | None = None, gated_norm: bool = True) -> Mamba2:
-    """Mamba-2 of a hybrid, by the keys `mamba_*`. Raises SpecError unless its heads fill `width`."""
+    """Return the Mamba-2 mixer of a hybrid model, read from the config keys `mamba_*`.
+
+    Raises SpecError if the number of heads times their width is not `width`.
+    """
     heads = c.size("mamba_n_heads")
     derived = c.get("mamba_d_head") in ("auto", None)
     head_dim = width // heads if derived else c.size("mamba_d_head")
     if heads * head_dim != width:
-        raise c.error("mamba_n_heads", f"× mamba_d_head is {heads * head_dim}, but the mixer's width is {width}")
+        raise c.error("mamba_n_heads", f"× mamba_d_head is {heads * head_dim}, but the width of the mixer is {width}")
     c.ignore("mamba_expand", "mamba_norm_before_gate", "mamba_use_mlp")
     expect_silu(c, "hidden_act")
     shortest, longest = time_step_limits(c)
@@ -93,7 +96,7 @@ def mamba2_mixer(c: Config, width: int, *, out_proj_bias: bool | None = None, ga
 
 
 def time_step_limits(c: Config) -> tuple[float, float | None]:
-    """The least and the greatest time step of Mamba-2; 0 and None (no bound) where the config states none."""
+    """Return the smallest and the largest time step of Mamba-2. Without limits in the config, return 0 and None."""
     limits = c.get("time_step_limit")
     if limits is None:
         return 0.0, None
@@ -104,9 +107,9 @@ def time_step_limits(c: Config) -> tuple[float, float | None]:
         raise c.error("time_step_limit", "must be two numbers")
     low, high = (min(bound, _UNBOUNDED) for bound in bounds)
     if not 0 <= low <= high:
-        raise c.error("time_step_limit", "must be two numbers of at least 0, the smaller first")
+        raise c.error("time_step_limit", "must be two numbers of at least 0, with the smaller one first")
     return float(low), None if high == _UNBOUNDED else float(high)
 
 
 _UNBOUNDED = 10**6
-"""A limit that no time step reaches. Files have infinity, which transformers 5 writes as an object."""
+"""A limit that no time step reaches. It stands for infinity, which transformers 5 writes as a JSON object."""

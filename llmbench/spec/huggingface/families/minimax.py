@@ -1,4 +1,4 @@
-"""MiniMax-Text-01, M1, M2 and M3."""
+"""MiniMax-Text-01, M1, M2 and M3 by MiniMax."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPredicti
 
 @family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")
 def minimax(c: Config) -> ModelSpec:
-    """MiniMax-Text-01 and M1 have seven lightning-attention layers for one of softmax attention, and experts in all.
+    """MiniMax-Text-01 and M1 have seven layers of lightning attention per layer of softmax attention. All layers have
+    experts.
 
-    The first files of the hub give the kind of each layer as 0 or 1 in `attn_type_list`.
+    In the first configs of the hub, `attn_type_list` gives the type of each layer: 0 is lightning, 1 is softmax.
     """
     full = attention(c, sliding_window=c.window())
     linear = LightningAttention(
@@ -53,9 +54,7 @@ def minimax(c: Config) -> ModelSpec:
     kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     if ffn.activation != "silu":
-        c.unbuildable(
-            f"hidden_act = `{ffn.activation}`, which is in the linear attention too: only `silu` is built there"
-        )
+        c.unbuildable(f"hidden_act = `{ffn.activation}` also acts in the linear attention, which supports only `silu`")
     layers = []
     for kind in kinds:
         residual = _minimax_residual(c, kind)
@@ -67,22 +66,22 @@ def minimax(c: Config) -> ModelSpec:
 
 
 def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
-    """The factors of a layer's residual sums: α on the skip connection, β on the sublayer's output.
+    """Return the factors of a layer's residual sums: α on the skip connection, β on the sublayer's output.
 
-    The class in transformers takes the skip connection after the norm. The class of the hub does so where `postnorm` is
-    true, and names the factors otherwise.
+    In the class of transformers, the skip connection starts after the norm. In the class of the hub, it starts there if
+    `postnorm` is true. The two classes have different names for the factors.
     """
     hub = c.model_type != "minimax"
     layer_type = "linear_attention" if kind == "linear_attention" else "full_attention"
     layer_type = layer_type if hub else layer_type.replace("attention", "attn")
 
     def factor(part: str, name: str) -> float:
-        """A factor by its name in this class."""
+        """Return a factor by its name in this class."""
         return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
 
     alpha, beta = (factor(layer_type, name) for name in ("alpha", "beta"))
     if (alpha, beta) != (factor("mlp", "alpha"), factor("mlp", "beta")):
-        c.unbuildable("different factors on the two residual sums of one layer")
+        c.unbuildable("the two residual sums of a layer have different factors")
     behind = c.flag("postnorm") if hub else True
     return {"skip_scale": alpha, "residual_scale": beta, "residual_from_norm": behind}
 
@@ -102,7 +101,7 @@ def minimax_m2(c: Config) -> ModelSpec:
     c.require("shared_intermediate_size", 0)
     c.require("moe_intermediate_size", c.size("intermediate_size"))
     if any(kind != 1 for kind in c.entries("attn_type_list") or []):
-        c.doubt("attn_type_list has an entry other than 1 (full attention), which is not understood")
+        c.doubt("attn_type_list has an entry that is not 1 (full attention)")
     mixer = attention(c, qk_norm=QKNorm(over="full"))
     ffn = moe(
         c,
@@ -122,8 +121,8 @@ def minimax_m2(c: Config) -> ModelSpec:
 
 @family("minimax_m3_vl_text", "minimax_m3")
 def minimax_m3(c: Config) -> ModelSpec:
-    """MiniMax-M3 has grouped attention with a norm over each head of q and k; in some layers it attends to blocks of
-    keys that an indexer chooses."""
+    """MiniMax-M3 has grouped attention with norms on q and k, over each head. In some layers, an indexer selects the
+    blocks of keys that attention reads."""
     legacy = c.table("sparse_attention_config")
     count, hidden = num_layers(c), c.size("hidden_size")
     for key, alias in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
@@ -137,7 +136,7 @@ def minimax_m3(c: Config) -> ModelSpec:
     )
     c.put("rotary_dim", None)  # the class reads partial_rotary_factor
     if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
-        c.unbuildable("swiglu_alpha other than 1.702 or swiglu_limit other than 7.0")
+        c.unbuildable("swiglu_alpha is not 1.702 or swiglu_limit is not 7.0")
     c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
     stated = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")
@@ -175,9 +174,7 @@ def minimax_m3(c: Config) -> ModelSpec:
             )
         extra: tuple[ExtraWeight, ...] = ()
         if kind == "minimax_m3_sparse":
-            c.doubt(
-                "attention to chosen blocks is counted as attention to all keys, without scores and keys of the indexer"
-            )
+            c.doubt("attention to selected blocks is counted as attention to all keys, and the indexer is not counted")
             width, heads = c.size("index_head_dim"), c.size("index_n_heads")
             extra = (
                 matrix("attention.indexer.q_proj", "attention_extra", heads * width, hidden),

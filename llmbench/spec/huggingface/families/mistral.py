@@ -31,12 +31,15 @@ MINISTRAL3_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""The rotation of its class, for a config that states none."""
+"""The default rotation of Ministral 3's class, for a config that states no rotation."""
 
 
 @family("mistral", "ministral3")
 def mistral(c: Config) -> ModelSpec:
-    """Mistral 7B and later have one window for all layers, or none. In Ministral 3 queries grow with their position."""
+    """Mistral 7B and later have one window for all layers, or none.
+
+    In Ministral 3, the queries are multiplied by a factor that grows with the position.
+    """
     if c.model_type == "ministral3" and not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.put("rope_parameters", MINISTRAL3_ROPE)
     rotation = c.table("rope_parameters") or c.table("rope_scaling")
@@ -50,7 +53,7 @@ def mistral(c: Config) -> ModelSpec:
 
 @family("ministral")
 def ministral(c: Config) -> ModelSpec:
-    """Ministral has one window for all layers, or none."""
+    """Ministral has the same window in all layers, or no window."""
     window = c.window()
     return llama_with_windows(c, ["sliding_attention" if window else "full_attention"] * num_layers(c), window)
 
@@ -65,5 +68,5 @@ def mixtral(c: Config) -> ModelSpec:
 
 @family("mistral4")
 def mistral4(c: Config) -> ModelSpec:
-    """Mistral 4 is DeepSeek-V3 with a softmax router that has no correction."""
+    """Mistral 4 is DeepSeek-V3 with a softmax router without correction."""
     return deepseek_v3(c, scores="softmax", correction=None)

@@ -30,9 +30,9 @@ def kimi_k2(c: Config) -> ModelSpec:
 
 @family("kimi_linear")
 def kimi_linear(c: Config) -> ModelSpec:
-    """Kimi Linear has delta attention, and latent attention without positions in every fourth layer.
+    """Kimi Linear has latent attention without positions in every fourth layer, and delta attention elsewhere.
 
-    `linear_attn_config` may list the layers of each kind, counted from one.
+    `linear_attn_config` may list the layers of each kind. The first layer is number 1.
     """
     c.rename(
         num_experts="num_local_experts",
@@ -58,7 +58,7 @@ def kimi_linear(c: Config) -> ModelSpec:
         "moe_layer_freq",
     )
     if c.count("moe_layer_freq", 1) != 1:
-        c.doubt(f"config key moe_layer_freq = {c.get('moe_layer_freq')} is not understood, only 1 is")
+        c.doubt(f"config key moe_layer_freq = {c.get('moe_layer_freq')} is not understood; only 1 is supported")
     own_config = c.table("linear_attn_config")
     count = num_layers(c)
     derived = ["full_attention" if index and index % 4 == 0 else "linear_attention" for index in range(count)]
@@ -66,11 +66,11 @@ def kimi_linear(c: Config) -> ModelSpec:
     if isinstance(attending, list) and isinstance(own_config.get("kda_layers"), list):
         derived = ["full_attention" if index + 1 in attending else "linear_attention" for index in range(count)]
         if len(attending) + len(own_config["kda_layers"]) != count:
-            raise c.error("linear_attn_config", f"does not name each of the {count} layers once")
+            raise c.error("linear_attn_config", f"must list each of the {count} layers exactly once")
     kinds = linear_layer_types(c, derived)
 
     def of_kda(key: str, inner: str) -> int:
-        """A size of the delta attention; the nested object has precedence over the flat key."""
+        """Return a dimension of the delta attention. The nested object has precedence over the top-level key."""
         if inner in own_config:
             c.put(key, own_config[inner])
         return c.size(key)
@@ -87,8 +87,11 @@ def kimi_linear(c: Config) -> ModelSpec:
 def kda_layers(
     c: Config, kinds: list[str], full: LatentAttention, delta: KimiDelta, gate: bool
 ) -> list[tuple[str, Layer]]:
-    """The layers of delta and latent attention by `kinds`, dense ones first, then with experts; `gate` adds a gate per
-    head."""
+    """Return layers with delta or latent attention, as `kinds` says. The first layers are dense, the others have
+    experts.
+
+    `gate` adds a gate per head to latent attention.
+    """
     sparse = _after_dense(c, len(kinds))
     experts = _deepseek_moe(c, sparse, "num_local_experts")
     heads_gate = ExtraWeight(
@@ -108,13 +111,13 @@ def kda_layers(
 
 
 def _after_dense(c: Config, count: int) -> list[bool]:
-    """Whether each layer has experts: by `mlp_layer_types`, or all after the first `first_k_dense_replace`."""
+    """Return whether each layer has experts, from `mlp_layer_types` or `first_k_dense_replace`."""
     kinds, first = c.entries("mlp_layer_types", count), c.count("first_k_dense_replace", 1)
     return [index >= first if kinds is None else kinds[index] == "sparse" for index in range(count)]
 
 
 def _deepseek_moe(c: Config, sparse: list[bool], experts: str) -> FFN | None:
-    """DeepSeek's experts, or None where no layer has any."""
+    """Return DeepSeek's experts, or None if no layer has experts."""
     if not any(sparse):
         return None
     shared, width = c.count("n_shared_experts"), c.size("moe_intermediate_size")

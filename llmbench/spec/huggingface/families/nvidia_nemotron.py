@@ -1,4 +1,4 @@
-"""Nemotron by NVIDIA, Nemotron-H, and the models of its Puzzle search (DeciLM)."""
+"""Nemotron-4, Nemotron-H, and models of the Puzzle architecture search, by NVIDIA. DeciLM by Deci."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from llmbench.spec.position import NoPositions
 
 @family("nemotron")
 def nemotron(c: Config) -> ModelSpec:
-    """Nemotron-4 and Minitron have squared ReLU, LayerNorms by 1 + weight, and half of each head rotated."""
+    """Nemotron-4 and Minitron have squared ReLU, LayerNorms with the factor 1 + weight, and half of each head
+    rotated."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     c.require("kv_channels", mixer.head_dim)
@@ -42,8 +43,8 @@ def nemotron(c: Config) -> ModelSpec:
 
 @family("nemotron_h")
 def nemotron_h(c: Config) -> ModelSpec:
-    """Nemotron-H has one sublayer per layer: Mamba-2 (M), attention (*), a feed-forward of two matrices (-) or experts
-    (E)."""
+    """Nemotron-H has one sublayer per layer. In its pattern, M is Mamba-2, * is attention, - is a feed-forward of two
+    matrices, and E is a mixture of experts."""
     for alias, key in (
         ("mamba_n_groups", "n_groups"),
         ("mamba_d_conv", "conv_kernel"),
@@ -119,12 +120,12 @@ def nemotron_h(c: Config) -> ModelSpec:
 
 def _sized(c: Config, layers: list[tuple[str, Layer]], count: int) -> ModelSpec:
     c.put("num_hidden_layers", count)
-    # The class never ties, and has no biases on attention whatever `attention_bias` says.
+    # The class never ties the head. It ignores `attention_bias`: its attention has no biases.
     return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False)
 
 
 def _nemotron_experts(c: Config) -> FFN:
-    """Nemotron-H's experts, which may work in a narrower latent space."""
+    """Return Nemotron-H's experts, whose inputs and outputs may have a smaller width than the model."""
     bias = c.flag("mlp_bias")
     if bias and c.optional_size("moe_latent_size"):
         c.doubt("mlp_bias = True: biases of the latent projections are not counted")
@@ -142,8 +143,10 @@ def _nemotron_experts(c: Config) -> FFN:
 
 @family("deci", "nemotron-nas")
 def deci(c: Config) -> ModelSpec:
-    """DeciLM and the models of NVIDIA's Puzzle are Llama with heads and feed-forward per layer, or without one of
-    them."""
+    """DeciLM and the models of NVIDIA's Puzzle are Llama whose layers differ in key-value heads and feed-forward width.
+
+    A layer may also have no attention or no feed-forward.
+    """
     count, heads = c.size("num_hidden_layers"), c.size("num_attention_heads")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     c.ignore("num_key_value_heads", "intermediate_size", "num_key_value_heads_per_layer")
@@ -186,10 +189,13 @@ _PLAIN_BLOCK = {
 
 
 def _part(c: Config, entry: Any, key: str) -> dict[str, Any]:
-    """One sublayer of an entry of block_configs. Raises SpecError or UnsupportedError where it is no such sublayer."""
+    """Return the description of one sublayer in an entry of block_configs.
+
+    Raises SpecError if it is missing, and UnsupportedError if the sublayer is a single matrix.
+    """
     part = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(part, dict):
-        raise c.error("block_configs", f"must have objects with the key `{key}`")
+        raise c.error("block_configs", f"must be a list of objects with the key `{key}`")
     if part.get("replace_with_linear"):
         raise UnsupportedError(
             "config block_configs: a sublayer replaced by one matrix (replace_with_linear) is not supported"
@@ -201,7 +207,7 @@ def _part(c: Config, entry: Any, key: str) -> dict[str, Any]:
 
 
 def _puzzle_width(c: Config, ffn: dict[str, Any]) -> int:
-    """The width of a feed-forward: `ffn_mult` times two thirds of the hidden size, rounded up to a multiple of 256."""
+    """Return the width of a feed-forward: 2/3 × `ffn_mult` × hidden_size, rounded up to a multiple of 256."""
     factor = ffn.get("ffn_mult")
     if factor is None:
         return layer_size(c, "block_configs", ffn.get("intermediate_size"))

@@ -24,10 +24,10 @@ from llmbench.spec.position import LearnedPositions
 
 @family("openai-gpt")
 def gpt1(c: Config) -> ModelSpec:
-    """GPT-1 has a norm after each residual sum, and none at the end."""
+    """GPT-1 has a norm after each residual sum, and no final norm."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     ffn = dense(c, bias=True, width=4 * c.size("hidden_size"), keys=("afn",))
-    if ffn.activation == "gelu":  # GPT-1's class computes the tanh form under this name
+    if ffn.activation == "gelu":  # GPT-1's class uses this name for the form with tanh
         ffn = Dense(intermediate_size=ffn.intermediate_size, activation="gelu_tanh", bias=True)
     return decoder(
         c,
@@ -40,15 +40,15 @@ def gpt1(c: Config) -> ModelSpec:
 
 @family("gpt2", "gpt-sw3")
 def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
-    """GPT-2 and GPT-SW3 have learned positions and biases everywhere.
+    """GPT-2 and GPT-SW3 have learned positions, and biases on all projections.
 
-    `num_key_value_heads` is the number of heads unless it is given.
+    The default of `num_key_value_heads` is the number of query heads.
     """
     c.require("add_cross_attention", False)
-    c.ignore("num_key_value_heads")  # newer files have it beside multi_query
+    c.ignore("num_key_value_heads")  # newer configs have it in addition to multi_query
     scale = None if c.flag("scale_attn_weights", True) else 1.0
     if c.flag("scale_attn_by_inverse_layer_idx"):
-        c.unbuildable("scale_attn_by_inverse_layer_idx: scores are divided by the number of the layer")
+        c.unbuildable("scale_attn_by_inverse_layer_idx: scores are divided by the number of their layer")
     kv_heads = num_key_value_heads or c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True, scale=scale)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
@@ -60,7 +60,7 @@ def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
 
 @family("gpt_oss")
 def gpt_oss(c: Config) -> ModelSpec:
-    """gpt-oss has sinks, biases on attention, router and experts, and a window in every other layer."""
+    """gpt-oss has sinks, biases on attention, router and experts, and a window in every second layer."""
     bias = c.flag("attention_bias", True)
     window = c.window()
     count = num_layers(c)
@@ -68,7 +68,7 @@ def gpt_oss(c: Config) -> ModelSpec:
     c.ignore("experts_per_token", "initial_context_length")
     expect_stated_rotation(c)
     if c.number("swiglu_limit", 7.0) != 7.0:
-        c.unbuildable("swiglu_limit other than 7.0")
+        c.unbuildable("swiglu_limit is not 7.0")
     ffn = moe(
         c,
         experts="num_local_experts",

@@ -12,12 +12,12 @@ from llmbench.spec.model import Embedding, Head, ModelSpec
 
 @family("minicpm")
 def minicpm(c: Config) -> ModelSpec:
-    """MiniCPM 1 and 2 are Llama with a tied embedding, and factors on embedding, sublayer outputs and logits."""
+    """MiniCPM 1 and 2 are Llama with a tied head, and factors on embedding, sublayer outputs and logits."""
     return llama_from_hub(c, tied=True)
 
 
 def latent_attention_with_default_values(c: Config) -> LatentAttention:
-    """Latent attention with values of width hidden_size / num_attention_heads where v_head_dim is missing."""
+    """Return latent attention. If v_head_dim is missing, it is hidden_size / num_attention_heads."""
     if c.get("v_head_dim") is None:
         c.put("v_head_dim", c.size("hidden_size") // c.size("num_attention_heads"))
     return latent_attention(c)

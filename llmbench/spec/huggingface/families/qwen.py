@@ -1,4 +1,4 @@
-"""Qwen 1 to 3.5 by Alibaba: dense, with experts, with delta nets, and the text parts of Qwen-VL and -Omni."""
+"""Qwen 1 to 3.5 by Alibaba: dense models, MoE models, hybrids with delta nets, and text parts of Qwen-VL and -Omni."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction
 
 @family("qwen")
 def qwen(c: Config) -> ModelSpec:
-    """Qwen 1 has biases on q, k and v and heads of `kv_channels`; `intermediate_size` counts gate and up together."""
+    """Qwen 1 has biases on q, k and v, and heads of width `kv_channels`.
+
+    The config key `intermediate_size` is the sum of the widths of gate and up projection.
+    """
     heads = c.size("num_attention_heads")
     head_dim = c.size("kv_channels", max(1, c.size("hidden_size") // heads))
     bias = not c.flag("no_bias", True)
     c.ignore("bf16", "fp16", "fp32", "emb_dropout_prob", "attn_dropout_prob", "scale_attn_weights")
     c.ignore("use_cache_kernel", "use_cache_quantization")
     if c.flag("use_dynamic_ntk", True) or c.flag("use_logn_attn", True):
-        c.unbuildable("use_dynamic_ntk or use_logn_attn: rotation and queries change beyond seq_length")
+        c.unbuildable(
+            "use_dynamic_ntk or use_logn_attn: rotation or queries change in sequences longer than seq_length"
+        )
     c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
     if c.get("visual"):
-        c.note("multimodal config `qwen`: the figures are of its text part")
+        c.note("multimodal config `qwen`: the figures cover only its text part")
     mixer = attention(c, num_key_value_heads=heads, head_dim=head_dim, qkv_bias=True, output_bias=bias)
     ffn = gated(c, bias=bias, width=max(1, c.size("intermediate_size") // 2))
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=head_dim))
@@ -46,19 +51,20 @@ def qwen(c: Config) -> ModelSpec:
 
 @family("qwen2")
 def qwen2(c: Config) -> ModelSpec:
-    """Qwen 1.5 to 2.5 have biases on q, k and v only."""
+    """Qwen 1.5, 2 and 2.5 have biases on q, k and v only."""
     return qwen_dense(c, qkv_bias=True)
 
 
 @family("qwen3")
 def qwen3(c: Config) -> ModelSpec:
-    """Qwen3 has no biases by default, and norms over each head of q and k."""
+    """Qwen3 has norms on q and k, over each head, and by default no biases."""
     bias = c.flag("attention_bias")
     return qwen_dense(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
 
 
 def qwen_dense(c: Config, **fields: object) -> ModelSpec:
-    """Qwen's dense decoder: with `use_sliding_window`, layers from `max_window_layers` on have a window."""
+    """Return Qwen's dense decoder. With `use_sliding_window`, all layers after the first `max_window_layers` have a
+    window."""
     c.ignore("sliding_window")
     window = c.window() if c.flag("use_sliding_window") else None
     first = c.count("max_window_layers")
@@ -75,7 +81,7 @@ def qwen_dense(c: Config, **fields: object) -> ModelSpec:
 
 @family("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
 def qwen2_vl(c: Config) -> ModelSpec:
-    """The text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni are Qwen2 with a rotation in time, height and width."""
+    """The text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni are Qwen2 with RoPE over time, height and width."""
     return qwen_dense(c, qkv_bias=True)
 
 
@@ -90,7 +96,7 @@ def qwen3_vl(c: Config) -> ModelSpec:
 
 @family("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
 def qwen_moe(c: Config) -> ModelSpec:
-    """Qwen1.5-MoE and Qwen2-MoE, with a gated shared expert, and Qwen3-MoE, without.
+    """Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE. Qwen1.5-MoE and Qwen2-MoE have a shared expert with a gate.
 
     `decoder_sparse_step` and `mlp_only_layers` say which layers have experts.
     """
@@ -125,13 +131,13 @@ def qwen_moe(c: Config) -> ModelSpec:
     if all(sparse):
         c.ignore("intermediate_size")
     layers = mixture_layers(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
-    # The default of the text part's class is tied; that of the whole's class, which is loaded, is not.
+    # transformers loads the class of the whole model, whose default is an untied head. The text part's default is tied.
     tied = c.flag("tie_word_embeddings") and (not vision or "tie_word_embeddings" in c)
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
 
 
 def delta_net(c: Config) -> GatedDeltaNet:
-    """The gated delta net by the keys `linear_*`."""
+    """Return the gated delta net, read from the config keys `linear_*`."""
     return GatedDeltaNet(
         num_key_heads=c.size("linear_num_key_heads"),
         num_value_heads=c.size("linear_num_value_heads"),
@@ -143,10 +149,10 @@ def delta_net(c: Config) -> GatedDeltaNet:
 
 @family("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 def qwen3_next(c: Config) -> ModelSpec:
-    """Qwen3-Next and Qwen3.5 have three layers of gated delta net for one of gated attention.
+    """Qwen3-Next and Qwen3.5 have three layers of gated delta net per layer of gated attention.
 
-    Feed-forwards are dense, or experts beside a gated shared one. Qwen3.5 has experts in every layer or in none, by its
-    model type.
+    A feed-forward is dense, or has routed experts and a shared expert with a gate. In Qwen3.5, the model type says
+    whether all layers or no layers have experts.
     """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")

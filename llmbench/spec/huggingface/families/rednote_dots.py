@@ -1,4 +1,4 @@
-"""dots by rednote."""
+"""dots.llm1 and dots3 by rednote."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from llmbench.spec.model import ModelSpec
 
 @family("dots1")
 def dots1(c: Config) -> ModelSpec:
-    """dots.llm1 has Qwen3's attention, DeepSeek's experts, and a window in layers from `max_window_layers` on."""
+    """dots.llm1 has Qwen3's attention and DeepSeek's experts. Layers after the first `max_window_layers` have a
+    window."""
     bias = c.flag("attention_bias")
     window, first = c.window(), c.count("max_window_layers")
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
@@ -47,9 +48,10 @@ def dots1(c: Config) -> ModelSpec:
 
 @family("dots3_note_text")
 def dots3_note(c: Config) -> ModelSpec:
-    """dots3 has global layers of indexed latent attention and local ones of a narrower latent attention.
+    """dots3 has latent attention in all layers: with an indexer in global layers, with narrower latents in local
+    layers.
 
-    Each has a norm on the rotated key and a gate per head.
+    All layers have a norm on the rotated key and a gate per head.
     """
     count, hidden = num_layers(c), c.size("hidden_size")
     stated = c.entries("layer_types", count)

@@ -12,10 +12,10 @@ from llmbench.spec.position import SinusoidalPositions
 
 @family("ctrl")
 def ctrl(c: Config) -> ModelSpec:
-    """CTRL has sinusoidal positions, norms before the sublayers, and biases everywhere, also on the head."""
+    """CTRL has sinusoidal positions and norms before the sublayers. All projections and the head have biases."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     if c.number("layer_norm_epsilon", 1e-6) != 1e-6:
-        c.unbuildable("layer_norm_epsilon other than 1e-6, which CTRL's class reads for the last norm only")
+        c.unbuildable("layer_norm_epsilon is not 1e-6, and CTRL's class uses it for the last norm only")
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=c.size("dff"), keys=(), default="relu")),

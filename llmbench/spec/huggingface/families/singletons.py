@@ -1,4 +1,4 @@
-"""Model types whose makers have no other here, by name."""
+"""Importers for makers that have only one model here, sorted by the name of the model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from llmbench.spec.position import Alibi, NoPositions
 
 @family("apertus")
 def apertus(c: Config) -> ModelSpec:
-    """Apertus has norms on q and k, and xIELU, an activation with two trained and two stored numbers per layer."""
+    """Apertus has norms on q and k. Its activation xIELU has two trained and two stored numbers per layer."""
     bias = c.flag("attention_bias")
     c.require("qk_norm", True)
     c.require("post_norm", False)
@@ -61,14 +61,14 @@ def apertus(c: Config) -> ModelSpec:
 
 @family("arctic")
 def arctic(c: Config) -> ModelSpec:
-    """Snowflake Arctic has 2 of 128 experts beside a dense feed-forward with a norm of its own, as wide as the hidden
-    state."""
+    """Snowflake Arctic has 2 of 128 experts, and a parallel dense feed-forward of width hidden_size with its own
+    norm."""
     hidden, every = c.size("hidden_size"), c.size("moe_layer_frequency", 1)
     mixer = attention(c, sliding_window=c.window())
     width, act = c.size("intermediate_size"), activation(c)
     residual = c.flag("use_residual", True) and c.flag("parallel_attn_mlp_res", True)
     if not residual:
-        c.doubt("use_residual = False or parallel_attn_mlp_res = False is not understood, only True is")
+        c.doubt("use_residual = False or parallel_attn_mlp_res = False is not understood; only True is supported")
     ffn = MoE(
         num_experts=c.size("num_local_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
@@ -91,7 +91,7 @@ def arctic(c: Config) -> ModelSpec:
 
 @family("aria_text", "aria_moe_lm")
 def aria(c: Config) -> ModelSpec:
-    """Aria is Llama with experts; two experts are shared, and only these may have biases."""
+    """Aria is Llama with experts. Two experts are shared, and only the shared experts may have biases."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     width = c.size("intermediate_size")
@@ -104,28 +104,28 @@ def aria(c: Config) -> ModelSpec:
         shared=shared_experts(c, "moe_num_shared_experts", width, bias=c.flag("mlp_bias")),
     )
     if ffn.activation != "silu":
-        c.unbuildable(f"hidden_act = `{ffn.activation}`: the routed experts of Aria's class have SiLU even so")
+        c.unbuildable(f"hidden_act = `{ffn.activation}`: the routed experts of Aria's class always use SiLU")
     c.ignore("moe_intermediate_size", "moe_z_loss_coeff", "moe_aux_loss_coeff")
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("baichuan")
 def baichuan(c: Config) -> ModelSpec:
-    """Baichuan 1 and 2 are Llama with multi-head attention; the 13B sizes have ALiBi in place of RoPE."""
+    """Baichuan 1 and 2 are Llama with multi-head attention. The 13B models have ALiBi instead of RoPE."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     positions = Alibi() if c.size("hidden_size") == 5120 else rope(c, head_dim=mixer.head_dim)
     if c.size("vocab_size") == 125696:
-        c.unbuildable("vocab_size = 125696 is Baichuan 2, whose head has rows of length one")
+        c.unbuildable("vocab_size = 125696 means Baichuan 2, whose head divides each row by its length")
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
 
 
 @family("beam")
 def beam(c: Config) -> ModelSpec:
-    """Beam has gated attention with a bias per head, four norms per layer, and a global layer without positions after
-    five local ones."""
+    """Beam has gated attention with a bias per head, and four norms per layer. A global layer without positions follows
+    five local layers."""
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
+        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
     window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
@@ -143,9 +143,9 @@ def beam(c: Config) -> ModelSpec:
 
 @family("doge")
 def doge(c: Config) -> ModelSpec:
-    """Doge has norms on q and k, a mask computed from the values, and a trained scale on each residual."""
+    """Doge has norms on q and k, a mask that is computed from the values, and a trained scale on each residual."""
     if c.flag("is_moe"):
-        raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported, only false is")
+        raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported; only false is")
     bias = c.flag("attention_bias")
     c.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size")
     mixer = attention(
@@ -177,7 +177,7 @@ def doge(c: Config) -> ModelSpec:
 
 @family("flint")
 def flint(c: Config) -> ModelSpec:
-    """Flint has sinks, mostly local layers, no positions in global ones, and a shared expert without a gate."""
+    """Flint has sinks, mostly local layers, and a shared expert without a gate. Global layers have no positions."""
     bias, count = c.flag("attention_bias"), num_layers(c)
     window = c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "sinks": True}
@@ -203,7 +203,7 @@ def flint(c: Config) -> ModelSpec:
 
 @family("grok-1")
 def grok1(c: Config) -> ModelSpec:
-    """Grok-1 has norms before and after the sublayers, 2 of 8 experts, bounded scores and scaled logits."""
+    """Grok-1 has norms before and after the sublayers, 2 of 8 experts, a soft cap on scores, and scaled logits."""
     limit = c.optional_number("max_attn_value")
     mixer = attention(c, logit_soft_cap=limit, scale=c.optional_number("attn_output_multiplier"))
     ffn = moe(c, width="intermediate_size", activation="gelu")
@@ -224,29 +224,29 @@ def helium(c: Config) -> ModelSpec:
     """Helium is Llama with `attention_bias` on q, k and v only."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
-        c.doubt("num_attention_heads × head_dim is not hidden_size, as the output projection of Helium's class expects")
+        c.doubt("num_attention_heads × head_dim must equal hidden_size for the output projection of Helium's class")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=positions)
 
 
 @family("hyperclovax")
 def hyperclovax(c: Config) -> ModelSpec:
-    """HyperCLOVA X has Granite's multipliers, and by `use_post_norm` norms on both sides of each sublayer."""
+    """HyperCLOVA X has Granite's constant factors. With `use_post_norm`, norms stand before and after each sublayer."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
-    spec = granite_model(c, layer, mixer.head_dim)  # whose logits are divided; these are multiplied
+    spec = granite_model(c, layer, mixer.head_dim)  # Granite divides logits by logits_scaling, HyperCLOVA X multiplies
     return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
 
 @family("inkling_text")
 def inkling(c: Config) -> ModelSpec:
-    """Inkling has short convolutions on keys, values and the outputs of both sublayers, and positions by learned logits
-    of the distance.
+    """Inkling has short convolutions on keys, on values, and on the outputs of attention and feed-forward.
 
-    Its router scores the shared experts too.
+    For positions, attention adds learned logits of the distance to the scores. The router also weights the shared
+    experts.
     """
     hidden = c.size("hidden_size")
     taps, rank, extent = c.size("conv_kernel_size"), c.size("d_rel"), c.size("rel_extent")
@@ -267,7 +267,7 @@ def inkling(c: Config) -> ModelSpec:
         router=Router(scores="sigmoid", correction="buffer", normalize=True, scale=c.number("route_scale", 1.0)),
         shared=shared_experts(c, "n_shared_experts", width),
     )
-    c.doubt("short convolutions and learned distance logits: their weights are counted, their FLOPs and state are not")
+    c.doubt("the weights of short convolutions and distance logits are counted, but not their FLOPs and state")
     c.ignore(
         *"""
         log_scaling_n_floor log_scaling_alpha shared_expert_sink rms_norm_eps_moe_gate route_scale
@@ -322,8 +322,7 @@ def iquestcoder(c: Config) -> ModelSpec:
 
 @family("jetmoe")
 def jetmoe(c: Config) -> ModelSpec:
-    """JetMoE has experts for the projections of queries and outputs too; a token has the heads of its chosen
-    experts."""
+    """JetMoE also has experts for the query and output projections. A token uses the heads of its selected experts."""
     hidden, kv_heads, head_dim = c.size("hidden_size"), c.size("num_key_value_heads"), c.size("head_dim")
     chosen, experts = c.size("num_experts_per_tok"), c.size("num_local_experts")
     c.ignore(
@@ -340,7 +339,7 @@ def jetmoe(c: Config) -> ModelSpec:
         router=TOPK_SOFTMAX,
         activation=activation(c, "activation_function"),
     )
-    c.doubt("attention experts that a token does not choose are counted as active")
+    c.doubt("attention experts that a token does not select are counted as active")
     width = kv_heads * head_dim
     rest: tuple[ExtraWeight, ...] = ()
     if experts > chosen:
@@ -356,8 +355,8 @@ def jetmoe(c: Config) -> ModelSpec:
 
 @family("kolibri1")
 def kolibri(c: Config) -> ModelSpec:
-    """Kolibri 1 has experts in all layers, four norms per layer, and a global layer without positions after four local
-    ones."""
+    """Kolibri 1 has experts in all layers, and four norms per layer. A global layer without positions follows four
+    local layers."""
     window = c.window()
     local = windowed_layers(c, lambda index: (index + 1) % 5 != 0)
     mixers = [
@@ -374,12 +373,12 @@ def kolibri(c: Config) -> ModelSpec:
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """Laguna has a number of query heads per layer, and a gate per head or per channel with a softplus."""
+    """Each layer of Laguna has its own number of query heads. The output gate is a softplus per head or per channel."""
     bias, gating = c.flag("attention_bias"), c.get("gating")
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
     if bias and not headwise:
-        c.doubt("attention_bias = True: a bias of the gate is counted, which the class does not have")
+        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = windowed_layers(c, lambda index: False)
     window = c.window()
@@ -404,7 +403,7 @@ def laguna(c: Config) -> ModelSpec:
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
     c.ignore("num_attention_heads", "swa_attention_sink_enabled")
     if c.number("moe_router_logit_softcapping", 0.0) > 0:
-        c.unbuildable("moe_router_logit_softcapping, a cap on the router's logits")
+        c.unbuildable("moe_router_logit_softcapping: the router's logits have a soft cap")
     router = Router(
         scores="sigmoid",
         correction="parameter",
@@ -424,9 +423,9 @@ def laguna(c: Config) -> ModelSpec:
 
 @family("longcat_flash")
 def longcat_flash(c: Config) -> ModelSpec:
-    """LongCat-Flash has layers in pairs, each with latent attention and a dense feed-forward.
+    """LongCat-Flash has pairs of layers. Each layer has latent attention and a dense feed-forward.
 
-    The first of a pair has experts beside the feed-forward, some of which compute nothing.
+    In the first layer of a pair, experts run parallel to the feed-forward. Some of these experts compute nothing.
     """
     count = (
         c.size("num_layers") if "num_layers" in c or "num_hidden_layers" not in c else c.size("num_hidden_layers") // 2
@@ -437,7 +436,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     dense = gated(c, bias=False)
     zero = c.count("zero_expert_num")
     c.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method", "router_dtype")
-    c.unbuildable("mla_scale_q_lora and mla_scale_kv_lora, LongCat's factors on the latents")
+    c.unbuildable("mla_scale_q_lora and mla_scale_kv_lora: LongCat has factors on the latents")
     experts = MoE(
         num_experts=c.size("n_routed_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
@@ -449,8 +448,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     )
     if zero:
         c.doubt(
-            f"a token computes with {experts.num_experts_per_tok} experts at most, fewer where it "
-            f"chooses one of {zero} that do nothing"
+            f"FLOPs count {experts.num_experts_per_tok} experts per token, but {zero} of the experts compute nothing"
         )
     layers: list[tuple[str, Layer]] = [("moe", block(mixer, experts)), ("dense", block(mixer, dense))] * count
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))
@@ -458,7 +456,8 @@ def longcat_flash(c: Config) -> ModelSpec:
 
 @family("mellum")
 def mellum(c: Config) -> ModelSpec:
-    """Mellum 2 has Qwen3's attention, windows by `layer_types`, and experts by `mlp_layer_types`."""
+    """Mellum 2 has Qwen3's attention. `layer_types` says which layers have windows, `mlp_layer_types` which have
+    experts."""
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -490,7 +489,7 @@ def mellum(c: Config) -> ModelSpec:
 
 @family("nanochat")
 def nanochat(c: Config) -> ModelSpec:
-    """nanochat has norms without weights, one of them on the embedding, squared ReLU and soft-capped logits."""
+    """nanochat has norms without weights, a norm on the embedding, squared ReLU, and a soft cap on the logits."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(weight=False, after_rope=True))
     return decoder(
@@ -505,7 +504,7 @@ def nanochat(c: Config) -> ModelSpec:
 
 @family("openelm")
 def openelm(c: Config) -> ModelSpec:
-    """OpenELM has heads and feed-forwards that grow from layer to layer, norms on q and k, and a tied head."""
+    """OpenELM has norms on q and k and a tied head. Its later layers have more heads and wider feed-forwards."""
     hidden, count = c.size("model_dim"), c.size("num_transformer_layers")
     c.put("hidden_size", hidden)
     c.put("num_hidden_layers", count)
@@ -513,7 +512,9 @@ def openelm(c: Config) -> ModelSpec:
     kv_heads = c.entries("num_kv_heads", count) or []
     factors = c.entries("ffn_multipliers", count) or []
     if not (heads and kv_heads and factors):
-        raise c.error("num_query_heads", "and num_kv_heads and ffn_multipliers must be lists with one entry per layer")
+        raise c.error(
+            "num_query_heads", "must be a list with one entry per layer, like num_kv_heads and ffn_multipliers"
+        )
     head_dim, divisor = c.size("head_dim"), c.size("ffn_dim_divisor", 256)
     c.require("normalization_layer_name", "rms_norm")
     c.ignore("num_gqa_groups", "qkv_multipliers", "max_context_length", "rope_max_length")
@@ -554,7 +555,8 @@ def orion(c: Config) -> ModelSpec:
 
 @family("rwkv")
 def rwkv(c: Config) -> ModelSpec:
-    """RWKV-4 has no attention; its channel mixing is a feed-forward of squared ReLU with a gate of the hidden width."""
+    """RWKV-4 has no attention. Its channel mixing is a feed-forward with squared ReLU and a gate of width
+    hidden_size."""
     hidden = c.size("hidden_size")
     width = c.optional_size("attention_hidden_size") or hidden
     ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")
@@ -570,7 +572,7 @@ def rwkv(c: Config) -> ModelSpec:
 
 @family("seed_oss")
 def seed_oss(c: Config) -> ModelSpec:
-    """Seed-OSS has one key for the biases on q, k and v, and another for that on the output."""
+    """Seed-OSS is Llama with two config keys for biases: one for q, k and v, and one for the output projection."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"), output_bias=c.flag("attention_out_bias"))
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -583,7 +585,7 @@ def skywork(c: Config) -> ModelSpec:
 
 @family("solar_open")
 def solar_open(c: Config) -> ModelSpec:
-    """Solar Open is GLM-4.5 without dense layers, and with whole heads rotated."""
+    """Solar Open is GLM-4.5 without dense layers. It rotates whole heads."""
     c.ignore("first_k_dense_replace", "intermediate_size", "partial_rotary_factor", "use_qk_norm")
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, sparse=[True] * num_layers(c))
@@ -591,12 +593,12 @@ def solar_open(c: Config) -> ModelSpec:
 
 @family("xverse")
 def xverse(c: Config) -> ModelSpec:
-    """XVERSE is Llama; with experts it has 6 of 64 small ones and two shared ones."""
+    """XVERSE is Llama. XVERSE-MoE has 6 of 64 small experts and two shared experts."""
     if "num_experts" not in c:
         return llama(c)
     width = c.size("intermediate_size")
     mixer = attention(c)
-    c.unbuildable("whether the weights of the chosen experts sum to one, which no key of XVERSE states")
+    c.unbuildable("no config key of XVERSE says whether the weights of the selected experts sum to one")
     ffn = MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("moe_top_k"),

@@ -40,20 +40,20 @@ def axk1(c: Config) -> ModelSpec:
 
 @family("axk2")
 def axk2(c: Config) -> ModelSpec:
-    """A.X K2 is DeepSeek-V3.2 with gated norms, and with queries and output gate from one matrix over both latents of
-    q."""
+    """A.X K2 is DeepSeek-V3.2 with gated norms. One matrix projects two latents to the queries and the output gate."""
     hidden, rank = c.size("hidden_size"), c.size("gated_norm_rank")
     mixer = indexed_attention(c)
     q_rank = mixer.q_lora_rank
     if q_rank is None:
         raise c.error("q_lora_rank", "must be a whole number of at least 1")
     heads, width = mixer.num_attention_heads, mixer.qk_head_dim + mixer.v_head_dim
-    # The spec's q_b_proj has heads × qk rows over one latent; the rest of the fused matrix is an extra weight.
+    # The spec counts a query projection of heads × qk_head_dim rows from one latent. An extra weight counts the rest of
+    # the fused matrix.
     rest = matrix("attention.q_gate_proj", "attention", heads * (2 * width - mixer.qk_head_dim), q_rank)
     c.ignore("layer_types")
 
     def gate(name: str) -> tuple[Any, ...]:
-        """The two matrices that gate a norm."""
+        """Return the two matrices of the gate of a norm."""
         return (
             matrix(f"{name}.gate_in", "norms", rank, hidden),
             matrix(f"{name}.gate_out", "norms", hidden, rank),

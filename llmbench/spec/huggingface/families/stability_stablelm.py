@@ -18,8 +18,10 @@ from llmbench.spec.model import ModelSpec, Placement
 
 @family("stablelm", "stablelm_epoch")
 def stablelm(c: Config) -> ModelSpec:
-    """StableLM has LayerNorms with biases, a partial rotation, and by its keys q/k/v biases, norms on q and k and
-    parallel sublayers."""
+    """StableLM has LayerNorms with biases and a partial rotation.
+
+    Config keys can add biases on q, k and v, norms on q and k, and parallel sublayers.
+    """
     qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("qk_layernorm") else None
     c.ignore("num_heads", "rotary_scaling_factor")
     mixer = attention(c, qkv_bias=c.flag("use_qkv_bias"), qk_norm=qk_norm)

@@ -25,11 +25,11 @@ from llmbench.spec.model import ModelSpec
 
 @family("step3p5")
 def step3p5(c: Config) -> ModelSpec:
-    """Step 3.5 has a gate per head, local layers with a number of query heads of their own, and three dense layers
-    first."""
+    """Step 3.5 has a gate per head. Local layers have their own number of query heads. The first three layers are
+    dense."""
     count = num_layers(c)
     mtp = c.count("num_nextn_predict_layers")
-    for key in ("layer_types", "mlp_layer_types"):  # entries of the prediction modules may follow
+    for key in ("layer_types", "mlp_layer_types"):  # the list may continue with entries for the prediction modules
         entries = c.get(key)
         if isinstance(entries, list) and len(entries) == count + mtp:
             c.put(key, entries[:count])
@@ -43,7 +43,7 @@ def step3p5(c: Config) -> ModelSpec:
         c.doubt("attention_other_setting with other key-value heads or another head_dim is not understood")
     gate = c.flag("use_head_wise_attn_gate", True) and c.get("gating") in (None, True, "per-head")
     if not gate:
-        c.doubt("use_head_wise_attn_gate = False or another `gating` is not understood, only a gate per head is")
+        c.doubt("use_head_wise_attn_gate or gating is not understood; only a gate per head is supported")
     c.require("use_moe", True)
     c.require("use_moe_router_bias", True)
     c.require("sink", False)
@@ -70,7 +70,7 @@ def step3p5(c: Config) -> ModelSpec:
         shared=SharedExperts(intermediate_size=c.size("share_expert_dim"), bias=mlp_bias),
     )
     if c.spells("num_local_experts") and not any(map(c.spells, keys[:2])):
-        c.doubt("num_local_experts is not read by Step 3.5's class: it reads moe_num_experts")
+        c.doubt("Step 3.5's class ignores num_local_experts: it reads moe_num_experts")
     c.ignore(*keys)
     c.ignore(
         """
@@ -81,7 +81,7 @@ def step3p5(c: Config) -> ModelSpec:
         moe_layers_enum
         """,
     )
-    c.unbuildable("swiglu_limits, query_pre_attn_scalar and rotations by layer of Step 3.5")
+    c.unbuildable("swiglu_limits, query_pre_attn_scalar and the rotation per layer of Step 3.5 are not supported")
     sparse = sparse_layers(c, lambda index: index in chosen)
     layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=mlp_bias))
     return decoder(

@@ -72,13 +72,13 @@ _HUNYUAN_KEYS = [
     "rope_theta",
 ]
 # fmt: on
-"""Keys of Hunyuan's configs that change nothing in a dense model without latent attention."""
+"""Config keys of Hunyuan that change nothing in a dense model without latent attention."""
 
 
 @family("hunyuan_v1_dense")
 def hunyuan_dense(c: Config) -> ModelSpec:
-    """Hunyuan's dense sizes have norms on q and k after the rotation. Their configs also have the keys of the sizes
-    with experts."""
+    """Hunyuan's dense models have norms on q and k after the rotation. Their configs also have config keys of the MoE
+    models, which change nothing here."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     c.require("use_qk_norm", True)
@@ -93,7 +93,7 @@ def hunyuan_dense(c: Config) -> ModelSpec:
 
 @family("hunyuan_v1_moe")
 def hunyuan_moe(c: Config) -> ModelSpec:
-    """Hunyuan-A13B has a shared feed-forward beside the experts of each layer, and norms on q and k after the
+    """Hunyuan-A13B has routed experts and a shared feed-forward in each layer, and norms on q and k after the
     rotation."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
@@ -117,7 +117,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
     ):
         stated = c.get(key)
         if stated is not None and set(stated if isinstance(stated, list) else [stated]) != {usual}:
-            c.doubt(f"config key {key} is not understood, only {usual} is")
+            c.doubt(f"config key {key} is not understood; only {usual} is supported")
     top_k, experts = c.get("moe_topk"), c.get("num_experts")
     count = num_layers(c)
     layers = []
@@ -125,7 +125,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
         chosen = top_k[index] if isinstance(top_k, list) and index < len(top_k) else top_k
         number = experts[index] if isinstance(experts, list) and index < len(experts) else experts
         if type(number) is not int or type(chosen) is not int or number < 1 or chosen < 1:
-            raise c.error("num_experts", "and moe_topk must be whole numbers, or lists with one entry per layer")
+            raise c.error("num_experts", "must be a whole number or a list with one entry per layer, like moe_topk")
         shared = SharedExperts(intermediate_size=width)
         ffn = MoE(
             num_experts=number,
@@ -141,7 +141,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
 
 @family("hunyuan_vl_text")
 def hunyuan_vl(c: Config) -> ModelSpec:
-    """The text part of Hunyuan-VL is Llama with a norm over each head of q and k."""
+    """The text part of Hunyuan-VL is Llama with norms on q and k, over each head."""
     bias = c.flag("attention_bias")
     c.ignore("use_qk_norm")
     c.require("use_qk_norm", True)
@@ -152,13 +152,13 @@ def hunyuan_vl(c: Config) -> ModelSpec:
 
 @family("hy_v3")
 def hy_v3(c: Config) -> ModelSpec:
-    """Hunyuan 3 has a norm over each head of q and k, one dense layer, and a sigmoid router."""
+    """Hunyuan 3 has norms on q and k, over each head, and a sigmoid router. Only the first layer is dense."""
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     width = c.size("moe_intermediate_size")
     shared = shared_experts(c, "num_shared_experts", width, bias=mlp_bias)
     if shared is None:
-        c.doubt("num_shared_experts = 0: the class builds one shared expert of the dense width even so")
+        c.doubt("num_shared_experts = 0, but the class always builds a shared expert, of the width of the dense layers")
     c.ignore("enable_moe_fp32_combine")
     router = msgspec.structs.replace(SIGMOID, scale=c.number("router_scaling_factor", 1.0))
     ffn = moe(c, router=router, shared=shared)
@@ -173,9 +173,9 @@ def hy_v3(c: Config) -> ModelSpec:
 
 @family("hy_v4")
 def hy_v4(c: Config) -> ModelSpec:
-    """Hunyuan 4 has gated latent attention with sinks and shared indexers, and hyper-connections.
+    """Hunyuan 4 has gated latent attention with sinks, indexers that several layers share, and hyper-connections.
 
-    Hyper-connections are several residual streams that two small matrices per layer mix.
+    Hyper-connections are several residual streams, which two small matrices per layer mix.
     """
     count, hidden = num_layers(c), c.size("hidden_size")
     listed = c.entries("indexer_types", count)

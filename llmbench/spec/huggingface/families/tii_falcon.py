@@ -15,14 +15,14 @@ from llmbench.spec.position import Alibi
 
 @family("falcon", "RefinedWeb", "RefinedWebModel")
 def falcon(c: Config) -> ModelSpec:
-    """Falcon-7B has parallel sublayers after one norm and one key-value head; 40B and 180B have two norms and grouped
-    heads."""
+    """Falcon has parallel sublayers. Falcon-7B has one norm per layer and one key-value head. Falcon-40B and -180B have
+    two norms per layer and grouped heads."""
     for alias, key in (
         ("n_embed", "hidden_size"),
         ("n_head", "num_attention_heads"),
         ("n_layer", "num_hidden_layers"),
     ):
-        if alias in c:  # names of RefinedWeb, before transformers had the class
+        if alias in c:  # older names of these keys, from before transformers had a class for Falcon
             c.put(key, c.get(alias))
     if c.model_type != "falcon" and "tie_word_embeddings" not in c:
         c.put("tie_word_embeddings", True)
@@ -42,7 +42,7 @@ def falcon(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
     c.ignore("ff_factor")
     if c.flag("apply_residual_connection_post_layernorm"):
-        c.unbuildable("apply_residual_connection_post_layernorm, which Falcon's class does not read")
+        c.unbuildable("Falcon's class ignores apply_residual_connection_post_layernorm")
     if c.flag("alibi"):
         c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(
@@ -55,17 +55,17 @@ def falcon(c: Config) -> ModelSpec:
 
 @family("falcon_mamba")
 def falcon_mamba(c: Config) -> ModelSpec:
-    """Falcon-Mamba is Mamba with norms without weights on dt, B and C."""
+    """Falcon-Mamba is Mamba with norms on dt, B and C. These norms have no weights."""
     return mamba(c, inner_norms="plain", norm_eps=c.number("mixer_rms_eps", 1e-6))
 
 
 @family("falcon_h1")
 def falcon_h1(c: Config) -> ModelSpec:
-    """Falcon-H1 has attention and Mamba-2 in parallel in every layer, and multipliers in place of learned scales."""
+    """Falcon-H1 has parallel attention and Mamba-2 in every layer, and constant factors on many tensors."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     longer = c.number("key_multiplier", 1.0)
-    if longer != 1.0:  # of keys, and so of scores
+    if longer != 1.0:  # a factor on the keys is the same as a factor on the scores
         full = msgspec.structs.replace(full, scale=full.head_dim**-0.5 * longer)
     width = c.optional_size("mamba_d_ssm") or c.size("mamba_expand") * c.size("hidden_size")
     ssm = mamba2_mixer(c, width, out_proj_bias=c.flag("projectors_bias"), gated_norm=c.flag("mamba_rms_norm"))
@@ -88,7 +88,7 @@ def falcon_h1(c: Config) -> ModelSpec:
 
 
 def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
-    """The `count` factors of a list; empty where all are 1."""
+    """Return the `count` factors of a list, or an empty tuple if all factors are 1."""
     given = c.entries(key) or []
     if given and (len(given) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in given)):
         raise c.error(key, f"must be a list of {count} numbers")
@@ -96,5 +96,5 @@ def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
 
 
 def _unless_one(*factors: float) -> tuple[float, ...]:
-    """The factors; empty where all are 1."""
+    """Return the factors, or an empty tuple if all factors are 1."""
     return () if all(factor == 1.0 for factor in factors) else factors

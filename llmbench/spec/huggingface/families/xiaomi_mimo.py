@@ -26,9 +26,9 @@ from llmbench.spec.position import Rope
 
 @family("mimo_v2_flash")
 def mimo(c: Config) -> ModelSpec:
-    """MiMo-V2-Flash has keys of 192 and values of 128 dimensions, and a global layer after five local ones with sinks.
+    """MiMo-V2-Flash has key heads of width 192 and value heads of width 128. A global layer follows five local layers.
 
-    Local and global layers have different numbers of heads.
+    Local layers have sinks. Local and global layers have different numbers of heads.
     """
     count = num_layers(c)
     bias = c.flag("attention_bias")
@@ -38,10 +38,11 @@ def mimo(c: Config) -> ModelSpec:
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
     window, other_window = c.window(), c.optional_size("sliding_window_size")
     if other_window is not None and window == other_window:
-        # The config of the hub has both. We use the first, as the published sizes do. The class in transformers may use
-        # the second, and then sees one key more: the keys before a query, and the query's own.
+        # The config on the hub has sliding_window and sliding_window_size. We use sliding_window. The class in
+        # transformers may use sliding_window_size, and a query then sees one key more: this many earlier keys and its
+        # own.
         c.unbuildable(
-            f"sliding_window {window} has a query's own key, sliding_window_size {other_window} in its class has not"
+            f"sliding_window {window} includes the query's own key, but sliding_window_size {other_window} does not"
         )
     elif other_window is not None:
         window = other_window + 1
@@ -76,7 +77,9 @@ def mimo(c: Config) -> ModelSpec:
 
 
 def _mimo_rope(c: Config, kind: str) -> Rope:
-    """The rotation of a layer type; a third of each head is rotated unless the config states a part or scales the
-    rotation."""
+    """Return the rotation of a layer type. By default a third of each head is rotated.
+
+    A config that scales the rotation has no such default: then the whole head is rotated unless it states a share.
+    """
     whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
     return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)

@@ -1,4 +1,4 @@
-"""ChatGLM and GLM-4 to GLM-5 by Zhipu AI, dense, with experts and with latent attention."""
+"""ChatGLM and GLM-4 to GLM-5 by Zhipu AI: dense models, MoE models, and models with latent attention."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from llmbench.spec.model import ModelSpec, Placement
 
 @family("chatglm")
 def chatglm(c: Config) -> ModelSpec:
-    """ChatGLM 2 and 3 and GLM-4-9B have grouped heads of `kv_channels`, q/k/v biases, and a padded vocabulary."""
+    """ChatGLM 2 and 3 and GLM-4-9B have grouped heads of width `kv_channels`, q/k/v biases, and a padded vocabulary."""
     if "padded_vocab_size" not in c:
         raise UnsupportedError(
-            "config has no padded_vocab_size: the first ChatGLM-6B is not supported, ChatGLM 2 and later are"
+            "config has no padded_vocab_size: the first ChatGLM-6B is not supported, only ChatGLM 2 and later"
         )
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     head_dim = c.size("kv_channels", max(1, hidden // heads))
@@ -59,7 +59,7 @@ def chatglm(c: Config) -> ModelSpec:
 
 @family("glm", "glm4")
 def glm(c: Config) -> ModelSpec:
-    """GLM-4 has half of each head rotated, and biases on q, k and v by `attention_bias`; GLM-4-0414 has four norms per
+    """GLM-4 rotates half of each head. `attention_bias` gives q, k and v a bias. GLM-4-0414 has four norms per
     layer."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     placement: Placement = "sandwich" if c.model_type == "glm4" else "pre"
@@ -69,7 +69,7 @@ def glm(c: Config) -> ModelSpec:
 
 @family("glm4v_text", "glm_ocr_text")
 def glm4v(c: Config) -> ModelSpec:
-    """The text parts of GLM-4.1V, with biases on q, k and v, and of GLM-OCR, without, have four norms per layer."""
+    """The text parts of GLM-4.1V and GLM-OCR have four norms per layer. GLM-4.1V has biases on q, k and v."""
     c.ignore("attention_bias")
     mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -78,7 +78,7 @@ def glm4v(c: Config) -> ModelSpec:
 
 @family("glm4_moe", "glm4v_moe_text")
 def glm4_moe(c: Config) -> ModelSpec:
-    """GLM-4.5 has half of each head rotated, biases on q, k and v only, and DeepSeek's experts."""
+    """GLM-4.5 has DeepSeek's experts. It rotates half of each head, and has biases on q, k and v only."""
     mixer = attention(
         c,
         qkv_bias=c.flag("attention_bias"),
@@ -97,12 +97,15 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
 
 @family("glm_moe_dsa")
 def glm_moe_dsa(c: Config) -> ModelSpec:
-    """GLM-5 is DeepSeek-V3.2 with indexers that may serve several layers."""
+    """GLM-5 is DeepSeek-V3.2. Several layers may share the keys that one indexer selects."""
     return deepseek_v32(c, reused=_shared_indexers(c), interleaved=True)
 
 
 def _shared_indexers(c: Config) -> list[bool]:
-    """Whether each layer uses the choice of an indexer before it: as listed, or by a period."""
+    """Return whether each layer reuses the keys that an earlier indexer selected.
+
+    The config lists the layers, or gives the distance between layers with their own indexer.
+    """
     count = num_layers(c)
     stated = c.entries("indexer_types", count)
     pattern = c.get("index_topk_pattern")

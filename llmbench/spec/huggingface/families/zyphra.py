@@ -30,10 +30,10 @@ from llmbench.spec.position import NoPositions
 
 @family("zamba")
 def zamba(c: Config) -> ModelSpec:
-    """Zamba has Mamba, and one attention block whose weights all hybrid layers share."""
+    """Zamba has Mamba layers. All hybrid layers use one attention block with the same weights."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     rank = c.get("mamba_dt_rank")
-    # The blocks of x_proj and dt_proj of all heads together have the shape of one head's.
+    # With several heads, x_proj and dt_proj have in total the same shape as with one, so the spec describes one head.
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
@@ -63,7 +63,10 @@ def zamba(c: Config) -> ModelSpec:
 
 @family("zamba2")
 def zamba2(c: Config) -> ModelSpec:
-    """Zamba-2 has Mamba-2 and `num_mem_blocks` shared blocks in turn; each use has low-rank adapters of its own."""
+    """Zamba-2 has Mamba-2 layers. Hybrid layers use `num_mem_blocks` shared blocks in turn.
+
+    Each use of a shared block has its own low-rank adapters.
+    """
     hidden = c.size("hidden_size")
     kinds = [newer_layer_type(kind) for kind in c.entries("layers_block_type") or _ZAMBA2_LAYERS]
     heads, width = c.size("n_mamba_heads"), c.size("mamba_expand") * hidden
@@ -78,7 +81,7 @@ def zamba2(c: Config) -> ModelSpec:
         chunk_size=c.size("chunk_size", 256),
         proj_bias=c.flag("add_bias_linear"),
     )
-    # The class derives these from other sizes, whatever a file says.
+    # The class ignores these keys and derives their values from other keys.
     c.ignore(
         "attention_hidden_size",
         "attention_head_dim",
@@ -126,12 +129,14 @@ _ZAMBA2_LAYERS = (
     + ["hybrid"]
     + ["mamba"] * 2
 )
-"""The order of Zamba2-2.7B, which is the default of the class."""
+"""The types of the layers of Zamba2-2.7B, which are the default of the class."""
 
 
 def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
-    """Zamba's shared block, without residuals: attention over hidden state and embedding side by side, then a
-    feed-forward."""
+    """Return Zamba's shared block: attention, then a feed-forward, without residual connections.
+
+    Its input is the concatenation of hidden state and embedding.
+    """
     assert mixer.input_size is not None
     norms = (
         ExtraWeight(name="input_norm", shape=(mixer.input_size,), role="vector", component="norms"),
@@ -141,23 +146,24 @@ def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
 
 
 def _doubt_untied(c: Config) -> None:
-    """Make the result approximate where embedding and head are not tied."""
+    """Make the result approximate if the head is not tied to the embedding."""
     if not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: transformers then gives each use of the shared block its own weights")
+        c.doubt("tie_word_embeddings = False: in transformers, each use of the shared block then has its own weights")
 
 
 def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:
-    """Attention over twice the hidden width; scores are scaled by half of the head's width."""
+    """Return attention with an input of `width` elements, usually 2 × hidden_size. Scores are scaled by √(2 /
+    head_dim)."""
     return attention(c, head_dim=head_dim, input_size=width, scale=(max(1, head_dim) / 2) ** -0.5)
 
 
 def _counted(kinds: list[str]) -> list[tuple[int, str]]:
-    """The kind of each layer, with the number of hybrid layers before it."""
+    """Return for each layer the number of hybrid layers before it, and its kind."""
     return [(kinds[:index].count("hybrid"), kind) for index, kind in enumerate(kinds)]
 
 
 def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) -> list[ExtraWeight]:
-    """The two matrices of a low-rank adapter."""
+    """Return the two matrices of a low-rank adapter."""
     place: dict[str, object] = {"role": "matmul", "component": component}
     return [
         ExtraWeight(name=f"{name}.down", shape=(rank, inputs), **place),  # type: ignore[arg-type]
@@ -167,8 +173,10 @@ def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) ->
 
 @family("zaya")
 def zaya(c: Config) -> ModelSpec:
-    """ZAYA1 has short convolutions on queries and keys, half of each value from the token before, and one expert or
-    none that a small network chooses."""
+    """ZAYA1 has short convolutions on queries and keys. Half of each value comes from the previous token.
+
+    A small network selects one expert per token, or none.
+    """
     count, hidden, bias = num_layers(c), c.size("hidden_size"), c.flag("attention_bias")
     window, head_dim = c.window(), head_dim_of(c)
     qk_norm = QKNorm(norm="l2norm", weight=False)
@@ -182,8 +190,8 @@ def zaya(c: Config) -> ModelSpec:
     kv_heads = c.size("num_key_value_heads")
     channels = (c.size("num_attention_heads") + kv_heads) * head_dim
     first, second = c.size("cca_time0"), c.size("cca_time1")
-    c.doubt("short convolutions: their weights are counted, their FLOPs and state are not")
-    c.doubt("a token that chooses no expert computes less than counted")
+    c.doubt("the weights of short convolutions are counted, but not their FLOPs and state")
+    c.doubt("FLOPs count one expert per token, although a token may select none")
     extra = (
         vector("attention.conv", "attention_extra", channels, first + 1),
         vector("attention.grouped_conv", "attention_extra", channels, head_dim * second + 1),
