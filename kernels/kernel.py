@@ -1,4 +1,5 @@
-"""`Kernel`, which each kernel file ends with: an op and all that is needed to check, inspect and time it."""
+"""The type `Kernel`: an op and all that is needed to check, inspect and time it. Each kernel file ends with a
+`Kernel`."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ Inputs = dict[str, Any]
 
 
 class Case(Protocol):
-    """A shape and its options: a NamedTuple of plain values, which prints itself."""
+    """The shape and the options of one call of an op: a NamedTuple of plain values."""
 
     def _asdict(self) -> dict[str, Any]: ...
 
 
 def describe(case: Case) -> str:
-    """A case as text: the fields that differ from their defaults. A repeated value is written as count × value."""
+    """Return a case as text: the fields that differ from their defaults. A tuple of equal values is written as count ×
+    value."""
     defaults: dict[str, Any] = getattr(case, "_field_defaults", {})
     fields = {name: value for name, value in case._asdict().items() if name not in defaults or value != defaults[name]}
     return ", ".join(f"{name}={_short_value(value)}" for name, value in fields.items())
@@ -37,8 +39,9 @@ def _short_value(value: Any) -> str:
 class Cost(NamedTuple):
     """The least work of an op, whatever its implementation.
 
-    `flops` counts a multiplication and an addition as two, and unmasked pairs only. `bytes` counts each input read once
-    and each output written once. An op without a matrix product has 0 FLOPs: only its bytes limit it.
+    `flops` counts a multiplication and an addition as two FLOPs. Attention counts only the (query, key) pairs that are
+    not masked. `bytes` counts each input read once and each output written once. An op without a matrix product has 0
+    FLOPs, because only its bytes limit it.
     """
 
     flops: int
@@ -80,10 +83,11 @@ class Kernel:
     `run(**inputs)` is the public op. `reference(**inputs)` is the same computation in plain torch, in the dtype of its
     inputs. Each returns a tensor or a tuple of tensors. `differentiable` names the inputs whose gradients are checked.
     `cases` are small and have odd sizes; `shapes` are those of real models, which `inspect` compiles and benchmarks
-    time. `allowances` accepts a fault and gives the reason, by the key "function: spills" or "function: mma.sync" (the
-    instruction found in place of the widest one, "None" for no tensor-core instruction). A key such as "function:
-    spills in fp32" accepts it in one format. Any other fault makes `inspect` fail. `reads_only`: it writes almost
-    nothing, so that the rate of reading limits it, not that of copying.
+    time. `allowances` maps each accepted fault to the reason why it is accepted. The key is "function: spills", or
+    "function: mma.sync" with the instruction that the compiler used in place of the widest one ("None" for no
+    tensor-core instruction). A key such as "function: spills in fp32" accepts the fault in one format only. Any other
+    fault makes `inspect` fail. `reads_only`: whether the op writes almost nothing, so that the rate of a read is its
+    limit and not the rate of a copy.
     """
 
     name: str

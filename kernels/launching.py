@@ -3,9 +3,9 @@
 A launcher allocates its buffers with `empty`, picks a configuration with `choose`, and calls `launch`.
 
 - On a GPU, the kernel runs.
-- On a CPU, it runs in Triton's interpreter only (`TRITON_INTERPRET=1` before this package is imported).
+- On a CPU, the kernel runs in Triton's interpreter only (`TRITON_INTERPRET=1` before this package is imported).
 - Under `captured()`, nothing runs. The launches are recorded, and `proof/inspect.py` compiles them without a GPU.
-- Under `poisoned()`, every buffer starts as NaN, so that a check fails where a kernel leaves an element unwritten.
+- Under `poisoned()`, every buffer starts as NaN, so that a check fails if a kernel leaves an element unwritten.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ Grid = tuple[int, ...]
 
 
 class Config(Mapping[str, int]):
-    """A configuration of a kernel: block sizes by the names of its constexpr parameters, warps and pipeline stages.
+    """A configuration of a kernel: a block size for each constexpr parameter, the number of warps, and the number of
+    pipeline stages.
 
-    `note` gives the reason for it: registers, shared memory, occupancy.
+    `note` gives the reason for the configuration: registers, shared memory, occupancy.
     """
 
     def __init__(self, *, num_warps: int, num_stages: int = 1, note: str = "", **blocks: int) -> None:
@@ -67,7 +68,7 @@ class Config(Mapping[str, int]):
 class Launch:
     """A recorded launch: the kernel, its arguments by name, and the configuration.
 
-    `shipped` is true for the first candidate, which is the one that runs, and false for the others."""
+    `shipped`: whether this is the first candidate configuration, which runs unless `preferring` names another."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -105,7 +106,7 @@ def _probe(x):
 
 
 def architecture(device: torch.device) -> int:
-    """Compute capability as one number: 80, 90, 100. The interpreter counts as 90."""
+    """Return the compute capability as one number: 80, 90 or 100. The interpreter counts as 90."""
     if _capture is not None:
         return _capture.arch
     if device.type == "cuda":
@@ -115,21 +116,23 @@ def architecture(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """The number of multiprocessors. Without a GPU: that of an A100, H100 or B200, by the architecture."""
+    """Return the number of multiprocessors of the GPU; without a GPU, that of an A100, H100 or B200, depending on the
+    architecture."""
     if _capture is None and device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
     return {80: 108, 90: 132}.get(architecture(device), 148)
 
 
 def choose(name: str, candidates: Sequence[Config]) -> Config:
-    """The configuration of the kernel `name`: the first candidate, which ships, unless `preferring` names another."""
+    """Return the configuration of the kernel `name`: the first candidate, unless `preferring` names another."""
     if _capture is not None:
         _capture.candidates[name] = max(len(candidates), _capture.candidates.get(name, 0))
     return candidates[min(_preferred.get(name, 0), len(candidates) - 1)]
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An unwritten buffer on the device of `like`; under `poisoned()`, one that is filled with NaN or -1."""
+    """Return an unwritten buffer on the device of `like`. Under `poisoned()`, it is filled with NaN, or with -1 for
+    integers."""
     buffer = torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
     if _poison:
         buffer.fill_(float("nan") if buffer.is_floating_point() else -1)
@@ -173,8 +176,8 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for the tensor descriptors of a kernel. torch's allocator aligns to 512 bytes, respects the order of the
-    stream, and can be captured in a CUDA graph."""
+    """Allocate memory for the tensor descriptors of a kernel. torch's allocator aligns to 512 bytes, respects the order
+    of the stream, and can be captured in a CUDA graph."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -208,7 +211,8 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def preferring(choices: Mapping[str, int]) -> Iterator[None]:
-    """Use other candidates than the first: `choices` maps a kernel name to the index of its candidate."""
+    """Make `choose` return other candidates than the first. `choices` maps the name of a kernel to the index of a
+    candidate."""
     global _preferred
     before, _preferred = _preferred, dict(choices)
     try:

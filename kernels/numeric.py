@@ -1,6 +1,7 @@
 """Arithmetic that several kernels share: the base of exponentials, tanh, and conversions between number formats.
 
-Triton's interpreter computes with numpy, which has no bf16; functions here widen its operands first where it matters.
+Triton's interpreter computes with numpy, which has no bf16. If this matters, the functions first convert operands to
+fp32.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def widened(x, like):
 def narrowed(x, dtype: tl.constexpr):
     """Round fp32 to the nearest number of `dtype`; a tie goes to the even one.
 
-    The interpreter truncates to bf16, an error twice as large and always towards zero, so half of the last digit is
-    added there first."""
+    The interpreter truncates to bf16: the error is twice as large and always towards zero. Half of the last digit is
+    therefore added first."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         odd = (bits >> 16) & 1
@@ -41,8 +42,8 @@ def narrowed(x, dtype: tl.constexpr):
 
 @triton.jit
 def quick_tanh(x, EXACT: tl.constexpr):
-    """tanh(x) from one exponential. Near 0 the quotient loses its digits; with EXACT, a series replaces it there, as
-    fp32 results need."""
+    """Return tanh(x), computed from one exponential. Near 0 the quotient loses digits. With EXACT, which fp32 results
+    need, a series replaces the quotient there."""
     e = tl.exp2(tl.abs(x) * -2.8853900817779268)
     value = (1.0 - e) / (1.0 + e)
     if EXACT:
@@ -54,8 +55,8 @@ def quick_tanh(x, EXACT: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """tanh(x) with an error of at most 2 roundings. Near 0, where 1 - e loses its digits, an odd polynomial (fitted on
-    |x| ≤ 0.6) replaces the quotient."""
+    """Return tanh(x) with an error of at most 2 roundings. Near 0, where 1 - e loses its digits, an odd polynomial
+    (fitted on |x| ≤ 0.6) replaces the quotient."""
     e = tl.exp(tl.abs(x) * -2.0)
     far = (1.0 - e) / (1.0 + e)
     u = x * x

@@ -1,6 +1,7 @@
-"""Matrix products as all kernels compute them: 16-bit operands unchanged, fp32 operands in tf32, sums in fp32.
+"""Matrix products of all kernels: they use 16-bit operands unchanged, multiply fp32 operands in tf32, and sum in fp32.
 
-Triton's interpreter multiplies the bit patterns of bf16 operands; `dot` widens them first there, which is exact.
+Triton's interpreter would multiply the bit patterns of bf16 operands, so `dot` first converts them to fp32, which is
+exact.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["dot", "multiply_into"]
 
 @triton.jit
 def dot(a, b, acc=None):
-    """a @ b [+ acc] in fp32."""
+    """Return a @ b in fp32, plus `acc` if it is given."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32", out_dtype=tl.float32)

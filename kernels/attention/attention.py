@@ -3,18 +3,18 @@
     full · causal · sliding window · ALiBi · soft cap · sinks · grouped heads · unequal widths · packed batches
 
 Shapes: q [B, N, S, H], k [B, K, T, H], v [B, K, T, V], out [B, N, S, V], log-sum-exp [B, N, S] in fp32. N is a multiple
-of K, and N/K query heads share a key head. Any strides are read if the last is 1; views of [B, S, N, H] need no copy.
-out and the gradients are such views, whose transpose to [B, S, N·V] is free. The sequences of a packed batch lie end to
-end: q [tokens, N, H], k and v likewise, log-sum-exp [N, tokens].
+of K, and N/K query heads share a key head. All strides are allowed if the last is 1, so views of [B, S, N, H] need no
+copy. out and the gradients are such views too, so that their transpose to [B, S, N·V] needs no copy. The sequences of a
+packed batch are stored end to end: q [tokens, N, H], k and v likewise, log-sum-exp [N, tokens].
 
 Queries are aligned to the end of the keys: query i has position i + T - S. Scores are computed in this order: scale,
 soft cap c·tanh(s / c), ALiBi slope · (key - position) (Press et al., arXiv 2108.12409), mask. A sink is a learned score
-of a key without a value (Xiao et al., arXiv 2309.17453); it counts in the log-sum-exp. A query that sees no key gets 0
-and -∞.
+of a key without a value (Xiao et al., arXiv 2309.17453); it is a term of the log-sum-exp. For a query that sees no key,
+out is 0 and the log-sum-exp is -∞.
 
-Softmax and sums are in fp32, products in the format of the inputs, fp32 products in tf32 on a GPU. The kernels are in
-forward.py and backward.py, the parts that they share in tiles.py. Flash attention: Dao et al., arXiv 2205.14135,
-2307.08691.
+Softmax and sums are computed in fp32, matrix products in the format of the inputs (fp32 in tf32 on a GPU). The kernels
+are in forward.py and backward.py, and the parts that they share are in tiles.py. Flash attention: Dao et al., arXiv
+2205.14135, 2307.08691.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from llmbench.kernels.launching import empty
 
 __all__ = ["KERNEL", "attention", "reference"]
 
-MAX_WIDTH = 256  # of queries and keys, and of values
+MAX_WIDTH = 256  # largest head width of queries, keys and values
 
 
 # == Torch op ==
 
 
 class Options(NamedTuple):
-    """The arguments of the ops that are no tensors."""
+    """The arguments of the ops that are not tensors."""
 
     queries: int
     keys: int
@@ -53,15 +53,15 @@ class Options(NamedTuple):
     def problem(
         self, q: Tensor, sinks: Tensor | None, slopes: Tensor | None, starts: tuple[Tensor | None, Tensor | None]
     ) -> Problem:
-        """The arguments of the kernels."""
+        """Return the arguments of the kernels for these options and tensors."""
         batch = q.shape[0] if starts[0] is None else starts[0].shape[0] - 1
         reach = Reach.from_mask(self.causal, self.window)
         return Problem(batch, self.queries, self.keys, reach, self.scale, self.soft_cap, sinks, slopes, *starts)
 
 
 def _empty_rows(x: Tensor, width: int, *, allocate: Any) -> Tensor:
-    """An unwritten tensor [..., heads, rows, width] in the layout [..., rows, heads, width], or [tokens, heads, width]
-    for packed x. `allocate` creates it from a shape."""
+    """Return an unwritten tensor [..., heads, rows, width] that is stored as [..., rows, heads, width], or [tokens,
+    heads, width] for packed x. `allocate` creates a tensor from a shape."""
     if x.dim() == 3:
         return allocate(x.shape[0], x.shape[1], width)
     batch, heads, rows, _ = x.shape
@@ -84,7 +84,7 @@ def _attention(
     window: int | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, and its log-sum-exp twice: in units of log e for the caller, of log 2 for the backward pass."""
+    """Return out, and the log-sum-exp twice: with base e for the caller, and with base 2 for the backward pass."""
     options = Options(queries, keys, scale, causal, window, soft_cap)
     out = _empty_rows(q, v.shape[-1], allocate=lambda *shape: empty(*shape, like=q))
     problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
@@ -118,7 +118,7 @@ def _attention_backward(
     window: int | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dq, dk, dv and the gradient of the sinks, which is empty without sinks."""
+    """Return dq, dk, dv and the gradient of the sinks, which is empty without sinks."""
     options = Options(queries, keys, scale, causal, window, soft_cap)
     dq, dk, dv = (_empty_rows(x, x.shape[-1], allocate=lambda *shape: empty(*shape, like=q)) for x in (q, k, v))
     problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
@@ -156,8 +156,8 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 
 def _scored_pairs(q: Tensor, query_starts: Tensor | None, key_starts: Tensor | None, options: Options) -> int:
-    """Scored pairs of one head, over the batch. For packed sequences on fake tensors, which have no data, all sequences
-    count as having the greatest length."""
+    """Return the number of (query, key) pairs that one head scores in the whole batch. Packed sequences on fake tensors
+    have no data, so each sequence counts with the greatest length."""
     reach = Reach.from_mask(options.causal, options.window)
     if query_starts is None or key_starts is None:
         return q.shape[0] * seen_pairs(options.queries, options.keys, reach)
@@ -172,14 +172,15 @@ def _scored_pairs(q: Tensor, query_starts: Tensor | None, key_starts: Tensor | N
 def _forward_flops(
     q: Tensor, k: Any, v: Tensor, sinks: Any, slopes: Any, query_starts: Any, key_starts: Any, *options: Any, **_: Any
 ) -> int:
-    """2·(H + V) per pair and head."""
+    """Return 2·(H + V) FLOPs per scored pair and head."""
     pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
     return 2 * q.shape[1] * pairs * (q.shape[-1] + v.shape[-1])
 
 
 @register_flop_formula(torch.ops.llmbench.attention_backward, get_raw=True)
 def _backward_flops(dout: Any, dlse: Any, q: Tensor, k: Any, v: Tensor, *rest: Any, **_: Any) -> int:
-    """2·(3 H + 2 V) per pair and head, for the scores, dv, dp, dq and dk: 2.5 times the forward pass if H = V."""
+    """Return 2·(3 H + 2 V) FLOPs per scored pair and head, for the scores, dv, dp, dq and dk: 2.5 times the forward
+    pass if H = V."""
     _, _, _, _, query_starts, key_starts, *options = rest
     pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
     return 2 * q.shape[1] * pairs * (3 * q.shape[-1] + 2 * v.shape[-1])
@@ -204,12 +205,13 @@ def attention(
     max_queries: int | None = None,
     max_keys: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp, both differentiable. The module's docstring gives shapes and the order of options.
+    """Return the attention output and its log-sum-exp, both differentiable. The module's docstring gives the shapes and
+    the order in which the options apply.
 
-    `scale` is 1/√H by default. `window` is the number of visible keys, the query's own included; if not causal, half of
-    them are on either side. `slopes` [N] are ALiBi's and have no gradient; `sinks` [N] have one. For a packed batch,
-    `query_starts` and `key_starts` [B + 1] in int32 begin with 0 and end with the number of tokens, and no sequence is
-    longer than `max_queries` and `max_keys`.
+    `scale` is 1/√H by default. `window` is the number of visible keys, including the query's own position; without
+    `causal`, half of them are before it and half after it. `slopes` [N] are the slopes of ALiBi and get no gradient;
+    `sinks` [N] get a gradient. For a packed batch, `query_starts` and `key_starts` [B + 1] in int32 begin with 0 and
+    end with the number of tokens, and no sequence is longer than `max_queries` and `max_keys`.
 
     Raises ValueError for shapes, formats or options that do not match.
     """
@@ -275,7 +277,7 @@ def reference(
     max_queries: int | None = None,
     max_keys: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain torch, with all scores in memory; softmax in fp32 or wider."""
+    """Compute attention in plain torch, with all scores in memory and the softmax in fp32 or wider."""
     options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window, "soft_cap": soft_cap}
     options |= {"slopes": slopes, "sinks": sinks}
     if query_starts is not None and key_starts is not None:
@@ -312,7 +314,7 @@ def reference(
 
 class Case(NamedTuple):
     """Lengths, heads, widths and options. `packed` gives the query and key length of each sequence, in place of batch,
-    queries and keys. `v_dim` 0 means head_dim."""
+    queries and keys. `v_dim` = 0 stands for `head_dim`."""
 
     batch: int = 1
     heads: int = 1
@@ -330,7 +332,8 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Views of [B, S, heads, width], as a model's projections return them; the scores are large enough for a cap."""
+    """Return views of [B, S, heads, width], as the projections of a model give them. The scores are large enough for
+    the soft cap to change them."""
     v_dim = case.v_dim or case.head_dim
     arguments: Inputs = {"causal": case.causal, "window": case.window, "soft_cap": case.soft_cap}
     tokens = [sum(lengths) for lengths in zip(*case.packed, strict=True)] if case.packed else [case.queries, case.keys]
@@ -357,7 +360,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·(H + V) FLOPs per scored pair and head; backward 2·(3 H + 2 V).
+    """Return 2·(H + V) FLOPs per scored pair and head, and 2·(3 H + 2 V) for the backward pass.
 
     Forward reads q, k, v and writes out and the log-sum-exp. Backward reads all of these and dout, and writes three
     gradients."""
@@ -384,7 +387,7 @@ KERNEL = Kernel(
     cost=cost,
     cases=[
         Case(2, 4, 2, 37, 37, 64, sinks=True),
-        Case(1, 2, 1, 150, 150, 16),  # whole tiles, and some on the diagonal
+        Case(1, 2, 1, 150, 150, 16),  # some tiles need no mask, others lie on the diagonal
         Case(1, 1, 1, 70, 150, 64, causal=False),
         Case(1, 2, 2, 150, 203, 32, window=60),
         Case(1, 2, 1, 200, 200, 16, causal=False, window=101),
@@ -397,13 +400,13 @@ KERNEL = Kernel(
     ],
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
-        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # every option that takes registers
+        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # all options that need registers
         Case(1, 64, 8, 8192, 8192, 64, window=128, sinks=True),
         Case(1, 128, 128, 8192, 8192, 192, 128),
         Case(1, 16, 8, 8192, 8192, 256, soft_cap=50.0),
     ],
     differentiable=("q", "k", "v", "sinks"),
     allowances={
-        "attention_backward_keys: spills in fp32": "heads of 256: half a 16-bit tile; wgmma has no smaller",
+        "attention_backward_keys: spills in fp32": "width 256: the smallest tile of wgmma needs too many registers",
     },
 )

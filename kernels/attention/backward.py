@@ -84,8 +84,8 @@ def attention_delta(
     if dlse is not None:
         value -= tl.load(dlse + at_lse + r, mask=exists, other=0.0)
     level_row = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
-    level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)  # a query that sees no key: p is 0
-    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # every row that a tile may read
+    level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)  # makes p 0 if a query sees no key
+    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # all rows that a tile may read
     tl.store(delta + r, value, mask=kept)
     tl.store(level + r, level_row, mask=kept)
     if sinks is not None:
@@ -99,8 +99,8 @@ def _probabilities(
     MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """p and the derivative of the soft cap, from raw scores. The log-sum-exp and the positions of keys and queries are
-    broadcast to the scores."""
+    """Return p and the derivative of the soft cap, computed from raw scores. The log-sum-exp and the positions of keys
+    and queries are broadcast to the shape of the scores."""
     cap_slope = 1.0
     if CAPPED:
         s = quick_tanh(s * scale, EXACT)
@@ -129,7 +129,7 @@ def _over_queries(
     Scores are transposed: [keys, queries]. `at_keys` are the keys' positions minus the first query's position."""
     FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
     steps = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
-    for step in range(steps * GROUP):  # one loop over heads too, so that loads run ahead into the next head
+    for step in range(steps * GROUP):  # one loop over all heads, so that the next head's loads begin early
         member = 0
         m = start + step * BLOCK_M
         if GROUP > 1:
@@ -144,7 +144,7 @@ def _over_queries(
             s = dot(k_rest, q_rest.T, s)
         do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
         if DK:
-            dp = dot(v, do.T)  # next to the scores, so that fewer values wait in registers
+            dp = dot(v, do.T)  # right after the scores, to keep fewer values in registers
         level_row = tl.load(level + member * level_head + rows)
         slope = 0.0
         if SLOPED:
@@ -177,8 +177,8 @@ def attention_backward_keys(
 ):  # fmt: skip
     """One program computes dk and dv of BLOCK_N keys of one key head, from all queries of the heads that share it.
 
-    With two PASSES, for registers that cannot hold both: dk first, then dv."""
-    # Under a causal mask, the first keys have most work.
+    With PASSES = 2, it computes dk first and dv afterwards, because the registers cannot hold both."""
+    # Under a causal mask the first keys have the most work, so their tiles come first.
     tile, kv_head = program_tile(tiles, all_heads, concurrent, False)
     batch = tl.cast(kv_head // kv_heads, tl.int64)
     kv_head = tl.cast(kv_head % kv_heads, tl.int64)
@@ -219,7 +219,8 @@ def attention_backward_keys(
         positions = first + tl.arange(0, BLOCK_N)
         shift = keys - queries
         last = tl.minimum(first + BLOCK_N, keys) - 1
-        # The queries of a key, by the bounds exchanged. Rows past the last query are 0 at level ∞ and need no mask.
+        # The queries that see a key: `before` and `after` are exchanged. Rows past the last query are 0 and have level
+        # ∞, so they need no mask.
         lo, a, b, hi = phases(first, last, -shift, after, before, queries, BLOCK_M, AFTER, BEFORE)
         if not BEFORE:
             b = hi
@@ -295,7 +296,7 @@ def _over_keys(
             MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
         )  # fmt: skip
         if MASKED:
-            p = tl.where(columns[None, :] < keys, p, 0.0)  # else ∞ could be multiplied by the zeros past the last key
+            p = tl.where(columns[None, :] < keys, p, 0.0)  # else p could be ∞ past the last key, and ∞ · 0 is NaN
         ds = (p * (dp - delta_row[:, None]) * cap_slope).to(q.dtype)
         dq = dot(ds, k, dq)
         if REST > 0:
@@ -399,17 +400,18 @@ def _config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, **
 
 
 def key_configurations(width: int, values: int, element: int, arch: int, plain: bool) -> list[Config]:
-    """The candidates for dk and dv, for padded widths `width` and `values` and elements of `element` bytes.
+    """Return the candidate configurations for dk and dv. `width` and `values` are padded widths; `element` is bytes per
+    element.
 
-    Two accumulators of the tile's keys stay in registers for the whole loop, beside two products of scores: with 128
-    keys and 8 warps, 64 rows per warpgroup. Problems that are not `plain` also hold a bound, a slope or the derivative
-    of a cap per score, which leaves room for half as many scores."""
+    The accumulators of dk and dv stay in registers for the whole loop, together with two tiles of scores. With 128 keys
+    and 8 warps, a warpgroup has 64 rows. In a problem that is not `plain`, each score also needs a bound, a slope or
+    the derivative of the soft cap, which leaves room for half as many scores."""
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
         if max(width, values) <= 128:
             return [_config(32, 64, 8, 2, "the largest tiles that fit in shared memory", tma, PASSES=1)]
         if tma:
-            stages = 1 if arch >= 100 else 2  # on sm_100, scores pass through shared memory too
+            stages = 1 if arch >= 100 else 2  # on sm_100, scores need shared memory too
             return [_config(16, 64, 8, stages, "the largest fp32 tiles that fit in shared memory", PASSES=2)]
         return [
             _config(32 if element == 2 else 16, 32, 8, 1, "the largest tiles that fit in shared memory", tma, PASSES=2)
@@ -422,7 +424,7 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
                 64,
                 4,
                 2,
-                "two blocks per multiprocessor, the softmax of one beside the products of the other",
+                "two blocks per multiprocessor: one computes a softmax while the other multiplies",
                 PASSES=1,
             ),
         ]
@@ -433,7 +435,7 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
             _config(
                 32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores per thread and their bounds or slopes", PASSES=1
             ),
-            _config(32, 64, 4, 2, "the same per thread; two blocks per multiprocessor", PASSES=1),
+            _config(32, 64, 4, 2, "as many values per thread; two blocks per multiprocessor", PASSES=1),
         ]
     if width <= 192 and values <= 128:
         note = "one accumulator at a time and full tiles: eight products in place of seven"
@@ -450,7 +452,8 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
 
 
 def query_configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
-    """The candidates for dq: one accumulator and two products of scores, 64 query rows per warpgroup."""
+    """Return the candidate configurations for dq. A program keeps one accumulator and two tiles of scores in registers,
+    with 64 query rows per warpgroup."""
     wide = max(width, values)
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
@@ -483,9 +486,10 @@ def backward(
     gradients: tuple[Tensor, Tensor, Tensor],
     problem: Problem,
 ) -> Tensor | None:
-    """Launch the kernels: write `gradients`, which are dq, dk and dv. Returns the gradient of the sinks [N] in fp32.
+    """Launch the kernels. They write `gradients`, which are dq, dk and dv. Return the gradient of the sinks [N] in
+    fp32.
 
-    `lse` is in units of log 2, `dlse` in units of log e."""
+    `lse` is the log-sum-exp with base 2; `dlse` is the gradient of the log-sum-exp with base e."""
     dq, dk, dv = gradients
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]

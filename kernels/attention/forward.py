@@ -5,8 +5,8 @@ For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2
 After the last tile, the result is o / l and the log-sum-exp is m + log l. A sink is a key without a value: m starts at
 its score and l at 1.
 
-Scores are in units of log 2, by a factor that is folded into the scale. The backward pass takes the log-sum-exp in the
-same units: a conversion would round a number whose integer part is large, and its fraction would lose digits.
+The scale contains the factor log2(e), so that all exponentials have base 2. The backward pass takes the log-sum-exp
+with base 2 too: a conversion would round a number with a large integer part, and its fraction would lose digits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _over_keys(
             s = dot(q_rest, k_rest.T, s)
         columns = n + tl.arange(0, BLOCK_N)
         factor = scale
-        if CAPPED or SLOPED:  # else the scale is part of the multiply-add before the exponential
+        if CAPPED or SLOPED:  # else the scale is applied in the multiply-add before the exponential
             s = s * scale
             factor = 1.0
             if CAPPED:
@@ -69,7 +69,7 @@ def _over_keys(
             s = tl.where(seen & (columns[None, :] < keys), s, float("-inf"))
         top = tl.maximum(m, tl.max(s, 1) * factor)
         level = top
-        if MASKED:  # a row without a visible key so far has top = -∞
+        if MASKED:  # top is -∞ in a row that has no visible key so far
             level = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp2(s * factor - level[:, None])
         shrink = tl.exp2(m - level)
@@ -89,7 +89,8 @@ def attention_forward(
     SINKS: tl.constexpr, PACKED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """One program computes BLOCK_M queries of one head. `_batch`, `_head` and `_row` are strides in elements."""
+    """One program computes BLOCK_M queries of one head. Parameters that end in `_batch`, `_head` and `_row` are strides
+    in elements."""
     tile, head = program_tile(tiles, all_heads, concurrent, AFTER and not BEFORE)
     batch = tl.cast(head // heads, tl.int64)
     head = tl.cast(head % heads, tl.int64)
@@ -171,10 +172,11 @@ def attention_forward(
 
 
 def configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
-    """The candidates for padded widths `width` and `values` and elements of `element` bytes.
+    """Return the candidate configurations. `width` and `values` are padded widths; `element` is bytes per element.
 
-    One block runs on a multiprocessor. Its 8 warps are two warpgroups of 64 query rows each, so that the softmax of
-    one can run beside the products of the other. With 4 warps, a thread would hold 128 more accumulators and spill.
+    One block runs on a multiprocessor. Its 8 warps are two warpgroups of 64 query rows each, so that one computes a
+    softmax while the other multiplies. With 4 warps, a thread would hold 128 more accumulators, and registers would
+    spill.
     """
 
     def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1) -> Config:
@@ -193,7 +195,7 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
                 64,
                 8,
                 3,
-                "at most 128 registers per thread: two blocks, the softmax of one beside the products of the other",
+                "at most 128 registers per thread: two blocks, one computes a softmax while the other multiplies",
             ),
             config(128, 128, 8, 2, "half as many steps, one block"),
             config(64, 64, 4, 3, "three blocks; keys and values are read twice as often"),
@@ -212,9 +214,9 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Launch the kernel: write `out` [B, N, S, V], or [tokens, N, V] if packed.
+    """Launch the kernel. It writes `out` [B, N, S, V], or [tokens, N, V] if packed.
 
-    Returns the log-sum-exp [B, N, S], or [N, tokens], twice: in units of log e and of log 2."""
+    Return the log-sum-exp [B, N, S], or [N, tokens] if packed, twice: with base e and with base 2."""
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]
     group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()

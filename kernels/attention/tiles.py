@@ -8,8 +8,8 @@ Query i of S has position i + T - S, so the last query has the position of the l
     full, window w          before = after = w // 2
     full                    before = after = ∞
 
-Conversely, a key is seen by the queries from `after` in front of it to `before` behind it, with the shift negated. The
-backward pass walks the queries of a key with these bounds.
+Conversely, the queries that see a key are those from `after` in front of it to `before` behind it, with the shift T - S
+negated. The backward pass loops over the queries of a key with these bounds.
 
 S query length, T key length, H width of queries and keys, V width of values.
 """
@@ -42,7 +42,7 @@ __all__ = [
     "visible",
 ]
 
-FAR = 1 << 30  # a distance beyond any sequence length, at which positions still fit in 32 bits
+FAR = 1 << 30  # longer than any sequence; a position plus FAR fits in 32 bits
 
 
 class Reach(NamedTuple):
@@ -86,8 +86,8 @@ def seen_pairs(queries: int, keys: int, reach: Reach) -> int:
 
 
 class Problem(NamedTuple):
-    """The arguments of the kernels besides q, k and v: the greatest lengths, the options of `attention`, and for packed
-    sequences their starts."""
+    """The arguments of the kernels besides q, k and v: the greatest lengths, the options of `attention`, and the starts
+    of packed sequences."""
 
     batch: int
     queries: int
@@ -121,7 +121,8 @@ class Problem(NamedTuple):
         return (0, x.stride(0)) if self.packed else (x.stride(0), x.stride(1))
 
     def factors(self) -> tuple[float, float]:
-        """The factors before and after the soft cap; their product gives scores in units of log 2."""
+        """Return the factors before and after the soft cap. They contain the scale and log2(e), so that exponentials
+        have base 2."""
         if self.soft_cap is None:
             return self.scale * LOG2E.value, 0.0
         return self.scale / self.soft_cap, self.soft_cap * LOG2E.value
@@ -149,7 +150,8 @@ def padded(width: int) -> int:
 
 
 def split_width(width: int) -> tuple[int, int]:
-    """Split a width into two powers of two: 192 is 128 + 64 and not 256. The second is 0 if it saves nothing."""
+    """Split a width into two powers of two: 192 is computed as 128 + 64 and not as 256. The second is 0 if a split
+    saves nothing."""
     whole = padded(width)
     main = whole // 2
     rest = padded(width - main)
@@ -165,15 +167,17 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def concurrent_heads(bytes_per_head: int, heads: int) -> int:
-    """The number of heads that run at a time, so that the data their programs share stays in the L2 cache."""
+    """Return the number of heads that run at the same time, so that the data that their programs share stays in the L2
+    cache."""
     return max(1, min(heads, (32 << 20) // max(1, bytes_per_head)))
 
 
 @triton.jit
 def program_tile(tiles, heads, concurrent, REVERSED: tl.constexpr):
-    """This program's tile and head.
+    """Return this program's tile and head.
 
-    Heads run `concurrent` at a time. Within them, the tiles with most work come first: the last tiles if REVERSED."""
+    `concurrent` heads run at the same time. The tiles with the most work come first: the last tiles if REVERSED, else
+    the first."""
     program = tl.program_id(0)
     first = program // (concurrent * tiles) * concurrent
     within = program - first * tiles
@@ -187,7 +191,7 @@ def program_tile(tiles, heads, concurrent, REVERSED: tl.constexpr):
 
 @triton.jit
 def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr):
-    """The columns that rows `first` to `last` see, as lo, a, b, hi.
+    """Return the bounds lo, a, b, hi of the columns that rows `first` to `last` see.
 
     Tiles in [lo, a) and [b, hi) need the mask; every row sees all of the tiles in [a, b). Other tiles are skipped."""
     lo = first * 0
@@ -207,10 +211,10 @@ def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFOR
 
 @triton.jit
 def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.constexpr):
-    """Whether each key is visible from each position, one broadcast against the other.
+    """Return whether each key is visible from each position. `keys` and `positions` are broadcast against each other.
 
-    The bounds are vectors. A matrix of key - position would differ between tiles only by a constant, so the compiler
-    would keep it in registers."""
+    Each key is compared with the bounds of each position. The differences key - position are not computed: from tile to
+    tile they change only by a constant, so the compiler would keep a matrix of them in registers."""
     seen = keys == keys
     if BEFORE:
         seen = seen & (keys >= positions - before)
@@ -221,7 +225,8 @@ def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.cons
 
 @triton.jit
 def matrix_tiles(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr):
-    """A matrix [rows, WIDTH] for `load_tile`: with TMA a descriptor of tiles [BLOCK, PADDED], else its address."""
+    """Return a matrix [rows, WIDTH] in the form that `load_tile` takes: a descriptor of tiles [BLOCK, PADDED] with TMA,
+    else its address."""
     if TMA:
         return tl.make_tensor_descriptor(base, [rows, WIDTH], [tl.cast(stride, tl.int64), 1], [BLOCK, PADDED])
     else:
@@ -267,7 +272,7 @@ def head_tiles(
     PADDED: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """As `matrix_tiles`, for the matrices of several heads under one descriptor."""
+    """Like `matrix_tiles`, with one descriptor for the matrices of several heads."""
     if TMA:
         return tl.make_tensor_descriptor(
             base,

@@ -1,18 +1,18 @@
-"""Attention of few new queries on a cache. It reads every key once, so memory bandwidth is its limit.
+"""Attention of a few new queries on a KV cache. It reads every key once, so memory bandwidth limits it.
 
     o = softmax(cap · tanh(q kᵀ · scale / cap) + slope · (key position - query position)) v,  with e^sink in the sum
 
-The G = N / K query heads of a KV head and their S queries are the rows of one tile, so all of them use a key that is
-loaded once. Up to 16 or 32 rows are multiplied by mma.sync, which at 2 · rows FLOPs per byte is far from its limit, and
-64 rows by wgmma. The slots of a sequence are split over programs, and the splits are merged by their log-sum-exp:
+The G = N / K query heads of a KV head and their S queries are the rows of one tile, so each key is loaded once for all
+of them. Tiles of 16 or 32 rows use mma.sync, which is far from its limit at 2 · rows FLOPs per byte. Tiles of 64 rows
+use wgmma. The slots of a sequence are split over programs, and the splits are merged by their log-sum-exp:
 Flash-Decoding (Dao et al., PyTorch blog, 2023). Online softmax: Milakov and Gimelshein, arXiv 1805.02867. Pages: Kwon
 et al., arXiv 2309.06180. Sinks: gpt-oss. ALiBi: arXiv 2108.12409. The docstring of merge.py defines slots, positions,
 windows, chunks and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic is in fp32, products of fp32 rows in tf32. Quantised rows: an int8 or e4m3 element is exact in fp16 and bf16,
-so the scale of a key multiplies its score, and the scale of a value its weight.
+Arithmetic is in fp32, products of fp32 rows are in tf32. Quantised rows: an int8 or e4m3 element is exact in fp16 and
+bf16. So the scale of a key multiplies its score, and the scale of a value multiplies its weight.
 
-B batch, N query heads, K KV heads, S queries (1 to 8), T slots, H key width, V value width, P pages, M pages of a
+B batch, N query heads, K KV heads, S queries (1 to 8), T slots, H key width, V value width, P pages, M pages per
 sequence.
 Shapes: q [B, N, S, H]; k, v [B, K, T, H or V], or paged [P, page, K, H or V] with a table [B, M]; out [B, N, S, V].
 Forward only.
@@ -74,7 +74,8 @@ def decode_split(
 ):  # fmt: skip
     """One program processes one split of the slots of one KV head and sequence, for BLOCK_M rows r = s · G + g.
 
-    Programs that read the same keys are neighbours. WHOLE: there is one split, and the program writes the result."""
+    Programs that read the same keys have adjacent numbers. WHOLE: there is only one split, so the program writes the
+    result."""
     rows_at, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, kv_head = (pair // kv_heads).to(tl.int64), (pair % kv_heads).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -140,16 +141,16 @@ def decode_split(
 
 
 def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
-    """The candidates by `rows` of a tile, `width` (the greater of H and V, as a power of two), and bytes of an element,
-    as multiplied (`itemsize`) and as `stored`.
+    """Return the candidate configurations. `rows`: rows of a tile. `width`: the greater of H and V, as a power of two.
+    `itemsize` and `stored`: bytes per element as multiplied and as stored.
 
     The goal is enough bytes in flight: 4.8 TB/s for about 1 µs are 36 KB per multiprocessor. A tile of keys and one of
     values have 16 KB each. With two such pairs per program and three programs per multiprocessor, most of 200 KB are in
     flight while one program computes, and the programs overlap each other's starts and reductions. The compiler keeps
-    one pair fewer than there are stages.
+    one pair fewer in flight than there are stages.
     """
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    # Scores of 64 x 128 do not fit in registers beside sums and conversions.
+    # Scores of 64 x 128 do not fit in registers together with the sums and the converted values.
     max_n = 128 if arch >= 90 and block_m == 16 else 64
     if block_m == 64 and itemsize == 4:
         max_n = 32  # quantised rows are wider after conversion
@@ -165,13 +166,14 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
         return [small, large] if width <= 128 else [large, small]
     return [
         Config(**sizes, num_warps=4, num_stages=stages, note="64 KB in flight; shared memory allows 3 programs"),
-        Config(**sizes, num_warps=4, num_stages=stages - 1, note="one pair fewer, more programs"),
-        Config(**sizes, num_warps=4, num_stages=stages + 1, note="one pair more, 2 programs"),
+        Config(**sizes, num_warps=4, num_stages=stages - 1, note="one pair fewer in flight, more programs"),
+        Config(**sizes, num_warps=4, num_stages=stages + 1, note="one pair more in flight, 2 programs"),
     ]
 
 
 def resident_programs(config: Config, width: int, stored: int, arch: int) -> int:
-    """The programs that run on a multiprocessor at a time, by shared memory: tiles in flight, and 8 KB for the rest."""
+    """Return the number of programs that run on a multiprocessor at the same time. Shared memory limits it: the tiles
+    in flight, and 8 KB for the rest."""
     pair = 2 * config["BLOCK_N"] * width * stored
     room = {80: 163, 90: 227, 100: 227}.get(arch, 99) << 10
     return max(1, min(4, room // (pair * (config.num_stages - 1) + (8 << 10))))
@@ -201,7 +203,7 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
-    """out [B, N, S, V]; the arguments of `decode_attention`, checked and in contiguous memory."""
+    """Compute out [B, N, S, V]. The arguments are those of `decode_attention`, checked and in contiguous memory."""
     batch, heads, tokens, width = q.shape
     kv_heads, capacity, page = _sizes(k, table)
     v_width, group = v.shape[-1], heads // kv_heads
@@ -249,14 +251,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
 
 @register_flop_formula(torch.ops.llmbench.decode_attention, get_raw=True)
 def _flops(q: Tensor, k: Tensor, v: Tensor, *others: Any, **_: Any) -> int:
-    """2 · (H + V) per head and visible pair. On fake tensors, which have no data, all slots count as used."""
+    """Return 2 · (H + V) FLOPs per head and visible pair. Fake tensors have no data, so all slots count as used."""
     layout = CacheLayout(*others[4:12])
     capacity = _sizes(k, layout.table)[1]
     return 2 * (q.shape[-1] + v.shape[-1]) * q.shape[1] * count_pairs(layout, q.shape[0], q.shape[2], capacity)
 
 
 def _sizes(k: Tensor, table: Tensor | None) -> tuple[int, int, int]:
-    """KV heads, slots per sequence, and slots per page, which is 0 for a cache without pages."""
+    """Return the KV heads, the slots per sequence, and the slots per page, which are 0 for a cache without pages."""
     if table is None:
         return k.shape[1], k.shape[2], 0
     return k.shape[2], table.shape[1] * k.shape[1], k.shape[1]
@@ -286,13 +288,14 @@ def decode_attention(
     v_scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Attention of q [B, N, S, H] on a cache, as [B, N, S, V].
+    """Return the attention of q [B, N, S, H] on a KV cache, [B, N, S, V].
 
     The cache is k [B, K, T, H] and v [B, K, T, V], or paged [P, page, K, H or V] with a `table` [B, M]. `lengths` [B]
     are the tokens of each sequence, the S queries included. Without `lengths`, every slot is in use. The queries are
     the last tokens, unless `query_positions` [B, S] are given. merge.py defines `key_positions` [B, T] and `ring`.
     `sinks` and ALiBi's `slopes` are [N]. `k_scales` and `v_scales` of quantised rows have the shape of the cache
-    without its last dimension. A query that sees no key gets zeros. `splits` is chosen to fill the device if it is 0.
+    without its last dimension. A query that sees no key gets zeros. `splits` = 0 chooses a number of splits that fills
+    the device.
 
     Raises ValueError for shapes, dtypes or options that do not match, CannotRunError for fp8 rows on a GPU without fp8.
     """
@@ -300,7 +303,10 @@ def decode_attention(
     if q.dim() != 4 or k.dim() != 4 or v.shape[:-1] != k.shape[:-1] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"the shapes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not match")
     if q.shape[1] % kv_heads or (table is None and q.shape[0] != k.shape[0]):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must have equal batches and whole groups of heads")
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} must have the same batch size, and "
+            "the number of query heads must be a multiple of the number of KV heads"
+        )
     if max(q.shape[-1], v.shape[-1]) > 256:
         raise ValueError(
             f"heads have width {max(q.shape[-1], v.shape[-1])}, but at most 256 is supported; mla_decode is for latents"
@@ -344,7 +350,8 @@ def reference(
     splits: int = 0,
     **cache: Any,
 ) -> Tensor:
-    """Decode attention in plain torch: the gathered cache, scores of all slots, softmax in fp32 or wider."""
+    """Compute the attention in plain torch: gather the cache, score all slots, and take the softmax in fp32 or
+    wider."""
     layout = CacheLayout(lengths, **cache)
     table = layout.table
     _, capacity, _ = _sizes(k, table)
@@ -390,7 +397,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Queries and a cache that is NaN in unused slots, with pages in random order."""
+    """Return queries and a cache whose unused slots are NaN and whose pages are in random order."""
     slots = case.capacity or max(case.lengths) + 5
     cache, arguments = case_cache(random, case.lengths, slots, case.page, case.layout, case.queries, case.window)
     shapes = (case.kv_heads, case.head_dim), (case.kv_heads, case.value_dim or case.head_dim)
@@ -407,7 +414,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2 · (H + V) FLOPs per head and visible pair. Each visible key and value is read once, with its scale."""
+    """Return 2 · (H + V) FLOPs per head and visible pair. Each visible key and value is read once, with its scale."""
     pairs, keys = count_visible(case.lengths, case.queries, case.window, case.chunk)
     wide = case.head_dim + (case.value_dim or case.head_dim)
     row = wide + 8 if case.storage else wide * dtype.itemsize

@@ -1,9 +1,9 @@
-"""Caches of tokens as the decode kernels take them: where rows are, which tokens they store, which queries see them.
+"""The caches that the decode kernels read: where rows are, which tokens they store, and which queries see them.
 
-All of this is plain torch: arguments and their checks, the mask and the gather of the references, counts of pairs, and
-at the end caches for cases. The docstring of merge.py defines lengths, table, positions, ring, window and chunk.
+This file is plain torch: arguments and their checks, the mask and the gather for the references, counts of pairs, and
+caches for test cases. The docstring of merge.py defines lengths, table, positions, ring, window and chunk.
 
-B batch, S queries of a sequence, T slots, K KV heads, N query heads, W width of a row, M pages of a sequence.
+B batch, S queries of a sequence, T slots, K KV heads, N query heads, W width of a row, M pages per sequence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class RowStrides(NamedTuple):
-    """Strides of a cache's rows in elements: of a sequence or page, of a head, of a slot."""
+    """Strides of a cache's rows in elements: from one sequence or page, head, or slot to the next."""
 
     outer: int
     head: int
@@ -60,7 +60,7 @@ def contiguous(values: Tensor | None) -> Tensor | None:
 
 
 def check_row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
-    """Raise ValueError unless a cache's rows have the queries' dtype or are quantised and have scales.
+    """Raise ValueError unless a cache's rows have the dtype of the queries, or are quantised and have scales.
 
     Raises CannotRunError if the GPU has no instructions for the rows' dtype."""
     if scaled != (rows.dtype in (torch.int8, torch.float8_e4m3fn)):
@@ -72,9 +72,9 @@ def check_row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
 
 
 class CacheLayout(NamedTuple):
-    """The tokens that a cache stores, their slots, and their visibility, as the ops take them.
+    """The tokens that a cache stores, their slots, and their visibility: arguments of the ops.
 
-    lengths [B], table [B, M], key_positions [B, T], query_positions [B, S]; merge.py has their meaning."""
+    Shapes: lengths [B], table [B, M], key_positions [B, T], query_positions [B, S]. merge.py defines them."""
 
     lengths: Tensor | None = None
     table: Tensor | None = None
@@ -103,9 +103,9 @@ class CacheLayout(NamedTuple):
         if self.lengths is None and self.query_positions is None and self.causal:
             raise ValueError("key_positions without lengths need query_positions")
         if self.window is not None and (self.window < 1 or not self.causal):
-            raise ValueError(f"window={self.window} must be at least 1, and causal=True")
+            raise ValueError(f"window={self.window} must be at least 1 and needs causal=True")
         if self.chunk is not None and (self.chunk < 1 or not self.causal):
-            raise ValueError(f"chunk={self.chunk} must be at least 1, and causal=True")
+            raise ValueError(f"chunk={self.chunk} must be at least 1 and needs causal=True")
         if self.ring:
             if self.lengths is None or self.table is not None or self.key_positions is not None:
                 raise ValueError("a ring needs lengths, and takes neither table nor key_positions")
@@ -151,7 +151,8 @@ def slot_positions(layout: CacheLayout, batch: int, capacity: int, device: torch
 
 
 def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each query sees each key at `positions` [B, T], as [B, S, T], and the queries' positions [B, S]."""
+    """Return whether each query sees each key at `positions` [B, T], as [B, S, T], and return the queries' positions
+    [B, S]."""
     if layout.query_positions is not None:
         queries = layout.query_positions.long()
     elif layout.lengths is not None:
@@ -172,7 +173,8 @@ def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor
 def count_visible(
     lengths: Sequence[int], tokens: int, window: int | None, chunk: int | None, *, causal: bool = True
 ) -> tuple[int, int]:
-    """The visible query-key pairs, and the distinct keys that some query sees. `tokens` queries end each sequence."""
+    """Return the number of visible query-key pairs, and of distinct keys that a query sees. The last `tokens` tokens of
+    each sequence are the queries."""
     if not causal:
         return sum(lengths) * tokens, sum(lengths)
     pairs = keys = 0
@@ -188,7 +190,8 @@ def count_visible(
 
 
 def count_pairs(layout: CacheLayout, batch: int, tokens: int, capacity: int) -> int:
-    """Visible query-key pairs of one head, over the batch. Fake tensors have no data: then all slots count as used."""
+    """Return the number of visible query-key pairs of one head in the batch. Fake tensors have no data, so all slots
+    count as used."""
     tensors = [x for x in (layout.lengths, layout.key_positions, layout.query_positions) if x is not None]
     if any(isinstance(x, FakeTensor) or x.is_meta for x in tensors):
         return count_visible([capacity] * batch, tokens, layout.window, layout.chunk, causal=layout.causal)[0]
@@ -223,7 +226,7 @@ def masked_softmax(scores: Tensor, pairs: Tensor, sinks: Tensor | None = None) -
 
 
 class CaseCache(NamedTuple):
-    """The slots of a case's cache: the `shape` (B, T) or (pages, page) of its rows, and a mask of `unused` ones."""
+    """The slots of a case's cache: the `shape` (B, T) or (pages, page) of its rows, and a mask of `unused` slots."""
 
     random: Random
     shape: tuple[int, int]
@@ -258,10 +261,10 @@ class CaseCache(NamedTuple):
 def case_cache(
     random: Random, lengths: Sequence[int], capacity: int, page: int, layout: str, queries: int, window: int = 0
 ) -> tuple[CaseCache, Inputs]:
-    """A cache for a case, and the arguments that describe it.
+    """Return a cache for a case, and the arguments that describe it.
 
-    `layout` is "slots" in order, a "ring" of `window` slots, or "positions" in random slots, some of them empty. No
-    sequence owns page 0, and unused entries of the table point to it."""
+    `layout`: with "slots", tokens are in order; with "ring", in a ring of `window` slots; with "positions", in random
+    slots, of which some are empty. No sequence owns page 0, and unused entries of the table point to it."""
     batch, device = len(lengths), random.device
     used_lengths = torch.tensor(lengths)
     arguments: Inputs = {"lengths": used_lengths.to(device, torch.int32)}

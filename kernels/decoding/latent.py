@@ -1,19 +1,20 @@
-"""Latent attention of few new queries on a cache of latents, in absorbed form.
+"""Latent attention (MLA) of a few new queries on a cache of latents, in absorbed form.
 
     o = softmax((q_latent cᵀ + q_rope rᵀ) · scale) c
 
 A cached token is its latent c and one rotated key r, which all heads share. Both together are the key, and c alone is
 the value, so each latent is read once and serves both products (DeepSeek-V2, arXiv 2405.04434, section 2.1.2). The rows
-of a tile are queries of several heads, r = s · N + n. With 16 heads memory bandwidth is the limit. With 128 heads a
-pair costs 242 FLOPs per byte of bf16, and the tensor cores are the limit. The docstring of merge.py defines slots,
+of a tile are queries of several heads, r = s · N + n. With 16 heads, memory bandwidth is the limit. With 128 heads, the
+work is 242 FLOPs per byte of a bf16 cache, and the tensor cores are the limit. The docstring of merge.py defines slots,
 positions, windows and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic is in fp32, products of fp32 rows in tf32. Quantised rows have two scales, of the latent and of the rotated
-key. These multiply the two parts of a score, and the first also multiplies a weight.
+Arithmetic is in fp32, products of fp32 rows are in tf32. A quantised row has two scales: of the latent and of the
+rotated key. They multiply the two parts of a score, and the scale of the latent also multiplies the weight.
 
-A selection of tokens (DeepSeek-V3.2's indexer) is a table of pages of one slot each, with `causal` false.
+To attend to selected tokens only (DeepSeek-V3.2's indexer), pass a table of pages with one slot each, and
+`causal=False`.
 
-B batch, N heads, S queries (1 to 8), T slots, C latent width (kv_lora_rank), R rotated width, P pages, M pages of a
+B batch, N heads, S queries (1 to 8), T slots, C latent width (kv_lora_rank), R rotated width, P pages, M pages per
 sequence.
 Shapes: q_latent [B, N, S, C], q_rope [B, N, S, R]; latent [B, T, C], rope [B, T, R], which may be views of one buffer,
 or paged [P, page, C or R] with a table [B, M]; out [B, N, S, C]. Forward only.
@@ -73,9 +74,9 @@ def mla_split(
 ):  # fmt: skip
     """One program processes one split of the slots of one sequence, for BLOCK_M rows r = s · N + n and BLOCK_C columns.
 
-    The columns are all C, or one half if PARTS is 2; the program then also reads the other half, `rest`, for its
-    scores. Programs that read the same slots are neighbours. WHOLE: there is one split, and the program writes the
-    result."""
+    The columns are all C. With PARTS = 2 they are one half of C, and the program also reads the other half, `rest`, to
+    compute the scores. Programs that read the same slots have adjacent numbers. WHOLE: there is only one split, so the
+    program writes the result."""
     rows_at, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     split, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -131,7 +132,7 @@ def mla_split(
     total = tl.where(sees_any, total, 1.0)
     written = valid[:, None] & (wide[None, :] < WIDTH)
     if not WHOLE:
-        writer = valid & (token * 0 + part == 0)  # one of two parts, whose last digits differ
+        writer = valid & (token * 0 + part == 0)  # only one part writes: the parts' sums may differ in the last digit
         tl.store(sums + at, tl.where(sees_any, top + tl.log2(total), -float("inf")), mask=writer)
         written = written & sees_any[:, None]
     tl.store(
@@ -143,23 +144,24 @@ def mla_split(
 
 
 def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
-    """The candidates by `rows` of a tile, `width` (C as a power of two), and bytes of an element, as multiplied
-    (`itemsize`) and as `stored`.
+    """Return the candidate configurations. `rows`: rows of a tile. `width`: C as a power of two. `itemsize` and
+    `stored`: bytes per element as multiplied and as stored.
 
-    Memory limits few heads. A tile of 32 latents and keys has 36 KB of bf16, and two programs per multiprocessor each
-    have one tile in flight while they compute on another. Tensor cores limit many heads, and sums of 64 x 512 would
-    take all registers of a warpgroup. So two warpgroups have 64 rows each and half of the columns, and the scores are
-    computed twice: 65% of the products are useful. To divide the columns between the warpgroups of one program would
-    have the same cost, but Triton then multiplies in narrower steps and spills.
+    With few heads, memory is the limit. A tile of 32 latents and keys has 36 KB in bf16. Two programs run per
+    multiprocessor, and each has one tile in flight while it computes on another. With many heads, the tensor cores are
+    the limit, and sums of 64 x 512 would take all registers of a warpgroup. So two warpgroups have 64 rows each and
+    half of the columns, and the scores are computed twice: 65% of the products are useful. If the warpgroups of one
+    program divided the columns, the cost would be the same, but Triton would multiply in narrower steps, and registers
+    would spill.
     """
-    if itemsize == 4 or arch < 90:  # rows of twice the bytes, or less shared memory
-        warps = 8 if stored == 1 else 4  # the conversion of 8-bit elements takes registers
+    if itemsize == 4 or arch < 90:  # fp32 rows have twice the bytes; GPUs before sm_90 have less shared memory
+        warps = 8 if stored == 1 else 4  # the conversion of 8-bit elements needs registers
         note = "2 tiles of 9 to 36 KB in flight"
         return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
         large_tile = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
         small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries 144 KB, tiles of 18 KB, two in flight")
-        if arch >= 100 or stored == 1:  # sm_100: scores pass through shared memory; 8-bit: conversion takes registers
+        if arch >= 100 or stored == 1:  # sm_100: scores need shared memory; 8-bit: more registers
             return [small]
         return [
             Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries 144 KB, tiles of 36 KB, one in flight"),
@@ -173,7 +175,7 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
         Config(
             **small_tile, BLOCK_N=32, num_stages=3 + wide, note="72 KB in flight for each of 2 programs, or 108 for one"
         ),
-        Config(**small_tile, BLOCK_N=32, num_stages=2 + wide, note="one tile fewer"),
+        Config(**small_tile, BLOCK_N=32, num_stages=2 + wide, note="one tile fewer in flight"),
         Config(**small_tile, BLOCK_N=64, num_stages=2, note="larger tiles, fewer iterations"),
     ]
 
@@ -198,7 +200,7 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
-    """out [B, N, S, C]; the arguments of `mla_decode`, checked and in contiguous memory."""
+    """Compute out [B, N, S, C]. The arguments are those of `mla_decode`, checked and in contiguous memory."""
     batch, heads, tokens, width = q_latent.shape
     rotary_dim = q_rope.shape[-1]
     capacity, page = _sizes(latent, table)
@@ -241,7 +243,7 @@ def _(q_latent: Tensor, *_: Any) -> Tensor:
 
 @register_flop_formula(torch.ops.llmbench.mla_decode, get_raw=True)
 def _flops(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Any, scales: Any, *others: Any, **_: Any) -> int:
-    """2 · (2 C + R) per head and visible pair. On fake tensors, which have no data, all slots count as used."""
+    """Return 2 · (2 C + R) FLOPs per head and visible pair. Fake tensors have no data, so all slots count as used."""
     layout = CacheLayout(*others[:7])
     batch, heads, tokens, width = q_latent.shape
     pairs = count_pairs(layout, batch, tokens, _sizes(latent, layout.table)[0])
@@ -249,7 +251,7 @@ def _flops(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Any, scales: 
 
 
 def _sizes(latent: Tensor, table: Tensor | None) -> tuple[int, int]:
-    """Slots per sequence, and slots per page, which is 0 for a cache without pages."""
+    """Return the slots per sequence, and the slots per page, which are 0 for a cache without pages."""
     return (latent.shape[1], 0) if table is None else (table.shape[1] * latent.shape[1], latent.shape[1])
 
 
@@ -273,7 +275,7 @@ def mla_decode(
     scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache, as [B, N, S, C].
+    """Return the absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache, [B, N, S, C].
 
     The cache is latent [B, T, C] and rope [B, T, R], or paged [P, page, C or R] with a `table` [B, M]. `scale` has no
     default, because it depends on the width of the heads before absorption. `scales` [B, T, 2] or [P, page, 2] of
@@ -321,11 +323,12 @@ def reference(
     splits: int = 0,
     **cache: Any,
 ) -> Tensor:
-    """Latent attention in plain torch: the gathered cache, scores of all slots, softmax in fp32 or wider."""
+    """Compute latent attention in plain torch: gather the cache, score all slots, and take the softmax in fp32 or
+    wider."""
     layout = CacheLayout(lengths, **cache)
     capacity, _ = _sizes(latent, layout.table)
     positions = slot_positions(layout, q_latent.shape[0], capacity, q_latent.device)
-    head = 1 if layout.table is None else 2  # the position of a dimension of heads
+    head = 1 if layout.table is None else 2  # where a dimension of heads is inserted
     parts = []
     for part, rows in enumerate((latent, rope)):
         part_scales = None if scales is None else scales[..., part].unsqueeze(head)
@@ -357,7 +360,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Queries and a cache that is NaN in unused slots, with pages in random order."""
+    """Return queries and a cache whose unused slots are NaN and whose pages are in random order."""
     cache, arguments = case_cache(
         random, case.lengths, max(case.lengths) + 5, case.page, case.layout, case.queries, case.window
     )
@@ -379,7 +382,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2 · (2 C + R) FLOPs per head and visible pair. Each visible latent and key is read once, with its scales."""
+    """Return 2 · (2 C + R) FLOPs per head and visible pair. Each visible latent and key is read once, with its
+    scales."""
     pairs, keys = count_visible(case.lengths, case.queries, case.window, 0)
     row = case.latent + case.rope + 8 if case.storage else (case.latent + case.rope) * dtype.itemsize
     rows = len(case.lengths) * case.queries * case.heads

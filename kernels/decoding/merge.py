@@ -15,7 +15,7 @@ The result is o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), a
 exponents. The number of splits depends only on shapes and the device, so the host never waits for the GPU, and a CUDA
 graph can capture the launches.
 
-B batch, N query heads, S queries of a sequence, T slots, K KV heads, V value width, M pages of a sequence.
+B batch, N query heads, S queries of a sequence, T slots, K KV heads, V value width, M pages per sequence.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ FAR = tl.constexpr(2**30)  # a position after every token
 
 @triton.jit
 def visible_range(query_positions, batch, token, length, tokens, window, chunk, CAUSAL: tl.constexpr):
-    """Position, first and last visible position of the queries `token` [M]; rows past the last query see none."""
+    """Return the position, the first and the last visible position of each query `token` [M]. Rows past the last query
+    see no position."""
     if query_positions is None:
         position = length - tokens + token
     else:
@@ -67,7 +68,7 @@ def visible_range(query_positions, batch, token, length, tokens, window, chunk, 
 
 @triton.jit
 def load_key_positions(key_positions, batch, slot, inside, length, capacity, RING: tl.constexpr):
-    """Positions [N] of the tokens in `slot`; negative for an empty slot."""
+    """Return the positions [N] of the tokens in `slot`; negative for an empty slot."""
     if key_positions is not None:
         position = tl.load(key_positions + batch * capacity + slot, mask=inside, other=-1).to(tl.int32)
     elif RING:
@@ -79,9 +80,9 @@ def load_key_positions(key_positions, batch, slot, inside, length, capacity, RIN
 
 @triton.jit
 def split_range(low, high, length, capacity, split, splits, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First slot and end of one split, in whole tiles that are divided as evenly as possible.
+    """Return the first slot and the end of one split. Whole tiles are divided among the splits as evenly as possible.
 
-    If a slot's number is its token's position (SLOTS), only slots that some query sees are divided."""
+    With SLOTS, a slot's number is the position of its token, and only the slots that a query sees are divided."""
     first = length * 0
     end = tl.minimum(length, capacity)
     if SLOTS:
@@ -95,10 +96,10 @@ def split_range(low, high, length, capacity, split, splits, SLOTS: tl.constexpr,
 
 @triton.jit
 def load_pages(table, batch, slot, end, table_row, PAGE: tl.constexpr):
-    """Page of each slot [N], or the sequence itself in a cache without pages.
+    """Return the page of each slot [N], or the number of the sequence in a cache without pages.
 
-    A loop loads the pages of its next tile: rows cannot be prefetched if their address depends on a load in the same
-    iteration."""
+    A loop loads the pages of the next tile in advance, because rows cannot be prefetched if their addresses depend on a
+    load in the same iteration."""
     page = batch.to(tl.int32)
     if PAGE:
         page = tl.load(table + batch * table_row + slot // PAGE, mask=slot < end, other=0)
@@ -107,7 +108,7 @@ def load_pages(table, batch, slot, end, table_row, PAGE: tl.constexpr):
 
 @triton.jit
 def row_offsets(page, slot, outer, inner, PAGE: tl.constexpr):
-    """Offsets [N] of rows, from the strides of pages or sequences (`outer`) and of slots (`inner`)."""
+    """Return the offsets [N] of rows, from the strides of pages or sequences (`outer`) and of slots (`inner`)."""
     if PAGE:
         slot = slot % PAGE
     return page.to(tl.int64) * outer + slot.to(tl.int64) * inner
@@ -115,10 +116,10 @@ def row_offsets(page, slot, outer, inner, PAGE: tl.constexpr):
 
 @triton.jit
 def softmax_step(scores, key, low, high, top, total):
-    """One step of online softmax. Returns weights exp2(scores - top), the new top and total, and the factor of old
-    sums.
+    """Do one step of online softmax. Return the weights exp2(scores - top), the new top and total, and the factor for
+    the old sums.
 
-    A row without a visible key so far has top -inf and weights 0."""
+    A row that has no visible key so far has top -inf and weights 0."""
     visible = (key[None, :] >= low[:, None]) & (key[None, :] <= high[:, None])
     scores = tl.where(visible, scores, -float("inf"))
     new = tl.maximum(top, tl.max(scores, 1))
@@ -132,7 +133,7 @@ def softmax_step(scores, key, low, high, top, total):
 def combine_splits(
     parts, sums, sinks, out, heads, tokens, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program computes BLOCK columns of one row (b, n, s). Splits without a visible key wrote no part."""
+    """One program computes BLOCK columns of one row (b, n, s). A split without a visible key has no part in memory."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     split = tl.arange(0, SPLITS)
@@ -157,7 +158,8 @@ def combine_splits(
 
 
 def combine_configurations(width: int, splits: int) -> list[Config]:
-    """A tile [splits, BLOCK] has at most 8192 fp32 values: 64 registers per thread of 4 warps."""
+    """Return the configuration. A tile [splits, BLOCK] has at most 8192 fp32 values: 64 registers per thread of 4
+    warps."""
     block = min(triton.next_power_of_2(width), max(32, 8192 // splits), 256)
     return [Config(BLOCK=block, num_warps=4 if splits * block > 2048 else 2, note="one pass over all splits")]
 
@@ -174,11 +176,12 @@ def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> N
 
 @lru_cache(maxsize=4096)
 def split_count(programs: int, slots: int, block: int, resident: int) -> int:
-    """The number of splits for `programs` programs of `slots` slots each, in tiles of `block`.
+    """Return the number of splits for `programs` programs of `slots` slots each, in tiles of `block` slots.
 
-    `resident` programs run at a time. A program costs its tiles and about two more to start and end; the merge costs
-    about four. The time is that cost times the number of waves of programs on the device. Few long sequences are split
-    until they fill the device, and many short ones are not split.
+    `resident` programs run at the same time. Time is counted in tiles: a program takes its tiles plus about two for its
+    start and end, and the merge takes about four. The total is the time of a program times the number of waves of
+    programs, plus the merge. Few long sequences are split until they fill the device, and many short ones are not
+    split.
     """
     tiles = max(1, triton.cdiv(slots, block))
 

@@ -39,7 +39,7 @@ def _multiply_both(
     SWAP: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """As `grouped.multiply`, with two matrices for the same rows."""
+    """Like `grouped.multiply`, with two matrices for the same rows."""
     step = tl.arange(0, BLOCK_K)[None, :]
     a, w, w2 = a + step, w + step, w2 + step
     for k in range(0, inner, BLOCK_K):
@@ -67,7 +67,8 @@ def _multiply_both(
 
 @triton.jit
 def _halves(x):
-    """The left and the right half of the columns of [M, N]: the end of a tile runs in halves if it would spill."""
+    """Return the left and the right half of the columns of x [M, N]. The steps after the product process halves if
+    whole tiles would spill registers."""
     M: tl.constexpr = x.shape[0]
     N: tl.constexpr = x.shape[1]
     return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
@@ -78,7 +79,8 @@ def _store_gated(
     a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width,
     ACT: tl.constexpr,
 ):  # fmt: skip
-    """Biases, activation and stores for columns n of the two products; `b` is used only with `second`."""
+    """Add the biases to columns n of the two products, apply the activation, and store. `b` is used only with
+    `second`."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     if first_bias is not None:
@@ -141,7 +143,7 @@ def gated_forward(
 
 @triton.jit
 def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
-    """Store da, db and w·h of columns n from dh; return the sums of dh·h over these columns."""
+    """Compute and store da, db and w·h of columns n from dh. Return the sums of dh·h over these columns."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     value, slope = gate_and_slope(tl.load(kept + corner + place, mask=here, other=0.0).to(tl.float32), ACT)
@@ -201,7 +203,8 @@ def gated_backward(
 
 
 def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> list[Config]:
-    """As `grouped.product_configurations`; two matrices of BLOCK_N columns count as one of twice as many."""
+    """Like `grouped.product_configurations`. Two matrices with BLOCK_N columns each count as one with twice as many
+    columns."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
@@ -212,7 +215,7 @@ def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> 
             num_stages=3,
             note="64 sums per thread, 96 KB: two blocks per SM",
         )
-        # 128 sums per thread beside fp32 operands, or those of mma.sync, can take too many registers.
+        # 128 sums per thread and fp32 operands, or operands of mma.sync, can take too many registers.
         if arch < 90 or itemsize > 2:
             return [narrow]
         note = "a warpgroup has 64 rows of both products, 128 sums per thread; rows of x are loaded once for both"
@@ -223,7 +226,7 @@ def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> 
         return [Config(**shape, num_warps=4, num_stages=4, note=note)]
     shape = {"BLOCK_M": tile, "BLOCK_N": 64, "SWAP": 1, "HALVES": 0, "GROUP": 4, "num_warps": 4}
     deep = Config(**shape, BLOCK_K=k, num_stages=5, note="16 KB of weights per stage, 4 in flight, two blocks per SM")
-    if tile > 16:  # longer iterations with more rows would leave room for one block only
+    if tile > 16:  # with more rows, longer iterations leave room for one block only
         return [deep]
     note = "32 KB of weights per stage in lines of 256 B, 2 in flight, two blocks per SM: 128 KB in flight"
     return [Config(**shape, BLOCK_K=2 * k, num_stages=3, note=note), deep]
@@ -240,7 +243,7 @@ def gated(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the first half: h [R, F], and the two products [R, F] if `keep`, else empty tensors in their places.
+    """Launch the first half. Return h [R, F] and the two products: [R, F] if `keep`, else empty tensors.
 
     `inner_matrices` are the first and the second matrix and their biases; without a second, h = act(x·firstᵀ)."""
     first, second, first_bias, second_bias = inner_matrices
@@ -264,14 +267,17 @@ def gated(
 
 
 def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """The end of this kernel reads two tensors and writes three, so its tiles are narrower than those of a product."""
+    """Return the candidate configurations. After the product, the kernel reads two tensors and writes three, so its
+    tiles are narrower than those of a product alone."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8, "num_warps": 8}
-        narrow = Config(**shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks overlap each other's ends")
-        if itemsize > 2:  # twice the registers for loaded values: 128 columns would spill
+        narrow = Config(
+            **shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks, one multiplies while the other stores"
+        )
+        if itemsize > 2:  # fp32 values need twice the registers: 128 columns would spill
             return [narrow]
-        note = "64 sums per thread, with the end on 32 at a time; 32 KB per stage"
+        note = "64 sums per thread, stored in two halves; 32 KB per stage"
         return [Config(**shape, BLOCK_N=128, num_stages=4 if arch >= 90 else 3, note=note), narrow]
     shape = {"BLOCK_M": tile, "BLOCK_N": 64, "GROUP": 4, "num_warps": 4, "num_stages": 4}
     if tile == 64:
@@ -294,7 +300,8 @@ def gated_gradient(
     choices: int,
     activation: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Launch the gradient of the first half: da, db, w·h [R, F], and the partial sums of dw [columns of tiles, R]."""
+    """Launch the gradient of the first half. Return da, db, w·h [R, F], and the partial sums of dw [columns of tiles,
+    R]."""
     rows, (_, inner, width) = len(order), down.shape
     da, scaled = empty(rows, width, like=dout), empty(rows, width, like=dout)
     db = None if kept2 is None else empty(rows, width, like=dout)

@@ -1,7 +1,7 @@
 """Grouped matrix products: rows sorted by expert, each expert with its own matrix, in one launch.
 
     y[r] = W[e(r)] · x[r]          W [E, N, K]; expert e has the rows offsets[e] to offsets[e + 1]
-    dx[r] = W[e(r)]ᵀ · dy[r]       dW[e] = Σ over its rows of dy[r] ⊗ x[r]
+    dx[r] = W[e(r)]ᵀ · dy[r]       dW[e] = Σ over the rows of e of dy[r] ⊗ x[r]
 
 The grid has the greatest possible number of tiles (sorting.py); a program without a tile ends at once. Programs take
 GROUP rows of tiles at a time, so that concurrent programs share weights and rows in the L2 cache. If experts have few
@@ -37,7 +37,8 @@ __all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile
 
 @triton.jit
 def tile_at(tiles, limit, columns, GROUP: tl.constexpr):
-    """Expert, first row and column of this program's tile. The order of tiles is GROUP down, then one to the right."""
+    """Return the expert, the first row and the first column of this program's tile. Consecutive programs have GROUP
+    tiles below each other, then the GROUP tiles to the right of these."""
     program = tl.program_id(0)
     band = columns * GROUP
     top = program // band * GROUP
@@ -59,7 +60,7 @@ def multiply(
     SWAP: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """acc + A·Wᵀ, or acc + W·Aᵀ with SWAP, summed over `inner`.
+    """Return acc + A·Wᵀ, or acc + W·Aᵀ with SWAP, summed over `inner`.
 
     Rows of A and W start at the pointers a [M, 1] and w [N, 1]. Along a row, A has stride 1 and W has stride `w_inner`.
     EVEN: BLOCK_K divides `inner`."""
@@ -88,8 +89,8 @@ def grouped_product(
 ):  # fmt: skip
     """One program computes BLOCK_M × BLOCK_N elements of out [R, width]: (A·W[e]ᵀ + A2·W2[e]ᵀ + bias[e]) · scale.
 
-    With `order`, a row is written to the place of its pair, and its scale is read there; without, it keeps its
-    place."""
+    With `order`, a row is written to the place of its pair, and its scale is read from that place. Without `order`, a
+    row keeps its place."""
     expert, first, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -125,7 +126,7 @@ def grouped_weight_gradient(
 ):  # fmt: skip
     """One program computes BLOCK_I × BLOCK_J elements of out [E, high, wide]: Σ over an expert's rows of p[r] ⊗ q[r].
 
-    A gathered operand has one row per token, and row r is that of token order[r] // choices."""
+    A gathered operand has one row per token: row r is the row of token order[r] // choices."""
     rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
     tiles_per_expert = rows_of_tiles * columns_of_tiles
     expert = tl.program_id(0) // tiles_per_expert
@@ -160,12 +161,15 @@ def grouped_weight_gradient(
 
 
 def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """An iteration takes 128 B of the inner dimension: a line of shared memory, or 16-byte loads of eight threads."""
+    """Return the candidate configurations. An iteration takes 128 B of the inner dimension: a line of shared memory, or
+    16-byte loads of eight threads."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
-        half = Config(**shape, BLOCK_N=128, num_stages=3, note="96 KB: two blocks per SM overlap each other's ends")
-        if arch < 90:  # mma.sync keeps its operands in registers too: 256 columns would spill
+        half = Config(
+            **shape, BLOCK_N=128, num_stages=3, note="96 KB: two blocks per SM, one multiplies while the other stores"
+        )
+        if arch < 90:  # mma.sync needs registers for its operands: 256 columns would spill
             return [half]
         note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
         return [Config(**shape, BLOCK_N=256, num_stages=4, note=note), half]
@@ -182,7 +186,8 @@ def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
 
 
 def gradient_configurations(itemsize: int, arch: int, gathered: bool) -> list[Config]:
-    """As for the product. The sum is over rows of both operands, which are contiguous in the other dimension."""
+    """Return the candidate configurations for the weight gradient. The sum is over the rows of both operands, which are
+    contiguous in the other dimension."""
     shape = {"BLOCK_I": 128, "BLOCK_K": 128 // itemsize, "GROUP": 8}
     extra = 1 if gathered else 0
     wide = (
@@ -208,8 +213,8 @@ def product(
     order: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Launch the product of a [R, K] and w [E, N, K], or `transposed` w [E, K, N], plus that of the `second` pair: [R,
-    N].
+    """Launch the product of a [R, K] and w [E, N, K] (w [E, K, N] if `transposed`), plus the product of the `second`
+    pair. Return [R, N].
 
     With `order`, row r is written to place order[r], and `scale` is in the order of places. All tensors are
     contiguous."""
@@ -233,7 +238,7 @@ def product(
 def weight_gradient(
     p: Tensor, q: Tensor, offsets: Tensor, order: Tensor | None, choices: int, *, gathered: str = ""
 ) -> Tensor:
-    """Launch the sums over each expert's rows of p[r] ⊗ q[r]: [E, I, J] from p [R, I] and q [R, J].
+    """Launch the sums of p[r] ⊗ q[r] over each expert's rows. Return [E, I, J] for p [R, I] and q [R, J].
 
     `gathered` names the operand, "p" or "q", that has one row per token."""
     experts, high, wide = len(offsets) - 1, p.shape[1], q.shape[1]
@@ -300,10 +305,10 @@ _grouped_matmul.register_autograd(_backward, setup_context=_save)
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """y [R, N] from x [R, K] sorted by expert, weight [E, N, K] and offsets [E + 1] in int32.
+    """Return y [R, N] from x [R, K] sorted by expert, weight [E, N, K] and offsets [E + 1] in int32.
 
-    offsets rise from 0 to R, which is not checked, because the host would wait for the GPU. Raises ValueError for
-    shapes and dtypes that do not match.
+    `offsets` must rise from 0 to R. This is not checked, because the host would have to wait for the GPU. Raises
+    ValueError for shapes and dtypes that do not match.
     """
     if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[2]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: they must be [R, K] and [E, N, K]")
@@ -321,7 +326,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 def reference(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """The grouped product in plain torch, one expert after another."""
+    """Compute the grouped product in plain torch, one expert after another."""
     ends = offsets.tolist()
     return torch.cat(
         [x[start:end] @ matrix.T for start, end, matrix in zip(ends[:-1], ends[1:], weight.unbind(), strict=True)]
@@ -332,7 +337,7 @@ def reference(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 class Case(NamedTuple):
-    """Sizes. `empty` experts have no rows."""
+    """Sizes of a grouped product. `empty`: the number of experts without rows."""
 
     rows: int
     experts: int
@@ -342,7 +347,8 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Rows with random experts. Experts without rows come first, and one of them last if there are several."""
+    """Return rows with random experts. Experts without rows come first; if there are several, one of them comes
+    last."""
     expert = random.integers(case.empty, case.experts, case.rows).cpu()
     counts = torch.bincount(expert, minlength=case.experts)
     if case.empty > 1:
@@ -356,7 +362,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·R·N·K FLOPs, twice that backward. Bytes: rows in and out, and the weights of experts that can have rows."""
+    """Return 2·R·N·K FLOPs, and twice as many for the backward pass. Bytes: the rows read and written, and the weights
+    of experts that can have rows."""
     flops = 2 * case.rows * case.inner * case.width
     visited = min(case.experts - case.empty, case.rows)
     rows, matrices = case.rows * (case.inner + case.width), case.inner * case.width

@@ -58,7 +58,8 @@ def _moe(
     tile: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out [t, D], and a and b [R, F] if `keep`, else two empty tensors. Without gate, a is up·x and b is empty."""
+    """Return out [t, D], and a and b: [R, F] if `keep`, else two empty tensors. Without gate, a is up·x and b is
+    empty."""
     x, weights, chosen = x.contiguous(), weights.contiguous(), chosen.contiguous()
     gate, up, down, gate_bias, up_bias, bias = _contiguous(gate, up, down, gate_bias, up_bias, down_bias)
     matrices = (up, None, up_bias, None) if gate is None else (gate, up, gate_bias, up_bias)
@@ -100,7 +101,8 @@ def _moe_backward(
     activation: str,
     tile: int,
 ) -> list[Tensor]:
-    """Gradients of x, weights, gate, up, down and the three biases; an empty tensor for each argument that is None."""
+    """Return the gradients of x, weights, gate, up, down and the three biases; an empty tensor for each argument that
+    is None."""
     dout, x, weights, chosen = dout.contiguous(), x.contiguous(), weights.contiguous(), chosen.contiguous()
     gate, up, down, down_bias = _contiguous(gate, up, down, down_bias)
     k = chosen.shape[1]
@@ -112,7 +114,7 @@ def _moe_backward(
     dweights = pair_gradient(sums, dout, x, weights, chosen, down_bias, down.shape[0])
     dfirst = weight_gradient(da, x, offsets, order, k, gathered="q")
     terms: tuple[Tensor | None, Tensor | None]
-    if gate is None or db is None:  # `up` is the first and only matrix
+    if gate is None or db is None:  # without gate, `up` is the only matrix
         dgate, dup, terms, first, second = None, dfirst, (None, da), up, None
     else:
         dgate, dup = dfirst, weight_gradient(db, x, offsets, order, k, gathered="q")
@@ -145,7 +147,7 @@ def _(
 
 @register_flop_formula(torch.ops.llmbench.moe)
 def _flops(x: Any, weights: Any, chosen: torch.Size, gate: Any, up: torch.Size, *_: Any, **__: Any) -> int:
-    """All pairs count, also those of zero-computation experts, which shapes do not show."""
+    """Count the FLOPs of all pairs. Pairs of zero-computation experts count too, because shapes do not show them."""
     return 2 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
 
 
@@ -160,7 +162,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     *tensors, ctx.activation, ctx.tile, _saved = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no tensors of zeros of the size of a and b
+    ctx.set_materialize_grads(False)  # avoids zero gradients as large as a and b
 
 
 def _backward(ctx: Any, dout: Tensor, da: None, db: None) -> tuple[Tensor | None, ...]:
@@ -189,11 +191,11 @@ def moe(
     *,
     activation: str = "silu",
 ) -> Tensor:
-    """The outputs of the chosen experts for x [t, D], weighted and summed: [t, D].
+    """Return the outputs of the chosen experts for x [t, D], weighted and summed: [t, D].
 
     `chosen` [t, k] are not negative, in int32 or int64. Raises KeyError for an activation that is not in ACTIVATIONS,
-    ValueError for shapes and dtypes that do not match. A model with weights on the experts' input, which needs one
-    expert per token, multiplies x by them and passes weights of 1.
+    ValueError for shapes and dtypes that do not match. A model that applies the router weights to the experts' input,
+    which needs one expert per token, multiplies x by them and passes weights of 1.
     """
     ACTIVATIONS[activation]
     if up.dim() != 3 or x.dim() != 2 or x.shape[1] != up.shape[2]:
@@ -243,7 +245,8 @@ def reference(
     *,
     activation: str = "silu",
 ) -> Tensor:
-    """The mixture in plain torch: copies of the tokens sorted by expert, one expert after another, sorted back."""
+    """Compute the mixture in plain torch: sort copies of the tokens by expert, compute one expert after another, and
+    sort back."""
     choices = chosen.flatten()
     order = choices.argsort(stable=True)
     counts = torch.bincount(choices, minlength=len(up) + 1).tolist()
@@ -280,7 +283,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """k different experts per token, with weights that sum to about 1."""
+    """Return k different experts per token, with weights that sum to about 1."""
     choices = (case.used or case.experts) + case.zero_experts
     if random.shapes_only:
         chosen = random.integers(0, case.experts, case.tokens, case.k)
@@ -308,10 +311,11 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·D·F FLOPs per matrix and pair, also of zero-computation experts; twice that backward.
+    """Return 2·D·F FLOPs per matrix and pair, zero-computation experts included, and twice as many for the backward
+    pass.
 
     Forward reads and writes the tokens once, reads the choices once, and reads the weights of as many experts as the
-    pairs can visit. Backward reads the same and dout, and writes the gradients of all experts."""
+    pairs can visit. Backward reads the same data and dout, and writes the gradients of all experts."""
     pairs = case.tokens * case.k
     matrices = 3 if case.gated else 2
     flops = 2 * pairs * matrices * case.hidden * case.width

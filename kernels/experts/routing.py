@@ -42,7 +42,7 @@ TINY = tl.constexpr(1e-20)  # avoids a division by zero if all chosen scores und
 
 @triton.jit
 def _scores(x, inside, KIND: tl.constexpr):
-    """Scores of logits [T, P] in fp32; 0 or -inf for places without an expert."""
+    """Return the scores of logits [T, P] in fp32; 0 or -inf for places without an expert."""
     if KIND == SIGMOID:
         score = tl.where(inside, 1.0 / (1.0 + tl.exp(-x)), 0.0)
     elif KIND == SOFTMAX:
@@ -55,7 +55,7 @@ def _scores(x, inside, KIND: tl.constexpr):
 
 @triton.jit
 def _best(ranked, index):
-    """The lowest `index` among the greatest values of each row of `ranked` [T, P], and that value."""
+    """Return, for each row of `ranked` [T, P], the lowest `index` that has the greatest value, and this value."""
     value = tl.max(ranked, axis=1)
     best = tl.min(tl.where(ranked == value[:, None], index, NO_EXPERT), axis=1)
     return best, value
@@ -63,7 +63,7 @@ def _best(ranked, index):
 
 @triton.jit
 def _centred(values, share):
-    """`values` [T, P] minus their mean weighted by `share`, whose rows sum to 1.
+    """Return `values` [T, P] minus their weighted mean. The weights are `share`, whose rows sum to 1.
 
     The value with the largest share is subtracted first. If that share is near 1, the value is nearly the mean, and the
     difference from the mean would lose its digits."""
@@ -85,7 +85,8 @@ def _in_groups(
     GROUPS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
 ):
-    """`ranked` [T, GROUPS · GROUP_BLOCK] with experts outside the KEPT best groups at a value that is never chosen."""
+    """Return `ranked` [T, GROUPS · GROUP_BLOCK], where experts outside the KEPT best groups get a value that is never
+    chosen."""
     by_group = tl.reshape(ranked, (T, GROUPS, GROUP_BLOCK))
     first = tl.max(by_group, axis=2)
     if CORRECTED:
@@ -113,7 +114,8 @@ def route_forward(
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, KEPT: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
     GROUPS: tl.constexpr, GROUP_BLOCK: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """One program routes T tokens, with all experts of a token side by side, in K rounds that each pick the best one.
+    """One program routes T tokens. It has all experts of a token, and picks the best remaining expert in each of K
+    rounds.
 
     A group of GROUP_BLOCK places has `group_size` experts."""
     token = tl.program_id(0) * T + tl.arange(0, T)
@@ -157,7 +159,8 @@ def route_backward(
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """One program computes dlogits of T tokens: nonzero for chosen experts, and for all experts under a softmax."""
+    """One program computes dlogits of T tokens. They are nonzero for the chosen experts, and with a softmax for all
+    experts."""
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert = tl.arange(0, EXPERTS)[None, :]
     exists = (token < tokens)[:, None]
@@ -194,13 +197,14 @@ def route_backward(
 
 
 def configurations(places: int) -> list[Config]:
-    """A row of experts is within one warp, so that the K rounds of maxima are shuffles; 8 to 16 values per thread."""
+    """Return the candidate configurations. One warp has all experts of a token, so that the K maxima need only warp
+    shuffles. A thread has 8 to 16 values."""
     tokens = max(1, min(16, 2048 // places))
     return [
         Config(
             T=tokens, num_warps=4, note="2048 logits per program: 16 per thread and tensor, one or more rows per warp"
         ),
-        Config(T=max(1, tokens // 2), num_warps=2, note="the same per thread, twice the programs"),
+        Config(T=max(1, tokens // 2), num_warps=2, note="as many values per thread, twice the programs"),
     ]
 
 
@@ -218,7 +222,7 @@ def _route(
     n_group: int,
     topk_group: int,
 ) -> tuple[Tensor, Tensor]:
-    """weights [t, k] and chosen [t, k]; the arguments of `moe_routing`, checked."""
+    """Return weights [t, k] and chosen [t, k]. The arguments are those of `moe_routing`, checked."""
     logits = logits.contiguous()
     tokens, experts = logits.shape
     weights = empty(tokens, k, like=logits)
@@ -304,7 +308,7 @@ def moe_routing(
     n_group: int = 1,
     topk_group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Weights [t, k] in fp32 and chosen experts [t, k] in int64, from logits [t, E] in fp32.
+    """Return weights [t, k] in fp32 and chosen experts [t, k] in int64, from logits [t, E] in fp32.
 
     `softmax_topk` takes neither a correction nor groups, because no model combines them. Raises KeyError for scores
     that are not in SCORES, ValueError for shapes, dtypes and options that do not match.
@@ -347,7 +351,7 @@ def reference(
     n_group: int = 1,
     topk_group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Routing in plain torch."""
+    """Compute the routing in plain torch."""
     if scores == "softmax_topk":
         top, chosen = logits.topk(k, dim=-1)
         return top.softmax(-1) * scale, chosen
@@ -382,7 +386,8 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Logits with a standard deviation of 2, and a correction large enough to change choices."""
+    """Return logits with a standard deviation of 2, and a correction that is large enough to change the chosen
+    experts."""
     return {
         "logits": random.normal(case.tokens, case.experts, scale=2.0, dtype=torch.float32),
         "k": case.k,
@@ -398,7 +403,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 def cost(case: Case, dtype: torch.dtype) -> Cost:
     """No matrix product. Forward reads the logits; backward reads them again and writes their gradient.
 
-    A choice has 12 bytes: a weight and an index."""
+    A chosen expert takes 12 bytes: its weight and its index."""
     logit_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k
     correction_bytes = 4 * case.experts if case.corrected else 0
     return Cost(

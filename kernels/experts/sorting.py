@@ -1,6 +1,6 @@
 """Sort rows by expert and divide each expert's rows into tiles, on the GPU without waiting for it.
 
-The host does not know the rows of an expert, only their upper bound.
+The host does not know the number of rows of an expert, only an upper bound.
 
     order    [R]         the pairs token · k + slot, sorted by expert, and within an expert in their original order
     offsets  [E + 1]     expert e has the places offsets[e] to offsets[e + 1] of that order
@@ -26,7 +26,7 @@ from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["max_tiles", "rows_per_tile", "sort_by_expert", "tiles_from_offsets"]
 
-STRETCHES = 32  # at most; each program reads the counts of all of them
+STRETCHES = 32  # the most; each program reads the counts of all stretches
 
 
 # == Kernels ==
@@ -34,7 +34,8 @@ STRETCHES = 32  # at most; each program reads the counts of all of them
 
 @triton.jit
 def _cut(tiles, expert, first, number, experts, limit, STEP: tl.constexpr, TILE: tl.constexpr, start):
-    """Write `number` tiles of each `expert` [X] from index `first`, of rows from `start`; the rest become -1."""
+    """Write `number` tiles of each `expert` [X] into `tiles`, from index `first` on. Their rows begin at `start`. The
+    remaining entries become -1."""
     number = tl.where(expert == experts, limit - first, number)
     tile_expert = tl.where(expert < experts, expert, -1)[:, None]
     for i in range(0, tl.max(number, axis=0), STEP):
@@ -112,7 +113,8 @@ def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.
 
 
 def configurations(all_experts: int) -> list[Config]:
-    """An iteration has 4096 comparisons: 32 per thread, and as many counts along the block."""
+    """Return the candidate configurations. An iteration makes 4096 comparisons of a pair with an expert: 32 per thread.
+    It also has as many running counts."""
     some = min(16, all_experts)
     return [
         Config(BLOCK=256, SOME=some, num_warps=4, note="16 experts read a pair at once; an iteration has 256 pairs")
@@ -120,17 +122,17 @@ def configurations(all_experts: int) -> list[Config]:
 
 
 def rows_per_tile(rows: int, experts: int) -> int:
-    """The rows of a tile: twice the mean rows of an expert, as a power of two from 16 to 128.
+    """Return the rows of a tile: twice the mean number of rows per expert, as a power of two from 16 to 128.
 
-    128 rows keep the tensor cores busy. Up to about 180 rows per expert on an H200, the time is that of reading the
-    weights. Tiles for twice the mean read the weights of most experts once, and their unused rows cost no time.
+    128 rows keep the tensor cores busy. Up to about 180 rows per expert on an H200, the time is spent on reading the
+    weights. With tiles for twice the mean, the weights of most experts are read once, and unused rows cost no time.
     """
     mean = -(-rows // max(1, min(rows, experts)))
     return int(max(16, min(128, triton.next_power_of_2(2 * mean))))
 
 
 def max_tiles(rows: int, experts: int, tile: int) -> int:
-    """The greatest number of tiles of `rows` rows of `experts` experts."""
+    """Return the greatest number of tiles that `rows` rows of `experts` experts can have."""
     return (rows + min(rows, experts) * (tile - 1)) // tile
 
 
@@ -168,7 +170,8 @@ def _(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sort_by_expert(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(order, offsets, tiles) of chosen [t, k], which are int32 or int64 and not negative, in tiles of `tile` rows."""
+    """Return (order, offsets, tiles) for chosen [t, k], with tiles of `tile` rows. chosen is int32 or int64 and not
+    negative."""
     return _sort(chosen, experts, tile)
 
 
@@ -192,5 +195,5 @@ def _(offsets: Tensor, rows: int, tile: int) -> Tensor:
 
 
 def tiles_from_offsets(offsets: Tensor, rows: int, tile: int) -> Tensor:
-    """The tiles of `rows` rows sorted by expert; expert e has the rows offsets[e] to offsets[e + 1]."""
+    """Return the tiles of `rows` rows sorted by expert; expert e has the rows offsets[e] to offsets[e + 1]."""
     return _tiles_from_offsets(offsets, rows, tile)

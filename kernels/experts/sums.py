@@ -25,14 +25,15 @@ __all__ = ["bias_gradient", "combine_rows", "pair_gradient"]
 def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexpr, BLOCK: tl.constexpr):
     """One program computes BLOCK columns of one token: the sum of its K rows of `rows` [t·k, D].
 
-    A zero-computation expert has no row there; it adds its weight times the token's row of `instead` [t, D]."""
+    A zero-computation expert has no row in `rows`. It adds its weight times the token's row of `instead` [t, D]."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
     acc = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(K):
         pair = token * K + slot
-        stored = tl.where(tl.load(chosen + pair) < experts, hidden, 0)  # one of the two loads has an empty mask
+        # The mask of one of the two loads below is empty.
+        stored = tl.where(tl.load(chosen + pair) < experts, hidden, 0)
         acc += tl.load(rows + pair * hidden + column, mask=column < stored, other=0.0).to(tl.float32)
         token_row = tl.load(instead + token * hidden + column, mask=column < hidden - stored, other=0.0).to(tl.float32)
         acc += token_row * tl.load(weights + pair).to(tl.float32)
@@ -46,7 +47,7 @@ def pair_weight_gradient(
 ):  # fmt: skip
     """One program computes dw of PAIRS pairs: the sums of dh·h over all columns, plus dout·down_bias.
 
-    For zero-computation experts, dw is dout·x. Only these two dot products read rows of D."""
+    For zero-computation experts, dw is dout·x. Only the products with dout read rows of D elements."""
     pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
     live = pair < pairs
     expert = tl.load(chosen + pair, mask=live, other=0).to(tl.int64)
@@ -87,7 +88,7 @@ def sum_rows(
 ):
     """One program computes BLOCK columns of out [E, width], the sum of an expert's rows.
 
-    With `order`, the rows are those of its tokens, times their weights."""
+    With `order`, the rows are those of the expert's tokens, times their weights."""
     expert = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (column < width)[None, :]
@@ -111,7 +112,7 @@ def sum_rows(
 
 
 def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """Launch the sum of each token's rows [t·k, D] as [t, D]."""
+    """Launch the sum of each token's rows [t·k, D]. Return [t, D]."""
     tokens, hidden = instead.shape
     out = empty(tokens, hidden, like=instead)
     block = max(128, min(1024, triton.next_power_of_2(hidden)))
@@ -125,7 +126,7 @@ def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor,
 def pair_gradient(
     sums: Tensor, dout: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, down_bias: Tensor | None, experts: int
 ) -> Tensor:
-    """Launch the gradient of the weights, dw [t, k]."""
+    """Launch the gradient of the weights. Return dw [t, k]."""
     (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
     dweights = empty(*weights.shape, like=weights)
     config = Config(
@@ -139,9 +140,9 @@ def pair_gradient(
 def bias_gradient(
     p: Tensor, offsets: Tensor, order: Tensor | None = None, weights: Tensor | None = None, choices: int = 1
 ) -> Tensor:
-    """Launch each expert's sum of its rows of p [R, N], as [E, N].
+    """Launch the sum of each expert's rows of p [R, N]. Return [E, N].
 
-    With `order` and `weights`, the rows are those of its tokens in p [t, N], times their weights."""
+    With `order` and `weights`, the rows are those of the expert's tokens in p [t, N], times their weights."""
     experts, width = len(offsets) - 1, p.shape[1]
     out = empty(experts, width, like=p)
     config = Config(

@@ -7,10 +7,10 @@
 ε is label smoothing, ζ the weight of the z-loss. A target outside [0, V) that is not ignore_index gives NaN, in the
 loss and in its gradients.
 
-A program reads one row of logits. Its first loop finds max and sum; each lane has its own, so no iteration waits for
-another warp. For the gradient, a second loop reads the row from its end, which is still in the cache. The gradient may
-overwrite the logits. The op reads the logits again in its backward pass, with two saved numbers per row. loss/linear.py
-uses the same kernel for the loss and the gradient at once.
+A program reads one row of logits. Its first loop computes the maximum and the sum. Each lane has its own, so that no
+iteration waits for another warp. For the gradient, a second loop reads the row backwards from its end, because the end
+is still in the cache. The gradient may overwrite the logits. The op reads the logits again in its backward pass, with
+two saved numbers per row. loss/linear.py uses the same kernel for the loss and the gradient at once.
 
 Shapes: t tokens, V vocabulary; logits [t, V]. Arithmetic and losses in fp32.
 Smoothing: Szegedy et al., arXiv 1512.00567; z-loss: Chowdhery et al. (PaLM), 2204.02311, section 5; the soft cap:
@@ -51,7 +51,7 @@ LOWEST = tl.constexpr(-1e30)  # below every finite logit, but finite: ∞ - ∞ 
 
 
 class Options(NamedTuple):
-    """The options of a loss: changes of the logits before it, and terms added to it."""
+    """The options of a loss: changes of the logits before the loss, and terms that are added to it."""
 
     logit_scale: float = 1.0
     soft_cap: float | None = None
@@ -61,7 +61,7 @@ class Options(NamedTuple):
 
     @property
     def arguments(self) -> tuple[float, float, float, float, int]:
-        """The options as kernel arguments. Without a cap its value is 1, and CAPPED is false."""
+        """Return the options as kernel arguments. Without a cap, the value of the cap is 1 and CAPPED is false."""
         return self.logit_scale, self.soft_cap or 1.0, self.z_loss, self.label_smoothing, self.ignore_index
 
     @property
@@ -84,7 +84,7 @@ class Options(NamedTuple):
 
 @triton.jit
 def logit_and_slope(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
-    """l in fp32 and its derivative dl/draw; the compiler drops the derivative if it is not used."""
+    """Return l in fp32 and its derivative dl/draw. The compiler drops the derivative if it is not used."""
     value = raw.to(tl.float32) * scale
     slope = scale
     if CAPPED:
@@ -103,7 +103,7 @@ def logit(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED: tl.constexpr):
-    """The loss of a token. z = top + log_sum stays in two parts, so that top - l[target] loses no digits."""
+    """Return the loss of a token. z = top + log_sum stays in two parts, so that top - l[target] loses no digits."""
     loss = (top - at_target) + log_sum
     if SMOOTHED:
         loss += (at_target - mean) * smoothing
@@ -117,10 +117,12 @@ def cross_entropy_rows(
     width, lift, scale, cap, z_loss, smoothing, ignored,
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, KNOWN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program computes one row: its loss, stats, and gradient times weight · lift, each if its tensor is given.
+    """One program computes one row: its loss, its stats, and its gradient times weight · lift. Each is written if its
+    tensor is given.
 
-    stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: they are read. `gradient` may be `logits`.
-    `width` columns are read and written, and V of them are logits, so that a padded row is loaded in whole vectors."""
+    stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: stats are read, not computed. `gradient` may
+    be `logits`. `width` columns are read and written, of which V are logits: a padded row is loaded in whole
+    vectors."""
     token = tl.program_id(0)
     row = token.to(tl.int64)
     logits += row * logits_row
@@ -131,7 +133,7 @@ def cross_entropy_rows(
         top = tl.load(stats + row)
         log_sum = tl.load(stats + tokens + row)
     else:
-        chosen = tl.load(logits + target, mask=valid, other=float("nan"))  # before the gradient can overwrite it
+        chosen = tl.load(logits + target, mask=valid, other=float("nan"))  # loaded before the gradient overwrites it
         at_target = logit(chosen, scale, cap, CAPPED, EXACT)
         tops = tl.full([BLOCK], LOWEST, tl.float32)
         sums = tl.zeros([BLOCK], tl.float32)
@@ -178,10 +180,10 @@ def cross_entropy_rows(
 
 
 def configurations(vocabulary: int, itemsize: int) -> list[Config]:
-    """A row of 128k logits in bf16 has 256 KB. 132 rows, one per multiprocessor, stay in the L2 cache until their
-    second reading; the 264 rows of two blocks per multiprocessor would not. 16 values per thread take about 55
-    registers, so a block of 1024 threads fills a multiprocessor. It has 32 KB in flight, and its share of the bandwidth
-    requires 23 KB. In fp32, a block has half as many values.
+    """Return the candidate configurations. A row of 128k logits in bf16 has 256 KB. 132 rows, one per multiprocessor,
+    stay in the L2 cache until their second reading; the 264 rows of two blocks per multiprocessor would not. 16 values
+    per thread take about 55 registers, so a block of 1024 threads fills a multiprocessor. It has 32 KB in flight, and
+    its share of the bandwidth requires 23 KB. In fp32, a block has half as many values.
     """
     if vocabulary <= 8192:
         block = max(256, triton.next_power_of_2(vocabulary) // 2)
@@ -219,10 +221,10 @@ def compute_rows(
     lift: float = 1.0,
     padded: int | None = None,
 ) -> None:
-    """Launch the kernel: fill those of losses [t], stats [2, t] and gradient [t, V] that are given.
+    """Launch the kernel. It fills losses [t], stats [2, t] and gradient [t, V] if they are given.
 
-    The gradient is multiplied by weights [t] · lift. `known`: stats are read. `padded` is the number of columns of a
-    row that may be read, and written in its gradient."""
+    The gradient is multiplied by weights [t] · lift. `known`: stats are read, not computed. `padded`: the number of
+    columns of a row that may be read, and that may be written in the gradient."""
     tokens, vocabulary = logits.shape
     config = choose("cross_entropy_rows", configurations(vocabulary, logits.element_size()))
     launch(
@@ -256,7 +258,7 @@ def _cross_entropy(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """losses [t] and stats [2, t], in fp32."""
+    """Return losses [t] and stats [2, t], in fp32."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     losses = empty(len(logits), like=logits, dtype=torch.float32)
     stats = empty(2, len(logits), like=logits, dtype=torch.float32)
@@ -324,7 +326,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The cross-entropy in fp32 of logits [..., V] in fp16, bf16 or fp32 and targets [...] in int64 or int32.
+    """Return the cross-entropy in fp32 of logits [..., V] in fp16, bf16 or fp32 and targets [...] in int64 or int32.
 
     `reduction` is "mean" over the tokens that are not ignored, "sum" or "none". Raises ValueError for shapes, dtypes
     and options that do not match. A target outside [0, V) that is not ignore_index gives NaN, because a check on the
@@ -352,7 +354,7 @@ def reduce_losses(losses: Tensor, targets: Tensor, ignore_index: int, reduction:
 
 
 def check_targets(targets: Tensor, shape: torch.Size) -> Tensor:
-    """targets as [t]. Raises ValueError unless they are one integer per token."""
+    """Return targets as [t]. Raises ValueError unless they are one integer per token."""
     if targets.shape != shape or targets.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"targets {tuple(targets.shape)} {targets.dtype}: they must be {tuple(shape)} in int64 or int32"
@@ -374,7 +376,7 @@ def reference(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross-entropy in plain torch, from logits in fp32 or wider."""
+    """Compute the cross-entropy in plain torch, from logits in fp32 or wider."""
     flat = targets.reshape(-1).long()
     logits = logits.reshape(-1, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * logit_scale
@@ -392,7 +394,7 @@ def reference(
 
 
 class Case(NamedTuple):
-    """Tokens, vocabulary and the options by their names. `ignored` tokens have no loss."""
+    """The number of tokens, the vocabulary, and the options by name. `ignored`: the number of tokens without a loss."""
 
     tokens: int
     vocabulary: int

@@ -4,25 +4,26 @@ Options and their formulas are those of loss/cross_entropy.py. There are two met
 
 Losses alone (`linear_losses`): one product, whose tiles of logits stay in registers.
     vocabulary_tiles  for each tile of BLOCK_M tokens by BLOCK_N of the vocabulary: each token's largest logit and
-                      Σ exp(l - largest), with smoothing also Σ l; 8 B per token and 256 of the vocabulary (12 B with
-                      smoothing), a 64th of bf16 logits
+                      Σ exp(l - largest), with smoothing also Σ l. This is 8 B (12 B with smoothing) per token and 256
+                      logits, a 64th of the logits in bf16
     losses_of_tiles   merges a token's tiles. l[target] is computed again from x and one row of W, because the search
-                      for it in the tiles takes more registers than there are
-    As many programs as run at a time loop over the tiles, GROUP rows of tiles at a time, so that neighbours share x and
-    W in the L2 cache. Their loads continue into the next tile during the reduction of this one.
+                      for it in the tiles would take too many registers
+    Only as many programs start as can run at the same time. They loop over the tiles, GROUP rows of tiles at a time, so
+    that concurrent programs share x and W in the L2 cache. They load the next tile while they reduce the current tile.
 
 A mean or a sum with gradients (`chunked_gradients`): three products, all in the forward pass, one chunk of tokens after
-another, with one buffer for the logits of a chunk: at most an eighth of all logits, or 256 rows.
+another. One buffer stores the logits of a chunk: at most an eighth of all logits, or 256 rows.
     logits  c = x[chunk]·Wᵀ + bias, by torch's library
     rows    `cross_entropy_rows` computes the loss of each row of c and overwrites the row with its gradient g
     sums    dx[chunk] = g·W,  dW += gᵀ·x[chunk],  dbias += Σ g, by torch's library
     dW and dbias are rounded to their format once per chunk, about ten times. The backward pass multiplies the gradients
-    in place by the incoming one, and skips this if that is 1, so it can run only once.
+    in place by the incoming gradient (nothing happens if this is 1). It can therefore run only once.
 
-Unreduced losses use the first method forward, and the second one backward, where the logits are a fourth product.
+Losses without a reduction use the first method in the forward pass and the second in the backward pass, where a fourth
+product computes the logits again.
 
-fp32 operands: tf32 on a GPU in `linear_losses`; by torch's library as its float32_matmul_precision says. Sums are in
-fp32. There are no atomic additions, so results repeat exactly.
+On a GPU, `linear_losses` multiplies fp32 operands in tf32, and torch's library as float32_matmul_precision says. Sums
+are in fp32. There are no atomic additions, so results repeat exactly.
 Shapes: t tokens, D hidden, V vocabulary; x [t, D], W [V, D], bias [V], targets [t].
 Gradients in the forward pass: Hsu et al., Liger Kernel, arXiv 2410.10989. Losses without logits: Wijmans et al., Cut
 Your Losses, arXiv 2411.09009.
@@ -70,7 +71,7 @@ def vocabulary_tiles(
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write partials [2 or 3, tiles of the vocabulary, t]. `_row` are strides of rows in elements."""
+    """Write partials [2 or 3, tiles of the vocabulary, t]. Parameters that end in `_row` are strides in elements."""
     down, across = tl.cdiv(tokens, BLOCK_M), tl.cdiv(vocabulary, BLOCK_N)
     sheet = across.to(tl.int64) * tokens
     if TMA:
@@ -160,7 +161,7 @@ def losses_of_tiles(
 
 @triton.jit
 def scaled_in_place(values, by, factor, count, BLOCK: tl.constexpr):
-    """Multiply values by `by` · factor in place; a factor of 1 reads nothing."""
+    """Multiply `values` by `by` · factor in place. If this product is 1, no values are read."""
     scale = tl.load(by) * factor
     if scale != 1.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -172,12 +173,16 @@ def scaled_in_place(values, by, factor, count, BLOCK: tl.constexpr):
 
 
 def tile_configurations(itemsize: int, arch: int) -> list[Config]:
-    """An iteration takes 128 B of the hidden dimension, which is a line of shared memory."""
+    """Return the candidate configurations. An iteration takes 128 B of the hidden dimension, which is a line of shared
+    memory."""
     shape = {"BLOCK_M": 128, "BLOCK_K": 128 // itemsize, "GROUP": 16, "num_warps": 8}
     half = Config(
-        **shape, BLOCK_N=128, num_stages=3, note="64 sums per thread: two blocks per SM overlap each other's ends"
+        **shape,
+        BLOCK_N=128,
+        num_stages=3,
+        note="64 sums per thread: two blocks per SM, one multiplies while the other reduces",
     )
-    # 256 columns would spill: mma.sync keeps its operands in registers too, and fp32 takes a longer tanh
+    # 256 columns would spill: mma.sync needs registers for its operands, and fp32 needs a longer tanh
     if arch < 90 or itemsize == 4:
         return [half]
     note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
@@ -185,14 +190,15 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
 
 
 def join_configurations() -> list[Config]:
-    """Two short passes over memory, a hundredth of the product's time. 16 tokens fill two 32-byte sectors of a tile,
-    and 16k tokens are 1024 programs."""
+    """Return the configuration of `losses_of_tiles`: two short passes over memory, a hundredth of the product's time.
+    16 tokens fill two 32-byte sectors of a tile, and 16k tokens are 1024 programs."""
     shape = {"BLOCK_T": 64, "BLOCK_K": 128}
     return [Config(**shape, BLOCK_M=16, num_warps=4, note="8 and 16 values per thread in the two passes")]
 
 
 def scaling_configurations() -> list[Config]:
-    """Memory is the limit: 16 values per thread, two 16-byte loads in bf16, about 40 registers."""
+    """Return the candidate configurations. Memory is the limit: 16 values per thread, two 16-byte loads in bf16, about
+    40 registers."""
     return [
         Config(BLOCK=4096, num_warps=8, note="16 values per thread"),
         Config(BLOCK=2048, num_warps=8, note="8 values per thread"),
@@ -212,7 +218,7 @@ def _descriptor_fits(*matrices: Tensor) -> bool:
 
 
 def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Launch the losses without logits: [t] in fp32."""
+    """Launch the losses without logits. Return [t] in fp32."""
     x, weight = _unit_stride(x), _unit_stride(weight)
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
     arch = architecture(x.device)
@@ -246,7 +252,7 @@ def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | Non
 
 
 class Gradients(NamedTuple):
-    """Which of the gradients of x, weight and bias are needed."""
+    """Whether the gradients of x, weight and bias are needed."""
 
     x: bool
     weight: bool
@@ -254,7 +260,7 @@ class Gradients(NamedTuple):
 
 
 def rows_per_chunk(tokens: int) -> int:
-    """The rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens.
+    """Return the rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens.
 
     With the other memory per token, a chunk then takes at most an eighth of the logits. It has at least 256 rows. A
     chunk reads W twice and reads and writes dW, which are 8·V·D bytes in bf16, and has 6·V·D FLOPs per row. So 256 rows
@@ -276,7 +282,8 @@ def chunked_gradients(
     lift: float = 1.0,
     damp: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of Σ weights [t] · losses, one chunk after another: dx · lift, and dweight and dbias · lift · damp.
+    """Compute the gradients of Σ weights [t] · losses, one chunk after another. Return dx · lift, dweight · lift · damp
+    and dbias · lift · damp.
 
     A gradient that is not needed is empty. `losses` [t] are filled if given."""
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
@@ -288,7 +295,7 @@ def chunked_gradients(
     if not tokens:
         return dx, dweight.zero_(), dbias[0].zero_()
     buffer = empty(rows, padded, like=x)
-    buffer[:, vocabulary:].zero_()  # loaded together with the logits
+    buffer[:, vocabulary:].zero_()  # the padding is loaded together with the logits
     ones = x.new_ones(1, rows) if needed.bias else None
     for start in range(0, tokens, rows):
         part = slice(start, min(tokens, start + rows))
@@ -315,7 +322,7 @@ def chunked_gradients(
 
 
 def gradient_scales(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[float, float]:
-    """The factors lift and damp of the stored gradients, powers of two.
+    """Return the factors lift and damp of the stored gradients, which are powers of two.
 
     In fp16, the gradients of a mean, about 1/t of those of a sum, would underflow, so they are stored t times as large.
     dW, a sum over tokens, is stored √t times as large, so that it does not overflow."""
@@ -349,7 +356,7 @@ def _losses(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    """The losses [t] in fp32, without logits in memory."""
+    """Return the losses [t] in fp32, without logits in memory."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     return linear_losses(x, weight, targets.contiguous(), bias, options)
 
@@ -375,7 +382,7 @@ def _losses_backward(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight and dbias; a gradient that is not needed is empty."""
+    """Return dx, dweight and dbias; a gradient that is not needed is empty."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     return chunked_gradients(
         dlosses, x, weight, targets.contiguous(), bias, options, Gradients(for_x, for_weight, for_bias)
@@ -415,7 +422,8 @@ def _linear_cross_entropy(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ losses / divisor, and its gradients times `gradient_scales`. `divisor` [] is 1, or the tokens of a mean."""
+    """Return Σ losses / divisor, and its gradients times `gradient_scales`. `divisor` [] is 1, or the number of tokens
+    for a mean."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     tokens = len(x)
     losses = empty(tokens, like=x, dtype=torch.float32)
@@ -467,7 +475,7 @@ def _losses_backward_flops(dlosses: Any, x: torch.Size, weight: torch.Size, *res
 
 @register_flop_formula(torch.ops.llmbench.linear_cross_entropy)
 def _flops(divisor: Any, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    """The product of the logits. Those of the gradients count in the backward pass, as for other ops."""
+    """Count the product of the logits. The products of the gradients count in the backward pass, as for other ops."""
     return 2 * x[0] * weight[0] * weight[1]
 
 
@@ -536,12 +544,12 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The cross-entropy in fp32 of the logits x·Wᵀ + bias, from x [..., D], weight [V, D] and bias [V].
+    """Return the cross-entropy in fp32 of the logits x·Wᵀ + bias, from x [..., D], weight [V, D] and bias [V].
 
-    These have one dtype: fp16, bf16 or fp32. Scale and cap apply after the bias. targets [...] are int64 or int32, each
-    in [0, V) or ignore_index. Other targets give NaN, because a check on the host would wait for the GPU. `reduction`
-    is "mean" over the tokens that are not ignored, "sum" or "none". The backward pass of a mean or a sum can run once;
-    a second one raises torch's RuntimeError.
+    x, weight and bias have the same dtype: fp16, bf16 or fp32. Scale and cap apply after the bias. targets [...] are
+    int64 or int32, each in [0, V) or ignore_index. Other targets give NaN, because a check on the host would wait for
+    the GPU. `reduction` is "mean" over the tokens that are not ignored, "sum" or "none". The backward pass of a mean or
+    a sum can run once; a second one raises torch's RuntimeError.
 
     Raises ValueError for shapes, dtypes and options that do not match.
     """
@@ -570,7 +578,7 @@ def linear_cross_entropy(
 
 
 def reference(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """The loss of a head in plain torch, with all logits in memory."""
+    """Compute the loss of a head in plain torch, with all logits in memory."""
     return cross_entropy_reference(F.linear(x, weight, bias), targets, **options)
 
 
@@ -578,7 +586,7 @@ def reference(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = 
 
 
 class Case(NamedTuple):
-    """Tokens, widths and the options by their names. `ignored` tokens have no loss."""
+    """The number of tokens, the widths, and the options by name. `ignored`: the number of tokens without a loss."""
 
     tokens: int
     hidden: int
@@ -604,7 +612,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """2·t·D·V FLOPs, twice that backward. Bytes: operands in and losses or gradients out once; targets are int64."""
+    """Return 2·t·D·V FLOPs, and twice as many for the backward pass. Bytes: operands are read once, losses or gradients
+    are written once; targets are int64."""
     flops = 2 * case.tokens * case.hidden * case.vocabulary
     weights = (case.hidden + case.bias) * case.vocabulary
     operands = (case.tokens * case.hidden + weights) * dtype.itemsize

@@ -2,7 +2,7 @@
 
 The forward pass merges the mean and the squared deviations of the blocks (Chan, Golub and LeVeque, 1979), which does
 not cancel. Its second pass over the row reads from the L2 cache. The backward pass computes dx in two such passes. A
-kernel of its own computes the sums over rows, by blocks of columns, and reads x and dout once more.
+separate kernel computes the sums over rows, in blocks of columns, and reads x and dout once more.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def configurations() -> list[Config]:
 
 
 def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bool, bias_grad: bool) -> Tensor:
-    """Launch the sums over rows of dout · x̂ and of dout: [1 or 2, programs, heads · W] from dout and x [O, N, W]."""
+    """Launch the sums of dout · x̂ and of dout over rows. Return [1 or 2, programs, heads · W] for dout and x [O, N,
+    W]."""
     outer, inner, width = x.shape
     note = "2 KiB of two rows; 16 values per thread and tensor"
     config = choose("norm_sums", [Config(ROWS=2, BLOCK=1024, num_warps=4, note=note)])

@@ -46,14 +46,15 @@ MAX_FORWARD_WIDTH = 32768
 """The widest row that a forward program keeps in registers: 64 values per thread of 16 warps."""
 
 MAX_BACKWARD_BYTES, MAX_TWO_SUMS_WIDTH = 32768, 8192
-"""The widest row that a backward program keeps beside one sum over rows, in bytes, and beside two sums, in values."""
+"""The widest row that a backward program keeps in registers: in bytes if it also keeps one sum over rows, and in values
+if it keeps two sums."""
 
 
 # == Configurations and launcher ==
 
 
 def _row_views(tensors: list[Tensor | None], per_head: bool) -> list[Tensor | None]:
-    """The tensors as [O, N, W] with unit stride along a row, copied only if there is no such view.
+    """Return the tensors as [O, N, W] with unit stride along a row, copied only if there is no such view.
 
     N is 1 if no weight is per head and the rows of every tensor have one stride, else the last but one dimension."""
     tensors = [x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
@@ -63,7 +64,7 @@ def _row_views(tensors: list[Tensor | None], per_head: bool) -> list[Tensor | No
 
 
 def _one_stride(x: Tensor) -> bool:
-    """Whether one stride leads through all dimensions but the last."""
+    """Whether all dimensions but the last can be merged into one dimension with one stride."""
     dims = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
     return all(outer == size * inner for (_, outer), (size, inner) in pairwise(dims))
 
@@ -85,7 +86,8 @@ def _forward(
     unit_offset: bool,
     centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel: out, summed (out again without a residual), and stats [1 or 2, rows]."""
+    """Launch the forward kernel. Return out, summed (which is out if there is no residual), and stats [1 or 2,
+    rows]."""
     per_head = _per_head(weight, bias)
     rows, added = _row_views([x, residual], per_head)
     assert rows is not None
@@ -108,7 +110,7 @@ def _forward(
 
 
 def _sum_partials(partial: Tensor, *sums: Tensor) -> None:
-    """Launch the sums of the programs' shares, into those of `sums` that are not empty."""
+    """Launch the kernel that adds the shares of all programs. It writes the tensors of `sums` that are not empty."""
     wanted = [x for x in sums if x.numel()]
     _, programs, columns = partial.shape
     block = 32 if columns <= 4096 else 128
@@ -175,7 +177,7 @@ def _norm_backward(
     weight_grad: bool,
     bias_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight and dbias. dweight and dbias are empty if they are not wanted."""
+    """Return dx, dweight and dbias. dweight and dbias are empty if they are not wanted."""
     per_head = _per_head(weight, bias)
     rows, dy, added = _row_views([x, dout, dsummed], per_head)
     assert rows is not None
@@ -197,7 +199,7 @@ def _norm_backward(
         if weight_grad or bias_grad:
             _sum_partials(long.row_sums(dy, rows, stats, heads, weight_grad, bias_grad), dweight, dbias)
         return dx, dweight, dbias
-    # A wide row leaves no registers for dbias. A kernel of its own then computes it, and reads dout again.
+    # A wide row leaves no registers for dbias. A separate kernel then computes dbias, and reads dout again.
     separate = weight_grad and bias_grad and block > MAX_TWO_SUMS_WIDTH
     config = choose("norm_backward", candidates)
     tiles = triton.cdiv(outer if per_head else outer * inner, config["ROWS"])
@@ -273,7 +275,7 @@ _add_norm.register_autograd(_backward_of_add_norm, setup_context=_save)
 def rms_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-6, unit_offset: bool = False
 ) -> Tensor:
-    """RMSNorm of x [..., W] over the last dimension, in contiguous memory.
+    """Return the RMSNorm of x [..., W] over the last dimension, in contiguous memory.
 
     weight and bias are [W], or [N, W] for x [..., N, W]. With `unit_offset`, the factor is 1 + weight. Raises
     ValueError for shapes and dtypes that do not match."""
@@ -351,7 +353,7 @@ def reference(
     unit_offset: bool = False,
     centred: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Both norms in plain torch, with statistics in fp32 or wider."""
+    """Compute either norm in plain torch, with statistics in fp32 or wider."""
     summed = x if residual is None else x + residual
     wide = summed if summed.dtype == torch.float64 else summed.float()
     if centred:
@@ -370,8 +372,8 @@ def reference(
 class Case(NamedTuple):
     """x is [rows, heads, width], or [rows, width] if heads is 0.
 
-    `weights` contains "w" for a weight, "b" for a bias, "h" for both per head, "o" for a unit offset, "f" for fp32.
-    `sliced`: x is a slice of a tensor with more heads."""
+    The letters in `weights`: "w": a weight; "b": a bias; "h": weight and bias are per head; "o": a unit offset; "f":
+    they are in fp32. `sliced`: x is a slice of a tensor with more heads."""
 
     rows: int
     width: int

@@ -1,9 +1,9 @@
 """Norms of rows that fit in a program's registers: kernels and configurations. norm.py has the maths.
 
-A program keeps a row, or several narrow ones, in registers. Statistics take two passes over them, so LayerNorm's
-variance does not cancel. In the backward pass, a fixed number of programs (by the GPU) loop over the rows. Each keeps
-its own sums over rows, and `norm_column_sums` adds these in a fixed order. Loads are plain: a TMA load directly before
-a reduction is slower.
+A program keeps a row, or several narrow rows, in registers. It computes the statistics in two passes over these
+registers, so LayerNorm's variance does not cancel. In the backward pass, a number of programs that depends only on the
+GPU loops over the rows. Each program keeps its own sums over rows, and `norm_column_sums` adds these in a fixed order.
+Loads are plain: a TMA load directly before a reduction is slower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESIDENT = 16
 
 @triton.jit
 def _rows(tile, outer, inner, head, PER_HEAD: tl.constexpr, ROWS: tl.constexpr):
-    """The rows of a tile as [ROWS, 1]: their index, their indices in O and N, and whether they exist.
+    """Return for the rows of a tile, as [ROWS, 1], their index, their indices in O and N, and whether they exist.
 
     With a weight per head, all rows of a tile belong to one head."""
     at = (tile * ROWS + tl.arange(0, ROWS))[:, None]
@@ -48,7 +48,7 @@ def norm_forward(
 ):  # fmt: skip
     """One program computes ROWS whole rows. stats [1 or 2, O·N] are r, then μ."""
     tile, head = tl.program_id(0), 0
-    if PER_HEAD:  # programs of a token's heads are neighbours, as the heads are in memory
+    if PER_HEAD:  # heads of a token are adjacent in memory, so their programs are too
         tile, head = tile // inner, tile % inner
     row, at_outer, at_inner, exists = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
@@ -60,9 +60,9 @@ def norm_forward(
         v = (v + r.to(tl.float32)).to(summed.dtype.element_ty)
         tl.store(summed + row * width + column, v, mask=inside)
         v = v.to(tl.float32)
-    # In the layout of x. Further rows read the weight from the L1 cache.
+    # `part` has the layout of x, so the weight is loaded for every row; all rows but the first find it in the L1 cache.
     part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])
-    if weight is not None:  # loaded before the reduction of the row
+    if weight is not None:  # loaded before the reduction, to overlap with it
         w = tl.load(weight + part, mask=in_row, other=0.0)
     if bias is not None:
         b = tl.load(bias + part, mask=in_row, other=0.0)
@@ -85,7 +85,7 @@ def norm_forward(
 
 @triton.jit
 def _normed_and_g(v, dy, w, mean, rstd, UNIT_OFFSET: tl.constexpr):
-    """x̂ and dout · w. Past the end of a row, dout is 0, and every factor of x̂ with it."""
+    """Return x̂ and dout · w. Past the end of a row dout is 0, so that x̂ there has no effect."""
     v, g = v.to(tl.float32) - mean, dy.to(tl.float32)
     if w is not None:
         w = w.to(tl.float32)
@@ -111,7 +111,7 @@ def norm_backward(
         program, head, heads = program // inner, program % inner, inner
     column = tl.arange(0, BLOCK)[None, :]
     in_row = column < width
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # in the layout of x
+    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # has the layout of x
     w = None
     if HOLD and weight is not None:
         w = tl.load(weight + part, mask=in_row, other=0.0)
@@ -141,12 +141,13 @@ def norm_backward(
             dweight += dy.to(tl.float32) * normed
         if BIAS_GRAD:
             dbias += dy.to(tl.float32)
-        if CENTRED:  # one reduction for both sums: with two, g would stay in registers across the first
+        if CENTRED:  # one reduction of both sums; with two, g would stay in registers during the first
             along, whole = tl.split(tl.sum(tl.join(g * normed, g), axis=1) / width)
             along, whole = along[:, None], whole[:, None]
         else:
             along, whole = tl.sum(g * normed, axis=1, keep_dims=True) / width, 0.0
-        # Load again from the L1 cache. Another policy stops the compiler from keeping the first load in registers.
+        # Load the row again, from the L1 cache. This load has a different cache policy, so that the compiler does not
+        # merge the two loads and keep the values in registers.
         if not HOLD:
             v = tl.load(x + x_place, mask=inside, other=0.0, eviction_policy="evict_first")
             dy = tl.load(dout + dout_place, mask=inside, other=0.0, eviction_policy="evict_first")
@@ -190,8 +191,9 @@ def norm_column_sums(partial, first, second, programs, columns, ROWS: tl.constex
 
 
 def forward_configurations(width: int) -> list[Config]:
-    """16 values per thread and tensor are two 16-byte loads in bf16 and about 40 registers. So 48 to 64 warps fit on a
-    multiprocessor, each with 1 KiB in flight; the latency of memory requires about 32 KiB in all."""
+    """Return the candidate configurations. 16 values per thread and tensor are two 16-byte loads in bf16 and about 40
+    registers. So 48 to 64 warps fit on a multiprocessor, each with 1 KiB in flight; the latency of memory requires
+    about 32 KiB in all."""
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1  # half a warp or more per row: reductions cross few or no warps
     warps = max(1, min(16, rows * block // 512))
@@ -204,8 +206,8 @@ def forward_configurations(width: int) -> list[Config]:
 
 
 def backward_configurations(width: int, itemsize: int, tensors: int) -> list[Config]:
-    """Sums over rows are in registers beside a row. So a thread has 16 values, 80 to 128 registers, and 16 warps fit on
-    a multiprocessor.
+    """Return the candidate configurations. Registers keep the sums over rows and a row. So a thread has 16 values in 80
+    to 128 registers, and 16 warps fit on a multiprocessor.
 
     16 warps are too few to hide the latency of memory. The next rows are therefore copied into shared memory in advance
     (STAGES), within 96 KiB for all programs of a multiprocessor: 2 rows of x and of dout with 4096 bf16 values are 64

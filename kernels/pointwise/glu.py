@@ -46,7 +46,7 @@ def _sigmoid(x):
 
 @triton.jit
 def gate_and_slope(x, ACT: tl.constexpr):
-    """act(x) and its derivative in fp32; the compiler drops the derivative if it is not used."""
+    """Return act(x) and its derivative in fp32. The compiler drops the derivative if it is not used."""
     if ACT == SILU:
         s = _sigmoid(x)
         value = x * s
@@ -83,7 +83,7 @@ def _place(blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def glu_forward(gate, up, out, gate_row, up_row, width, blocks, ACT: tl.constexpr, BLOCK: tl.constexpr):
-    """One program computes BLOCK columns of one row. `_row` are the strides of rows in elements."""
+    """One program computes BLOCK columns of one row. Parameters that end in `_row` are strides in elements."""
     row, column = _place(blocks, BLOCK)
     inside = column < width
     g = tl.load(gate + row * gate_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -118,10 +118,11 @@ def glu_backward(
 
 
 def configurations(width: int) -> list[Config]:
-    """16 values per thread and tensor: two 16-byte loads each in bf16, and 4 KiB in flight per program of 1024 columns.
+    """Return the candidate configurations. A thread has 16 values per tensor: two 16-byte loads in bf16. A program of
+    1024 columns has 4 KiB in flight.
 
     40 to 64 registers allow 32 or more warps per multiprocessor, with 64 KiB or more in flight, twice the amount that
-    the latency of memory requires. Blocks are the widest that leave at most a tenth of a row's threads idle."""
+    the latency of memory requires. The block is the widest that leaves at most a tenth of a row's threads idle."""
 
     def idle_share(block: int) -> float:
         return triton.cdiv(width, block) * block / width - 1
@@ -194,7 +195,7 @@ _glu.register_autograd(_backward, setup_context=_save)
 
 
 def glu(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """act(gate) · up, in contiguous memory. gate and up have one shape [..., F] and one dtype.
+    """Return act(gate) · up, in contiguous memory. gate and up have the same shape [..., F] and the same dtype.
 
     Raises KeyError for an activation that is not in ACTIVATIONS, ValueError if shapes or dtypes differ.
     """
@@ -208,7 +209,7 @@ def glu(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
 
 
 def reference(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """Gated activations in plain torch."""
+    """Compute gated activations in plain torch."""
     if activation == "swiglu_oai":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -235,7 +236,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """gate and up with a standard deviation of 4, large enough to reach gpt-oss's limits."""
+    """Return gate and up with a standard deviation of 4, large enough to reach gpt-oss's limits."""
     if case.merged:
         gate, up = random.normal(case.rows, 2 * case.width, scale=4.0).chunk(2, dim=-1)
     else:

@@ -2,12 +2,13 @@
 
     (first, second) -> (first · cos − second · sin, second · cos + first · sin)
 
-Pairs are within the first R dimensions of each head: of the two halves, (i, i + R/2), or of neighbours, (2i, 2i + 1)
+A pair is two of the first R dimensions of a head: one of each half, (i, i + R/2), or two neighbours, (2i, 2i + 1)
 (interleaved). The other H − R dimensions are copied. The transpose of a rotation is its inverse, so the backward pass
-is the same kernel with −sin, and only the tables are saved. The results are new tensors. That costs as many bytes as in
-place, changes no input under autograd, and returns contiguous heads even if they were slices of one projection.
+is the same kernel with −sin, and only the tables are saved. The results are new tensors. This moves as many bytes as a
+rotation in place, changes no input that autograd has saved, and gives contiguous heads even if q and k are slices of
+one projection.
 
-Shapes: q [B, S, N, H], k [B, S, K, H] with any strides but a unit last one; cos, sin [B or 1, S, R/2], which the caller
+Shapes: q [B, S, N, H], k [B, S, K, H] with any strides if the last is 1; cos, sin [B or 1, S, R/2], which the caller
 computes once for all layers. Arithmetic in fp32. Su et al., arXiv 2104.09864.
 """
 
@@ -35,7 +36,8 @@ def _rotate(
     head_dim: tl.constexpr, rotary_dim: tl.constexpr, INTERLEAVED: tl.constexpr, HEADS: tl.constexpr,
     PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Rotate HEADS heads of one token. x and out point to its first head; cos and sin [1, PAIRS] are of its angles."""
+    """Rotate HEADS heads of one token. x and out point to the token's first head. cos and sin [1, PAIRS] are those of
+    the token's angles."""
     head = (first_head + tl.arange(0, HEADS))[:, None]
     exists = head < heads
     x += head * head_stride
@@ -68,7 +70,8 @@ def rope_turn(
     HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, Q_HEADS: tl.constexpr,
     K_HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """One program rotates a group of a token's query heads and the same group of key heads. `sign` is −1 backward."""
+    """One program rotates a group of a token's query heads and the same group of key heads. `sign` is −1 in the
+    backward pass."""
     token, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     batch, at = (token // length).to(tl.int64), (token % length).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
@@ -90,10 +93,11 @@ def rope_turn(
 
 
 def configurations(q_heads: int, k_heads: int, head_dim: int) -> list[Config]:
-    """A program has heads of one token, up to 4096 values of q, 32 per thread: 4 or 5 16-byte loads in flight in bf16.
+    """Return the candidate configurations. A program has heads of one token, up to 4096 values of q, 32 per thread: 4
+    or 5 16-byte loads in flight in bf16.
 
-    It reads the angles once for all of them. About 64 registers allow 32 warps per multiprocessor, with 40 KiB or more
-    in flight."""
+    It reads the angles once for all its heads. About 64 registers allow 32 warps per multiprocessor, with 40 KiB or
+    more in flight."""
 
     def candidate(max_values: int, per_thread: int, note: str) -> Config:
         heads = max(1, min(triton.next_power_of_2(q_heads), max_values // triton.next_power_of_2(head_dim)))
@@ -185,7 +189,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
 
 
 def reference(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """Rotation in plain torch, in the dtype of the tables."""
+    """Rotate in plain torch, in the dtype of the tables."""
     return _rotated(q, cos[:, :, None], sin[:, :, None], interleaved), _rotated(
         k, cos[:, :, None], sin[:, :, None], interleaved
     )
@@ -204,7 +208,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 class Case(NamedTuple):
-    """Sizes and options. `rotary_dim` dimensions are rotated, all if it is 0.
+    """Sizes and options. `rotary_dim`: the number of rotated dimensions; 0 rotates all.
 
     `merged`: q and k are slices of one projection's result. `own`: each sequence has its own positions."""
 
@@ -220,7 +224,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """q, k and the tables of the positions from 0, or of random positions if `own`."""
+    """Return q, k and the tables of the positions from 0, or of random positions if `own`."""
     shape = case.batch, case.length
     if case.merged:
         heads = random.normal(*shape, case.q_heads + 2 * case.k_heads, case.head_dim)

@@ -1,11 +1,12 @@
-"""Check results against a reference in fp64, with an error budget from plain torch in the same dtype. Needs no Triton.
+"""Check results against a reference in fp64. The error budget comes from plain torch in the same dtype. No Triton is
+needed.
 
 The error of a result may be twice the error of plain torch in the same dtype, plus one rounding of the dtype. Both
 errors are measured over the whole tensor and at the worst element.
 
-In a sum, the errors of plain torch may cancel by chance, or its terms may cancel completely; other kernels need not
-have that luck. Two kinds of results over their budget are therefore checked again with the terms of their sums
-(`_Uncancelled`):
+In a sum, the errors of plain torch may cancel by chance, or the terms may cancel completely. The errors of another
+kernel need not cancel. Two kinds of results that exceed their budget are therefore checked again with the separate
+terms of their sums (`_Uncancelled`):
 
 - a gradient smaller than one rounding of its terms, such as that of a softmax over a single key, which is 0;
 - a mean loss. Its error is at most the mean of its tokens' errors, and that mean is used as plain torch's error.
@@ -30,7 +31,8 @@ Op = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Weights(NamedTuple):
-    """Tensors by name that functions use besides their inputs, such as parameters: in the case's dtype, and in fp64."""
+    """Named tensors that the functions use besides their inputs, such as parameters. `values`: in the case's dtype.
+    `exact`: in fp64."""
 
     values: Mapping[str, Tensor] = {}
     exact: Mapping[str, Tensor] = {}
@@ -50,7 +52,8 @@ class Verdict(NamedTuple):
 
 
 def severity(verdict: Verdict) -> tuple[bool, float]:
-    """A sort key: the error as a share of its budget. Failed checks come after all others, and NaN is the greatest."""
+    """Return a sort key: the error as a share of its budget. Failed checks come after all others, and NaN is the
+    greatest."""
     if not verdict.passed:
         return True, float("inf") if verdict.error != verdict.error else verdict.error
     return False, verdict.error / (verdict.budget or 1.0)
@@ -60,12 +63,13 @@ def compare(name: str, result: Tensor, plain: Tensor, exact: Tensor, *, factor: 
     """Compare `result` with `exact` in fp64. The budget is `factor` times the error of `plain`, plus one rounding."""
     if result.shape != exact.shape or result.dtype != plain.dtype:
         return Verdict(name, float("inf"), 0.0, 0.0, False)
-    exact = exact.double()  # integers have no norm
+    exact = exact.double()  # torch computes no norm of integers
     return _verdict(name, result.double() - exact, plain.double() - exact, exact, _rounding(result), factor)
 
 
 def _verdict(name: str, error: Tensor, plain_error: Tensor, size: Tensor, rounding: float, factor: float) -> Verdict:
-    """The verdict from the elementwise errors of a result and of the plain one, relative to `size`; all in fp64."""
+    """Return the verdict from the elementwise errors of a result and of plain torch, relative to `size`; all in
+    fp64."""
     if not size.numel():
         return Verdict(name, 0.0, 0.0, 0.0, True)
     verdicts = []
@@ -73,7 +77,7 @@ def _verdict(name: str, error: Tensor, plain_error: Tensor, size: Tensor, roundi
         unit = measure(size) or 1.0
         relative, plain_relative = measure(error) / unit, measure(plain_error) / unit
         budget = factor * plain_relative + rounding
-        verdicts.append(Verdict(name, relative, plain_relative, budget, relative <= budget))  # False for NaN
+        verdicts.append(Verdict(name, relative, plain_relative, budget, relative <= budget))  # a NaN fails
     return max(verdicts, key=severity)
 
 
@@ -84,7 +88,8 @@ _MEASURES: tuple[Callable[[Tensor], float], ...] = (
 
 
 def _rounding(x: Tensor) -> float:
-    """One rounding of x's dtype. On a GPU, fp32 products are in tf32, also those of plain torch."""
+    """Return one rounding of x's dtype. On a GPU, our kernels and plain torch multiply fp32 in tf32, so it is that of
+    tf32."""
     if x.is_cuda and x.dtype == torch.float32:
         return 2.0**-11
     return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
@@ -103,8 +108,8 @@ def check_against(
     """Check every output of `run`, and its gradients, against `reference`.
 
     Gradients are those of the inputs named in `differentiable` and of `weights`. `reference` is in plain torch and
-    computes in the dtype of its inputs. `factor` is that of `compare`: 2 for our kernels. Kernels that sum in another
-    order may need more; torch's own exceed 2 slightly in fp32."""
+    computes in the dtype of its inputs. `factor`: as in `compare`; 2 for our kernels. Kernels that sum in another order
+    may need more; torch's own kernels slightly exceed 2 in fp32."""
     weights = weights or Weights()
     device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
@@ -128,7 +133,8 @@ def check_against(
     loss_errors = _difference(plain_sums.losses, sums.losses)
 
     def by_terms(verdict: Verdict) -> Verdict:
-        """The verdict by the terms of the sum, if they apply to this tensor."""
+        """Return the verdict from the terms of the sum if the tensor is of one of the two kinds, else the same
+        verdict."""
         result = results[verdict.tensor]
         total, rounding = exact[verdict.tensor], _rounding(plain[verdict.tensor])
         if result.shape != total.shape or result.dtype != plain[verdict.tensor].dtype:
@@ -151,7 +157,7 @@ def _difference(plain: Tensor | None, exact: Tensor | None) -> Tensor | None:
 def _results(
     function: Op, inputs: Inputs, differentiable: Sequence[str], weights: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """Outputs and gradients by name.
+    """Return the outputs and gradients by name.
 
     The incoming gradient is random, and the same in every dtype. An input that the outputs do not depend on has the
     gradient 0."""
@@ -162,7 +168,8 @@ def _results(
     results = {f"out{i}" if len(outputs) > 1 else "out": out.detach() for i, out in enumerate(outputs)}
     if leaves:
         random = Random(seed + 1, torch.float32, outputs[0].device)
-        incoming = [random.normal(*out.shape).bfloat16().to(out.dtype) for out in outputs]  # exact in every dtype
+        # bf16 values are exact in every dtype.
+        incoming = [random.normal(*out.shape).bfloat16().to(out.dtype) for out in outputs]
         dependent = [(out, grad) for out, grad in zip(outputs, incoming, strict=True) if out.requires_grad]
         if not dependent:
             return results | {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}

@@ -1,4 +1,5 @@
-"""Check a kernel: each case against its reference in fp64, within the budget of accuracy.py. Buffers start as NaN."""
+"""Check a kernel: compare each case with its reference in fp64, within the error budget of accuracy.py. Buffers start
+as NaN, so that a check finds elements that the kernel does not write."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["CheckResult", "Verdict", "check", "check_all", "compare"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """All cases of one kernel in one format: the number of compared tensors, and the one nearest to its budget."""
+    """All cases of one kernel in one format: the number of compared tensors, and the verdict that is nearest to its
+    budget."""
 
     kernel: str
     dtype: torch.dtype

@@ -46,7 +46,7 @@ ARCHITECTURES = {
     90: Limits(228 << 10, 227 << 10, 64, 32, "wgmma"),
     100: Limits(228 << 10, 227 << 10, 64, 32, "tcgen05.mma"),
 }
-"""CUDA C++ programming guide, table of technical specifications per compute capability."""
+"""Source: CUDA C++ programming guide, table of technical specifications per compute capability."""
 
 REGISTERS = 65536  # per multiprocessor, 32 bits each, allocated to warps in units of 256
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
@@ -56,9 +56,9 @@ INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 class Compiled:
     """A kernel function in one configuration, for one shape, format and architecture, in plain values.
 
-    `shipped`: this configuration runs, and is not only a candidate. `blocks` fit on a multiprocessor at a time.
-    `instruction` is the widest tensor-core instruction in the PTX, None without any. `faults` make `inspect` fail;
-    `allowed` are faults that the kernel accepts, with its reasons.
+    `shipped`: whether this configuration runs by default, or is only a candidate. `blocks`: the number of blocks that
+    fit on a multiprocessor at the same time. `instruction`: the widest tensor-core instruction in the PTX; None if
+    there is none. `faults` make `inspect` fail; `allowed` are faults that the kernel accepts, with its reasons.
     """
 
     kernel: str
@@ -93,7 +93,8 @@ def inspect(
     *,
     shipped: bool = False,
 ) -> Iterator[Compiled]:
-    """Compile every configuration of every shape of the named kernels, or only `shipped` ones, in `workers` processes.
+    """Compile every configuration of every shape of the named kernels in `workers` processes. With `shipped`, compile
+    only the shipped configurations.
 
     Raises CannotRunError if kernels are interpreted, because nothing is compiled then.
     """
@@ -123,13 +124,13 @@ def _compile_shape(name: str, index: int, dtype: torch.dtype, arch: int, shipped
             for launch in launches(kernel, case, dtype, arch)
             if launch.shipped or not shipped
         ]
-    except CannotRunError as refusal:  # the op refuses such a GPU
+    except CannotRunError as refusal:  # the op does not support this architecture
         refused = _row(kernel, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
         return [replace(refused, config="", allowed=(f"refused: {refusal}",))]
 
 
 def launches(kernel: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterator[Launch]:
-    """Every distinct launch of one case, forward and backward, over all configurations."""
+    """Yield every distinct launch of one case, forward and backward, over all configurations."""
     seen: set[str] = set()
     choices, index, count = [dict[str, int]()], 0, 1
     while index < count:
@@ -171,9 +172,10 @@ _TYPES = {
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
-    """Types, constants and divisibilities, as a launch on a GPU specialises them.
+    """Return the types, constants and divisibilities of the arguments, for which a launch on a GPU would compile the
+    kernel.
 
-    1 and None are constants. Addresses and integers that are divisible by 16 are marked so."""
+    The values 1 and None are constants. Addresses and integers that are divisible by 16 are marked as divisible."""
     types: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -246,7 +248,8 @@ def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arc
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and bytes of local memory per thread, which in a Triton kernel are spilled registers."""
+    """Return the registers per thread, and the bytes of local memory per thread. In a Triton kernel, local memory
+    contains spilled registers."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -257,15 +260,15 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -> int:
-    """Blocks that fit on one multiprocessor at a time."""
+    """Return the number of blocks that fit on one multiprocessor at the same time."""
     per_warp = -(-registers * 32 // 256) * 256
     by_registers = REGISTERS // per_warp // num_warps
-    by_shared = limits.shared_bytes // (shared_bytes + 1024)  # the system takes 1 KiB per block
+    by_shared = limits.shared_bytes // (shared_bytes + 1024)  # CUDA reserves 1 KiB per block
     return max(0, min(by_registers, by_shared, limits.warps // num_warps, limits.blocks))
 
 
 def _faults(row: Compiled, *, matrix: bool) -> dict[str, str]:
-    """The faults of a compiled kernel, by the keys with which `Kernel.allowances` accepts them."""
+    """Return the faults of a compiled kernel, under the keys with which `Kernel.allowances` accepts them."""
     limits = ARCHITECTURES[row.arch]
     faults = {}
     if row.shared_bytes > limits.shared_bytes_per_block:

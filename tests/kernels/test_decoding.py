@@ -153,7 +153,7 @@ N = torch.tensor((3, 4))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": Q[:, :3]}, "whole groups"),
+        ({"q": Q[:, :3]}, "must be a multiple of the number of KV heads"),
         ({"q": Q[..., :8]}, "do not match"),
         ({"q": Q.half()}, "queries are"),
         ({"lengths": None}, "positions of the queries"),
