@@ -257,7 +257,7 @@ MINIMAL = 'name = "x"\nvendor = "nvidia"\narchitecture = "X"\n{}\n[sources]\nshe
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('memory_bytes = { value = 1, source = "other" }', "cites the source `other`"),
+        ('memory_bytes = { value = 1, source = "other" }', "names the source `other`"),
         ('memory_bytes = { value = 1.5, source = "sheet" }', "whole number"),
         ('tdp_w = { value = 0, source = "sheet" }', "positive"),
         ('tdp_w = { value = nan, source = "sheet" }', "positive"),
