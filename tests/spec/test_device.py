@@ -266,7 +266,7 @@ MINIMAL = 'name = "x"\nvendor = "nvidia"\narchitecture = "X"\n{}\n[sources]\nshe
         ('dense_flops_per_s = { bf17 = { value = 1.0, source = "sheet" } }', "bf17"),
         (
             'dense_flops_per_s = { bf16 = { value = 1.0, source = "other" } }',
-            "`dense_flops_per_s.bf16` cites",
+            "`dense_flops_per_s.bf16` names the source",
         ),
     ],
 )
