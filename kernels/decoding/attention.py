@@ -288,7 +288,7 @@ def decode_attention(
     v_scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Return the attention of q [B, N, S, H] on a KV cache, [B, N, S, V].
+    """Return [B, N, S, V], the attention of q [B, N, S, H] on a KV cache.
 
     The cache is k [B, K, T, H] and v [B, K, T, V], or paged [P, page, K, H or V] with a `table` [B, M]. `lengths` [B]
     are the tokens of each sequence, the S queries included. Without `lengths`, every slot is in use. The queries are

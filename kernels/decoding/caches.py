@@ -86,7 +86,7 @@ class CacheLayout(NamedTuple):
     chunk: int | None = None
 
     def checked(self, batch: int, tokens: int, capacity: int) -> CacheLayout:
-        """The same layout with contiguous tensors. Raises ValueError if its fields contradict each other."""
+        """Return the same layout with contiguous tensors. Raises ValueError if its fields contradict each other."""
         for name, values, shape in (
             ("lengths", self.lengths, (batch,)),
             ("key_positions", self.key_positions, (batch, capacity)),
@@ -213,7 +213,8 @@ def gather_rows(
 
 
 def masked_softmax(scores: Tensor, pairs: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Weights [B, N, S, T] over visible `pairs` [B, S, T], in fp32 or wider; 0 for queries that see no key."""
+    """Return the attention weights [B, N, S, T] over the visible `pairs` [B, S, T], in fp32 or wider. They are 0 for a
+    query that sees no key."""
     scores = scores.masked_fill(~pairs[:, None], -torch.inf)
     if sinks is not None:
         column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)

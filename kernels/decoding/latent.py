@@ -275,7 +275,7 @@ def mla_decode(
     scales: Tensor | None = None,
     splits: int = 0,
 ) -> Tensor:
-    """Return the absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache, [B, N, S, C].
+    """Return [B, N, S, C], the absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache.
 
     The cache is latent [B, T, C] and rope [B, T, R], or paged [P, page, C or R] with a `table` [B, M]. `scale` has no
     default, because it depends on the width of the heads before absorption. `scales` [B, T, 2] or [P, page, 2] of

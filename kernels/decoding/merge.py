@@ -133,7 +133,8 @@ def softmax_step(scores, key, low, high, top, total):
 def combine_splits(
     parts, sums, sinks, out, heads, tokens, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program computes BLOCK columns of one row (b, n, s). A split without a visible key has no part in memory."""
+    """One program computes BLOCK columns of one row (b, n, s). A split without a visible key has written no part, so
+    none is read."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     split = tl.arange(0, SPLITS)

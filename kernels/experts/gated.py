@@ -128,7 +128,7 @@ def gated_forward(
         )
     if SWAP:
         a, b = tl.trans(a), tl.trans(b)
-    corner = top.to(tl.int64) * width  # further offsets fit in 32 bits
+    corner = top.to(tl.int64) * width  # 64 bits; offsets from it fit in 32
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     bias = expert * width
     if HALVES:
@@ -186,7 +186,7 @@ def gated_backward(
     if SWAP:
         dh = tl.trans(dh)
     weight = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
-    corner = top.to(tl.int64) * width  # further offsets fit in 32 bits
+    corner = top.to(tl.int64) * width  # 64 bits; offsets from it fit in 32
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)

@@ -125,7 +125,7 @@ def route_forward(
     row = token.to(tl.int64)[:, None] * experts
     exists = (token < tokens)[:, None]
     x = tl.load(logits + row + expert, mask=exists & inside, other=float("-inf"))
-    x = tl.where(exists, x, tl.where(inside, 0.0, float("-inf")))  # rows past the last token stay finite
+    x = tl.where(exists, x, tl.where(inside, 0.0, float("-inf")))  # keeps rows past the last token finite
     scores = _scores(x, inside, KIND)
     ranked = scores
     if correction is not None:
@@ -330,7 +330,7 @@ def moe_routing(
     if correction is not None and (correction.shape != (experts,) or correction.dtype != torch.float32):
         raise ValueError(f"correction {tuple(correction.shape)} {correction.dtype}: it must be ({experts},) in fp32")
     if topk_group < n_group and correction is not None and experts // n_group < 2:
-        raise ValueError("with a correction, groups rank by their two best experts, so each group needs two")
+        raise ValueError("with a correction, groups rank by their two best experts, so each group needs two experts")
     if correction is not None:
         correction = correction.detach().contiguous()
     weights, chosen = _route(logits, correction, k, scores, normalize, scale, n_group, topk_group)
@@ -401,7 +401,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Forward reads the logits; backward reads them again and writes their gradient.
+    """There is no matrix product. Forward reads the logits; backward reads them again and writes their gradient.
 
     A chosen expert takes 12 bytes: its weight and its index."""
     logit_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k

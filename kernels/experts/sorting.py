@@ -154,7 +154,7 @@ def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tens
     tiles = empty(2, limit, like=chosen, dtype=torch.int32)
     if not pairs:
         return order, offsets.zero_(), tiles
-    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # one expert more, for the last offset
+    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # one more, which writes the last offset
     launch(count_choices, grid, config, chosen, counts, pairs, experts, stretch)
     arguments = chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit
     launch(place_choices, grid, config, *arguments, TILE=tile, ALL=everyone)

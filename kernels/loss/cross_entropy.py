@@ -424,7 +424,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Each pass reads the logits, and backward writes their gradient. Targets are int64."""
+    """There is no matrix product. Each pass reads the logits, and backward writes their gradient. Targets are int64."""
     logits = case.tokens * case.vocabulary * dtype.itemsize
     out = 4 * case.tokens if case.reduction == "none" else 4
     targets = 8 * case.tokens

@@ -211,7 +211,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 def _descriptor_fits(*matrices: Tensor) -> bool:
-    """Whether tensor descriptors can describe the matrices: rows and addresses at multiples of 16 bytes."""
+    """Whether tensor descriptors can describe the matrices: addresses and row strides are multiples of 16 bytes."""
     return all(
         x.numel() and not any(n * x.element_size() % 16 for n in (x.stride(0), x.storage_offset())) for x in matrices
     )
@@ -225,7 +225,8 @@ def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | Non
     config = choose("vocabulary_tiles", tile_configurations(x.element_size(), arch))
     across = triton.cdiv(vocabulary, config["BLOCK_N"])
     tiles = triton.cdiv(tokens, config["BLOCK_M"]) * across
-    programs = multiprocessors(x.device) * (256 // config["BLOCK_N"])  # one block of 256 columns, or two of 128
+    # One block with 256 columns runs per multiprocessor, or two with 128.
+    programs = multiprocessors(x.device) * (256 // config["BLOCK_N"])
     smoothed = options.constants["SMOOTHED"]
     partials = empty(3 if smoothed else 2, across, tokens, like=x, dtype=torch.float32)
     scale, cap, z_loss, smoothing, ignored = options.arguments

@@ -57,7 +57,7 @@ def norm_forward_long(
     if CENTRED:
         tl.store(stats + row + tl.num_programs(0), mean)
     if residual is not None:
-        tl.debug_barrier()  # the whole row of `summed` is written before it is read again
+        tl.debug_barrier()  # the whole row of `summed` must be written before it is read again
         x = summed + row * 0
     for start in tl.range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -162,7 +162,7 @@ def norm_sums(
 
 
 def configurations() -> list[Config]:
-    """One program per row."""
+    """Return the configuration. One program computes one row."""
     return [Config(BLOCK=4096, num_warps=8, note="16 values per thread and tensor; 8 to 12 KiB in flight per program")]
 
 

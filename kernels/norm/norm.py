@@ -240,7 +240,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     normed = output[1] if len(output) > 2 else inputs[0]
     ctx.save_for_backward(normed, weight, bias, output[-1])
     ctx.mark_non_differentiable(output[-1])
-    ctx.set_materialize_grads(False)  # no tensor of zeros for a result that is not used
+    ctx.set_materialize_grads(False)  # avoids zero gradients for results that are not used
 
 
 def _backward(ctx: Any, dout: Tensor | None, dsummed: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -292,7 +292,8 @@ def add_rms_norm(
     eps: float = 1e-6,
     unit_offset: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """RMSNorm of summed = x + residual, and summed, which the next layer adds to. Arguments as for `rms_norm`."""
+    """Return the RMSNorm of summed = x + residual, and `summed`, to which the next layer adds its output. The other
+    arguments are those of `rms_norm`."""
     _check(x, residual, weight, bias)
     out, summed, _ = _add_norm(x, residual, weight, bias, eps, unit_offset, False)
     return out, summed
@@ -301,7 +302,8 @@ def add_rms_norm(
 def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5, unit_offset: bool = False
 ) -> Tensor:
-    """LayerNorm of x [..., W] over the last dimension, in contiguous memory. Arguments and errors as for `rms_norm`."""
+    """Return the LayerNorm of x [..., W] over the last dimension, in contiguous memory. The arguments and errors are
+    those of `rms_norm`."""
     _check(x, None, weight, bias)
     return _norm(x, weight, bias, eps, unit_offset, True)[0]
 
@@ -315,7 +317,8 @@ def add_layer_norm(
     eps: float = 1e-5,
     unit_offset: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm of summed = x + residual, and summed, which the next layer adds to. Arguments as for `rms_norm`."""
+    """Return the LayerNorm of summed = x + residual, and `summed`, to which the next layer adds its output. The other
+    arguments are those of `rms_norm`."""
     _check(x, residual, weight, bias)
     out, summed, _ = _add_norm(x, residual, weight, bias, eps, unit_offset, True)
     return out, summed
@@ -326,7 +329,7 @@ def _check(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tens
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"x is {x.dtype}; norms support float16, bfloat16 and float32")
     if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x {tuple(x.shape)} has an empty last dimension, or none")
+        raise ValueError(f"x {tuple(x.shape)} needs a last dimension that is not empty")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise ValueError(
             f"x {tuple(x.shape)} {x.dtype} and residual {tuple(residual.shape)} {residual.dtype} must not differ"
@@ -399,7 +402,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Forward reads x and the weights and writes out; a residual adds one read and one write.
+    """There is no matrix product. Forward reads x and the weights and writes out; a residual adds one read and one
+    write.
 
     Backward reads dout and x and writes dx; with a residual, it reads dsummed too."""
     count = case.rows * max(1, case.heads) * case.width

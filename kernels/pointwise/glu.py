@@ -245,7 +245,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Forward reads two tensors and writes one; backward reads three and writes two."""
+    """There is no matrix product. Forward reads two tensors and writes one; backward reads three and writes two."""
     one = case.rows * case.width * dtype.itemsize
     return Cost(flops=0, bytes=3 * one, backward_bytes=5 * one)
 

@@ -239,7 +239,7 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """No matrix product. Each pass reads and writes q and k, and reads the tables."""
+    """There is no matrix product. Each pass reads and writes q and k, and reads the tables."""
     count = case.batch * case.length * (case.q_heads + case.k_heads) * case.head_dim
     tables = (case.batch if case.own else 1) * case.length * (case.rotary_dim or case.head_dim) * 4
     total = 2 * count * dtype.itemsize + tables

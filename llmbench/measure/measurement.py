@@ -51,11 +51,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not self.samples_s:
             raise ValueError("a measurement needs at least one sample")
         if not all(0 <= sample < math.inf for sample in self.samples_s):
-            raise ValueError("samples are seconds: finite and not negative")
+            raise ValueError("each sample must be a number of seconds that is finite and not negative")
         if self.run_queue_share is not None and not 0 <= self.run_queue_share <= 1:
-            raise ValueError("run_queue_share is a share between 0 and 1")
+            raise ValueError("run_queue_share must be between 0 and 1")
         if self.barrier_s is not None and not 0 < self.barrier_s < math.inf:
-            raise ValueError("barrier_s is in seconds: finite and above 0")
+            raise ValueError("barrier_s must be a number of seconds that is finite and above 0")
 
     @property
     def n(self) -> int:

@@ -48,7 +48,7 @@ class RepeatableBackward:
         return self._backward(self._saved, True)
 
     def begin(self) -> None:
-        """Run the forward pass anew."""
+        """Run the forward pass again, and keep its graph in place of the old one."""
         self._saved = None
         self._saved = self._forward()
 
@@ -133,7 +133,7 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
 
 
 class LiveTensors(TorchDispatchMode):
-    """Tracks the storages that ops allocate: `live_bytes` now, `peak_bytes` at the peak."""
+    """Tracks the storages that ops allocate: `live_bytes` is their size now, `peak_bytes` the largest size so far."""
 
     supports_higher_order_operators = True  # FlexAttention is such an operator
 

@@ -217,15 +217,16 @@ class RankedClock:
         self.device, self.threads = clock.device, clock.threads
 
     def session(self) -> AbstractContextManager[None]:
-        """See Clock."""
+        """Set the conditions for timing until the block ends."""
         return self.inner.session()
 
     def once(self, call: Call) -> float:
-        """See Clock."""
+        """Run one call to its end on all ranks, and return the seconds of the slowest rank."""
         return self._slowest(partial(self.inner.once, call))
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """See Clock. All ranks have the same fastest times, and so the same number of calls per sample."""
+        """Make all candidates ready for timing. All ranks have the same fastest times, and therefore the same number of
+        calls per sample."""
 
         def slowest(watch: Stopwatch) -> Stopwatch:
             return replace(watch, sample=partial(self._slowest, watch.sample))
@@ -233,7 +234,7 @@ class RankedClock:
         return {name: slowest(watch) for name, watch in self.inner.stopwatches(candidates).items()}
 
     def check_device(self) -> None:
-        """See Clock. Raises on all ranks if one rank has lost its device."""
+        """Raise DeviceLostError on all ranks if one rank has lost its device."""
         self.ranks.agreed(self.inner.check_device)
 
     def _slowest(self, timed: Callable[[], float]) -> float:

@@ -237,7 +237,7 @@ def _decode(path: str, line: bytes) -> Line:
 
 
 def _rename_old_keys(fields: dict[str, Any]) -> None:
-    """Give the keys of llmbench.results/1 their present names. Lines of the current schema have none of them."""
+    """Give the keys of llmbench.results/1 their present names. Lines of the current schema do not have the old keys."""
     _rename(fields, anchors="reference_measurements", figures="extra")
     if fields.get("schema") in OLDER_SCHEMAS:
         fields["schema"] = SCHEMA

@@ -74,7 +74,8 @@ class Gpu:
         )
 
     def energy_j(self) -> float | None:
-        """Return the joules since the driver was loaded; None if the GPU does not count them."""
+        """Return the energy in joules that the GPU has used since the driver was loaded; None if the GPU does not count
+        it."""
         return _scaled(self._ask("nvmlDeviceGetTotalEnergyConsumption"), 1e-3)
 
     def _throttle_reasons(self) -> tuple[str, ...] | None:
