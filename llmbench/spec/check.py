@@ -91,7 +91,7 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
         yield Fault(f"{at}pattern", "has no layers")
     for name in order:
         if name not in layers:
-            yield Fault(f"{at}pattern", f"no layer kind `{name}`", f"{at}layers has: {', '.join(layers) or 'none'}")
+            yield Fault(f"{at}pattern", f"no layer kind `{name}`", f"{at}layers has: {', '.join(layers) or 'no kinds'}")
     used = set(order)
     for name, layer in layers.items():
         if name not in used:
@@ -107,7 +107,7 @@ def _stack_faults(
 ) -> Iterator[Fault]:
     """Yield contradictions between mixers and position encodings, and between layers that share a table or an indexer.
 
-    trained_len: sequence length of the training, in tokens, for a RoPE scaling that does not state one.
+    trained_len: sequence length of the training, in tokens. It is used if a RoPE scaling states no length itself.
     """
     mixers = {name: _mixers(f"{at}layers.{name}.mixer", layer) for name, layer in layers.items()}
     everything = list(chain.from_iterable(mixers.values()))

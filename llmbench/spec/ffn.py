@@ -49,7 +49,7 @@ def activation_name(activation: Activation) -> str:
 
 
 class FFNKind(Kind, frozen=True):
-    """The base class of all feed-forwards: the properties that other files read."""
+    """The base class of all feed-forwards. It declares the properties that other files use."""
 
     @property
     @abstractmethod

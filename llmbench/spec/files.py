@@ -43,7 +43,8 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def write_spec(spec: ModelSpec) -> str:
-    """Return a spec as TOML text. `read_spec` reads it back as an equal spec. Fields with their default are left out.
+    """Return a spec as TOML text. `read_spec` reads it back as an equal spec. Fields that have their default are left
+    out.
 
     Name and source come first, then the fields of the whole model, then a table for each kind of layer. A part that
     fits on one line is an inline table.
@@ -71,7 +72,8 @@ _ALWAYS = {
 
 
 def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]]:
-    """Return the fields among `names` that are written: fields without their default, and fields in `_ALWAYS`."""
+    """Return the fields among `names` that are written: fields that differ from their default, and fields in
+    `_ALWAYS`."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
     always = _ALWAYS.get(type(part).__name__, set())
     pairs = [(name, getattr(part, name)) for name in names]

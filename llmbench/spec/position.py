@@ -11,7 +11,7 @@ from llmbench.spec.faults import not_negative, positive
 
 
 class PositionKind(Kind, frozen=True):
-    """The base class of all position encodings: the properties that other files read."""
+    """The base class of all position encodings. It declares the properties that other files use."""
 
     @property
     @abstractmethod

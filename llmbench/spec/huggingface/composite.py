@@ -83,7 +83,7 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
             notes.append(f"tie_word_embeddings = {stated} of the outer config is used; its text part has another value")
         part["tie_word_embeddings"] = stated
     elif "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
-        # The text part has no class of its own, so the class of the whole model contains its head and the default.
+        # The text part has no class of its own. The class of the whole model has the head and the default for tying it.
         whole = facts().get(kind, {}).get("defaults", {})
         part["tie_word_embeddings"] = whole.get("tie_word_embeddings", False)
     return text_part(part, notes, depth + 1)

@@ -69,7 +69,7 @@ class MixerKind(Kind, frozen=True):
     def position_kinds(self) -> tuple[type[PositionKind], ...]:
         """The position encodings that the mixer can apply to queries, keys or scores.
 
-        `check` refuses a spec that gives the mixer another encoding of this sort.
+        `check` refuses a spec in which another encoding acts on queries, keys or scores of this mixer.
         """
 
     @property

@@ -115,5 +115,5 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True),
-        tie_word_embeddings=False,  # the class never ties them
+        tie_word_embeddings=False,  # the class never ties the head to the embedding
     )

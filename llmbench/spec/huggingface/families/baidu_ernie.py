@@ -63,7 +63,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         ):
             pair = c.get(key)
             if isinstance(pair, list) and pair:
-                c.put(key, pair[0])  # the second entry is for the experts for vision
+                c.put(key, pair[0])  # the first entry is for text, the second for vision
     width = c.size("moe_intermediate_size")
     c.require("moe_use_aux_free", True)
     c.ignore(

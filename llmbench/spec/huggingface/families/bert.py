@@ -183,7 +183,7 @@ def nomic_bert(c: Config) -> ModelSpec:
         type_vocab_size=2,
         rope_theta=1000.0,
     )
-    c.put("tie_word_embeddings", True)  # the class always ties them, although some configs say false
+    c.put("tie_word_embeddings", True)  # the class ties head and embedding even if a config says false
     for key, value in (
         ("prenorm", False),
         ("qkv_proj_bias", False),

@@ -126,7 +126,8 @@ def rope(
 
 
 def expect_stated_rotation(c: Config) -> None:
-    """Mark the model as not buildable if its config states no rotation. Its class then uses a default with scaling."""
+    """Mark the model as not buildable if its config states no rotation. Its class then scales the rotation by
+    default."""
     if not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.unbuildable(
             "the config states no rope_parameters or rope_scaling, and the scaled default of its class is not supported"

@@ -91,7 +91,7 @@ def dbrx(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv"),
     )
     inner.ignore("attn_pdrop")
-    c.ignore("num_key_value_heads")  # newer configs repeat it at the top level
+    c.ignore("num_key_value_heads")  # newer configs repeat kv_n_heads under this name
     act = ffn.table("ffn_act_fn").get("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
@@ -109,7 +109,7 @@ def dbrx(c: Config) -> ModelSpec:
     ffn.doubt_unread()
     expect_divisible_heads(c)
     positions = rope(c, head_dim=mixer.head_dim)
-    if not c.table("rope_parameters"):  # if both are there, the class reads rope_parameters
+    if not c.table("rope_parameters"):  # the class reads rope_parameters, which newer configs also have
         positions = Rope(theta=theta)
         c.unbuildable("DBRX's class ignores attn_config.rope_theta: it reads rope_parameters")
     return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)

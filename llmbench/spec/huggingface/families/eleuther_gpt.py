@@ -13,7 +13,7 @@ from llmbench.spec.position import LearnedPositions
 def gpt_neo(c: Config) -> ModelSpec:
     """GPT-Neo has windows in the layers that `attention_types` gives, no biases on q, k and v, and unscaled scores."""
     count = num_layers(c)
-    listed = c.get("attention_layers")  # a saved config derives it from attention_types, and the class reads it
+    listed = c.get("attention_layers")  # saved configs also have this list of kinds, and the class reads it
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):

@@ -94,8 +94,8 @@ def lfm2_moe(c: Config) -> ModelSpec:
 
 @family("lfm3")
 def lfm3(c: Config) -> ModelSpec:
-    """LFM3 has short convolutions, local attention and global attention. Attention has a gate per head. Norms stand
-    before and after each sublayer."""
+    """LFM3 has short convolutions, local attention and global attention. Attention has an output gate per head. Norms
+    stand before and after each sublayer."""
     bias = c.flag("attention_bias")
     count = num_layers(c)
     derived = [

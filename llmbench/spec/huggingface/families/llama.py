@@ -101,7 +101,7 @@ def mllama(c: Config) -> ModelSpec:
         for name in ("q_norm", "k_norm")
     )
     extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
-    # A layer without mixer has no norm for it, so the norm before the cross-attention is an extra weight too.
+    # The spec describes no norm for a layer without mixer, so the norm before the cross-attention is an extra weight.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
     layers: list[tuple[str, Layer]] = [

@@ -61,7 +61,9 @@ def mamba2(c: Config) -> ModelSpec:
     expect_silu(c, "hidden_act")
     c.ignore("expand", "time_step_rank", "rms_norm", "norm_before_gate")
     if mixer.intermediate_size != c.size("expand", 2) * c.size("hidden_size"):
-        raise c.error("num_heads", f"× head_dim is {mixer.intermediate_size}, but must equal expand × hidden_size")
+        raise c.error(
+            "num_heads", f"num_heads × head_dim is {mixer.intermediate_size}, but must equal expand × hidden_size"
+        )
     return decoder(c, block(mixer, None), norm=norm(c))
 
 
@@ -74,7 +76,10 @@ def mamba2_mixer(c: Config, width: int, *, out_proj_bias: bool | None = None, ga
     derived = c.get("mamba_d_head") in ("auto", None)
     head_dim = width // heads if derived else c.size("mamba_d_head")
     if heads * head_dim != width:
-        raise c.error("mamba_n_heads", f"× mamba_d_head is {heads * head_dim}, but the width of the mixer is {width}")
+        raise c.error(
+            "mamba_n_heads",
+            f"mamba_n_heads × mamba_d_head is {heads * head_dim}, but the width of the mixer is {width}",
+        )
     c.ignore("mamba_expand", "mamba_norm_before_gate", "mamba_use_mlp")
     expect_silu(c, "hidden_act")
     shortest, longest = time_step_limits(c)

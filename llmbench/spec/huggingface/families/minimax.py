@@ -134,9 +134,9 @@ def minimax_m3(c: Config) -> ModelSpec:
         use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
         """,
     )
-    c.put("rotary_dim", None)  # the class reads partial_rotary_factor
+    c.put("rotary_dim", None)  # the class ignores rotary_dim and reads partial_rotary_factor
     if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
-        c.unbuildable("swiglu_alpha is not 1.702 or swiglu_limit is not 7.0")
+        c.unbuildable("swiglu_alpha is not 1.702 or swiglu_limit is not 7.0, the only supported values")
     c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
     stated = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")

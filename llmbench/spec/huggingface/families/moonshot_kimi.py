@@ -90,7 +90,7 @@ def kda_layers(
     """Return layers with delta or latent attention, as `kinds` says. The first layers are dense, the others have
     experts.
 
-    `gate` adds a gate per head to latent attention.
+    `gate` adds an output gate per head to latent attention.
     """
     sparse = _after_dense(c, len(kinds))
     experts = _deepseek_moe(c, sparse, "num_local_experts")

@@ -60,7 +60,7 @@ def nemotron_h(c: Config) -> ModelSpec:
     if kinds is None and isinstance(pattern, str):
         kinds = [letters.get(letter, letter) for letter in pattern]
     elif kinds is None:
-        kinds = ["mamba", "moe", "attention", "mlp"]  # the default of the class
+        kinds = ["mamba", "moe", "attention", "mlp"]  # the class has this default
     if not kinds:
         raise c.error("hybrid_override_pattern", "has no layers")
     if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:

@@ -45,7 +45,7 @@ def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
     The default of `num_key_value_heads` is the number of query heads.
     """
     c.require("add_cross_attention", False)
-    c.ignore("num_key_value_heads")  # newer configs have it in addition to multi_query
+    c.ignore("num_key_value_heads")  # newer configs of StarCoder repeat multi_query under this name
     scale = None if c.flag("scale_attn_weights", True) else 1.0
     if c.flag("scale_attn_by_inverse_layer_idx"):
         c.unbuildable("scale_attn_by_inverse_layer_idx: scores are divided by the number of their layer")
@@ -68,7 +68,7 @@ def gpt_oss(c: Config) -> ModelSpec:
     c.ignore("experts_per_token", "initial_context_length")
     expect_stated_rotation(c)
     if c.number("swiglu_limit", 7.0) != 7.0:
-        c.unbuildable("swiglu_limit is not 7.0")
+        c.unbuildable("swiglu_limit is not 7.0, the only supported value")
     ffn = moe(
         c,
         experts="num_local_experts",

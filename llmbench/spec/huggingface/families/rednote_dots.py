@@ -51,7 +51,7 @@ def dots3_note(c: Config) -> ModelSpec:
     """dots3 has latent attention in all layers: with an indexer in global layers, with narrower latents in local
     layers.
 
-    All layers have a norm on the rotated key and a gate per head.
+    All layers have a norm on the rotated key and an output gate per head.
     """
     count, hidden = num_layers(c), c.size("hidden_size")
     stated = c.entries("layer_types", count)

@@ -237,7 +237,8 @@ def hyperclovax(c: Config) -> ModelSpec:
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
-    spec = granite_model(c, layer, mixer.head_dim)  # Granite divides logits by logits_scaling, HyperCLOVA X multiplies
+    # Granite divides the logits by logits_scaling, but HyperCLOVA X multiplies them by it.
+    spec = granite_model(c, layer, mixer.head_dim)
     return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
 

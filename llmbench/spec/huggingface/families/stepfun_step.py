@@ -25,8 +25,8 @@ from llmbench.spec.model import ModelSpec
 
 @family("step3p5")
 def step3p5(c: Config) -> ModelSpec:
-    """Step 3.5 has a gate per head. Local layers have their own number of query heads. The first three layers are
-    dense."""
+    """Step 3.5 has attention with an output gate per head. Local layers have their own number of query heads. The first
+    three layers are dense."""
     count = num_layers(c)
     mtp = c.count("num_nextn_predict_layers")
     for key in ("layer_types", "mlp_layer_types"):  # the list may continue with entries for the prediction modules
@@ -43,7 +43,7 @@ def step3p5(c: Config) -> ModelSpec:
         c.doubt("attention_other_setting with other key-value heads or another head_dim is not understood")
     gate = c.flag("use_head_wise_attn_gate", True) and c.get("gating") in (None, True, "per-head")
     if not gate:
-        c.doubt("use_head_wise_attn_gate or gating is not understood; only a gate per head is supported")
+        c.doubt("use_head_wise_attn_gate or gating is not understood; only an output gate per head is supported")
     c.require("use_moe", True)
     c.require("use_moe_router_bias", True)
     c.require("sink", False)
