@@ -309,7 +309,7 @@ def decode_attention(
         )
     if max(q.shape[-1], v.shape[-1]) > 256:
         raise ValueError(
-            f"heads have width {max(q.shape[-1], v.shape[-1])}, but at most 256 is supported; mla_decode is for latents"
+            f"heads have width {max(q.shape[-1], v.shape[-1])}; at most 256 is supported; use mla_decode for latents"
         )
     for rows, scales in ((k, k_scales), (v, v_scales)):
         check_row_type(rows, scales is not None, q)

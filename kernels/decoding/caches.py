@@ -121,7 +121,7 @@ class CacheLayout(NamedTuple):
 
     @property
     def by_slot(self) -> bool:
-        """Whether a slot's number is its token's position."""
+        """Whether the number of a slot is the position of its token."""
         return not self.ring and self.key_positions is None
 
 

@@ -315,9 +315,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     if x.dtype != weight.dtype or x.dtype not in KERNEL.dtypes:
         raise ValueError(f"x {x.dtype} and weight {weight.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if offsets.shape != (weight.shape[0] + 1,) or offsets.dtype != torch.int32:
-        raise ValueError(
-            f"offsets {tuple(offsets.shape)} {offsets.dtype}: it must be ({weight.shape[0] + 1},) in int32"
-        )
+        raise ValueError(f"offsets {tuple(offsets.shape)} {offsets.dtype} must be ({weight.shape[0] + 1},) in int32")
     tile = rows_per_tile(x.shape[0], weight.shape[0])
     return _grouped_matmul(x, weight, offsets, tiles_from_offsets(offsets, x.shape[0], tile), tile)
 

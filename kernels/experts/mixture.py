@@ -210,14 +210,14 @@ def moe(
     }
     for name, (matrix, shape) in shapes.items():
         if matrix is not None and (matrix.shape != shape or matrix.dtype != x.dtype):
-            raise ValueError(f"{name} {tuple(matrix.shape)} {matrix.dtype}: it must be {shape} in {x.dtype}, as x is")
+            raise ValueError(f"{name} {tuple(matrix.shape)} {matrix.dtype} must be {shape} in x's dtype {x.dtype}")
     if x.dtype not in KERNEL.dtypes or up.dtype != x.dtype:
         raise ValueError(f"x {x.dtype} and up {up.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if chosen.dim() != 2 or weights.shape != chosen.shape or chosen.shape[0] != x.shape[0]:
         raise ValueError(f"weights {tuple(weights.shape)} and chosen {tuple(chosen.shape)}: they must be [t, k]")
     if chosen.dtype not in (torch.int32, torch.int64) or not weights.is_floating_point():
         raise ValueError(
-            f"weights {weights.dtype} and chosen {chosen.dtype}: they must be floating-point and int32 or int64"
+            f"weights {weights.dtype} must be floating-point, and chosen {chosen.dtype} must be int32 or int64"
         )
     if gate is None and (gate_bias is not None or activation == "swiglu_oai"):
         raise ValueError("gate_bias and swiglu_oai need gate")

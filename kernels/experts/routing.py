@@ -323,7 +323,7 @@ def moe_routing(
         raise ValueError(f"{experts} experts: at most 2048 are supported")
     if n_group < 1 or experts % n_group or not 0 < topk_group <= n_group:
         raise ValueError(
-            f"topk_group={topk_group}, n_group={n_group}: n_group must divide {experts}, topk_group be 1 to n_group"
+            f"topk_group={topk_group} n_group={n_group}: n_group must divide {experts}, topk_group must be 1 to n_group"
         )
     if kind == SCORES["softmax_topk"] and (correction is not None or n_group > 1):
         raise ValueError("softmax_topk takes neither a correction nor groups")

@@ -387,7 +387,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Normally distributed x (standard deviation 2), residual, weight and bias."""
+    """Return a normally distributed x (standard deviation 2), residual, weight and bias."""
     shape = (case.rows, case.heads, case.width) if case.heads else (case.rows, case.width)
     x = random.normal(*shape[:-2], shape[-2] + 2 * case.sliced, case.width, scale=2.0)[..., : shape[-2], :]
     dtype = torch.float32 if "f" in case.weights else None
