@@ -44,7 +44,7 @@ def find_model(text: str) -> ModelSpec:
 
             return load_config(path)
         if "/" not in text or path.suffix in (".toml", ".json") or text.startswith((".", "/", "~")):
-            raise UnknownNameError(f"no file `{text}`")
+            raise UnknownNameError(f"file `{text}` not found")
     names = bundled_models()
     name = _lookup(text, names, "models")
     if name is None:

@@ -49,7 +49,7 @@ class Norm(Part, frozen=True):
 class ExtraWeight(Part, frozen=True):
     """A weight of a layer or of the model that no other field of a spec describes. It is counted by its shape.
 
-    With an extra weight all figures stay exact, but the PyTorch model cannot be built.
+    With an extra weight the parameter count stays exact, but the PyTorch model cannot be built.
 
     - role: the use of the weight. "matmul" is a matrix that every token is multiplied with (2 FLOPs per element),
       "vector" is a factor or summand per element, "table" is a table whose rows are looked up, and "buffer" is stored

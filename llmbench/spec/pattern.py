@@ -56,7 +56,7 @@ def _items(pattern: str, at: int, *, nested: bool) -> tuple[list[str], int]:
         names += new * times
         times, pending = 1, False
     if nested or pending:
-        raise SpecError(f"pattern `{_shown(pattern)}`: ends too early", hint=_HINT)
+        raise SpecError(f"pattern `{_shown(pattern)}`: ends within an item", hint=_HINT)
     return names, at
 
 

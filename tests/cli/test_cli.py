@@ -273,7 +273,7 @@ def test_a_wrong_change_is_explained(change: str, says: list[str], capsys: Captu
     [
         (["params", "lama2-7b"], 2, ["`lama2-7b` not found", "did you mean `llama2-7b`?", "specs list"]),
         (["params", "zzzz"], 2, ["`zzzz` not found", "specs list"]),
-        (["params", "./nothing.toml"], 2, ["no file `./nothing.toml`"]),
+        (["params", "./nothing.toml"], 2, ["file `./nothing.toml` not found"]),
         (["params", "nothing/at/all"], 2, ["nothing/at/all"]),
         (["params"], 2, ["MODEL"]),
         (["params", "gpt2", "--sequence", "4"], 2, ["--sequence"]),

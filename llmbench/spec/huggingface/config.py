@@ -206,7 +206,7 @@ class Config:
             self.approximate.append(reason)
 
     def unbuildable(self, reason: str) -> None:
-        """Mark the model as not buildable: all figures are exact, but the spec does not describe the whole
+        """Mark the model as not buildable: all shapes are exact, but the spec does not describe the whole
         computation."""
         if reason not in self.undescribed:
             self.undescribed.append(reason)

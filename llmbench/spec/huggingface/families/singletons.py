@@ -246,8 +246,8 @@ def hyperclovax(c: Config) -> ModelSpec:
 def inkling(c: Config) -> ModelSpec:
     """Inkling has short convolutions on keys, on values, and on the outputs of attention and feed-forward.
 
-    For positions, attention adds learned logits of the distance to the scores. The router also weights the shared
-    experts.
+    For positions, attention adds learned logits of the distance to the scores. The router also computes weights for the
+    shared experts.
     """
     hidden = c.size("hidden_size")
     taps, rank, extent = c.size("conv_kernel_size"), c.size("d_rel"), c.size("rel_extent")
@@ -457,7 +457,7 @@ def longcat_flash(c: Config) -> ModelSpec:
 
 @family("mellum")
 def mellum(c: Config) -> ModelSpec:
-    """Mellum 2 has Qwen3's attention. `layer_types` says which layers have windows, `mlp_layer_types` which have
+    """Mellum 2 has Qwen3's attention. `layer_types` gives the layers with windows, `mlp_layer_types` the layers with
     experts."""
     bias = c.flag("attention_bias")
     window = c.window()

@@ -53,7 +53,7 @@ def axk2(c: Config) -> ModelSpec:
     c.ignore("layer_types")
 
     def gate(name: str) -> tuple[Any, ...]:
-        """Return the two matrices of the gate of a norm."""
+        """Return the two low-rank matrices that compute the gate of a norm."""
         return (
             matrix(f"{name}.gate_in", "norms", rank, hidden),
             matrix(f"{name}.gate_out", "norms", hidden, rank),

@@ -61,7 +61,7 @@ def falcon_mamba(c: Config) -> ModelSpec:
 
 @family("falcon_h1")
 def falcon_h1(c: Config) -> ModelSpec:
-    """Falcon-H1 has parallel attention and Mamba-2 in every layer, and constant factors on many tensors."""
+    """In every layer of Falcon-H1, attention and Mamba-2 run in parallel. Many tensors have constant factors."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     longer = c.number("key_multiplier", 1.0)
