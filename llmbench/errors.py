@@ -1,15 +1,15 @@
-"""The exceptions of llmbench, all below one class whose text is written for users.
+"""The exceptions of llmbench. All are subclasses of LLMBenchError, whose message is written for users.
 
 ::
 
     LLMBenchError            exit 2, unless a subclass says otherwise
     ├── UnknownNameError     no spec, device or command has that name
-    ├── SpecError            a spec, config or override with a wrong value; names the place
-    ├── UnsupportedError     an architecture that llmbench refuses, because it would have to guess
-    ├── LayoutError          a parallel layout that this model or this number of GPUs cannot have
+    ├── SpecError            a spec, config or override has a wrong value; the message names the field
+    ├── UnsupportedError     llmbench refuses the architecture, because it would have to guess
+    ├── LayoutError          the model cannot be divided as the parallel layout says
     └── CannotRunError       exit 3: no GPU, a missing extra, no network
 
-An error has a hint if there is a next step for the user. `assert` is for internal invariants.
+An error has a hint if the user can do something about it. `assert` is for conditions that cannot occur.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class LLMBenchError(Exception):
-    """A failure that the user can understand and correct. `str(error)` is the message, `hint` the next step."""
+    """An error that the user can understand and correct. `str(error)` is the message; `hint` is the next step."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class LLMBenchError(Exception):
 
 
 class UnknownNameError(LLMBenchError):
-    """A name of nothing bundled and of no file."""
+    """The user gave a name that llmbench does not know: neither a name in its lists nor a file."""
 
 
 class SpecError(LLMBenchError):
@@ -50,7 +50,7 @@ class UnsupportedError(LLMBenchError):
 
 
 class LayoutError(LLMBenchError):
-    """A parallel layout whose sizes do not divide what they must divide."""
+    """A parallel layout that is invalid, or by which the model cannot be divided."""
 
 
 class CannotRunError(LLMBenchError):
@@ -61,14 +61,14 @@ class CannotRunError(LLMBenchError):
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:
     """The known word closest to `word`, or None if no word is similar."""
-    import difflib  # imported here, so that only a failing command pays for it
+    import difflib  # imported here, because only a failing command needs it
 
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not one of the known ones; its hint names the most similar one, and lists all."""
+    """The error for a name that is not in `known`. Its hint gives the most similar name and lists all names."""
     names = list(known)
     near = suggestion(name, names)
     hint = (f"did you mean `{near}`? " if near else "") + f"choose from {', '.join(names)}"

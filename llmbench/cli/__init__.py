@@ -1,4 +1,4 @@
-"""The command line: one module per command, imported only when it is called. Nothing else prints or exits."""
+"""The command line: one module per command, imported only if the command runs. No other package prints or exits."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ COMMANDS = {
     "diff": "llmbench.cli.diff",
     "env": "llmbench.cli.env",
 }
-"""Each command and its module, in the order of the help."""
+"""Each command with its module, in the order of `llmbench --help`."""
 
 BUG = 101
 """Exit code of an unexpected exception."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 negative verdict, 2 wrong input, 3 cannot run here, 101 a bug in llmbench."""
+    """Run one command and exit with its exit code.
+
+    0: done. 1: negative verdict. 2: wrong input. 3: cannot run here. 101: a bug in llmbench.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="replace")  # prints ? for × if the terminal has no ×
@@ -48,25 +51,26 @@ def run(arguments: list[str]) -> int:
         code = _run(arguments)
         sys.stdout.flush()
         return code
-    except (SystemExit, BrokenPipeError):  # typer leaves by the first
+    except (SystemExit, BrokenPipeError):  # typer raises SystemExit if the pipe is broken
         _leave_stdout()
-        return 0  # the reader closed the pipe, as `head` does: not an error
+        return 0  # `llmbench … | head` closes the pipe early, which is no error
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as problem:
-        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:  # a stream, not a file
+        # An OSError without a file name comes from writing to stdout.
+        if isinstance(problem, OSError) and problem.filename is None and problem.strerror:
             _leave_stdout()
-            _report(f"cannot write the answer: {problem.strerror}")
+            _report(f"cannot write the answer to stdout: {problem.strerror}")
             return 2
         import traceback
 
         traceback.print_exc()
-        _report("this is a bug in llmbench", "please report it with the lines above and the command you ran")
+        _report("this is a bug in llmbench", "please report it with the lines above and your command")
         return BUG
 
 
 def _run(arguments: list[str]) -> int:
-    # The base class of the parser's errors, which typer does not export.
+    # Typer does not export the base class of the parser's errors, so take it from the bases of an exported error.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
@@ -76,7 +80,7 @@ def _run(arguments: list[str]) -> int:
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
-        if message.startswith("Usage:"):  # no command was given: show the help
+        if message.startswith("Usage:"):  # the user gave no command, so the message is the help
             print(message)
             return 0
         _report(message, _usage_hint(problem))
@@ -86,7 +90,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _leave_stdout() -> None:
-    """Send the rest of stdout's buffer nowhere, so that it does not fail again at the end of the process."""
+    """Redirect stdout to the null device, so that writing its buffer does not fail again when the process ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -94,7 +98,7 @@ def _leave_stdout() -> None:
 
 
 def build(arguments: list[str]) -> Any:
-    """The application with the command that `arguments` name, or with all commands for the help."""
+    """Build the application with the one command that `arguments` name. For the help, build it with all commands."""
     app = typer.Typer(
         name="llmbench",
         help="Size, profile and benchmark language models. All figures come from one description of the model.",

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from llmbench.measure.results import Key, Row
 
 Name = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="The experiment to run; listed above.", show_default=False)
+    str, typer.Argument(metavar="EXPERIMENT", help="The experiment to run, from the list above.", show_default=False)
 ]
 Preset = Annotated[
     Literal["quick", "full"],
-    typer.Option("--preset", help="quick: a few small cases. full: the whole sweep (minutes)."),
+    typer.Option("--preset", help="quick: run a few small cases. full: run the whole sweep (takes minutes)."),
 ]
 Kept = Annotated[
     Path | None,
@@ -59,12 +59,17 @@ Kept = Annotated[
 Resume = Annotated[
     Path | None,
     typer.Option(
-        "--resume", metavar="FILE", help="Continue the results file of an interrupted run.", show_default=False
+        "--resume",
+        metavar="FILE",
+        help="Continue an interrupted run: measure the rows that this results file does not have yet.",
+        show_default=False,
     ),
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", metavar="FILE", help="Plot time and memory: .png, .svg or .pdf.", show_default=False),
+    typer.Option(
+        "--plot", metavar="FILE", help="Plot time and memory into a .png, .svg or .pdf file.", show_default=False
+    ),
 ]
 
 
@@ -78,14 +83,14 @@ def command(
     plot: Plot = None,
     format: As = "table",
 ) -> None:
-    """Run an experiment: candidates side by side, each checked, timed and compared with its prediction.
+    """Run an experiment: check several candidates, time them, and compare each with its prediction.
 
     EXPERIMENT is one of
 
     {EXPERIMENTS}
 
-    OOM, unavailable and incorrect results are reported as rows. Exit code 1 if a row is INCORRECT or FAILED. --output
-    stores every row at once, whatever happens later; `llmbench diff` compares two such files.
+    A candidate that runs out of memory, is not available or is incorrect has a row too. Exit code 1 if a row is
+    INCORRECT or FAILED. --output stores each row when it is measured. `llmbench diff` compares two such files.
 
     Examples:
 
@@ -110,7 +115,9 @@ def command(
         check_plot(plot)
     chosen, where = find_experiment(experiment), device_of(device)
     if where.type == "meta":
-        raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="cpu, cuda or auto")
+        raise LLMBenchError(
+            "--device meta cannot be timed: it allocates no memory", hint="choose from cpu, cuda and auto"
+        )
     ranks, where = join(chosen.processes, where, experiment)
     ask = Ask(
         quick=preset == "quick",
@@ -121,7 +128,7 @@ def command(
     groups = chosen.groups(ask)
     if plot is not None and not has_curves([group.case for group in groups], chosen.chart):
         preset_only = f" in the {preset} preset" if chosen.chart else ""
-        raise LLMBenchError(f"--plot: {experiment} has no sweep to plot{preset_only}", hint="leave --plot out")
+        raise LLMBenchError(f"--plot: {experiment} has no sweep to plot{preset_only}", hint="leave out --plot")
     inputs: dict[str, Any] = {"experiment": experiment, "preset": preset, "device": str(where), "dtype": ask.dtype}
     inputs |= {"ranks": ranks.size} if ranks.size > 1 else {}
     measured = _measured(groups, ask, inputs, path, resume=resume is not None)
@@ -131,7 +138,7 @@ def command(
     common, parts = sheets(measured.rows, chosen.chart)
     panels = curves(parts, chosen.chart)
     if panels and plot is None:
-        more = [f"the first of {len(panels)} panels; --plot draws all of them"] if len(panels) > 1 else []
+        more = [f"this is the first of {len(panels)} panels; --plot draws all of them"] if len(panels) > 1 else []
         document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
     if path is not None:
@@ -148,9 +155,13 @@ command.__doc__ = (command.__doc__ or "").replace("{EXPERIMENTS}", listed(EXPERI
 
 
 class _Measured(NamedTuple):
-    """The state after the last measurement: the rows in the order of their groups, with those of earlier sessions;
-    `earlier`, the reference measurements of those sessions; `notes` about the results file; and the error that
-    interrupted the run, if any."""
+    """The rows and facts that the answer is made from.
+
+    rows: all rows in the order of their groups, including those that an earlier session wrote to the results file.
+    references, environment: the reference measurements and the machine of this session.
+    earlier: for each row of an earlier session, the reference measurements of that session.
+    notes: lines about the results file. broken_off: the error that interrupted the run, or None.
+    """
 
     rows: list[Row]
     references: ReferenceMeasurements
@@ -163,7 +174,7 @@ class _Measured(NamedTuple):
 def _measured(
     groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
 ) -> _Measured:
-    """Measure the rows that the file does not have yet. An interruption keeps the rows measured before."""
+    """Measure the rows that the results file does not have yet. If the run is interrupted, earlier rows are kept."""
     from llmbench.bench.experiments.experiment import run
     from llmbench.bench.results.words import in_words
     from llmbench.measure.clock import clock_for
@@ -194,7 +205,7 @@ def _measured(
                     for key, head in sessions.items()
                     if head and head.reference_measurements
                 }
-                notes = [*store.notes, *(f"left out: {damage}" for damage in store.existing.damaged)]
+                notes = [*store.notes, *(f"ignored: {damage}" for damage in store.existing.damaged)]
             try:
                 for row in run(groups, clock=clock, references=references, store=store, started=started):
                     rows[row.key] = row
@@ -203,7 +214,8 @@ def _measured(
                 broken_off = problem
     if earlier:
         notes.append(
-            f"{plural(len(earlier), 'row')} of earlier sessions, compared with the reference measurements of then"
+            f"{plural(len(earlier), 'row')} of earlier sessions: their limits are the reference measurements of their "
+            "own session"
         )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
@@ -211,7 +223,7 @@ def _measured(
 
 
 def _end(measured: _Measured, path: Path | None) -> None:
-    """Exit with the code of the run, after the answer, with a message for an interruption."""
+    """Exit with the exit code of the run. Called after the answer is written."""
     if isinstance(measured.broken_off, KeyboardInterrupt):
         kept = f"`--resume {path}` continues" if path else "--output would have stored them"
         sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
@@ -222,11 +234,14 @@ def _end(measured: _Measured, path: Path | None) -> None:
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:
-    """The results file, if any."""
+    """The results file of the run, or None. Raises LLMBenchError if --output and --resume contradict each other."""
     if output is not None and resume is not None:
-        raise LLMBenchError("--output starts a file and --resume continues one", hint="give one of them")
+        raise LLMBenchError(
+            "--output and --resume cannot be used together",
+            hint="--output starts a new results file, --resume continues an existing one",
+        )
     if resume is not None and not resume.is_file():
-        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts one")
+        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new results file")
     return output or resume
 
 
@@ -327,7 +342,7 @@ def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterato
 
 
 def _caption(common: str, environment: Environment) -> str:
-    """The caption of a plot: shared fields, machine and version."""
+    """The caption of a plot: the fields that all rows share, the machine, and the version of llmbench."""
     commit, code = environment.commit, f"llmbench {environment.llmbench}"
     if commit is not None:
         code += f" at {commit[:8]}{'+' * commit.endswith('+')}"

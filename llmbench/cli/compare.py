@@ -21,7 +21,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Compared(AboutModel, kw_only=True):
-    """A model with its parameters, cache and FLOPs per token; decoding has none where the model does not decode."""
+    """A model with its parameters, cache and FLOPs per token. decode_flops_per_token: None for an encoder."""
 
     parameters: Parameters
     cache: KVCache
@@ -40,7 +40,7 @@ class Compared(AboutModel, kw_only=True):
 
 
 def _texts(name: str, heading: str, texts: Callable[[Compared], Iterable[str]], description: str) -> Field[Compared]:
-    """A field with the texts of all kinds of layers, each once."""
+    """A field whose value is a list with the text of each kind of layer, without repetitions."""
     return Field(
         name,
         heading,
@@ -71,19 +71,19 @@ FIELDS: tuple[Field[Compared], ...] = (
         "norm_placement",
         "norm placement",
         lambda row: (layer.placement.replace("_", " ") for layer in row.layers),
-        "where the norms of a layer stand",
+        "place of the norms in a layer: `pre`, `post`, `output`, `sandwich`, `parallel`, …",
     ),
     Field(
         "parallel_block",
         "parallel block",
         value=lambda row: any(layer.placement.startswith("parallel") for layer in row.layers),
-        description="whether mixer and feed-forward read the same input",
+        description="whether the mixer and the feed-forward of a layer run in parallel",
     ),
     _texts(
         "attention",
         "attention",
         lambda row: (layer.mixer.summary for layer in row.layers if layer.mixer is not None),
-        "the mixer",
+        "summary of the mixer: heads, and kind of attention or recurrence",
     ),
     Field(
         "head_dim",
@@ -107,28 +107,34 @@ FIELDS: tuple[Field[Compared], ...] = (
     Field(
         "attention_chunk_size",
         value=lambda row: _numbers(mixer.attention_chunk_size for mixer in row.spec.attentions),
-        description="tokens per chunk, for attention that stays in one chunk",
+        description="tokens per chunk, if a query sees only keys of its own chunk",
     ),
     _texts(
         "qk_norm",
         "QK norm",
         lambda row: (mixer.qk_norm.over if mixer.qk_norm else "none" for mixer in row.spec.attentions),
-        "norm of queries and keys: over one `head`, over all (`full`), or with weights `per_head`",
+        "norm of queries and keys: over each `head`, over all heads together (`full`), or over each head with its own "
+        "weights (`per_head`)",
     ),
     Field("biases", "biases", value=lambda row: _biases(row.layers), description="projections that have a bias"),
-    _texts("feed_forward", "feed-forward", lambda row: (ffn.summary for ffn in row.ffns), "the feed-forward"),
+    _texts(
+        "feed_forward",
+        "feed-forward",
+        lambda row: (ffn.summary for ffn in row.ffns),
+        "summary of the feed-forward: kind and intermediate size",
+    ),
     _texts(
         "activation",
         "activation",
         lambda row: (activation_name(ffn.activation) for ffn in row.ffns),
-        "activation of the feed-forward",
+        "activation function of the feed-forward",
     ),
     Field(
         "moe",
         "experts",
         value=lambda row: _once(ffn.experts_summary or "none" for ffn in row.ffns),
         text=lambda row: _joined(ffn.experts_summary for ffn in row.ffns if ffn.experts_summary is not None),
-        description="experts per token, number of experts, and the scores of the router",
+        description="number of experts per token, number of experts, and scoring function of the router",
     ),
     Field(
         "layers",
@@ -136,14 +142,14 @@ FIELDS: tuple[Field[Compared], ...] = (
         "count",
         lambda row: row.spec.num_hidden_layers,
         lambda row: f"{len(row.spec.encoder.order)} + {row.spec.num_hidden_layers}" if row.spec.encoder else None,
-        description="layers of the decoder, or of an encoder alone",
+        description="number of layers of the decoder, or of the encoder if there is no decoder",
     ),
     Field(
         "encoder_layers",
         value=lambda row: len(row.spec.encoder.order) if row.spec.encoder else None,
-        description="layers of the encoder beside a decoder, or null",
+        description="number of layers of the encoder of an encoder-decoder, else null",
     ),
-    Field("pattern", "pattern", value=lambda row: row.spec.pattern, description="the order of the kinds of layers"),
+    Field("pattern", "pattern", value=lambda row: row.spec.pattern, description="order of the kinds of layers"),
     Field(
         "hidden_size",
         "hidden size",
@@ -156,41 +162,46 @@ FIELDS: tuple[Field[Compared], ...] = (
         "tied_embeddings",
         "tied embeddings",
         value=lambda row: row.spec.tie_word_embeddings,
-        description="whether the head uses the weights of the embedding",
+        description="whether the output head uses the weights of the embedding",
     ),
     Field(
         "context",
         "context",
         "count",
         lambda row: row.spec.max_position_embeddings,
-        description="the longest sequence that the config names, or null",
+        description="maximum sequence length that the model's config states, in tokens, or null",
     ),
     Field(
         "kv_bytes_per_token",
         "KV cache per token",
         value=lambda row: row.cache.bytes_per_token,
         text=lambda row: size(row.cache.bytes_per_token),
-        description="as in `kvcache`",
+        description="the same figure as `bytes_per_token` of `kvcache`",
     ),
     Field(
         "kv_bytes_per_sequence",
         "KV cache per sequence",
         value=lambda row: row.cache.bytes_per_sequence,
         text=lambda row: size(row.cache.bytes_per_sequence),
-        description="as in `kvcache`",
+        description="the same figure as `bytes_per_sequence` of `kvcache`",
     ),
-    Field("prefill_flops_per_token", "prefill FLOPs per token", "flops", description="as in `flops`"),
+    Field(
+        "prefill_flops_per_token",
+        "prefill FLOPs per token",
+        "flops",
+        description="the same figure as `flops_per_token` of `flops --phase prefill`",
+    ),
     Field(
         "decode_flops_per_token",
         "decode FLOPs per token",
         "flops",
-        description="as in `flops`; null for an encoder alone",
+        description="the same figure as `flops_per_token` of `flops --phase decode`; null if the model has no decoder",
     ),
 )
 
 
 def command(models: Models, seq: Seq = SEQ, set: Set = None, format: As = "table", output: Output = None) -> None:
-    """Compare architectures and their costs.
+    """Compare the architectures of several models, and their parameters, KV cache and FLOPs.
 
     Examples:
 
@@ -224,7 +235,7 @@ def _compared(spec: ModelSpec, seq: int) -> Compared:
 
 
 def _block(rows: list[Compared], seq: int) -> Block:
-    """A column for each model; rows that say "no" or "none" of all models are left out."""
+    """A table with a column for each model. A row is left out if it says "no" or "none" for every model."""
     fields = [
         field
         for field in FIELDS
@@ -242,7 +253,7 @@ def _block(rows: list[Compared], seq: int) -> Block:
 
 
 def _once(texts: Iterable[str]) -> list[str]:
-    """Each text once: an empty list where all are "none"."""
+    """The texts without repetitions. If every text is "none", the list is empty."""
     found = distinct(texts)
     return [] if found == ["none"] else found
 
@@ -252,7 +263,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def _numbers(values: Iterable[int | None]) -> list[int | None]:
-    """The numbers of all kinds of layers, each once: an empty list where no kind has one."""
+    """The values of all kinds of layers, without repetitions. If every value is None, the list is empty."""
     found = list(dict.fromkeys(values))
     return [] if found == [None] else found
 

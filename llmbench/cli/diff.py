@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from llmbench.measure.regressions import Change, Difference
     from llmbench.measure.results import Row
 
-Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file, written by `llmbench bench --output`.")]
-After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another result file of the same experiment.")]
-Everything = Annotated[bool, typer.Option("--all", help="Show unchanged rows too.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file of `llmbench bench --output`.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later result file of the same experiment.")]
+Everything = Annotated[bool, typer.Option("--all", help="Also show rows that did not change.")]
 
 
 LARGEST_NOISE = 10.0
-"""A table shows no noise above 1000%: the samples then give no information. JSON has the value."""
+"""Largest noise that a table shows. With noise above 1000% the samples give no information. JSON has every value."""
 
 NAMED = 3
-"""Number of missing rows that a line names; JSON has all of them."""
+"""The most missing rows that the line about them names. JSON has all of them."""
 
 
 def _side(row: Row | None) -> dict[str, Any] | None:
-    """A row of one file as JSON has it."""
+    """The JSON object of a row of one result file."""
     if row is None:
         return None
     added = None if row.memory is None else row.memory.added_bytes
@@ -41,7 +41,7 @@ def _side(row: Row | None) -> dict[str, Any] | None:
 
 
 def _time(name: str, heading: str, side: Callable[[Change], Row | None]) -> Field[Change]:
-    """The time of one side for people: its status if it has no time."""
+    """A table column with the time of the row in one file, or with the row's status if it has no time."""
 
     def seconds(change: Change) -> float | None:
         row = side(change)
@@ -55,15 +55,19 @@ def _time(name: str, heading: str, side: Callable[[Change], Row | None]) -> Fiel
 
 
 FIELDS: tuple[Field[Change], ...] = (
-    Field("experiment", "experiment", value=lambda change: change.key[0], description="the experiment"),
-    Field("case", value=lambda change: dict(change.key[1]), description="the case"),
+    Field("experiment", "experiment", value=lambda change: change.key[0], description="name of the experiment"),
+    Field(
+        "case",
+        value=lambda change: dict(change.key[1]),
+        description="setting of the measurement: an object with the fields of the case",
+    ),
     Field("case", "case", value=lambda change: _case(change), wraps=True, unbroken=True, in_json=False),
     Field(
         "implementation",
         "implementation",
         value=lambda change: change.key[2],
         unbroken=True,
-        description="the implementation",
+        description="name of the implementation or baseline",
     ),
     _time("before_s", "before", lambda change: change.before),
     _time("after_s", "after", lambda change: change.after),
@@ -72,7 +76,7 @@ FIELDS: tuple[Field[Change], ...] = (
         "noise",
         "noise",
         "percent",
-        description="the relative change, in the direction of the ratio, that is still noise; null if unknown",
+        description="largest relative change, in the direction of `ratio`, that can be noise; null if unknown",
     ),
     Field(
         "peak_ratio",
@@ -86,15 +90,20 @@ FIELDS: tuple[Field[Change], ...] = (
         "verdict",
         "verdict",
         text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
-        description="`slower`, `faster`, `same`, `unclear`, `broken`, `fixed`, `new`, `gone`",
+        description="`slower`, `faster`, `same`, `unclear` (hidden by the noise), `broken` or `fixed` (the status "
+        "changed), `new` or `gone` (only one file has the row)",
     ),
-    Field("memory_grew", description="whether the peak grew by more than 5% and more than a MiB: a regression too"),
+    Field(
+        "memory_grew",
+        description="whether the peak memory grew by more than 5% and more than 1 MiB; this counts as a regression",
+    ),
     Field(
         "before",
         value=lambda change: _side(change.before),
-        description="`status`, `median_s` and `added_bytes` (at the peak); null if there is no such row",
+        description="the row in the first file: `status`, `median_s` and `added_bytes` (memory that the call added at "
+        "its peak); null if the file has no such row",
     ),
-    Field("after", value=lambda change: _side(change.after), description="the same of the second file"),
+    Field("after", value=lambda change: _side(change.after), description="the row in the second file, as in `before`"),
 )
 
 
@@ -107,10 +116,11 @@ def command(
 ) -> None:
     """Compare two result files. Exit code 1 if a row became slower, broke or needs more memory.
 
-    Rows are paired by experiment, case and implementation. The noise threshold of a pair is estimated from its samples,
-    the reference measurements of both runs and the other implementations in the case. It is at least 10% on a CPU and
-    5% on a GPU. A row is `same` if a change by 1.3× is ruled out, else `unclear`. Memory counts as grown if the peak is
-    larger by more than 5% and more than a MiB. Reports unreadable lines and differences between the two machines.
+    Rows are paired by experiment, case and implementation. The noise of a pair is estimated from its samples, the
+    reference measurements of both runs and the other implementations in the case. It is at least 10% on a CPU and 5% on
+    a GPU. A change within the noise is `same` if a change by 1.3× can be excluded, else `unclear`. Memory has grown if
+    the peak is larger by more than 5% and by more than 1 MiB. The notes list damaged lines, and differences between the
+    two machines.
 
     Examples:
 
@@ -150,9 +160,9 @@ def _block(difference: Difference, damaged: list[str], *, everything: bool) -> B
     gone = [f"{change.key[2]} at {_case(change)}" for change in difference.changes if change.verdict == "gone"]
     if gone:
         more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        lines.append(f"gone (only in the first file, not judged): {'; '.join(gone[:NAMED])}{more}")
+        lines.append(f"gone (only in the first file, no verdict): {'; '.join(gone[:NAMED])}{more}")
     if counts["unclear"]:
-        lines.append("unclear: the noise could hide a change by 1.3×; measure again on a quiet machine or for longer")
+        lines.append("unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer")
     changes = table(fitted(fields, shown), shown) if shown else None
     return Block(table=changes, lines=lines, notes=[*difference.notes, *damaged])
 

@@ -14,13 +14,13 @@ from llmbench.report.fields import Field, record, records
 
 GPU_FIELDS: tuple[Field[InstalledGpu], ...] = (
     Field("index", "GPU", "number", value=lambda gpu: gpu.number, description="number of the GPU"),
-    Field("name", "name", description="name by the driver"),
-    Field("memory_bytes", "memory", "gib", description="memory by the driver"),
+    Field("name", "name", description="name that the driver reports"),
+    Field("memory_bytes", "memory", "gib", description="memory that the driver reports"),
     Field(
         "device",
         "datasheet",
         text=lambda gpu: gpu.device or "unknown GPU",
-        description="the bundled device with this name and memory, or null",
+        description="name of the device spec with this GPU name and memory, or null",
     ),
 )
 
@@ -42,25 +42,28 @@ FIELDS: tuple[Field[Machine], ...] = (
     Field("os", "OS", value=lambda machine: platform.platform(), description="operating system"),
     Field("cpu_count", "CPUs", "count", value=lambda machine: os.cpu_count(), description="number of logical CPUs"),
     Field(
-        "driver", "GPU driver", value=lambda machine: machine.gpus.driver, description="version of the driver, or null"
+        "driver",
+        "GPU driver",
+        value=lambda machine: machine.gpus.driver,
+        description="version of the GPU driver, or null",
     ),
-    Field("packages", description="version of each package, null where it is not installed"),
+    Field("packages", description="version of each package; null if it is not installed"),
     *map(_package, PACKAGES),
     Field(
         "gpus",
         value=lambda machine: records(GPU_FIELDS, machine.gpus.gpus),
-        description="for each GPU: `index`, `name`, `memory_bytes`, and `device`, the bundled device or null",
+        description="for each GPU: `index`, `name`, `memory_bytes`, and `device` (name of the device spec, or null)",
     ),
     Field(
-        "gpu_problem", value=lambda machine: machine.gpus.problem, description="the reason why there is no GPU, or null"
+        "gpu_problem", value=lambda machine: machine.gpus.problem, description="reason why no GPU is listed, or null"
     ),
 )
 
 
 def command(format: As = "table", output: Output = None) -> None:
-    """Show this machine: Python, packages, GPUs.
+    """Show the software and the GPUs of this machine.
 
-    Each GPU is shown with the bundled device of exactly that name and memory, or as "unknown GPU".
+    Each GPU is shown with the device spec that has the same name and memory. Without one it is an "unknown GPU".
 
     Examples:
 

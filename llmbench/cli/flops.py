@@ -35,17 +35,27 @@ from llmbench.spec.model import ModelSpec
 PhaseOption = Annotated[
     Phase,
     typer.Option(
-        "--phase", help="prefill and train read --seq tokens; decode computes one token after --seq cached ones."
+        "--phase",
+        help="prefill: forward pass over --seq tokens. decode: one new token after --seq cached tokens. train: forward "
+        "and backward pass over --seq tokens.",
     ),
 ]
 ScorePairs = Annotated[
     Literal["causal", "full"],
-    typer.Option("--attention", help="Score pairs to count: those inside the mask, or all S×S as FLOP counters do."),
+    typer.Option(
+        "--attention",
+        help="causal: count the score pairs inside the mask. full: count all S×S score pairs, as FLOP counters do.",
+    ),
 ]
 RecomputeOption = Annotated[
-    Recompute, typer.Option("--recompute", help="Activations that the backward pass computes again.")
+    Recompute,
+    typer.Option(
+        "--recompute",
+        help="Activations that the backward pass computes again. selective: attention scores. every-second: all except "
+        "attention and every second product. full: whole layers.",
+    ),
 ]
-By = Annotated[Literal["component", "op"], typer.Option("--by", help="Rows of the table.")]
+By = Annotated[Literal["component", "op"], typer.Option("--by", help="Show a row for each component, or for each op.")]
 
 
 class Counted(AboutModel, kw_only=True):
@@ -58,48 +68,53 @@ class Counted(AboutModel, kw_only=True):
 
 FIELDS: tuple[Field[Counted], ...] = (
     *MODEL_FIELDS,
-    Field("phase", value=lambda row: row.workload.phase, description="`prefill`, `decode` or `train`, as asked"),
-    Field("seq_len", value=lambda row: _length(row.workload), description="tokens per sequence, as asked"),
-    Field("batch", value=lambda row: row.workload.batch, description="sequences, as asked"),
+    Field(
+        "phase", value=lambda row: row.workload.phase, description="value of `--phase`: `prefill`, `decode` or `train`"
+    ),
+    Field("seq_len", value=lambda row: _length(row.workload), description="value of `--seq`: tokens per sequence"),
+    Field("batch", value=lambda row: row.workload.batch, description="value of `--batch`: number of sequences"),
     Field(
         "attention",
         value=lambda row: "full" if row.workload.masked_pairs else "causal",
-        description="score pairs that are counted, as asked",
+        description="value of `--attention`: which score pairs are counted, `causal` or `full`",
     ),
     Field(
         "absorbed_mla",
         value=lambda row: absorbs(row.spec, row.workload),
-        description="whether latent attention computes on the latent itself (in decoding), without expanding it",
+        description="whether latent attention is counted in its absorbed form, which does not expand the latents "
+        "(`decode`)",
     ),
     Field(
         "total_flops",
         value=lambda row: row.flops.total,
-        description="FLOPs of the step: the forward pass, and in training the backward pass",
+        description="FLOPs of the step: of the forward pass, and in training also of the backward pass",
     ),
-    Field("matmul_flops", value=lambda row: row.flops.matmul, description="its products with weights"),
+    Field("matmul_flops", value=lambda row: row.flops.matmul, description="FLOPs of products with weights"),
     Field(
         "attention_flops",
         value=lambda row: row.flops.attention,
-        description="its scores, and their products with the values",
+        description="FLOPs of attention scores and of their products with the values",
     ),
-    Field("recurrent_flops", value=lambda row: row.flops.recurrent, description="its recurrences and convolutions"),
+    Field(
+        "recurrent_flops", value=lambda row: row.flops.recurrent, description="FLOPs of recurrences and convolutions"
+    ),
     Field(
         "recompute_flops",
         value=lambda row: row.flops.recompute,
-        description="FLOPs that the backward pass computes a second time; not in the total",
+        description="FLOPs that the backward pass computes a second time; not part of `total_flops`",
     ),
     Field(
         "tokens",
         value=lambda row: row.flops.tokens,
-        description="new tokens: batch × sequence, or in decoding the batch",
+        description="number of new tokens: `batch` × `seq_len`, or `batch` with `decode`",
     ),
-    Field("flops_per_token", value=lambda row: row.flops.per_token, description="total / tokens"),
+    Field("flops_per_token", value=lambda row: row.flops.per_token, description="`total_flops` / `tokens`"),
     Field(
         "rule_of_thumb_flops",
         value=lambda row: row.flops.rule,
-        description="2·N or (in training) 6·N per token; N is the active parameters without embeddings",
+        description="2·N FLOPs per token, or 6·N in training; N is the number of active parameters without embeddings",
     ),
-    Field("components", value=lambda row: row.flops.components, description="FLOPs by component"),
+    Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
 )
 
 
@@ -134,7 +149,7 @@ def command(
     if recompute != "none" and phase != "train":
         raise LLMBenchError(
             f"--recompute {recompute}: --phase {phase} has no backward pass",
-            hint="leave --recompute out, or use --phase train",
+            hint="leave out --recompute, or use --phase train",
         )
     specs = [load(text, set) for text in models]
     workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
@@ -167,17 +182,17 @@ def command(
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
-    """The workload of a phase."""
+    """The workload of a phase. `more` are other fields of the workload."""
     return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 
 def absorbs(spec: ModelSpec, workload: Workload) -> bool:
-    """Whether latent attention works on the latent itself, here."""
+    """Whether the model has latent attention that this workload computes in its absorbed form."""
     return workload.absorbed_mla and any(mixer.absorbs for mixer in spec.mixers)
 
 
 def _length(workload: Workload) -> int:
-    """Tokens per sequence that were asked for: in decoding those in the cache."""
+    """The value of --seq: tokens per sequence, or in decoding tokens in the cache."""
     return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
 
 
@@ -253,7 +268,7 @@ def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
 
 
 def _work(op: Op) -> str:
-    """The row that counts an op's FLOPs: attention scores, a recurrence, or a component's products with weights."""
+    """The name of the table row that an op is counted in: attention scores, recurrence, or the op's component."""
     names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
     return names.get(op.kind, op.component)
 

@@ -32,36 +32,42 @@ command = typer.Typer(
 command.command("bench")(bench_kernels)
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels. Default: all.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Names of kernels. Default: all kernels.", show_default=False),
 ]
 DTypes = Annotated[
     str,
     typer.Option(
         "--dtype",
         metavar="LIST",
-        help="Formats, separated by commas: bf16, fp16, fp32. A kernel with none of these formats runs in its own.",
+        help="Formats, separated by commas: bf16, fp16, fp32. A kernel that supports none of them runs in the formats "
+        "that it supports.",
     ),
 ]
 
 
 LIST: tuple[Field[Kernel], ...] = (
     Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="name of the kernel"),
-    Field("summary", "computes", wraps=True, description="the function that it computes"),
+    Field("summary", "computes", wraps=True, description="the function that the kernel computes"),
     Field(
         "dtypes",
         "formats",
         value=lambda kernel: [_short(dtype) for dtype in kernel.dtypes],
-        description="formats of its inputs",
+        description="formats of inputs that the kernel supports",
     ),
     Field(
         "backward",
         "backward",
         value=lambda kernel: bool(kernel.differentiable),
-        description="whether it has a backward pass",
+        description="whether the kernel has a backward pass",
     ),
-    Field("cases", "cases", "count", lambda kernel: len(kernel.cases), description="number of cases that are checked"),
+    Field("cases", "cases", "count", lambda kernel: len(kernel.cases), description="number of cases that `check` runs"),
     Field(
-        "shapes", "shapes", "count", lambda kernel: len(kernel.shapes), description="number of shapes that are compiled"
+        "shapes",
+        "shapes",
+        "count",
+        lambda kernel: len(kernel.shapes),
+        description="number of shapes that `inspect` compiles",
     ),
 )
 CHECK: tuple[Field[CheckResult], ...] = (
@@ -71,7 +77,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "format",
         value=lambda row: str(row.dtype).removeprefix("torch."),
         text=lambda row: _short(row.dtype),
-        description="the format of its inputs",
+        description="format of the inputs",
     ),
     Field("checks", "checks", "count", description="number of tensors that were compared, over all cases and seeds"),
     Field(
@@ -79,24 +85,29 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "worst case",
         value=lambda row: row.case,
         wraps=True,
-        description="the case nearest to its budget, or furthest over it",
+        description="the case whose error is largest relative to its budget",
     ),
-    Field("tensor", "tensor", value=lambda row: row.worst.tensor, description="the tensor of that case"),
+    Field(
+        "tensor",
+        "tensor",
+        value=lambda row: row.worst.tensor,
+        description="the tensor with this error: an output or a gradient",
+    ),
     Field(
         "error",
         "error",
         "scientific",
         lambda row: row.worst.error,
-        description="the error of this tensor, relative to fp64",
+        description="error of this tensor, relative to the fp64 reference",
     ),
     Field(
         "plain_error",
         "plain torch",
         "scientific",
         lambda row: row.worst.plain_error,
-        description="the error of plain torch in the same format",
+        description="error of plain torch for the same tensor in the same format",
     ),
-    Field("budget", "budget", "scientific", lambda row: row.worst.budget, description="the error that is allowed"),
+    Field("budget", "budget", "scientific", lambda row: row.worst.budget, description="largest error that is allowed"),
     Field(
         "passed",
         "verdict",
@@ -107,7 +118,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
 
 
 def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -> Field[Compiled]:
-    """A figure of the compiled kernel, unknown if the compiler gave none."""
+    """A field with a figure of the compiled kernel. It is None if the compiler reported no registers."""
     return Field(
         name, heading, unit, lambda row: getattr(row, name) if row.registers else None, description=description
     )
@@ -116,32 +127,40 @@ def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -
 INSPECT: tuple[Field[Compiled], ...] = (
     Field("kernel", description="name of the kernel"),
     Field("function", "function", unbroken=True, description="name of the compiled function"),
-    Field("case", description="the shape that it was compiled for"),
-    Field("dtype", description="the format that it was compiled for"),
-    Field("config", "configuration", wraps=True, description="tile sizes and launch options"),
-    Field("note", description="the reason for this configuration"),
+    Field("case", description="the shape that the function was compiled for"),
+    Field("dtype", description="the format that the function was compiled for"),
+    Field("config", "configuration", wraps=True, description="the configuration: tile sizes and launch options"),
+    Field("note", description="reason for this configuration"),
     Field("arch", value=lambda row: f"sm_{row.arch}", description="the GPU architecture"),
     Field(
         "shipped",
         "shipped",
         text=lambda row: None if row.shipped else "",
-        description="whether a launch uses it, or it is a candidate",
+        description="whether launches use this configuration; false: it is only a candidate",
     ),
     Field("num_warps", description="warps per block"),
     Field("num_stages", description="stages of the software pipeline"),
-    _if_compiled("registers", "registers", "count", "registers per thread; null if nothing was compiled"),
-    _if_compiled("spilled_bytes", "spilled", "bytes", "bytes per thread that are spilled from registers to memory"),
-    Field("instruction", "tensor cores", description="tensor-core instruction, or null"),
-    _if_compiled("shared_bytes", "shared", "kib", "shared memory per block"),
-    _if_compiled("blocks", "blocks/SM", "count", "blocks that run at a time on a multiprocessor"),
-    _if_compiled("occupancy", "occupancy", "percent", "their warps as a share of all that a multiprocessor can have"),
-    Field("faults", value=lambda row: list(row.faults), description="faults, with which a kernel must not ship"),
+    _if_compiled("registers", "registers", "count", "registers per thread; null if the configuration was not compiled"),
+    _if_compiled(
+        "spilled_bytes", "spilled", "bytes", "bytes per thread that the compiler moved from registers to memory"
+    ),
+    Field("instruction", "tensor cores", description="the tensor-core instruction that the function uses, or null"),
+    _if_compiled("shared_bytes", "shared", "kib", "bytes of shared memory per block"),
+    _if_compiled("blocks", "blocks/SM", "count", "number of blocks that run at the same time on a multiprocessor (SM)"),
+    _if_compiled(
+        "occupancy",
+        "occupancy",
+        "percent",
+        "warps of these blocks, as a share of the most warps that a multiprocessor can run",
+    ),
+    Field("faults", value=lambda row: list(row.faults), description="faults that make `inspect` exit with code 1"),
     Field(
         "allowed",
         value=lambda row: list(row.allowed),
-        description="faults that are allowed for a reason, and configurations that the architecture refuses",
+        description="faults that the kernel allows, each with its reason, and configurations that the architecture "
+        "cannot run",
     ),
-    Field("ptxas", value=lambda row: ptxas(row.arch), description="version of the assembler"),
+    Field("ptxas", value=lambda row: ptxas(row.arch), description="version of the assembler `ptxas`"),
 )
 
 
@@ -154,7 +173,7 @@ def _short(dtype: Any) -> str:
 
 @command.command("list")
 def list_kernels(format: As = "table", output: Output = None) -> None:
-    """List the kernels: what each computes, its formats, the number of cases that check it.
+    """List the kernels, with the function that each computes, its formats, and its numbers of cases and shapes.
 
     Examples:
 
@@ -175,20 +194,23 @@ def check_kernels(
     device: Annotated[
         str,
         typer.Option(
-            "--device", metavar="DEVICE", help="cuda, or cpu for Triton's interpreter. auto: cuda if there is a GPU."
+            "--device",
+            metavar="DEVICE",
+            help="cuda: run on the GPU. cpu: run in Triton's interpreter. auto: cuda if there is a GPU, else cpu.",
         ),
     ] = "auto",
     dtype: DTypes = "bf16,fp16,fp32",
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Random inputs per case.", parser=positive_integer)
+        int, typer.Option("--seeds", metavar="N", help="Number of random inputs per case.", parser=positive_integer)
     ] = 2,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Check each case of a kernel, and its gradients, against a reference in fp64.
+    """Compare the results and gradients of each kernel with a reference in fp64.
 
-    An error may be twice that of plain torch in the same format, plus one rounding. Buffers are NaN before a kernel
-    writes them. Without a GPU, kernels run in Triton's interpreter. Exit code 1 if a kernel exceeds its budget.
+    The error budget is twice the error of plain torch in the same format, plus one rounding. Output buffers are filled
+    with NaN first, so that a missing write is noticed. Without a GPU, kernels run in Triton's interpreter. Exit code 1
+    if a kernel exceeds its budget.
 
     Examples:
 
@@ -197,17 +219,19 @@ def check_kernels(
       llmbench kernels check rope --dtype bf16 --seeds 8
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise SpecError(f"--device {device}: kernels run on `cpu` (interpreted) or `cuda`")
+        raise SpecError(f"--device {device}: unknown device", hint="choose from auto, cuda and cpu (the interpreter)")
     need_triton()
     from llmbench.kernels.formats import gpu_name
 
     gpu = gpu_name()
     if device == "cuda" and gpu is None:
-        raise CannotRunError("--device cuda: no GPU here", hint="--device cpu checks in Triton's interpreter")
+        raise CannotRunError(
+            "--device cuda: this machine has no GPU", hint="--device cpu checks in Triton's interpreter"
+        )
     place = "cpu" if device == "cpu" or gpu is None else "cuda"
     if place == "cpu":
         need_interpreter()
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is loaded, which is now
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the first kernel is imported
     from llmbench.kernels.proof.check import check_all
 
     rows = list(_with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
@@ -224,23 +248,30 @@ def check_kernels(
 def inspect_kernels(
     names: Names = None,
     arch: Annotated[
-        str, typer.Option("--arch", metavar="LIST", help="GPU architectures: sm_80, sm_90, sm_100.")
+        str,
+        typer.Option("--arch", metavar="LIST", help="GPU architectures, separated by commas: sm_80, sm_90, sm_100."),
     ] = "sm_90",
     dtype: DTypes = "bf16",
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="Compile only the configurations that launches use.")
+        bool, typer.Option("--shipped", help="Compile only configurations that launches use, not candidates.")
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", metavar="N", help="Parallel compilers. Default: one per core.", parser=positive_integer),
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            help="Number of parallel compiler processes. Default: one per core.",
+            parser=positive_integer,
+        ),
     ] = None,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Compile the configurations of each kernel for real shapes, and show their registers and memory. Needs no GPU.
+    """Compile the configurations of each kernel for the shapes of real models, without a GPU.
 
-    Exit code 1 if a kernel spills registers, needs more shared memory than a block has, or multiplies matrices without
-    the tensor-core instruction of its architecture. A kernel may allow such a fault, with a reason.
+    Shows registers, spilled bytes, shared memory and occupancy. Exit code 1 if a configuration has a fault: it spills
+    registers, needs more shared memory than a block can have, or multiplies matrices without the tensor-core
+    instruction of the architecture. A kernel can allow a fault and give a reason.
 
     Examples:
 
@@ -249,7 +280,7 @@ def inspect_kernels(
       llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
     """
     need_triton()
-    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
+    os.environ.pop("TRITON_INTERPRET", None)  # with this variable Triton interprets and does not compile
     from llmbench.kernels.proof.inspect import inspect
 
     arches = _arches(arch)
@@ -269,7 +300,7 @@ def inspect_kernels(
 
 
 def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
-    """A table for each shape, format and architecture; under it a line for each fault."""
+    """A table for each kernel, shape, format and architecture, with a line under it for each fault."""
     groups: dict[tuple[str, str, str, int], list[Compiled]] = {}
     for row in compiled:
         groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
@@ -287,7 +318,7 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
 
 
 def need_triton() -> None:
-    """Raise CannotRunError unless torch and Triton are there."""
+    """Raise CannotRunError unless torch and Triton are installed."""
     from importlib.util import find_spec
 
     for package in ("torch", "triton"):
@@ -298,12 +329,12 @@ def need_triton() -> None:
 
 
 def need_interpreter() -> None:
-    """Raise CannotRunError unless Triton's interpreter has a numpy that it can use."""
+    """Raise CannotRunError unless a numpy is installed that Triton's interpreter can use."""
     from importlib import metadata
     from importlib.util import find_spec
 
     triton = metadata.version("triton")
-    old = triton.startswith("3.6.")  # numpy 2.4 refuses the arrays that its loop bounds come from
+    old = triton.startswith("3.6.")  # numpy 2.4 does not convert the arrays that this interpreter uses as loop bounds
     hint = "pip install 'numpy<2.4'" if old else "pip install numpy"
     if find_spec("numpy") is None:
         raise CannotRunError("Triton's interpreter needs numpy, which is not installed", hint=hint)
@@ -313,6 +344,7 @@ def need_interpreter() -> None:
 
 
 def known_names(names: list[str] | None) -> tuple[str, ...]:
+    """The names, or those of all kernels if there are none. Raises UnknownNameError for an unknown name."""
     from llmbench.kernels.registry import KERNELS, load_kernel
 
     for name in names or ():
@@ -321,13 +353,13 @@ def known_names(names: list[str] | None) -> tuple[str, ...]:
 
 
 def named_formats(text: str) -> list[Any]:
-    """The torch formats that a list names."""
+    """The torch formats of a comma-separated list. Raises SpecError for an unknown format."""
     from llmbench.kernels.formats import FORMATS
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in FORMATS:
-            raise SpecError(f"--dtype {part}: no such format", hint=f"choose from {', '.join(FORMATS)}")
+            raise SpecError(f"--dtype {part}: unknown format", hint=f"choose from {', '.join(FORMATS)}")
     if not parts:
         raise SpecError("--dtype names no format", hint=f"choose from {', '.join(FORMATS)}")
     return [FORMATS[part] for part in parts]
@@ -340,14 +372,14 @@ def _arches(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if part not in names:
-            raise SpecError(f"--arch {part}: no such architecture", hint=f"choose from {', '.join(names)}")
+            raise SpecError(f"--arch {part}: unknown architecture", hint=f"choose from {', '.join(names)}")
     if not parts:
         raise SpecError("--arch names no architecture", hint=f"choose from {', '.join(names)}")
     return [names[part] for part in parts]
 
 
 def _with_progress(work: Iterable[T], activity: str) -> Iterator[T]:
-    """The same items, with a count on stderr if that is a terminal."""
+    """Yield the items of `work`, and show their count on stderr if stderr is a terminal."""
     import sys
 
     if not sys.stderr.isatty():

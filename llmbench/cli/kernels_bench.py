@@ -1,4 +1,4 @@
-"""`llmbench kernels bench`: time the registered kernels, each next to its reference in plain torch."""
+"""`llmbench kernels bench`: time the Triton kernels, and compare each with its reference in plain torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ if TYPE_CHECKING:
     from llmbench.spec.device import DType
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="Kernels; default: all of them.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Names of kernels. Default: all kernels.", show_default=False),
 ]
 DTypes = Annotated[str, typer.Option("--dtype", metavar="LIST", help="Formats, separated by commas: bf16, fp16, fp32.")]
-Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="The pass to time.")]
+Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="Pass to time.")]
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="cuda, cuda:1; cpu rehearses in Triton's interpreter.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="GPU to use: auto, cuda, cuda:1, … cpu: a rehearsal in Triton's interpreter, without meaningful times.",
+    ),
 ]
 
-REHEARSAL = "rehearsal in Triton's interpreter, one small case per kernel: the times mean nothing"
+REHEARSAL = "rehearsal in Triton's interpreter, one small case per kernel: the times have no meaning"
 
 
 def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
@@ -51,11 +57,12 @@ def bench_kernels(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Time each kernel at its own shapes, next to its reference in plain torch.
+    """Time each kernel at shapes of real models, and compare it with its reference in plain torch.
 
-    Every kernel is checked against its reference in fp64 first. The prediction is the least time for the kernel's own
-    cost by the reference measurements of this run. Needs a GPU. With --device cpu or TRITON_INTERPRET=1 the command
-    rehearses one small case per kernel in Triton's interpreter. Exit code 1 if a row is INCORRECT or FAILED.
+    Every kernel is first checked against its reference in fp64. The prediction is the least time that the reference
+    measurements of this run allow for the kernel's FLOPs and bytes. Needs a GPU. With --device cpu or
+    TRITON_INTERPRET=1, the command only rehearses: it runs one small case per kernel in Triton's interpreter. Exit code
+    1 if a row is INCORRECT or FAILED.
 
     Examples:
 
@@ -75,15 +82,19 @@ def bench_kernels(
         )
     if rehearsal:
         need_interpreter()
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the first kernel is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the first kernel is imported
     elif os.environ.get("TRITON_INTERPRET") == "1":
-        raise CannotRunError("TRITON_INTERPRET=1 is set: kernels would not run on the GPU", hint="unset it")
+        raise CannotRunError(
+            "TRITON_INTERPRET=1 is set: kernels would not run on the GPU", hint="unset TRITON_INTERPRET"
+        )
     from llmbench.kernels.registry import load_kernel
     from llmbench.model.devices import device_of
 
     where = device_of("cpu" if rehearsal else device)
     if where.type not in ("cpu", "cuda"):
-        raise SpecError(f"--device {device}: kernels run on `cuda`, or on `cpu` in the interpreter")
+        raise SpecError(
+            f"--device {device}: kernels cannot run on this device", hint="choose cuda, or cpu for the interpreter"
+        )
     kernels = [load_kernel(name) for name in known_names(names)]
     inputs = {"names": names or [], "dtype": dtype, "pass": direction, "device": str(where)}
     with working("measuring kernels"):
@@ -102,7 +113,7 @@ def _measured(
     *,
     rehearsal: bool,
 ) -> Document:
-    """Time the kernels in each format. Every format has reference measurements of its own."""
+    """Time the kernels in each format. The reference measurements are repeated for each format."""
     import msgspec
 
     from llmbench.bench.experiments.experiment import FULL, run
@@ -134,7 +145,7 @@ def _measured(
         lines += [Line(row, metrics(row, limits, baselines[index]), row.extra) for index, row in enumerate(measured)]
         rows += as_json(measured, limits, baselines)
         below += [*machine(this_machine, limits, measured), *remarks(measured)]
-    below.append("predicted: the least time for the kernel's cost; speed-up: median of per-sample time ratios")
+    below.append("predicted: least time for the kernel's FLOPs and bytes; speed-up: median of per-sample time ratios")
     return Document(
         command="kernels.bench",
         inputs=inputs,

@@ -36,19 +36,24 @@ from llmbench.spec.model import ModelSpec
 
 OptionalModels = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Without one, the bundled models are compared."),
+    typer.Argument(metavar="[MODEL]...", help=MODEL_HELP + " Default: compare all models of `llmbench specs list`."),
 ]
-CacheFormat = Annotated[CacheType, typer.Option("--kv-dtype", help="Format of the cache. Its scales are not counted.")]
+CacheFormat = Annotated[
+    CacheType, typer.Option("--kv-dtype", help="Number format of the cache. Quantisation scales are not counted.")
+]
 BlockSize = Annotated[
     int,
     typer.Option(
-        "--block-size", metavar="TOKENS", help="Tokens per cache block of an engine.", parser=positive_integer
+        "--block-size",
+        metavar="TOKENS",
+        help="Tokens per block in which an engine allocates the cache.",
+        parser=positive_integer,
     ),
 ]
 
 
 class Cached(AboutModel, kw_only=True):
-    """A model and its cache."""
+    """A model and the size of its cache."""
 
     cache: KVCache
 
@@ -58,42 +63,43 @@ FIELDS: tuple[Field[Cached], ...] = (
     Field("kind", "kind", value=lambda row: _kinds(row.spec), wraps=True, in_json=False),
     *inside(
         "cache",
-        Field("seq_len", description="tokens per sequence, as asked"),
-        Field("batch", description="sequences, as asked"),
-        Field("kv_dtype", description="format of the cache, as asked"),
-        Field("block_size", description="tokens per cache block, as asked"),
+        Field("seq_len", description="value of `--seq`: tokens per sequence"),
+        Field("batch", description="value of `--batch`: number of sequences"),
+        Field("kv_dtype", description="value of `--kv-dtype`: number format of the cache"),
+        Field("block_size", description="value of `--block-size`: tokens per cache block"),
         Field(
             "bytes_per_token",
             "per token",
             "bytes",
-            description="bytes that one more token adds while the cache of every layer still grows",
+            description="bytes that one more token adds, as long as no sliding window is full",
         ),
         Field(
             "bytes_per_sequence",
             "per sequence",
             "gib",
-            description="keys and values of `seq_len` tokens, windows respected; the next three are not in it",
+            description="bytes of keys and values of `seq_len` tokens, of which a layer with a window stores only the "
+            "newest; without the next three fields",
         ),
         Field(
             "state_bytes_per_sequence",
             "fixed state",
             "gib",
             text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
-            description="recurrent and convolution states, the same at any length",
+            description="bytes of recurrent and convolution states, which do not depend on the length",
         ),
         Field(
             "indexer_bytes_per_sequence",
-            description="keys of an indexer, which chooses the tokens that attention reads",
+            description="bytes of the keys of an indexer, which selects the tokens that attention reads",
         ),
-        Field("cross_bytes_per_sequence", description="keys and values of `seq_len` encoder tokens"),
-        Field("bytes_total", "total", "gib", description="batch × the sum of the four above"),
+        Field("cross_bytes_per_sequence", description="bytes of keys and values of `seq_len` encoder tokens"),
+        Field("bytes_total", "total", "gib", description="`batch` × the sum of the four fields above"),
         Field(
             "reserved_bytes",
             "reserved",
             "gib",
-            description="bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length",
+            description="bytes that an engine without hybrid caches reserves: whole blocks, windows ignored",
         ),
-        Field("layers", description="bytes per sequence for each kind of layer, states included"),
+        Field("layers", description="for each kind of layer, bytes per sequence, states included"),
     ),
 )
 
@@ -109,10 +115,10 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Size the KV cache and the recurrent states of a model.
+    """Compute the size of the KV cache and the recurrent states of a model.
 
-    Shows bytes per token, per sequence and per batch. Windows, latents and hybrids are counted exactly. Also shows the
-    memory that an engine without hybrid caches reserves.
+    Shows bytes per token, per sequence and per batch. Sliding windows, latent attention and hybrid models are counted
+    exactly. Also shows the memory that an engine without hybrid caches reserves.
 
     Examples:
 
@@ -153,7 +159,7 @@ def command(
 
 def _bundled(changes: list[str] | None) -> list[ModelSpec]:
     if changes:
-        raise typer.BadParameter("--set needs a MODEL")
+        raise typer.BadParameter("--set needs a MODEL to change")
     return [load_bundled(name) for name in bundled_models()]
 
 
@@ -216,7 +222,7 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
 
 
 def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
-    """The cache of one sequence: a row for each mixer of each kind of layer, and for keys of indexers and encoders."""
+    """The cache of one sequence: a row for each mixer of each kind of layer, for indexer keys, and cross-attention."""
     from llmbench.report.describe import cache_span, distinct  # JSON has no such rows
     from llmbench.sizing.formula import cache_formula
 
@@ -242,13 +248,13 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
 
 
 def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
-    """The model with only one of the parallel branches of a kind of layer."""
+    """The model in which a kind of layer has only this mixer, which is one of its parallel branches."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
 
 def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
-    """The cache with other key-value heads."""
+    """A table with the cache of the same model with other numbers of key-value heads, or None if none can change."""
     rows: list[tuple[str, KVCache]] = []
     variants = (
         ("MHA", as_heads(spec, "mha")),

@@ -1,4 +1,4 @@
-"""Shared by the measuring commands: options, refusals, the fields of a measured row, the lines about the machine."""
+"""Parts that the measuring commands share: options, checks of files, fields of a measured row, lines on the machine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row, Scalar
 
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; auto prefers a GPU.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … auto: a GPU if there is one, else the CPU."),
+]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    typer.Option("--dtype", help="Number format; default: bf16 on a GPU, fp32 on a CPU.", show_default=False),
+    typer.Option("--dtype", help="Number format. Default: bf16 on a GPU, fp32 on a CPU.", show_default=False),
 ]
 
 
 def listed(names: Mapping[str, str]) -> str:
-    """Names with a description each, as a paragraph of a help text with lines of its own (`\\b`)."""
+    """A paragraph for a help text: a line per name with its description. `\\b` keeps typer from joining the lines."""
     width = max(map(len, names)) + 2
     lines = [
         textwrap.fill(f"{name:{width}}{what}", 76, initial_indent=" " * 4, subsequent_indent=" " * (4 + width))
@@ -49,7 +52,7 @@ def need_torch(command: str) -> None:
 
 
 def fail_where_wrong(rows: Iterable[Row]) -> None:
-    """Exit with code 1 if a row is INCORRECT or FAILED. OOM and n/a are no faults."""
+    """Exit with code 1 if a row is INCORRECT or FAILED. Rows that are OOM or n/a do not change the exit code."""
     if any(row.status in ("INCORRECT", "FAILED") for row in rows):
         raise typer.Exit(1)
 
@@ -64,20 +67,20 @@ RESULTS = b'{"line":"'
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise LLMBenchError, before anything is measured, if the file cannot be written or contains results."""
+    """Raise LLMBenchError if a file cannot be written or contains results. Commands call it before they measure."""
     if path is None:
         return
     try:
         if path.is_dir():
-            raise LLMBenchError(f"{option} {path} is a folder", hint="name a file in it")
+            raise LLMBenchError(f"{option} {path} is a folder", hint="give the path of a file")
         if not path.absolute().parent.is_dir():
-            raise LLMBenchError(f"{option} {path}: no such folder")
+            raise LLMBenchError(f"{option} {path}: no such folder", hint="create the folder, or use another path")
         if path.exists():
             writable = os.access(path, os.W_OK)
             if path.is_file() and _begins(path, RESULTS):
                 raise LLMBenchError(
                     f"{option} {path} contains results, which would be lost",
-                    hint="name another file; `llmbench bench --resume` continues this one",
+                    hint="use another file; `llmbench bench --resume` continues an existing results file",
                 )
         else:
             TemporaryFile(dir=path.absolute().parent).close()
@@ -89,7 +92,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 
 class Line(NamedTuple):
-    """A row with its metrics and with the figures that an experiment adds."""
+    """A measured row, its metrics, and the figures that its experiment adds."""
 
     row: Row
     metrics: Metrics
@@ -108,56 +111,60 @@ def _metric(
 
 
 def _status(line: Line) -> str | None:
-    """The status of a row without a time, which stands in place of the time."""
+    """The status of a row that has no time. Tables show it in place of the time."""
     return None if line.row.status == "ok" else line.row.status
 
 
 METRICS: tuple[Field[Line], ...] = (
-    _metric("tokens_per_s", "tokens per second, known where the row has a number of `tokens`", "tokens/s", "count"),
-    _metric("seconds", "the median time of a call", "time", "ms", scale="time", sparse=False, text=_status),
-    _metric("p10_s", "the 10th percentile of the samples"),
-    _metric("p90_s", "the 90th percentile of the samples"),
-    _metric("iqr_s", "the interquartile range of the samples"),
-    _metric("n", "the number of samples"),
-    _metric("spread", "the interquartile range as a share of the median", "spread", "percent", spare=4),
-    _metric("flops_per_s", "FLOPs of the work per second", "rate", "tflops_per_s", spare=1),
-    _metric("bytes_per_s", "bytes of the work per second", "traffic", "gb_per_s", spare=6),
+    _metric("tokens_per_s", "tokens per second; null if the row has no number of `tokens`", "tokens/s", "count"),
+    _metric("seconds", "median time of a call", "time", "ms", scale="time", sparse=False, text=_status),
+    _metric("p10_s", "10th percentile of the samples, in seconds"),
+    _metric("p90_s", "90th percentile of the samples, in seconds"),
+    _metric("iqr_s", "interquartile range of the samples, in seconds"),
+    _metric("n", "number of samples"),
+    _metric("spread", "interquartile range of the samples, as a share of the median", "spread", "percent", spare=4),
+    _metric("flops_per_s", "achieved rate: FLOPs of the setting / median time", "rate", "tflops_per_s", spare=1),
+    _metric(
+        "bytes_per_s", "achieved traffic: least bytes of the setting / median time", "traffic", "gb_per_s", spare=6
+    ),
     _metric(
         "share_of_limit",
-        "the least time by the roofline of the reference measurements, divided by the time (in a resumed file by "
-        "those of the session that measured the row)",
+        "least time that the reference measurements allow (roofline) / median time; in a resumed file, the reference "
+        "measurements are those of the session that measured the row",
         "share of limit",
         "percent",
     ),
     _metric(
         "share_of_datasheet",
-        "the least time by the roofline of the datasheet, divided by the time",
+        "least time that the datasheet allows (roofline) / median time",
         "share of datasheet",
         "percent",
         spare=2,
     ),
     _metric(
         "peak_bytes",
-        "the inputs and everything that the call allocated, at the peak",
+        "peak memory of a call: its inputs and everything that it allocates",
         "peak",
         "gib",
         scale="bytes",
     ),
-    _metric("need_bytes", "the same by the op table", "analytic", "gib", spare=3, scale="bytes"),
+    _metric(
+        "need_bytes", "peak memory of a call that the op table predicts", "analytic", "gib", spare=3, scale="bytes"
+    ),
     _metric(
         "predicted_s",
-        "the least time of the implementation's own ops, one after the other",
+        "predicted time: the least times of the implementation's ops, one after the other",
         "predicted",
         "ms",
         scale="time",
     ),
-    _metric("prediction_error", "(predicted − measured) / measured", "pred. error", "percent", spare=5),
-    _metric("joules_per_call", "energy of the whole board per call", "energy per call", "joules", spare=7),
-    _metric("joules_per_token", "energy of the whole board per token", "energy per token", "joules"),
-    _metric("speedup_p10", "the 10th percentile of the per-sample speed-ups"),
-    _metric("speedup_p90", "the 90th percentile of the per-sample speed-ups"),
+    _metric("prediction_error", "(predicted − measured) / measured, of the time", "pred. error", "percent", spare=5),
+    _metric("joules_per_call", "energy of the whole GPU board per call", "energy per call", "joules", spare=7),
+    _metric("joules_per_token", "energy of the whole GPU board per token", "energy per token", "joules"),
+    _metric("speedup_p10", "10th percentile of the speed-ups of single samples"),
+    _metric("speedup_p90", "90th percentile of the speed-ups of single samples"),
 )
-"""The metrics of a measured row. `peak` and `analytic` share a unit, and so do `time` and `predicted`."""
+"""The metrics of a measured row. A table shows `peak` and `analytic` in one unit, and `time` and `predicted` too."""
 
 IMPLEMENTATION: Field[Line] = Field(
     "implementation", "implementation", value=lambda line: line.row.implementation, unbroken=True
@@ -165,22 +172,22 @@ IMPLEMENTATION: Field[Line] = Field(
 
 
 def speed_up(heading: str) -> Field[Line]:
-    """The field for the baseline's time divided by this time."""
-    description = "the baseline's time divided by this time: the median of per-sample ratios"
+    """The field for the speed-up: the time of the baseline / the time of the row."""
+    description = "time of the baseline / time of the row: the median of the ratios of single samples"
     return Field("speedup", heading, "ratio", lambda line: line.metrics.speedup, description=description, sparse=True)
 
 
 DERIVED = (*METRICS, speed_up("speed-up"))
-"""The fields of `derived` in JSON, for the documentation."""
+"""The fields of `derived` in JSON, which tools/json_reference.py documents."""
 
 
 def extra_field(key: str, heading: str, unit: Unit) -> Field[Line]:
-    """The field for a figure that an experiment adds to its rows."""
+    """The field of a figure that only this experiment adds to its rows."""
     return Field(key, heading, unit, lambda line: line.extra.get(key), sparse=True)
 
 
 def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table:
-    """All rows under the same columns, for CSV: case, status, `extra` and metrics."""
+    """A table for CSV with all rows under the same columns: case, status, `extra` and metrics."""
 
     def case_field(name: str) -> Field[Line]:
         return Field(name, value=lambda line: line.row.case.get(name))
@@ -202,7 +209,7 @@ def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table
 
 
 def place(environment: Environment) -> str:
-    """The device and the version of torch."""
+    """The device and the version of torch, as a text."""
     where = environment.device
     if where == "cpu":
         where = f"{environment.cpu or 'a CPU'}, {plural(environment.threads, 'thread')}"
@@ -232,7 +239,7 @@ def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row]
         lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; the product reaches {share}")
     causes = {limits.exceeded_by(row) for row in rows}
     if "a cache" in causes:
-        lines.append("above 100% of limit: the data stayed in a cache between calls, and the limit is that of memory")
+        lines.append("above 100% of limit: the data stayed in a cache between calls, but the limit is that of memory")
     if "the machine" in causes:
         lines.append(
             "above 100% of limit: the machine was faster than when its limits were measured (turbo or other load)"

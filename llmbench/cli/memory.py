@@ -1,4 +1,4 @@
-"""`llmbench memory`: the memory of one GPU in training or serving, and the devices with enough of it."""
+"""`llmbench memory`: the peak memory of one GPU in training or serving, and the devices that have enough memory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import device_memories
 
-PhaseOption = Annotated[Literal["train", "inference"], typer.Option("--phase", help="A training step, or serving.")]
+PhaseOption = Annotated[
+    Literal["train", "inference"], typer.Option("--phase", help="train: a training step. inference: serving.")
+]
 MicroBatch = Annotated[
     int,
     typer.Option(
         "--batch",
         "--micro-batch",
         metavar="N",
-        help="Sequences per data-parallel replica: in a micro-batch, or served at once.",
+        help="Sequences per data-parallel replica: those of a micro-batch in training, or those served at once.",
         parser=positive_integer,
     ),
 ]
@@ -46,20 +48,25 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Formats of weights, gradients and states. Default: mixed (training), bf16 (inference).",
+        help="Formats of weights, gradients and optimizer states. Default: mixed in training, bf16 in inference.",
         show_default=False,
     ),
 ]
-OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Optimizer of the training step.")]
+OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Optimizer (training only).")]
 RecomputeOption = Annotated[
-    Recompute, typer.Option("--recompute", help="Activations that the backward pass computes again.")
+    Recompute,
+    typer.Option(
+        "--recompute",
+        help="Activations that the backward pass computes again (training only). selective: attention scores. "
+        "every-second: all except attention and every second product. full: whole layers.",
+    ),
 ]
 LayoutOption = Annotated[
     str,
     typer.Option(
         "--layout",
         metavar="LAYOUT",
-        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1.",
+        help="Parallel layout, for example tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1. Default: one GPU.",
         show_default=False,
     ),
 ]
@@ -67,18 +74,20 @@ Kernels = Annotated[
     Literal["fused", "eager", "standard"],
     typer.Option(
         "--kernels",
-        help="fused: fused kernels and flash attention. eager: plain torch and flash attention. standard: plain torch, "
-        "attention stores its scores.",
+        help="Kernels of the training step. fused: fused kernels and flash attention. eager: plain torch and flash "
+        "attention. standard: plain torch, and attention that stores its scores.",
     ),
 ]
 CacheFormat = Annotated[
     CacheType | None,
-    typer.Option("--kv-dtype", help="Format of the cache (inference only). Default: bf16.", show_default=False),
+    typer.Option(
+        "--kv-dtype", help="Number format of the KV cache (inference only). Default: bf16.", show_default=False
+    ),
 ]
 
 
 class Sized(AboutModel, kw_only=True):
-    """A model, the memory of one GPU, and the options behind it: None where an option is of the other phase."""
+    """A model, the memory of one GPU, and the options that gave it. An option of the other phase is None."""
 
     memory: Memory
     precision: PrecisionName
@@ -92,43 +101,53 @@ FIELDS: tuple[Field[Sized], ...] = (
     *MODEL_FIELDS,
     *inside(
         "memory",
-        Field("phase", description="`train` or `inference`, as asked"),
-        Field("seq_len", description="tokens per sequence, as asked"),
-        Field("micro_batch", description="sequences, as asked"),
+        Field("phase", description="value of `--phase`: `train` or `inference`"),
+        Field("seq_len", description="value of `--seq`: tokens per sequence"),
+        Field("micro_batch", description="value of `--batch`: number of sequences"),
     ),
-    Field("batch_is", value=lambda row: _batch_is(row.memory), description="what `micro_batch` counts, in words"),
-    Field("precision", description="as asked, or the default of the phase"),
-    Field("optimizer", description="of training; null in inference"),
-    Field("recompute", description="of training; null in inference"),
-    Field("kernels", description="of training; null in inference"),
-    Field("kv_dtype", description="of inference; null in training"),
+    Field(
+        "batch_is",
+        value=lambda row: _batch_is(row.memory),
+        description="the sequences that `micro_batch` counts, in words",
+    ),
+    Field("precision", description="value of `--precision`, or the default of the phase"),
+    Field("optimizer", description="value of `--optimizer`; null in inference"),
+    Field("recompute", description="value of `--recompute`; null in inference"),
+    Field("kernels", description="value of `--kernels`; null in inference"),
+    Field("kv_dtype", description="value of `--kv-dtype`, or its default; null in training"),
     *inside(
         "memory",
-        Field("layout", value=lambda row: str(row.memory.layout), description="parallel layout, as asked"),
+        Field(
+            "layout", value=lambda row: str(row.memory.layout), description="value of `--layout`: the parallel layout"
+        ),
         Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
         Field(
             "peak_bytes",
-            description="the highest memory of a training step, or of serving, on the GPU with the most of it",
+            description="peak memory of a training step, or of serving, on the GPU with the highest peak",
         ),
         Field(
             "parts_bytes",
-            description="the parts that add up to the peak: `weights`, `gradients`, `optimizer`, `activations`, "
-            "`logits`, `kv_cache`, `overhead`",
+            description="bytes of each part at the peak: `weights`, `gradients`, `optimizer`, `activations`, `logits`, "
+            "`kv_cache`, `overhead`; they add up to `peak_bytes`",
         ),
         Field(
             "full_bytes",
-            description="each part in full: parts are not all complete at one moment. With `zero=3` and a master copy, "
-            "`weights` is 0, because the fp32 shards count as `optimizer`",
+            description="bytes of all weights, gradients and optimizer states, and of the activations at the start of "
+            "the backward pass; not all of them exist at the peak. With `zero=3` and a master copy, `weights` is 0, "
+            "because the fp32 shards count as `optimizer`",
         ),
-        Field("reserved_bytes", description="memory that PyTorch's allocator takes from the device"),
-        Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, beside that"),
-        Field("moment", description="the op whose backward pass has the peak"),
-        Field("stage", description="the pipeline stage with the highest peak, from 0"),
-        Field("stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="the peak of each stage"),
+        Field("reserved_bytes", description="memory that PyTorch's allocator reserves on the device"),
+        Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, in addition"),
+        Field("moment", description="the op that runs at the peak, in its backward pass; or `optimizer`, or `prefill`"),
+        Field("stage", description="number of the pipeline stage with the highest peak, from 0"),
+        Field(
+            "stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="peak memory of each stage"
+        ),
         Field(
             "fits_on",
             value=lambda row: fitting(row.memory),
-            description="bundled devices with room for `reserved_bytes` + `context_bytes`, smallest first",
+            description="devices of `llmbench specs list --devices` whose memory is at least `reserved_bytes` + "
+            "`context_bytes`, smallest first",
         ),
     ),
 )
@@ -149,10 +168,10 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Size the peak memory of a GPU, and list the devices with enough of it.
+    """Compute the peak memory of a GPU in training or serving, and list the devices that have enough memory.
 
-    A training step is followed op by op through its backward pass. With pipeline parallelism, the fullest stage is
-    shown.
+    A training step is followed op by op through its forward and backward pass. With pipeline parallelism, the stage
+    with the highest peak is shown.
 
     Examples:
 
@@ -228,8 +247,8 @@ def _refuse_options_of_the_other_phase(
     if phase == "train":
         if kv_dtype is not None:
             raise LLMBenchError(
-                f"--kv-dtype {kv_dtype}: a training step has no cache",
-                hint="leave --kv-dtype out, or use --phase inference",
+                f"--kv-dtype {kv_dtype}: a training step has no KV cache",
+                hint="leave out --kv-dtype, or use --phase inference",
             )
         return
     for option, value, default in (
@@ -240,24 +259,24 @@ def _refuse_options_of_the_other_phase(
         if value != default:
             raise LLMBenchError(
                 f"--{option} {value} is for training and changes nothing with --phase inference",
-                hint=f"leave --{option} out, or use --phase train",
+                hint=f"leave out --{option}, or use --phase train",
             )
     if layout.zero:
         raise LLMBenchError(
-            f"layout zero={layout.zero}: ZeRO splits the state of training, and serving has none",
-            hint="leave zero out; tp, pp and ep split the weights of a served model",
+            f"layout zero={layout.zero}: ZeRO splits the states of training, which serving does not have",
+            hint="leave out zero; tp, pp and ep split the weights of a served model",
         )
 
 
 def _batch_is(memory: Memory) -> str:
-    """What --batch counts, in words."""
+    """The sequences that --batch counts, in words."""
     if memory.phase == "train":
         return "sequences in a micro-batch of each data-parallel replica"
     return "sequences served at once by each data-parallel replica"
 
 
 def fitting(memory: Memory) -> list[str]:
-    """The bundled devices with enough memory, smallest first."""
+    """The devices whose memory is large enough, smallest first."""
     return [name for name, memory_bytes in device_memories() if memory_bytes >= memory.needed_bytes]
 
 
@@ -297,12 +316,12 @@ def _block(row: Sized) -> Block:
 
 
 def _only_shards(memory: Memory) -> bool:
-    """Whether the weights stay only as fp32 shards: FSDP with a master copy gathers bf16 weights to compute."""
+    """Whether the only permanent copy of the weights is the fp32 shards (FSDP with a master copy)."""
     return memory.layout.zero == 3 and not memory.full_bytes["weights"]
 
 
 def _context(row: Sized) -> str:
-    """The options behind the figures, in two lines."""
+    """The options that the figures depend on, in two lines."""
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     tokens, batch = plural(memory.seq_len, "token"), f"{memory.micro_batch:,}"

@@ -1,4 +1,4 @@
-"""`llmbench model`: build a PyTorch model, run it once, or trace it beside its analytic figures."""
+"""`llmbench model`: build a PyTorch model and run it once, or trace it and compare the trace with the op table."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ Impl = Annotated[
     typer.Option(
         "--impl",
         metavar="NAME",
-        help="Implementation: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
+        help="Implementation of the model: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
     ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, meta. auto: a GPU if there is one.")
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, …, or meta (no memory). auto: a GPU if there is one."
+    ),
 ]
-DType = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Format of weights and activations.")]
+DType = Annotated[
+    Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Number format of weights and activations.")
+]
 Layers = Annotated[
     int | None,
     typer.Option(
@@ -53,7 +58,10 @@ Layers = Annotated[
 ]
 Traced = Annotated[
     bool,
-    typer.Option("--trace", help="Trace FLOPs and saved bytes of each op, beside the analytic ones, without memory."),
+    typer.Option(
+        "--trace",
+        help="Trace the FLOPs and saved bytes of each op without allocating memory, and compare them with predictions.",
+    ),
 ]
 
 
@@ -63,19 +71,19 @@ MODULES: tuple[Field[TreeRow], ...] = (
         "module",
         text=lambda row: _indented(row),
         unbroken=True,
-        description="name of the module; `{}` stands for the layer",
+        description="name of the module; `{}` stands for the index of the layer",
     ),
-    Field("module", "class", description="class of the module"),
-    Field("instances", description="number of equal modules"),
-    Field("parameters", "parameters", "count", description="parameters of one instance, with the modules below it"),
-    Field("parameter_bytes", description="bytes of these parameters"),
+    Field("module", "class", description="Python class of the module"),
+    Field("instances", description="number of modules of this kind, one per layer"),
+    Field("parameters", "parameters", "count", description="parameters of one instance, including its submodules"),
+    Field("parameter_bytes", description="bytes of the parameters of one instance"),
     Field("model_parameters", "in the model", "count", lambda row: row.instances * row.parameters, in_json=False),
     Field("model_bytes", "weights", "gib", lambda row: row.instances * row.parameter_bytes, in_json=False),
 )
 
 
 class Run(NamedTuple):
-    """A model that was built, the options that it was built with, and its forward pass."""
+    """A built model, the options of the build, the result of the forward pass, and the modules."""
 
     plan: Plan
     built: BuiltModel
@@ -84,51 +92,61 @@ class Run(NamedTuple):
 
 
 BUILT: tuple[Field[Run], ...] = (
-    Field("device", value=lambda run: run.built.device, description="the device with the weights"),
-    Field("impl", value=lambda run: run.plan.impl, description="the implementation, as asked"),
+    Field("device", value=lambda run: run.built.device, description="device that has the weights"),
+    Field("impl", value=lambda run: run.plan.impl, description="value of `--impl`: the implementation"),
     Field(
         "weights",
         value=lambda run: _origin(run),
-        description="`random`, the folder that the weights were read from, or on meta `none`",
+        description="`random`, or the folder from which the weights were read, or `none` on device meta",
     ),
     Field(
         "attention_kernels",
         value=lambda run: run.ran.kernels,
-        description="attention ops of torch in the forward pass; empty: matrix products and a softmax, or no pass",
+        description="attention kernels that ran in the forward pass; empty if attention ran as matrix products and a "
+        "softmax, or if there was no pass",
     ),
-    Field("parameters", value=lambda run: run.built.parameters, description="elements; tied ones count once"),
-    Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="bytes of these parameters"),
+    Field(
+        "parameters", value=lambda run: run.built.parameters, description="number of parameters; tied ones count once"
+    ),
+    Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="bytes of all parameters"),
     Field(
         "memory_bytes",
         value=lambda run: run.built.memory_bytes,
-        description="growth of memory: of torch's on a GPU, of the process on a CPU; null if unknown",
+        description="growth of memory during the build: of torch's memory on a GPU, of the process's memory on a CPU; "
+        "null if unknown",
     ),
-    Field("build_s", value=lambda run: run.built.build_s, description="seconds to build the model"),
+    Field("build_s", value=lambda run: run.built.build_s, description="seconds that the build took"),
     Field(
-        "forward_s", value=lambda run: run.ran.forward_s, description="seconds of the second forward pass; null on meta"
+        "forward_s",
+        value=lambda run: run.ran.forward_s,
+        description="seconds that the second forward pass took; null on device meta",
     ),
     Field("logits_shape", value=lambda run: run.ran.logits, description="shape of the logits"),
-    Field("logits_finite", value=lambda run: run.ran.finite, description="whether all logits are finite; null on meta"),
+    Field(
+        "logits_finite",
+        value=lambda run: run.ran.finite,
+        description="whether all logits are finite; null on device meta",
+    ),
     Field(
         "modules",
         value=lambda run: records(MODULES, run.modules),
-        description="the modules; the fields of each are below",
+        description="list of modules",
     ),
 )
 
 
 OPS: tuple[Field[TracedOp], ...] = (
-    Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the layer"),
-    Field("layer", description="kind of layer, empty outside layers"),
-    Field("instances", description="number of instances"),
-    Field("recurrent", description="whether it is a recurrence, whose FLOPs are counted step by step"),
+    Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the index of the layer"),
+    Field("layer", description="kind of layer that contains the op; empty outside layers"),
+    Field("instances", description="number of instances of the op in the model"),
+    Field("recurrent", description="whether the op is a recurrence, whose FLOPs are counted step by step"),
     Field(
         "forward_flops",
         "forward",
         "flops",
-        description="FLOPs of the forward pass by the op table; null if the trace found something that is not an op",
+        description="FLOPs of the forward pass that the op table predicts; null if the op table has no such op",
     ),
-    Field("traced_flops", "traced", "flops", description="the same by torch's counter"),
+    Field("traced_flops", "traced", "flops", description="FLOPs of the forward pass that torch's counter counts"),
     Field(
         "flops_difference",
         "difference",
@@ -140,9 +158,14 @@ OPS: tuple[Field[TracedOp], ...] = (
         "saved_bytes",
         "saved",
         "gib",
-        description="activations saved for the backward pass by the op table (eager kernels); null as above",
+        description="saved activations that the op table predicts for eager kernels; null if it has no such op",
     ),
-    Field("traced_saved_bytes", "traced saved", "gib", description="the same by autograd's hooks"),
+    Field(
+        "traced_saved_bytes",
+        "traced saved",
+        "gib",
+        description="saved activations that autograd's hooks count",
+    ),
     Field(
         "saved_difference",
         "saved difference",
@@ -152,12 +175,12 @@ OPS: tuple[Field[TracedOp], ...] = (
     ),
 )
 TRACE: tuple[Field[Trace], ...] = (
-    Field("layers_traced", description="number of layers that were traced; they stand for all"),
-    Field("forward_flops", value=lambda trace: _total(trace).forward_flops, description="sum over the ops"),
-    Field("traced_flops", value=lambda trace: _total(trace).traced_flops, description="sum over the ops"),
-    Field("saved_bytes", value=lambda trace: _total(trace).saved_bytes, description="sum over the ops"),
-    Field("traced_saved_bytes", value=lambda trace: _total(trace).traced_saved_bytes, description="sum over the ops"),
-    Field("ops", value=lambda trace: records(OPS, trace.ops), description="the ops; the fields of each are below"),
+    Field("layers_traced", description="number of layers that were traced; the others are like one of them"),
+    Field("forward_flops", value=lambda trace: _total(trace).forward_flops, description="sum over all ops"),
+    Field("traced_flops", value=lambda trace: _total(trace).traced_flops, description="sum over all ops"),
+    Field("saved_bytes", value=lambda trace: _total(trace).saved_bytes, description="sum over all ops"),
+    Field("traced_saved_bytes", value=lambda trace: _total(trace).traced_saved_bytes, description="sum over all ops"),
+    Field("ops", value=lambda trace: records(OPS, trace.ops), description="list of ops"),
 )
 
 
@@ -168,26 +191,30 @@ class Modelled(AboutModel, kw_only=True):
     seq_len: int
     batch: int
     run: Any = None
-    """A `Run`, or None."""
+    """The `Run` of a built model, or None with --trace."""
     traced: Any = None
-    """A `Trace`, or None."""
+    """The `Trace` of the model, or None without --trace."""
 
 
 FIELDS: tuple[Field[Modelled], ...] = (
     *MODEL_FIELDS,
-    Field("layers", value=lambda row: row.spec.num_hidden_layers, description="layers that were built or traced"),
-    Field("dtype", description="format of weights and activations, as asked"),
-    Field("seq_len", description="tokens per sequence, as asked"),
-    Field("batch", description="sequences, as asked"),
+    Field(
+        "layers",
+        value=lambda row: row.spec.num_hidden_layers,
+        description="number of layers of the model, after `--layers`",
+    ),
+    Field("dtype", description="value of `--dtype`: number format of weights and activations"),
+    Field("seq_len", description="value of `--seq`: tokens per sequence"),
+    Field("batch", description="value of `--batch`: number of sequences"),
     Field(
         "built",
         value=lambda row: None if row.run is None else record(BUILT, row.run),
-        description="the built model, or null with `--trace`",
+        description="facts about the built model; null with `--trace`",
     ),
     Field(
         "trace",
         value=lambda row: None if row.traced is None else record(TRACE, row.traced),
-        description="the trace, or null without `--trace`",
+        description="the trace; null without `--trace`",
     ),
 )
 
@@ -205,12 +232,14 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Build a PyTorch model, and show its modules, its memory and a forward pass.
+    """Build a PyTorch model, run a forward pass, and show the modules, the memory and the time.
 
-    Weights are random. If MODEL is a folder with safetensors files, weights are read from them, in the format of
-    --dtype. --trace allocates nothing: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks count
-    saved bytes on fake tensors. Next to them are the figures of `llmbench flops --attention full` and `llmbench memory
-    --kernels eager`. With --impl standard, attention stores its scores; any other is traced as a flash kernel.
+    Weights are random, unless MODEL is a folder with safetensors files. Weights from files are converted to --dtype.
+
+    With --trace, no memory is allocated: torch's FlopCounterMode counts FLOPs on meta tensors, and autograd's hooks
+    count saved bytes on fake tensors. The table shows the predictions of `llmbench flops --attention full` and
+    `llmbench memory --kernels eager` next to these counts. With --impl standard, attention stores its scores. With any
+    other implementation, attention is traced as a flash kernel.
 
     Examples:
 
@@ -227,7 +256,7 @@ def command(
     spec = load(model, set)
     if trace and device not in ("auto", "meta"):
         raise LLMBenchError(
-            f"--trace takes no --device `{device}`: it computes without memory", hint="leave --device out"
+            f"--trace takes no --device `{device}`: it allocates no memory on any device", hint="leave out --device"
         )
     try:
         from llmbench.model import describe
@@ -281,19 +310,19 @@ def command(
 
 
 def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
-    """The folder with the weights, if there is one, and the reason why the weights of a folder are not read."""
+    """(folder to read weights from, lines about weights that are not read). The folder is None for random weights."""
     folder = Path(model)
     if not folder.is_dir():
         return None, []
     if not any(folder.glob("*.safetensors")):
         return None, [f"no weights were read: {folder} has no .safetensors file"]
     if changed:
-        return None, [f"the weights in {folder} were not read, because of --set, --layers or --device meta"]
+        return None, [f"the weights in {folder} were not read, because --set, --layers or --device meta was given"]
     return folder, []
 
 
 def _origin(run: Run) -> str:
-    """Where the weights come from."""
+    """The origin of the weights: `none`, `random` or a folder."""
     if run.built.device == "meta":
         return "none"
     return "random" if run.plan.folder is None else str(run.plan.folder)
@@ -314,7 +343,7 @@ def _built_block(row: Modelled, run: Run) -> Block:
     shape = " × ".join(f"{length:,}" for length in ran.logits)
     tokens = f"one forward pass of {plan.batch:,} × {plan.seq_len:,} tokens"
     if built.device == "meta":
-        lines = ["device meta: tensors have a shape, and no memory", f"{tokens}: logits {shape}"]
+        lines = ["device meta: tensors have a shape but no memory", f"{tokens}: logits {shape}"]
     else:
         weights = "random weights" if plan.folder is None else f"weights of {plan.folder}"
         growth = "" if built.memory_bytes is None else f"; memory grew by {size(built.memory_bytes)}"
@@ -328,7 +357,7 @@ def _built_block(row: Modelled, run: Run) -> Block:
 
 
 def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: str) -> list[str]:
-    """Lines about the kernels that ran: those of attention, and of fused kernels all of ours."""
+    """Lines about the kernels that ran: those of attention, or all Triton kernels if the implementation is fused."""
     from llmbench.model.implementations import described
 
     traits = described(impl).traits
@@ -337,25 +366,25 @@ def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: st
     stacks = [spec.layers, *([spec.encoder.layers] if spec.encoder else [])]
     mixers = [mixer for layers in stacks for layer in layers.values() for mixer in branches(layer.mixer)]
     if not any(isinstance(mixer, AttentionKind) for mixer in mixers):
-        return [f"no layer has attention, so --impl {impl} changes nothing"]
+        return [f"no layer has attention, so --impl {impl} has no effect"]
     kernels = ", ".join(ran.kernels) or "matrix products and a softmax of torch"
     lines = [f"attention ({impl}) ran as: {kernels}"]
     if traits.triton:
         lines += _where(built)
     if impl == "flex":
-        lines.append("without torch.compile, flex computes plain matrix products: check results with it, not speed")
+        lines.append("without torch.compile, flex computes plain matrix products: use it to check results, not speed")
     return lines
 
 
 def _where(built: BuiltModel) -> list[str]:
-    """A line about what replaces the Triton kernels on a CPU."""
+    """On a CPU, a line about the code that runs in place of the Triton kernels."""
     from llmbench.model.implementations.kernels import on_a_cpu
 
     return [on_a_cpu()] if built.device == "cpu" else []
 
 
 def _total(trace: Trace) -> TracedOp:
-    """The sums over all ops."""
+    """A row with the sums over all ops."""
     from llmbench.model.trace import TracedOp
 
     return TracedOp(
@@ -390,7 +419,7 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
 
 
 def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
-    """For people: the ops of a kind of layer below a row that names it; ops without figures are left out."""
+    """A table for people: a row names a kind of layer, and its ops follow. Ops without figures are left out."""
     rows: list[list[Any]] = []
     group: tuple[str, str] = ("", "")
     instances = 1

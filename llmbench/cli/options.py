@@ -1,4 +1,4 @@
-"""Parts that several commands share: options, reading models, the fields about a model, writing the answer."""
+"""Parts that several commands share: options, the reading of models, fields about a model, the writing of answers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
-MODEL_HELP = "A bundled name, a spec .toml, a config.json or its folder, or hf:organisation/name."
+MODEL_HELP = (
+    "Model: a name from `llmbench specs list`, a spec .toml, a Hugging Face config.json or its folder, or "
+    "hf:organisation/name."
+)
 LARGEST = 2**31
-"""The largest number that an option takes."""
+"""The largest number that an option accepts."""
 
 
 def positive_integer(text: str | int) -> int:
-    """The number that an option gives: a whole one from 1 to LARGEST."""
+    """Parse the value of an option: a whole number from 1 to LARGEST."""
     try:
         number = int(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
     if not 1 <= number <= LARGEST:
-        raise typer.BadParameter(f"{number} is not from 1 to {LARGEST}")
+        raise typer.BadParameter(f"{number} is not between 1 and {LARGEST}")
     return number
 
 
@@ -42,7 +45,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a field of the spec, for example num_key_value_heads=8.",
+        help="Change a field of the model's spec, for example num_key_value_heads=8. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -51,16 +54,16 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Put the numbers into each formula.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Show each formula also with its numbers.")]
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer)]
 SEQ = 4096
-"""Default tokens per sequence."""
+"""The default of --seq, in tokens."""
 CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences in the batch.", parser=positive_integer)]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer)]
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:
-    """The spec that `text` names, with `--set` applied."""
+    """The spec of the model that `text` names, with the changes of `--set`."""
     folder = Path(text)
     if not text.strip() or (folder.is_dir() and not (folder / "config.json").is_file()):
         problem = f"no config.json in the folder `{folder}` ({folder.absolute()})" if text.strip() else "MODEL is empty"
@@ -74,10 +77,10 @@ def load(text: str, changes: list[str] | None) -> ModelSpec:
 
 
 class AboutModel(msgspec.Struct, kw_only=True):
-    """A model that figures are about, and what a reader must know of them.
+    """A model with the reasons and notes that a reader needs to interpret its figures.
 
-    `doubts` are reasons why these figures are approximate, beside those of the spec. `tokens` is the sequence length
-    that was asked for.
+    doubts: reasons why these figures are approximate, in addition to those of the spec. tokens: the sequence length
+    that the user asked for.
     """
 
     spec: ModelSpec
@@ -86,17 +89,17 @@ class AboutModel(msgspec.Struct, kw_only=True):
 
     @property
     def approximate_because(self) -> list[str]:
-        """Reasons why figures may be inexact."""
+        """All reasons why the figures may be inexact: those of the spec, then `doubts`."""
         return [*self.spec.approximate, *self.doubts]
 
     @property
     def notes(self) -> list[str]:
-        """Notes of the spec, and on the length of the sequence."""
+        """The notes of the spec, and a note if the model cannot read so many tokens."""
         return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
 
     @property
     def title(self) -> str:
-        """The model's name, marked where its figures are approximate."""
+        """The name of the model, with "(approximate)" if its figures may be inexact."""
         return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
 
 
@@ -110,16 +113,18 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
         description="name of the spec",
     ),
     Field(
-        "approximate", value=lambda about: bool(about.approximate_because), description="whether figures may be inexact"
+        "approximate",
+        value=lambda about: bool(about.approximate_because),
+        description="whether the figures may be inexact",
     ),
-    Field("approximate_because", description="the reasons for that, a list of texts"),
-    Field("notes", description="a list of texts: notes of the spec, and on the length of the sequence"),
+    Field("approximate_because", description="list of reasons why the figures may be inexact"),
+    Field("notes", description="list of notes: those of the spec, and one if the model cannot read so many tokens"),
 )
-"""The fields that each row about a model begins with."""
+"""The first fields of each row about a model."""
 
 
 def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
-    """A table about one model, under its headline and the context of the figures, with its notes below."""
+    """A block about one model: its headline, the context of the figures, a table, lines, and the model's notes."""
     from llmbench.report.describe import headline  # JSON has no headline
 
     reasons = [f"approximate: {reason}" for reason in about.approximate_because]
@@ -133,23 +138,23 @@ def model_block(about: AboutModel, *, table: Table | None, context: str = "", li
 
 
 def approximate_lines(spec: ModelSpec) -> list[str]:
-    """Lines that say why figures of this spec may be inexact, and its notes."""
+    """Lines with the reasons why figures of this spec may be inexact, and with its notes."""
     return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
 
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
-    """Notes on a sequence of so many tokens: learned positions that end before it does."""
+    """A list with a note if the model cannot read so many tokens, else an empty list."""
     reason = beyond_positions(spec, tokens)
     return [] if reason is None else [reason]
 
 
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:
-    """The name, marked where figures are approximate."""
+    """The name of the model, with "(approximate)" if its figures may be inexact."""
     return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
 
 
 def working(activity: str) -> AbstractContextManager[object]:
-    """Show on stderr what a slow command is doing, if that is a terminal."""
+    """Show the current activity of a slow command on stderr, if stderr is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console
@@ -158,7 +163,7 @@ def working(activity: str) -> AbstractContextManager[object]:
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:
-    """Write a document to stdout or to a file."""
+    """Write a document to stdout, or to the file `output`."""
     if output is None:
         render(document, format, sys.stdout)
         return

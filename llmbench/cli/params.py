@@ -1,4 +1,4 @@
-"""`llmbench params`: the parameters of a model, by component, by layer and by op, and those that a token uses."""
+"""`llmbench params`: the number of parameters of a model, by component, layer or op, and of those that a token uses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_para
 from llmbench.spec.model import ModelSpec
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
-"""Components in the order of a model, the head last."""
+"""The components in the order of the table: as in the model, with the head last."""
 
-By = Annotated[Literal["component", "layer", "op"], typer.Option("--by", help="Rows of the table.")]
+By = Annotated[
+    Literal["component", "layer", "op"],
+    typer.Option("--by", help="Show a row for each component, for each kind of layer, or for each op."),
+]
 
 
 class Counted(AboutModel, kw_only=True):
-    """A model and its parameters."""
+    """A model and its numbers of parameters."""
 
     parameters: Parameters
 
@@ -31,22 +34,22 @@ FIELDS: tuple[Field[Counted], ...] = (
     *MODEL_FIELDS,
     Field(
         "parameters.total",
-        description="trained elements; shared ones count once; buffers and multi-token prediction are apart",
+        description="trained elements; shared elements count once; without buffers and multi-token prediction",
     ),
     Field(
         "parameters.active",
-        description="the total with the experts of each layer replaced by those that one token uses",
+        description="elements that one token uses: of the experts in a layer, only those that the token selects",
     ),
-    Field("parameters.active_no_embeddings", description="`active` without the tables and without the head"),
+    Field("parameters.active_no_embeddings", description="`active` without the embedding tables and the head"),
     Field(
         "parameters.active_no_input_embedding",
-        description="the same with the head (vocab × width, tied or not, and its bias)",
+        description="`active_no_embeddings` plus the head (vocab × width, tied or not, and its bias)",
     ),
     Field("parameters.active_matmul", description="elements of the matrices that one token is multiplied with"),
     Field(
         "components",
         value=lambda row: row.parameters.components,
-        description="fourteen disjoint counts that add up to the total",
+        description="elements of each of the fourteen components; they add up to `parameters.total`",
     ),
     Field(
         "layers",
@@ -54,25 +57,29 @@ FIELDS: tuple[Field[Counted], ...] = (
             name: {"count": count, "parameters": row.parameters.layers.get(name, 0)}
             for name, count in _layer_counts(row.spec).items()
         },
-        description="for each kind of layer: `count`, and the `parameters` of one",
+        description="for each kind of layer: `count` (number of layers) and `parameters` (elements of one layer)",
     ),
     Field(
         "persistent_buffers",
         value=lambda row: row.parameters.buffers,
-        description="elements that are stored and not trained (corrections of a router)",
+        description="elements that are stored but not trained (corrections of a router)",
     ),
     Field(
         "next_token_prediction",
         value=lambda row: row.parameters.next_token_prediction,
-        description="parameters of the modules for multi-token prediction",
+        description="elements of the modules for multi-token prediction",
     ),
     Field(
         "published_parameters",
         value=lambda row: row.spec.published_parameters,
-        description="the count that the source publishes, or null",
+        description="number of parameters that the source of the spec publishes, or null",
     ),
-    Field("rule_12_l_d2", value=lambda row: row.parameters.rule_12_l_d2, description="12·L·d²"),
-    Field("bf16_bytes", value=lambda row: 2 * row.parameters.total, description="2 × total"),
+    Field("rule_12_l_d2", value=lambda row: row.parameters.rule_12_l_d2, description="rule of thumb 12·L·d²"),
+    Field(
+        "bf16_bytes",
+        value=lambda row: 2 * row.parameters.total,
+        description="bytes of the weights in bf16: 2 × `parameters.total`",
+    ),
 )
 
 
@@ -84,10 +91,10 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Count the parameters of a model, exactly.
+    """Count the parameters of a model exactly.
 
-    The table lists them by component, by kind of layer or by op. Lines below it give the parameters that one token
-    uses, and those that are stored apart.
+    The table lists the parameters by component, by kind of layer or by op. The lines below the table give the number of
+    parameters that one token uses, and of parameters that are not in the total.
 
     Examples:
 
@@ -156,7 +163,7 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
 
 
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """The formula of a component: its weights in one layer of each kind, and those that exist once."""
+    """The formula of a component: its weights in one layer of each kind, and its weights that exist only once."""
     texts: dict[str, list[str]] = {}
     once = [op for op in ops if _exists_once(op, spec)]
     for group, chosen in _groups([op for op in ops if op not in once]).items():
@@ -170,12 +177,12 @@ def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
 
 
 def _exists_once(op: Op, spec: ModelSpec) -> bool:
-    """Whether weights exist once: outside the layers, or in one layer for all of its kind (T5, shared weights)."""
+    """Whether the weights of an op exist only once: outside the layers, or in one layer of several that share them."""
     return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
 
 
 def _groups(ops: list[Op]) -> dict[str, list[Op]]:
-    """Ops by kind of layer."""
+    """The ops, grouped by kind of layer."""
     groups: dict[str, list[Op]] = {}
     for op in ops:
         groups.setdefault(layer_group(op), []).append(op)
@@ -183,7 +190,7 @@ def _groups(ops: list[Op]) -> dict[str, list[Op]]:
 
 
 def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
-    """The ops as one group if each name in their formulas has one value in all stacks, else a group per stack."""
+    """The ops as one group if every name in their formulas has the same value in all stacks, else a group per stack."""
     from llmbench.sizing.formula import values_of  # JSON needs no formulas
 
     stacks: dict[str, list[Op]] = {}
@@ -198,8 +205,11 @@ def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
 
 
 def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """One formula for the weights of these ops. Weights whose sizes have no names in the spec are an ellipsis, or
-    nothing if all are."""
+    """One formula for the weights of these ops.
+
+    Weights whose sizes have no field name in the spec are shown as an ellipsis. The formula is empty if this holds for
+    all weights.
+    """
     from llmbench.sizing.formula import simplify, values_of, with_numbers
 
     named = [op for op in ops if any(map(str.isalpha, op.formula))]

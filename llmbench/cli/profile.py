@@ -1,4 +1,4 @@
-"""`llmbench profile`: the time of one piece, its share of the limit, and the time of each of its kernels."""
+"""`llmbench profile`: time one piece of a model, its share of the limit, and each of its kernels."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ if TYPE_CHECKING:
     from llmbench.bench.pieces.piece import Piece, Setting
     from llmbench.bench.profile import Profile
 
-Named = Annotated[str, typer.Argument(metavar="PIECE", help="The piece to time; listed above.", show_default=False)]
+Named = Annotated[
+    str, typer.Argument(metavar="PIECE", help="The piece to time, from the list above.", show_default=False)
+]
 Impl = Annotated[
     str | None,
     typer.Option(
         "--impl",
         metavar="NAME",
-        help=f"Implementation: {', '.join(IMPLEMENTATIONS)}, compiled (standard by torch.compile), grouped (standard, "
-        "experts by grouped products), rope-fused (flash, rotations fused). Default: flash for attention; otherwise "
-        "fused on a GPU, standard on a CPU.",
+        help=f"Implementation: {', '.join(IMPLEMENTATIONS)}, compiled (standard with torch.compile), grouped (standard "
+        "with grouped products for experts), rope-fused (flash with fused rotations). Default: flash for attention, "
+        "for other pieces fused on a GPU and standard on a CPU.",
         show_default=False,
     ),
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help=f"The model with the shapes. {MODEL_HELP}", show_default=False),
+    typer.Option("--model", metavar="MODEL", help=f"{MODEL_HELP} The piece gets its shapes.", show_default=False),
 ]
 Tokens = Annotated[
     int | None,
@@ -59,14 +61,18 @@ Sequences = Annotated[
     int | None,
     typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer, show_default=False),
 ]
-Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="The pass to time.")]
+Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="Pass to time.")]
 By = Annotated[
     Literal["kernel"] | None,
-    typer.Option("--by", help="Show each kernel with its op: predicted and measured time.", show_default=False),
+    typer.Option(
+        "--by",
+        help="kernel: also show the predicted and the measured time of each op, and its kernels.",
+        show_default=False,
+    ),
 ]
 Traced = Annotated[
     Path | None,
-    typer.Option("--trace", metavar="FILE", help="Write a Chrome trace of one call.", show_default=False),
+    typer.Option("--trace", metavar="FILE", help="Write a Chrome trace of one call to a file.", show_default=False),
 ]
 
 
@@ -109,11 +115,11 @@ def command(
     from llmbench.bench.profile import candidate_names, profile, setting_of
 
     if set and model is None:
-        raise LLMBenchError("--set changes a model, but no model is named", hint="name it with --model")
+        raise LLMBenchError("--set changes a model, but --model is missing", hint="give the model with --model")
     check_file("--trace", trace)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
-        raise LLMBenchError(f"--output and --trace are both {trace}", hint="name two files")
+        raise LLMBenchError(f"--output and --trace are both {trace}", hint="use two different files")
     target = find_piece(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(target, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
@@ -203,7 +209,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
 
 
 class OpLine(NamedTuple):
-    """A line of the table by op: an op, one of its kernels, or the total. A number is None where it does not apply."""
+    """A row of the table by op: an op, one of its kernels, or the total. A number is None if it does not apply."""
 
     name: str
     runs: int | None
@@ -222,7 +228,7 @@ OP_FIELDS: tuple[Field[OpLine], ...] = (
 
 
 def _kernel_block(setting: Setting, measured: Profile) -> Block:
-    """The ops, slowest first, each followed by its kernels."""
+    """A table with the ops, slowest first. The kernels of each op follow it."""
     if measured.ops is None:
         return Block(lines=[f"no kernels: {measured.unrecorded}"])
     total = sum(op.measured_s for op in measured.ops) or 1.0
@@ -245,9 +251,12 @@ def _kernel_block(setting: Setting, measured: Profile) -> Block:
     return Block(
         headline=f"time of {measured.rows[0].implementation}: {kernels} by op of the op table",
         table=table(OP_FIELDS, lines, total=OpLine("total", None, predicted, total, 1.0)),
-        lines=["predicted: the roofline by this run's limits; –: not in the op table, or without a kernel of its own"],
+        lines=[
+            "predicted: least time by this run's reference measurements (roofline); –: not in the op table, or no "
+            "kernel of its own"
+        ],
     )
 
 
 SMALLEST_SHARE = 0.01
-"""A kernel with a smaller share of the time is summed up in the table; JSON has all kernels."""
+"""Kernels with a smaller share of the time are added up in one row of the table. JSON has all kernels."""

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.options import As, Output, Set, answer, approximate_lines, load, title
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table
@@ -33,7 +33,7 @@ command = typer.Typer(no_args_is_help=True, help="List, show, import and check m
 
 
 class Listed(NamedTuple):
-    """A spec, its parameters, and its file if that is checked."""
+    """A spec and its numbers of parameters. file: its path, for `specs check`."""
 
     spec: ModelSpec
     parameters: Parameters
@@ -44,12 +44,12 @@ NAME: Field[Listed] = Field(
     "name", "name", value=lambda row: row.spec.name, unbroken=True, description="name of the spec"
 )
 APPROXIMATE: Field[Listed] = Field(
-    "approximate", value=lambda row: bool(row.spec.approximate), description="whether figures may be inexact"
+    "approximate", value=lambda row: bool(row.spec.approximate), description="whether the figures may be inexact"
 )
 MODELS: tuple[Field[Listed], ...] = (
     NAME,
     APPROXIMATE,
-    Field("aliases", value=lambda row: list(row.spec.aliases), description="other names that commands take"),
+    Field("aliases", value=lambda row: list(row.spec.aliases), description="other names of the model"),
     Field(
         "parameters", "parameters", "parameters", value=lambda row: row.parameters.total, description="trained elements"
     ),
@@ -73,9 +73,15 @@ MODELS: tuple[Field[Listed], ...] = (
         "family",
         value=lambda row: row.spec.family,
         text=lambda row: row.spec.family or UNKNOWN,
-        description="its `model_type` at Hugging Face, empty where it has none",
+        description="the model's `model_type` in its Hugging Face config, empty if it has none",
     ),
-    Field("source", "source", value=lambda row: row.spec.source, wraps=True, description="origin of the figures"),
+    Field(
+        "source",
+        "source",
+        value=lambda row: row.spec.source,
+        wraps=True,
+        description="publication or file that the spec was written from",
+    ),
 )
 
 
@@ -85,7 +91,7 @@ def _difference(row: Listed) -> int | None:
 
 
 CHECK: tuple[Field[Listed], ...] = (
-    Field("file", description="the file, as asked"),
+    Field("file", description="path of the checked file"),
     msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
     APPROXIMATE,
     Field("parameters", "parameters", "count", lambda row: row.parameters.total, description="trained elements"),
@@ -94,14 +100,14 @@ CHECK: tuple[Field[Listed], ...] = (
         "published",
         "count",
         lambda row: row.spec.published_parameters,
-        description="the count that the source publishes, or null",
+        description="number of parameters that the source of the spec publishes, or null",
     ),
     Field("difference", "difference", "count", _difference, in_json=False),
 )
 
 
 def _value(figure: Figure | None) -> int | float | None:
-    """The number of a datasheet, if it has one."""
+    """The number of a datasheet figure, or None if the datasheet does not have it."""
     return None if figure is None else figure.value
 
 
@@ -117,46 +123,56 @@ def _peak(dtype: DType) -> Field[DeviceSpec]:
 
 DEVICES: tuple[Field[DeviceSpec], ...] = (
     Field("name", "name", unbroken=True, description="name of the device"),
-    Field("aliases", value=lambda device: list(device.aliases), description="other names that commands take"),
+    Field("aliases", value=lambda device: list(device.aliases), description="other names of the device"),
     Field("architecture", "architecture", description="architecture of the GPU"),
     Field(
         "memory_bytes",
         "memory",
         "gib",
         value=lambda device: _value(device.memory_bytes),
-        description="memory by the datasheet",
+        description="memory that the datasheet states",
     ),
     Field(
         "memory_bandwidth_bytes_per_s",
         "bandwidth",
         "gb_per_s",
         value=lambda device: _value(device.memory_bandwidth_bytes_per_s),
-        description="bandwidth of the memory by the datasheet",
+        description="memory bandwidth that the datasheet states",
     ),
     Field(
         "dense_flops_per_s",
         value=lambda device: {dtype: peak.value for dtype, peak in device.dense_flops_per_s.items()},
-        description="peak rate for each format, without sparsity",
+        description="peak FLOP/s for each number format, without sparsity",
     ),
     _peak("bf16"),
     _peak("fp8"),
     _peak("fp32"),
 )
 MODEL_TYPES: tuple[Field[str], ...] = (
-    Field("model_type", "model type", value=str, description="a `model_type` of Hugging Face that is read exactly"),
+    Field(
+        "model_type",
+        "model type",
+        value=str,
+        description="a `model_type` of Hugging Face configs whose fields llmbench knows",
+    ),
 )
 
 
 @command.command("list")
 def list_specs(
-    devices: Annotated[bool, typer.Option("--devices", help="List the bundled devices.")] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="List the devices (GPUs) instead of the models.")] = False,
     model_types: Annotated[
-        bool, typer.Option("--model-types", help="List the Hugging Face model types that are read exactly.")
+        bool,
+        typer.Option(
+            "--model-types",
+            help="List the model types of Hugging Face configs that `specs import` supports. "
+            "llmbench refuses all other types.",
+        ),
     ] = False,
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """List the bundled models, one per line.
+    """List the models or the devices that are bundled with llmbench, one per line.
 
     Examples:
 
@@ -183,12 +199,14 @@ def list_specs(
 def show(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A model as for other commands, or a bundled device.", show_default=False),
+        typer.Argument(
+            metavar="NAME", help=f"{MODEL_HELP} Or a device from `llmbench specs list --devices`.", show_default=False
+        ),
     ],
     set: Set = None,
     output: Output = None,
 ) -> None:
-    """Show a spec as TOML, with every field; for a device, its datasheet with sources.
+    """Show the spec of a model as TOML, with every field, or the datasheet of a device with its sources.
 
     Examples:
 
@@ -214,15 +232,17 @@ def import_config(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="A config.json, its folder, or hf:organisation/name.", show_default=False
+            metavar="CONFIG",
+            help="A Hugging Face config.json, the folder that contains it, or hf:organisation/name.",
+            show_default=False,
         ),
     ],
     output: Output = None,
 ) -> None:
-    """Write a Hugging Face config as a spec file.
+    """Convert a Hugging Face config to a spec file.
 
-    Parts that could not be read exactly are listed on stderr and marked in the spec. With --output, the spec is named
-    after the file.
+    The spec and stderr list every part of the config that llmbench could not interpret exactly. With --output, the name
+    of the spec is the name of the file.
 
     Examples:
 
@@ -241,16 +261,16 @@ def import_config(
     )
     _write(write_spec(spec), output)
     if not hub:
-        sys.stderr.write("fill in `source`, and `published_parameters` where there is a published count\n")
+        sys.stderr.write("next: fill in `source`, and `published_parameters` if the source publishes a number\n")
 
 
 @command.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A spec .toml.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The spec file (.toml) of a model.", show_default=False)],
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Read a spec file strictly, and show the model that it describes.
+    """Check a spec file, and show the model that it describes. An error names each wrong field.
 
     Examples:
 
@@ -261,7 +281,7 @@ def check(
     if file.suffix == ".json" or file.is_dir():
         raise SpecError(
             f"{file} is not a spec .toml",
-            hint=f"`llmbench specs import {shlex.quote(str(file))}` makes a spec of a Hugging Face config",
+            hint=f"`llmbench specs import {shlex.quote(str(file))}` converts a Hugging Face config to a spec",
         )
     try:
         spec = read_spec(file)
@@ -269,7 +289,7 @@ def check(
         if _is_device(file):
             raise SpecError(
                 f"{file} describes a device, not a model",
-                hint="only models are checked; `llmbench specs list --devices` shows the bundled devices",
+                hint="`specs check` checks only models; `llmbench specs list --devices` shows the bundled devices",
             ) from None
         raise
     row = Listed(spec, count_parameters(spec), str(file))

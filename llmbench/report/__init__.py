@@ -1,1 +1,1 @@
-"""Results as tables, JSON, CSV and Markdown. Knows how figures are shown, not where they come from."""
+"""Results as tables, JSON, CSV and Markdown. This package shows figures; it does not compute them."""

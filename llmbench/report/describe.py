@@ -1,4 +1,4 @@
-"""A model in one line, and the words of its parts."""
+"""Short texts about a model: its headline, and the tokens that its cache stores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmbench.spec.model import ModelSpec
 
 
 def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
-    """`llama2-7b · 32 layers · hidden 4096 · 32 heads (MHA) · SwiGLU 11008 · vocab 32000 · untied`."""
+    """A model in one line: `llama2-7b · 32 layers · hidden 4096 · 32 heads (MHA) · SwiGLU 11008 · …`."""
     layers = plural(spec.num_hidden_layers, "layer")
     if spec.encoder is not None:
         layers = f"{len(spec.encoder.order)} + {layers}"
@@ -27,7 +27,7 @@ def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
 
 
 def cache_span(mixer: SingleMixer) -> str:
-    """The tokens that a mixer keeps in its cache: `every token`, `the last 4,096`, `fixed size`."""
+    """The tokens that the cache of a mixer stores, as a text: `every token`, `the last 4,096`, `fixed size`."""
     spans = ["every token" if row.span is None else f"the last {row.span:,}" for row in mixer.cache_rows]
     if mixer.fixed_state is not None:
         spans.append("fixed size")
@@ -35,5 +35,5 @@ def cache_span(mixer: SingleMixer) -> str:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """The texts in order, each once."""
+    """The texts without repetitions, in order of first appearance."""
     return list(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""The answer of a command: rows of plain values for machines, tables of the same values for people."""
+"""The answer of a command: rows of plain values for programs, and tables of these values for people."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ Item = TypeVar("Item")
 
 
 class Table(msgspec.Struct, kw_only=True):
-    """Rows of values under columns. None is unknown, which is never zero. "" does not apply. `total` sets the last row
-    apart."""
+    """Rows of values under columns.
+
+    A value of None is unknown (never zero), and "" means that the column does not apply to the row. total: the last row
+    is a total, which is shown in bold.
+    """
 
     columns: Sequence[Field[Any]]
     rows: list[list[Any]]
     total: bool = False
 
     def for_people(self) -> Table:
-        """Without fields that people do not see, and without sparse columns that have no value."""
+        """The table without columns that have no heading, and without sparse columns that have no value."""
 
         def seen(place: int, column: Field[Any]) -> bool:
             empty = column.sparse and all(row[place] is None for row in self.rows)
@@ -34,7 +37,7 @@ class Table(msgspec.Struct, kw_only=True):
         return self.only([seen(place, column) for place, column in enumerate(self.columns)])
 
     def only(self, chosen: Sequence[bool]) -> Table:
-        """The table with the chosen columns."""
+        """The table with only the columns for which `chosen` is true."""
         return Table(
             columns=list(compress(self.columns, chosen)),
             rows=[list(compress(row, chosen)) for row in self.rows],
@@ -42,11 +45,11 @@ class Table(msgspec.Struct, kw_only=True):
         )
 
     def headings(self) -> list[str]:
-        """The headings for people, with units."""
+        """The headings of the columns, with their units."""
         return [heading(column.heading or "", column.unit) for column in self.columns]
 
     def texts(self) -> list[list[str]]:
-        """The cells for people."""
+        """The texts of all cells, row by row."""
         return [
             [
                 cell.text if isinstance(cell, Cell) else shown(cell, column.unit)
@@ -57,7 +60,7 @@ class Table(msgspec.Struct, kw_only=True):
 
 
 def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
-    """A row for each item, a column for each field; `total` is an item for the last row, which is set apart."""
+    """A table with a row for each item and a column for each field. total: an item for a last row with the total."""
     every = [*items, *(() if total is None else (total,))]
     return Table(
         columns=fields, rows=[[field.cell(item) for field in fields] for item in every], total=total is not None
@@ -73,14 +76,14 @@ def listing(
     inputs: dict[str, Any] | None = None,
     lines: list[str] | None = None,
 ) -> Document:
-    """A document with one table, whose rows are those of JSON."""
+    """A document with one table that has the same rows as its JSON."""
     block = Block(table=table(fields, items), lines=lines or [])
     rows = records(fields, items)
     return Document(command=command, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
 
 
 def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]]) -> Table:
-    """For people: a row for each field that has a heading, and a column for each item under its name."""
+    """A table for people with a row for each field that has a heading, and a column for each (name, item) pair."""
     rows: list[list[Any]] = []
     for field in fields:
         if field.heading is not None:
@@ -90,10 +93,10 @@ def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]])
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """One part of an answer for people: a headline, a table, lines under it.
+    """One part of an answer for people: a headline, a table, and lines of text under the table.
 
-    `about` says what all rows of the table are about, in the form of a JSON row: CSV puts it beside each row.
-    `lines` and then `notes` stand under the table; notes say what a reader must know of the figures.
+    about: values that all rows of the table share, for example the model. CSV repeats them in every row.
+    lines, notes: texts under the table. A note is a fact that a reader needs to interpret the figures correctly.
     """
 
     headline: str = ""
@@ -103,16 +106,18 @@ class Block(msgspec.Struct, kw_only=True):
     notes: list[str] = []
 
     def all_lines(self) -> list[str]:
-        """The lines under the table."""
+        """All texts under the table: the lines, then the notes."""
         return [*self.lines, *(f"note: {note}" for note in self.notes)]
 
 
 class Document(msgspec.Struct, kw_only=True):
     """The answer of a command.
 
-    `rows_key` names the rows in JSON ("models"); `rows` are plain mappings in base units.
-    `environment` says in JSON what measured figures depend on, beside the versions. `also` stands beside the rows.
-    `tables` are the tables of CSV where those of the blocks are made for people only.
+    rows_key: the key of the rows in JSON ("models"). rows: mappings of plain values in base units.
+    environment: facts about the machine that measured figures depend on; JSON adds them to the versions.
+    also: other keys of the JSON object, next to the rows.
+    tables: the tables for CSV, if the tables of the blocks are only for people.
+    version: version of the JSON schema.
     """
 
     command: str

@@ -1,4 +1,4 @@
-"""The fields of an answer's rows, each described once for JSON, CSV, Markdown, tables and the documentation."""
+"""`Field` describes one field of a row once; JSON, CSV, Markdown, tables and documentation all use it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Item = TypeVar("Item", contravariant=True)
 class Field(msgspec.Struct, Generic[Item], frozen=True):
     """One field of the rows of an answer.
 
-    `name` is the key in JSON and CSV. Values are base units, and the name says which (`peak_bytes`, `forward_s`). A dot
-    in a name makes an object of JSON: `parameters.total`.
-    `heading` is the heading of the column for people, to which the renderer adds the unit. None: people do not see it.
-    `unit` says how people see the value.
-    `value` gives the value of an item; by default it is the item's key or attribute `name`.
-    `text` gives the text for people; by default, and where it gives None, it is the value in its unit.
-    `description` says in the documentation what the value is.
-    `in_json`: False for a column of a table that JSON does not have.
-    `scale`: fields of the same scale get one unit, which suits their values (`fitted`).
-    `wraps`: a text may go on in the next line. `unbroken`: its words are never broken, however narrow the terminal.
-    `sparse`: people do not see the column where no row has a value.
-    `spare`: the column gives way in a narrow terminal, the largest number first. 0: it never does.
+    name: the key in JSON and CSV. Values are in base units, and the name says the unit (`peak_bytes`, `forward_s`). A
+        name with a dot is a key in a nested JSON object: `parameters.total`.
+    heading: the heading of the column in a table, without its unit. None: tables do not show the field.
+    unit: the unit in which tables show the value.
+    value: a function that returns the value of an item. None: the item's key or attribute with the field's name.
+    text: a function that returns the text that tables show. None, or a result of None: tables show value and unit.
+    description: the meaning of the value, for the documentation.
+    in_json: whether JSON has the field. False: only tables have it.
+    scale: a name for a group of fields that are shown in the same unit (`fitted`).
+    wraps: whether a text may continue in the next line. unbroken: words are never split, even in a narrow terminal.
+    sparse: tables leave out the column if no row has a value.
+    spare: a narrow terminal leaves out columns with a number above 0, the largest number first.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     spare: int = 0
 
     def of(self, item: Item) -> Any:
-        """The value of an item. A key that a mapping lacks is "": it does not apply, and its cell is empty."""
+        """The value of an item. If a mapping has no such key, the field does not apply, and the value is ""."""
         if self.value is not None:
             return self.value(item)
         if isinstance(item, Mapping):
@@ -54,18 +54,21 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
         return attrgetter(self.name)(item)
 
     def cell(self, item: Item) -> Any:
-        """The value of an item, with its text for people where that is another."""
+        """The value of an item, and also the text for people if `text` gives one."""
         text = None if self.text is None else self.text(item)
         return self.of(item) if text is None else Cell(self.of(item), text)
 
     def shown(self, item: Item) -> str:
-        """The text of an item for people."""
+        """The text that people see for an item."""
         text = None if self.text is None else self.text(item)
         return shown(self.of(item), self.unit) if text is None else text
 
 
 def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
-    """The fields, whose values are attributes of the item's attribute `path` unless they have a function."""
+    """The fields, changed so that each reads its value from the item's attribute `path`.
+
+    Fields that have a function `value` stay as they are.
+    """
     return tuple(
         msgspec.structs.replace(field, value=attrgetter(f"{path}.{field.name}")) if field.value is None else field
         for field in fields
@@ -73,14 +76,14 @@ def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
 
 
 class Cell(NamedTuple):
-    """A cell of a table that machines and people read differently."""
+    """A cell of a table whose value (for CSV) differs from the text that people see."""
 
     value: Any
     text: str
 
 
 def record(fields: Iterable[Field[Item]], item: Item) -> dict[str, Any]:
-    """An item as JSON has it."""
+    """The JSON object of an item."""
     row: dict[str, Any] = {}
     for field in fields:
         if field.in_json:
@@ -93,12 +96,12 @@ def record(fields: Iterable[Field[Item]], item: Item) -> dict[str, Any]:
 
 
 def records(fields: Sequence[Field[Item]], items: Iterable[Item]) -> list[dict[str, Any]]:
-    """Items as JSON has them."""
+    """The JSON objects of several items."""
     return [record(fields, item) for item in items]
 
 
 def fitted(fields: Iterable[Field[Item]], items: Sequence[Item]) -> list[Field[Item]]:
-    """The fields, those of one scale in the unit that suits the values of them all."""
+    """The fields with their units adapted to the values: fields with the same `scale` get the same unit."""
     fields = list(fields)
     values: dict[str, list[Any]] = {}
     for field in fields:

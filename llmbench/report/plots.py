@@ -1,4 +1,4 @@
-"""Plots of curves: as text for a terminal, and by matplotlib into a file. Both axes are logarithmic."""
+"""Plots of curves, as text in a terminal or as a picture file by matplotlib. Both axes are logarithmic."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""The palette of Okabe and Ito, which suits the colour-blind (https://jfly.uni-koeln.de/color), grey for yellow."""
+"""The palette of Okabe and Ito for colour-blind readers (https://jfly.uni-koeln.de/color), grey for yellow."""
 MARKERS = "osD^vPX*"
 
 
 class Series(NamedTuple):
-    """A curve: its name, its points (all above zero), and a remark on points that are missing."""
+    """A curve: its name, its points (x, y), which are all above zero, and a remark about missing points."""
 
     name: str
     points: list[tuple[float, float]]
@@ -27,12 +27,15 @@ class Series(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name in a legend."""
+        """The text for the legend."""
         return f"{self.name} ({self.missing})" if self.missing else self.name
 
 
 class Panel(NamedTuple):
-    """Curves in one pair of axes. `y` names the quantity, `unit` is its base unit ("s" or "B"), `case` the setting."""
+    """Curves in one pair of axes.
+
+    y: name of the quantity. unit: its base unit, "s" or "B". x: label of the x axis. case: setting of the measurement.
+    """
 
     y: str
     case: str
@@ -47,10 +50,10 @@ class Panel(NamedTuple):
 
 
 def check_plot(path: Path) -> None:
-    """Raise LLMBenchError, before anything is measured, if `save` cannot write this file."""
+    """Raise LLMBenchError if `save` cannot write this kind of file. Commands call it before they measure."""
     if path.suffix not in SUFFIXES:
         raise LLMBenchError(
-            f"--plot {path}: unknown kind of picture", hint=f"use a name that ends in {', '.join(SUFFIXES)}"
+            f"--plot {path}: unknown picture format", hint=f"use a file name that ends in {', '.join(SUFFIXES)}"
         )
     from importlib.util import find_spec
 
@@ -59,7 +62,7 @@ def check_plot(path: Path) -> None:
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
-"""A unit of the quantity of an axis, to start `fitting` from."""
+"""For each base unit, a unit of the same quantity. `fitting` starts with it."""
 
 
 def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "") -> None:
@@ -87,7 +90,7 @@ def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "")
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of a curve, the same in every panel. Markers are open, because curves overlap."""
+    """Colour, marker and line style of curve `number`. Markers are not filled, because curves may overlap."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -114,7 +117,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
         axes.set_xticks(measured, [f"{x:,.0f}" for x in measured], rotation=30 if len(measured) > MOST_TICKS else 0)
         ticks = _ticks([y for _, y in points], panel.unit)
         axes.set_yticks(ticks, [_plain(shown(y, unit)) for y in ticks])
-        margin = (ticks[-1] / ticks[0]) ** 0.02  # room for the markers at the ends
+        margin = (ticks[-1] / ticks[0]) ** 0.02  # space for the markers at both ends
         axes.set_ylim(ticks[0] / margin, ticks[-1] * margin)
         axes.minorticks_off()
     axes.tick_params(labelsize=8)
@@ -132,12 +135,12 @@ _GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
     "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
     "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
 }
-"""Numbers that mark an axis: digits times powers of a base, the finest grid first."""
+"""Grids of tick values for an axis, the finest first. (base, digits): each digit times each power of the base."""
 MOST_TICKS = 9
 
 
 def _ticks(values: list[float], unit: str) -> list[float]:
-    """Round numbers around the values, from the finest grid with at most `MOST_TICKS` of them."""
+    """Tick values that enclose all values, from the finest grid that gives at most MOST_TICKS ticks."""
     low, high = min(values), max(values)
     ticks: list[float] = []
     for base, digits in _GRIDS[unit]:
@@ -152,7 +155,7 @@ def _ticks(values: list[float], unit: str) -> list[float]:
 
 
 def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
-    """The panel as lines of text: one letter per curve, `*` where curves meet."""
+    """The panel as lines of text. Each curve has a letter; `*` marks a point of several curves."""
     points = [point for series in panel.series for point in series.points]
     if not points:
         return []
@@ -176,13 +179,13 @@ def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """The logarithms of the smallest and the largest value, widened if they are equal."""
+    """The logarithms of the smallest and the largest value. Equal values get a range of length 1 around them."""
     low, high = math.log(min(values)), math.log(max(values))
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _amount(value: float, unit: str) -> str:
-    """Three digits, in the largest unit in which the value is at least one."""
+    """The value with three digits, in the largest unit in which it is at least one."""
     if unit == "B":
         return size(value)
     for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):

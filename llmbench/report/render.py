@@ -1,4 +1,4 @@
-"""A Document in the format that was asked for: a table, JSON, CSV or Markdown."""
+"""Writes a Document as a table, JSON, CSV or Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Format = Literal["table", "json", "csv", "markdown"]
 
 
 def render(document: Document, format: Format, stream: TextIO) -> None:
-    """Write the document to `stream`."""
+    """Write the document to `stream` in this format."""
     if format == "json":
         stream.write(to_json(document))
     elif format == "csv":
@@ -30,7 +30,10 @@ def render(document: Document, format: Format, stream: TextIO) -> None:
 
 
 def to_json(document: Document) -> str:
-    """`{"schema": "llmbench.<command>/1", "inputs", "environment", …, "<rows>"}`, base units, null for unknown."""
+    """The JSON text: `{"schema": "llmbench.<command>/1", "inputs", "environment", …, "<rows>"}`.
+
+    Values are in base units. An unknown value is null.
+    """
     python = ".".join(map(str, sys.version_info[:3]))
     content = {
         "schema": f"llmbench.{document.command}/{document.version}",
@@ -41,17 +44,17 @@ def to_json(document: Document) -> str:
     }
     try:
         return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
-    except UnicodeEncodeError:  # an argument among the inputs is not UTF-8
+    except UnicodeEncodeError:  # a command-line argument in `inputs` is not valid UTF-8
         import json
 
         return json.dumps(content, indent=2) + "\n"
 
 
 def _csv(document: Document) -> str:
-    """The values of the tables in base units, under the names of the fields.
+    """The tables as CSV: values in base units, with the names of the fields as headings.
 
-    `about` of a block stands beside each of its rows. Tables with the same columns are one. An empty line separates
-    others. Fields that are objects in JSON are left out.
+    Each row also has the values of its block's `about`. Tables with the same columns are joined; an empty line
+    separates tables with different columns. Fields whose JSON value is an object are left out.
     """
     import csv
 
@@ -78,7 +81,7 @@ def _csv(document: Document) -> str:
 
 
 def _flat(table: Table) -> tuple[list[Field[Any]], list[list[Any]]]:
-    """Columns and values for CSV, without fields that are objects."""
+    """Columns and rows for CSV, without columns whose values are objects."""
     rows = [[cell.value if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
     kept = [place for place in range(len(table.columns)) if not any(_nested(row[place]) for row in rows)]
     return [table.columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
@@ -89,7 +92,7 @@ def _nested(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value for CSV: an unknown one is empty, a truth value is `true` or `false`, a list is one text."""
+    """A value for CSV: an unknown value is empty, a bool is `true` or `false`, a list is joined with `; `."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):

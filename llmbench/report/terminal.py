@@ -1,4 +1,4 @@
-"""Tables for a terminal, by rich: the width of columns, and the columns that a narrow terminal leaves out."""
+"""Prints tables with rich: chooses the widths of columns, and the columns to leave out in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, TextIO
 from llmbench.report.document import Document, Table
 
 PIPED_WIDTH = 240
-"""Width in characters of output to a pipe or a file, wide enough for every table."""
+"""Width in characters of output to a pipe or a file. Every table fits into it."""
 INDENT = "  "
-"""The space before a table and the lines below it."""
+"""The spaces at the start of each line of a table and of the texts below it."""
 GAP = 2
 """Spaces between two columns."""
 
 
 def print_tables(document: Document, stream: TextIO) -> None:
-    """Write headlines, tables and lines to `stream`, in the width of the terminal if it is one."""
+    """Write the headlines, tables and texts of a document to `stream`, which may be a terminal."""
     from rich.console import Console
 
     piped = not stream.isatty()
@@ -53,7 +53,7 @@ def _print(document: Document, console: Any) -> None:
 
 
 def _print_line(text: str, console: Any, style: str = "") -> None:
-    """Print an indented line, wrapped at the edge of the terminal and not padded."""
+    """Print an indented text. It wraps at the edge of the terminal and has no spaces at the end of its lines."""
     from rich.text import Text
 
     for line in Text(text, style=style).wrap(console, console.width - len(INDENT)):
@@ -83,7 +83,7 @@ def _print_table(table: Table, console: Any) -> None:
     for number, cells in enumerate(table.texts()):
         last = table.total and number == len(table.rows) - 1
         grid.add_row(*cells, style="bold" if last else None)
-    if widths is not None:  # a line runs over the edge rather than cutting a number or a name
+    if widths is not None:  # do not cut numbers and names: lines may be longer than the terminal is wide
         console.width = max(terminal, sum(widths) + GAP * len(widths))
     console.print(Padding(grid, (0, 0, 0, len(INDENT))))
     console.width = terminal
@@ -92,7 +92,7 @@ def _print_table(table: Table, console: Any) -> None:
 
 
 def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
-    """Leave out spare columns until the table fits the terminal; also returns their headings."""
+    """Leave out spare columns until the table fits into the terminal. Also returns the headings left out."""
     left_out: list[str] = []
     while True:
         widths = _widths(table, terminal)
@@ -104,10 +104,10 @@ def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
 
 
 def _widths(table: Table, terminal: int) -> list[int] | None:
-    """The width of each column if the terminal is too narrow for the whole table, else None.
+    """The width of each column if the table does not fit into the terminal, else None.
 
-    Headings and texts wrap, the widest first. Numbers, names and the words of headings are never broken: if they alone
-    are too wide, lines run over the edge.
+    The widest texts and headings wrap first. Numbers, names and words of headings are never split, so lines may be
+    longer than the terminal is wide.
     """
     from rich.cells import cell_len
 
@@ -120,7 +120,7 @@ def _widths(table: Table, terminal: int) -> list[int] | None:
         words = [*heading.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
         whole.append(max(widest, cell_len(heading)))
         least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
-    room = terminal - GAP * len(whole)  # the indent and the gaps take the rest
+    room = terminal - GAP * len(whole)  # subtract the indent and the gaps between columns
     if sum(whole) <= room:
         return None
     room = max(room, sum(least))

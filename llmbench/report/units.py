@@ -1,4 +1,4 @@
-"""Numbers and their units, as text for people."""
+"""Formats numbers with their units, as texts for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Unit = Literal[
     "scientific",
     "parameters",
 ]
-"""How people see a value. The value itself is in base units: bytes, FLOPs, joules, seconds, fractions of one."""
+"""The unit in which a table shows a value. Stored values are in bytes, FLOPs, joules, seconds or fractions of one."""
 
 UNKNOWN = "–"
 _PREFIXES = (
@@ -61,7 +61,7 @@ _HEADING_UNITS: dict[Unit, str] = {
     "us": "µs",
     "ms": "ms",
 }
-"""The units that stand in headings."""
+"""The text of each unit that headings name."""
 
 
 _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
@@ -69,12 +69,14 @@ _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
-"""Units of the same quantity, each with the smallest value that it suits."""
+"""Units of the same quantity, each with the smallest value for which it is used."""
 
 
 def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
-    """The unit of the same quantity that suits these values: their geometric mean is at least one in it. Neither the
-    smallest nor the largest value then has many digits."""
+    """The largest unit of the same quantity in which the geometric mean of the values is at least one.
+
+    With this unit, both the smallest and the largest value have few digits.
+    """
     amounts = [math.log2(value) for value in values if isinstance(value, (int, float)) and value > 0]
     kind = next((kind for kind in _SCALES if unit in (name for _, name in kind)), None)
     if kind is None or not amounts:
@@ -84,13 +86,13 @@ def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
 
 
 def heading(title: str, unit: Unit) -> str:
-    """A heading with its unit."""
+    """The heading of a column with its unit: `peak (GiB)`."""
     name = _HEADING_UNITS.get(unit)
     return f"{title} ({name})" if name else title
 
 
 def shown(value: Any, unit: Unit) -> str:
-    """A value in its unit; – if it is unknown."""
+    """The text of a value in this unit. An unknown value is `–`."""
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
@@ -103,12 +105,12 @@ def shown(value: Any, unit: Unit) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number: 6,738,415,616."""
+    """An integer with thousands separators: 6,738,415,616."""
     return f"{value:,.0f}"
 
 
 def size(value: float) -> str:
-    """Bytes in the largest unit in which they are at least one: 512.00 KiB, 12.55 GiB."""
+    """A number of bytes in the largest unit in which it is at least one: 512.00 KiB, 12.55 GiB."""
     for scale, name in _BINARY:
         if abs(value) >= scale:
             return f"{value / scale:,.2f} {name}"
@@ -116,7 +118,7 @@ def size(value: float) -> str:
 
 
 def gib(value: float) -> str:
-    """Bytes as a number of GiB; small amounts keep three digits."""
+    """A number of bytes in GiB, with two decimals, or three significant digits if it is small."""
     amount = value / 2**30
     if value and abs(amount) < 0.0995:
         return f"{amount:.3g}" if abs(amount) >= 1e-4 else f"{amount:.1e}"
@@ -124,7 +126,7 @@ def gib(value: float) -> str:
 
 
 def si(value: float, digits: int = 2) -> str:
-    """A number with a decimal prefix: 1.85 T, 6.74 G."""
+    """A number with an SI prefix: 1.85 T, 6.74 G."""
     for scale, name in _PREFIXES:
         if abs(value) >= scale:
             return f"{value / scale:,.{digits}f} {name}"
@@ -151,7 +153,7 @@ def signed(text: str) -> str:
 
 
 def change(value: float, reference: float) -> str:
-    """The relative difference of `value` from `reference`, signed: −4.4%."""
+    """The relative difference of `value` from `reference`, with its sign: −4.4%."""
     if not reference:
         return UNKNOWN
     difference = 100 * (value - reference) / reference

@@ -273,7 +273,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "norm", "--trace", "x" * 300], ["the file cannot be written"]),
         (["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"], ["--output starts", "one of them"]),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
-        (["bench", "norms", "--plot", "curve.jpg"], ["unknown kind of picture", ".png"]),
+        (["bench", "norms", "--plot", "curve.jpg"], ["unknown picture format", ".png"]),
         (["bench", "norms", "--plot", "no/such/curve.png"], ["no such folder"]),
         (["bench", "norms", "--plot", "."], ["--plot . is a folder"]),
         (["bench", "activations", "--device", "cpu", "--plot", "a.png"], ["activations has no sweep to plot"]),

@@ -367,7 +367,7 @@ def test_an_approximate_import_is_marked(tmp_path: Path, capsys: Capture) -> Non
     assert run(["specs", "import", str(file)]) == 0
     out, err = capsys.readouterr()
     assert out.replace(f'name = "{tmp_path.name}"', 'name = "x"') == (tmp_path / "x.toml").read_text(encoding="utf-8")
-    assert "fill in `source`, and `published_parameters` where there is a published count" in err
+    assert "next: fill in `source`, and `published_parameters` if the source publishes a number" in err
 
 
 # Streams that take nothing
@@ -382,7 +382,7 @@ def test_an_approximate_import_is_marked(tmp_path: Path, capsys: Capture) -> Non
 def test_a_full_disk_is_an_error_and_not_a_bug(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*LLMBENCH, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: cannot write the answer: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "error: cannot write the answer to stdout: No space left on device\n")
 
 
 def test_names_are_never_broken() -> None:
