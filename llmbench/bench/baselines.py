@@ -1,8 +1,8 @@
-"""Candidates beyond the implementations of a model, and the lookup of every name that `--impl` takes.
+"""Candidates that are not implementations of a model, and the lookup of every name that `--impl` accepts.
 
-`compiled` is plain torch through torch.compile. `flex` is FlexAttention, compiled, with its block mask built
-beforehand. `grouped` is a mixture of experts on torch's grouped products. `rope-fused` is `flash` with the fused
-rotation.
+`compiled` is plain torch, compiled by torch.compile. `flex` is compiled FlexAttention with a block mask that is built
+once. `grouped` computes a mixture of experts with torch's grouped matrix products. `rope-fused` is `flash` with the
+fused kernel for rotary positions.
 
 B batch, N query heads, S query length, T key length, H head dim, t tokens, D hidden, F intermediate, E experts, k
 experts per token.
@@ -44,19 +44,20 @@ __all__ = [
 # torch.compile
 
 COMPILED = "compiled"
-"""Plain torch through torch.compile: a candidate, but no implementation of its own."""
+"""The name of plain torch, compiled by torch.compile. It is a candidate, but not an implementation of its own."""
 
 Backend = str | Callable[..., Any]
-"""A compiler behind torch.compile, or its name."""
+"""The argument `backend` of torch.compile: a compiler or its name."""
 
 
 def compiled(
     function: Callable[..., Any], *, backend: Backend = "inductor", fullgraph: bool = False
 ) -> Callable[..., Any]:
-    """`function` through torch.compile, compiled for each shape that it is called with. Its backward pass can run more
-    than once. Raises CannotRunError where torch reaches its recompile limit and would go on uncompiled.
+    """Compile `function` with torch.compile, once for each input shape. The backward pass of the result can run more
+    than once. Raises CannotRunError if torch reaches its recompile limit, after which it would run the function
+    uncompiled.
 
-    The first call changes two settings of torch.compile for the whole process.
+    This changes two settings of torch.compile for the whole process.
     """
     _configure_compiler()
     fast: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, fullgraph=fullgraph)
@@ -66,7 +67,9 @@ def compiled(
             return fast(*args, **options)
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             limit = torch._dynamo.config.recompile_limit
-            raise CannotRunError(f"torch.compile stops here: it compiled one function {limit} times") from None
+            raise CannotRunError(
+                f"torch.compile reached its recompile limit: it compiled one function {limit} times"
+            ) from None
 
     return call
 
@@ -74,10 +77,9 @@ def compiled(
 def _configure_compiler() -> None:
     """Forbid donated buffers, and make the recompile limit an error.
 
-    With donated buffers a compiled backward pass overwrites what its forward pass saved, and refuses to run twice.
-    Setting the option for one block only does not work, for two reasons: torch's cache returns code that was compiled
-    with the other value, and other threads do not see it (autograd runs in one of them on a GPU). The default is
-    changed instead.
+    With donated buffers, a compiled backward pass overwrites the saved activations, so that it cannot run twice. We
+    change the default of the option, because a temporary change has two faults: torch's cache returns code that was
+    compiled with the other value, and other threads do not see the change. On a GPU, autograd runs in another thread.
     """
     functorch.donated_buffer = False
     functorch._config["donated_buffer"].default = False  # type: ignore[attr-defined]
@@ -85,7 +87,7 @@ def _configure_compiler() -> None:
 
 
 def forget_compiled() -> None:
-    """Drop all compiled code. torch counts how often it compiled a function, and stops after eight times."""
+    """Drop all compiled code, and torch's count of compilations. torch stops compiling a function after eight times."""
     torch._dynamo.reset()
 
 
@@ -93,8 +95,8 @@ def forget_compiled() -> None:
 
 
 def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
-    """FlexAttention as its users run it: compiled for one shape, with the block mask of each size built once, for
-    sequences without gaps. (`impl="flex"` of a model builds the block mask at every call.)"""
+    """FlexAttention, compiled, for sequences without gaps. The block mask of each size is built once. (A model with
+    `impl="flex"` builds the block mask in every call.)"""
     blocks: dict[tuple[int, int], Any] = {}
 
     @cache
@@ -106,7 +108,9 @@ def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         mask = seen.mask
         if not mask.plain or scores.sinks is not None or scores.soft_cap is not None or scores.bias is not None:
-            raise CannotRunError("flex is timed on whole sequences without sinks, caps and biases", hint="use sdpa")
+            raise CannotRunError(
+                "flex can be timed only on whole sequences without sinks, soft cap and bias", hint="use sdpa"
+            )
         if q.requires_grad and q.device.type == "cpu":
             raise CannotRunError("FlexAttention has no backward pass on a CPU", hint="use sdpa")
         size = q.shape[2], seen.k.shape[2]
@@ -149,9 +153,9 @@ def _alibi_score(slopes: Tensor | None) -> Any:
 
 
 def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, name: Activation) -> Tensor:
-    """Experts without biases on tokens [t, D]: the tokens sorted by expert, one grouped product per matrix of all
-    experts, and a weighted sum back to [t, D]. Nothing is copied to the host; the largest temporary is the copies of
-    the tokens [t·k, D]."""
+    """Compute experts without biases on tokens [t, D]. The tokens are sorted by expert, each of the two or three weight
+    matrices needs one grouped product for all experts, and a weighted sum returns [t, D]. Nothing is copied to the
+    host. The temporaries have t·k rows."""
     choices, order = chosen.flatten().sort(stable=True)
     numbers = torch.arange(len(experts.up), device=x.device, dtype=choices.dtype)
     ends = torch.searchsorted(choices, numbers, right=True).to(torch.int32)
@@ -167,7 +171,8 @@ def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertW
 
 
 def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor:
-    """`grouped_experts`. Raises CannotRunError for mixtures that it does not compute."""
+    """Compute a mixture with `grouped_experts`. Raises CannotRunError for biases, input-side router weights, zero
+    experts and an expert capacity."""
     biases = experts.gate_bias, experts.up_bias, experts.down_bias
     if any(bias is not None for bias in biases) or moe.router.on_input:
         raise CannotRunError("grouped supports no biases and no input-side router weights", hint="use standard")
@@ -180,7 +185,7 @@ def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights,
 
 
 def _rope_fused() -> Implementation:
-    """`flash` with rotations in one launch; everything else is plain torch."""
+    """`flash` with the rotation of `fused`, which rotates queries and keys in one launch."""
     fused = described("fused")
     return described("flash")._replace(name="rope-fused", rotate=fused.rotate, unavailable=fused.unavailable)
 
@@ -192,39 +197,41 @@ BASELINES: dict[str, Callable[[], Implementation]] = {
     "grouped": lambda: STANDARD._replace(name="grouped", experts=_grouped),
     "rope-fused": _rope_fused,
 }
-"""Candidates that are no implementation of a model, built on request. `flex` replaces the model's."""
+"""The functions that build the candidates of this file, by name. `flex` replaces the model's implementation of that
+name."""
 
 
 def check_name(name: str) -> None:
-    """Raise UnknownNameError unless an implementation or a baseline has that name."""
+    """Raise UnknownNameError if no candidate has that name."""
     known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *BASELINES)))
     if name not in known:
         raise unknown("implementation", name, known)
 
 
 def _described(name: str) -> Implementation:
-    """The implementation or baseline of that name, also where it cannot run here."""
+    """The implementation that the candidate `name` uses, even if it cannot run on this machine."""
     if name == COMPILED:
         return STANDARD
     return BASELINES[name]() if name in BASELINES else described(name)
 
 
 def implementation_of(name: str) -> Implementation:
-    """The implementation or baseline of that name. Raises CannotRunError where it cannot run here."""
+    """The implementation that the candidate `name` uses. Raises CannotRunError if it cannot run on this machine."""
     return refuse_unavailable(_described(name))
 
 
 def traits_of(name: str) -> Traits:
-    """What the op table must know about that implementation, also where it cannot run here."""
+    """The properties of the candidate `name` that the op table needs, even if the candidate cannot run on this
+    machine."""
     return _described(name).traits
 
 
 Binder = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Turns a piece's `run(implementation, **inputs)` into `run(**inputs)`."""
+"""A function that turns a piece's `run(implementation, **inputs)` into `run(**inputs)`."""
 
 
 def binder_of(name: str) -> Binder:
-    """The binder of the implementation or baseline of that name. Raises CannotRunError where it cannot run here."""
+    """The binder of the candidate `name`. Raises CannotRunError if the candidate cannot run on this machine."""
     if name == COMPILED:
         return lambda run: compiled(partial(run, STANDARD))
     implementation = implementation_of(name)

@@ -1,4 +1,4 @@
-"""Candidates: an implementation of a piece with its call, its check, its work and its prediction."""
+"""Build candidates: an implementation of a piece with its call, its check, its work and its prediction."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A future row: a piece at a setting, computed by the implementation `impl`. `label` names the row; `extra` are
-    figures that an experiment adds to it."""
+    """The description of one candidate: a piece at a setting, computed by the implementation `impl`. `label` is the
+    name of the candidate in its row. `extra` contains figures that an experiment adds to the row."""
 
     label: str
     piece: Piece
@@ -51,13 +51,13 @@ class Entry:
 def piece_group(
     piece: Piece, setting: Setting, impls: Sequence[str], *, case: Mapping[str, Scalar], pace: Pace
 ) -> Group:
-    """One piece by each of these implementations, as a group."""
+    """The group that compares these implementations of one piece."""
     entries = [Entry(label=name, piece=piece, setting=setting, impl=name) for name in impls]
     return entry_group(entries, case=case, pace=pace)
 
 
 def entry_group(entries: Sequence[Entry], *, case: Mapping[str, Scalar], pace: Pace) -> Group:
-    """Entries as a group. Entries with the same piece and setting share inputs and weights."""
+    """The group that compares these entries. Entries with the same piece and setting share inputs and weights."""
     return Group(
         case=case,
         names=[entry.label for entry in entries],
@@ -74,7 +74,7 @@ def _ops(entry: Entry) -> list[Op]:
 
 
 def _candidates(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
-    forget_compiled()  # the code of earlier groups; this group's code stays until all of it is timed
+    forget_compiled()  # drop the code of earlier groups; this group's code stays until the whole group is timed
     shared: dict[tuple[int, int], Callable[[], BuiltPiece]] = {}
     candidates = []
     for entry in entries:
@@ -97,14 +97,14 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
     ops = _ops(entry)
     need = need_bytes(ops, setting.direction, element_bytes=setting.format.itemsize)
     extra: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
-    if need < ADDRESSABLE_BYTES:  # torch cannot even describe larger tensors
+    if need < ADDRESSABLE_BYTES:  # torch refuses larger tensors, even on the meta device
         sized = piece.build(setting.changed(device=torch.device("meta")))
         extra |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.extra)
     return Candidate(
         name=entry.label,
         prepare=lambda: call_of(built(), bind()(built().run), setting),
         check=None if name == STANDARD.name else lambda: verdicts(piece, setting, name, bind()),
-        # the op table does not know what plain torch allocates for a scan, step by step
+        # the op table does not count the temporaries that plain torch allocates in each step of a scan
         need_bytes=None if any(op.kind == "scan" for op in ops) else need,
         work_flops=must.flops,
         work_bytes=must.bytes,
@@ -115,7 +115,7 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
 
 
 def check_direction(piece: Piece, setting: Setting) -> None:
-    """Raise LLMBenchError for a backward pass of a piece that has none."""
+    """Raise LLMBenchError if the setting asks for the backward pass of a decoding piece, which has none."""
     if setting.backward and piece.phase == "decode":
         raise LLMBenchError(
             f"{piece.name}: only --pass forward is supported (a KV cache is inference-only)", hint="--pass forward"
@@ -123,8 +123,8 @@ def check_direction(piece: Piece, setting: Setting) -> None:
 
 
 def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
-    """Whether an implementation computes the piece with plain torch's functions only. Raises CannotRunError where the
-    implementation cannot run here."""
+    """Whether the candidate `name` computes the piece only with functions of `standard`. Raises CannotRunError if the
+    candidate cannot run on this machine."""
     if name in (STANDARD.name, COMPILED):
         return False
     implementation = implementation_of(name)
@@ -132,7 +132,8 @@ def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
 
 
 def _functions_used(piece: Piece, setting: Setting) -> set[str]:
-    """The functions of an implementation that the piece calls, found on a few meta tokens of a layer of each kind."""
+    """The names of the implementation's functions that the piece calls. They are recorded on the meta device, with a
+    few tokens and one layer of each kind."""
     recorder = _Recorder()
     small = setting.changed(
         spec=layer_of_each_kind(setting.spec), batch=1, seq_len=min(setting.seq_len, 16), device=torch.device("meta")
@@ -143,7 +144,7 @@ def _functions_used(piece: Piece, setting: Setting) -> set[str]:
 
 
 class _Recorder:
-    """Plain torch that records which of its functions are used."""
+    """The implementation `standard`, which records the names of its functions that are used."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -154,7 +155,7 @@ class _Recorder:
 
 
 def call_of(built: BuiltPiece, run: Callable[..., Any], setting: Setting) -> Call:
-    """The call that is timed: one pass of the piece by `run(**inputs)`."""
+    """The call that is timed: one pass of the piece, computed by `run(**inputs)`."""
     weights = built.parameters(setting.format).values() if setting.backward else ()
     return one_pass(run, built.inputs, setting.direction, differentiable=built.differentiable, weights=weights)
 
@@ -167,10 +168,10 @@ def one_pass(
     differentiable: Sequence[str] = (),
     weights: Iterable[Tensor] = (),
 ) -> Call:
-    """One pass of `run(**inputs)`, which returns a tensor or several, as a call for a clock.
+    """A call that runs one pass of `run(**inputs)`. `run` returns a tensor or a tuple of tensors.
 
-    A forward pass saves nothing for a backward pass. A backward pass starts from a finished forward pass. Gradients are
-    computed for the tensors among the inputs that `differentiable` names and for `weights`; they are not kept.
+    A forward pass alone saves no activations. A backward pass alone starts from a finished forward pass. Gradients are
+    computed for `weights` and for the input tensors that `differentiable` names. The call discards the gradients.
     """
     if direction == "forward":
 
@@ -184,7 +185,7 @@ def one_pass(
         if isinstance(value := inputs.get(name), Tensor):
             arguments[name] = value.detach().requires_grad_()
     targets = [arguments[name] for name in differentiable if isinstance(arguments.get(name), Tensor)] + list(weights)
-    assert targets, "nothing here has gradients"
+    assert targets, "neither the inputs nor the weights have gradients"
     grads: list[Tensor] = []
 
     def outputs() -> list[Tensor]:

@@ -1,8 +1,9 @@
 """Time Triton kernels: each registered `Kernel` at its own shapes, next to its reference in plain torch.
 
-A kernel's file has everything for it: shapes, inputs, reference, cost. The kernel is checked at the timed shape, or in
-its small cases where the reference in fp64 does not fit there. In Triton's interpreter one small case replaces the
-shapes: that rehearses the measurement, and its times mean nothing.
+The file of a kernel defines its shapes, inputs, reference and cost. The kernel is checked at the timed shape. If the
+fp64 reference does not fit into memory at that shape, the kernel is checked in its small cases instead. In Triton's
+interpreter, one small case replaces the shapes. This is a rehearsal: it tests the measurement, and its times mean
+nothing.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ KERNEL, REFERENCE = "kernel", "reference"
 
 
 class DeviceRandom(Random):
-    """Random tensors drawn on the device that uses them: a CPU would take seconds for gigabytes. The same seed gives
-    other values on another device."""
+    """Random tensors that are drawn on the device that uses them, because a CPU takes seconds to draw gigabytes. The
+    same seed gives different values on different devices."""
 
     def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(seed, dtype, device)
         self.device_generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        """Normally distributed values with standard deviation `scale`, drawn in their own format."""
+        """Normally distributed values with standard deviation `scale`, drawn directly in the requested format."""
         values = torch.randn(shape, generator=self.device_generator, dtype=dtype or self.dtype, device=self.device)
         return values if scale == 1.0 else values.mul_(scale)
 
@@ -53,7 +54,7 @@ def inputs_of(kernel: Kernel, case: Any, seed: int, dtype: torch.dtype, device: 
 
 
 def work_of(cost: Cost, direction: Pass) -> tuple[int, int]:
-    """FLOPs and bytes of a pass."""
+    """The FLOPs and bytes of one pass of a kernel with this cost."""
     if direction == "forward":
         return cost.flops, cost.bytes
     if direction == "backward":
@@ -70,7 +71,8 @@ def kernel_groups(
     pace: Pace,
     rehearsal: bool = False,
 ) -> list[Group]:
-    """A group for each shape of each kernel in one format. `rehearsal` takes the first small case instead."""
+    """One group for each shape of each kernel, in one format. With `rehearsal`, one group for the first small case of
+    each kernel."""
     return [
         _group(kernel, case, dtype, direction, device, pace)
         for kernel in kernels
@@ -129,20 +131,20 @@ def _candidates(
     def check() -> list[Verdict]:
         backward = direction != "forward"
         try:
-            found = _verdicts(kernel, inputs(), backward=backward)
+            verdicts = _verdicts(kernel, inputs(), backward=backward)
             extra["checked"] = "at this shape"
-        except (torch.OutOfMemoryError, MemoryError):  # the reference in fp64 does not fit
-            small = (inputs_of(kernel, small, 0, dtype, device) for small in kernel.cases)
-            found = [verdict for own in small for verdict in _verdicts(kernel, own, backward=backward)]
+        except (torch.OutOfMemoryError, MemoryError):  # the fp64 reference does not fit into memory
+            small = (inputs_of(kernel, small_case, 0, dtype, device) for small_case in kernel.cases)
+            verdicts = [verdict for tensors in small for verdict in _verdicts(kernel, tensors, backward=backward)]
             extra["checked"] = "in small cases"
-        return found
+        return verdicts
 
     return [candidate(KERNEL, kernel.run, check), candidate(REFERENCE, kernel.reference, None)]
 
 
 def _verdicts(kernel: Kernel, inputs: Inputs, *, backward: bool) -> list[Verdict]:
-    """Compare the kernel with its reference in fp64: its outputs and, with `backward`, its gradients. Buffers are NaN
-    before the kernel writes them."""
+    """Compare the kernel with its reference in fp64: its outputs and, with `backward`, its gradients. New buffers
+    contain NaN, so that the check detects an element that the kernel does not write."""
     with poisoned():
         return check_against(
             kernel.run, kernel.reference, inputs, differentiable=kernel.differentiable if backward else ()

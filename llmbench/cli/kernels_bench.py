@@ -135,7 +135,7 @@ def _measured(
         references = measure_references(clock, dtype, sizes=Sizes(64, 2**16, 10) if rehearsal else None)
         limits = MachineLimits.on(references, this_machine, cast("DType", short(dtype)))
         by_format[short(dtype)] = msgspec.to_builtins(references)
-        pace = FULL.settled(samples=2) if rehearsal else FULL
+        pace = FULL.fixed(samples=2) if rehearsal else FULL
         groups = kernel_groups(supporting, dtype, direction, device, pace=pace, rehearsal=rehearsal)
         measured = list(run(groups, clock=clock, references=references))
         order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}

@@ -113,7 +113,7 @@ def test_the_recompile_limit_is_an_error() -> None:
     fast = compiled(lambda x, n: x * n, backend="eager")
     x = torch.ones(2)
     assert [float(fast(x, n)[0]) for n in range(8)] == list(range(8))
-    with pytest.raises(CannotRunError, match="stops here: it compiled one function 8 times"):
+    with pytest.raises(CannotRunError, match="recompile limit: it compiled one function 8 times"):
         fast(x, 8)
     forget_compiled()
     assert float(fast(x, 8)[0]) == 8

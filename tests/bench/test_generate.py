@@ -84,7 +84,7 @@ def test_a_call_that_reads_values_from_the_device_cannot_be_captured() -> None:
 
 def test_states_of_recurrences_are_refused() -> None:
     model = build(tiny(Mamba2(num_heads=4, head_dim=8, state_size=8, n_groups=2, conv_kernel=4, chunk_size=4)))
-    with pytest.raises(UnsupportedError, match="only caches of keys and values are supported"):
+    with pytest.raises(UnsupportedError, match="generate supports only models that cache keys and values"):
         Server(model, torch.zeros(1, 3, dtype=torch.int64), 5)
 
 

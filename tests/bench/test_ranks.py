@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmbench.bench.experiments.collectives import links
+from llmbench.bench.experiments.collectives import bandwidths
 from llmbench.bench.experiments.experiment import QUICK
 from llmbench.errors import LLMBenchError
 from llmbench.measure.ranks import join
@@ -118,7 +118,7 @@ def test_collectives_are_right(found: dict[str, Any]) -> None:
 )
 def test_bandwidths(kind: str, bus: float) -> None:
     """Four ranks and one gigabyte per second, worked out by hand."""
-    assert links(kind, 10**9, 1.0, 4) == (1e9, bus)
+    assert bandwidths(kind, 10**9, 1.0, 4) == (1e9, bus)
 
 
 def test_the_first_rank_alone_writes_and_answers(found: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def alone(ranks: Ranks, references: ReferenceMeasurements) -> list[Any]:
         ]
 
     names = ["need", "check", "wrong", "made", "first", "memory", "timed", "good"]
-    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
+    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.fixed()
     return rows_of(
         [Group(experiment="faults", case={}, names=names, candidates=candidates, pace=pace)], ranks, references
     )
@@ -140,7 +140,7 @@ def parted(ranks: Ranks, references: ReferenceMeasurements) -> dict[str, Any]:
         calls = {"good": lambda: dist.all_reduce(ones), "leaving": leaving}
         return [Candidate(name=name, prepare=lambda call=call: call) for name, call in calls.items()]
 
-    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.settled()
+    pace = Ask(quick=True, device=CPU, dtype="fp32").pace.fixed()
     group = Group(experiment="parted", case={}, names=["good", "leaving"], candidates=candidates, pace=pace)
     found: list[Any] = []
     try:

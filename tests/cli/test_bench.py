@@ -47,7 +47,7 @@ from llmbench.bench import profile
 from llmbench.cli import run
 from llmbench.measure import environment
 environment.commit = lambda root: "0" * 40
-experiment.QUICK = experiment.QUICK.settled(3)  # these tests read rows, not times
+experiment.QUICK = experiment.QUICK.fixed(3)  # these tests read rows, not times
 profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
 profile.measure_references = functools.partial(profile.measure_references, budget_s=0.05)
 for name, arguments in json.load(sys.stdin).items():

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS", "find_experiment"]
 
 EXPERIMENTS: dict[str, str] = {
-    "attention": "every attention kernel, over lengths, masks and passes",
+    "attention": "all attention kernels, over sequence lengths, masks and passes",
     "norms": "LayerNorm and RMSNorm: plain, fused and compiled, alone and with the residual sum, over widths",
-    "activations": "feed-forwards from ReLU to SwiGLU at equal parameters, plain and fused, over widths",
-    "positions": "no positions, learned, sinusoidal, RoPE and ALiBi in one small model, over lengths",
-    "heads": "MHA, GQA, MQA and MLA at equal hidden size: speed, cache, largest batch; prefill and decode",
-    "moe": "a mixture by loop, grouped products and our kernel; against dense models; by balance; the router",
-    "generate": "a whole decoder: first token, next token, answer; each step eager and as a CUDA graph",
-    "train": "training steps: every implementation, recomputed, compiled; FSDP2 and tensor parallel under torchrun",
-    "collectives": "all-reduce, all-gather, reduce-scatter and all-to-all under torchrun, over sizes",
-    "textbook": "the claims of a textbook on speed and memory, and whether they hold on this machine",
+    "activations": "feed-forwards from ReLU to SwiGLU with equal parameter counts, plain and fused, over widths",
+    "positions": "a small model without positions and with learned, sinusoidal, RoPE and ALiBi positions",
+    "heads": "MHA, GQA, MQA and MLA at equal hidden size, in prefill and decoding: speed, cache, largest batch",
+    "moe": "mixtures of experts in three implementations, compared with dense feed-forwards",
+    "generate": "text generation: first token, next token and whole answer, eager and as a CUDA graph",
+    "train": "training steps, also recomputed and compiled; FSDP2 and tensor parallelism under torchrun",
+    "collectives": "all-reduce, all-gather, reduce-scatter and all-to-all under torchrun, over tensor sizes",
+    "textbook": "a textbook's claims on speed and memory, and whether they hold on this machine",
 }
-"""Every experiment: a file or folder here with its `EXPERIMENT`, and one line that `--help` and the docs list."""
+"""The description of every experiment by name, which `--help` and the docs show. A file or folder here has the same
+name and defines `EXPERIMENT`."""
 
 
 def find_experiment(name: str) -> Experiment:

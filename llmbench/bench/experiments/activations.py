@@ -1,7 +1,7 @@
-"""What does a feed-forward cost by its activation, at equal parameters?
+"""How much does each activation cost in feed-forwards with equal parameter counts?
 
-A gated feed-forward has three matrices and a plain one has two. At equal parameters the gated width is two thirds of
-the plain one (Shazeer, arXiv 2002.05202, section 2), rounded to 64.
+A gated feed-forward has three matrices and a plain one has two. For equal parameter counts, the gated width is two
+thirds of the plain width (Shazeer, arXiv 2002.05202, section 2), rounded to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ GATED: dict[str, Activation] = {"GLU": "sigmoid", "ReGLU": "relu", "GEGLU": "gel
 
 
 def shapes(hidden: int) -> dict[str, tuple[FFN, str]]:
-    """Every feed-forward by name, with its implementation. Gated ones are fused too."""
+    """Each feed-forward with its implementation, by label. Gated feed-forwards run with `standard` and with `fused`."""
     width = 4 * hidden
     narrow = max(64, round(2 * width / 3 / 64) * 64)
-    found: dict[str, tuple[FFN, str]] = {
+    labelled: dict[str, tuple[FFN, str]] = {
         name: (Dense(intermediate_size=width, activation=activation), "standard") for name, activation in PLAIN.items()
     }
     for name, activation in GATED.items():
         gated = Gated(intermediate_size=narrow, activation=activation)
-        found |= {name: (gated, "standard"), f"{name} fused": (gated, "fused")}
-    return found
+        labelled |= {name: (gated, "standard"), f"{name} fused": (gated, "fused")}
+    return labelled
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The forward pass, and forward with backward, at the widths of real models."""
+    """One group per width and pass: the forward pass, and the forward and backward pass together."""
     if ask.on_gpu:
         tokens, widths = (4096, (2048,)) if ask.quick else (8192, (2048, 4096))
     else:
@@ -65,7 +65,7 @@ def _group(ask: Ask, tokens: int, hidden: int, direction: Pass) -> Group:
 
 
 EXPERIMENT = Experiment(
-    question="what does a feed-forward cost by its activation, at equal parameters?",
+    question="how much does each activation cost in feed-forwards with equal parameter counts?",
     groups=groups,
     baseline="GELU",
     columns=(("intermediate_size", "intermediate", "count"), ("parameters", "parameters", "count")),

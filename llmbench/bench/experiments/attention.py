@@ -1,4 +1,4 @@
-"""Which attention is fastest, and how do time and memory grow with length?"""
+"""Which attention kernel is fastest, and how do time and memory grow with the sequence length?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ IMPLS = ("standard", "flash", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficien
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of the sweep, and lengths at which windows and ALiBi run."""
+    """The shapes of a preset. `lengths` are the sequence lengths with the causal mask, `masked_lengths` those with a
+    window and with ALiBi."""
 
     batch: int
     heads: int
@@ -33,8 +34,8 @@ class Plan:
 
 
 def plan(ask: Ask) -> Plan:
-    """The heads of a 7B model on a GPU. A CPU has no memory-efficient and no cuDNN kernel, and compiling FlexAttention
-    takes it minutes; the quick preset leaves these out."""
+    """The shapes of the preset, on a GPU with the heads of a 7B model. On a CPU, the quick preset leaves out kernels
+    that a CPU lacks (memory-efficient, cuDNN), and FlexAttention, whose compilation takes minutes there."""
     if ask.on_gpu:
         if ask.quick:
             return Plan(4, 32, (128,), (512, 2048), (2048,))
@@ -49,11 +50,12 @@ MASKS: dict[str, tuple[dict[str, Any], Positions]] = {
     "window": ({"sliding_window": 0}, Rope()),
     "alibi": ({}, Alibi()),
 }
-"""What each mask changes of causal attention. A window is an eighth of the sequence."""
+"""The fields of the mixer and the positions for each mask. Every field listed here, such as a window, is set to an
+eighth of the sequence length."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The sweep over lengths first, then windows and ALiBi."""
+    """The groups with the causal mask over all lengths, then those with a window and with ALiBi."""
     shape = plan(ask)
     sweep = [
         (dim, length, "causal", direction)
@@ -82,12 +84,12 @@ def _group(ask: Ask, shape: Plan, head_dim: int, length: int, mask: str, directi
 
 
 EXPERIMENT = Experiment(
-    question="which attention is fastest, and how do time and memory grow with length?",
+    question="which attention kernel is fastest, and how do time and memory grow with the sequence length?",
     groups=groups,
     baseline="standard",
     chart=Chart("seq_len", "tokens per sequence"),
     notes=(
         "window, alibi: standard and torch's kernels build their mask and bias in every call, as they do in a layer;"
-        " the flash kernel on a GPU needs none, flex has built its block mask before",
+        " the flash kernel on a GPU needs no mask and no bias; flex builds its block mask before the timing",
     ),
 )

@@ -1,7 +1,8 @@
-"""How fast are all-reduce, all-gather, reduce-scatter and all-to-all between ranks, by size?
+"""How fast are all-reduce, all-gather, reduce-scatter and all-to-all between ranks, for each tensor size?
 
-A size is that of the op table's collectives: the whole tensor that is reduced or gathered, or the bytes that one rank
-sends in an all-to-all. Bandwidths are defined as in NVIDIA's nccl-tests (doc/PERFORMANCE.md there).
+A size has the same meaning as in the op table: the bytes of the whole tensor that is reduced, gathered or scattered, or
+the bytes that one rank sends in an all-to-all. Bandwidths are defined as in NVIDIA's nccl-tests (doc/PERFORMANCE.md in
+that repository).
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from llmbench.measure.reference import ReferenceMeasurements
 from llmbench.measure.results import Row, Scalar
 from llmbench.model.formats import DTYPES
 
-__all__ = ["COLLECTIVES", "EXPERIMENT", "derived", "group_of", "links"]
+__all__ = ["COLLECTIVES", "EXPERIMENT", "bandwidths", "derived", "group_of"]
 
 
 class Collective(NamedTuple):
-    """A collective over n ranks and a whole tensor.
+    """A collective operation of n ranks on one whole tensor.
 
-    `input_share(n)`, `output_share(n)`: the size of a rank's input and output as a share of the whole. `run(output,
-    input)` runs it. `expected(n)`: the output of a rank where the input of rank r is filled with r + 1; one value for
-    each equal part. `sent_share(n)`: the least that a rank must send, as a share of the whole (Patarasu and Yuan 2009
-    for the all-reduce).
+    `input_share(n)` and `output_share(n)`: the size of one rank's input and output, as a share of the whole tensor.
+    `run(output, input)` runs the collective. `expected(n)`: the output of a rank if the input of rank r is filled with
+    r + 1; the list has one value for each equal part of the output. `sent_share(n)`: the least that a rank must send,
+    as a share of the whole tensor (Patarasu and Yuan 2009 for the all-reduce).
     """
 
     input_share: Callable[[int], float]
@@ -58,11 +59,11 @@ def _one_per_rank(n: int) -> list[int]:
 
 
 def _all_reduce(output: Tensor, input: Tensor) -> None:
-    """The maximum, in place. Sums in place would grow from call to call until they are infinite."""
+    """Compute the maximum in place. A sum in place would grow from call to call until it is infinite."""
     dist.all_reduce(input, dist.ReduceOp.MAX)
 
 
-# torch 2.13 renamed two of them
+# torch 2.13 renamed these two functions
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -75,23 +76,24 @@ COLLECTIVES = {
 """The collectives by their names in the op table."""
 
 
-def links(kind: str, whole_bytes: int, seconds: float, ranks: int) -> tuple[float, float]:
-    """Algorithm bandwidth (the whole divided by the time) and bus bandwidth (the bytes that a rank must send divided by
-    the time, to be compared with its link), in bytes per second."""
+def bandwidths(kind: str, whole_bytes: int, seconds: float, ranks: int) -> tuple[float, float]:
+    """The algorithm bandwidth and the bus bandwidth, in bytes per second. The algorithm bandwidth is the size of the
+    whole tensor divided by the time. The bus bandwidth is the bytes that a rank must send divided by the time; compare
+    it with the bandwidth of the rank's link."""
     algorithm = whole_bytes / seconds
     return algorithm, algorithm * COLLECTIVES[kind].sent_share(ranks)
 
 
 def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
-    """A collective at one size, by the backend of the device."""
+    """The group of one collective at one size. Its only candidate is the backend of the device: NCCL or gloo."""
     collective, ranks, dtype = COLLECTIVES[kind], ask.ranks, DTYPES[ask.dtype]
     n = ranks.size
-    whole = max(whole_bytes // dtype.itemsize // n, 1) * n  # in equal parts
+    whole = max(whole_bytes // dtype.itemsize // n, 1) * n  # a multiple of n, so that the parts are equal
     inputs, outputs = (round(whole * share(n)) for share in (collective.input_share, collective.output_share))
     in_place = kind == "all_reduce"
 
     def tensors() -> tuple[Tensor, Tensor]:
-        """The output of this rank, and its input with random values."""
+        """The output tensor of this rank, and its input tensor with random values."""
         input = torch.rand(inputs, device=ask.device).to(dtype)
         return input if in_place else input.new_empty(outputs), input
 
@@ -106,7 +108,9 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
         parts = collective.expected(n)
         expected = torch.tensor(parts, dtype=dtype, device=ask.device)
         error = float((output.view(len(parts), -1) - expected[:, None]).abs().max())
-        return [Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))]  # small integers are exact
+        return [
+            Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))
+        ]  # every format represents small integers exactly
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         need = (inputs + (0 if in_place else outputs)) * dtype.itemsize
@@ -123,7 +127,7 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
         case=case,
         names=[dist.get_backend()],
         candidates=candidates,
-        pace=ask.pace.settled(),
+        pace=ask.pace.fixed(),
         graphs=False,
     )
 
@@ -135,12 +139,12 @@ def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
     assert isinstance(ranks, int)
     if not row.seconds:
         return {}
-    algorithm, bus = links(str(kind), size, row.seconds, ranks)
+    algorithm, bus = bandwidths(str(kind), size, row.seconds, ranks)
     return {"algorithm_bytes_per_s": algorithm, "bus_bytes_per_s": bus}
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Every collective at sizes that are powers of four, in the quick preset powers of sixteen."""
+    """One group per collective and size. Sizes grow by a factor of 4, in the quick preset by 16 (GPU) or 256 (CPU)."""
     if ask.on_gpu:
         sizes = [2**exponent for exponent in range(12, 33, 4 if ask.quick else 2)]
     else:
@@ -149,7 +153,7 @@ def groups(ask: Ask) -> list[Group]:
 
 
 EXPERIMENT = Experiment(
-    question="how fast are collectives between ranks, by size?",
+    question="how fast are collectives between ranks, for each tensor size?",
     groups=groups,
     baseline="",
     columns=(
@@ -160,9 +164,11 @@ EXPERIMENT = Experiment(
     derived=derived,
     processes="several",
     notes=(
-        "bytes: the whole tensor that is reduced, gathered or scattered; in an all-to-all the bytes one rank sends",
+        "bytes: the size of the whole tensor that is reduced, gathered or scattered; in an all-to-all, the bytes that"
+        " one rank sends",
         "algorithm: bytes divided by the time of the slowest rank",
-        "bus: the bytes that a rank must send divided by that time, to be compared with its link: the algorithm"
-        " bandwidth × 2(n−1)/n for an all-reduce, × (n−1)/n for the others, with n ranks",
+        "bus: the bytes that a rank must send divided by that time; compare it with the bandwidth of the rank's link."
+        " With n ranks, it is the algorithm bandwidth × 2(n−1)/n for an all-reduce, × (n−1)/n for the other"
+        " collectives",
     ),
 )

@@ -1,7 +1,8 @@
-"""The frame of every experiment: groups of candidates, timed one group after the other, their rows stored at once.
+"""Run an experiment: time its groups of candidates one after another, and store each row as soon as it is measured.
 
-A group is one case: candidates at one shape. They are built when their group's turn comes, from the reference
-measurements of the machine, and freed before the next group. A failure in one group does not end the others.
+A group contains the candidates that are compared in one case. They are built when their group starts, and freed before
+the next group starts. Their predictions use the reference measurements of this run. A failure in one group does not
+stop the other groups.
 """
 
 from __future__ import annotations
@@ -33,27 +34,28 @@ __all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Summ
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long a group is timed: `budget_s` for all candidates together after the warm-up, and the samples of each."""
+    """The duration of the timing of a group. Each candidate is warmed up for `warmup_s` seconds. Then all candidates
+    together are sampled for `budget_s` seconds, with `min_samples` to `max_samples` samples per candidate."""
 
     budget_s: float = 1.0
     warmup_s: float = 0.1
     min_samples: int = 10
     max_samples: int = 400
 
-    def settled(self, samples: int | None = None) -> Pace:
-        """A fixed number of samples at every speed: for ranks, which must all make the same calls, and for
-        rehearsals."""
+    def fixed(self, samples: int | None = None) -> Pace:
+        """The pace with a fixed number of samples, which does not depend on the speed. All ranks must make the same
+        number of calls, and a rehearsal must be short."""
         samples = samples or self.min_samples
         return replace(self, budget_s=0.0, warmup_s=0.0, min_samples=samples, max_samples=samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Candidates at one case. `names` are the names of the candidates that `candidates(references)` builds, in order.
+    """The candidates that are compared in one case. `candidates(references)` builds them, in the order of `names`.
 
-    `graphs`: short candidates may be captured as CUDA graphs, which cannot contain a backward pass without its forward
-    pass. `attention`: the rows name the attention kernels that ran. `energy`: joules are measured.
-    `experiment` is set by the registry.
+    `graphs`: whether short candidates may be captured as CUDA graphs. A graph cannot contain a backward pass without
+    its forward pass. `attention`: whether the rows name the attention kernels that ran. `energy`: whether the energy is
+    measured, in joules. `Experiment.named` sets `experiment`.
     """
 
     case: Mapping[str, Scalar]
@@ -66,7 +68,7 @@ class Group:
     energy: bool = False
 
     def row_keys(self) -> list[Key]:
-        """The keys of its rows."""
+        """The keys of the group's rows, which identify the rows in a results file."""
         case = tuple(sorted(self.case.items()))
         return [(self.experiment, case, name) for name in self.names]
 
@@ -77,7 +79,7 @@ QUICK = Pace(budget_s=0.1, warmup_s=0.02, max_samples=50)
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """The request to an experiment: preset, device, format, and the ranks that take part."""
+    """The user's request to an experiment: preset, device, number format, and the ranks that take part."""
 
     quick: bool
     device: torch.device
@@ -86,12 +88,12 @@ class Ask:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the shapes are those of a GPU."""
+        """Whether the experiment runs on a GPU, with the larger shapes for a GPU."""
         return self.device.type == "cuda"
 
     @property
     def pace(self) -> Pace:
-        """How long each group is timed."""
+        """The duration of the timing of each group."""
         return QUICK if self.quick else FULL
 
     def setting(self, spec: ModelSpec, *, seq_len: int, batch: int = 1, direction: Pass = "forward") -> Setting:
@@ -102,14 +104,14 @@ class Ask:
 
 
 class Chart(NamedTuple):
-    """The x axis of an experiment's plots: a field of the case, and its label."""
+    """The x axis of an experiment's plots: the name of a field of the case, and the label of the axis."""
 
     x: str
     label: str
 
 
 class Summary(NamedTuple):
-    """A summary of all rows: a table with lines below it, and `rows` in JSON under `key`."""
+    """A summary of all rows of an experiment. Users see `table` with `lines` below it; JSON has `rows` under `key`."""
 
     key: str
     rows: list[dict[str, Any]]
@@ -121,9 +123,10 @@ class Summary(NamedTuple):
 class Experiment:
     """A question, and the groups that answer it.
 
-    `baseline` is the candidate that the others of its group are compared with. `columns` show extra figures of the
-    rows: key, heading, unit. `derived` computes figures from a row's time, `summary` a table over all rows. `notes`
-    explain the figures. `processes` says how many processes it runs in. `name` comes from the registry.
+    `baseline` is the candidate that the other candidates of a group are compared with. `columns` lists the extra
+    figures that the table shows, each as (key, heading, unit). `derived` computes further figures from a row's time,
+    and `summary` computes a table over all rows. `notes` are lines that explain the figures. `processes` says how many
+    processes the experiment runs in. `named` sets `name`.
     """
 
     question: str
@@ -138,7 +141,7 @@ class Experiment:
     name: str = ""
 
     def named(self, name: str) -> Experiment:
-        """The experiment, and the groups that it returns, under that name."""
+        """A copy of the experiment with that name. The groups of the copy have the name too."""
 
         def groups(ask: Ask) -> list[Group]:
             return [replace(group, experiment=name) for group in self.groups(ask)]
@@ -154,13 +157,14 @@ def run(
     store: Store | Follower | None = None,
     started: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[Row]:
-    """Time the groups and yield their rows; each row is in the store before it is yielded. `started` is called with a
-    group before it is timed.
+    """Time the groups and yield their rows. Each row is written to the store before it is yielded. `started` is called
+    with each group before its timing begins.
 
-    A group whose rows are all in the store is skipped, and its old rows are not yielded. A group that was interrupted
-    is timed again, because candidates are compared side by side; only a candidate that ended an earlier session is left
-    out, because it would end this one too. An interruption loses the rows of the current group only. Raises
-    CannotRunError where a candidate lost the GPU's context or another rank; the row of that candidate is the last one.
+    A group whose rows are all in the store is skipped, and its old rows are not yielded. An interrupted group is timed
+    again as a whole, because its candidates are compared side by side. A candidate that ended an earlier session is
+    left out, because it would end this session too. An interruption loses only the rows of the current group. Raises
+    CannotRunError if a candidate destroyed the GPU's context or lost another rank; the row of that candidate is the
+    last row.
     """
     done, never = (set(), set()) if store is None else (store.done, store.ended_session)
     for group in groups:
@@ -192,7 +196,7 @@ def _measured(group: Group, clock: Clock, references: ReferenceMeasurements, nev
         assert [candidate.name for candidate in candidates] == list(group.names)
     except DeviceLostError:
         raise
-    except Exception as problem:  # none can be built: the row of each says so
+    except Exception as problem:  # no candidate can be built: each row gets the reason
         candidates = [Candidate(name=name, prepare=_raising(problem)) for name in group.names]
     if isinstance(clock, CudaClock) and not group.graphs:
         clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)

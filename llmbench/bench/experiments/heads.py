@@ -1,9 +1,10 @@
-"""MHA, GQA, MQA or MLA at equal hidden size: how large is the cache, how fast are they, how many sequences fit?
+"""Compare MHA, GQA, MQA and MLA at equal hidden size: cache size, speed, and the number of sequences that fit.
 
-The attention of a layer with its projections, by `flash` (on a CPU by `sdpa`): a prefill of whole sequences, and a
-decoding step on a cache. Parameters and cache are those of the layer. `largest batch` is that of a whole model with
-LLaMA-2-7B's depth and feed-forward ratio (32 layers) in the memory that was free, by the arithmetic of
-`llmbench memory --phase inference`.
+The timed piece is the attention of one layer with its projections. `flash` computes it (on a CPU, `sdpa`). There are
+two phases: a prefill of whole sequences, and a decoding step on a cache. The columns `parameters` and `cache per token`
+are those of the timed layer. `largest batch` is the result of a calculation, the same as in `llmbench memory --phase
+inference`. It is for a whole model with the depth (32 layers) and the feed-forward ratio of LLaMA-2-7B, in the memory
+that was free at the start.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from llmbench.spec.mixer import LatentAttention, Mixer
 __all__ = ["EXPERIMENT", "kinds", "largest_batch"]
 
 LAYERS = 32
-"""Layers of the served model, as in LLaMA-2-7B."""
+"""The number of layers of the model that `largest batch` is computed for, as in LLaMA-2-7B."""
 
 
 def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
-    """The four kinds with `count` query heads. MLA's widths relate to its head as DeepSeek-V2's do (arXiv 2405.04434,
-    section 3.1.2): a latent as wide as four heads, half a head rotated."""
+    """The four kinds of attention with `count` query heads, by name. The widths of MLA have the ratios of DeepSeek-V2
+    (arXiv 2405.04434, section 3.1.2): the latent is as wide as four heads, the rotated part as half a head."""
     grouped = max(1, count // 4)
     return {
         "MHA": heads(count, count, head_dim),
@@ -53,11 +54,11 @@ GPU_PREFILLS: Shapes = ((1, 2048), (1, 8192), (1, 32768))
 GPU_STEPS: Shapes = tuple(product((1, 16, 128), (4096, 16384)))
 CPU_PREFILLS: Shapes = ((1, 512), (1, 1024))
 CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
-"""(batch, context)."""
+"""The (batch, context) pairs of each phase in the full preset."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Prefill and decoding, over context and batch."""
+    """One group for each phase and each pair of batch and context."""
     if ask.on_gpu:
         size = (32, 128)
         prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
@@ -65,7 +66,7 @@ def groups(ask: Ask) -> list[Group]:
         size = (8, 32) if ask.quick else (8, 64)
         prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
     cases = [("prefill", shape) for shape in prefills] + [("decode", shape) for shape in steps]
-    free = free_bytes(ask.device)  # asked once, so that it is the same for all kinds
+    free = free_bytes(ask.device)  # read once, so that all kinds have the same free memory
     return [_group(ask, free, size, phase, batch, context) for phase, (batch, context) in cases]
 
 
@@ -98,8 +99,8 @@ def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch:
 
 
 def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context: int) -> int | None:
-    """The most sequences of that length that a whole model serves at once in `free` bytes; None where `free` is
-    unknown, 0 where not even one sequence fits."""
+    """The most sequences of `context` tokens that a whole model can serve at once in `free` bytes. The result is None
+    if `free` is unknown, and 0 if not even one sequence fits."""
     if free is None:
         return None
     ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)
@@ -121,7 +122,7 @@ def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context
 
 
 EXPERIMENT = Experiment(
-    question="MHA, GQA, MQA or MLA at equal hidden size: how large is the cache, how fast are they, how many fit?",
+    question="how do MHA, GQA, MQA and MLA of equal hidden size differ in cache size, speed and largest batch?",
     groups=groups,
     baseline="MHA",
     columns=(
@@ -130,8 +131,8 @@ EXPERIMENT = Experiment(
         ("largest_batch", "largest batch", "count"),
     ),
     notes=(
-        "parameters, cache: of the one attention layer that is timed, with its projections",
-        f"largest batch: the most sequences of that length that a model of {LAYERS} such layers with LLaMA's"
-        " feed-forward serves at once in the memory that was free; by arithmetic",
+        "parameters, cache per token: those of the timed attention layer with its projections",
+        f"largest batch: the most sequences of that context that a model of {LAYERS} such layers with LLaMA's"
+        " feed-forward can serve at once in the free memory; it is computed, not measured",
     ),
 )

@@ -1,8 +1,9 @@
-"""What does a mixture of experts cost, compared with dense feed-forwards and between implementations?
+"""How fast is a mixture of experts with each implementation, compared with dense feed-forwards?
+
 
 `loop` computes one expert after another in plain torch, `grouped` sorts the tokens and uses torch's grouped products,
-`fused` is our kernel. They are compared with dense feed-forwards as wide as the experts that one token uses
-(`dense, active`) and as wide as all experts together (`dense, total`).
+`fused` is the Triton kernel of llmbench. They are compared with two dense feed-forwards: `dense, active` is as wide as
+the experts that one token uses, `dense, total` as wide as all experts together.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from llmbench.spec.model import ModelSpec
 __all__ = ["EXPERIMENT"]
 
 IMPLS = {"loop": "standard", "grouped": "grouped", "fused": "fused"}
-"""Implementations of a mixture, by label."""
+"""The implementations of a mixture, by their labels in the rows."""
 
 
 class _Shapes:
-    """Widths and tokens of a preset. `total` is the width of all experts together."""
+    """The widths and token counts of a preset. `total` is the width of all experts together."""
 
     def __init__(self, ask: Ask) -> None:
         if ask.on_gpu:
@@ -42,19 +43,24 @@ class _Shapes:
             self.experts, self.top_k = (8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
 
     def mixture(self, experts: int, top_k: int) -> MoE:
-        """A mixture whose experts are `total` wide together."""
+        """A mixture whose experts have the width `total` together."""
         return MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=self.total // experts)
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Against dense models; by number of experts; by experts per token; by balance; the cost of the router."""
+    """The groups: against dense feed-forwards; over the number of experts; over the experts per token; over the routing
+    of the experts alone; with the router alone."""
     shapes = _Shapes(ask)
     usual = shapes.mixture(8, 2)
-    found = [_against_dense(ask, shapes, usual)]
-    found += [_sweep(ask, shapes, "by experts", shapes.mixture(count, 2)) for count in shapes.experts]
-    found += [_sweep(ask, shapes, "by experts per token", shapes.mixture(64, k)) for k in shapes.top_k if not ask.quick]
-    found += [_balance(ask, shapes, usual if ask.quick else shapes.mixture(64, 8), routing) for routing in ROUTINGS]
-    return [*found, _routing(ask, shapes, usual if ask.quick else shapes.mixture(256, 8))]
+    all_groups = [_against_dense(ask, shapes, usual)]
+    all_groups += [_sweep(ask, shapes, "by experts", shapes.mixture(count, 2)) for count in shapes.experts]
+    all_groups += [
+        _sweep(ask, shapes, "by experts per token", shapes.mixture(64, k)) for k in shapes.top_k if not ask.quick
+    ]
+    all_groups += [
+        _balance(ask, shapes, usual if ask.quick else shapes.mixture(64, 8), routing) for routing in ROUTINGS
+    ]
+    return [*all_groups, _routing(ask, shapes, usual if ask.quick else shapes.mixture(256, 8))]
 
 
 def _entry(
@@ -63,7 +69,7 @@ def _entry(
     spec = spec or model_of(label, shapes.hidden, ffn=ffn)
     setting = ask.setting(spec, seq_len=shapes.tokens)
     ops = piece.ops_of(setting)
-    extra: dict[str, Scalar] = {  # of the timed piece, not of the model around it
+    extra: dict[str, Scalar] = {  # counts of the timed piece, not of the model that contains the piece
         "parameters": sum(op.parameters for op in ops),
         "active_parameters": sum(op.active_parameters for op in ops),
         "tokens": shapes.tokens,
@@ -72,7 +78,7 @@ def _entry(
 
 
 def _mixtures(ask: Ask, shapes: _Shapes, moe: MoE, piece: Piece) -> list[Entry]:
-    """A mixture by every implementation. They share the setting, and so the weights."""
+    """One entry per implementation of a mixture. The entries share the setting, and therefore the weights."""
     spec = model_of("mixture", shapes.hidden, ffn=moe)
     first, *others = (_entry(ask, shapes, label, moe, impl, piece, spec) for label, impl in IMPLS.items())
     return [first, *(replace(entry, setting=first.setting) for entry in others)]
@@ -120,7 +126,7 @@ def _routing(ask: Ask, shapes: _Shapes, moe: MoE) -> Group:
 
 
 EXPERIMENT = Experiment(
-    question="what does a mixture of experts cost, compared with dense feed-forwards and between implementations?",
+    question="how fast is a mixture of experts with each implementation, compared with dense feed-forwards?",
     groups=groups,
     baseline="loop",
     columns=(
@@ -130,8 +136,9 @@ EXPERIMENT = Experiment(
     ),
     chart=Chart("experts", "experts"),
     notes=(
-        "busiest expert: its tokens divided by the mean tokens per expert. Routing is drawn at random, even or skewed"
-        " (chances proportional to 1 / number), or trained: the choices of a small model's router after 100 training"
-        " steps without a balance loss",
+        "busiest expert: the tokens of the busiest expert divided by the mean tokens per expert",
+        "routing: even and skewed draw experts at random, with equal chances or with chances proportional to"
+        " 1 / (number of the expert); trained takes the choices of a small model's router after 100 training steps"
+        " without a balance loss",
     ),
 )

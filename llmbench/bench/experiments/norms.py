@@ -1,4 +1,4 @@
-"""What does a norm cost: LayerNorm or RMSNorm, alone or with the residual sum, fused or not?"""
+"""How fast are LayerNorm and RMSNorm, alone and with the residual sum, for each implementation?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ __all__ = ["EXPERIMENT"]
 
 NORMS = {"LayerNorm": Norm(kind="layernorm", bias=True), "RMSNorm": Norm()}
 IMPLS = {"": "standard", " fused": "fused", " compiled": COMPILED}
-"""Implementations by the suffix of their label."""
+"""The implementations, by the suffix that the label of a norm gets."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Both norms by every implementation side by side, at the widths of real models (on a GPU at 16k tokens)."""
+    """One group per width and pass, alone and with the residual sum. A group compares both norms with every
+    implementation. On a GPU, the full preset has 16k tokens and the widths of real models."""
     widths: tuple[int, ...]
     if ask.on_gpu:
         tokens, widths = (4096, (4096,)) if ask.quick else (16384, (1024, 2048, 4096, 8192, 16384))
@@ -34,7 +35,7 @@ def groups(ask: Ask) -> list[Group]:
 
 def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Group:
     piece = find_piece("norm") if what == "alone" else ADD_NORM
-    # compiling takes seconds per candidate, on a CPU many seconds
+    # the quick preset does not compile, because compiling takes seconds per candidate and longer on a CPU
     impls = {label: impl for label, impl in IMPLS.items() if impl != COMPILED or not ask.quick}
     entries = []
     for name, norm in NORMS.items():
@@ -52,7 +53,7 @@ def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Gro
 
 
 EXPERIMENT = Experiment(
-    question="what does a norm cost: LayerNorm or RMSNorm, with and without the residual sum, fused or not?",
+    question="how fast are LayerNorm and RMSNorm, alone and with the residual sum, for each implementation?",
     groups=groups,
     baseline="LayerNorm",
     chart=Chart("hidden_size", "hidden size"),

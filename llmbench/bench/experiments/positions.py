@@ -1,7 +1,8 @@
-"""What do positions cost: none, learned, sinusoidal, RoPE (fused and not), ALiBi?
+"""How much does each position encoding cost: none, learned, sinusoidal, RoPE (fused or not), ALiBi?
 
-The same small model with each kind, its attention by `flash`. Learned and sinusoidal positions are added once, to the
-embedding. RoPE rotates queries and keys in every layer. ALiBi is added to the scores inside the attention.
+The same small model runs with each position encoding. `flash` computes its attention. Learned and sinusoidal positions
+are added once, to the embedding. RoPE rotates queries and keys in every layer. ALiBi adds a bias to the scores inside
+the attention.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["EXPERIMENT"]
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Forward passes over lengths."""
+    """One group per sequence length: a forward pass of the model with each position encoding."""
     if ask.on_gpu:
         layers, hidden, dim = 4, 2048, 128
         lengths: tuple[int, ...] = (1024,) if ask.quick else (1024, 4096, 16384)
@@ -48,7 +49,7 @@ def _group(ask: Ask, layers: int, hidden: int, dim: int, length: int) -> Group:
 
 
 EXPERIMENT = Experiment(
-    question="what do positions cost: none, learned, sinusoidal, RoPE, ALiBi?",
+    question="how much does each position encoding cost: none, learned, sinusoidal, RoPE, ALiBi?",
     groups=groups,
     baseline="none",
     chart=Chart("seq_len", "tokens per sequence"),

@@ -1,4 +1,5 @@
-"""Synthetic material of experiments: small models, a task that they learn in a few steps, and expert choices.
+"""Synthetic models and data for experiments: small models, a task that they learn in a few steps, and choices of
+experts.
 
 t tokens, k experts per token, B batch, S length.
 """
@@ -27,7 +28,7 @@ __all__ = ["ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progr
 
 
 def heads(count: int, kv_heads: int, head_dim: int, **more: Any) -> Attention:
-    """Causal attention with that many query and key-value heads."""
+    """Causal attention with `count` query heads and `kv_heads` key-value heads."""
     return Attention(num_attention_heads=count, num_key_value_heads=kv_heads, head_dim=head_dim, **more)
 
 
@@ -42,7 +43,8 @@ def model_of(
     layers: int = 1,
     vocab: int = 256,
 ) -> ModelSpec:
-    """A model of equal layers with these parts and pre-norm placement. The defaults are RMSNorm and RoPE."""
+    """A model of equal pre-norm layers with these parts. The default norm is RMSNorm, the default positions are RoPE. A
+    layer has no mixer or no feed-forward if none is given."""
     base = load_bundled("llama2-7b")
     layer = Layer(mixer=mixer, ffn=ffn)
     return msgspec.structs.replace(
@@ -62,14 +64,15 @@ def model_of(
 # A task that a small model learns in a few steps
 
 TAIL = 10
-"""The final loss is the mean over this many last steps."""
+"""The number of last steps over which the final loss is averaged."""
 
 
 def progressions(vocab_size: int, batch: int, length: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens [B, S] and their successors: start, start + stride, … modulo the vocabulary, with strides from 1 to 7.
+    """Token sequences [B, S] and the next token of each position. A sequence is start, start + stride, … modulo the
+    vocabulary size, with a stride from 1 to 7.
 
-    A model that learns to continue them learns at all, and one can test whether it reads past the length of its
-    training. They say nothing about its quality on text.
+    The task shows whether a model learns at all, and whether it can read sequences that are longer than those in
+    training. It does not show the quality of a model on text.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(vocab_size, (batch, 1), generator=generator)
@@ -81,7 +84,8 @@ def progressions(vocab_size: int, batch: int, length: int, seed: int, device: to
 def trained(
     spec: ModelSpec, *, steps: int, length: int, device: torch.device, batch: int = 8, learning_rate: float = 1e-3
 ) -> tuple[Decoder, list[float]]:
-    """A model in fp32 after that many steps of AdamW on progressions, without warm-up, and its loss at each step."""
+    """Train a model in fp32 on progressions, with `steps` steps of AdamW and no warm-up. Return the model and its loss
+    at each step."""
     model = build(spec, device=device, init="xavier")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     losses = []
@@ -105,11 +109,12 @@ CPU = torch.device("cpu")
 
 
 def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
-    """Chosen experts [t, k], all different for one token. They are drawn on the CPU, for every device alike.
+    """The chosen experts [t, k]; the k experts of a token differ. They are drawn on the CPU, so that every device gets
+    the same choices.
 
-    even, skewed: drawn without replacement; skewed gives expert e a chance proportional to 1 / (e + 1).
-    trained: the choices of the last router of a small model, trained for 100 steps on progressions without a balance
-    loss.
+    `even` and `skewed`: drawn without replacement. `skewed` gives expert e, counted from 0, a chance proportional to 1
+    / (e + 1). `trained`: the choices of the last router of a small model that was trained for 100 steps on progressions
+    without a balance loss.
     """
     if routing != "trained":
         chances = torch.arange(1, experts + 1, dtype=torch.float64) ** -(1.0 if routing == "skewed" else 0.0)

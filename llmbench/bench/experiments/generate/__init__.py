@@ -1,6 +1,6 @@
-"""How fast does a decoder generate: the first token, each further token, a whole answer; eager and as a CUDA graph?
+"""How fast does a decoder generate the first token, each further token and a whole answer, eager and as a CUDA graph?
 
-The model is real, its weights are random, its cache is static (`server` has both). B batch, V vocabulary.
+The model is a whole decoder with random weights and a static cache (see `server`). B batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ Phase = Literal["first token", "next token", "answer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One request to a model: read prompts of `context` tokens (first token, answer), or choose one more token after
-    `context` tokens in the cache. An answer has `new_tokens` tokens."""
+    """One timed request to a model, in one of three phases. "first token" reads prompts of `context` tokens and chooses
+    a token. "next token" chooses one more token after `context` tokens in the cache. "answer" reads prompts of
+    `context` tokens and chooses `new_tokens` tokens."""
 
     spec: ModelSpec
     dtype: Any
@@ -62,33 +63,35 @@ class Case:
 
     @property
     def capacity(self) -> int:
-        """Tokens per sequence that the cache must store. The last token of an answer is never appended; the next token
-        is."""
+        """The tokens per sequence that the cache must store. The last token of an answer is never appended to the
+        cache. In the phase "next token", the cache also stores the token that the step reads."""
         return self.context + (1 if self.phase == "next token" else self.new_tokens - 1)
 
     @property
     def tokens(self) -> int:
-        """The tokens of its rate: tokens read for a first token, else tokens generated."""
+        """The tokens that the rate counts: the tokens read for "first token", otherwise the tokens generated."""
         return self.batch * (self.context if self.phase == "first token" else self.new_tokens)
 
     @property
     def bandwidth(self) -> Bandwidth:
-        """The reference measurement that limits its bytes: steps, of which an answer has many, write almost nothing."""
+        """The reference measurement that limits the memory traffic. It is `read` for steps, which write almost nothing,
+        and for answers, which consist mostly of steps."""
         return "copy" if self.phase == "first token" else "read"
 
 
 class Stage(NamedTuple):
-    """Ops that run `times` times, one run after the other."""
+    """A list of ops that runs `times` times, one run after the other."""
 
     ops: list[Op]
     times: float
 
 
 def stages(case: Case, impl: str | None = None) -> list[Stage]:
-    """The ops of a case as `impl` computes them, or with None the ops that every implementation must compute.
+    """The ops of a case as `impl` computes them. If `impl` is None, the ops that every implementation must compute.
 
-    An answer is a first token and steps whose cache grows by one token each. All steps are counted as their mean, half
-    the first and half the last: an op's FLOPs and bytes grow linearly with the tokens.
+    An answer consists of a first token and of steps, whose cache grows by one token per step. The FLOPs and bytes of an
+    op grow linearly with the tokens in the cache. So half of the steps are counted like the first step, and half like
+    the last.
     """
     formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), case.dtype)
 
@@ -102,16 +105,18 @@ def stages(case: Case, impl: str | None = None) -> list[Stage]:
         return [Stage(step(case.context), 1.0)]
     whole = lower(case.spec, Workload.prefill(case.context, case.batch, **options("prefill")))
     last = lower(case.spec, Workload.prefill(1, case.batch, **options("prefill")))
-    after = 1 + max(index for index, op in enumerate(whole) if op.layer)  # only the last position has logits
-    found = [Stage(whole[:after] + last[after:], 1.0)]
+    after = 1 + max(
+        index for index, op in enumerate(whole) if op.layer
+    )  # logits are computed for the last position only
+    parts = [Stage(whole[:after] + last[after:], 1.0)]
     if case.new_tokens > 1:
         half = (case.new_tokens - 1) / 2
-        found += [Stage(step(context), half) for context in (case.context, case.capacity - 1)]
-    return found
+        parts += [Stage(step(context), half) for context in (case.context, case.capacity - 1)]
+    return parts
 
 
 def need_bytes(case: Case, impl: str) -> int:
-    """Bytes of the weights, the whole cache, and the widest op."""
+    """The bytes of the weights, the whole cache, and the activations of the op that reads and writes the most."""
     parameters = count_parameters(case.spec)
     weights = bytes_of(parameters.total + parameters.buffers, case.dtype)
     cache = kv_cache(case.spec, case.capacity, batch=case.batch, kv_dtype=case.dtype)
@@ -119,7 +124,8 @@ def need_bytes(case: Case, impl: str) -> int:
 
 
 class Shared:
-    """The server and the figures that the candidates of a case share, built when the first candidate needs them."""
+    """The server and the figures that the candidates of a case share. They are built when the first candidate needs
+    them."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -127,7 +133,7 @@ class Shared:
 
     @cached_property
     def server(self) -> Server:
-        """The model with its cache. Where only a step is timed, the cache is full of random keys and values."""
+        """The model with its cache. If only a step is timed, the cache starts with random keys and values."""
         case = self.case
         model = build(case.spec, impl="standard", device=case.device, dtype=DTYPES[case.dtype])
         length = 1 if case.phase == "next token" else case.context
@@ -139,14 +145,14 @@ class Shared:
         return server
 
     def call(self, impl: str, *, graph: bool) -> Call:
-        """The call that is timed."""
+        """The call that is timed. With `graph`, each step is captured as a CUDA graph."""
         server, case, chosen = self.server, self.case, implementation(impl)
         if case.phase == "first token":
             return server.bound(chosen, server.first)
         if case.phase == "next token":
 
             def step() -> None:
-                server.start(case.context)  # every call starts after the same tokens
+                server.start(case.context)  # every call starts with the same number of cached tokens
                 server.next()
 
             eager = server.bound(chosen, step)
@@ -161,7 +167,7 @@ class Shared:
 
 
 def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Group:
-    """The implementations at a case. On a GPU each step runs eager and as a CUDA graph."""
+    """The group that compares these implementations in one case. On a GPU, each step runs eager and as a CUDA graph."""
     graphs = (False, True) if case.device.type == "cuda" and case.phase != "first token" else (False,)
     variants = {impl + " graph" * graph: (impl, graph) for impl in impls for graph in graphs}
     fields: dict[str, Scalar] = {
@@ -179,7 +185,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
         return [candidate(name, impl, graph, shared, references, checks) for name, (impl, graph) in variants.items()]
 
     answers = case.phase == "answer"
-    # An answer takes long enough that few samples are reliable. Its kernels are those of its steps, named there.
+    # An answer takes long, so that three samples are reliable. The rows of its steps name its attention kernels.
     pace = replace(ask.pace, min_samples=3) if answers else ask.pace
     return Group(
         case=fields,
@@ -195,7 +201,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
 def candidate(
     name: str, impl: str, graph: bool, shared: Shared, references: ReferenceMeasurements, checks: Checks
 ) -> Candidate:
-    """An implementation at a case as a candidate."""
+    """The candidate that computes a case with the implementation `impl`."""
     case = shared.case
     must, computed = stages(case), stages(case, impl)
     flops, moved = (sum(stage.times * work(stage.ops, "forward")[index] for stage in must) for index in (0, 1))
@@ -213,7 +219,7 @@ def candidate(
 
 
 class Checks:
-    """The verdicts on each implementation of a model, computed once."""
+    """The verdicts on each implementation of each model. Each is computed once."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, str, bool], list[Verdict]] = {}
@@ -227,8 +233,8 @@ class Checks:
 
 
 def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int = 6) -> list[Verdict]:
-    """Compare the logits of a layer of each kind, token by token on its cache, with one pass of plain torch over all
-    tokens."""
+    """Check an implementation on a reduced model with one layer of each kind. The logits of decoding token by token
+    with a cache are compared with the logits of one pass of plain torch over all tokens."""
     spec = layer_of_each_kind(case.spec)
     setting = Setting(spec=spec, batch=2, seq_len=prompt + steps, dtype=case.dtype, device=case.device)
     _, version = decoder_of(setting)
@@ -259,13 +265,14 @@ def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int 
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Batches and contexts of a 7B model and of one with latent attention and experts; on a CPU of a small model."""
+    """The groups of all plans: on a GPU for a 7B model and for a model with latent attention and experts, on a CPU for
+    a small model."""
     checks = Checks()
     return [group_of(case, plan.impls, ask, checks) for plan in plans(ask) for case in plan.cases(ask)]
 
 
 class Plan(NamedTuple):
-    """A model, and the (batch, context) of its first tokens, steps and answers."""
+    """A model with the (batch, context) pairs of its first tokens (`reads`), next tokens (`steps`) and answers."""
 
     spec: ModelSpec
     impls: tuple[str, ...]
@@ -297,7 +304,7 @@ class Plan(NamedTuple):
 
 
 def plans(ask: Ask) -> list[Plan]:
-    """The models and shapes of a preset. A CPU has neither our kernels nor graphs."""
+    """The models and shapes of a preset. A CPU has neither the Triton kernels nor CUDA graphs."""
     if not ask.on_gpu:
         impls = "standard", "sdpa", "flash"
         if ask.quick:
@@ -327,10 +334,12 @@ EXPERIMENT = Experiment(
     baseline="sdpa",
     chart=Chart("context", "tokens of context"),
     notes=(
-        "first token: from a prompt in memory to the choice of the next token (time to first token)",
-        "next token: one more token for every sequence, after `context` tokens in the cache (time per output token)",
-        "answer: a prompt is read and new_tokens tokens are chosen, one after the other",
-        "tokens/s: of all sequences together; tokens read for a first token, else tokens generated",
-        "graph: the step as one CUDA graph; every cache is static, its bookkeeping on the host stays outside the graph",
+        "first token: the time from a prompt in memory to the choice of the first new token (time to first token)",
+        "next token: the time to generate one more token for every sequence, after `context` tokens in the cache (time"
+        " per output token)",
+        "answer: the time to read a prompt and to choose `new_tokens` tokens, one after the other",
+        "tokens/s: counts all sequences together: the tokens read for `first token`, otherwise the tokens generated",
+        "graph: each step runs as one CUDA graph. Every cache is static; the host updates its record of the cache"
+        " outside the graph",
     ),
 )

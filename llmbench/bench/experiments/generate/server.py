@@ -1,9 +1,9 @@
-"""A whole decoder that generates: the first token after a prompt, one more token, a whole answer; eager or as a CUDA
+"""A whole decoder that generates the first token after a prompt, one more token or a whole answer, eager or as a CUDA
 graph.
 
 Every shape is static. The cache is allocated in full at the start, and a step reads and writes the same addresses at
-every context length. The cache's bookkeeping on the host (sequence lengths, free room) stays outside the graph; a
-replay counts on the device alone.
+every context length. The host updates its record of the cache (sequence lengths, free slots) outside the graph. A
+replay of the graph updates only the lengths on the device.
 
 B batch, S prompt length, T tokens in the cache, V vocabulary.
 """
@@ -27,11 +27,11 @@ __all__ = ["Server"]
 
 
 class Server:
-    """A model, prompts [B, S] and a cache for `capacity` tokens per sequence. The most likely token is chosen.
+    """A model, prompts [B, S] and a cache for `capacity` tokens per sequence. Each pass chooses the most likely token.
 
-    Candidates may share a server: each call sets its own start and implementation. After a pass, `token` [B, 1] is the
-    chosen token and `logits` [B, 1, V] are its logits. `cuda` is torch.cuda. Raises UnsupportedError for a model whose
-    cache stores more than keys and values.
+    Candidates may share a server: each call sets the cache length and the implementation. After a pass, `token` [B, 1]
+    is the chosen token and `logits` [B, 1, V] are its logits. `cuda` is torch.cuda. Raises UnsupportedError for a model
+    whose cache stores more than keys and values.
     """
 
     def __init__(self, model: Decoder, prompts: Tensor, capacity: int, *, cuda: Any = torch.cuda) -> None:
@@ -43,7 +43,7 @@ class Server:
         self.states: list[SlotCache] = []
         for state in (state for layer in self.cache.layers for state in layer.values()):
             if not isinstance(state, SlotCache):
-                raise UnsupportedError(f"{model.spec.name}: only caches of keys and values are supported here")
+                raise UnsupportedError(f"{model.spec.name}: generate supports only models that cache keys and values")
             self.states.append(state)
         self.lengths = self.cache.lengths
         self.token = prompts[:, -1:].clone()
@@ -51,7 +51,7 @@ class Server:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of prompts and cache."""
+        """The bytes of the prompts and the cache."""
         return self.prompts.nbytes + self.cache.nbytes
 
     def fill(self, context: int) -> None:
@@ -85,7 +85,7 @@ class Server:
             step()
 
     def bound(self, implementation: Implementation, call: Call) -> Call:
-        """The call, computed by that implementation."""
+        """A call that sets the model's implementation and then runs `call`."""
 
         def run() -> object:
             self.model.implementation = implementation
@@ -94,15 +94,16 @@ class Server:
         return run
 
     def captured(self, call: Call) -> Call:
-        """The call's work on the device as one CUDA graph. Raises CannotRunError for a call that no graph can
-        capture."""
-        call()  # workspaces and tuned kernels are created outside the graph
+        """Capture the call's work on the device as one CUDA graph. Raises CannotRunError if the call cannot be
+        captured."""
+        call()  # the first run allocates workspaces and tunes kernels, which is not possible during a capture
         return captured(call, self.lengths.device, f"a step of {self.model.spec.name}", cuda=self.cuda)
 
     def _pass(self, tokens: Tensor) -> None:
         with torch.no_grad():
             self.logits = self.model(tokens, cache=self.cache, last_only=True)
             self.token.copy_(self.logits.argmax(dim=-1))
-            # The cache counts in a new tensor, but the next pass and every replay read this one.
+            # The model writes the new lengths to another tensor. Copy them back, because the next pass and every replay
+            # of the graph read `self.lengths`.
             self.lengths.copy_(self.cache.lengths)
             self.cache.lengths = self.lengths

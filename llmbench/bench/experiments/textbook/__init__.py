@@ -1,4 +1,5 @@
-"""Do the claims of a textbook about speed and memory hold on this machine? `claims` has them."""
+"""Do a textbook's claims about speed and memory hold on this machine? `claims` lists the claims, `runs` measures
+them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def groups(ask: Ask) -> list[Group]:
 
 
 def outcomes(rows: Sequence[Row]) -> list[Outcome]:
-    """The verdict on each claim, by these rows."""
+    """The verdict on each claim, decided from these rows."""
     by_run: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_run.setdefault(str(row.case["run"]), {})[row.implementation] = row
@@ -37,7 +38,7 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
     """One line per claim."""
-    decided = [_as_json(found, rows) for found in outcomes(rows)]
+    decided = [_as_json(decision, rows) for decision in outcomes(rows)]
     verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
     lines = [f"{len(verdicts)} claims: {', '.join(counted)}"]
@@ -58,22 +59,22 @@ FIELDS: tuple[Field[tuple[Claim, dict[str, Any]]], ...] = (
     Field("kind", "kind", value=lambda pair: pair[1]["kind"]),
     Field("setting", "setting", value=lambda pair: pair[1]["setting"], wraps=True),
 )
-"""The fields of the table, from each claim and its line in JSON."""
+"""The fields of the table. Each field reads a pair: a claim and its JSON object."""
 
 
-def _as_json(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
-    """A claim in JSON. Its figures are ratios, shares or changes as fractions of one, bytes, or 1 for a model that
-    runs."""
-    claim = found.claim
+def _as_json(decision: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
+    """A claim with its outcome, as a JSON object. `unit` is the unit of its figures: a ratio, a share or change as a
+    fraction of 1, bytes, or "yes" with 1 for a model that runs and 0 for one that refuses."""
+    claim = decision.claim
     return {
         "claim": claim.name,
         "says": claim.says,
         "claimed": claim.claimed,
         "bound": claim.bound,
         "unit": claim.shown,
-        "measured": found.measured,
-        "verdict": found.verdict,
-        "reason": found.reason or None,
+        "measured": decision.measured,
+        "verdict": decision.verdict,
+        "reason": decision.reason or None,
         "kind": None if claim.value is None else "analytic" if claim.run is None else "measured",
         "run": claim.run,
         "at": claim.at,
@@ -83,7 +84,8 @@ def _as_json(found: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _setting(claim: Claim, rows: Sequence[Row]) -> str:
-    """The setting of the claim's run; the claim's own where they are the same, or where nothing was run."""
+    """The setting of the claim's run, in words. It is the claim's own setting if the run used that setting, or if
+    nothing was run."""
     case = next((row.case for row in rows if row.case["run"] == claim.run), None)
     if case is None or is_own(case):
         return claim.at
@@ -109,16 +111,16 @@ def _shown(claim: Claim, value: float | None) -> str:
 
 
 EXPERIMENT = Experiment(
-    question="what does a textbook claim about speed and memory, and does it hold here?",
+    question="do a textbook's claims about speed and memory hold on this machine?",
     groups=groups,
     baseline="",
     columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "loss at length", "percent")),
     summary=summary,
     notes=(
-        f"holds: within {NEAR:.0%} of the claimed ratio (−25% is 0.75), or better where the claim is a speed-up or a"
-        " saving; for a bound (≥, ≤), on the claimed side",
-        "n/a here: not comparable, because it ran at a smaller size than the claim; a GPU runs the claim's own size",
-        "loss of guessing: the loss after a short training as a share of the loss of uniform guessing; loss at length:"
-        " the same on the longer sequences that are read then",
+        f"holds: the figure is within {NEAR:.0%} of the claimed ratio (a change of −25% is a ratio of 0.75); a speed-up"
+        " or a saving may also be better than claimed; a bound (≥, ≤) must be respected",
+        "n/a here: not comparable, because the run was smaller than the setting of the claim; a GPU runs that setting",
+        "loss of guessing: the loss after a short training, as a share of the loss of uniform guessing; loss at length:"
+        " the same share on the longer sequences that the model reads after the training",
     ),
 )

@@ -1,7 +1,7 @@
-"""The claims of a textbook on language models about speed and memory, and how each is decided.
+"""A textbook's claims about the speed and memory of language models, and the rule that decides each claim.
 
-The figures are the textbook's; `source` names the work behind a claim. The op table decides an analytic claim. The rows
-of a run (`runs`) decide a measured one, on a GPU at the claim's own setting.
+The claimed figures come from the textbook; `source` names the paper behind a claim. The op table decides an analytic
+claim. The rows of a run (see `runs`) decide a measured claim. On a GPU, a run uses the claim's own setting.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from llmbench.spec.override import override
 __all__ = ["CLAIMS", "Claim", "Outcome", "outcome"]
 
 Rows = Mapping[str, Row]
-"""The rows of a run, by candidate."""
+"""The rows of a run, by the name of the candidate."""
 
 NEAR = 0.10
-"""A measured figure agrees with a claim within this share of the claimed figure. For a change it is a share of the
-remaining part: −25% is a ratio of 0.75."""
+"""The largest difference between a measured and a claimed figure that agree, as a share of the claimed figure. A
+claimed change is converted to a ratio first: −25% is 0.75."""
 
 Verdict = Literal["holds", "does not", "n/a here", "n/a"]
 Bound = Literal["near", "or better", "at least", "at most"]
 
 
 class NoFigureError(Exception):
-    """The reason why a claim has no figure here."""
+    """Raised if a claim has no figure on this machine. The message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim. `claimed` is its figure, `at` its own setting.
+    """A claim of the textbook. `says` is the claim in words, `claimed` its figure, `at` its own setting, and `shown`
+    the unit of the figure.
 
-    `bound` says how the measured figure must relate to `claimed`: near it, at least or at most that. "or better" is for
-    a gain (a speed-up above 1, a saving below 0): near it, or a larger gain. `run` names the run whose rows decide it;
-    None for an analytic claim. `value(rows)` is the figure here; it raises NoFigureError where there is none.
-    `any_size`: a small model decides it as well as the claim's own setting. `unavailable`: why it cannot be decided
-    here.
+    `bound` says how the measured figure must relate to `claimed`: near it, at least, or at most. "or better" is for a
+    gain (a speed-up above 1, a change below 0): the figure must be near `claimed`, or a larger gain. `run` names the
+    run whose rows decide the claim; it is None for an analytic claim. `value(rows)` computes the figure on this machine
+    and raises NoFigureError if there is none. `any_size`: a small model decides the claim as well as the claim's own
+    setting. `unavailable`: the reason why llmbench cannot decide the claim.
     """
 
     name: str
@@ -76,9 +77,9 @@ class Claim:
 
 
 class Outcome(NamedTuple):
-    """The verdict on a claim: "holds" or "does not"; "n/a here" at another setting than the claim's own, where the
-    figure is not comparable; "n/a" without a figure. `reason` explains the last two. `measured` has the unit of the
-    claim."""
+    """The verdict on a claim: "holds" or "does not". It is "n/a here" if the figure is not comparable, because it was
+    measured at another setting than the claim's own, and "n/a" if there is no figure. `reason` explains these two
+    verdicts. `measured` has the unit of the claim."""
 
     claim: Claim
     measured: float | None
@@ -90,8 +91,8 @@ SMALLER = "not comparable: run at a smaller size than the claim"
 
 
 def outcome(claim: Claim, rows: Rows, *, own_setting: bool = True) -> Outcome:
-    """Decide a claim by the rows of its run (empty for an analytic claim). `own_setting`: whether the rows were
-    measured at the claim's own setting."""
+    """Decide a claim from the rows of its run, which are empty for an analytic claim. `own_setting`: whether the rows
+    were measured at the claim's own setting."""
     if claim.value is None or claim.claimed is None:
         return Outcome(claim, None, "n/a", claim.unavailable)
     try:
@@ -117,7 +118,7 @@ def _timed(rows: Rows, name: str) -> Row:
 
 
 def time_ratio(numerator: str, denominator: str) -> Callable[[Rows], float]:
-    """The median of per-sample time ratios of two candidates."""
+    """Return a function of the rows: the median of the per-sample time ratios of two candidates."""
 
     def value(rows: Rows) -> float:
         above, below = (_timed(rows, name).measurement for name in (numerator, denominator))
@@ -132,13 +133,15 @@ def time_ratio(numerator: str, denominator: str) -> Callable[[Rows], float]:
 
 
 def time_change(name: str, baseline: str) -> Callable[[Rows], float]:
-    """The change of time against a baseline, as a share of it; below 0 where it is faster."""
+    """Return a function of the rows: the change of time against a baseline, as a share of the baseline's time. It is
+    negative if the candidate `name` is faster."""
     value = time_ratio(name, baseline)
     return lambda rows: value(rows) - 1
 
 
 def memory_change(name: str, baseline: str) -> Callable[[Rows], float]:
-    """The change of peak memory against a baseline, weights included, as a share of it."""
+    """Return a function of the rows: the change of peak memory (with weights) against a baseline, as a share of the
+    baseline's memory."""
 
     def peak(row: Row) -> int:
         measured = peak_bytes(row)
@@ -150,12 +153,12 @@ def memory_change(name: str, baseline: str) -> Callable[[Rows], float]:
 
 
 def figure(name: str, key: str) -> Callable[[Rows], float]:
-    """An extra figure of a row."""
+    """Return a function of the rows: the extra figure `key` of the candidate `name`."""
     return lambda rows: float(_timed(rows, name).extra[key] or 0.0)
 
 
 def runs(name: str) -> Callable[[Rows], float]:
-    """1 where the row has a time, 0 where the model refused to run."""
+    """Return a function of the rows: 1 if the candidate `name` has a time, 0 if its model refused to run."""
 
     def value(rows: Rows) -> float:
         row = _row(rows, name)
@@ -167,7 +170,7 @@ def runs(name: str) -> Callable[[Rows], float]:
 
 
 def gpt2_small(num_positions: int) -> ModelSpec:
-    """GPT-2 (twelve layers, 768 wide) with that many learned positions."""
+    """GPT-2 (twelve layers of width 768) with `num_positions` learned positions."""
     return override(load_bundled("gpt2"), {"positions.num_positions": num_positions})
 
 
@@ -176,7 +179,7 @@ def _standard_bytes() -> float:
 
 
 def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
-    """The change of GPT-2's cache with fewer key-value heads, as a share of it."""
+    """The change in the size of GPT-2's cache with fewer key-value heads, as a share of its usual size."""
     spec = load_bundled("gpt2")
     fewer = as_heads(spec, kind, groups=4)
     assert fewer is not None
@@ -184,8 +187,8 @@ def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
 
 
 def _mixture(top_k: int) -> Callable[[Rows], float]:
-    """FLOPs per token of a mixture, divided by those of Mistral-7B. Its experts are as wide as Mistral's feed-forward,
-    and so many that the mixture has ten times the parameters."""
+    """Return a function: the FLOPs per token of a mixture of experts, divided by those of Mistral-7B. Each expert is as
+    wide as Mistral's feed-forward. The number of experts is chosen so that the mixture has ten times the parameters."""
     spec = load_bundled("mistral-7b-v0.1")
     layer = spec.layers["block"]
     assert isinstance(layer.ffn, Gated)
@@ -204,8 +207,8 @@ SHARED_HEADS = "multi-query attention, arXiv 1911.02150; grouped-query attention
 STYLE = "an ablation from GPT-2 to LLaMA, arXiv 2302.13971"
 DEPTH = "on layer normalization in the Transformer, arXiv 2002.04745"
 LENGTH = "RoPE, arXiv 2104.09864; ALiBi, arXiv 2108.12409"
-NO_CORPUS = "needs a full training on a text, which `bench` does not run"
-GPT2_TRAINING = "forward and backward of 12 layers 768 wide, batch 8"
+NO_CORPUS = "needs a full training on a text corpus, which `bench` does not run"
+GPT2_TRAINING = "forward and backward pass of 12 layers of width 768, batch 8"
 
 CLAIMS = (
     *(
@@ -267,7 +270,7 @@ CLAIMS = (
             name=f"{kind} decode, batch {batch}",
             says=f"{kind} decodes {claimed - 1:.0%} faster than MHA, batch {batch}",
             claimed=claimed,
-            at=f"7B, 2,048 tokens; the batch is not stated: {batch}",
+            at=f"7B, 2,048 tokens; the textbook states no batch, {batch} is assumed",
             source=SHARED_HEADS,
             bound="or better",
             run=f"decode {batch}",
@@ -294,7 +297,7 @@ CLAIMS = (
             name=f"SwiGLU {direction}",
             says=f"SwiGLU takes {claimed}× the time of GELU at equal parameters, {direction}",
             claimed=claimed,
-            at="the shape is not stated: 8,192 tokens 4,096 wide",
+            at="the textbook states no shape; 8,192 tokens of width 4,096 are assumed",
             source="GLU variants, arXiv 2002.05202",
             run=f"glu {direction}",
             value=time_ratio("SwiGLU", "GELU"),
@@ -306,7 +309,7 @@ CLAIMS = (
             name=f"MoE top-{top_k}",
             says=f"a mixture of experts has 10× the parameters for 1.5× the compute (top-{top_k})",
             claimed=1.5,
-            at="Mistral-7B, 2,048 tokens; shape and routing are not stated",
+            at="the textbook states no shape and no routing; Mistral-7B and 2,048 tokens are assumed",
             source="Switch, arXiv 2101.03961; Mixtral, arXiv 2401.04088",
             bound="at most",
             value=_mixture(top_k),
@@ -315,7 +318,7 @@ CLAIMS = (
     ),
     Claim(
         name="LLaMA step",
-        says="a training step of a LLaMA-style model takes 16% longer than of a GPT-2-style one",
+        says="a training step takes a LLaMA-style model 16% longer than a GPT-2-style model",
         claimed=0.16,
         at="about 10M parameters",
         source=STYLE,
@@ -325,7 +328,7 @@ CLAIMS = (
     ),
     Claim(
         name="LLaMA decode",
-        says="a decoding step of a LLaMA-style model takes 25% less time than of a GPT-2-style one",
+        says="a decoding step takes a LLaMA-style model 25% less time than a GPT-2-style model",
         claimed=-0.25,
         at="about 10M parameters",
         source=STYLE,
@@ -336,7 +339,7 @@ CLAIMS = (
     ),
     Claim(
         name="LLaMA loss",
-        says="the loss of a LLaMA-style model is 1.42 where that of a GPT-2-style one is 1.47",
+        says="the loss of a LLaMA-style model is 1.42, the loss of a GPT-2-style model is 1.47",
         claimed=None,
         at="about 10M parameters",
         source=STYLE,
@@ -344,7 +347,7 @@ CLAIMS = (
     ),
     Claim(
         name="post-norm",
-        says="post-norm does not train beyond about 24 layers: its loss stays at that of guessing",
+        says="a post-norm model of more than about 24 layers does not train: its loss stays that of guessing",
         claimed=0.97,
         at="30 layers, no warm-up",
         shown="share",
@@ -355,7 +358,7 @@ CLAIMS = (
     ),
     Claim(
         name="pre-norm",
-        says="pre-norm trains at that depth: its loss falls below that of guessing",
+        says="a pre-norm model of more than about 24 layers trains: its loss falls below that of guessing",
         claimed=0.97,
         at="30 layers, no warm-up",
         shown="share",
@@ -367,7 +370,7 @@ CLAIMS = (
     *(
         Claim(
             name=f"{kind} length",
-            says=f"{kind} positions can{'not' * (not can)} run past the length of training",
+            says=f"a model with {kind} positions can{'not' * (not can)} read sequences longer than those in training",
             claimed=float(can),
             at="twice the length",
             source=LENGTH,
@@ -381,7 +384,7 @@ CLAIMS = (
     ),
     Claim(
         name="perplexity by length",
-        says="RoPE and ALiBi keep their perplexity past the length of training",
+        says="models with RoPE and ALiBi keep their perplexity on sequences longer than those in training",
         claimed=None,
         at="a model trained on short texts",
         source=LENGTH,

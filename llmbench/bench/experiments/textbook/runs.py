@@ -1,7 +1,8 @@
-"""The runs that decide the textbook's measured claims: on a GPU at the claim's own setting, on a CPU most at a smaller
-one.
+"""The runs that decide the textbook's measured claims. On a GPU, a run uses the claim's own setting. On a CPU, most
+runs are smaller.
 
-A run is a group whose candidates are the two sides of a claim. Its case is the setting that was really used.
+A run is a group whose candidates are the two sides of a claim. The case of the group is the setting that was actually
+used.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def _case(run: str, ask: Ask, **setup: Scalar) -> dict[str, Scalar]:
 
 
 def flash(length: int, ask: Ask) -> Group:
-    """Forward and backward of GPT-2 at a length; on a CPU of two narrow layers at an eighth of that length."""
+    """The forward and backward pass of GPT-2 at a sequence length. On a CPU, the model has two narrow layers, and the
+    length is an eighth (quick preset: a sixteenth)."""
     if ask.on_gpu:
         spec, batch, tokens = gpt2_small(8192), 8, length
     else:
@@ -63,7 +65,8 @@ def flash(length: int, ask: Ask) -> Group:
 
 
 def decode(batch: int, ask: Ask) -> Group:
-    """A step of LLaMA-2-7B after 2,048 tokens, with its own heads and with fewer key-value heads."""
+    """A decoding step of LLaMA-2-7B after 2,048 tokens, with MHA, GQA and MQA. On a CPU, the model has four narrow
+    layers, and the cache 256 tokens."""
     if ask.on_gpu:
         spec, context, impl = load_bundled("llama2-7b"), 2048, "flash"
     else:
@@ -81,10 +84,10 @@ def decode(batch: int, ask: Ask) -> Group:
 def _steps(
     case: dict[str, Scalar], specs: Mapping[str, ModelSpec], impl: str, batch: int, context: int, ask: Ask
 ) -> Group:
-    """A decoding step of each model, on a GPU as a CUDA graph."""
+    """The group of one decoding step of each model. On a GPU, the step is a CUDA graph."""
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        found = []
+        built = []
         for name, spec in specs.items():
             request = generate.Case(
                 spec=msgspec.structs.replace(spec, name=name),
@@ -95,8 +98,8 @@ def _steps(
                 context=context,
             )
             shared, checks = generate.Shared(request), generate.Checks()
-            found.append(generate.candidate(name, impl, ask.on_gpu, shared, references, checks))
-        return found
+            built.append(generate.candidate(name, impl, ask.on_gpu, shared, references, checks))
+        return built
 
     return _group(case, list(specs), candidates, ask)
 
@@ -108,7 +111,7 @@ def _group(
 
 
 def norm(direction: Pass, ask: Ask) -> Group:
-    """LayerNorm and RMSNorm in plain torch."""
+    """The group of LayerNorm and RMSNorm in plain torch."""
     batch, tokens, hidden = (32, 1024, 4096) if ask.on_gpu else (2, 32, 256) if ask.quick else (4, 256, 1024)
     entries = []
     for name, kind in (("LayerNorm", LAYER_NORM), ("RMSNorm", Norm())):
@@ -120,7 +123,7 @@ def norm(direction: Pass, ask: Ask) -> Group:
 
 
 def glu(direction: Pass, ask: Ask) -> Group:
-    """A GELU and a SwiGLU feed-forward in plain torch."""
+    """The group of a GELU and a SwiGLU feed-forward in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
     shapes, entries = activations.shapes(hidden), []
     for name in ("GELU", "SwiGLU"):
@@ -132,8 +135,8 @@ def glu(direction: Pass, ask: Ask) -> Group:
 
 
 def _styles(layers: int) -> dict[str, ModelSpec]:
-    """A GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. Six layers are nanoGPT's Shakespeare
-    model."""
+    """A GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. Six GPT-2-style layers are the size of
+    nanoGPT's Shakespeare model."""
     gpt2: dict[str, Any] = {"mixer": heads(6, 6, 64), "ffn": Dense(intermediate_size=1536), "norm": LAYER_NORM}
     llama: dict[str, Any] = {"mixer": heads(6, 2, 64), "ffn": Gated(intermediate_size=1024), "norm": Norm()}
     gpt2["positions"], llama["positions"] = LearnedPositions(num_positions=256), Rope()
@@ -144,23 +147,23 @@ def _styles(layers: int) -> dict[str, ModelSpec]:
 
 
 def style_train(ask: Ask) -> Group:
-    """A training step of both styles, with torch's attention."""
+    """A training step of a GPT-2-style and a LLaMA-style model, with torch's attention."""
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
     specs = _styles(layers)
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        found = []
+        built = []
         for name, spec in specs.items():
             setting = ask.setting(spec, batch=batch, seq_len=tokens, direction="both")
             trainer = partial(train.trainer_of, setting, ask.ranks)
-            found.append(replace(train.candidate(setting, TrainStep("sdpa"), ask, references, trainer), name=name))
-        return found
+            built.append(replace(train.candidate(setting, TrainStep("sdpa"), ask, references, trainer), name=name))
+        return built
 
     return _group(_case("style train", ask, layers=layers, batch=batch, seq_len=tokens), list(specs), candidates, ask)
 
 
 def style_decode(ask: Ask) -> Group:
-    """A decoding step of both styles, near the end of their context."""
+    """A decoding step of a GPT-2-style and a LLaMA-style model, near the end of their context."""
     layers = 2 if ask.quick and not ask.on_gpu else 6
     case = _case("style decode", ask, layers=layers, batch=1, context=255)
     return _steps(case, _styles(layers), "sdpa", 1, 255, ask)
@@ -193,7 +196,7 @@ def depth(ask: Ask) -> Group:
 
 
 def length(ask: Ask) -> Group:
-    """Models trained at 32 tokens that then read 64."""
+    """Models that are trained on sequences of 32 tokens and then read 64 tokens."""
     kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
     steps = 30 if ask.quick and not ask.on_gpu else 200
 
@@ -209,8 +212,9 @@ def length(ask: Ask) -> Group:
 
 
 def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Candidate:
-    """A model that is trained at 32 tokens and then timed while it reads `read` tokens. `loss_of_guessing` is its final
-    loss as a share of ln V, the loss of uniform guessing; `loss_at_length` is the same for the sequences it reads."""
+    """A candidate whose model is trained on sequences of 32 tokens and then timed on sequences of `read` tokens. The
+    extra figure `loss_of_guessing` is the final training loss as a share of ln V, the loss of uniform guessing among V
+    tokens. `loss_at_length` is the same share for the sequences of `read` tokens."""
     extra: dict[str, Scalar] = {}
     guessing = math.log(spec.vocab_size)
 
@@ -225,7 +229,7 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
 
         try:
             extra["loss_at_length"] = float(call()) / guessing
-        except LLMBenchError as refusal:  # a model that refuses the length answers the question
+        except LLMBenchError as refusal:  # the refusal decides the claim: the row must be n/a, not FAILED
             raise CannotRunError(str(refusal)) from None
         return call
 
@@ -246,12 +250,15 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
 
 
 def is_own(case: Setup) -> bool:
-    """Whether a run with this case used its claims' own setting, which is a GPU's in any format."""
+    """Whether a run with this case used the own setting of its claims: that of the full preset on a GPU, in any number
+    format."""
     own = _own(str(case["run"]))
     return {name: value for name, value in case.items() if name != "dtype"} == own
 
 
 @cache
 def _own(run: str) -> dict[str, Scalar]:
-    ask = Ask(quick=False, device=torch.device("cuda"), dtype="bf16")  # only described, so that no GPU is needed
+    ask = Ask(
+        quick=False, device=torch.device("cuda"), dtype="bf16"
+    )  # the group is described but not run, so that no GPU is needed
     return {name: value for name, value in RUNS[run](ask).case.items() if name != "dtype"}

@@ -1,8 +1,8 @@
-"""How fast does a model train, and in how much memory: by each implementation, recomputed, compiled; under torchrun
-with FSDP2 and tensor parallelism?
+"""How fast does a model train, and how much memory does it need?
 
-MFU and HFU as in PaLM (arXiv 2204.02311, appendix B) and Korthikanti 2022 (arXiv 2205.05198, section 6.3), counting
-only the score pairs that the mask allows.
+The candidates are the implementations, with recomputation and with torch.compile. Under torchrun they are FSDP2 and
+tensor parallelism. MFU and HFU are defined as in PaLM (arXiv 2204.02311, appendix B) and Korthikanti 2022 (arXiv
+2205.05198, section 6.3), but count only the score pairs that the mask allows.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ __all__ = ["EXPERIMENT", "candidate", "derived", "group_of", "layout_of", "memor
 
 
 def layout_of(step: TrainStep, ranks: int) -> Layout:
-    """The layout of a step over that many GPUs."""
+    """The parallel layout of a step on `ranks` GPUs."""
     return {None: Layout(), "fsdp": Layout(dp=ranks, zero=3), "tp": Layout(tp=ranks)}[step.sharding]
 
 
 def workload(setting: Setting, step: TrainStep, ranks: int) -> Workload:
-    """The workload of one GPU in a step. Data-parallel ranks have equal parts of the batch."""
+    """The workload of one GPU in a step. Each data-parallel rank has an equal part of the batch."""
     batch = setting.batch // ranks if step.sharding == "fsdp" else setting.batch
     return _workload(setting, batch, **described(step.impl).traits.computed("train"))
 
@@ -58,7 +58,8 @@ def _workload(setting: Setting, batch: int, **options: Any) -> Workload:
 
 
 def memory_of(setting: Setting, step: TrainStep, ranks: int) -> Memory:
-    """The memory of the step by `llmbench memory`: weights, gradients and AdamW's states in the model's format."""
+    """The memory of the step, as `llmbench memory` predicts it. Weights, gradients and AdamW's states have the model's
+    format."""
     load = workload(setting, step, ranks)
     return training_memory(
         setting.spec,
@@ -86,8 +87,8 @@ def bytes_of(setting: Setting) -> int:
 
 
 def predicted_s(setting: Setting, step: TrainStep, ranks: int, references: ReferenceMeasurements) -> float:
-    """The least time of the step's ops, one after the other, of recomputed layers once more, and of one pass over the
-    bytes that AdamW updates. Communication is not counted."""
+    """The sum of three least times: of the step's ops one after the other, of the second forward pass of recomputed
+    layers, and of one pass over the bytes that AdamW moves. Communication is not counted."""
     layout, bound = layout_of(step, ranks), references.limits().least_s
     ops = lower(setting.spec, workload(setting, step, ranks), layout)
     recomputed = [op for op in ops if op.layer] if step.recompute else []
@@ -106,7 +107,8 @@ def _precision(setting: Setting) -> PrecisionName:
 
 
 def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
-    """The steps at a setting, whose batch is that of all ranks together. Steps with the same sharding share a model."""
+    """The group that compares these steps at one setting. The setting's batch is that of all ranks together. Steps with
+    the same sharding share a model."""
     case: dict[str, Scalar] = {
         "model": setting.spec.name,
         "dtype": setting.dtype,
@@ -117,7 +119,7 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         case["ranks"] = ask.ranks.size
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        forget_compiled()  # the code of other settings
+        forget_compiled()  # drop the code of other settings
         trainer = cache(partial(trainer_of, setting, ask.ranks))
         return [candidate(setting, step, ask, references, trainer) for step in steps]
 
@@ -126,16 +128,16 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         case=case,
         names=[step.name for step in steps],
         candidates=candidates,
-        pace=ask.pace if alone else ask.pace.settled(),
+        pace=ask.pace if alone else ask.pace.fixed(),
         graphs=False,
         attention=True,
-        # energy repeats the call for a second, and all ranks must make the same number of calls
+        # an energy measurement repeats the call for a second, but all ranks must make the same number of calls
         energy=alone and not ask.quick,
     )
 
 
 def trainer_of(setting: Setting, ranks: Ranks, sharding: Sharding | None) -> Trainer:
-    """The model of that setting with tokens and targets, sharded over the ranks."""
+    """The trainer of that setting: the model, sharded over the ranks, with tokens and targets."""
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     tokens, targets = (setting.tokens(*shape, seed=seed) for seed in (0, 1))
     return Trainer(decoder_of(setting)[0], tokens, targets, sharding=sharding, ranks=ranks)
@@ -151,7 +153,7 @@ def candidate(
     """A training step as a candidate. `trainer` returns the model that steps with the same sharding share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
-    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]  # of cuBLAS
+    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]  # of cuBLAS, only on a GPU
     extra: dict[str, Scalar] = {
         "tokens": setting.batch * setting.seq_len,
         "ranks": ranks,
@@ -164,7 +166,7 @@ def candidate(
 
     def prepare() -> Call:
         built, call = ask.ranks.agreed(build)
-        ask.ranks.agreed(call)  # AdamW allocates its states
+        ask.ranks.agreed(call)  # the first step, in which AdamW allocates its states
         extra["input_bytes"] = built.nbytes
         return call
 
@@ -182,8 +184,8 @@ def candidate(
 
 
 def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
-    """MFU and HFU: shares of the datasheet's peak, or of this machine's measured product rate where there is no
-    datasheet."""
+    """MFU and HFU of a row: shares of the datasheet's peak. Without a datasheet, they are shares of the matrix-product
+    rate that was measured on this machine."""
     hardware_flops = row.extra.get("hardware_flops")
     if not row.seconds or row.work_flops is None or not isinstance(hardware_flops, int):
         return {}
@@ -193,21 +195,20 @@ def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """A model of a billion parameters on a GPU, a small one on a CPU. Under torchrun each rank has a part of the
-    batch."""
+    """One group per shape of the preset. The total batch grows with the number of ranks."""
     if ask.dtype == "fp16":
         raise LLMBenchError("train: fp16 needs loss scaling, which is not implemented", hint="--dtype bf16 or fp32")
     spec, shapes = plan(ask)
-    found = []
+    all_groups = []
     for index, (batch, seq_len) in enumerate(shapes):
         setting = ask.setting(spec, batch=batch * ask.ranks.size, seq_len=seq_len, direction="both")
-        # compiling takes minutes, and is done at the first shape only
-        found.append(group_of(setting, [step for step in steps(ask) if not (step.compiled and index)], ask))
-    return found
+        # compiled steps run at the first shape only, because compiling takes minutes
+        all_groups.append(group_of(setting, [step for step in steps(ask) if not (step.compiled and index)], ask))
+    return all_groups
 
 
 def plan(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
-    """The model of a preset, and its shapes (batch per rank, tokens)."""
+    """The model of a preset, and its shapes (batch per rank, tokens per sequence)."""
     if ask.on_gpu:
         shapes = ((1, 2048),) if ask.quick else ((4, 2048), (1, 8192))
         return load_bundled("llama3.2-1b"), shapes
@@ -218,34 +219,37 @@ def plan(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
 
 
 def steps(ask: Ask) -> list[TrainStep]:
-    """Every implementation, then recomputed and compiled steps. The quick preset compiles nothing: it takes minutes on
-    a CPU."""
+    """The steps that a preset compares: each implementation, then recomputed and compiled steps; under torchrun,
+    sharded steps. The quick preset compiles nothing, because compiling takes minutes on a CPU."""
     plain, recomputed = (partial(TrainStep, recompute=recompute) for recompute in (False, True))
     if ask.ranks.size > 1:
         impls = ("sdpa", "fused") if ask.on_gpu else ("sdpa",)
         sharded = [plain(impl, sharding="fsdp") for impl in impls]
         return [*sharded, recomputed("sdpa", sharding="fsdp"), plain("sdpa", sharding="tp")]
     if not ask.on_gpu:
-        found = [plain("standard"), plain("sdpa"), plain("flash"), recomputed("sdpa")]
-        return found if ask.quick else [*found, plain("sdpa", compiled=True)]
-    found = [plain("standard"), plain("sdpa"), plain("flash"), plain("fused")]
-    found += [recomputed("sdpa"), recomputed("fused")]
-    return found if ask.quick else [*found, plain("sdpa", compiled=True), recomputed("sdpa", compiled=True)]
+        variants = [plain("standard"), plain("sdpa"), plain("flash"), recomputed("sdpa")]
+        return variants if ask.quick else [*variants, plain("sdpa", compiled=True)]
+    variants = [plain("standard"), plain("sdpa"), plain("flash"), plain("fused")]
+    variants += [recomputed("sdpa"), recomputed("fused")]
+    return variants if ask.quick else [*variants, plain("sdpa", compiled=True), recomputed("sdpa", compiled=True)]
 
 
 EXPERIMENT = Experiment(
-    question="how fast does a model train, and in how much memory?",
+    question="how fast does a model train, and how much memory does it need?",
     groups=groups,
     baseline="sdpa",
     columns=(("mfu", "MFU", "percent"), ("hfu", "HFU", "percent")),
     derived=derived,
     processes="any",
     notes=(
-        "a step: forward, loss, backward and AdamW, all in the model's own format, with learning rate 0",
-        "MFU: FLOPs that the model needs (forward, backward, score pairs that the mask allows) as a share of the peak"
-        " over the time of a step; the peak is the datasheet's, or the product rate measured here where there is none",
-        "HFU: the same with recomputed FLOPs (scores in flash attention's backward, recomputed layers)",
-        "analytic: the peak by `llmbench memory`; predicted: the roofline of every op, without communication",
-        "batch: of all ranks together; FSDP gives each rank an equal part, TP gives the whole batch to all",
+        "a step: forward pass, loss, backward pass and AdamW, all in the model's number format, with learning rate 0",
+        "MFU: the FLOPs that the model needs (forward and backward pass, only score pairs that the mask allows),"
+        " divided by the FLOPs that the device can do in the time of the step at its peak rate. The peak rate is that of"
+        " the datasheet; without a datasheet, it is the rate of matrix products in this run",
+        "HFU: as MFU, with recomputed FLOPs (scores in the backward pass of flash attention, recomputed layers)",
+        "analytic: the peak memory that `llmbench memory` predicts; predicted: the sum of the roofline times of all"
+        " ops, without communication",
+        "batch: sequences of all ranks together; FSDP gives each rank an equal part, tensor parallelism (TP) gives the"
+        " whole batch to every rank",
     ),
 )

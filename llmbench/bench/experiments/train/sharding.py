@@ -1,5 +1,8 @@
-"""Shard a model over processes: FSDP2 (weights, gradients and states split over data-parallel ranks) or tensor parallel
-(heads, feed-forward widths and the vocabulary split, as in Megatron: arXiv 1909.08053, section 3)."""
+"""Shard a model over processes, with FSDP2 or with tensor parallelism.
+
+FSDP2 splits weights, gradients and optimizer states over data-parallel ranks. Tensor parallelism splits heads,
+feed-forward widths and the vocabulary, as Megatron does (arXiv 1909.08053, section 3).
+"""
 
 from __future__ import annotations
 
@@ -43,16 +46,19 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         _split_layer(model.spec.name, block, mesh)
     ends: dict[str, Any] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
-        "lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),  # the loss reads the shards
+        "lm_head": ColwiseParallel(
+            output_layouts=Shard(-1), use_local_output=False
+        ),  # the loss is computed on shards of the logits
     }
     parallelize_module(model, mesh, ends)
-    if model.spec.tie_word_embeddings:  # both are split along the vocabulary
+    if model.spec.tie_word_embeddings:  # tie the two again: both are split along the vocabulary
         model.lm_head.weight = model.embedding.weight
 
 
 def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
-    """Split queries, keys and values by head and the feed-forward by width. All ranks have the input of a sublayer. The
-    result of its last product is summed over the ranks, and so is the gradient of its input, once."""
+    """Split queries, keys and values by head, and the feed-forward by width. Every rank has the whole input of a
+    sublayer. Two tensors are summed over the ranks: the result of the sublayer's last matrix product, and the gradient
+    of its input."""
     plan: dict[str, Any] = {}
     for mixer in block.mixers:
         attention = block.get_submodule(mixer)
@@ -69,18 +75,22 @@ def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
 
 
 def _replicated(inputs: int) -> PrepareModuleInput:
-    """A module with that many inputs, of which the first is the same on all ranks."""
+    """The style of a module with `inputs` inputs, whose first input is the same on all ranks."""
     layouts = Replicate(), *[None] * (inputs - 1)
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts, use_local_output=False)
 
 
 def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
-    """Set the module's head counts to those of this rank."""
+    """Divide the head counts of the module by the number of ranks."""
     if not isinstance(attention, AttentionLayer) or not _plain(attention):
-        raise UnsupportedError(f"{name}: tensor parallelism supports attention with separate heads only")
+        raise UnsupportedError(
+            f"{name}: tensor parallelism supports only attention without latents, sinks, gates, q/k norms and biases"
+        )
     mixer = attention.mixer
     if mixer.num_key_value_heads % ranks:
-        raise UnsupportedError(f"{name}: {mixer.num_key_value_heads} key-value heads do not split over {ranks} ranks")
+        raise UnsupportedError(
+            f"{name}: {mixer.num_key_value_heads} key-value heads cannot be divided equally among {ranks} ranks"
+        )
     attention.mixer = msgspec.structs.replace(
         mixer,
         num_attention_heads=mixer.num_attention_heads // ranks,
@@ -89,7 +99,7 @@ def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
 
 
 def _plain(attention: AttentionLayer) -> bool:
-    """Whether only the projections have parameters per head, and nothing spans all heads."""
+    """Whether no parameter outside the projections belongs to single heads, and no operation spans all heads."""
     mixer: Attention = attention.mixer
     per_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
     return not per_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))

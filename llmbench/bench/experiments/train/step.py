@@ -1,5 +1,5 @@
-"""A training step of a real decoder: forward, loss, backward, AdamW. It can be recomputed or compiled, and run on one
-device or sharded over ranks.
+"""A training step of a whole decoder: forward pass, loss, backward pass and AdamW. The step can recompute its layers,
+be compiled, and run on one device or sharded over ranks.
 
 B batch, S length.
 """
@@ -37,8 +37,9 @@ __all__ = ["TrainStep", "Trainer", "verdicts"]
 
 
 class TrainStep(NamedTuple):
-    """One variant of a training step: its implementation; `recompute`: the forward of each layer runs again in its
-    backward, from its input (activation checkpointing); `compiled`: by torch.compile; `sharding` over ranks."""
+    """One variant of a training step, computed by the implementation `impl`. `recompute`: the backward pass of each
+    layer first runs the layer's forward pass again from the layer's input (activation checkpointing). `compiled`:
+    torch.compile compiles the model. `sharding`: how the model is split over ranks."""
 
     impl: str
     recompute: bool = False
@@ -47,7 +48,7 @@ class TrainStep(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in a row."""
+        """The name of the step in a row."""
         words = (self.sharding or "").upper(), "recompute" * self.recompute, "compiled" * self.compiled
         return " ".join((self.impl, *filter(None, words)))
 
@@ -56,8 +57,8 @@ class Trainer:
     """A model, its optimizer and a batch. Candidates with the same sharding may share one trainer: each step sets its
     own implementation.
 
-    `model` is sharded in place. `tokens` [B, S] are those of all ranks; data-parallel ranks take equal parts. The
-    learning rate is 0: AdamW does all of its work, and the weights do not change.
+    `model` is sharded in place. `tokens` [B, S] are the tokens of all ranks; each data-parallel rank takes an equal
+    part. The learning rate is 0, so that AdamW does all of its work but does not change the weights.
     """
 
     def __init__(
@@ -75,22 +76,22 @@ class Trainer:
         self.tokens, self.targets = tokens, targets
         if sharding:
             shard(model, sharding, init_device_mesh(tokens.device.type, (ranks.size,)))
-        # built once: torch.compile treats a new object as a new model
+        # built once, because torch.compile would compile again for a new object
         self._checkpointed_forwards = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
-        kinds = dict.fromkeys(map(type, self.parameters))  # one kernel updates tensors of one kind only
+        kinds = dict.fromkeys(map(type, self.parameters))  # a fused update needs tensors of one type
         groups = [{"params": [weight for weight in self.parameters if type(weight) is kind]} for kind in kinds]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and optimizer states on this rank."""
+        """The bytes of weights and optimizer states on this rank."""
         states = (value for state in self.optimizer.state.values() for value in state.values())
         tensors = [*self.parameters, *(state for state in states if isinstance(state, Tensor))]
         return sum(_local(tensor).nbytes for tensor in tensors)
 
     def call(self, step: TrainStep) -> Call:
-        """The call of that step. It starts and ends without gradients."""
+        """The call that runs the step. No gradients exist before and after the call."""
         loss = self.loss_call(step)
 
         def run() -> None:
@@ -105,8 +106,10 @@ class Trainer:
         """The call that computes the mean loss of this rank's tokens."""
         chosen = implementation(step.impl)
         if chosen.loss is not None and self.sharding == "tp":
-            raise CannotRunError(f"impl {step.impl} needs the head's whole matrix", hint="use flash")
-        # fullgraph: a model that compiles only partly is an error, not a slower time
+            raise CannotRunError(
+                f"impl {step.impl} does not support a head that tensor parallelism splits", hint="use flash"
+            )
+        # fullgraph: a model that compiles only partly raises an error instead of running slowly
         model: Any = compiled(self.model, fullgraph=True) if step.compiled else self.model
 
         def loss() -> Tensor:
@@ -125,7 +128,7 @@ class Trainer:
                 block.__dict__.pop("forward", None)
 
     def _context(self) -> AbstractContextManager[Any]:
-        """A context in which the loss reads the shards of a split vocabulary."""
+        """The context of a step: with tensor parallelism, the loss is computed on shards of the logits."""
         return loss_parallel() if self.sharding == "tp" else nullcontext()
 
     def gradients(self, step: TrainStep) -> tuple[Tensor, Tensor]:
@@ -143,10 +146,11 @@ class Trainer:
 
 
 def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any) -> Any:
-    """A layer that saves its input only: one tensor, the residual stream with its last sum done."""
+    """Run the forward pass of a layer with activation checkpointing. The layer saves only its input: one tensor, the
+    complete residual stream."""
 
     def run(x: Tensor, *rest: Any) -> Any:
-        return forward(Residual(x), *rest)  # created inside: torch.compile forbids changes of an outer stream
+        return forward(Residual(x), *rest)  # created here, because torch.compile forbids changes of an outer object
 
     return checkpoint(run, stream.whole(), *arguments, use_reentrant=False)
 
@@ -162,8 +166,8 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def verdicts(setting: Setting, step: TrainStep, ranks: Ranks = ALONE) -> list[Verdict]:
-    """Compare the loss and the gradients of a layer of each kind with those of plain torch in one process. The worst
-    verdict of all ranks counts."""
+    """Check a step on a reduced model with one layer of each kind: compare its loss and gradients with those of plain
+    torch in one process. The verdict on a tensor is the worst of all ranks."""
     spec = layer_of_each_kind(setting.spec)
     small = setting.changed(spec=spec, batch=2 * ranks.size, seq_len=min(setting.seq_len, 64))
     model, version = decoder_of(small)
@@ -177,6 +181,6 @@ def verdicts(setting: Setting, step: TrainStep, ranks: Ranks = ALONE) -> list[Ve
     def plain(tokens: Tensor, targets: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return Trainer(version(like.dtype), tokens, targets).gradients(TrainStep("standard"))
 
-    found = check_against(sharded, plain, inputs, factor=check_factor(step.impl, setting.device))
-    named = [verdict._replace(tensor=name) for verdict, name in zip(found, ("loss", "gradients"), strict=True)]
+    unnamed = check_against(sharded, plain, inputs, factor=check_factor(step.impl, setting.device))
+    named = [verdict._replace(tensor=name) for verdict, name in zip(unnamed, ("loss", "gradients"), strict=True)]
     return [max(same, key=severity) for same in zip(*ranks.gathered(named), strict=True)]
