@@ -160,7 +160,7 @@ class _Measured(NamedTuple):
     rows: all rows in the order of their groups, including those that an earlier session wrote to the results file.
     references, environment: the reference measurements and the machine of this session.
     earlier: for each row of an earlier session, the reference measurements of that session.
-    notes: lines about the results file. broken_off: the error that interrupted the run, or None.
+    notes: lines about the results file. interruption: the error that interrupted the run, or None.
     """
 
     rows: list[Row]
@@ -168,7 +168,7 @@ class _Measured(NamedTuple):
     environment: Environment
     earlier: dict[Key, ReferenceMeasurements]
     notes: list[str]
-    broken_off: KeyboardInterrupt | CannotRunError | None
+    interruption: KeyboardInterrupt | CannotRunError | None
 
 
 def _measured(
@@ -195,7 +195,7 @@ def _measured(
         rows: dict[Key, Row] = {}
         earlier: dict[Key, ReferenceMeasurements] = {}
         notes: list[str] = []
-        broken_off: KeyboardInterrupt | CannotRunError | None = None
+        interruption: KeyboardInterrupt | CannotRunError | None = None
         with nullcontext() if path is None else ask.ranks.store(path, header, resume=resume) as store:
             if store is not None and store.existing is not None:
                 rows = store.existing.by_key()
@@ -211,7 +211,7 @@ def _measured(
                     rows[row.key] = row
                     earlier.pop(row.key, None)
             except (KeyboardInterrupt, CannotRunError) as problem:
-                broken_off = problem
+                interruption = problem
     if earlier:
         notes.append(
             f"{plural(len(earlier), 'row')} of earlier sessions: their limits are the reference measurements of their "
@@ -219,17 +219,17 @@ def _measured(
         )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
-    return _Measured(ordered, references, this_machine, earlier, notes, broken_off)
+    return _Measured(ordered, references, this_machine, earlier, notes, interruption)
 
 
 def _end(measured: _Measured, path: Path | None) -> None:
     """Exit with the exit code of the run. Called after the answer is written."""
-    if isinstance(measured.broken_off, KeyboardInterrupt):
+    if isinstance(measured.interruption, KeyboardInterrupt):
         kept = f"`--resume {path}` continues" if path else "--output would have stored them"
         sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
         raise typer.Exit(130)
-    if measured.broken_off is not None:
-        raise measured.broken_off
+    if measured.interruption is not None:
+        raise measured.interruption
     fail_where_wrong(measured.rows)
 
 
@@ -247,7 +247,7 @@ def _kept(output: Path | None, resume: Path | None) -> Path | None:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr if that is a terminal. The yielded function advances it and shows the next step."""
+    """A progress bar on stderr if stderr is a terminal. The yielded function advances it and shows the next step."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return
@@ -328,7 +328,7 @@ def _x_field(chart: Chart) -> Field[Line]:
 
 
 def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterator[str]:
-    """Notes about the preset, the candidates and the columns."""
+    """The notes about the preset, the candidates and the columns."""
     from llmbench.model.implementations import IMPLEMENTATIONS, described
     from llmbench.model.implementations.kernels import on_a_cpu
 

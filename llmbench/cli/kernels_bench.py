@@ -78,7 +78,7 @@ def bench_kernels(
     rehearsal = device == "cpu" or (device == "auto" and gpu_name() is None)
     if rehearsal and device == "auto" and os.environ.get("TRITON_INTERPRET") != "1":
         raise CannotRunError(
-            "`llmbench kernels bench` needs a GPU", hint="--device cpu rehearses in Triton's interpreter"
+            "`llmbench kernels bench` needs a GPU", hint="--device cpu runs a rehearsal in Triton's interpreter"
         )
     if rehearsal:
         need_interpreter()

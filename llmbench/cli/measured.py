@@ -217,7 +217,7 @@ def place(environment: Environment) -> str:
 
 
 def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row] = ()) -> list[str]:
-    """Lines about the machine: device, reference measurements, datasheet, and why a row exceeds its limit."""
+    """Lines about the machine: device, reference measurements, datasheet, and the reason if a row exceeds its limit."""
     from llmbench.measure.measurement import merged_remarks
 
     references = limits.references
@@ -230,13 +230,15 @@ def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row]
         )
     )
     lines = [place(environment), f"reference measurements of this run: {rates}"]
-    named = ("product", references.matmul), ("copy", references.copy), ("read", references.read)
-    remarks = merged_remarks((name, each.measurement.remarks_by_kind()) for name, each in named)
+    named = ("matrix product", references.matmul), ("copy", references.copy), ("read", references.read)
+    remarks = merged_remarks((name, reference.measurement.remarks_by_kind()) for name, reference in named)
     lines += [f"reference measurement of {remark}" for remark in remarks]
     if limits.datasheet is not None:
         share = percent(references.matmul.per_s / limits.datasheet.flops_per_s)
         peak, memory = (si(rate) for rate in limits.datasheet)
-        lines.append(f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; the product reaches {share}")
+        lines.append(
+            f"datasheet ({environment.datasheet}): {peak}FLOP/s, {memory}B/s; matrix products reach {share} of the peak"
+        )
     causes = {limits.exceeded_by(row) for row in rows}
     if "a cache" in causes:
         lines.append("above 100% of limit: the data stayed in a cache between calls, but the limit is that of memory")

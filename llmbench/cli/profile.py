@@ -195,7 +195,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
     below = machine(measured.environment, measured.limits, measured.rows)
     if first.work_flops is not None and first.work_bytes:
         per_byte = f"{first.work_flops:,} FLOPs, {first.work_flops / first.work_bytes:,.1f} FLOPs per byte"
-        products = per_byte if first.work_flops else "no products"
+        products = per_byte if first.work_flops else "no matrix products"
         bound = measured.limits.bound(first)
         below.append(f"work: {first.work_bytes:,} bytes, {products}; limited by {bound} on this machine")
     below += [f"{row.implementation} ran {', '.join(row.kernels)}" for row in measured.rows if row.kernels]
@@ -230,7 +230,7 @@ OP_FIELDS: tuple[Field[OpLine], ...] = (
 def _kernel_block(setting: Setting, measured: Profile) -> Block:
     """A table with the ops, slowest first. The kernels of each op follow it."""
     if measured.ops is None:
-        return Block(lines=[f"no kernels: {measured.unrecorded}"])
+        return Block(lines=[f"no kernel times: {measured.unrecorded}"])
     total = sum(op.measured_s for op in measured.ops) or 1.0
     lines = []
     for op in measured.ops:
@@ -247,9 +247,9 @@ def _kernel_block(setting: Setting, measured: Profile) -> Block:
             runs = sum(launch.runs for launch in rest)
             lines.append(OpLine(f"  {len(rest)} more", runs, None, seconds, seconds / total))
     predicted = sum(op.predicted_s or 0.0 for op in measured.ops)
-    kernels = "kernels" if setting.device.type == "cuda" else "torch's ops, which the profiler slows down,"
+    slowed = "" if setting.device.type == "cuda" else " (the profiler slows down torch's ops)"
     return Block(
-        headline=f"time of {measured.rows[0].implementation}: {kernels} by op of the op table",
+        headline=f"time of {measured.rows[0].implementation} by op and kernel{slowed}",
         table=table(OP_FIELDS, lines, total=OpLine("total", None, predicted, total, 1.0)),
         lines=[
             "predicted: least time by this run's reference measurements (roofline); –: not in the op table, or no "

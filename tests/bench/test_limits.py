@@ -114,7 +114,7 @@ def test_disturbed_reference_measurements_are_reported() -> None:
         matmul=msgspec.structs.replace(quiet.matmul, measurement=timed(1e-3, run_queue_share=0.5)),
         copy=msgspec.structs.replace(quiet.copy, measurement=timed(1e-2, run_queue_share=0.25)),
     )
-    assert "reference measurement of product, copy: CPU contention" in machine(
+    assert "reference measurement of matrix product, copy: CPU contention" in machine(
         environment(CPU), MachineLimits(disturbed, None)
     )
 

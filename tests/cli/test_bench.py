@@ -152,7 +152,7 @@ def test_a_missing_trace_is_reported_after_the_answer(
     assert run([*asked, "--impl", "sdpa-cudnn", "--by", "kernel"]) == 3
     out, err = capsys.readouterr()
     assert "standard" in out
-    assert "no kernels: sdpa-cudnn is n/a" in out
+    assert "no kernel times: sdpa-cudnn is n/a" in out
     assert err.startswith("error: no trace: sdpa-cudnn is n/a")
     assert not trace.exists()
     assert run([*asked, "--impl", "standard"]) == 0
@@ -163,7 +163,7 @@ def test_a_missing_trace_is_reported_after_the_answer(
         def export_chrome_trace(self, path: str) -> None:
             """Write nothing, as torch's profiler does where it cannot write."""
 
-    with pytest.raises(LLMBenchError, match="the profiler made no trace"):
+    with pytest.raises(LLMBenchError, match="the profiler wrote no trace"):
         Recording([], Lazy()).save(trace)
 
 

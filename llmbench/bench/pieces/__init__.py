@@ -16,21 +16,22 @@ __all__ = ["PIECES", "describe_piece", "find_piece"]
 
 PIECES: dict[str, tuple[str, str]] = {
     "attention": ("attention.ATTENTION", "softmax(q kᵀ) v of a layer over whole sequences"),
-    "decode": ("attention.DECODE", "attention of one new token per sequence on its cache"),
-    "mla": ("attention.MLA", "absorbed latent attention of one new token per sequence on its cache"),
+    "decode": ("attention.DECODE", "attention for one new token per sequence on its cache"),
+    "mla": ("attention.MLA", "latent attention in absorbed form, for one new token per sequence on its cache"),
     "norm": ("pointwise.NORM", "the norm of a layer's input"),
     "rope": ("pointwise.ROPE", "the rotation of queries and keys"),
-    "glu": ("pointwise.GLU", "act(gate) · up of a feed-forward"),
+    "glu": ("pointwise.GLU", "act(gate) · up in a gated feed-forward"),
     "moe": ("moe.MIXTURE", "router, experts and shared experts of a layer"),
-    "loss": ("blocks.LOSS", "the head and the cross-entropy of its logits"),
+    "loss": ("blocks.LOSS", "the output head, and the cross-entropy of its logits"),
     "block": ("blocks.BLOCK", "one layer of the model"),
-    "model": ("blocks.MODEL", "the whole model: logits, or with a backward pass the loss and gradients of a step"),
+    "model": ("blocks.MODEL", "the whole model: logits in a forward pass, the loss and gradients with a backward pass"),
 }
-"""Every piece by name: the file in this folder with its constant, and what is timed. `--help` and the docs list it."""
+"""Every piece by name: the file in this folder and the constant in it, and a description, which `--help` and the docs
+show."""
 
 
 def describe_piece(name: str) -> str:
-    """What is timed."""
+    """The description of the piece of that name."""
     return PIECES[name][1]
 
 

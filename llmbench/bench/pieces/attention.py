@@ -1,4 +1,5 @@
-"""Attention without its projections: over whole sequences, of one new token on a cache, and of one on a latent cache.
+"""Attention without its projections: over whole sequences, for one new token on a cache, and for one new token on a
+cache of latents.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotated dims.
 """
@@ -25,11 +26,12 @@ __all__ = ["ATTENTION", "DECODE", "MLA", "Heads", "heads_of", "sequence_mask"]
 
 
 LONG_CACHE = 8192
-"""Tokens in the cache of a check: enough that the kernels split it, and 17 MB per key head of 128 in fp64."""
+"""The number of cached tokens in a check. The cache is so long that the kernels split it. In fp64, the keys and values
+of one head of width 128 take 17 MB."""
 
 
 class Heads(NamedTuple):
-    """Head counts and widths of an attention, its mask, and what it does to scores."""
+    """The head counts, head widths and mask of an attention, and the changes that it makes to its scores."""
 
     heads: int
     kv_heads: int
@@ -53,8 +55,8 @@ class Heads(NamedTuple):
 
 
 def heads_of(spec: ModelSpec) -> Heads:
-    """The attention of a model's first layer, a latent one in its naive form. Raises UnsupportedError for a relative
-    bias and for an indexer, which need the rest of their block."""
+    """The `Heads` of the attention in a model's first layer; for latent attention, of its naive form. Raises
+    UnsupportedError for an attention that needs other parts of its layer, such as a relative bias or an indexer."""
     mixer = attention_of(spec)
     positions = spec.positions_of(mixer)
     if isinstance(positions, RelativeBias):
@@ -107,7 +109,7 @@ def _attention(setting: Setting) -> BuiltPiece:
         "v": (heads.kv_heads, heads.value_dim),
     }
     inputs: dict[str, Tensor | None] = {
-        # the layout that a projection leaves
+        # the memory layout of a projection's result
         name: setting.normal(B, S, count, width, seed=seed).transpose(1, 2)
         for seed, (name, (count, width)) in enumerate(shapes.items())
     }
@@ -127,9 +129,9 @@ class _Cached(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """The slots in which a model's cache (`llmbench.model.cache`) would store the tokens so far. All `tokens` slots are
-    taken; `mask` is the mask of the newest token on them. A layer with a window or a chunk has a ring of that many
-    slots at most."""
+    """The slots in which the cache of a model (`llmbench.model.cache`) would store the tokens so far. All `tokens`
+    slots are in use. `mask` says which slots the newest token sees. With a window or a chunk, the cache is a ring with
+    at most as many slots as the window or chunk has tokens."""
 
     tokens: int
     mask: Mask

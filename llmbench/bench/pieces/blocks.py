@@ -1,6 +1,6 @@
-"""Pieces with weights, taken from the real model: the loss, a layer, a layer's decoding step, a whole model.
+"""Pieces that are modules of a model, with their weights: the loss, a layer, a layer's decoding step, a whole model.
 
-B batch, S length, T tokens in the cache, the new one included, D hidden, V vocabulary, t = B·S tokens.
+B batch, S length, T tokens in the cache with the new token, D hidden, V vocabulary, t = B·S tokens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from llmbench.spec.model import ModelSpec
 __all__ = ["BLOCK", "LOSS", "MODEL", "STEP", "decoder_of", "parameters_of"]
 
 Versions = Callable[[torch.dtype], Decoder]
-"""A model by format: the same weights, converted on request."""
+"""A function that returns the model in a given format. The weights are the same in all formats."""
 
 Parameters = Callable[[torch.dtype], Mapping[str, Tensor]]
-"""Tensors by name, in each format."""
+"""A function that returns tensors by name, in a given format."""
 
 
 def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
@@ -50,7 +50,7 @@ def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
 
 
 def parameters_of(version: Versions, module: Callable[[Decoder], nn.Module]) -> Parameters:
-    """The parameters of one module of the model, in each format."""
+    """Return a function that gives the parameters of one module of the model, in a given format."""
     return lambda dtype: dict(module(version(dtype)).named_parameters())
 
 
@@ -91,7 +91,7 @@ def _block(setting: Setting) -> BuiltPiece:
 
 
 def _filled_cache(setting: Setting, dtype: torch.dtype) -> Cache:
-    """The cache of the layer, full of random rows. A step overwrites the newest token's slot, again and again."""
+    """The cache of the layer, filled with random rows. Each timed step overwrites the slot of the newest token."""
     spec, mixer = setting.spec, attention_of(setting.spec)
     row = row_shape(mixer.cache_row, mixer.indexer_row)
     widths = (row.heads, sum(row.key)), (row.heads, sum(row.value))
@@ -139,14 +139,19 @@ def _model(setting: Setting) -> BuiltPiece:
 
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     targets = setting.tokens(*shape, seed=1)
-    inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}  # `like` has the format to compute in
+    inputs = {
+        "tokens": setting.tokens(*shape),
+        "like": setting.normal(),
+    }  # the dtype of `like` sets the format of the computation
     return BuiltPiece(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 
 def _decoder_only(spec: ModelSpec) -> ModelSpec:
-    """The model itself. Raises UnsupportedError for one with an encoder."""
+    """The model itself. Raises UnsupportedError for a model with an encoder."""
     if spec.encoder is not None:
-        raise UnsupportedError(f"{spec.name}: models with an encoder are not timed", hint="--model names another")
+        raise UnsupportedError(
+            f"{spec.name}: models with an encoder cannot be timed", hint="choose another model with --model"
+        )
     return spec
 
 
@@ -176,7 +181,7 @@ BLOCK = Piece(
 
 STEP = Piece(
     name="step",
-    what="a layer's attention for one new token per sequence, with norm, projections, rotation and cache",
+    what="a layer's attention for one new token per sequence, with its norm, projections, rotation and cache",
     reduce=lambda spec: short_vocabulary(with_attention(spec)),
     has=_in_layer,
     build=_step,

@@ -1,4 +1,5 @@
-"""Feed-forwards with their weights: a whole one, the router of a mixture, and its experts on given choices.
+"""Pieces of a feed-forward, with their weights: the whole feed-forward, the router of a mixture, and its experts with
+given choices.
 
 B batch, S length, D hidden, t tokens, k experts per token.
 """
@@ -51,7 +52,7 @@ def _router(setting: Setting) -> BuiltPiece:
 
     def run(implementation: Implementation, x: Tensor) -> Tensor:
         _, weights, _ = _mixture_module(version(x.dtype)).router(x, implementation)
-        return cast(Tensor, weights.sum(-1))  # the order of the chosen experts differs between implementations
+        return cast(Tensor, weights.sum(-1))  # summed, because implementations order the chosen experts differently
 
     x = setting.normal(setting.batch * setting.seq_len, setting.spec.hidden_size)
     parameters = parameters_of(version, lambda model: _mixture_module(model).router)
@@ -59,7 +60,8 @@ def _router(setting: Setting) -> BuiltPiece:
 
 
 def experts_piece(choose: Callable[[int, int, int], Tensor]) -> Piece:
-    """A mixture's experts alone. `choose(experts, experts per token, tokens)` returns the chosen experts [t, k]."""
+    """The piece of a mixture's experts without their router. `choose(experts, experts per token, tokens)` returns the
+    chosen experts [t, k]."""
 
     def build(setting: Setting) -> BuiltPiece:
         model, version = decoder_of(setting)
@@ -84,7 +86,7 @@ def experts_piece(choose: Callable[[int, int, int], Tensor]) -> Piece:
 
     return Piece(
         name="experts",
-        what="the experts of a mixture on given choices",
+        what="the experts of a mixture, with given choices",
         reduce=_with_experts,
         has=lambda op: op.component == "experts",
         build=build,
@@ -92,7 +94,7 @@ def experts_piece(choose: Callable[[int, int, int], Tensor]) -> Piece:
 
 
 def busiest_share(chosen: Tensor, experts: int) -> float:
-    """Tokens of the busiest expert, divided by the mean tokens per expert."""
+    """The tokens of the busiest expert, divided by the mean tokens per expert."""
     return float(chosen.flatten().bincount(minlength=experts).max()) * experts / chosen.numel()
 
 
@@ -112,7 +114,7 @@ FFN = Piece(name="ffn", what="the feed-forward of a layer", reduce=_with_ffn, ha
 
 ROUTER = Piece(
     name="router",
-    what="the router of a mixture: the scores of all experts, and the choice",
+    what="the router of a mixture: the scores of all experts, and the choice of experts",
     reduce=_with_experts,
     has=lambda op: op.component == "router",
     build=_router,

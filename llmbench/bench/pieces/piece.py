@@ -1,4 +1,4 @@
-"""What a piece is, the setting at which it is measured, and the built piece in memory.
+"""A piece of a model, the setting at which the piece is measured, and the built piece in memory.
 
 B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
 """
@@ -27,7 +27,7 @@ __all__ = ["BuiltPiece", "Piece", "Setting"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The model and shape at which a piece is measured: `batch` sequences of `seq_len` tokens. A piece that decodes has
+    """The model and shape at which a piece is measured: `batch` sequences of `seq_len` tokens. A decoding piece has
     these tokens in its cache. `direction` is the pass that is timed."""
 
     spec: ModelSpec
@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def format(self) -> torch.dtype:
-        """The format as torch's dtype."""
+        """The number format, as torch's dtype."""
         return DTYPES[self.dtype]
 
     @property
@@ -52,7 +52,8 @@ class Setting:
         return replace(self, **changes)
 
     def normal(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        """Normally distributed values, drawn on the device. A meta tensor has none."""
+        """A tensor of normally distributed values, drawn on the device. On the meta device, the tensor has no
+        values."""
         dtype = dtype or self.format
         if self.device.type == "meta":
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -60,7 +61,7 @@ class Setting:
         return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(dtype)
 
     def tokens(self, below: int, *shape: int, seed: int = 0) -> Tensor:
-        """Uniform integers from 0 to `below` - 1. A meta tensor has none."""
+        """A tensor of uniform random integers from 0 to `below` - 1. On the meta device, the tensor has no values."""
         if self.device.type == "meta":
             return torch.empty(shape, dtype=torch.int64, device=self.device)
         generator = torch.Generator().manual_seed(seed)
@@ -75,10 +76,10 @@ class Setting:
 class BuiltPiece:
     """A piece in memory, shared by all implementations that are compared on it.
 
-    `run(implementation, **inputs)` computes it; with inputs in fp64 it computes in fp64. `differentiable` names the
-    inputs that have gradients. `parameters(format)` returns the weights in that format by name. `model` is the module
-    that the piece belongs to, if any. `state_bytes` is the size of a cache beside the inputs. `extra` are figures that
-    building the piece produced, for its rows.
+    `run(implementation, **inputs)` computes the piece, in fp64 if the inputs are in fp64. `differentiable` names the
+    inputs that have gradients. `parameters(format)` returns the weights in that format, by name. `model` is the module
+    that contains the piece, if there is one. `state_bytes` is the size of a cache that is not among the inputs. `extra`
+    contains figures for the rows, which were computed when the piece was built.
     """
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -99,14 +100,14 @@ class BuiltPiece:
 class Piece:
     """A part of a model that can be timed by itself.
 
-    `reduce(spec)` returns the smallest model that has the piece, with one layer; it raises LLMBenchError for a model
-    that lacks it. `has(op)` says which ops of that model belong to the piece, in the order of the op table.
-    `backward_only` names the ops that a forward pass alone does not run. `outputs` names ops whose results leave the
-    piece, besides the last op's. `fuses`: implementations with fused kernels run all its ops in one kernel.
-    `build` puts the piece into memory. `phase` is the phase of its ops; a piece that decodes has no backward pass.
-    `impl` is the default implementation on a GPU, `cpu_impl` on a CPU. `shapes` are the defaults there: model, changes
-    to it, batch, tokens. `check_seq` is the sequence length of its check in fp64.
-    `name` and `what` of a registered piece come from the registry.
+    `reduce(spec)` returns the smallest model that has the piece, usually with one layer. It raises LLMBenchError for a
+    model without the piece. `has(op)` says whether an op of that model belongs to the piece. `backward_only` names the
+    ops that a forward pass alone does not run. `outputs` names the ops, besides the last op, whose results other parts
+    of the model read. `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
+    `build(setting)` allocates the inputs and the weights. `phase` is the phase of the ops; a decoding piece has no
+    backward pass. `impl` is the default implementation on a GPU, `cpu_impl` on a CPU. `shapes` has the default shapes
+    for each: the model, changes to the model, the batch and the tokens per sequence. `check_seq` is the sequence length
+    of the check in fp64. `name` and `what`, the description, come from the registry if the piece is registered.
     """
 
     name: str = ""
@@ -125,7 +126,8 @@ class Piece:
 
     @property
     def bandwidth(self) -> Bandwidth:
-        """The reference measurement that limits its bytes: a decoding step writes almost nothing."""
+        """The reference measurement that limits the memory traffic. It is `read` for a decoding step, which writes
+        almost nothing."""
         return "read" if self.phase == "decode" else "copy"
 
     def work(self, setting: Setting) -> Work:
@@ -133,18 +135,19 @@ class Piece:
         return work(self.ops_of(setting), setting.direction, keeps=self.outputs)
 
     def predicted_s(self, setting: Setting, traits: Traits, limits: Limits) -> float:
-        """The least time of an implementation's ops, one after the other. A piece that runs in one kernel is one op."""
+        """The least time of the ops that an implementation with these traits runs, one after the other. A piece that
+        the implementation runs in one kernel counts as one op."""
         if not (self.fuses and traits.fused_kernels):
             return least_s(self.ops(setting, traits), setting.direction, limits.least_s)
         passes: tuple[Pass, ...] = ("forward", "backward") if setting.direction == "both" else (setting.direction,)
-        return sum(limits.least_s(*self.work(setting.changed(direction=each))) for each in passes)
+        return sum(limits.least_s(*self.work(setting.changed(direction=direction))) for direction in passes)
 
     def ops(self, setting: Setting, traits: Traits) -> list[Op]:
-        """Its ops as an implementation with these traits computes them."""
+        """The ops of the piece, as an implementation with these traits computes them."""
         return self.ops_of(setting, **(traits.computed(self.phase) | traits.temporaries(setting.spec, setting.device)))
 
     def ops_of(self, setting: Setting, **options: Any) -> list[Op]:
-        """Its ops for a workload with these options."""
+        """The ops of the piece for a workload with these options."""
         formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), setting.dtype)
         if self.phase == "decode":
             workload = Workload(

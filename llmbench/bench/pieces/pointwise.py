@@ -1,4 +1,4 @@
-"""Norms, rotations and gates: pieces without matrix products, limited by memory traffic.
+"""Pieces without matrix products: norms, rotations and gates. Memory traffic limits their speed.
 
 B batch, S length, D hidden, N query heads, K KV heads, H head dim, R rotated dims, F intermediate.
 """
@@ -51,8 +51,8 @@ def _add_norm(setting: Setting) -> BuiltPiece:
 
 
 def _with_norm(spec: ModelSpec) -> ModelSpec:
-    """The model with only its first layer that has a mixer. Where norms stand on both sides of the mixer, only the one
-    before it stays."""
+    """The model reduced to its first layer with a mixer. If that layer has norms before and after the mixer, only the
+    norm before the mixer remains."""
     reduced = with_layer(spec, "norm of a mixer", lambda layer: layer.mixer is not None)
     ((name, layer),) = reduced.layers.items()
     if layer.placement != "sandwich":

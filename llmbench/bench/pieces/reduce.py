@@ -26,18 +26,20 @@ T = TypeVar("T")
 
 
 def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> ModelSpec:
-    """The model with only the first layer that `fits`. Raises LLMBenchError where the model has none; `what` names the
-    missing part."""
+    """The model reduced to its first layer for which `fits` is true. Raises LLMBenchError if there is no such layer;
+    `what` names the missing part in the message."""
     name = next((name for name in spec.order if fits(spec.layers[name])), None)
     if name is None:
-        raise LLMBenchError(f"{spec.name} has no {what}", hint="choose another with --model; see `llmbench specs list`")
+        raise LLMBenchError(
+            f"{spec.name} has no {what}", hint="choose another model with --model; see `llmbench specs list`"
+        )
     return msgspec.structs.replace(
         spec, layers={name: spec.layers[name]}, pattern=name, encoder=None, published_parameters=None
     )
 
 
 def with_attention(spec: ModelSpec) -> ModelSpec:
-    """The model with only its first attention layer."""
+    """The model reduced to its first attention layer."""
     return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind))
 
 
@@ -47,15 +49,15 @@ def short_vocabulary(spec: ModelSpec) -> ModelSpec:
 
 
 def layer_of_each_kind(spec: ModelSpec) -> ModelSpec:
-    """The model with the first layer of each kind, or with two layers where all are of one kind. It runs everything
-    that the whole model runs, including the step from one layer to the next."""
+    """The model reduced to the first layer of each kind, or to two layers if all layers are of one kind. The reduced
+    model runs all parts of the whole model, including the transition from one layer to the next."""
     kinds = list(dict.fromkeys(spec.order))
     names = kinds if len(kinds) > 1 else spec.order[:2]
     return msgspec.structs.replace(spec, pattern=" ".join(names), published_parameters=None)
 
 
 def layer_of(spec: ModelSpec) -> Layer:
-    """The first layer."""
+    """The first layer of the model."""
     return spec.layers[spec.order[0]]
 
 

@@ -30,9 +30,10 @@ __all__ = ["Profile", "candidate_names", "profile", "setting_of"]
 
 
 class Profile(NamedTuple):
-    """The rows of the candidates, the requested one first, and the limits that they are compared with. `ops` and
-    `recording` are the time of each op and the profiler's record, both of the first candidate: None where they were not
-    requested, or for the reason `unrecorded`."""
+    """The result of `profile`: the rows of the candidates, with the requested candidate first, and the limits that the
+    rows are compared with. `ops` has the time of each op of the first candidate, and `recording` the profiler's record
+    of that candidate. Both are None if they were not requested, or if the recording failed for the reason
+    `unrecorded`."""
 
     rows: list[Row]
     limits: MachineLimits
@@ -53,11 +54,11 @@ def setting_of(
     direction: Pass,
     device: str,
 ) -> tuple[Setting, list[str]]:
-    """The device and shape at which a piece is timed, and notes on the defaults that were used. A GPU has larger
-    default shapes than a CPU, and bf16 instead of fp32."""
+    """The setting at which a piece is timed, and notes on the defaults that were used. A GPU has larger default shapes
+    than a CPU, and the default format bf16 instead of fp32."""
     where = device_of(device)
     if where.type == "meta":
-        raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="cpu, cuda or auto")
+        raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="choose cpu, cuda or auto")
     kind: Literal["cuda", "cpu"] = "cuda" if where.type == "cuda" else "cpu"
     model, changes, default_batch, default_seq = piece.shapes[kind]
     notes = []
@@ -83,14 +84,14 @@ def setting_of(
 
 
 def candidate_names(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
-    """The requested implementation, or the piece's default on that device, followed by plain torch. A default that
-    computes the piece as plain torch does is left out. Raises UnknownNameError for an unknown name."""
+    """The requested implementation, or the piece's default on that device, followed by plain torch. The default is left
+    out if it computes the piece exactly as plain torch does. Raises UnknownNameError for an unknown name."""
     if impl is not None:
         check_name(impl)
     first = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
     try:
         same = same_as_standard(piece, setting, first)
-    except CannotRunError:  # its row will say why
+    except CannotRunError:  # the row of the candidate will give the reason
         same = False
     return ["standard"] if same and impl is None else list(dict.fromkeys([first, "standard"]))
 
@@ -105,8 +106,8 @@ def profile(
     clock: Clock | None = None,
     by_kernel: bool = False,
 ) -> Profile:
-    """Measure the candidates. `sizes` are those of the reference measurements. `by_kernel` also records the time of
-    each kernel of the first candidate."""
+    """Measure the candidates `names` of a piece. `sizes` are the sizes of the reference measurements. With `by_kernel`,
+    the time of each kernel of the first candidate is also recorded."""
     clock = clock or clock_for(setting.device)
     machine = environment(setting.device)
     references = measure_references(clock, setting.format, sizes=sizes)
@@ -135,7 +136,7 @@ def profile(
         return measured._replace(unrecorded=f"{names[0]} is {rows[0].status} and was not recorded")
     try:
         recording = _recorded(piece, setting, names[0])
-    except RuntimeError as problem:  # the profiler's; the measured times stay valid
+    except RuntimeError as problem:  # the profiler failed, but the measured times are valid
         text = str(problem).partition("\n")[0]
         return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
     ops = piece.ops(setting, traits_of(names[0]))
@@ -144,7 +145,7 @@ def profile(
 
 
 def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
-    """The profiler's record of one call of that implementation, in ranges of its ops."""
+    """The profiler's record of one call of that implementation. Each op runs in a profiler range with the op's name."""
     built = piece.build(setting)
     if name == COMPILED:
         return profiled(call_of(built, binder_of(name)(built.run), setting), setting.device)

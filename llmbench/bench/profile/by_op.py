@@ -1,9 +1,10 @@
-"""The time of a call by op: kernels under torch's profiler, joined to the ops of the op table that launched them.
+"""The time of each op of a call: torch's profiler records the kernels, and each kernel is assigned to the op that
+launched it.
 
 Each module, and each function of an implementation (attention, rotation, gate), runs inside a profiler range with the
-name of its op; a kernel belongs to the innermost range around its launch. A kernel of a backward pass belongs to the op
-whose forward created its autograd node, found by the profiler's sequence numbers. GPU kernels that the profiler could
-not correlate with a launch have a row of their own, so that the rows always sum to everything that ran.
+name of its op. A kernel belongs to the innermost range around its launch. A kernel of a backward pass belongs to the op
+whose forward pass created the kernel's autograd node; the profiler's sequence numbers identify that op. GPU kernels
+that the profiler cannot match with a launch have a row of their own, so that the rows sum to the time of all kernels.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ __all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 OTHER = "other"
-"""Work outside every module: sums of the residual stream at the end of a layer or model, and the loss."""
+"""The name for work outside every module: sums of the residual stream at the end of a layer or model, and the loss."""
 
 UNJOINED = "unjoined"
-"""GPU kernels that the profiler could not correlate with a launch."""
+"""The name for GPU kernels that the profiler cannot match with a launch."""
 
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
-"""The functions of an implementation that are ops without a module, with the last part of the op's name."""
+"""The functions of an implementation that compute an op without a module of its own, with the last part of the op's
+name."""
 
 
 class Launch(NamedTuple):
-    """A kernel (on a CPU an op of torch) with the op that launched it, its number of runs and their total time.
-    `backward`: whether it ran in the backward pass; None where that is unknown."""
+    """A kernel (on a CPU, an op of torch) with the op that launched it, the number of its runs and their total time.
+    `backward` says whether the kernel ran in the backward pass; None means unknown."""
 
     op: str
     backward: bool | None
@@ -55,8 +57,8 @@ class Launch(NamedTuple):
 
 
 class OpTime(NamedTuple):
-    """All instances of an op of the op table: its predicted time (None where the table has none) and its kernels (none
-    where it runs inside another op's kernel)."""
+    """The time of an op, summed over all layers. `predicted_s` is None if the op table does not have the op. `launches`
+    is empty if the op runs inside another op's kernel."""
 
     op: str
     predicted_s: float | None
@@ -64,24 +66,24 @@ class OpTime(NamedTuple):
 
     @property
     def measured_s(self) -> float:
-        """The time of its kernels."""
+        """The total time of the op's kernels."""
         return sum(launch.total_s for launch in self.launches)
 
 
 class Recording(NamedTuple):
-    """The profiler's record of a call: its kernels by op, slowest first, and its trace."""
+    """The profiler's record of a call: the kernels with their ops, slowest first, and the profiler with the trace."""
 
     launches: list[Launch]
     profiler: profile
 
     def save(self, path: Path) -> None:
-        """Write the trace for Perfetto or chrome://tracing, gzipped where the name ends in .gz. It can be written only
-        once. Raises LLMBenchError where that fails."""
-        with TemporaryDirectory() as folder:  # the profiler removes an existing file first and reports no failure
+        """Write the trace for Perfetto or chrome://tracing, gzipped if the name ends in .gz. A trace can be written
+        only once. Raises LLMBenchError if the trace cannot be written."""
+        with TemporaryDirectory() as folder:  # the profiler deletes an existing file and reports no failure
             exported = Path(folder) / f"trace{path.suffix}"
             self.profiler.export_chrome_trace(str(exported))
             if not exported.is_file():
-                raise LLMBenchError(f"cannot write {path}: the profiler made no trace")
+                raise LLMBenchError(f"cannot write {path}: the profiler wrote no trace")
             try:
                 shutil.copyfile(exported, path)
             except OSError as problem:
@@ -89,7 +91,7 @@ class Recording(NamedTuple):
 
 
 class _Ranges:
-    """The profiler ranges that are open now, by the names of their ops."""
+    """The names of the profiler ranges that are open now, the innermost last."""
 
     def __init__(self) -> None:
         self.path: list[str] = [""]
@@ -106,8 +108,8 @@ class _Ranges:
 
 @contextmanager
 def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Implementation]]:
-    """Run modules inside ranges with their names. The yielded function returns an implementation whose functions run in
-    ranges too."""
+    """A context in which every module of the model runs inside a profiler range with the module's name. It yields a
+    function that wraps an implementation, so that the functions of the implementation run in ranges too."""
     ranges = _Ranges()
     with ExitStack() as undo:
         for name, module in _modules(model).items():
@@ -135,20 +137,20 @@ def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Im
 
 
 def _called(ranges: _Ranges, function: Callable[..., Any], last: str, *args: Any, **options: Any) -> Any:
-    """Call a function in the range of its op, which belongs to the current module."""
+    """Call a function inside a profiler range, whose name is that of the current module followed by `last`."""
     with ranges.within(f"{ranges.path[-1]}.{last}".lstrip(".")):
         return function(*args, **options)
 
 
 def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
-    """The modules inside a model that are ops, or that call functions that are ops."""
+    """The modules of a model that get a profiler range, by name: all modules except lists and the model itself."""
     named = () if model is None else model.named_modules()
     return {name: module for name, module in named if name and not isinstance(module, nn.ModuleList)}
 
 
 def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
-    """Run a call `CALLS` times under the profiler: its kernels with the median of their times, and the trace of the
-    last run. On a CPU the profiler slows ops down, so that only their shares are meaningful."""
+    """Run a call `CALLS` times under the profiler. Return the kernels with the median of their times, and the trace of
+    the last run. On a CPU, the profiler slows down the ops, so that only their shares of the time are meaningful."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     call()
@@ -156,7 +158,7 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
     for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
-        # acc_events: torch 2.11 warns without it, although there is only one cycle
+        # without acc_events, torch 2.11 warns about several cycles, although there is only one
         with profile(activities=activities, acc_events=True) as profiler:
             call()
             if on_gpu:
@@ -170,14 +172,14 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
 CALLS = 5
 
 _Key: TypeAlias = tuple[str, bool | None, str]
-"""An op, whether the kernel ran in its backward pass, and the kernel."""
+"""The name of an op, whether the kernel ran in the op's backward pass, and the name of the kernel."""
 
 
 def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
-    """The runs and seconds of each kernel of a call.
+    """The number of runs and the total seconds of each kernel of a call.
 
-    The profiler attaches a kernel to the host event that launched it; that event may be a range. It also shows each
-    range on the GPU's timeline and attaches it to itself; such an entry is no kernel.
+    The profiler attaches a kernel to the host event that launched it; that event may be a range. The profiler also
+    lists each range among the kernels of that range itself. Such an entry is skipped, because it is not a kernel.
     """
     ran_on = {DeviceType.CPU: list[Any](), DeviceType.CUDA: list[Any]()}
     for event in recorded:
@@ -189,36 +191,36 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
-    }  # the last event with a sequence number created the node
-    found: dict[_Key, tuple[int, float]] = {}
+    }  # the last event with a sequence number created the autograd node
+    totals: dict[_Key, tuple[int, float]] = {}
     for event in events:
         node = _node(event)
         op = _range(event) if node is None else owners.get(node.sequence_nr, OTHER)
         for name, microseconds in _ran(event, on_gpu):
             if name not in ranges:
-                _add(found, (op, node is not None, name), 1, microseconds * 1e-6)
-    for name, (runs, total_s) in _unjoined(ran_on[DeviceType.CUDA], found).items():
-        _add(found, (UNJOINED, None, name), runs, total_s)
-    return found
+                _add(totals, (op, node is not None, name), 1, microseconds * 1e-6)
+    for name, (runs, total_s) in _unjoined(ran_on[DeviceType.CUDA], totals).items():
+        _add(totals, (UNJOINED, None, name), runs, total_s)
+    return totals
 
 
 def _ran(event: Any, on_gpu: bool) -> list[tuple[str, float]]:
-    """The kernels that a host event launched, with their microseconds. On a CPU it is the event itself, unless it is a
-    range."""
+    """The kernels that a host event launched, with their microseconds. On a CPU, the event itself counts as a kernel,
+    unless it is a range."""
     if on_gpu:
         return [(kernel.name, kernel.duration) for kernel in event.kernels]
     return [] if event.name.startswith(MARK) else [(event.name, event.self_cpu_time_total)]
 
 
-def _add(found: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: float) -> None:
-    before = found.get(key, (0, 0.0))
-    found[key] = before[0] + runs, before[1] + total_s
+def _add(totals: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: float) -> None:
+    before = totals.get(key, (0, 0.0))
+    totals[key] = before[0] + runs, before[1] + total_s
 
 
-def _unjoined(on_gpu: list[Any], found: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
-    """The runs and seconds, by name, of kernels on the GPU's timeline that are not in `found`."""
+def _unjoined(on_gpu: list[Any], totals: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
+    """The runs and seconds, by kernel name, of the kernels on the GPU's timeline that are not in `totals`."""
     joined: dict[str, tuple[int, float]] = {}
-    for (_, _, name), (runs, total_s) in found.items():
+    for (_, _, name), (runs, total_s) in totals.items():
         before = joined.get(name, (0, 0.0))
         joined[name] = before[0] + runs, before[1] + total_s
     left = {}
@@ -239,7 +241,7 @@ def _node(event: Any) -> Any:
 
 
 def _range(event: Any) -> str:
-    """The op of the innermost range around an event."""
+    """The op of the innermost range around an event; `OTHER` outside every range."""
     while event is not None:
         if event.name.startswith(MARK):
             return str(event.name.removeprefix(MARK))
@@ -248,12 +250,12 @@ def _range(event: Any) -> str:
 
 
 def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Limits) -> list[OpTime]:
-    """Kernels joined to the op table, slowest op first.
+    """The times of the ops of the op table, from their kernels, slowest op first.
 
-    A range that is no op (a module's own work) gets the prediction of the ops inside it that ran no kernel of their
-    own. Kernels outside every range belong to the only op where there is one op, else to the loss, which is no module.
-    Kernels without a known launch belong to the only op too, unless they may come from a pass that is not timed; else
-    they have a row of their own.
+    A module's range that is not an op gets the predictions of the ops inside the module that ran no kernel of their
+    own. Kernels outside every range belong to the only op if the op table has one op. Otherwise they belong to the
+    loss, which is not a module. Kernels whose launch is unknown belong to the only op too, unless they may come from a
+    pass that is not timed. Otherwise they have a row of their own.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER
@@ -276,7 +278,7 @@ def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Lim
 
 
 def _owner(name: str, ran: Container[str]) -> str:
-    """The innermost range, from the op outwards, that ran a kernel; the op itself where none did."""
+    """The innermost range that ran a kernel, from the op's own range outwards; the op itself if no range ran one."""
     owner = name
     while owner and owner not in ran:
         owner = owner.rpartition(".")[0]

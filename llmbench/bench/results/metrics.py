@@ -20,8 +20,9 @@ __all__ = ["MachineLimits", "Metrics", "as_json", "metrics", "peak_bytes"]
 
 
 class MachineLimits(NamedTuple):
-    """The limits that rates are compared with: the reference measurements of this run, and the datasheet (None where
-    the device has none). `earlier` has the reference measurements of earlier sessions, by the rows measured then."""
+    """The limits that rates are compared with: the reference measurements of this run, and the datasheet (None if the
+    device has none). `earlier` has the reference measurements of earlier sessions, by the keys of the rows measured in
+    them."""
 
     references: ReferenceMeasurements
     datasheet: Limits | None
@@ -35,7 +36,7 @@ class MachineLimits(NamedTuple):
         dtype: DType,
         earlier: Mapping[Key, ReferenceMeasurements] | None = None,
     ) -> MachineLimits:
-        """The limits of a machine for one format."""
+        """The limits of a machine for one number format."""
         name = environment.datasheet
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
         return cls(references, datasheet, earlier or {})
@@ -45,18 +46,18 @@ class MachineLimits(NamedTuple):
         references = self.earlier.get(row.key, self.references)
         return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
 
-    def bound(self, row: Row) -> Literal["products", "memory traffic"] | None:
-        """Which of the two limits the row by its roofline; None where its work is unknown."""
+    def bound(self, row: Row) -> Literal["matrix products", "memory traffic"] | None:
+        """The resource that limits the row according to its roofline; None if the row's work is unknown."""
         if row.work_flops is None or row.work_bytes is None:
             return None
         limits = self.of(row)
         by_products = row.work_flops / limits.flops_per_s > row.work_bytes / limits.bytes_per_s
-        return "products" if by_products else "memory traffic"
+        return "matrix products" if by_products else "memory traffic"
 
     def exceeded_by(self, row: Row) -> Literal["a cache", "the machine"] | None:
-        """Why a row exceeds 100% of its roofline; None where it does not. Its data stayed in a cache where memory
-        traffic is the limit and the caches were not emptied between calls. Else the machine was faster than during the
-        reference measurements."""
+        """The reason why a row exceeds 100% of its roofline; None if it does not. The data stayed in a cache if memory
+        traffic is the limit and the caches were not emptied between calls. Otherwise the machine was faster than during
+        the reference measurements."""
         share = _share(row, self.of(row))
         if row.measurement is None or share is None or share <= 1:
             return None
@@ -65,12 +66,12 @@ class MachineLimits(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """The metrics of a row; None is unknown.
+    """The metrics of a row; None means unknown.
 
     `share_of_limit`, `share_of_datasheet`: the least time by the roofline divided by the measured time. `peak_bytes`:
     inputs and everything that the call allocated. `prediction_error`: (predicted - measured) / measured. `speedup`: the
-    median of per-sample ratios of the baseline's time and this time, with the 10th and 90th percentile. `tokens_per_s`
-    and `joules_per_token` are known where the row has a number of tokens.
+    median of the per-sample ratios of the baseline's time to the row's time; `speedup_p10` and `speedup_p90` are
+    percentiles of these ratios. `tokens_per_s` and `joules_per_token` need a row with a number of tokens.
     """
 
     seconds: float | None = None
@@ -96,7 +97,7 @@ class Metrics(NamedTuple):
 
 
 def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Metrics:
-    """The metrics of one row. `baseline` is the row of its group that it is compared with."""
+    """The metrics of one row. `baseline` is the row of the same group that this row is compared with."""
     known = Metrics(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
@@ -126,7 +127,8 @@ def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Met
 
 
 def peak_bytes(row: Row) -> int | None:
-    """Bytes of the inputs and of everything that the call allocated at its peak; None where memory was not measured."""
+    """Bytes of the inputs and of everything that the call allocated at its peak; None if the memory was not
+    measured."""
     if row.memory is None:
         return None
     inputs = row.extra.get("input_bytes")
@@ -144,7 +146,7 @@ def _speedup(row: Row, baseline: Row | None) -> Ratio | None:
         return None
     try:
         return ratio(baseline.measurement, row.measurement)
-    except LLMBenchError:  # the rows are of two sessions, or a time is 0
+    except LLMBenchError:  # the rows come from two sessions, or a time is 0
         return None
 
 
@@ -154,8 +156,8 @@ def as_json(
     baselines: Mapping[int, Row],
     derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {},
 ) -> list[dict[str, Any]]:
-    """Rows in JSON: the fields of a results file, and under `derived` the metrics and what the experiment's `derived`
-    adds. `baselines` has the baseline of a row by its index."""
+    """Rows in JSON. Each has the fields of a results file and, under `derived`, the metrics and the figures of the
+    experiment's function `derived`. `baselines` has the baseline of each row, by the row's index."""
     return [
         msgspec.to_builtins(row)
         | {"derived": metrics(row, limits, baselines.get(index))._asdict() | dict(derived(row, limits))}

@@ -18,8 +18,8 @@ Case = Mapping[str, Scalar]
 
 
 class Sheet(NamedTuple):
-    """Rows whose cases differ at most in the chart's x. `title` has the fields that set them apart from other
-    sheets."""
+    """One table of an experiment: rows whose cases differ only in the chart's x. `title` names the fields in which this
+    table differs from the others."""
 
     title: str
     rows: list[Row]
@@ -44,7 +44,7 @@ def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]
 
 
 def _x(case: Case, chart: Chart | None) -> float:
-    """The x value of a case; 0 where it has none."""
+    """The x value of a case; 0 if the case has none."""
     value = case.get(chart.x) if chart else None
     return float(value) if isinstance(value, (int, float)) else 0.0
 
@@ -60,8 +60,8 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 
 
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines below a sheet: why a row has no time, remarks on times, and the attention kernels that ran. Candidates
-    with the same remark share a line."""
+    """The lines below a table: the reasons for rows without a time, remarks on the times, and the attention kernels
+    that ran. Candidates with the same remark share a line."""
     yield from merged_remarks(
         (
             row.implementation,
@@ -92,7 +92,7 @@ def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
 
 def curves(sheets: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
     """Time and peak memory over the chart's x: two panels for each sheet with at least two x values. The label of a
-    candidate without a time has its status."""
+    candidate shows the status of its rows without a time."""
     panels = []
     for sheet in sheets:
         rows = [row for row in sheet.rows if _x(row.case, chart) > 0]
@@ -111,7 +111,7 @@ def curves(sheets: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
 
 
 def _missing(rows: Sequence[Row], chart: Chart) -> str:
-    """The status of a candidate where it has no time: "n/a", "OOM at 8,192, 16,384"."""
+    """The statuses of a candidate's rows without a time, in words: "n/a", "OOM at 8,192, 16,384"."""
     where: dict[str, list[str]] = {}
     for row in rows:
         if row.status != "ok":

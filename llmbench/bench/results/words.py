@@ -33,7 +33,7 @@ FIELDS: dict[str, Callable[[Any], str]] = {
     "bytes": size,
     "context": "{:,} tokens of context".format,
     "experts": partial(plural, noun="expert"),
-    "experts_width": "experts {:,} wide together".format,
+    "experts_width": "total expert width {:,}".format,
     "head_dim": "head dim {}".format,
     "heads": partial(plural, noun="head"),
     "hidden_size": "hidden {}".format,
@@ -52,6 +52,6 @@ FIELDS: dict[str, Callable[[Any], str]] = {
 
 
 def in_words(case: Mapping[str, Scalar], names: Iterable[str] | None = None) -> list[str]:
-    """The fields of a case in words, all or those with these names: ["next token", "batch 4"]."""
+    """The fields of a case in words, all of them or only those in `names`: ["next token", "batch 4"]."""
     chosen = case if names is None else names
     return [FIELDS.get(name, f"{name} {{}}".format)(case[name]) for name in chosen]

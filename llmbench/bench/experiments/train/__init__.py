@@ -244,8 +244,8 @@ EXPERIMENT = Experiment(
     notes=(
         "a step: forward pass, loss, backward pass and AdamW, all in the model's number format, with learning rate 0",
         "MFU: the FLOPs that the model needs (forward and backward pass, only score pairs that the mask allows),"
-        " divided by the FLOPs that the device can do in the time of the step at its peak rate. The peak rate is that of"
-        " the datasheet; without a datasheet, it is the rate of matrix products in this run",
+        " divided by the FLOPs that the device can do in the time of the step at its peak rate. The peak rate is that"
+        " of the datasheet; without a datasheet, it is the rate of matrix products in this run",
         "HFU: as MFU, with recomputed FLOPs (scores in the backward pass of flash attention, recomputed layers)",
         "analytic: the peak memory that `llmbench memory` predicts; predicted: the sum of the roofline times of all"
         " ops, without communication",
