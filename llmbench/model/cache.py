@@ -110,7 +110,7 @@ class Cache:
         return max(after)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """Add the tokens that a forward pass stored to the lengths."""
+        """Increase the lengths by the number of tokens that a forward pass stored."""
         self.host_lengths = self._after(length, lengths)
         self.lengths = self.lengths + (length if lengths is None else lengths)
 

@@ -14,7 +14,7 @@ from llmbench.model.step import Step
 
 
 class CachedKV:
-    """A Seen of keys and values in a cache. They are gathered on access."""
+    """The keys and values of a cache, in the form of a `Seen`. They are gathered on access."""
 
     def __init__(self, cache: LayerCache, mask: Mask, lengths: Tensor, dtype: torch.dtype) -> None:
         self.cache, self.mask, self.lengths, self.dtype = cache, mask, lengths, dtype

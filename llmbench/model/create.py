@@ -74,12 +74,11 @@ def load(
 ) -> Decoder:
     """A model with the weights in `folder`, which save_pretrained of transformers wrote or which was downloaded.
 
-    folder: may also be the path of its config.json. dtype: the default is the narrowest format that represents all
+    folder: the path of its config.json is also accepted. dtype: the default is the narrowest format that represents all
     tensors exactly; a mix of fp16 and bf16 becomes fp32.
 
-    Raises UnsupportedError for quantised weights, for a config with unknown keys, and for a family whose logits no test
-    has compared with those of transformers. Raises SpecError if the files and the config contradict each other, and the
-    errors of `build`.
+    Raises UnsupportedError for quantised weights, for a config with unknown keys, and for a family without a table of
+    weight names. Raises SpecError if the files and the config contradict each other, and the errors of `build`.
     """
     device = device_of(device)
     folder = Path(folder)

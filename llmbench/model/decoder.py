@@ -25,7 +25,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Block(BlockParts):
-    """One layer of GPT-2, LLaMA and most other models. norm_placements.py has the layers of the rest."""
+    """One layer of GPT-2, LLaMA and most other models. norm_placements.py has all other layers."""
 
     ffn: nn.Module
 

@@ -201,7 +201,7 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
     if needed > room:
         tokens = f"{plan.batch:,} × {plan.seq_len:,} tokens"
         raise CannotRunError(
-            f"{spec.name}: a forward pass of {tokens} needs {_gib(needed)} or more, {free}",
+            f"{spec.name}: a forward pass of {tokens} needs at least {_gib(needed)}, {free}",
             hint="choose a smaller --seq or --batch; `--trace` and `--device meta` need no memory",
         )
 
@@ -211,7 +211,7 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ops = _KernelOps()
-    flex = plan.impl == "flex"  # flex compiles in its first call, which fails under a dispatch mode. Its op is known.
+    flex = plan.impl == "flex"  # FlexAttention fails under a dispatch mode, because its first call compiles
     with torch.no_grad(), warnings.catch_warnings():
         # The command prints a note with the content of this warning.
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")

@@ -133,8 +133,8 @@ def stream(
 def _encoder_inputs(
     model: Decoder, tokens: Tensor, encoder_tokens: Tensor | None, encoder_lengths: Tensor | None, cache: Cache
 ) -> dict[str, Any]:
-    """The encoder arguments of the first step. Empty for a model without encoder, and if the cache already has its
-    output."""
+    """The encoder arguments of the first step. Empty if the model has no encoder or the cache already has the output of
+    the encoder."""
     name = model.spec.name
     if encoder_tokens is None:
         if encoder_lengths is not None:

@@ -18,7 +18,7 @@ from llmbench.spec.model import ModelSpec
 class HeadLayer(nn.Module):
     """The head before the vocabulary projection: norm(act(transform(x))), or projection(x).
 
-    In BERT, it also owns the bias of the logits.
+    BERT's head also owns the bias of the logits.
     """
 
     def __init__(self, spec: ModelSpec, width: int) -> None:

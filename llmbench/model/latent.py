@@ -145,7 +145,7 @@ class IndexerLayer(nn.Module):
 
     @torch.no_grad()
     def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, implementation: Implementation) -> Tensor:
-        """The index keys [B, 1, S, I] of x [B, S, D]."""
+        """The keys of the indexer [B, 1, S, I], projected from x [B, S, D]."""
         return self._rotated(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
 
     def _rotated(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:

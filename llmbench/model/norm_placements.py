@@ -140,7 +140,7 @@ class SequentialBlock(BlockParts):
 
 
 def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
-    """The norm as a function of its input alone."""
+    """The norm as a function with one argument, its input."""
 
     def read(x: Residual | Tensor) -> Tensor:
         assert norm is not None, "the placement has no norm here"

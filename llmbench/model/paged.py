@@ -46,7 +46,7 @@ class BlockPool:
 
 
 class BlockTable:
-    """The blocks of each sequence, in the order of its tokens."""
+    """A table of the blocks of each sequence, in the order of its tokens."""
 
     def __init__(
         self, batch: int, max_blocks: int, pool: BlockPool, *, block_size: int, device: torch.device | str
@@ -77,7 +77,7 @@ class BlockTable:
 
     @property
     def used(self) -> Tensor:
-        """The table [B, M] without the columns that no sequence uses."""
+        """The columns [B, M] of the table that at least one sequence uses."""
         return self.table[:, : max(len(own) for own in self.owned)]
 
     @property

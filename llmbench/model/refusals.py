@@ -17,7 +17,10 @@ from llmbench.spec.model import Layer, ModelSpec
 def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
     """Raise UnsupportedError for a spec that can be sized but not built."""
     if spec.encoder is not None and not has_encoder:
-        raise UnsupportedError(f"{spec.name}: has an encoder", hint="use llmbench.model.build, which builds a Seq2Seq")
+        raise UnsupportedError(
+            f"{spec.name} has an encoder, which a Decoder does not build",
+            hint="use llmbench.model.build, which builds a Seq2Seq",
+        )
     if spec.undescribed:
         raise _only_sized(f"{spec.name}: {spec.undescribed[0]}")
     if spec.extra:

@@ -85,7 +85,8 @@ class Scopes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def output(self, name: str, result: Tensor) -> None:
-        """Record `result` as the output of the op `name`, if there is such an op. Its bytes then count for this op."""
+        """Record `result` as the output of the op `name`, if there is such an op. The bytes of `result` then count for
+        this op."""
         if name in self.names:
             storage = result.untyped_storage()
             self.outputs[storage._cdata] = name

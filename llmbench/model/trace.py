@@ -322,7 +322,7 @@ def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
 
 
 def _ops_without_module(scope: str) -> list[str]:
-    """The ops without a module that the work of a scope may belong to, most likely first."""
+    """Names of ops without a module to which the work of a scope may belong, the most likely name first."""
     parent = scope.rpartition(".")[0]
     inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
     return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]

@@ -14,7 +14,11 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Attention by FlexAttention, which has no sinks. They are applied to its output, with its log-sum-exp."""
+    """Attention by torch's FlexAttention.
+
+    FlexAttention has no sinks. If the scores have sinks, its output is scaled afterwards, with the log-sum-exp that it
+    returns.
+    """
     if q.is_meta:
         raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention

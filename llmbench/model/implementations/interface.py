@@ -81,7 +81,8 @@ class Slots(NamedTuple):
 class Seen(Protocol):
     """Keys [B, K, T, H] and values [B, K, T, Hv] that queries see, and the mask.
 
-    Those of a cache are gathered on access. `slots` has them in place, for kernels that read the cache directly.
+    Keys and values of a cache are gathered on access. `slots` gives them in place, for kernels that read the cache
+    directly.
     """
 
     @property
@@ -213,11 +214,12 @@ class Loss(Protocol):
 class Traits(NamedTuple):
     """The properties of an implementation from which the op table counts FLOPs, bytes and memory.
 
-    `materialises_scores`: attention writes all scores to memory, and also computes the scores of masked pairs.
-    `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each. `triton`: our Triton kernels
-    run on a GPU. On a CPU, torch's kernels or Triton's interpreter replace them. `dense_mask`: when attention needs a
-    tensor of all pairs for a mask other than the causal one. `scores_for_uneven_widths_on_cpu`: on a CPU, attention
-    materialises its scores if keys and values have different widths, because torch has no other kernel for them.
+    * `materialises_scores`: attention writes all scores to memory, and also computes the scores of masked pairs.
+    * `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each.
+    * `triton`: our Triton kernels run on a GPU. On a CPU, torch's kernels or Triton's interpreter replace them.
+    * `dense_mask`: on which devices attention stores a mask other than the causal one as a tensor of all pairs.
+    * `scores_for_uneven_widths_on_cpu`: on a CPU, attention materialises its scores if keys and values have different
+      widths, because torch has no other kernel for them.
     """
 
     materialises_scores: bool = False
@@ -234,7 +236,7 @@ class Traits(NamedTuple):
     def computed(self, phase: Phase) -> dict[str, Any]:
         """The Workload options for the ops that an implementation computes.
 
-        A cache stores no key that a new token does not see, so decoding has no masked pairs.
+        In decoding, new tokens see every key in the cache, so there are no masked pairs.
         """
         return {
             "attention": self.attention,

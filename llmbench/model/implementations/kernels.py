@@ -114,14 +114,14 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """Attention over sequences of different lengths, or their chunks, packed one after the other.
 
-    Keys of empty slots are left out, and the others are sorted by position. If positions matter, queries after the last
+    Empty slots are left out, and the remaining keys are sorted by position. If positions matter, queries after the last
     key are padding: they are left out, and their output is 0. The lengths are computed on the host.
     """
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
-    # Only in these cases are the positions of queries comparable with those of keys, so that padding can be found.
+    # In these cases, a query after the last key is padding. In the other cases, positions do not show padding.
     if mask.causal or mask.window is not None or scores.slopes is not None:
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
@@ -194,10 +194,13 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
         raise CannotRunError("impl flash does not support sparse (indexer) MLA", hint="use sdpa or standard")
     if q_latent.shape[2] > MOST_QUERIES:
         raise CannotRunError(
-            f"impl flash supports absorbed MLA for at most {MOST_QUERIES} new tokens", hint="use the naive form"
+            f"impl flash supports absorbed MLA for at most {MOST_QUERIES} new tokens",
+            hint="use the naive form (set_latent_form)",
         )
     if torch.is_grad_enabled() and q_latent.requires_grad:
-        raise CannotRunError("impl flash has no backward pass for absorbed MLA", hint="train in the naive form")
+        raise CannotRunError(
+            "impl flash has no backward pass for absorbed MLA", hint="train with the naive form (set_latent_form)"
+        )
     width, mask, slots = q_latent.shape[-1], seen.mask, seen.slots
     where: dict[str, Any] = {"query_positions": mask.queries, "causal": mask.causal, "window": mask.window}
     if slots is None:

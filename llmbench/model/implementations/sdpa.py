@@ -46,7 +46,7 @@ def _with_backend(backend: str | None) -> Attend:
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
-                    f"impl sdpa-{backend} cannot run this on {q.device.type}: {reason}",
+                    f"impl sdpa-{backend} cannot compute this attention on {q.device.type}: {reason}",
                     hint="use sdpa, which chooses a backend",
                 ) from None
 

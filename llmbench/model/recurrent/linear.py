@@ -61,7 +61,7 @@ class GatedDeltaNetLayer(nn.Module):
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
         time_step = self.a_proj(x).float() + self.dt_bias.float()
-        # softplus is written as log(1 + e^x), because the compiled backward pass of F.softplus fails on other strides.
+        # log(1 + e^x) replaces F.softplus, whose backward pass fails when compiled, because its strides differ.
         decay = -self.A_log.float().exp() * torch.logaddexp(time_step, time_step.new_zeros(()))
         rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
         decay, rate = zero_padding(decay, valid), zero_padding(rate, valid)

@@ -14,11 +14,11 @@ from llmbench.spec.mixer import FixedState
 
 
 class RecurrentState:
-    """The state of one recurrent layer. Its size does not depend on the sequence length, and padding does not change
-    it.
+    """The state of one recurrent layer. Its size does not depend on the sequence length. Padding does not change the
+    state.
 
-    conv: the last k − 1 inputs of the convolution [B, k − 1, C]. state: the state of the recurrence, in fp32. A mixer
-    without one of them has None there.
+    conv: the last k − 1 inputs of the convolution [B, k − 1, C]; None without a convolution. state: the state of the
+    recurrence, in fp32; None without a recurrence.
     """
 
     def __init__(self, conv: Tensor | None, state: Tensor | None) -> None:

@@ -107,7 +107,8 @@ def _weights_of(spec: ModelSpec, names: set[str]) -> set[str]:
 
 
 def _predicts_further(spec: ModelSpec, name: str) -> bool:
-    """Whether a tensor belongs to multi-token prediction. Files number its modules as layers after the last layer."""
+    """Whether a tensor belongs to multi-token prediction. In the files, these modules are numbered as layers after the
+    last layer."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer is None or spec.next_token_prediction is None:
         return False

@@ -1,7 +1,7 @@
 """The tensors in a folder of safetensors: one file, or several files that an index lists.
 
 The `safetensors` package checks the header of a file and memory-maps it, so a tensor needs memory only when it is
-copied into the model. A refused file is refused after only its header was read.
+copied into the model. A faulty file is refused before any tensor is read.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _paths(folder: Path) -> list[Path]:
         return [folder / name for name in files]
     if single.is_file():
         return [single]
-    raise SpecError(f"{folder} has no model.safetensors", hint="weights are read from safetensors only")
+    raise SpecError(f"{folder} has no model.safetensors", hint="llmbench reads weights only from safetensors files")
 
 
 def _index(path: Path) -> _Index:
@@ -129,7 +129,7 @@ def _opened(path: Path) -> safe_open:
             "reading weights needs the package `safetensors`", hint="pip install 'llmbench[gpu]'"
         ) from None
     with _reading(path):
-        # open() raises errors of the operating system with their text. The package would raise them without it.
+        # open() raises an error of the operating system with its text. safe_open() would raise it without the text.
         path.open("rb").close()
         try:
             return safe_open(path, framework="pt")
@@ -137,8 +137,8 @@ def _opened(path: Path) -> safe_open:
             raise _refusal(path, str(problem)) from None
 
 
-# The next two functions name the faulty tensor, because the package's messages do not. In older versions, its messages
-# are only codes.
+# The next two functions name the faulty tensor. The messages of the package do not name it, and older versions of the
+# package only give codes.
 
 
 def _refusal(path: Path, reason: str) -> SpecError:

@@ -37,7 +37,7 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
         )
     if config.get("model_type") != spec.family:
         raise UnsupportedError(
-            f"{folder}: a checkpoint of the multimodal `{config.get('model_type')}` is not supported",
+            f"{folder}: checkpoints of the multimodal model type `{config.get('model_type')}` are not supported",
             hint="save only its language model",
         )
     if any(_rotates_whole(spec, mixer, rope) for mixer, rope in _rotations(spec)):

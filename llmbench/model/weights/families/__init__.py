@@ -1,8 +1,8 @@
-"""Tables of names: which tensor of a family's files becomes which parameter.
+"""The table of each family: it maps the tensors in a family's files to the parameters of the model.
 
-`table("llama", ...)` registers one table for these model types. A table stands here only once the logits of the family
-were shown equal to those of transformers, with weights that transformers wrote. The files have the same names as those
-of the importers in `llmbench.spec.huggingface.families`; `common.py` has the names that lineages share.
+`table("llama", ...)` registers one table for these model types. A family gets a table only after a test showed that its
+logits equal those of transformers, with weights that transformers wrote. Each file here has the same name as the
+importer of the same configs in `llmbench.spec.huggingface.families`. `common.py` has names that several families share.
 """
 
 from __future__ import annotations

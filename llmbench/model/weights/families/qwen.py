@@ -16,10 +16,10 @@ def _delta(target: Target) -> GatedDeltaNet:
 
 
 def _by_key_head(which: int, *, gates: bool) -> Transform:
-    """Part `which` of Qwen3-Next's projection, whose rows are ordered by key head.
+    """Part `which` of a fused projection of Qwen3-Next, whose rows are ordered by key head.
 
-    For each key head it has the query, the key, and the values and output gates of its value heads. With `gates`, it is
-    the projection of the rates and decays of the value heads.
+    Without `gates`, the rows of a key head are its query, its key, and the values and output gates of its value heads.
+    With `gates`, they are the rates and decays of its value heads.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
