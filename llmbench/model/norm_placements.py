@@ -244,8 +244,8 @@ def is_plain(layer: Layer) -> bool:
 
 
 def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts]:
-    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in other placements than pre
-    and post."""
+    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in a layer whose placement is
+    neither pre nor post."""
     if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
         raise UnsupportedError(
             f"{spec.name}: {where}.cross_attention with placement {layer.placement} can be sized, but not built yet"

@@ -192,7 +192,8 @@ def _swapped(x: Tensor, target: Target) -> Tensor:
 
 @transform("head.by.head")
 def _head_by_head(x: Tensor, target: Target) -> Tensor:
-    """Reorder a projection from all queries and then all gates to the query and the gate of each head.
+    """Reorder the rows of a fused projection. The file has all queries, then all gates; the model has query and gate
+    per head.
 
     With one gate per head, only the queries are returned, because the gate has its own projection.
     """
