@@ -2,9 +2,9 @@
 
 The cache stores one row per token: the latent c = norm(W_a x), and one rotary key that all heads share.
 
-Naive form: compute the keys and values of each head from the latents, k = [W_uk c, k_rope] and v = W_uv c, then attend
-as usual. This form takes fewer FLOPs per pair of a query and a key. Absorbed form: apply W_uk to the queries and W_uv
-to the result. The cached rows are then the keys of a single head, and their latents its values. This form computes
+Expanded form: compute the keys and values of each head from the latents, k = [W_uk c, k_rope] and v = W_uv c, then
+attend as usual. This form takes fewer FLOPs per pair of a query and a key. Absorbed form: apply W_uk to the queries and
+W_uv to the result. The cached rows are then the keys of a single head, and their latents its values. This form computes
 nothing again for cached tokens.
 
 B batch, S query length, T key length, D hidden size, N heads, C latent width (kv_lora_rank), R rotary dims of a key, P
@@ -28,13 +28,13 @@ from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
 from llmbench.spec.position import Positions, Rope
 
-Form = Literal["auto", "naive", "absorbed"]
+Form = Literal["auto", "expanded", "absorbed"]
 
 
 class LatentLayer(nn.Module):
     """Latent attention over [B, S, D].
 
-    With form "auto", one new token with a cache uses the absorbed form, and every other step the naive form.
+    With form "auto", one new token with a cache uses the absorbed form, and every other step the expanded form.
     """
 
     def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
@@ -90,7 +90,7 @@ class LatentLayer(nn.Module):
         if self.form == "absorbed" or (self.form == "auto" and cache is not None and x.shape[1] == 1):
             out = self._absorbed(q_plain, q_rope, seen, scores, implementation)
         else:
-            out = self._naive(q_plain, q_rope, seen, scores, implementation)
+            out = self._expanded(q_plain, q_rope, seen, scores, implementation)
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
     def _query_input(self, x: Tensor, implementation: Implementation) -> Tensor:
@@ -101,11 +101,11 @@ class LatentLayer(nn.Module):
         latent: Tensor = self.q_a_proj(x)
         return latent if self.q_a_norm is None else self.q_a_norm(latent, implementation)
 
-    def _naive(
+    def _expanded(
         self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """The naive form: keys and values of each head are computed from the rows [B, 1, T, C + R]. Returns [B, N, S,
-        V]."""
+        """The expanded form: keys and values of each head are computed from the rows [B, 1, T, C + R]. Returns [B, N,
+        S, V]."""
         mixer = self.mixer
         latent, k_rope = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)

@@ -101,23 +101,23 @@ def test_implementations_equal_standard_over_a_cache(name: str, impl: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in small.SPECS if name.startswith("mla")])
-def test_absorbed_equals_naive(name: str) -> None:
+def test_absorbed_equals_expanded(name: str) -> None:
     model = small.model_of(small.SPECS[name])
     tokens = small.prompt(2, LENGTH)
     with torch.no_grad():
-        set_latent_form(model, "naive")
+        set_latent_form(model, "expanded")
         whole = model(tokens)
-        naive = in_steps(model, tokens, new_cache_of(model, 2), STEPS)
+        expanded = in_steps(model, tokens, new_cache_of(model, 2), STEPS)
         set_latent_form(model, "absorbed")
         assert_close(model(tokens), whole)
         assert_close(in_steps(model, tokens, new_cache_of(model, 2), STEPS), whole)
-    assert_close(naive, whole)
+    assert_close(expanded, whole)
 
 
 def test_one_new_token_with_a_cache_is_absorbed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model_of(small.SPECS["mla"])
     seen: list[str] = []
-    for form in ("_naive", "_absorbed"):
+    for form in ("_expanded", "_absorbed"):
         usual = getattr(LatentLayer, form)
 
         def noted(self: LatentLayer, *args: Any, usual: Any = usual, form: str = form) -> Tensor:
@@ -126,10 +126,10 @@ def test_one_new_token_with_a_cache_is_absorbed(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(LatentLayer, form, noted)
     in_steps(model, small.prompt(1, 5), new_cache_of(model, 1), [3, 1, 1])
-    assert seen == ["_naive"] * 2 + ["_absorbed"] * 4
+    assert seen == ["_expanded"] * 2 + ["_absorbed"] * 4
     seen.clear()
     model(small.prompt(1, 1))
-    assert seen == ["_naive"] * 2
+    assert seen == ["_expanded"] * 2
 
 
 @pytest.mark.parametrize("name", ["gqa", "local and global", "mla", "mla indexed", "sinks"])

@@ -55,7 +55,7 @@ class Heads(NamedTuple):
 
 
 def heads_of(spec: ModelSpec) -> Heads:
-    """The `Heads` of the attention in a model's first layer; for latent attention, of its naive form. Raises
+    """The `Heads` of the attention in a model's first layer; for latent attention, of its expanded form. Raises
     UnsupportedError for an attention that needs other parts of its layer, such as a relative bias or an indexer."""
     mixer = attention_of(spec)
     positions = spec.positions_of(mixer)

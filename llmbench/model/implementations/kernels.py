@@ -195,11 +195,11 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
     if q_latent.shape[2] > MOST_QUERIES:
         raise CannotRunError(
             f"impl flash supports absorbed MLA for at most {MOST_QUERIES} new tokens",
-            hint="use the naive form (set_latent_form)",
+            hint="use the expanded form (set_latent_form)",
         )
     if torch.is_grad_enabled() and q_latent.requires_grad:
         raise CannotRunError(
-            "impl flash has no backward pass for absorbed MLA", hint="train with the naive form (set_latent_form)"
+            "impl flash has no backward pass for absorbed MLA", hint="train with the expanded form (set_latent_form)"
         )
     width, mask, slots = q_latent.shape[-1], seen.mask, seen.slots
     where: dict[str, Any] = {"query_positions": mask.queries, "causal": mask.causal, "window": mask.window}
