@@ -1,9 +1,9 @@
-"""Compare a built sdist and wheel with the tree that they were built from.
+"""Compare a built sdist and wheel with the files of the repository that they were built from.
 
     python tools/check_distribution.py dist/llmbench-0.1.0.tar.gz dist/llmbench-0.1.0-py3-none-any.whl
 
-The wheel must have one top-level name, `llmbench`, with each spec and module of the tree once. The sdist must have all
-files for a build, the license and the README.
+The wheel must have only one top-level name, `llmbench`, and contain each spec and module of the repository once. The
+sdist must contain all files that a build needs, the license and the README.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def expected() -> set[str]:
-    """The names of the files that a wheel must have."""
+    """The names of the files that a wheel must contain."""
     found = {f"llmbench/specs/{file.relative_to(ROOT / 'specs')}" for file in (ROOT / "specs").rglob("*.toml")}
     found |= {f"llmbench/kernels/{file.relative_to(ROOT / 'kernels')}" for file in (ROOT / "kernels").rglob("*.py")}
     for file in (ROOT / "llmbench").rglob("*.*"):
@@ -28,27 +28,27 @@ def expected() -> set[str]:
 
 
 def check_wheel(path: Path) -> list[str]:
-    """The problems of a wheel."""
+    """The problems of a wheel: other top-level names, and missing, repeated or unexpected files."""
     names = zipfile.ZipFile(path).namelist()
     own = [name for name in names if ".dist-info/" not in name]
     problems = [f"wheel: top-level name {name}" for name in {name.split("/")[0] for name in own} - {"llmbench"}]
-    problems += [f"wheel: has {name} twice" for name in set(own) if own.count(name) > 1]
-    problems += [f"wheel: lacks {name}" for name in sorted(expected() - set(own))]
-    problems += [f"wheel: has {name}, which the tree does not have" for name in sorted(set(own) - expected())]
+    problems += [f"wheel: contains {name} twice" for name in set(own) if own.count(name) > 1]
+    problems += [f"wheel: {name} is missing" for name in sorted(expected() - set(own))]
+    problems += [f"wheel: contains {name}, which is not in the repository" for name in sorted(set(own) - expected())]
     return problems
 
 
 def check_sdist(path: Path) -> list[str]:
-    """The problems of an sdist."""
+    """The problems of an sdist: missing files."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {name.replace("llmbench/specs/", "specs/").replace("llmbench/kernels/", "kernels/") for name in expected()}
     wanted |= {"LICENSE", "README.md", "pyproject.toml"}
-    return [f"sdist: lacks {name}" for name in sorted(wanted - names)]
+    return [f"sdist: {name} is missing" for name in sorted(wanted - names)]
 
 
 def main() -> int:
-    """Print the problems; 1 if there are any."""
+    """Print the problems. Returns 1 if there are any, else 0."""
     problems = []
     for path in map(Path, sys.argv[1:]):
         problems += check_wheel(path) if path.suffix == ".whl" else check_sdist(path)

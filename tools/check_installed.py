@@ -3,8 +3,8 @@
     path/to/bin/python tools/check_installed.py path/to/bin/llmbench
 
 Run it from a folder outside the repository, with the Python of that environment. It checks that torch, transformers and
-numpy are absent, that llmbench is the installed one, that every command works in every format, and that its JSON is
-valid.
+numpy are not installed, that llmbench is imported from the environment, that every command works in every format, and
+that the JSON is valid.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMANDS = [
 
 
 def run(program: str, command: str, *, code: int = 0) -> str:
-    """The output of a command. Exits with its error message unless its exit code is `code`."""
+    """The output of a command. If its exit code is not `code`, this tool exits with the output of the command."""
     done = subprocess.run([program, *command.split()], capture_output=True, text=True, check=False)
     if done.returncode != code or (not code and not done.stdout and "-o" not in command.split()):
         sys.exit(f"llmbench {command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -58,11 +58,13 @@ def run(program: str, command: str, *, code: int = 0) -> str:
 
 
 def main() -> None:
-    """Run all commands."""
+    """Run all commands, and print their number. Exits at the first problem."""
     program = sys.argv[1]
     for module in ("torch", "triton", "transformers", "numpy", "pydantic"):
-        assert importlib.util.find_spec(module) is None, f"{module} is installed here"
-    assert "site-packages" in str(llmbench.__file__), f"llmbench is not the installed one: {llmbench.__file__}"
+        assert importlib.util.find_spec(module) is None, f"{module} is installed in this environment"
+    assert "site-packages" in str(llmbench.__file__), (
+        f"llmbench is not imported from this environment but from {llmbench.__file__}"
+    )
     Path("config.json").write_text(json.dumps(CONFIG))
     run(program, "specs import config.json -o my-model.toml")
     for name in ("llama2-7b", "h100-sxm", "my-model.toml"):

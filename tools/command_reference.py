@@ -1,7 +1,7 @@
 """Write docs/commands.md from the help texts of the commands.
 
-python tools/command_reference.py            # write it
-python tools/command_reference.py --check    # compare; exit 1 if it is out of date
+python tools/command_reference.py            # write the page
+python tools/command_reference.py --check    # compare; exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, Any, str]
 
 
 def reference() -> str:
-    """The whole page."""
+    """The text of the whole page."""
     parts = [HEAD]
     for name, _, text in commands():
         depth = "##" if name.count(" ") < 2 else "###"
@@ -55,7 +55,7 @@ def reference() -> str:
 
 
 def main() -> int:
-    """Write or compare."""
+    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:

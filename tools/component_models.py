@@ -1,6 +1,6 @@
-"""Write the table "who uses it" of each page in docs/components/: the bundled models that use each feature.
+"""Write the table of each page in docs/components/ that lists the bundled models that use each feature.
 
-The table stands between the two markers of a page.
+The table is between the two markers of a page.
 
 python tools/component_models.py            # write them
 python tools/component_models.py --check    # compare; exit 1 if one is out of date

@@ -1,11 +1,12 @@
 """Run the examples of README.md and docs/, and compare their output with the pages.
 
-    python tools/doc_examples.py            # write the real output into the pages
+    python tools/doc_examples.py            # write the actual output into the pages
     python tools/doc_examples.py --check    # compare; exit 1 and show the differences
 
-An example is a fenced block marked `console`. Its commands begin with `$ llmbench` or `$ python`, and the output of a
-command (stdout, then stderr) follows it. A line with only `…` stands for any number of lines. The examples of a page
-run in order, in one empty folder. A block marked `json file=NAME` or `toml file=NAME` is written there first.
+An example is a fenced block marked `console`. Its commands begin with `$ llmbench` or `$ python`. The output of a
+command (stdout, then stderr) follows the command. A line with only `…` stands for any number of lines. The examples of
+a page run in order, in one empty folder. A block marked `json file=NAME` or `toml file=NAME` is first written to a file
+in that folder.
 """
 
 from __future__ import annotations
@@ -31,18 +32,21 @@ ANYTHING = "…"
 
 
 def pages() -> list[Path]:
-    """Every page with examples."""
+    """Every page that may have examples."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def output_of(command: str) -> str:
-    """The piped output of a command. `llmbench ...` runs in this process, or in its own if it measures or compiles;
-    `python FILE` runs a file of this tree."""
+    """The output of a command when it is piped.
+
+    `llmbench ...` runs in this process, or in a new process if the command measures or compiles. `python FILE` runs a
+    file of this repository.
+    """
     if command.startswith("python "):
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
-    if command.startswith(apart):  # these decide at import whether kernels are interpreted
+    if command.startswith(apart):  # their imports decide whether kernels are interpreted
         own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         words = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
@@ -55,7 +59,7 @@ def output_of(command: str) -> str:
 
 
 def commands(body: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output below it."""
+    """The commands of a console block, each with the output that the page shows below it."""
     for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE):
         first, _, rest = part.partition("\n")
         if first.startswith("$ "):
@@ -64,7 +68,7 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[None]:
-    """Work in an empty folder."""
+    """Use an empty temporary folder as the working directory inside the `with` block."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as path:
         os.chdir(path)
@@ -75,7 +79,7 @@ def folder() -> Iterator[None]:
 
 
 def actual(page: str) -> str:
-    """The page with the real output of its examples."""
+    """The text of the page with the actual output of its examples."""
 
     def filled(match: re.Match[str]) -> str:
         info, body = match["info"].strip(), match["body"]
@@ -96,13 +100,13 @@ def actual(page: str) -> str:
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether the shown output is the printed one; a `…` line agrees with any lines."""
+    """Whether the output on the page equals the printed output. A `…` line matches any number of lines."""
     parts = [re.escape(part) for part in re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)]
     return re.fullmatch(r"(?:.*\n)*?".join(parts), printed.rstrip() + "\n") is not None
 
 
 def main() -> int:
-    """Write or compare all pages."""
+    """Write all pages. With `--check`, print the differences and return 1 if there are any."""
     stale = 0
     for path in pages():
         if not path.exists():

@@ -1,22 +1,23 @@
-"""Write llmbench/spec/huggingface/defaults.json: the meaning of a missing key of a config.json, by model type.
+"""Write llmbench/spec/huggingface/defaults.json: the default of each config key that a config.json may leave out.
 
     python tools/huggingface_defaults.py            # write the file from the installed transformers
     python tools/huggingface_defaults.py --check    # compare; exit 1 and name the types that differ
 
 A config.json leaves out each value that equals the default of its class, so an importer needs these defaults. This tool
-reads them from the configuration classes of one transformers release, as the classes declare them: before any
-``__post_init__`` derives one key from another. Each model type has one line:
+reads them from the configuration classes of one transformers release. It takes the declared defaults, before any
+``__post_init__`` derives one key from another. Each model type has one line. A composite is a config with several
+parts, for example text and vision.
 
-- ``class``: the language-model class; absent for a text part that exists only inside a composite.
-- ``defaults``: each key that the class or its parents declare, without the keys that change no figure (DROPPED
-  below). ``tie_word_embeddings`` is always there. Its value is that of an instance made of defaults, because a few
-  classes overrule their field. The value of a composite may differ from that of its text part (mistral3 is not tied).
-  A nested configuration without a model type of its own is a nested object here.
-- ``attribute_map``: the class's own name of a key, by its standard name; a config.json may have either.
-- ``default_theta``: the base of rotary embeddings where the config has none; a number, or one for each kind of layer.
+- ``class``: the language-model class. A text part that exists only inside a composite has none.
+- ``defaults``: each key that the class or its parents declare, with its default, without the keys that change no figure
+  (DROPPED below). ``tie_word_embeddings`` is always included. Its value comes from an instance with all defaults,
+  because a few classes override the field. The value of a composite may differ from that of its text part (mistral3 is
+  not tied). A nested configuration without its own model type is a nested object here.
+- ``attribute_map``: for each standard name of a key, the name that the class uses. A config.json may have either name.
+- ``default_theta``: the base of rotary embeddings if the config has none: a number, or a number for each kind of layer.
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
-- ``text_config``: key and model type of a composite's text part, and the values of the part where it is missing
-  (``when_missing``).
+- ``text_config``: key and model type of the text part of a composite, and the values of that part if the config does
+  not contain it (``when_missing``).
 - ``sub_configs``: model types of the other parts that belong to the language model (the encoder of t5gemma).
 """
 
@@ -52,7 +53,7 @@ ENCODERS = (
     "roberta",
     "xlm-roberta",
 )
-"""Types read as masked language models."""
+"""Model types that are read as masked language models."""
 
 ENCODER_DECODERS = (
     "bart",
@@ -67,44 +68,44 @@ ENCODER_DECODERS = (
     "t5gemma",
     "umt5",
 )
-"""Types read with both their stacks."""
+"""Model types that are read with encoder and decoder."""
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
-"""Keys of the text part of a composite, in order of preference."""
+"""Config keys of the text part of a composite. The first one that the config has is used."""
 
 DROPPED = re.compile(
     "|".join(
         [
-            # Ids of tokens; sizes come from vocab_size.
+            # Token ids, because the size of a table comes from vocab_size.
             r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
             r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
-            # Regularisation, which is off when a model is sized, served or timed.
+            # Regularisation, which is disabled when a model is sized, served or timed.
             r"dropout|_pdrop$|layerdrop|^drop_|^label_smoothing$",
             # Initialisation of weights.
             r"initializer|init_std|init_scale|_init$|^init_device$|init_variance|^rescale_prenorm_residual$",
             r"^time_step_(min|max|floor|scale|init_scheme)$|^linear_(a_log|dt)_|^learnable_sink_init$|_std_dev$",
-            # Outputs of a forward pass, and generation.
+            # Choice of the outputs of a forward pass, and settings of generation.
             r"^use_cache$|^return_|^output_(attentions|hidden_states|router_logits|past)$|^num_logits_to_keep$|^id2label$",
             r"^label2id$|^forced_|^decoder_start|suppress_tokens$|^no_repeat|^encoder_no_repeat|^num_beams|^(start|end)_n_top$",
             # Training objectives.
             r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
-            # Heads for classification, and their pooled input.
+            # Classification heads and the pooling before them.
             r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
-            # Choice of kernels, with the same result.
+            # Choice between kernels that give the same result.
             r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
             r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
             r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
-            # The vision and audio parts of a composite, which are not sized.
+            # Vision and audio parts of a composite, which llmbench does not size.
             r"vision|visual|image|video|audio|pixel|patch_size|projector(?!s)|aligner|^insert_layer|resampler|perceiver|qformer|^vq_|speech",
             r"^mm_|spatial|deepstack|downsample|multimodal|^vit_|_feature_(layer|select)|protein|^freeze_|^dit_config$",
         ]
     )
 )
-"""Keys that change neither a count nor the results of the text model."""
+"""Patterns of config keys that change neither a figure nor the results of the text model."""
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    """The record of each model type, from the installed transformers."""
+    """The record of each model type, read from the installed transformers."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -125,14 +126,14 @@ def facts() -> dict[str, dict[str, Any]]:
 
 
 def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any], list[type]]:
-    """The record of one model type, and the classes of its parts that need records of their own."""
+    """The record of one model type, and the configuration classes of its parts, which get their own records."""
     from transformers.configuration_utils import PreTrainedConfig
 
     try:
-        # Not getattr, which raises for a key that differs by layer.
+        # Use vars and not getattr, because getattr raises an error for a key whose value differs between layers.
         instance = vars(config_class())
     except Exception:
-        instance = {}  # the defaults of the class contradict each other; its fields still have them
+        instance = {}  # the defaults contradict each other; _declared reads them from the fields
     parts = {
         key: value
         for key, value in instance.items()
@@ -165,7 +166,7 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
 
 
 def _fields(config_class: type) -> dict[str, Any]:
-    """The fields that the class and its parents declare, without those of PreTrainedConfig."""
+    """The fields that the class and its parents declare, without the fields of PreTrainedConfig."""
     from transformers.configuration_utils import PreTrainedConfig
 
     common = set(PreTrainedConfig.__mro__)
@@ -175,7 +176,7 @@ def _fields(config_class: type) -> dict[str, Any]:
 
 
 def _declared(config_class: type) -> dict[str, Any]:
-    """The declared default of each key, without dropped keys and values that JSON has no form for."""
+    """The declared default of each key, without dropped keys and without values that JSON cannot express."""
     defaults: dict[str, Any] = {}
     for name, f in _fields(config_class).items():
         value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
@@ -185,7 +186,7 @@ def _declared(config_class: type) -> dict[str, Any]:
 
 
 def _undeclared(config_class: type) -> dict[str, Any]:
-    """Keys that ``__post_init__`` takes from its ``kwargs``, with their defaults; None where one is computed."""
+    """Keys that ``__post_init__`` reads from its ``kwargs``, with their defaults. A computed default is None."""
     from transformers.configuration_utils import PreTrainedConfig
 
     defaults: dict[str, Any] = {}
@@ -240,7 +241,7 @@ def _plain(value: Any) -> Any:
 
 
 def render(records: dict[str, dict[str, Any]]) -> str:
-    """The file's text: sorted and compact, a model type on each line so that a diff names the types."""
+    """The text of the file: sorted, compact, and with one model type per line, so that a diff shows the type."""
     lines = [
         f"{json.dumps(name)}:{json.dumps(record, sort_keys=True, separators=(',', ':'))}"
         for name, record in records.items()
@@ -270,7 +271,7 @@ def main() -> int:
 
     if transformers.__version__ != VERSION:
         print(
-            f"error: transformers {transformers.__version__} is installed, {VERSION} is needed",
+            f"error: transformers {transformers.__version__} is installed, but this tool needs {VERSION}",
             file=sys.stderr,
         )
         return 3

@@ -1,7 +1,7 @@
-"""Write docs/kernel-configurations.md from the kernels: their shapes and configurations, each with its reason.
+"""Write docs/kernel-configurations.md: the shapes and configurations of each kernel, with the reasons.
 
-python tools/kernel_reference.py            # write it
-python tools/kernel_reference.py --check    # compare; exit 1 where it is out of date
+python tools/kernel_reference.py            # write the page
+python tools/kernel_reference.py --check    # compare; exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ result of each configuration; `--format json` has the reasons for other formats 
 
 
 def section(kernel: Kernel) -> Iterator[str]:
-    """A kernel's shapes, and a row for each configuration of each of its functions."""
+    """The lines about one kernel: its shapes, and a row for each configuration of each function."""
     passes = "forward and backward" if kernel.differentiable else "forward"
     yield f"\n## {kernel.name}\n\n{kernel.summary[:1].upper()}{kernel.summary[1:]}.\n"
     yield f"Formats: {', '.join(short(dtype) for dtype in kernel.dtypes)}; {passes}.\n\n"
@@ -55,12 +55,12 @@ def section(kernel: Kernel) -> Iterator[str]:
 
 
 def reference() -> str:
-    """The page."""
+    """The text of the whole page."""
     return HEAD + "".join(line for name in KERNELS for line in section(load_kernel(name)))
 
 
 def main() -> int:
-    """Write or compare the page."""
+    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""

@@ -1,7 +1,7 @@
-"""Write into llmbench/spec/huggingface/families/__init__.py which model types each lineage's file reads.
+"""Write the list of model types that each file reads into llmbench/spec/huggingface/families/__init__.py.
 
 python tools/lineages.py            # write the list
-python tools/lineages.py --check    # compare; exit 1 where it is out of date
+python tools/lineages.py --check    # compare; exit 1 if the list is out of date
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARKED = re.compile(r"(The list is written by tools/lineages\.py::\n\n).*?(\"\"\
 
 
 def lineages() -> dict[str, list[str]]:
-    """The model types of each file, sorted."""
+    """The model types that each file reads, sorted."""
     files: dict[str, list[str]] = {}
     for model_type, importer in FAMILIES.items():
         files.setdefault(importer.__module__.rpartition(".")[2], []).append(model_type)
@@ -26,7 +26,7 @@ def lineages() -> dict[str, list[str]]:
 
 
 def listed() -> str:
-    """The file with the list as it should be."""
+    """The text of the file with an up-to-date list."""
     files = lineages()
     width = max(map(len, files)) + 2
     lines = []
@@ -39,7 +39,7 @@ def listed() -> str:
 
 
 def main() -> int:
-    """Write or compare the list."""
+    """Write the list. With `--check`, compare it and return 1 if it is out of date."""
     text = listed()
     if "--check" in sys.argv[1:]:
         if TARGET.read_text(encoding="utf-8") != text:

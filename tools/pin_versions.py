@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "constraints.txt"
 
 CHOSEN = {
-    "torch": ("2.13.0", "Any build of it: for CUDA or for CPUs."),
+    "torch": ("2.13.0", "Any build of this version: for CUDA or for CPUs."),
     "triton": ("3.7.1", "The CUDA build of torch 2.13.0 requires exactly this version."),
     "transformers": ("5.23.0", "The tests compare parameter counts and logits with this version."),
-    "typer": ("0.28.0", "docs/commands.md holds the help texts as this version lays them out."),
+    "typer": ("0.28.0", "docs/commands.md contains the help texts in the layout of this version."),
     "ruff": ("0.17.5", "Another version may format the code differently."),
     "mypy": ("2.4.1", "Another version may find other errors."),
 }
-"""Package: (version, reason)."""
+"""For each package with a chosen version: (version, reason)."""
 
 HEADER = """\
 # The version of every package that the tests install, transitive packages included.
@@ -37,16 +37,16 @@ HEADER = """\
 """
 
 NOT_PINNED = {"llmbench", "pip"}
-"""The package itself, and the installer."""
+"""Packages that the file does not pin: llmbench itself, and the installer."""
 
 
 def normalised(name: str) -> str:
-    """A package's name in the one form that pip compares."""
+    """The name of a package in the form that pip compares: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def resolve() -> dict[str, str]:
-    """Install what the tests need into a new environment; each package and its version."""
+    """Install the packages that the tests need into a new environment. Returns the version of each package."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = f"{folder}/bin/pip"
@@ -58,12 +58,12 @@ def resolve() -> dict[str, str]:
 
 
 def write(versions: dict[str, str]) -> str:
-    """The text of the file: the chosen versions with their reasons, then all others by name."""
+    """The text of the file: the chosen versions with their reasons, then all other packages by name."""
     lines = [HEADER]
     for name, (version, reason) in CHOSEN.items():
         lines.append(f"# {reason}\n{name}=={version}\n")
     rest = sorted(versions.keys() - CHOSEN.keys() - NOT_PINNED)
-    # PyPI's CUDA build of torch brings packages of NVIDIA's, each pinned by torch itself.
+    # The CUDA build of torch on PyPI requires packages of NVIDIA. They are left out, because torch itself pins them.
     rest = [name for name in rest if not name.startswith(("nvidia-c", "nvidia-nc", "nvidia-nv", "cuda-"))]
     return (
         "".join(lines)
@@ -73,14 +73,14 @@ def write(versions: dict[str, str]) -> str:
 
 
 def not_pinned() -> list[str]:
-    """Packages of this environment that the file does not pin."""
+    """The packages of the current environment that the file does not pin."""
     pinned = {line.split("==")[0] for line in FILE.read_text().splitlines() if "==" in line and line[0] != "#"}
     here = {normalised(item.metadata["Name"]) for item in distributions()}
     return sorted(here - pinned - NOT_PINNED)
 
 
 def main() -> int:
-    """Run the command line above; the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:

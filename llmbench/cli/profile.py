@@ -51,7 +51,9 @@ Impl = Annotated[
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help=f"{MODEL_HELP} The piece gets its shapes.", show_default=False),
+    typer.Option(
+        "--model", metavar="MODEL", help=f"{MODEL_HELP} The piece has the shapes of this model.", show_default=False
+    ),
 ]
 Tokens = Annotated[
     int | None,
