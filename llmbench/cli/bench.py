@@ -44,7 +44,7 @@ Name = Annotated[
 ]
 Preset = Annotated[
     Literal["quick", "full"],
-    typer.Option("--preset", help="quick: run a few small cases. full: run the whole sweep (takes minutes)."),
+    typer.Option("--preset", help="quick: run a few small cases. full: run all cases (takes minutes)."),
 ]
 Kept = Annotated[
     Path | None,

@@ -28,7 +28,7 @@ class Table(msgspec.Struct, kw_only=True):
     total: bool = False
 
     def for_people(self) -> Table:
-        """The table without columns that have no heading, and without sparse columns that have no value."""
+        """The table for people: without columns that have no heading, and without empty columns marked `sparse`."""
 
         def seen(place: int, column: Field[Any]) -> bool:
             empty = column.sparse and all(row[place] is None for row in self.rows)

@@ -59,14 +59,18 @@ _SERVING: dict[str, DType] = {
 def training_precision(name: str) -> Precision:
     """The formats of training at this precision. Raises SpecError if the precision is only for inference."""
     if name not in _TRAINING:
-        raise SpecError(f"precision `{name}` is for inference", hint=f"for training choose from {', '.join(_TRAINING)}")
+        raise SpecError(
+            f"precision `{name}` is only for inference", hint=f"for training choose from {', '.join(_TRAINING)}"
+        )
     return _TRAINING[name]
 
 
 def serving_dtype(name: str) -> DType:
     """The format of served weights at this precision. Raises SpecError if the precision is only for training."""
     if name not in _SERVING:
-        raise SpecError(f"precision `{name}` is for training", hint=f"for inference choose from {', '.join(_SERVING)}")
+        raise SpecError(
+            f"precision `{name}` is only for training", hint=f"for inference choose from {', '.join(_SERVING)}"
+        )
     return _SERVING[name]
 
 

@@ -60,7 +60,7 @@ def training_memory(
     kernels: Literal["fused", "eager"] = "fused",
     dropout: bool = False,
 ) -> Memory:
-    """Size the peak memory of a training step that is not the first, so that the optimizer states exist.
+    """Compute the peak memory of a training step after the first one, when the optimizer states exist.
 
     micro_batches: forward and backward passes per optimizer step. With more than one, gradients stay allocated between
     the passes. None: one micro-batch, or with pipeline stages twice as many micro-batches as stages. Raises LayoutError

@@ -31,7 +31,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         raise LayoutError(
             f"layout tp={tp}: the {heads.size} attention heads are not divisible by {tp}"
             if heads.size % tp
-            else f"layout tp={tp}: the {kv_heads.size} key-value heads can be neither divided nor copied evenly",
+            else f"layout tp={tp}: the {kv_heads.size} key-value heads cannot be split evenly over {tp} GPUs",
             hint="choose a tp that divides the number of heads",
         )
     kv_shards = min(tp, kv_heads.size)  # more GPUs than key-value heads: several GPUs have copies of one head

@@ -204,7 +204,7 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
 
 
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
-    """Add the matrices of the experts as grouped products. rows: (token, expert) pairs of this GPU."""
+    """Add the matrices of the experts as grouped products. rows: number of (token, expert) pairs."""
     tp, ep = b.layout.tp, b.layout.ep
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
