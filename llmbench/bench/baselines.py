@@ -231,7 +231,8 @@ Binder = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def binder_of(name: str) -> Binder:
-    """The binder of the candidate `name`. Raises CannotRunError if the candidate cannot run on this machine."""
+    """The `Binder` that computes a piece with the candidate `name`. Raises CannotRunError if the candidate cannot run
+    on this machine."""
     if name == COMPILED:
         return lambda run: compiled(partial(run, STANDARD))
     implementation = implementation_of(name)

@@ -1,4 +1,5 @@
-"""Profile one piece: time and memory next to the prediction and to plain torch, and the time of each kernel."""
+"""Profile one piece: measure its time, its memory and its kernels, and compare them with the prediction and with plain
+torch."""
 
 from __future__ import annotations
 

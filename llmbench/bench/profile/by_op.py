@@ -71,7 +71,8 @@ class OpTime(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """The profiler's record of a call: the kernels with their ops, slowest first, and the profiler with the trace."""
+    """The profiler's record of a call. `launches` are its kernels with their ops, slowest first. `profiler` has the
+    trace."""
 
     launches: list[Launch]
     profiler: profile

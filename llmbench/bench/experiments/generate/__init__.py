@@ -185,7 +185,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
         return [candidate(name, impl, graph, shared, references, checks) for name, (impl, graph) in variants.items()]
 
     answers = case.phase == "answer"
-    # An answer takes long, so that three samples are reliable. The rows of its steps name its attention kernels.
+    # An answer takes so long that three samples are enough. The rows of its steps name its attention kernels.
     pace = replace(ask.pace, min_samples=3) if answers else ask.pace
     return Group(
         case=fields,

@@ -37,7 +37,7 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
-    """One line per claim."""
+    """The table of the claims, with one line per claim."""
     decided = [_as_json(decision, rows) for decision in outcomes(rows)]
     verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
@@ -98,7 +98,7 @@ def _bounded(claim: Claim) -> str:
 
 
 def _shown(claim: Claim, value: float | None) -> str:
-    """A figure in the unit of the claim."""
+    """The text of a figure, in the unit of the claim."""
     if value is None:
         return "–"
     return {

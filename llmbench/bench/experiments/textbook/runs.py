@@ -1,8 +1,7 @@
 """The runs that decide the textbook's measured claims. On a GPU, a run uses the claim's own setting. On a CPU, most
 runs are smaller.
 
-A run is a group whose candidates are the two sides of a claim. The case of the group is the setting that was actually
-used.
+A run is a group with the candidates that a claim compares. The case of the group is the setting that was actually used.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def decode(batch: int, ask: Ask) -> Group:
 def _steps(
     case: dict[str, Scalar], specs: Mapping[str, ModelSpec], impl: str, batch: int, context: int, ask: Ask
 ) -> Group:
-    """The group of one decoding step of each model. On a GPU, the step is a CUDA graph."""
+    """The group that compares a decoding step of each model. On a GPU, the step is a CUDA graph."""
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         built = []
@@ -111,7 +110,7 @@ def _group(
 
 
 def norm(direction: Pass, ask: Ask) -> Group:
-    """The group of LayerNorm and RMSNorm in plain torch."""
+    """The group that compares LayerNorm and RMSNorm in plain torch."""
     batch, tokens, hidden = (32, 1024, 4096) if ask.on_gpu else (2, 32, 256) if ask.quick else (4, 256, 1024)
     entries = []
     for name, kind in (("LayerNorm", LAYER_NORM), ("RMSNorm", Norm())):
@@ -123,7 +122,7 @@ def norm(direction: Pass, ask: Ask) -> Group:
 
 
 def glu(direction: Pass, ask: Ask) -> Group:
-    """The group of a GELU and a SwiGLU feed-forward in plain torch."""
+    """The group that compares a GELU and a SwiGLU feed-forward in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
     shapes, entries = activations.shapes(hidden), []
     for name in ("GELU", "SwiGLU"):
@@ -147,7 +146,7 @@ def _styles(layers: int) -> dict[str, ModelSpec]:
 
 
 def style_train(ask: Ask) -> Group:
-    """A training step of a GPT-2-style and a LLaMA-style model, with torch's attention."""
+    """The group that compares a training step of a GPT-2-style and a LLaMA-style model, with torch's attention."""
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
     specs = _styles(layers)
 
@@ -163,14 +162,15 @@ def style_train(ask: Ask) -> Group:
 
 
 def style_decode(ask: Ask) -> Group:
-    """A decoding step of a GPT-2-style and a LLaMA-style model, near the end of their context."""
+    """The group that compares a decoding step of a GPT-2-style and a LLaMA-style model, near the end of their
+    context."""
     layers = 2 if ask.quick and not ask.on_gpu else 6
     case = _case("style decode", ask, layers=layers, batch=1, context=255)
     return _steps(case, _styles(layers), "sdpa", 1, 255, ask)
 
 
 def depth(ask: Ask) -> Group:
-    """A short training of a pre-norm and a post-norm model."""
+    """The group that compares short trainings of a pre-norm and a post-norm model."""
     hidden, layers, steps = (64, 26, 60) if ask.quick and not ask.on_gpu else (64, 30, 120)
     names = {"pre-norm": "pre", "post-norm": "post"}
 
@@ -196,7 +196,7 @@ def depth(ask: Ask) -> Group:
 
 
 def length(ask: Ask) -> Group:
-    """Models that are trained on sequences of 32 tokens and then read 64 tokens."""
+    """The group of models that are trained on sequences of 32 tokens and then read 64 tokens."""
     kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
     steps = 30 if ask.quick and not ask.on_gpu else 200
 
@@ -250,8 +250,7 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
 
 
 def is_own(case: Setup) -> bool:
-    """Whether a run with this case used the own setting of its claims: that of the full preset on a GPU, in any number
-    format."""
+    """Whether a case is the claims' own setting: the setting of the full preset on a GPU, in any number format."""
     own = _own(str(case["run"]))
     return {name: value for name, value in case.items() if name != "dtype"} == own
 
