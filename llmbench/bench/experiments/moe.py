@@ -48,8 +48,8 @@ class _Shapes:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The groups: against dense feed-forwards; over the number of experts; over the experts per token; over the routing
-    of the experts alone; with the router alone."""
+    """One group against dense feed-forwards, and one against the router alone. Further groups for each number of
+    experts, each number of experts per token, and each routing."""
     shapes = _Shapes(ask)
     usual = shapes.mixture(8, 2)
     all_groups = [_against_dense(ask, shapes, usual)]

@@ -150,7 +150,7 @@ def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
     built = piece.build(setting)
     if name == COMPILED:
         return profiled(call_of(built, binder_of(name)(built.run), setting), setting.device)
-    # The kernels of a backward pass are joined to ops through its forward pass, which must be recorded too.
+    # The forward pass is recorded too, because it shows which op a kernel of the backward pass belongs to.
     whole = setting.changed(direction="both") if setting.backward else setting
     with in_ranges(built.model) as ranged:
         run = partial(built.run, ranged(implementation_of(name)))

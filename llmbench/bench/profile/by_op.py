@@ -253,10 +253,10 @@ def _range(event: Any) -> str:
 def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Limits) -> list[OpTime]:
     """The times of the ops of the op table, from their kernels, slowest op first.
 
-    A module's range that is not an op gets the predictions of the ops inside the module that ran no kernel of their
-    own. Kernels outside every range belong to the only op if the op table has one op. Otherwise they belong to the
-    loss, which is not a module. Kernels whose launch is unknown belong to the only op too, unless they may come from a
-    pass that is not timed. Otherwise they have a row of their own.
+    If the op table has only one op, all kernels outside every range belong to it. Otherwise they belong to the loss,
+    which is not a module. Kernels whose launch is unknown also belong to the only op, unless they may come from a pass
+    that is not timed; in all other cases they have a row of their own. A range can be the name of a module that is not
+    an op. Such a range gets the predictions of those ops inside the module that ran no kernel of their own.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER

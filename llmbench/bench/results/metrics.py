@@ -42,7 +42,7 @@ class MachineLimits(NamedTuple):
         return cls(references, datasheet, earlier or {})
 
     def of(self, row: Row) -> Limits:
-        """The roofline that the row's prediction was computed with."""
+        """The roofline with which the prediction of the row was computed."""
         references = self.earlier.get(row.key, self.references)
         return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
 

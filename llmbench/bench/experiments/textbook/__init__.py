@@ -19,7 +19,7 @@ __all__ = ["EXPERIMENT", "outcomes"]
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The runs that decide the measured claims."""
+    """The groups of the runs that decide the measured claims."""
     return [RUNS[name](ask) for name in dict.fromkeys(claim.run for claim in CLAIMS) if name is not None]
 
 

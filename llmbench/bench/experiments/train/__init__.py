@@ -80,8 +80,8 @@ def flops_of(setting: Setting, step: TrainStep) -> Flops:
 
 
 def bytes_of(setting: Setting) -> int:
-    """The bytes that a step of the whole batch must move on one GPU with any implementation: forward, backward and
-    AdamW."""
+    """The least bytes that one GPU must move in a step of the whole batch, with any implementation. They are those of
+    the forward pass, the backward pass and AdamW."""
     ops = lower(setting.spec, _workload(setting, setting.batch))
     return work(ops, "both").bytes + _updated_bytes(ops, setting)
 
@@ -153,7 +153,7 @@ def candidate(
     """A training step as a candidate. `trainer` returns the model that steps with the same sharding share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
-    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]  # of cuBLAS, only on a GPU
+    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]  # of cuBLAS, which a CPU does not have
     extra: dict[str, Scalar] = {
         "tokens": setting.batch * setting.seq_len,
         "ranks": ranks,

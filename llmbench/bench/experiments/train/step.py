@@ -79,7 +79,7 @@ class Trainer:
         # built once, because torch.compile would compile again for a new object
         self._checkpointed_forwards = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
-        kinds = dict.fromkeys(map(type, self.parameters))  # a fused update needs tensors of one type
+        kinds = dict.fromkeys(map(type, self.parameters))  # a fused update needs tensors of one type: plain or DTensor
         groups = [{"params": [weight for weight in self.parameters if type(weight) is kind]} for kind in kinds]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
