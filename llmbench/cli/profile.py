@@ -1,4 +1,4 @@
-"""`llmbench profile`: time one piece of a model, its share of the limit, and each of its kernels."""
+"""`llmbench profile`: time one piece of a model and each of its kernels, and compare the time with the limit."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class _Shapes:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group against dense feed-forwards, and one against the router alone. Further groups for each number of
-    experts, each number of experts per token, and each routing."""
+    """One group with dense feed-forwards, and one with the router alone. One group for each number of experts, for each
+    number of experts per token, and for each routing."""
     shapes = _Shapes(ask)
     usual = shapes.mixture(8, 2)
     all_groups = [_against_dense(ask, shapes, usual)]
