@@ -196,7 +196,7 @@ def test_absorbed_latent_attention_is_noted(capsys: Capture) -> None:
 def test_positions_that_end_are_noted(command: str, format: str, capsys: Capture) -> None:
     note = "gpt2 cannot read 1,025 tokens: its learned positions end at 1,024"
     assert note in answer(capsys, command, "gpt2", "--seq", "1025", "--format", format)
-    assert "the learned positions" not in answer(capsys, command, "gpt2", "--seq", "1024", "--format", format)
+    assert "its learned positions" not in answer(capsys, command, "gpt2", "--seq", "1024", "--format", format)
 
 
 def test_a_decoded_token_follows_the_cached_ones(capsys: Capture) -> None:
