@@ -223,7 +223,7 @@ def test_tables_describe_themselves(folder: Path) -> None:
         assert "datasheet" not in text  # a CPU has none, and an empty column is left out
     assert "the quick preset, with the shapes for a CPU" in bench
     assert "defaults on a CPU are small" in profile
-    assert "time of standard: torch's ops" in profile
+    assert "time of standard by op and kernel" in profile
 
 
 def test_memory_is_near_what_was_predicted(folder: Path) -> None:
