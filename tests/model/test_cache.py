@@ -195,7 +195,7 @@ def test_a_pool_without_free_blocks_is_reported() -> None:
 def test_more_tokens_than_the_capacity_are_refused(kind: str) -> None:
     model = small.model_of(small.SPECS["window"])
     cache = new_cache_of(model, 1, 4, kind=kind)
-    with pytest.raises(CannotRunError, match="room for 4 tokens per sequence, not 5"):
+    with pytest.raises(CannotRunError, match="room for 4 tokens per sequence, but 5 are needed"):
         model(small.prompt(1, 5), cache=cache)
 
 

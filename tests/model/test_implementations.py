@@ -110,7 +110,7 @@ def test_the_mask_equals_a_loop(name: str) -> None:
 @pytest.mark.parametrize("impl", ["sdpa-cudnn", "sdpa-efficient"])
 def test_a_backend_that_no_cpu_has_is_refused(impl: str) -> None:
     q, k, v, mask = inputs({}, False)
-    with pytest.raises(CannotRunError, match=f"impl {impl} cannot run"):
+    with pytest.raises(CannotRunError, match=f"impl {impl} cannot compute"):
         implementation(impl).attend(q, Given(k, v, mask), Scores(0.25))
 
 
