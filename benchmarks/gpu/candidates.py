@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.gpu.calls import Op
 from benchmarks.gpu.goals import COPY, MATMUL, OURS, READ
 from benchmarks.gpu.machine import Machine
-from llmbench.bench.baselines import compiled_flex, grouped_experts
+from llmbench.bench.extra_candidates import compiled_flex, grouped_experts
 from llmbench.kernels.attention.attention import Case as AttentionCase
 from llmbench.kernels.kernel import Kernel
 from llmbench.model.implementations import implementation as implementation_of

@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmbench.bench.baselines import COMPILED, FLEX, Binder, binder_of, forget_compiled, implementation_of, traits_of
 from llmbench.bench.correctness import verdicts
 from llmbench.bench.experiments.experiment import Group, Pace
+from llmbench.bench.extra_candidates import (
+    COMPILED,
+    FLEX,
+    Binder,
+    binder_of,
+    forget_compiled,
+    implementation_of,
+    traits_of,
+)
 from llmbench.bench.pieces.piece import BuiltPiece, Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.errors import CannotRunError, LLMBenchError

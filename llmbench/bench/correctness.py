@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 import torch
 
-from llmbench.bench.baselines import Binder, traits_of
+from llmbench.bench.extra_candidates import Binder, traits_of
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.kernels.proof.accuracy import Verdict, Weights, check_against

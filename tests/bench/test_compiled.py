@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import baselines
-from llmbench.bench.baselines import COMPILED, compiled, forget_compiled
+from llmbench.bench import extra_candidates
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import run
+from llmbench.bench.extra_candidates import COMPILED, compiled, forget_compiled
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.errors import CannotRunError
 from llmbench.measure.clock import CpuClock
@@ -28,7 +28,7 @@ class Graphs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiled = 0
-        monkeypatch.setattr(baselines, "compiled", partial(compiled, backend=self))
+        monkeypatch.setattr(extra_candidates, "compiled", partial(compiled, backend=self))
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         self.compiled += 1

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import baselines
-from llmbench.bench.baselines import binder_of
+from llmbench.bench import extra_candidates
 from llmbench.bench.correctness import check_setting, verdicts
 from llmbench.bench.experiments.synthetic import heads
+from llmbench.bench.extra_candidates import binder_of
 from llmbench.bench.pieces import PIECES, find_piece
 from llmbench.bench.pieces.piece import Piece
 from llmbench.bench.results.metrics import MachineLimits, metrics
@@ -44,7 +44,9 @@ def with_wrong_gradient(x: Tensor | None, factor: float) -> Any:
 
 def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     """Register a candidate `planted`: plain torch with these functions replaced."""
-    monkeypatch.setitem(baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", **functions))
+    monkeypatch.setitem(
+        extra_candidates.EXTRA_CANDIDATES, "planted", lambda: STANDARD._replace(name="planted", **functions)
+    )
 
 
 def wrong(of: Piece, at: Any) -> list[Verdict]:
@@ -68,7 +70,7 @@ def halved_attention(q: Tensor, seen: Seen, scores: Any) -> Tensor:
 
 def tripled_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: Any) -> Tensor:
     """Experts whose matrices have three times their gradients."""
-    return baselines._grouped(
+    return extra_candidates._grouped(
         x, weights, chosen, ExpertWeights(*(with_wrong_gradient(each, 3.0) for each in experts)), moe
     )
 

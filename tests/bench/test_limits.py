@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.bench.baselines import traits_of
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments import generate
 from llmbench.bench.experiments.experiment import Ask
 from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.extra_candidates import traits_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.bench.results.metrics import MachineLimits, metrics

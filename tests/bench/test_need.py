@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from llmbench.bench.baselines import binder_of, traits_of
 from llmbench.bench.candidates import call_of, piece_group
 from llmbench.bench.experiments.experiment import QUICK
 from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.extra_candidates import binder_of, traits_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.blocks import STEP
 from llmbench.bench.pieces.moe import FFN

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmbench.bench import baselines
+from llmbench.bench import extra_candidates
 from llmbench.bench.candidates import piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import Pace, run
 from llmbench.bench.experiments.synthetic import heads, model_of
@@ -105,7 +105,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> str:
     """A candidate that computes everything as plain torch does, with functions of its own."""
     own = {name: wrapped(function) for name, function in STANDARD._asdict().items() if callable(function)}
     monkeypatch.setitem(
-        baselines.BASELINES, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own)
+        extra_candidates.EXTRA_CANDIDATES, "again", lambda: STANDARD._replace(name="again", loss=from_all_logits, **own)
     )
     return "again"
 
@@ -246,7 +246,7 @@ def test_grouped_products_allocate_no_table_of_choices_by_experts() -> None:
     x, weights = torch.randn(t, D), torch.full((t, k), 1 / k)
     matrices = ExpertWeights(None, up, down, None, None, None)
     with LiveTensors() as live:
-        out = baselines.grouped_experts(x, weights, chosen, matrices, "relu")
+        out = extra_candidates.grouped_experts(x, weights, chosen, matrices, "relu")
     expected = torch.einsum("tkf,tkdf->td", torch.relu(torch.einsum("td,tkfd->tkf", x, up[chosen])), down[chosen]) / k
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert live.peak_bytes < 8 * t * k * D * 4
@@ -297,7 +297,9 @@ def test_a_wrong_or_greedy_kernel_is_a_row_without_a_time(
     attend: Any, status: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)
+        extra_candidates.EXTRA_CANDIDATES,
+        "planted",
+        lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
     )
     of = find_piece("attention")
     at = setting(of)
@@ -317,7 +319,9 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.detach() + 0.9 * (out - out.detach())
 
     monkeypatch.setitem(
-        baselines.BASELINES, "planted", lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend)
+        extra_candidates.EXTRA_CANDIDATES,
+        "planted",
+        lambda: STANDARD._replace(name="planted", traits=Traits(), attend=attend),
     )
     of = find_piece("attention")
     assert rows(of, setting(of), "planted")[0].status == "ok"  # the forward pass is right

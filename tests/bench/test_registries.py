@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from llmbench.bench import experiments, pieces
-from llmbench.bench.baselines import BASELINES, COMPILED, traits_of
 from llmbench.bench.experiments import EXPERIMENTS, find_experiment
+from llmbench.bench.extra_candidates import COMPILED, EXTRA_CANDIDATES, traits_of
 from llmbench.bench.pieces import PIECES, describe_piece, find_piece
 from llmbench.model.implementations import IMPLEMENTATIONS, described
 from llmbench.model.implementations.plain import STANDARD
@@ -49,7 +49,7 @@ def test_an_implementation_states_its_own_traits(name: str) -> None:
     assert (implementation.attend is STANDARD.attend) == implementation.traits.materialises_scores
 
 
-@pytest.mark.parametrize("name", [*BASELINES, COMPILED])
+@pytest.mark.parametrize("name", [*EXTRA_CANDIDATES, COMPILED])
 def test_a_baseline_has_traits_where_it_cannot_run(name: str) -> None:
     """Predictions of a row do not depend on whether its candidate can run here."""
     traits = traits_of(name)

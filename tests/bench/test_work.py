@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmbench.bench.baselines import traits_of
 from llmbench.bench.experiments.synthetic import choices, heads, model_of
+from llmbench.bench.extra_candidates import traits_of
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.moe import experts_piece
 from llmbench.bench.pieces.piece import Piece, Setting

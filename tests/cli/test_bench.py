@@ -19,8 +19,8 @@ import msgspec
 import pytest
 import torch
 
-from llmbench.bench.baselines import BASELINES, COMPILED
 from llmbench.bench.experiments import EXPERIMENTS
+from llmbench.bench.extra_candidates import COMPILED, EXTRA_CANDIDATES
 from llmbench.bench.pieces import PIECES
 from llmbench.bench.profile.by_op import Recording
 from llmbench.cli import run
@@ -168,7 +168,10 @@ def test_a_missing_trace_is_reported_after_the_answer(
 
 
 def test_the_help_lists_every_name() -> None:
-    for command, names in (("bench", EXPERIMENTS), ("profile", (*PIECES, *IMPLEMENTATIONS, *BASELINES, COMPILED))):
+    for command, names in (
+        ("bench", EXPERIMENTS),
+        ("profile", (*PIECES, *IMPLEMENTATIONS, *EXTRA_CANDIDATES, COMPILED)),
+    ):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             assert run([command, "--help"]) == 0

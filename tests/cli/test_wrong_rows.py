@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from torch import Tensor
 
-from llmbench.bench import baselines, profile
+from llmbench.bench import extra_candidates, profile
 from llmbench.bench.experiments import experiment
 from llmbench.cli import run
 from llmbench.errors import CannotRunError
@@ -63,7 +63,9 @@ def raising(problem: Exception) -> Callable[..., Tensor]:
 def test_the_exit_code_of_profile_follows_its_rows(
     attend: Any, status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(baselines.BASELINES, "flex", lambda: STANDARD._replace(name="flex", attend=attend))
+    monkeypatch.setitem(
+        extra_candidates.EXTRA_CANDIDATES, "flex", lambda: STANDARD._replace(name="flex", attend=attend)
+    )
     arguments = ["profile", "attention", "--impl", "flex", "--model", "smollm2-135m", "--seq", "24", "--batch", "1"]
     assert run([*arguments, "--device", "cpu", "--format", "csv"]) == code
     flex, standard = csv.DictReader(io.StringIO(capsys.readouterr().out))

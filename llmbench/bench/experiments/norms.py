@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 
-from llmbench.bench.baselines import COMPILED
 from llmbench.bench.candidates import Entry, entry_group
 from llmbench.bench.experiments.experiment import Ask, Chart, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
+from llmbench.bench.extra_candidates import COMPILED
 from llmbench.bench.pieces import find_piece
 from llmbench.bench.pieces.pointwise import ADD_NORM
 from llmbench.measure.results import Scalar

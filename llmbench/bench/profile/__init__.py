@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
-from llmbench.bench.baselines import COMPILED, binder_of, check_name, implementation_of, traits_of
 from llmbench.bench.candidates import call_of, check_direction, piece_group, same_as_standard
 from llmbench.bench.experiments.experiment import FULL, Pace, run
+from llmbench.bench.extra_candidates import COMPILED, binder_of, check_name, implementation_of, traits_of
 from llmbench.bench.pieces.piece import Piece, Setting
 from llmbench.bench.profile.by_op import OpTime, Recording, in_ranges, op_times, profiled
 from llmbench.bench.results.metrics import MachineLimits

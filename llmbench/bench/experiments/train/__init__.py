@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from llmbench.bench.baselines import forget_compiled
 from llmbench.bench.experiments.experiment import Ask, Experiment, Group
 from llmbench.bench.experiments.synthetic import heads, model_of
 from llmbench.bench.experiments.train.sharding import Sharding
 from llmbench.bench.experiments.train.step import Trainer, TrainStep, verdicts
+from llmbench.bench.extra_candidates import forget_compiled
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.results.metrics import MachineLimits

@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.utils.checkpoint import checkpoint
 
-from llmbench.bench.baselines import compiled
 from llmbench.bench.correctness import check_factor
 from llmbench.bench.experiments.train.sharding import Sharding, shard
+from llmbench.bench.extra_candidates import compiled
 from llmbench.bench.pieces.blocks import decoder_of
 from llmbench.bench.pieces.piece import Setting
 from llmbench.bench.pieces.reduce import layer_of_each_kind

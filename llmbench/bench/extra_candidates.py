@@ -26,8 +26,8 @@ from llmbench.model.implementations.plain import STANDARD, activation, glu
 from llmbench.spec.ffn import Activation, MoE
 
 __all__ = [
-    "BASELINES",
     "COMPILED",
+    "EXTRA_CANDIDATES",
     "FLEX",
     "Backend",
     "Binder",
@@ -192,7 +192,7 @@ def _rope_fused() -> Implementation:
 
 FLEX = "flex"
 
-BASELINES: dict[str, Callable[[], Implementation]] = {
+EXTRA_CANDIDATES: dict[str, Callable[[], Implementation]] = {
     FLEX: compiled_flex,
     "grouped": lambda: STANDARD._replace(name="grouped", experts=_grouped),
     "rope-fused": _rope_fused,
@@ -203,7 +203,7 @@ name."""
 
 def check_name(name: str) -> None:
     """Raise UnknownNameError if no candidate has that name."""
-    known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *BASELINES)))
+    known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *EXTRA_CANDIDATES)))
     if name not in known:
         raise unknown("implementation", name, known)
 
@@ -212,7 +212,7 @@ def _described(name: str) -> Implementation:
     """The implementation that the candidate `name` uses, even if it cannot run on this machine."""
     if name == COMPILED:
         return STANDARD
-    return BASELINES[name]() if name in BASELINES else described(name)
+    return EXTRA_CANDIDATES[name]() if name in EXTRA_CANDIDATES else described(name)
 
 
 def implementation_of(name: str) -> Implementation:
