@@ -1,20 +1,22 @@
-"""The PyTorch model of a ModelSpec. It is traced, measured and checked against transformers.
+"""The PyTorch model that llmbench builds from a ModelSpec.
 
-`build(spec)` creates a model with random weights. `load(folder)` reads the weights that transformers saved. The files:
+The model can be traced and measured. Tests check it against transformers. `build(spec)` creates a model with random
+weights. `load(folder)` reads weights that transformers saved. The package has these files:
 
     decoder.py            the plain layer `Block`, and the `Decoder`
     seq2seq.py            encoder-decoder models
-    norm_placements.py    layers with other placements of norms, missing sublayers or scales
+    norm_placements.py    layers whose norms, sublayers or scales differ from those of the plain layer
     residual.py           the residual stream, which delays a sum until the next norm
     embeddings.py         from tokens to the input of the first layer
     head.py               from the output of the last layer to the vocabulary
     attention.py          MHA, GQA and MQA; attention_steps.py and gated_attention.py have variants of some families
     latent.py             multi-head latent attention (MLA)
     cross.py              attention to the output of an encoder
-    recurrent/            mixers with a fixed state; state.py there has the state of one layer
+    recurrent/            mixers with a state of fixed size; state.py there has the state of one layer
     mixers.py             the module and the cache of each kind of mixer
     ffn.py                dense and gated feed-forwards, and mixtures of experts
-    step.py, context.py   the inputs that all layers of a forward pass share; the keys and values that its tokens see
+    step.py               the inputs that all layers of a forward pass share
+    context.py            the keys and values that the tokens of a forward pass see
     cache.py              `Cache`, the cache of a whole model, and its kinds
     layer_cache.py        the cache of one attention layer, in slots or in a ring; paged.py stores it in blocks
     storage.py            the stored rows of a cache, plain or quantised
@@ -22,10 +24,10 @@
     weights/              reading weights from files
     create.py             `build` and `load`
     generation.py         generation of new tokens
-    trace.py              traced FLOPs and saved bytes, without memory
+    trace.py              FLOPs and saved bytes, traced without memory
     describe.py           the figures that `llmbench model` prints
 
-A name is imported on first access, so importing the package loads no other module.
+Importing this package loads none of these files. A file is loaded when one of its names is first used.
 """
 
 from __future__ import annotations

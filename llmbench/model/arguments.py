@@ -1,6 +1,6 @@
 """Checks of the arguments that callers pass to a model.
 
-B batch size, S sequence length.
+Dimensions: B batch size, S sequence length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """`value` as an int from `least` to `most`. Raises SpecError for any other value."""
+    """Return `value` as an int between `least` and `most`. Raises SpecError for every other value."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and least <= value and (most is None or value <= most):
         return int(value)
@@ -27,19 +27,22 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def whole_seed(seed: Any) -> int:
-    """`seed` as an int that torch's random generators accept. Raises SpecError for any other value."""
+    """Return `seed` as an int that torch's random generators accept. Raises SpecError for every other value."""
     return whole_number("seed", seed, -(2**63), 2**64 - 1)
 
 
 def real_number(name: str, value: Any) -> float:
-    """`value` as a float. Raises SpecError if it is not a number."""
+    """Return `value` as a float. Raises SpecError if `value` is not a number."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     raise SpecError(f"{name} must be a number, not {value!r}")
 
 
 def token_rows(name: str, tokens: Any, vocab_size: int, device: torch.device) -> Tensor:
-    """Check tokens [B, S], which must be on `device`, and convert them to int64. Raises SpecError."""
+    """Check `tokens` [B, S], and return them as int64.
+
+    Raises SpecError if the tokens are not integers on `device`, have another shape, or are not in the vocabulary.
+    """
     tokens = _integers(name, tokens, device)
     if tokens.dim() != 2 or not tokens.numel():
         raise SpecError(
@@ -53,7 +56,10 @@ def token_rows(name: str, tokens: Any, vocab_size: int, device: torch.device) ->
 
 
 def row_lengths(name: str, lengths: Any, tokens: Tensor) -> Tensor | None:
-    """The number of real tokens in each row, [B] in int64; None if no row has padding. Raises SpecError."""
+    """Check `lengths`, the number of real tokens in each row of `tokens` [B, S], and return them as int64 [B].
+
+    Returns None if `lengths` is None: then no row has padding. Raises SpecError for lengths that do not fit the rows.
+    """
     if lengths is None:
         return None
     lengths = _integers(name, lengths, tokens.device)

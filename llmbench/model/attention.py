@@ -1,6 +1,7 @@
-"""Softmax attention: project, rotate, attend, project back.
+"""Softmax attention: projections to queries, keys and values, rotation, attention, and the output projection.
 
-B batch, S query length, T key length, D hidden size, N query heads, K KV heads, H head dim, Hv value head dim.
+Dimensions: B batch, S query length, T key length, D hidden size, N query heads, K KV heads, H head dim, Hv value head
+dim.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from llmbench.spec.position import Positions
 
 
 class AttentionLayer(nn.Module):
-    """MHA, GQA or MQA over [B, S, D].
+    """The attention layer for MHA, GQA and MQA. Its input and output are [B, S, D].
 
-    attention_steps.py has steps that only some families take: norms of q and k, clipping, biases of the scores.
-    gated_attention.py has layers whose output has a gate. GPT-2 and LLaMA use neither file.
+    Some families need more steps. attention_steps.py has norms of queries and keys, clipping, and biases of the scores.
+    gated_attention.py has layers with a gate on the output. GPT-2 and LLaMA need neither file.
     """
 
     projections_per_query: ClassVar[int] = 1
-    """Heads in the output of q_proj per query head: 2 if q_proj also computes a gate."""
+    """The number of vectors [H] that q_proj computes per query head. It is 2 if q_proj also computes a gate."""
 
     def __init__(
         self,
@@ -76,7 +77,11 @@ class AttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The output of attention, [B, S, D] to [B, S, D], and the relative bias that later layers share (T5)."""
+        """Return the output [B, S, D] of attention, and `shared`.
+
+        - `shared`: the relative bias of T5, which one layer computes and later layers read. Other models pass it on
+          unchanged.
+        """
         q = self.queries(x)
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -88,17 +93,19 @@ class AttentionLayer(nn.Module):
         return q
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project x [B, S, D] to keys [B, S, K, H] and values [B, S, K, Hv]. A layer without v_proj uses the keys as
-        values (Gemma-4)."""
+        """Project x [B, S, D] to keys [B, S, K, H] and values [B, S, K, Hv].
+
+        A layer without v_proj uses its keys also as values (Gemma-4).
+        """
         k = self.k_proj(x).unflatten(-1, (self.mixer.num_key_value_heads, -1))
         return k, k if self.v_proj is None else self.v_proj(x).unflatten(-1, (self.mixer.num_key_value_heads, -1))
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with q [B, S, N, H], k [B, S, K, H] and v [B, S, K, Hv].
+        """Compute attention with queries q [B, S, N, H], keys k [B, S, K, H] and values v [B, S, K, Hv].
 
-        Returns the weighted values [B, S, N, Hv], and the relative bias that later layers share.
+        Returns the weighted values [B, S, N, Hv], and the relative bias `shared` that later layers read (T5).
         """
         mixer, implementation = self.mixer, step.implementation
         for change in self.before_rotation:

@@ -1,10 +1,10 @@
-"""Steps of attention that only some families take. A layer selects its steps when it is built.
+"""Steps of attention that only some model families have. A layer selects its steps when it is built.
 
-A HeadStep changes queries, keys and values. Before the rotation they have the shape [B, S, heads, H], after it [B,
-heads, S, H]. A PositionScores function adds the position bias to the scores. The first argument of both is the layer,
-because the layer owns the weights.
+A HeadStep changes queries, keys and values. A step before the rotation gets them as [B, S, heads, H]. A step after the
+rotation gets them as [B, heads, S, H]. A PositionScores function adds a position bias to the scores. The first argument
+of every step is the attention layer, because the layer owns the weights.
 
-B batch, S query length, T key length, N query heads, K KV heads, H head dim.
+Dimensions: B batch, S query length, T key length, N query heads, K KV heads, H head dim.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 QKV = tuple[Tensor, Tensor, Tensor]
 HeadStep = Callable[["AttentionLayer", Tensor, Tensor, Tensor, Step], QKV]
 PositionScores = Callable[["AttentionLayer", Scores, Mask, Tensor | None], tuple[Scores, Tensor | None]]
-"""Maps a layer, its scores, the mask and the shared bias to the scores with the position bias, and to the bias that
-later layers share."""
+"""A function that adds the position bias to the scores. Its arguments are a layer, the scores, the mask, and the bias
+that an earlier layer computed (or None). It returns the new scores, and the bias that later layers read."""
 
 
 def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
-    """The steps between the projections and the rotation, in order."""
+    """Return the steps that run between the projections and the rotation, in order."""
     steps: list[HeadStep] = []
     if mixer.value_norm:
         steps.append(normalise_values)
@@ -56,7 +56,7 @@ def steps_before_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
 
 
 def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
-    """The steps between the rotation and the scores, in order."""
+    """Return the steps that run between the rotation and the scores, in order."""
     steps: list[HeadStep] = []
     if mixer.qk_norm is not None and mixer.qk_norm.after_rope:
         steps.append(normalise_rotated_heads)
@@ -66,19 +66,19 @@ def steps_after_rotation(mixer: Attention) -> tuple[HeadStep, ...]:
 
 
 def normalise_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Divide the values by their root mean square: v / rms(v), without weight (Gemma-4)."""
+    """Divide each value vector by its root mean square: v / rms(v). The norm has no weight (Gemma-4)."""
     norm = Norm(weight=False, eps=layer.spec.norm.eps)
     return q, k, step.implementation.norm(v, None, None, None, norm)[0]
 
 
 def scale_values(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Multiply the values by a constant: v · value_scale (MiMo)."""
+    """Multiply the values by the constant `value_scale` (MiMo)."""
     assert layer.mixer.value_scale is not None
     return q, k, v * layer.mixer.value_scale
 
 
 def normalise_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Apply the norms of queries and keys (Qwen3, OLMo-2, Command-R+)."""
+    """Apply the norms of queries and keys before the rotation (Qwen3, OLMo-2, Command-R+)."""
     return _normed(q, layer.q_norm, step.implementation), _normed(k, layer.k_norm, step.implementation), v
 
 
@@ -90,15 +90,17 @@ def normalise_rotated_heads(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tens
 
 
 def clip(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Clip queries, keys and values to ± clip_qkv (OLMo, DBRX)."""
+    """Clip queries, keys and values to the range from -clip_qkv to clip_qkv (OLMo, DBRX)."""
     bound = layer.mixer.clip_qkv
     assert bound is not None
     return q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound)
 
 
 def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: Step) -> QKV:
-    """Scale queries by their position p: q · (1 + scale · ln(1 + ⌊(p + offset) / every⌋)), arXiv 2501.19399
-    (Llama-4)."""
+    """Multiply each query by a factor that grows with its position p (Llama-4, arXiv 2501.19399).
+
+    The factor is 1 + scale · ln(1 + ⌊(p + offset) / every⌋). The spec gives `scale`, `offset` and `every`.
+    """
     temperature = layer.mixer.temperature
     assert temperature is not None
     intervals = torch.floor((step.positions.float() + temperature.offset) / temperature.every)
@@ -107,7 +109,7 @@ def scale_queries(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, step: 
 
 
 def head_norms(mixer: Attention, model_norm: Norm) -> tuple[NormLayer | None, NormLayer | None]:
-    """The norms of queries and keys; None for a layer without them."""
+    """Create the norm of the queries and the norm of the keys. Both are None for a layer without such norms."""
     norm = mixer.qk_norm
     if norm is None:
         return None, None
@@ -145,7 +147,7 @@ def _normed(x: Tensor, norm: NormLayer | None, implementation: Implementation) -
 
 
 def position_scores(positions: Positions) -> PositionScores:
-    """The function that adds the bias of these positions to the scores."""
+    """Return the function that adds the bias of this position encoding to the scores."""
     match positions:
         case Alibi():
             return rounded_alibi if positions.rounded else alibi
@@ -158,12 +160,13 @@ def position_scores(positions: Positions) -> PositionScores:
 
 
 def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """Leave the scores unchanged: these positions rotate heads or are added to the embedding, or there are none."""
+    """Return the scores unchanged. These position encodings rotate heads or change the embedding, but not the
+    scores."""
     return scores, shared
 
 
 def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """Add ALiBi (BLOOM, MPT): slope · (t − s) for the key at position t and the query at position s."""
+    """Add the ALiBi bias slope · (t − s) for a key at position t and a query at position s (BLOOM, MPT)."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     return scores._replace(slopes=slopes * _alibi_factor(layer)), shared
 
@@ -171,14 +174,14 @@ def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | No
 def rounded_alibi(
     layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
 ) -> tuple[Scores, Tensor | None]:
-    """Add Falcon's ALiBi: slope · t for the key at position t, with both factors rounded to bf16."""
+    """Add Falcon's ALiBi bias slope · t for a key at position t. Falcon rounds both factors to bf16."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     bias = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * _alibi_factor(layer)
     return scores._replace(bias=bias.expand(-1, -1, mask.queries.shape[1], -1)), shared
 
 
 def _alibi_factor(layer: AttentionLayer) -> float:
-    """The factor of the ALiBi bias: the scale of the scores if it also applies to the bias (Falcon), else 1."""
+    """Return the factor of the ALiBi bias. In Falcon, this is the scale of the scores. In all other models, it is 1."""
     assert isinstance(layer.position_kind, Alibi)
     return layer.scale if layer.position_kind.scaled else 1.0
 
@@ -186,8 +189,11 @@ def _alibi_factor(layer: AttentionLayer) -> float:
 def relative_bias(
     layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
 ) -> tuple[Scores, Tensor | None]:
-    """Add T5's bias [B, N, S, T], which depends on the distance. A layer without a table uses the bias that an earlier
-    layer shares."""
+    """Add T5's bias [B, N, S, T], which depends on the distance between query and key.
+
+    A layer with a bias table computes the bias. Every other layer adds `shared`, the bias that an earlier layer
+    computed.
+    """
     if layer.relative_bias is not None:
         kind = layer.position_kind
         assert isinstance(kind, RelativeBias)
@@ -197,7 +203,7 @@ def relative_bias(
 
 
 def relative_bias_table(positions: Positions, mixer: Attention) -> nn.Parameter | None:
-    """T5's bias table [buckets, N]; None for other positions."""
+    """Create T5's bias table [buckets, N]. None for other position encodings."""
     if not isinstance(positions, RelativeBias):
         return None
     return nn.Parameter(torch.empty(positions.num_buckets, mixer.num_attention_heads))

@@ -1,6 +1,6 @@
 """The cache of a whole model: the caches and states of its layers, and the length of each sequence.
 
-B batch size, S new tokens.
+Dimensions: B batch size, S new tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from llmbench.model.storage import Storage
 
 
 class CacheKind(NamedTuple):
-    """A kind of cache: how attention layers store keys and values.
+    """A kind of cache. It says how attention layers store keys and values.
 
-    rolling: a layer with a window stores only the tokens of its window. paged: every layer stores all tokens in blocks,
-    as in serving engines without support for hybrid models. storage: the format of quantised rows; None for the model's
-    format.
+    - `rolling`: a layer with a sliding window stores only the tokens in its window.
+    - `paged`: every layer stores all tokens in blocks. Serving engines without support for hybrid models do the same.
+    - `storage`: the number format of quantised rows. None: rows have the number format of the model.
     """
 
     name: str
@@ -43,11 +43,12 @@ CACHE_KINDS: dict[str, CacheKind] = {
         CacheKind("paged-fp8", rolling=False, paged=True, storage="fp8"),
     )
 }
-"""Every kind of cache, by name. In each of them, latent attention stores its latents."""
+"""Every kind of cache, by name. Every kind stores the latent vectors of latent attention (MLA), not its keys and
+values."""
 
 
 def cache_kind(name: str) -> CacheKind:
-    """The kind of cache with this name. Raises UnknownNameError with the nearest name."""
+    """Return the kind of cache with this name. Raises UnknownNameError, which suggests the nearest name."""
     if name not in CACHE_KINDS:
         raise unknown("kind of cache", name, CACHE_KINDS)
     return CACHE_KINDS[name]
@@ -56,7 +57,9 @@ def cache_kind(name: str) -> CacheKind:
 class Store(NamedTuple):
     """The settings from which the cache of each layer is created.
 
-    A cache has room for `capacity` tokens of each of `batch` sequences. `table`: the block table of a paged cache.
+    - `batch`: the number of sequences.
+    - `capacity`: the most tokens per sequence.
+    - `table`: the block table of a paged cache. None for other kinds.
     """
 
     kind: CacheKind
@@ -67,7 +70,10 @@ class Store(NamedTuple):
     table: BlockTable | None = None
 
     def rows(self, row: RowShape, span: int | None) -> LayerCache:
-        """An empty cache for one attention layer. Its queries see at most the last `span` tokens; None: all tokens."""
+        """Create an empty cache for one attention layer.
+
+        - `span`: the most keys that one query can see. None: no bound.
+        """
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "storage": self.kind.storage}
         if self.table is not None:
             return PagedCache(self.table, row, **options)
@@ -79,7 +85,8 @@ class Store(NamedTuple):
 class Cache:
     """The caches and states of all layers, and the length of each sequence.
 
-    `lengths` [B] is on the device. `host_lengths` has the same numbers on the host.
+    - `lengths` [B]: the number of cached tokens per sequence, as a tensor on the device.
+    - `host_lengths`: the same numbers as a Python list. Reading this list does not wait for the device.
     """
 
     def __init__(self, layers: Sequence[dict[str, Any]], store: Store) -> None:
@@ -90,14 +97,16 @@ class Cache:
 
     @property
     def longest(self) -> int:
-        """The number of tokens of the longest sequence."""
+        """The number of tokens in the longest sequence."""
         return max(self.host_lengths)
 
     def reserve(self, length: int, lengths: Tensor | None) -> int:
-        """Reserve room for a forward pass, and return the length of the longest sequence after it.
+        """Reserve room for the tokens of a forward pass, and return the length of the longest sequence after the pass.
 
-        The pass adds `length` tokens to each sequence, or `lengths` [B] if rows differ. Raises CannotRunError if there
-        is no room.
+        - `length`: the number of tokens per row, including padding.
+        - `lengths` [B]: the number of real tokens in each row. None: no row has padding.
+
+        Raises CannotRunError if the cache has too little room.
         """
         after = self._after(length, lengths)
         if max(after) > self.store.capacity:
@@ -110,7 +119,7 @@ class Cache:
         return max(after)
 
     def advance(self, length: int, lengths: Tensor | None) -> None:
-        """Increase the lengths by the number of tokens that a forward pass stored."""
+        """Increase the length of each sequence by the number of tokens that a forward pass stored."""
         self.host_lengths = self._after(length, lengths)
         self.lengths = self.lengths + (length if lengths is None else lengths)
 
@@ -119,7 +128,8 @@ class Cache:
         return [old + more for old, more in zip(self.host_lengths, new, strict=True)]
 
     def forget(self, row: int) -> None:
-        """Empty the slots of one sequence, so that another sequence can use them. Paged blocks return to the pool."""
+        """Empty the slots of one sequence, so that another sequence can use them. A paged cache returns the blocks to
+        its pool."""
         for layer in self.layers:
             for state in layer.values():
                 state.forget(row)
@@ -130,7 +140,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all layers allocated for tokens and states."""
+        """The bytes that all layers allocated for tokens and states."""
         return sum(state.nbytes for layer in self.layers for state in layer.values())
 
 
@@ -144,9 +154,10 @@ def open_store(
     block_size: int = BLOCK_SIZE,
     num_blocks: int | None = None,
 ) -> Store:
-    """The settings of a cache of this kind. Raises UnknownNameError.
+    """Return the settings for a new cache of this kind. Raises UnknownNameError for an unknown kind.
 
-    A paged cache has `num_blocks` blocks for all sequences together, by default enough for `capacity` tokens of each.
+    A paged cache has `num_blocks` blocks for all sequences together. By default, the blocks suffice for `capacity`
+    tokens of every sequence.
     """
     settings = cache_kind(kind)
     table = None

@@ -1,6 +1,6 @@
-"""The keys and values that the new tokens of a forward pass see: those of the pass itself, and those of a cache.
+"""The keys and values that the new tokens of a forward pass see. They come from the pass itself and from a cache.
 
-B batch, K KV heads, S new tokens, T keys, H head dim.
+Dimensions: B batch, K KV heads, S new tokens, T keys, H head dim.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from llmbench.model.step import Step
 
 
 class CachedKV:
-    """The keys and values of a cache, in the form of a `Seen`. They are gathered on access."""
+    """The keys and values in a cache, with the interface `Seen`. Each access to `k` or `v` gathers the stored rows."""
 
     def __init__(self, cache: LayerCache, mask: Mask, lengths: Tensor, dtype: torch.dtype) -> None:
         self.cache, self.mask, self.lengths, self.dtype = cache, mask, lengths, dtype
 
     @property
     def k(self) -> Tensor:
-        """The gathered keys [B, K, T, H]."""
+        """The keys [B, K, T, H], gathered from the cache."""
         return self.cache.gathered_keys(self.dtype)
 
     @property
     def v(self) -> Tensor:
-        """The gathered values [B, K, T, H]."""
+        """The values [B, K, T, H], gathered from the cache."""
         return self.cache.gathered_values(self.dtype)
 
     @property
     def slots(self) -> Slots:
-        """The keys and values in place, for kernels that read the cache directly."""
+        """The keys and values at their place in the cache, for kernels that read the cache directly."""
         return self.cache.slots(self.lengths)
 
 
@@ -45,10 +45,10 @@ def context(
     window: int | None,
     chunk: int | None,
 ) -> Seen:
-    """All keys and values [B, K, T, H] that the new tokens may see. A cache also stores the new keys and values.
+    """Return all keys and values [B, K, T, H] that the new tokens may see, and store the new ones in the cache.
 
-    If the sequences start with this step, new tokens see only each other, and kernels may build the mask. Padding is
-    then at the end of a row, where the causal mask hides it from all real tokens.
+    If all sequences start with this forward pass, the new tokens see only each other, and a kernel may build the mask
+    itself. A causal mask then also hides padding: padding stands at the end of a row, after all real tokens.
     """
     queries = step.positions
     if step.plain:
@@ -63,8 +63,8 @@ def context(
         old = CachedKV(
             cache, Mask(queries, cache.token_positions(), causal, window, chunk, False), step.lengths, k.dtype
         )
-        # Padded keys stay in the mask. Real queries cannot see them, because padding comes after all real tokens. But a
-        # padded query must see at least one key: a softmax over no keys would give NaN.
+        # The mask keeps the padded keys. Real queries cannot see these keys, because padding comes after all real
+        # tokens. A padded query must see at least one key: a softmax over no keys would give NaN.
         mask = old.mask._replace(keys=torch.cat((old.mask.keys, queries), dim=1))
         seen = Given(torch.cat((old.k, k), dim=2), torch.cat((old.v, v), dim=2), mask)
         cache.fill(k, v, queries, step.valid)

@@ -1,7 +1,7 @@
-"""Build a model from a spec, or load a model from a folder with config.json and safetensors.
+"""Build a model from a spec, or load a model from a folder with config.json and safetensors files.
 
-Modules are created on the meta device, and their memory is allocated once, on the final device. This way, a model with
-7 billion parameters is ready in seconds.
+Modules are created on the meta device. Their memory is allocated once, on the final device. With this method, a model
+with 7 billion parameters is ready in seconds.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from llmbench.spec.huggingface import load_config
 from llmbench.spec.model import ModelSpec
 
 Initialisation = Literal["gpt2", "scaled", "xavier", "empty"]
-"""The random weights of matrices and tables.
+"""How the weight matrices and embedding tables get their first values.
 
-gpt2: normal with standard deviation 0.02. scaled: like gpt2, but divided by sqrt(2·layers) for projections into the
-residual stream (GPT-2's paper, section 2.3). xavier: uniform, bounded by fan in and fan out. empty: uninitialised
-memory.
+- gpt2: normal distribution with standard deviation 0.02.
+- scaled: like gpt2, but the standard deviation of projections into the residual stream is divided by sqrt(2·layers)
+  (GPT-2's paper, section 2.3).
+- xavier: uniform distribution with a bound that depends on the number of inputs and outputs.
+- empty: no values. The memory stays uninitialised.
 """
 
 _INTO_RESIDUAL = ("o_proj", "down_proj", "out_proj")
 """Projections whose output is added to the residual stream."""
 
 _ALWAYS_FP32 = ("correction",)
-"""Buffers that stay in fp32 in every model. Training changes the correction of a router in steps that bf16 would round
-away."""
+"""Buffers that stay in fp32 in every model. Training changes the correction of a router by steps so small that bf16
+would round them away."""
 
 
 def build(
@@ -50,7 +52,9 @@ def build(
     init: Initialisation = "scaled",
     seed: int = 0,
 ) -> Decoder:
-    """A model with random weights. Equal seeds give equal weights on the same device. On "meta" it has no memory.
+    """Build a model with random weights. Equal seeds give equal weights on the same device.
+
+    With the device "meta", the model has no memory.
 
     Raises UnsupportedError for a spec that can be sized but not built, CannotRunError for a missing device, SpecError
     and UnknownNameError for invalid arguments.
@@ -72,13 +76,14 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """A model with the weights in `folder`, which save_pretrained of transformers wrote or which was downloaded.
+    """Load a model from a folder that `save_pretrained` of transformers wrote, or that was downloaded.
 
-    folder: the path of its config.json is also accepted. dtype: the default is the narrowest format that represents all
-    tensors exactly; a mix of fp16 and bf16 becomes fp32.
+    - `folder`: the folder, or the path of its config.json.
+    - `dtype`: the number format of the model. The default is the narrowest format that represents all tensors exactly.
+      A mix of fp16 and bf16 becomes fp32.
 
-    Raises UnsupportedError for quantised weights, for a config with unknown keys, and for a family without a table of
-    weight names. Raises SpecError if the files and the config contradict each other, and the errors of `build`.
+    Raises UnsupportedError for quantised weights, for a config with unknown fields, and for a family without a table of
+    weight names. Raises SpecError if the files contradict the config. Also raises the errors of `build`.
     """
     device = device_of(device)
     folder = Path(folder)
@@ -102,8 +107,10 @@ def _on_meta(spec: ModelSpec, impl: str) -> Decoder:
 
 
 def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Allocate every parameter and buffer of a meta model on `device`, tied ones once. Floating-point tensors become
-    `dtype`."""
+    """Allocate memory on `device` for every parameter and buffer of a model on meta.
+
+    Tied parameters get one allocation together. Floating-point tensors get the number format `dtype`.
+    """
     allocated: dict[int, Tensor] = {}
 
     def memory(tensor: Tensor, name: str) -> Tensor:
@@ -123,9 +130,9 @@ def materialise(model: nn.Module, *, device: torch.device | str, dtype: torch.dt
 
 
 def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
-    """Fill a model with random weights: matrices and tables according to `init`, biases and other vectors with zeros.
+    """Fill a model with random weights. Matrices and tables follow `init`. Biases and other vectors become zero.
 
-    Then each llmbench module with `reset_parameters` (norms, decays) sets its own parameters.
+    Afterwards, each llmbench module with a method `reset_parameters` (norms, decays) sets its own parameters.
     """
     layers = model.spec.num_hidden_layers
     device = next(model.parameters()).device
@@ -153,5 +160,5 @@ def initialise(model: Decoder, *, init: Initialisation, seed: int = 0) -> None:
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters. Tied parameters count once."""
+    """Return the bytes of all parameters. Tied parameters count once."""
     return sum(p.nbytes for p in dict.fromkeys(model.parameters()))

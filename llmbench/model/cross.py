@@ -1,6 +1,6 @@
 """Cross-attention: the queries of a decoder attend to the output of an encoder.
 
-B batch, S query length, E encoder length, D hidden size, N query heads, K KV heads, H head dim.
+Dimensions: B batch, S query length, E encoder length, D hidden size, N query heads, K KV heads, H head dim.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _SELF_ATTENTION_ONLY = (
 
 
 class CrossState:
-    """One layer's keys and values [B, K, E, H] of the encoder, computed once. `valid` [B, E] marks the real tokens."""
+    """The keys and values [B, K, E, H] that one layer computed from the output of the encoder. They are computed once.
+
+    - `valid` [B, E]: true for real encoder tokens. None: no encoder token is padding.
+    """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -42,19 +45,19 @@ class CrossState:
         self.valid: Tensor | None = None
 
     def forget(self, row: int) -> None:
-        """Raise UnsupportedError: the encoder read all rows in one pass, so a row cannot be replaced."""
+        """Raise UnsupportedError. The encoder reads all rows in one pass, so one row cannot be replaced later."""
         raise UnsupportedError("an encoder-decoder cannot replace one sequence of a batch", hint="start a new batch")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values; 0 before the encoder has run."""
+        """The bytes of keys and values. 0 before the encoder has run."""
         return sum(tensor.nbytes for tensor in (self.keys, self.values) if tensor is not None)
 
 
 class CrossAttentionLayer(nn.Module):
-    """Cross-attention: queries come from x [B, S, D], keys and values from the output of the encoder.
+    """Cross-attention. Queries come from x [B, S, D], keys and values from the output of the encoder.
 
-    It uses no position encoding, as in T5 and BART.
+    The layer applies no position encoding, as in T5 and BART.
     """
 
     def __init__(self, spec: ModelSpec, mixer: Attention, *, where: str) -> None:
@@ -74,7 +77,7 @@ class CrossAttentionLayer(nn.Module):
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
 
     def forward(self, x: Tensor, step: Step, state: CrossState | None) -> Tensor:
-        """The output of cross-attention, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of cross-attention for x [B, S, D]."""
         q = self.q_proj(x).unflatten(-1, (self.mixer.num_attention_heads, -1)).transpose(1, 2)
         k, v, valid = self._keys_values(step, state)
         keys = torch.arange(k.shape[2], device=k.device).expand(k.shape[0], -1)
@@ -85,9 +88,10 @@ class CrossAttentionLayer(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _keys_values(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values [B, K, E, H], and which encoder tokens are real.
+        """Return keys and values [B, K, E, H], and a mask [B, E] that is true for real encoder tokens (or None).
 
-        They are computed in the step that has the encoder output. Later steps read them from the state.
+        A forward pass that has the encoder output computes them and stores them in `state`. Later passes read them from
+        `state`.
         """
         if step.memory is not None:
             k, v = (

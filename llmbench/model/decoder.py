@@ -1,6 +1,7 @@
-"""The plain layer, and the decoder that stacks layers. Modules have the names of the ops in the op table.
+"""The plain layer `Block`, and the decoder, which is a stack of layers. Modules have the names of the ops in the op
+table.
 
-B batch, S length, D hidden size, W embedding width, V vocabulary size, E encoder length.
+Dimensions: B batch, S length, D hidden size, W embedding width, V vocabulary size, E encoder length.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Block(BlockParts):
         self.ffn_norm = layer_norm(spec, layer)
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The residual stream [B, S, D] after this layer, and the value that later layers share (T5's relative
+        """Return the residual stream [B, S, D] after this layer, and the value that later layers read (T5's relative
         bias)."""
         mixed, shared = self.mix(self.mixer_norm(x, step.implementation), step, state, shared)
         x = x.plus(mixed)
@@ -44,7 +45,7 @@ class Block(BlockParts):
 
 
 def build_block(spec: ModelSpec, layer: Layer, *, index: int, where: str) -> BlockParts:
-    """Layer `index` of a stack, in the class that its norm placement needs. Raises UnsupportedError."""
+    """Build layer `index` of a stack. The placement of its norms decides the class. Raises UnsupportedError."""
     kind = Block if is_plain(layer) else block_class(spec, layer, where=where)
     return kind(spec, layer, index=index, where=where)
 
@@ -80,14 +81,16 @@ class Decoder(Embeddings):
         last_only: bool = False,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of tokens [B, S].
+        """Return the logits [B, S, V] for tokens [B, S].
 
-        With `last_only`: logits [B, 1, V] of the last real token in each row. With `targets` [B, S], the next token for
-        each position: their mean cross-entropy; a target of -100 is ignored.
+        - `last_only`: return only the logits [B, 1, V] of the last real token in each row.
+        - `targets` [B, S]: the token that follows each position. If they are given, return the mean cross-entropy
+          instead of the logits. A target of -100 is ignored.
+        - `lengths` [B]: the number of real tokens in each row. Padding follows the real tokens.
+        - `cache`: contains the earlier tokens of the sequences. The pass adds the new tokens to it.
 
-        lengths [B]: the number of real tokens in each row; padding follows them. cache: has the earlier tokens of the
-        sequences, and stores the new ones. Raises CannotRunError and SpecError for a step whose result would differ
-        from running each row alone in one pass.
+        Raises CannotRunError or SpecError if the result would differ from the result of running each row alone in one
+        pass.
         """
         return self.run(tokens, cache, lengths, token_types, last_only=last_only, targets=targets)
 
@@ -103,7 +106,8 @@ class Decoder(Embeddings):
         memory: Tensor | None = None,
         memory_valid: Tensor | None = None,
     ) -> Tensor:
-        """Like `forward`, but also with the output `memory` [B, E, D] of an encoder."""
+        """Run a forward pass like `forward`, with the output `memory` [B, E, D] of an encoder as an additional
+        input."""
         batch, length = tokens.shape
         refuse_step(self.spec, self.rotations, batch, length, cache=cache, lengths=lengths)
         step = self._step(tokens, cache, lengths)._replace(memory=memory, memory_valid=memory_valid)
@@ -118,7 +122,8 @@ class Decoder(Embeddings):
         return self.logits(out) if targets is None else self.loss(out, targets)
 
     def _step(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Step:
-        """The inputs that all layers share for tokens [B, S]. It also reserves room for the tokens in the cache."""
+        """Return the inputs that all layers share for tokens [B, S]. Also reserves room for these tokens in the
+        cache."""
         batch, length = tokens.shape
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else places < lengths[:, None]
@@ -130,12 +135,12 @@ class Decoder(Embeddings):
         return Step(positions, valid, plain, tables, self.implementation, after)
 
     def read(self, x: Residual) -> Tensor:
-        """The input [B, S, W] of the vocabulary projection, computed from the residual stream [B, S, D]."""
+        """Compute the input [B, S, W] of the vocabulary projection from the residual stream [B, S, D]."""
         normed = x.whole() if self.final_norm is None else self.final_norm(x, self.implementation)
         return normed if self.head is None else self.head(normed, self.implementation)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Project x [B, S, W] to logits [B, S, V], with bias, scale and soft cap."""
+        """Project x [B, S, W] to logits [B, S, V], and apply the bias, the scale and the soft cap of the head."""
         head = self.spec.head
         out: Tensor = self.lm_head(x)
         if self.head is not None and self.head.bias is not None:
@@ -145,7 +150,7 @@ class Decoder(Embeddings):
         return out if head.soft_cap is None else head.soft_cap * torch.tanh(out / head.soft_cap)
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy of x [B, S, W] for targets [B, S]. A target of -100 is ignored."""
+        """Return the mean cross-entropy for x [B, S, W] and targets [B, S]. A target of -100 is ignored."""
         if self.implementation.loss is None:
             logits = self.logits(x).flatten(0, 1)
             wide = torch.promote_types(logits.dtype, torch.float32)
@@ -158,7 +163,7 @@ class Decoder(Embeddings):
 
 
 def _last_tokens(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Select the last real token of each row: [B, S, D] to [B, 1, D]."""
+    """Return the vector of the last real token in each row: [B, S, D] to [B, 1, D]."""
     if lengths is None:
         return x[:, -1:]
     return x.take_along_dim((lengths - 1).clamp(min=0)[:, None, None], dim=1)

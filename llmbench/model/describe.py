@@ -31,7 +31,10 @@ __all__ = ["BuiltModel", "ForwardPass", "Plan", "TreeRow", "build_on", "first_la
 
 
 class Plan(NamedTuple):
-    """The settings for building and running a model. folder: the folder of the weights; None for random weights."""
+    """The settings with which a model is built and run.
+
+    - `folder`: the folder with the weights. None: random weights.
+    """
 
     impl: str
     device: str
@@ -42,11 +45,13 @@ class Plan(NamedTuple):
 
 
 class TreeRow(NamedTuple):
-    """One row of the module tree: a module, or `instances` equal modules, whose name then has `{}` for the layer
-    number.
+    """One row of the module tree. It describes one module, or several equal modules in different layers.
 
-    `module`: its class and arguments. `parameters` and `parameter_bytes` are those of one instance, with its
-    submodules. Tied parameters count once, in the first module that has them.
+    - `name`: the dotted name. If there are several modules, `{}` stands for the number of the layer.
+    - `module`: the class and its arguments.
+    - `instances`: the number of equal modules.
+    - `parameters`, `parameter_bytes`: number and bytes of the parameters of one instance, with its submodules. A tied
+      parameter counts once, in the first module that has it.
     """
 
     name: str
@@ -57,8 +62,11 @@ class TreeRow(NamedTuple):
 
 
 class BuiltModel(NamedTuple):
-    """A built model and its figures. memory_bytes: the memory that building it allocated (on a CPU, the growth of the
-    process); None if unknown."""
+    """A built model and its figures.
+
+    - `memory_bytes`: the memory that building the model allocated. On a CPU, this is the growth of the process. None if
+      unknown.
+    """
 
     model: Decoder
     device: str
@@ -71,8 +79,10 @@ class BuiltModel(NamedTuple):
 class ForwardPass(NamedTuple):
     """The result of one forward pass. On meta, `forward_s` and `finite` are None.
 
-    `kernels`: the attention ops of torch that ran, and our own ops; empty if attention was matrix products and a
-    softmax. `logits`: the shape of the logits.
+    - `kernels`: the names of torch's attention ops and of llmbench ops that ran. The list is empty if attention ran as
+      matrix products and a softmax.
+    - `logits`: the shape of the logits.
+    - `finite`: whether all logits are finite.
     """
 
     forward_s: float | None
@@ -82,7 +92,7 @@ class ForwardPass(NamedTuple):
 
 
 def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
-    """The spec with only the first `count` layers of each stack; None keeps all layers."""
+    """Return a spec that keeps only the first `count` layers of each stack. None keeps all layers."""
     if count is None:
         return spec
     encoder = spec.encoder
@@ -98,11 +108,11 @@ def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
 
 
 Sizes = dict[str, tuple[int, int]]
-"""For each module name: the number and the bytes of its own parameters, without submodules."""
+"""Number and bytes of the parameters that each module owns, by module name. Submodules do not count."""
 
 
 def tree(model: Decoder) -> list[TreeRow]:
-    """The rows of the module tree. Equal layers share one row."""
+    """Return the rows of the module tree. Equal layers share one row."""
     seen: set[int] = set()
     own: Sizes = {}
     for name, module in model.named_modules():
@@ -123,7 +133,8 @@ def tree(model: Decoder) -> list[TreeRow]:
 
 
 def _rows(block: nn.Module, own: Sizes, path: str, shown: str) -> list[TreeRow]:
-    """The rows of the layer at `path` and of its submodules; `shown` replaces `path` in their names."""
+    """Return the rows of the layer at `path` and of its submodules. In the names of the rows, `shown` replaces
+    `path`."""
     modules = {f"{path}.{inner}" if inner else path: module for inner, module in block.named_modules()}
     return [_row(full, module, own, shown + full.removeprefix(path)) for full, module in modules.items()]
 
@@ -140,7 +151,7 @@ def _class(module: nn.Module) -> str:
 
 
 def build_on(spec: ModelSpec, plan: Plan) -> BuiltModel:
-    """Build the model of a plan, after a check that its weights and a forward pass fit in memory.
+    """Build the model of a plan. First checks that the weights and a forward pass fit in memory.
 
     Raises CannotRunError for a device that is missing or too small, UnsupportedError for a spec that cannot be built
     and for weights that cannot be read, SpecError for sequences that are too long for the model.
@@ -178,10 +189,11 @@ def _gib(amount: int) -> str:
 
 
 def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int) -> None:
-    """Raise CannotRunError if the weights, or the weights and the widest op of a forward pass, exceed the free memory.
+    """Raise CannotRunError if the free memory of the device is too small.
 
-    A forward pass can need more memory than that, so a model that passes this check may still run out of memory. On
-    meta, only the byte counts are limited.
+    The memory must hold the weights, and the widest op of a forward pass in addition. A forward pass can need more
+    memory than this sum, so a model that passes this check may still run out of memory. Tensors on meta need no memory,
+    but torch must be able to count their bytes.
     """
     if device.type == "meta":
         refuse_beyond_counting(spec, plan.seq_len, plan.batch)
@@ -207,13 +219,13 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
 
 
 def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
-    """Run two forward passes on random tokens and time the second one. The first pass initialises libraries."""
+    """Run two forward passes on random tokens, and time the second pass. The first pass initialises libraries."""
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ops = _KernelOps()
     flex = plan.impl == "flex"  # FlexAttention fails under a dispatch mode, because its first call compiles
     with torch.no_grad(), warnings.catch_warnings():
-        # The command prints a note with the content of this warning.
+        # The command prints a note that says the same as this warning.
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         with _reasons_in_errors(), nullcontext() if flex else ops:
             shape = list(run_once(model, tokens).shape)
@@ -231,8 +243,10 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
 
 @contextmanager
 def _reasons_in_errors() -> Iterator[None]:
-    """Append torch's warnings to a CannotRunError: they explain why a kernel cannot run. Source locations are
-    removed."""
+    """Append torch's warnings to a CannotRunError, because they explain why a kernel cannot run.
+
+    Removes the source locations from the warnings.
+    """
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield
@@ -245,14 +259,14 @@ def _reasons_in_errors() -> Iterator[None]:
 
 
 def _tokens(vocab_size: int, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Random tokens, equal on every device. On meta they have no values."""
+    """Return random tokens, which are equal on every device. On meta, they have no values."""
     if device.type == "meta":
         return torch.empty(shape, dtype=torch.int64, device=device)
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _KernelOps(TorchDispatchMode):
-    """Records the names of torch's attention ops and of all llmbench ops that run."""
+    """A mode that records the names of torch's attention ops and of all llmbench ops that run."""
 
     def __init__(self) -> None:
         super().__init__()

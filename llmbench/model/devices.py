@@ -12,7 +12,7 @@ __all__ = ["device_of", "free_bytes", "used_bytes"]
 
 
 def device_of(name: torch.device | str) -> torch.device:
-    """The device with this name; "auto" is the GPU if there is one, else the CPU.
+    """Return the device with this name. "auto" is the GPU if there is one, else the CPU.
 
     Raises LLMBenchError for an unknown name, CannotRunError for a device that is missing or not supported.
     """
@@ -34,21 +34,25 @@ def device_of(name: torch.device | str) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free bytes of a device; None if unknown."""
+    """Return the free bytes of a device. None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _kibibytes(Path("/proc/meminfo"), "MemAvailable") if device.type == "cpu" else None
 
 
 def used_bytes(device: torch.device) -> int | None:
-    """Bytes that this process uses: torch's allocations on a GPU, the resident set on a CPU, None on other devices."""
+    """Return the bytes that this process uses on a device.
+
+    On a GPU, these are the bytes that torch allocated. On a CPU, they are the resident set of the process. None on
+    other devices.
+    """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _kibibytes(Path("/proc/self/status"), "VmRSS") if device.type == "cpu" else None
 
 
 def _kibibytes(file: Path, key: str) -> int | None:
-    """The value of `key` in a file of /proc, converted to bytes. None on systems without /proc."""
+    """Return the value of `key` in a file of /proc, converted from KiB to bytes. None on systems without /proc."""
     if not file.exists():
         return None
     values = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(key)]

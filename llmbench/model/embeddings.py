@@ -1,6 +1,6 @@
-"""From token numbers to the input of the first layer: token table, positions, token types, norm and projection.
+"""The modules between the token numbers and the first layer: token table, positions, token types, norm and projection.
 
-B batch, S length, W embedding width, D hidden size.
+Dimensions: B batch, S length, W embedding width, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
 
 class Embeddings(nn.Module):
-    """The embedding modules of a Decoder. Decoder inherits them, so that its weights have the names of the op table.
+    """The embedding modules of a Decoder. Decoder inherits from this class, so that its weights have the names of the
+    op table.
 
-    GPT-2 computes table[token] + positions[p], LLaMA table[token]. BERT adds token types and a norm. OPT-350m and
-    ELECTRA project a narrow table to D. Gemma scales the embedding.
+    GPT-2 computes table[token] + positions[p]. LLaMA computes table[token]. BERT adds token types and a norm. OPT-350m
+    and ELECTRA project a narrow table to D. Gemma scales the embedding.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -41,7 +42,7 @@ class Embeddings(nn.Module):
     def embed(
         self, tokens: Tensor, positions: Tensor, token_types: Tensor | None, implementation: Implementation
     ) -> Tensor:
-        """The input of the first layer [B, S, D] for tokens [B, S] at positions [B, S]."""
+        """Return the input [B, S, D] of the first layer for tokens [B, S] at positions [B, S]."""
         x = self.look_up(tokens)
         if self.token_type_embedding is not None:
             x = x + self.token_type_embedding(torch.zeros_like(tokens) if token_types is None else token_types)
@@ -56,13 +57,14 @@ class Embeddings(nn.Module):
         return x + added if added is not None and positions_after else x
 
     def look_up(self, tokens: Tensor) -> Tensor:
-        """The rows [B, S, W] of the token table, times the embedding scale of the model."""
+        """Return the rows [B, S, W] of the token table, multiplied by the embedding scale of the model."""
         x: Tensor = self.embedding(tokens)
         scale = self.spec.embedding.scale
         return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
 
     def _position_vectors(self, tokens: Tensor, positions: Tensor, x: Tensor) -> Tensor | None:
-        """The vectors that learned or sinusoidal positions add to the embedding x. None for other positions."""
+        """Return the vectors of learned or sinusoidal positions, which are added to the embedding x. None for other
+        positions."""
         kind = self.spec.positions
         if isinstance(kind, LearnedPositions):
             assert self.position_embedding is not None
