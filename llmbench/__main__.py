@@ -1,4 +1,4 @@
-"""`python -m llmbench`."""
+"""Entry point of `python -m llmbench`."""
 
 from llmbench.cli import main
 

@@ -1,3 +1,3 @@
-"""The version, alone in its file so that packaging reads it without importing the package."""
+"""The version of llmbench. It has its own file, so that packaging can read it without importing the package."""
 
 __version__ = "0.1.0"

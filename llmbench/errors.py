@@ -1,15 +1,15 @@
-"""The exceptions of llmbench. All are subclasses of LLMBenchError, whose message is written for users.
+"""The exceptions of llmbench. All are subclasses of LLMBenchError. Their messages are written for users.
 
 ::
 
-    LLMBenchError            exit 2, unless a subclass says otherwise
-    ├── UnknownNameError     no spec, device or command has that name
+    LLMBenchError            base class; the process exits with code 2
+    ├── UnknownNameError     no spec, device or command has the name
     ├── SpecError            a spec, config or override has a wrong value; the message names the field
-    ├── UnsupportedError     llmbench refuses the architecture, because it would have to guess
+    ├── UnsupportedError     llmbench cannot describe the architecture without guessing
     ├── LayoutError          the model cannot be divided as the parallel layout says
-    └── CannotRunError       exit 3: no GPU, a missing extra, no network
+    └── CannotRunError       this machine cannot run the request; the process exits with code 3
 
-An error has a hint if the user can do something about it. `assert` is for conditions that cannot occur.
+An error has a hint if the user can do something about it. `assert` is only for conditions that cannot occur.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ __all__ = [
 
 
 class LLMBenchError(Exception):
-    """An error that the user can understand and correct. `str(error)` is the message; `hint` is the next step."""
+    """An error that the user can understand and correct.
+
+    `str(error)` is the message. `hint` says what the user can do.
+    """
 
     exit_code = 2
 
@@ -38,29 +41,29 @@ class LLMBenchError(Exception):
 
 
 class UnknownNameError(LLMBenchError):
-    """The user gave a name that llmbench does not know: neither a name in its lists nor a file."""
+    """The user gave a name that llmbench does not know, such as an unknown model, device or file."""
 
 
 class SpecError(LLMBenchError):
-    """A spec, a config or an override with a missing, unknown, ill-typed or contradictory value."""
+    """A spec, a config or an override has a missing, unknown, ill-typed or contradictory value."""
 
 
 class UnsupportedError(LLMBenchError):
-    """An architecture that llmbench cannot describe exactly and therefore does not size."""
+    """llmbench cannot describe the architecture exactly, so it does not compute figures for it."""
 
 
 class LayoutError(LLMBenchError):
-    """A parallel layout that is invalid, or by which the model cannot be divided."""
+    """A parallel layout is invalid, or the model cannot be divided as the layout says."""
 
 
 class CannotRunError(LLMBenchError):
-    """The request is valid, but this machine cannot run it: no GPU, a missing extra, no network."""
+    """The request is valid, but this machine cannot run it: it has no GPU, no network, or an extra is missing."""
 
     exit_code = 3
 
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:
-    """The known word closest to `word`, or None if no word is similar."""
+    """Return the known word that is most similar to `word`, or None if no known word is similar."""
     import difflib  # imported here, because only a failing command needs it
 
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
@@ -68,7 +71,7 @@ def suggestion(word: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not in `known`. Its hint gives the most similar name and lists all names."""
+    """Return the error for a name that is not in `known`. Its hint gives the most similar name and lists all names."""
     names = list(known)
     near = suggestion(name, names)
     hint = (f"did you mean `{near}`? " if near else "") + f"choose from {', '.join(names)}"

@@ -1,7 +1,7 @@
-"""The base of every spec type, and the bounds of a number in a spec.
+"""The base classes of all spec types, and the allowed range of numbers in a spec.
 
-The bounds do not come from a model. They catch typing errors (`hidden_size = 4096000000`) and keep the product of a few
-dimensions in a sensible range.
+The range does not come from a model. It catches typing errors such as `hidden_size = 4096000000`. It also prevents an
+overflow when a few dimensions are multiplied.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-"""A dimension or a count of at least one."""
+"""A dimension or a number of things, from 1 to 2³¹."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-"""A dimension or a count that may be zero (absent)."""
+"""A dimension or a number of things, from 0 to 2³¹. Zero means that the model has no such part."""
 
 LARGEST = 1e30
-"""The largest absolute value of a number in a spec or a config. No real model comes near it. Products of larger
-numbers, or of numbers below its inverse, leave the range of fp32."""
+"""The largest absolute value of a number in a spec or a config. Numbers in real models are far smaller.
+
+A product of larger numbers, or of numbers below 1 / LARGEST, can leave the range of fp32.
+"""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class Fault(NamedTuple):
-    """A fault of a field. The error message is `field: what`."""
+    """A field with a wrong value. The error message is `field: what`.
+
+    - field: name or path of the field.
+    - what: description of the problem, with the value.
+    - hint: what the user can do.
+    """
 
     field: str
     what: str
@@ -33,29 +40,33 @@ class Fault(NamedTuple):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of a spec: a frozen struct whose fields are given by name. Unknown fields are refused. A written file
-    leaves out fields that have their default."""
+    """The base class of all parts of a spec.
+
+    A part is a frozen struct with named fields. An unknown field raises an error. A written spec file leaves out fields
+    that have their default value.
+    """
 
     def faults(self) -> Iterator[Fault]:
-        """Yield the faults of this part's fields: impossible values, and values that contradict each other.
+        """Yield the faults of this part's own fields: impossible values, and values that contradict each other.
 
-        llmbench.spec.check finds the other faults: numbers out of range, and contradictions between parts.
+        llmbench.spec.check finds two other sorts of faults: numbers out of range, and contradictions between parts.
         """
         return iter(())
 
 
 class Kind(Part, frozen=True, tag_field="kind", tag=str.lower):
-    """A part that has several kinds (a tagged union). In a spec file, `kind = "..."` chooses the kind.
+    """The base class of parts that exist in several kinds (a tagged union). `kind = "..."` selects the kind in a spec
+    file.
 
-    A concrete kind is `@final`, so that mypy reports each abstract property that the kind does not define.
+    A concrete kind is marked `@final`, so that mypy reports each abstract property that the kind does not define.
     """
 
     @property
     def kind(self) -> str:
-        """The name of the kind in a spec file."""
+        """The name of this kind in a spec file."""
         return str(self.__struct_config__.tag)
 
 
 def plural(number: int, noun: str) -> str:
-    """A number with its noun: `1 layer`, `2 layers`, `4,096 tokens`."""
+    """Return a number with its noun: `1 layer`, `2 layers`, `4,096 tokens`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

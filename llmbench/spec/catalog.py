@@ -1,7 +1,8 @@
-"""Finds a spec by the text that a user types: the name or an alias of a bundled model or device, a TOML file, a
-config.json or its folder, or `hf:organisation/name`.
+"""Search for a spec by the text that a user types.
 
-Names are compared without case, hyphens, dots and underscores, so `llama-2-7b` and `LLaMA2_7B` are `llama2-7b`.
+The text is the name or an alias of a bundled model or device, the path of a TOML file, the path of a config.json or of
+its folder, or `hf:organisation/name`. The comparison of names ignores case, hyphens, dots and underscores. For example,
+`llama-2-7b` and `LLaMA2_7B` both name `llama2-7b`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
     from llmbench.spec.device import DeviceSpec
 
 SPECS = Path(__file__).parent.parent / "specs"
-"""The folder of the bundled specs. `importlib.resources` is avoided, because its import takes a tenth of the start time
-of a command."""
+"""The folder that contains the bundled specs.
+
+This file does not use `importlib.resources`, because its import takes a tenth of the start time of a command.
+"""
 
 __all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
 
 
 def find_model(text: str) -> ModelSpec:
-    """Return the spec that `text` names.
+    """Return the model spec that the text names.
 
-    Raises UnknownNameError for an unknown name, with the nearest name as hint. Raises SpecError for an invalid file,
-    and UnsupportedError for a config of an unknown model type.
+    Raises UnknownNameError if no model has this name. The hint gives the most similar name. Raises SpecError if the
+    file is invalid, and UnsupportedError if the config has an unknown model type.
     """
     if text.startswith("hf:"):
         return _from_hub(text.removeprefix("hf:"))
@@ -58,7 +61,10 @@ def find_model(text: str) -> ModelSpec:
 
 
 def find_device(text: str) -> DeviceSpec:
-    """Return the bundled device with this name or alias. Raises UnknownNameError, with the nearest name as hint."""
+    """Return the bundled device with this name or alias.
+
+    Raises UnknownNameError if no device has this name. The hint gives the most similar name.
+    """
     names = bundled_devices()
     name = _lookup(text, names, "devices")
     if name is None:
@@ -72,34 +78,34 @@ def find_device(text: str) -> DeviceSpec:
 
 @lru_cache(maxsize=1)
 def bundled_models() -> tuple[str, ...]:
-    """Names of the bundled models, sorted."""
+    """Return the sorted names of the bundled models."""
     return _stems("models")
 
 
 @lru_cache(maxsize=1)
 def bundled_devices() -> tuple[str, ...]:
-    """Names of the bundled devices, sorted."""
+    """Return the sorted names of the bundled devices."""
     return _stems("devices")
 
 
 def load_bundled(name: str) -> ModelSpec:
-    """Return the bundled model with exactly this name."""
+    """Return the bundled model with exactly this name. Aliases and other spellings are not accepted."""
     return parse_spec(_text("models", name), f"spec {name}")
 
 
 @lru_cache(maxsize=64)
 def load_device(name: str) -> DeviceSpec:
-    """Return the bundled device with exactly this name."""
+    """Return the bundled device with exactly this name. Aliases and other spellings are not accepted."""
     from llmbench.spec.device import DeviceSpec  # imported here, because most commands need no device
 
     return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
 
 def device_memories() -> list[tuple[str, int]]:
-    """Return the name and the memory in bytes of each bundled device, smallest memory first.
+    """Return the name and the memory in bytes of each bundled device, with the smallest memory first.
 
-    The memory is the total that the driver reports, or the datasheet's value if the driver's is unknown. Boards with
-    two GPUs are skipped.
+    The memory is the total that the driver reports. If this total is unknown, it is the value of the datasheet. Boards
+    with two GPUs are skipped.
     """
     memories = []
     for name in bundled_devices():
@@ -120,9 +126,9 @@ def _text(kind: str, name: str) -> str:
 
 
 def _head(kind: str, name: str) -> dict[str, Any]:
-    """Parse the first paragraph of a spec file: the names, and the memory of a device.
+    """Parse the first paragraph of a spec file, which contains the names, and the memory of a device.
 
-    A search over all files needs only these fields, and is faster if it does not parse the rest.
+    A search through all files needs only these fields. It is faster if the rest of each file is not parsed.
     """
     return tomllib.loads(_text(kind, name).partition("\n\n")[0])
 
@@ -149,7 +155,10 @@ def _lookup(text: str, names: tuple[str, ...], kind: str) -> str | None:
 
 
 def _from_hub(repository: str) -> ModelSpec:
-    """Read the config.json of a hub repository. huggingface_hub downloads the file or takes it from the local cache."""
+    """Read the config.json of a Hugging Face repository.
+
+    huggingface_hub downloads the file, or takes it from its local cache.
+    """
     from llmbench.spec.huggingface import load_config
 
     if repository.count("/") != 1:
@@ -158,16 +167,16 @@ def _from_hub(repository: str) -> ModelSpec:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise CannotRunError(
-            "reading from the Hugging Face hub needs the extra `hf`", hint="pip install 'llmbench[hf]'"
+            "models from the Hugging Face hub need the extra `hf`", hint="pip install 'llmbench[hf]'"
         ) from None
     import logging
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it logs every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without this line, huggingface_hub logs every retry
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:
         raise
-    except Exception as problem:  # huggingface_hub raises errors of many classes of its HTTP library
+    except Exception as problem:  # huggingface_hub raises many error classes of its HTTP library
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise CannotRunError(
             f"cannot fetch config.json of {repository}: {reason[0][:200]}",

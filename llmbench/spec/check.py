@@ -1,5 +1,8 @@
-"""Checks a whole spec: the range of every number, the fields of every part (`Part.faults`), and contradictions between
-parts, such as layers and their order, or position encodings and the mixers that use them."""
+"""Checks of a whole spec: number ranges, the fields of each part, and contradictions between parts.
+
+`Part.faults` checks the fields of one part. Examples of contradictions between parts are a pattern with an undefined
+layer name, or a position encoding that a mixer does not support.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from llmbench.spec.model import Layer, ModelSpec
 
 _Placed = tuple[str, SingleMixer]
-"""The path of a mixer in the spec, and the mixer."""
+"""A mixer and its path in the spec, as (path, mixer)."""
 
 
 def check(spec: ModelSpec) -> None:
@@ -38,7 +41,7 @@ def check(spec: ModelSpec) -> None:
 def _faults(spec: ModelSpec) -> Iterator[Fault]:
     """Yield the faults of a spec, each with the full path of its field.
 
-    The order of the checks matters: a check may assume that the checks before it found no fault.
+    The order of the checks matters. A check may assume that all earlier checks found no fault.
     """
     yield from _layer_faults(spec.layers, spec.order, "")
     if spec.encoder is not None:
@@ -58,15 +61,15 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
             if layer.cross_attention is not None:
                 yield Fault(
                     f"encoder.layers.{name}.cross_attention",
-                    "must be absent: an encoder has no other stack to attend to",
+                    "must be absent, because an encoder layer has no other stack to attend to",
                 )
     mtp = spec.next_token_prediction
     if mtp is not None and mtp.layer not in spec.layers:
-        yield Fault("next_token_prediction.layer", f"no layer kind `{mtp.layer}` in layers")
+        yield Fault("next_token_prediction.layer", f"`{mtp.layer}` is not a kind of layer in layers")
 
 
 def _parts(part: Part, at: str) -> Iterator[tuple[str, Part]]:
-    """Yield a part and all parts inside it. Each comes with the prefix that makes a field name a full path."""
+    """Yield a part and all parts inside it, each with the path prefix of its fields."""
     yield at, part
     for field in part.__struct_fields__:
         value = getattr(part, field)
@@ -86,12 +89,13 @@ def _number_faults(part: Part) -> Iterator[Fault]:
 
 
 def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> Iterator[Fault]:
-    """Yield contradictions between the kinds of layers and the pattern that gives their order."""
+    """Yield contradictions between the kinds of layers and the pattern that gives the order of the layers."""
     if not order:
         yield Fault(f"{at}pattern", "has no layers")
     for name in order:
         if name not in layers:
-            yield Fault(f"{at}pattern", f"no layer kind `{name}`", f"{at}layers has: {', '.join(layers) or 'no kinds'}")
+            hint = f"{at}layers defines: {', '.join(layers) or 'nothing'}"
+            yield Fault(f"{at}pattern", f"`{name}` is not a kind of layer", hint)
     used = set(order)
     for name, layer in layers.items():
         if name not in used:
@@ -105,9 +109,12 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
 def _stack_faults(
     layers: dict[str, Layer], order: Sequence[str], positions: Positions, trained_len: int | None, at: str
 ) -> Iterator[Fault]:
-    """Yield contradictions between mixers and position encodings, and between layers that share a table or an indexer.
+    """Yield contradictions between the mixers of a stack and its position encodings, and between its layers.
 
-    trained_len: sequence length of the training, in tokens. It is used if a RoPE scaling states no length itself.
+    The layers of a stack can share a table of relative biases, or the keys that an indexer selected.
+
+    trained_len: longest sequence of the training, in tokens. It is used if a RoPE scaling does not state its own
+        length.
     """
     mixers = {name: _mixers(f"{at}layers.{name}.mixer", layer) for name, layer in layers.items()}
     everything = list(chain.from_iterable(mixers.values()))
@@ -118,7 +125,7 @@ def _stack_faults(
             yield from _position_faults(where, mixer, place, used, trained_len)
     recurrent = everything and not any(isinstance(mixer, AttentionKind) for _, mixer in everything)
     if recurrent and _acts_in_mixers(positions):
-        what = f"no layer can use `{positions.kind}`: {everything[0][1].label} knows the order of tokens from its state"
+        what = f"`{positions.kind}` needs attention, but all mixers are recurrent (such as {everything[0][1].label})"
         yield Fault(f"{at}positions", what, _choices([]))
     in_order = [mixer for name in order for mixer in mixers[name]]
     yield from _shared_table_faults(in_order, positions, first=mixers[order[0]])
@@ -126,7 +133,7 @@ def _stack_faults(
 
 
 def _mixers(where: str, layer: Layer) -> list[_Placed]:
-    """Return the single mixers of a layer, with their paths."""
+    """Return the single mixers of a layer with their paths."""
     singles = branches(layer.mixer)
     return [(where if mixer is layer.mixer else f"{where}.branches.{i}", mixer) for i, mixer in enumerate(singles)]
 
@@ -134,7 +141,7 @@ def _mixers(where: str, layer: Layer) -> list[_Placed]:
 def _position_faults(
     where: str, mixer: AttentionKind, place: str, positions: Positions, trained_len: int | None
 ) -> Iterator[Fault]:
-    """Yield contradictions between a mixer and the position encoding that it uses."""
+    """Yield contradictions between a mixer and its position encoding."""
     if _acts_in_mixers(positions) and type(positions) not in mixer.position_kinds:
         what = f"`{positions.kind}` acts on {positions.acts_on}, but {where} ({mixer.label}) does not support it"
         yield Fault(place, what, _choices(mixer.position_kinds))
@@ -145,12 +152,12 @@ def _position_faults(
 
 
 def _acts_in_mixers(positions: Positions) -> bool:
-    """Return whether the mixers apply this encoding, not the embedding."""
+    """Return whether the mixers apply this position encoding. Other position encodings are added to the embedding."""
     return positions.acts_on in ("queries and keys", "scores")
 
 
 def _choices(supported: Sequence[type[PositionKind]]) -> str:
-    """Return a hint that lists the position encodings that are possible for this mixer."""
+    """Return a hint that lists the position encodings that a mixer supports."""
     kinds: list[type[PositionKind]] = [*supported, LearnedPositions, SinusoidalPositions, NoPositions]
     tags = [f"`{kind.__struct_config__.tag}`" for kind in kinds]
     return f"choose {', '.join(tags[:-1])} or {tags[-1]}"
@@ -200,10 +207,10 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
 
 
 def _bucket_faults(where: str, bias: RelativeBias, *, causal: bool) -> Iterator[Fault]:
-    """Yield the fault of a relative bias without buckets for far distances.
+    """Yield a fault if a relative bias has no buckets for far distances.
 
-    In each direction, the first half of the buckets stands for one distance each. The second half needs larger
-    distances.
+    In each direction, each bucket of the first half stands for one distance. The second half of the buckets stands for
+    larger distances, up to max_distance.
     """
     exact = bias.num_buckets // (2 if causal else 4)
     if exact < 1 or bias.max_distance <= exact:
@@ -218,9 +225,9 @@ def _bucket_faults(where: str, bias: RelativeBias, *, causal: bool) -> Iterator[
 def _shared_table_faults(
     in_order: Sequence[_Placed], positions: Positions, *, first: Sequence[_Placed]
 ) -> Iterator[Fault]:
-    """Yield faults of a table of relative biases that all layers share.
+    """Yield faults of layers that share one table of relative biases.
 
-    The first layer of the stack stores the table, with one column per head.
+    The first layer of the stack stores the table. The table has one column per attention head.
     """
     users = []
     for at, mixer in in_order:
@@ -237,15 +244,15 @@ def _shared_table_faults(
     for at, mixer, used in users:
         if mixer.num_attention_heads != owner.num_attention_heads:
             what = f"{mixer.num_attention_heads} differs from {owner.num_attention_heads} of {where}"
-            yield Fault(f"{at}.num_attention_heads", f"{what}, but both use one table of relative biases", hint)
+            yield Fault(f"{at}.num_attention_heads", f"{what}, but both layers use one table of relative biases", hint)
         if used != table:
-            yield Fault(at, f"its relative bias differs from the one of {where}, but both use one table", hint)
+            yield Fault(at, f"its relative bias differs from that of {where}, but both layers use one table", hint)
 
 
 def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
     """Yield faults of layers that reuse the keys that the indexer of an earlier layer selected.
 
-    The earlier layer must exist, select the same number of keys, and have the same window.
+    Such an earlier layer must exist, must select the same number of keys, and must have the same window.
     """
     chooser: tuple[str, SingleMixer, Indexer] | None = None
     for at, mixer in in_order:

@@ -1,9 +1,9 @@
-"""DeviceSpec: the figures of a GPU's datasheet, each with its source.
+"""`DeviceSpec`: the figures of a GPU's datasheet, each with its source.
 
-A file `specs/devices/<name>.toml` has the fields of `DeviceSpec`. Every figure is an inline table
-`{ value = ..., source = "NAME" }`, and the table `[sources]` of the same file describes the source NAME. A figure
-without a source is left out: it is never guessed and never zero. Units are bytes, hertz, watts, FLOP/s (a multiply-add
-counts as two) and bytes per second.
+A file `specs/devices/<name>.toml` has the fields of `DeviceSpec`. Every figure has the form
+`{ value = ..., source = "NAME" }`. The table `[sources]` of the file describes each source NAME. A figure is left out
+if no source states it. It is never guessed, and never zero. The units are bytes, hertz, watts, FLOP/s and bytes per
+second. A multiply-add counts as two FLOPs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Literal, TypeAlias
 import msgspec
 
 DType: TypeAlias = Literal["fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp6", "fp4", "int4"]
-"""Number formats of peak rates. `fp64` and `fp32` are rates of the vector units. `fp64_tensor` and all other formats
-are rates of the matrix units (tensor cores, matrix cores)."""
+"""The number formats of peak rates.
 
-# The total memory that drivers report for one product varies by up to 7 % (with ECC, driver version, NVML or CUDA).
-# Products that share a name differ by much more (24 GB and a 48 GB rebuild, 96 GB and 141 GB).
+`fp64` and `fp32` are rates of the vector units. `fp64_tensor` and all other formats are rates of the matrix units
+(tensor cores, matrix cores).
+"""
+
+# The reported total memory of one product varies by up to 7 %, because it depends on ECC, the driver version, and the
+# library (NVML or CUDA). Two products with the same name differ by far more (24 GB and a 48 GB rebuild, 96 GB and 141
+# GB).
 MEMORY_TOLERANCE = 0.10
 
 _WHOLE = ("memory_bytes", "usable_memory_bytes", "l2_cache_bytes", "num_sms", "shared_memory_per_sm_bytes")
@@ -34,16 +38,16 @@ _MEASURES = (
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A number, and the name of its source in the `sources` of the device."""
+    """A number and the name of its source. The `sources` of the device describe the source."""
 
     value: int | float
     source: str
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The figures of one GPU's datasheet. Only `mi250x` describes a board with two GPUs, as its notes say.
+    """The figures of one GPU's datasheet. The only board with two GPUs is `mi250x`, as its notes say.
 
-    Peaks are the theoretical maxima at the clock that the vendor quotes. The power limit often keeps the clock lower.
+    Peak rates are theoretical maxima at the clock that the vendor states. The power limit often keeps the clock lower.
     """
 
     name: str
@@ -55,46 +59,49 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gfx_target: str | None = None
     """LLVM target of an AMD GPU, such as "gfx942". None for NVIDIA."""
     nvml_names: tuple[str, ...] = ()
-    """Product names exactly as the driver reports them. Only whole names are compared, because "NVIDIA H200" contains
-    "NVIDIA H20", which has a seventh of the FLOP/s."""
+    """Product names exactly as the driver reports them. llmbench compares whole names, because "NVIDIA H200" contains
+    "NVIDIA H20", and an H20 has only a seventh of the FLOP/s of an H200."""
 
     memory_bytes: Figure | None = None
-    """Memory by the datasheet. Vendors write "80 GB" for 80 GiB. The notes say how we know which unit is meant."""
+    """Memory according to the datasheet. Vendors often write "80 GB" for 80 GiB. The notes of the device say which unit
+    is meant and how we know it."""
     usable_memory_bytes: Figure | None = None
-    """Total that the driver reports (`nvmlDeviceGetMemoryInfo().total`, `rocm-smi`), without the memory that ECC and
-    firmware use."""
+    """Total memory that the driver reports (`nvmlDeviceGetMemoryInfo().total`, `rocm-smi`). It does not include the
+    memory that ECC and the firmware use."""
     memory_bandwidth_bytes_per_s: Figure | None = None
     l2_cache_bytes: Figure | None = None
     num_sms: Figure | None = None
     """Number of enabled streaming multiprocessors (NVIDIA) or compute units (AMD)."""
     shared_memory_per_sm_bytes: Figure | None = None
-    """Largest shared memory (AMD: LDS) of one SM. On NVIDIA GPUs with compute capability 8.0 or more, one block can use
-    1 KiB less."""
+    """Largest shared memory of one SM (on AMD: LDS of one compute unit). On NVIDIA GPUs with compute capability 8.0 or
+    more, one block can use 1 KiB less."""
     boost_clock_hz: Figure | None = None
-    """Highest clock of the vector units. The vendor may quote tensor peaks at a lower clock (H100: 1830 MHz, not
-    1980)."""
+    """Highest clock of the vector units. The vendor may state tensor-core peaks at a lower clock (H100: 1830 MHz
+    instead of 1980 MHz)."""
     tdp_w: Figure | None = None
 
     dense_flops_per_s: dict[DType, Figure] = {}
-    """Peak rates without sparsity, per number format. If the vendor gives several, the one with fp32 accumulation."""
+    """Peak rates without sparsity, per number format. If the vendor states several rates for a format, this is the rate
+    with fp32 accumulation."""
     sparse_flops_per_s: dict[DType, Figure] = {}
     """Peak rates with 2:4 structured sparsity, for hardware that supports it. Vendors often advertise these rates."""
 
     link_name: str | None = None
     link_bytes_per_s: Figure | None = None
-    """Bandwidth of the GPU-to-GPU link, total of both directions as in datasheets. One direction has half of it."""
+    """Bandwidth of the GPU-to-GPU link. It is the total of both directions, as in datasheets. One direction has half of
+    it."""
     pcie_name: str | None = None
     pcie_bytes_per_s: Figure | None = None
-    """Bandwidth of PCIe, total of both directions. One direction has half of it."""
+    """Bandwidth of PCIe. It is the total of both directions. One direction has half of it."""
     network_bytes_per_s: Figure | None = None
     """One GPU's share of the network bandwidth of a reference system, in ONE direction. The source names the system."""
 
     sources: dict[str, str]
-    """Each source by its name: document, revision or date, and a URL if there is a permanent one."""
+    """A description of each source by its name: document, revision or date, and a URL if a permanent URL exists."""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # msgspec turns a ValueError into a ValidationError that names the place in the file.
+        # msgspec turns a ValueError into a ValidationError, whose message names the place in the file.
         for field in _WHOLE:
             figure: Figure | None = getattr(self, field)
             if figure is not None and not isinstance(figure.value, int):
@@ -113,9 +120,11 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return present
 
     def peak_flops_per_s(self, dtype: DType, *, sparse: bool = False) -> float | None:
-        """Return the peak FLOP/s (for integers: OP/s) of `dtype`, or None if no source gives it. The default is dense.
+        """Return the peak rate of a number format in FLOP/s (for integers: OP/s), or None if no source states it.
 
-        Another format never replaces a missing one: a device without fp8 has no fp8 peak.
+        sparse: return the rate with 2:4 sparsity instead of the dense rate.
+
+        The rate of another format never replaces a missing rate. For example, a device without fp8 has no fp8 peak.
         """
         figure = (self.sparse_flops_per_s if sparse else self.dense_flops_per_s).get(dtype)
         return None if figure is None else float(figure.value)
@@ -128,11 +137,13 @@ def device_matching(
     *,
     num_sms: int | None = None,
 ) -> DeviceSpec | None:
-    """Return the device that matches the driver's report, or None if no device or several devices match.
+    """Return the device that matches the report of the driver. Return None if no device or several devices match.
 
-    `nvml_name` must equal one of the device's `nvml_names`. `total_memory_bytes` (from NVML, CUDA or ROCm) must agree
-    with the device's memory within `MEMORY_TOLERANCE`, because rebuilt boards and memory partitions have the same name.
-    `num_sms`, if given, must also agree, because an AMD compute partition has the name of the whole board.
+    nvml_name: product name from the driver. It must equal one of the device's `nvml_names`.
+    total_memory_bytes: total memory from NVML, CUDA or ROCm. It must agree with the device's memory within
+        `MEMORY_TOLERANCE`. Rebuilt boards and memory partitions with other memory sizes have the same product name.
+    num_sms: number of SMs or compute units, if it is known. It must agree with the device too, because an AMD compute
+        partition has the product name of the whole board.
     """
     matches = [
         device

@@ -1,4 +1,4 @@
-"""Finds common faults of fields: a number that is zero or negative, or that does not divide another number."""
+"""Checks of single fields: a number must be positive, must not be negative, or must divide another number."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from llmbench.spec.base import Fault, Part
 
 
 def positive(part: Part, *fields: str) -> Iterator[Fault]:
-    """Yield a fault for each number in these fields (numbers or lists of numbers) that is not above zero."""
+    """Yield a fault for each number in these fields that is not above zero. A field holds a number or a list of
+    numbers."""
     for field, value in _numbers(part, fields):
         if not value > 0:
             yield Fault(field, f"{value} is not above 0", default_hint(part, field))
 
 
 def not_negative(part: Part, *fields: str) -> Iterator[Fault]:
-    """Yield a fault for each number in these fields (numbers or lists of numbers) that is below zero."""
+    """Yield a fault for each number in these fields that is below zero. A field can be a list of numbers."""
     for field, value in _numbers(part, fields):
         if not value >= 0:
             yield Fault(field, f"{value} is below 0", default_hint(part, field))
@@ -32,7 +33,7 @@ def divides(part: Part, field: str, whole_field: str) -> Iterator[Fault]:
 
 
 def nearest_divisors(value: int, whole: int) -> str:
-    """Return a hint with the nearest numbers below and above `value` that divide `whole`."""
+    """Return a hint that names the nearest divisors of `whole` below and above `value`."""
     small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
     every = sorted({*small, *(whole // n for n in small)})
     near = [n for n in every if n < value][-1:] + [n for n in every if n > value][:1]
@@ -47,7 +48,7 @@ def _numbers(part: Part, fields: tuple[str, ...]) -> Iterator[tuple[str, float]]
 
 
 def default_hint(part: Part, field: str) -> str | None:
-    """Return a hint with the default of the field, or None for a required field."""
+    """Return a hint that states the default value of the field, or None for a required field."""
     default = next(known.default for known in msgspec.structs.fields(part) if known.name == field)
     if default is msgspec.NODEFAULT:
         return None

@@ -1,4 +1,4 @@
-"""Feed-forwards: dense, gated and mixture of experts. A feed-forward processes each token separately."""
+"""Feed-forwards: dense, gated, and mixture of experts (MoE). A feed-forward processes each token separately."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ Activation = Literal[
     "swiglu_oai",
     "xielu",
 ]
-"""`relu2` is relu(x)². `gelu` is the exact form with erf. `swiglu_oai` is gpt-oss's SwiGLU, which clamps its inputs and
-adds 1 to one of them. `xielu` is the activation of Apertus."""
+"""The activation functions of feed-forwards.
+
+`relu2` is relu(x)². `gelu` is the exact form with erf. `swiglu_oai` is the SwiGLU of gpt-oss, which clamps both inputs
+and adds 1 to the up input. `xielu` is the activation of Apertus.
+"""
 
 _GATED_NAMES: dict[Activation, str] = {
     "silu": "SwiGLU",
@@ -44,7 +47,7 @@ _PLAIN_NAMES: dict[Activation, str] = {
 
 
 def activation_name(activation: Activation) -> str:
-    """Return the common name of an activation: `GELU (tanh)`, `ReLU²`."""
+    """Return the common name of an activation function: `GELU (tanh)`, `ReLU²`."""
     return _PLAIN_NAMES.get(activation, activation)
 
 
@@ -54,29 +57,32 @@ class FFNKind(Kind, frozen=True):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """Kind and width for the headline of a table: `SwiGLU 11008`, `8 experts, 2 per token, SwiGLU 14336`."""
+        """A short text with kind and width for the headline of a table: `SwiGLU 11008`, `8 experts, 2 per token, SwiGLU
+        14336`."""
 
     @property
     @abstractmethod
     def activation(self) -> Activation:
-        """The elementwise function between the matrices."""
+        """The elementwise function between the weight matrices."""
 
     @property
     @abstractmethod
     def bias(self) -> bool:
-        """Whether the matrices have biases."""
+        """Whether the weight matrices have biases."""
 
     @property
     @abstractmethod
     def experts_summary(self) -> str | None:
-        """Text that describes the experts: `8 of 256 + shared 2048, sigmoid`. None: there are no experts."""
+        """A short text about the experts: `8 of 256 + shared 2048, sigmoid`. None: the feed-forward has no experts."""
 
 
 @final
 class Dense(FFNKind, frozen=True, tag="dense"):
-    """A feed-forward of two matrices: down(act(up(x))).
+    """A feed-forward with two matrices: down(act(up(x))).
 
-    - intermediate_size: width between the matrices.
+    - intermediate_size: output width of the up matrix.
+    - activation: the elementwise function act.
+    - bias: whether both matrices have biases.
     - activation_parameters: number of trained parameters of the activation (xIELU: 2).
     """
 
@@ -100,13 +106,15 @@ class Dense(FFNKind, frozen=True, tag="dense"):
 
 @final
 class Gated(FFNKind, frozen=True, tag="gated"):
-    """A feed-forward of three matrices: down(act(gate(x)) * up(x)).
+    """A feed-forward with three matrices: down(act(gate(x)) * up(x)).
 
     The activation makes it GLU (sigmoid), ReGLU (relu), GEGLU (gelu) or SwiGLU (silu).
 
-    - intermediate_size: width between the matrices.
+    - intermediate_size: output width of the gate and up matrices.
+    - activation: the elementwise function act.
+    - bias: whether the three matrices have biases.
     - gate_scale: factor on gate(x) (Falcon-H1).
-    - output_scale: factor on the result (Falcon-H1).
+    - output_scale: factor on the output of the feed-forward (Falcon-H1).
     """
 
     intermediate_size: Size
@@ -126,24 +134,26 @@ class Gated(FFNKind, frozen=True, tag="gated"):
 
 
 class Router(Part, frozen=True):
-    """The router: it selects the experts of each token and weights their outputs.
+    """The router, which selects the experts of each token and computes the weights of their outputs.
 
-    - scores: how logits become scores, by which experts are selected and weighted. "softmax" covers all experts before
-      the selection. "softmax_topk" covers only the selected experts. "sigmoid" is computed per expert. "sigmoid_topk"
-      selects by logits and then computes the sigmoid of the selected experts (Kolibri). "sparsemixer" selects one
-      expert after another (Phi-3.5-MoE, arXiv 2409.12136): each time, a softmax covers the remaining experts whose
-      logits are within 2 · `jitter` of the best logit, relative to it.
-    - bias: the projection to the logits has a bias.
-    - correction: DeepSeek-V3's bias per expert, which balances the experts without an auxiliary loss. A "buffer" is
-      adjusted in training and stored in the checkpoint. A "parameter" is trained (ERNIE).
-    - normalize: the weights of the selected experts are divided by their sum.
+    - scores: function that turns the logits of the experts into scores. "softmax": a softmax over all experts, before
+      the selection. "softmax_topk": a softmax over the selected experts only. "sigmoid": a sigmoid of each logit,
+      before the selection. "sigmoid_topk": the experts with the largest logits are selected, and the sigmoid of their
+      logits is their weight (Kolibri). "sparsemixer": the experts are selected one after another (Phi-3.5-MoE, arXiv
+      2409.12136). Each selection applies a softmax to the remaining experts whose logits differ from the best logit by
+      at most 2 · `jitter`, relative to the best logit.
+    - bias: whether the projection to the logits has a bias.
+    - correction: DeepSeek-V3's bias per expert, which balances the load of the experts without an auxiliary loss. A
+      "buffer" is adjusted in training and stored in the checkpoint. A "parameter" is trained (ERNIE).
+    - normalize: whether the weights of the selected experts are divided by their sum.
     - scale: factor on the weights of the selected experts.
-    - n_group: number of groups that the experts are divided into.
-    - topk_group: number of groups that are selected. Experts are selected from these groups only.
+    - n_group: number of groups into which the experts are divided.
+    - topk_group: number of groups that the router selects per token. The router selects experts from these groups only.
     - hidden_size: width of a router that is a small network (ZAYA1): a projection to this width, a norm, two square
-      layers, and a projection to the logits. The first three matrices have biases. None: the router is one matrix.
-    - jitter: threshold for "sparsemixer".
-    - on_input: the weights multiply the input of an expert instead of its output (Llama-4).
+      matrices, and a projection to the logits. The first three matrices have biases. None: the router is one matrix.
+    - jitter: the threshold of "sparsemixer".
+    - on_input: whether the weight of an expert multiplies the input of the expert (Llama-4). If false, the weight
+      multiplies the output.
     """
 
     scores: Literal["softmax", "softmax_topk", "sigmoid", "sigmoid_topk", "sparsemixer"] = "softmax"
@@ -163,16 +173,17 @@ class Router(Part, frozen=True):
         if self.topk_group > self.n_group:
             yield Fault("topk_group", f"{self.topk_group} is more than n_group {self.n_group}")
         if self.scores in ("softmax_topk", "sparsemixer") and (self.correction or self.n_group > 1):
-            what = f"{self.scores} selects by logits alone, without correction and groups"
+            what = f"{self.scores} selects by logits alone, so it cannot use correction or n_group"
             yield Fault("scores", what, "leave out correction and n_group, or choose other scores")
 
 
 class SharedExperts(Part, frozen=True):
-    """The shared experts, which every token uses. They are described as one feed-forward.
+    """The shared experts of a layer, which every token uses. One feed-forward describes all of them.
 
     - intermediate_size: sum of the widths of all shared experts.
-    - gate: a sigmoid gate with one value per token multiplies their output (Qwen-MoE).
-    - averaged: the outputs of shared and routed experts are averaged instead of added (Cohere).
+    - gate: whether a sigmoid gate with one value per token multiplies the output of the shared experts (Qwen-MoE).
+    - bias: whether the matrices have biases.
+    - averaged: whether the outputs of the shared and the routed experts are averaged instead of added (Cohere).
     """
 
     intermediate_size: Size
@@ -185,20 +196,26 @@ class SharedExperts(Part, frozen=True):
 class MoE(FFNKind, frozen=True, tag="moe"):
     """A mixture of experts: each token uses `num_experts_per_tok` of `num_experts` feed-forwards.
 
-    - intermediate_size: width of one expert.
-    - gated: an expert has three matrices (SwiGLU). Otherwise it has two.
-    - bias: the matrices of the experts have biases.
-    - shared: experts that every token uses.
-    - beside: a dense feed-forward on the same input. Its output is added (Arctic, Gemma-4).
-    - capacity_factor: the most tokens per expert and pass, as a multiple of the even share. Buffers have this size
-      (Switch, arXiv 2101.03961, equation 3).
-    - expert_capacity: the most tokens per expert and sequence (Switch in Hugging Face configs).
-    - zero_experts: router outputs without weights and computation (LongCat's identity experts).
-    - latent_size: width of the experts' input and output, if it differs from hidden_size. Two projections, shared by
-      all experts, lead to this width and back.
+    - num_experts: number of routed experts in a layer.
+    - num_experts_per_tok: number of routed experts that each token uses.
+    - intermediate_size: width of one routed expert.
+    - activation: the activation function of the experts.
+    - gated: whether an expert has three matrices (SwiGLU). If false, it has two.
+    - bias: whether the matrices of the experts have biases.
+    - router: selects the experts of each token.
+    - shared: the shared experts, which every token uses.
+    - beside: a dense feed-forward that reads the same input as the experts. Its output is added to their output
+      (Arctic, Gemma-4).
+    - capacity_factor: the largest number of tokens per expert in one pass, as a multiple of the even share. The even
+      share is tokens × num_experts_per_tok / num_experts. The buffers of the experts have this size (Switch, arXiv
+      2101.03961, equation 3).
+    - expert_capacity: the largest number of tokens per expert and sequence (Switch in Hugging Face configs).
+    - zero_experts: number of experts without weights and computation (LongCat's identity experts).
+    - latent_size: width of the experts' input and output, if it differs from hidden_size. All experts share two
+      projections, one to this width and one back to hidden_size.
 
-    With capacity_factor or expert_capacity, an expert processes the first tokens that select it, and adds nothing to
-    the later ones. Without them, an expert processes all tokens that select it.
+    With capacity_factor or expert_capacity, an expert processes only the first tokens that select it, up to its
+    capacity. It adds nothing to later tokens. Without both, an expert processes all tokens that select it.
     """
 
     num_experts: Size
@@ -244,12 +261,12 @@ class MoE(FFNKind, frozen=True, tag="moe"):
 
     @property
     def _choices_label(self) -> str:
-        """Text for messages: the fields that give the number of router outputs."""
+        """The fields that give the number of router outputs, with their values, for error messages."""
         label = f"num_experts {self.num_experts}"
         return f"{label} and zero_experts {self.zero_experts}" if self.zero_experts else label
 
     def _group_faults(self, choices: int) -> Iterator[Fault]:
-        """Yield faults of the groups of a router with `choices` outputs."""
+        """Yield faults of the expert groups of a router. choices: number of router outputs."""
         router = self.router
         if choices % router.n_group:
             what = f"{router.n_group} does not divide {self._choices_label}"
@@ -267,7 +284,7 @@ class MoE(FFNKind, frozen=True, tag="moe"):
         if size < 2 and router.correction is not None:
             yield Fault(
                 "router.n_group",
-                f"{router.n_group} leaves {size} expert per group, but a group is ranked by its two best experts",
+                f"{router.n_group} leaves {size} expert per group, but the score of a group needs its two best experts",
             )
 
 

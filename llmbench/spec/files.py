@@ -1,4 +1,4 @@
-"""Reads specs from TOML files, and writes specs as TOML."""
+"""Reader and writer of spec files in TOML."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from llmbench.errors import SpecError, suggestion
 from llmbench.spec.model import ModelSpec
 
 SOURCE_TO_FILL_IN = "to be filled in: the page or paper that the figures come from"
-"""The `source` of a spec that was imported from a local config. The user replaces it. No bundled spec has it."""
+"""The placeholder for `source` in a spec that `specs import` wrote from a local config. The user replaces it.
+
+No bundled spec contains the placeholder.
+"""
 
 
 def parse_spec(text: str, where: str) -> ModelSpec:
-    """Return the spec in a TOML text. Raises SpecError, whose message begins with `where` and names the field."""
+    """Return the spec that a TOML text describes.
+
+    where: name of the text, with which error messages begin.
+
+    Raises SpecError if the text is not TOML or a field is invalid. The message names the field.
+    """
     try:
         spec = msgspec.toml.decode(text, type=ModelSpec)
     except msgspec.ValidationError as problem:
         raise invalid(where, problem) from None
     except (msgspec.DecodeError, RecursionError, ValueError) as problem:
-        raise SpecError(f"{where} is not TOML: {problem}") from None
+        raise SpecError(f"{where} is not valid TOML: {problem}") from None
     try:
         return spec.check()
     except SpecError as problem:
@@ -31,23 +39,22 @@ def parse_spec(text: str, where: str) -> ModelSpec:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Return the spec in a TOML file. Raises SpecError if the file is unreadable or invalid."""
+    """Return the spec that a TOML file describes. Raises SpecError if the file is unreadable or invalid."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise SpecError(f"{path} is not a text file") from None
-    except (OSError, ValueError) as problem:  # ValueError: the name is impossible for a file
+        raise SpecError(f"{path} is not a UTF-8 text file") from None
+    except (OSError, ValueError) as problem:  # ValueError: the path contains a character that no file name can have
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise SpecError(f"cannot read {path}: {reason}") from None
     return parse_spec(text, str(path))
 
 
 def write_spec(spec: ModelSpec) -> str:
-    """Return a spec as TOML text. `read_spec` reads it back as an equal spec. Fields that have their default are left
-    out.
+    """Return a spec as TOML text. `read_spec` reads the text back as an equal spec.
 
-    Name and source come first, then the fields of the whole model, then a table for each kind of layer. A part that
-    fits on one line is an inline table.
+    The name and the source come first. Then come the fields of the whole model, and then one table for each kind of
+    layer. A part that fits on one line is an inline table. Fields that have their default value are left out.
     """
     lines = [_assigned(field, value) for field, value in _written(spec, _IDENTITY)]
     rest = [name for name in spec.__struct_fields__ if name not in (*_IDENTITY, "layers", "pattern")]
@@ -68,12 +75,14 @@ _ALWAYS = {
     "QKNorm": {"over"},
     "Router": {"scores"},
 }
-"""Fields, by the type of their part, that are written even if they have their default."""
+"""For each type, the fields that are written even if they have their default value."""
 
 
 def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]]:
-    """Return the fields among `names` that are written: fields that differ from their default, and fields in
-    `_ALWAYS`."""
+    """Return the fields among `names` that a file must contain, as (name, value).
+
+    A file must contain a field if its value differs from the default, or if `_ALWAYS` lists the field.
+    """
     defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
     always = _ALWAYS.get(type(part).__name__, set())
     pairs = [(name, getattr(part, name)) for name in names]
@@ -81,7 +90,7 @@ def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    """Return the written fields of a struct, its kind first. For a mapping, return its items."""
+    """Return the fields of a struct that a file must contain, with the kind first. For a mapping, return its items."""
     if isinstance(value, dict):
         return list(value.items())
     tag = value.__struct_config__.tag
@@ -96,7 +105,7 @@ def _nested(value: Any) -> bool:
 def _table(path: str, value: Any) -> list[str]:
     """Return the lines of a part as a TOML table: first the fields that fit on one line, then the inner tables.
 
-    The part gets no header of its own if it has inner tables only.
+    A part that contains only inner tables has no header line.
     """
     short, long = [], []
     for name, inner in _fields(value):
@@ -140,9 +149,10 @@ def _text(value: str) -> str:
 
 
 def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
-    """Return the SpecError for a value of a wrong type. The message begins with `where` and the path of the value.
+    """Convert a type error of msgspec to a SpecError. Its message begins with `where` and the path of the wrong value.
 
-    msgspec's own message is "Expected `int`, got `str` - at `$.layers[...].mixer.head_dim`".
+    where: name of the text or file that contains the value. The original message of msgspec has the form "Expected
+        `int`, got `str` - at `$.layers[...].mixer.head_dim`".
     """
     what, _, at = str(problem).partition(" - at `")
     path = at.rstrip("`").removeprefix("$").removeprefix(".")
@@ -156,7 +166,7 @@ def invalid(where: str, problem: msgspec.ValidationError) -> SpecError:
 
 
 def _all_fields() -> set[str]:
-    """Return the names of all fields of all parts of a spec."""
+    """Return the names of the fields of all spec types."""
     from llmbench.spec import base
 
     fields: set[str] = set()

@@ -1,4 +1,4 @@
-"""ModelSpec: the description of a model, from which llmbench computes all figures."""
+"""`ModelSpec`, the description of a model. llmbench computes all figures about a model from its ModelSpec."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
 from llmbench.spec.position import LearnedPositions, NoPositions, Positions
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
-"""The places of a layer's norms. A sublayer is the mixer, the cross-attention or the feed-forward.
+"""The placement of the norms in a layer. A sublayer is the mixer, the cross-attention or the feed-forward.
 
 - pre: a norm stands before each sublayer (GPT-2, LLaMA).
 - post: a norm stands after each residual sum (the original Transformer, BERT).
 - output: a norm stands on the output of each sublayer, before the residual sum (OLMo-2).
-- sandwich: a norm stands before each sublayer, and another one on its output (Gemma-2).
-- parallel: mixer and feed-forward run in parallel after one common norm (Falcon-7B, GPT-J).
-- parallel_two: mixer and feed-forward run in parallel, each after its own norm (Falcon-40B, GPT-NeoX).
+- sandwich: a norm stands before each sublayer, and a second norm stands on the output of the sublayer (Gemma-2).
+- parallel: the mixer and the feed-forward run in parallel after one common norm (Falcon-7B, GPT-J).
+- parallel_two: the mixer and the feed-forward run in parallel, and each has its own norm before it (Falcon-40B,
+  GPT-NeoX).
 - none: the layer has no norm.
 """
 
 
 class Norm(Part, frozen=True):
-    """A norm over the hidden width.
+    """A norm over hidden_size channels.
 
-    - weight: the norm has a trained factor per channel.
-    - unit_offset: the factor is 1 + weight instead of weight (Gemma).
+    - kind: the type of the norm.
+    - weight: whether the norm has a trained factor per channel.
+    - bias: whether the norm has a trained bias per channel.
+    - eps: the small number that is added to the variance.
+    - unit_offset: whether the factor is 1 + weight instead of weight (Gemma).
     """
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -47,14 +51,17 @@ class Norm(Part, frozen=True):
 
 
 class ExtraWeight(Part, frozen=True):
-    """A weight of a layer or of the model that no other field of a spec describes. It is counted by its shape.
+    """A weight of a layer or of the model that no other field of the spec describes.
 
-    With an extra weight the parameter count stays exact, but the PyTorch model cannot be built.
+    The parameter count includes the weight, so the count stays exact. llmbench cannot build a PyTorch model with an
+    extra weight.
 
-    - role: the use of the weight. "matmul" is a matrix that every token is multiplied with (2 FLOPs per element),
-      "vector" is a factor or summand per element, "table" is a table whose rows are looked up, and "buffer" is stored
-      but not trained.
-    - component: the line of the parameter table that counts the weight.
+    - name: name of the weight.
+    - shape: dimensions of the weight.
+    - role: how the model uses the weight. "matmul": each token is multiplied with the matrix (2 FLOPs per element).
+      "vector": each element is a factor or a summand. "table": each token looks up one row. "buffer": the weight is
+      stored but not trained.
+    - component: the row of the parameter table that includes the weight.
     """
 
     name: Name
@@ -75,20 +82,24 @@ class ExtraWeight(Part, frozen=True):
 
     def faults(self) -> Iterator[Fault]:
         if not self.shape:
-            yield Fault("shape", "has no dimension")
+            yield Fault("shape", "has no dimensions, but a weight needs at least one")
 
 
 class Layer(Part, frozen=True):
     """One kind of layer: a mixer, a feed-forward and their norms. The mixer or the feed-forward may be absent.
 
-    - cross_attention: attention to the output of the encoder, between mixer and feed-forward (T5).
+    - mixer: the sublayer that combines the vectors of different tokens.
+    - ffn: the feed-forward.
+    - placement: the placement of the norms.
+    - cross_attention: attention to the output of the encoder. It stands between the mixer and the feed-forward (T5).
     - norm: the norm of this kind of layer, if it differs from the norm of the model.
     - residual_scale: factor on the output of each sublayer (Granite).
     - skip_scale: factor on the residual stream before the output of a sublayer is added (MiniMax, DeepNorm's α).
-    - residual_from_norm: with placement "pre", the output of a sublayer is added to the output of its norm instead of
-      the input of the norm (MiniMax).
-    - shared_weights: all layers of this kind use one set of weights (ALBERT, Zamba). The value is a name for the set,
-      because two sets can have the same shapes.
+    - residual_from_norm: whether the output of a sublayer is added to the normalised input of the sublayer instead of
+      the residual stream (MiniMax). It requires placement "pre".
+    - shared_weights: name of a set of weights that all layers of this kind share (ALBERT, Zamba). Two kinds of layers
+      with equal shapes need different names, because they have different weights.
+    - extra: weights that no other field describes.
     """
 
     mixer: Mixer | None = None
@@ -104,7 +115,7 @@ class Layer(Part, frozen=True):
 
     @property
     def num_norms(self) -> int:
-        """The number of norms over the hidden width in one layer."""
+        """The number of norms over hidden_size channels in one layer."""
         if self.placement == "none":
             return 0
         if self.placement == "parallel":
@@ -124,15 +135,15 @@ class Layer(Part, frozen=True):
 
 
 class Embedding(Part, frozen=True):
-    """The embedding: the computation from the token id to the input of the first layer.
+    """The embedding, which computes the input of the first layer from the token ids.
 
-    - size: width of the token table, if it differs from hidden_size. A projection to hidden_size follows the table, and
-      a projection back to this width precedes the head (OPT-350m).
-    - positions_after: learned positions are added after the projection to hidden_size, so their table has that width
-      (OPT). Otherwise they are added before the projection (ALBERT).
-    - projection_bias: the projection to hidden_size has a bias.
+    - size: width of the token table, if it differs from hidden_size. A projection to hidden_size then follows the
+      table. A projection back to this width precedes the head (OPT-350m).
+    - positions_after: whether learned positions are added after the projection to hidden_size. The position table then
+      has hidden_size columns (OPT). If false, learned positions are added before the projection (ALBERT).
+    - projection_bias: whether the projection to hidden_size has a bias.
     - token_types: number of rows in BERT's table of segments.
-    - norm: a norm follows the embedding.
+    - norm: whether a norm follows the embedding.
     - scale: factor on the embedding (Gemma).
     """
 
@@ -152,13 +163,15 @@ class Embedding(Part, frozen=True):
 
 
 class Head(Part, frozen=True):
-    """The language-model head.
+    """The language-model head, which computes the logits.
 
-    - transform: a linear layer, an activation and a norm stand before the projection to the vocabulary. "bert" counts
-      the bias of the vocabulary with the transform, "roberta" with the head, as their weight names do.
-    - transform_bias: the linear layer of the transform has a bias.
+    - bias: whether the logits have a bias.
+    - transform: whether a linear layer, an activation and a norm stand before the projection to the vocabulary, and how
+      the vocabulary bias is counted. "bert": the bias belongs to the transform. "roberta": the bias belongs to the
+      head. The two choices follow the weight names of the two models.
+    - transform_bias: whether the linear layer of the transform has a bias.
+    - soft_cap: soft limit of the logits, applied with tanh (Gemma-2).
     - scale: factor on the logits (Cohere, Granite).
-    - soft_cap: bound of the logits (Gemma-2).
     """
 
     bias: bool = False
@@ -172,12 +185,15 @@ class Head(Part, frozen=True):
 
 
 class Stack(Part, frozen=True):
-    """The encoder of an encoder-decoder model. Without its own token table it uses the table of the decoder.
+    """The encoder of an encoder-decoder model.
 
-    - positions: the position encoding of the encoder. None: the encoder has none, or only its mixers have one.
-    - embedding_norm: a norm follows the embedding of the encoder (BART).
-    - vocab_size: number of rows of the encoder's own token table (T5Gemma).
-    - hidden_size: the width of the encoder, if it differs from the width of the decoder.
+    - layers: the kinds of layers, by name.
+    - pattern: the order of the layers.
+    - final_norm: whether a norm follows the last layer.
+    - positions: the position encoding of the encoder. None: the encoder has no position encoding outside its mixers.
+    - embedding_norm: whether a norm follows the embedding of the encoder (BART).
+    - vocab_size: number of rows of the encoder's own token table (T5Gemma). None: the encoder uses the decoder's table.
+    - hidden_size: width of the encoder, if it differs from the width of the decoder.
     """
 
     layers: dict[Name, Layer]
@@ -190,18 +206,19 @@ class Stack(Part, frozen=True):
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The name of each layer, first to last."""
+        """The name of each layer, from first to last."""
         return _parsed(self.pattern)
 
 
 class HyperConnections(Part, frozen=True):
-    """Several residual streams instead of one (arXiv 2409.19606).
+    """Hyper-connections: several residual streams instead of one (arXiv 2409.19606).
 
-    At each sublayer, a small matrix computes the weights with which the streams form its input, and with which its
-    output is added to each stream. Before the head, another matrix combines all streams into one.
+    At each sublayer, a small matrix computes two sets of weights. The first set combines the streams to the input of
+    the sublayer. The second set adds the output of the sublayer to each stream. Before the head, another matrix
+    combines all streams into one.
 
     - streams: number of residual streams.
-    - mixes: each sublayer also mixes the streams with a matrix of streams × streams (DeepSeek-V4).
+    - mixes: whether each sublayer also mixes the streams with a matrix of streams × streams elements (DeepSeek-V4).
     """
 
     streams: Size
@@ -209,12 +226,12 @@ class HyperConnections(Part, frozen=True):
 
 
 class NextTokenPrediction(Part, frozen=True):
-    """Multi-token-prediction modules (DeepSeek-V3). The published parameter counts leave them out.
+    """Multi-token-prediction modules (DeepSeek-V3). Published parameter counts do not include them.
 
     Each module has two norms, a projection of two hidden states to one, a layer, and a norm before the shared head.
 
     - count: number of modules.
-    - layer: kind of layer of each module.
+    - layer: name of the kind of layer that each module contains.
     """
 
     count: Size
@@ -222,19 +239,37 @@ class NextTokenPrediction(Part, frozen=True):
 
     def faults(self) -> Iterator[Fault]:
         if self.count > MAX_LAYERS:
-            yield Fault("count", f"{self.count} is more than {MAX_LAYERS} layers")
+            yield Fault("count", f"{self.count} is more than {MAX_LAYERS}, the largest number of layers")
 
 
 class ModelSpec(Part, frozen=True):
-    """The hyper-parameters of a language model, complete enough to build it.
+    """The hyper-parameters of a language model. They are complete enough to build the model.
 
-    - source: paper or page that the figures come from.
-    - family: the Hugging Face model_type, if there is one.
-    - published_parameters: parameter count that the source states, used only for comparison.
-    - approximate: reasons why figures may be inexact. Empty: all figures are exact. Every output shows the mark.
-    - undescribed: computations of the model that a spec cannot describe. All shapes are exact, but the PyTorch model is
-      not built, and its weights are not read.
+    - name: name of the model.
+    - source: paper or web page from which the hyper-parameters were taken.
+    - layers: the kinds of layers, by name.
+    - pattern: the order of the layers.
+    - vocab_size: number of rows of the token table.
+    - hidden_size: width of the residual stream.
+    - tie_word_embeddings: whether the head uses the matrix of the token table.
+    - aliases: other names of the model.
+    - family: the Hugging Face model_type, if the model has one.
+    - published_parameters: parameter count that the source states. It is only compared with the computed count.
+    - max_position_embeddings: longest sequence of the training, in tokens.
+    - approximate: reasons why figures may be inexact. Empty: all figures are exact. Every output marks the figures of
+      an approximate model.
+    - undescribed: computations of the model that a spec cannot describe. All shapes are exact, but llmbench neither
+      builds the PyTorch model nor reads its weights.
     - notes: remarks that are shown below the figures.
+    - positions: the position encoding of the model.
+    - norm: the norm of the model.
+    - final_norm: whether a norm stands before the head.
+    - embedding: the computation of the first layer's input.
+    - head: the computation of the logits.
+    - encoder: the encoder of an encoder-decoder model.
+    - next_token_prediction: the multi-token-prediction modules.
+    - hyper_connections: the additional residual streams.
+    - extra: weights outside the layers that no other field describes.
     """
 
     name: Name
@@ -263,49 +298,55 @@ class ModelSpec(Part, frozen=True):
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The name of each layer, first to last."""
+        """The name of each layer, from first to last."""
         return _parsed(self.pattern)
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of layers of the decoder, or of a model without decoder."""
+        """The number of layers of the decoder. In an encoder-only model, the number of layers of the model."""
         return len(self.order)
 
     @property
     def mixers(self) -> list[SingleMixer]:
-        """The mixers of all kinds of layers of the decoder, or of a model without decoder."""
+        """The mixers of all kinds of layers, without those of a separate encoder."""
         return [mixer for layer in self.layers.values() for mixer in branches(layer.mixer)]
 
     @property
     def attentions(self) -> list[AttentionKind]:
-        """The `mixers` that are attention."""
+        """All mixers in `mixers` that are attention."""
         return [mixer for mixer in self.mixers if isinstance(mixer, AttentionKind)]
 
     @property
     def is_moe(self) -> bool:
-        """Whether any layer has experts."""
+        """Whether at least one layer has experts."""
         layers = [*self.layers.values(), *(self.encoder.layers.values() if self.encoder else ())]
         return any(layer.ffn is not None and layer.ffn.experts_summary is not None for layer in layers)
 
     @property
     def decodes(self) -> bool:
-        """Whether the model can generate token by token: all mixers are causal (BERT's are not)."""
+        """Whether the model can generate token by token. This requires that all mixers are causal. BERT's mixers are
+        not."""
         return all(mixer.causal for mixer in self.mixers)
 
     @property
     def position_limit(self) -> int | None:
-        """The most tokens for which a learned table of positions has rows. None: there is no such table and no
-        limit."""
+        """The longest sequence in tokens for which a table of learned positions has rows.
+
+        None: the model has no such table, so the length is not limited.
+        """
         learned = self.positions
         return learned.num_positions - learned.offset if isinstance(learned, LearnedPositions) else None
 
     def positions_of(self, mixer: AttentionKind) -> Positions:
-        """Return the position encoding of a mixer: its own encoding, or the model's if it has none."""
+        """Return the position encoding that a mixer uses: its own encoding, or the model's encoding if the mixer has
+        none."""
         return self.positions if mixer.positions is None else mixer.positions
 
     def check(self) -> ModelSpec:
-        """Check all fields and return self. Raises SpecError for an impossible value or a contradiction between
-        fields."""
+        """Check all fields and return the spec unchanged.
+
+        Raises SpecError if a value is impossible or if two fields contradict each other.
+        """
         check(self)
         return self
 

@@ -1,9 +1,10 @@
-"""Changes fields of a spec, for the option `--set key=value`.
+"""Changes of spec fields, for the option `--set key=value`.
 
 A key is the path of a field, with dots: `hidden_size`, `layers.block.mixer.num_key_value_heads`. In a path, `*` stands
-for all names at its place. A field of mixers or feed-forwards without a path (`num_key_value_heads`,
-`intermediate_size`, `num_experts`) stands for all places where it occurs. `num_hidden_layers=N` repeats or cuts the
-pattern to N layers. A value is written as in TOML. A bare word is a string, and `none` removes the field.
+for all names at its position. The name of a mixer or feed-forward field can stand alone (`num_key_value_heads`,
+`num_experts`). The assignment then changes this field in all mixers and feed-forwards that have it.
+`num_hidden_layers=N` repeats or cuts the pattern to N layers. A value is written as in TOML. A bare word is a string,
+and `none` removes the field.
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ _REMOVE = object()
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
-    """Return texts of the form `key=value` as a mapping. Raises SpecError for a text of another form."""
+    """Return texts of the form `key=value` as a mapping from key to value.
+
+    Raises SpecError if a text does not have this form, or if a key occurs twice.
+    """
     assignments: dict[str, Any] = {}
     for item in items:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals or not key:
             raise SpecError(
-                f"--set {item[:60]}: is not of the form key=value", hint="for example --set num_key_value_heads=8"
+                f"--set {item[:60]}: does not have the form key=value", hint="for example --set num_key_value_heads=8"
             )
         if len(key) > 200:
-            raise SpecError(f"--set {key[:60]}...: no field has such a long name")
+            raise SpecError(f"--set {key[:60]}...: the name is longer than every field name")
         if any("\ud800" <= character <= "\udfff" for character in item):
             raise SpecError(f"--set {key}: is not valid UTF-8")
         if key in assignments:
@@ -52,7 +56,9 @@ def _value(text: str) -> Any:
 
 
 def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec with these fields changed. Values have the plain types of TOML, and None removes a field.
+    """Return a copy of the spec in which the assigned fields are changed.
+
+    assignments: new value of each field, with the plain types of TOML. None removes the field.
 
     Raises SpecError if a field does not exist or its new value is invalid. The message names the path of the field.
     """
@@ -75,14 +81,14 @@ def _changed(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
             tree["pattern"] = _repeated(spec, wanted)
         else:
             _assign(spec, tree, key, wanted)
-    tree.pop("published_parameters", None)  # the published count is wrong for a changed model
+    tree.pop("published_parameters", None)  # the published parameter count does not hold for a changed model
     return msgspec.convert(tree, ModelSpec).check()
 
 
 def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
-    """Return the key of the assignment that has the invalid value, found by trying each assignment alone.
+    """Return the key of the assignment that has the invalid value. To find it, try each assignment alone.
 
-    msgspec's message does not name the layer, so the key is needed in ours.
+    The error message of msgspec does not name the layer, so our message needs the key.
     """
     for key, value in assignments.items():
         try:
@@ -97,7 +103,9 @@ def _culprit(spec: ModelSpec, assignments: Mapping[str, Any]) -> str:
 def _repeated(spec: ModelSpec, count: Any) -> str:
     """Return the pattern cut or repeated to `count` layers.
 
-    Only a pattern with one kind of layer can be repeated. A cut that removes a kind of layer is refused.
+    Only a pattern with one kind of layer can be repeated. A cut must not remove all layers of a kind.
+
+    Raises SpecError if the pattern cannot be cut or repeated to `count` layers.
     """
     if type(count) is not int or not 1 <= count <= 10_000:
         raise SpecError(f"--set num_hidden_layers: must be a whole number from 1 to 10000, not {count!r}")
@@ -109,13 +117,13 @@ def _repeated(spec: ModelSpec, count: Any) -> str:
         else:
             raise SpecError(
                 f"--set num_hidden_layers: {spec.name} has {len(set(order))} kinds of layers in the order "
-                f"`{spec.pattern}`. The order of {count} layers is unknown",
+                f"`{spec.pattern}`, so llmbench does not know the order of {count} layers",
                 hint="set the order: --set 'pattern=...'",
             )
     missing = set(order) - set(kept)
     if missing:
         raise SpecError(
-            f"--set num_hidden_layers: {count} layers leave out `{sorted(missing)[0]}` of the order `{spec.pattern}`",
+            f"--set num_hidden_layers: the first {count} layers of `{spec.pattern}` contain no `{sorted(missing)[0]}`",
             hint="set the order: --set 'pattern=...', and remove the kinds of layers that it does not use",
         )
     return format_pattern(kept)
@@ -141,7 +149,7 @@ def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None
 
 
 def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Return all places that a path with dots and `*` names: the mapping, and the field in it."""
+    """Return all fields that a path with dots and `*` names, each as (mapping that contains the field, field name)."""
     nodes = [tree]
     for step, part in enumerate(path[:-1]):
         found: list[Any] = []
@@ -157,7 +165,7 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
             names = sorted({name for node in nodes if isinstance(node, dict) for name in node})
             near = suggestion(part, names)
             raise SpecError(
-                f"--set {key}: no `{here}` in this spec",
+                f"--set {key}: this spec has no `{here}`",
                 hint=f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None,
             )
         nodes = found
@@ -168,7 +176,8 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
 
 
 def _places(tree: dict[str, Any], spec: ModelSpec, field: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Yield all mixers and feed-forwards whose type has `field`, each as a mapping with the name of the field."""
+    """Yield `field` in all mixers and feed-forwards that have it, each as (mapping that contains the field, field
+    name)."""
     stacks = [(tree["layers"], spec.layers)]
     if spec.encoder is not None:
         stacks.append((tree["encoder"]["layers"], spec.encoder.layers))

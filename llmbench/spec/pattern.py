@@ -1,8 +1,10 @@
-"""Parses and writes the pattern: a short text that gives the order of a model's layers.
+"""Parser and writer of the pattern, a short text that gives the order of a model's layers.
 
-`32*block` is a uniform model. `10*(5*local global) 2*local` is Gemma-3-27B: five local layers and a global one, ten
-times, then two local ones. Grammar: ``pattern = item+``, ``item = [count "*"] (name | "(" pattern ")")``. Commas
-between items are allowed and have no meaning.
+`32*block` is a model with 32 equal layers. `10*(5*local global) 2*local` is Gemma-3-27B: a group of five local layers
+and one global layer occurs ten times, and two local layers follow.
+
+Grammar: ``pattern = item+``, ``item = [count "*"] (name | "(" pattern ")")``. Commas between items are allowed and have
+no meaning.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ from collections.abc import Sequence
 
 from llmbench.errors import SpecError
 
-MAX_LAYERS = 10_000  # no real model comes near it, so a larger number is a typing error
+MAX_LAYERS = 10_000  # real models have far fewer layers, so a larger number is a typing error
 
 _TOKEN = re.compile(r"\s*(?:(\d+)\s*\*|([A-Za-z_][A-Za-z0-9_-]*)|([()])|(,))")
 
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
-    """Return the name of each layer, first to last. Raises SpecError if the pattern is invalid."""
+    """Return the name of each layer, from first to last. Raises SpecError if the pattern is invalid."""
     names, _ = _items(pattern.rstrip(), 0, nested=False)
     return tuple(names)
 
@@ -44,7 +46,7 @@ def _items(pattern: str, at: int, *, nested: bool) -> tuple[list[str], int]:
             return names, at
         if bracket == "(":
             if pattern.count("(") > 50:
-                raise SpecError(f"pattern `{_shown(pattern)}`: too deeply nested", hint=_HINT)
+                raise SpecError(f"pattern `{_shown(pattern)}`: has more than 50 opening brackets", hint=_HINT)
             inner, at = _items(pattern, at, nested=True)
             new = inner
         elif name is not None:
@@ -52,15 +54,15 @@ def _items(pattern: str, at: int, *, nested: bool) -> tuple[list[str], int]:
         else:
             continue
         if times * len(new) + len(names) > MAX_LAYERS:
-            raise SpecError(f"pattern `{_shown(pattern)}`: more than {MAX_LAYERS} layers")
+            raise SpecError(f"pattern `{_shown(pattern)}`: gives more than {MAX_LAYERS} layers")
         names += new * times
         times, pending = 1, False
     if nested or pending:
-        raise SpecError(f"pattern `{_shown(pattern)}`: ends within an item", hint=_HINT)
+        raise SpecError(f"pattern `{_shown(pattern)}`: ends before an item is complete", hint=_HINT)
     return names, at
 
 
-_HINT = "write it like `32*block` or `10*(5*local global) 2*local`"
+_HINT = "write the pattern like `32*block` or `10*(5*local global) 2*local`"
 
 
 def _shown(text: str) -> str:
@@ -70,8 +72,8 @@ def _shown(text: str) -> str:
 def format_pattern(names: Sequence[str], *, heads: int = 3) -> str:
     """Return a short pattern for a sequence of layer names.
 
-    The pattern begins with up to `heads` groups of equal layers that do not repeat (DeepSeek's dense layers). The rest
-    is a repeated sequence, or groups of equal layers.
+    heads: the largest number of groups of equal layers that stand before the repeated part of the pattern (DeepSeek's
+        first dense layers). The rest of the pattern is a repeated sequence, or groups of equal layers.
     """
     plain = _runs(names)
     best = plain

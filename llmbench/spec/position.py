@@ -1,4 +1,4 @@
-"""Position encodings, through which a model knows the order of its tokens."""
+"""Position encodings, which tell a model the order of its tokens."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ class PositionKind(Kind, frozen=True):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """Text for tables: `RoPE (θ 10000)`, `learned (1024)`, `ALiBi`."""
+        """A short text for tables: `RoPE (θ 10000)`, `learned (1024)`, `ALiBi`."""
 
     @property
     @abstractmethod
     def acts_on(self) -> Literal["embedding", "queries and keys", "scores", "nothing"]:
-        """The tensor that the encoding changes. Mixers must support encodings of queries and keys, and of scores."""
+        """The tensor that the position encoding changes.
+
+        If it changes queries and keys, or scores, each mixer must support the encoding.
+        """
 
 
 class RopeScaling(Part, frozen=True):
     """A change of RoPE's frequencies, so that a model can read longer sequences than in training.
 
-    The other fields are the parameters of the kind. They have the names and meanings of Hugging Face. The sizing
-    commands ignore the scaling. The PyTorch model applies it.
+    The fields below have the names and meanings of Hugging Face. The sizing commands ignore the scaling, because it
+    changes no size. The PyTorch model applies it.
 
-    - kind: "linear" is position interpolation (arXiv 2306.15595), "dynamic" is NTK-aware scaling, whose base grows with
-      the sequence length, "yarn" is arXiv 2309.00071, "llama3" is from the Llama 3.1 report, "longrope" is arXiv
-      2402.13753, and "proportional" is Gemma 4's rotation of only a part of the frequencies.
-    - factor: ratio of the new to the original sequence length.
-    - original_max_position_embeddings: sequence length of the training.
+    - kind: the scaling method. "linear" is position interpolation (arXiv 2306.15595). "dynamic" is NTK-aware scaling,
+      which increases the base with the sequence length. "yarn" is YaRN (arXiv 2309.00071). "llama3" is from the Llama
+      3.1 report. "longrope" is LongRoPE (arXiv 2402.13753). "proportional" rotates only a part of the frequencies
+      (Gemma 4).
+    - factor: new sequence length divided by the original sequence length.
+    - original_max_position_embeddings: longest sequence of the training, in tokens.
+    - low_freq_factor, high_freq_factor: limits of the frequency range in which "llama3" interpolates.
+    - beta_fast, beta_slow: limits of the frequency range in which "yarn" interpolates, in rotations.
+    - mscale, mscale_all_dim, attention_factor: parameters of the factor on queries and keys ("yarn", "longrope").
+    - truncate: whether the limits of "yarn" are rounded to whole dimensions.
     - short_factor, long_factor: one factor per pair of dimensions, for short and for long sequences ("longrope").
     """
 
@@ -66,12 +74,12 @@ class RopeScaling(Part, frozen=True):
 
 @final
 class Rope(PositionKind, frozen=True, tag="rope"):
-    """Rotary embedding (arXiv 2104.09864).
+    """Rotary position embedding (RoPE, arXiv 2104.09864), which rotates pairs of dimensions of queries and keys.
 
     - theta: base of the frequencies.
     - rotary_dim: number of rotated dimensions per head. None: the whole head is rotated.
-    - interleaved: a rotated pair consists of two neighbouring dimensions (GPT-J). Otherwise it consists of one
-      dimension from each half (GPT-NeoX).
+    - interleaved: whether a rotated pair consists of two neighbouring dimensions (GPT-J). If false, the pair has one
+      dimension from each half of the head (GPT-NeoX).
     - scaling: change of the frequencies for long sequences.
     """
 
@@ -94,7 +102,7 @@ class Rope(PositionKind, frozen=True, tag="rope"):
     def faults(self) -> Iterator[Fault]:
         if not self.theta > 1:
             yield Fault(
-                "theta", f"{self.theta} is not above 1, but frequencies are its negative powers", "10000 is usual"
+                "theta", f"{self.theta} is not above 1, so the frequencies would not decrease", "10000 is usual"
             )
         if self.rotary_dim is not None and self.rotary_dim % 2:
             yield Fault(
@@ -104,11 +112,12 @@ class Rope(PositionKind, frozen=True, tag="rope"):
 
 @final
 class LearnedPositions(PositionKind, frozen=True, tag="learned"):
-    """A trained table with one vector per position, which is added to the embedding.
+    """A trained table with one vector per position. The vector of a position is added to the embedding.
 
-    - num_positions: number of rows of the table.
-    - offset: row of the first position. Ordinary tokens do not use the rows before it (OPT: 2).
-    - uncounted: id of the token that takes no position (RoBERTa's padding). It uses the row before the first position.
+    - num_positions: number of rows in the table.
+    - offset: row of the first position. Tokens do not use the rows before it (OPT: 2).
+    - uncounted: id of a token that has no position (RoBERTa's padding token). The token uses the row before the first
+      position.
     """
 
     num_positions: Size
@@ -134,9 +143,10 @@ class LearnedPositions(PositionKind, frozen=True, tag="learned"):
 class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
     """Fixed sines and cosines that are added to the embedding ("Attention is all you need"). They have no parameters.
 
-    - halves: all sines stand before all cosines (CTRL). Otherwise sines and cosines alternate.
-    - to_end: the slowest wave has a wavelength of exactly 2π · 10000 (fairseq, XGLM). Otherwise it is one step faster.
-    - offset: position of the first token.
+    - halves: whether all sines stand before all cosines (CTRL). If false, sines and cosines alternate.
+    - to_end: whether the slowest wave has a wavelength of exactly 2π · 10000 positions (fairseq, XGLM). If false, its
+      wavelength is one step shorter.
+    - offset: position number of the first token.
     """
 
     halves: bool = False
@@ -149,13 +159,14 @@ class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
 
 @final
 class Alibi(PositionKind, frozen=True, tag="alibi"):
-    """A bias on the scores that grows linearly with the distance, with one slope per head (arXiv 2108.12409).
+    """ALiBi (arXiv 2108.12409): a bias on the scores that grows linearly with the distance between query and key.
 
-    It has no parameters.
+    Each head has its own fixed slope. ALiBi has no parameters.
 
-    - scaled: the bias is added before the scores are scaled, so it is scaled too (Falcon).
-    - rounded: the bias is slope × position of the key, and both are rounded to bf16 (Falcon). The softmax gives the
-      same result as with the distance, except that the rounding makes far positions coarse.
+    - scaled: whether the bias is added before the scores are multiplied with their scale factor (Falcon). The bias is
+      then scaled too.
+    - rounded: whether the bias is slope × key position instead of slope × distance, with both factors rounded to bf16
+      (Falcon). The softmax gives the same result in exact arithmetic. The rounding makes far positions coarse.
     """
 
     scaled: bool = False
@@ -167,12 +178,12 @@ class Alibi(PositionKind, frozen=True, tag="alibi"):
 
 @final
 class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
-    """T5's learned bias on the scores, with one value per head and bucket of distances.
+    """T5's trained bias on the scores, with one value per head and bucket of distances.
 
     - num_buckets: number of buckets.
-    - max_distance: from this distance on, all distances share the last bucket.
-    - per_layer: each layer has its own table (UMT5). Otherwise all layers of a stack use one table, which the first
-      layer stores (T5).
+    - max_distance: distance in tokens from which all longer distances share the last bucket.
+    - per_layer: whether each layer has its own table (UMT5). If false, all layers of a stack use one table, which the
+      first layer stores (T5).
     """
 
     num_buckets: Size = 32
@@ -188,7 +199,7 @@ class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
 
 @final
 class NoPositions(PositionKind, frozen=True, tag="none"):
-    """No position encoding: for NoPE layers, and for recurrent mixers, which process the tokens in order."""
+    """No position encoding: in NoPE layers, and with recurrent mixers, which read the tokens in order."""
 
     acts_on = "nothing"
     summary = "none"

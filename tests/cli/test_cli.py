@@ -256,7 +256,7 @@ def test_none_removes_a_field(capsys: Capture) -> None:
         ("hidden_size=0", ["hidden_size", ">= 1"]),
         ("num_key_value_heads=7", ["num_key_value_heads", "7 does not divide"]),
         ("num_hidden_layers=0", ["num_hidden_layers", "from 1 to 10000"]),
-        ("hidden_size", ["is not of the form key=value"]),
+        ("hidden_size", ["does not have the form key=value"]),
     ],
 )
 def test_a_wrong_change_is_explained(change: str, says: list[str], capsys: Capture) -> None:

@@ -226,7 +226,7 @@ def test_positions_that_no_layer_uses_are_refused(folder: Path, tmp_path: Path) 
     without.write_text(text.replace('"rope"', '"none"'), encoding="utf-8")
     refused, accepted = answers(folder, [["params", str(with_rope)], ["params", str(without)]])
     assert refused.code == 2
-    assert "positions: no layer can use `rope`: leaky average knows the order of tokens from its state" in refused.err
+    assert "positions: `rope` needs attention, but all mixers are recurrent (such as leaky average)" in refused.err
     assert accepted.code == 0, accepted.err
 
 

@@ -151,7 +151,7 @@ def test_branches() -> None:
     mamba = {"kind": "mamba2", "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 2, "conv_kernel": 4}
     for branches, what in (
         ([], "branches: is empty"),
-        ([mamba, mamba], "branches: has two mixers of one kind"),
+        ([mamba, mamba], "branches: has two mixers of the same kind"),
         ([mamba | {"n_groups": 3}], r"branches\.0\.n_groups: 3 does not divide num_heads 4"),
     ):
         with pytest.raises(SpecError, match=what):

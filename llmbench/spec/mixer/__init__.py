@@ -1,10 +1,11 @@
-"""Mixers: all kinds of attention, and all recurrent mixers (state-space models, linear attention, convolutions).
+"""All mixers: kinds of attention, and recurrent mixers (state-space models, linear attention, convolutions).
 
-Fields have the names of Hugging Face. A spec states every width. No width is derived from `hidden_size`, because some
-real models break each such rule (the heads of Gemma, Mistral Nemo and T5-11B).
+Spec fields have the names that Hugging Face uses. A spec states every width of a mixer. llmbench does not derive a
+width from `hidden_size`, because some models break each such rule (the head widths of Gemma, Mistral Nemo and T5-11B).
 
-A kind of mixer is one class, listed here in `SingleMixer`. mypy then reports the places that need a case for it: its
-ops (llmbench/sizing/lower/mixers.py), its module and its cache (llmbench/model/mixers.py).
+Each kind of mixer is one class, and the union `SingleMixer` lists all of them. If a new class is in the union, mypy
+reports the two files that need a case for it: llmbench/sizing/lower/mixers.py (its ops) and llmbench/model/mixers.py
+(its PyTorch module and its cache).
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ SingleMixer = Attention | LatentAttention | CompressedAttention | Recurrent
 class Parallel(Kind, frozen=True, tag="parallel"):
     """Several mixers that read the same input. Their outputs are added (Falcon-H1: attention and Mamba-2).
 
-    - branches: the mixers. Their kinds must differ.
-    - input_scales: factor on the input of each branch. Empty: no factors.
-    - output_scales: factor on the output of each branch. Empty: no factors.
+    - branches: the mixers. No two of them may have the same kind.
+    - input_scales: one factor per branch, which multiplies the input of the branch. Empty: no factors.
+    - output_scales: one factor per branch, which multiplies the output of the branch. Empty: no factors.
     """
 
     branches: tuple[SingleMixer, ...]
@@ -76,14 +77,14 @@ class Parallel(Kind, frozen=True, tag="parallel"):
 
     @property
     def summary(self) -> str:
-        """Text of all branches for the headline of a table."""
+        """A short text about all branches for the headline of a table."""
         return " beside ".join(branch.summary for branch in self.branches)
 
     def faults(self) -> Iterator[Fault]:
         if not self.branches:
-            yield Fault("branches", "is empty", "leave out the mixer of the layer if it has none")
+            yield Fault("branches", "is empty", "list the mixers, or remove the mixer from the layer")
         if len({type(branch) for branch in self.branches}) != len(self.branches):
-            yield Fault("branches", "has two mixers of one kind, but their modules and ops would have the same name")
+            yield Fault("branches", "has two mixers of the same kind, so their modules would have the same name")
         for field in ("input_scales", "output_scales"):
             factors = getattr(self, field)
             if factors and len(factors) != len(self.branches):
@@ -95,14 +96,17 @@ Mixer = SingleMixer | Parallel
 
 
 def branches(mixer: Mixer | None) -> tuple[SingleMixer, ...]:
-    """Return the single mixers in `mixer`: its branches if it is parallel, itself if not, nothing for None."""
+    """Return the single mixers inside `mixer`.
+
+    They are all branches of a `Parallel` mixer, or the mixer itself, or nothing if the mixer is None.
+    """
     if mixer is None:
         return ()
     return mixer.branches if isinstance(mixer, Parallel) else (mixer,)
 
 
 def scales(mixer: Mixer | None) -> tuple[tuple[float, float], ...]:
-    """Return, for each of the `branches` of a mixer, the factors on its input and on its output."""
+    """Return the factors on the input and on the output of each mixer that `branches` returns."""
     ones = (1.0,) * len(branches(mixer))
     given = (mixer.input_scales, mixer.output_scales) if isinstance(mixer, Parallel) else ((), ())
     return tuple(zip(given[0] or ones, given[1] or ones, strict=True))

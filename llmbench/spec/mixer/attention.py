@@ -13,13 +13,16 @@ from llmbench.spec.position import Alibi, Positions, RelativeBias, Rope
 
 
 class QKNorm(Part, frozen=True):
-    """A norm on queries and on keys, before their product.
+    """A norm on queries and keys, which stands before the product of queries and keys.
 
-    - over: the elements that one norm covers. "head": one head, and all heads share one weight of head_dim (Qwen3).
-      "per_head": one head, and each head has its own weight (Command-R+). "full": all heads together (OLMo-2).
-    - weight: false means a norm without parameters (Llama-4).
-    - after_rope: the norm stands after the rotation instead of before it.
-    - eps: epsilon of this norm, if it differs from the epsilon of the model's norm.
+    - over: the elements that one norm covers. "head": one norm per head, and all heads share one weight of width
+      head_dim (Qwen3). "per_head": one norm per head, and each head has its own weight (Command-R+). "full": one norm
+      over all heads together (OLMo-2).
+    - norm: the type of the norm.
+    - weight: whether the norm has a trained weight (Llama-4: false).
+    - bias: whether the norm has a bias.
+    - after_rope: whether the norm stands after the RoPE rotation. If false, it stands before the rotation.
+    - eps: epsilon of the norm, if it differs from the epsilon of the model's norm.
     """
 
     over: Literal["head", "full", "per_head"] = "head"
@@ -34,8 +37,10 @@ class QKNorm(Part, frozen=True):
 
 
 class Temperature(Part, frozen=True):
-    """A factor on the queries that grows with the position p, so that the softmax stays sharp in long contexts (arXiv
-    2501.19399): 1 + scale · ln(1 + floor((p + offset) / every))."""
+    """A factor on the queries that grows with the position p of the token (arXiv 2501.19399).
+
+    The factor is 1 + scale · ln(1 + floor((p + offset) / every)). It keeps the softmax sharp in long contexts.
+    """
 
     scale: float
     every: Size
@@ -48,12 +53,14 @@ class Temperature(Part, frozen=True):
 class DisentangledScores(Part, frozen=True):
     """DeBERTa's scores for relative positions (arXiv 2006.03654). They are added to the product of queries and keys.
 
-    - span: distances in each direction. The table of relative positions has 2 × span rows.
-    - content_to_position: the queries of the tokens are multiplied with keys that are projected from the table.
-    - position_to_content: the keys of the tokens are multiplied with queries that are projected from the table.
-    - shared_projections: the table uses the projections of the tokens (DeBERTa-v3) instead of two of its own.
-    - key_bias: the table's own projection to keys has a bias.
-    - clipped: table rows for distances longer than the sequence are not computed.
+    - span: number of distances in each direction. The table of relative positions has one row per distance, so it has
+      2 × span rows.
+    - content_to_position: whether the queries of the tokens are multiplied with keys that are projected from the table.
+    - position_to_content: whether the keys of the tokens are multiplied with queries that are projected from the table.
+    - shared_projections: whether the table uses the q and k projections of the tokens (DeBERTa-v3). If false, the table
+      has its own two projections.
+    - key_bias: whether the table's own key projection has a bias.
+    - clipped: whether table rows for distances longer than the sequence are left out of the computation.
     """
 
     span: Size
@@ -68,32 +75,35 @@ class DisentangledScores(Part, frozen=True):
 class Attention(AttentionKind, frozen=True, tag="attention"):
     """Softmax attention. The numbers of heads make it MHA, GQA or MQA. It can also be bidirectional or cross-attention.
 
+    - num_attention_heads: number of query heads.
+    - num_key_value_heads: number of key heads and of value heads.
+    - head_dim: width of a query head and of a key head.
     - v_head_dim: width of a value head, if it differs from head_dim.
-    - causal: a query sees only its own token and the tokens before it.
-    - sliding_window: number of keys that a query can see, including the key of its own token. None: no window.
-    - attention_chunk_size: the sequence is cut into chunks of this length, and a query sees only the keys of its own
-      chunk (Llama-4).
-    - qkv_bias: the projections to queries, keys and values have biases.
-    - output_bias: the output projection has a bias.
-    - value_norm: a norm without parameters stands on the values (Gemma-4).
-    - sinks: the softmax has one trained extra logit per head (gpt-oss).
-    - logit_soft_cap: bound of the scores (Gemma-2).
-    - output_gate: a gate on the output of the heads. "elementwise" has one value per channel (Qwen3-Next), "headwise"
-      one value per head.
-    - gate_activation: function of the output gate (Laguna uses softplus).
+    - causal: whether a query sees only its own token and the tokens before it.
+    - sliding_window: number of keys that a query can see, including the key of its own token. None: there is no window.
+    - attention_chunk_size: length of a chunk in tokens. A query sees only the keys of its own chunk (Llama-4).
+    - qkv_bias: whether the q, k and v projections have biases.
+    - output_bias: whether the output projection has a bias.
+    - qk_norm: the norm on queries and keys.
+    - value_norm: whether a norm without weights stands on the values (Gemma-4).
+    - sinks: whether the softmax has one extra trained logit per head (gpt-oss).
+    - logit_soft_cap: soft limit of the scores, applied with tanh (Gemma-2).
+    - output_gate: a gate on the output of the heads. "elementwise": one gate value per channel (Qwen3-Next).
+      "headwise": one gate value per head.
+    - gate_activation: activation function of the output gate (Laguna uses softplus).
     - value_scale: factor on the values (MiMo).
-    - value_from_key: the layer has no v_proj. The value is the key before its norm and rotation (global layers of
-      Gemma-4).
-    - shares_kv: the layer reads the keys and values of an earlier layer. It has no projections for them and caches
-      nothing (Gemma-3n).
-    - output_norm: a norm stands before the output projection (BitNet).
+    - value_from_key: whether the value is the key before its norm and rotation. The layer then has no v_proj (global
+      layers of Gemma-4).
+    - shares_kv: whether the layer reads the keys and values of an earlier layer. The layer then has no k and v
+      projections and caches nothing (Gemma-3n).
+    - output_norm: whether a norm stands before the output projection (BitNet).
     - input_size: input width of the q, k and v projections, if it differs from hidden_size (Zamba concatenates hidden
       state and embedding).
-    - disentangled: scores for relative positions are added to the scores (DeBERTa).
+    - disentangled: scores for relative positions, which are added to the attention scores (DeBERTa).
     - scale: factor on the scores. None: head_dim ** -0.5.
-    - clip_qkv: queries, keys and values are clamped to ± this value (OLMo, DBRX).
-    - temperature: a factor on the queries that grows with the position (Llama-4).
-    - positions: the position encoding of this mixer, if it differs from the encoding of the model.
+    - clip_qkv: largest absolute value of queries, keys and values, which are clamped to it (OLMo, DBRX).
+    - temperature: factor on the queries that grows with the position (Llama-4).
+    - positions: the position encoding of this mixer, if it differs from the position encoding of the model.
     """
 
     num_attention_heads: Size
@@ -126,7 +136,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
 
     @property
     def label(self) -> str:
-        """MHA, GQA or MQA."""
+        """The common name: MHA, GQA or MQA."""
         if self.num_key_value_heads == self.num_attention_heads:
             return "MHA"
         return "MQA" if self.num_key_value_heads == 1 else "GQA"

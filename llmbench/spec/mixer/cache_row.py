@@ -1,6 +1,7 @@
-"""The memory of a mixer between decoding steps: a row per token in the KV cache, or a state of fixed size.
+"""The two types of memory that a mixer keeps between decoding steps.
 
-Attention has a `cache_row`, a recurrent mixer has a `fixed_state`. `llmbench/sizing/kvcache.py` computes their bytes.
+A `CacheRow` stores the keys and values of one token in the KV cache. A `FixedState` is a recurrent state of fixed size.
+`llmbench/sizing/kvcache.py` computes their bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import NamedTuple
 class CacheRow(NamedTuple):
     """The elements that the cache of one layer stores for one token.
 
-    - heads: rows per token. Tensor parallelism distributes them.
-    - key, value: widths of the parts of a row. A quantised cache has one scale per part.
-    - formula: elements per token as a formula of spec fields.
-    - span: number of the newest tokens that stay in the cache. None: all tokens stay.
-    - tokens_per_row: number of tokens that one row stands for. It is 1 except for compressed entries.
+    - heads: number of heads of the row. Tensor parallelism splits them over GPUs.
+    - key, value: widths in elements of the parts of one head. A quantised cache has one scale per part.
+    - formula: number of elements per token, written with names of spec fields.
+    - span: number of newest tokens that stay in the cache. None: all tokens stay.
+    - tokens_per_row: number of tokens that one row represents. It is 1 except for compressed attention.
     """
 
     heads: int
@@ -28,21 +29,22 @@ class CacheRow(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Elements in one row."""
+        """The number of elements of one head of the row."""
         return sum(self.key) + sum(self.value)
 
     @property
     def elements(self) -> int:
-        """Elements per token, rounded up if one row stands for several tokens."""
+        """The number of elements per token, rounded up if one row represents several tokens."""
         return -(-self.heads * self.width // self.tokens_per_row)
 
 
 class FixedState(NamedTuple):
-    """The state that a recurrent mixer stores per sequence. Its size does not depend on the sequence length.
+    """The state that a recurrent mixer stores for each sequence. Its size does not depend on the sequence length.
 
-    - conv: stored inputs of the short convolution, as (number of inputs, channels).
+    - conv: shape of the stored inputs of the short convolution: (number of inputs, channels).
     - scan: shape of the state of the recurrence.
-    - stream_tokens: number of stored vectors of the residual stream, each of width hidden_size (RWKV's token shift).
+    - stream_tokens: number of stored vectors of the residual stream (RWKV's token shift). Each has hidden_size
+      elements.
     """
 
     conv: tuple[int, int] | None = None
@@ -51,5 +53,5 @@ class FixedState(NamedTuple):
 
     @property
     def scan_elements(self) -> int:
-        """Elements in the state of the recurrence."""
+        """The number of elements in the state of the recurrence."""
         return 0 if self.scan is None else prod(self.scan)

@@ -1,4 +1,4 @@
-"""DeepSeek-V4's attention: a window over single tokens, and compressed entries for groups of tokens."""
+"""DeepSeek-V4's attention. Each query attends to recent single tokens and to compressed entries of token groups."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ from llmbench.spec.position import Positions, Rope
 
 @final
 class CompressedAttention(AttentionKind, frozen=True, tag="compressed"):
-    """DeepSeek-V4's attention. All heads share one vector per token, which is both the key and the value.
+    """DeepSeek-V4's attention. All heads share one vector per token, which serves as key and as value.
 
-    A query sees the tokens of its window, and compressed entries, each of which summarises a group of tokens.
+    A query sees the tokens of its window. It also sees compressed entries. Each entry summarises a group of tokens.
 
-    - q_lora_rank: width of the latent from which the queries are projected.
+    - num_attention_heads: number of query heads.
+    - head_dim: width of a query head, of the shared vector, and of an entry.
+    - q_lora_rank: width of the latent vector from which the queries are projected.
     - output_groups: number of groups of heads. Each group has its own first output matrix.
-    - output_lora_rank: output width of the first output matrix of a group. A last matrix projects all groups to
-      hidden_size.
+    - output_lora_rank: output width of the first output matrix of a group. A last matrix projects the outputs of all
+      groups to hidden_size.
+    - sliding_window: number of single tokens that a query can see, including its own token.
     - compress_rate: number of tokens per compressed entry. All later queries can see the entry. Two projections and a
-      trained bias compute it. None: there are no entries.
-    - overlap: an entry also summarises the group of tokens before its own, so its projections are twice as wide.
-    - indexer: selects `top_k` entries per query. It has its own, smaller entries.
+      trained bias compute it. None: the layer has no entries.
+    - overlap: whether an entry also summarises the previous group of tokens. The projections of entries are then twice
+      as wide.
+    - indexer: the indexer that selects `top_k` entries per query. It has its own, smaller entries. None: a query sees
+      all entries.
+    - positions: the position encoding of this mixer, if it differs from the position encoding of the model.
     """
 
     num_attention_heads: Size

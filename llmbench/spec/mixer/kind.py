@@ -1,7 +1,9 @@
-"""The base classes of all mixers. Other files read the properties of a mixer instead of asking which kind it is.
+"""The base classes of all mixers, such as attention and Mamba. Other files read the properties that these classes
+declare.
 
-A new kind derives from `AttentionKind` or `RecurrentKind` and is `@final`. mypy then reports each abstract property
-that the kind does not define. A kind defines a constant property as a class attribute: `label = "MLA"`.
+A new kind of mixer derives from `AttentionKind` or `RecurrentKind` and is marked `@final`. mypy then reports each
+abstract property that the new class does not define. A class defines a constant property as a class attribute: `label =
+"MLA"`.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
     from llmbench.spec.mixer.attention import Attention, QKNorm
 
 SAVED_BYTES_DIFFER = "implementations of recurrent and compressed mixers save different tensors for the backward pass"
-"""The `training_doubt` of mixers whose saved bytes are not confirmed by a trace of the PyTorch module."""
+"""The `training_doubt` of a mixer if no trace of its PyTorch module has confirmed the saved bytes."""
 
 
 class RotatedHeads(NamedTuple):
-    """The heads that RoPE rotates: `width` dimensions of each query head, and of each of the `key_heads` key heads.
+    """The widths of the query and key heads that RoPE rotates.
 
-    `field` is the spec field that gives the width.
+    - field: name of the spec field that gives `width`.
+    - width: number of dimensions per head that RoPE can rotate.
+    - key_heads: number of key heads that RoPE rotates. All query heads are rotated.
     """
 
     field: str
@@ -33,12 +37,15 @@ class RotatedHeads(NamedTuple):
 
 
 class Indexer(Part, frozen=True):
-    """DeepSeek-V3.2's lightning indexer: small heads that select the `top_k` keys that attention reads per query.
+    """DeepSeek-V3.2's lightning indexer. It selects the `top_k` keys that each query attends to.
 
-    - shared: the layer reuses the keys that the indexer of an earlier layer selected. It has no indexer weights and
-      caches no indexer keys (GLM-5).
-    - interleaved: RoPE rotates pairs of neighbouring dimensions of the indexer (GLM-5). Otherwise a pair consists of
-      one dimension from each half.
+    - num_heads: number of indexer heads.
+    - head_dim: width of an indexer head.
+    - top_k: number of keys that the indexer selects per query.
+    - shared: this layer reuses the keys that the indexer of an earlier layer selected. This layer has no indexer
+      weights and caches no indexer keys (GLM-5).
+    - interleaved: RoPE rotates pairs of neighbouring dimensions in the indexer's heads (GLM-5). If false, a rotated
+      pair has one dimension from each half of the head.
     """
 
     num_heads: Size
@@ -49,87 +56,91 @@ class Indexer(Part, frozen=True):
 
 
 class MixerKind(Kind, frozen=True):
-    """A mixer: the part of a layer that combines tokens.
+    """The base class of mixers. A mixer is the sublayer that combines the vectors of different tokens.
 
-    A kind must define the abstract properties. The other properties have a default that is right for most kinds.
+    A subclass must define the abstract properties. The other properties have a default value that is right for most
+    mixers.
     """
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Common name of the kind: `GQA`, `MLA`, `Mamba-2`."""
+        """The common name of this kind of mixer: `GQA`, `MLA`, `Mamba-2`."""
 
     @property
     @abstractmethod
     def module_name(self) -> str:
-        """Name of the mixer's module in a layer, and of its ops: `attention`, `mamba`."""
+        """The name of the mixer's PyTorch module inside a layer: `attention`, `mamba`. The names of the mixer's ops
+        contain it."""
 
     @property
     @abstractmethod
     def position_kinds(self) -> tuple[type[PositionKind], ...]:
-        """The position encodings that the mixer can apply to queries, keys or scores.
+        """The position encodings that this mixer can apply to queries, keys or scores.
 
-        `check` refuses a spec in which another encoding acts on queries, keys or scores of this mixer.
+        `check` refuses a spec that applies any other such encoding in this mixer.
         """
 
     @property
     @abstractmethod
     def cache_rows(self) -> tuple[CacheRow, ...]:
-        """The rows that each token stores in the cache of the layer, without the keys of an indexer (`indexer_row`)."""
+        """The rows that the layer's cache stores for each token. They do not include the indexer's row (see
+        `indexer_row`)."""
 
     @property
     @abstractmethod
     def fixed_state(self) -> FixedState | None:
-        """The state of fixed size that each sequence stores. None: the mixer has no such state."""
+        """The state of fixed size that this mixer stores for each sequence. None: the mixer has no such state."""
 
     @property
     @abstractmethod
     def training_doubt(self) -> str | None:
-        """Reason why the training memory is approximate. None: a trace of the PyTorch module confirms every byte."""
+        """The reason why the predicted training memory is approximate. None: a trace of the PyTorch module confirms
+        every byte."""
 
     @property
     def summary(self) -> str:
-        """Text for the headline of a table: `32 heads (MHA)`, `Mamba-2`."""
+        """A short text about the mixer for the headline of a table: `32 heads (MHA)`, `Mamba-2`."""
         return self.label
 
     @property
     def causal(self) -> bool:
-        """Whether each token sees only itself and earlier tokens."""
+        """Whether a token sees only itself and earlier tokens."""
         return True
 
     @property
     def shares_kv(self) -> bool:
-        """Whether the layer reads the cache of an earlier layer and has no cache of its own."""
+        """Whether the layer reads the KV cache of an earlier layer instead of a cache of its own."""
         return False
 
     @property
     def absorbs(self) -> bool:
-        """Whether decoding can compute with the cached latents without expanding them to keys and values."""
+        """Whether a decoding step can use the cached latents directly, without expanding them to keys and values."""
         return False
 
     @property
     def span(self) -> int | None:
-        """The most keys that one query can see. None: no bound."""
+        """The largest number of keys that one query can see. None: the number is not limited."""
         return None
 
     @property
     def indexer(self) -> Indexer | None:
-        """The indexer that selects the keys of each query. None: the mixer has no indexer."""
+        """The indexer that selects the keys for each query. None: the mixer has no indexer."""
         return None
 
     @property
     def indexer_row(self) -> CacheRow | None:
-        """The row that each token stores in the cache of the indexer. None: the layer has no indexer of its own."""
+        """The row that the indexer's cache stores for each token. None: the layer has no indexer of its own."""
         return None
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """The projections that have biases, as a table shows them."""
+        """The names of the projections that have biases, as tables show them: `q, k, v`, `attention output`."""
         return ()
 
 
 class AttentionKind(MixerKind, frozen=True):
-    """A mixer with queries, keys and values. Each query computes a score for every key that it can see."""
+    """The base class of mixers with queries, keys and values. Each query has a score for every key that it can see."""
 
     module_name = "attention"
     fixed_state = None
@@ -137,48 +148,50 @@ class AttentionKind(MixerKind, frozen=True):
     @property
     @abstractmethod
     def num_attention_heads(self) -> int:
-        """Number of query heads."""
+        """The number of query heads."""
 
     @property
     @abstractmethod
     def num_key_value_heads(self) -> int:
-        """Number of key heads, and of value heads, in the computation of the scores."""
+        """The number of key heads when the scores are computed. The number of value heads is equal."""
 
     @property
     @abstractmethod
     def key_dim(self) -> int:
-        """Width of a query head, which is also the width of a key head."""
+        """The width of a query head in elements. A key head has the same width."""
 
     @property
     @abstractmethod
     def value_dim(self) -> int:
-        """Width of a value head."""
+        """The width of a value head in elements."""
 
     @property
     @abstractmethod
     def sliding_window(self) -> int | None:
-        """Number of keys that a query can see, including the key of its own token. None: no window."""
+        """The number of keys that a query can see, including the key of its own token. None: there is no window."""
 
     @property
     @abstractmethod
     def positions(self) -> Positions | None:
-        """The position encoding of this mixer. None: it uses the encoding of the model."""
+        """The position encoding of this mixer. None: the mixer uses the position encoding of the model."""
 
     @property
     @abstractmethod
     def rotated_heads(self) -> RotatedHeads | None:
-        """The heads that RoPE rotates if the mixer uses RoPE. None: the mixer never uses RoPE."""
+        """The heads that RoPE rotates, if the mixer uses RoPE. None: the mixer never uses RoPE."""
 
     @property
     @abstractmethod
     def cache_row(self) -> CacheRow:
-        """The row that one token's keys and values take in a cache."""
+        """The cache row that stores the keys and values of one token."""
 
     @property
     @abstractmethod
     def ordinary(self) -> Attention | None:
-        """Ordinary attention with the same heads and widths, for the comparison of caches. None: there is no
-        equivalent."""
+        """Ordinary attention with the same heads and widths. The `kvcache` command compares cache sizes with it.
+
+        None: there is no equivalent ordinary attention.
+        """
 
     @property
     def cache_rows(self) -> tuple[CacheRow, ...]:
@@ -190,7 +203,7 @@ class AttentionKind(MixerKind, frozen=True):
 
     @property
     def attention_chunk_size(self) -> int | None:
-        """Length of the chunks that a query cannot see beyond. None: no chunks."""
+        """The length of a chunk in tokens. A query sees only keys in its own chunk. None: there are no chunks."""
         return None
 
     @property
@@ -199,7 +212,7 @@ class AttentionKind(MixerKind, frozen=True):
 
     @property
     def qk_norm(self) -> QKNorm | None:
-        """The norm on queries and keys. None: there is no such norm."""
+        """The norm on queries and keys. None: queries and keys have no norm."""
         return None
 
     def faults(self) -> Iterator[Fault]:
@@ -209,7 +222,7 @@ class AttentionKind(MixerKind, frozen=True):
 
 
 class RecurrentKind(MixerKind, frozen=True):
-    """A mixer that passes a state of fixed size from token to token. It needs no position encoding."""
+    """The base class of mixers that pass a state of fixed size from token to token. They need no position encoding."""
 
     position_kinds = ()
     cache_rows = ()
@@ -218,4 +231,4 @@ class RecurrentKind(MixerKind, frozen=True):
     @property
     @abstractmethod
     def fixed_state(self) -> FixedState:
-        """The state of fixed size that each sequence stores."""
+        """The state of fixed size that this mixer stores for each sequence."""

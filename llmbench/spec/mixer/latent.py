@@ -20,19 +20,20 @@ class LatentAttention(AttentionKind, frozen=True, tag="mla"):
     The keys and values of a token are projections of one latent vector. In addition, all heads share one rotated key.
     The cache stores the latent vector and the rotated key.
 
-    - kv_lora_rank: width of the latent vector.
-    - qk_nope_head_dim: width of the part of a query or key head that is not rotated.
+    - num_attention_heads: number of query heads.
+    - kv_lora_rank: width of the latent vector of keys and values.
+    - qk_nope_head_dim: width of the part of a query or key head that RoPE does not rotate.
     - qk_rope_head_dim: width of the rotated key, and of the rotated part of a query head.
     - v_head_dim: width of a value head.
-    - q_lora_rank: width of the latent from which queries are projected. None: one full matrix projects them (V2-Lite).
-    - latent_bias: the projections to the latents have biases.
-    - output_bias: the output projection has a bias.
-    - latent_norms: norms stand on the latents of queries and of keys and values.
-    - latent_eps: epsilon of the latent norms. It does not follow the epsilon of the model's norm.
-    - sliding_window: number of keys that a query can see, including the key of its own token. None: no window.
-    - indexer: selects the keys that attention reads (DeepSeek-V3.2).
+    - q_lora_rank: width of the latent vector of queries. None: one full matrix projects to the queries (V2-Lite).
+    - latent_bias: whether the projections to the latent vectors have biases.
+    - output_bias: whether the output projection has a bias.
+    - latent_norms: whether norms stand on the two latent vectors.
+    - latent_eps: epsilon of the latent norms. It is independent of the epsilon of the model's norm.
+    - sliding_window: number of keys that a query can see, including the key of its own token. None: there is no window.
+    - indexer: the indexer that selects the keys for each query (DeepSeek-V3.2). None: a query sees all keys.
     - scale: factor on the scores. None: (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
-    - positions: the position encoding of this mixer, if it differs from the encoding of the model.
+    - positions: the position encoding of this mixer, if it differs from the position encoding of the model.
     """
 
     num_attention_heads: Size
@@ -57,12 +58,12 @@ class LatentAttention(AttentionKind, frozen=True, tag="mla"):
 
     @property
     def qk_head_dim(self) -> int:
-        """Width of a query head, and of a key head after the expansion of the latent."""
+        """The width of a query head. A key head has this width after the latent vector is expanded."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def num_key_value_heads(self) -> int:
-        """Number of key and value heads after the expansion of the latent."""
+        """The number of key heads after the latent vector is expanded. The number of value heads is equal."""
         return self.num_attention_heads
 
     @property

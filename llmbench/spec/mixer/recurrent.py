@@ -13,14 +13,16 @@ from llmbench.spec.mixer.kind import RecurrentKind
 
 @final
 class Mamba(RecurrentKind, frozen=True, tag="mamba"):
-    """Selective state space (Mamba-1, arXiv 2312.00752).
+    """The selective state-space mixer of Mamba-1 (arXiv 2312.00752).
 
-    - intermediate_size: width of the state-space branch.
-    - state_size: state elements per channel.
-    - conv_kernel: taps of the short convolution.
+    - intermediate_size: number of channels of the state-space branch.
+    - state_size: number of state elements per channel.
+    - conv_kernel: number of taps of the short convolution.
     - time_step_rank: width of the low-rank projection to the time step dt.
-    - proj_bias: the input and output projections have biases.
-    - inner_norms: norms on dt, B and C. "weighted" norms have weights (Jamba), "plain" norms have none (Falcon-Mamba).
+    - conv_bias: whether the short convolution has a bias.
+    - proj_bias: whether the input and output projections have biases.
+    - inner_norms: norms on dt, B and C. "weighted" norms have trained weights (Jamba). "plain" norms have no weights
+      (Falcon-Mamba).
     - norm_eps: epsilon of the inner norms, if it differs from the epsilon of the model's norm.
     """
 
@@ -47,17 +49,21 @@ class Mamba(RecurrentKind, frozen=True, tag="mamba"):
 
 @final
 class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
-    """State-space duality (Mamba-2, arXiv 2405.21060). The heads of a group share B and C.
+    """The state-space mixer of Mamba-2 (arXiv 2405.21060). All heads of a group share the vectors B and C.
 
-    - state_size: state elements per channel.
-    - conv_kernel: taps of the short convolution.
-    - chunk_size: tokens per chunk of the parallel algorithm.
-    - proj_bias: the input and output projections have biases.
-    - out_proj_bias: the output projection has a bias, if this differs from proj_bias (Falcon-H1).
-    - gated_norm: each group has a norm after the gate.
-    - norm_before_gate: the norm of a group stands before the gate instead.
-    - time_step_min, time_step_max: limits of the time step (Nemotron-H). None: no upper limit.
-    - projection_scales: five factors on the outputs of the input projection: gate, values, B, C and time step
+    - num_heads: number of heads.
+    - head_dim: width of a head.
+    - state_size: number of state elements per channel.
+    - n_groups: number of groups of heads.
+    - conv_kernel: number of taps of the short convolution.
+    - chunk_size: number of tokens per chunk of the parallel algorithm.
+    - conv_bias: whether the short convolution has a bias.
+    - proj_bias: whether the input and output projections have biases.
+    - out_proj_bias: whether the output projection has a bias, if this differs from proj_bias (Falcon-H1).
+    - gated_norm: whether the output of each group has a norm after the gate.
+    - norm_before_gate: whether this norm stands before the gate instead.
+    - time_step_min, time_step_max: limits of the time step (Nemotron-H). None: there is no upper limit.
+    - projection_scales: five factors on the five outputs of the input projection: gate, values, B, C and time step
       (Falcon-H1). Empty: no factors.
     """
 
@@ -81,7 +87,7 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
 
     @property
     def intermediate_size(self) -> int:
-        """Width of the values of all heads together."""
+        """The width of the values of all heads together."""
         return self.num_heads * self.head_dim
 
     @property
@@ -102,13 +108,17 @@ class Mamba2(RecurrentKind, frozen=True, tag="mamba2"):
 
 @final
 class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
-    """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
+    """Linear attention with a gated delta rule (arXiv 2412.06464). Qwen3-Next uses it.
 
-    - conv_kernel: taps of the short convolution.
-    - output_gate: a gate multiplies the output.
-    - negative_eigenvalues: the learning rate of the delta rule has the range 0 to 2 instead of 0 to 1 (OLMo hybrid,
-      arXiv 2411.12537).
-    - norm_eps: epsilon of the norm on heads, if it differs from the epsilon of the model's norm.
+    - num_key_heads: number of query heads and of key heads.
+    - num_value_heads: number of value heads.
+    - key_head_dim: width of a query head and of a key head.
+    - value_head_dim: width of a value head.
+    - conv_kernel: number of taps of the short convolution.
+    - output_gate: whether a gate multiplies the output.
+    - negative_eigenvalues: whether the learning rate of the delta rule ranges from 0 to 2 (OLMo hybrid, arXiv
+      2411.12537). If false, it ranges from 0 to 1.
+    - norm_eps: epsilon of the norm on the heads, if it differs from the epsilon of the model's norm.
     """
 
     num_key_heads: Size
@@ -136,11 +146,13 @@ class GatedDeltaNet(RecurrentKind, frozen=True, tag="gated_delta_net"):
 
 @final
 class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
-    """Kimi delta attention: a delta rule with a decay per channel.
+    """Kimi delta attention: linear attention with a delta rule that has one decay per channel.
 
-    - conv_kernel: taps of the short convolution.
-    - full_rank_gates: the projections to the decay and to the output gate are full matrices (Ling 2.5 and later).
-      Otherwise they have low rank.
+    - num_heads: number of heads.
+    - head_dim: width of a query, key or value head.
+    - conv_kernel: number of taps of the short convolution.
+    - full_rank_gates: whether the projections to the decay and to the output gate are full matrices (Ling 2.5 and
+      later). If false, each is a product of two low-rank matrices.
     """
 
     num_heads: Size
@@ -161,7 +173,9 @@ class KimiDelta(RecurrentKind, frozen=True, tag="kimi_delta"):
 class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
     """Linear attention with a fixed decay per head and an output gate (MiniMax-Text-01, arXiv 2501.08313).
 
-    - block_size: tokens per block of the parallel algorithm.
+    - num_attention_heads: number of heads.
+    - head_dim: width of a head.
+    - block_size: number of tokens per block of the parallel algorithm.
     """
 
     num_attention_heads: Size
@@ -178,12 +192,11 @@ class LightningAttention(RecurrentKind, frozen=True, tag="lightning"):
 
 @final
 class RGLRU(RecurrentKind, frozen=True, tag="rg_lru"):
-    """Griffin's recurrent block (arXiv 2402.19427): a branch with a gated linear recurrence, multiplied by a gate
-    branch.
+    """The recurrent mixer of Griffin (arXiv 2402.19427). A gated linear recurrence is multiplied with a gate branch.
 
-    - lru_width: width of both branches.
-    - num_heads: blocks of the block-diagonal gate matrices.
-    - conv_kernel: taps of the short convolution.
+    - lru_width: number of channels of the recurrence and of the gate branch.
+    - num_heads: number of square blocks in each block-diagonal gate matrix.
+    - conv_kernel: number of taps of the short convolution.
     """
 
     lru_width: Size
@@ -203,8 +216,15 @@ class RGLRU(RecurrentKind, frozen=True, tag="rg_lru"):
 
 @final
 class ShortConv(RecurrentKind, frozen=True, tag="short_conv"):
-    """LFM2's gated short convolution: a projection to three streams, a depthwise convolution and an output
-    projection."""
+    """LFM2's gated short convolution.
+
+    The mixer consists of a projection to three tensors of width `width`, a depthwise convolution and an output
+    projection.
+
+    - width: number of channels of the convolution.
+    - conv_kernel: number of taps of the convolution.
+    - bias: whether the projections and the convolution have biases.
+    """
 
     width: Size
     conv_kernel: Size
@@ -220,10 +240,12 @@ class ShortConv(RecurrentKind, frozen=True, tag="short_conv"):
 
 @final
 class RWKV(RecurrentKind, frozen=True, tag="rwkv"):
-    """RWKV-4's time mixing (arXiv 2305.13048): a gated average of values per channel, with decaying weights.
+    """RWKV-4's time mixing (arXiv 2305.13048): a gated average of past values per channel, with decaying weights.
 
-    Time mixing and the channel mixing after it also read the previous token. The state of the recurrence has a
-    numerator, a denominator and the largest exponent per channel.
+    Time mixing and the channel mixing after it also read the previous token. The state of the recurrence has three
+    numbers per channel: a numerator, a denominator and the largest exponent.
+
+    - width: number of channels.
     """
 
     width: Size
