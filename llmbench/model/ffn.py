@@ -1,6 +1,6 @@
 """Feed-forward modules: dense, gated and mixtures of experts.
 
-B batch, S length, D hidden size, F intermediate size, E experts, k experts per token, t = B·S tokens.
+Dimensions: B batch, S length, D hidden size, F intermediate size, E experts, k experts per token, t = B·S tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DenseLayer(nn.Module):
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The output of the feed-forward, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the feed-forward for x [B, S, D]."""
         return self.down_proj(self.act(self.up_proj(x)))
 
 
@@ -46,14 +46,14 @@ class GatedLayer(nn.Module):
         self.down_proj = nn.Linear(ffn.intermediate_size, hidden, bias=ffn.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The output of the feed-forward, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the feed-forward for x [B, S, D]."""
         gate_scale, output_scale = self.scales
         inner = implementation.glu(times(self.gate_proj(x), gate_scale), self.up_proj(x), self.activation)
         return times(self.down_proj(inner), output_scale)
 
 
 class RouterLayer(nn.Module):
-    """The router of a mixture: it scores all experts and chooses k of them per token, in fp32."""
+    """The router of a mixture of experts. It scores all experts in fp32, and selects k of them for each token."""
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
@@ -71,13 +71,14 @@ class RouterLayer(nn.Module):
             self.correction = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [t, E] of tokens [t, D], and the weights [t, k] and indices [t, k] of the chosen experts."""
+        """Return the logits [t, E] of tokens [t, D], and the weights [t, k] and indices [t, k] of the selected
+        experts."""
         logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return logits, *implementation.route(logits, self.top_k, self.correction, self.router)
 
 
 class ExpertsLayer(nn.Module):
-    """The experts of a mixture. Their matrices are stacked: gate and up [E, F, D], down [E, D, F]."""
+    """The experts of a mixture. Each kind of weight is one stacked tensor: gate and up [E, F, D], down [E, D, F]."""
 
     def __init__(self, hidden: int, moe: MoE) -> None:
         super().__init__()
@@ -91,10 +92,13 @@ class ExpertsLayer(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(experts, hidden)) if moe.bias else None
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, implementation: Implementation) -> Tensor:
-        """The weighted sum of the chosen experts' outputs [t, D], for tokens [t, D] with weights and indices [t, k].
+        """Return the weighted sum [t, D] of the outputs of the selected experts, for tokens x [t, D].
 
-        The copies of the tokens [t·k, D] are sorted by expert, each expert computes its rows, and the results return to
-        their order. An index of num_experts or more returns the token unchanged.
+        - `weights` [t, k], `chosen` [t, k]: the weights and indices of the selected experts. An index of num_experts or
+          more returns the token unchanged.
+
+        Each token is copied k times, and the copies are sorted by expert. Each expert computes its rows. The results
+        are then sorted back into the order of the tokens.
         """
         if implementation.experts is not None:
             return implementation.experts(x, weights, chosen, self.weights, self.moe)
@@ -110,10 +114,11 @@ class ExpertsLayer(nn.Module):
     def in_buffers(
         self, x: Tensor, weights: Tensor, chosen: Tensor, places: Tensor, room: int, implementation: Implementation
     ) -> Tensor:
-        """Like `forward`, with limited capacity: each expert computes a buffer of exactly `room` rows.
+        """Compute the same sum as `forward`, for experts with a limited capacity. Each expert computes a buffer of
+        `room` rows.
 
-        `places` [t, k] is the row of each choice in the buffer of its expert. A choice beyond the buffer adds nothing
-        to the output.
+        - `places` [t, k]: the row of each token copy in the buffer of its expert. A copy whose row is `room` or more
+          has no place in the buffer, and adds nothing to the output.
         """
         experts = self.moe.num_experts
         slots = torch.where(places < room, chosen * room + places, experts * room).flatten()
@@ -125,19 +130,20 @@ class ExpertsLayer(nn.Module):
         return self._combine(torch.cat([*outputs, x.new_zeros(1, x.shape[-1])])[slots], weights)
 
     def _outputs(self, rows: Sequence[Tensor], implementation: Implementation) -> list[Tensor]:
-        """The output of each expert for its own rows [r, D]."""
+        """Return the output of each expert for its own rows [r, D]."""
         pairs = zip(rows, *self._weights_by_expert(), strict=True)
         return [self._expert(own_rows, implementation, *own_weights) for own_rows, *own_weights in pairs]
 
     def _combine(self, outputs: Tensor, weights: Tensor) -> Tensor:
-        """Sum the k outputs of each token with their weights: outputs [t·k, D] and weights [t, k] to [t, D]."""
+        """Return the weighted sum [t, D] of the k outputs of each token, from outputs [t·k, D] and weights [t, k]."""
         by_token = outputs.view(*weights.shape, -1)
         return (by_token if self.moe.router.on_input else by_token * weights[..., None].to(by_token.dtype)).sum(1)
 
     def rows(self, choices: Tensor) -> list[int]:
-        """The number of choices per expert, followed by the number of choices with an index beyond the experts.
+        """Return the number of rows per expert, followed by the number of rows that no expert computes.
 
-        The numbers depend on the values of a tensor. On meta and in llmbench.model.trace, even shares replace them.
+        The numbers depend on the values of a tensor. A tensor on meta has no values, so even shares replace the
+        numbers. llmbench.model.trace replaces them too.
         """
         experts = self.moe.num_experts
         if choices.is_meta:
@@ -152,10 +158,9 @@ class ExpertsLayer(nn.Module):
         return ExpertWeights(self.gate_proj, self.up_proj, self.down_proj, self.gate_bias, self.up_bias, self.down_bias)
 
     def _weights_by_expert(self) -> list[Sequence[Any]]:
-        """Gate, up, down and their biases, each as a list over the experts.
+        """Return gate, up, down and their biases, each as a list with one tensor per expert.
 
-        Each stack is split by one `unbind`, so that the backward pass creates one gradient per stack, not one per
-        expert.
+        One `unbind` splits each stack. The backward pass then creates one gradient per stack, not one per expert.
         """
         return [[None] * self.moe.num_experts if stack is None else stack.unbind(0) for stack in self.weights]
 
@@ -170,7 +175,10 @@ class ExpertsLayer(nn.Module):
         up_bias: Tensor | None,
         down_bias: Tensor | None,
     ) -> Tensor:
-        """The output of one expert for rows [r, D]. With r = 0 it still runs, so that every weight gets a gradient."""
+        """Return the output of one expert for rows [r, D].
+
+        The expert also runs if it has no rows (r = 0), so that every weight gets a gradient.
+        """
         if gate is None:
             inner = activation(self.moe.activation)(F.linear(rows, up, up_bias))
         else:
@@ -180,16 +188,18 @@ class ExpertsLayer(nn.Module):
 
 
 def even_shares(choices: int, experts: int) -> list[int]:
-    """The number of choices per expert if they are spread evenly, and 0 for indices beyond the experts. Shares differ
-    by at most one."""
+    """Return the number of rows per expert if all experts get the same share, followed by a 0.
+
+    Shares differ by at most one row. The 0 stands for the rows that no expert computes.
+    """
     return [choices * (e + 1) // experts - choices * e // experts for e in range(experts)] + [0]
 
 
 class MixtureLayer(nn.Module):
-    """A mixture of experts: the router, the experts, and the feed-forwards that process every token.
+    """A mixture of experts: a router, experts, and the feed-forwards that process every token.
 
-    After a forward pass, `last_chosen` [t, k] has the indices that the router chose. If experts have a limited
-    capacity, `last_kept` [t, k] is true for the choices that an expert accepted.
+    - `last_chosen` [t, k]: the indices that the router selected in the last forward pass.
+    - `last_kept` [t, k]: true for each selection that its expert had room for. None if the capacity is not limited.
     """
 
     def __init__(self, hidden: int, moe: MoE) -> None:
@@ -220,7 +230,7 @@ class MixtureLayer(nn.Module):
         self.last_kept: Tensor | None = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The output of the mixture, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the mixture for x [B, S, D]."""
         tokens = x.flatten(0, -2)
         _, weights, chosen = self.router(tokens, implementation)
         self.last_chosen = chosen
@@ -239,8 +249,10 @@ class MixtureLayer(nn.Module):
     def _routed(
         self, tokens: Tensor, weights: Tensor, chosen: Tensor, sequences: int, implementation: Implementation
     ) -> Tensor:
-        """The output of the experts for tokens [t, D] of `sequences` sequences. An expert without room drops the
-        token."""
+        """Return the output of the experts for tokens [t, D], which belong to `sequences` sequences.
+
+        An expert whose capacity is used up drops the token.
+        """
         moe = self.moe
         if moe.capacity_factor is not None:
             room = math.ceil(round(moe.capacity_factor * chosen.numel(), 6) / moe.num_experts)
@@ -259,9 +271,9 @@ class MixtureLayer(nn.Module):
 
 
 def places_of(chosen: Tensor, num_experts: int) -> Tensor:
-    """For each choice [G, t, k], the number of earlier choices of the same expert in its group.
+    """Return, for each selection [G, t, k], the number of earlier selections of the same expert in its group.
 
-    Choices are ordered by token, and within a token from first to last.
+    The order goes from the first to the last token, and from the first to the last selection of a token.
     """
     hits = chosen.flatten(1)[..., None] == torch.arange(num_experts, device=chosen.device)
     return (hits.cumsum(1) * hits).sum(-1).view_as(chosen) - 1

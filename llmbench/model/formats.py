@@ -14,13 +14,15 @@ DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat
 
 
 def holds_weights(dtype: torch.dtype) -> bool:
-    """Whether a model can have weights of this dtype: floating-point and wider than 8 bits, because 8-bit formats need
-    scales."""
+    """Return whether a model can have weights of this dtype.
+
+    The dtype must be floating-point and wider than 8 bits. Formats with 8 bits would need scales.
+    """
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def weight_format(dtype: Any) -> torch.dtype:
-    """Return `dtype` if a model can be computed in it. Raises SpecError for other formats."""
+    """Return `dtype` if a model can be computed in this format. Raises SpecError for other formats."""
     if isinstance(dtype, torch.dtype) and holds_weights(dtype):
         return dtype
     raise SpecError(

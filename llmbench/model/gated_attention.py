@@ -1,6 +1,6 @@
-"""Attention with an output gate: out · σ(g), with one g per channel or per head.
+"""Attention whose output is multiplied by σ(g), the sigmoid of a gate g. There is one gate per channel or per head.
 
-B batch, S length, D hidden size, N query heads, H head dim, Hv value head dim.
+Dimensions: B batch, S length, D hidden size, N query heads, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llmbench.spec.mixer import Attention
 
 
 class ElementwiseGatedAttention(AttentionLayer):
-    """Attention with one gate per channel (Qwen3-Next). q_proj computes the query and the gate of each head."""
+    """Attention with one gate per channel (Qwen3-Next). q_proj computes both the query and the gate of each head."""
 
     projections_per_query = 2
 
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The gated output, [B, S, D] to [B, S, D], and the value that later layers share."""
+        """Return the gated output [B, S, D] for x [B, S, D], and `shared`, which later layers read."""
         q, gate = self.queries(x).chunk(2, dim=-1)  # [B, S, N, H] each
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -34,7 +34,7 @@ class ElementwiseGatedAttention(AttentionLayer):
 
 
 class HeadwiseGatedAttention(AttentionLayer):
-    """Attention with one gate per head, from a separate projection (Laguna)."""
+    """Attention with one gate per head. A separate projection computes the gates (Laguna)."""
 
     def add_projections(self, hidden: int) -> None:
         super().add_projections(hidden)
@@ -43,7 +43,7 @@ class HeadwiseGatedAttention(AttentionLayer):
     def forward(
         self, x: Tensor, step: Step, cache: LayerCache | None, shared: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The gated output, [B, S, D] to [B, S, D], and the value that later layers share."""
+        """Return the gated output [B, S, D] for x [B, S, D], and `shared`, which later layers read."""
         q = self.queries(x)
         k, v = self.keys_values(x)
         out, shared = self.attend(q, k, v, step, cache, shared)
@@ -52,14 +52,14 @@ class HeadwiseGatedAttention(AttentionLayer):
 
 
 def gate_activation(gate: Tensor, mixer: Attention) -> Tensor:
-    """Apply the activation of a gate: sigmoid, or softplus in fp32 (Laguna)."""
+    """Apply the activation of a gate: the sigmoid, or softplus in fp32 (Laguna)."""
     if mixer.gate_activation == "softplus":
         return F.softplus(gate.float()).to(gate.dtype)
     return torch.sigmoid(gate)
 
 
 def attention_class(mixer: Attention) -> type[AttentionLayer]:
-    """The class of an attention layer, which depends on its output gate."""
+    """Return the class of an attention layer. The class depends on the output gate."""
     match mixer.output_gate:
         case None:
             return AttentionLayer

@@ -1,6 +1,6 @@
-"""Generation: a prefill of the prompts, then one new token per step for each sequence.
+"""Generation of tokens. The model first reads the prompts, then adds one new token per step to each sequence.
 
-B batch, S length of the longest prompt, E length of the longest encoder input, V vocabulary size.
+Dimensions: B batch, S length of the longest prompt, E length of the longest encoder input, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmbench.model.mixers import new_cache
 from llmbench.sizing.lengths import refuse_beyond_positions
 
 COLDEST = torch.finfo(torch.float32).tiny
-"""The lowest temperature above 0: fp32's smallest normal number, because logits are divided by the temperature in
+"""The lowest temperature above 0: the smallest normal number of fp32, because logits are divided by the temperature in
 fp32."""
 
 _Sampling = tuple[float, int | None, float | None]
@@ -27,8 +27,11 @@ _Sampling = tuple[float, int | None, float | None]
 
 
 class Generated(NamedTuple):
-    """The new tokens [B, n], and their number [B] in each row. The number includes the stop token, which also fills the
-    rest of the row."""
+    """The new tokens of all sequences.
+
+    - `tokens` [B, n]: the new tokens. After the stop token, the rest of a row is filled with stop tokens.
+    - `lengths` [B]: the number of new tokens in each row, up to and including the first stop token.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -49,15 +52,18 @@ def generate(
     cache: str = "rolling",
     stop_token: int | None = None,
 ) -> Generated:
-    """Continue prompts [B, S]. The first `lengths` [B] tokens of each row are real, the rest is padding.
+    """Continue the prompts `tokens` [B, S].
 
-    An encoder-decoder first encodes `encoder_tokens` [B, E] with `encoder_lengths` [B] real tokens. The prompts are
-    then the first tokens of the decoder.
-
-    A temperature of 0 takes the most likely token. Otherwise logits are divided by the temperature, and a token is
-    drawn from the `top_k` most likely tokens, of which `top_p` keeps the fewest whose probabilities sum to at least
-    `top_p`. Equal seeds give equal tokens. `cache` is a name in CACHE_KINDS. A row ends with `stop_token`; every row
-    ends after `max_new_tokens`.
+    - `lengths` [B]: the number of real tokens in each row. The rest of the row is padding.
+    - `encoder_tokens` [B, E], `encoder_lengths` [B]: the input of an encoder-decoder, and its number of real tokens.
+      The prompts are then the first tokens of the decoder.
+    - `temperature`: 0 takes the most likely token. Otherwise logits are divided by the temperature, and a token is
+      drawn.
+    - `top_k`: draw only from the `top_k` most likely tokens.
+    - `top_p`: draw only from the fewest most likely tokens whose probabilities sum to at least `top_p`.
+    - `seed`: equal seeds give equal tokens.
+    - `cache`: a name in CACHE_KINDS.
+    - `stop_token`: the token that ends a row. Every row ends after `max_new_tokens` tokens.
 
     Raises SpecError and UnknownNameError for invalid arguments, UnsupportedError for a model that cannot decode token
     by token, CannotRunError for a model on meta.
@@ -106,9 +112,10 @@ def stream(
     encoder_lengths: Tensor | None = None,
     cache: str | Cache = "rolling",
 ) -> Iterator[Tensor]:
-    """Generate step by step: an iterator over the next token [B] of each row. It does not stop at a stop token.
+    """Yield the next token [B] of each row, step by step. The generation does not end at a stop token.
 
-    `cache` may also be a Cache that has the first tokens of the sequences.
+    The arguments are those of `generate`. `cache` may also be a Cache that already has the first tokens of the
+    sequences.
     """
     sampling = _sampling(temperature, top_k, top_p)
     count, seed = whole_number("max_new_tokens", max_new_tokens, 1), whole_seed(seed)
@@ -133,8 +140,10 @@ def stream(
 def _encoder_inputs(
     model: Decoder, tokens: Tensor, encoder_tokens: Tensor | None, encoder_lengths: Tensor | None, cache: Cache
 ) -> dict[str, Any]:
-    """The encoder arguments of the first step. Empty if the model has no encoder or the cache already has the output of
-    the encoder."""
+    """Return the encoder arguments of the first step.
+
+    The result is empty if the model has no encoder, or if the cache already contains the encoder output.
+    """
     name = model.spec.name
     if encoder_tokens is None:
         if encoder_lengths is not None:
@@ -162,7 +171,7 @@ def _steps(
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> _Sampling:
-    """Check the arguments of `choose`. Raises SpecError."""
+    """Check the arguments of `choose`, and return them. Raises SpecError."""
     temperature = real_number("temperature", temperature)
     if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
         raise SpecError(
@@ -189,14 +198,14 @@ def choose(
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """The fp32 probabilities [B, V] from which tokens are drawn.
+    """Return the fp32 probabilities [B, V] from which tokens are drawn.
 
     They are softmax(logits / temperature) over the `top_k` most likely tokens. `top_p` then keeps the most likely
-    tokens until their sum reaches top_p, including the token that reaches it (arXiv 1904.09751), and scales them to a
-    sum of 1.
+    tokens, up to and including the token with which the sum of probabilities reaches `top_p` (arXiv 1904.09751). The
+    kept probabilities are scaled to a sum of 1.
     """
     wide = logits.to(torch.float32)
-    # Without the subtraction, dividing by a low temperature could overflow.
+    # Subtracting the maximum first prevents an overflow when the temperature is low.
     scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None and top_k < scaled.shape[-1]:
         best = scaled.topk(top_k, dim=-1)

@@ -1,6 +1,6 @@
 """The modules between the last layer and the vocabulary: BERT's transform, or a projection to the embedding width.
 
-B batch, S length, D hidden size, W embedding width, V vocabulary size.
+Dimensions: B batch, S length, D hidden size, W embedding width, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmbench.spec.model import ModelSpec
 
 
 class HeadLayer(nn.Module):
-    """The head before the vocabulary projection: norm(act(transform(x))), or projection(x).
+    """The head before the vocabulary projection. It computes norm(act(transform(x))), or projection(x).
 
     BERT's head also owns the bias of the logits.
     """
@@ -35,7 +35,7 @@ class HeadLayer(nn.Module):
 
     @staticmethod
     def needed(spec: ModelSpec, width: int) -> bool:
-        """Whether a model has such a head: a transform, or an embedding width other than D."""
+        """Return whether a model has this head: its spec has a transform, or its embedding width differs from D."""
         return spec.head.transform is not None or width != spec.hidden_size
 
     def reset_parameters(self) -> None:
@@ -44,7 +44,7 @@ class HeadLayer(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The input of the vocabulary projection, [B, S, D] to [B, S, W]."""
+        """Return the input [B, S, W] of the vocabulary projection for x [B, S, D]."""
         if self.projection is not None:
             return self.projection(x)
         assert self.transform is not None
@@ -54,6 +54,6 @@ class HeadLayer(nn.Module):
 
 
 def _activation(spec: ModelSpec) -> Activation:
-    """The activation of the head: in BERT the activation of the feed-forwards, in RoBERTa always GELU."""
+    """Return the activation of the head. BERT uses the activation of its feed-forwards. RoBERTa always uses GELU."""
     ffn = spec.layers[spec.order[0]].ffn
     return ffn.activation if spec.head.transform == "bert" and isinstance(ffn, (Dense, Gated)) else "gelu"

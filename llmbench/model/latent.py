@@ -1,14 +1,15 @@
-"""Multi-head latent attention (MLA) in its two forms. DeepSeek-V2, arXiv 2405.04434, section 2.1.
+"""Multi-head latent attention (MLA) in its two forms. Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
 
 The cache stores one row per token: the latent c = norm(W_a x), and one rotary key that all heads share.
 
-Expanded form: compute the keys and values of each head from the latents, k = [W_uk c, k_rope] and v = W_uv c, then
-attend as usual. This form takes fewer FLOPs per pair of a query and a key. Absorbed form: apply W_uk to the queries and
-W_uv to the result. The cached rows are then the keys of a single head, and their latents its values. This form computes
-nothing again for cached tokens.
+The expanded form computes the keys and values of each head from the latents: k = [W_uk c, k_rope] and v = W_uv c. Then
+it attends like ordinary attention. This form takes fewer FLOPs per pair of a query and a key.
 
-B batch, S query length, T key length, D hidden size, N heads, C latent width (kv_lora_rank), R rotary dims of a key, P
-plain dims of a key, V value dims, I index head dim.
+The absorbed form applies W_uk to the queries and W_uv to the result. The cached rows are then the keys of a single
+head, and their latents are its values. This form computes no keys or values again for cached tokens.
+
+Dimensions: B batch, S query length, T key length, D hidden size, N heads, C latent width (kv_lora_rank), R rotary dims
+of a key, P plain dims of a key, V value dims, I index head dim.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ Form = Literal["auto", "expanded", "absorbed"]
 
 
 class LatentLayer(nn.Module):
-    """Latent attention over [B, S, D].
+    """Latent attention. Its input and output are [B, S, D].
 
-    With form "auto", one new token with a cache uses the absorbed form, and every other step the expanded form.
+    With the form "auto", a forward pass over one new token and a cache uses the absorbed form. Every other pass uses
+    the expanded form.
     """
 
     def __init__(self, spec: ModelSpec, mixer: LatentAttention, *, positions: Positions) -> None:
@@ -61,8 +63,11 @@ class LatentLayer(nn.Module):
         self.scale = score_scale(mixer, positions)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None, shared: Any) -> tuple[Tensor, Any]:
-        """The output of attention, [B, S, D] to [B, S, D], and the indexer's choice of keys, which later layers share
-        (GLM-5)."""
+        """Return the output [B, S, D] of attention for x [B, S, D], and `shared`.
+
+        - `shared`: the keys that an indexer selected, as a bias [B, 1, S, T] of the scores. Later layers without an
+          indexer use the same keys (GLM-5).
+        """
         mixer, implementation = self.mixer, step.implementation
         q_input = self._query_input(x, implementation)
         q_proj = self.q_b_proj if self.q_proj is None else self.q_proj
@@ -94,8 +99,10 @@ class LatentLayer(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
     def _query_input(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """The input of the query projections, also of the indexer: x, or the latent of the queries [B, S,
-        q_lora_rank]."""
+        """Return the input of the query projections of the layer and of its indexer.
+
+        The input is x, or the latent [B, S, q_lora_rank] of the queries if the layer has one.
+        """
         if self.q_a_proj is None:
             return x
         latent: Tensor = self.q_a_proj(x)
@@ -104,8 +111,10 @@ class LatentLayer(nn.Module):
     def _expanded(
         self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """The expanded form: keys and values of each head are computed from the rows [B, 1, T, C + R]. Returns [B, N,
-        S, V]."""
+        """Attend in the expanded form: compute the keys and values of each head from the cache rows [B, 1, T, C + R].
+
+        Returns the weighted values [B, N, S, V].
+        """
         mixer = self.mixer
         latent, k_rope = seen.k.split((mixer.kv_lora_rank, mixer.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(latent[:, 0]).unflatten(-1, (mixer.num_attention_heads, -1)).transpose(1, 2)
@@ -116,7 +125,10 @@ class LatentLayer(nn.Module):
     def _absorbed(
         self, q_plain: Tensor, q_rope: Tensor, seen: Seen, scores: Scores, implementation: Implementation
     ) -> Tensor:
-        """The absorbed form: the rows [B, 1, T, C + R] are the keys of one head. Returns [B, N, S, V]."""
+        """Attend in the absorbed form: the cache rows [B, 1, T, C + R] are the keys of one head.
+
+        Returns the weighted values [B, N, S, V].
+        """
         mixer = self.mixer
         weights = self.kv_b_proj.weight.unflatten(0, (mixer.num_attention_heads, -1))  # [N, P + V, C]
         up_k, up_v = weights.split((mixer.qk_nope_head_dim, mixer.v_head_dim), dim=1)
@@ -126,10 +138,10 @@ class LatentLayer(nn.Module):
 
 
 class IndexerLayer(nn.Module):
-    """DeepSeek-V3.2's lightning indexer. It chooses the `top_k` keys to which each query attends.
+    """DeepSeek-V3.2's lightning indexer. It selects the `top_k` keys to which each query attends.
 
-    score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads, with the first R dims of q and k rotated. The choice
-    has no gradient.
+    score(s, t) = Σ_h w(s, h) · relu(q(s, h) · k(t) / √I) / √heads. The first R dims of q and k are rotated. The
+    selection has no gradient.
     """
 
     def __init__(self, hidden: int, mixer: LatentAttention) -> None:
@@ -145,7 +157,7 @@ class IndexerLayer(nn.Module):
 
     @torch.no_grad()
     def keys(self, x: Tensor, tables: tuple[Tensor, Tensor] | None, implementation: Implementation) -> Tensor:
-        """The keys of the indexer [B, 1, S, I], projected from x [B, S, D]."""
+        """Return the keys [B, 1, S, I] of the indexer, projected from x [B, S, D]."""
         return self._rotated(self.k_norm(self.k_proj(x), implementation)[:, None], tables)
 
     def _rotated(self, x: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -155,7 +167,8 @@ class IndexerLayer(nn.Module):
     def choose(
         self, x: Tensor, q_input: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """The choice of keys as a bias of the scores [B, 1, S, T]: 0 for a chosen key, -inf for the others."""
+        """Select keys, and return the selection as a bias [B, 1, S, T] of the scores: 0 for a selected key, -inf for
+        every other key."""
         q = self.q_proj(q_input).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
         products = self._rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
         matches = torch.relu(products * self.spec.head_dim**-0.5)
@@ -166,9 +179,9 @@ class IndexerLayer(nn.Module):
 
 
 def score_scale(mixer: LatentAttention, positions: Positions) -> float:
-    """The scale of the scores: (P + R) ** -0.5 by default.
+    """Return the factor of the scores. It is (P + R) ** -0.5 if the spec gives no scale.
 
-    With `mscale_all_dim` it is multiplied by YaRN's temperature squared (DeepSeek).
+    If YaRN has `mscale_all_dim`, the factor is also multiplied by the square of YaRN's temperature (DeepSeek).
     """
     scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
     scaling = positions.scaling if isinstance(positions, Rope) else None
@@ -178,7 +191,7 @@ def score_scale(mixer: LatentAttention, positions: Positions) -> float:
 
 
 def set_latent_form(model: nn.Module, form: Form) -> None:
-    """Set the form of every latent attention in a model."""
+    """Set the form of every latent attention layer in a model."""
     for module in model.modules():
         if isinstance(module, LatentLayer):
             module.form = form

@@ -1,10 +1,13 @@
-"""The cache of one attention layer: one slot per token, or a ring of slots for a window. paged.py stores blocks.
+"""The cache of one attention layer. It has one slot per token, or a ring of slots for a window. paged.py has caches in
+blocks.
 
-The sequences in a cache may have different lengths. Each slot stores the position of its token; an empty slot has a
-negative position. Padding is never stored. In latent attention, the cache has one KV head. Its key row is the latent
-followed by the rotary key. Its value row is the key of the indexer, or has width 0.
+The sequences in a cache may have different lengths. Each slot stores the position of its token. An empty slot has a
+negative position. Padding is never stored.
 
-B batch, K KV heads, S new tokens, T slots, H head dim, Hv value head dim.
+In latent attention, the cache has one KV head. The key row of a token is the latent followed by the rotary key. The
+value row is the key of the indexer. Without an indexer, the value row has width 0.
+
+Dimensions: B batch, K KV heads, S new tokens, T slots, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -19,50 +22,51 @@ from llmbench.model.storage import RowStorage, Storage
 
 
 class LayerCache(Protocol):
-    """The interface of a cache of keys and values of one layer."""
+    """The interface of a cache that stores the keys and values of one layer."""
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """Store keys [B, K, S, H] and values [B, K, S, Hv] of the tokens at `positions` [B, S].
+        """Store keys k [B, K, S, H] and values v [B, K, S, Hv] of the tokens at `positions` [B, S].
 
-        A token is padding, and is not stored, if `valid` [B, S] is false.
+        - `valid` [B, S]: false for padding, which is not stored. None: no token is padding.
         """
         ...
 
     def overwrites(self, new: int) -> bool:
-        """Whether storing `new` tokens at once overwrites keys that the first of these tokens still sees."""
+        """Return whether storing `new` tokens at once overwrites keys that the first of these tokens still sees."""
         ...
 
     def token_positions(self) -> Tensor:
-        """The positions [B, T] of the stored tokens. An empty slot has a negative position."""
+        """Return the positions [B, T] of the stored tokens. An empty slot has a negative position."""
         ...
 
     def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """The keys [B, K, T, H] of the stored tokens. Quantised or paged rows are copied."""
+        """Return the keys [B, K, T, H] of the stored tokens. Quantised or paged rows are copied."""
         ...
 
     def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """The values [B, K, T, Hv] of the stored tokens. Quantised or paged rows are copied."""
+        """Return the values [B, K, T, Hv] of the stored tokens. Quantised or paged rows are copied."""
         ...
 
     def slots(self, lengths: Tensor) -> Slots:
-        """The keys and values in place, for sequences of `lengths` [B] tokens."""
+        """Return the keys and values at their place in memory, for sequences of `lengths` [B] tokens."""
         ...
 
     def forget(self, row: int) -> None:
-        """Empty the slots of sequence `row`."""
+        """Empty the slots of the sequence with the index `row`."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots of all sequences, with empty slots and scales."""
+        """The bytes of the slots of all sequences. Empty slots and the scales of quantised rows count."""
         ...
 
 
 class RowShape(NamedTuple):
-    """The shape of one token's rows in a layer: the number of KV heads, and the segments of a key row and of a value
-    row.
+    """The shape of the rows that a layer stores for one token.
 
-    A quantised row has one scale per segment.
+    - `heads`: the number of KV heads.
+    - `key`, `value`: the widths of the segments of a key row and of a value row. A quantised row has one scale per
+      segment.
     """
 
     heads: int
@@ -73,8 +77,8 @@ class RowShape(NamedTuple):
 class SlotCache:
     """A cache with `capacity` slots per sequence.
 
-    With `ring`, a token overwrites the token that is `capacity` positions before it. If several new tokens are stored
-    at once, they attend to the older tokens before these are overwritten.
+    With `ring`, a token overwrites the token that is `capacity` positions before it. If a forward pass adds several
+    tokens, they attend to the old tokens before these are overwritten.
     """
 
     def __init__(
@@ -95,7 +99,8 @@ class SlotCache:
         self.positions = torch.full((batch, capacity + 1), -1, dtype=torch.int64, device=device)
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """See LayerCache. If several tokens belong to the same slot of a ring, the last one is stored."""
+        """Store keys and values, as LayerCache.fill says. If several tokens have the same slot of a ring, the last one
+        is stored."""
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         stored = new >= 0
         if self.ring:
@@ -107,23 +112,23 @@ class SlotCache:
         self.positions[rows, slots] = new
 
     def overwrites(self, new: int) -> bool:
-        """See LayerCache."""
+        """Return whether the cache is a ring and gets several tokens at once."""
         return self.ring and new > 1
 
     def token_positions(self) -> Tensor:
-        """See LayerCache."""
+        """Return the positions [B, T] of the stored tokens. An empty slot has a negative position."""
         return self.positions[:, : self.capacity]
 
     def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
+        """Return the keys [B, K, T, H] of all slots. Quantised rows are converted to `dtype`."""
         return self.keys.read(self._used, dtype)
 
     def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
+        """Return the values [B, K, T, Hv] of all slots. Quantised rows are converted to `dtype`."""
         return self.values.read(self._used, dtype)
 
     def slots(self, lengths: Tensor) -> Slots:
-        """See LayerCache."""
+        """Return the keys and values at their place in memory, for sequences of `lengths` [B] tokens."""
         (keys, key_scales), (values, value_scales) = (rows.stored(self._used) for rows in (self.keys, self.values))
         return Slots(keys, values, key_scales, value_scales, lengths, ring=self.ring)
 
@@ -132,11 +137,11 @@ class SlotCache:
         return slice(None), slice(None), slice(0, self.capacity)
 
     def forget(self, row: int) -> None:
-        """See LayerCache."""
+        """Empty the slots of the sequence with the index `row`."""
         self.positions[row] = -1
 
     @property
     def nbytes(self) -> int:
-        """See LayerCache."""
+        """The bytes of the slots of all sequences. The additional slot for dropped tokens does not count."""
         batch, heads, slots = self.keys.data.shape[:3]
         return batch * heads * (slots - 1) * (self.keys.row_bytes + self.values.row_bytes)

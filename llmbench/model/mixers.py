@@ -1,8 +1,10 @@
-"""The module and the cache of each kind of mixer: one `case` per kind. mypy reports a kind that has no case.
+"""Functions that create the module and the cache of each kind of mixer. mypy reports a kind that has no `case`.
 
-A mixer is called as `mixer(x, step, state, shared)`. x is [B, S, D]. `state` is the cache or state of the layer, or
-None. `shared` is the value that earlier layers of the stack share (T5's relative bias). The mixer returns its output
-[B, S, D] and the shared value.
+A mixer is called as `mixer(x, step, state, shared)`, and returns its output [B, S, D] and `shared`.
+
+- `x`: the input [B, S, D].
+- `state`: the cache or the recurrent state of the layer, or None.
+- `shared`: a value that one layer computes and later layers read, such as T5's relative bias.
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
 
 
 def build_state(mixer: SingleMixer, store: Store) -> Any:
-    """Create the memory of a mixer between steps: a cache of its tokens, or a fixed state. Raises UnsupportedError."""
+    """Create the memory that a mixer keeps between forward passes: a cache of tokens, or a state of fixed size.
+
+    Raises UnsupportedError if the mixer needs a kind of memory that cannot be built.
+    """
     rows, state = mixer.cache_rows, mixer.fixed_state
     if state is not None and not rows:
         return new_state(state, store.batch, dtype=store.dtype, device=store.device)
@@ -88,16 +93,17 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
 
 
 def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
-    """The shape of a cache row. A latent row has no value, so the key of an indexer is stored in its place."""
+    """Return the shape of the rows in a cache. A latent row has no value, so the value row stores the key of the
+    indexer."""
     if row.value:
         return RowShape(row.heads, row.key, row.value)
     return RowShape(row.heads, row.key, (0 if indexer_row is None else indexer_row.width,))
 
 
 def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rolling", **where: Any) -> Cache:
-    """Create an empty cache for a whole model, with room for `capacity` tokens of each of `batch` sequences.
+    """Create an empty cache for a whole model. It has room for `capacity` tokens of each of `batch` sequences.
 
-    `where`: dtype and device, and for paged kinds also block_size and num_blocks.
+    - `where`: dtype and device. For paged kinds also block_size and num_blocks.
     """
     store = open_store(kind, batch, capacity, **where)
     layers = []

@@ -1,7 +1,7 @@
-"""Layers that are not the plain layer: other placements of norms, missing sublayers or scales. One class per placement.
+"""All layers except the plain layer. Their norms stand elsewhere, they lack a sublayer, or they scale the outputs.
 
-`Block` in decoder.py is the plain layer: x + mixer(norm(x)), then x + ffn(norm(x)). `block_class` chooses the class of
-another layer when a model is built:
+`Block` in decoder.py is the plain layer: x + mixer(norm(x)), then x + ffn(norm(x)). For every other layer,
+`block_class` selects one of these classes when a model is built:
 
     PreNormBlock      x + f(norm(x))            missing sublayers (Mamba), cross-attention (T5), scales (Granite)
     PostNormBlock     norm(x + f(x))            the original Transformer, BERT
@@ -12,9 +12,9 @@ another layer when a model is built:
     ParallelBlock     x + mixer(n) + ffn(n)     Falcon-7B, GPT-J: n is one norm of x
     ParallelTwoBlock  x + mixer(n) + ffn(m)     Falcon-40B, GPT-NeoX: n and m are two norms of x
 
-f is the mixer, then the cross-attention, then the feed-forward.
+f is a sublayer: first the mixer, then the cross-attention, then the feed-forward.
 
-B batch, S length, D hidden size.
+Dimensions: B batch, S length, D hidden size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ LayerState = dict[str, Any]
 
 
 class BlockParts(nn.Module):
-    """The base of all layers: mixers, cross-attention and feed-forward, if the layer has them, without norms."""
+    """The base class of all layers. It builds the sublayers that the layer has: mixers, cross-attention,
+    feed-forward."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__()
@@ -58,11 +59,14 @@ class BlockParts(nn.Module):
 
     @abstractmethod
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The residual stream [B, S, D] after this layer, and the value that later layers share (T5's relative
+        """Return the residual stream [B, S, D] after this layer, and the value that later layers read (T5's relative
         bias)."""
 
     def mix(self, x: Tensor, step: Step, state: LayerState | None, shared: Any) -> tuple[Tensor, Any]:
-        """The output [B, S, D] of the mixer, or the sum of parallel mixers (Falcon-H1), and the shared value."""
+        """Return the output [B, S, D] of the mixer, and the value that later layers read.
+
+        The output of parallel mixers is their sum (Falcon-H1).
+        """
         outputs = []
         for name, (input_scale, output_scale) in zip(self.mixers, self.branch_scales, strict=True):
             own = None if state is None else state[name]
@@ -71,27 +75,28 @@ class BlockParts(nn.Module):
         return sum(outputs[1:], outputs[0]), shared
 
     def add(self, x: Residual, out: Tensor) -> Residual:
-        """Add a sublayer's output to the stream: skip_scale · x + residual_scale · out.
+        """Add a sublayer's output to the residual stream x: skip_scale · x + residual_scale · out.
 
-        Granite, MiniCPM and MiniMax have factors other than 1.
+        Only Granite, MiniCPM and MiniMax have factors other than 1.
         """
         return Residual(times(x.whole(), self.layer.skip_scale), times(out, self.layer.residual_scale))
 
 
 def layer_norm(spec: ModelSpec, layer: Layer) -> NormLayer:
-    """Create a norm of a layer. A layer without its own kind of norm uses the norm of the model."""
+    """Create a norm of a layer. It has the layer's own kind of norm if the spec gives one, else the norm of the
+    model."""
     return NormLayer(spec.hidden_size, spec.norm if layer.norm is None else layer.norm)
 
 
 Part = Callable[[Tensor], Tensor]
-"""A sublayer as a function, [B, S, D] to [B, S, D]."""
+"""A sublayer as a function from [B, S, D] to [B, S, D]."""
 
 Read = Callable[[Residual | Tensor], Tensor]
-"""A norm as a function, applied to the residual stream or to a sublayer's output, [B, S, D]."""
+"""A norm as a function. Its input is the residual stream or a sublayer's output, [B, S, D]."""
 
 
 class SequentialBlock(BlockParts):
-    """A layer that runs its sublayers one after the other. A subclass defines in `around` where the norms are."""
+    """A layer that runs its sublayers one after the other. A subclass defines in `around` the places of the norms."""
 
     norms_before: ClassVar[bool] = True
     norms_after: ClassVar[bool] = False
@@ -109,10 +114,10 @@ class SequentialBlock(BlockParts):
 
     @abstractmethod
     def around(self, x: Residual, f: Part, norm: Read, post_norm: Read) -> Residual:
-        """The residual stream after the sublayer `f`, with the norms before and after it."""
+        """Return the residual stream after the sublayer `f`, with the norms before and after the sublayer."""
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after mixer, cross-attention and feed-forward, and the value that later layers share."""
+        """Return the residual stream [B, S, D] after this layer, and the value that later layers read."""
         implementation, cross_attention, ffn = step.implementation, self.cross_attention, self.ffn
 
         def mix(x: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ class SequentialBlock(BlockParts):
 
 
 def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
-    """The norm as a function with one argument, its input."""
+    """Return the norm as a function whose only argument is the input of the norm."""
 
     def read(x: Residual | Tensor) -> Tensor:
         assert norm is not None, "the placement has no norm here"
@@ -165,7 +170,7 @@ class PostNormBlock(SequentialBlock):
 
 
 class OutputNormBlock(SequentialBlock):
-    """A layer with norms of its sublayers' outputs: x + norm(f(x))."""
+    """A layer that normalises the outputs of its sublayers: x + norm(f(x))."""
 
     norms_before, norms_after = False, True
 
@@ -200,14 +205,14 @@ class FromNormBlock(SequentialBlock):
 
 
 class ParallelBlock(BlockParts):
-    """A layer with parallel sublayers on one norm: x + mixer(n) + ffn(n) with n = norm(x)."""
+    """A layer with parallel sublayers and one norm: x + mixer(n) + ffn(n) with n = norm(x)."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__(spec, layer, index=index, where=where)
         self.norm = layer_norm(spec, layer)
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and the value that later layers share."""
+        """Return the residual stream [B, S, D] after this layer, and the value that later layers read."""
         normed = self.norm(x, step.implementation)
         if self.mixers:
             out, shared = self.mix(normed, step, state, shared)
@@ -218,7 +223,7 @@ class ParallelBlock(BlockParts):
 
 
 class ParallelTwoBlock(BlockParts):
-    """A layer with parallel sublayers on two norms: x + mixer(n) + ffn(m), where n and m are norms of x."""
+    """A layer with parallel sublayers and two norms: x + mixer(n) + ffn(m). n and m are norms of x."""
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__(spec, layer, index=index, where=where)
@@ -226,7 +231,7 @@ class ParallelTwoBlock(BlockParts):
         self.ffn_norm = layer_norm(spec, layer) if self.ffn is not None else None
 
     def forward(self, x: Residual, step: Step, state: LayerState | None, shared: Any) -> tuple[Residual, Any]:
-        """The stream [B, S, D] after this layer, and the value that later layers share."""
+        """Return the residual stream [B, S, D] after this layer, and the value that later layers read."""
         start = x
         if self.mixer_norm is not None:
             out, shared = self.mix(self.mixer_norm(start, step.implementation), step, state, shared)
@@ -237,15 +242,18 @@ class ParallelTwoBlock(BlockParts):
 
 
 def is_plain(layer: Layer) -> bool:
-    """Whether a layer is the plain layer of decoder.py: x + mixer(norm(x)), then x + ffn(norm(x)), without scales."""
+    """Return whether a layer is the plain layer of decoder.py: x + mixer(norm(x)), then x + ffn(norm(x)), without
+    scales."""
     has_both = layer.mixer is not None and layer.ffn is not None and layer.cross_attention is None
     scaled = layer.residual_scale != 1.0 or layer.skip_scale != 1.0
     return layer.placement == "pre" and has_both and not scaled and not layer.residual_from_norm
 
 
 def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts]:
-    """The class of a layer that is not plain. Raises UnsupportedError for cross-attention in a layer whose placement is
-    neither pre nor post."""
+    """Return the class of a layer that is not the plain layer.
+
+    Raises UnsupportedError for cross-attention in a layer whose placement is neither pre nor post.
+    """
     if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
         raise UnsupportedError(
             f"{spec.name}: {where}.cross_attention with placement {layer.placement} can be sized, but not built yet"

@@ -11,7 +11,8 @@ from llmbench.spec.model import Norm
 
 
 class NormLayer(nn.Module):
-    """A norm over the last dimension of [..., D]. Statistics are in fp32, the result has the format of the input."""
+    """A norm over the last dimension of [..., D]. It computes statistics in fp32, and returns the format of its
+    input."""
 
     def __init__(self, width: int, norm: Norm, *, weight_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -30,7 +31,10 @@ class NormLayer(nn.Module):
                 self.bias.zero_()
 
     def forward(self, x: Tensor | Residual, implementation: Implementation) -> Tensor:
-        """The normalised x, in its shape. For a residual stream, the same call computes the sum that is pending."""
+        """Return the normalised x, with the shape of x.
+
+        If x is a Residual with a delayed sum, the same call also computes the sum and stores it in x.
+        """
         if not isinstance(x, Residual):
             return implementation.norm(x, None, self.weight, self.bias, self.norm)[0]
         normed, total = implementation.norm(x.x, x.added, self.weight, self.bias, self.norm)

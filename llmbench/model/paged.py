@@ -1,10 +1,12 @@
-"""The cache of one attention layer in blocks. Sequences take blocks from a pool as they grow, and return them.
+"""The cache of one attention layer in blocks. Sequences take blocks from a pool as they grow, and return them at the
+end.
 
-Serving engines use the same layout. Each layer has a pool [blocks, block size, K, H] of keys and a pool [blocks, block
-size, K, Hv] of values. All layers share one int32 table [B, blocks per sequence], which maps the tokens of a sequence
-to blocks. Block 0 belongs to no sequence: padding is written to it, and unused table entries point to it.
+Serving engines use the same layout. Each layer has a tensor [blocks, block size, K, H] of keys and a tensor [blocks,
+block size, K, Hv] of values. All layers share one int32 table [B, blocks per sequence], which lists the blocks of each
+sequence. Block 0 belongs to no sequence: padding is written to it, and unused table entries point to it.
 
-B batch, K KV heads, S new tokens, H head dim, Hv value head dim, M blocks of the longest sequence, T = M · block size.
+Dimensions: B batch, K KV heads, S new tokens, H head dim, Hv value head dim, M blocks of the longest sequence, T = M ·
+block size.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from llmbench.model.layer_cache import RowShape
 from llmbench.model.storage import RowStorage, Storage
 
 BLOCK_SIZE = 16
-"""Tokens per block: 16, the default of serving engines."""
+"""Tokens per block. 16 is the default of serving engines."""
 
 
 class BlockPool:
@@ -31,7 +33,7 @@ class BlockPool:
         self.unused = list(range(num_blocks, 0, -1))
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` free blocks from the pool. Raises CannotRunError if fewer are free."""
+        """Take `count` free blocks from the pool. Raises CannotRunError if the pool has fewer."""
         if count > len(self.unused):
             raise CannotRunError(
                 f"the cache is full: {count} blocks are needed, {len(self.unused)} of {self.num_blocks} are free",
@@ -56,9 +58,9 @@ class BlockTable:
         self.table = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
 
     def reserve(self, lengths: Sequence[int]) -> None:
-        """Allocate blocks until every sequence has enough for its length in `lengths`.
+        """Allocate blocks until every sequence has enough of them for its length in `lengths`.
 
-        Raises CannotRunError if the pool has too few free blocks; then no sequence gets any.
+        Raises CannotRunError if the pool has too few free blocks. In this case, no sequence gets any block.
         """
         missing = [-(-length // self.block_size) - len(own) for length, own in zip(lengths, self.owned, strict=True)]
         blocks = self.pool.allocate(sum(count for count in missing if count > 0))
@@ -87,7 +89,7 @@ class BlockTable:
 
 
 class PagedCache:
-    """A cache of one layer in blocks. The model's Cache owns the table, and reserves blocks before each forward
+    """A cache of one layer in blocks. The model's Cache owns the block table, and reserves blocks before each forward
     pass."""
 
     def __init__(
@@ -106,11 +108,12 @@ class PagedCache:
         self.lengths = torch.zeros(table.table.shape[0], dtype=torch.int64, device=device)
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """See LayerCache."""
+        """Store keys and values in the blocks of their sequences, as LayerCache.fill says."""
         size = self.table.block_size
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         at = new.clamp(min=0)
-        # Padding may have positions past the end of the table, so the index is clamped. Its block is set to 0 below.
+        # Padding may have positions past the end of the table, so the index is clamped. The next line sends padding to
+        # block 0.
         blocks = self.table.table.gather(1, (at // size).clamp(max=self.table.table.shape[1] - 1))
         blocks = torch.where(new >= 0, blocks, 0).to(torch.int64)
         self.keys.write((blocks, at % size), k.transpose(1, 2))
@@ -118,40 +121,43 @@ class PagedCache:
         self.lengths = torch.maximum(self.lengths, new.amax(dim=1) + 1)
 
     def overwrites(self, new: int) -> bool:
-        """See LayerCache."""
+        """Return False: every token has a slot of its own."""
         return False
 
     def token_positions(self) -> Tensor:
-        """See LayerCache. Slots past the end of a sequence count as empty, whatever numbers their block contains."""
+        """Return the positions [B, T] of the stored tokens. Slots past the end of a sequence get -1, because they are
+        empty."""
         slots = torch.arange(self.table.used.shape[1] * self.table.block_size, device=self.lengths.device)
         return torch.where(slots < self.lengths[:, None], slots, -1)
 
     def gathered_keys(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
+        """Return a copy of the keys [B, K, T, H] of the stored tokens, in order."""
         return self._gathered(self.keys, dtype)
 
     def gathered_values(self, dtype: torch.dtype) -> Tensor:
-        """See LayerCache."""
+        """Return a copy of the values [B, K, T, Hv] of the stored tokens, in order."""
         return self._gathered(self.values, dtype)
 
     def _gathered(self, rows: RowStorage, dtype: torch.dtype) -> Tensor:
-        """The stored rows [B, K, T, H] in order. Empty slots are set to zero, because a NaN times a weight of zero is
-        still NaN."""
+        """Return the stored rows [B, K, T, H] in the order of the tokens.
+
+        Empty slots are set to zero. They might contain NaN, and NaN times an attention weight of zero is still NaN.
+        """
         empty = self.token_positions() < 0
         tokens = rows.read(self.table.used.to(torch.int64), dtype).flatten(1, 2)
         return tokens.masked_fill(empty[..., None, None], 0.0).transpose(1, 2)
 
     def slots(self, lengths: Tensor) -> Slots:
-        """See LayerCache."""
+        """Return the blocks of keys and values at their place in memory, and the block table."""
         (keys, key_scales), (values, value_scales) = (rows.stored(...) for rows in (self.keys, self.values))
         return Slots(keys, values, key_scales, value_scales, lengths, table=self.table.used)
 
     def forget(self, row: int) -> None:
-        """See LayerCache. BlockTable.release returns the blocks."""
+        """Set the length of the sequence with the index `row` to 0. BlockTable.release returns its blocks."""
         self.lengths[row] = 0
 
     @property
     def nbytes(self) -> int:
-        """See LayerCache. Only blocks that sequences use count."""
+        """The bytes of all blocks that sequences use. Free blocks do not count."""
         heads = self.keys.data.shape[2]
         return self.table.num_used * self.table.block_size * heads * (self.keys.row_bytes + self.values.row_bytes)

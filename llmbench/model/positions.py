@@ -1,8 +1,8 @@
-"""Position encodings: rotary tables with every kind of scaling, ALiBi slopes, sinusoids and T5's buckets.
+"""Position encodings: tables for rotary positions with every kind of scaling, ALiBi slopes, sinusoids, T5's buckets.
 
 Positions are integers [B, S]. Tables are computed in fp32, and the code that uses them casts the result.
 
-B batch, S query length, T key length, N heads, H head dim, R rotary dims.
+Dimensions: B batch, S query length, T key length, N heads, H head dim, R rotary dims.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling, S
 def inverse_frequencies(
     rope: Rope, head_dim: int, *, seq_len: int, max_positions: int | None, device: torch.device
 ) -> tuple[Tensor, float]:
-    """The scaled RoPE frequencies [R/2], and the factor by which cos and sin are multiplied.
+    """Return the scaled RoPE frequencies [R/2], and a factor by which cos and sin are multiplied.
 
     Unscaled frequencies are theta ** (-2i/R). The kinds of scaling are:
 
-    * linear: divides all frequencies by the factor (arXiv 2306.15595).
-    * dynamic: increases theta with the sequence length (NTK-aware).
-    * llama3: divides low frequencies, keeps high ones, and blends the ones in between (Llama 3.1 report).
-    * yarn: blends divided and original frequencies by wavelength, and multiplies cos and sin by 0.1·ln(factor) + 1
+    - linear: divides all frequencies by the factor (arXiv 2306.15595).
+    - dynamic: increases theta with the sequence length (NTK-aware).
+    - llama3: divides low frequencies, keeps high frequencies, and blends the frequencies in between (Llama 3.1 report).
+    - yarn: blends divided and original frequencies by wavelength, and multiplies cos and sin by 0.1·ln(factor) + 1
       (arXiv 2309.00071).
-    * longrope: divides each frequency by its own factor (arXiv 2402.13753).
-    * proportional: spaces the frequencies over the whole head, and rotates only the first ones (Gemma 4).
+    - longrope: divides each frequency by its own factor (arXiv 2402.13753).
+    - proportional: spaces the frequencies over the whole head, and rotates only the first dims (Gemma 4).
     """
     scaling = rope.scaling
     dim = rope.rotary_dim or head_dim
@@ -79,11 +79,11 @@ def _scaled(
 
 
 def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, original: int) -> tuple[Tensor, float]:
-    """The frequencies of YaRN and its factor on cos and sin (arXiv 2309.00071)."""
+    """Return the frequencies of YaRN, and YaRN's factor on cos and sin (arXiv 2309.00071)."""
     factor = scaling.factor
 
     def correction(rotations: float) -> float:
-        """The dimension whose pair rotates this many times over the trained length."""
+        """Return the dimension whose pair makes `rotations` full turns over the trained length."""
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = correction(32.0 if scaling.beta_fast is None else scaling.beta_fast)
@@ -104,7 +104,7 @@ def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, ori
 
 
 def yarn_scale(factor: float, mscale: float) -> float:
-    """YaRN's temperature: 0.1·mscale·ln(factor) + 1."""
+    """Return YaRN's temperature: 0.1·mscale·ln(factor) + 1."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
@@ -117,9 +117,10 @@ class Rotation(NamedTuple):
     max_positions: int | None
 
     def regime(self, seq_len: int) -> int:
-        """A number that is equal for two sequence lengths if and only if the frequencies are equal.
+        """Return a number that is equal for two sequence lengths if and only if their frequencies are equal.
 
-        Dynamic scaling changes the frequencies with every token past the trained length. longrope changes them once.
+        Dynamic scaling changes the frequencies with every token past the trained length. longrope changes the
+        frequencies only once.
         """
         scaling = self.rope.scaling
         if scaling is None or scaling.kind not in ("dynamic", "longrope"):
@@ -130,7 +131,7 @@ class Rotation(NamedTuple):
         return int(seq_len > (original or self.max_positions or seq_len))
 
     def tables(self, positions: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-        """The fp32 tables cos and sin [B, 1, S, R/2] for integer positions [B, S]."""
+        """Return the fp32 tables cos and sin [B, 1, S, R/2] for integer positions [B, S]."""
         frequencies, factor = inverse_frequencies(
             self.rope, self.width, seq_len=seq_len, max_positions=self.max_positions, device=positions.device
         )
@@ -139,27 +140,27 @@ class Rotation(NamedTuple):
 
 
 def rotation_of(positions: Positions, width: int, max_positions: int | None) -> Rotation | None:
-    """The rotation of heads with `width` dims. None if the positions are not rotary."""
+    """Return the rotation of heads with `width` dims. None if the positions are not rotary."""
     if not isinstance(positions, Rope) or not width:
         return None
     return Rotation(f"{positions} {width} {max_positions}", positions, width, max_positions)
 
 
 Tables = dict[str, tuple[Tensor, Tensor]]
-"""The tables cos and sin [B, 1, S, R/2] of each rotation of a model, by the name of the rotation."""
+"""The tables cos and sin [B, 1, S, R/2] of each rotation in a model, by the name of the rotation."""
 
 
 def rotations_of(model: nn.Module) -> list[Rotation]:
-    """The distinct rotations of all layers of a model."""
+    """Return the distinct rotations of all layers in a model."""
     rotations = (getattr(module, "rotation", None) for module in model.modules())
     return list({rotation.name: rotation for rotation in rotations if isinstance(rotation, Rotation)}.values())
 
 
 def refuse_mixed_frequencies(rotations: Iterable[Rotation], before: Sequence[int], after: Sequence[int]) -> None:
-    """Raise CannotRunError if the RoPE frequencies of a forward pass would differ between its rows or from the cached
+    """Raise CannotRunError if a forward pass would need different RoPE frequencies for different rows or for cached
     keys.
 
-    before, after: the number of tokens in each row before and after the pass.
+    - `before`, `after`: the number of tokens in each row before and after the pass.
     """
     for rotation in rotations:
         new = {rotation.regime(end) for end in after}
@@ -181,15 +182,17 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def tables_of(rotations: Iterable[Rotation], positions: Tensor, seq_len: int) -> Tables:
-    """The tables of all rotations for one forward pass. seq_len: the longest context, because some scalings depend on
-    it."""
+    """Return the tables of all rotations for one forward pass.
+
+    - `seq_len`: the length of the longest sequence, because some scalings depend on the sequence length.
+    """
     return {rotation.name: rotation.tables(positions, seq_len) for rotation in rotations}
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
     """Rotate the first R dims of each head of x [B, N, S, H], in fp32.
 
-    With `interleaved`, a pair is two neighbouring dims. Otherwise it has one dim from each half of R.
+    With `interleaved`, a pair consists of two neighbouring dims. Otherwise, a pair has one dim from each half of R.
     """
     (cos, sin), dtype, x = tables, x.dtype, x.float()
     rotary_dim = 2 * cos.shape[-1]
@@ -204,21 +207,23 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: bool) -> Te
 
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
-    """ALiBi's slopes [N] (arXiv 2108.12409).
+    """Return ALiBi's slopes [N] (arXiv 2108.12409).
 
-    With n the largest power of two up to N, the first n heads have the slopes 2 ** (-8i/n). The slopes of the remaining
-    heads lie between these.
+    Let n be the largest power of two up to N. The first n heads have the slopes 2 ** (-8i/n). The slopes of the other
+    heads lie between these slopes.
     """
     below = 2 ** math.floor(math.log2(num_heads))
-    # The range is created on the device, because a copy from the host would synchronise.
+    # The range is created on the device, because a copy from the host would make the host wait for the device.
     head = torch.arange(num_heads, dtype=torch.float64, device=device)
     between = 4 / below * (2 * (head - below) + 1)
     return torch.exp2(-torch.where(head < below, 8 / below * (head + 1), between)).to(torch.float32)
 
 
 def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """The vectors [B, S, width] of sines and cosines for positions [B, S] ("Attention is all you need", section
-    3.5)."""
+    """Return the vectors [B, S, width] of sines and cosines for positions [B, S].
+
+    Source: "Attention is all you need", section 3.5.
+    """
     pairs = width // 2 if kind.to_end else (width + 1) // 2
     steps = torch.arange(pairs, dtype=torch.float32, device=positions.device)
     last = max(pairs - 1, 1) if kind.to_end else width / 2
@@ -229,9 +234,10 @@ def sinusoids(kind: SinusoidalPositions, positions: Tensor, width: int, dtype: t
 
 
 def relative_buckets(bias: RelativeBias, queries: Tensor, keys: Tensor, *, bidirectional: bool) -> Tensor:
-    """T5's bucket number [B, S, T] of the distance from each query to each key.
+    """Return T5's bucket number [B, S, T] for the distance from each query to each key.
 
-    Short distances have one bucket each. Longer distances share logarithmic buckets (arXiv 1910.10683, section 2.1).
+    Short distances have one bucket each. Longer distances share buckets whose width grows with the distance: the bucket
+    number is logarithmic (arXiv 1910.10683, section 2.1).
     """
     distance = keys[:, None, :] - queries[:, :, None]
     buckets = bias.num_buckets
