@@ -1,4 +1,4 @@
-"""Refusals: specs that cannot be built, and steps whose result would differ from one pass of each row alone."""
+"""Checks that refuse specs and forward passes which the model cannot compute correctly."""
 
 from __future__ import annotations
 
@@ -56,10 +56,13 @@ def refuse_step(
     cache: Cache | None,
     lengths: Tensor | None,
 ) -> None:
-    """Refuse a step whose result would differ from running each row alone in one pass.
+    """Refuse a forward pass whose result would differ from the result of running each row alone in one pass.
 
-    length: tokens of the step. lengths [B]: the number of real tokens in each row. Raises SpecError for tokens past the
-    last position of the model, CannotRunError for rows that cannot share a pass or a cache that cannot be continued.
+    - `length`: the number of tokens per row, including padding.
+    - `lengths` [B]: the number of real tokens in each row. None: no row has padding.
+
+    Raises SpecError for tokens past the last position of the model. Raises CannotRunError for rows that cannot share a
+    pass, or for a cache that cannot be continued.
     """
     end = length if cache is None else length + cache.longest
     refuse_beyond_positions(spec, end)
@@ -75,6 +78,6 @@ def refuse_step(
 
 
 def _limits_experts(spec: ModelSpec) -> bool:
-    """Whether the capacity of the experts depends on the number of tokens in a pass, which includes padding."""
+    """Return whether the capacity of the experts depends on the number of tokens in a pass, including padding."""
     ffns = [layer.ffn for layer in spec.layers.values()]
     return any(isinstance(ffn, MoE) and ffn.capacity_factor is not None for ffn in ffns)

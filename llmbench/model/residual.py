@@ -1,9 +1,10 @@
-"""The residual stream. It delays the sum with a sublayer's output until the next norm reads it.
+"""The residual stream. It delays the addition of a sublayer's output until the next norm reads the sum.
 
-A layer is written as `x = x.plus(f(norm(x)))`. `plus` computes nothing: the next norm adds the output when it reads x.
-An implementation may do both in one kernel (`fused`), which saves a pass over memory. The result is the same.
+A layer is written as `x = x.plus(f(norm(x)))`. `plus` computes nothing. The next norm computes the sum when it reads x.
+An implementation may compute sum and norm in one kernel (`fused`), which saves a pass over memory. The result is the
+same.
 
-B batch, S length, D hidden size.
+Dimensions: B batch, S length, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from torch.utils._pytree import register_pytree_node
 
 @dataclass(eq=False)
 class Residual:
-    """The residual stream [B, S, D]: `x` plus `added`, a sublayer's output that is not added yet."""
+    """The residual stream [B, S, D]: the sum of `x` and `added`, a sublayer's output that is not added yet."""
 
     x: Tensor
     added: Tensor | None = None
 
     def plus(self, out: Tensor) -> Residual:
-        """The stream after a sublayer with the output `out` [B, S, D]. (It is a method, because torch.compile cannot
-        trace an operator `+` here.)"""
+        """Return the residual stream after a sublayer with the output `out` [B, S, D].
+
+        This is a method, because torch.compile cannot trace an operator `+` here.
+        """
         return Residual(self.whole(), out)
 
     def whole(self) -> Tensor:
-        """The sum [B, S, D], for code that reads the stream without a norm."""
+        """Return the sum [B, S, D], for code that reads the residual stream without a norm."""
         if self.added is not None:
             self.settle(self.x + self.added)
         return self.x
@@ -46,5 +49,6 @@ def _unflatten(tensors: Any, _: None) -> Residual:
     return Residual(*tensors)
 
 
-# FSDP must find the tensors in the inputs and outputs of a layer. torch 2.13 searches dataclasses, 2.11 only pytrees.
+# FSDP must find the tensors in the inputs and outputs of a layer. torch 2.13 also searches dataclasses. torch 2.11
+# searches only pytrees.
 register_pytree_node(Residual, _flatten, _unflatten)

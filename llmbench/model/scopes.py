@@ -1,4 +1,4 @@
-"""Scopes of a trace: they assign each torch function inside a model to an op of the op table."""
+"""Scopes of a trace. They assign each torch function that runs inside a model to an op of the op table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 _OWN_FUNCTIONS: dict[Any, str] = {Tensor.clamp: "clip", F.rms_norm: "v_norm"}
-"""Ops that have no module and are one torch function: the function, and the name of the op."""
+"""The ops that consist of a single torch function and have no module. Maps the function to the name of the op."""
 
 _FOLLOWING = {
     "up_proj": "act",
@@ -24,15 +24,16 @@ _FOLLOWING = {
     "shared_gate": "shared_scale",
     "lm_head": "soft_cap",
 }
-"""Ops that have no module and run after a child module: the name of the child, and the name of the op."""
+"""The ops that have no module and run after a child module. Maps the name of the child module to the name of the op."""
 
 
 class Scopes(TorchFunctionMode):
-    """Finds the op of each torch function that runs.
+    """A mode that finds the op to which each torch function belongs.
 
-    The module whose forward method runs is the scope. Within it, a function belongs to the op whose parameter it uses.
-    Otherwise it belongs to the op of that function, or to the op that follows the last child module. `outputs`:
-    storages that are the whole result of an op, and the name of the op.
+    The scope is the module whose forward method runs. A function belongs to the op whose parameter it uses. If it uses
+    no parameter, it belongs to the op that consists of this function, or to the op that follows the last child module.
+
+    - `outputs`: the storages that are the whole result of an op, each with the name of the op.
     """
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
@@ -41,7 +42,7 @@ class Scopes(TorchFunctionMode):
         self.stack = [""]
         self.last: dict[str, str] = {}
         self.outputs: dict[int, str] = {}
-        # The storages stay alive here, so that no later tensor gets the address of an output.
+        # These references keep the storages alive, so that no later tensor gets the address of an output.
         self.output_storages: list[torch.UntypedStorage] = []
         self.owners: dict[int, str] = {}
         for name, parameter in model.named_parameters():
@@ -74,7 +75,8 @@ class Scopes(TorchFunctionMode):
             self.leave()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` in the scope of the op whose parameter is an argument, or else in the scope of its own op."""
+        """Run `func` in the scope of the op whose parameter is an argument. If there is none, use the op of `func`
+        itself."""
         owner = self._inside(_OWN_FUNCTIONS.get(func, ""))
         for argument in args:
             if isinstance(argument, Tensor):
@@ -85,8 +87,8 @@ class Scopes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def output(self, name: str, result: Tensor) -> None:
-        """Record `result` as the output of the op `name`, if there is such an op. The bytes of `result` then count for
-        this op."""
+        """Record `result` as the output of the op `name`, if the op table has this op. The bytes of `result` then count
+        for the op."""
         if name in self.names:
             storage = result.untyped_storage()
             self.outputs[storage._cdata] = name
@@ -94,17 +96,19 @@ class Scopes(TorchFunctionMode):
 
     @property
     def own(self) -> str:
-        """The op without a module that now runs in the innermost scope, else the name of that scope."""
+        """The name of the op without a module that now runs in the innermost scope. If there is none, the name of the
+        scope."""
         return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 
     def _inside(self, child: str) -> str:
-        """The full name of the op `child` in the innermost scope; empty if there is none."""
+        """Return the full name of the op `child` in the innermost scope. Empty if the op table has no such op."""
         name = f"{self.here}.{child}".lstrip(".")
         return name if name in self.names else ""
 
 
 class FlopsByScope(TorchDispatchMode):
-    """Adds the FLOPs that a counter counts to the current scope, in `flops`. Enter this mode after the counter."""
+    """A mode that adds the FLOPs of each function to the current scope, in `flops`. Enter this mode after the FLOP
+    counter."""
 
     def __init__(self, counter: FlopCounterMode, scopes: Scopes, flops: dict[str, int]) -> None:
         super().__init__()

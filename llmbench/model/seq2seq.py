@@ -1,6 +1,6 @@
-"""Encoder-decoder models: the layers of the decoder attend to the output of an encoder.
+"""Encoder-decoder models. The layers of the decoder attend to the output of an encoder.
 
-B batch, S length, E encoder length, D hidden size, V vocabulary size.
+Dimensions: B batch, S length, E encoder length, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPosi
 
 
 class Encoder(nn.Module):
-    """The encoder: a stack of bidirectional layers, and a norm if the spec has one. Its tokens use the embedding table
-    of the decoder."""
+    """The encoder: a stack of bidirectional layers, and a norm if the spec has one.
+
+    The encoder and the decoder share one embedding table.
+    """
 
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
         super().__init__()
@@ -45,8 +47,10 @@ class Encoder(nn.Module):
         self.final_norm = NormLayer(spec.hidden_size, spec.norm) if stack.final_norm else None
 
     def forward(self, x: Tensor, valid: Tensor | None, implementation: Implementation) -> Tensor:
-        """The output of the encoder, [B, E, D] to [B, E, D]. `valid` [B, E] marks the real tokens; None: all are
-        real."""
+        """Return the output [B, E, D] of the encoder for x [B, E, D].
+
+        - `valid` [B, E]: true for real tokens. None: no token is padding.
+        """
         positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         step = Step(positions, valid, True, tables_of(self.rotations, positions, x.shape[1]), implementation)
         stream, shared = Residual(x), None
@@ -77,11 +81,13 @@ class Seq2Seq(Decoder):
         last_only: bool = False,
         targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of the decoder's tokens [B, S], which attend to the encoder's tokens [B, E].
+        """Return the logits [B, S, V] for the decoder's tokens [B, S], which attend to the encoder's tokens [B, E].
 
-        encoder_lengths [B]: the number of real encoder tokens in each row. A cache stores the keys and values of the
-        encoder, so that later steps need no encoder_tokens. The other arguments are those of Decoder. Raises
-        CannotRunError if the first step has no encoder_tokens.
+        - `encoder_lengths` [B]: the number of real encoder tokens in each row.
+        - `cache`: also stores the keys and values of the encoder output. Later passes therefore need no encoder_tokens.
+
+        The other arguments are those of `Decoder.forward`. Raises CannotRunError if the first pass has no
+        encoder_tokens.
         """
         memory = valid = None
         if encoder_tokens is not None:
@@ -102,7 +108,8 @@ class Seq2Seq(Decoder):
         )
 
     def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output of the encoder [B, E, D] for its tokens [B, E], and a mask [B, E] of the real tokens."""
+        """Return the output [B, E, D] of the encoder for `tokens` [B, E], and a mask [B, E] that is true for real
+        tokens."""
         places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         valid = None if lengths is None else places < lengths[:, None]
         return self.encoder(self.look_up(tokens), valid, self.implementation), valid

@@ -1,6 +1,6 @@
 """The inputs that all layers of one forward pass share.
 
-B batch, S length, D hidden size, E encoder length.
+Dimensions: B batch, S length, D hidden size, E encoder length.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from llmbench.model.positions import Tables
 class Step(NamedTuple):
     """The shared inputs of one forward pass through a stack of layers.
 
-    positions: the positions of the new tokens [B, S]. valid [B, S]: false for padding; None if no token is padding.
-    plain: every sequence starts with this pass, at position 0, so that a cache is still empty. tables: cos and sin of
-    every rotation. lengths [B]: with a cache, the tokens of each sequence including the new ones. memory: the output of
-    an encoder [B, E, D]. memory_valid [B, E]: false for its padding.
+    - `positions` [B, S]: the positions of the new tokens.
+    - `valid` [B, S]: false for padding. None: no token is padding.
+    - `plain`: every sequence starts with this pass, at position 0. A cache is still empty.
+    - `tables`: the tables cos and sin of every rotation.
+    - `lengths` [B]: the number of tokens per sequence in the cache, including the new tokens. None: there is no cache.
+    - `memory` [B, E, D]: the output of an encoder. None: the cache has it, or the model has no encoder.
+    - `memory_valid` [B, E]: false for padding in `memory`. None: no encoder token is padding.
     """
 
     positions: Tensor

@@ -1,14 +1,15 @@
 """Storage of cache rows, in the model's format or quantised. A row is the key or the value of one token in one head.
 
-W width of a row, P number of its segments.
+Dimensions: W width of a row, P number of its segments.
 
-A quantised row has one scale per segment. (An MLA row has two segments: the latent and the rotary key.) The scale maps
-the largest element of a segment to the largest value of the format:
+A quantised row has one fp32 scale per segment. An MLA row has two segments: the latent and the rotary key. The scale
+maps the largest element of a segment to the largest value of the format:
 
     int8  x ≈ q · s,  s = max|x| / 127,  |error| ≤ s / 2
     fp8   x ≈ q · s,  s = max|x| / 448 (e4m3),  |error| ≤ max(|x| · 2⁻⁴, s · 2⁻¹⁰)
 
-The mantissa of e4m3 has three bits, so half a step is at most 2⁻⁴ of a normal number. Below 2⁻⁶, the steps are 2⁻⁹.
+The mantissa of e4m3 has three bits, so half a step is at most 2⁻⁴ of a normal number. Numbers below 2⁻⁶ have steps of
+2⁻⁹.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Storage = Literal["int8", "fp8"]
 class QuantisedFormat(NamedTuple):
     """The number format of quantised rows.
 
-    `dtype`: the format of the values. `stored`: the format in memory; fp8 is stored as bytes, because torch cannot
-    index fp8 tensors on every device. `largest`: the largest value of the format.
+    - `dtype`: the format of the values.
+    - `stored`: the format in memory. fp8 is stored as bytes, because torch cannot index fp8 tensors on every device.
+    - `largest`: the largest value of the format.
     """
 
     dtype: torch.dtype
@@ -40,7 +42,7 @@ FORMATS: dict[Storage, QuantisedFormat] = {
 
 
 def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Quantise rows x [..., W], whose segments have the widths `segments`.
+    """Quantise rows x [..., W]. `segments` lists the width of each segment of a row.
 
     Returns the stored elements [..., W] and the fp32 scales [..., P].
     """
@@ -58,7 +60,8 @@ def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Te
 def dequantise(
     stored: Tensor, scales: Tensor, storage: Storage, segments: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """The rows [..., W] in `dtype`, from the elements [..., W] and scales [..., P] that `quantise` returned."""
+    """Return rows [..., W] in `dtype`, computed from the elements [..., W] and scales [..., P] that `quantise`
+    returned."""
     values = stored.view(FORMATS[storage].dtype).to(torch.float32).split(segments, dim=-1)
     scaled = [segment * scale for segment, scale in zip(values, scales.split(1, dim=-1), strict=True)]
     return torch.cat(scaled, dim=-1).to(dtype)
@@ -87,13 +90,13 @@ class RowStorage:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, including its scales."""
+        """The bytes of one row, including its scales."""
         scales = 0 if self.scales is None else self.scales.shape[-1] * self.scales.element_size()
         return self.data.shape[-1] * self.data.element_size() + scales
 
     @torch.no_grad()
     def write(self, index: Any, x: Tensor) -> None:
-        """Store rows x at `index` of the tensor."""
+        """Store rows x at `index` of the tensor. Quantises them if the storage is quantised."""
         if self.storage is None:
             self.data[index] = x.to(self.dtype)
             return
@@ -101,14 +104,14 @@ class RowStorage:
         self.data[index], self.scales[index] = quantise(x, self.storage, self.segments)
 
     def read(self, index: Any, dtype: torch.dtype) -> Tensor:
-        """The rows at `index` of the tensor, converted to `dtype`."""
+        """Return the rows at `index` of the tensor, converted to `dtype`."""
         if self.storage is None:
             return self.data[index].to(dtype)
         assert self.scales is not None
         return dequantise(self.data[index], self.scales[index], self.storage, self.segments, dtype)
 
     def stored(self, index: Any) -> tuple[Tensor, Tensor | None]:
-        """The rows at `index` as they are stored, and the scales [..., P] of quantised rows."""
+        """Return the rows at `index` in their stored format, and the scales [..., P] of quantised rows."""
         if self.storage is None or self.scales is None:
             return self.data[index], None
         return self.data[index].view(FORMATS[self.storage].dtype), self.scales[index]

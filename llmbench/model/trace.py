@@ -1,19 +1,23 @@
-"""Traces of a model without a GPU and without memory: FLOPs and saved bytes of its forward pass, op by op.
+"""Traces of a model without a GPU and without memory. A trace gives the FLOPs and saved bytes of a forward pass, op by
+op.
 
 torch's FlopCounterMode counts FLOPs on meta tensors. It also counts masked score pairs, so the trace is compared with
-an op table that includes these pairs. Saved bytes are the tensors that autograd keeps for the backward pass after the
-loss is computed. saved_tensors_hooks find them on fake tensors. Each storage counts once, for the op that saved it
-first; parameters do not count. Saved bytes are compared with an op table for "eager" kernels.
+an op table that includes these pairs.
+
+Saved bytes are the bytes of the tensors that autograd keeps for the backward pass, after the loss is computed.
+saved_tensors_hooks find these tensors on fake tensors. Each storage counts once, for the op that saved it first.
+Parameters do not count. Saved bytes are compared with an op table for "eager" kernels.
 
 The trace differs from a real forward pass:
 
-* Only the first two layers of each kind are traced. The figures of the second count for all later layers of its kind.
-* Experts get even shares of the rows, because a router cannot choose without values.
-* FLOPs are counted with `standard` attention, which can compute every model.
-* With "flash", the saved bytes of attention are those of a flash kernel: q, k, v, the output and an fp32 log-sum-exp.
-* Norms save their input and fp32 statistics, like torch's CUDA kernels. On a CPU, some norms save more.
+- Only the first two layers of each kind are traced. The figures of the second layer count for all later layers of its
+  kind.
+- Each expert gets an equal share of the rows, because a router cannot select experts without values.
+- FLOPs are counted with `standard` attention, which can compute every model.
+- With "flash", attention saves the tensors that a flash kernel saves: q, k, v, the output and an fp32 log-sum-exp.
+- Norms save their input and fp32 statistics, like torch's CUDA kernels. On a CPU, some norms save more.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim.
 """
 
 from __future__ import annotations
@@ -51,15 +55,16 @@ from llmbench.spec.model import ModelSpec
 Attention = Literal["flash", "standard"]
 
 LARGEST_BYTES = 2**60
-"""The largest bytes of an op that can be traced, because torch counts the bytes of a tensor in 64 bits, also on
-meta."""
+"""The most bytes that an op may have to be traced. torch counts the bytes of a tensor in 64 bits, even on meta."""
 
 
 class TracedOp(NamedTuple):
     """The analytic and the traced figures of one op, summed over its layers.
 
-    `forward_flops` and `saved_bytes` are None for traced work that belongs to no op. `recurrent`: the figures of the op
-    are those of its step form, but torch computes it in chunks or scans.
+    - `forward_flops`, `saved_bytes`: the figures of the op table. None for traced work that belongs to no op.
+    - `traced_flops`, `traced_saved_bytes`: the figures of the trace.
+    - `recurrent`: the op is a recurrence. The op table counts it token by token, but torch computes it in chunks or
+      scans.
     """
 
     name: str
@@ -117,7 +122,7 @@ def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
 
 
 def shortened(spec: ModelSpec) -> ModelSpec:
-    """The spec with only the first two layers of each kind."""
+    """Return a spec that keeps only the first two layers of each kind."""
     pattern = " ".join(spec.order[index] for index in _first_two(spec.order))
     encoder = spec.encoder
     if encoder is not None:
@@ -128,13 +133,15 @@ def shortened(spec: ModelSpec) -> ModelSpec:
 
 
 def _first_two(order: tuple[str, ...]) -> list[int]:
-    """The indices of the first two layers of each kind."""
+    """Return the indices of the first two layers of each kind."""
     return [index for index, name in enumerate(order) if order[:index].count(name) < 2]
 
 
 def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> dict[str, int]:
-    """FLOPs of one forward pass on meta tensors, by scope. A scope is the dotted name of an op, or of a module without
-    op."""
+    """Return the FLOPs of one forward pass on meta tensors, by scope.
+
+    A scope is the dotted name of an op. For a module without an op, it is the dotted name of the module.
+    """
     scopes = Scopes(model, names)
     flops: dict[str, int] = {}
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
@@ -147,8 +154,10 @@ def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> d
 def traced_saved_bytes(
     model: Decoder, names: set[str], seq_len: int, batch: int, dtype: torch.dtype, attention: Attention
 ) -> dict[str, int]:
-    """Bytes that a forward pass and its loss save for the backward pass, by scope. Replaces the model's tensors by fake
-    ones."""
+    """Return the bytes that a forward pass and its loss save for the backward pass, by scope.
+
+    Replaces the model's tensors by fake tensors.
+    """
     saved_bytes: dict[str, int] = {}
     with FakeTensorMode():
         materialise(model, device="cpu", dtype=dtype)
@@ -173,7 +182,7 @@ def traced_saved_bytes(
                 counted.add(storage._cdata)
                 scope = scopes.outputs.get(storage._cdata, saved.scope)
                 saved_bytes[scope] = saved_bytes.get(scope, 0) + storage.nbytes()
-        del loss  # The graph and its saved tensors had to live until here.
+        del loss  # The loss kept the autograd graph and its saved tensors alive until here.
     return saved_bytes
 
 
@@ -185,15 +194,17 @@ class _Saved:
 
 
 def run_once(model: Decoder, tokens: Tensor) -> Tensor:
-    """Logits of tokens [B, S]. The encoder of an encoder-decoder gets the same tokens."""
+    """Return the logits for tokens [B, S]. The encoder of an encoder-decoder gets the same tokens."""
     logits: Tensor = model(tokens) if model.spec.encoder is None else model(tokens, tokens)
     return logits
 
 
 @contextmanager
 def as_on_cuda(model: Decoder) -> Iterator[None]:
-    """Prepare a model of fake tensors for a step: experts get even shares, and norms save the tensors of CUDA
-    kernels."""
+    """Prepare a model of fake tensors for a training step, in a `with` block.
+
+    Each expert gets an equal share of the rows, and norms save the tensors that CUDA kernels save.
+    """
     with _prepared(model, Scopes(model, set()), "standard"), _AsOnCuda():
         yield
 
@@ -202,7 +213,7 @@ class _AsOnCuda(TorchFunctionMode):
     """A mode in which norms save the same tensors for the backward pass as torch's CUDA kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`. A norm is replaced by a `_Kernel` that saves its inputs and statistics."""
+        """Run `func`. A norm is replaced by a `_Kernel` that saves the norm's inputs and statistics."""
         if func in (F.rms_norm, F.layer_norm):
             x, shape, weight = [*args, *(kwargs or {}).values(), None][:3]
             rows = x.numel() // math.prod(shape)
@@ -212,7 +223,7 @@ class _AsOnCuda(TorchFunctionMode):
 
 
 class _Kernel(torch.autograd.Function):
-    """A kernel that computes nothing and only saves tensors: its inputs, `statistics`, and its output if
+    """A kernel that computes nothing. It only saves tensors: its inputs, `statistics`, and its output if
     `saves_output`."""
 
     @staticmethod
@@ -223,7 +234,7 @@ class _Kernel(torch.autograd.Function):
         saves_output: bool,
         *inputs: Tensor | None,
     ) -> Tensor:
-        """The uninitialised output that `empty_output` creates from the first input."""
+        """Return the uninitialised output that `empty_output` creates from the first input."""
         assert inputs[0] is not None
         ctx.inputs = len(inputs)
         out = empty_output(inputs[0])
@@ -232,7 +243,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Uninitialised gradients of the inputs that need one."""
+        """Return uninitialised gradients of the inputs that need a gradient."""
         inputs, needed = ctx.saved_tensors[: ctx.inputs], ctx.needs_input_grad[3:]
         return (
             None,
@@ -250,8 +261,10 @@ def _kernel(
 
 
 def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """A flash kernel that only saves tensors: q, k, v, a trained bias and its output [B, N, S, Hv], stored as [B, S, N,
-    Hv]."""
+    """Act as a flash attention kernel that computes nothing. It saves q, k, v, its output, and a bias that is trained.
+
+    The output [B, N, S, Hv] is stored as [B, S, N, Hv].
+    """
     k, v = seen.k, seen.v
     batch, heads, length, _ = q.shape
 
@@ -265,7 +278,10 @@ def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 @contextmanager
 def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
-    """Give every module, attention and activation of the model a scope, and experts even shares of the rows."""
+    """Prepare a model for a trace, in a `with` block.
+
+    Each module, each attention and each activation gets a scope. Each expert gets an equal share of the rows.
+    """
     attend_with = STANDARD.attend if attention == "standard" else _flash
     usual = model.implementation
 
@@ -303,14 +319,15 @@ def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[
 
 
 def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
-    """A replacement of ExpertsLayer.rows that returns even shares."""
+    """Return a replacement of ExpertsLayer.rows that gives each expert an equal share."""
     return lambda choices: even_shares(choices.numel(), num_experts)
 
 
 def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
     """Convert figures by scope to figures by op.
 
-    The work of a module outside its child modules (rotation, gates, sums) belongs to an op that has no module.
+    A module also does work outside its child modules (rotation, gates, sums). This work belongs to an op without a
+    module.
     """
     figures: dict[str, int] = {}
     for scope, figure in by_scope.items():
@@ -322,7 +339,7 @@ def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
 
 
 def _ops_without_module(scope: str) -> list[str]:
-    """Names of ops without a module to which the work of a scope may belong, the most likely name first."""
+    """Return the ops without a module to which the work of a scope may belong. The most likely name comes first."""
     parent = scope.rpartition(".")[0]
     inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
     return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]
@@ -331,7 +348,7 @@ def _ops_without_module(scope: str) -> list[str]:
 def _joined(
     ops: list[Op], spec: ModelSpec, short: ModelSpec, flops: dict[str, int], saved: dict[str, int]
 ) -> list[TracedOp]:
-    """All ops of the model with their traced figures, followed by traced work that belongs to no op."""
+    """Return all ops of the model with their traced figures, followed by traced work that belongs to no op."""
     stacks = {"decoder": (spec.order, short.order)}
     if spec.encoder is not None and short.encoder is not None:
         stacks["encoder"] = (spec.encoder.order, short.encoder.order)

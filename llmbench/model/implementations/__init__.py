@@ -1,7 +1,7 @@
-"""The implementations that compute a model. A new implementation is added here.
+"""The implementations that compute a model. A new implementation gets a line in IMPLEMENTATIONS and in this list.
 
 `impl=` names one Implementation for the whole model. A function of an implementation raises CannotRunError for inputs
-that it does not support (a soft cap in SDPA, a CPU for a GPU kernel). It never switches to another implementation.
+that it does not support, such as a soft cap in SDPA. It never switches to another implementation.
 
     standard                       plain torch; attention materialises its scores
     sdpa                           torch's scaled_dot_product_attention; torch chooses the backend
@@ -38,7 +38,10 @@ use."""
 
 
 def described(name: str) -> Implementation:
-    """The implementation with this name, even if it cannot run here. Raises UnknownNameError with the nearest name."""
+    """Return the implementation with this name, even if this machine cannot run it.
+
+    Raises UnknownNameError, which suggests the nearest name.
+    """
     if name not in IMPLEMENTATIONS:
         raise unknown("implementation", name, IMPLEMENTATIONS)
     found: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
@@ -46,13 +49,16 @@ def described(name: str) -> Implementation:
 
 
 def implementation(name: str) -> Implementation:
-    """The implementation with this name. Raises UnknownNameError with the nearest name, and CannotRunError if the
-    implementation cannot run here."""
+    """Return the implementation with this name.
+
+    Raises UnknownNameError, which suggests the nearest name, and CannotRunError if this machine cannot run the
+    implementation.
+    """
     return refuse_unavailable(described(name))
 
 
 def refuse_unavailable(implementation: Implementation) -> Implementation:
-    """Return `implementation`. Raises CannotRunError if it cannot run here."""
+    """Return `implementation`. Raises CannotRunError if this machine cannot run it."""
     if implementation.unavailable:
         raise CannotRunError(implementation.unavailable, hint="install llmbench[gpu], or use sdpa")
     return implementation

@@ -1,6 +1,6 @@
 """Attention through torch's FlexAttention.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Attention by torch's FlexAttention.
+    """Compute attention with torch's FlexAttention.
 
-    FlexAttention has no sinks. If the scores have sinks, its output is scaled afterwards, with the log-sum-exp that it
-    returns.
+    FlexAttention has no attention sinks. If the scores have sinks, its output is scaled afterwards. The factor is
+    computed from the log-sum-exp that FlexAttention returns.
     """
     if q.is_meta:
         raise CannotRunError("impl flex does not run on meta tensors", hint="use standard or sdpa")

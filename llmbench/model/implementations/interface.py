@@ -1,7 +1,8 @@
 """The interface of an implementation: its functions with their arguments, and its traits for the op table.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim, V vocabulary size, D
-hidden size, F intermediate size, E experts, k experts per token, t tokens, C latent width, R rotary dims.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim, Hv value head dim, V
+vocabulary size, D hidden size, F intermediate size, E experts, k experts per token, t tokens, C latent width, R rotary
+dims.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from llmbench.spec.model import ModelSpec, Norm
 
 
 class Mask(NamedTuple):
-    """The keys that each query sees. `queries` [B, S] and `keys` [B, T] are positions; a negative key position marks an
-    empty slot.
+    """The attention mask: it says which keys each query sees.
 
-    `plain`: queries and keys have the same positions, from 0 and without gaps. A kernel may then build the mask itself.
+    - `queries` [B, S]: the position of each query.
+    - `keys` [B, T]: the position of each key. A negative position marks an empty slot.
+    - `causal`: a query sees no key at a later position.
+    - `window`: a causal query sees only the last `window` keys, including its own. Other queries see `window` // 2 keys
+      on each side. None: no bound.
+    - `chunk`: with a causal mask, a query sees only keys in its own chunk of `chunk` positions. None: no chunks.
+    - `plain`: queries and keys have the same positions, from 0 and without gaps. A kernel may then build the mask
+      itself.
     """
 
     queries: Tensor
@@ -32,11 +39,11 @@ class Mask(NamedTuple):
     plain: bool
 
     def allowed(self) -> Tensor:
-        """The mask as booleans [B, 1, S, T]: true for each pair of a query and a key that it sees."""
+        """Return the mask as booleans [B, 1, S, T]. An entry is true if the query sees the key."""
         return self.sees(self.queries[:, None, :, None], self.keys[:, None, None, :])
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query at position `query` sees a key at position `key`."""
+        """Return whether a query at position `query` sees a key at position `key`. Both may be tensors."""
         seen = key >= 0
         if self.causal:
             seen = seen & (key <= query)
@@ -55,18 +62,21 @@ class Mask(NamedTuple):
 
     @property
     def only_causal(self) -> bool:
-        """Whether the mask is the plain lower triangle. A window or a chunk at least as long as all keys hides no
+        """Whether the mask is the lower triangle and nothing more. A window or chunk that covers all keys hides no
         key."""
         length = self.keys.shape[1]
         return self.plain and self.causal and min(self.window or length, self.chunk or length) >= length
 
 
 class Slots(NamedTuple):
-    """The cache of one layer in place: keys [B, K, T, H] and values [B, K, T, Hv].
+    """The keys [B, K, T, H] and values [B, K, T, Hv] of one layer's cache, at their place in memory.
 
-    A paged cache has pages [P, page size, K, H] and a page `table` [B, pages]. Quantised rows have scales [...,
-    segments], one per segment of a row. Slot t of a sequence stores the token at position t. In a ring, it stores the
-    last token whose position modulo T is t. Slots past `lengths` [B] are undefined.
+    - `keys`, `values`: in a paged cache, the shape is [P, page size, K, H], with P pages.
+    - `key_scales`, `value_scales`: the scales of quantised rows [..., segments]. None: rows are not quantised.
+    - `lengths` [B]: the number of tokens per sequence. The content of later slots is undefined.
+    - `table` [B, pages]: the pages of each sequence. None: the cache is not paged.
+    - `ring`: slot t stores the last token whose position modulo T is t. Otherwise, slot t stores the token at position
+      t.
     """
 
     keys: Tensor
@@ -79,10 +89,10 @@ class Slots(NamedTuple):
 
 
 class Seen(Protocol):
-    """Keys [B, K, T, H] and values [B, K, T, Hv] that queries see, and the mask.
+    """The keys [B, K, T, H] and values [B, K, T, Hv] that queries see, and the mask.
 
-    Keys and values of a cache are gathered on access. `slots` gives them in place, for kernels that read the cache
-    directly.
+    If there is a cache, each access to `k` or `v` gathers the rows of the cache. `slots` gives a kernel direct access
+    to the cache. It is None without a cache.
     """
 
     @property
@@ -96,7 +106,7 @@ class Seen(Protocol):
 
 
 class Given(NamedTuple):
-    """Keys and values as tensors, without a cache."""
+    """Keys and values that are tensors, not rows of a cache."""
 
     k: Tensor
     v: Tensor
@@ -105,10 +115,13 @@ class Given(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The changes that attention applies to its scores: a scale, a soft cap and additions.
+    """The changes that attention applies to its scores before the softmax.
 
-    sinks: one score per head [N] for "no key". slopes: ALiBi's slope per head [N], times the distance. bias: [B or 1,
-    N, S, T], added to the scores.
+    - `scale`: the factor of the scores.
+    - `soft_cap`: scores become soft_cap · tanh(score / soft_cap). None: no cap.
+    - `sinks` [N]: one additional score per head, for a key without value.
+    - `slopes` [N]: ALiBi's slope per head. Slope times distance is added to the score.
+    - `bias` [B or 1, N, S, T]: a bias that is added to the scores.
     """
 
     scale: float
@@ -118,7 +131,8 @@ class Scores(NamedTuple):
     bias: Tensor | None = None
 
     def added(self, mask: Mask) -> Tensor | None:
-        """The slopes and the bias as one bias [B or 1, N, S, T]. None if the scores have neither."""
+        """Return the sum of the ALiBi bias and `bias` as one bias [B or 1, N, S, T]. None if the scores have
+        neither."""
         if self.slopes is None:
             return self.bias
         distance = mask.keys[:, None, None, :] - mask.queries[:, None, :, None]
@@ -127,24 +141,25 @@ class Scores(NamedTuple):
 
 
 class Attend(Protocol):
-    """Attention: softmax(q kᵀ) v for queries q [B, N, S, H]. Returns [B, N, S, Hv]."""
+    """Compute attention softmax(q kᵀ) v for queries q [B, N, S, H]. Returns [B, N, S, Hv]."""
 
     def __call__(self, q: Tensor, seen: Seen, scores: Scores) -> Tensor: ...
 
 
 class AttendLatent(Protocol):
-    """Absorbed latent attention with q_latent [B, N, S, C] and q_rope [B, N, S, R]. Returns [B, N, S, C].
+    """Compute absorbed latent attention with q_latent [B, N, S, C] and q_rope [B, N, S, R]. Returns [B, N, S, C].
 
-    The keys of `seen` are cache rows [B, 1, T, C + R]. The first C numbers of a row are also its value.
+    The keys in `seen` are cache rows [B, 1, T, C + R]. The first C numbers of a row are also its value.
     """
 
     def __call__(self, q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor: ...
 
 
 class Normalise(Protocol):
-    """The norm of x [..., W], or of x + residual. Also returns the input of the norm: x or the sum.
+    """Compute the norm of x [..., W], or of the sum x + residual. Returns the result and the input of the norm (x or
+    the sum).
 
-    Weight and bias are [W], or [N, W] for x [..., N, W].
+    `weight` and `bias` have the shape [W]. For x [..., N, W], they may also have the shape [N, W].
     """
 
     def __call__(
@@ -161,15 +176,15 @@ class Rotate(Protocol):
 
 
 class GLU(Protocol):
-    """The gated activation: act(gate) · up, all [..., F]."""
+    """Compute the gated activation act(gate) · up. All tensors are [..., F]."""
 
     def __call__(self, gate: Tensor, up: Tensor, name: Activation) -> Tensor: ...
 
 
 class Route(Protocol):
-    """The weights [t, k] and indices [t, k] of the chosen experts, from fp32 logits [t, E].
+    """Select the experts of each token from fp32 logits [t, E]. Returns their weights [t, k] and indices [t, k].
 
-    `correction` [E] is added to the scores for the choice, but does not change the weights.
+    `correction` [E] is added to the scores for the selection. It does not change the weights.
     """
 
     def __call__(
@@ -178,9 +193,9 @@ class Route(Protocol):
 
 
 class ExpertWeights(NamedTuple):
-    """The weights of all experts: gate and up [E, F, D], down [E, D, F], their biases [E, F], [E, F] and [E, D].
+    """The weights of all experts. A tensor that the mixture does not have is None.
 
-    A tensor that the mixture lacks is None.
+    Shapes: gate and up [E, F, D], down [E, D, F], gate_bias and up_bias [E, F], down_bias [E, D].
     """
 
     gate: Tensor | None
@@ -192,16 +207,16 @@ class ExpertWeights(NamedTuple):
 
 
 class Experts(Protocol):
-    """The weighted sum [t, D] of the outputs of the experts `chosen` [t, k] for x [t, D].
+    """Compute the weighted sum [t, D] of the outputs of the experts `chosen` [t, k], for tokens x [t, D].
 
-    An index of E or higher returns the token unchanged.
+    An index of E or more returns the token unchanged.
     """
 
     def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor: ...
 
 
 class Loss(Protocol):
-    """The mean cross-entropy of x [t, D] with the vocabulary matrix `weight` [V, D], for targets [t].
+    """Compute the mean cross-entropy of x [t, D] with the vocabulary matrix `weight` [V, D], for targets [t].
 
     A target of -100 is ignored. Logits are multiplied by `scale`, then capped.
     """
@@ -214,11 +229,12 @@ class Loss(Protocol):
 class Traits(NamedTuple):
     """The properties of an implementation from which the op table counts FLOPs, bytes and memory.
 
-    * `materialises_scores`: attention writes all scores to memory, and also computes the scores of masked pairs.
-    * `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each.
-    * `triton`: our Triton kernels run on a GPU. On a CPU, torch's kernels or Triton's interpreter replace them.
-    * `dense_mask`: on which devices attention stores a mask other than the causal one as a tensor of all pairs.
-    * `scores_for_uneven_widths_on_cpu`: on a CPU, attention materialises its scores if keys and values have different
+    - `materialises_scores`: attention writes all scores to memory. It also computes the scores of masked pairs.
+    - `fused_kernels`: norms, rotations, gates, experts and the loss run as one kernel each.
+    - `triton`: our Triton kernels run on a GPU. On a CPU, torch's kernels or Triton's interpreter replace them.
+    - `dense_mask`: the devices on which attention stores every mask other than the causal mask as a tensor of all
+      pairs.
+    - `scores_for_uneven_widths_on_cpu`: on a CPU, attention materialises its scores if keys and values have different
       widths, because torch has no other kernel for them.
     """
 
@@ -234,9 +250,9 @@ class Traits(NamedTuple):
         return "standard" if self.materialises_scores else "flash"
 
     def computed(self, phase: Phase) -> dict[str, Any]:
-        """The Workload options for the ops that an implementation computes.
+        """Return the Workload options that describe which work the implementation computes.
 
-        In decoding, new tokens see every key in the cache, so there are no masked pairs.
+        In decoding, a new token sees every key in the cache, so there are no masked pairs.
         """
         return {
             "attention": self.attention,
@@ -245,10 +261,10 @@ class Traits(NamedTuple):
         }
 
     def temporaries(self, spec: ModelSpec, device: torch.device) -> dict[str, Any]:
-        """The Workload options for the temporaries that torch allocates on this device.
+        """Return the Workload options for the temporaries that torch allocates on this device.
 
-        They are dense masks, the intermediate results of a norm on a CPU, and scores if torch has no kernel without
-        them.
+        The temporaries are dense masks, the intermediate results of a norm on a CPU, and scores if torch has no kernel
+        that avoids them.
         """
         on_cpu = device.type == "cpu"
         options: dict[str, Any] = {
@@ -262,15 +278,16 @@ class Traits(NamedTuple):
 
 
 def _uneven_widths(mixer: Mixer) -> bool:
-    """Whether the keys and values of an attention have different widths."""
+    """Return whether the keys and values of an attention layer have different widths."""
     return isinstance(mixer, AttentionKind) and (mixer.absorbs or mixer.value_dim != mixer.key_dim)
 
 
 class Implementation(NamedTuple):
-    """A way to compute a model: one function per step, and its traits.
+    """An implementation of a model: one function per step, and its traits.
 
-    `experts` None: experts run one after another, with `glu`. `loss` None: the loss is computed from materialised
-    logits. `unavailable`: the reason why it cannot run here; empty if it can.
+    - `experts`: computes all experts together. None: experts run one after another, with `glu`.
+    - `loss`: computes the loss without materialised logits. None: the logits are materialised.
+    - `unavailable`: the reason why this machine cannot run the implementation. Empty if it can.
     """
 
     name: str

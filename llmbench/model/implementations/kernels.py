@@ -1,10 +1,11 @@
-"""Two implementations with our Triton kernels: `flash` uses them for attention, `fused` for every step that has one.
+"""Two implementations with our Triton kernels: `flash` uses them for attention, `fused` for every step that has a
+kernel.
 
 The kernels run on a GPU, on meta and fake tensors, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). On a CPU
-without the interpreter, `flash` is torch's own flash kernel for CPUs, as `llmbench model` reports, and `fused` cannot
-run.
+without the interpreter, `flash` uses torch's flash kernel for CPUs, and `llmbench model` prints a note about it.
+`fused` cannot run there.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotary dims.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotary dims.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from llmbench.spec.model import Norm
 
 TRITON = find_spec("triton") is not None
 if TRITON:
-    # torch counts FLOPs only for ops that are registered when counting starts, so all kernels are imported here.
+    # torch counts FLOPs only of ops that are registered when counting starts, so all kernels are imported here.
     from llmbench.kernels.attention.attention import attention
     from llmbench.kernels.decoding.attention import decode_attention
     from llmbench.kernels.decoding.latent import mla_decode
@@ -41,24 +42,27 @@ if TRITON:
     from llmbench.kernels.pointwise.rope import rope
 
 MOST_QUERIES = 8
-"""The most new tokens per sequence for the decode kernels. The attention kernel is faster for more tokens."""
+"""The most new tokens per sequence for which the decode kernels are used. With more tokens, the attention kernel is
+faster."""
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on CPU tensors."""
+    """Return whether Triton's interpreter runs the kernels, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_a_cpu() -> str:
-    """A note for the output of a command: the code that replaces the Triton kernels on a CPU."""
+    """Return a note for the output of a command. The note says which code replaces the Triton kernels on a CPU."""
     if interpreted():
         return "kernels ran in Triton's interpreter (TRITON_INTERPRET=1): results are valid, times are meaningless"
     return "impl flash is torch's own kernel on a CPU; the Triton kernels need a GPU"
 
 
 def run_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels run on tensors like x. Raises CannotRunError if they should run but Triton is not
-    installed."""
+    """Return whether the Triton kernels run on tensors like x.
+
+    Raises CannotRunError if the kernels should run, but Triton is not installed.
+    """
     runs = x.device.type != "cpu" or interpreted()
     if runs and not TRITON:
         raise CannotRunError("the kernels need Triton", hint="install llmbench[gpu], or use sdpa")
@@ -66,7 +70,10 @@ def run_kernels(x: Tensor) -> bool:
 
 
 def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -> Any:
-    """The result of a kernel. Raises CannotRunError, with the kernel's message, for unsupported shapes and formats."""
+    """Call a kernel and return its result.
+
+    Raises CannotRunError with the kernel's message if the kernel does not support the shapes or formats.
+    """
     try:
         return kernel(*args, **options)
     except ValueError as problem:
@@ -74,7 +81,7 @@ def _called(kernel: Callable[..., Any], impl: str, *args: Any, **options: Any) -
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Flash attention over whole sequences, or decode attention that reads a cache in place."""
+    """Compute flash attention over whole sequences, or decode attention that reads a cache in place."""
     if not run_kernels(q):
         return _on_cpu(q, seen, scores)
     if scores.bias is not None:
@@ -96,8 +103,10 @@ def _options(scores: Scores) -> dict[str, Any]:
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Attention over sequences of equal length without gaps. Chunks do not see each other, so each runs as a
-    sequence."""
+    """Compute attention over sequences of equal length without gaps.
+
+    Queries never see keys of another chunk, so each chunk runs as a sequence of its own.
+    """
     options = _options(scores) | {"causal": mask.causal, "window": mask.window}
     batch, _, length, _ = q.shape
     if mask.chunk is None or length <= mask.chunk:
@@ -112,16 +121,17 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
-    """Attention over sequences of different lengths, or their chunks, packed one after the other.
+    """Compute attention over sequences of different lengths, or over their chunks, packed one after the other.
 
-    Empty slots are left out, and the remaining keys are sorted by position. If positions matter, queries after the last
-    key are padding: they are left out, and their output is 0. The lengths are computed on the host.
+    Empty slots are left out, and the remaining keys are sorted by position. If positions show that a query comes after
+    the last key, the query is padding: it is left out, and its output is 0. The lengths are computed on the host.
     """
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
-    # In these cases, a query after the last key is padding. In the other cases, positions do not show padding.
+    # With a causal mask, a window or ALiBi, a query after the last key is padding. Otherwise, positions do not show
+    # padding.
     if mask.causal or mask.window is not None or scores.slopes is not None:
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
@@ -150,12 +160,12 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
 
 
 def _starts(sizes: Tensor) -> Tensor:
-    """The start of each packed sequence, followed by the end of the last one."""
+    """Return the start of each packed sequence, followed by the end of the last sequence."""
     return F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
-    """Attention of a few new tokens that reads the cache in place."""
+    """Compute attention of a few new tokens. The kernel reads the cache in place."""
     scales = {}
     if slots.key_scales is not None and slots.value_scales is not None:
         scales = {"k_scales": slots.key_scales[..., 0], "v_scales": slots.value_scales[..., 0]}
@@ -179,7 +189,7 @@ def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
 
 
 def _window(slots: Slots, mask: Mask) -> int | None:
-    """The window of the mask. A ring as long as a chunk acts as a window of that length."""
+    """Return the window of the mask. If a ring is as long as a chunk, the chunk acts as a window of that length."""
     return mask.chunk if slots.ring and mask.window is None else mask.window
 
 
@@ -187,7 +197,7 @@ _latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
 
 
 def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Absorbed latent attention of a few new tokens, with the rows of a cache or with rows given as tensors."""
+    """Compute absorbed latent attention of a few new tokens. The rows come from a cache or are given as tensors."""
     if not run_kernels(q_latent):
         return _latent_on_cpu(q_latent, q_rope, seen, scores)
     if scores.bias is not None:
@@ -219,7 +229,7 @@ def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) 
 
 
 def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Attention by torch's flash kernel for CPUs."""
+    """Compute attention with torch's flash kernel for CPUs."""
     refuse(scores, "flash on a CPU")
     k, v, mask = seen.k, seen.v, seen.mask
     if q.shape[-1] != v.shape[-1]:
@@ -236,7 +246,7 @@ def _on_cpu(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """The norm, with the residual sum if there is one, in one kernel."""
+    """Compute the norm in one kernel, and also the residual sum if there is one."""
     plain, added = (rms_norm, add_rms_norm) if norm.kind == "rmsnorm" else (layer_norm, add_layer_norm)
     options = {"eps": norm.eps, "unit_offset": norm.unit_offset}
     if residual is None:
@@ -253,7 +263,7 @@ def rotate(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interleaved: 
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """The gated activation act(gate) · up in one kernel."""
+    """Compute the gated activation act(gate) · up in one kernel."""
     _refuse_activation(name, ACTIVATIONS)
     out: Tensor = _called(glu_kernel, "fused", gate, up, name)
     return out
@@ -267,7 +277,7 @@ def _refuse_activation(name: str, known: dict[str, int]) -> None:
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """Choose the experts of each token in one kernel."""
+    """Select the experts of each token in one kernel."""
     if router.scores not in SCORES:
         raise CannotRunError(f"impl fused does not support router scores {router.scores}", hint="use flash")
     both: tuple[Tensor, Tensor] = _called(
@@ -301,7 +311,7 @@ def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, 
 def loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """The vocabulary projection, fused with the cross-entropy. The logits are never materialised."""
+    """Compute the vocabulary projection fused with the cross-entropy. The logits are never materialised."""
     out: Tensor = _called(linear_cross_entropy, "fused", x, weight, targets, bias, logit_scale=scale, soft_cap=soft_cap)
     return out
 

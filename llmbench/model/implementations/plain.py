@@ -1,9 +1,9 @@
 """The `standard` implementation: plain torch, one op after another. Attention materialises its scores.
 
-All other implementations are checked against it.
+All other implementations are checked against `standard`.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden size, F intermediate size, E
-experts, k experts per token, t tokens, R rotary dims.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim, D hidden size, F intermediate
+size, E experts, k experts per token, t tokens, R rotary dims.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Pointwise = Callable[[Tensor], Tensor]
 
 
 def activation(name: Activation) -> Pointwise:
-    """The elementwise function with this name."""
+    """Return the elementwise function with this name."""
     return _ACTIVATIONS[name]
 
 
@@ -48,9 +48,10 @@ _ACTIVATIONS: dict[str, Pointwise] = {
 
 
 def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-    """The gated activation: act(gate) · up.
+    """Compute the gated activation act(gate) · up.
 
-    gpt-oss clamps both inputs, multiplies the argument of the sigmoid by 1.702 and adds 1 to up.
+    The activation of gpt-oss (`swiglu_oai`) clamps both inputs, multiplies the argument of the sigmoid by 1.702 and
+    adds 1 to up.
     """
     if name == "swiglu_oai":
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
@@ -59,7 +60,8 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Attention that materialises the scores, S × T per head. The softmax runs in fp32, or in a wider input format."""
+    """Compute attention with materialised scores, S × T per head. The softmax runs in fp32, or in the input format if
+    that is wider."""
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -71,7 +73,7 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     if added is not None:
         logits = logits + added
     if not mask.everything:
-        # A finite number, because a padded query may see no key: a softmax over -inf alone would give NaN.
+        # The masked scores are finite. A padded query may see no key, and a softmax over -inf alone would give NaN.
         logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
@@ -83,10 +85,10 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 
 def latent_by(attend: Attend) -> AttendLatent:
-    """Absorbed latent attention through `attend`. The cache rows are the keys of one head, and their latents its
-    values.
+    """Return a function that computes absorbed latent attention with the attention function `attend`.
 
-    The N·S queries of all heads become queries of that one head, so that no row is copied per head.
+    The cache rows become the keys of a single head, and the latents in them its values. The N·S queries of all heads
+    become queries of this head, so that no row is copied per head.
     """
 
     def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
@@ -104,9 +106,9 @@ def latent_by(attend: Attend) -> AttendLatent:
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """The norm, with statistics in fp32 and the result in the format of the input.
+    """Compute the norm. The statistics are in fp32, and the result has the format of the input.
 
-    `unit_offset` multiplies by 1 + weight in fp32 (Gemma).
+    With `unit_offset`, the result is multiplied by 1 + weight in fp32 (Gemma).
     """
     x = x if residual is None else x + residual
     if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] for x [B, S, N, W]
@@ -127,15 +129,15 @@ def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -
 
 
 class OffsetRMSNorm(torch.autograd.Function):
-    """RMSNorm with an offset of its weight: x / rms(x) · (1 + weight) in fp32.
+    """RMSNorm whose weight has an offset of 1: x / rms(x) · (1 + weight), in fp32.
 
-    It saves x and one number per row for the backward pass. Autograd over the single ops would save two fp32 copies of
-    x.
+    This function saves x and one number per row for the backward pass. Autograd over the single ops would save two fp32
+    copies of x.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """The normalised x, in the format of x."""
+        """Return the normalised x, in the format of x."""
         wide = x.float()
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, rstd)
@@ -143,7 +145,7 @@ class OffsetRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The gradients of x and weight.
+        """Return the gradients of x and weight.
 
         With n = x / rms(x): dn = dy · (1 + weight); dx = (dn - n · mean(dn · n)) / rms(x); dweight = Σ dy · n.
         """
@@ -162,7 +164,7 @@ def rotate_both(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], *, interlea
 
 
 def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router) -> tuple[Tensor, Tensor]:
-    """The weights and indices of the chosen experts, from the fp32 scores of all experts."""
+    """Return the weights and indices of the selected experts, from the fp32 logits of all experts."""
     if router.scores == "softmax_topk":
         top, chosen = logits.topk(top_k, dim=-1)
         return top.softmax(-1) * router.scale, chosen
@@ -181,9 +183,10 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
-    """Phi-3.5-MoE's routing, without its training noise.
+    """Select experts as Phi-3.5-MoE does, without its training noise.
 
-    The weight of each choice is a softmax over the remaining experts whose logits are close to the best of them.
+    Experts are selected one after another. The weight of each one is its softmax over those remaining experts whose
+    logits are close to the best remaining logit.
     """
     left, found = logits, []
     for _ in range(top_k):
@@ -195,10 +198,10 @@ def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
 
 
 def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
-    """Mask the scores so that only experts of the best groups can be chosen.
+    """Mask the scores so that only experts in the best groups can be selected.
 
-    A group is ranked by the sum of its two best experts if `balanced`, i.e. with a correction (DeepSeek-V3), else by
-    its best expert (V2).
+    With `balanced`, a group is ranked by the sum of its two best experts, as in DeepSeek-V3, whose router has a
+    correction. Otherwise a group is ranked by its best expert (DeepSeek-V2).
     """
     if router.n_group == 1:
         return ranked

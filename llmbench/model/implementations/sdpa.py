@@ -1,6 +1,6 @@
 """Attention through torch's scaled_dot_product_attention.
 
-B batch, N query heads, K KV heads, S query length, T key length, H head dim.
+Dimensions: B batch, N query heads, K KV heads, S query length, T key length, H head dim.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def _with_backend(backend: str | None) -> Attend:
-    """An attention function on one backend of scaled_dot_product_attention. With None, torch chooses the backend."""
+    """Return an attention function that uses one backend of scaled_dot_product_attention. None: torch chooses the
+    backend."""
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")
@@ -42,7 +43,7 @@ def _with_backend(backend: str | None) -> Attend:
                     q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
                 )
             except (torch.OutOfMemoryError, torch.AcceleratorError):
-                raise  # These are RuntimeErrors too, but do not say that the backend lacks support.
+                raise  # These errors are RuntimeErrors too, but they do not mean that the backend lacks support.
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
@@ -54,9 +55,10 @@ def _with_backend(backend: str | None) -> Attend:
 
 
 def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
-    """The mask as a tensor [B, 1 or N, S, T]: boolean, or a bias in q's format if the scores have one.
+    """Return the mask as a tensor [B, 1 or N, S, T]. None if a plain causal mask or no mask suffices.
 
-    None if a plain causal mask or no mask suffices.
+    The tensor is boolean. If the scores have a bias, the tensor is the bias in the format of q, with -inf for masked
+    pairs.
     """
     bias = scores.added(mask)
     if bias is None:
@@ -66,7 +68,7 @@ def dense_mask(q: Tensor, mask: Mask, scores: Scores) -> Tensor | None:
 
 
 def refuse(scores: Scores, name: str) -> None:
-    """Raise CannotRunError for changes of the scores that torch's kernels do not support."""
+    """Raise CannotRunError if torch's kernels do not support the changes of the scores."""
     if scores.soft_cap is not None:
         raise CannotRunError(f"impl {name} does not support a soft cap on scores", hint="use standard or flex")
     if scores.sinks is not None:

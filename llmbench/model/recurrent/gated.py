@@ -1,6 +1,6 @@
 """Gated recurrences without matrix states: Griffin's RG-LRU (arXiv 2402.19427) and LFM2's short convolution.
 
-B batch, S length, D hidden size, W recurrent width, H heads.
+Dimensions: B batch, S length, D hidden size, W recurrent width, H heads.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class BlockDiagonal(nn.Module):
 
 
 class RGLRULayer(nn.Module):
-    """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t, with gates r and i computed from the input.
+    """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t. Its gates r and i are computed from the
+    input.
 
-    A parallel GELU branch multiplies the result. The first token of a sequence has no factor √(1 − a_t²).
+    A parallel GELU branch multiplies the result. The factor √(1 − a_t²) is 1 for the first token of a sequence.
     """
 
     def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:
@@ -59,14 +60,13 @@ class RGLRULayer(nn.Module):
         self.linear_out = nn.Linear(width, spec.hidden_size)
 
     def reset_parameters(self) -> None:
-        """Draw the decays so that a², with the gate r at 1, is uniform between 0.9² and 0.999² (Griffin, section
-        2.4)."""
+        """Draw decays a so that a² is uniform between 0.9² and 0.999² if the gate r is 1 (Griffin, section 2.4)."""
         with torch.no_grad():
             squares = torch.empty_like(self.recurrent_param, dtype=torch.float32).uniform_(0.9**2, 0.999**2)
             self.recurrent_param.copy_(inverse_softplus(-0.5 * squares.log() / SHARPNESS))
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of the recurrence, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the recurrence for x [B, S, D], and `shared` unchanged."""
         branch = F.gelu(self.linear_y(x), approximate="tanh")
         u = self.conv(self.linear_x(x), state, step.valid)
         forget = torch.sigmoid(self.recurrent_gate(u)).float()
@@ -94,6 +94,6 @@ class ShortConvLayer(nn.Module):
         self.out_proj = nn.Linear(mixer.width, spec.hidden_size, bias=mixer.bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of the gated convolution, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the gated convolution for x [B, S, D], and `shared` unchanged."""
         before, after, u = self.in_proj(x).chunk(3, dim=-1)
         return self.out_proj(after * self.conv(before * u, state, step.valid)), shared

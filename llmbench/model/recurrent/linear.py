@@ -1,6 +1,6 @@
 """Linear attention: the gated delta net (arXiv 2412.06464) and lightning attention (arXiv 2501.08313).
 
-B batch, S length, D hidden size, K key heads, H value heads, N key width, P value width.
+Dimensions: B batch, S length, D hidden size, K key heads, H value heads, N key width, P value width.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from llmbench.spec.mixer import GatedDeltaNet, LightningAttention
 from llmbench.spec.model import ModelSpec, Norm
 
 DELTA_CHUNK = 64
-"""Tokens per chunk of the delta rule, which solves one triangular system per chunk."""
+"""Tokens per chunk of the delta rule. One triangular system is solved per chunk."""
 
 
 class GatedDeltaNetLayer(nn.Module):
     """The gated delta net: S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}), y_t = q_t S_t.
 
-    Queries and keys have unit length, and queries are scaled by N ** −0.5. a_t = exp(−exp(A) softplus(a(x) + bias)). β
-    = sigmoid(b(x)), or twice that with negative eigenvalues. The output of each head is normed, then gated.
+    Queries and keys have unit length, and queries are multiplied by N ** −0.5. The decay is a_t = exp(−exp(A)
+    softplus(a(x) + bias)). The rate is β = sigmoid(b(x)), or 2 · sigmoid(b(x)) if negative eigenvalues are allowed. The
+    output of each head passes through a norm, then through a gate.
     """
 
     def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
@@ -52,7 +53,7 @@ class GatedDeltaNetLayer(nn.Module):
             self.dt_bias.fill_(1.0)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of the delta net, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the delta net for x [B, S, D], and `shared` unchanged."""
         mixer, valid = self.mixer, step.valid
         keys, values = mixer.num_key_heads * mixer.key_head_dim, mixer.num_value_heads * mixer.value_head_dim
         packed = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), dim=-1)
@@ -61,7 +62,8 @@ class GatedDeltaNetLayer(nn.Module):
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
         time_step = self.a_proj(x).float() + self.dt_bias.float()
-        # log(1 + e^x) replaces F.softplus, whose backward pass fails when compiled, because its strides differ.
+        # The code computes log(1 + e^x) with logaddexp, because the compiled backward pass of F.softplus fails on its
+        # strides.
         decay = -self.A_log.float().exp() * torch.logaddexp(time_step, time_step.new_zeros(()))
         rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
         decay, rate = zero_padding(decay, valid), zero_padding(rate, valid)
@@ -79,10 +81,10 @@ class GatedDeltaNetLayer(nn.Module):
 
 
 class LightningLayer(nn.Module):
-    """Lightning attention: S_t = a S_{t-1} + k_tᵀ v_t, y_t = q_t S_t. The decay a is fixed per head and weaker in later
-    layers.
+    """Lightning attention: S_t = a S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
 
-    q, k and v pass through a SiLU. The output has a norm over all heads and a sigmoid gate.
+    The decay a is a constant of each head, and is weaker in later layers. q, k and v pass through a SiLU. The output
+    passes through a norm over all heads, and through a sigmoid gate.
     """
 
     def __init__(self, spec: ModelSpec, mixer: LightningAttention, *, index: int) -> None:
@@ -96,13 +98,12 @@ class LightningLayer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:
-        """The decay rate of each head [H]: 2 ** (−8 i / H), times a factor that decreases with the depth of the
-        layer."""
+        """Return the decay rate of each head [H]: 2 ** (−8 i / H), times a factor that is smaller in later layers."""
         heads = self.mixer.num_attention_heads
         return 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, dtype=torch.float32, device=device)) * self.depth
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of lightning attention, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of lightning attention for x [B, S, D], and `shared` unchanged."""
         mixer = self.mixer
         packed = F.silu(self.qkv_proj(x)).unflatten(-1, (mixer.num_attention_heads, 3 * mixer.head_dim)).float()
         q, k, v = packed.chunk(3, dim=-1)

@@ -1,15 +1,13 @@
-"""Linear recurrences over a sequence, in plain torch and fp32. Every mixer with a fixed state uses them.
+"""Linear recurrences over a sequence, in plain torch and fp32. Every mixer with a state of fixed size uses them.
 
-B batch, S length, Q chunk length, H heads, N key (state) width, P value width.
+Dimensions: B batch, S length, Q chunk length, H heads, N key (state) width, P value width.
 
-Elementwise states (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
+- Elementwise states (Mamba, RG-LRU): h_t = a_t · h_{t-1} + u_t.
+- Matrix states with one decay per head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
+- The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
 
-Matrix states with one decay per head (Mamba-2, lightning attention): S_t = a_t · S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
-
-The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
-
-Decays are computed from logarithms, and all exponents are ≤ 0, so that nothing overflows. A token with log-decay 0 and
-with u, k or β of 0 does not change the state. Padding gets these values.
+Decays are computed from their logarithms, and all exponents are ≤ 0, so that nothing overflows. Padding must not change
+the state: its log-decay is 0, and its u, k or β is 0.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from torch.nn import functional as F
 
 
 def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """All states h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t, from h_0 = start [B, ...].
+    """Return all states h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t. The first state h_0 is `start` [B, ...].
 
-    The sequence is split into about √S rows, which are computed in parallel from zero. Products of decays then add the
-    states before each row. This takes 2·√S steps instead of S.
+    The sequence is split into about √S rows. All rows are computed in parallel, from a state of zero. Then the state
+    before each row is multiplied by the product of decays and added. This takes 2·√S steps instead of S.
     """
     length = inputs.shape[1]
     width = math.isqrt(length - 1) + 1
@@ -55,10 +53,10 @@ def _chunked(x: Tensor, rows: int, width: int, filler: float) -> Tensor:
 def matrix_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, chunk: int, beta: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The outputs y [B, S, H, P] and the last state [B, H, N, P] of a recurrence that starts from `state`, in fp32.
+    """Return the fp32 outputs y [B, S, H, P] and the last state [B, H, N, P] of a recurrence that starts from `state`.
 
-    q and k are [B, S, G, N] with G groups of heads, v is [B, S, H, P], log_decay and beta are [B, S, H]. With `beta`,
-    the recurrence is the gated delta rule. Chunks of `chunk` tokens are computed as matrix products. Only the state
+    Shapes: q and k [B, S, G, N] with G groups of heads, v [B, S, H, P], log_decay and beta [B, S, H]. With `beta`, the
+    recurrence is the gated delta rule. Each chunk of `chunk` tokens is computed with matrix products. Only the state
     passes from one chunk to the next.
     """
     q, k, v, log_decay = (x.float().transpose(1, 2) for x in (q, k, v, log_decay))
@@ -76,12 +74,13 @@ def matrix_scan(
 def _chunk(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, beta: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The outputs and the last state of one chunk: q, k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q],
-    state [B, H, N, P].
+    """Return the outputs and the last state of one chunk.
+
+    Shapes: q and k [B, G, Q, N], v [B, H, Q, P], log_decay and beta [B, H, Q], state [B, H, N, P].
 
     Let c_t be the sum of the log-decays up to t, and D_ts = exp(c_t − c_s) for s ≤ t. Then y = (q kᵀ ∘ D) v + exp(c) q
-    S, and S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule replaces v by w = β (v − k S_{t−1}), the solution of (I
-    + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
+    S, and S' = exp(c_Q) S + (exp(c_Q − c) k)ᵀ v. The delta rule replaces v by w = β (v − k S_{t−1}). w is the solution
+    of (I + tril(β k kᵀ ∘ D, −1)) w = β (v − exp(c) k S).
     """
     length, repeats = q.shape[2], v.shape[1] // k.shape[1]
     total = log_decay.cumsum(dim=-1)
@@ -107,17 +106,19 @@ def l2_normalised(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """The number y for which softplus(y) = x, for x > 0."""
+    """Return the number y for which softplus(y) = x, for x > 0."""
     return x + torch.log(-torch.expm1(-x))
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Set x [B, S, ...] to zero for padding, i.e. where `valid` [B, S] is false."""
+    """Set x [B, S, ...] to zero for padding. `valid` [B, S] is false for padding. None: no token is padding."""
     return x if valid is None else x * valid.view(*valid.shape, *[1] * (x.dim() - 2))
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A causal depthwise convolution, [B, k − 1 + S, C] to [B, S, C]. The first k − 1 tokens of x are earlier
-    tokens."""
+    """Compute a causal depthwise convolution, [B, k − 1 + S, C] to [B, S, C].
+
+    The first k − 1 tokens of x come from before the sequence.
+    """
     out = F.conv1d(x.transpose(1, 2), weight, bias, groups=weight.shape[0])
     return out.transpose(1, 2)

@@ -1,7 +1,7 @@
 """Selective state space models: Mamba (S6, arXiv 2312.00752) and Mamba-2 (SSD, arXiv 2405.21060).
 
-B batch, S length, D hidden size, I inner width, N state width, R rank of the time step. Mamba-2: H heads, P head width,
-G groups of heads that share B and C.
+Dimensions: B batch, S length, D hidden size, I inner width, N state width, R rank of the time step. In Mamba-2 also: H
+heads, P head width, G groups of heads that share the vectors B and C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEGMENT = 256
 segment."""
 
 TIME_STEPS = (1e-3, 1e-1)
-"""The range of the initial time steps. Their logarithms are uniform."""
+"""The range of the initial time steps. Their logarithms are distributed uniformly."""
 
 
 class MambaLayer(nn.Module):
@@ -51,7 +51,7 @@ class MambaLayer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=mixer.proj_bias)
 
     def reset_parameters(self) -> None:
-        """Set A to −1 … −N in each channel and D to 1, and draw time steps in TIME_STEPS (S4D-real)."""
+        """Set A to −1 … −N in each channel and D to 1, and draw time steps from the range TIME_STEPS (S4D-real)."""
         mixer = self.mixer
         with torch.no_grad():
             rows = torch.arange(1, mixer.state_size + 1, dtype=torch.float32, device=self.A_log.device)
@@ -61,7 +61,7 @@ class MambaLayer(nn.Module):
             _draw_time_steps(self.dt_proj.bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of the mixer, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the mixer for x [B, S, D], and `shared` unchanged."""
         mixer, valid = self.mixer, step.valid
         inner, gate = self.in_proj(x).chunk(2, dim=-1)
         inner = F.silu(self.conv(inner, state, valid))
@@ -77,7 +77,10 @@ class MambaLayer(nn.Module):
         return self.out_proj((y * F.silu(gate.float())).to(x.dtype)), shared
 
     def _scan(self, u: Tensor, dt: Tensor, b: Tensor, c: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The outputs y [B, S, I] and the last state h [B, I, N], for u and dt [B, S, I], b and c [B, S, N]."""
+        """Return the outputs y [B, S, I] and the last state h [B, I, N].
+
+        Shapes: u and dt [B, S, I], b and c [B, S, N], start [B, I, N]. None for `start`: the first state is zero.
+        """
         rates = -self.A_log.float().exp()
         h = u.new_zeros(u.shape[0], *rates.shape) if start is None else start
         outputs = []
@@ -92,7 +95,7 @@ class MambaLayer(nn.Module):
 
 
 class Mamba2Layer(nn.Module):
-    """Mamba-2: Mamba with one decay per head, so that chunks of the sequence are computed as matrix products."""
+    """Mamba-2. It has one decay per head, so that matrix products can compute chunks of the sequence."""
 
     def __init__(self, spec: ModelSpec, mixer: Mamba2) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class Mamba2Layer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=out_bias)
 
     def reset_parameters(self) -> None:
-        """Set A to −1 … −H and D to 1, and draw time steps in TIME_STEPS."""
+        """Set A to −1 … −H and D to 1, and draw time steps from the range TIME_STEPS."""
         with torch.no_grad():
             heads = torch.arange(1, self.mixer.num_heads + 1, dtype=torch.float32, device=self.A_log.device)
             self.A_log.copy_(heads.log())
@@ -116,7 +119,7 @@ class Mamba2Layer(nn.Module):
             _draw_time_steps(self.dt_bias)
 
     def forward(self, x: Tensor, step: Step, state: RecurrentState | None, shared: object) -> tuple[Tensor, object]:
-        """The output of the mixer, [B, S, D] to [B, S, D]."""
+        """Return the output [B, S, D] of the mixer for x [B, S, D], and `shared` unchanged."""
         mixer, valid = self.mixer, step.valid
         width, grouped = mixer.intermediate_size, mixer.n_groups * mixer.state_size
         packed = self.in_proj(x)
@@ -144,8 +147,10 @@ class Mamba2Layer(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """An RMSNorm of each of G groups of the inner width, after the gate. With `norm_before_gate`, the norm comes
-    first."""
+    """A gate and an RMSNorm. The inner width is split into G groups, and each group has a norm of its own.
+
+    With `norm_before_gate`, the norm comes before the gate. Otherwise, it comes after the gate.
+    """
 
     def __init__(self, mixer: Mamba2, eps: float) -> None:
         super().__init__()
@@ -157,7 +162,7 @@ class GatedNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """The normed and gated x [B, S, I], for a gate [B, S, I]. All of them are fp32."""
+        """Apply the norm and the gate to x [B, S, I], with a gate [B, S, I]. All tensors are fp32."""
         x = x if self.before_gate else x * F.silu(gate)
         groups = x.unflatten(-1, (self.groups, -1))
         x = F.rms_norm(groups, groups.shape[-1:], None, self.eps).flatten(-2) * self.weight.float()
@@ -165,7 +170,7 @@ class GatedNorm(nn.Module):
 
 
 def _draw_time_steps(bias: Tensor) -> None:
-    """Set biases so that their softplus lies in TIME_STEPS and has a uniform logarithm."""
+    """Set biases so that their softplus lies in the range TIME_STEPS. The logarithms are distributed uniformly."""
     low, high = (math.log(limit) for limit in TIME_STEPS)
     with torch.no_grad():
         steps = torch.exp(torch.rand(bias.shape, dtype=torch.float32, device=bias.device) * (high - low) + low)

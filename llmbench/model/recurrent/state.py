@@ -1,6 +1,6 @@
-"""The state that a recurrent mixer keeps between steps, and its short convolution.
+"""The state that a recurrent mixer keeps between forward passes, and its short convolution.
 
-B batch, S length, C channels, k taps of the convolution.
+Dimensions: B batch, S length, C channels, k taps of the convolution.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class RecurrentState:
     """The state of one recurrent layer. Its size does not depend on the sequence length. Padding does not change the
     state.
 
-    conv: the last k − 1 inputs of the convolution [B, k − 1, C]; None without a convolution. state: the state of the
-    recurrence, in fp32; None without a recurrence.
+    - `conv` [B, k − 1, C]: the last k − 1 inputs of the convolution. None: the layer has no convolution.
+    - `state`: the fp32 state of the recurrence. None: the layer has no recurrence.
     """
 
     def __init__(self, conv: Tensor | None, state: Tensor | None) -> None:
@@ -26,22 +26,24 @@ class RecurrentState:
         self.state = state
 
     def forget(self, row: int) -> None:
-        """Set the state of sequence `row` to zeros, so that another sequence can start there."""
+        """Set the state of the sequence with the index `row` to zeros, so that another sequence can start there."""
         for part in (self.conv, self.state):
             if part is not None:
                 part[row].zero_()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the convolution inputs and the recurrent state."""
+        """The bytes of the convolution inputs and of the recurrent state."""
         return sum(part.nbytes for part in (self.conv, self.state) if part is not None)
 
 
 def new_state(
     state: FixedState, batch: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> RecurrentState:
-    """The state before the first token: zeros. Raises UnsupportedError for mixers that also store tokens of the
-    residual stream."""
+    """Create the state before the first token, which is all zeros.
+
+    Raises UnsupportedError for a mixer that also stores tokens of the residual stream.
+    """
     if state.stream_tokens:
         raise UnsupportedError("a state with tokens of the residual stream can be sized, but not built yet")
     return RecurrentState(
@@ -60,7 +62,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def reset_parameters(self) -> None:
-        """Draw weights uniformly from ±1/√k, and set the bias to zero."""
+        """Draw weights uniformly from −1/√k to 1/√k, and set the bias to zero."""
         bound = self.kernel**-0.5
         with torch.no_grad():
             self.weight.uniform_(-bound, bound)
@@ -68,8 +70,10 @@ class CausalConv(nn.Module):
                 self.bias.zero_()
 
     def forward(self, x: Tensor, state: RecurrentState | None, valid: Tensor | None) -> Tensor:
-        """Convolve x, [B, S, C] to [B, S, C]. The inputs in `state` come before x. `state` then gets the last real
-        inputs."""
+        """Convolve x, [B, S, C] to [B, S, C], and update `state`.
+
+        The inputs in `state` come before x. Afterwards, `state` contains the last k − 1 real inputs.
+        """
         taps = self.kernel - 1
         before = x.new_zeros(x.shape[0], taps, x.shape[2])
         if state is not None and state.conv is not None:
@@ -80,7 +84,7 @@ class CausalConv(nn.Module):
         return causal_conv(both, self.weight, self.bias)
 
     def _last(self, both: Tensor, length: int, valid: Tensor | None) -> Tensor:
-        """The k − 1 inputs that end with the last real token of each row."""
+        """Return the k − 1 inputs that end with the last real token of each row."""
         if valid is None:
             return both[:, length:]
         taps = torch.arange(self.kernel - 1, device=both.device)

@@ -1,8 +1,8 @@
-"""Reading weights: copies the tensors of files with Hugging Face names into a model.
+"""Reading weights: copy the tensors of files with Hugging Face names into a model.
 
-`fill` finds the tensors of every parameter in the table of the family. It fails unless every tensor of the files is
-used and every parameter is filled. A family has a table only after a test showed that its logits equal those of
-transformers. Other families are refused.
+`fill` finds the tensors of every parameter in the table of the model's family. It fails if a tensor in the files is not
+used, or if a parameter is not filled. A family gets a table only after a test shows that its logits equal those of
+transformers. Families without a table are refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Checkpoint", "fill", "formats_of", "supported_families", "table_of"]
 
 
 def supported_families() -> list[str]:
-    """The sorted names of all families (Hugging Face model_type) whose weights can be read."""
+    """Return the sorted names (Hugging Face `model_type`) of all families whose weights can be read."""
     from llmbench.model.weights.families import TABLES
 
     return sorted(TABLES)
 
 
 def table_of(spec: ModelSpec) -> Table:
-    """The table of the model's family. Raises UnsupportedError for a family without a table."""
+    """Return the table of the model's family. Raises UnsupportedError for a family without a table."""
     from llmbench.model.weights.families import TABLES
 
     if spec.family not in TABLES:
@@ -45,9 +45,10 @@ def table_of(spec: ModelSpec) -> Table:
 
 
 def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
-    """The number formats of the weights in a checkpoint.
+    """Return the number formats of the weights in a checkpoint.
 
-    Raises UnsupportedError, which names the tensors, for weights that are not floating-point: they may be quantised.
+    Raises UnsupportedError for weights that are not floating-point, because they may be quantised. The message names
+    the tensors.
     """
     formats = {name: checkpoint.dtype(name) for name in _weights_of(spec, checkpoint.names)}
     coded = sorted(name for name, dtype in formats.items() if not holds_weights(dtype))
@@ -63,7 +64,7 @@ def formats_of(spec: ModelSpec, checkpoint: Checkpoint) -> set[torch.dtype]:
 def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
     """Copy the weights of a checkpoint into a model whose memory is allocated.
 
-    Raises SpecError, which names the tensors that are missing, unused or of another shape.
+    Raises SpecError if tensors are missing, not used, or have the wrong shape. The message names the tensors.
     """
     table = table_of(spec)
     names = checkpoint.names
@@ -101,14 +102,16 @@ def fill(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint) -> None:
 
 
 def _weights_of(spec: ModelSpec, names: set[str]) -> set[str]:
-    """The names of the tensors that must fill a parameter."""
+    """Return the names of the tensors that must fill a parameter."""
     table = table_of(spec)
     return {name for name in names if not table.ignores(name) and not _predicts_further(spec, name)}
 
 
 def _predicts_further(spec: ModelSpec, name: str) -> bool:
-    """Whether a tensor belongs to multi-token prediction. In the files, these modules are numbered as layers after the
-    last layer."""
+    """Return whether a tensor belongs to a module for multi-token prediction.
+
+    In the files, these modules have layer numbers that follow the number of the last layer.
+    """
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer is None or spec.next_token_prediction is None:
         return False
@@ -123,8 +126,8 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
 def _sources(
     table: tuple[Rule, ...], target: Target, names: set[str], copies: int
 ) -> tuple[Rule, list[list[str]]] | None:
-    """The first rule for a parameter whose tensors exist, and the names of these tensors; None if there is no such
-    rule."""
+    """Return the first rule whose tensors exist in the files, and the names of these tensors. None if no rule
+    applies."""
     for rule in table:
         sources = rule.names(target.name, copies)
         if sources and all(name in names for group in sources for name in group):
@@ -133,7 +136,8 @@ def _sources(
 
 
 def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
-    """The tensor of a parameter: the tensors of its rule, joined, transformed and stacked."""
+    """Return the tensor of a parameter. It is made from the tensors of a rule, which are joined, transformed and
+    stacked."""
     tensors = []
     for group in sources:
         joined = [checkpoint.tensor(name) for name in group]

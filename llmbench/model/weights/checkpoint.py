@@ -1,7 +1,7 @@
-"""The tensors in a folder of safetensors: one file, or several files that an index lists.
+"""The tensors in a folder of safetensors files: one file, or several files that an index lists.
 
-The `safetensors` package checks the header of a file and memory-maps it, so a tensor needs memory only when it is
-copied into the model. A faulty file is refused before any tensor is read.
+The `safetensors` package checks the header of a file and memory-maps the file. A tensor therefore needs memory only
+when it is copied into the model. A faulty file is refused before any tensor is read.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The torch dtype of each format that can be read, by its name in a header."""
+"""The torch dtype of each format that llmbench reads, by the name that the header of a file uses."""
 
 
 class _Index(msgspec.Struct):
-    """The content of model.safetensors.index.json: the file of each tensor."""
+    """The content of model.safetensors.index.json, which names the file of each tensor."""
 
     weight_map: dict[str, str]
 
@@ -73,11 +73,11 @@ class Checkpoint:
         return set(self._files)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The number format of one tensor."""
+        """Return the number format of one tensor."""
         return self._dtypes[name]
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the CPU. It shares memory with the mapped file, so copy it and do not change it."""
+        """Return one tensor on the CPU. It shares memory with the mapped file, so copy it before you change it."""
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
@@ -92,7 +92,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """The files of a checkpoint. Other safetensors files in the folder are ignored."""
+    """Return the files of a checkpoint. Other safetensors files in the folder are ignored."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
@@ -129,7 +129,7 @@ def _opened(path: Path) -> safe_open:
             "reading weights needs the package `safetensors`", hint="pip install 'llmbench[gpu]'"
         ) from None
     with _reading(path):
-        # open() raises an error of the operating system with its text. safe_open() would raise it without the text.
+        # If the file cannot be read, open() raises an error with the reason. The error of safe_open() has no reason.
         path.open("rb").close()
         try:
             return safe_open(path, framework="pt")
@@ -137,12 +137,15 @@ def _opened(path: Path) -> safe_open:
             raise _refusal(path, str(problem)) from None
 
 
-# The next two functions name the faulty tensor. The messages of the package do not name it, and older versions of the
-# package only give codes.
+# The next two functions name the faulty tensor. The messages of the package do not name it. Older versions of the
+# package give only codes.
 
 
 def _refusal(path: Path, reason: str) -> SpecError:
-    """The error for a file that the package refuses. It names the first tensor with a faulty entry in the header."""
+    """Return the error for a file that the `safetensors` package refuses.
+
+    The error names the first tensor whose entry in the header is faulty.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -169,7 +172,10 @@ def _refusal(path: Path, reason: str) -> SpecError:
 
 
 def _fault(entry: Any, data_bytes: int) -> str | None:
-    """The fault in the header entry of one tensor; None if there is none. `data_bytes`: bytes after the header."""
+    """Return the fault in the header entry of one tensor. None if there is none.
+
+    - `data_bytes`: the number of bytes after the header.
+    """
     if not isinstance(entry, dict):
         return "has an entry that is not an object"
     missing = [key for key in ("dtype", "shape", "data_offsets") if key not in entry]

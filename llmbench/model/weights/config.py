@@ -1,4 +1,4 @@
-"""Conditions on a folder's config.json, in addition to its spec, under which its weights can be read."""
+"""Checks of a folder's config.json. They refuse configs with which the weights would give wrong logits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llmbench.spec.model import ModelSpec
 from llmbench.spec.position import Rope
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""Endings of class names in transformers: classes with these endings compute logits over the vocabulary."""
+"""Endings of class names in transformers. Classes with these endings compute logits over the vocabulary."""
 
 
 def refuse_config(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a folder whose logits would differ from those of transformers, even if the sizes in `spec` are right.
+    """Refuse a folder whose logits would differ from those of transformers, although the shapes in `spec` are right.
 
     Raises UnsupportedError, or SpecError for a wrong value in the config.
     """
@@ -48,7 +48,7 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
 
 
 def _architectures(config: dict[str, Any], folder: Path) -> list[str]:
-    """The names of the classes from which the model was saved; empty if the config has none."""
+    """Return the names of the classes from which the model was saved. Empty if the config names none."""
     stated = config.get("architectures") or []
     kinds = [stated] if isinstance(stated, str) else stated
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
@@ -62,10 +62,10 @@ def _rotations(spec: ModelSpec) -> list[tuple[AttentionKind, Rope]]:
 
 
 def _rotates_whole(spec: ModelSpec, mixer: AttentionKind, rope: Rope) -> bool:
-    """Whether transformers rotates whole heads although the config asks for a part of each head.
+    """Return whether transformers rotates whole heads although the config asks for rotating only a part of each head.
 
-    This happens in a class that does not read the config field, unless the rotation is scaled. For latent attention,
-    whose rotary part has its own width, it happens in every class.
+    Some classes do not read this config field, and rotate whole heads if the rotation is not scaled. In latent
+    attention, the rotary part has a width of its own, and every class rotates the whole part.
     """
     if rope.rotary_dim is None:
         return False

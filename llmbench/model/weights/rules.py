@@ -1,18 +1,22 @@
-"""Rules as text: they map the tensors of a file to the parameters of a model.
+"""Rules as text. They map the tensors in a file to the parameters of a model.
 
-A family's table has one rule per line::
+A family's table has one rule per line:
 
     ours                      theirs                    transforms
     attention.q_proj.*        self_attn.q_proj.*
     attention.q_proj.*        attn.c_attn.*             t plain.q
     ffn.experts.gate_proj     mlp.experts.{e}.w1.weight
 
-`ours` is the name of a parameter, `theirs` the name of a tensor in the file. `{i}` is the number of the layer. `*` is
-the rest of the name (weight or bias), which is equal on both sides. `{e}` is the number of an expert or a head: the
-tensors of all of them are stacked along the first dimension. `a+b` joins two tensors along the first dimension.
+`ours` is the name of a parameter, `theirs` the name of a tensor in the file. Names may contain these signs:
 
-One parameter may have several rules, because files differ. The first rule whose tensors exist applies. The transforms
-are defined below. They run from left to right, on each tensor before stacking.
+- `{i}`: the number of the layer.
+- `*`: the last part of the name (weight or bias), which is equal on both sides.
+- `{e}`: the number of an expert or of a head. The tensors of all experts or heads are stacked along the first
+  dimension.
+- `a+b`: the tensors a and b, joined along the first dimension.
+
+One parameter may have several rules, because files differ. The first rule whose tensors exist in the file applies. The
+transforms are defined below. They run from left to right, on each tensor before stacking.
 """
 
 from __future__ import annotations
@@ -29,7 +33,11 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Target(NamedTuple):
-    """The parameter that a rule fills. layer: None for a parameter outside the layers."""
+    """The parameter that a rule fills.
+
+    - `layer`: the layer that contains the parameter. None: the parameter is outside the layers.
+    - `name`: the full name of the parameter.
+    """
 
     spec: ModelSpec
     layer: Layer | None
@@ -72,17 +80,23 @@ def transform(name: str) -> Callable[[Transform], Transform]:
 
 
 class Rule(NamedTuple):
-    """One line of a table: a pattern of parameter names, the names of the tensors in the file, and the transforms."""
+    """One line of a table.
+
+    - `pattern`: matches the names of parameters.
+    - `theirs`: the names of the tensors in the file, which are joined.
+    - `transforms`: the names of the transforms, in order.
+    """
 
     pattern: re.Pattern[str]
     theirs: tuple[str, ...]
     transforms: tuple[str, ...]
 
     def names(self, ours: str, copies: int) -> list[list[str]] | None:
-        """The names of the tensors for the parameter `ours`: one list per stacked copy, with the tensors that are
-        joined.
+        """Return the names of the tensors that fill the parameter `ours`. None if the rule does not match this
+        parameter.
 
-        A rule without stacking has a single list. None if the rule does not match `ours`.
+        The result has one list per expert or head that is stacked, and a single list if nothing is stacked. The tensors
+        that a list names are joined.
         """
         match = self.pattern.fullmatch(ours)
         if match is None:
@@ -100,7 +114,8 @@ class Rule(NamedTuple):
 
 
 def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
-    """Parse the rules of a table. `ours` and `theirs` are prefixes of the names on each side."""
+    """Parse the rules of a table. The arguments `ours` and `theirs` are prefixes that are added to the names on each
+    side."""
     table = []
     for line in text.strip().splitlines():
         words = line.split()
@@ -117,18 +132,21 @@ def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
 
 @transform("t")
 def _transposed(x: Tensor, target: Target) -> Tensor:
-    """Transpose a matrix that the file stores as [in, out], such as GPT-2's Conv1D and fused experts."""
+    """Transpose a matrix that the file stores as [in, out]. Examples are GPT-2's Conv1D and fused experts."""
     return x if x.dim() < 2 else x.transpose(-1, -2)
 
 
 def _widths(mixer: Attention) -> tuple[int, int, int]:
-    """The number of rows of q, k and v in a fused projection."""
+    """Return the number of rows of q, k and v in a fused projection."""
     kv = mixer.num_key_value_heads
     return mixer.num_attention_heads * mixer.head_dim, kv * mixer.head_dim, kv * mixer.value_dim
 
 
 def _plain(which: int) -> Transform:
-    """Part `which` of a fused projection that has all of q, then all of k, then all of v."""
+    """Return a transform that cuts q, k or v (`which` is 0, 1 or 2) from a fused projection.
+
+    The projection has all rows of q, then all rows of k, then all rows of v.
+    """
 
     def cut(x: Tensor, target: Target) -> Tensor:
         return x.split(_widths(target.attention), dim=0)[which]
@@ -137,9 +155,10 @@ def _plain(which: int) -> Transform:
 
 
 def _grouped(which: int) -> Transform:
-    """Part `which` of a fused projection with one group per KV head: its queries, its key, its value.
+    """Return a transform that cuts q, k or v (`which` is 0, 1 or 2) from a fused projection with one group per KV head.
 
-    With one query per group, this is the order of BLOOM and GPT-NeoX: query, key and value of each head.
+    A group has the queries, the key and the value of its KV head. With one query per group, this is the order of BLOOM
+    and GPT-NeoX: query, key and value of each head.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
@@ -153,17 +172,25 @@ def _grouped(which: int) -> Transform:
 
 
 def _quartered(which: int) -> Transform:
-    """Part `which` of CodeGen's projection, which has four groups of heads: each with its queries, values and keys."""
+    """Return a transform that cuts q, v or k (`which` is 0, 1 or 2) from CodeGen's projection.
+
+    The projection has four groups of heads. Each group has its queries, then its values, then its keys.
+    """
     return lambda x, target: x.unflatten(0, (4, 3, -1))[:, which].flatten(0, 1)
 
 
 def _half(which: int, dim: int) -> Transform:
-    """Half `which` of a fused gate and up, which follow each other along `dim`."""
+    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor that joins them along
+    `dim`."""
     return lambda x, target: x.chunk(2, dim=dim)[which]
 
 
 def _every_second(which: int, dim: int) -> Transform:
-    """Part `which` of a fused gate and up, whose rows alternate along `dim` (gpt-oss)."""
+    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor whose rows alternate
+    (gpt-oss).
+
+    - `dim`: the dimension of the rows.
+    """
 
     def cut(x: Tensor, target: Target) -> Tensor:
         return x.movedim(dim, 0)[which::2].movedim(0, dim)
@@ -185,17 +212,20 @@ for _index, _name in enumerate(("first", "second")):
 
 @transform("swap.halves")
 def _swapped(x: Tensor, target: Target) -> Tensor:
-    """Swap the two halves of each head. NanoChat rotates heads in the opposite direction; with swapped halves, scores
-    are equal."""
+    """Swap the two halves of each head.
+
+    NanoChat rotates heads in the opposite direction. If the halves are swapped, our rotation gives equal scores.
+    """
     return x.unflatten(0, (-1, 2, target.attention.head_dim // 2)).flip(1).flatten(0, 2)
 
 
 @transform("head.by.head")
 def _head_by_head(x: Tensor, target: Target) -> Tensor:
-    """Reorder the rows of a fused projection. The file has all queries, then all gates; the model has query and gate
+    """Reorder the rows of a fused projection. The file has all queries, then all gates. The model has query and gate
     per head.
 
-    With one gate per head, only the queries are returned, because the gate has its own projection.
+    If the model has only one gate per head, the transform returns only the queries. The gates then have their own
+    projection.
     """
     mixer = target.attention
     if mixer.output_gate != "elementwise":

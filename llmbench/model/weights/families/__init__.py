@@ -1,8 +1,9 @@
-"""The table of each family: it maps the tensors in a family's files to the parameters of the model.
+"""The tables of all families. A table maps the tensors in the files of a family to the parameters of the model.
 
-`table("llama", ...)` registers one table for these model types. A family gets a table only after a test showed that its
-logits equal those of transformers, with weights that transformers wrote. Each file here has the same name as the
-importer of the same configs in `llmbench.spec.huggingface.families`. `common.py` has names that several families share.
+`table("llama", ...)` registers a table for one or more model types. A family gets a table only after a test shows that
+its logits equal those of transformers, with weights that transformers wrote. A file here and the file in
+`llmbench.spec.huggingface.families` that imports the same configs have the same name. `common.py` has names that
+several families share.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import NamedTuple
 from llmbench.model.weights.rules import Rule, rules
 
 _NEVER_WEIGHTS = r".*\.rotary_emb\.inv_freq"
-"""Buffers in older checkpoints. The config determines them, so they are ignored."""
+"""Buffers in older checkpoints. They are ignored, because the config determines their values."""
 
 
 class Table(NamedTuple):
     """The rules of a family.
 
-    `ignored` matches tensors in the files that the config determines or that do not change logits. `partial_rotation`:
-    the class in transformers can rotate a part of each head. Other classes rotate whole heads even if the config asks
-    for a part, unless the rotation is scaled.
+    - `ignored`: matches the names of tensors that are not read. The config determines them, or they do not change
+      logits.
+    - `partial_rotation`: the class in transformers can rotate only a part of each head. Every other class rotates whole
+      heads if the rotation is not scaled, even if the config asks for a part.
     """
 
     rules: tuple[Rule, ...]
@@ -31,7 +33,7 @@ class Table(NamedTuple):
     partial_rotation: bool
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor in a file is ignored."""
+        """Return whether a tensor in a file is ignored."""
         return self.ignored.fullmatch(name) is not None
 
 
@@ -47,8 +49,13 @@ def table(
     ignored: str = "",
     partial_rotation: bool = False,
 ) -> None:
-    """Register the table of some model types. `top`: rules outside the layers. `layers`: rules of a layer. `at`: the
-    prefix of a layer's names in the files."""
+    """Register one table for several model types.
+
+    - `top`: the rules for parameters outside the layers.
+    - `layers`: the rules for the parameters of a layer.
+    - `at`: the prefix of a layer's names in the files.
+    - `ignored`, `partial_rotation`: see Table.
+    """
     found = rules(top) + rules(layers, ours="layers.{i}.", theirs=at)
     pattern = re.compile(f"{_NEVER_WEIGHTS}|{ignored}" if ignored else _NEVER_WEIGHTS)
     for name in families:
@@ -56,5 +63,5 @@ def table(
         TABLES[name] = Table(found, pattern, partial_rotation)
 
 
-for _module in pkgutil.iter_modules(__path__):  # The import of a module registers its tables.
+for _module in pkgutil.iter_modules(__path__):  # Importing a module registers its tables.
     importlib.import_module(f"{__name__}.{_module.name}")

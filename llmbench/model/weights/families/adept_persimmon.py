@@ -1,4 +1,4 @@
-"""Weight names: Persimmon and Fuyu's text part by Adept."""
+"""Weight names of Persimmon, and of the language model in Fuyu (Adept)."""
 
 from __future__ import annotations
 

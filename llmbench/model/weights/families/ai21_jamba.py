@@ -1,4 +1,4 @@
-"""Weight names: Jamba by AI21 Labs."""
+"""Weight names of Jamba (AI21 Labs)."""
 
 from __future__ import annotations
 

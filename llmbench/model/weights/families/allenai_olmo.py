@@ -1,11 +1,12 @@
-"""Weight names: OLMo 1 to 3, OLMoE, FlexOlmo and OLMo Hybrid by the Allen Institute for AI."""
+"""Weight names of OLMo 1 to 3, OLMoE, FlexOlmo and OLMo Hybrid (Allen Institute for AI)."""
 
 from __future__ import annotations
 
 from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, EXPERTS, GATED, OUTPUT_NORMS, PRE_NORMS, QK_NORM, TOP
 
-# Layers with a delta net have norms before their sublayers. Layers with attention have norms after them.
+# In OLMo Hybrid, layers with a delta net have norms before their sublayers. Layers with attention have norms after
+# them.
 table(
     "olmo_hybrid",
     top=TOP,

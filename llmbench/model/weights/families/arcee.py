@@ -1,4 +1,4 @@
-"""Weight names: AFM and Trinity by Arcee."""
+"""Weight names of AFM and Trinity (Arcee)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: ERNIE 1 to 4.5 and PaddleOCR-VL's text part by Baidu."""
+"""Weight names of ERNIE 1 to 4.5, and of the language model in PaddleOCR-VL (Baidu)."""
 
 from __future__ import annotations
 

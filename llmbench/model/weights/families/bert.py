@@ -1,4 +1,4 @@
-"""Weight names: BERT and the encoders derived from it, with their masked-LM heads."""
+"""Weight names of BERT and of the encoders derived from it, with their masked-LM heads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from llmbench.model.weights.families.common import ATTENTION, GATED, PRE_NORMS, 
 
 
 def bert_top(at: str) -> str:
-    """The rules of BERT's embeddings, with the file prefix `at`. The oldest files call the weight and bias of a norm
-    gamma and beta."""
+    """Return the rules of BERT's embeddings. `at` is the prefix of the names in the file.
+
+    The oldest files call the weight of a norm gamma, and the bias of a norm beta.
+    """
     norm = f"{at}.embeddings.LayerNorm"
     return f"""
     embedding.weight                {at}.embeddings.word_embeddings.weight
@@ -41,7 +43,8 @@ attention.k_proj.*      attention.self.key_proj.*
 attention.v_proj.*      attention.self.value_proj.*
 """
 
-# Layers with norms before their sublayers. Files differ in the name of the last norm: see `final_norm` below.
+# The next three tables are for layers with norms before their sublayers. The norm after the last layer has a different
+# name in each family: see `final_norm` below.
 _ROBERTA_PRE_NORM = """
 mixer_norm.*            attention.LayerNorm.*
 ffn_norm.*              intermediate.LayerNorm.*
@@ -59,8 +62,12 @@ ffn_norm.*              ln.*
 
 
 def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") -> None:
-    """Register a family with BERT's head. `layers`: rules that take precedence over BERT's. `final_norm`: the file name
-    of the last norm."""
+    """Register a family that has BERT's head.
+
+    - `at`: the prefix of the names in the file.
+    - `layers`: rules that take precedence over the rules of BERT's layers.
+    - `final_norm`: the name of the norm after the last layer, in the file.
+    """
     table(
         family,
         top=bert_top(at)
@@ -80,7 +87,7 @@ def bert_table(family: str, at: str, *, layers: str = "", final_norm: str = "") 
 
 
 def _roberta_table(family: str, at: str, *, layers: str = "", final_norm: str = "") -> None:
-    """Register a family with RoBERTa's head. The arguments are those of `bert_table`."""
+    """Register a family that has RoBERTa's head. The arguments are those of `bert_table`."""
     table(
         family,
         top=bert_top(at)

@@ -1,4 +1,4 @@
-"""Weight names: StarCoder 1 and 2 by BigCode."""
+"""Weight names of StarCoder 1 and 2 (BigCode)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, PRE_NORMS, TOP
 from llmbench.model.weights.families.openai_gpt import GPT2_NORMS, GPT2_TOP
 
-# Rows of c_attn: with one KV head (MQA) all queries, the key, the value; with MHA query, key and value of each head.
+# c_attn is a fused projection. In models with one KV head (MQA), it has all queries, then the key, then the value. In
+# models with MHA, it has query, key and value of each head.
 table(
     "gpt_bigcode",
     top=GPT2_TOP,

@@ -1,4 +1,4 @@
-"""Weight names: BLOOM by BigScience."""
+"""Weight names of BLOOM (BigScience)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Command-R and its successors by Cohere."""
+"""Weight names of Command-R and its successors (Cohere)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names that many families share. Most of them come from Llama."""
+"""Weight names that many families share. Most of the names come from Llama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: MPT and DBRX by Databricks (MosaicML)."""
+"""Weight names of MPT and DBRX (Databricks, MosaicML)."""
 
 from __future__ import annotations
 

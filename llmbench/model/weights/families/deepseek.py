@@ -1,4 +1,4 @@
-"""Weight names: DeepSeekMoE and DeepSeek-V2 to V4, and rules for other families with parts of these models."""
+"""Weight names of DeepSeekMoE and DeepSeek-V2 to V4, and rules for other families that use parts of these models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: GPT-Neo, GPT-J and GPT-NeoX (Pythia) by EleutherAI."""
+"""Weight names of GPT-Neo, GPT-J and GPT-NeoX (Pythia) (EleutherAI)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma by Google."""
+"""Weight names of Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma (Google)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ mixer_norm.*                layer.0.layer_norm.*
 
 
 def _t5_ffn(place: int) -> str:
-    """The rules of T5's feed-forward, which is sublayer 1 of an encoder layer and sublayer 2 of a decoder layer.
+    """Return the rules of T5's feed-forward. `place` is its index in the layer: 1 in an encoder layer, 2 in a decoder
+    layer.
 
-    It is gated if the file has wi_0. Files of Switch Transformers also have experts.
+    The feed-forward is gated if the file has wi_0. Files of Switch Transformers also have experts.
     """
     at = f"layer.{place}"
     return f"""

@@ -1,4 +1,4 @@
-"""Weight names: SmolLM3 by Hugging Face."""
+"""Weight names of SmolLM3 (Hugging Face)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Granite 3 and 4 and Bamba by IBM."""
+"""Weight names of Granite 3, Granite 4 and Bamba (IBM)."""
 
 from __future__ import annotations
 

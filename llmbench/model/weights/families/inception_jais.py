@@ -1,4 +1,4 @@
-"""Weight names: Jais 1 and 2 by Inception, and BTLM by Cerebras, which has the class of Jais 1."""
+"""Weight names of Jais 1 and 2 (Inception), and of BTLM (Cerebras), which uses the class of Jais 1."""
 
 from __future__ import annotations
 

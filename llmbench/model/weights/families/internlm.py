@@ -1,4 +1,4 @@
-"""Weight names: InternLM 1 to 3 by Shanghai AI Laboratory."""
+"""Weight names of InternLM 1 to 3 (Shanghai AI Laboratory)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: EXAONE by LG AI Research."""
+"""Weight names of EXAONE (LG AI Research)."""
 
 from __future__ import annotations
 

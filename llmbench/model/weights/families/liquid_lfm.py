@@ -1,4 +1,4 @@
-"""Weight names: LFM2 and LFM3 by Liquid AI."""
+"""Weight names of LFM2 and LFM3 (Liquid AI)."""
 
 from __future__ import annotations
 

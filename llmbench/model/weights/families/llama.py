@@ -1,4 +1,4 @@
-"""Weight names: Llama 1 to 4 and Llama 3.2 Vision by Meta, and rules for other families with the same decoder."""
+"""Weight names of Llama 1 to 4 and Llama 3.2 Vision (Meta), and rules for other families with the same decoder."""
 
 from __future__ import annotations
 

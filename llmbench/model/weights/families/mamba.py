@@ -1,4 +1,4 @@
-"""Weight names: Mamba 1 and 2, and rules for hybrid models with Mamba layers."""
+"""Weight names of Mamba 1 and 2, and rules for hybrid models with Mamba layers."""
 
 from __future__ import annotations
 

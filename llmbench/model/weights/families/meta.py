@@ -1,4 +1,4 @@
-"""Weight names: OPT, XGLM and CWM by Meta. Llama is in llama.py, RoBERTa in bert.py."""
+"""Weight names of OPT, XGLM and CWM (Meta). llama.py has the names of Llama, bert.py the names of RoBERTa."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Phi 1 to 4, BitNet and BioGPT by Microsoft."""
+"""Weight names of Phi 1 to 4, BitNet and BioGPT (Microsoft)."""
 
 from __future__ import annotations
 

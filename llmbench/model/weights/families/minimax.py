@@ -1,4 +1,4 @@
-"""Weight names: MiniMax-Text-01, M1, M2 and M3 by MiniMax."""
+"""Weight names of MiniMax-Text-01, M1, M2 and M3 (MiniMax)."""
 
 from __future__ import annotations
 

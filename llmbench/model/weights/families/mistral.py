@@ -1,4 +1,4 @@
-"""Weight names: Mistral, Ministral and Mixtral by Mistral AI."""
+"""Weight names of Mistral, Ministral and Mixtral (Mistral AI)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Kimi K2 and Kimi Linear by Moonshot AI."""
+"""Weight names of Kimi K2 and Kimi Linear (Moonshot AI)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Nemotron, Nemotron-H and the models of the Puzzle search (DeciLM) by NVIDIA."""
+"""Weight names of Nemotron, Nemotron-H and DeciLM, whose architecture the Puzzle search found (NVIDIA)."""
 
 from __future__ import annotations
 

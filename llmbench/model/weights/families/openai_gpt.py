@@ -1,4 +1,4 @@
-"""Weight names: GPT-1, GPT-2 and gpt-oss by OpenAI."""
+"""Weight names of GPT-1, GPT-2 and gpt-oss (OpenAI)."""
 
 from __future__ import annotations
 

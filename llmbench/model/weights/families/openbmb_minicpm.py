@@ -1,4 +1,4 @@
-"""Weight names: MiniCPM 1 to 3 by OpenBMB."""
+"""Weight names of MiniCPM 1 to 3 (OpenBMB)."""
 
 from __future__ import annotations
 

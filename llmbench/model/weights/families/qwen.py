@@ -1,4 +1,4 @@
-"""Weight names: Qwen 2 to 3.5 by Alibaba: dense models, and models with experts or delta nets."""
+"""Weight names of Qwen 2 to 3.5 (Alibaba): dense models, and models with experts or delta nets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def _delta(target: Target) -> GatedDeltaNet:
 
 
 def _by_key_head(which: int, *, gates: bool) -> Transform:
-    """Part `which` of a fused projection of Qwen3-Next, whose rows are ordered by key head.
+    """Return a transform that cuts part `which` from a fused projection of Qwen3-Next. Its rows are ordered by key
+    head.
 
-    Without `gates`, the rows of a key head are its query, its key, and the values and output gates of its value heads.
-    With `gates`, they are the rates and decays of its value heads.
+    Without `gates`, the parts of a key head are: its query, its key, the values of its value heads, and the output
+    gates of its value heads. With `gates`, the parts of a key head are: the rates and the decays of its value heads.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
@@ -33,7 +34,10 @@ def _by_key_head(which: int, *, gates: bool) -> Transform:
 
 
 def _in_turn(which: int) -> Transform:
-    """Part `which` of Qwen3.5's projection, which has all queries, then all keys, then all values."""
+    """Return a transform that cuts q, k or v (`which` is 0, 1 or 2) from a fused projection of Qwen3.5.
+
+    The projection has all queries, then all keys, then all values.
+    """
 
     def cut(x: Tensor, target: Target) -> Tensor:
         mixer = _delta(target)

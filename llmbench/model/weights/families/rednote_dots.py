@@ -1,4 +1,4 @@
-"""Weight names: dots by rednote."""
+"""Weight names of dots (rednote)."""
 
 from __future__ import annotations
 

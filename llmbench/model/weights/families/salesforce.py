@@ -1,4 +1,4 @@
-"""Weight names: CTRL and CodeGen by Salesforce."""
+"""Weight names of CTRL and CodeGen (Salesforce)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: model types of makers with only one model type here."""
+"""Weight names of models from makers that have only one model type here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: StableLM by Stability AI."""
+"""Weight names of StableLM (Stability AI)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight names: Hunyuan (HY) and Youtu by Tencent."""
+"""Weight names of Hunyuan (HY) and Youtu (Tencent)."""
 
 from __future__ import annotations
 

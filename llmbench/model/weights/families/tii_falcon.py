@@ -1,4 +1,4 @@
-"""Weight names: Falcon, Falcon-Mamba and Falcon-H1 by TII."""
+"""Weight names of Falcon, Falcon-Mamba and Falcon-H1 (TII)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from llmbench.model.weights.families.mamba import (
     STATE_SPACE,
 )
 
-# Norms per layer: Falcon-7B has one, Falcon-40B two in parallel, Falcon-RW-1B and RW-7B one before each sublayer.
+# Falcon-7B has one norm per layer. Falcon-40B has two parallel norms. Falcon-RW-1B and RW-7B have one norm before each
+# sublayer.
 table(
     "falcon",
     top="""

@@ -1,4 +1,4 @@
-"""Weight names: MiMo by Xiaomi."""
+"""Weight names of MiMo (Xiaomi)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Weight names: ChatGLM and GLM-4 to GLM-5 by Zhipu AI: dense models, and models with experts or latent attention."""
+"""Weight names of ChatGLM and of GLM-4 to GLM-5 (Zhipu AI): dense models, and models with experts or latent
+attention."""
 
 from __future__ import annotations
 
