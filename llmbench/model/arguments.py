@@ -80,6 +80,6 @@ def _integers(name: str, values: Any, device: torch.device) -> Tensor:
         raise SpecError(f"{name} must be whole numbers, not {str(values.dtype).removeprefix('torch.')}")
     if values.device != device:
         raise SpecError(
-            f"{name} are on {values.device}, the model is on {device}", hint=f"move them with .to('{device}')"
+            f"{name} are on {values.device}, but the model is on {device}", hint=f"move them with .to('{device}')"
         )
     return values.to(torch.int64)

@@ -160,8 +160,10 @@ def position_scores(positions: Positions) -> PositionScores:
 
 
 def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """Return the scores unchanged. These position encodings rotate heads or change the embedding, but not the
-    scores."""
+    """Return the scores unchanged. These position encodings do not change the scores.
+
+    They rotate the heads or change the embedding, or there are no positions.
+    """
     return scores, shared
 
 

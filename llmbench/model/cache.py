@@ -128,8 +128,10 @@ class Cache:
         return [old + more for old, more in zip(self.host_lengths, new, strict=True)]
 
     def forget(self, row: int) -> None:
-        """Empty the slots of one sequence, so that another sequence can use them. A paged cache returns the blocks to
-        its pool."""
+        """Empty the slots of one sequence, so that another sequence can use them.
+
+        A paged cache returns the blocks to its pool.
+        """
         for layer in self.layers:
             for state in layer.values():
                 state.forget(row)

@@ -1,5 +1,6 @@
-"""The plain layer `Block`, and the decoder, which is a stack of layers. Modules have the names of the ops in the op
-table.
+"""The plain layer `Block`, and the decoder, which is a stack of layers.
+
+Modules have the names of the ops in the op table.
 
 Dimensions: B batch, S length, D hidden size, W embedding width, V vocabulary size, E encoder length.
 """
@@ -122,8 +123,10 @@ class Decoder(Embeddings):
         return self.logits(out) if targets is None else self.loss(out, targets)
 
     def _step(self, tokens: Tensor, cache: Cache | None, lengths: Tensor | None) -> Step:
-        """Return the inputs that all layers share for tokens [B, S]. Also reserves room for these tokens in the
-        cache."""
+        """Return the inputs that all layers share for tokens [B, S].
+
+        Also reserves room for these tokens in the cache.
+        """
         batch, length = tokens.shape
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         valid = None if lengths is None else places < lengths[:, None]

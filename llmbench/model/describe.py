@@ -133,8 +133,10 @@ def tree(model: Decoder) -> list[TreeRow]:
 
 
 def _rows(block: nn.Module, own: Sizes, path: str, shown: str) -> list[TreeRow]:
-    """Return the rows of the layer at `path` and of its submodules. In the names of the rows, `shown` replaces
-    `path`."""
+    """Return the rows of the layer at `path` and of its submodules.
+
+    In the names of the rows, `shown` replaces `path`.
+    """
     modules = {f"{path}.{inner}" if inner else path: module for inner, module in block.named_modules()}
     return [_row(full, module, own, shown + full.removeprefix(path)) for full, module in modules.items()]
 
@@ -180,7 +182,7 @@ def _loaded(folder: Path, plan: Plan, device: torch.device) -> Decoder:
         return load(folder, impl=plan.impl, device=device, dtype=DTYPES[plan.dtype])
     except UnsupportedError as problem:
         raise UnsupportedError(
-            str(problem), hint=f"`llmbench model {folder / 'config.json'}` builds it with random weights"
+            str(problem), hint=f"`llmbench model {folder / 'config.json'}` builds the model with random weights"
         ) from None
 
 

@@ -21,11 +21,11 @@ def device_of(name: torch.device | str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise LLMBenchError(f"no device `{name}`", hint="choose auto, cpu, cuda, cuda:1 or meta") from None
+        raise LLMBenchError(f"unknown device `{name}`", hint="choose auto, cpu, cuda, cuda:1 or meta") from None
     if device.type not in ("cpu", "cuda", "meta"):
         raise CannotRunError(f"device `{name}`: only cpu, cuda and meta are supported")
     if device.type != "cuda" and device.index is not None:
-        raise LLMBenchError(f"no device `{name}`", hint=f"write `{device.type}` without a number")
+        raise LLMBenchError(f"unknown device `{name}`", hint=f"write `{device.type}` without a number")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CannotRunError("no CUDA GPU was found, or this PyTorch cannot use it", hint="use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

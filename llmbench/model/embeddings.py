@@ -16,8 +16,9 @@ from llmbench.spec.position import LearnedPositions, SinusoidalPositions
 
 
 class Embeddings(nn.Module):
-    """The embedding modules of a Decoder. Decoder inherits from this class, so that its weights have the names of the
-    op table.
+    """The embedding modules of a Decoder.
+
+    Decoder inherits from this class, so that its weights have the names of the op table.
 
     GPT-2 computes table[token] + positions[p]. LLaMA computes table[token]. BERT adds token types and a norm. OPT-350m
     and ELECTRA project a narrow table to D. Gemma scales the embedding.
@@ -63,8 +64,10 @@ class Embeddings(nn.Module):
         return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
 
     def _position_vectors(self, tokens: Tensor, positions: Tensor, x: Tensor) -> Tensor | None:
-        """Return the vectors of learned or sinusoidal positions, which are added to the embedding x. None for other
-        positions."""
+        """Return the vectors that learned or sinusoidal positions add to the embedding x.
+
+        Returns None for other position encodings.
+        """
         kind = self.spec.positions
         if isinstance(kind, LearnedPositions):
             assert self.position_embedding is not None

@@ -71,8 +71,10 @@ class RouterLayer(nn.Module):
             self.correction = None
 
     def forward(self, x: Tensor, implementation: Implementation) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits [t, E] of tokens [t, D], and the weights [t, k] and indices [t, k] of the selected
-        experts."""
+        """Score the experts for tokens x [t, D], and select k experts per token.
+
+        Returns the logits [t, E] of all experts, and the weights [t, k] and indices [t, k] of the selected experts.
+        """
         logits = F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
         return logits, *implementation.route(logits, self.top_k, self.correction, self.router)
 
@@ -114,8 +116,9 @@ class ExpertsLayer(nn.Module):
     def in_buffers(
         self, x: Tensor, weights: Tensor, chosen: Tensor, places: Tensor, room: int, implementation: Implementation
     ) -> Tensor:
-        """Compute the same sum as `forward`, for experts with a limited capacity. Each expert computes a buffer of
-        `room` rows.
+        """Compute the same sum as `forward`, for experts with a limited capacity.
+
+        Each token is copied k times. Each expert has a buffer of `room` rows, and computes all of them.
 
         - `places` [t, k]: the row of each token copy in the buffer of its expert. A copy whose row is `room` or more
           has no place in the buffer, and adds nothing to the output.

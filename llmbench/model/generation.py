@@ -19,8 +19,8 @@ from llmbench.model.mixers import new_cache
 from llmbench.sizing.lengths import refuse_beyond_positions
 
 COLDEST = torch.finfo(torch.float32).tiny
-"""The lowest temperature above 0: the smallest normal number of fp32, because logits are divided by the temperature in
-fp32."""
+"""The lowest temperature above 0. It is the smallest normal number of fp32, because the division of logits by the
+temperature runs in fp32."""
 
 _Sampling = tuple[float, int | None, float | None]
 """The arguments of `choose`: temperature, top_k and top_p."""
@@ -155,7 +155,7 @@ def _encoder_inputs(
         raise SpecError(f"{name} has no encoder, but encoder_tokens were passed")
     source = token_rows("encoder_tokens", encoder_tokens, model.spec.vocab_size, tokens.device)
     if source.shape[0] != tokens.shape[0]:
-        raise SpecError(f"encoder_tokens must have one row per prompt, {tokens.shape[0]}, not {source.shape[0]}")
+        raise SpecError(f"encoder_tokens must have one row per prompt: {tokens.shape[0]} rows, not {source.shape[0]}")
     return {"encoder_tokens": source, "encoder_lengths": row_lengths("encoder_lengths", encoder_lengths, source)}
 
 

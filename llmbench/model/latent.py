@@ -167,8 +167,10 @@ class IndexerLayer(nn.Module):
     def choose(
         self, x: Tensor, q_input: Tensor, keys: Tensor, mask: Mask, tables: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """Select keys, and return the selection as a bias [B, 1, S, T] of the scores: 0 for a selected key, -inf for
-        every other key."""
+        """Select keys, and return the selection as a bias [B, 1, S, T] of the scores.
+
+        The bias is 0 for a selected key, and -inf for every other key.
+        """
         q = self.q_proj(q_input).unflatten(-1, (self.spec.num_heads, -1)).transpose(1, 2)
         products = self._rotated(q, tables).float() @ keys.float().transpose(-1, -2)  # [B, heads, S, T]
         matches = torch.relu(products * self.spec.head_dim**-0.5)

@@ -1,8 +1,8 @@
-"""The cache of one attention layer. It has one slot per token, or a ring of slots for a window. paged.py has caches in
-blocks.
+"""The cache of one attention layer, in slots. paged.py has caches in blocks.
 
-The sequences in a cache may have different lengths. Each slot stores the position of its token. An empty slot has a
-negative position. Padding is never stored.
+A cache has one slot per token. If the layer has a sliding window, the slots can form a ring, in which a new token
+overwrites an old one. The sequences in a cache may have different lengths. Each slot stores the position of its token.
+An empty slot has a negative position. Padding is never stored.
 
 In latent attention, the cache has one KV head. The key row of a token is the latent followed by the rotary key. The
 value row is the key of the indexer. Without an indexer, the value row has width 0.
@@ -99,8 +99,10 @@ class SlotCache:
         self.positions = torch.full((batch, capacity + 1), -1, dtype=torch.int64, device=device)
 
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
-        """Store keys and values, as LayerCache.fill says. If several tokens have the same slot of a ring, the last one
-        is stored."""
+        """Store keys and values, as LayerCache.fill says.
+
+        If several tokens have the same slot of a ring, the last one is stored.
+        """
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         stored = new >= 0
         if self.ring:

@@ -49,8 +49,10 @@ from llmbench.spec.position import RelativeBias
 
 
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> nn.Module:
-    """Build the module of a mixer in layer `index`. Raises UnsupportedError for a kind that can be sized but not
-    built."""
+    """Build the module of a mixer in layer `index`.
+
+    Raises UnsupportedError for a kind that can be sized but not built.
+    """
     match mixer:
         case Attention():
             positions = spec.positions_of(mixer)
@@ -93,8 +95,10 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
 
 
 def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
-    """Return the shape of the rows in a cache. A latent row has no value, so the value row stores the key of the
-    indexer."""
+    """Return the shape of the rows in a cache.
+
+    A latent row has no value, so the value row stores the key of the indexer.
+    """
     if row.value:
         return RowShape(row.heads, row.key, row.value)
     return RowShape(row.heads, row.key, (0 if indexer_row is None else indexer_row.width,))

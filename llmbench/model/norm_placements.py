@@ -41,8 +41,10 @@ LayerState = dict[str, Any]
 
 
 class BlockParts(nn.Module):
-    """The base class of all layers. It builds the sublayers that the layer has: mixers, cross-attention,
-    feed-forward."""
+    """The base class of all layers.
+
+    It builds the sublayers that the layer has: mixers, cross-attention, feed-forward.
+    """
 
     def __init__(self, spec: ModelSpec, layer: Layer, *, index: int, where: str) -> None:
         super().__init__()
@@ -83,8 +85,10 @@ class BlockParts(nn.Module):
 
 
 def layer_norm(spec: ModelSpec, layer: Layer) -> NormLayer:
-    """Create a norm of a layer. It has the layer's own kind of norm if the spec gives one, else the norm of the
-    model."""
+    """Create a norm of a layer.
+
+    It has the layer's own kind of norm if the spec gives one, else the norm of the model.
+    """
     return NormLayer(spec.hidden_size, spec.norm if layer.norm is None else layer.norm)
 
 

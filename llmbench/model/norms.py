@@ -11,8 +11,10 @@ from llmbench.spec.model import Norm
 
 
 class NormLayer(nn.Module):
-    """A norm over the last dimension of [..., D]. It computes statistics in fp32, and returns the format of its
-    input."""
+    """A norm over the last dimension of [..., D].
+
+    It computes statistics in fp32, and returns the format of its input.
+    """
 
     def __init__(self, width: int, norm: Norm, *, weight_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()

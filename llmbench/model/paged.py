@@ -1,5 +1,4 @@
-"""The cache of one attention layer in blocks. Sequences take blocks from a pool as they grow, and return them at the
-end.
+"""The cache of one attention layer in blocks. A sequence takes blocks from a pool as it grows, and returns them later.
 
 Serving engines use the same layout. Each layer has a tensor [blocks, block size, K, H] of keys and a tensor [blocks,
 block size, K, Hv] of values. All layers share one int32 table [B, blocks per sequence], which lists the blocks of each
@@ -89,8 +88,10 @@ class BlockTable:
 
 
 class PagedCache:
-    """A cache of one layer in blocks. The model's Cache owns the block table, and reserves blocks before each forward
-    pass."""
+    """A cache of one layer in blocks.
+
+    The model's Cache owns the block table, and reserves blocks before each forward pass.
+    """
 
     def __init__(
         self,
@@ -125,8 +126,10 @@ class PagedCache:
         return False
 
     def token_positions(self) -> Tensor:
-        """Return the positions [B, T] of the stored tokens. Slots past the end of a sequence get -1, because they are
-        empty."""
+        """Return the positions [B, T] of the stored tokens.
+
+        Slots past the end of a sequence get -1, because they are empty.
+        """
         slots = torch.arange(self.table.used.shape[1] * self.table.block_size, device=self.lengths.device)
         return torch.where(slots < self.lengths[:, None], slots, -1)
 

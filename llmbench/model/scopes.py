@@ -75,8 +75,10 @@ class Scopes(TorchFunctionMode):
             self.leave()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` in the scope of the op whose parameter is an argument. If there is none, use the op of `func`
-        itself."""
+        """Run `func` in the scope of the op whose parameter is an argument.
+
+        If no argument is a parameter, run `func` in the scope of the op that consists of `func`.
+        """
         owner = self._inside(_OWN_FUNCTIONS.get(func, ""))
         for argument in args:
             if isinstance(argument, Tensor):
@@ -87,8 +89,10 @@ class Scopes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def output(self, name: str, result: Tensor) -> None:
-        """Record `result` as the output of the op `name`, if the op table has this op. The bytes of `result` then count
-        for the op."""
+        """Record `result` as the output of the op `name`, so that the bytes of `result` count for this op.
+
+        Does nothing if the op table has no such op.
+        """
         if name in self.names:
             storage = result.untyped_storage()
             self.outputs[storage._cdata] = name
@@ -96,8 +100,10 @@ class Scopes(TorchFunctionMode):
 
     @property
     def own(self) -> str:
-        """The name of the op without a module that now runs in the innermost scope. If there is none, the name of the
-        scope."""
+        """The name of the op without a module that now runs in the innermost scope.
+
+        If no such op runs, this is the name of the scope.
+        """
         return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 
     def _inside(self, child: str) -> str:
@@ -107,8 +113,10 @@ class Scopes(TorchFunctionMode):
 
 
 class FlopsByScope(TorchDispatchMode):
-    """A mode that adds the FLOPs of each function to the current scope, in `flops`. Enter this mode after the FLOP
-    counter."""
+    """A mode that adds the FLOPs of each function to the current scope, in `flops`.
+
+    Enter this mode after the FLOP counter.
+    """
 
     def __init__(self, counter: FlopCounterMode, scopes: Scopes, flops: dict[str, int]) -> None:
         super().__init__()

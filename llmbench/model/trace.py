@@ -1,12 +1,13 @@
-"""Traces of a model without a GPU and without memory. A trace gives the FLOPs and saved bytes of a forward pass, op by
-op.
+"""Traces of a model: the FLOPs and saved bytes of a forward pass, op by op.
+
+A trace needs no GPU and no memory for tensors.
 
 torch's FlopCounterMode counts FLOPs on meta tensors. It also counts masked score pairs, so the trace is compared with
 an op table that includes these pairs.
 
-Saved bytes are the bytes of the tensors that autograd keeps for the backward pass, after the loss is computed.
-saved_tensors_hooks find these tensors on fake tensors. Each storage counts once, for the op that saved it first.
-Parameters do not count. Saved bytes are compared with an op table for "eager" kernels.
+Saved bytes are the bytes of the tensors that autograd keeps for the backward pass, after the loss is computed. The
+trace runs the model on fake tensors, and saved_tensors_hooks find these tensors. Each storage counts once, for the op
+that saved it first. Parameters do not count. Saved bytes are compared with an op table for "eager" kernels.
 
 The trace differs from a real forward pass:
 
@@ -55,7 +56,7 @@ from llmbench.spec.model import ModelSpec
 Attention = Literal["flash", "standard"]
 
 LARGEST_BYTES = 2**60
-"""The most bytes that an op may have to be traced. torch counts the bytes of a tensor in 64 bits, even on meta."""
+"""The most bytes per op in a trace. torch counts the bytes of a tensor in 64 bits, even on meta."""
 
 
 class TracedOp(NamedTuple):
@@ -223,8 +224,10 @@ class _AsOnCuda(TorchFunctionMode):
 
 
 class _Kernel(torch.autograd.Function):
-    """A kernel that computes nothing. It only saves tensors: its inputs, `statistics`, and its output if
-    `saves_output`."""
+    """A kernel that computes nothing.
+
+    It only saves tensors: its inputs, `statistics`, and its output if `saves_output`.
+    """
 
     @staticmethod
     def forward(

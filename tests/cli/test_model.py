@@ -101,7 +101,7 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
     ("arguments", "code", "says"),
     [
         (["gpt2", "--impl", "flsh"], 2, "did you mean `flash`?"),
-        (["gpt2", "--device", "abc"], 2, "no device `abc`"),
+        (["gpt2", "--device", "abc"], 2, "unknown device `abc`"),
         (["gpt2", "--device", "xpu"], 3, "only cpu, cuda and meta"),
         (["gpt2", "--device", "cpu:1"], 2, "without a number"),
         (["gpt2", "--device", "meta", "--impl", "flex"], 3, "does not run on meta"),
@@ -158,7 +158,7 @@ def test_a_folder_gives_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert run(["model", str(folder), "--device", "meta"]) == 0
     assert f"the weights in {folder} were not read" in capsys.readouterr().out
     monkeypatch.setattr("llmbench.model.weights.families.TABLES", {})
-    assert "config.json` builds it with random weights" in refusal(capsys, 2, *arguments)
+    assert "config.json` builds the model with random weights" in refusal(capsys, 2, *arguments)
     (folder / "model.safetensors").unlink()
     assert run(["model", *arguments]) == 0
     assert f"{folder} has no .safetensors" in capsys.readouterr().out

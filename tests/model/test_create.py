@@ -30,9 +30,9 @@ Edit = Callable[[dict[str, Any]], dict[str, Any]]
     [
         ({"init": "gtp2"}, UnknownNameError, "unknown initialisation `gtp2`"),
         ({"init": None}, UnknownNameError, "unknown initialisation `None`"),
-        ({"device": "abc"}, LLMBenchError, "no device `abc`"),
-        ({"device": None}, LLMBenchError, "no device `None`"),
-        ({"device": "cpu:1"}, LLMBenchError, "no device `cpu:1`"),
+        ({"device": "abc"}, LLMBenchError, "unknown device `abc`"),
+        ({"device": None}, LLMBenchError, "unknown device `None`"),
+        ({"device": "cpu:1"}, LLMBenchError, "unknown device `cpu:1`"),
         ({"device": "mps"}, CannotRunError, "only cpu, cuda and meta"),
         ({"device": "cuda:99"}, CannotRunError, "GPU"),
         ({"dtype": "fp32"}, SpecError, "the format `fp32`"),

@@ -202,7 +202,7 @@ def test_an_encoder_decoder_equals_transformers(cache: str, tmp_path: Path) -> N
         generate(ours, start, max_new_tokens=2)
     with pytest.raises(SpecError, match="not in the vocabulary"):
         generate(ours, start, encoder_tokens=source + 64, max_new_tokens=2)
-    with pytest.raises(SpecError, match="one row per prompt, 3"):
+    with pytest.raises(SpecError, match="one row per prompt: 3"):
         generate(ours, start, encoder_tokens=source[:2], max_new_tokens=2)
     with pytest.raises(SpecError, match="encoder_lengths must be between 1 and 11"):
         generate(ours, start, encoder_tokens=source, encoder_lengths=lengths + 1, max_new_tokens=2)
@@ -257,7 +257,7 @@ def test_refusals() -> None:
         ({"tokens": prompts[:, :0]}, r"the shape \[rows, tokens\]"),
         ({"tokens": prompts - 64}, "is not in the vocabulary, which has the tokens 0 to 63"),
         ({"tokens": torch.full((1, 2), 64)}, "token 64 is not in the vocabulary"),
-        ({"tokens": prompts.to("meta")}, "are on meta, the model is on cpu"),
+        ({"tokens": prompts.to("meta")}, "are on meta, but the model is on cpu"),
         ({"encoder_tokens": prompts}, "has no encoder"),
         ({"encoder_lengths": torch.tensor([1])}, "without encoder_tokens"),
     ):

@@ -62,8 +62,10 @@ class Mask(NamedTuple):
 
     @property
     def only_causal(self) -> bool:
-        """Whether the mask is the lower triangle and nothing more. A window or chunk that covers all keys hides no
-        key."""
+        """Whether the mask is the lower triangle and nothing more.
+
+        A window or chunk that covers all keys hides no key.
+        """
         length = self.keys.shape[1]
         return self.plain and self.causal and min(self.window or length, self.chunk or length) >= length
 
@@ -131,8 +133,10 @@ class Scores(NamedTuple):
     bias: Tensor | None = None
 
     def added(self, mask: Mask) -> Tensor | None:
-        """Return the sum of the ALiBi bias and `bias` as one bias [B or 1, N, S, T]. None if the scores have
-        neither."""
+        """Return the sum of the ALiBi bias and `bias` as one bias [B or 1, N, S, T].
+
+        Returns None if the scores have no bias at all.
+        """
         if self.slopes is None:
             return self.bias
         distance = mask.keys[:, None, None, :] - mask.queries[:, None, :, None]
@@ -156,10 +160,10 @@ class AttendLatent(Protocol):
 
 
 class Normalise(Protocol):
-    """Compute the norm of x [..., W], or of the sum x + residual. Returns the result and the input of the norm (x or
-    the sum).
+    """Compute the norm of x [..., W], or of the sum x + residual.
 
-    `weight` and `bias` have the shape [W]. For x [..., N, W], they may also have the shape [N, W].
+    Returns the result, and the input of the norm: x or the sum. `weight` and `bias` have the shape [W]. For x [..., N,
+    W], they may also have the shape [N, W].
     """
 
     def __call__(

@@ -301,7 +301,8 @@ def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, 
     if moe.router.on_input:
         if chosen.shape[1] != 1:
             raise CannotRunError(
-                "impl fused supports input-side router weights only for top-1 routing", hint="use flash"
+                "impl fused supports router weights on the input of experts only with one expert per token",
+                hint="use flash",
             )
         x, weights = x * weights.to(x.dtype), torch.ones_like(weights)
     out: Tensor = _called(moe_kernel, "fused", x, weights, chosen, *experts, activation=moe.activation)

@@ -60,8 +60,10 @@ def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
 
 
 def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Compute attention with materialised scores, S × T per head. The softmax runs in fp32, or in the input format if
-    that is wider."""
+    """Compute attention with materialised scores, S × T per head.
+
+    The softmax runs in fp32. If the input format is wider than fp32, the softmax runs in the input format.
+    """
     k, v, mask = seen.k, seen.v, seen.mask
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -111,7 +113,7 @@ def norm(
     With `unit_offset`, the result is multiplied by 1 + weight in fp32 (Gemma).
     """
     x = x if residual is None else x + residual
-    if weight is not None and weight.dim() > 1:  # a weight per head: [N, W] for x [B, S, N, W]
+    if weight is not None and weight.dim() > 1:  # each head has its own weight: weight [N, W], x [B, S, N, W]
         return _normed(x, None, None, norm) * weight + (0 if bias is None else bias), x
     if norm.unit_offset and weight is not None and norm.kind == "rmsnorm" and bias is None:
         return OffsetRMSNorm.apply(x, weight, norm.eps), x
@@ -124,7 +126,7 @@ def norm(
 def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Tensor:
     if norm.kind == "layernorm":
         return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # in fp32 internally, for every format of x
+    out = F.rms_norm(x, x.shape[-1:], weight, norm.eps)  # rms_norm computes in fp32 for every format of x
     return out if bias is None else out + bias
 
 

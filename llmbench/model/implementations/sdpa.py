@@ -17,8 +17,10 @@ from llmbench.model.implementations.plain import STANDARD, latent_by
 
 
 def _with_backend(backend: str | None) -> Attend:
-    """Return an attention function that uses one backend of scaled_dot_product_attention. None: torch chooses the
-    backend."""
+    """Return an attention function that uses one backend of scaled_dot_product_attention.
+
+    - `backend`: the name of the backend. None: torch chooses the backend.
+    """
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         refuse(scores, "sdpa" if backend is None else f"sdpa-{backend}")

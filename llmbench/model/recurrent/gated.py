@@ -41,10 +41,10 @@ class BlockDiagonal(nn.Module):
 
 
 class RGLRULayer(nn.Module):
-    """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t. Its gates r and i are computed from the
-    input.
+    """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t.
 
-    A parallel GELU branch multiplies the result. The factor √(1 − a_t²) is 1 for the first token of a sequence.
+    The gates r and i are computed from the input. r determines the decay a. A parallel GELU branch multiplies the
+    result. The factor √(1 − a_t²) is 1 for the first token of a sequence.
     """
 
     def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:

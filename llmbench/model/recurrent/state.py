@@ -14,8 +14,9 @@ from llmbench.spec.mixer import FixedState
 
 
 class RecurrentState:
-    """The state of one recurrent layer. Its size does not depend on the sequence length. Padding does not change the
-    state.
+    """The state of one recurrent layer.
+
+    Its size does not depend on the sequence length. Padding does not change the state.
 
     - `conv` [B, k − 1, C]: the last k − 1 inputs of the convolution. None: the layer has no convolution.
     - `state`: the fp32 state of the recurrence. None: the layer has no recurrence.

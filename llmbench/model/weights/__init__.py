@@ -126,8 +126,10 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
 def _sources(
     table: tuple[Rule, ...], target: Target, names: set[str], copies: int
 ) -> tuple[Rule, list[list[str]]] | None:
-    """Return the first rule whose tensors exist in the files, and the names of these tensors. None if no rule
-    applies."""
+    """Return the first rule for a parameter whose tensors exist in the files, and the names of these tensors.
+
+    Returns None if there is no such rule.
+    """
     for rule in table:
         sources = rule.names(target.name, copies)
         if sources and all(name in names for group in sources for name in group):
@@ -136,8 +138,7 @@ def _sources(
 
 
 def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
-    """Return the tensor of a parameter. It is made from the tensors of a rule, which are joined, transformed and
-    stacked."""
+    """Make the tensor of a parameter from the tensors of a rule. They are joined, transformed and stacked."""
     tensors = []
     for group in sources:
         joined = [checkpoint.tensor(name) for name in group]
@@ -147,8 +148,8 @@ def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint:
                 tensor = TRANSFORMS[name](tensor, target)
             except (RuntimeError, IndexError):
                 raise SpecError(
-                    f"{checkpoint.folder}: {group[0]} of shape {tuple(tensor.shape)} cannot become {target.name} "
-                    "with the sizes in the config"
+                    f"{checkpoint.folder}: {group[0]} has the shape {tuple(tensor.shape)}, from which {target.name} "
+                    "cannot be made with the sizes in the config"
                 ) from None
         tensors.append(tensor)
     return torch.stack(tensors) if rule.stacked else tensors[0]

@@ -26,7 +26,7 @@ def refuse_config(spec: ModelSpec, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config"):
         raise UnsupportedError(
-            f"{folder}: quantised checkpoints are not supported (its config has quantization_config)",
+            f"{folder}: quantised checkpoints are not supported (the config has a quantization_config)",
             hint="save the model in bf16, fp16 or fp32",
         )
     kinds = _architectures(config, folder)

@@ -92,8 +92,9 @@ class Rule(NamedTuple):
     transforms: tuple[str, ...]
 
     def names(self, ours: str, copies: int) -> list[list[str]] | None:
-        """Return the names of the tensors that fill the parameter `ours`. None if the rule does not match this
-        parameter.
+        """Return the names of the tensors that fill the parameter `ours`.
+
+        None if the rule does not match this parameter.
 
         The result has one list per expert or head that is stacked, and a single list if nothing is stacked. The tensors
         that a list names are joined.
@@ -114,8 +115,10 @@ class Rule(NamedTuple):
 
 
 def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
-    """Parse the rules of a table. The arguments `ours` and `theirs` are prefixes that are added to the names on each
-    side."""
+    """Parse the rules of a table.
+
+    The arguments `ours` and `theirs` are prefixes that are added to the names on each side.
+    """
     table = []
     for line in text.strip().splitlines():
         words = line.split()
@@ -180,16 +183,18 @@ def _quartered(which: int) -> Transform:
 
 
 def _half(which: int, dim: int) -> Transform:
-    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor that joins them along
-    `dim`."""
+    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor that contains both.
+
+    - `dim`: the dimension along which the gate comes first and the up matrix second.
+    """
     return lambda x, target: x.chunk(2, dim=dim)[which]
 
 
 def _every_second(which: int, dim: int) -> Transform:
-    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor whose rows alternate
+    """Return a transform that cuts the gate or the up matrix (`which` is 0 or 1) from a tensor that contains both
     (gpt-oss).
 
-    - `dim`: the dimension of the rows.
+    - `dim`: the dimension along which the rows of gate and up alternate.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
@@ -221,8 +226,9 @@ def _swapped(x: Tensor, target: Target) -> Tensor:
 
 @transform("head.by.head")
 def _head_by_head(x: Tensor, target: Target) -> Tensor:
-    """Reorder the rows of a fused projection. The file has all queries, then all gates. The model has query and gate
-    per head.
+    """Reorder the rows of a fused projection.
+
+    The file has all queries, then all gates. The model has query and gate per head.
 
     If the model has only one gate per head, the transform returns only the queries. The gates then have their own
     projection.

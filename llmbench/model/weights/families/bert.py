@@ -43,8 +43,8 @@ attention.k_proj.*      attention.self.key_proj.*
 attention.v_proj.*      attention.self.value_proj.*
 """
 
-# The next three tables are for layers with norms before their sublayers. The norm after the last layer has a different
-# name in each family: see `final_norm` below.
+# The next three groups of rules are for layers with norms before their sublayers. The norm after the last layer has a
+# different name in each family: see `final_norm` below.
 _ROBERTA_PRE_NORM = """
 mixer_norm.*            attention.LayerNorm.*
 ffn_norm.*              intermediate.LayerNorm.*

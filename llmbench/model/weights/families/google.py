@@ -16,8 +16,9 @@ mixer_norm.*                layer.0.layer_norm.*
 
 
 def _t5_ffn(place: int) -> str:
-    """Return the rules of T5's feed-forward. `place` is its index in the layer: 1 in an encoder layer, 2 in a decoder
-    layer.
+    """Return the rules of T5's feed-forward.
+
+    `place` is its index in the layer: 1 in an encoder layer, 2 in a decoder layer.
 
     The feed-forward is gated if the file has wi_0. Files of Switch Transformers also have experts.
     """

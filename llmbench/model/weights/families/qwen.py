@@ -16,8 +16,9 @@ def _delta(target: Target) -> GatedDeltaNet:
 
 
 def _by_key_head(which: int, *, gates: bool) -> Transform:
-    """Return a transform that cuts part `which` from a fused projection of Qwen3-Next. Its rows are ordered by key
-    head.
+    """Return a transform that cuts part `which` from a fused projection of Qwen3-Next.
+
+    Its rows are ordered by key head.
 
     Without `gates`, the parts of a key head are: its query, its key, the values of its value heads, and the output
     gates of its value heads. With `gates`, the parts of a key head are: the rates and the decays of its value heads.
