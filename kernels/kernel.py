@@ -83,11 +83,11 @@ class Kernel:
     `run(**inputs)` is the public op. `reference(**inputs)` is the same computation in plain torch, in the dtype of its
     inputs. Each returns a tensor or a tuple of tensors. `differentiable` names the inputs whose gradients are checked.
     `cases` are small and have odd sizes; `shapes` are those of real models, which `inspect` compiles and benchmarks
-    time. `allowances` maps each accepted fault to the reason why it is accepted. The key is "function: spills", or
-    "function: mma.sync" with the instruction that the compiler used in place of the widest one ("None" for no
-    tensor-core instruction). A key such as "function: spills in fp32" accepts the fault in one format only. Any other
-    fault makes `inspect` fail. `reads_only`: whether the op writes almost nothing, so that the rate of a read is its
-    limit and not the rate of a copy.
+    time. `allowances` maps each accepted fault to the reason why it is accepted. The key is "function: spills",
+    "function: serialised", or "function: mma.sync" with the instruction that the compiler used in place of the widest
+    one ("None" for no tensor-core instruction). A key such as "function: spills in fp32" accepts the fault in one
+    format only. Any other fault makes `inspect` fail. `reads_only`: whether the op writes almost nothing, so that the
+    rate of a read is its limit and not the rate of a copy.
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""Compile kernels without a GPU and inspect the result: registers, spills, shared memory, tensor-core instructions.
+"""Compile kernels without a GPU and inspect the result: registers, spills, shared memory, tensor-core instructions, hot
+loops.
 
 Each shape of a kernel runs under `captured()`, forward and backward, once for every candidate configuration of its
 launchers. The recorded launches are then compiled for an architecture and disassembled.
@@ -6,14 +7,10 @@ launchers. The recorded launches are then compiled for an architecture and disas
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +23,10 @@ from llmbench.errors import CannotRunError
 from llmbench.kernels.formats import short
 from llmbench.kernels.kernel import Kernel, Random, describe
 from llmbench.kernels.launching import Config, Launch, captured, interpreted, preferring
+from llmbench.kernels.proof.machine_code import Loop, disassemble, hot_loops, resources
 from llmbench.kernels.registry import load_kernel
 
-__all__ = ["ARCHITECTURES", "Compiled", "Limits", "inspect", "launches"]
+__all__ = ["ARCHITECTURES", "Compiled", "Limits", "faults_of", "inspect", "launches"]
 
 
 class Limits(NamedTuple):
@@ -58,7 +56,8 @@ class Compiled:
 
     `shipped`: whether this configuration runs by default, or is only a candidate. `blocks`: the number of blocks that
     fit on a multiprocessor at the same time. `instruction`: the widest tensor-core instruction in the PTX; None if
-    there is none. `faults` make `inspect` fail; `allowed` are faults that the kernel accepts, with its reasons.
+    there is none. `loops`: the hot loops. `faults` make `inspect` fail; `allowed` are faults that the kernel accepts,
+    with its reasons.
     """
 
     kernel: str
@@ -76,6 +75,7 @@ class Compiled:
     shared_bytes: int = 0
     instruction: str | None = None
     blocks: int = 0
+    loops: tuple[Loop, ...] = ()
     faults: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
 
@@ -227,7 +227,7 @@ def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arc
         result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as problem:  # compilers raise many errors, and the other kernels must still be inspected
         return replace(row, faults=(f"does not compile: {str(problem).strip().splitlines()[-1]}",))
-    registers, spilled = _resources(result.asm["cubin"])
+    registers, spilled = resources(result.asm["cubin"])
     shared = int(result.metadata.shared)
     ptx = str(result.asm["ptx"])
     row = replace(
@@ -237,26 +237,15 @@ def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arc
         shared_bytes=shared,
         instruction=next((name for name in INSTRUCTIONS if name in ptx), None),
         blocks=_blocks(ARCHITECTURES[arch], registers, shared, int(result.metadata.num_warps)),
+        loops=tuple(hot_loops(disassemble(result.asm["cubin"]), int(result.metadata.num_warps))),
     )
-    faults = _faults(row, matrix="tt.dot" in str(result.asm["ttir"]))
+    faults = faults_of(row, matrix="tt.dot" in str(result.asm["ttir"]))
     reasons = {key: kernel.allowances.get(key) or kernel.allowances.get(f"{key} in {short(dtype)}") for key in faults}
     return replace(
         row,
         faults=tuple(text for key, text in faults.items() if reasons[key] is None),
         allowed=tuple(f"{text}: {reasons[key]}" for key, text in faults.items() if reasons[key] is not None),
     )
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Return the registers per thread, and the bytes of local memory per thread. In a Triton kernel, local memory
-    contains spilled registers."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        output = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
-    return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 
 def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -> int:
@@ -267,7 +256,7 @@ def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -
     return max(0, min(by_registers, by_shared, limits.warps // num_warps, limits.blocks))
 
 
-def _faults(row: Compiled, *, matrix: bool) -> dict[str, str]:
+def faults_of(row: Compiled, *, matrix: bool) -> dict[str, str]:
     """Return the faults of a compiled kernel, under the keys with which `Kernel.allowances` accepts them."""
     limits = ARCHITECTURES[row.arch]
     faults = {}
@@ -280,4 +269,7 @@ def _faults(row: Compiled, *, matrix: bool) -> dict[str, str]:
     expected = limits.instruction if matrix else None
     if row.instruction != expected:
         faults[f"{row.function}: {row.instruction}"] = f"uses {row.instruction} instead of {expected}"
+    serialised = [f"{loop.waits} waits for {loop.products} products" for loop in row.loops if loop.serialised]
+    if serialised:
+        faults[f"{row.function}: serialised"] = f"serialises matrix products: {', '.join(serialised)}"
     return faults

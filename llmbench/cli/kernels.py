@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -13,13 +13,14 @@ from llmbench.cli.options import As, Output, answer, positive_integer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
 from llmbench.report.document import Block, Document, listing, table
-from llmbench.report.fields import Field, records
+from llmbench.report.fields import Field, record, records
 from llmbench.report.units import Unit
 
 if TYPE_CHECKING:
     from llmbench.kernels.kernel import Kernel
     from llmbench.kernels.proof.check import CheckResult
     from llmbench.kernels.proof.inspect import Compiled
+    from llmbench.kernels.proof.machine_code import Loop
 
 T = TypeVar("T")
 
@@ -124,6 +125,64 @@ def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -
     )
 
 
+class LoopOf(NamedTuple):
+    """A hot loop and the compiled kernel that it belongs to."""
+
+    compiled: Compiled
+    loop: Loop
+
+
+def _instructions(name: str, heading: str, description: str) -> Field[LoopOf]:
+    """A field with the instructions of one class, per warp and turn."""
+    return Field(name, heading, "count", lambda row: row.loop.counts[name], description=description, spare=1)
+
+
+LOOPS: tuple[Field[LoopOf], ...] = (
+    Field("function", "function", in_json=False, unbroken=True, value=lambda row: row.compiled.function),
+    Field("config", "configuration", in_json=False, wraps=True, value=lambda row: row.compiled.config),
+    Field(
+        "instructions",
+        "instructions",
+        "count",
+        lambda row: row.loop.instructions,
+        description="instructions that a warp executes in one turn of the loop",
+    ),
+    _instructions("tensor", "tensor", "tensor-core instructions among them"),
+    _instructions("mufu", "MUFU", "exponentials, reciprocals and other special functions among them"),
+    _instructions("fp32", "fp32", "fp32 additions, products, comparisons and selections among them"),
+    _instructions("memory", "memory", "loads, stores and copies among them"),
+    _instructions("barrier", "barrier", "barriers and waits among them"),
+    _instructions("other", "other", "all other instructions: integers, addresses, conversions, jumps"),
+    Field(
+        "limit",
+        "limited by",
+        value=lambda row: row.loop.limit,
+        description="the unit that needs the most cycles: issue, special functions, tensor cores or shared memory",
+    ),
+    Field(
+        "limit_cycles",
+        "cycles",
+        "count",
+        lambda row: round(row.loop.cycles[row.loop.limit]),
+        description="cycles of this unit for one turn of one block: the turn takes at least as long",
+    ),
+    Field(
+        "tensor_share",
+        "tensor cores",
+        "percent",
+        lambda row: row.loop.cycles["tensor cores"] / row.loop.cycles[row.loop.limit],
+        description="largest possible utilisation of the tensor cores in this loop",
+    ),
+    Field("products", description="asynchronous matrix products in one turn", value=lambda row: row.loop.products),
+    Field("waits", description="instructions that wait for these products", value=lambda row: row.loop.waits),
+    Field(
+        "serialised",
+        "products",
+        value=lambda row: row.loop.serialised,
+        text=lambda row: "serialised" if row.loop.serialised else f"{row.loop.products}, {row.loop.waits} waits",
+        description="whether the compiler waits after nearly every product, so that products do not overlap",
+    ),
+)
 INSPECT: tuple[Field[Compiled], ...] = (
     Field("kernel", description="name of the kernel"),
     Field("function", "function", unbroken=True, description="name of the compiled function"),
@@ -152,6 +211,11 @@ INSPECT: tuple[Field[Compiled], ...] = (
         "occupancy",
         "percent",
         "warps of these blocks, as a share of the most warps that a multiprocessor can run",
+    ),
+    Field(
+        "loops",
+        value=lambda row: [record(LOOPS, LoopOf(row, loop)) for loop in row.loops],
+        description="the hot loops of the function, each with the fields of the next table",
     ),
     Field("faults", value=lambda row: list(row.faults), description="faults that make `inspect` exit with code 1"),
     Field(
@@ -269,9 +333,10 @@ def inspect_kernels(
 ) -> None:
     """Compile the configurations of each kernel for the shapes of real models, without a GPU.
 
-    Shows registers, spilled bytes, shared memory and occupancy. Exit code 1 if a configuration has a fault: it spills
-    registers, needs more shared memory than a block can have, or multiplies matrices without the tensor-core
-    instruction of the architecture. A kernel can allow a fault and give a reason.
+    Shows registers, spilled bytes, shared memory, occupancy, and the instructions of each hot loop. Exit code 1 if a
+    configuration has a fault: it spills registers, needs more shared memory than a block can have, multiplies matrices
+    without the tensor-core instruction of the architecture, or waits after each matrix product. A kernel can allow a
+    fault and give a reason.
 
     Examples:
 
@@ -293,6 +358,7 @@ def inspect_kernels(
         rows_key="configurations",
         rows=records(INSPECT, rows),
         blocks=_compiled_blocks(rows),
+        tables=[table(INSPECT, rows)],
     )
     answer(document, format, output)
     if any(row.faults for row in rows):
@@ -310,6 +376,8 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
         lines += sorted({f"allowed: {row.function} {text}" for row in rows for text in row.allowed})
         headline = f"{name} · {case} · {dtype} · sm_{number}"
         blocks.append(Block(headline=headline, table=table(INSPECT, rows), lines=lines))
+        if loops := [LoopOf(row, loop) for row in rows for loop in row.loops]:
+            blocks.append(Block(headline="hot loops, per warp and turn", table=table(LOOPS, loops)))
     faulty = sum(bool(row.faults) for row in compiled)
     total = f"{sum(bool(row.config) for row in compiled)} compiled, {faulty} with faults"
     arches = dict.fromkeys(row.arch for row in compiled)
