@@ -1,8 +1,8 @@
-"""Reads a Hugging Face config.json as a ModelSpec, or refuses it.
+"""Converts a Hugging Face config.json to a ModelSpec.
 
-Each model type has an importer (`families`), which reads its configs. A config key that the importer does not
-understand makes the result approximate, with the reason. llmbench reads only the text part of a multimodal config, and
-adds a note. An unknown model type is refused, because a missing figure is better than a wrong one.
+Each `model_type` has an importer in `families`. If a config has a key that its importer does not understand, the spec
+is marked approximate, with the reason. llmbench reads only the text part of a multimodal config, and adds a note. An
+unknown `model_type` raises UnsupportedError, because a missing figure is better than a wrong figure.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ __all__ = ["from_config", "load_config", "supported_model_types"]
 
 
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
-    """Return the spec of a config.json, or of the folder that contains it.
+    """Return the spec of the config.json at `path`, or in the folder `path`.
 
-    `name` is the name of the spec. Its default is the name of the folder or file. Raises SpecError for an unreadable or
-    invalid file, and UnsupportedError for an unknown model type.
+    `name`: the name of the spec. The default is the name of the folder, or the name of the file if it is not
+    config.json. Raises SpecError if the file cannot be read or is invalid, and UnsupportedError if no importer knows
+    its model type.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or an impossible file name
+    except (OSError, ValueError) as problem:  # ValueError: the file is not UTF-8, or its name is not valid
         raise SpecError(f"cannot read {file}: {_reason(problem)}") from None
     try:
-        values = json.loads(text)  # not msgspec, because configs may have NaN and Infinity
+        values = json.loads(text)  # msgspec does not accept the NaN and Infinity of some configs
     except (ValueError, RecursionError) as problem:
         raise SpecError(f"{file} is not valid JSON: {problem}") from None
     if not isinstance(values, dict):
@@ -44,8 +45,10 @@ def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
 
 
 def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Face config") -> ModelSpec:
-    """Return the spec of a parsed config. Raises SpecError for an invalid value, UnsupportedError for a model type that
-    llmbench does not know."""
+    """Return the spec of a parsed config.
+
+    Raises SpecError for an invalid value, and UnsupportedError for a model type that llmbench does not know.
+    """
     from llmbench.spec.huggingface.families import FAMILIES
 
     notes: list[str] = []
@@ -77,12 +80,12 @@ def from_config(values: dict[str, Any], *, name: str, source: str = "Hugging Fac
 
 
 def _text(text: str) -> str:
-    """Replace lone surrogates by `?`. JSON and file names can contain them, but UTF-8 cannot."""
+    """Replace lone surrogates with `?`. JSON and file names can contain them, but they cannot be encoded in UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
-    """Return the spec after the checks that a spec file must pass too. Raises SpecError if one fails."""
+    """Check the spec as strictly as a spec file, and return it. Raises SpecError if a check fails."""
     try:
         return msgspec.convert(msgspec.to_builtins(spec), ModelSpec).check()
     except msgspec.ValidationError as problem:
@@ -90,7 +93,7 @@ def validated(spec: ModelSpec) -> ModelSpec:
 
 
 def supported_model_types() -> list[str]:
-    """Return all model types that have an importer, sorted."""
+    """Return all model types that have an importer, sorted by name."""
     from llmbench.spec.huggingface.families import FAMILIES
 
     return sorted(FAMILIES)

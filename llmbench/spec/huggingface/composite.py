@@ -1,4 +1,4 @@
-"""Finds the text part of a multimodal config (vision, audio, speech). All figures cover only the text part."""
+"""Finds the text part of a multimodal config (vision, audio, speech). All figures cover only this text part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmbench.errors import SpecError, UnsupportedError
 from llmbench.spec.huggingface.facts import facts
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
-"""Config keys that can contain the text part."""
+"""Config keys that can contain the text part of a multimodal config."""
 
 _FLAT = {
     "qwen2_vl": "qwen2_vl_text",
@@ -18,14 +18,16 @@ _FLAT = {
     "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }
-"""Model types whose older configs have the keys of the text part at the top level, each with the type of its text
-part."""
+"""Maps multimodal model types to the model type of their text part.
+
+Older configs of these types have no object for the text part: its keys are at the top level.
+"""
 
 _VISION_KEYS = re.compile(
     "vision_config$|(image|video|vision_start|vision_end|vision)_token_id$|"
     "mm_|image_|vision_tower|(tune|freeze|unfreeze|use)_mm_|tokenizer_(model_max_length|padding_side)"
 )
-"""Config keys that describe the vision part in the older configs of `_FLAT`."""
+"""Matches the config keys that belong to the vision part, in the older configs that `_FLAT` describes."""
 
 _REFUSED = {
     "florence2": "its text part is an encoder-decoder inside a larger model",
@@ -35,11 +37,17 @@ _REFUSED = {
 
 
 def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[str, Any]:
-    """Return the text part of a multimodal config, and any other config unchanged. Notes are appended to `notes`.
+    """Return the text part of a multimodal config. Any other config is returned unchanged.
 
-    The keys of the outer config are left out, except tie_word_embeddings. The value of the outer config has precedence
-    over the value of the text part. If both are missing, the default of the class that contains the head applies.
-    Raises UnsupportedError if the text part has no known model type.
+    The text part keeps its own keys and gets `tie_word_embeddings` from the outer config. If the outer config does not
+    have this key, the value in the text part counts. If both lack the key, the default comes from the transformers
+    class that contains the language-model head.
+
+    - notes: the list to which notes for the user are appended.
+    - depth: the number of outer configs that surround `values`.
+
+    Raises UnsupportedError if the text part is not supported or has no model type, and SpecError if text parts are
+    nested more than 3 levels deep.
     """
     outer_type = values.get("model_type")
     kind = str(outer_type)
@@ -71,19 +79,20 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
     if part.get("model_type") is None:
         part["model_type"] = default.get("model_type")
     if not isinstance(part["model_type"], str):
-        raise UnsupportedError(f"config `{kind}`: its text part has no model_type, and its class has no default")
+        raise UnsupportedError(f"config `{kind}`: the text part has no model_type, and transformers has no default")
     if part.get("use_mla") is False:
         raise UnsupportedError(f"config `{kind}`: its text part has use_mla = false, but only true is supported")
-    for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):  # DeepSeek-VL2
+    for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):  # keys of DeepSeek-VL2
         if part.get(name) is usual:
             del part[name]
     stated = values.get("tie_word_embeddings")
     if stated is not None:
         if part.get("tie_word_embeddings", stated) != stated:
-            notes.append(f"tie_word_embeddings = {stated} of the outer config is used; its text part has another value")
+            notes.append(f"tie_word_embeddings = {stated} of the outer config is used; the text part has another value")
         part["tie_word_embeddings"] = stated
     elif "tie_word_embeddings" not in part and "class" not in facts().get(part["model_type"], {"class": None}):
-        # The text part has no class of its own. The class of the whole model has the head and the default for tying it.
+        # transformers has no language-model class for this text part. The class of the whole model contains the head,
+        # so its default for tie_word_embeddings applies.
         whole = facts().get(kind, {}).get("defaults", {})
         part["tie_word_embeddings"] = whole.get("tie_word_embeddings", False)
     return text_part(part, notes, depth + 1)

@@ -1,8 +1,8 @@
-"""Typed access to a Hugging Face config. It records which keys were read.
+"""Typed access to the keys of a Hugging Face config.
 
-A missing key has the default of the model's class in transformers (`defaults.json`). A key makes the result approximate
-if no importer reads it, its value differs from the default, and it is not in the list of harmless keys, because it
-might change a figure.
+If a config lacks a key, its value is the default of the model's class in transformers (`defaults.json`). The Config
+records the keys that an importer reads. A key that no importer reads might change a figure, so it makes the spec
+approximate. Exceptions are a key that has its default value, and a key that is in the list of harmless keys.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ _TOKEN_KEYS = ("_token_id", "_token_ids", "_token_index", "_token")
 """Endings of the config keys whose value is a token id."""
 
 _NOTHING: tuple[object, ...] = (None, False, "", 0, 0.0, [], {})
-"""Values that switch a feature off. An unknown key with such a value is harmless."""
+"""Values that switch a feature off. A key with such a value changes no figure, even if llmbench does not know the
+key."""
 
 _REQUIRED: Any = object()
 
 
 class Config:
-    """A Hugging Face config, or the text part of one. Missing keys have the defaults of the class in transformers.
+    """A Hugging Face config, or a nested object of a config.
 
-    `aliases` maps the standard name of a key to the name in this class (hidden_size to n_embd).
+    - values: the keys of the config with their values.
+    - defaults: the values of missing keys, from the model's config class in transformers.
+    - aliases: the name that this class uses for a key, by the standard name of the key (hidden_size: n_embd).
+    - path: the prefix of key names in messages. It is empty, or the key of the nested object and a dot.
+
+    Each method that returns a number, a string, a list or an object raises SpecError if the value has another type.
     """
 
     def __init__(
@@ -46,7 +52,9 @@ class Config:
         self._values: dict[str, Any] = {}
         for key, value in values.items():
             if not _same(self._values.setdefault(self._name(key), value), value):
-                self.doubt(f"config keys {path}{key} and {path}{self._name(key)} mean the same, but differ in value")
+                self.doubt(
+                    f"config keys {path}{key} and {path}{self._name(key)} mean the same but have different values"
+                )
         self._spelled = frozenset(values)
         self._defaults = {self._name(key): value for key, value in defaults.items()}
         self._read: set[str] = set()
@@ -56,8 +64,10 @@ class Config:
         return self._standard.get(key, key)
 
     def __contains__(self, key: str) -> bool:
-        """Whether the config itself has the key, under its standard name or the name in its class. Defaults do not
-        count."""
+        """Return whether the config contains the key, under its standard name or under the name in its class.
+
+        A default of the class does not count.
+        """
         return self._name(key) in self._values
 
     def spells(self, key: str) -> bool:
@@ -65,17 +75,17 @@ class Config:
         return key in self._spelled
 
     def put(self, key: str, value: Any) -> None:
-        """Set the value of a key, for an importer that derives it from another key."""
+        """Set the value of a key. Importers use it if they derive the value from other keys."""
         self._values[self._name(key)] = value
 
     def rename(self, **keys: str) -> None:
-        """For each `alias=key`, use the value of `alias` for `key` if the config has no `key`."""
+        """Copy the value of each `alias` to `key`, for the given pairs `alias=key`, if the config has no `key`."""
         for alias, key in keys.items():
             if alias in self and key not in self:
                 self.put(key, self.get(alias))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value in the config, or the default of the class, or `default`, whichever exists first."""
+        """Return the value of a key: first from the config, then from the defaults of the class, then `default`."""
         key = self._name(key)
         self._read.add(key)
         if key in self._values:
@@ -83,45 +93,51 @@ class Config:
         return self._defaults.get(key, default)
 
     def first(self, *keys: str) -> Any:
-        """Return the first value that is not null among `keys`. All of these keys count as read."""
+        """Return the first value among `keys` that is not null, or None. All `keys` are marked as read."""
         values = [self.get(key) for key in keys]
         return next((value for value in values if value is not None), None)
 
     def ignore(self, *keys: str) -> None:
-        """Mark keys as read that change no figure of this model type. One string can contain several keys with
-        spaces."""
+        """Mark keys as read, because they change no figure of this model type.
+
+        Each string contains one key, or several keys separated by spaces.
+        """
         self._read.update(self._name(key) for text in keys for key in text.split())
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """Return a whole number of at least one, or `default` if the key is null or absent."""
+        """Return the value of `key`, a whole number of at least 1. If the key is null or absent, return `default`."""
         value = self.get(key)
         if value is None and default is not _REQUIRED:
             return int(default)
         return self._whole(key, value, 1)
 
     def optional_size(self, key: str) -> int | None:
-        """Return a whole number of at least one, or None if the key is null, absent, zero or negative."""
+        """Return the value of `key`, a whole number of at least 1.
+
+        Return None if the key is null or absent, or if its value is zero or negative.
+        """
         value = self.get(key)
         if value is None or (type(value) is int and value <= 0):
             return None
         return self._whole(key, value, 1)
 
     def window(self, key: str = "sliding_window") -> int | None:
-        """Return the number of keys that a query can see, or None for no window.
+        """Return the sliding window: the most attention keys that a query can see. None means no window.
 
-        Zero also means no window here. transformers hides all keys in this case, so the model is not built.
+        `key` is the config key of the window. The value 0 also returns None. transformers then hides all attention
+        keys, so the model is marked as not buildable.
         """
         if self.get(key) == 0 and self.get(key) is not False:
-            self.unbuildable(f"{key} = 0: transformers then hides every key from every query")
+            self.unbuildable(f"{key} = 0: transformers then hides all attention keys from all queries")
         return self.optional_size(key)
 
     def count(self, key: str, default: int = 0) -> int:
-        """Return a whole number of at least zero, or `default` if the key is null or absent."""
+        """Return the value of `key`, a whole number of at least 0. If the key is null or absent, return `default`."""
         value = self.get(key)
         return default if value is None else self._whole(key, value, 0)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Return true or false, or `default` if the key is null or absent."""
+        """Return the value of `key`, true or false. If the key is null or absent, return `default`."""
         value = self.get(key)
         if value is None:
             return default
@@ -130,7 +146,7 @@ class Config:
         return bool(value)
 
     def number(self, key: str, default: float) -> float:
-        """Return a finite number, or `default` if the key is null or absent."""
+        """Return the value of `key`, a finite number. If the key is null or absent, return `default`."""
         value = self.get(key)
         if value is None:
             return default
@@ -141,11 +157,11 @@ class Config:
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
-        """Return a finite number, or None if the key is null or absent."""
+        """Return the value of `key`, a finite number. If the key is null or absent, return None."""
         return None if self.get(key) is None else self.number(key, 0.0)
 
     def text(self, key: str, default: str = "") -> str:
-        """Return a string, or `default` if the key is null or absent."""
+        """Return the value of `key`, a string. If the key is null or absent, return `default`."""
         value = self.get(key)
         if value is None:
             return default
@@ -154,7 +170,7 @@ class Config:
         return value
 
     def table(self, key: str) -> dict[str, Any]:
-        """Return a JSON object, which is empty if the key is null or absent."""
+        """Return the value of `key`, a JSON object. If the key is null or absent, return an empty dict."""
         value = self.get(key)
         if value is None:
             return {}
@@ -163,9 +179,12 @@ class Config:
         return value
 
     def entries(self, key: str, length: int | None = None, *, nested: bool = False) -> list[Any] | None:
-        """Return a list, or None if the key is null or absent.
+        """Return the value of `key`, a list. If the key is null or absent, return None.
 
-        Raises SpecError if the list does not have `length` entries, or, without `nested`, contains lists or objects.
+        - length: the number of entries that the list must have. None: any number.
+        - nested: the entries may be lists or objects. Otherwise they must be plain values.
+
+        Raises SpecError if the value does not satisfy these conditions.
         """
         value = self.get(key)
         if value is None:
@@ -179,9 +198,10 @@ class Config:
         return value
 
     def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
-        """Return a nested object as a Config, with `defaults` or the defaults of the class for this object.
+        """Return the object under `key` as a Config of its own.
 
-        The caller must call `doubt_unread` of the result too.
+        `defaults`: the values of its missing keys. Without this argument, the defaults of the transformers class apply.
+        The caller must call `doubt_unread` on the returned Config too.
         """
         nested = Config(
             self.table(key),
@@ -194,20 +214,23 @@ class Config:
         return nested
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Make the result approximate if the key has a value that is not in `allowed`. Null and absent are allowed."""
+        """Mark the spec as approximate if the value of `key` is not in `allowed`. A null or absent key is always
+        accepted."""
         value = self.get(key)
         if value is not None and value not in allowed:
             known = " or ".join(map(_shown, allowed))
             self.doubt(f"config key {self.path}{key} = {_shown(value)} is not understood; only {known} is supported")
 
     def doubt(self, reason: str) -> None:
-        """Make the result approximate. Every output shows the reason."""
+        """Mark the spec as approximate. Every output shows the reason."""
         if reason not in self.approximate:
             self.approximate.append(reason)
 
     def unbuildable(self, reason: str) -> None:
-        """Mark the model as not buildable: all shapes are exact, but the spec does not describe the whole
-        computation."""
+        """Mark the PyTorch model as one that llmbench cannot build, and add a note with the reason.
+
+        All shapes are exact, but the spec does not describe the whole computation.
+        """
         if reason not in self.undescribed:
             self.undescribed.append(reason)
         self.note(f"figures only, the PyTorch model cannot be built: {reason}")
@@ -218,7 +241,8 @@ class Config:
             self.notes.append(text)
 
     def doubt_unread(self) -> None:
-        """Make the result approximate for each key that was not read and might change a figure."""
+        """Mark the spec as approximate if a key that might change a figure was not read. Each such key is one
+        reason."""
         for key, value in self._values.items():
             if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
                 continue

@@ -70,4 +70,4 @@ _BY_REASON = {
 }
 
 HARMLESS_KEYS = frozenset(key for keys in _BY_REASON.values() for key in keys.split())
-"""Config keys that never make a result approximate, with any value."""
+"""Config keys that never make a spec approximate, regardless of their value."""

@@ -1,7 +1,8 @@
-"""Importers: each is a function that turns the config of some model types into a ModelSpec.
+"""Importers of Hugging Face configs. An importer is a function that converts configs of some model types to ModelSpecs.
 
-A file has the importers of one lineage: the models of one maker, or of one architecture that many makers use (bart,
-bert, mamba). Makers with a single model are in `singletons.py`. `common.py` has functions that importers share.
+One file contains the importers of one lineage. A lineage is all models of one maker, or all models with one
+architecture that many makers use (bart, bert, mamba). Importers for makers with a single model are in `singletons.py`.
+`common.py` contains the functions that several importers use.
 
 `@family("llama", ...)` registers an importer for model types. The list is written by tools/lineages.py::
 
@@ -70,11 +71,11 @@ from llmbench.spec.model import ModelSpec
 Importer = Callable[[Config], ModelSpec]
 ImporterT = TypeVar("ImporterT", bound=Importer)
 FAMILIES: dict[str, Importer] = {}
-"""The importer of each model type."""
+"""Maps each model type to its importer."""
 
 
 def family(*model_types: str) -> Callable[[ImporterT], ImporterT]:
-    """Return a decorator that registers an importer for these model types."""
+    """Return a decorator that registers a function as the importer for these model types."""
 
     def register(importer: ImporterT) -> ImporterT:
         for model_type in model_types:
@@ -85,5 +86,5 @@ def family(*model_types: str) -> Callable[[ImporterT], ImporterT]:
     return register
 
 
-for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # the import of a file registers its importers
+for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # importing a file registers its importers
     importlib.import_module(f"{__name__}.{_file.stem}")

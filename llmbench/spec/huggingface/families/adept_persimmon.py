@@ -1,4 +1,4 @@
-"""Persimmon, and the text part of Fuyu, by Adept."""
+"""Importer for Persimmon and for the text part of Fuyu, by Adept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from llmbench.spec.model import ModelSpec
 
 @family("persimmon", "fuyu")
 def persimmon(c: Config) -> ModelSpec:
-    """Persimmon has squared ReLU, LayerNorms, biases, and norms on q and k. The text part of Fuyu is a Persimmon, whose
-    keys stand at the top level of Fuyu's config."""
+    """Persimmon has squared ReLU, LayerNorms, biases, and a LayerNorm on each head of q and k.
+
+    The text part of Fuyu is a Persimmon model. Its keys are at the top level of Fuyu's config.
+    """
     if c.model_type == "fuyu":
         c.note("multimodal config `fuyu`: the figures cover only its text part")
         c.ignore("image_size", "patch_size", "num_channels")

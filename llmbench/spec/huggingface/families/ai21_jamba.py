@@ -1,4 +1,4 @@
-"""Jamba by AI21 Labs."""
+"""Importer for Jamba by AI21 Labs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmbench.spec.position import NoPositions
 
 @family("jamba")
 def jamba(c: Config) -> ModelSpec:
-    """Jamba has one attention layer per seven Mamba layers. Attention has no positions. Every second layer has
+    """Jamba has seven Mamba layers for each attention layer, and no position encoding. Every second layer has
     experts."""
     hidden = c.size("hidden_size")
     rank = c.get("mamba_dt_rank")

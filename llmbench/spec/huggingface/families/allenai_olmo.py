@@ -1,4 +1,4 @@
-"""OLMo 1 to 3, OLMoE, FlexOlmo and OLMo Hybrid by the Allen Institute for AI."""
+"""Importers for OLMo 1 to 3, OLMoE, FlexOlmo and OLMo Hybrid by the Allen Institute for AI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmbench.spec.position import NoPositions, Rope
 
 @family("olmo")
 def olmo(c: Config) -> ModelSpec:
-    """OLMo 1 has LayerNorms without weights or biases."""
+    """OLMo 1 has LayerNorms without weights and biases."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, clip_qkv=c.optional_number("clip_qkv"))
     plain = norm(c, "layernorm", weight=False, bias=False)
@@ -37,9 +37,9 @@ def olmo(c: Config) -> ModelSpec:
 
 @family("olmo2", "olmo3")
 def olmo2(c: Config) -> ModelSpec:
-    """OLMo 2 and 3 have norms on the outputs of sublayers, and on q and k over the full width.
+    """OLMo 2 and 3 have norms on the outputs of sublayers, and norms on q and k that cover all heads together.
 
-    OLMo 3 has a window in three of four layers.
+    In OLMo 3, three of four layers have a sliding window.
     """
     bias = c.flag("attention_bias")
     window = c.window() if c.model_type == "olmo3" else None
@@ -49,11 +49,11 @@ def olmo2(c: Config) -> ModelSpec:
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": QKNorm(over="full")}
     positions = rope(c, head_dim=head_dim_of(c), layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim_of(c), layer_type="sliding_attention")
-    if c.model_type == "olmo3" and not c.table("rope_parameters"):  # `rope_scaling` is for full attention only
+    if c.model_type == "olmo3" and not c.table("rope_parameters"):  # rope_scaling applies to full attention only
         local_positions = Rope(theta=local_positions.theta, rotary_dim=local_positions.rotary_dim)
         expect_rope_type(c)
         if local_positions.theta != 500000.0:
-            c.unbuildable(f"rope_theta = {local_positions.theta:g}: OLMo 3's class uses it for full attention only")
+            c.unbuildable(f"rope_theta = {local_positions.theta:g}: OLMo 3 uses it only in layers without a window")
     ffn = gated(c, bias=False)
     local = attention(
         c, sliding_window=window, positions=None if local_positions == positions else local_positions, **common
@@ -69,8 +69,10 @@ def olmo2(c: Config) -> ModelSpec:
 
 @family("olmoe", "flex_olmo")
 def olmoe(c: Config) -> ModelSpec:
-    """OLMoE has norms on q and k over the full width, and 8 of 64 small experts. FlexOlmo also has norms on the outputs
-    of sublayers, like OLMo 2."""
+    """OLMoE has 8 of 64 small experts, and norms on q and k that cover all heads together.
+
+    FlexOlmo also has norms on the outputs of sublayers, like OLMo 2.
+    """
     bias = c.flag("attention_bias")
     clip = c.optional_number("clip_qkv")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"), clip_qkv=clip)
@@ -82,9 +84,10 @@ def olmoe(c: Config) -> ModelSpec:
 
 @family("olmo_hybrid")
 def olmo_hybrid(c: Config) -> ModelSpec:
-    """OLMo Hybrid has delta nets and, in every fourth layer, attention.
+    """OLMo Hybrid has attention in every fourth layer, and gated delta nets in the other layers.
 
-    Delta-net layers have norms before the sublayers. Attention layers have norms on the outputs, like OLMo 2.
+    Layers with a delta net have norms before the sublayers. Attention layers have norms on the outputs of the
+    sublayers.
     """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(over="full"))

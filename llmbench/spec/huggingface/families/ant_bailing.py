@@ -1,4 +1,4 @@
-"""Bailing (Ling and Ring) by Ant Group."""
+"""Importers for Bailing (Ling and Ring) by Ant Group."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llmbench.spec.model import ModelSpec
 def bailing_moe(c: Config) -> ModelSpec:
     """Ling and Ring have small routed experts and shared experts.
 
-    Version 2.0 and later have norms on q and k, and a sigmoid router with a stored correction.
+    From version 2.0 on, they have norms on q and k, and a sigmoid router with a stored bias for load balancing.
     """
     second = c.model_type == "bailing_moe_v2"
     normed = c.flag("use_qk_norm", second)
@@ -78,10 +78,9 @@ def bailing_moe(c: Config) -> ModelSpec:
 
 @family("bailing_hybrid")
 def bailing_hybrid(c: Config) -> ModelSpec:
-    """Ling hybrids have Kimi's delta attention. Every `layer_group_size`-th layer has latent attention with a gate per
-    head.
+    """Ling hybrids have Kimi's delta attention, and latent attention in every `layer_group_size`-th layer.
 
-    The config key `head_dim` is for the delta attention.
+    Latent attention has an output gate per head. The config key `head_dim` is the head width of the delta attention.
     """
     head_dim = c.size("head_dim")
     c.ignore(
@@ -115,5 +114,5 @@ def bailing_hybrid(c: Config) -> ModelSpec:
         layers,
         norm=norm(c),
         positions=rope(c, head_dim=full.qk_rope_head_dim, interleaved=True),
-        tie_word_embeddings=False,  # the class never ties the head to the embedding
+        tie_word_embeddings=False,  # the head is never tied to the embedding
     )

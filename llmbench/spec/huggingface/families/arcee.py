@@ -1,4 +1,4 @@
-"""AFM and Trinity by Arcee AI."""
+"""Importers for AFM and Trinity by Arcee AI."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llmbench.spec.position import NoPositions
 
 @family("arcee")
 def arcee(c: Config, *, norm_kind: str = "rmsnorm") -> ModelSpec:
-    """AFM is Llama with feed-forwards of two matrices and squared ReLU."""
+    """AFM has Llama's architecture, but feed-forwards of two matrices with squared ReLU."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     ffn = dense(c, bias=c.flag("mlp_bias"), default="relu2")
@@ -36,11 +36,13 @@ def arcee(c: Config, *, norm_kind: str = "rmsnorm") -> ModelSpec:
 
 @family("afmoe")
 def afmoe(c: Config) -> ModelSpec:
-    """Trinity has gated attention and four norms per layer. A global layer without positions follows three local
-    layers."""
+    """Trinity has attention with an output gate, and four norms per layer.
+
+    Every fourth layer has full attention without position encoding. The other layers have RoPE and a sliding window.
+    """
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
+        c.doubt("attention_bias = True: a bias of the output gate is counted, but the gate has none")
     every, window = c.size("global_attn_every_n_layers", 4), c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [

@@ -1,4 +1,4 @@
-"""Aquila, and the text part of Emu3, by BAAI."""
+"""Importers for Aquila and for the text part of Emu3, by BAAI."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from llmbench.spec.model import ModelSpec
 
 @family("aquila")
 def aquila(c: Config) -> ModelSpec:
-    """Aquila is Llama under its own name."""
+    """Aquila has Llama's architecture and a model type of its own."""
     return llama_from_hub(c)
 
 
 @family("emu3_text_model", "Emu3")
 def emu3(c: Config) -> ModelSpec:
-    """The text part of Emu3 is Llama."""
+    """The text part of Emu3 has Llama's architecture."""
     return llama(c)

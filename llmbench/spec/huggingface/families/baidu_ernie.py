@@ -1,4 +1,4 @@
-"""ERNIE 1 to 4.5, and the text part of PaddleOCR-VL, by Baidu."""
+"""Importers for ERNIE 1 to 4.5 and for the text part of PaddleOCR-VL, by Baidu."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmbench.spec.model import ExtraWeight, Head, ModelSpec, NextTokenPredictio
 
 @family("ernie")
 def ernie(c: Config) -> ModelSpec:
-    """ERNIE 1 to 3 are BERT. Some have an additional embedding table of tasks."""
+    """ERNIE 1 to 3 have BERT's architecture. Some of them also have an embedding table for task types."""
     shape = (c.size("task_type_vocab_size"), c.size("hidden_size"))
     tasks: tuple[ExtraWeight, ...] = ()
     if c.flag("use_task_id"):
@@ -34,8 +34,8 @@ def ernie(c: Config) -> ModelSpec:
 
 @family("ernie4_5")
 def ernie4_5(c: Config) -> ModelSpec:
-    """ERNIE 4.5 without experts: the config key `use_bias` is for all biases. Pairs of neighbouring dimensions
-    rotate."""
+    """ERNIE 4.5 without experts has biases everywhere if `use_bias` is true. RoPE rotates pairs of neighbouring
+    dimensions."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -44,9 +44,10 @@ def ernie4_5(c: Config) -> ModelSpec:
 
 @family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
 def ernie4_5_moe(c: Config) -> ModelSpec:
-    """ERNIE 4.5 with experts, which are in the layers `moe_layer_start_index` to `moe_layer_end_index`.
+    """ERNIE 4.5 with experts has them in the layers from `moe_layer_start_index` to `moe_layer_end_index`.
 
-    The correction of the router is a parameter. In vision-language models, only the experts for text are read.
+    The router's bias for load balancing is a trained parameter. In vision-language models, only the experts for text
+    are read.
     """
     bias = c.flag("use_bias")
     text = c.model_type == "ernie4_5_vl_moe_text"
@@ -73,7 +74,9 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
         """,
     )
     if c.number("moe_norm_min", 1e-12) > 1e-9:
-        c.unbuildable("moe_norm_min > 1e-9 bounds the sum by which the weights of a token's experts are divided")
+        c.unbuildable(
+            "moe_norm_min > 1e-9: the weights of a token's experts are divided by a sum with this lower bound"
+        )
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),
         num_experts_per_tok=c.size("moe_k"),
@@ -104,7 +107,8 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
 
 @family("paddleocr_vl_text")
 def paddleocr_vl(c: Config) -> ModelSpec:
-    """The text part of PaddleOCR-VL is the dense decoder of ERNIE 4.5. `use_bias` gives all projections a bias."""
+    """The text part of PaddleOCR-VL is the dense decoder of ERNIE 4.5. If `use_bias` is true, all projections have
+    biases."""
     bias = c.flag("use_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     layer = block(mixer, gated(c, bias=bias))

@@ -1,4 +1,4 @@
-"""BART and the encoder-decoders with its architecture: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
+"""Importer for BART and encoder-decoders with its architecture: mBART, Pegasus, Marian, Blenderbot, M2M-100, NLLB."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositi
 
 @dataclass(frozen=True)
 class _Form:
-    """The differences between the classes that descend from BART.
+    """The fields in which BART and the models that descend from it differ.
 
+    - placement: the places of the norms in a layer.
+    - embedding_norm: a norm follows the embedding.
+    - final_norm: a norm follows the last layer.
     - offset: number of rows in the position table before the row of the first token.
     - table: the positions are a table of parameters. Otherwise they are computed.
-    - buffer: the bias of the logits is a stored buffer. Otherwise there is no such bias.
+    - buffer: the checkpoint stores a bias of the logits, which is not trained. Otherwise the logits have no bias.
     """
 
     placement: Placement = "post"
@@ -46,11 +49,10 @@ _FORMS = {
 
 @family(*_FORMS)
 def bart(c: Config) -> ModelSpec:
-    """BART and its descendants: encoder, decoder and head share one token table. Encoder and decoder have a position
-    table each.
+    """BART and its descendants: encoder, decoder and head use one common token table.
 
-    Pegasus and Marian store sinusoidal positions as a table. M2M-100 and NLLB compute them. The bias of the logits is
-    stored but not trained.
+    Encoder and decoder have one position table each. Pegasus and Marian store sinusoidal positions as a table. M2M-100
+    and NLLB compute sinusoidal positions. The bias of the logits is stored but not trained.
     """
     form = _FORMS[c.model_type]
     hidden, depth, decoder_depth = (
@@ -130,7 +132,7 @@ def bart(c: Config) -> ModelSpec:
 
 
 def _nllb_experts(c: Config, width: int) -> MoE:
-    """Return NLLB's experts. Each token uses two."""
+    """Return NLLB's experts. Two experts process each token."""
     c.ignore(
         "expert_capacity",
         "batch_prioritized_routing",

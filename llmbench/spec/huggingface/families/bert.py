@@ -1,4 +1,4 @@
-"""BERT and similar encoders, with masked-LM heads: RoBERTa, ALBERT, ELECTRA, DeBERTa, ModernBERT and others."""
+"""Importers for BERT and similar masked-language models: RoBERTa, ALBERT, ELECTRA, DeBERTa, ModernBERT and others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Transform = Literal["bert", "roberta"]
 
 
 def _assume(c: Config, **defaults: Any) -> None:
-    """Set defaults for a model type that is not in `defaults.json`."""
+    """Set the value of each missing key. Model types that are not in `defaults.json` use it for their defaults."""
     for key, value in defaults.items():
         if key not in c:
             c.put(key, value)
 
 
 def bidirectional(c: Config, **fields: Any) -> Attention:
-    """Return attention with biases on all projections. It is bidirectional unless `is_decoder` is true."""
+    """Return attention with biases on all projections. It is causal if the config key `is_decoder` is true."""
     if c.flag("add_cross_attention"):
         c.doubt("add_cross_attention = True: cross-attention is not counted")
     causal = c.flag("is_decoder")
@@ -45,7 +45,7 @@ def bidirectional(c: Config, **fields: Any) -> Attention:
 def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPositions:
     """Return a table of learned positions.
 
-    With `after_padding`, the first position uses row pad_token_id + 1 (RoBERTa).
+    `after_padding`: the first token uses the row pad_token_id + 1 instead of row 0 (RoBERTa).
     """
     rows = c.size("max_position_embeddings")
     if not after_padding:
@@ -55,7 +55,10 @@ def learned_positions(c: Config, *, after_padding: bool = False) -> LearnedPosit
 
 
 def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Positions, **fields: Any) -> ModelSpec:
-    """Return a model with BERT's embedding (with a norm) and head (with a transform) around `layer`."""
+    """Return a model with BERT's embedding and head. All its layers are equal to `layer`.
+
+    BERT's embedding ends with a norm. BERT's head has a transform before the projection to the vocabulary.
+    """
     c.require("position_embedding_type", "absolute")
     c.ignore(
         "classifier_activation",
@@ -80,7 +83,8 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
 
 
 def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
-    """Return the second bias of the head. The class has it only if embedding and head are not tied."""
+    """Return the second bias of the masked-language-model head. The head has it only if it is not tied to the
+    embedding."""
     if transform is None or c.flag("tie_word_embeddings"):
         return ()
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)
@@ -88,21 +92,24 @@ def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ..
 
 @family("bert")
 def bert(c: Config, *, extra: tuple[ExtraWeight, ...] = ()) -> ModelSpec:
-    """BERT has bidirectional attention, norms after the sublayers and a table of segments."""
+    """BERT has bidirectional attention, norms after the residual sums, and an embedding table for segments."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "bert", learned_positions(c), extra=extra)
 
 
 @family("roberta", "xlm-roberta", "camembert", "data2vec-text")
 def roberta(c: Config) -> ModelSpec:
-    """RoBERTa is BERT with positions that start at row pad_token_id + 1."""
+    """RoBERTa has BERT's architecture. The first token uses row pad_token_id + 1 of the position table."""
     layer = block(bidirectional(c), dense(c, bias=True), "post")
     return masked_lm(c, layer, "roberta", learned_positions(c, after_padding=True))
 
 
 @family("megatron-bert", "xlm-roberta-xl", "roberta-prelayernorm")
 def bert_pre_norm(c: Config) -> ModelSpec:
-    """BERT with norms before the sublayers and a final norm. Only roberta-prelayernorm has a norm on the embedding."""
+    """These variants of BERT have norms before the sublayers and a final norm.
+
+    Only roberta-prelayernorm also has a norm on the embedding.
+    """
     embedding = Embedding(token_types=c.count("type_vocab_size"), norm=c.model_type == "roberta-prelayernorm")
     transform: Transform = "bert" if c.model_type == "megatron-bert" else "roberta"
     layer = block(bidirectional(c), dense(c, bias=True), "pre")
@@ -112,7 +119,7 @@ def bert_pre_norm(c: Config) -> ModelSpec:
 
 @family("roformer")
 def roformer(c: Config) -> ModelSpec:
-    """RoFormer is BERT with RoPE. Its class stores the sines and cosines as a table of parameters."""
+    """RoFormer is BERT with RoPE. Its checkpoint stores the sines and cosines as a table of parameters."""
     mixer = bidirectional(c)
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
@@ -136,7 +143,7 @@ def roformer(c: Config) -> ModelSpec:
 
 @family("mpnet")
 def mpnet(c: Config) -> ModelSpec:
-    """MPNet is RoBERTa without segments. It has T5's relative bias in addition to learned positions."""
+    """MPNet is RoBERTa without segments. In addition to learned positions, it has T5's relative position bias."""
     _assume(
         c,
         vocab_size=30527,
@@ -152,17 +159,17 @@ def mpnet(c: Config) -> ModelSpec:
     buckets = RelativeBias(num_buckets=c.size("relative_attention_num_buckets"))
     if buckets.num_buckets != 32:
         c.unbuildable(
-            f"relative_attention_num_buckets = {buckets.num_buckets}: MPNet's class ignores it and has 32 buckets"
+            f"relative_attention_num_buckets = {buckets.num_buckets}: transformers ignores it and uses 32 for MPNet"
         )
     layer = block(bidirectional(c, positions=buckets), dense(c, bias=True), "post")
-    # The class ignores pad_token_id and has a fixed padding token, 1.
+    # transformers ignores pad_token_id of MPNet. Its padding token is always 1.
     positions = LearnedPositions(num_positions=c.size("max_position_embeddings"), offset=2, uncounted=1)
     return masked_lm(c, layer, "roberta", positions, embedding=Embedding(norm=True))
 
 
 @family("nomic_bert")
 def nomic_bert(c: Config) -> ModelSpec:
-    """Nomic's BERT has RoPE, SwiGLU, and biases only in the head. Configs of the hub use GPT-2's key names."""
+    """Nomic's BERT has RoPE and SwiGLU. Only its head has biases. Configs on the hub use GPT-2's names of keys."""
     c.rename(
         n_embd="hidden_size",
         n_head="num_attention_heads",
@@ -183,7 +190,7 @@ def nomic_bert(c: Config) -> ModelSpec:
         type_vocab_size=2,
         rope_theta=1000.0,
     )
-    c.put("tie_word_embeddings", True)  # the class ties head and embedding even if a config says false
+    c.put("tie_word_embeddings", True)  # head and embedding are tied even if a config says false
     for key, value in (
         ("prenorm", False),
         ("qkv_proj_bias", False),
@@ -227,7 +234,7 @@ def nomic_bert(c: Config) -> ModelSpec:
 
 @family("eurobert")
 def eurobert(c: Config) -> ModelSpec:
-    """EuroBERT is Llama without the causal mask."""
+    """EuroBERT has Llama's architecture, but without the causal mask."""
     _assume(
         c,
         vocab_size=128256,
@@ -248,7 +255,7 @@ def eurobert(c: Config) -> ModelSpec:
 
 @family("albert")
 def albert(c: Config) -> ModelSpec:
-    """ALBERT has a narrow embedding. Its layers share `num_hidden_groups` sets of weights."""
+    """ALBERT has a narrow embedding. Its layers use only `num_hidden_groups` different sets of weights."""
     mixer, ffn = bidirectional(c), dense(c, bias=True)
     depth, groups, inner = c.size("num_hidden_layers"), c.size("num_hidden_groups"), c.size("inner_group_num")
     if depth * inner > MOST_LAYERS:
@@ -279,14 +286,14 @@ def albert(c: Config) -> ModelSpec:
 
 @family("distilbert")
 def distilbert(c: Config) -> ModelSpec:
-    """DistilBERT is BERT without segments. If its positions are sinusoidal, they are still a table of parameters."""
+    """DistilBERT is BERT without segments. Its positions are a table of parameters, even if they are sinusoidal."""
     c.ignore("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
-    c.put("layer_norm_eps", 1e-12)  # the class has this fixed value, and its config has no key for it
+    c.put("layer_norm_eps", 1e-12)  # the epsilon is a constant in transformers, without a config key
     ffn = dense(c, bias=True, width=c.size("hidden_dim"), keys=("activation",))
     if ffn.activation != "gelu":
-        c.unbuildable(f"activation = `{ffn.activation}`: the head is described with `gelu` only")
+        c.unbuildable(f"activation = `{ffn.activation}`: the head supports only `gelu`")
     layer = block(bidirectional(c), ffn, "post")
-    # Unlike BERT's, the class has no second bias of the head.
+    # Unlike BERT, DistilBERT never has a second bias in the head.
     return decoder(
         c,
         layer,
@@ -300,7 +307,7 @@ def distilbert(c: Config) -> ModelSpec:
 
 @family("electra")
 def electra(c: Config) -> ModelSpec:
-    """ELECTRA's generator is BERT with a narrower embedding."""
+    """The generator of ELECTRA is BERT with a narrower embedding."""
     hidden = c.size("hidden_size")
     size = c.size("embedding_size", hidden)
     embedding = Embedding(
@@ -324,7 +331,10 @@ def electra(c: Config) -> ModelSpec:
 
 @family("deberta")
 def deberta(c: Config) -> ModelSpec:
-    """DeBERTa 1 adds scores for relative positions, and has biases on queries and values only (arXiv 2006.03654)."""
+    """DeBERTa 1 adds scores for relative positions to the attention scores (arXiv 2006.03654).
+
+    Queries and values have biases. Keys have none.
+    """
     hidden = c.size("hidden_size")
     scores, extra = _position_scores(c), []
     disentangled = None
@@ -349,8 +359,11 @@ def deberta(c: Config) -> ModelSpec:
 
 @family("deberta-v2")
 def deberta_v2(c: Config) -> ModelSpec:
-    """DeBERTa 2 and 3 group relative positions in buckets. The table of buckets may use the projections of the
-    tokens."""
+    """DeBERTa 2 and 3 group relative positions in buckets.
+
+    The embeddings of the buckets are projected with the query and key matrices of the tokens if `share_att_key` is
+    true.
+    """
     hidden = c.size("hidden_size")
     scores = _position_scores(c)
     extra: list[ExtraWeight] = []
@@ -377,7 +390,8 @@ def deberta_v2(c: Config) -> ModelSpec:
 
 
 def _position_scores(c: Config) -> tuple[list[str], int] | None:
-    """Return the names of DeBERTa's position scores and their largest distance, or None if the model has none."""
+    """Return the names of DeBERTa's position scores and the largest distance in tokens, or None if the model has
+    none."""
     kinds = c.get("pos_att_type") or []
     if not isinstance(kinds, (str, list)):
         raise c.error(
@@ -391,7 +405,7 @@ def _position_scores(c: Config) -> tuple[list[str], int] | None:
 
 
 def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
-    """Return DeBERTa's model around `layer`."""
+    """Return a DeBERTa model. All its layers are equal to `layer`."""
     c.ignore(
         "pooler_hidden_act",
         "pooler_hidden_size",
@@ -407,15 +421,15 @@ def _deberta(c: Config, layer: Layer, extra: list[ExtraWeight]) -> ModelSpec:
 
 
 def _relative_table(rows: int, hidden: int) -> ExtraWeight:
-    """Return the table of relative positions as an extra weight."""
+    """Return DeBERTa's table of relative positions as an extra weight of shape [rows, hidden]."""
     return ExtraWeight(name="relative_table", shape=(rows, hidden), role="table", component="attention_extra")
 
 
 @family("modernbert", "modernbert-decoder")
 def modernbert(c: Config) -> ModelSpec:
-    """ModernBERT has norms before the sublayers and GEGLU. Each global layer is followed by two local layers.
+    """ModernBERT has norms before the sublayers, and GEGLU. Two of three layers have a sliding window.
 
-    The first layer has no norm before its attention, because the embedding has a norm.
+    The first layer has no norm before its attention, because a norm follows the embedding.
     """
     causal = c.model_type == "modernbert-decoder"
     bias, hidden = c.flag("attention_bias"), c.size("hidden_size")
@@ -439,7 +453,7 @@ def modernbert(c: Config) -> ModelSpec:
     )
     window = c.optional_size("local_attention")
     if causal and window is not None:
-        window = max(1, window // 2)  # local_attention counts the keys on both sides
+        window = max(1, window // 2)  # local_attention counts the keys before and after the query
     plain = norm(c, "layernorm", bias=c.flag("norm_bias"))
     ffn: Gated | Dense = Gated(
         intermediate_size=c.size("intermediate_size"),

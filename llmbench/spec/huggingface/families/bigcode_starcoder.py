@@ -1,4 +1,4 @@
-"""StarCoder 1 and 2 by BigCode."""
+"""Importers for StarCoder 1 and 2 by BigCode."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from llmbench.spec.model import ModelSpec
 
 @family("gpt_bigcode")
 def gpt_bigcode(c: Config) -> ModelSpec:
-    """StarCoder is GPT-2 with one key-value head. If `multi_query` is false, it has as many as query heads."""
+    """StarCoder is GPT-2 with one key-value head. If `multi_query` is false, each query head has its own key-value
+    head."""
     return gpt2(c, num_key_value_heads=1 if c.flag("multi_query", True) else None)
 
 
 @family("starcoder2")
 def starcoder2(c: Config) -> ModelSpec:
-    """StarCoder 2 has biases, LayerNorms and feed-forwards like GPT-2, but RoPE and grouped heads."""
+    """StarCoder 2 has biases, LayerNorms and feed-forwards like GPT-2, but RoPE and grouped-query attention."""
     bias = c.flag("use_bias", True)
     window = c.window()
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=window)

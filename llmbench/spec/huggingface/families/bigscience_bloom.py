@@ -1,4 +1,4 @@
-"""BLOOM by BigScience."""
+"""Importer for BLOOM by BigScience."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llmbench.spec.position import Alibi
 
 @family("bloom")
 def bloom(c: Config) -> ModelSpec:
-    """BLOOM has ALiBi and a LayerNorm on the embedding. Its first configs call hidden_size `n_embed`."""
+    """BLOOM has ALiBi and a LayerNorm on the embedding. In its oldest configs, the key of hidden_size is `n_embed`."""
     c.rename(n_embed="hidden_size", num_attention_heads="n_head")
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     behind = c.flag("apply_residual_connection_post_layernorm")
     if c.flag("slow_but_exact") and hidden % c.size("pretraining_tp", 1):
-        c.unbuildable("slow_but_exact drops columns, because hidden_size is not divisible by pretraining_tp")
+        c.unbuildable("slow_but_exact ignores some columns if hidden_size is not divisible by pretraining_tp")
     ffn = dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")
     return decoder(
         c,

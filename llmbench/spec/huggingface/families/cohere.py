@@ -1,4 +1,4 @@
-"""Command-R and its successors by Cohere."""
+"""Importers for Command-R and its successors by Cohere."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from llmbench.spec.position import NoPositions
 
 @family("cohere")
 def cohere(c: Config) -> ModelSpec:
-    """Command-R has parallel sublayers after one LayerNorm without bias. Command-R+ also has norms on q and k, over
-    each head."""
+    """Command-R has attention and feed-forward in parallel after one LayerNorm without bias.
+
+    Command-R+ also has norms on q and k. Each head has its own norm weights.
+    """
     bias = c.flag("attention_bias")
     qk_norm = QKNorm(over="per_head", norm="layernorm") if c.flag("use_qk_norm") else None
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)
@@ -41,7 +43,10 @@ def cohere(c: Config) -> ModelSpec:
 
 @family("cohere2")
 def cohere2(c: Config) -> ModelSpec:
-    """Command-R7B has a global layer without positions after three local layers."""
+    """In Command-R7B, every fourth layer has full attention without position encoding.
+
+    The other layers have RoPE and a sliding window.
+    """
     bias = c.flag("attention_bias")
     window = c.window()
     every = c.size("sliding_window_pattern", 4)
@@ -75,15 +80,18 @@ def cohere2(c: Config) -> ModelSpec:
 
 @family("cohere2_moe")
 def cohere2_moe(c: Config) -> ModelSpec:
-    """Cohere's MoE model has parallel sublayers. The first layers are dense. A global layer without positions follows
-    three local layers."""
+    """Cohere's MoE model has attention and feed-forward in parallel. Its first layers are dense.
+
+    Among the layers with experts, every fourth layer has full attention without position encoding. The other layers
+    have RoPE and a sliding window.
+    """
     bias = c.flag("attention_bias")
     window = c.window()
     first = c.count("first_k_dense_replace")
     before, every = c.size("prefix_dense_sliding_window_pattern", 1), c.size("sliding_window_pattern", 4)
 
     def windowed(index: int) -> bool:
-        """Return whether the layer has a window."""
+        """Return whether the layer has a sliding window."""
         return (index + 1) % before != 0 if index < first else (index - first + 1) % every != 0
 
     local, sparse = windowed_layers(c, windowed), sparse_layers(c, lambda index: index >= first)
@@ -117,7 +125,7 @@ def cohere2_moe(c: Config) -> ModelSpec:
     dense = gated(c, bias=False, width=c.optional_size("prefix_dense_intermediate_size") or width)
     c.ignore("shared_expert_combination_strategy", "norm_topk_prob", "_sliding_window_pattern")
     if c.table("rope_scaling") and not c.table("rope_parameters"):
-        c.unbuildable("the class of this model ignores rope_scaling: it reads rope_parameters")
+        c.unbuildable("transformers ignores rope_scaling in this model: its class reads rope_parameters")
     root = c.get("rms_norm_eps") is not None
     kind: Norm = norm(c, "rmsnorm" if root else "layernorm", bias=False)
     layers = mixture_layers(mixers, sparse, ffn, dense, "parallel")
@@ -127,8 +135,10 @@ def cohere2_moe(c: Config) -> ModelSpec:
 
 @family("cohere_compass_text")
 def cohere_compass(c: Config) -> ModelSpec:
-    """The text part of North Vision has Command-R's parallel sublayers. The type of a layer gives its window and
-    positions."""
+    """The text part of North Vision has attention and feed-forward in parallel, like Command-R.
+
+    The type of a layer decides whether the layer has a sliding window and whether it has RoPE.
+    """
     bias = c.flag("attention_bias")
     window = c.window()
     kinds = layer_types(c, ["full_attention"] * num_layers(c))

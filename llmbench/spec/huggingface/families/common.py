@@ -1,7 +1,7 @@
-"""Functions that importers share: they read the config keys that most families have, and build layers and models.
+"""Functions that importers share. They read the config keys that most models have, and build layers and models.
 
-An importer reads attention, feed-forward and positions, joins them with `block` (or with `mixture_layers` if some
-layers have experts) and returns `decoder(...)`.
+A typical importer reads the attention, the feed-forward and the position encoding. It joins them to a layer with
+`block`, or with `mixture_layers` if some layers have experts. It returns the model with `decoder(...)`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ _ACTIVATIONS = {
 
 
 def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
-    """Return the activation that the config states under the first of `keys` that has a value.
+    """Return the activation function that the config states.
 
-    An unknown activation does not change any figure, but the PyTorch model cannot be built.
+    - keys: the config keys that can state it. The first key that is not null counts. Without `keys`, these are
+      hidden_act and hidden_activation.
+    - default: the activation if none of the keys has a value.
+
+    An unknown activation changes no figure. It is replaced by SiLU, and the model is marked as not buildable.
     """
     name = c.first(*(keys or ("hidden_act", "hidden_activation")))
     name = name if isinstance(name, str) else default
@@ -45,11 +49,13 @@ def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
 
 
 def expect_activation(c: Config, key: str, expected: Activation) -> None:
-    """Mark the model as not buildable if a recurrent mixer has another activation. No figure depends on the
-    activation."""
+    """Mark the model as not buildable if the config key `key` states another activation than `expected`.
+
+    Recurrent mixers use this function, because they support one activation only. No figure depends on the activation.
+    """
     name = activation(c, key, default=expected)
     if name != expected:
-        c.unbuildable(f"{key} = `{name}`: recurrent layers are described with `{expected}` only")
+        c.unbuildable(f"{key} = `{name}`: recurrent layers support only `{expected}`")
 
 
 def expect_silu(c: Config, key: str) -> None:
@@ -60,9 +66,12 @@ def expect_silu(c: Config, key: str) -> None:
 def norm(
     c: Config, kind: str = "rmsnorm", *, bias: bool | None = None, weight: bool = True, unit_offset: bool = False
 ) -> Norm:
-    """Return the norm of the model. Its epsilon is 1e-5 if the config states none.
+    """Return the norm of the model. Its epsilon is 1e-5 if the config has no key for the epsilon.
 
-    `bias` is by default false for RMSNorm and true for LayerNorm.
+    - kind: "rmsnorm" or "layernorm".
+    - bias: the norm has a bias. None means no bias for RMSNorm and a bias for LayerNorm.
+    - weight: the norm has a trained factor per channel.
+    - unit_offset: the norm multiplies by 1 + weight instead of weight (Gemma).
     """
     eps = c.first(
         "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"
@@ -79,10 +88,12 @@ def norm(
 def rope(
     c: Config, *, head_dim: int, layer_type: str | None = None, interleaved: bool = False, partial: float = 1.0
 ) -> Rope:
-    """Return RoPE, read from `rope_theta` and `rope_scaling`, or from the newer key `rope_parameters`.
+    """Return the RoPE that the config states in `rope_theta` and `rope_scaling`, or in the newer key `rope_parameters`.
 
-    `rope_parameters` may have an entry per layer type, and `layer_type` chooses one. `partial` is the rotated share of
-    a head if the config states none.
+    - head_dim: number of dimensions per head.
+    - layer_type: the layer type whose RoPE is returned, because `rope_parameters` may have one entry per layer type.
+    - interleaved: RoPE rotates pairs of neighbouring dimensions.
+    - partial: the rotated share of each head, if the config does not state a share.
     """
     scaling = c.table("rope_scaling")
     parameters = c.table("rope_parameters")
@@ -109,14 +120,12 @@ def rope(
     theta = float(theta) if isinstance(theta, (int, float)) else 10000.0
     alpha = scaling.get("alpha")
     if alpha and c.model_type.startswith("hunyuan_v1") and _rope_kind(scaling) == "dynamic":
-        theta, scaling = (
-            theta * alpha ** (rotated / (rotated - 2)),
-            {},
-        )  # the class scales at every length, which equals a larger base
+        # Hunyuan's class scales RoPE at every sequence length. This is the same as a larger base.
+        theta, scaling = theta * alpha ** (rotated / (rotated - 2)), {}
     elif alpha:
-        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for Hunyuan's dynamic rotation")
+        c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
     if rotated % 2 or (head_dim and not rotated):
-        c.unbuildable(f"a rotation of {rotated} dimensions, but dimensions are rotated in pairs")
+        c.unbuildable(f"RoPE is stated for {rotated} dimensions per head, but it rotates pairs of dimensions")
     return Rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
@@ -126,19 +135,25 @@ def rope(
 
 
 def expect_stated_rotation(c: Config) -> None:
-    """Mark the model as not buildable if its config states no rotation. Its class then scales the rotation by
-    default."""
+    """Mark the model as not buildable if its config has neither rope_parameters nor rope_scaling.
+
+    Without these keys, the class of the model in transformers scales RoPE by default. Importers do not know this
+    scaling.
+    """
     if not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.unbuildable(
-            "the config states no rope_parameters or rope_scaling, and the scaled default of its class is not supported"
+            "the config has no rope_parameters or rope_scaling, and the default scaling of transformers is unsupported"
         )
 
 
 def expect_rope_type(c: Config) -> None:
-    """Mark the model as not buildable if rope_scaling has the older key `type`, which the class does not read."""
+    """Mark the model as not buildable if rope_scaling has the older key `type` but not `rope_type`.
+
+    The class of the model in transformers ignores the older key.
+    """
     scaling = c.table("rope_scaling")
     if "type" in scaling and "rope_type" not in scaling:
-        c.unbuildable("the class of this model ignores rope_scaling.type: it reads rope_scaling.rope_type")
+        c.unbuildable("transformers ignores rope_scaling.type in this model: its class reads rope_scaling.rope_type")
 
 
 _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
@@ -154,7 +169,7 @@ def _rope_scaling(c: Config, raw: dict[str, Any]) -> RopeScaling | None:
     if kind in (None, "default"):
         return None
     if kind not in _ROPE_KINDS:
-        c.unbuildable(f"the rotation `{str(kind)[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
+        c.unbuildable(f"the RoPE scaling `{str(kind)[:40]}` is unknown; known are {', '.join(_ROPE_KINDS)}")
         return None
 
     def number(key: str) -> float | None:
@@ -189,29 +204,32 @@ def _factors(value: Any) -> tuple[float, ...]:
 
 
 def head_dim_of(c: Config) -> int:
-    """Return the width of a head: `head_dim`, or hidden_size / num_attention_heads."""
+    """Return the number of dimensions per head: `head_dim`, or hidden_size / num_attention_heads if it is missing."""
     explicit = c.optional_size("head_dim")
     if explicit is not None:
         return explicit
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     if hidden % heads:
-        c.doubt(f"num_attention_heads {heads} does not divide hidden_size {hidden}, and head_dim is missing")
+        c.doubt(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}, and head_dim is missing")
     return max(1, hidden // heads)
 
 
 def expect_divisible_heads(c: Config) -> None:
-    """Raise SpecError if hidden_size is not divisible by the number of heads and the config has no head_dim."""
+    """Raise SpecError if hidden_size is not divisible by num_attention_heads and the config has no head_dim."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     if "head_dim" not in c and hidden % heads:
         raise c.error("hidden_size", f"{hidden} is not a multiple of num_attention_heads {heads}")
 
 
 HEAD_NORM = QKNorm()
-"""RMSNorm over each query head and each key head."""
+"""RMSNorm on each query head and on each key head."""
 
 
 def attention(c: Config, **fields: Any) -> Attention:
-    """Return attention, read from the usual config keys. `fields` replaces or adds fields of the spec."""
+    """Return attention with the head counts and the head width that the config states.
+
+    `fields` are fields of Attention. They have precedence over the config.
+    """
     heads = fields.pop("num_attention_heads", None) or c.size("num_attention_heads")
     kv_heads = fields.pop("num_key_value_heads", None) or c.size("num_key_value_heads", heads)
     head_dim = fields.pop("head_dim", None) or head_dim_of(c)
@@ -219,8 +237,11 @@ def attention(c: Config, **fields: Any) -> Attention:
 
 
 def latent_attention(c: Config, **fields: Any) -> LatentAttention:
-    """Return DeepSeek's latent attention. `bias` is for the projections to the latents and for the output
-    projection."""
+    """Return DeepSeek's multi-head latent attention (MLA) with the dimensions that the config states.
+
+    `fields` are other fields of LatentAttention. The field `bias` is special: it gives a bias to the projections to the
+    latents and to the output projection. Its default is the config key `attention_bias`.
+    """
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias
     c.ignore("num_key_value_heads", "qk_head_dim")
@@ -241,7 +262,11 @@ def latent_attention(c: Config, **fields: Any) -> LatentAttention:
 
 
 def gated(c: Config, *, bias: bool | None = None, width: int | None = None) -> Gated:
-    """Return a gated feed-forward (SwiGLU, GEGLU). `bias` replaces the config key `mlp_bias`."""
+    """Return a gated feed-forward (SwiGLU, GEGLU).
+
+    - bias: its three matrices have biases. None: the config key `mlp_bias` decides.
+    - width: the width between the matrices. None: the config key `intermediate_size` states it.
+    """
     return Gated(
         intermediate_size=width or c.size("intermediate_size"),
         activation=activation(c),
@@ -250,8 +275,13 @@ def gated(c: Config, *, bias: bool | None = None, width: int | None = None) -> G
 
 
 def dense(c: Config, *, bias: bool, width: int | None = None, keys: Sequence[str] = (), default: str = "gelu") -> Dense:
-    """Return a feed-forward of two matrices. `keys` are the config keys of its activation, `default` is its activation
-    if the config has none of them."""
+    """Return a feed-forward of two matrices.
+
+    - bias: its two matrices have biases.
+    - width: the width between the matrices. None: the config key `intermediate_size` states it.
+    - keys: the config keys that can state the activation.
+    - default: the activation if none of the keys has a value.
+    """
     return Dense(
         intermediate_size=width or c.size("intermediate_size"),
         activation=activation(c, *keys, default=default),
@@ -263,7 +293,7 @@ TOPK_SOFTMAX = Router(scores="softmax_topk")
 """Router with a softmax over the logits of the selected experts only (Mixtral)."""
 
 SIGMOID = Router(scores="sigmoid", correction="buffer", normalize=True)
-"""Router with sigmoid scores, a stored correction, and weights that sum to one (DeepSeek-V3)."""
+"""Router with sigmoid scores, a stored bias for load balancing, and expert weights that sum to one (DeepSeek-V3)."""
 
 
 def moe(
@@ -275,8 +305,13 @@ def moe(
     shared: SharedExperts | None = None,
     **fields: Any,
 ) -> MoE:
-    """Return a mixture of experts. `experts` and `width` name the config keys of the number and the width of
-    experts."""
+    """Return a mixture of experts.
+
+    - experts: the config key of the number of routed experts.
+    - width: the config key of the width of one routed expert.
+    - router: None means a softmax over all experts.
+    - fields: other fields of MoE. `num_experts_per_tok` and `activation` have precedence over the config.
+    """
     router, count = router or Router(), c.size(experts)
     chosen = fields.pop("num_experts_per_tok", None) or c.size("num_experts_per_tok")
     if chosen > count // router.n_group * router.topk_group:
@@ -293,9 +328,15 @@ def moe(
 
 
 def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str = "sigmoid") -> Router:
-    """Return DeepSeek's router. It selects groups of experts, then experts by their score plus a stored correction.
+    """Return DeepSeek's router.
 
-    DeepSeek-V2 with topk_method = greedy has no groups. Its class never divides the weights by their sum.
+    It selects groups of experts. Within these groups, it selects the experts with the largest sum of score and
+    load-balancing bias. DeepSeek-V2 with topk_method = greedy has no groups. The class of DeepSeek-V2 ignores
+    norm_topk_prob, so the weights of the selected experts do not sum to one.
+
+    - correction: "buffer" or "parameter", the kind of tensor that stores the load-balancing bias. None: there is no
+      bias.
+    - scores: "sigmoid" or "softmax".
     """
     v2 = c.model_type == "deepseek_v2"
     greedy = v2 and c.text("topk_method") == "greedy"
@@ -314,8 +355,13 @@ def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str
 def shared_experts(
     c: Config, count: str, width: int, *, bias: bool = False, gate: bool = False
 ) -> SharedExperts | None:
-    """Return the shared experts, or None without any. `count` is the config key of their number, `width` the width of
-    one."""
+    """Return the shared experts, or None if there are none.
+
+    - count: the config key of the number of shared experts.
+    - width: the width of one shared expert.
+    - bias: the matrices of the shared experts have biases.
+    - gate: a sigmoid gate multiplies their output.
+    """
     experts = c.count(count)
     return SharedExperts(intermediate_size=experts * width, bias=bias, gate=gate) if experts else None
 
@@ -325,7 +371,10 @@ MOST_LAYERS = 10_000
 
 
 def num_layers(c: Config) -> int:
-    """Return the number of layers of the decoder, cut to 10,001. `decoder` refuses more than 10,000 layers."""
+    """Return the number of layers of the decoder, but at most 10,001.
+
+    The bound limits the time and memory for lists with one entry per layer. `decoder` refuses more than 10,000 layers.
+    """
     return min(c.size("num_hidden_layers"), MOST_LAYERS + 1)
 
 
@@ -336,15 +385,21 @@ def expect_depths(c: Config, encoder: int, decoder: int) -> None:
 
 
 def layer_size(c: Config, key: str, value: Any) -> int:
-    """Return an entry of a list with one dimension or count per layer. Raises SpecError if it is not a whole number of
-    at least 1."""
+    """Return `value`, an entry of a config list that has one dimension or count per layer.
+
+    `key`: the config key of the list, for the message. Raises SpecError if `value` is not a whole number of at least 1.
+    """
     if type(value) is not int or not 1 <= value <= 2**31:
         raise c.error(key, f"has the entry {str(value)[:40]}; each must be a whole number of at least 1")
     return value
 
 
 def layer_types(c: Config, default: Iterable[str]) -> list[str]:
-    """Return `layer_types` of the config, or `default`, which the class derives from other keys."""
+    """Return the type of each layer, which the config key `layer_types` states.
+
+    `default`: the types if the config does not state them. The class in transformers derives these types from other
+    keys.
+    """
     stated = c.entries("layer_types", _checked_layers(c))
     return list(default) if stated is None else [str(kind) for kind in stated]
 
@@ -365,7 +420,11 @@ def newer_layer_type(kind: object) -> str:
 
 
 def linear_layer_types(c: Config, default: list[str]) -> list[str]:
-    """Return `layer_types` with newer names: each entry is "linear_attention" or "full_attention"."""
+    """Return the type of each layer: "linear_attention" or "full_attention".
+
+    The types come from the config key `layer_types`. Older names of types are replaced. `default`: the types if the
+    config does not state them. Raises SpecError for an unknown type.
+    """
     kinds = [newer_layer_type(kind) for kind in layer_types(c, default)]
     _expect_kinds(c, "layer_types", kinds, ("linear_attention", "full_attention"))
     return kinds
@@ -378,9 +437,11 @@ def _expect_kinds(c: Config, key: str, kinds: Iterable[Any], known: Sequence[str
 
 
 def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> list[bool]:
-    """Return whether each layer has a window, read from `layer_types` or derived from the layer's index.
+    """Return one flag per layer: the layer has a sliding window. The flags come from the config key `layer_types`.
 
-    `derived` is the rule of the class. `kinds` are the names of layer types with and without a window.
+    - derived: the rule of the class in transformers, for configs without `layer_types`. It returns the flag for the
+      index of a layer.
+    - kinds: the layer types with and without a window. The default is "sliding_attention" and "full_attention".
     """
     local, full = kinds or ("sliding_attention", "full_attention")
     names = layer_types(c, [local if derived(index) else full for index in range(num_layers(c))])
@@ -389,9 +450,10 @@ def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> l
 
 
 def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
-    """Return whether each layer has experts, read from `mlp_layer_types` or derived from the layer's index.
+    """Return one flag per layer: the layer has experts. The flags come from the config key `mlp_layer_types`.
 
-    `derived` is the rule of the class.
+    `derived`: the rule of the class in transformers, for configs without `mlp_layer_types`. It returns the flag for the
+    index of a layer.
     """
     count = num_layers(c)
     kinds = c.entries("mlp_layer_types", count)
@@ -402,9 +464,11 @@ def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
 
 
 def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
-    """Return whether each layer has experts by DeepSeek's rule.
+    """Return one flag per layer: the layer has experts. Without `mlp_layer_types`, DeepSeek's rule applies.
 
-    The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts.
+    By this rule, the first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has
+    experts, or `moe_layer_freq` is a list of flags. `default`: the number of dense layers if the config does not state
+    it.
     """
     first = c.count("first_k_dense_replace", default)
     frequency = c.get("moe_layer_freq")
@@ -416,7 +480,7 @@ def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
 
 
 def block(mixer: Mixer | None, ffn: FFN | None, placement: Placement = "pre", **fields: Any) -> Layer:
-    """Return a layer with a mixer and a feed-forward. Each of them may be None."""
+    """Return a layer with a mixer and a feed-forward. The mixer or the feed-forward may be None."""
     return Layer(mixer=mixer, ffn=ffn, placement=placement, **fields)
 
 
@@ -433,9 +497,13 @@ def mixture_layers(
 ) -> list[tuple[str, Layer]]:
     """Return a pair (name, layer) for each layer of a model with experts.
 
-    `mixers` is one mixer for all layers, or a pair (name, mixer) per layer. `sparse` tells per layer whether it has
-    experts. If `dense` is None, all layers have experts. The weights `extra` are in every layer, the weights
-    `sparse_extra` only in layers with experts.
+    - mixers: one mixer for all layers, or a pair (name, mixer) per layer.
+    - sparse: one flag per layer. True means that the layer has experts.
+    - experts: the feed-forward of the layers with experts.
+    - dense: the feed-forward of the layers without experts. None means that all layers have experts.
+    - extra: extra weights of each layer.
+    - sparse_extra: extra weights of the layers with experts only.
+    - fields: other fields of each Layer.
     """
     layers = []
     flags = list(sparse)
@@ -449,9 +517,9 @@ def mixture_layers(
 
 
 def per_layer(c: Config, kinds: Iterable[tuple[str, Layer]]) -> tuple[dict[str, Layer], str]:
-    """Return the fields `layers` and `pattern` of a spec, from a pair (name, layer) for each layer.
+    """Return the fields `layers` and `pattern` of a spec. `kinds` contains a pair (name, layer) for each layer.
 
-    Equal layers become one kind. Different layers with the same name get a number after the name.
+    Equal layers become one entry of `layers`. If different layers have the same name, a number is appended to the name.
     """
     names: list[str] = []
     layers: dict[str, Layer] = {}
@@ -474,10 +542,15 @@ def decoder(
     positions: Positions | None = None,
     **fields: Any,
 ) -> ModelSpec:
-    """Return the spec of a decoder. `layers` is one layer for all, or a pair (name, layer) for each.
+    """Return the spec of a model with these layers.
 
-    vocab_size, hidden_size and tie_word_embeddings come from the config unless `fields` has them. A model without
-    attention gets no rotation, even if its config states one. Raises SpecError for more than 10,000 layers.
+    - layers: one Layer for all layers, or a pair (name, layer) for each layer.
+    - positions: the position encoding. A model without attention has neither RoPE nor ALiBi, even if its config states
+      one.
+    - fields: other fields of ModelSpec. vocab_size, hidden_size and tie_word_embeddings come from the config if
+      `fields` does not contain them.
+
+    Raises SpecError for more than 10,000 layers.
     """
     count = _checked_layers(c)
     if isinstance(layers, Layer):
@@ -503,21 +576,23 @@ def decoder(
 
 
 def _attends(layers: Iterable[Layer]) -> bool:
-    """Return whether a layer has attention, because only attention uses RoPE or ALiBi."""
+    """Return whether any layer has attention. Only attention can use RoPE or ALiBi."""
     return any(isinstance(mixer, AttentionKind) for layer in layers for mixer in branches(layer.mixer))
 
 
 def prediction_modules(count: int, layers: list[tuple[str, object]]) -> NextTokenPrediction | None:
-    """Return `count` multi-token-prediction modules, each with a layer of the same kind as the last layer of the
-    model."""
+    """Return `count` multi-token-prediction modules, or None if `count` is 0.
+
+    Each module contains a layer of the same kind as the last layer of the model.
+    """
     return NextTokenPrediction(count=count, layer=layers[-1][0]) if count else None
 
 
 def matrix(name: str, component: Any, outputs: int, inputs: int) -> ExtraWeight:
-    """Return an extra matrix of shape [outputs, inputs], which no field of the spec describes."""
+    """Return an extra weight that is a matrix of shape [outputs, inputs]."""
     return ExtraWeight(name=name, shape=(outputs, inputs), role="matmul", component=component)
 
 
 def vector(name: str, component: Any, *shape: int) -> ExtraWeight:
-    """Return an extra vector, or a weight with elementwise use, which no field of the spec describes."""
+    """Return an extra weight of this shape whose elements are factors or summands."""
     return ExtraWeight(name=name, shape=shape, role="vector", component=component)

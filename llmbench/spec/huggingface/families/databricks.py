@@ -1,4 +1,4 @@
-"""MPT and DBRX by Databricks (MosaicML)."""
+"""Importers for MPT and DBRX by Databricks (MosaicML)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from llmbench.spec.position import Alibi, Rope
 
 @family("mpt")
 def mpt(c: Config) -> ModelSpec:
-    """MPT has ALiBi and no biases, not even in LayerNorms. A few MPT models have grouped heads."""
+    """MPT has ALiBi. It has no biases, and its LayerNorms have none either. A few MPT models have grouped-query
+    attention."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     inner = c.sub("attn_config")
     kv_heads = 1 if inner.text("attn_type") == "multiquery_attention" else inner.size("kv_n_heads", heads)
     if kv_heads != heads:
-        c.doubt(f"attn_config states {kv_heads} key-value heads, but MPT's class in transformers builds {heads}")
+        c.doubt(f"attn_config states {kv_heads} key-value heads, but transformers builds MPT with {heads}")
     inner.require("qk_ln", False)
     inner.ignore(
         "attn_impl",
@@ -54,12 +55,12 @@ def mpt(c: Config) -> ModelSpec:
     )
     ratio = c.size("expansion_ratio", 4)
     if ratio != 4:
-        c.doubt(f"expansion_ratio = {ratio}: MPT's class in transformers builds feed-forwards of 4 × hidden_size")
+        c.doubt(f"expansion_ratio = {ratio}: transformers builds MPT's feed-forwards with the width 4 × hidden_size")
     if hidden % heads:
-        c.doubt(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
+        c.doubt(f"hidden_size {hidden} is not divisible by num_attention_heads {heads}")
     inner.require("alibi_bias_max", 8)
     if c.get("max_seq_len") == 1:
-        c.unbuildable("max_seq_len = 1: MPT's class then sets every distance to zero")
+        c.unbuildable("max_seq_len = 1: transformers then sets all distances of ALiBi to zero")
     mixer = attention(
         c,
         num_key_value_heads=kv_heads,
@@ -68,7 +69,7 @@ def mpt(c: Config) -> ModelSpec:
         scale=inner.optional_number("softmax_scale"),
     )
     if not inner.flag("alibi", True):
-        c.doubt("attn_config.alibi = False: the table of learned positions is not counted")
+        c.doubt("attn_config.alibi = False: the parameters of the learned positions are not counted")
     inner.doubt_unread()
     return decoder(
         c,
@@ -80,8 +81,10 @@ def mpt(c: Config) -> ModelSpec:
 
 @family("dbrx")
 def dbrx(c: Config) -> ModelSpec:
-    """DBRX has 4 of 16 experts and LayerNorms without biases. Two nested objects of its config contain the
-    dimensions."""
+    """DBRX has 4 of 16 experts, and LayerNorms without biases.
+
+    The objects `attn_config` and `ffn_config` in its config contain the dimensions.
+    """
     inner, ffn = c.sub("attn_config"), c.sub("ffn_config")
     heads, hidden = c.size("num_attention_heads"), c.size("hidden_size")
     mixer = attention(
@@ -91,7 +94,7 @@ def dbrx(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv"),
     )
     inner.ignore("attn_pdrop")
-    c.ignore("num_key_value_heads")  # newer configs repeat kv_n_heads under this name
+    c.ignore("num_key_value_heads")  # newer configs state attn_config.kv_n_heads again under this name
     act = ffn.table("ffn_act_fn").get("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")
@@ -109,7 +112,7 @@ def dbrx(c: Config) -> ModelSpec:
     ffn.doubt_unread()
     expect_divisible_heads(c)
     positions = rope(c, head_dim=mixer.head_dim)
-    if not c.table("rope_parameters"):  # the class reads rope_parameters, which newer configs also have
+    if not c.table("rope_parameters"):  # transformers reads rope_parameters, which older configs do not have
         positions = Rope(theta=theta)
-        c.unbuildable("DBRX's class ignores attn_config.rope_theta: it reads rope_parameters")
+        c.unbuildable("transformers ignores attn_config.rope_theta of DBRX: its class reads rope_parameters")
     return decoder(c, block(mixer, experts), norm=norm(c, "layernorm", bias=False), positions=positions)

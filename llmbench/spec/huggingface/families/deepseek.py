@@ -1,4 +1,4 @@
-"""DeepSeekMoE and DeepSeek-V2 to V4, and their parts that other models use."""
+"""Importers for DeepSeekMoE and DeepSeek-V2 to V4, and functions for models that use parts of their architecture."""
 
 from __future__ import annotations
 
@@ -47,13 +47,20 @@ def deepseek_model(
     first: int = 0,
     sparse: list[bool] | None = None,
 ) -> ModelSpec:
-    """Return a model with DeepSeek's experts, whose layers all have the mixer `mixer`.
+    """Return a model with DeepSeek's experts. All layers have the same mixer.
 
-    The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts, and
-    `n_shared_experts` shared experts of the same width. The model can have multi-token-prediction modules.
+    The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts. These
+    layers also have `n_shared_experts` shared experts of the same width. The model can have multi-token-prediction
+    modules.
 
-    positions_dim: width that is rotated. partial: rotated share of it if the config states none. first: number of dense
-    layers if the config states none. sparse: whether each layer has experts, in place of DeepSeek's rule.
+    - positions_dim: number of dimensions per head that can be rotated by RoPE.
+    - scores: the scores of the router, "sigmoid" or "softmax", if the config does not state them.
+    - correction: the kind of tensor that stores the router's load-balancing bias, or None.
+    - interleaved: RoPE rotates pairs of neighbouring dimensions.
+    - partial: the share of `positions_dim` that is rotated, if the config does not state a share.
+    - bias: the feed-forwards have biases.
+    - first: number of dense layers, if the config does not state it.
+    - sparse: one flag per layer that says whether it has experts. None: DeepSeek's rule above applies.
     """
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = sparse_after_first(c, first) if sparse is None else sparse
@@ -71,7 +78,11 @@ def deepseek_model(
 
 
 def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer", bias: bool = False) -> MoE:
-    """Return DeepSeek's experts. The config key `scoring_func` replaces `scores`. `topk_method` changes no figure."""
+    """Return DeepSeek's experts with their router.
+
+    `scores`, `correction` and `bias` are as in `deepseek_model`. The config key `scoring_func` has precedence over
+    `scores`. `topk_method` changes no figure.
+    """
     shared = shared_experts(c, "n_shared_experts", c.size("moe_intermediate_size"), bias=bias)
     c.ignore("topk_method", "scoring_func", "num_local_experts")
     if c.text("scoring_func") in ("softmax", "sigmoid"):
@@ -86,9 +97,9 @@ def deepseek_ffn(c: Config, *, scores: str = "sigmoid", correction: str | None =
 
 @family("deepseek_v2")
 def deepseek_v2(c: Config) -> ModelSpec:
-    """DeepSeek-V2 and V2-Lite have latent attention, and a softmax router with groups but without correction.
+    """DeepSeek-V2 and V2-Lite have latent attention, and a softmax router that selects groups of experts.
 
-    Small DeepSeek-VL2 models have ordinary attention (`use_mla` is false).
+    Small DeepSeek-VL2 models have ordinary attention. Their config key `use_mla` is false.
     """
     mixer: Attention | LatentAttention
     if c.flag("use_mla", True):
@@ -112,12 +123,10 @@ def deepseek_v2(c: Config) -> ModelSpec:
 
 @family("deepseek_v3")
 def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = "buffer") -> ModelSpec:
-    """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored correction."""
+    """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored bias for load balancing."""
     mixer = latent_attention(c)
     if c.table("rope_parameters").get("llama_4_scaling_beta"):
-        c.unbuildable(
-            "rope_parameters.llama_4_scaling_beta: queries are multiplied by a factor that grows with the position"
-        )
+        c.unbuildable("rope_parameters.llama_4_scaling_beta: the queries have a factor that grows with the position")
     return deepseek_model(
         c,
         mixer,
@@ -130,9 +139,10 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
 
 @family("deepseek_v32")
 def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bool = False) -> ModelSpec:
-    """DeepSeek-V3.2 is DeepSeek-V3 with an indexer, which selects the keys that attention reads.
+    """DeepSeek-V3.2 is DeepSeek-V3 with indexers. An indexer selects the keys that attention reads.
 
-    - reused: whether each layer reuses the keys that an earlier layer's indexer selected. None: no layer does.
+    - reused: one flag per layer. True means that the layer reuses the keys that an earlier layer's indexer selected.
+      None: all layers have their own indexer.
     - interleaved: RoPE rotates pairs of neighbouring dimensions in the indexers.
     """
     count = num_layers(c)
@@ -159,13 +169,15 @@ def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bo
 
 
 def indexed_attention(c: Config, *, shared: bool = False, interleaved: bool = False) -> LatentAttention:
-    """Return latent attention with an indexer, which selects the keys. A `shared` indexer belongs to an earlier
-    layer."""
+    """Return latent attention with an indexer, which selects the keys that attention reads.
+
+    `shared`: the layer reuses the keys that an earlier layer's indexer selected.
+    """
     return latent_attention(c, indexer=indexer_of(c, shared=shared, interleaved=interleaved))
 
 
 def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) -> Indexer:
-    """Return DeepSeek-V3.2's indexer, read from the config keys `index_*`."""
+    """Return DeepSeek-V3.2's indexer with the dimensions in the config keys `index_*`."""
     return Indexer(
         num_heads=c.size("index_n_heads"),
         head_dim=c.size("index_head_dim"),
@@ -177,10 +189,10 @@ def indexer_of(c: Config, *, shared: bool = False, interleaved: bool = False) ->
 
 @family("deepseek_v4")
 def deepseek_v4(c: Config) -> ModelSpec:
-    """DeepSeek-V4 has attention to a window and to compressed entries, experts in every layer, and hyper-connections.
+    """DeepSeek-V4 attends to a sliding window and to compressed entries. All layers have experts.
 
-    In the first layers, a table selects the experts by the token id. Hyper-connections are several residual streams,
-    which two small matrices per layer mix.
+    In the first layers, a table with one row per token id selects the experts. The model has several residual streams
+    instead of one. Two small matrices per layer compute how the streams are mixed (hyper-connections).
     """
     count = num_layers(c)
     vocab, top_k = c.size("vocab_size"), c.size("num_experts_per_tok")
@@ -237,11 +249,17 @@ _KINDS = {
 
 
 def _compressed_layers(c: Config) -> list[tuple[str, int]]:
-    """Return the kind of each layer, and the number of tokens per compressed entry (0: the layer has no entries)."""
+    """Return a pair (name, rate) for each layer.
+
+    The name is "local", "compressed" or "heavy". The rate is the number of tokens per compressed entry. It is 0 if the
+    layer has no compressed entries.
+    """
     count = num_layers(c)
     stated, ratios, rates = c.get("layer_types"), c.get("compress_ratios"), c.table("compress_rates")
     stated_rates = {"compressed": c.optional_size("compress_rate_csa"), "heavy": c.optional_size("compress_rate_hca")}
-    if stated is None and isinstance(ratios, list):  # the list may continue with entries for the prediction modules
+    if stated is None and isinstance(
+        ratios, list
+    ):  # the list can also have entries for the multi-token-prediction modules
         kinds = {ratio: kind for kind, (_, ratio) in _KINDS.items()}
         stated = [kinds.get(ratio) if type(ratio) is int else None for ratio in ratios]
     if stated is None:
@@ -266,7 +284,11 @@ def _compressed_layers(c: Config) -> list[tuple[str, int]]:
 
 
 def _compressed_attention(c: Config, rate: int, *, light: bool) -> CompressedAttention:
-    """Return DeepSeek-V4's attention with `rate` tokens per compressed entry. Light compression also has an indexer."""
+    """Return DeepSeek-V4's attention with `rate` tokens per compressed entry.
+
+    `light`: the compression is light (few tokens per entry). The entries then overlap, and an indexer selects among
+    them.
+    """
     return CompressedAttention(
         num_attention_heads=c.size("num_attention_heads"),
         head_dim=c.size("head_dim"),

@@ -1,4 +1,4 @@
-"""GPT-Neo, GPT-J and GPT-NeoX (Pythia) by EleutherAI."""
+"""Importers for GPT-Neo, GPT-J and GPT-NeoX (Pythia) by EleutherAI."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from llmbench.spec.position import LearnedPositions
 
 @family("gpt_neo")
 def gpt_neo(c: Config) -> ModelSpec:
-    """GPT-Neo has windows in the layers that `attention_types` gives, no biases on q, k and v, and unscaled scores."""
+    """GPT-Neo has no biases on q, k and v, and does not scale the attention scores.
+
+    The config key `attention_types` states which layers have a sliding window.
+    """
     count = num_layers(c)
-    listed = c.get("attention_layers")  # saved configs also have this list of kinds, and the class reads it
+    listed = c.get("attention_layers")  # saved configs also have this list of layer types, and transformers reads it
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):
@@ -22,7 +25,7 @@ def gpt_neo(c: Config) -> ModelSpec:
         if len(kinds) >= count:
             break
     if len(kinds) < count:
-        raise c.error("attention_types", f"gives the kind of only {len(kinds)} of {count} layers")
+        raise c.error("attention_types", f"states the type of only {len(kinds)} of {count} layers")
     if isinstance(listed, list) and len(listed) == count:
         kinds = [str(kind) for kind in listed]
     ffn = dense(
@@ -47,9 +50,9 @@ def gpt_neo(c: Config) -> ModelSpec:
 
 @family("gptj")
 def gptj(c: Config) -> ModelSpec:
-    """GPT-J has parallel sublayers after one norm, and biases on feed-forward and head, but not in attention.
+    """GPT-J has attention and feed-forward in parallel after one norm.
 
-    RoPE rotates 64 dimensions in pairs of neighbours.
+    Feed-forward and head have biases, attention has none. RoPE rotates 64 dimensions per head, in pairs of neighbours.
     """
     heads = c.size("num_attention_heads")
     c.ignore("scale_attn_weights", "rotary")
@@ -66,8 +69,10 @@ def gptj(c: Config) -> ModelSpec:
 
 @family("gpt_neox")
 def gpt_neox(c: Config) -> ModelSpec:
-    """GPT-NeoX and Pythia have parallel sublayers after a norm each. RoPE rotates a quarter of each head. The head of
-    the model has no bias."""
+    """GPT-NeoX and Pythia have attention and feed-forward in parallel, each after its own norm.
+
+    RoPE rotates a quarter of each head. The language-model head has no bias.
+    """
     bias = c.flag("attention_bias", True)
     heads = c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=bias, output_bias=bias)
@@ -82,7 +87,7 @@ def gpt_neox(c: Config) -> ModelSpec:
 
 @family("gpt_neox_japanese")
 def gpt_neox_japanese(c: Config) -> ModelSpec:
-    """GPT-NeoX Japanese has only one bias: on the output of attention in the last layer."""
+    """GPT-NeoX Japanese has only one bias. It belongs to the output projection of attention in the last layer."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     width = c.size("intermediate_multiple_size", 4) * hidden

@@ -1,4 +1,4 @@
-"""Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma, by Google."""
+"""Importers for Gemma 1 to 4, RecurrentGemma, T5 and its successors, and T5Gemma, by Google."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmbench.spec.position import RelativeBias, Rope
 
 @family("gemma")
 def gemma(c: Config) -> ModelSpec:
-    """Gemma 1 is Llama with GEGLU, wide heads, norms with the factor 1 + weight, and a scaled embedding."""
+    """Gemma 1 is Llama with GEGLU, a large head_dim and a scaled embedding. Its norms multiply by 1 + weight."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     return decoder(
@@ -45,7 +45,7 @@ def gemma(c: Config) -> ModelSpec:
 
 @family("gemma2")
 def gemma2(c: Config) -> ModelSpec:
-    """Gemma 2 has four norms per layer, soft caps, and a window in every second layer."""
+    """Gemma 2 has four norms per layer and soft caps. Every second layer has a sliding window."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"))
@@ -53,8 +53,10 @@ def gemma2(c: Config) -> ModelSpec:
 
 @family("gemma3_text")
 def gemma3(c: Config) -> ModelSpec:
-    """Gemma 3 has a global layer after five local layers, and norms on q and k. Local layers have their own rotation
-    base."""
+    """Gemma 3 has norms on q and k. Every sixth layer has full attention. The other layers have a sliding window.
+
+    Layers with a window have another RoPE base than layers with full attention.
+    """
     every = c.size("sliding_window_pattern", 6)
     c.ignore("_sliding_window_pattern", "cache_implementation")
     c.require("use_bidirectional_attention", False)
@@ -62,13 +64,13 @@ def gemma3(c: Config) -> ModelSpec:
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     cap = c.optional_number("attn_logit_softcapping")
     if cap is not None:
-        c.unbuildable("attn_logit_softcapping is set, but Gemma 3's class does not apply it")
+        c.unbuildable("attn_logit_softcapping is set, but transformers does not apply it in Gemma 3")
     return _local_and_global(c, layer_types(c, derived), cap=cap, qk_norm=QKNorm())
 
 
 @family("vaultgemma")
 def vaultgemma(c: Config) -> ModelSpec:
-    """VaultGemma is Gemma 2 with norms only before the sublayers."""
+    """VaultGemma is Gemma 2 with two norms per layer instead of four: one norm before each sublayer."""
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 2 else "full_attention" for i in range(count)])
     return _local_and_global(c, kinds, cap=c.optional_number("attn_logit_softcapping"), placement="pre")
@@ -82,7 +84,11 @@ def _local_and_global(
     qk_norm: QKNorm | None = None,
     placement: Placement = "sandwich",
 ) -> ModelSpec:
-    """Return the model of Gemma 2 or 3. The layer types `kinds` give the windows, and `cap` bounds the scores."""
+    """Return a model of the kind of Gemma 2 and 3, with full attention in some layers and windows in the other layers.
+
+    - kinds: the type of each layer, "sliding_attention" or "full_attention".
+    - cap: the soft cap of the attention scores.
+    """
     bias = c.flag("attention_bias")
     scalar = c.optional_number("query_pre_attn_scalar")
     if scalar is not None and scalar < 0:
@@ -98,9 +104,8 @@ def _local_and_global(
     local_theta = c.optional_number("rope_local_base_freq")
     positions = rope(c, head_dim=head_dim, layer_type="full_attention")
     local_positions = rope(c, head_dim=head_dim, layer_type="sliding_attention")
-    if c.model_type == "gemma3_text" and not c.table(
-        "rope_parameters"
-    ):  # the other rotation keys are for global layers
+    # Without rope_parameters, all RoPE keys but rope_local_base_freq apply to layers with full attention only.
+    if c.model_type == "gemma3_text" and not c.table("rope_parameters"):
         local_positions = Rope(theta=10000.0 if local_theta is None else local_theta)
         expect_rope_type(c)
     window = c.window()
@@ -127,9 +132,9 @@ def _local_and_global(
 def gemma3n(c: Config) -> ModelSpec:
     """Gemma 3n has four residual streams (AltUp), LAuReL parallel to attention, and per-layer embeddings.
 
-    The last layers read the keys and values of earlier layers.
+    The last layers have no key and value projections. They read the keys and values of earlier layers.
     """
-    c.note("FLOPs leave out the mixing of AltUp's streams with computed coefficients (under 0.1%)")
+    c.note("FLOPs do not include the mixing of AltUp's streams with computed coefficients (under 0.1% of all FLOPs)")
     hidden, streams, rank = c.size("hidden_size"), c.size("altup_num_inputs"), c.size("laurel_rank")
     count = num_layers(c)
     kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
@@ -188,11 +193,11 @@ def gemma3n(c: Config) -> ModelSpec:
 
 @family("gemma4_text", "gemma4_unified_text")
 def gemma4(c: Config) -> ModelSpec:
-    """Gemma 4 has a stored scale per layer. In global layers, the heads have another shape, and the values may be the
-    keys.
+    """Gemma 4 has a stored scale per layer. Full attention has other head dimensions than sliding-window attention.
 
-    E2B and E4B have per-layer embeddings, and layers that read the keys and values of earlier layers. 26B-A4B has
-    experts parallel to the feed-forward. The class makes the last layer global, even if the config states another type.
+    In full attention, the keys can also be the values. E2B and E4B have per-layer embeddings, and layers that read the
+    keys and values of earlier layers. 26B-A4B has experts parallel to the dense feed-forward. The last layer always has
+    full attention, even if the config states another type.
     """
     count = num_layers(c)
     kinds = layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)])
@@ -237,8 +242,10 @@ def gemma4(c: Config) -> ModelSpec:
 
 
 def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
-    """Return Gemma 4's experts. Append to `extra` their three norms, the scale of the router's input and the scale per
-    expert."""
+    """Return Gemma 4's experts, and append their extra weights to `extra`.
+
+    The extra weights are three norms, the scale of the router's input and one scale per expert.
+    """
     number = c.size("num_experts")
     for name in ("post_ffn_norm_1", "post_ffn_norm_2", "ffn_norm_2"):
         extra.append(ExtraWeight(name=name, shape=(hidden,), role="vector", component="norms"))
@@ -254,13 +261,13 @@ def _experts(c: Config, extra: list[ExtraWeight], hidden: int) -> MoE:
 
 
 def _with_dense(experts: MoE, plain: Gated) -> MoE:
-    """Return the experts with a parallel dense feed-forward."""
+    """Return the experts with a dense feed-forward that runs in parallel to them."""
     fields = {name: getattr(experts, name) for name in experts.__struct_fields__}
     return MoE(**{**fields, "beside": plain})
 
 
 def _per_layer_input(c: Config) -> list[ExtraWeight]:
-    """Return the weights of a layer that gate, project and normalise its per-layer embedding."""
+    """Return the weights of one layer that gate, project and normalise its per-layer embedding."""
     hidden, width = c.size("hidden_size"), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -272,8 +279,10 @@ def _per_layer_input(c: Config) -> list[ExtraWeight]:
 
 
 def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
-    """Return the table of per-layer embeddings, with `hidden_size_per_layer_input` elements per token and layer, and
-    the weights that prepare it."""
+    """Return the table of per-layer embeddings, and the weights that prepare these embeddings.
+
+    The table has `hidden_size_per_layer_input` elements per token and layer.
+    """
     vocab, width = c.size("vocab_size_per_layer_input", 1), c.optional_size("hidden_size_per_layer_input")
     if width is None:
         return []
@@ -286,7 +295,10 @@ def _per_layer_tables(c: Config, count: int) -> list[ExtraWeight]:
 
 
 def _first_shared(c: Config, count: int) -> int:
-    """Return the index of the first layer that reads the keys and values of an earlier layer of its type."""
+    """Return the index of the first layer that reads the keys and values of an earlier layer.
+
+    The earlier layer has the same layer type.
+    """
     shared = c.count("num_kv_shared_layers")
     if shared >= count:
         raise c.error("num_kv_shared_layers", f"{shared} must be less than the number of layers, {count}")
@@ -294,14 +306,14 @@ def _first_shared(c: Config, count: int) -> int:
 
 
 def _rotation(c: Config, kind: str, head_dim: int, base: float) -> Rope:
-    """Return the rotation of a layer type. If the config has no entry for the type, the rotation has this base."""
+    """Return the RoPE of a layer type. Its base is `base` if the config states no RoPE for this type."""
     positions = rope(c, head_dim=head_dim, layer_type=kind)
     stated = isinstance(c.table("rope_parameters").get(kind), dict)
     return positions if stated else Rope(theta=base)
 
 
 def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWeight], head_dim: int) -> ModelSpec:
-    """Return the model of Gemma 3n or 4 around its layers."""
+    """Return a Gemma 3n or 4 model with these layers."""
     return decoder(
         c,
         layers,
@@ -315,7 +327,7 @@ def _gemma_model(c: Config, layers: list[tuple[str, Layer]], extra: list[ExtraWe
 
 @family("recurrent_gemma")
 def recurrent_gemma(c: Config) -> ModelSpec:
-    """RecurrentGemma (Griffin) has two recurrent layers per layer of local attention.
+    """RecurrentGemma (Griffin) has two recurrent layers, then one layer of attention with a sliding window, and so on.
 
     The config key `intermediate_size` is the sum of the widths of gate and up projection.
     """
@@ -354,14 +366,17 @@ def recurrent_gemma(c: Config) -> ModelSpec:
 
 
 def _as_bfloat16(x: float) -> float:
-    """Round to 8 significant bits, because the class stores the scale of the embedding in bf16."""
+    """Round `x` to 8 significant bits. transformers stores the scale of the embedding in bf16."""
     fraction, exponent = math.frexp(x)
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
-    """All versions of T5. LongT5 has windows in the encoder. Switch has experts in every `*_sparse_step`-th layer."""
+    """All versions of T5. LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer.
+
+    n is the number of layers divided by the number of layers with experts. Encoder and decoder have their own n.
+    """
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
     positions = RelativeBias(
@@ -373,7 +388,7 @@ def t5(c: Config) -> ModelSpec:
     switch = c.model_type == "switch_transformers"
 
     def layer_of(ffn: FFN, *, causal: bool) -> Layer:
-        """Return a layer of the encoder, or of the decoder if `causal`."""
+        """Return a layer of the decoder if `causal`, otherwise a layer of the encoder."""
         shape = {
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
@@ -391,8 +406,10 @@ def t5(c: Config) -> ModelSpec:
     expect_depths(c, depth, decoder_depth)
 
     def stack(count: int, sparse_key: str, *, causal: bool) -> list[tuple[str, Layer]]:
-        """Return the layers of encoder or decoder. `sparse_key` is the config key of the number of layers with
-        experts."""
+        """Return the layers of the decoder if `causal`, otherwise the layers of the encoder.
+
+        `sparse_key`: the config key of the number of layers with experts (Switch).
+        """
         layers = []
         step = 0
         if switch:
@@ -405,7 +422,10 @@ def t5(c: Config) -> ModelSpec:
         return layers
 
     def with_globals(layers: list[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-        """Add the weights of LongT5's global tokens: a norm to every layer, and a table of biases to the first."""
+        """Return LongT5's encoder layers with the weights of its global tokens.
+
+        Each layer gets a norm. The first layer also gets a table of biases.
+        """
         changed = []
         for index, (name, layer) in enumerate(layers):
             extra = (global_weights["norm"], global_weights["bias"]) if index == 0 else (global_weights["norm"],)
@@ -430,8 +450,8 @@ def t5(c: Config) -> ModelSpec:
     if switch and not c.flag("tie_word_embeddings"):
         c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     c.put("num_hidden_layers", decoder_depth)
-    # Configs of transformers 5 always tie the embeddings, and a separate key tells whether the output is scaled. The
-    # output of mT5 is never scaled.
+    # In configs of transformers 5, the embeddings are always tied, and scale_decoder_outputs states the scale of the
+    # decoder's output. The output of mT5 is never scaled.
     scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
@@ -444,7 +464,7 @@ def t5(c: Config) -> ModelSpec:
 
 
 def _t5_ffn(c: Config) -> Dense | Gated:
-    """Return T5's feed-forward, read from `feed_forward_proj`."""
+    """Return T5's feed-forward. The config key `feed_forward_proj` states its activation and whether it is gated."""
     projection = c.text("feed_forward_proj", "relu")
     width = c.size("d_ff")
     is_gated = projection.startswith("gated-")
@@ -457,7 +477,7 @@ def _t5_ffn(c: Config) -> Dense | Gated:
 
 
 def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
-    """Return Switch's experts. Each token uses one."""
+    """Return Switch's experts. One expert processes each token."""
     return MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=1,
@@ -470,8 +490,11 @@ def _switch_experts(c: Config, ffn: Dense | Gated) -> MoE:
 
 
 def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWeight]]:
-    """Return LongT5's window, `local_radius` tokens on each side, and the weights of its global tokens
-    ("transient-global")."""
+    """Return the width of LongT5's window in tokens, and the weights of its global tokens.
+
+    The window has `local_radius` tokens on each side of the query. The dict of weights is empty if the attention is
+    "local" instead of "transient-global".
+    """
     kind = c.text("encoder_attention_type", "local")
     c.require("encoder_attention_type", "local", "transient-global")
     c.ignore("global_block_size")
@@ -489,14 +512,14 @@ def _longt5(c: Config, hidden: int, heads: int) -> tuple[int, dict[str, ExtraWei
 
 @family("t5gemma")
 def t5gemma(c: Config) -> ModelSpec:
-    """T5Gemma has a Gemma 2 as encoder and a Gemma 2 as decoder. Each has its own token table and its own width."""
+    """T5Gemma has a Gemma 2 as encoder and a Gemma 2 as decoder, each with its own token table and width."""
     module = facts()["t5_gemma_module"]["defaults"]
     inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
-    # The objects `encoder` and `decoder` repeat these keys of the outer config.
+    # The objects `encoder` and `decoder` contain the values of these keys, so the outer config is not read.
     c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
 
     def stack(side: Config, *, causal: bool) -> list[tuple[str, Layer]]:
-        """Return the layers of encoder or decoder."""
+        """Return the layers of the decoder if `causal`, otherwise the layers of the encoder."""
         bias = side.flag("attention_bias")
         side.ignore(
             "query_pre_attn_scalar",
@@ -516,7 +539,7 @@ def t5gemma(c: Config) -> ModelSpec:
             local = kind == "sliding_attention"
             span = window if local else None
             if span is not None and not causal:
-                span = 2 * span  # the window of the encoder covers both sides
+                span = 2 * span  # the encoder's window has keys before and after the query
             mixer = attention(side, causal=causal, sliding_window=span, logit_soft_cap=soft_cap, **shape)
             layer = block(mixer, gated(side, bias=False), "sandwich", cross_attention=cross)
             layers.append(("local" if local else "global", layer))

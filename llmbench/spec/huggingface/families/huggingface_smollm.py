@@ -1,4 +1,4 @@
-"""SmolLM3 by Hugging Face."""
+"""Importer for SmolLM3 by Hugging Face."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmbench.spec.position import NoPositions
 
 @family("smollm3")
 def smollm3(c: Config) -> ModelSpec:
-    """SmolLM3 has no positions in every fourth layer. None of the released models has windows."""
+    """In SmolLM3, every fourth layer has no position encoding. No released model has a sliding window."""
     count = num_layers(c)
     every = c.size("no_rope_layer_interval", 4)
     rotated = c.entries("no_rope_layers")
@@ -32,7 +32,7 @@ def smollm3(c: Config) -> ModelSpec:
         c, ["sliding_attention" if window and not rotated[i] else "full_attention" for i in range(count)]
     )
     if window is None and "sliding_attention" in kinds:
-        c.unbuildable("layer_types has layers with a window, but use_sliding_window is false")
+        c.unbuildable("layer_types contains sliding_attention, but use_sliding_window is false")
     bias = c.flag("attention_bias")
     ffn = gated(c)
     layers: list[tuple[str, Layer]] = []

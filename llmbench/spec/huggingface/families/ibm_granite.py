@@ -1,4 +1,4 @@
-"""Granite 3, Granite 4 and Bamba by IBM."""
+"""Importers for Granite 3, Granite 4 and Bamba by IBM."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from llmbench.spec.position import NoPositions, Positions
 
 @family("granite")
 def granite(c: Config) -> ModelSpec:
-    """Granite 3 is Llama with constant factors on embedding, scores, sublayer outputs and logits."""
+    """Granite 3 is Llama with constant factors on the embedding, the attention scores, the sublayer outputs and the
+    logits."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     layer = block(mixer, gated(c), residual_scale=c.number("residual_multiplier", 1.0))
@@ -39,7 +40,7 @@ def granite(c: Config) -> ModelSpec:
 
 
 def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: int) -> ModelSpec:
-    """Return Granite's model around the layers, with constant factors on embedding and logits."""
+    """Return a Granite model with these layers. Its embedding and its logits have constant factors."""
     return decoder(
         c,
         layers,
@@ -52,7 +53,8 @@ def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: 
 
 @family("granite_swa")
 def granite_swa(c: Config) -> ModelSpec:
-    """Granite with sinks, a window in three of four layers, and a rotation base per layer."""
+    """This Granite has attention sinks. Three of four layers have a sliding window. Each layer can have its own RoPE
+    base."""
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -77,9 +79,10 @@ def granite_swa(c: Config) -> ModelSpec:
 
 
 def layer_positions(c: Config, theta: object) -> Positions | None:
-    """Return the positions of a layer, from its entry `theta` of `layer_rope_theta`.
+    """Return the position encoding of one layer. `theta` is the layer's entry in `layer_rope_theta`.
 
-    The entry 0 means no positions. For null or the model's own base, return None: the layer uses the model's positions.
+    The entry 0 means no position encoding. For null, and for the RoPE base of the model, the result is None: the layer
+    then uses the position encoding of the model.
     """
     if theta == 0:
         return NoPositions()
@@ -91,8 +94,10 @@ def layer_positions(c: Config, theta: object) -> Positions | None:
 
 @family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(c: Config) -> ModelSpec:
-    """Granite 3 with experts. granitemoeshared adds a shared expert. granitemoe_swa also has sinks, and a window in
-    three of four layers."""
+    """Granite 3 with experts is granitemoe. In granitemoeshared, each layer also has a shared expert.
+
+    granitemoe_swa also has attention sinks, and a sliding window in three of four layers.
+    """
     bias = c.flag("attention_bias")
     swa = c.model_type == "granitemoe_swa"
     window = c.window() if swa else None
@@ -128,10 +133,10 @@ def granitemoe(c: Config) -> ModelSpec:
 
 @family("granitemoehybrid")
 def granitemoehybrid(c: Config) -> ModelSpec:
-    """Granite 4 has Mamba-2 or attention, as `layer_types` says. Every layer has a shared feed-forward, and most models
-    also have experts.
+    """In Granite 4, `layer_types` states whether a layer has Mamba-2 or attention.
 
-    It has no positions unless `position_embedding_type` is rope.
+    All layers have a shared feed-forward, and in most models also experts. The model has RoPE only if
+    `position_embedding_type` is "rope".
     """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
@@ -170,12 +175,15 @@ def granitemoehybrid(c: Config) -> ModelSpec:
 
 @family("bamba")
 def bamba(c: Config) -> ModelSpec:
-    """Bamba has attention in the layers `attn_layer_indices`, with half of each head rotated, and Mamba-2 elsewhere."""
+    """Bamba has attention in the layers `attn_layer_indices`, and Mamba-2 in the other layers.
+
+    RoPE rotates half of each head.
+    """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size"))
     attends = set(c.entries("attn_layer_indices") or [])
-    # The class ignores these keys: it derives the layer types from the indices, and always rotates half of each head.
+    # transformers ignores these keys. attn_layer_indices states the layer types. RoPE always rotates half of each head.
     c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
     ffn = gated(c)
     layers = []

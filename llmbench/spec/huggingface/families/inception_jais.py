@@ -1,4 +1,4 @@
-"""Jais 1 and 2 by Inception, and BTLM by Cerebras, which has the class of Jais 1."""
+"""Importers for Jais 1 and 2 by Inception, and BTLM by Cerebras. BTLM has the architecture of Jais 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from llmbench.spec.position import Alibi, LearnedPositions, Positions
 
 @family("jais", "btlm")
 def jais(c: Config) -> ModelSpec:
-    """Jais and BTLM have the blocks and biases of GPT-2, but SwiGLU, ALiBi, and the constant factors of maximal-update
-    training."""
+    """Jais and BTLM are GPT-2 with SwiGLU, ALiBi and the constant factors of maximal-update parametrisation (muP)."""
     names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
     for alias, key in names:
         c.put(key, c.size(alias))
@@ -25,7 +24,7 @@ def jais(c: Config) -> ModelSpec:
     switches = ("scale_qk_dot_by_d", "mup_scale_qk_dot_by_d", "alibi_scaling")
     scaled = [key for key in factors if c.get(key) not in (None, 1)] + [key for key in switches if c.get(key)]
     if scaled:
-        c.unbuildable(f"the factors of maximal-update training or a scaled ALiBi: {', '.join(scaled)}")
+        c.unbuildable(f"constant factors (muP) and scaled ALiBi are not supported: {', '.join(scaled)}")
     c.ignore(*factors, *switches)
     mixer = attention(c, num_key_value_heads=heads, qkv_bias=True, output_bias=True)
     width = c.size("n_inner", 4 * hidden)
@@ -48,5 +47,5 @@ def jais(c: Config) -> ModelSpec:
 
 @family("jais2")
 def jais2(c: Config) -> ModelSpec:
-    """Jais 2 is AFM with LayerNorms."""
+    """Jais 2 has the architecture of AFM, but with LayerNorms."""
     return arcee(c, norm_kind="layernorm")

@@ -1,4 +1,4 @@
-"""InternLM 1 to 3 by Shanghai AI Laboratory."""
+"""Importers for InternLM 1 to 3 by Shanghai AI Laboratory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from llmbench.spec.model import ModelSpec
 
 @family("internlm")
 def internlm(c: Config) -> ModelSpec:
-    """InternLM 1 is Llama. `bias` gives the projections of attention a bias."""
+    """InternLM 1 has Llama's architecture. If `bias` is true, all projections of attention have biases."""
     return llama_from_hub(c, bias=c.flag("bias", True))
 
 
 @family("internlm2")
 def internlm2(c: Config) -> ModelSpec:
-    """InternLM 2 is Llama. Its class ignores `bias`."""
+    """InternLM 2 has Llama's architecture. The config key `bias` has no effect."""
     c.ignore("bias")
     return llama(c)
 
 
 @family("internlm3")
 def internlm3(c: Config) -> ModelSpec:
-    """InternLM 3 is Llama under its own name."""
+    """InternLM 3 has Llama's architecture and a model type of its own."""
     return llama(c)

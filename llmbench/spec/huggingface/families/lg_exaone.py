@@ -1,4 +1,4 @@
-"""EXAONE by LG AI Research."""
+"""Importers for EXAONE 3 and 4 and K-EXAONE by LG AI Research."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llmbench.spec.position import NoPositions
 
 @family("exaone")
 def exaone(c: Config) -> ModelSpec:
-    """EXAONE 3 is Llama with other names of config keys."""
+    """EXAONE 3 has Llama's architecture. Some of its config keys have other names."""
     if "tie_word_embeddings" not in c:
         c.doubt("tie_word_embeddings is missing; the head is counted as not tied")
     return llama_from_hub(c)
@@ -38,12 +38,15 @@ def exaone(c: Config) -> ModelSpec:
 
 @family("exaone4")
 def exaone4(c: Config) -> ModelSpec:
-    """EXAONE 4 has norms on the outputs of sublayers, and on q and k. A global layer without positions follows three
-    local layers."""
+    """EXAONE 4 has norms on the outputs of sublayers, and norms on q and k.
+
+    In models with windows, every fourth layer has full attention without position encoding. The other layers have RoPE
+    and a sliding window.
+    """
     window = c.window()
     count = num_layers(c)
     pattern = c.get("sliding_window_pattern")
-    spelled = isinstance(pattern, str)  # if the pattern is a string like "LLLG", the last layer is always global
+    spelled = isinstance(pattern, str)  # with a string like "LLLG", the last layer never has a window
     every = max(1, len(pattern) if spelled else pattern if isinstance(pattern, int) else 4)
     derived = [
         "sliding_attention" if window and (i + 1) % every and not (spelled and i == count - 1) else "full_attention"
@@ -73,7 +76,7 @@ def exaone_moe(c: Config) -> ModelSpec:
     if last not in ("G", "g"):
         c.doubt(f"config key sliding_window_pattern = {pattern!r} is not understood; it must end with G")
     local = windowed_layers(c, lambda index: every > 0 and (index + 1) % every != 0)
-    # As in EXAONE 4, only local layers have RoPE if there is a window. Without a window, all layers have it.
+    # As in EXAONE 4: in a model with windows, only the layers with a window have RoPE. Otherwise all layers have RoPE.
     mixers = [
         ("local", attention(c, qk_norm=HEAD_NORM, sliding_window=window))
         if windowed

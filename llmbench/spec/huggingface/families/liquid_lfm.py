@@ -1,4 +1,4 @@
-"""LFM2 and LFM3 by Liquid AI."""
+"""Importers for LFM2 and LFM3 by Liquid AI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from llmbench.spec.model import Layer, ModelSpec, Placement
 def lfm2(c: Config) -> ModelSpec:
     """LFM2 has attention in the layers `full_attn_idxs`, and short convolutions in the other layers.
 
-    The width of its feed-forwards is two thirds of the stated width, times a factor, rounded up to a multiple.
+    If `block_auto_adjust_ff_dim` is true, the width of the feed-forwards is 2/3 of the stated width, times
+    `block_ffn_dim_multiplier`, rounded up to a multiple of `block_multiple_of`.
     """
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
@@ -66,7 +67,10 @@ def lfm2(c: Config) -> ModelSpec:
 
 @family("lfm2_moe")
 def lfm2_moe(c: Config) -> ModelSpec:
-    """LFM2 with experts, except in the first `num_dense_layers` layers. The correction of the router is a buffer."""
+    """LFM2-MoE is LFM2 with experts. The first `num_dense_layers` layers are dense.
+
+    The load-balancing bias of the router is a buffer.
+    """
     full = attention(c, qk_norm=QKNorm())
     count = num_layers(c)
     kinds = c.entries("layer_types", count)
@@ -94,8 +98,10 @@ def lfm2_moe(c: Config) -> ModelSpec:
 
 @family("lfm3")
 def lfm3(c: Config) -> ModelSpec:
-    """LFM3 has short convolutions, local attention and global attention. Attention has an output gate per head. Norms
-    stand before and after each sublayer."""
+    """LFM3 has layers with short convolutions, with sliding-window attention and with full attention.
+
+    Attention has an output gate per head. Norms stand before and after each sublayer.
+    """
     bias = c.flag("attention_bias")
     count = num_layers(c)
     derived = [
@@ -108,7 +114,7 @@ def lfm3(c: Config) -> ModelSpec:
     head_dim = c.size("head_dim")
 
     def attends(kind: str) -> Mixer:
-        """Return the attention of a layer type."""
+        """Return the attention of the layer type `kind`."""
         return attention(
             c,
             qkv_bias=bias,
@@ -131,5 +137,5 @@ def _conv(c: Config) -> ShortConv:
 
 
 def _lfm_ties(c: Config) -> bool:
-    """Return whether head and embedding are tied. `tie_embedding` has precedence over `tie_word_embeddings`."""
+    """Return whether head and embedding are tied. The key `tie_embedding` has precedence over `tie_word_embeddings`."""
     return c.flag("tie_embedding" if "tie_embedding" in c else "tie_word_embeddings")

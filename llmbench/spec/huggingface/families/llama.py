@@ -1,4 +1,4 @@
-"""Llama 1 to 4 and Llama 3.2 Vision by Meta, and variants of its decoder that other lineages use."""
+"""Importers for Llama 1 to 4 and Llama 3.2 Vision by Meta, and variants of Llama's decoder for other lineages."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llmbench.spec.position import NoPositions
 
 @family("llama")
 def llama(c: Config) -> ModelSpec:
-    """Llama 1 to 3 have RMSNorm, RoPE and a gated feed-forward. Larger and newer models have grouped heads.
+    """Llama 1 to 3 have RMSNorm, RoPE and a gated feed-forward. Larger and newer models have grouped-query attention.
 
-    `attention_bias` gives all four projections of attention a bias.
+    If `attention_bias` is true, all four projections of attention have biases.
     """
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
@@ -36,10 +36,14 @@ def llama(c: Config) -> ModelSpec:
 
 
 def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, norm_kind: str = "rmsnorm") -> ModelSpec:
-    """Return Llama's decoder for a class that is not in transformers, but in the repository of the model.
+    """Return Llama's decoder for a model whose code is in its hub repository, not in transformers.
 
-    `tied` is the default of tie_word_embeddings in this class. The config keys `scale_emb`, `scale_depth` and
-    `dim_model_base` give MiniCPM's factors on the embedding, on the output of each sublayer and on the logits.
+    - tied: the default of `tie_word_embeddings`.
+    - bias: the projections of attention have biases. None: the config key `attention_bias` decides.
+    - norm_kind: "rmsnorm" or "layernorm".
+
+    Three config keys of MiniCPM are read too. `scale_emb` is a factor on the embedding. `scale_depth` gives the factor
+    on the output of each sublayer. `dim_model_base` gives the factor on the logits.
     """
     c.rename(num_layers="num_hidden_layers", activation_function="hidden_act")
     if "tie_word_embeddings" not in c:
@@ -63,7 +67,11 @@ def llama_from_hub(c: Config, *, tied: bool = False, bias: bool | None = None, n
 
 
 def llama_with_windows(c: Config, kinds: list[str], window: int | None) -> ModelSpec:
-    """Return Llama's decoder with a window in the layers of type "sliding_attention"."""
+    """Return Llama's decoder with a sliding window in the layers of type "sliding_attention".
+
+    - kinds: the type of each layer if the config has no `layer_types`.
+    - window: the most keys that a query sees in these layers. None: no window.
+    """
     c.require("attention_bias", False)
     ffn = gated(c)
     layers = [
@@ -77,8 +85,10 @@ def llama_with_windows(c: Config, kinds: list[str], window: int | None) -> Model
 
 @family("mllama_text_model")
 def mllama(c: Config) -> ModelSpec:
-    """The text part of Llama 3.2 Vision has layers that attend to image tokens. Its token table has eight rows more
-    than its head."""
+    """The text part of Llama 3.2 Vision has layers with cross-attention to image tokens.
+
+    Its token table has eight rows more than its head.
+    """
     hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
     mixer = attention(c)
     kv_width, width = mixer.num_key_value_heads * mixer.head_dim, mixer.num_attention_heads * mixer.head_dim
@@ -101,7 +111,7 @@ def mllama(c: Config) -> ModelSpec:
         for name in ("q_norm", "k_norm")
     )
     extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
-    # The spec describes no norm for a layer without mixer, so the norm before the cross-attention is an extra weight.
+    # The spec counts no mixer norm in a layer without mixer. The norm before the cross-attention is an extra weight.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
     layers: list[tuple[str, Layer]] = [
@@ -120,10 +130,10 @@ def mllama(c: Config) -> ModelSpec:
 
 @family("llama4_text")
 def llama4(c: Config) -> ModelSpec:
-    """Llama 4 has one routed expert per token and a shared expert. Three of four layers have chunked attention, and the
-    fourth has global attention without positions.
+    """In Llama 4, each token uses one routed expert and a shared expert.
 
-    The feed-forwards of layers without experts have another width.
+    Three of four layers have chunked attention with RoPE. The fourth layer has full attention without position
+    encoding. In layers without experts, the feed-forward has another width.
     """
     bias = c.flag("attention_bias")
     count = num_layers(c)
@@ -172,8 +182,10 @@ def llama4(c: Config) -> ModelSpec:
 
 @family("diffllama")
 def diffllama(c: Config) -> ModelSpec:
-    """DiffLlama computes two softmaxes and subtracts one from the other. Four vectors per layer weight the
-    difference."""
+    """DiffLlama computes two softmaxes and subtracts one from the other.
+
+    Four vectors per layer give the weight of the subtracted softmax.
+    """
     bias = c.flag("attention_bias")
     c.ignore("lambda_std_dev")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
@@ -186,6 +198,6 @@ def diffllama(c: Config) -> ModelSpec:
         )
         for name in ("q1", "k1", "q2", "k2")
     )
-    c.doubt("differential attention: FLOPs are counted with values as wide as a head, but they are twice as wide")
+    c.doubt("differential attention: FLOPs are counted for values of width head_dim, but the values are twice as wide")
     layer = block(mixer, gated(c, bias=False), extra=extra)
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))

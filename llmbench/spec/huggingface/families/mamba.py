@@ -1,4 +1,4 @@
-"""Mamba 1 and 2, and functions for hybrid models with Mamba-2."""
+"""Importers for Mamba 1 and 2, and functions for hybrid models with Mamba-2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from llmbench.spec.model import ModelSpec
 def mamba(
     c: Config, *, inner_norms: Literal["none", "plain", "weighted"] = "none", norm_eps: float | None = None
 ) -> ModelSpec:
-    """Mamba has only state-space layers. `inner_norms` are norms on dt, B and C, and `norm_eps` is their epsilon."""
+    """All layers of Mamba are state-space layers.
+
+    - inner_norms: the kind of the norms on dt, B and C.
+    - norm_eps: the epsilon of these norms. None: the epsilon of the model's norm.
+    """
     hidden = c.size("hidden_size")
     rank = c.get("time_step_rank")
     mixer = Mamba(
@@ -44,7 +48,7 @@ def mamba(
 
 @family("mamba2")
 def mamba2(c: Config) -> ModelSpec:
-    """Mamba-2 has only state-space layers."""
+    """All layers of Mamba-2 are state-space layers."""
     shortest, longest = time_step_limits(c)
     mixer = Mamba2(
         num_heads=c.size("num_heads"),
@@ -68,9 +72,12 @@ def mamba2(c: Config) -> ModelSpec:
 
 
 def mamba2_mixer(c: Config, width: int, *, out_proj_bias: bool | None = None, gated_norm: bool = True) -> Mamba2:
-    """Return the Mamba-2 mixer of a hybrid model, read from the config keys `mamba_*`.
+    """Return the Mamba-2 mixer of a hybrid model. The config keys `mamba_*` state its dimensions.
 
-    Raises SpecError if the number of heads times their width is not `width`.
+    - width: the inner width of the mixer, which must equal the number of heads times the head width. If it does not,
+      SpecError is raised.
+    - out_proj_bias: the output projection has a bias. None: the config key `mamba_proj_bias` decides.
+    - gated_norm: a gated norm stands before the output projection.
     """
     heads = c.size("mamba_n_heads")
     derived = c.get("mamba_d_head") in ("auto", None)
@@ -101,7 +108,10 @@ def mamba2_mixer(c: Config, width: int, *, out_proj_bias: bool | None = None, ga
 
 
 def time_step_limits(c: Config) -> tuple[float, float | None]:
-    """Return the smallest and the largest time step of Mamba-2. Without limits in the config, return 0 and None."""
+    """Return the smallest and the largest time step of Mamba-2.
+
+    They are 0 and None if the config states no limits. None means that the time step has no upper limit.
+    """
     limits = c.get("time_step_limit")
     if limits is None:
         return 0.0, None
@@ -117,4 +127,4 @@ def time_step_limits(c: Config) -> tuple[float, float | None]:
 
 
 _UNBOUNDED = 10**6
-"""A limit that no time step reaches. It stands for infinity, which transformers 5 writes as a JSON object."""
+"""A limit that no time step reaches. It replaces infinity, which transformers 5 writes as a JSON object."""

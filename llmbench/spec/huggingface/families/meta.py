@@ -1,4 +1,5 @@
-"""OPT, XGLM and CWM by Meta. Llama is in llama.py, RoBERTa in bert.py. BART, M2M-100 and NLLB are in bart.py."""
+"""Importers for OPT, XGLM and CWM by Meta. Llama is in llama.py, RoBERTa in bert.py. BART, M2M-100 and NLLB are in
+bart.py."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from llmbench.spec.position import LearnedPositions, Positions, SinusoidalPositi
 
 @family("opt")
 def opt(c: Config) -> ModelSpec:
-    """OPT has learned positions, and no token uses the first two rows of their table. OPT-350m has a narrow embedding
-    with a projection, and norms after the sublayers."""
+    """OPT has a table of learned positions. No token uses the first two rows of this table.
+
+    OPT-350m has a narrow embedding with a projection to hidden_size, and norms after the residual sums.
+    """
     bias = c.flag("enable_bias", True)
     hidden = c.size("hidden_size")
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=bias, output_bias=bias)
@@ -43,13 +46,16 @@ def opt(c: Config) -> ModelSpec:
 
 @family("xglm")
 def xglm(c: Config) -> ModelSpec:
-    """XGLM is the decoder of fairseq with sinusoidal positions."""
+    """XGLM is fairseq's decoder with sinusoidal positions."""
     positions = SinusoidalPositions(halves=True, to_end=True, offset=2)
     return fairseq_decoder(c, positions, width=c.size("ffn_dim"))
 
 
 def fairseq_decoder(c: Config, positions: Positions, *, width: int) -> ModelSpec:
-    """Return fairseq's decoder: norms before the sublayers, biases on all projections, and a scaled embedding."""
+    """Return fairseq's decoder. It has norms before the sublayers, biases on all projections, and a scaled embedding.
+
+    `width`: the width between the two matrices of a feed-forward.
+    """
     heads = c.size("num_attention_heads")
     c.require("add_cross_attention", False)
     c.ignore("scale_embedding", "layer_norm_eps")
@@ -66,7 +72,7 @@ def fairseq_decoder(c: Config, positions: Positions, *, width: int) -> ModelSpec
 
 @family("cwm")
 def cwm(c: Config) -> ModelSpec:
-    """CWM is Llama with a window in three of four layers. The first layer is global."""
+    """CWM has Llama's architecture. Three of four layers have a sliding window. The first layer has full attention."""
     window = c.window()
     expect_stated_rotation(c)
     kinds = ["sliding_attention" if index % 4 else "full_attention" for index in range(num_layers(c))]

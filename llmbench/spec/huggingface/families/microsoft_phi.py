@@ -1,4 +1,4 @@
-"""Phi 1 to 4, BitNet and BioGPT by Microsoft."""
+"""Importers for Phi 1 to 4, BitNet and BioGPT by Microsoft."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from llmbench.spec.position import LearnedPositions
 
 @family("phi", "phi-msft")
 def phi(c: Config) -> ModelSpec:
-    """Phi-1, Phi-1.5 and Phi-2 have parallel sublayers after one norm. All projections and the head have biases."""
-    if c.model_type == "phi-msft":  # the first configs of Phi-1.5 and Phi-2 use GPT-2's key names
+    """Phi-1, Phi-1.5 and Phi-2 have attention and feed-forward in parallel after one norm.
+
+    All projections and the head have biases.
+    """
+    if c.model_type == "phi-msft":  # the oldest configs of Phi-1.5 and Phi-2 use GPT-2's names of keys
         names = (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
         for alias, key in (*names, ("n_positions", "max_position_embeddings")):
             c.put(key, c.size(alias))
@@ -35,7 +38,8 @@ def phi(c: Config) -> ModelSpec:
 
 @family("phi3", "phi4_multimodal", "phi3_v", "phi4mm")
 def phi3(c: Config) -> ModelSpec:
-    """Phi-3 and Phi-4 are Llama with fused projections. Some models have a window or a partial rotation."""
+    """Phi-3 and Phi-4 have Llama's architecture with fused projections. Some models have a sliding window or partial
+    RoPE."""
     if c.model_type in ("phi3_v", "phi4mm"):
         c.note(f"multimodal config `{c.model_type}`: the figures cover only its text part, without adapters")
         c.ignore("embd_layer", "img_processor", "audio_processor", "vision_lora", "speech_lora")
@@ -46,14 +50,14 @@ def phi3(c: Config) -> ModelSpec:
 
 @family("phimoe")
 def phimoe(c: Config) -> ModelSpec:
-    """Phi-3.5-MoE has LayerNorms, biases on attention and head, and 2 of 16 experts."""
+    """Phi-3.5-MoE has 2 of 16 experts, LayerNorms, and biases on attention and head."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, sliding_window=c.window())
     if c.size("num_experts_per_tok") != 2:
-        c.unbuildable("num_experts_per_tok is not 2, but the class of Phi-3.5-MoE always selects two experts")
+        c.unbuildable("num_experts_per_tok is not 2, but Phi-3.5-MoE selects two experts in transformers")
     positions = rope(c, head_dim=mixer.head_dim)
     if positions.scaling is not None:
-        c.unbuildable("rope_scaling of Phi-3.5-MoE has special factors for short and long contexts")
+        c.unbuildable("rope_scaling of Phi-3.5-MoE has separate attention factors for short and long contexts")
     router = Router(scores="sparsemixer", jitter=c.number("router_jitter_noise", 0.01))
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=router)
     return decoder(
@@ -67,13 +71,15 @@ def phimoe(c: Config) -> ModelSpec:
 
 @family("bitnet")
 def bitnet(c: Config) -> ModelSpec:
-    """BitNet b1.58 has a norm before the last matrix of each sublayer. Parameter counts do not depend on the bits per
-    weight."""
+    """BitNet b1.58 has an additional norm before the last matrix of each sublayer.
+
+    The parameter count does not depend on the number of bits per weight.
+    """
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, output_norm=True)
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
         c.doubt(
-            "num_attention_heads × head_dim must equal hidden_size for the norm on the output of BitNet's attention"
+            "the norm in BitNet's attention has hidden_size weights, but its input has num_attention_heads × head_dim"
         )
     ffn = gated(c, bias=False)
     inner = ExtraWeight(name="ffn.sub_norm", shape=(ffn.intermediate_size,), role="vector", component="norms")

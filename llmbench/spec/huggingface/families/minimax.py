@@ -1,4 +1,4 @@
-"""MiniMax-Text-01, M1, M2 and M3 by MiniMax."""
+"""Importers for MiniMax-Text-01, M1, M2 and M3 by MiniMax."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, NextTokenPredicti
 
 @family("minimax", "minimax_text_01", "MiniMaxText01", "minimax_m1")
 def minimax(c: Config) -> ModelSpec:
-    """MiniMax-Text-01 and M1 have seven layers of lightning attention per layer of softmax attention. All layers have
-    experts.
+    """MiniMax-Text-01 and M1 have seven layers of lightning attention, then one layer of softmax attention, and so on.
 
-    In the first configs of the hub, `attn_type_list` gives the type of each layer: 0 is lightning, 1 is softmax.
+    All layers have experts. In older configs on the hub, `attn_type_list` states the type of each layer: 0 means
+    lightning attention, 1 means softmax attention.
     """
     full = attention(c, sliding_window=c.window())
     linear = LightningAttention(
@@ -54,7 +54,9 @@ def minimax(c: Config) -> ModelSpec:
     kinds = layer_types(c, derived)
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     if ffn.activation != "silu":
-        c.unbuildable(f"hidden_act = `{ffn.activation}` also acts in the linear attention, which supports only `silu`")
+        c.unbuildable(
+            f"hidden_act = `{ffn.activation}` is also the activation in lightning attention, which supports only `silu`"
+        )
     layers = []
     for kind in kinds:
         residual = _minimax_residual(c, kind)
@@ -66,17 +68,17 @@ def minimax(c: Config) -> ModelSpec:
 
 
 def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
-    """Return the factors of a layer's residual sums: α on the skip connection, β on the sublayer's output.
+    """Return the fields of a Layer for its residual sums: α on the skip connection, β on the output of the sublayer.
 
-    In the class of transformers, the skip connection starts after the norm. In the class of the hub, it starts there if
-    `postnorm` is true. The two classes have different names for the factors.
+    In transformers, the skip connection starts after the norm. In the code on the hub, it starts there only if
+    `postnorm` is true. The config keys of α and β also differ between transformers and the hub.
     """
     hub = c.model_type != "minimax"
     layer_type = "linear_attention" if kind == "linear_attention" else "full_attention"
     layer_type = layer_type if hub else layer_type.replace("attention", "attn")
 
     def factor(part: str, name: str) -> float:
-        """Return a factor by its name in this class."""
+        """Return the factor `name`, "alpha" or "beta", of `part`, which is an attention type or "mlp"."""
         return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
 
     alpha, beta = (factor(layer_type, name) for name in ("alpha", "beta"))
@@ -88,7 +90,8 @@ def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
 
 @family("minimax_m2")
 def minimax_m2(c: Config) -> ModelSpec:
-    """MiniMax-M2 has norms on q and k over the full width, and a sigmoid router with a stored correction."""
+    """MiniMax-M2 has norms on q and k that cover all heads, and a sigmoid router with a stored bias for load
+    balancing."""
     c.require("use_qk_norm", True)
     c.require("qk_norm_type", "per_layer")
     c.ignore(
@@ -121,8 +124,10 @@ def minimax_m2(c: Config) -> ModelSpec:
 
 @family("minimax_m3_vl_text", "minimax_m3")
 def minimax_m3(c: Config) -> ModelSpec:
-    """MiniMax-M3 has grouped attention with norms on q and k, over each head. In some layers, an indexer selects the
-    blocks of keys that attention reads."""
+    """MiniMax-M3 has grouped-query attention with norms on each head of q and k.
+
+    In some layers, an indexer selects the blocks of keys that attention reads.
+    """
     legacy = c.table("sparse_attention_config")
     count, hidden = num_layers(c), c.size("hidden_size")
     for key, alias in (("index_n_heads", "sparse_num_index_heads"), ("index_head_dim", "sparse_index_dim")):
@@ -134,7 +139,7 @@ def minimax_m3(c: Config) -> ModelSpec:
         use_gemma_norm qk_norm_type use_routing_bias scoring_func num_mtp_modules use_mtp
         """,
     )
-    c.put("rotary_dim", None)  # the class ignores rotary_dim and reads partial_rotary_factor
+    c.put("rotary_dim", None)  # transformers ignores rotary_dim and reads partial_rotary_factor
     if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
         c.unbuildable("swiglu_alpha is not 1.702 or swiglu_limit is not 7.0, the only supported values")
     c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")

@@ -1,4 +1,4 @@
-"""Mistral, Ministral and Mixtral by Mistral AI."""
+"""Importers for Mistral, Ministral and Mixtral by Mistral AI."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MINISTRAL3_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""The default rotation of Ministral 3's class, for a config that states no rotation."""
+"""The RoPE of a Ministral 3 config that has neither rope_parameters nor rope_scaling, as in transformers."""
 
 
 @family("mistral", "ministral3")
 def mistral(c: Config) -> ModelSpec:
-    """Mistral 7B and later have one window for all layers, or none.
+    """In Mistral 7B and later models, all layers have the same sliding window, or no layer has a window.
 
-    In Ministral 3, the queries are multiplied by a factor that grows with the position.
+    In Ministral 3, the queries have a factor that grows with the position.
     """
     if c.model_type == "ministral3" and not c.table("rope_parameters") and not c.table("rope_scaling"):
         c.put("rope_parameters", MINISTRAL3_ROPE)
@@ -53,14 +53,14 @@ def mistral(c: Config) -> ModelSpec:
 
 @family("ministral")
 def ministral(c: Config) -> ModelSpec:
-    """Ministral has the same window in all layers, or no window."""
+    """In Ministral, all layers have the same sliding window, or no layer has a window."""
     window = c.window()
     return llama_with_windows(c, ["sliding_attention" if window else "full_attention"] * num_layers(c), window)
 
 
 @family("mixtral")
 def mixtral(c: Config) -> ModelSpec:
-    """Mixtral is Mistral with experts in every layer."""
+    """Mixtral is Mistral with experts in all layers."""
     mixer = attention(c, sliding_window=c.window())
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=TOPK_SOFTMAX)
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
@@ -68,5 +68,5 @@ def mixtral(c: Config) -> ModelSpec:
 
 @family("mistral4")
 def mistral4(c: Config) -> ModelSpec:
-    """Mistral 4 is DeepSeek-V3 with a softmax router without correction."""
+    """Mistral 4 is DeepSeek-V3 with a softmax router. The router has no bias for load balancing."""
     return deepseek_v3(c, scores="softmax", correction=None)

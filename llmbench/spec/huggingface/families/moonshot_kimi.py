@@ -1,4 +1,4 @@
-"""Kimi K2 and Kimi Linear by Moonshot AI."""
+"""Importers for Kimi K2 and Kimi Linear by Moonshot AI."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from llmbench.spec.position import NoPositions
 
 @family("kimi_k2")
 def kimi_k2(c: Config) -> ModelSpec:
-    """Kimi K2 is DeepSeek-V3 under its own name."""
+    """Kimi K2 has the architecture of DeepSeek-V3 and a model type of its own."""
     return deepseek_v3(c)
 
 
 @family("kimi_linear")
 def kimi_linear(c: Config) -> ModelSpec:
-    """Kimi Linear has latent attention without positions in every fourth layer, and delta attention elsewhere.
+    """Kimi Linear has latent attention in every fourth layer, and delta attention in the other layers.
 
-    `linear_attn_config` may list the layers of each kind. The first layer is number 1.
+    It has no position encoding. `linear_attn_config` can list the layers of each kind. It gives the first layer the
+    number 1.
     """
     c.rename(
         num_experts="num_local_experts",
@@ -70,7 +71,11 @@ def kimi_linear(c: Config) -> ModelSpec:
     kinds = linear_layer_types(c, derived)
 
     def of_kda(key: str, inner: str) -> int:
-        """Return a dimension of the delta attention. The nested object has precedence over the top-level key."""
+        """Return a dimension of the delta attention. The nested object has precedence over the top-level key.
+
+        - key: the name of the key at the top level.
+        - inner: the name of the key in the object linear_attn_config.
+        """
         if inner in own_config:
             c.put(key, own_config[inner])
         return c.size(key)
@@ -87,10 +92,14 @@ def kimi_linear(c: Config) -> ModelSpec:
 def kda_layers(
     c: Config, kinds: list[str], full: LatentAttention, delta: KimiDelta, gate: bool
 ) -> list[tuple[str, Layer]]:
-    """Return layers with delta or latent attention, as `kinds` says. The first layers are dense, the others have
-    experts.
+    """Return layers with Kimi's delta attention or latent attention.
 
-    `gate` adds an output gate per head to latent attention.
+    The first layers are dense. The later layers have experts.
+
+    - kinds: the type of each layer. "full_attention" means latent attention.
+    - full: the latent attention.
+    - delta: the delta attention.
+    - gate: latent attention has an output gate per head.
     """
     sparse = _after_dense(c, len(kinds))
     experts = _deepseek_moe(c, sparse, "num_local_experts")
@@ -111,13 +120,20 @@ def kda_layers(
 
 
 def _after_dense(c: Config, count: int) -> list[bool]:
-    """Return whether each layer has experts, from `mlp_layer_types` or `first_k_dense_replace`."""
+    """Return one flag per layer: the layer has experts.
+
+    The flags come from `mlp_layer_types`, or from `first_k_dense_replace` if the config has no `mlp_layer_types`.
+    """
     kinds, first = c.entries("mlp_layer_types", count), c.count("first_k_dense_replace", 1)
     return [index >= first if kinds is None else kinds[index] == "sparse" for index in range(count)]
 
 
 def _deepseek_moe(c: Config, sparse: list[bool], experts: str) -> FFN | None:
-    """Return DeepSeek's experts, or None if no layer has experts."""
+    """Return DeepSeek's experts, or None if no layer has experts.
+
+    - sparse: one flag per layer. True means that the layer has experts.
+    - experts: the config key of the number of routed experts.
+    """
     if not any(sparse):
         return None
     shared, width = c.count("n_shared_experts"), c.size("moe_intermediate_size")

@@ -1,4 +1,4 @@
-"""Nemotron-4, Nemotron-H, and models of the Puzzle architecture search, by NVIDIA. DeciLM by Deci."""
+"""Importers for Nemotron-4, Nemotron-H and models of NVIDIA's Puzzle architecture search, and for DeciLM by Deci."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from llmbench.spec.position import NoPositions
 
 @family("nemotron")
 def nemotron(c: Config) -> ModelSpec:
-    """Nemotron-4 and Minitron have squared ReLU, LayerNorms with the factor 1 + weight, and half of each head
-    rotated."""
+    """Nemotron-4 and Minitron have squared ReLU. Their LayerNorms multiply by 1 + weight. RoPE rotates half of each
+    head."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     c.require("kv_channels", mixer.head_dim)
@@ -43,8 +43,11 @@ def nemotron(c: Config) -> ModelSpec:
 
 @family("nemotron_h")
 def nemotron_h(c: Config) -> ModelSpec:
-    """Nemotron-H has one sublayer per layer. In its pattern, M is Mamba-2, * is attention, - is a feed-forward of two
-    matrices, and E is a mixture of experts."""
+    """Each layer of Nemotron-H is one sublayer: a mixer or a feed-forward.
+
+    In the pattern, M means Mamba-2, * means attention, - means a feed-forward of two matrices, and E means a mixture of
+    experts.
+    """
     for alias, key in (
         ("mamba_n_groups", "n_groups"),
         ("mamba_d_conv", "conv_kernel"),
@@ -60,7 +63,7 @@ def nemotron_h(c: Config) -> ModelSpec:
     if kinds is None and isinstance(pattern, str):
         kinds = [letters.get(letter, letter) for letter in pattern]
     elif kinds is None:
-        kinds = ["mamba", "moe", "attention", "mlp"]  # the class has this default
+        kinds = ["mamba", "moe", "attention", "mlp"]  # the default in transformers
     if not kinds:
         raise c.error("hybrid_override_pattern", "has no layers")
     if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:
@@ -120,12 +123,12 @@ def nemotron_h(c: Config) -> ModelSpec:
 
 def _sized(c: Config, layers: list[tuple[str, Layer]], count: int) -> ModelSpec:
     c.put("num_hidden_layers", count)
-    # The class never ties the head. It ignores `attention_bias`: its attention has no biases.
+    # The head is never tied to the embedding. Attention never has biases, so `attention_bias` is not read.
     return decoder(c, layers, norm=norm(c), positions=NoPositions(), tie_word_embeddings=False)
 
 
 def _nemotron_experts(c: Config) -> FFN:
-    """Return Nemotron-H's experts, whose inputs and outputs may have a smaller width than the model."""
+    """Return Nemotron-H's experts. The width of their inputs and outputs can be smaller than hidden_size."""
     bias = c.flag("mlp_bias")
     if bias and c.optional_size("moe_latent_size"):
         c.doubt("mlp_bias = True: biases of the latent projections are not counted")
@@ -143,9 +146,10 @@ def _nemotron_experts(c: Config) -> FFN:
 
 @family("deci", "nemotron-nas")
 def deci(c: Config) -> ModelSpec:
-    """DeciLM and the models of NVIDIA's Puzzle are Llama whose layers differ in key-value heads and feed-forward width.
+    """DeciLM and the models of NVIDIA's Puzzle are variants of Llama whose layers differ from each other.
 
-    A layer may also have no attention or no feed-forward.
+    The layers have different numbers of key-value heads and different feed-forward widths. A layer may also have no
+    attention or no feed-forward.
     """
     count, heads = c.size("num_hidden_layers"), c.size("num_attention_heads")
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
@@ -189,9 +193,9 @@ _PLAIN_BLOCK = {
 
 
 def _part(c: Config, entry: Any, key: str) -> dict[str, Any]:
-    """Return the description of one sublayer in an entry of block_configs.
+    """Return the description of one sublayer in an entry of block_configs. `key` is "attention" or "ffn".
 
-    Raises SpecError if it is missing, and UnsupportedError if the sublayer is a single matrix.
+    Raises SpecError if the description is missing, and UnsupportedError if one matrix replaces the sublayer.
     """
     part = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(part, dict):
@@ -207,7 +211,10 @@ def _part(c: Config, entry: Any, key: str) -> dict[str, Any]:
 
 
 def _puzzle_width(c: Config, ffn: dict[str, Any]) -> int:
-    """Return the width of a feed-forward: 2/3 × `ffn_mult` × hidden_size, rounded up to a multiple of 256."""
+    """Return the width of a feed-forward: 2/3 × `ffn_mult` × hidden_size, rounded up to a multiple of 256.
+
+    If there is no `ffn_mult`, the width is `intermediate_size`.
+    """
     factor = ffn.get("ffn_mult")
     if factor is None:
         return layer_size(c, "block_configs", ffn.get("intermediate_size"))

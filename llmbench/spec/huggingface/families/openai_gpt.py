@@ -1,4 +1,4 @@
-"""GPT-1, GPT-2 and gpt-oss by OpenAI."""
+"""Importers for GPT-1, GPT-2 and gpt-oss by OpenAI."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from llmbench.spec.position import LearnedPositions
 
 @family("openai-gpt")
 def gpt1(c: Config) -> ModelSpec:
-    """GPT-1 has a norm after each residual sum, and no final norm."""
+    """GPT-1 has a norm after each residual sum. It has no final norm."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     ffn = dense(c, bias=True, width=4 * c.size("hidden_size"), keys=("afn",))
-    if ffn.activation == "gelu":  # GPT-1's class uses this name for the form with tanh
+    if ffn.activation == "gelu":  # in configs of GPT-1, "gelu" means the approximation with tanh
         ffn = Dense(intermediate_size=ffn.intermediate_size, activation="gelu_tanh", bias=True)
     return decoder(
         c,
@@ -42,13 +42,13 @@ def gpt1(c: Config) -> ModelSpec:
 def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
     """GPT-2 and GPT-SW3 have learned positions, and biases on all projections.
 
-    The default of `num_key_value_heads` is the number of query heads.
+    `num_key_value_heads`: None means one key-value head per query head.
     """
     c.require("add_cross_attention", False)
-    c.ignore("num_key_value_heads")  # newer configs of StarCoder repeat multi_query under this name
+    c.ignore("num_key_value_heads")  # newer configs of StarCoder have this key in addition to multi_query
     scale = None if c.flag("scale_attn_weights", True) else 1.0
     if c.flag("scale_attn_by_inverse_layer_idx"):
-        c.unbuildable("scale_attn_by_inverse_layer_idx: scores are divided by the number of their layer")
+        c.unbuildable("scale_attn_by_inverse_layer_idx: attention scores are divided by the layer's number")
     kv_heads = num_key_value_heads or c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True, scale=scale)
     width = c.size("n_inner", 4 * c.size("hidden_size"))
@@ -60,7 +60,8 @@ def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
 
 @family("gpt_oss")
 def gpt_oss(c: Config) -> ModelSpec:
-    """gpt-oss has sinks, biases on attention, router and experts, and a window in every second layer."""
+    """gpt-oss has attention sinks, and biases on attention, router and experts. Every second layer has a sliding
+    window."""
     bias = c.flag("attention_bias", True)
     window = c.window()
     count = num_layers(c)

@@ -1,4 +1,4 @@
-"""MiniCPM 1 to 3 by OpenBMB."""
+"""Importers for MiniCPM 1 to 3 by OpenBMB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmbench.spec.model import Embedding, Head, ModelSpec
 
 @family("minicpm")
 def minicpm(c: Config) -> ModelSpec:
-    """MiniCPM 1 and 2 are Llama with a tied head, and factors on embedding, sublayer outputs and logits."""
+    """MiniCPM 1 and 2 are Llama with a tied head, and constant factors on embedding, sublayer outputs and logits."""
     return llama_from_hub(c, tied=True)
 
 
@@ -25,7 +25,8 @@ def latent_attention_with_default_values(c: Config) -> LatentAttention:
 
 @family("minicpm3")
 def minicpm3(c: Config) -> ModelSpec:
-    """MiniCPM 3 is a dense model with latent attention, and factors on embedding, sublayer outputs and logits."""
+    """MiniCPM 3 is a dense model with latent attention, and constant factors on embedding, sublayer outputs and
+    logits."""
     mixer = latent_attention_with_default_values(c)
     positions = rope(c, head_dim=mixer.qk_rope_head_dim)
     depth, count = c.number("scale_depth", 1.0), num_layers(c)

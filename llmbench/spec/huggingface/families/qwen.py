@@ -1,4 +1,4 @@
-"""Qwen 1 to 3.5 by Alibaba: dense models, MoE models, hybrids with delta nets, and text parts of Qwen-VL and -Omni."""
+"""Importers for Qwen 1 to 3.5 by Alibaba, with MoE models, hybrids, and the text parts of Qwen-VL and Qwen-Omni."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmbench.spec.model import Layer, ModelSpec, NextTokenPrediction
 
 @family("qwen")
 def qwen(c: Config) -> ModelSpec:
-    """Qwen 1 has biases on q, k and v, and heads of width `kv_channels`.
+    """Qwen 1 has biases on q, k and v. The config key `kv_channels` is the head width.
 
     The config key `intermediate_size` is the sum of the widths of gate and up projection.
     """
@@ -39,7 +39,7 @@ def qwen(c: Config) -> ModelSpec:
     c.ignore("use_cache_kernel", "use_cache_quantization")
     if c.flag("use_dynamic_ntk", True) or c.flag("use_logn_attn", True):
         c.unbuildable(
-            "use_dynamic_ntk or use_logn_attn: rotation or queries change in sequences longer than seq_length"
+            "use_dynamic_ntk or use_logn_attn: RoPE or the queries change in sequences longer than seq_length"
         )
     c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
     if c.get("visual"):
@@ -57,14 +57,16 @@ def qwen2(c: Config) -> ModelSpec:
 
 @family("qwen3")
 def qwen3(c: Config) -> ModelSpec:
-    """Qwen3 has norms on q and k, over each head, and by default no biases."""
+    """Qwen3 has norms on each head of q and k. It has no biases unless `attention_bias` is true."""
     bias = c.flag("attention_bias")
     return qwen_dense(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
 
 
 def qwen_dense(c: Config, **fields: object) -> ModelSpec:
-    """Return Qwen's dense decoder. With `use_sliding_window`, all layers after the first `max_window_layers` have a
-    window."""
+    """Return Qwen's dense decoder. `fields` are fields of its Attention.
+
+    If `use_sliding_window` is true, all layers after the first `max_window_layers` layers have a sliding window.
+    """
     c.ignore("sliding_window")
     window = c.window() if c.flag("use_sliding_window") else None
     first = c.count("max_window_layers")
@@ -81,13 +83,13 @@ def qwen_dense(c: Config, **fields: object) -> ModelSpec:
 
 @family("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
 def qwen2_vl(c: Config) -> ModelSpec:
-    """The text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni are Qwen2 with RoPE over time, height and width."""
+    """The text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni are Qwen2. RoPE encodes time, height and width."""
     return qwen_dense(c, qkv_bias=True)
 
 
 @family("qwen3_vl_text")
 def qwen3_vl(c: Config) -> ModelSpec:
-    """The text part of Qwen3-VL is Qwen3 without windows."""
+    """The text part of Qwen3-VL is Qwen3 without sliding windows."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     positions = rope(c, head_dim=mixer.head_dim)
@@ -96,9 +98,10 @@ def qwen3_vl(c: Config) -> ModelSpec:
 
 @family("qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")
 def qwen_moe(c: Config) -> ModelSpec:
-    """Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE. Qwen1.5-MoE and Qwen2-MoE have a shared expert with a gate.
+    """Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE have experts in the layers that the config states.
 
-    `decoder_sparse_step` and `mlp_only_layers` say which layers have experts.
+    The config keys are `decoder_sparse_step` and `mlp_only_layers`. Qwen1.5-MoE and Qwen2-MoE also have a shared expert
+    with a gate.
     """
     qwen2 = c.model_type == "qwen2_moe"
     bias = c.flag("qkv_bias", True) if qwen2 else c.flag("attention_bias")
@@ -115,7 +118,7 @@ def qwen_moe(c: Config) -> ModelSpec:
         shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"), gate=True)
         local = windowed_layers(c, lambda index: window is not None and (index + 1) % 2 == 1 and index < first)
         if window is None and any(local):
-            c.unbuildable("layer_types has layers with a window, but use_sliding_window is false")
+            c.unbuildable("layer_types contains sliding_attention, but use_sliding_window is false")
     else:
         local = [window is not None] * count
     common = {"qkv_bias": bias, "output_bias": bias and not qwen2, "qk_norm": None if qwen2 else HEAD_NORM}
@@ -131,13 +134,14 @@ def qwen_moe(c: Config) -> ModelSpec:
     if all(sparse):
         c.ignore("intermediate_size")
     layers = mixture_layers(mixers, sparse, ffn, None if all(sparse) else gated(c, bias=False))
-    # transformers loads the class of the whole model, whose default is an untied head. The text part's default is tied.
+    # For Qwen3-VL-MoE, transformers loads the class of the whole model. By default, this class does not tie the head,
+    # although the class of the text part does.
     tied = c.flag("tie_word_embeddings") and (not vision or "tie_word_embeddings" in c)
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=head_dim_of(c)), tie_word_embeddings=tied)
 
 
 def delta_net(c: Config) -> GatedDeltaNet:
-    """Return the gated delta net, read from the config keys `linear_*`."""
+    """Return the gated delta net. The config keys `linear_*` state its dimensions."""
     return GatedDeltaNet(
         num_key_heads=c.size("linear_num_key_heads"),
         num_value_heads=c.size("linear_num_value_heads"),
@@ -149,10 +153,10 @@ def delta_net(c: Config) -> GatedDeltaNet:
 
 @family("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 def qwen3_next(c: Config) -> ModelSpec:
-    """Qwen3-Next and Qwen3.5 have three layers of gated delta net per layer of gated attention.
+    """Qwen3-Next and Qwen3.5 have three layers with a gated delta net, then one layer with gated attention, and so on.
 
-    A feed-forward is dense, or has routed experts and a shared expert with a gate. In Qwen3.5, the model type says
-    whether all layers or no layers have experts.
+    A layer has a dense feed-forward, or routed experts and a shared expert with a gate. In Qwen3.5, the model type
+    decides whether all layers or no layers have experts.
     """
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(), output_gate="elementwise")

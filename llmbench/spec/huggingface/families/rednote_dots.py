@@ -1,4 +1,4 @@
-"""dots.llm1 and dots3 by rednote."""
+"""Importers for dots.llm1 and dots3 by rednote."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ from llmbench.spec.model import ModelSpec
 
 @family("dots1")
 def dots1(c: Config) -> ModelSpec:
-    """dots.llm1 has Qwen3's attention and DeepSeek's experts. Layers after the first `max_window_layers` have a
-    window."""
+    """dots.llm1 has Qwen3's attention and DeepSeek's experts.
+
+    All layers after the first `max_window_layers` layers have a sliding window.
+    """
     bias = c.flag("attention_bias")
     window, first = c.window(), c.count("max_window_layers")
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM}
@@ -48,10 +50,9 @@ def dots1(c: Config) -> ModelSpec:
 
 @family("dots3_note_text")
 def dots3_note(c: Config) -> ModelSpec:
-    """dots3 has latent attention in all layers: with an indexer in global layers, with narrower latents in local
-    layers.
+    """All layers of dots3 have latent attention with a norm on the rotated key and an output gate per head.
 
-    All layers have a norm on the rotated key and an output gate per head.
+    Layers without a sliding window can have an indexer. Layers with a window have narrower latents and no indexer.
     """
     count, hidden = num_layers(c), c.size("hidden_size")
     stated = c.entries("layer_types", count)

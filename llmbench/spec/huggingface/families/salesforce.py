@@ -1,4 +1,4 @@
-"""CTRL and CodeGen by Salesforce."""
+"""Importers for CTRL and CodeGen by Salesforce."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ctrl(c: Config) -> ModelSpec:
     """CTRL has sinusoidal positions and norms before the sublayers. All projections and the head have biases."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     if c.number("layer_norm_epsilon", 1e-6) != 1e-6:
-        c.unbuildable("layer_norm_epsilon is not 1e-6, and CTRL's class uses it for the last norm only")
+        c.unbuildable("layer_norm_epsilon is not 1e-6, and transformers uses it only for CTRL's last norm")
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=c.size("dff"), keys=(), default="relu")),
@@ -28,5 +28,5 @@ def ctrl(c: Config) -> ModelSpec:
 
 @family("codegen")
 def codegen(c: Config) -> ModelSpec:
-    """CodeGen is GPT-J under its own name."""
+    """CodeGen has the architecture of GPT-J and a model type of its own."""
     return gptj(c)

@@ -1,4 +1,4 @@
-"""Importers for makers that have only one model here, sorted by the name of the model."""
+"""Importers for makers with a single model here, sorted by the name of the model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from llmbench.spec.position import Alibi, NoPositions
 
 @family("apertus")
 def apertus(c: Config) -> ModelSpec:
-    """Apertus has norms on q and k. Its activation xIELU has two trained and two stored numbers per layer."""
+    """Apertus has norms on q and k. Its activation is xIELU, with two trained and two stored numbers per layer."""
     bias = c.flag("attention_bias")
     c.require("qk_norm", True)
     c.require("post_norm", False)
@@ -61,8 +61,10 @@ def apertus(c: Config) -> ModelSpec:
 
 @family("arctic")
 def arctic(c: Config) -> ModelSpec:
-    """Snowflake Arctic has 2 of 128 experts, and a parallel dense feed-forward of width hidden_size with its own
-    norm."""
+    """Snowflake Arctic has 2 of 128 experts, and a dense feed-forward parallel to the experts.
+
+    The dense feed-forward has its own norm. The width between its matrices is hidden_size.
+    """
     hidden, every = c.size("hidden_size"), c.size("moe_layer_frequency", 1)
     mixer = attention(c, sliding_window=c.window())
     width, act = c.size("intermediate_size"), activation(c)
@@ -91,7 +93,7 @@ def arctic(c: Config) -> ModelSpec:
 
 @family("aria_text", "aria_moe_lm")
 def aria(c: Config) -> ModelSpec:
-    """Aria is Llama with experts. Two experts are shared, and only the shared experts may have biases."""
+    """Aria is Llama with routed and shared experts. Only the shared experts can have biases."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias)
     width = c.size("intermediate_size")
@@ -104,7 +106,7 @@ def aria(c: Config) -> ModelSpec:
         shared=shared_experts(c, "moe_num_shared_experts", width, bias=c.flag("mlp_bias")),
     )
     if ffn.activation != "silu":
-        c.unbuildable(f"hidden_act = `{ffn.activation}`: the routed experts of Aria's class always use SiLU")
+        c.unbuildable(f"hidden_act = `{ffn.activation}`: the routed experts of Aria always use SiLU")
     c.ignore("moe_intermediate_size", "moe_z_loss_coeff", "moe_aux_loss_coeff")
     return decoder(c, block(mixer, ffn), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
@@ -115,17 +117,19 @@ def baichuan(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     positions = Alibi() if c.size("hidden_size") == 5120 else rope(c, head_dim=mixer.head_dim)
     if c.size("vocab_size") == 125696:
-        c.unbuildable("vocab_size = 125696 means Baichuan 2, whose head divides each row by its length")
+        c.unbuildable("vocab_size = 125696 means Baichuan 2: its head normalises each row of its matrix to length 1")
     return decoder(c, block(mixer, gated(c, bias=False)), norm=norm(c), positions=positions)
 
 
 @family("beam")
 def beam(c: Config) -> ModelSpec:
-    """Beam has gated attention with a bias per head, and four norms per layer. A global layer without positions follows
-    five local layers."""
+    """Beam has attention with an output gate and a gate bias per head. It has four norms per layer.
+
+    Every sixth layer has full attention without position encoding. The other layers have RoPE and a sliding window.
+    """
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
+        c.doubt("attention_bias = True: a bias per channel of the output gate is counted, but the gate has none")
     window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
@@ -143,7 +147,8 @@ def beam(c: Config) -> ModelSpec:
 
 @family("doge")
 def doge(c: Config) -> ModelSpec:
-    """Doge has norms on q and k, a mask that is computed from the values, and a trained scale on each residual."""
+    """Doge has norms on q and k, and a trained scale on each residual sum. Its attention mask is computed from the
+    values."""
     if c.flag("is_moe"):
         raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported; only false is")
     bias = c.flag("attention_bias")
@@ -177,7 +182,10 @@ def doge(c: Config) -> ModelSpec:
 
 @family("flint")
 def flint(c: Config) -> ModelSpec:
-    """Flint has sinks, mostly local layers, and a shared expert without a gate. Global layers have no positions."""
+    """Flint has attention sinks, and a shared expert without a gate. Most layers have a sliding window and RoPE.
+
+    The other layers have full attention without position encoding.
+    """
     bias, count = c.flag("attention_bias"), num_layers(c)
     window = c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "sinks": True}
@@ -203,7 +211,8 @@ def flint(c: Config) -> ModelSpec:
 
 @family("grok-1")
 def grok1(c: Config) -> ModelSpec:
-    """Grok-1 has norms before and after the sublayers, 2 of 8 experts, a soft cap on scores, and scaled logits."""
+    """Grok-1 has 2 of 8 experts, norms before and after the sublayers, a soft cap on attention scores, and scaled
+    logits."""
     limit = c.optional_number("max_attn_value")
     mixer = attention(c, logit_soft_cap=limit, scale=c.optional_number("attn_output_multiplier"))
     ffn = moe(c, width="intermediate_size", activation="gelu")
@@ -221,23 +230,24 @@ def grok1(c: Config) -> ModelSpec:
 
 @family("helium")
 def helium(c: Config) -> ModelSpec:
-    """Helium is Llama with `attention_bias` on q, k and v only."""
+    """Helium has Llama's architecture. `attention_bias` gives biases to q, k and v only."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
-        c.doubt("num_attention_heads × head_dim must equal hidden_size for the output projection of Helium's class")
+        c.doubt("Helium's output projection expects that num_attention_heads × head_dim equals hidden_size")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=positions)
 
 
 @family("hyperclovax")
 def hyperclovax(c: Config) -> ModelSpec:
-    """HyperCLOVA X has Granite's constant factors. With `use_post_norm`, norms stand before and after each sublayer."""
+    """HyperCLOVA X has Granite's constant factors. If `use_post_norm` is true, norms stand before and after each
+    sublayer."""
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, scale=c.optional_number("attention_multiplier"))
     c.ignore("end_token_id")
     placement: Placement = "sandwich" if c.flag("use_post_norm", True) else "pre"
     layer = block(mixer, gated(c), placement, residual_scale=c.number("residual_multiplier", 1.0))
-    # Granite divides the logits by logits_scaling, but HyperCLOVA X multiplies them by it.
+    # Granite divides the logits by logits_scaling. HyperCLOVA X multiplies the logits by logits_scaling.
     spec = granite_model(c, layer, mixer.head_dim)
     return msgspec.structs.replace(spec, head=Head(scale=c.number("logits_scaling", 1.0)))
 
@@ -246,8 +256,8 @@ def hyperclovax(c: Config) -> ModelSpec:
 def inkling(c: Config) -> ModelSpec:
     """Inkling has short convolutions on keys, on values, and on the outputs of attention and feed-forward.
 
-    For positions, attention adds learned logits of the distance to the scores. The router also computes weights for the
-    shared experts.
+    Instead of RoPE, attention adds learned logits to the scores. They depend on the distance of query and key. The
+    router also computes weights for the shared experts.
     """
     hidden = c.size("hidden_size")
     taps, rank, extent = c.size("conv_kernel_size"), c.size("d_rel"), c.size("rel_extent")
@@ -268,7 +278,7 @@ def inkling(c: Config) -> ModelSpec:
         router=Router(scores="sigmoid", correction="buffer", normalize=True, scale=c.number("route_scale", 1.0)),
         shared=shared_experts(c, "n_shared_experts", width),
     )
-    c.doubt("the weights of short convolutions and distance logits are counted, but not their FLOPs and state")
+    c.doubt("short convolutions and distance logits: their weights are counted, but not their FLOPs and their state")
     c.ignore(
         *"""
         log_scaling_n_floor log_scaling_alpha shared_expert_sink rms_norm_eps_moe_gate route_scale
@@ -317,13 +327,16 @@ def inkling(c: Config) -> ModelSpec:
 
 @family("iquestcoder")
 def iquestcoder(c: Config) -> ModelSpec:
-    """IQuest-Coder is Llama under its own name."""
+    """IQuest-Coder has Llama's architecture and a model type of its own."""
     return llama(c)
 
 
 @family("jetmoe")
 def jetmoe(c: Config) -> ModelSpec:
-    """JetMoE also has experts for the query and output projections. A token uses the heads of its selected experts."""
+    """JetMoE has experts in the feed-forward and in attention. Attention experts are query and output projections.
+
+    A token uses the query heads of the attention experts that the router selects for it.
+    """
     hidden, kv_heads, head_dim = c.size("hidden_size"), c.size("num_key_value_heads"), c.size("head_dim")
     chosen, experts = c.size("num_experts_per_tok"), c.size("num_local_experts")
     c.ignore(
@@ -340,7 +353,7 @@ def jetmoe(c: Config) -> ModelSpec:
         router=TOPK_SOFTMAX,
         activation=activation(c, "activation_function"),
     )
-    c.doubt("attention experts that a token does not select are counted as active")
+    c.doubt("all attention experts are counted as active, although a token uses only the selected attention experts")
     width = kv_heads * head_dim
     rest: tuple[ExtraWeight, ...] = ()
     if experts > chosen:
@@ -356,8 +369,11 @@ def jetmoe(c: Config) -> ModelSpec:
 
 @family("kolibri1")
 def kolibri(c: Config) -> ModelSpec:
-    """Kolibri 1 has experts in all layers, and four norms per layer. A global layer without positions follows four
-    local layers."""
+    """Kolibri 1 has experts in all layers, and four norms per layer.
+
+    In models with windows, every fifth layer has full attention without position encoding. The other layers have RoPE
+    and a sliding window.
+    """
     window = c.window()
     local = windowed_layers(c, lambda index: (index + 1) % 5 != 0)
     mixers = [
@@ -374,12 +390,15 @@ def kolibri(c: Config) -> ModelSpec:
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """Each layer of Laguna has its own number of query heads. The output gate is a softplus per head or per channel."""
+    """In Laguna, each layer has its own number of query heads. Attention has an output gate, a softplus.
+
+    The gate has one value per head, or one value per channel.
+    """
     bias, gating = c.flag("attention_bias"), c.get("gating")
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
     if bias and not headwise:
-        c.doubt("attention_bias = True: the count includes a bias of the gate, but the class has none")
+        c.doubt("attention_bias = True: a bias of the output gate is counted, but the gate has none")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = windowed_layers(c, lambda index: False)
     window = c.window()
@@ -426,7 +445,8 @@ def laguna(c: Config) -> ModelSpec:
 def longcat_flash(c: Config) -> ModelSpec:
     """LongCat-Flash has pairs of layers. Each layer has latent attention and a dense feed-forward.
 
-    In the first layer of a pair, experts run parallel to the feed-forward. Some of these experts compute nothing.
+    In the first layer of a pair, experts run parallel to the dense feed-forward. Some of these experts are zero
+    experts, which compute nothing.
     """
     count = (
         c.size("num_layers") if "num_layers" in c or "num_hidden_layers" not in c else c.size("num_hidden_layers") // 2
@@ -437,7 +457,7 @@ def longcat_flash(c: Config) -> ModelSpec:
     dense = gated(c, bias=False)
     zero = c.count("zero_expert_num")
     c.ignore("zero_expert_type", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method", "router_dtype")
-    c.unbuildable("mla_scale_q_lora and mla_scale_kv_lora: LongCat has factors on the latents")
+    c.unbuildable("mla_scale_q_lora and mla_scale_kv_lora: factors on the latents are not supported")
     experts = MoE(
         num_experts=c.size("n_routed_experts"),
         num_experts_per_tok=c.size("num_experts_per_tok"),
@@ -457,8 +477,10 @@ def longcat_flash(c: Config) -> ModelSpec:
 
 @family("mellum")
 def mellum(c: Config) -> ModelSpec:
-    """Mellum 2 has Qwen3's attention. `layer_types` gives the layers with windows, `mlp_layer_types` the layers with
-    experts."""
+    """Mellum 2 has Qwen3's attention.
+
+    `layer_types` states which layers have a sliding window. `mlp_layer_types` states which layers have experts.
+    """
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -505,7 +527,10 @@ def nanochat(c: Config) -> ModelSpec:
 
 @family("openelm")
 def openelm(c: Config) -> ModelSpec:
-    """OpenELM has norms on q and k and a tied head. Its later layers have more heads and wider feed-forwards."""
+    """OpenELM has norms on q and k, and a head that is tied to the embedding.
+
+    Later layers have more heads and wider feed-forwards than earlier layers.
+    """
     hidden, count = c.size("model_dim"), c.size("num_transformer_layers")
     c.put("hidden_size", hidden)
     c.put("num_hidden_layers", count)
@@ -550,14 +575,13 @@ def openelm(c: Config) -> ModelSpec:
 
 @family("orion")
 def orion(c: Config) -> ModelSpec:
-    """Orion is Llama with LayerNorms."""
+    """Orion has Llama's architecture, but with LayerNorms."""
     return llama_from_hub(c, norm_kind="layernorm")
 
 
 @family("rwkv")
 def rwkv(c: Config) -> ModelSpec:
-    """RWKV-4 has no attention. Its channel mixing is a feed-forward with squared ReLU and a gate of width
-    hidden_size."""
+    """RWKV-4 has no attention. Its feed-forward (channel mixing) has squared ReLU and a gate of width hidden_size."""
     hidden = c.size("hidden_size")
     width = c.optional_size("attention_hidden_size") or hidden
     ffn = Dense(intermediate_size=c.optional_size("intermediate_size") or 4 * hidden, activation="relu2")
@@ -573,20 +597,21 @@ def rwkv(c: Config) -> ModelSpec:
 
 @family("seed_oss")
 def seed_oss(c: Config) -> ModelSpec:
-    """Seed-OSS is Llama with two config keys for biases: one for q, k and v, and one for the output projection."""
+    """Seed-OSS has Llama's architecture. One config key is for biases on q, k and v, another for the output
+    projection."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"), output_bias=c.flag("attention_out_bias"))
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 
 
 @family("skywork")
 def skywork(c: Config) -> ModelSpec:
-    """Skywork is Llama under its own name."""
+    """Skywork has Llama's architecture and a model type of its own."""
     return llama_from_hub(c)
 
 
 @family("solar_open")
 def solar_open(c: Config) -> ModelSpec:
-    """Solar Open is GLM-4.5 without dense layers. It rotates whole heads."""
+    """Solar Open is GLM-4.5 with experts in all layers. RoPE rotates all dimensions of a head."""
     c.ignore("first_k_dense_replace", "intermediate_size", "partial_rotary_factor", "use_qk_norm")
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     return deepseek_model(c, mixer, positions_dim=mixer.head_dim, sparse=[True] * num_layers(c))
@@ -594,7 +619,7 @@ def solar_open(c: Config) -> ModelSpec:
 
 @family("xverse")
 def xverse(c: Config) -> ModelSpec:
-    """XVERSE is Llama. XVERSE-MoE has 6 of 64 small experts and two shared experts."""
+    """XVERSE has Llama's architecture. XVERSE-MoE has 6 of 64 small experts and two shared experts."""
     if "num_experts" not in c:
         return llama(c)
     width = c.size("intermediate_size")
@@ -612,5 +637,5 @@ def xverse(c: Config) -> ModelSpec:
 
 @family("Yi")
 def yi(c: Config) -> ModelSpec:
-    """Yi is Llama under its own name."""
+    """Yi has Llama's architecture and a model type of its own."""
     return llama(c)

@@ -1,4 +1,4 @@
-"""A.X K1 and K2 by SK Telecom."""
+"""Importers for A.X K1 and K2 by SK Telecom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmbench.spec.model import ModelSpec
 
 @family("axk1", "AXK1")
 def axk1(c: Config) -> ModelSpec:
-    """A.X K1 is DeepSeek-V3 with a norm on the output of the experts."""
+    """A.X K1 is DeepSeek-V3 with an additional norm on the output of the experts."""
     mixer = latent_attention(c)
     after = vector("ffn.post_norm", "norms", c.size("hidden_size"))
     sparse = sparse_after_first(c, 1)
@@ -40,20 +40,23 @@ def axk1(c: Config) -> ModelSpec:
 
 @family("axk2")
 def axk2(c: Config) -> ModelSpec:
-    """A.X K2 is DeepSeek-V3.2 with gated norms. One matrix projects two latents to the queries and the output gate."""
+    """A.X K2 is DeepSeek-V3.2 with a gate on each norm and an output gate on attention.
+
+    One matrix computes the queries and the output gate from two latents.
+    """
     hidden, rank = c.size("hidden_size"), c.size("gated_norm_rank")
     mixer = indexed_attention(c)
     q_rank = mixer.q_lora_rank
     if q_rank is None:
         raise c.error("q_lora_rank", "must be a whole number of at least 1")
     heads, width = mixer.num_attention_heads, mixer.qk_head_dim + mixer.v_head_dim
-    # The spec counts a query projection of heads × qk_head_dim rows from one latent. An extra weight counts the rest of
-    # the fused matrix.
+    # The matrix has heads × width outputs and 2 × q_rank inputs. The spec already counts a query projection with
+    # heads × qk_head_dim outputs and q_rank inputs. This extra weight counts the rest of the matrix.
     rest = matrix("attention.q_gate_proj", "attention", heads * (2 * width - mixer.qk_head_dim), q_rank)
     c.ignore("layer_types")
 
     def gate(name: str) -> tuple[Any, ...]:
-        """Return the two low-rank matrices that compute the gate of a norm."""
+        """Return the two low-rank matrices that compute the gate of the norm `name`."""
         return (
             matrix(f"{name}.gate_in", "norms", rank, hidden),
             matrix(f"{name}.gate_out", "norms", hidden, rank),

@@ -1,4 +1,4 @@
-"""StableLM by Stability AI."""
+"""Importer for StableLM by Stability AI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmbench.spec.model import ModelSpec, Placement
 
 @family("stablelm", "stablelm_epoch")
 def stablelm(c: Config) -> ModelSpec:
-    """StableLM has LayerNorms with biases and a partial rotation.
+    """StableLM has LayerNorms with biases. RoPE rotates a part of each head.
 
     Config keys can add biases on q, k and v, norms on q and k, and parallel sublayers.
     """

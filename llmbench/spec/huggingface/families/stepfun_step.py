@@ -1,4 +1,4 @@
-"""Step 3.5 by StepFun."""
+"""Importer for Step 3.5 by StepFun."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ from llmbench.spec.model import ModelSpec
 
 @family("step3p5")
 def step3p5(c: Config) -> ModelSpec:
-    """Step 3.5 has attention with an output gate per head. Local layers have their own number of query heads. The first
-    three layers are dense."""
+    """Step 3.5 has attention with an output gate per head. By default, its first three layers are dense.
+
+    Layers with a sliding window can have another number of query heads than layers with full attention.
+    """
     count = num_layers(c)
     mtp = c.count("num_nextn_predict_layers")
-    for key in ("layer_types", "mlp_layer_types"):  # the list may continue with entries for the prediction modules
+    for key in (
+        "layer_types",
+        "mlp_layer_types",
+    ):  # the list can also have entries for the multi-token-prediction modules
         entries = c.get(key)
         if isinstance(entries, list) and len(entries) == count + mtp:
             c.put(key, entries[:count])
@@ -70,7 +75,7 @@ def step3p5(c: Config) -> ModelSpec:
         shared=SharedExperts(intermediate_size=c.size("share_expert_dim"), bias=mlp_bias),
     )
     if c.spells("num_local_experts") and not any(map(c.spells, keys[:2])):
-        c.doubt("Step 3.5's class ignores num_local_experts: it reads moe_num_experts")
+        c.doubt("transformers ignores num_local_experts of Step 3.5: its class reads moe_num_experts")
     c.ignore(*keys)
     c.ignore(
         """
@@ -81,7 +86,7 @@ def step3p5(c: Config) -> ModelSpec:
         moe_layers_enum
         """,
     )
-    c.unbuildable("swiglu_limits, query_pre_attn_scalar and the rotation per layer of Step 3.5 are not supported")
+    c.unbuildable("swiglu_limits, query_pre_attn_scalar and the RoPE per layer of Step 3.5 are not supported")
     sparse = sparse_layers(c, lambda index: index in chosen)
     layers = mixture_layers(mixers, sparse, ffn, gated(c, bias=mlp_bias))
     return decoder(

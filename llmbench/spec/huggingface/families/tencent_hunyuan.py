@@ -1,4 +1,4 @@
-"""Hunyuan (HY) and Youtu by Tencent."""
+"""Importers for Hunyuan (HY) and Youtu by Tencent."""
 
 from __future__ import annotations
 
@@ -71,14 +71,15 @@ _HUNYUAN_KEYS = [
     "v_head_dim",
     "rope_theta",
 ]
-# fmt: on
 """Config keys of Hunyuan that change nothing in a dense model without latent attention."""
 
 
 @family("hunyuan_v1_dense")
 def hunyuan_dense(c: Config) -> ModelSpec:
-    """Hunyuan's dense models have norms on q and k after the rotation. Their configs also have config keys of the MoE
-    models, which change nothing here."""
+    """Hunyuan's dense models have norms on q and k, which stand after RoPE.
+
+    Their configs also contain keys of Hunyuan's MoE models. These keys change nothing in a dense model.
+    """
     bias = c.flag("attention_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=QKNorm(after_rope=True))
     c.require("use_qk_norm", True)
@@ -93,8 +94,7 @@ def hunyuan_dense(c: Config) -> ModelSpec:
 
 @family("hunyuan_v1_moe")
 def hunyuan_moe(c: Config) -> ModelSpec:
-    """Hunyuan-A13B has routed experts and a shared feed-forward in each layer, and norms on q and k after the
-    rotation."""
+    """Hunyuan-A13B has routed experts and a shared expert in each layer. Its norms on q and k stand after RoPE."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
     c.ignore(
@@ -141,7 +141,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
 
 @family("hunyuan_vl_text")
 def hunyuan_vl(c: Config) -> ModelSpec:
-    """The text part of Hunyuan-VL is Llama with norms on q and k, over each head."""
+    """The text part of Hunyuan-VL is Llama with norms on each head of q and k, which stand after RoPE."""
     bias = c.flag("attention_bias")
     c.ignore("use_qk_norm")
     c.require("use_qk_norm", True)
@@ -152,13 +152,13 @@ def hunyuan_vl(c: Config) -> ModelSpec:
 
 @family("hy_v3")
 def hy_v3(c: Config) -> ModelSpec:
-    """Hunyuan 3 has norms on q and k, over each head, and a sigmoid router. Only the first layer is dense."""
+    """Hunyuan 3 has norms on each head of q and k, and a sigmoid router. Only the first layer is dense."""
     bias, mlp_bias = c.flag("attention_bias"), c.flag("mlp_bias")
     mixer = attention(c, qkv_bias=bias, output_bias=bias, qk_norm=HEAD_NORM)
     width = c.size("moe_intermediate_size")
     shared = shared_experts(c, "num_shared_experts", width, bias=mlp_bias)
     if shared is None:
-        c.doubt("num_shared_experts = 0, but the class always builds a shared expert, of the width of the dense layers")
+        c.doubt("num_shared_experts = 0, but transformers always builds a shared expert of width intermediate_size")
     c.ignore("enable_moe_fp32_combine")
     router = msgspec.structs.replace(SIGMOID, scale=c.number("router_scaling_factor", 1.0))
     ffn = moe(c, router=router, shared=shared)
@@ -173,9 +173,10 @@ def hy_v3(c: Config) -> ModelSpec:
 
 @family("hy_v4")
 def hy_v4(c: Config) -> ModelSpec:
-    """Hunyuan 4 has gated latent attention with sinks, indexers that several layers share, and hyper-connections.
+    """Hunyuan 4 has latent attention with an output gate and sinks. Several layers share the keys of one indexer.
 
-    Hyper-connections are several residual streams, which two small matrices per layer mix.
+    The model has several residual streams instead of one (hyper-connections). Two small matrices per layer compute how
+    the streams are combined.
     """
     count, hidden = num_layers(c), c.size("hidden_size")
     listed = c.entries("indexer_types", count)

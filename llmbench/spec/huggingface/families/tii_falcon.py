@@ -1,4 +1,4 @@
-"""Falcon, Falcon-Mamba and Falcon-H1 by TII."""
+"""Importers for Falcon, Falcon-Mamba and Falcon-H1 by TII."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from llmbench.spec.position import Alibi
 
 @family("falcon", "RefinedWeb", "RefinedWebModel")
 def falcon(c: Config) -> ModelSpec:
-    """Falcon has parallel sublayers. Falcon-7B has one norm per layer and one key-value head. Falcon-40B and -180B have
-    two norms per layer and grouped heads."""
+    """Falcon has attention and feed-forward in parallel.
+
+    Falcon-7B has one norm per layer and one key-value head. Falcon-40B and Falcon-180B have two norms per layer and
+    grouped-query attention.
+    """
     for alias, key in (
         ("n_embed", "hidden_size"),
         ("n_head", "num_attention_heads"),
         ("n_layer", "num_hidden_layers"),
     ):
-        if alias in c:  # older names of these keys, from before transformers had a class for Falcon
+        if alias in c:  # Falcon's configs had these names before transformers had a class for Falcon
             c.put(key, c.get(alias))
     if c.model_type != "falcon" and "tie_word_embeddings" not in c:
         c.put("tie_word_embeddings", True)
@@ -42,7 +45,7 @@ def falcon(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=kv_heads, head_dim=hidden // heads, qkv_bias=bias, output_bias=bias)
     c.ignore("ff_factor")
     if c.flag("apply_residual_connection_post_layernorm"):
-        c.unbuildable("Falcon's class ignores apply_residual_connection_post_layernorm")
+        c.unbuildable("apply_residual_connection_post_layernorm is true, but transformers ignores it in Falcon")
     if c.flag("alibi"):
         c.ignore("rope_parameters", "rope_theta", "rope_scaling")
     return decoder(
@@ -61,11 +64,12 @@ def falcon_mamba(c: Config) -> ModelSpec:
 
 @family("falcon_h1")
 def falcon_h1(c: Config) -> ModelSpec:
-    """In every layer of Falcon-H1, attention and Mamba-2 run in parallel. Many tensors have constant factors."""
+    """In each layer of Falcon-H1, attention and Mamba-2 run in parallel. Constant factors multiply many of its
+    tensors."""
     bias = c.flag("attention_bias")
     full = attention(c, qkv_bias=bias, output_bias=bias)
     longer = c.number("key_multiplier", 1.0)
-    if longer != 1.0:  # a factor on the keys is the same as a factor on the scores
+    if longer != 1.0:  # a factor on the keys has the same effect as a factor on the scores
         full = msgspec.structs.replace(full, scale=full.head_dim**-0.5 * longer)
     width = c.optional_size("mamba_d_ssm") or c.size("mamba_expand") * c.size("hidden_size")
     ssm = mamba2_mixer(c, width, out_proj_bias=c.flag("projectors_bias"), gated_norm=c.flag("mamba_rms_norm"))
@@ -88,7 +92,7 @@ def falcon_h1(c: Config) -> ModelSpec:
 
 
 def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
-    """Return the `count` factors of a list, or an empty tuple if all factors are 1."""
+    """Return the `count` factors in the list under `key`. If all of them are 1, return an empty tuple."""
     given = c.entries(key) or []
     if given and (len(given) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in given)):
         raise c.error(key, f"must be a list of {count} numbers")
@@ -96,5 +100,5 @@ def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
 
 
 def _unless_one(*factors: float) -> tuple[float, ...]:
-    """Return the factors, or an empty tuple if all factors are 1."""
+    """Return the factors. If all of them are 1, return an empty tuple."""
     return () if all(factor == 1.0 for factor in factors) else factors

@@ -1,4 +1,4 @@
-"""MiMo by Xiaomi."""
+"""Importer for MiMo by Xiaomi."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from llmbench.spec.position import Rope
 
 @family("mimo_v2_flash")
 def mimo(c: Config) -> ModelSpec:
-    """MiMo-V2-Flash has key heads of width 192 and value heads of width 128. A global layer follows five local layers.
+    """MiMo-V2-Flash has key heads of width 192 and value heads of width 128. Five of six layers have a sliding window.
 
-    Local layers have sinks. Local and global layers have different numbers of heads.
+    Layers with a window have attention sinks, and another number of heads than layers with full attention.
     """
     count = num_layers(c)
     bias = c.flag("attention_bias")
@@ -38,9 +38,8 @@ def mimo(c: Config) -> ModelSpec:
     sparse = sparse_layers(c, lambda index: bool(frequency[index]) if frequency else index > 0)
     window, other_window = c.window(), c.optional_size("sliding_window_size")
     if other_window is not None and window == other_window:
-        # The config on the hub has sliding_window and sliding_window_size. We use sliding_window. The class in
-        # transformers may use sliding_window_size, and a query then sees one key more: this many earlier keys and its
-        # own.
+        # The config on the hub has sliding_window and sliding_window_size. llmbench uses sliding_window, which includes
+        # the query's own key. transformers can use sliding_window_size, which does not include the query's own key.
         c.unbuildable(
             f"sliding_window {window} includes the query's own key, but sliding_window_size {other_window} does not"
         )
@@ -77,9 +76,9 @@ def mimo(c: Config) -> ModelSpec:
 
 
 def _mimo_rope(c: Config, kind: str) -> Rope:
-    """Return the rotation of a layer type. By default a third of each head is rotated.
+    """Return the RoPE of a layer type. If the config states no share, RoPE rotates a third of each head.
 
-    A config that scales the rotation has no such default: then the whole head is rotated unless it states a share.
+    If the config scales RoPE and states no share, RoPE rotates the whole head.
     """
     whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
     return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)

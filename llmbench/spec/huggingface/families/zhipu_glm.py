@@ -1,4 +1,4 @@
-"""ChatGLM and GLM-4 to GLM-5 by Zhipu AI: dense models, MoE models, and models with latent attention."""
+"""Importers for ChatGLM and GLM-4 to GLM-5 by Zhipu AI: dense models, MoE models, and models with latent attention."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from llmbench.spec.model import ModelSpec, Placement
 
 @family("chatglm")
 def chatglm(c: Config) -> ModelSpec:
-    """ChatGLM 2 and 3 and GLM-4-9B have grouped heads of width `kv_channels`, q/k/v biases, and a padded vocabulary."""
+    """ChatGLM 2, ChatGLM 3 and GLM-4-9B have grouped-query attention, biases on q, k and v, and a padded vocabulary.
+
+    The config key `kv_channels` is the head width.
+    """
     if "padded_vocab_size" not in c:
         raise UnsupportedError(
             "config has no padded_vocab_size: the first ChatGLM-6B is not supported, only ChatGLM 2 and later"
@@ -59,8 +62,10 @@ def chatglm(c: Config) -> ModelSpec:
 
 @family("glm", "glm4")
 def glm(c: Config) -> ModelSpec:
-    """GLM-4 rotates half of each head. `attention_bias` gives q, k and v a bias. GLM-4-0414 has four norms per
-    layer."""
+    """GLM-4 has RoPE on half of each head. If `attention_bias` is true, q, k and v have biases.
+
+    GLM-4-0414 has four norms per layer.
+    """
     mixer = attention(c, qkv_bias=c.flag("attention_bias"))
     placement: Placement = "sandwich" if c.model_type == "glm4" else "pre"
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True, partial=0.5)
@@ -69,7 +74,7 @@ def glm(c: Config) -> ModelSpec:
 
 @family("glm4v_text", "glm_ocr_text")
 def glm4v(c: Config) -> ModelSpec:
-    """The text parts of GLM-4.1V and GLM-OCR have four norms per layer. GLM-4.1V has biases on q, k and v."""
+    """The text parts of GLM-4.1V and GLM-OCR have four norms per layer. Only GLM-4.1V has biases on q, k and v."""
     c.ignore("attention_bias")
     mixer = attention(c, qkv_bias=c.model_type == "glm4v_text")
     positions = rope(c, head_dim=mixer.head_dim, interleaved=True)
@@ -78,7 +83,8 @@ def glm4v(c: Config) -> ModelSpec:
 
 @family("glm4_moe", "glm4v_moe_text")
 def glm4_moe(c: Config) -> ModelSpec:
-    """GLM-4.5 has DeepSeek's experts. It rotates half of each head, and has biases on q, k and v only."""
+    """GLM-4.5 has DeepSeek's experts and RoPE on half of each head. If `attention_bias` is true, q, k and v have
+    biases."""
     mixer = attention(
         c,
         qkv_bias=c.flag("attention_bias"),
@@ -89,7 +95,7 @@ def glm4_moe(c: Config) -> ModelSpec:
 
 @family("glm4_moe_lite")
 def glm4_moe_lite(c: Config) -> ModelSpec:
-    """GLM-4.7-Flash is DeepSeek-V3 with one dense layer."""
+    """GLM-4.7-Flash has the architecture of DeepSeek-V3. By default, only its first layer is dense."""
     mixer = latent_attention(c)
     turned = mixer.qk_rope_head_dim
     return deepseek_model(c, mixer, positions_dim=turned, interleaved=c.flag("rope_interleave", True), first=1)
@@ -97,14 +103,14 @@ def glm4_moe_lite(c: Config) -> ModelSpec:
 
 @family("glm_moe_dsa")
 def glm_moe_dsa(c: Config) -> ModelSpec:
-    """GLM-5 is DeepSeek-V3.2. Several layers may share the keys that one indexer selects."""
+    """GLM-5 has the architecture of DeepSeek-V3.2. Several layers can use the keys that one indexer selects."""
     return deepseek_v32(c, reused=_shared_indexers(c), interleaved=True)
 
 
 def _shared_indexers(c: Config) -> list[bool]:
-    """Return whether each layer reuses the keys that an earlier indexer selected.
+    """Return one flag per layer: the layer reuses the keys that an earlier layer's indexer selected.
 
-    The config lists the layers, or gives the distance between layers with their own indexer.
+    The config lists the layers, or it states the distance between layers that have their own indexer.
     """
     count = num_layers(c)
     stated = c.entries("indexer_types", count)

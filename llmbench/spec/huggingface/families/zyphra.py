@@ -1,4 +1,4 @@
-"""Zamba 1 and 2 and ZAYA1 by Zyphra."""
+"""Importers for Zamba 1, Zamba 2 and ZAYA1 by Zyphra."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from llmbench.spec.position import NoPositions
 
 @family("zamba")
 def zamba(c: Config) -> ModelSpec:
-    """Zamba has Mamba layers. All hybrid layers use one attention block with the same weights."""
+    """Zamba has Mamba layers and one shared attention block. All hybrid layers use this block with the same weights."""
     hidden, count = c.size("hidden_size"), num_layers(c)
     rank = c.get("mamba_dt_rank")
-    # With several heads, x_proj and dt_proj have in total the same shape as with one, so the spec describes one head.
+    # The total size of x_proj and dt_proj does not depend on the number of Mamba heads. The spec describes one head.
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
@@ -63,7 +63,7 @@ def zamba(c: Config) -> ModelSpec:
 
 @family("zamba2")
 def zamba2(c: Config) -> ModelSpec:
-    """Zamba-2 has Mamba-2 layers. Hybrid layers use `num_mem_blocks` shared blocks in turn.
+    """Zamba-2 has Mamba-2 layers and `num_mem_blocks` shared blocks. Hybrid layers use the shared blocks in turn.
 
     Each use of a shared block has its own low-rank adapters.
     """
@@ -81,7 +81,7 @@ def zamba2(c: Config) -> ModelSpec:
         chunk_size=c.size("chunk_size", 256),
         proj_bias=c.flag("add_bias_linear"),
     )
-    # The class ignores these keys and derives their values from other keys.
+    # transformers ignores these keys and derives their values from other keys.
     c.ignore(
         "attention_hidden_size",
         "attention_head_dim",
@@ -129,13 +129,16 @@ _ZAMBA2_LAYERS = (
     + ["hybrid"]
     + ["mamba"] * 2
 )
-"""The types of the layers of Zamba2-2.7B, which are the default of the class."""
+"""The layer types of Zamba2-2.7B. transformers uses them as the default."""
 
 
 def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
     """Return Zamba's shared block: attention, then a feed-forward, without residual connections.
 
-    Its input is the concatenation of hidden state and embedding.
+    - tag: the name of the set of weights.
+    - hidden: hidden_size of the model.
+
+    The input of the block is the concatenation of the hidden state and the embedding.
     """
     assert mixer.input_size is not None
     norms = (
@@ -146,24 +149,26 @@ def _memory_block(tag: str, mixer: Attention, ffn: FFN, hidden: int) -> Layer:
 
 
 def _doubt_untied(c: Config) -> None:
-    """Make the result approximate if the head is not tied to the embedding."""
+    """Mark the spec as approximate if the head is not tied to the embedding."""
     if not c.flag("tie_word_embeddings"):
-        c.doubt("tie_word_embeddings = False: in transformers, each use of the shared block then has its own weights")
+        c.doubt("tie_word_embeddings = False: transformers then gives each use of the shared block its own weights")
 
 
 def _wide_attention(c: Config, width: int, head_dim: int) -> Attention:
-    """Return attention with an input of `width` elements, usually 2 × hidden_size. Scores are scaled by √(2 /
-    head_dim)."""
+    """Return attention whose input has `width` elements per token, usually 2 × hidden_size.
+
+    The factor on the scores is √(2 / head_dim).
+    """
     return attention(c, head_dim=head_dim, input_size=width, scale=(max(1, head_dim) / 2) ** -0.5)
 
 
 def _counted(kinds: list[str]) -> list[tuple[int, str]]:
-    """Return for each layer the number of hybrid layers before it, and its kind."""
+    """Return for each layer the number of hybrid layers before this layer, and the type of this layer."""
     return [(kinds[:index].count("hybrid"), kind) for index, kind in enumerate(kinds)]
 
 
 def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) -> list[ExtraWeight]:
-    """Return the two matrices of a low-rank adapter."""
+    """Return the two matrices of a low-rank adapter, which map `inputs` to `rank` and `rank` to `outputs` elements."""
     place: dict[str, object] = {"role": "matmul", "component": component}
     return [
         ExtraWeight(name=f"{name}.down", shape=(rank, inputs), **place),  # type: ignore[arg-type]
@@ -175,7 +180,7 @@ def _adapter(name: str, inputs: int, rank: int, outputs: int, component: str) ->
 def zaya(c: Config) -> ModelSpec:
     """ZAYA1 has short convolutions on queries and keys. Half of each value comes from the previous token.
 
-    A small network selects one expert per token, or none.
+    The router is a small network. It selects one expert per token, or no expert.
     """
     count, hidden, bias = num_layers(c), c.size("hidden_size"), c.flag("attention_bias")
     window, head_dim = c.window(), head_dim_of(c)
@@ -190,8 +195,8 @@ def zaya(c: Config) -> ModelSpec:
     kv_heads = c.size("num_key_value_heads")
     channels = (c.size("num_attention_heads") + kv_heads) * head_dim
     first, second = c.size("cca_time0"), c.size("cca_time1")
-    c.doubt("the weights of short convolutions are counted, but not their FLOPs and state")
-    c.doubt("FLOPs count one expert per token, although a token may select none")
+    c.doubt("short convolutions: their weights are counted, but not their FLOPs and their state")
+    c.doubt("FLOPs count one expert per token, although the router can select no expert for a token")
     extra = (
         vector("attention.conv", "attention_extra", channels, first + 1),
         vector("attention.grouped_conv", "attention_extra", channels, head_dim * second + 1),
