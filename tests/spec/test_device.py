@@ -120,7 +120,8 @@ def test_sparse_is_twice_dense(device: DeviceSpec) -> None:
         dense = device.dense_flops_per_s[dtype]
         assert dense.value < sparse.value
         if abs(sparse.value / dense.value - 2) > 0.001:  # the datasheets' own rounding
-            said = [note for note in device.notes if note.startswith("sparse/dense is not 2 for")]
+            reason = "The rate with sparsity is not twice the dense rate for"
+            said = [note for note in device.notes if note.startswith(reason)]
             assert len(said) == 1
             assert dtype in said[0].split(":")[0]
 
