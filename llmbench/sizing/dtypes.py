@@ -1,14 +1,14 @@
-"""Number formats and their widths."""
+"""Number formats of tensors and their widths."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
 DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
-"""The formats of weights, activations and caches."""
+"""The number formats of weights, activations and caches."""
 
 STATE_BYTES = 4
-"""Bytes of one element of a recurrent state: always fp32. A convolution state has the format of the cache instead."""
+"""Bytes per element of a recurrent state, which is always fp32. A convolution state has the format of the cache."""
 
 DTYPES: tuple[DType, ...] = get_args(DType)
 
@@ -16,10 +16,10 @@ _BITS: dict[DType, int] = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8":
 
 
 def bits_of(dtype: DType) -> int:
-    """Bits of one element. Scales and zero points of quantised formats are not counted."""
+    """Return the bits per element. The scales and zero points of quantised formats are not included."""
     return _BITS[dtype]
 
 
 def bytes_of(elements: int, dtype: DType) -> int:
-    """Bytes of `elements` elements, rounded up to whole bytes."""
+    """Return the bytes of `elements` elements, rounded up to whole bytes."""
     return (elements * _BITS[dtype] + 7) // 8

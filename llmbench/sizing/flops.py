@@ -1,4 +1,4 @@
-"""FLOPs of one step: sums over the ops."""
+"""FLOPs of one step. They are sums over the ops."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from llmbench.spec.model import ModelSpec
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one step over `tokens` new tokens (batch × query length). A multiply-add is 2 FLOPs.
+    """FLOPs of one step over `tokens` new tokens. A multiply-add counts as 2 FLOPs.
 
-    total: FLOPs of the forward pass, and in training of the backward pass too. It is the sum of the next three.
+    total: FLOPs of the forward pass. In training, it includes the backward pass. It is matmul + attention + recurrent.
     matmul: FLOPs of products with weights.
     attention: FLOPs of the attention scores and of their products with the values.
     recurrent: FLOPs of convolutions and recurrences.
-    recompute: FLOPs that the backward pass computes a second time (scores of flash attention, recomputed layers). The
-        total does not include them.
-    rule: the rule of thumb, 2·N FLOPs per token in a forward pass or 6·N in training. N is the number of active
-        parameters, without embedding tables and head.
-    components: the total by component.
+    recompute: FLOPs that the backward pass computes a second time (the scores of flash attention, and recomputed
+        layers). The total does not include them.
+    tokens: number of new tokens: batch × query length.
+    rule: the rule of thumb, which is 2·N FLOPs per token for a forward pass and 6·N for training. N is the number of
+        active parameters, without embedding tables and head.
+    components: the FLOPs of each component. Their sum is the total.
     """
 
     total: int
@@ -37,12 +38,12 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def per_token(self) -> float:
-        """FLOPs per token."""
+        """The total FLOPs per new token."""
         return self.total / self.tokens
 
 
 def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "none") -> Flops:
-    """Count the FLOPs of a workload on the whole model."""
+    """Count the FLOPs of one step of a workload, on the whole model."""
     ops = lower(spec, workload)
     sums = dict.fromkeys(("matmul", "attention", "recurrent"), 0)
     components: dict[str, int] = {}
@@ -65,12 +66,12 @@ def count_flops(spec: ModelSpec, workload: Workload, *, recompute: Recompute = "
 
 
 def step_flops(op: Op, workload: Workload) -> int:
-    """FLOPs of all instances of an op in the forward pass, and in training in the backward pass too."""
+    """Return the FLOPs of all instances of an op. In training, they include the backward pass."""
     return op.count * (op.forward_flops + (op.backward_flops if workload.phase == "train" else 0))
 
 
 def recomputed_flops(ops: list[Op], recompute: Recompute) -> int:
-    """FLOPs that the backward pass computes a second time: scores of flash attention, and recomputed ops."""
+    """Return the FLOPs that the backward pass computes a second time: scores of flash attention, and recomputed ops."""
     total = sum(op.count * op.recompute_flops for op in ops)
     layers: dict[tuple[str, str], list[Op]] = {}
     for op in ops:

@@ -1,8 +1,8 @@
-"""Formulas as texts: sums of products of the spec's field names.
+"""Formulas as texts: sums of products of spec field names.
 
 Each op has a formula for its number of parameters (`hidden_size × num_attention_heads × head_dim`). This module adds
-several formulas into one (`4 × hidden²`), and replaces names with numbers. The texts only explain: the figures are
-computed in `lower`. A test evaluates each formula and compares the result with the figure.
+several formulas into one (`4 × hidden²`) and replaces names by numbers. The texts only explain the figures. The code in
+`lower` computes the figures. A test evaluates each formula and compares the result with the figure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmbench.spec.mixer import AttentionKind, CacheRow, SingleMixer, branches
 from llmbench.spec.model import Layer, ModelSpec
 
 Term = tuple[str, ...]
-"""The factors of a product, sorted."""
+"""The factors of a product, in alphabetical order."""
 
 _SHORT = {
     "hidden_size": "hidden",
@@ -35,7 +35,7 @@ _ORDER = ("vocab", "hidden", "experts", "heads", "kv_heads", "head_dim")
 
 
 def terms(formula: str) -> Counter[Term]:
-    """The products of a formula, and how often each occurs. A sum in brackets is one factor."""
+    """Count how often each product occurs in a formula. A sum in brackets counts as one factor."""
     counted: Counter[Term] = Counter()
     for product in _split(formula, "+"):
         coefficient, factors = 1, []
@@ -51,7 +51,7 @@ def terms(formula: str) -> Counter[Term]:
 
 
 def _split(text: str, sign: str) -> list[str]:
-    """Split `text` at each `sign` that is outside brackets."""
+    """Split the text at each `sign` that is outside brackets."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -63,7 +63,7 @@ def _split(text: str, sign: str) -> list[str]:
 
 
 def simplify(formulas: Iterable[str], layer: Layer | None, spec: ModelSpec) -> str:
-    """Add several formulas into one. `heads × head_dim` becomes `hidden` if the two are equal in this model."""
+    """Add several formulas into one. `heads × head_dim` becomes `hidden` if both are equal in this model."""
     total: Counter[Term] = Counter()
     attention = next((m for m in branches(layer.mixer if layer else None) if isinstance(m, AttentionKind)), None)
     for formula in formulas:
@@ -98,13 +98,13 @@ def _shown(term: Term, count: int) -> str:
 
 
 def with_numbers(formula: str, values: Mapping[str, int]) -> str:
-    """Replace every known name in the formula with its number."""
+    """Replace every known name in the formula by its number."""
     long = {_SHORT.get(name, name): value for name, value in values.items()}
     return _NAME.sub(lambda match: str({**long, **values}.get(match[0], match[0])), formula)
 
 
 def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
-    """The number of each name in an op's formula."""
+    """Return the number that each name in an op's formula stands for."""
     values: dict[str, Any] = {"hidden_size": spec.hidden_size, "vocab_size": spec.vocab_size}
     values["embedding_size"] = spec.embedding.size or spec.hidden_size
     values["token_types"] = spec.embedding.token_types
@@ -138,12 +138,15 @@ def values_of(op: Op, spec: ModelSpec) -> dict[str, int]:
 
 
 def _branches_of(op: Op, layer: Layer) -> list[SingleMixer]:
-    """The mixers of the layer whose module name occurs in the op's name."""
+    """Return the mixers of a layer whose module name occurs in the op's name."""
     return [mixer for mixer in branches(layer.mixer) if f".{mixer.module_name}." in op.name]
 
 
 def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool = False) -> str:
-    """The formula of the elements per token in these cache rows: `2 × kv_heads × head_dim`. `explain` adds numbers."""
+    """Return the formula for the elements per token in these cache rows: `2 × kv_heads × head_dim`.
+
+    explain: add the formula with numbers, and its value.
+    """
     if mixer.shares_kv:
         return "none, reads the cache of another layer"
     parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
@@ -156,6 +159,6 @@ def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool
 
 
 def numbers_of(part: msgspec.Struct) -> dict[str, int]:
-    """The integer fields of a spec part, by name."""
+    """Return the integer fields of a part of a spec, by name."""
     fields = {name: getattr(part, name) for name in part.__struct_fields__}
     return {name: value for name, value in fields.items() if type(value) is int}

@@ -1,4 +1,4 @@
-"""Size of the KV cache and of the recurrent states: sums over the ops that have a cache."""
+"""Bytes of the KV cache and of the recurrent states. They are sums over the ops that have a cache."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from llmbench.spec.model import ModelSpec
 
 
 class KVCache(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of the cache of `batch` sequences with `seq_len` tokens each. Each layer's share is rounded up to bytes.
+    """Bytes of the cache for `batch` sequences of `seq_len` tokens each. The bytes of each layer are rounded up.
 
-    bytes_per_token: bytes that one more token adds, as long as no window is full.
-    bytes_per_sequence: bytes of keys and values of one sequence. A layer with a window stores only the newest tokens.
-    state_bytes_per_sequence: bytes of recurrent and convolution states, which do not grow with the length.
-    indexer_bytes_per_sequence: bytes of the keys of DeepSeek-V3.2's indexers.
-    cross_bytes_per_sequence: bytes of keys and values of seq_len encoder tokens, for cross-attention.
-    bytes_total: batch × the sum of the last four.
-    reserved_bytes: bytes that an engine without hybrid caches reserves: whole blocks, every layer at full length.
+    bytes_per_token: bytes that one more token needs, as long as no sliding window is full.
+    bytes_per_sequence: bytes of keys and values per sequence. A layer with a window stores only its newest tokens.
+    state_bytes_per_sequence: bytes of recurrent and convolution states per sequence. They do not depend on seq_len.
+    indexer_bytes_per_sequence: bytes of the keys of DeepSeek-V3.2's indexers per sequence.
+    cross_bytes_per_sequence: bytes of the keys and values of seq_len encoder tokens per sequence, for cross-attention.
+    bytes_total: bytes of all sequences: batch × the sum of the four per-sequence fields above.
+    reserved_bytes: bytes that an engine without hybrid caches reserves for all sequences. Such an engine reserves whole
+        blocks, and stores all tokens in every layer.
+    kv_dtype: format of the cache.
+    block_size: tokens per block of the engine's cache.
     layers: bytes per sequence of each kind of layer, states included.
     """
 
@@ -44,7 +47,11 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SequenceBytes(msgspec.Struct, frozen=True):
-    """Cache bytes of one sequence: rows that grow with the length, fixed states, indexer keys, cross-attention."""
+    """Cache bytes of one sequence.
+
+    growing: bytes of cache rows, which grow with the sequence length. state: bytes of states of fixed size.
+    indexer: bytes of indexer keys. cross: bytes of the keys and values of cross-attention.
+    """
 
     growing: int = 0
     state: int = 0
@@ -57,7 +64,7 @@ class SequenceBytes(msgspec.Struct, frozen=True):
         return self.growing + self.state + self.indexer + self.cross
 
     def plus(self, other: SequenceBytes, times: int) -> SequenceBytes:
-        """Add `other`, multiplied by `times`."""
+        """Return the sum of these bytes and `times` × the bytes of `other`."""
         return SequenceBytes(
             self.growing + times * other.growing,
             self.state + times * other.state,
@@ -67,7 +74,10 @@ class SequenceBytes(msgspec.Struct, frozen=True):
 
 
 def sequence_bytes(cache: Cache, seq_len: int, kv_dtype: DType, layout: Layout) -> SequenceBytes:
-    """Cache bytes of one op, for one sequence on one GPU. Context parallelism splits the tokens but not the states."""
+    """Return the cache bytes of one op for one sequence on one GPU.
+
+    Context parallelism splits the tokens over GPUs, but every GPU stores the whole states.
+    """
     tokens = share(seq_len, layout.cp)
     visible = tokens if cache.span is None else share(min(seq_len, cache.span), layout.cp)
     return SequenceBytes(
@@ -87,9 +97,12 @@ def kv_cache(
     block_size: int = 16,
     layout: Layout | None = None,
 ) -> KVCache:
-    """Size the cache on one GPU of a layout. Without a layout, one GPU has the whole model."""
+    """Compute the size of the cache on one GPU of a layout. Without a layout, one GPU stores the whole cache.
+
+    Raises SpecError if a number is below 1.
+    """
     if seq_len < 1 or batch < 1 or block_size < 1:
-        raise SpecError("seq, batch and block size must be at least 1")
+        raise SpecError(f"seq, batch and block size must be at least 1, not {seq_len}, {batch} and {block_size}")
     per_token = reserved = 0
     blocks = -(-seq_len // block_size) * block_size
     whole = SequenceBytes()
@@ -122,11 +135,12 @@ def kv_cache(
 
 
 def as_heads(spec: ModelSpec, kind: Literal["mha", "gqa", "mqa"], *, groups: int = 8) -> ModelSpec | None:
-    """The model with another number of key-value heads.
+    """Return the model with another number of key-value heads, or None if no mixer can have that number.
 
-    mha: one per query head. gqa: `groups` of them. mqa: one in all. Latent attention becomes ordinary attention with
-    the key and value widths of its expanded form. Returns None if no mixer can change: the model has no attention
-    (state-space), or the number of query heads is not divisible by `groups`.
+    kind: "mha" gives one key-value head per query head, "gqa" gives `groups` key-value heads, and "mqa" gives one.
+
+    Latent attention becomes ordinary attention with the widths of its expanded keys and values. The result is None if
+    the model has no attention, or if the number of query heads is not divisible by `groups`.
     """
     from msgspec.structs import replace
 

@@ -1,4 +1,4 @@
-"""The longest sequence that a model can read."""
+"""The longest sequence that a model can process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from llmbench.spec.model import ModelSpec
 
 
 def beyond_positions(spec: ModelSpec, tokens: int) -> str | None:
-    """The reason why the model cannot read `tokens` tokens, or None. Only learned positions limit the length."""
+    """Return the reason why the model cannot process `tokens` tokens, or None if it can.
+
+    Only a table of learned positions limits the length.
+    """
     limit = spec.position_limit
     if limit is None or tokens <= limit:
         return None

@@ -1,7 +1,7 @@
-"""Memory of one GPU in serving, and the result type that it shares with training (`training.py`).
+"""Memory of one GPU in serving, and the type `Memory`, which `training.py` uses too.
 
-Serving needs memory for weights, cache and the widest op. The peak is computed for each pipeline stage, and the highest
-one is reported. Not counted: the allocator's rounding and fragmentation.
+Serving needs memory for the weights, the cache and the widest op. llmbench computes the peak of each pipeline stage and
+reports the highest one. The allocator's rounding and fragmentation are not counted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.model import ModelSpec
 
 CONTEXT_BYTES = 500 * 2**20
-"""Bytes of a CUDA context with its kernels. PyTorch's allocator does not see them, so they are not part of the peak."""
+"""Bytes of a CUDA context with its kernels. PyTorch's allocator does not count them, and the peak leaves them out."""
 
 WORKSPACE_BYTES = 64 * 2**20
 """Bytes of cuBLAS's workspace on a Hopper GPU and of small collective buffers. They do not depend on the model."""
 
 PREFILL_TOKENS = 8192
-"""The most tokens that an engine processes in one prefill step."""
+"""The largest number of tokens that an engine processes in one prefill step."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead")
 
@@ -34,14 +34,18 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Memory in bytes of the GPU with the highest peak.
 
-    peak_bytes: the most bytes that are allocated at one moment. parts_bytes: the same bytes by part.
-    full_bytes: bytes of all weights, gradients and optimizer states, and of the activations that are saved when the
-        backward pass starts. These need not all exist at the moment of the peak.
-    reserved_bytes: bytes that PyTorch's allocator reserves on the device: the peak, and with plain cross-entropy the
-        block of the bf16 logits. That block is free at the peak, but too small for the fp32 tensors that follow.
-    approximate: reasons why the figures are not exact, in addition to those of the spec.
-    moment: the op that runs at the peak.
-    stage: number of the pipeline stage, from 0. stage_peaks: peak bytes of every stage.
+    peak_bytes: largest number of bytes that are allocated at one moment.
+    parts_bytes: the bytes at this moment, divided into weights, gradients, optimizer and so on. Their sum is
+        peak_bytes.
+    full_bytes: bytes of all weights, all gradients and all optimizer states, and of the activations that are saved when
+        the backward pass starts. Not all of them need to exist at the peak.
+    reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are the peak, and with plain
+        cross-entropy also the block of the bf16 logits. That block is free at the peak, but the fp32 tensors that
+        follow are too large for it.
+    approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
+    moment: name of the op that runs at the peak.
+    stage: number of the pipeline stage with the highest peak, from 0. stage_peaks: peak bytes of every stage.
+    parameters: trained elements on this GPU.
     """
 
     phase: Literal["train", "inference"]
@@ -60,18 +64,21 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes that a device must have: those that the allocator reserves, and the CUDA context."""
+        """Bytes that a device must have: the bytes that the allocator reserves, and the CUDA context."""
         return self.reserved_bytes + CONTEXT_BYTES
 
 
 def fullest(peaks: list[Memory]) -> Memory:
-    """The memory of the stage with the highest peak, together with the peaks of all stages."""
+    """Return the memory of the stage with the highest peak, together with the peaks of all stages."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
 
 
 def widest_bytes(ops: list[Op]) -> int:
-    """Bytes of activations that the widest op reads and writes: the least that a forward pass needs beside weights."""
+    """Return the input and output bytes of the op for which their sum is largest.
+
+    In addition to the weights, a forward pass needs at least this memory.
+    """
     return max((op.read_bytes + op.written_bytes for op in ops), default=0)
 
 
@@ -84,11 +91,11 @@ def inference_memory(
     precision: PrecisionName = "bf16",
     kv_dtype: DType = "bf16",
 ) -> Memory:
-    """Size the memory for serving `batch` sequences of `seq_len` tokens.
+    """Compute the memory for serving `batch` sequences of `seq_len` tokens.
 
-    It is the sum of the weights (see `served_bytes`), the cache, the activations of the widest op of a prefill, and the
-    fp32 logits of each sequence's last position. As in engines, a prefill processes at most PREFILL_TOKENS tokens at
-    once. An encoder always processes a whole sequence.
+    The memory is the sum of four terms: the weights (see `served_bytes`), the cache, the activations of the widest op
+    of a prefill, and the fp32 logits of each sequence's last position. As in serving engines, one prefill step
+    processes at most PREFILL_TOKENS tokens. An encoder always processes a whole sequence.
     """
     layout = layout or Layout()
     dtype = serving_dtype(precision)

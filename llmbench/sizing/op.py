@@ -1,4 +1,4 @@
-"""The type of an op, which is one row of the op table. Every figure is a sum over the table."""
+"""The type of an op. The op table is a list of ops, and every figure is a sum over this table."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ Component = Literal[
     "norms",
     "other",
 ]
-"""The component of a model that a parameter belongs to. Components are disjoint, and their counts add up to the total.
-"""
+"""The components of a model. Each parameter belongs to exactly one component."""
 
 OpKind = Literal["embedding", "matmul", "attention", "scan", "conv", "norm", "elementwise", "loss"]
 
 
 class Collective(msgspec.Struct, frozen=True):
-    """Collective communication of one op.
+    """The collective communication of one op.
 
-    bytes: size of the whole tensor, not the traffic of one link. This is the tensor of an all-reduce, the gathered
-    result of an all-gather, the input of a reduce-scatter, or the data that one GPU sends in an all-to-all.
+    bytes: bytes of the whole tensor, not of the traffic on one link. For an all-reduce it is the reduced tensor, for an
+        all-gather the gathered result, for a reduce-scatter the input, and for an all-to-all the data that one GPU
+        sends.
+    group: the parallel group whose GPUs communicate (tensor, context or expert parallelism).
+    when: the pass in which the communication occurs.
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -42,11 +44,13 @@ class Collective(msgspec.Struct, frozen=True):
 
 
 class Cache(msgspec.Struct, frozen=True):
-    """The cache that one layer stores on this GPU, in elements.
+    """The cache of one layer on this GPU. All sizes are numbers of elements.
 
-    per_token: elements per token. span: the cache stores only the newest `span` tokens; None: it stores all.
-    indexer_per_token: elements per token that the indexer stores.
-    state, conv_state: elements per sequence of the recurrent and of the convolution state, at any length.
+    per_token: elements per token.
+    span: number of newest tokens that the cache stores. None: it stores all tokens.
+    indexer_per_token: elements per token that the cache of the indexer stores.
+    state, conv_state: elements per sequence of the recurrent state and of the convolution state. They do not depend on
+        the sequence length.
     cross_per_token: elements per encoder token that cross-attention stores.
     """
 
@@ -59,31 +63,35 @@ class Cache(msgspec.Struct, frozen=True):
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
-    """One module of the model (or one function between modules), on one GPU, for one workload.
+    """One module of the model, or one function between modules, on one GPU and for one workload.
 
-    All figures are integers and describe one instance of the module. The model has `count` instances, one in each of
-    `layers`.
+    All figures are integers. They describe one instance of the module. The model has `count` instances, one in each
+    layer of `layers`.
 
-    name: dotted name; `{}` stands for the layer's index.
-    layer: the kind of layer that contains the op.
-    parameters: trained elements on this GPU. shards: number of different shards that make up the whole; 1 means that
-        every GPU has a copy.
-    active_parameters: parameters that one token uses.
-    matmul_elements: elements of the matrices that one token is multiplied with. A tied head counts here.
+    name: dotted name of the module. `{}` stands for the index of the layer.
+    layers: indices of the layers that contain the op. Empty: the op is outside the layers.
+    layer: name of the kind of layer that contains the op.
+    parameters: trained elements on this GPU.
+    active_parameters: trained elements that one token uses.
+    matmul_elements: elements of the matrices with which one token is multiplied. A tied head counts here too.
     buffers: elements that are stored but not trained.
-    formula: the number of parameters of the whole, written with the spec's field names.
-    forward_flops, backward_flops: FLOPs of matrix products, convolutions and recurrences. A multiply-add is 2.
+    shards: number of different shards into which tensor and expert parallelism split the parameters. 1: every GPU has
+        all parameters of the op.
+    formula: number of parameters of all shards together, written with spec field names.
+    forward_flops, backward_flops: FLOPs of matrix products, convolutions and recurrences. A multiply-add counts as 2.
     recompute_flops: FLOPs that the backward pass of flash attention computes again.
-    weight_bytes: bytes of weights that the op reads.
-    read_bytes, written_bytes: bytes of activations that the op reads and writes.
+    weight_bytes: bytes of the weights that the op reads.
+    read_bytes, written_bytes: bytes of the activations that the op reads and writes.
     kv_read_bytes, kv_written_bytes: bytes of the cache that the op reads and writes.
-    forward_bytes: the most memory that the forward pass of the op needs at once, inputs and outputs included.
+    forward_bytes: peak bytes of the forward pass of the op, inputs and outputs included.
     saved_bytes: bytes that the op saves for the backward pass, without tensors that an earlier op has saved.
-    copied_bytes: bytes among saved_bytes that are copies of inputs, which exist a second time.
+    copied_bytes: bytes among saved_bytes that are copies of inputs. The original inputs exist at the same time.
     selective_bytes: bytes among saved_bytes that selective recomputation does not save (the score matrices).
-    backward_bytes: memory that only the backward pass of the op needs: gradients of inputs and outputs, and scratch.
-    matrix: (copies, inputs, outputs) of the weights on this GPU, if they are matrices.
-    tied: the embedding also serves as the head. It is true for both ops.
+    backward_bytes: bytes that only the backward pass of the op needs: gradients of inputs and outputs, and temporaries.
+    matrix: (number of matrices, inputs, outputs) of the weights on this GPU. None: the weights are not matrices.
+    tied: whether embedding and head share one matrix. It is true for both ops.
+    cache: the cache that the op reads and writes. None: the op has no cache.
+    collectives: the communication that the op starts.
     """
 
     name: str
@@ -118,9 +126,9 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """The number of instances in the model: one per layer, or one for an op outside the layers."""
+        """The number of instances in the model: one per layer of `layers`, or 1 if the op is outside the layers."""
         return len(self.layers) or 1
 
     def names(self) -> list[str]:
-        """The dotted name of every instance."""
+        """Return the dotted name of every instance."""
         return [self.name.replace("{}", str(index)) for index in self.layers] or [self.name]

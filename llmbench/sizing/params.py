@@ -1,4 +1,4 @@
-"""Parameters of a model: sums over its ops."""
+"""Parameter counts of a model. They are sums over the ops of the model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from llmbench.spec.model import ModelSpec
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 TABLES = ("embedding", "position_embedding", "token_type_embedding", "lm_head")
-"""The components that are tables with a row per token, position or token type, and the head."""
+"""The components that are embedding tables (of tokens, positions or token types), and the head."""
 
 ONE_TOKEN = Workload.prefill(1)
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of elements, as integers.
+    """Parameter counts of a model. Each count is a number of elements.
 
-    total: trained elements. A tied head counts once. Multi-token prediction and buffers are not included.
-    active: elements that one token uses. Of the experts in a layer, only those that the token selects are counted.
-    active_no_embeddings: `active` without embedding tables and head.
-    active_no_input_embedding: `active_no_embeddings` plus the head (vocab × width, tied or not, and its bias).
-    active_matmul: elements of the matrices that one token is multiplied with. The forward FLOPs per token, without
-        attention scores, are 2 × this number. Models whose layers share one set of weights (ALBERT, Zamba) are an
-        exception, because shared weights count once.
+    total: trained elements. A tied head counts once. Multi-token-prediction modules and buffers are not included.
+    active: elements that one token uses. It includes only the experts that the token selects.
+    active_no_embeddings: `active` without the embedding tables and the head.
+    active_no_input_embedding: `active_no_embeddings` plus the head (vocab × width elements, and its bias). A tied head
+        counts too.
+    active_matmul: elements of the matrices with which one token is multiplied. The forward pass costs 2 × this number
+        of FLOPs per token, without attention scores. This does not hold for models whose layers share one set of
+        weights (ALBERT, Zamba), because shared weights count once.
     buffers: elements that are stored but not trained.
-    next_token_prediction: elements of the modules for multi-token prediction, without the shared embedding and head.
-    rule_12_l_d2: the rule of thumb 12·L·d², which leaves out embeddings.
-    components, layers: elements by component, and in one layer of each kind.
+    next_token_prediction: elements of the multi-token-prediction modules, without the embedding and the head that they
+        share with the model.
+    rule_12_l_d2: the rule of thumb 12·L·d² (L layers, hidden size d). It does not include embeddings.
+    components: trained elements of each component.
+    layers: trained elements in one layer, for each kind of layer.
     """
 
     total: int
@@ -47,7 +50,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameters:
-    """Count the parameters of a model, or of the share of one GPU in a layout."""
+    """Count the parameters of a model. With a layout, count the parameters on one GPU."""
     ops = lower(spec, ONE_TOKEN, layout or Layout())
     components: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
     layers: dict[str, int] = {}
@@ -60,7 +63,7 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
         buffers += count * op.buffers
         if op.component in TABLES:
             tables += count * op.parameters
-        if op.name == "lm_head":  # a tied head owns only its bias, so add the shared matrix
+        if op.name == "lm_head":  # a tied head owns only its bias, so the shared matrix is added here
             head += op.parameters + (op.matmul_elements if op.tied else 0)
         elif op.name == "head.bias":
             head += op.parameters
@@ -84,7 +87,10 @@ def count_parameters(spec: ModelSpec, layout: Layout | None = None) -> Parameter
 
 
 def layer_group(op: Op) -> str:
-    """The kind of layer that contains an op, after the name of the encoder's or MTP stack; empty outside layers."""
+    """Return the name of the kind of layer that contains an op, or an empty text if the op is outside the layers.
+
+    In an encoder or in a multi-token-prediction module, the name begins with `encoder.` or `mtp.`.
+    """
     if not op.layer:
         return ""
     return op.layer if op.stack == "decoder" else f"{op.stack}.{op.layer}"

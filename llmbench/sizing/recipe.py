@@ -1,4 +1,4 @@
-"""Number formats in training and serving, and the bytes of weights, gradients and optimizer states."""
+"""Number formats in training and in serving, and the bytes of weights and optimizer states."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ PrecisionName = Literal["mixed", "mixed-fp32-grads", "bf16", "fp32", "fp16", "fp
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
-    """The number formats of one way to train or serve.
+    """The number formats that one precision option uses in training.
 
-    master: whether the optimizer updates an fp32 copy of the weights. states: format of the optimizer's states.
+    name: value of the command-line option.
+    weights, activations, gradients: format of each of these tensors.
+    master: whether the optimizer updates an fp32 copy of the weights (the master copy).
+    states: format of the optimizer states.
     """
 
     name: PrecisionName
@@ -29,10 +32,10 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _TRAINING: dict[str, Precision] = {
-    # 16 bytes per parameter with AdamW: 2 weights, 2 gradients, 4 master, 8 states (ZeRO, arXiv 1910.02054, section
-    # 3.1)
+    # 16 bytes per parameter with AdamW: 2 for weights, 2 for gradients, 4 for the master copy, 8 for the states (ZeRO,
+    # arXiv 1910.02054, section 3.1)
     "mixed": Precision(name="mixed", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
-    # 18 bytes per parameter with AdamW, because Megatron accumulates gradients in fp32
+    # 18 bytes per parameter with AdamW, because Megatron accumulates gradients in fp32 (4 bytes)
     "mixed-fp32-grads": Precision(
         name="mixed-fp32-grads",
         weights="bf16",
@@ -43,7 +46,8 @@ _TRAINING: dict[str, Precision] = {
     ),
     "bf16": Precision(name="bf16", weights="bf16", activations="bf16", gradients="bf16", master=False, states="bf16"),
     "fp32": Precision(name="fp32", weights="fp32", activations="fp32", gradients="fp32", master=False, states="fp32"),
-    # products cast their inputs to fp8 when they run; stored tensors stay in bf16, as in torchao's float8 training
+    # Matrix products convert their inputs to fp8 when they run. Stored tensors stay in bf16, as in torchao's float8
+    # training.
     "fp8": Precision(name="fp8", weights="bf16", activations="bf16", gradients="bf16", master=True, states="fp32"),
 }
 _SERVING: dict[str, DType] = {
@@ -57,7 +61,7 @@ _SERVING: dict[str, DType] = {
 
 
 def training_precision(name: str) -> Precision:
-    """The formats of training at this precision. Raises SpecError if the precision is only for inference."""
+    """Return the number formats of a training precision. Raises SpecError if it is only for inference."""
     if name not in _TRAINING:
         raise SpecError(
             f"precision `{name}` is only for inference", hint=f"for training choose from {', '.join(_TRAINING)}"
@@ -66,7 +70,8 @@ def training_precision(name: str) -> Precision:
 
 
 def serving_dtype(name: str) -> DType:
-    """The format of served weights at this precision. Raises SpecError if the precision is only for training."""
+    """Return the format of the served weights at this precision. Raises SpecError if the precision is only for
+    training."""
     if name not in _SERVING:
         raise SpecError(
             f"precision `{name}` is only for training", hint=f"for inference choose from {', '.join(_SERVING)}"
@@ -75,12 +80,16 @@ def serving_dtype(name: str) -> DType:
 
 
 def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes of optimizer states for the parameters of one instance of an op, the fp32 master copy included.
+    """Return the bytes of optimizer states and fp32 master copy for one instance of an op.
 
-    adamw: two moments. adamw-8bit: two moments of one byte, each with an fp32 scale per 256 elements (arXiv
-    2110.02861). sgd: no state. sgd-momentum: one momentum. adafactor: row and column sums for a matrix, one whole
-    moment for a vector, no momentum (arXiv 1804.04235). muon: one momentum for matrices inside layers, AdamW's two
-    moments for everything else.
+    - adamw: two moments per parameter.
+    - adamw-8bit: two moments of one byte per parameter, and an fp32 scale per 256 elements of each moment (arXiv
+      2110.02861).
+    - sgd: no states.
+    - sgd-momentum: one momentum per parameter.
+    - adafactor: row sums and column sums for a matrix, one moment per element for a vector, no momentum (arXiv
+      1804.04235).
+    - muon: one momentum for matrices inside layers. All other parameters have AdamW's two moments.
     """
     n = op.parameters
     if not n:
@@ -104,20 +113,20 @@ def state_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
 
 
 def update_bytes(op: Op, optimizer: Optimizer, precision: Precision) -> int:
-    """Bytes that an optimizer step moves for the parameters of one instance of an op, in one pass over memory.
+    """Return the bytes that an optimizer step reads and writes for one instance of an op.
 
-    The step reads gradients, and reads and writes weights, master copy and states.
+    The step reads the gradients. It reads and writes the weights, the master copy and the optimizer states, each once.
     """
     gradients, weights = (bytes_of(op.parameters, dtype) for dtype in (precision.gradients, precision.weights))
     return gradients + 2 * (weights + state_bytes(op, optimizer, precision))
 
 
 def served_bytes(op: Op, dtype: DType) -> int:
-    """Bytes of the weights of one instance of an op in a served model.
+    """Return the bytes of the weights of one instance of an op in a served model.
 
-    A quantised format applies to matrices inside layers. Embeddings, head, norms, biases and routers stay in bf16, as
-    in published checkpoints. int4 stores a bf16 scale and a 4-bit zero point per 128 inputs of each output (GPTQ, AWQ).
-    int8 and fp8 store an fp32 scale per output.
+    Only matrices inside layers have the quantised format. Embeddings, head, norms, biases and routers stay in bf16, as
+    in published checkpoints. int4 stores a bf16 scale and a 4-bit zero point per group of 128 inputs of each output
+    (GPTQ, AWQ). int8 and fp8 store an fp32 scale per output.
     """
     if not op.parameters:
         return 0

@@ -9,10 +9,13 @@ from llmbench.sizing.workload import Recompute
 
 
 def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
-    """The ops of a layer that the backward pass runs again.
+    """Return the ops of a layer that the backward pass runs again.
 
-    selective: ops that save score matrices; flash attention has none. full: all ops. every-second: all ops except
-    attention and every second matrix product, whose outputs are saved (torchtitan's selective checkpointing).
+    - none: no ops.
+    - selective: the ops that save score matrices. Flash attention saves no score matrices.
+    - full: all ops.
+    - every-second: all ops except attention and every second matrix product. The outputs of these two are saved
+      (torchtitan's selective checkpointing).
     """
     if recompute == "none":
         return []
@@ -25,7 +28,10 @@ def repeated(layer: Sequence[Op], recompute: Recompute) -> list[Op]:
 
 
 def checkpoint_bytes(layer: Sequence[Op], recompute: Recompute, stream_bytes: int) -> int:
-    """Bytes that a layer saves from its forward to its backward pass. stream_bytes: bytes of the layer's input."""
+    """Return the bytes that a layer saves in its forward pass for its backward pass.
+
+    stream_bytes: bytes of the input of the layer, which is the residual stream.
+    """
     saved = sum(op.saved_bytes for op in layer)
     if recompute == "none":
         return saved

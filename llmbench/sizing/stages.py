@@ -1,4 +1,4 @@
-"""Pipeline stages: the layers of each stage, and the micro-batches that it has in flight."""
+"""Pipeline stages: the layers of each stage, and the number of micro-batches that are in flight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from llmbench.spec.model import ModelSpec
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Consecutive layers on one GPU: the ops of each layer, and the ops before the first and after the last layer."""
+    """Consecutive layers of one pipeline stage.
+
+    before: ops before the first layer of the model. after: ops after the last layer of the model.
+    layers: ops of each layer of the chunk.
+    """
 
     before: tuple[Op, ...]
     layers: tuple[tuple[Op, ...], ...]
@@ -19,28 +23,30 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def ops(self) -> list[Op]:
-        """Every instance of every op, in the order of the forward pass."""
+        """All ops of the chunk in the order of the forward pass. An op occurs once per layer of the chunk."""
         return [*self.before, *(op for layer in self.layers for op in layer), *self.after]
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One pipeline stage, which has one chunk of layers, or `interleave` chunks."""
+    """One pipeline stage. It has one chunk of layers, or `interleave` chunks."""
 
     index: int
     chunks: tuple[Chunk, ...]
 
     @property
     def ops(self) -> list[Op]:
-        """Every instance of every op of this stage."""
+        """All ops of the stage. An op occurs once for each of its layers in the stage."""
         return [op for chunk in self.chunks for op in chunk.ops]
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
-    """Divide a model into pipeline stages. Each chunk gets the same number of layers; earlier chunks get the remainder.
+    """Divide a model into pipeline stages with nearly equal numbers of layers. Earlier chunks get the remainder.
 
-    The embedding is in the chunk of the first layer, and the head in the chunk of the last layer. The ops between
-    encoder and decoder are in the chunk of the layer after them. With more than one stage, a tied head has its own copy
-    of the table. Raises LayoutError if there are more chunks than layers.
+    The embedding is in the chunk of the first layer, and the head is in the chunk of the last layer. An op between the
+    encoder and the decoder is in the chunk of the next layer. With more than one stage, a tied head gets its own copy
+    of the table.
+
+    Raises LayoutError if the layout has more chunks than the model has layers.
     """
     if layout.pp > 1 and spec.tie_word_embeddings:
         ops = [_with_own_table(op) for op in ops]
@@ -64,7 +70,10 @@ def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
 
 
 def _with_own_table(op: Op) -> Op:
-    """Give a tied head its own copy of the embedding table, as Megatron and vLLM do if the two are on other stages."""
+    """Give a tied head its own copy of the embedding table.
+
+    Megatron and vLLM also store a copy if the embedding and the head are on different stages.
+    """
     if not op.tied:
         return op
     if op.kind != "matmul":
@@ -74,7 +83,7 @@ def _with_own_table(op: Op) -> Op:
 
 
 def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tuple[Op, ...]], tuple[Op, ...]]:
-    """The ops before the first layer, the ops of each layer, and the ops after the last layer."""
+    """Return the ops before the first layer, the ops of each layer, and the ops after the last layer."""
     inside: dict[tuple[str, int], list[Op]] = {}
     before: list[Op] = []
     after: list[Op] = []
@@ -92,11 +101,11 @@ def _sequence(spec: ModelSpec, ops: list[Op]) -> tuple[tuple[Op, ...], list[tupl
 
 
 def in_flight(stage: int, layout: Layout, micro_batches: int) -> int:
-    """The number of chunks whose activations a stage has saved when its first backward pass starts (1F1B).
+    """Return the number of chunks whose activations a stage has saved when its first backward pass starts.
 
-    Stage s of p (from 0) has p - s micro-batches in flight. With v interleaved chunks, it has
-    2·(p - s - 1) + (v - 1)·p + 1 chunks in flight (Narayanan 2021, section 2.2). The number of micro-batches limits
-    both.
+    The schedule is 1F1B. Stage s of p stages (s from 0) has p - s micro-batches in flight. With v interleaved chunks,
+    it has 2·(p - s - 1) + (v - 1)·p + 1 chunks in flight (Narayanan 2021, section 2.2). The result is never larger than
+    the number of chunks of all micro-batches.
     """
     if layout.interleave == 1:
         return min(micro_batches, layout.pp - stage)

@@ -1,14 +1,15 @@
-"""Memory of a training step, which is followed op by op.
+"""Memory of a training step, computed op by op.
 
-In the forward pass, each op adds the activations that it saves. In the backward pass, each op frees its activations
-and adds the gradients of its weights. The peak is the moment with the most bytes. It is at the loss with a large
-vocabulary, at the last feed-forward with a long sequence, and at the end of the backward pass with a short sequence.
-The peak is computed for each pipeline stage, and the highest one is reported.
+In the forward pass, each op adds the activations that it saves. In the backward pass, each op frees its activations and
+adds the gradients of its weights. The peak is the moment with the most allocated bytes. The peak is at the loss if the
+vocabulary is large, at the last feed-forward if the sequence is long, and at the end of the backward pass if the
+sequence is short. llmbench computes the peak of each pipeline stage and reports the highest one.
 
-Sources: Korthikanti 2022 (arXiv 2205.05198) for saved activations and pipeline schedules; Narayanan 2021 (arXiv
-2104.04473) for interleaving; ZeRO (arXiv 1910.02054) for sharded states. If a figure follows the behaviour of PyTorch
-or Transformer Engine, the docstring names it. Not counted: the allocator's rounding and fragmentation, and scratch
-memory of kernels that is not in the op table.
+Sources: Korthikanti 2022 (arXiv 2205.05198) for saved activations and pipeline schedules. Narayanan 2021 (arXiv
+2104.04473) for interleaving. ZeRO (arXiv 1910.02054) for sharded states. If a figure follows the behaviour of PyTorch
+or Transformer Engine, the docstring of its function says so.
+
+Not counted: the allocator's rounding and fragmentation, and scratch memory of kernels that is not in the op table.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from llmbench.spec.model import ModelSpec
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """The bytes at one moment of the backward pass: activations (saved and temporary), logits, gradients.
+    """The bytes that are allocated while one op of the backward pass runs.
 
-    op: name of the op that runs at this moment.
+    activations: bytes of saved activations and of temporaries. logits: bytes of the logits and their gradients.
+    gradients: bytes of weight gradients. op: name of the running op.
     """
 
     activations: int
@@ -42,7 +44,7 @@ class _Moment(msgspec.Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """Bytes of activations, logits and gradients together."""
+        """The sum of the bytes of activations, logits and gradients."""
         return self.activations + self.logits + self.gradients
 
 
@@ -60,11 +62,13 @@ def training_memory(
     kernels: Literal["fused", "eager"] = "fused",
     dropout: bool = False,
 ) -> Memory:
-    """Compute the peak memory of a training step after the first one, when the optimizer states exist.
+    """Compute the peak memory of a training step. The optimizer states already exist, so it is not the first step.
 
-    micro_batches: forward and backward passes per optimizer step. With more than one, gradients stay allocated between
-    the passes. None: one micro-batch, or with pipeline stages twice as many micro-batches as stages. Raises LayoutError
-    if the model cannot be divided as the layout says.
+    micro_batches: number of forward and backward passes per optimizer step. If it is more than one, gradients stay
+        allocated between the passes. None: one micro-batch without pipeline stages, and twice as many micro-batches as
+        stages with pipeline stages.
+
+    Raises LayoutError if the model cannot be divided as the layout says.
     """
     layout = layout or Layout()
     recipe = training_precision(precision)
@@ -84,7 +88,7 @@ def training_memory(
 
 
 class _Run(msgspec.Struct):
-    """The settings that all stages of one training run share."""
+    """The settings of one training run. All pipeline stages have the same settings."""
 
     spec: ModelSpec
     workload: Workload
@@ -95,11 +99,11 @@ class _Run(msgspec.Struct):
     passes: int
 
     def stage_peak(self, stage: Stage) -> Memory:
-        """The peak memory of one stage, with the number of micro-batches in flight that the pipeline schedule has."""
+        """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
         ops = stage.ops
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
-        # With a master copy, the shards of FSDP are the fp32 master copy, which the optimizer's bytes include. FSDP
-        # gathers bf16 weights only for the layers that compute.
+        # With a master copy, FSDP's shards of the weights are this fp32 copy, and the optimizer's bytes include it.
+        # FSDP gathers bf16 weights only for the layers that compute.
         weights = sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         if fsdp and self.recipe.master:
             weights = 0
@@ -144,37 +148,38 @@ class _Run(msgspec.Struct):
 
     @property
     def gradient_dtype(self) -> DType:
-        """Format of the gradients that the optimizer reads. With a master copy, FSDP reduces gradients to fp32."""
+        """The format of the gradients that the optimizer reads. With a master copy, FSDP reduces them in fp32."""
         return "fp32" if self.layout.zero == 3 and self.recipe.master else self.recipe.gradients
 
     @property
     def persistent(self) -> bool:
         """Whether the gradients of all weights are allocated during the whole step.
 
-        They are if they accumulate over several micro-batches, or if they are stored in buffers of another format than
-        the weights (Megatron's fp32).
+        This is the case if they accumulate over several micro-batches, or if their format differs from the format of
+        the weights. Megatron's fp32 gradients are an example of the second case.
         """
         return self.passes > 1 or self.recipe.gradients != self.recipe.weights
 
     @property
     def gathers_stage(self) -> bool:
-        """Whether FSDP has the weights and gradients of a whole stage at once.
+        """Whether FSDP gathers the weights of a whole stage at once, and stores all its gradients unsharded.
 
-        It does with pipeline stages: torch's schedules gather the weights once, and reduce the gradients only after the
-        last micro-batch.
+        This is the case with pipeline stages. PyTorch's schedules gather the weights once, and reduce the gradients
+        only after the last micro-batch.
         """
         return self.layout.zero == 3 and self.layout.pp > 1
 
     @property
     def accumulates_in_place(self) -> bool:
-        """Whether each matrix product adds its weight gradient to an fp32 buffer (Megatron with Transformer Engine)."""
+        """Whether each matrix product adds its weight gradient to an fp32 buffer, as in Megatron with Transformer
+        Engine."""
         return self.workload.kernels == "fused" and self.recipe.gradients != self.recipe.weights
 
     def placeholders(self, ops: list[Op]) -> int:
-        """Bytes of the placeholder gradients that autograd gets if the real gradients accumulate in an fp32 buffer.
+        """Return the bytes of the placeholder gradients. They exist if the real gradients accumulate in an fp32 buffer.
 
-        Transformer Engine keeps one placeholder of every shape. It has gate and up in one matrix, and q, k and v in
-        another.
+        Transformer Engine gives autograd a placeholder instead of the real gradient. It stores one placeholder per
+        weight shape. It has gate and up in one matrix, and q, k and v in another matrix.
         """
         if not self.accumulates_in_place:
             return 0
@@ -187,17 +192,19 @@ class _Run(msgspec.Struct):
 
     @property
     def widening(self) -> int:
-        """Bytes of a stored gradient / bytes of the same gradient when the backward pass computes it."""
+        """Bytes of a stored gradient divided by its bytes when the backward pass computes it."""
         return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
 
     def optimizer_moment(self, gradients: int) -> int:
-        """Bytes of gradients at the optimizer step that do not exist during the whole step."""
+        """Return the bytes of the gradients at the optimizer step, without gradients that are allocated during the
+        whole step."""
         return 0 if self.persistent else gradients
 
     def kept(self, op: Op, from_zero: int, size: int) -> int:
-        """Bytes that each GPU stores of `size` bytes, which ZeRO splits from stage `from_zero` on.
+        """Return the bytes that each GPU stores of a tensor of `size` bytes.
 
-        They are split over all GPUs that have a copy. With expert parallelism, fewer GPUs have a copy of an expert.
+        ZeRO splits the tensor from stage `from_zero` on, over all GPUs that have a copy of it. With expert parallelism,
+        fewer GPUs have a copy of an expert.
         """
         if self.layout.zero < from_zero:
             return size
@@ -207,10 +214,10 @@ class _Run(msgspec.Struct):
         return -(-size // copies)
 
     def gathered(self, stage: Stage) -> int:
-        """Bytes of the weights that FSDP has gathered at the peak.
+        """Return the bytes of the weights that FSDP has gathered at the peak.
 
-        They are the weights of the running layer and of the next layer, and those of the embedding and the head,
-        because the peak is at the head if the vocabulary is large.
+        These are the weights of the running layer and of the next layer, and the weights outside the layers (embedding
+        and head). Embedding and head count, because the peak is at the head if the vocabulary is large.
         """
         layers = sorted(
             (
@@ -228,10 +235,10 @@ class _Run(msgspec.Struct):
         return sum(layers if self.gathers_stage else layers[:2]) + outside
 
     def stream(self) -> int:
-        """Bytes of the residual stream of one micro-batch on this GPU.
+        """Return the bytes of the residual stream of one micro-batch on this GPU.
 
-        A recomputed layer saves the stream. The gradient of the stream exists during the backward pass of each
-        sublayer.
+        A fully recomputed layer saves only this stream. In the backward pass of each sublayer, the gradient of the
+        stream is also allocated.
         """
         tokens = -(-self.workload.batch * self.workload.query_len // self.layout.cp)
         if self.layout.sp:
@@ -239,18 +246,18 @@ class _Run(msgspec.Struct):
         return bytes_of(tokens * self.spec.hidden_size, self.recipe.activations)
 
     def checkpoint(self, layer: tuple[Op, ...]) -> int:
-        """Bytes that a layer saves from its forward to its backward pass."""
+        """Return the bytes that a layer saves in its forward pass for its backward pass."""
         return checkpoint_bytes(layer, self.recompute, self.stream())
 
     def saved(self, chunk: Chunk) -> int:
-        """Bytes that a chunk saves for one micro-batch until its backward pass starts, without logits."""
+        """Return the bytes that a chunk saves for the backward pass of one micro-batch, without logits."""
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
         return outside + sum(map(self.checkpoint, chunk.layers))
 
     def moments(self, chunk: Chunk) -> list[_Moment]:
-        """The moments of the backward pass of one micro-batch through a chunk, from the last op to the first."""
+        """Return the moments of the backward pass of one micro-batch through a chunk, from the last op to the first."""
         moments: list[_Moment] = []
-        below = [0]  # bytes saved before each layer
+        below = [0]  # below[i]: bytes that the layers before layer i have saved
         for layer in chunk.layers:
             below.append(below[-1] + self.checkpoint(layer))
         first = sum(op.saved_bytes for op in chunk.before)
@@ -273,11 +280,15 @@ class _Run(msgspec.Struct):
     def _through(
         self, ops: tuple[Op, ...], saved_before: int, gradients: int, moments: list[_Moment], *, inside: bool
     ) -> int:
-        """Append a moment for the backward pass of each op. Returns the bytes of gradients after the last of them."""
+        """Append a moment for the backward pass of each op. Return the bytes of gradients after the last moment.
+
+        saved_before: bytes that earlier ops have saved. gradients: bytes of gradients before the first moment.
+        inside: whether the ops are inside a layer.
+        """
         saved = [op.saved_bytes - (op.selective_bytes if self.recompute == "selective" else 0) for op in ops]
         alive = saved_before + sum(saved)
         logits = sum(size for op, size in zip(ops, saved, strict=True) if op.kind == "loss")
-        whole = 0  # bytes of gradients that are not yet split over the data-parallel group
+        whole = 0  # bytes of gradients that FSDP or ZeRO has not yet split over the data-parallel group
         after = gradients
         stream = self.stream() if inside else 0
         for op, size in zip(reversed(ops), reversed(saved), strict=True):
@@ -303,7 +314,10 @@ class _Run(msgspec.Struct):
         return after
 
     def _weight_gradient(self, op: Op) -> int:
-        """Bytes of an op's weight gradient. A tied matrix has two gradients, one per use, until autograd adds them."""
+        """Return the bytes of an op's weight gradient.
+
+        A tied matrix has two gradients, one from the embedding and one from the head, until autograd adds them.
+        """
         elements = op.parameters
         if self.accumulates_in_place and op.matrix is not None and op.kind == "matmul" and op.layer:
             return 0
@@ -313,9 +327,9 @@ class _Run(msgspec.Struct):
 
 
 def training_doubts(spec: ModelSpec) -> tuple[str, ...]:
-    """Reasons why the training memory of this model is approximate; empty if it is exact.
+    """Return the reasons why the training memory of this model is approximate. The result is empty if it is exact.
 
-    A trace of the real model confirms the other parts (tests/model/test_trace.py).
+    A trace of the PyTorch model confirms the memory of all other parts (tests/model/test_trace.py).
     """
     layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
     mixers = [mixer for layer in layers for mixer in branches(layer.mixer)]

@@ -1,7 +1,7 @@
 """FLOPs, bytes moved and peak memory of ops, for a forward or a backward pass.
 
-Bytes moved are bytes between a chip and its memory, if every input is read once and every output is written once. A
-real cache can save some of this traffic or cause more.
+Bytes moved are the bytes between a chip and its memory if the chip reads every input once and writes every output once.
+A real cache can move fewer or more bytes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from llmbench.sizing.op import Op
 __all__ = ["Pass", "Work", "least_s", "need_bytes", "work"]
 
 Pass = Literal["forward", "backward", "both"]
-"""A forward pass alone, a backward pass alone, or a forward and then a backward pass."""
+"""The passes to count: a forward pass, a backward pass, or a forward pass and then a backward pass."""
 
 
 class Work(NamedTuple):
-    """FLOPs and bytes moved in one pass."""
+    """The FLOPs and the bytes moved of one pass."""
 
     flops: int
     bytes: int
 
 
 def work(ops: Sequence[Op], direction: Pass, *, keeps: Collection[str] = ()) -> Work:
-    """The least work of one pass through these ops, with all their instances.
+    """Return the least FLOPs and bytes moved of one pass through these ops, with all their instances.
 
-    The FLOPs are the sum over the ops. The bytes are weights, rows of tables, caches, the first op's input and the last
-    op's output. A result that only another op reads may stay on the chip, so it is not counted unless `keeps` names the
-    op that writes it. A backward pass reads inputs, weights and the gradients of results, and writes the gradients of
-    inputs and weights. The result of a loss is one number, whose bytes are not counted.
+    The FLOPs are the sum over the ops. The bytes moved are weights, looked-up table rows, caches, the input of the
+    first op and the output of the last op. A result that only another op reads may stay on the chip, so its bytes are
+    not counted. A backward pass reads inputs, weights and the gradients of results. It writes the gradients of inputs
+    and weights. The result of a loss is one number, and its bytes are not counted.
+
+    keeps: names of ops whose results are counted nevertheless.
     """
     flops = sum(op.count * part.flops for op in ops for part in _passes(op, direction))
     if len(ops) == 1:
@@ -41,7 +43,7 @@ def work(ops: Sequence[Op], direction: Pass, *, keeps: Collection[str] = ()) -> 
 
 
 def _together_bytes(ops: Sequence[Op], keeps: Collection[str]) -> tuple[int, int]:
-    """Bytes that several ops move if one kernel computes all of them: (forward pass, backward pass)."""
+    """Return the bytes moved by one kernel that computes several ops, as (forward pass, backward pass)."""
     first = next(op for op in ops if op.read_bytes)
     last = None if ops[-1].kind == "loss" else next(op for op in reversed(ops) if op.written_bytes)
     rows = sum(op.count * op.read_bytes for op in ops if op.kind == "embedding")
@@ -49,24 +51,30 @@ def _together_bytes(ops: Sequence[Op], keeps: Collection[str]) -> tuple[int, int
     cached = sum(op.count * (op.kv_read_bytes + op.kv_written_bytes) for op in ops)
     inputs = 0 if first.kind == "embedding" else first.read_bytes
     results = sum(op.written_bytes for op in ops if op is last or op.name in keeps)
-    # The gradient of each term of a sum is the gradient of the sum, so the backward pass reads only that one tensor.
+    # The gradient of a sum equals the gradient of each of its terms. So the backward pass of a sum reads one tensor,
+    # not one per term.
     again = min(inputs, first.written_bytes) if _linear(first) else inputs
     return inputs + rows + weights + cached + results, 2 * (again + weights) + rows + results
 
 
 def least_s(ops: Iterable[Op], direction: Pass, bound: Callable[[int, int], float]) -> float:
-    """The least seconds for these ops, one after the other. `bound(flops, bytes)` gives the least seconds of one op."""
+    """Return the least seconds for these ops if they run one after the other.
+
+    bound: function that returns the least seconds of one op from its FLOPs and its bytes moved.
+    """
     return sum(op.count * bound(*part) for op in ops for part in _passes(op, direction))
 
 
 def need_bytes(ops: list[Op], direction: Pass, *, element_bytes: int) -> int:
     """Predict the peak bytes of one pass through these ops: inputs, weights, results and temporaries.
 
-    A forward pass needs the weights, and at its peak the memory of one op and of the tensors that exist next to it. A
-    backward pass needs the weights, and at its peak the saved activations (freed from the last op to the first), the
-    weight gradients (which accumulate meanwhile) and the memory of the running op. The caller keeps inputs and results
-    allocated. The gradient of the last result belongs to the caller and is not counted.
-    element_bytes: bytes per weight or activation.
+    A forward pass needs the weights and, at its peak, the memory of the running op and of other tensors that still
+    exist. A backward pass needs the weights and, at its peak, three more things: the activations that are still saved,
+    the weight gradients computed so far, and the memory of the running op. The backward pass frees the activations of
+    the last op first. The caller keeps inputs and results allocated. The gradient of the last result belongs to the
+    caller and is not counted.
+
+    element_bytes: bytes per element of weights and activations.
     """
     trained = sum(op.count * op.parameters for op in ops) + _lent_elements(ops)
     weights = element_bytes * (trained + sum(op.count * op.buffers for op in ops))
@@ -79,26 +87,30 @@ def need_bytes(ops: list[Op], direction: Pass, *, element_bytes: int) -> int:
 
 
 def _lent_elements(ops: Iterable[Op]) -> int:
-    """Elements of the matrix of a tied head, if the embedding, which owns the matrix, is not among the ops."""
+    """Return the number of elements in the matrix of a tied head, or 0 if the ops contain the embedding.
+
+    The embedding owns this matrix, so the embedding's own parameters count it.
+    """
     tied = [op for op in ops if op.tied]
     return 0 if any(op.kind == "embedding" for op in tied) else sum(op.matmul_elements for op in tied)
 
 
 def _given_bytes(ops: Sequence[Op]) -> int:
-    """Bytes of the activations that enter the first op that reads any."""
+    """Return the bytes of the activations that enter the first op that reads activations."""
     first = next((op for op in ops if op.read_bytes), None)
     if first is None:
         return 0
-    if first.selective_bytes:  # read_bytes of standard attention includes its own scores; only q, k and v are inputs
+    # read_bytes of standard attention also counts its scores, but only q, k and v enter the op
+    if first.selective_bytes:
         return min(first.read_bytes, first.saved_bytes - first.selective_bytes)
     return first.read_bytes
 
 
 def _beside(ops: Sequence[Op]) -> list[int]:
-    """For each op of a forward pass, the bytes of the tensors that exist next to its own.
+    """For each op of a forward pass, return the bytes of other tensors that exist while the op runs.
 
-    They are the layer's input, the residual stream after the last sum, and the output of the norm before the running
-    sublayer.
+    These tensors are the input of the layer, the residual stream after the last sum, and the output of the norm before
+    the running sublayer.
     """
     given, stream, inner = _given_bytes(ops), 0, 0
     beside: list[int] = []
@@ -113,7 +125,7 @@ def _beside(ops: Sequence[Op]) -> list[int]:
 
 
 def _saving_bytes(ops: Sequence[Op]) -> int:
-    """Peak bytes of a forward pass that saves activations for the backward pass, without weights."""
+    """Return the peak bytes of a forward pass that saves activations for the backward pass, without the weights."""
     saved, fullest = _given_bytes(ops), 0
     for index, op in enumerate(ops):
         before = saved + (op.count - 1) * op.saved_bytes - (saved if index == 0 else 0)
@@ -123,15 +135,16 @@ def _saving_bytes(ops: Sequence[Op]) -> int:
 
 
 def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
-    """Peak bytes of a backward pass, without weights.
+    """Return the peak bytes of a backward pass, without the weights.
 
-    Layers of one kind are alike. From one layer to the next, the bytes grow or shrink by a constant, so it is enough to
-    compute the last and the first layer.
+    All layers of one kind are equal. From one layer to the next, the allocated bytes change by a constant. So the peak
+    of these layers is in the first or in the last of them, and only these two are computed.
     """
     given, last = _given_bytes(ops), ops[-1]
-    # The first op saves its input without a copy, so the input must not be counted twice.
+    # The first op saves its input without a copy. So the input must not count twice.
     own_input = min(given, ops[0].saved_bytes - ops[0].selective_bytes - ops[0].copied_bytes)
-    result = 0 if last.kind in ("loss", "attention") else last.written_bytes  # attention's result counts as saved
+    # the result of attention is already among its saved bytes
+    result = 0 if last.kind in ("loss", "attention") else last.written_bytes
     alive = given - own_input + sum(op.count * op.saved_bytes for op in ops) + result
     stream = max((op.written_bytes for op in ops if op.name.endswith("_residual")), default=0)
     gradients = fullest = 0
@@ -153,7 +166,8 @@ def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
 
 
 def _gradient(op: Op) -> int:
-    """Elements of the gradients of an op's weights. A tied head computes a gradient of the embedding's matrix too."""
+    """Return the number of gradient elements of an op's weights. A tied head also computes a gradient of the
+    embedding's matrix."""
     return op.parameters + (op.matmul_elements if op.tied and op.kind != "embedding" else 0)
 
 
@@ -168,10 +182,11 @@ def _forward(op: Op) -> Work:
 
 
 def _backward(op: Op) -> Work:
-    """FLOPs and bytes of the backward pass of an op.
+    """Return the FLOPs and bytes moved of the backward pass of an op.
 
-    It reads inputs, weights and the gradient of the result, and writes the gradients of inputs and weights. Attention
-    also reads its result. An op whose gradient does not depend on its inputs does not read them.
+    The pass reads the inputs, the weights and the gradient of the result. It writes the gradients of inputs and
+    weights. Attention also reads its result. An op like a sum does not read its inputs, because its gradient does not
+    depend on them.
     """
     inputs, result = op.read_bytes, op.written_bytes
     moved = 2 * (inputs + op.weight_bytes) + result
@@ -183,5 +198,5 @@ def _backward(op: Op) -> Work:
 
 
 def _linear(op: Op) -> bool:
-    """Whether the gradient of an op does not depend on its inputs, as for rotations, copies and sums."""
+    """Return whether the gradient of an op does not depend on its inputs. Examples are rotations, copies and sums."""
     return op.kind == "elementwise" and not op.saved_bytes

@@ -1,4 +1,4 @@
-"""`Workload`, which describes one step of a model, and `Layout`, which describes how the model is spread over GPUs."""
+"""`Workload` describes one step of a model. `Layout` describes how the model is divided over GPUs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from llmbench.sizing.dtypes import DType
 
 Phase = Literal["prefill", "decode", "train"]
 Recompute = Literal["none", "selective", "every-second", "full"]
-"""Activations that the backward pass computes again.
+"""The activations that the forward pass does not save, so that the backward pass must compute them again.
 
-none: no activations. selective: the score matrices (Megatron). every-second: all activations except those of attention
-and the outputs of every second matrix product (torchtitan's selective). full: all activations of a layer, from the
-layer's input.
+- none: no activations are computed again.
+- selective: the score matrices of attention (Megatron).
+- every-second: all activations, except those of attention and the outputs of every second matrix product (torchtitan's
+  selective checkpointing).
+- full: all activations of a layer. They are computed again from the input of the layer.
 """
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step of work: a prefill, a decoding step or a training step.
+    """One step of a model: a prefill step, a decoding step or a training step.
 
-    batch: number of sequences (of a micro-batch in training).
-    query_len: new tokens per sequence.
-    kv_len: keys that the last new token can see, its own key included. With causal attention, earlier tokens see fewer.
-    encoder_len: tokens that the encoder has read (encoder-decoders only).
-
-    masked_pairs: count all S×S score pairs, also those that the mask removes, as FLOP counters do.
-    absorbed_mla: latent attention uses its absorbed form, which computes on the latents, as engines do in decoding.
-        False: it uses its expanded form.
+    batch: number of sequences. In training, it is the number of sequences of one micro-batch.
+    query_len: number of new tokens per sequence.
+    kv_len: number of keys that the last new token can see, including its own. With causal attention, earlier tokens see
+        fewer keys.
+    encoder_len: number of tokens that the encoder has read. Only encoder-decoder models use it.
+    weight_dtype, activation_dtype, kv_dtype: formats of the weights, of the activations and of the KV cache.
+    masked_pairs: whether the FLOPs include the score pairs that the mask hides. FLOP counters include them.
+    absorbed_mla: whether latent attention computes with the cached latents directly (absorbed form), as engines do in
+        decoding. If false, it first expands the latents to keys and values.
     attention: "flash" never stores the scores. "standard" stores them.
     kernels: "fused" has one kernel per norm, activation and loss, as in Megatron, Liger and llmbench's own kernels.
-        "eager" has plain torch modules. Only temporaries and saved activations differ.
-    dense_mask: flash attention gets its mask as a tensor unless the mask is only causal, as in torch's SDPA.
-    on_cpu: torch's ops run on a CPU. There RMSNorm is computed in steps, and flash attention needs no large fp32 buffer
-        and does not expand the keys of grouped heads.
-    dropout: hidden and attention dropout are on, and their masks are saved.
+        "eager" uses PyTorch's modules. Only temporaries and saved activations differ.
+    dense_mask: whether flash attention gets a mask tensor for every mask that is not only causal, as PyTorch's SDPA
+        does.
+    on_cpu: whether PyTorch's ops run on a CPU. On a CPU, RMSNorm is computed in several steps. Flash attention needs no
+        large fp32 buffer, and it does not expand the keys of grouped heads.
+    dropout: whether the hidden states and the attention have dropout. The dropout masks are saved.
     """
 
     phase: Phase
@@ -65,35 +69,37 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @classmethod
     def prefill(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """A prefill of `batch` sequences of `seq_len` tokens, all at once."""
+        """Return a prefill step of `batch` sequences with `seq_len` tokens each."""
         return cls(phase="prefill", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
     @classmethod
     def decode(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """A decoding step: one new token per sequence, after `seq_len` tokens that are in the cache."""
+        """Return a decoding step: one new token per sequence, with `seq_len` earlier tokens in the cache."""
         more.setdefault("absorbed_mla", True)
         return cls(phase="decode", batch=batch, query_len=1, kv_len=seq_len + 1, encoder_len=seq_len, **more)
 
     @classmethod
     def train(cls, seq_len: int, batch: int = 1, **more: Any) -> Workload:
-        """The forward and backward pass of one micro-batch in training."""
+        """Return the forward and backward pass of one micro-batch in training."""
         return cls(phase="train", batch=batch, query_len=seq_len, kv_len=seq_len, encoder_len=seq_len, **more)
 
 
 _ONE_GPU = "one GPU"
-"""The text of a layout without parallelism."""
+"""The text that represents a layout without parallelism."""
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a model is spread over tp × cp × pp × dp GPUs.
+    """The division of a model over tp × cp × pp × dp GPUs.
 
-    tp: GPUs per tensor-parallel group (Megatron).
-    sp: sequence parallelism, which also splits norms and residuals over the tensor-parallel group.
-    pp: number of pipeline stages. interleave: chunks of layers per stage.
-    dp: data-parallel replicas. zero: training state that is split over the replicas (1: optimizer states, 2: gradients
-        too, 3: weights too, as in FSDP).
-    cp: GPUs per context-parallel group, which split the sequence.
-    ep: GPUs per expert-parallel group, which split the experts. They are a part of the dp × cp ranks.
+    tp: number of GPUs per tensor-parallel group (Megatron).
+    sp: whether sequence parallelism also splits norms and residuals over the tensor-parallel group.
+    pp: number of pipeline stages.
+    interleave: number of chunks of layers per pipeline stage.
+    dp: number of data-parallel replicas.
+    ep: number of GPUs per expert-parallel group, which splits the experts. The groups consist of the dp × cp ranks.
+    cp: number of GPUs per context-parallel group, which splits the sequence.
+    zero: ZeRO stage, which says what the replicas split among themselves. 0: nothing. 1: the optimizer states. 2: also
+        the gradients. 3: also the weights, as in FSDP.
     """
 
     tp: int = 1
@@ -117,16 +123,19 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.interleave > 1 and self.pp == 1:
             raise LayoutError("layout interleave: needs pp of at least 2")
         if (self.dp * self.cp) % self.ep:
-            raise LayoutError(f"layout ep={self.ep}: dp × cp = {self.dp * self.cp} is not divisible by it")
+            raise LayoutError(f"layout ep={self.ep}: dp × cp = {self.dp * self.cp} is not divisible by {self.ep}")
 
     @property
     def num_gpus(self) -> int:
-        """The number of GPUs of the whole layout."""
+        """The number of GPUs in the whole layout."""
         return self.tp * self.cp * self.pp * self.dp
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """Read a text like `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`. LayoutError names a wrong item."""
+        """Parse a text such as `tp=8,sp,pp=8,interleave=3,dp=2,ep=8,cp=1,zero=1`.
+
+        Raises LayoutError if an item is unknown or has a wrong value. The message names the item.
+        """
         fields: dict[str, Any] = {}
         if text.strip() == _ONE_GPU:
             return cls()

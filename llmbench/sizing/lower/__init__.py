@@ -1,6 +1,6 @@
-"""All formulas of llmbench: they turn a ModelSpec, a Workload and a Layout into the op table.
+"""All formulas of llmbench. They compute the op table from a ModelSpec, a Workload and a Layout.
 
-`lower` follows a model from its embedding to its loss. Each op states the parameters, FLOPs, bytes moved, saved
+`lower` goes through a model from its embedding to its loss. Each op states the parameters, FLOPs, bytes moved, saved
 activations and communication of one module on one GPU. Parameters, FLOPs, KV cache, memory and roofline are sums over
 these ops.
 """
@@ -30,12 +30,14 @@ ONE_GPU = Layout()
 
 
 def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
-    """The ops of the whole model on one GPU, in the order of the forward pass.
+    """Return the ops of the whole model on one GPU, in the order of the forward pass.
 
-    If GPUs have shares of different size, the figures are those of the GPU with the largest share. The list is not
-    divided into pipeline stages; `stages` does that by the `layers` of each op. The modules for multi-token prediction
-    are in `lower_next_token_prediction`. Raises LayoutError if the model cannot be divided as the layout says, and
-    SpecError for a decoding step of an encoder.
+    If the GPUs have shares of different size, the figures belong to the GPU with the largest share. The list is not
+    divided into pipeline stages (see `stages`), and it does not contain multi-token-prediction modules (see
+    `lower_next_token_prediction`).
+
+    Raises LayoutError if the model cannot be divided as the layout says. Raises SpecError for a decoding step of an
+    encoder.
     """
     if workload.phase == "decode" and not spec.decodes:
         raise SpecError(f"{spec.name} is an encoder: it reads all tokens at once and has no decoding step")
@@ -50,7 +52,8 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
         encoder.at("encoder.", "", ())
         if spec.encoder.final_norm:
             encoder.norm("final_norm", "norms", encoder.hidden, spec.norm)
-        output = encoder.tokens * encoder.hidden.size  # cross-attention of every decoder layer reads it; saved once
+        # the cross-attention of every decoder layer reads this tensor, which is saved once
+        output = encoder.tokens * encoder.hidden.size
         encoder.elementwise("output", "other", reads=0, writes=0, saves=output)
         ops += encoder.ops
     decoder = Builder(spec, workload, layout)
@@ -63,10 +66,10 @@ def lower(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list
 
 
 def lower_next_token_prediction(spec: ModelSpec, workload: Workload, layout: Layout = ONE_GPU) -> list[Op]:
-    """The ops of the multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+    """Return the ops of the multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
-    Each module applies a norm to the hidden state and to the embedding of the next token, projects the two to one
-    vector, and runs a layer and a final norm. It uses the embedding and the head of the model.
+    Each module applies a norm to the hidden state and a norm to the embedding of the next token. It projects the two
+    vectors to one vector, and then runs a layer and a final norm. It uses the embedding and the head of the model.
     """
     mtp = spec.next_token_prediction
     if mtp is None:
@@ -96,7 +99,8 @@ def _stack(b: Builder, layers: dict[str, Layer], order: tuple[str, ...]) -> None
 
 
 def _split_shared(op: Op) -> list[Op]:
-    """Split an op of layers that share weights: the first instance owns the weights, the others only use them."""
+    """Split an op of layers that share weights. The op of the first layer owns the weights, the op of later layers only
+    uses them."""
     if not (op.parameters or op.buffers or op.matmul_elements):
         return [op]
     unowned = {"parameters": 0, "active_parameters": 0, "matmul_elements": 0, "buffers": 0, "formula": ""}
@@ -111,10 +115,11 @@ def _layer(b: Builder, layer: Layer) -> None:
     parallel = layer.placement in ("parallel", "parallel_two")
 
     def norms(name: str, *, before: bool) -> None:
-        """Add the norm before a sublayer, or the norm after it, if the placement of this layer has one there."""
+        """Add the norm before or after a sublayer, if the layer's placement has a norm there."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
         if layer.placement in where:
-            saved = layer.placement == "parallel_two" and name != sublayers[0]  # the first norm saved this tensor
+            # the norm of the first sublayer has saved the same input
+            saved = layer.placement == "parallel_two" and name != sublayers[0]
             b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not saved)
 
     if layer.placement == "parallel":
@@ -166,7 +171,7 @@ def _embedding(b: Builder) -> None:
             stream = b.stream_tokens * size.size
             b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
         case Rope() | Alibi() | RelativeBias() | NoPositions():
-            pass  # the mixers apply these encodings
+            pass  # the mixers apply these position encodings
         case _:
             assert_never(spec.positions)
     if spec.embedding.token_types:
@@ -196,12 +201,15 @@ def _table(
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,
         written_bytes=looked_up,
-        saved_bytes=8 * b.tokens,  # the token ids, int64
+        saved_bytes=8 * b.tokens,  # the token ids in int64
     )
 
 
 def _encoder_embedding(b: Builder, stack: Stack) -> None:
-    """Add the encoder's tables and norm before its layers. Without its own token table, it uses the decoder's."""
+    """Add the tables and the norm of the encoder's embedding.
+
+    An encoder without its own token table uses the table of the decoder.
+    """
     b.at("encoder.", "", ())
     if stack.vocab_size is not None:
         rows = Dim(stack.vocab_size, "encoder.vocab_size")
@@ -214,7 +222,7 @@ def _encoder_embedding(b: Builder, stack: Stack) -> None:
 
 
 def _head(b: Builder) -> None:
-    """Add the final norm, the head and, in training, the loss, at every position."""
+    """Add the final norm and the head. In training, also add the loss, which covers every position."""
     spec = b.spec
     size = b.hidden if spec.embedding.size is None else Dim(spec.embedding.size, "embedding_size")
     if spec.hyper_connections is not None:
@@ -243,8 +251,9 @@ def _head(b: Builder) -> None:
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if b.workload.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
-        # A fused loss applies the soft cap when it reads the logits. Plain torch saves the tanh, and its temporaries
-        # are the divided logits, and the tanh or the result.
+        # A fused loss applies the soft cap when it reads the logits. Plain PyTorch saves the tanh. It has
+        # three tensors at a time: the logits, the divided logits and the tanh, and then the logits, the tanh and the
+        # result.
         if spec.head.soft_cap is not None and not b.fused:
             b.elementwise(
                 "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
@@ -253,12 +262,13 @@ def _head(b: Builder) -> None:
 
 
 def _loss(b: Builder, logits: int) -> None:
-    """Add cross-entropy over `logits` elements.
+    """Add the cross-entropy loss. logits: number of logits on this GPU.
 
-    Plain torch copies the logits to fp32 and saves an fp32 log-softmax. Its backward pass allocates two more tensors of
-    the size of the log-softmax. It allocates three if the loss is split over a tensor-parallel group, because torch's
-    loss_parallel computes this backward pass in steps. A fused loss saves an fp32 softmax, which its backward pass
-    overwrites with the gradient, and allocates the gradient in the activations' format.
+    Plain PyTorch copies the logits to fp32 and saves an fp32 log-softmax. Its backward pass allocates two more fp32
+    tensors of this size. If the loss is split over a tensor-parallel group, the backward pass allocates three such
+    tensors, because PyTorch's loss_parallel computes it in several steps. A fused loss saves an fp32 softmax. Its
+    backward pass overwrites the softmax with the gradient, and allocates a copy of the gradient in the format of the
+    activations.
     """
     plain_backward = 8 * logits if b.layout.tp == 1 else 12 * logits
     forward_bytes = b.act(logits)

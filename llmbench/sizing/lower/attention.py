@@ -1,7 +1,8 @@
 """The ops of softmax attention: MHA, GQA and MQA.
 
-Weights per layer: q has D·N·H elements, k and v have D·K·H each, o has N·H·D. The scores and their product with the
-values cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head.
+Elements of the weights per layer: D·N·H for q, D·K·H for k and for v, N·H·D for o. D is the hidden size, N the number
+of query heads, K the number of key-value heads, and H the head dimension. The scores and their product with the values
+cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head. d_qk and d_v are the widths of a key head and of a value head.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from llmbench.spec.position import Positions, RelativeBias, Rope
 def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
     """Add the ops of softmax attention.
 
-    cross: keys and values come from the encoder. Raises LayoutError if the heads cannot be split over the GPUs.
+    cross: whether keys and values come from the encoder.
+
+    Raises LayoutError if the heads cannot be split over the GPUs.
     """
     tp = b.layout.tp
     heads = Dim(mixer.num_attention_heads, "num_attention_heads")
@@ -34,7 +37,8 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
             else f"layout tp={tp}: the {kv_heads.size} key-value heads cannot be split evenly over {tp} GPUs",
             hint="choose a tp that divides the number of heads",
         )
-    kv_shards = min(tp, kv_heads.size)  # more GPUs than key-value heads: several GPUs have copies of one head
+    # if there are more GPUs than key-value heads, several GPUs have a copy of one head
+    kv_shards = min(tp, kv_heads.size)
     local_heads, local_kv_heads = heads.size // tp, kv_heads.size // kv_shards
     source_tokens = share(b.workload.batch * b.workload.encoder_len, b.layout.cp) if cross else b.tokens
     projects_kv = not mixer.shares_kv and not (cross and b.workload.phase == "decode")
@@ -119,7 +123,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
-    # The input of o_proj is usually the output of attention, which flash attention saves already.
+    # The input of o_proj is usually the output of attention, which flash attention has already saved.
     own_input = mixer.output_gate is not None or mixer.output_norm or b.workload.attention != "flash"
     b.linear(
         f"{name}.o_proj",
@@ -133,7 +137,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
 
 
 def rope(b: Builder, name: str, positions: Positions, queries: int, keys: int) -> None:
-    """Add the rotation of queries and keys. `queries` and `keys` are numbers of elements."""
+    """Add the rotation of queries and keys. queries, keys: numbers of rotated elements."""
     temporary = {}
     if not b.fused:
         interleaved = isinstance(positions, Rope) and positions.interleaved
@@ -155,10 +159,11 @@ def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, par
 
 
 def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim, width: Dim) -> None:
-    """Add DeBERTa's scores by relative position.
+    """Add DeBERTa's scores for relative positions.
 
-    The rows of the table are projected once per sequence, at 2·rows·D·N·H FLOPs. Every query (or key) is multiplied
-    with all rows, at 2·rows·N·H FLOPs per token.
+    The rows of the table are projected once per sequence, which costs 2·rows·D·N·H FLOPs. D is the hidden size, N the
+    number of heads, and H the head dimension. Then each query (or key) is multiplied with all rows, which costs
+    2·rows·N·H FLOPs per token.
     """
     rows, tp = 2 * (min(scores.span, b.kv_len) if scores.clipped else scores.span), b.layout.tp
     projected = 2 if scores.shared_projections else 0
@@ -187,8 +192,8 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
     rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
-    # Plain torch looks up a bias for every (query, key) pair and saves the row numbers (int64). Flash attention saves
-    # the biases too.
+    # Plain PyTorch looks up a bias for every (query, key) pair, and saves the table rows that it read (int64). With
+    # flash attention, it also saves the biases.
     w, looked_up = b.workload, 0
     if not b.fused:
         pairs = w.batch * b.query_len * b.kv_len

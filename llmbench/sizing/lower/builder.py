@@ -1,9 +1,7 @@
-"""The formulas of the basic ops: matrix product, norm, vector of weights, elementwise function.
+"""The formulas of the basic ops: matrix product, norm, weight vector, elementwise function.
 
-The other files of this folder compose the layers of a model from these ops.
-
-Symbols in this folder: B batch size, S query length, T key length, D hidden size, N query heads, K key-value heads,
-H head dimension.
+The other files of this folder build the layers of a model from these basic ops. They use these symbols: B batch size, S
+query length, T key length, D hidden size, N query heads, K key-value heads, H head dimension.
 """
 
 from __future__ import annotations
@@ -23,14 +21,17 @@ Split = Literal["none", "column", "row"]
 
 
 class Dim(NamedTuple):
-    """A width of a tensor, and the spec's field names that it is computed from."""
+    """The width of a tensor, and its formula.
+
+    size: number of elements. label: the spec field names from which the size is computed.
+    """
 
     size: int
     label: str
 
 
 def product(*dims: Dim) -> Dim:
-    """Multiply several widths, and join their names."""
+    """Return the product of several widths. Its label joins their labels."""
     size = 1
     for dim in dims:
         size *= dim.size
@@ -38,15 +39,17 @@ def product(*dims: Dim) -> Dim:
 
 
 def share(size: int, parts: int) -> int:
-    """The largest of `parts` nearly equal shares of `size`."""
+    """Return the largest share if `size` is divided into `parts` nearly equal shares."""
     return -(-size // parts)
 
 
 def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None = None) -> Cache:
-    """The cache of a layer that stores a cache row per token, on this GPU.
+    """Return the cache of a layer that stores one cache row per token, on this GPU.
 
-    Tensor parallelism splits the heads of a row. If there are more GPUs than heads, several GPUs have copies of one
-    head. row, indexer_row: None if the layer stores no such row.
+    Tensor parallelism splits the heads of a row over GPUs. If there are more GPUs than heads, several GPUs have a copy
+    of one head.
+
+    row, indexer_row: rows of the layer and of its indexer. None: there is no such row.
     """
 
     def local(row: CacheRow | None) -> int:
@@ -61,8 +64,9 @@ def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None =
 class Builder:
     """Collects the ops of one stack of layers, for one GPU.
 
-    tokens: number of tokens that this GPU computes. stream_tokens: number of tokens whose residual stream this GPU
-    stores, which is smaller than `tokens` under sequence parallelism.
+    tokens: number of tokens that this GPU computes.
+    stream_tokens: number of tokens whose residual stream this GPU stores. With sequence parallelism, it is less than
+        `tokens`.
     """
 
     def __init__(self, spec: ModelSpec, workload: Workload, layout: Layout, *, encoder: bool = False) -> None:
@@ -86,12 +90,12 @@ class Builder:
         self.ops: list[Op] = []
 
     def at(self, prefix: str, layer: str, layers: Iterable[int]) -> None:
-        """Set the name prefix, the kind of layer and the layer indices of the ops that are added from now on."""
+        """Set the name prefix, the kind of layer and the layer indices of all ops that are added later."""
         self.prefix, self.layer, self.layers = prefix, layer, tuple(layers)
 
     @contextmanager
     def only(self, layers: tuple[int, ...]) -> Iterator[None]:
-        """Set other layer indices for the ops that are added inside the `with` block."""
+        """Use other layer indices for the ops that are added inside the `with` block."""
         every, self.layers = self.layers, layers
         try:
             yield
@@ -99,14 +103,14 @@ class Builder:
             self.layers = every
 
     def act(self, elements: int) -> int:
-        """Bytes of `elements` activations."""
+        """Return the bytes of `elements` activations."""
         return bytes_of(elements, self.workload.activation_dtype)
 
     def add(self, name: str, component: Component, kind: OpKind, **costs: Any) -> None:
-        """Append an op with the current prefix and layers.
+        """Append an op with the current name prefix and layer indices.
 
-        By default, the forward pass of the op needs the memory of its inputs and outputs, and the backward pass needs
-        the memory of their gradients.
+        costs: other fields of the op. By default, forward_bytes is the memory of inputs and outputs, and backward_bytes
+            is the memory of their gradients.
         """
         moved = costs.get("read_bytes", 0) + costs.get("written_bytes", 0) + costs.get("kv_read_bytes", 0)
         costs.setdefault("forward_bytes", moved)
@@ -141,18 +145,19 @@ class Builder:
     ) -> None:
         """Add a matrix product with inputs × outputs weights, and optionally a bias.
 
-        It costs 2 FLOPs per weight and token. The backward pass costs twice as much: one product for the gradient of
-        the input, one for that of the weights.
+        The forward pass costs 2 FLOPs per weight and token. The backward pass costs twice as much. It has two products,
+        one for the gradient of the input and one for the gradient of the weights.
 
-        split: "column" gives each GPU a share of the outputs. "row" gives each GPU a share of the inputs; the outputs
-            are then summed over the group, and every GPU has the whole bias.
-        shards: number of GPUs that split the weights; None: the whole tensor-parallel group.
-        tokens: number of tokens; None: all tokens of this GPU.
-        saves_input: the op saves its input for the backward pass. False: another op saves the same tensor.
+        split: how tensor parallelism splits the matrix. "column" gives each GPU a share of the outputs. "row" gives
+            each GPU a share of the inputs. The outputs are then summed over the group, and every GPU has the whole
+            bias.
+        shards: number of GPUs that split the weights. None: the whole tensor-parallel group.
+        tokens: number of tokens. None: all tokens of this GPU.
+        saves_input: whether the op saves its input for the backward pass. If false, another op saves the same tensor.
         also_saved_bytes: bytes of other tensors that the module saves.
-        gathers: this is the first product of a tensor-parallel region. With sp it gathers the sequence, and the
-            gradient of its input is reduced over the group.
-        tied: the weights belong to another op.
+        tied: whether the weights belong to another op.
+        gathers: whether this is the first product of a tensor-parallel region. With sequence parallelism, it gathers
+            the tokens of the sequence. The gradient of its input is reduced over the group.
         """
         shards = self.layout.tp if shards is None else shards
         tokens = self.tokens if tokens is None else tokens
@@ -164,8 +169,8 @@ class Builder:
         if bias:
             formula = f"{formula} + {outputs.label}" if formula else outputs.label
         flops = 2 * tokens * weights
-        # With sequence parallelism, Megatron saves only this GPU's part of the input and gathers the rest again in the
-        # backward pass. Plain torch (DTensor) saves the gathered input.
+        # With sequence parallelism, Megatron saves only this GPU's part of the input. It gathers the other parts again
+        # in the backward pass. Plain PyTorch (DTensor) saves the gathered input.
         kept = tokens * inside
         gathered = 0
         if gathers and self.layout.sp and self.fused:
@@ -227,12 +232,14 @@ class Builder:
         shards: int = 1,
         saves_input: bool = True,
     ) -> None:
-        """Add a norm of `rows` rows with `width` elements each. Default: one row per token of the residual stream.
+        """Add a norm of `rows` rows with `width` elements each.
 
-        It saves its input and one (RMSNorm) or two (LayerNorm) fp32 statistics per row. weight_width: width of the
-        weight if it is not `width` (each head has its own weight). Plain torch then multiplies with the weight in a
-        separate step, which saves the normalised values too. `stepwise_norm` gives the temporaries of an RMSNorm that
-        is computed in steps.
+        The norm saves its input and fp32 statistics per row: one value for RMSNorm, two values for LayerNorm.
+
+        rows: number of rows. None: one row per token of the residual stream.
+        weight_width: width of the weight, if it differs from `width` because each head has its own weight. Plain
+            PyTorch then multiplies with the weight in a separate step, which also saves the normalised values.
+        saves_input: whether the norm saves its input. If false, another op saves the same tensor.
         """
         rows = self.stream_tokens if rows is None else rows
         weight = width if weight_width is None else weight_width
@@ -273,7 +280,10 @@ class Builder:
         buffer: bool = False,
         saved_bytes: int = 0,
     ) -> None:
-        """Add trained elements that no matrix product uses (sinks, decays, gates). buffer: they are not trained."""
+        """Add trained elements that no matrix product uses, such as sinks, decays and gates.
+
+        buffer: whether the elements are stored but not trained.
+        """
         local = share(width.size, shards)
         if buffer:
             self.add(name, component, "elementwise", buffers=local, shards=shards)
@@ -303,7 +313,8 @@ class Builder:
     ) -> None:
         """Add an elementwise function.
 
-        reads, writes, saves: numbers of elements in the activations' format. saved_bytes: bytes saved in other formats.
+        reads, writes, saves: numbers of elements in the format of the activations.
+        saved_bytes: bytes that are saved in other formats.
         temporary: forward_bytes and backward_bytes, if the function is computed in several steps.
         """
         self.add(
@@ -317,8 +328,10 @@ class Builder:
         )
 
     def residual(self, name: str) -> None:
-        """Add the sum of a sublayer's output and the residual stream. With dropout, it saves a mask of one byte per
-        element."""
+        """Add the sum of a sublayer's output and the residual stream.
+
+        With dropout, the op saves a dropout mask of one byte per element.
+        """
         elements = self.stream_tokens * self.hidden.size
         self.elementwise(
             name,

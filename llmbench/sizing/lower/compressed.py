@@ -1,12 +1,15 @@
-"""The ops of DeepSeek-V4's compressed attention.
+"""The ops of DeepSeek-V4's compressed attention. A compressed entry is one vector for `rate` consecutive tokens.
 
-An entry is one vector that summarises `rate` consecutive tokens. Weights per layer: queries D·r_q + r_q·N·H; one head
-that is both key and value, D·H; the output projection N·H·r_o in g groups, then g·r_o·D. A layer with compression adds
-two projections of D·c·H and a bias of rate·c·H; c is 2 if entries overlap, else 1. Its indexer adds two projections of
-D·c·h, a bias of rate·c·h, query weights r_q·n·h and D·n weights for the heads.
+Symbols: D hidden size, N query heads, H head dimension, r_q width of the query latent, g groups of heads, r_o output
+width of a group's first matrix, n and h number and width of indexer heads. c is 2 if entries overlap, otherwise 1.
 
-The cache stores H elements per token of the window, H per entry, and h per entry of the indexer. Tokens whose entry is
-not complete yet are not counted.
+Elements of the weights per layer: D·r_q + r_q·N·H for queries, D·H for the single head that is both key and value, and
+N·H·r_o + g·r_o·D for the output. A layer with entries has two more projections of D·c·H elements each, and a bias of
+rate·c·H elements. Its indexer has two projections of D·c·h elements each, a bias of rate·c·h, a query projection of
+r_q·n·h, and D·n elements for the weights of the heads.
+
+The cache stores H elements per token of the window, H elements per entry, and h elements per entry of the indexer. The
+memory for tokens whose entry is not complete yet is not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from llmbench.spec.mixer import CompressedAttention
 def compressed(b: Builder, mixer: CompressedAttention) -> None:
     """Add the ops of attention to a window of tokens and to compressed entries.
 
-    Raises LayoutError if heads or groups cannot be split over the GPUs.
+    Raises LayoutError if the heads or the groups cannot be split over the GPUs.
     """
     tp, name = b.layout.tp, mixer.module_name
     heads, groups = (
@@ -62,7 +65,8 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         read_per_token=head_dim.size,
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
-    # Each of the g groups of heads has its own matrix with N·H/g inputs and r_o outputs. In the formula g cancels.
+    # Each of the g groups has its own matrix with N·H/g inputs and r_o outputs. All groups together have N·H·r_o
+    # weights, so the formula does not contain g.
     inside = Dim(heads.size * head_dim.size // groups.size, product(heads, head_dim).label)
     narrow = Dim(rank.size, "output_lora_rank")
     b.linear(f"{name}.o_a_proj", "attention", inside, narrow, split="column", saves_input=False)
@@ -70,7 +74,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
 
 
 def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
-    """Add the ops that compute, cache and select entries. Returns the number of scored (query, entry) pairs."""
+    """Add the ops that compute, cache and select entries. Return the number of scored (query, entry) pairs."""
     name, indexer, w = mixer.module_name, mixer.indexer, b.workload
     entries = b.kv_len // rate
     _entries(b, f"{name}.compressor", Dim(mixer.head_dim, "head_dim"), rate, overlap=mixer.overlap)
@@ -98,7 +102,7 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
 
 
 def _entries(b: Builder, where: str, width: Dim, rate: int, *, overlap: bool) -> None:
-    """Add the ops that compute an entry from `rate` tokens: projections, gates, a bias by position, and a norm."""
+    """Add the ops that compute one entry from `rate` tokens: projections, gates, a bias per position, and a norm."""
     wide = product(Dim(2, "2"), width) if overlap else width
     b.linear(f"{where}.kv_proj", "attention_extra", b.hidden, wide, saves_input=False)
     b.linear(f"{where}.gate_proj", "attention_extra", b.hidden, wide, saves_input=False)

@@ -1,4 +1,4 @@
-"""The attention core, softmax(Q Kᵀ) V: FLOPs, bytes moved, saved activations and temporaries. It has no weights."""
+"""The attention core softmax(Q Kᵀ) V: its FLOPs, bytes moved, saved activations and temporaries. It has no weights."""
 
 from __future__ import annotations
 
@@ -27,20 +27,25 @@ def core(
     masked: bool = False,
     unsplit: int = 0,
 ) -> None:
-    """Add softmax(Q Kᵀ) V with `heads` heads on this GPU.
+    """Add softmax(Q Kᵀ) V with `heads` query heads and `kv_heads` key-value heads on this GPU.
 
-    The forward pass costs 2·(d_qk + d_v) FLOPs per (query, key) pair and head. The backward pass costs twice as much,
-    and flash attention computes Q Kᵀ once more. Flash attention saves q, k, v, its output, and one fp32 log-sum-exp per
-    query and head. Standard attention saves q, k, v and the probabilities. It also saves a mask and the masked
-    probabilities with dropout, and the tanh with a soft cap. These S×T tensors are not saved with selective
-    recomputation.
+    The forward pass costs 2·(qk_dim + v_dim) FLOPs per (query, key) pair and head. The backward pass costs twice as
+    much. In its backward pass, flash attention computes Q Kᵀ once more. Flash attention saves q, k, v, its output, and
+    one fp32 log-sum-exp per query and head. Standard attention saves q, k, v and the probabilities. With dropout, it
+    also saves a mask and the masked probabilities. With a soft cap, it also saves the tanh. Selective recomputation
+    does not save these tensors with one element per (query, key) pair.
 
-    pairs: number of (query, key) pairs per sequence and head.
-    seen: the most keys that one query reads.
-    read_per_token: cache elements that a decoding step reads per token.
-    biased: a bias is added to all scores.
-    masked: the mask hides pairs that a causal mask shows; see `_temporary_bytes`.
-    unsplit: extra width per head that plain torch saves with flash attention, because V is a view of a wider tensor.
+    qk_dim, v_dim: widths of a key head and of a value head.
+    pairs: number of (query, key) pairs per sequence and head that the mask shows.
+    source_len: number of keys per sequence.
+    cache: the cache that the op reads and writes. None: the op has no cache.
+    seen: largest number of keys that one query reads.
+    read_per_token: cache elements that a decoding step reads per cached token.
+    soft_cap: whether the scores have a soft cap.
+    biased: whether a bias is added to the scores.
+    masked: whether the mask hides pairs that a causal mask shows (see `_temporary_bytes`).
+    unsplit: extra width per head that plain PyTorch saves with flash attention. It saves more than V if V is a view of
+        a wider tensor.
     """
     w = b.workload
     batch = w.batch
@@ -55,22 +60,23 @@ def core(
     if w.attention == "flash":
         saved = b.act(inputs + output + (0 if b.fused else queries * heads * unsplit)) + 4 * queries * heads
         # The backward pass of flash attention accumulates dQ in fp32. With grouped heads, it also expands dK and dV to
-        # all heads. Torch's CPU kernel does neither.
+        # all query heads. PyTorch's CPU kernel does neither.
         expanded = 0 if kv_heads == heads or w.on_cpu else keys * heads * (qk_dim + v_dim)
         rows = 4 * queries * heads
         accumulator = 0 if w.activation_dtype == "fp32" or w.on_cpu else rows * qk_dim
         scratch = b.act(inputs + output + expanded) + rows + accumulator
         traffic_read, traffic_written = inputs, output
     else:
-        # Plain torch computes the softmax in fp32 and saves both the fp32 result and its copy in the activations'
-        # format. SDPA without a kernel computes only in fp32, so there is no copy.
+        # Plain PyTorch computes the softmax in fp32. It saves the fp32 result and a copy in the format of the
+        # activations. SDPA without a flash kernel computes everything in fp32, so there is no copy.
         wide = w.dense_mask or w.activation_dtype == "fp32"
         kept = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
         selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
-        # In the backward pass of the softmax, plain torch has three fp32 S×T tensors (probabilities, their gradient,
-        # gradient of the scores) and the gradient of the values. The copy and the output's gradient are freed.
+        # In the backward pass of the softmax, plain PyTorch has three fp32 tensors with one element per (query, key)
+        # pair: the probabilities, their gradient, and the gradient of the scores. It also has the gradient of the
+        # values. At this moment, the copy of the probabilities and the gradient of the output are already freed.
         value_gradient = b.act(keys * heads * v_dim)
         scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + value_gradient
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
@@ -130,12 +136,16 @@ def _temporary_bytes(
     masked: bool,
     soft_cap: bool,
 ) -> tuple[int, int, int]:
-    """(peak bytes of temporaries in the forward pass, bytes of the saved mask, bytes of copied inputs).
+    """Return (peak bytes of temporaries in the forward pass, bytes of the saved mask, bytes of copied inputs).
 
-    Plain torch repeats the keys and values of grouped heads for every query head. A matrix product needs contiguous
-    inputs: keys and values are contiguous if they come from a cache, belong to a single sequence, or were repeated.
-    Otherwise they are copied. Absorbed latent attention has one key head, and concatenates its queries into a new
-    tensor.
+    For grouped heads, plain PyTorch repeats the keys and values for every query head. A matrix product needs contiguous
+    inputs and copies all others. Keys and values are contiguous if they come from a cache, if there is only one
+    sequence, or if they were repeated. Absorbed latent attention has one key head, and concatenates the parts of its
+    queries into a new tensor.
+
+    key_len: number of keys per sequence.
+    biased: whether a bias is added to the scores.
+    masked: whether the mask is more than a causal mask.
     """
     w = b.workload
     decode, absorbed = w.phase == "decode", w.absorbed_mla and kv_heads == 1

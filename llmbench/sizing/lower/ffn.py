@@ -1,4 +1,8 @@
-"""The ops of feed-forwards. Weights: dense 2·D·F, gated 3·D·F; an expert is one of the two, and a router has D·E."""
+"""The ops of feed-forwards.
+
+Elements of the weights: a dense feed-forward has 2·D·F and a gated one has 3·D·F, for hidden size D and intermediate
+size F. Each expert is a dense or a gated feed-forward. A router for E experts has D·E.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,10 @@ from llmbench.spec.ffn import FFN, Activation, Dense, Gated, MoE
 
 
 def feed_forward(b: Builder, ffn: FFN, *, inputs_saved: bool = False) -> None:
-    """Add the ops of a feed-forward. inputs_saved: the mixer of a parallel block has saved the same input already."""
+    """Add the ops of a feed-forward.
+
+    inputs_saved: whether the mixer of a parallel layer has already saved the input of the feed-forward.
+    """
     match ffn:
         case Dense() | Gated():
             _dense(b, ffn, "ffn", "mlp", Dim(ffn.intermediate_size, "intermediate_size"), inputs_saved=inputs_saved)
@@ -33,7 +40,9 @@ def _dense(
 ) -> None:
     """Add the ops of down(act(up(x))) or down(act(gate(x)) * up(x)).
 
-    The gate and up projections save their common input once, or not at all if another op has saved it (inputs_saved).
+    The gate and up projections have a common input, which is saved once.
+
+    inputs_saved: whether another op has already saved this input.
     """
     gated = isinstance(ffn, Gated)
     first = "gate_proj" if gated else "up_proj"
@@ -57,10 +66,10 @@ def _dense(
 
 
 _FROM_RESULT = ("relu", "sigmoid", "tanh")
-"""Activations whose gradient can be computed from their result, without their input."""
+"""Activations whose gradient can be computed from their output, without their input."""
 
 _STEPS: dict[Activation, int] = {"quick_gelu": 2, "swiglu_oai": 4}
-"""Number of tensors that plain torch saves for these activations. Other activations save one tensor, their input.
+"""Number of tensors that plain PyTorch saves for these activations. Any other activation saves one tensor, its input.
 
 quick_gelu also saves the sigmoid. swiglu_oai (gpt-oss) also saves the sigmoid and both inputs of its clamps.
 """
@@ -69,32 +78,35 @@ quick_gelu also saves the sigmoid. swiglu_oai (gpt-oss) also saves the sigmoid a
 def _activation(
     b: Builder, name: str, component: Component, activation: Activation, gated: bool, elements: int
 ) -> bool:
-    """Add the activation. Returns whether it saves its result, which the next op then need not save.
+    """Add the activation. Return whether it saves its output, so that the next op need not save its input.
 
-    It saves its input, or its result if the gradient needs only the result. A gated activation saves both inputs.
-    Plain torch also saves act(gate) for the gradient of the product act(gate) * up.
+    An activation saves its input, or its output if the gradient needs only the output. A gated activation saves both
+    inputs. Plain PyTorch also saves act(gate), because the gradient of the product act(gate) * up needs it.
     """
     if b.fused:
         tensors = 2 if gated else 1
     else:
         tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
     saves, reads = elements * tensors, elements * (2 if gated else 1)
-    steps = 0 if b.fused else _STEPS.get(activation, int(gated))  # gated: act(gate) exists together with the product
+    # with a gate, act(gate) is allocated together with the product
+    steps = 0 if b.fused else _STEPS.get(activation, int(gated))
     forward_bytes = b.act(reads + elements * (steps + 1))
     b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=forward_bytes)
     return not gated and activation in _FROM_RESULT
 
 
 def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
-    """Add the ops of the router, the experts, the shared experts and a feed-forward that runs parallel to them.
+    """Add the ops of the router, the experts, the shared experts, and a dense feed-forward that reads the same input.
 
-    Every token uses num_experts_per_tok experts, on any GPU. The figures assume that all experts get the same number of
-    tokens, so the experts of one GPU get tokens × num_experts_per_tok rows in all. A capacity factor gives each expert
-    a buffer of capacity_factor × its even share, and the experts compute the whole buffer. An expert_capacity changes
-    no figure, because the even share is below it.
+    Every token uses num_experts_per_tok experts, on any GPU. The figures assume that all experts process equally many
+    tokens. So the experts of one GPU process tokens × num_experts_per_tok rows in total. A capacity factor gives each
+    expert a buffer of capacity_factor × its even share of the rows, and the expert computes its whole buffer. An
+    expert_capacity changes no figure, because the even share of the rows is below it.
 
-    Plain torch saves more than fused kernels: the tensors of `_router_saves`, and the outputs of the experts for their
-    weighted sum. Raises LayoutError if the experts cannot be split over the GPUs.
+    Plain PyTorch saves more than fused kernels: the tensors of `_router_saves`, and the outputs of the experts, which
+    their weighted sum needs.
+
+    Raises LayoutError if the experts cannot be split over the GPUs.
     """
     ep = b.layout.ep
     experts = Dim(moe.num_experts, "num_experts")
@@ -107,7 +119,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     scored = b.hidden
     if moe.router.hidden_size is not None:
         scored = _router_network(b, Dim(moe.router.hidden_size, "router.hidden_size"))
-    wide = not b.fused and b.workload.activation_dtype != "fp32"  # the router converts its input to fp32
+    wide = not b.fused and b.workload.activation_dtype != "fp32"  # whether the router converts its input to fp32
     b.linear(
         "ffn.router",
         "router",
@@ -120,7 +132,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     inputs_saved = inputs_saved or not wide
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
-    # Experts with weights per token. With zero experts, which compute nothing, it is the mean, rounded up.
+    # The number of experts per token that have weights. If there are zero experts, which have no weights, this is the
+    # mean number, rounded up.
     chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
     rows = b.tokens * chosen
     inputs = b.hidden
@@ -153,7 +166,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         )
     combined = b.tokens * b.hidden.size
     outputs = 0 if b.fused else b.tokens * moe.num_experts_per_tok * inputs.size
-    # Plain torch has the experts' inputs and three tensors of outputs: as computed, in token order, and weighted.
+    # Plain PyTorch allocates the inputs of the experts and three tensors of their outputs: in expert order, in token
+    # order, and weighted.
     forward_bytes = b.act((rows if b.fused else 4 * rows) * inputs.size + combined)
     b.elementwise(
         "ffn.combine",
@@ -166,11 +180,12 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
 
 
 def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: bool) -> int:
-    """Bytes that plain torch saves for a router, which computes in fp32.
+    """Return the bytes that plain PyTorch saves for a router, which computes in fp32.
 
-    They are fp32 copies of its input and matrix, if those have another format, and the probabilities of all experts.
-    Sparsemixer saves probabilities and a mask for each selected expert. With softmax_topk and sigmoid_topk only the
-    selected experts have probabilities, which are not counted.
+    copies: whether the router saves fp32 copies of its input and of its matrix, because they have another format.
+
+    The router also saves the probabilities of all experts. Sparsemixer saves probabilities and a mask for each selected
+    expert. With softmax_topk and sigmoid_topk, only the selected experts have probabilities, and these are not counted.
     """
     scores = 4 * b.tokens * choices
     if moe.router.scores == "sparsemixer":
@@ -181,7 +196,7 @@ def _router_saves(b: Builder, moe: MoE, width: int, choices: int, *, copies: boo
 
 
 def _router_network(b: Builder, width: Dim) -> Dim:
-    """Add the layers of a router that is a small network. Returns the width of its last layer."""
+    """Add the layers of a router that is a small network. Return the width of its last layer."""
     b.linear("ffn.router.in_proj", "router", b.hidden, width, bias=True)
     b.norm("ffn.router.norm", "router", width, b.spec.norm, rows=b.tokens)
     for name in ("fc1", "fc2"):
@@ -190,12 +205,12 @@ def _router_network(b: Builder, width: Dim) -> Dim:
 
 
 def experts_read(moe: MoE, experts: int, tokens: int) -> float:
-    """The expected number of experts whose weights are read: those that at least one of `tokens` tokens selects.
+    """Return the expected number of experts whose weights are read: those that at least one of `tokens` tokens selects.
 
-    Assumes that each token selects k of E experts with equal probability and independently of the other tokens. A token
-    does not select a given expert with probability 1 − k/E, so the number is experts·(1 − (1 − k/E)^tokens). A router
-    that is trained to be balanced comes near it; other routers read fewer experts. With a capacity factor, all experts
-    compute their whole buffers, so all are read.
+    Each token is assumed to select k of E experts, with equal probability and independently of other tokens. A token
+    does not select a given expert with probability 1 − k/E. So the expected number is experts·(1 − (1 − k/E)^tokens).
+    The number for a router that was trained with load balancing is close to this. Other routers read fewer experts.
+    With a capacity factor, all experts are read, because each expert computes its whole buffer.
     """
     if moe.capacity_factor is not None:
         return experts
@@ -204,7 +219,10 @@ def experts_read(moe: MoE, experts: int, tokens: int) -> float:
 
 
 def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen: int) -> None:
-    """Add the matrices of the experts as grouped products. rows: number of (token, expert) pairs."""
+    """Add the matrices of the experts as grouped matrix products.
+
+    rows: number of (token, expert) pairs. chosen: number of experts with weights that one token uses.
+    """
     tp, ep = b.layout.tp, b.layout.ep
     width = Dim(moe.intermediate_size, "intermediate_size")
     local_width, local_experts = share(width.size, tp), experts.size // ep
@@ -220,7 +238,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             Collective("all_to_all", dispatch, "ep", "backward"),
         )
     b.elementwise("ffn.dispatch", "experts", reads=b.tokens * inputs.size, writes=padded * inputs.size)
-    # (name of the matrix, whether its product saves its input)
+    # each item: (name of the matrix, whether its product saves its input)
     inner = [("gate_proj", True), ("up_proj", False)] if moe.gated else [("up_proj", True)]
     for matrix, saves in [*inner, ("down_proj", True)]:
         down = matrix == "down_proj"
@@ -249,7 +267,7 @@ def _experts(b: Builder, moe: MoE, experts: Dim, inputs: Dim, rows: int, chosen:
             read_bytes=b.act(padded * before),
             written_bytes=b.act(padded * after),
             saved_bytes=b.act(padded * before) if saves else 0,
-            # Plain torch computes the gradient of each expert separately, then stacks them.
+            # Plain PyTorch computes the gradient of each expert separately, and then stacks the gradients.
             backward_bytes=b.act(padded * (before + after))
             + (0 if b.fused else bytes_of(local_experts * weights, b.workload.weight_dtype)),
             collectives=exchange if matrix == inner[0][0] or down else (),

@@ -1,4 +1,4 @@
-"""The ops of multi-head latent attention (MLA), and of the indexer that selects its keys in DeepSeek-V3.2."""
+"""The ops of multi-head latent attention (MLA), and of DeepSeek-V3.2's indexer, which selects keys for it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from llmbench.spec.model import Norm
 def latent(b: Builder, mixer: LatentAttention) -> None:
     """Add the ops of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    Weights per layer: q has D·r_q + r_q·N·(d_nope + d_rope) elements, or D·N·(d_nope + d_rope) without a query latent.
-    kv has D·(r_kv + d_rope) in its down-projection and r_kv·N·(d_nope + d_v) in its up-projection. The cache stores
-    r_kv + d_rope elements per token, shared by all heads.
+    Symbols: D hidden size, N heads, r_q width of the query latent, r_kv width of the key-value latent, d_nope and
+    d_rope widths of the unrotated and the rotated part of a key head, d_v width of a value head.
 
-    In the absorbed form, the up-projection applies to queries and outputs instead of keys and values, which costs the
-    same FLOPs per token. A (query, key) pair then costs 2·(2·r_kv + d_rope) FLOPs per head, instead of
-    2·(d_nope + d_rope + d_v) in the expanded form. Raises LayoutError if the heads cannot be split over the GPUs.
+    Elements of the weights per layer: The query projection has D·r_q + r_q·N·(d_nope + d_rope) elements, or D·N·(d_nope
+    + d_rope) without a query latent. The down-projection of keys and values has D·(r_kv + d_rope) elements. The
+    up-projection has r_kv·N·(d_nope + d_v) elements. The cache stores r_kv + d_rope elements per token, which all heads
+    share.
+
+    In the absorbed form, the up-projection is applied to queries and outputs instead of keys and values. It costs the
+    same FLOPs per token. Each (query, key) pair then costs 2·(2·r_kv + d_rope) FLOPs per head. In the expanded form,
+    each pair costs 2·(d_nope + d_rope + d_v) FLOPs per head.
+
+    Raises LayoutError if the heads cannot be split over the GPUs.
     """
     tp, name = b.layout.tp, mixer.module_name
     heads = Dim(mixer.num_attention_heads, "num_attention_heads")
@@ -68,7 +74,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
         seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
         read_per_token=compressed.size,
-        unsplit=mixer.qk_nope_head_dim,  # one matrix gives both unrotated key and value
+        unsplit=mixer.qk_nope_head_dim,  # one matrix computes the unrotated keys and the values
     )
     b.linear(
         f"{name}.o_proj",
@@ -82,10 +88,11 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
 
 
 def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
-    """Add DeepSeek-V3.2's indexer, which scores every visible (query, key) pair with small heads.
+    """Add DeepSeek-V3.2's indexer, which computes a score for every visible (query, key) pair with small heads.
 
-    It computes queries from the query latent, one key of `head_dim` elements per token, and a weight per head. The
-    score of a pair is the weighted sum over the heads: 2·heads·(head_dim + 1) FLOPs per pair.
+    The indexer computes its queries from the query latent. Per token, it also computes one key of `head_dim` elements
+    and one weight per head. The score of a pair is the weighted sum over the heads. It costs 2·num_heads·(head_dim + 1)
+    FLOPs.
     """
     indexer = mixer.indexer
     assert indexer is not None

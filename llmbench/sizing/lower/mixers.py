@@ -1,4 +1,4 @@
-"""Adds the ops of a mixer: one case per kind of mixer. mypy reports an error here if a kind has no case."""
+"""One case per kind of mixer, which adds the ops of the mixer. mypy reports an error here if a kind has no case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from llmbench.spec.mixer import Attention, CompressedAttention, LatentAttention,
 
 
 def lower_mixer(b: Builder, mixer: SingleMixer) -> None:
-    """Add the ops of a mixer. Modules that few models need are imported here, so that the other models start fast."""
+    """Add the ops of a mixer.
+
+    The code for rare mixers is imported only if a model has such a mixer. This keeps the start time short for other
+    models.
+    """
     match mixer:
         case Attention():
             attention(b, mixer)

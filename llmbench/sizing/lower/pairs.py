@@ -1,4 +1,4 @@
-"""The number of (query, key) pairs that attention scores."""
+"""The number of (query, key) pairs for which attention computes a score."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ def visible_pairs(
     chunk: int | None = None,
     masked_too: bool = False,
 ) -> int:
-    """The number of (query, key) pairs that the mask shows, for one sequence and head.
+    """Return the number of (query, key) pairs that the mask shows, for one sequence and one head.
 
-    The queries are at the last `query_len` of `kv_len` positions. Causal: a query at position p (from 0) sees p + 1
-    keys. With `window` it sees at most that many, its own key included. With `chunk` it sees only keys since the start
-    of its chunk. Not causal: a query sees every key, or with `window` the keys at a distance of at most window // 2 on
-    either side. masked_too: also count the pairs that the mask hides.
+    The queries have the last `query_len` of `kv_len` positions. Positions count from 0.
+
+    causal: a query at position p sees at most p + 1 keys. If false, a query sees every key, or with a window the keys
+        at a distance of at most window // 2 on both sides.
+    window: largest number of keys that a causal query sees, including its own.
+    chunk: length of a chunk. A query sees only keys in its own chunk.
+    masked_too: also count the pairs that the mask hides.
     """
     if masked_too:
         return query_len * kv_len
@@ -28,7 +31,7 @@ def visible_pairs(
         reach = window // 2
         behind = _sum_capped(kv_len - 1, reach) - _sum_capped(first - 1, reach)
         ahead = _sum_capped(query_len - 1, reach)
-        return behind + ahead + query_len  # keys before the query, keys after it, and its own key
+        return behind + ahead + query_len  # keys before the query, keys after the query, and the query's own key
     if chunk is not None:
         return _sum_chunked(kv_len, chunk) - _sum_chunked(first, chunk)
     limit = kv_len if window is None else window
@@ -36,23 +39,25 @@ def visible_pairs(
 
 
 def _sum_capped(length: int, limit: int) -> int:
-    """Σ min(p + 1, limit) over p < length."""
+    """Return the sum of min(p + 1, limit) over all positions p < length."""
     length = max(length, 0)
     rising = min(length, limit)
     return rising * (rising + 1) // 2 + (length - rising) * limit
 
 
 def _sum_chunked(length: int, chunk: int) -> int:
-    """Σ (p mod chunk + 1) over p < length."""
+    """Return the sum of (p mod chunk + 1) over all positions p < length."""
     whole, rest = divmod(length, chunk)
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
 
 
 def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | None, masked_too: bool = False) -> int:
-    """The number of (query, entry) pairs of compressed attention, for one sequence and head.
+    """Return the number of (query, entry) pairs of compressed attention, for one sequence and one head.
 
-    An entry summarises `rate` consecutive tokens. A query sees the entries that are complete at its position, at most
-    `top_k` of them. masked_too: also count the pairs that the mask hides.
+    An entry summarises `rate` consecutive tokens. A query sees the entries that are complete at its position, but at
+    most `top_k` of them.
+
+    masked_too: also count the pairs that the mask hides.
     """
     if masked_too:
         return query_len * (kv_len // rate)
@@ -60,7 +65,7 @@ def compressed_pairs(query_len: int, kv_len: int, *, rate: int, top_k: int | Non
 
 
 def _sum_entries(length: int, rate: int, top_k: int | None) -> int:
-    """Σ min((p + 1) // rate, top_k) over p < length."""
+    """Return the sum of min((p + 1) // rate, top_k) over all positions p < length."""
     free = length if top_k is None else min(length, top_k * rate)
     whole, rest = divmod(free, rate)
     rising = rate * (whole - 1) * whole // 2 + whole * (rest + 1) if whole else 0

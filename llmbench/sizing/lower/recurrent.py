@@ -1,8 +1,9 @@
-"""The ops of state-space and linear mixers: projections, short convolutions, recurrences and fixed states.
+"""The ops of state-space and linear-attention mixers: projections, short convolutions, recurrences and states.
 
-A recurrence is counted in its step form: three multiply-adds per state element and token (decay, write and read), 2
-FLOPs each. Chunked kernels compute other products for the same result. In training a recurrence saves its inputs and
-its output. Real kernels also save states of their chunks, so the training memory of these models is approximate.
+The FLOPs of a recurrence are those of its step-by-step form: three multiply-adds per state element and token (decay,
+write and read), with 2 FLOPs each. Chunked kernels compute the same result with other products. In training, a
+recurrence saves its inputs and its output. Real kernels also save the states of their chunks. So the training memory of
+these models is approximate.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ def recurrent(b: Builder, mixer: Recurrent) -> None:
 
 
 def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None:
-    """Add the causal depthwise convolution: one multiply-add per channel and tap.
+    """Add the causal depthwise convolution. It costs one multiply-add per channel, tap and token.
 
-    Its state has the newest taps − 1 inputs. formula: the number of channels, written with the spec's field names.
+    The state of the convolution stores the newest (number of taps − 1) inputs.
+
+    formula: number of channels, written with spec field names.
     """
     assert mixer.fixed_state.conv is not None
     inputs, channels = mixer.fixed_state.conv
@@ -83,7 +86,10 @@ def _conv(b: Builder, mixer: RecurrentKind, formula: str, *, bias: bool) -> None
 
 
 def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms: int = 3) -> None:
-    """Add the recurrence. inputs, outputs: elements per token. terms: multiply-adds per state element and token."""
+    """Add the recurrence.
+
+    inputs, outputs: elements per token. terms: multiply-adds per state element and token.
+    """
     tp = b.layout.tp
     local = share(mixer.fixed_state.scan_elements, tp)
     flops = 2 * terms * b.tokens * local
@@ -236,7 +242,7 @@ def _rg_lru(b: Builder, m: RGLRU) -> None:
             gathers=branch == "y",
         )
     _conv(b, m, width.label, bias=True)
-    for gate in ("input_gate", "recurrent_gate"):  # block-diagonal matrices: a square block per head
+    for gate in ("input_gate", "recurrent_gate"):  # each gate is a block-diagonal matrix with one square block per head
         weights = share(m.num_heads, tp) * block.size * block.size
         flops = 2 * b.tokens * weights
         parameters = weights + share(width.size, tp)

@@ -1,8 +1,8 @@
-"""The ops of hyper-connections: several residual streams, and the small matrices that join and distribute them.
+"""The ops of hyper-connections: several residual streams, and the small matrices that combine them.
 
-With m streams, each sublayer has a matrix of m·D inputs and 2·m outputs, a bias per output, and 2 scales. If the
-streams mix, the matrix has m² more outputs, and there are 3 scales. Mixing costs 2·m²·D FLOPs per token. Before the
-head there is a matrix of m·D inputs and m outputs, with m biases and a scale.
+With m streams of width D, each sublayer has a matrix with m·D inputs and 2·m outputs, one bias per output, and 2
+scales. If the sublayer also mixes the streams, the matrix has m² more outputs, and there are 3 scales. Mixing costs
+2·m²·D FLOPs per token. Before the head, there is a matrix with m·D inputs and m outputs, with m biases and one scale.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from llmbench.spec.model import HyperConnections
 
 
 def join_streams(b: Builder, name: str, streams: HyperConnections) -> None:
-    """Add the ops that join the streams before a sublayer."""
+    """Add the ops that combine the streams to the input of a sublayer."""
     m = streams.streams
     outputs = Dim(m * (m + 2), "streams × (streams + 2)") if streams.mixes else Dim(2 * m, "2 × streams")
     b.linear(f"{name}.fn", "other", product(Dim(m, "streams"), b.hidden), outputs)
@@ -33,7 +33,7 @@ def join_streams(b: Builder, name: str, streams: HyperConnections) -> None:
 
 
 def join_head(b: Builder, streams: HyperConnections) -> None:
-    """Add the ops that join all streams into one before the final norm."""
+    """Add the ops that combine all streams into one stream before the final norm."""
     m = Dim(streams.streams, "streams")
     b.linear("head_hc.fn", "other", product(m, b.hidden), m)
     b.vector("head_hc.base", "other", m)

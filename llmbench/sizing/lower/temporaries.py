@@ -1,12 +1,12 @@
-"""Peak temporary memory of plain torch, which computes in several steps what a fused kernel computes in one.
+"""Peak temporary memory of plain PyTorch if it computes in several steps what a fused kernel computes in one.
 
-Each step allocates a tensor, which stays allocated as long as a Python name refers to it. The functions follow
-llmbench/model/implementations/plain.py and sdpa.py line by line. The steps inside torch are those of
-aten/src/ATen/native (2.11 to 2.13): SoftMax.cpp (a softmax in another format first copies its input to that format),
+Each step allocates a tensor. The tensor stays allocated as long as a Python name refers to it. The functions follow
+llmbench/model/implementations/plain.py and sdpa.py line by line. The steps inside PyTorch are those of
+aten/src/ATen/native (2.11 to 2.13): SoftMax.cpp (a softmax into another format first copies its input to that format),
 LinearAlgebra.cpp (matmul copies inputs that are not contiguous), layer_norm.cpp (RMSNorm), transformers/attention.cpp
 (masks).
 
-B batch size, N query heads, S query length, T key length. All figures are in bytes, except numbers of elements.
+Symbols: B batch size, N query heads, S query length, T key length.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Steps", "dense_mask", "rotation", "sdpa_scores", "stepwise_norm", "s
 
 
 class Steps(NamedTuple):
-    """Memory of a function that is computed in several steps, in bytes.
+    """Memory in bytes of a function that is computed in several steps.
 
-    forward_bytes: peak of the forward pass, inputs and results included. saved_bytes: additional bytes that are saved
-    for the backward pass. backward_bytes: peak of the backward pass, with the gradient of the result, without the saved
-    bytes.
+    forward_bytes: peak of the forward pass, including inputs and results.
+    saved_bytes: bytes that are saved for the backward pass, in addition to those of a fused kernel.
+    backward_bytes: peak of the backward pass, including the gradient of the result, without the saved bytes.
     """
 
     forward_bytes: int
@@ -32,33 +32,40 @@ class Steps(NamedTuple):
 def stepwise_scores(
     squares: int, own: int, *, queries: int, keys: int, values: int, output: int, biased: bool, soft_cap: bool
 ) -> int:
-    """Peak bytes of softmax(q kᵀ) v in separate steps, without q, k and v.
+    """Return the peak bytes of softmax(q kᵀ) v computed in several steps, without q, k and v.
 
-    squares: elements of the scores (B·N·S·T). own: bytes of the scores in the activations' format. queries, keys,
-    values: bytes of the copies that matrix products make of inputs that are not contiguous. An fp32 bias stays
-    allocated during all steps, and the scores after it are fp32.
+    squares: number of scores: batch × heads × queries × keys.
+    own: bytes of the scores in the format of the activations.
+    queries, keys, values: bytes of the copies that matrix products make of inputs that are not contiguous.
+    output: bytes of the result.
+    biased: whether an fp32 bias is added to the scores. The bias stays allocated during all steps, and the scores are
+        fp32 after the sum.
+    soft_cap: whether the scores have a soft cap.
     """
     wide = 4 * squares
     bias, logits = (wide, wide) if biased else (0, own)
     rounded = 0 if own == wide else own
     converted = 0 if logits == wide else wide
     return max(
-        queries + keys + own,  # the product q kᵀ, with the copies of its inputs
-        3 * own if soft_cap else 2 * own,  # the scaled scores; with a soft cap the divided scores and the tanh
-        bias + own + logits,  # the sum of scores and bias
-        bias + 2 * logits,  # the masked scores
-        bias + logits + converted + wide,  # the scores converted to fp32, and their softmax
-        bias + logits + wide + rounded,  # the softmax converted to the activations' format
-        bias + logits + own + values + output,  # the product of probabilities and values
+        queries + keys + own,  # the product q kᵀ, and copies of its inputs
+        3 * own if soft_cap else 2 * own,  # the scores before and after scaling; with a soft cap, also the tanh
+        bias + own + logits,  # the bias, the scores and their sum
+        bias + 2 * logits,  # the bias, and the scores before and after masking
+        bias + logits + converted + wide,  # the bias, the masked scores, their fp32 copy, and the softmax
+        bias + logits + wide + rounded,  # the bias, the masked scores, the fp32 softmax, and its rounded copy
+        bias + logits + own + values + output,  # the bias, the masked scores, the probabilities, copied v, the output
     )
 
 
 def dense_mask(squares: int, own: int, pairs: int, pair: int, *, biased: bool) -> int:
-    """Peak bytes while the mask tensor for torch's SDPA is computed.
+    """Return the peak bytes while the mask tensor for PyTorch's SDPA is computed.
 
-    Without a bias, each of `pairs` (B·S·T) needs a bool, the negated bool, and `pair` bytes of a mask in the format of
-    q. With a bias, there is first an fp32 bias of `squares` (B·N·S·T) elements, then its copy in the format of q (`own`
-    bytes), then the masked copy.
+    Without a bias, each of `pairs` elements needs three values: a bool, the negated bool, and `pair` bytes of the mask.
+    With a bias, an fp32 bias of `squares` elements comes first, then its copy in the format of q (`own` bytes), then
+    the masked copy.
+
+    squares: number of scores: batch × heads × queries × keys. own: bytes of the scores in the format of q.
+    pairs: number of mask elements: batch × queries × keys. pair: bytes per mask element in the format of q.
     """
     if not biased:
         return pairs * (2 + pair)
@@ -67,12 +74,15 @@ def dense_mask(squares: int, own: int, pairs: int, pair: int, *, biased: bool) -
 
 
 def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> Steps:
-    """Memory of an RMSNorm of `elements` elements (`data` bytes) in separate steps.
+    """Return the memory of an RMSNorm that is computed in several steps.
 
-    The forward pass has x in fp32, the normalised x, the product with the weight, and the result in the format of x.
-    The backward pass has the gradients of the last two, and two terms of the gradient of x. keeps: the fp32 tensors are
-    saved. A norm that does not save them (OffsetRMSNorm) computes them again in the backward pass, and overwrites the
-    same number of tensors.
+    The forward pass allocates x in fp32, the normalised x, the product with the weight, and the result in the format of
+    x. The backward pass allocates the gradients of the last two tensors, and two terms of the gradient of x.
+
+    elements: number of elements of x. data: bytes of x.
+    weighted: whether the norm has a weight.
+    keeps: whether the fp32 tensors are saved. A norm that does not save them (OffsetRMSNorm) computes them again in its
+        backward pass. It then overwrites as many tensors as it computes again.
     """
     wide = 4 * elements
     copy = 0 if data == wide else wide
@@ -82,12 +92,15 @@ def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> S
 
 
 def rotation(queries: int, keys: int, data: int, *, interleaved: bool) -> Steps:
-    """Memory of the rotation of q and then of k in separate steps.
+    """Return the memory of RoPE's rotation, which rotates first q and then k in several steps.
 
-    queries, keys: elements of q and k. data: bytes of q and k together. Each tensor is converted to fp32 if it has
-    another format. Each half of a head is then two products and their sum, and the two halves are joined. The backward
-    pass does the same with the gradients, first that of k. interleaved: a pair consists of neighbouring elements, and
-    the gradient of one half is as wide as both halves together.
+    A tensor that is not fp32 is first converted to fp32. For each half of a head, two products and their sum are
+    computed. Then the two halves are concatenated. The backward pass does the same with the gradients, first with the
+    gradient of k.
+
+    queries, keys: numbers of elements of q and of k. data: bytes of q and k together.
+    interleaved: whether a rotated pair consists of neighbouring elements. The gradient of one half is then as wide as
+        both halves together.
     """
     element = data // (queries + keys)
     step = 8 if element == 4 else 12
@@ -97,10 +110,12 @@ def rotation(queries: int, keys: int, data: int, *, interleaved: bool) -> Steps:
 
 
 def sdpa_scores(squares: int, *, queries: int, keys: int, values: int, given: int, output: int) -> int:
-    """Peak bytes of softmax(q kᵀ) v in torch's SDPA without a kernel, without q, k and v.
+    """Return the peak bytes of softmax(q kᵀ) v in PyTorch's SDPA without a flash kernel, without q, k and v.
 
-    SDPA then computes in fp32: it copies 16-bit inputs to fp32, and makes scaled copies of q and k. squares, queries,
-    keys, values: elements of the scores and of the inputs. given: bytes of q, k and v. output: bytes of the result.
+    SDPA then computes in fp32. It copies 16-bit inputs to fp32, and makes scaled copies of q and k.
+
+    squares: number of scores. queries, keys, values: numbers of elements of q, k and v.
+    given: bytes of q, k and v together. output: bytes of the result.
     """
     elements = queries + keys + values
     copies = 0 if given == 4 * elements else 4 * elements
