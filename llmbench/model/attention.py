@@ -51,7 +51,7 @@ class AttentionLayer(nn.Module):
         super().__init__()
         for field in ("shares_kv", "output_norm", "disentangled", "input_size"):
             if getattr(mixer, field):
-                raise UnsupportedError(f"{spec.name}: {where}.{field} can be sized, but not built yet")
+                raise UnsupportedError(f"{spec.name}: {where}.{field} is not implemented in the PyTorch model yet")
         self.spec, self.mixer, self.position_kind = spec, mixer, positions
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale

@@ -56,8 +56,8 @@ def build(
 
     With the device "meta", the model has no memory.
 
-    Raises UnsupportedError for a spec that can be sized but not built, CannotRunError for a missing device, SpecError
-    and UnknownNameError for invalid arguments.
+    Raises UnsupportedError for a spec that the PyTorch model does not implement, CannotRunError for a missing device,
+    SpecError and UnknownNameError for invalid arguments.
     """
     device, dtype, seed = device_of(device), weight_format(dtype), whole_seed(seed)
     if init not in get_args(Initialisation):

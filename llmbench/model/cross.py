@@ -64,7 +64,7 @@ class CrossAttentionLayer(nn.Module):
         super().__init__()
         for field in _SELF_ATTENTION_ONLY:
             if getattr(mixer, field):
-                raise UnsupportedError(f"{spec.name}: {where}.{field} can be sized, but not built yet")
+                raise UnsupportedError(f"{spec.name}: {where}.{field} is not implemented in the PyTorch model yet")
         self.mixer = mixer
         hidden, kv_heads = spec.hidden_size, mixer.num_key_value_heads
         source = hidden

@@ -108,7 +108,7 @@ def first_layers(spec: ModelSpec, count: int | None) -> ModelSpec:
 
 
 Sizes = dict[str, tuple[int, int]]
-"""Number and bytes of the parameters that each module owns, by module name. Submodules do not count."""
+"""The number and the bytes of the parameters of each module, without its submodules. The keys are module names."""
 
 
 def tree(model: Decoder) -> list[TreeRow]:

@@ -209,10 +209,12 @@ class MixtureLayer(nn.Module):
         super().__init__()
         self.moe = moe
         if moe.router.hidden_size is not None:
-            raise UnsupportedError("a router with a hidden layer (router.hidden_size) can be sized, but not built yet")
+            raise UnsupportedError(
+                "a router with a hidden layer (router.hidden_size) is not implemented in the PyTorch model yet"
+            )
         if moe.zero_experts and (moe.capacity_factor is not None or moe.expert_capacity is not None):
             raise UnsupportedError(
-                "capacity_factor or expert_capacity with zero_experts can be sized, but not built yet"
+                "capacity_factor or expert_capacity with zero_experts is not implemented in the PyTorch model yet"
             )
         self.router = RouterLayer(hidden, moe)
         self.latent_in = self.latent_out = None

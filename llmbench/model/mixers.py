@@ -51,7 +51,7 @@ from llmbench.spec.position import RelativeBias
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> nn.Module:
     """Build the module of a mixer in layer `index`.
 
-    Raises UnsupportedError for a kind that can be sized but not built.
+    Raises UnsupportedError for a kind of mixer that has no module yet.
     """
     match mixer:
         case Attention():
@@ -74,7 +74,9 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
         case ShortConv():
             return ShortConvLayer(spec, mixer)
         case CompressedAttention() | KimiDelta() | RWKV():
-            raise UnsupportedError(f"{spec.name}: {where} of kind {mixer.kind} can be sized, but not built yet")
+            raise UnsupportedError(
+                f"{spec.name}: {where} of kind {mixer.kind} is not implemented in the PyTorch model yet"
+            )
         case _:
             assert_never(mixer)
 
@@ -91,7 +93,7 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
         return store.rows(row_shape(rows[0], mixer.indexer_row), rows[0].span)
     if not mixer.causal:
         raise UnsupportedError("bidirectional attention has no cache, because each token also sees the tokens after it")
-    raise UnsupportedError(f"a cache for {mixer.label} can be sized, but not built yet")
+    raise UnsupportedError(f"a cache for {mixer.label} is not implemented in the PyTorch model yet")
 
 
 def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:

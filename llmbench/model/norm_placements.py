@@ -260,7 +260,8 @@ def block_class(spec: ModelSpec, layer: Layer, *, where: str) -> type[BlockParts
     """
     if layer.cross_attention is not None and layer.placement not in ("pre", "post"):
         raise UnsupportedError(
-            f"{spec.name}: {where}.cross_attention with placement {layer.placement} can be sized, but not built yet"
+            f"{spec.name}: {where}.cross_attention with placement {layer.placement} is not implemented in the "
+            "PyTorch model yet"
         )
     match layer.placement:
         case "pre":

@@ -13,7 +13,7 @@ from llmbench.spec.model import Norm
 class NormLayer(nn.Module):
     """A norm over the last dimension of [..., D].
 
-    It computes statistics in fp32, and returns the format of its input.
+    Statistics are computed in fp32. The result has the number format of the input.
     """
 
     def __init__(self, width: int, norm: Norm, *, weight_shape: tuple[int, ...] | None = None) -> None:

@@ -15,7 +15,7 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
-    """Raise UnsupportedError for a spec that can be sized but not built."""
+    """Raise UnsupportedError for a spec that the PyTorch model does not implement."""
     if spec.encoder is not None and not has_encoder:
         raise UnsupportedError(
             f"{spec.name} has an encoder, which a Decoder does not build",
@@ -31,7 +31,7 @@ def refuse_spec(spec: ModelSpec, *, has_encoder: bool) -> None:
 
 
 def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
-    """Raise UnsupportedError if one of the layers can be sized but not built."""
+    """Raise UnsupportedError if the PyTorch model does not implement one of the layers."""
     for name, layer in layers.items():
         path = f"{model}: {where}layers.{name}"
         if layer.extra:
@@ -42,7 +42,7 @@ def refuse_layers(model: str, layers: Mapping[str, Layer], where: str) -> None:
 
 def _only_sized(subject: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{subject}: can be sized, but not built yet",
+        f"{subject}: not implemented in the PyTorch model yet",
         hint="`llmbench params`, `flops`, `kvcache` and `memory` work without building the model",
     )
 

@@ -30,8 +30,9 @@ _FOLLOWING = {
 class Scopes(TorchFunctionMode):
     """A mode that finds the op to which each torch function belongs.
 
-    The scope is the module whose forward method runs. A function belongs to the op whose parameter it uses. If it uses
-    no parameter, it belongs to the op that consists of this function, or to the op that follows the last child module.
+    The current scope is the module whose forward method runs, or an op inside it. A function belongs to the op whose
+    parameter it uses. If it uses no parameter, it belongs to the op that consists of this function, or to the op that
+    follows the last child module.
 
     - `outputs`: the storages that are the whole result of an op, each with the name of the op.
     """
@@ -56,18 +57,18 @@ class Scopes(TorchFunctionMode):
         return self.stack[-1]
 
     def enter(self, name: str) -> None:
-        """Start the scope `name`."""
+        """Make `name` the innermost scope."""
         self.last.pop(name, None)
         self.stack.append(name)
 
     def leave(self) -> None:
-        """End the innermost scope."""
+        """End the innermost scope. The scope around it becomes the innermost scope."""
         child = self.stack.pop().rpartition(".")[2]
         self.last[self.here] = child
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
-        """Run a `with` block in the scope `name`."""
+        """Run the code in a `with` block in the scope `name`."""
         self.enter(name)
         try:
             yield

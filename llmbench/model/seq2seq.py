@@ -31,11 +31,14 @@ class Encoder(nn.Module):
     def __init__(self, spec: ModelSpec, stack: Stack) -> None:
         super().__init__()
         if stack.vocab_size is not None or stack.hidden_size is not None or stack.embedding_norm:
-            raise UnsupportedError(f"{spec.name}: an encoder with separate embeddings can be sized, but not built yet")
+            raise UnsupportedError(
+                f"{spec.name}: an encoder with separate embeddings is not implemented in the PyTorch model yet"
+            )
         positions = NoPositions() if stack.positions is None else stack.positions
         if isinstance(positions, (LearnedPositions, SinusoidalPositions)):
             raise UnsupportedError(
-                f"{spec.name}: an encoder with learned or sinusoidal positions can be sized, but not built yet"
+                f"{spec.name}: an encoder with learned or sinusoidal positions is not implemented in the "
+                "PyTorch model yet"
             )
         refuse_layers(spec.name, stack.layers, "encoder.")
         inner = msgspec.structs.replace(spec, positions=positions)

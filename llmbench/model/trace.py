@@ -329,8 +329,8 @@ def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
 def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
     """Convert figures by scope to figures by op.
 
-    A module also does work outside its child modules (rotation, gates, sums). This work belongs to an op without a
-    module.
+    A scope is an op or a module. A module also does work outside its child modules, such as rotation, gates and sums.
+    This work belongs to an op that has no module.
     """
     figures: dict[str, int] = {}
     for scope, figure in by_scope.items():
@@ -342,7 +342,10 @@ def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
 
 
 def _ops_without_module(scope: str) -> list[str]:
-    """Return the ops without a module to which the work of a scope may belong. The most likely name comes first."""
+    """Return candidates for the op that did work of the scope `scope`. These ops have no module of their own.
+
+    The most likely op comes first.
+    """
     parent = scope.rpartition(".")[0]
     inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
     return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]

@@ -229,7 +229,7 @@ def test_a_block_compiles_without_graph_breaks(name: str) -> None:
 
 @pytest.mark.parametrize("mixer", [KimiDelta(num_heads=2, head_dim=8, conv_kernel=4), RWKV(width=16)])
 def test_mixers_that_are_only_sized_are_refused(mixer: Any) -> None:
-    with pytest.raises(UnsupportedError, match="sized, but not built"):
+    with pytest.raises(UnsupportedError, match="not implemented in the PyTorch model"):
         Decoder(one_layer(mixer))
 
 

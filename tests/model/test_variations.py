@@ -222,7 +222,7 @@ def test_what_a_spec_does_not_describe_is_sized_but_not_built() -> None:
     spec = from_config(config, name="odd")
     known = from_config({**config, "hidden_act": "silu"}, name="known")
     assert count_parameters(spec).total == count_parameters(known).total
-    with pytest.raises(UnsupportedError, match=r"odd: the activation `laplace`.*sized, but not built"):
+    with pytest.raises(UnsupportedError, match=r"odd: the activation `laplace`.*not implemented in the PyTorch model"):
         models.build(spec, device="meta")
 
 

@@ -43,7 +43,10 @@ class Mask(NamedTuple):
         return self.sees(self.queries[:, None, :, None], self.keys[:, None, None, :])
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether a query at position `query` sees a key at position `key`. Both may be tensors."""
+        """Return whether a query at position `query` sees a key at position `key`, as a boolean tensor.
+
+        The shapes of the arguments must broadcast.
+        """
         seen = key >= 0
         if self.causal:
             seen = seen & (key <= query)

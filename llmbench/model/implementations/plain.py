@@ -30,7 +30,7 @@ def activation(name: Activation) -> Pointwise:
 
 
 def _xielu_missing(x: Tensor) -> Tensor:
-    raise UnsupportedError("the trained activation xIELU can be sized, but not built yet")
+    raise UnsupportedError("the trained activation xIELU is not implemented in the PyTorch model yet")
 
 
 _ACTIVATIONS: dict[str, Pointwise] = {
@@ -139,7 +139,7 @@ class OffsetRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Return the normalised x, in the format of x."""
+        """Return the normalised x, in the number format of x."""
         wide = x.float()
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, rstd)
@@ -187,7 +187,7 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
     """Select experts as Phi-3.5-MoE does, without its training noise.
 
-    Experts are selected one after another. The weight of each one is its softmax over those remaining experts whose
+    Experts are selected one after another. The weight of an expert is its softmax over the remaining experts whose
     logits are close to the best remaining logit.
     """
     left, found = logits, []

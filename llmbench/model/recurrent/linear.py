@@ -47,7 +47,7 @@ class GatedDeltaNetLayer(nn.Module):
         self.out_proj = nn.Linear(values, hidden, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw exp(A) uniformly from (0.01, 16), and set the bias of the time step to 1."""
+        """Draw exp(A) uniformly from (0.01, 16), and set the time-step bias to 1."""
         with torch.no_grad():
             self.A_log.copy_(torch.empty_like(self.A_log).uniform_(0.01, 16).log())
             self.dt_bias.fill_(1.0)

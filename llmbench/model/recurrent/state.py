@@ -46,7 +46,7 @@ def new_state(
     Raises UnsupportedError for a mixer that also stores tokens of the residual stream.
     """
     if state.stream_tokens:
-        raise UnsupportedError("a state with tokens of the residual stream can be sized, but not built yet")
+        raise UnsupportedError("a state with tokens of the residual stream is not implemented in the PyTorch model yet")
     return RecurrentState(
         None if state.conv is None else torch.zeros(batch, *state.conv, dtype=dtype, device=device),
         None if state.scan is None else torch.zeros(batch, *state.scan, dtype=torch.float32, device=device),

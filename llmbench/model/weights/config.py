@@ -1,4 +1,4 @@
-"""Checks of a folder's config.json. They refuse configs with which the weights would give wrong logits."""
+"""Checks of a folder's config.json. They refuse a folder if our logits would differ from those of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGenera
 def refuse_config(spec: ModelSpec, folder: Path) -> None:
     """Refuse a folder whose logits would differ from those of transformers, although the shapes in `spec` are right.
 
-    Raises UnsupportedError, or SpecError for a wrong value in the config.
+    Raises UnsupportedError for a folder that is refused, and SpecError for a wrong value in the config.
     """
     if spec.approximate:
         raise UnsupportedError(f"{folder}: {spec.approximate[0]}")

@@ -92,12 +92,10 @@ class Rule(NamedTuple):
     transforms: tuple[str, ...]
 
     def names(self, ours: str, copies: int) -> list[list[str]] | None:
-        """Return the names of the tensors that fill the parameter `ours`.
+        """Return the names of the tensors that fill the parameter `ours`. None: the rule does not match.
 
-        None if the rule does not match this parameter.
-
-        The result has one list per expert or head that is stacked, and a single list if nothing is stacked. The tensors
-        that a list names are joined.
+        The result is a list of lists. If the rule stacks tensors, there is one inner list per expert or head. Otherwise
+        there is only one inner list. The tensors in an inner list are joined.
         """
         match = self.pattern.fullmatch(ours)
         if match is None:
@@ -117,7 +115,8 @@ class Rule(NamedTuple):
 def rules(text: str, *, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
     """Parse the rules of a table.
 
-    The arguments `ours` and `theirs` are prefixes that are added to the names on each side.
+    - `ours`: a prefix that is added to the names of the parameters.
+    - `theirs`: a prefix that is added to the names of the tensors in the file.
     """
     table = []
     for line in text.strip().splitlines():
