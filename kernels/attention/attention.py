@@ -2,19 +2,21 @@
 
     full · causal · sliding window · ALiBi · soft cap · sinks · grouped heads · unequal widths · packed batches
 
-Shapes: q [B, N, S, H], k [B, K, T, H], v [B, K, T, V], out [B, N, S, V], log-sum-exp [B, N, S] in fp32. N is a multiple
-of K, and N/K query heads share a key head. All strides are allowed if the last is 1, so views of [B, S, N, H] need no
-copy. out and the gradients are such views too, so that their transpose to [B, S, N·V] needs no copy. The sequences of a
-packed batch are stored end to end: q [tokens, N, H], k and v likewise, log-sum-exp [N, tokens].
+B batch, N query heads, K key heads, S queries, T keys, H width of queries and keys, V width of values. Shapes: q [B, N,
+S, H], k [B, K, T, H], v [B, K, T, V], out [B, N, S, V], log-sum-exp [B, N, S] in fp32. N is a multiple of K, and N/K
+query heads share a key head. The last stride must be 1. The other strides are free, so a transposed view of [B, S, N,
+H] needs no copy. out and the gradients are stored as [B, S, N, width], so their transpose to [B, S, N·V] needs no copy.
+A packed batch stores its sequences end to end: q [tokens, N, H], k [tokens, K, H], v [tokens, K, V], log-sum-exp [N,
+tokens].
 
 Queries are aligned to the end of the keys: query i has position i + T - S. Scores are computed in this order: scale,
 soft cap c·tanh(s / c), ALiBi slope · (key - position) (Press et al., arXiv 2108.12409), mask. A sink is a learned score
-of a key without a value (Xiao et al., arXiv 2309.17453); it is a term of the log-sum-exp. For a query that sees no key,
-out is 0 and the log-sum-exp is -∞.
+of a key without a value (Xiao et al., arXiv 2309.17453). The log-sum-exp includes the sink. For a query that sees no
+key, out is 0 and the log-sum-exp is -∞.
 
-Softmax and sums are computed in fp32, matrix products in the format of the inputs (fp32 in tf32 on a GPU). The kernels
-are in forward.py and backward.py, and the parts that they share are in tiles.py. Flash attention: Dao et al., arXiv
-2205.14135, 2307.08691.
+The softmax and all sums are computed in fp32. Matrix products take operands in the format of the inputs. A GPU
+multiplies fp32 operands in tf32. The kernels are in forward.py and backward.py, and their shared functions are in
+tiles.py. Flash attention: Dao et al., arXiv 2205.14135, 2307.08691.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ MAX_WIDTH = 256  # largest head width of queries, keys and values
 
 
 class Options(NamedTuple):
-    """The arguments of the ops that are not tensors."""
+    """The arguments of the attention ops that are plain values and not tensors."""
 
     queries: int
     keys: int
@@ -53,15 +55,18 @@ class Options(NamedTuple):
     def problem(
         self, q: Tensor, sinks: Tensor | None, slopes: Tensor | None, starts: tuple[Tensor | None, Tensor | None]
     ) -> Problem:
-        """Return the arguments of the kernels for these options and tensors."""
+        """Return the kernels' arguments for these options and tensors as a `Problem`."""
         batch = q.shape[0] if starts[0] is None else starts[0].shape[0] - 1
         reach = Reach.from_mask(self.causal, self.window)
         return Problem(batch, self.queries, self.keys, reach, self.scale, self.soft_cap, sinks, slopes, *starts)
 
 
 def _empty_rows(x: Tensor, width: int, *, allocate: Any) -> Tensor:
-    """Return an unwritten tensor [..., heads, rows, width] that is stored as [..., rows, heads, width], or [tokens,
-    heads, width] for packed x. `allocate` creates a tensor from a shape."""
+    """Return an unwritten tensor of shape [..., heads, rows, width] whose order in memory is [..., rows, heads, width].
+
+    For packed x, the shape and the order in memory are [tokens, heads, width]. `allocate` creates a tensor from a
+    shape.
+    """
     if x.dim() == 3:
         return allocate(x.shape[0], x.shape[1], width)
     batch, heads, rows, _ = x.shape
@@ -84,7 +89,7 @@ def _attention(
     window: int | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return out, and the log-sum-exp twice: with base e for the caller, and with base 2 for the backward pass."""
+    """Return out, the log-sum-exp with base e for the caller, and the log-sum-exp with base 2 for the backward pass."""
     options = Options(queries, keys, scale, causal, window, soft_cap)
     out = _empty_rows(q, v.shape[-1], allocate=lambda *shape: empty(*shape, like=q))
     problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
@@ -118,7 +123,7 @@ def _attention_backward(
     window: int | None,
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dq, dk, dv and the gradient of the sinks, which is empty without sinks."""
+    """Return dq, dk, dv and the gradient of the sinks. Without sinks, the last tensor is empty."""
     options = Options(queries, keys, scale, causal, window, soft_cap)
     dq, dk, dv = (_empty_rows(x, x.shape[-1], allocate=lambda *shape: empty(*shape, like=q)) for x in (q, k, v))
     problem = options.problem(q, sinks, slopes, (query_starts, key_starts))
@@ -157,7 +162,7 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 def _scored_pairs(q: Tensor, query_starts: Tensor | None, key_starts: Tensor | None, options: Options) -> int:
     """Return the number of (query, key) pairs that one head scores in the whole batch. Packed sequences on fake tensors
-    have no data, so each sequence counts with the greatest length."""
+    have no lengths, so the greatest length is used for each sequence."""
     reach = Reach.from_mask(options.causal, options.window)
     if query_starts is None or key_starts is None:
         return q.shape[0] * seen_pairs(options.queries, options.keys, reach)
@@ -172,15 +177,15 @@ def _scored_pairs(q: Tensor, query_starts: Tensor | None, key_starts: Tensor | N
 def _forward_flops(
     q: Tensor, k: Any, v: Tensor, sinks: Any, slopes: Any, query_starts: Any, key_starts: Any, *options: Any, **_: Any
 ) -> int:
-    """Return 2·(H + V) FLOPs per scored pair and head."""
+    """Return 2·(H + V) FLOPs per scored pair and head. H is the width of queries and keys, V that of values."""
     pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
     return 2 * q.shape[1] * pairs * (q.shape[-1] + v.shape[-1])
 
 
 @register_flop_formula(torch.ops.llmbench.attention_backward, get_raw=True)
 def _backward_flops(dout: Any, dlse: Any, q: Tensor, k: Any, v: Tensor, *rest: Any, **_: Any) -> int:
-    """Return 2·(3 H + 2 V) FLOPs per scored pair and head, for the scores, dv, dp, dq and dk: 2.5 times the forward
-    pass if H = V."""
+    """Return 2·(3 H + 2 V) FLOPs per scored pair and head. The scores, dq and dk take 2·H each; dv and dp take 2·V
+    each. If H = V, this is 2.5 times the forward pass."""
     _, _, _, _, query_starts, key_starts, *options = rest
     pairs = _scored_pairs(q, query_starts, key_starts, Options(*options))
     return 2 * q.shape[1] * pairs * (3 * q.shape[-1] + 2 * v.shape[-1])
@@ -208,10 +213,11 @@ def attention(
     """Return the attention output and its log-sum-exp, both differentiable. The module's docstring gives the shapes and
     the order in which the options apply.
 
-    `scale` is 1/√H by default. `window` is the number of visible keys, including the query's own position; without
-    `causal`, half of them are before it and half after it. `slopes` [N] are the slopes of ALiBi and get no gradient;
-    `sinks` [N] get a gradient. For a packed batch, `query_starts` and `key_starts` [B + 1] in int32 begin with 0 and
-    end with the number of tokens, and no sequence is longer than `max_queries` and `max_keys`.
+    `scale` is 1/√H by default. `window` is the number of keys that a query sees, including the key at its own position.
+    Without `causal`, half of these keys are before the query and half after it. `slopes` [N] are the slopes of ALiBi,
+    which get no gradient. `sinks` [N] get a gradient. For a packed batch, `query_starts` and `key_starts` [B + 1] in
+    int32 contain the first token of each sequence, and end with the number of tokens. `max_queries` and `max_keys` are
+    at least the length of the longest sequence.
 
     Raises ValueError for shapes, formats or options that do not match.
     """
@@ -313,8 +319,11 @@ def reference(
 
 
 class Case(NamedTuple):
-    """Lengths, heads, widths and options. `packed` gives the query and key length of each sequence, in place of batch,
-    queries and keys. `v_dim` = 0 stands for `head_dim`."""
+    """Lengths, heads, widths and options of a call.
+
+    `packed`: the query and key length of each sequence, in place of `batch`, `queries` and `keys`. `v_dim`: the width
+    of values; 0 means `head_dim`.
+    """
 
     batch: int = 1
     heads: int = 1
@@ -332,8 +341,8 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Return views of [B, S, heads, width], as the projections of a model give them. The scores are large enough for
-    the soft cap to change them."""
+    """Return random inputs. q, k and v are transposed views of [B, S, heads, width], as a model's projections produce
+    them. The scores are so large that the soft cap changes them."""
     v_dim = case.v_dim or case.head_dim
     arguments: Inputs = {"causal": case.causal, "window": case.window, "soft_cap": case.soft_cap}
     tokens = [sum(lengths) for lengths in zip(*case.packed, strict=True)] if case.packed else [case.queries, case.keys]
@@ -360,10 +369,11 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2·(H + V) FLOPs per scored pair and head, and 2·(3 H + 2 V) for the backward pass.
+    """Return 2·(H + V) FLOPs per scored pair and head for the forward pass, and 2·(3 H + 2 V) for the backward pass.
 
-    Forward reads q, k, v and writes out and the log-sum-exp. Backward reads all of these and dout, and writes three
-    gradients."""
+    H is the width of queries and keys, V that of values. The forward pass reads q, k and v, and writes out and the
+    log-sum-exp. The backward pass reads these five tensors and dout, and writes three gradients.
+    """
     lengths = case.packed or ((case.queries, case.keys),) * case.batch
     width, v_dim = case.head_dim, case.v_dim or case.head_dim
     reach = Reach.from_mask(case.causal, case.window)
@@ -387,7 +397,7 @@ KERNEL = Kernel(
     cost=cost,
     cases=[
         Case(2, 4, 2, 37, 37, 64, sinks=True),
-        Case(1, 2, 1, 150, 150, 16),  # some tiles need no mask, others lie on the diagonal
+        Case(1, 2, 1, 150, 150, 16),  # some tiles need no mask, and some lie on the diagonal
         Case(1, 1, 1, 70, 150, 64, causal=False),
         Case(1, 2, 2, 150, 203, 32, window=60),
         Case(1, 2, 1, 200, 200, 16, causal=False, window=101),
@@ -400,7 +410,8 @@ KERNEL = Kernel(
     ],
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
-        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),  # all options that need registers
+        # all options that need registers, together
+        Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),
         Case(1, 64, 8, 8192, 8192, 64, window=128, sinks=True),
         Case(1, 128, 128, 8192, 8192, 192, 128),
         Case(1, 16, 8, 8192, 8192, 256, soft_cap=50.0),

@@ -1,14 +1,15 @@
 """Attention's backward kernels (Dao, arXiv 2307.08691, section 3.1.2).
 
-Probabilities are not stored; p = exp(s - lse) recomputes them from the log-sum-exp:
+Probabilities are not stored; p = exp(s - lse) recomputes them from the scores and the log-sum-exp:
 
     dv = pᵀ do        dp = do vᵀ        ds = p ∘ (dp - delta)        dq = scale · ds k        dk = scale · dsᵀ q
 
-with one number per row, delta = Σ do ∘ o - dlse. `attention_delta` computes it. Then two kernels follow, one over tiles
-of keys (dk and dv) and one over tiles of queries (dq). They take 7 matrix products where a single kernel takes 5. A
-single kernel would have to sum dq by atomic additions in fp32, whose order changes from run to run, or make its tiles
-wait for each other. Two kernels need neither, write each gradient once in its own format, and their accumulators fit in
-registers. One program sums the gradients of the heads that share a key head. Results therefore repeat exactly.
+dx is the gradient of x, and ∘ is the elementwise product. delta = Σ do ∘ o - dlse is one number per query and head, and
+`attention_delta` computes it. Two kernels follow. For each tile of keys, the first computes dk and dv. For each tile of
+queries, the second computes dq. Together they compute 7 matrix products; a single kernel would compute 5. But a single
+kernel would sum dq by atomic additions in fp32, whose order changes from run to run, or its programs would wait for
+each other. With two kernels, each gradient is written once in its own format, and the accumulators fit in registers.
+One program sums the gradients of all query heads that share a key head. Results therefore repeat exactly.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from llmbench.kernels.products import dot
 
 __all__ = ["backward"]
 
-TALLEST = tl.constexpr(128)  # rows of the tallest tile of queries; `level` and `delta` are padded to a multiple of it
+TALLEST = tl.constexpr(128)  # rows of the tallest tile of queries; `level` and `delta` are padded to a multiple of this
 
 
 # == Kernels ==
@@ -48,9 +49,12 @@ def attention_delta(
     d_batch, d_head, d_row, o_batch, o_head, o_row, lse_batch, lse_head, level_batch, level_head, queries, heads,
     PACKED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One program computes BLOCK_M rows of one head: `delta`, `level`, and their share of the sink's gradient.
+    """One program computes `delta` and `level` of BLOCK_M rows of one head, and the share of these rows in the sink's
+    gradient.
 
-    `level` is the log-sum-exp, or ∞ for a query that sees no key. A sink is a key with value 0: ds = -p · delta."""
+    `level` is the log-sum-exp with base 2, or ∞ for a query that sees no key. A sink is a key with value 0, so its ds
+    is -p · delta.
+    """
     first = tl.program_id(1) * BLOCK_M
     which = tl.cast(tl.program_id(0), tl.int64)
     batch = which // heads
@@ -84,8 +88,9 @@ def attention_delta(
     if dlse is not None:
         value -= tl.load(dlse + at_lse + r, mask=exists, other=0.0)
     level_row = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
-    level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)  # makes p 0 if a query sees no key
-    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # all rows that a tile may read
+    # p = 2^(s - ∞) = 0 for a query that sees no key
+    level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)
+    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # tiles of queries may read these rows
     tl.store(delta + r, value, mask=kept)
     tl.store(level + r, level_row, mask=kept)
     if sinks is not None:
@@ -99,8 +104,8 @@ def _probabilities(
     MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Return p and the derivative of the soft cap, computed from raw scores. The log-sum-exp and the positions of keys
-    and queries are broadcast to the shape of the scores."""
+    """Return p and the derivative of the soft cap, computed from raw scores `s` = q kᵀ. The log-sum-exp `level` and the
+    positions of keys and queries are broadcast to the shape of the scores."""
     cap_slope = 1.0
     if CAPPED:
         s = quick_tanh(s * scale, EXACT)
@@ -129,7 +134,8 @@ def _over_queries(
     Scores are transposed: [keys, queries]. `at_keys` are the keys' positions minus the first query's position."""
     FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
     steps = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
-    for step in range(steps * GROUP):  # one loop over all heads, so that the next head's loads begin early
+    # A single loop covers all heads, so that the loads of the next head start before the current head ends.
+    for step in range(steps * GROUP):
         member = 0
         m = start + step * BLOCK_M
         if GROUP > 1:
@@ -144,7 +150,7 @@ def _over_queries(
             s = dot(k_rest, q_rest.T, s)
         do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
         if DK:
-            dp = dot(v, do.T)  # right after the scores, to keep fewer values in registers
+            dp = dot(v, do.T)  # computed before p, so that fewer values stay in registers
         level_row = tl.load(level + member * level_head + rows)
         slope = 0.0
         if SLOPED:
@@ -177,7 +183,9 @@ def attention_backward_keys(
 ):  # fmt: skip
     """One program computes dk and dv of BLOCK_N keys of one key head, from all queries of the heads that share it.
 
-    With PASSES = 2, it computes dk first and dv afterwards, because the registers cannot hold both."""
+    With PASSES = 2, the program computes dk in one loop and dv in a second loop, because registers cannot hold both
+    sums.
+    """
     # Under a causal mask the first keys have the most work, so their tiles come first.
     tile, kv_head = program_tile(tiles, all_heads, concurrent, False)
     batch = tl.cast(kv_head // kv_heads, tl.int64)
@@ -219,8 +227,8 @@ def attention_backward_keys(
         positions = first + tl.arange(0, BLOCK_N)
         shift = keys - queries
         last = tl.minimum(first + BLOCK_N, keys) - 1
-        # The queries that see a key: `before` and `after` are exchanged. Rows past the last query are 0 and have level
-        # ∞, so they need no mask.
+        # The queries from `after` before a key to `before` after it see the key, so the two bounds are exchanged. Rows
+        # past the last query are 0 and have level ∞, so their p is 0 without a mask.
         lo, a, b, hi = phases(first, last, -shift, after, before, queries, BLOCK_M, AFTER, BEFORE)
         if not BEFORE:
             b = hi
@@ -296,7 +304,7 @@ def _over_keys(
             MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
         )  # fmt: skip
         if MASKED:
-            p = tl.where(columns[None, :] < keys, p, 0.0)  # else p could be ∞ past the last key, and ∞ · 0 is NaN
+            p = tl.where(columns[None, :] < keys, p, 0.0)  # p could be ∞ past the last key, and ∞ · 0 is NaN
         ds = (p * (dp - delta_row[:, None]) * cap_slope).to(q.dtype)
         dq = dot(ds, k, dq)
         if REST > 0:
@@ -405,7 +413,8 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
 
     The accumulators of dk and dv stay in registers for the whole loop, together with two tiles of scores. With 128 keys
     and 8 warps, a warpgroup has 64 rows. In a problem that is not `plain`, each score also needs a bound, a slope or
-    the derivative of the soft cap, which leaves room for half as many scores."""
+    the derivative of the soft cap. Then only half as many scores fit in registers.
+    """
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
         if max(width, values) <= 128:
@@ -429,16 +438,16 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
             ),
         ]
     if max(width, values) <= 128 and plain:
-        return [_config(64, 128, 8, 2, "64 + 64 accumulators, 32 + 32 scores per thread: all registers", PASSES=1)]
+        return [
+            _config(64, 128, 8, 2, "64 + 64 accumulators and 32 + 32 scores per thread use all registers", PASSES=1)
+        ]
     if max(width, values) <= 128:
         return [
-            _config(
-                32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores per thread and their bounds or slopes", PASSES=1
-            ),
-            _config(32, 64, 4, 2, "as many values per thread; two blocks per multiprocessor", PASSES=1),
+            _config(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores, and bounds or slopes per thread", PASSES=1),
+            _config(32, 64, 4, 2, "equal number of values per thread; two blocks per multiprocessor", PASSES=1),
         ]
     if width <= 192 and values <= 128:
-        note = "one accumulator at a time and full tiles: eight products in place of seven"
+        note = "dk and dv in separate loops, so that full tiles fit: eight products in place of seven"
         candidates = [_config(64, 128, 8, 2, note, PASSES=2)]
         if plain:
             note = "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"
@@ -446,14 +455,19 @@ def key_configurations(width: int, values: int, element: int, arch: int, plain: 
         return candidates
     return [
         _config(
-            16, 128, 8, 2, "one accumulator of 128 per thread at a time: eight products in place of seven", PASSES=2
+            16,
+            128,
+            8,
+            2,
+            "dk and dv in separate loops, 128 accumulators per thread: eight products in place of seven",
+            PASSES=2,
         )
     ]
 
 
 def query_configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
     """Return the candidate configurations for dq. A program keeps one accumulator and two tiles of scores in registers,
-    with 64 query rows per warpgroup."""
+    and each warpgroup has 64 query rows."""
     wide = max(width, values)
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
@@ -472,7 +486,7 @@ def query_configurations(width: int, values: int, element: int, arch: int) -> li
         ]
     if width <= 192 and values <= 128:
         return [_config(128, 64, 8, 2, "64 or 96 accumulators, 32 + 32 scores per thread")]
-    return [_config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB shared")]
+    return [_config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB of shared memory")]
 
 
 def backward(
@@ -486,10 +500,11 @@ def backward(
     gradients: tuple[Tensor, Tensor, Tensor],
     problem: Problem,
 ) -> Tensor | None:
-    """Launch the kernels. They write `gradients`, which are dq, dk and dv. Return the gradient of the sinks [N] in
-    fp32.
+    """Launch the kernels, which write dq, dk and dv into `gradients`. Return the gradient of the sinks [N] in fp32, or
+    None without sinks.
 
-    `lse` is the log-sum-exp with base 2; `dlse` is the gradient of the log-sum-exp with base e."""
+    `lse` is the log-sum-exp with base 2; `dlse` is the gradient of the log-sum-exp with base e.
+    """
     dq, dk, dv = gradients
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]

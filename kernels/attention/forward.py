@@ -1,12 +1,14 @@
 """Attention's forward kernel: online softmax over tiles of keys (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
 2307.08691).
 
-For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2^(m - m') + Σp, o' = o·2^(m - m') + p v.
+For each tile of keys: s = q kᵀ, m' = max(m, max s), p = 2^(s - m'), l' = l·2^(m - m') + Σp, o' = o·2^(m - m') + p v. m
+is the running maximum of a query's scores, l the running sum, and o the running output; a prime marks the new value.
 After the last tile, the result is o / l and the log-sum-exp is m + log l. A sink is a key without a value: m starts at
-its score and l at 1.
+the sink's score, and l starts at 1.
 
-The scale contains the factor log2(e), so that all exponentials have base 2. The backward pass takes the log-sum-exp
-with base 2 too: a conversion would round a number with a large integer part, and its fraction would lose digits.
+The scale contains the factor log2(e), so that all exponentials have base 2. The backward pass also reads the
+log-sum-exp with base 2. A conversion of the base would round a number with a large integer part, so the fraction would
+lose digits.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def _over_keys(
     WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr,
     BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Update total, m and o with the keys from `start` to `stop`, one tile at a time."""
+    """Update the running sum `total`, the running maximum m and the running output o with the keys from `start` to
+    `stop`."""
     FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
     for n in range(start, stop, BLOCK_N):
         k = load_tile(k_tiles, n, keys, k_row, FIRST, BLOCK_N, MAIN, TMA, not MASKED)
@@ -57,7 +60,7 @@ def _over_keys(
             s = dot(q_rest, k_rest.T, s)
         columns = n + tl.arange(0, BLOCK_N)
         factor = scale
-        if CAPPED or SLOPED:  # else the scale is applied in the multiply-add before the exponential
+        if CAPPED or SLOPED:  # otherwise the multiply-add before the exponential applies the scale
             s = s * scale
             factor = 1.0
             if CAPPED:
@@ -69,7 +72,7 @@ def _over_keys(
             s = tl.where(seen & (columns[None, :] < keys), s, float("-inf"))
         top = tl.maximum(m, tl.max(s, 1) * factor)
         level = top
-        if MASKED:  # top is -∞ in a row that has no visible key so far
+        if MASKED:  # top is -∞ in a row that has seen no visible key yet
             level = tl.where(top == float("-inf"), 0.0, top)
         p = tl.exp2(s * factor - level[:, None])
         shrink = tl.exp2(m - level)
@@ -174,9 +177,9 @@ def attention_forward(
 def configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
     """Return the candidate configurations. `width` and `values` are padded widths; `element` is bytes per element.
 
-    One block runs on a multiprocessor. Its 8 warps are two warpgroups of 64 query rows each, so that one computes a
-    softmax while the other multiplies. With 4 warps, a thread would hold 128 more accumulators, and registers would
-    spill.
+    Above width 64, one block runs per multiprocessor. The 8 warps of a block are two warpgroups of 64 query rows each:
+    one warpgroup computes a softmax while the other multiplies. With 4 warps, a thread would hold 128 more
+    accumulators, and registers would spill.
     """
 
     def config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1) -> Config:
@@ -195,10 +198,10 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
                 64,
                 8,
                 3,
-                "at most 128 registers per thread: two blocks, one computes a softmax while the other multiplies",
+                "two blocks of at most 128 registers per thread: one computes a softmax while the other multiplies",
             ),
-            config(128, 128, 8, 2, "half as many steps, one block"),
-            config(64, 64, 4, 3, "three blocks; keys and values are read twice as often"),
+            config(128, 128, 8, 2, "half as many softmax steps; one block per multiprocessor"),
+            config(64, 64, 4, 3, "three blocks per multiprocessor; keys and values are read twice as often"),
         ]
     if width <= 192 and values <= 128:
         candidates = [
@@ -210,13 +213,16 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
         if width <= 128:
             candidates.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to create", tma=0))
         return candidates
-    return [config(128, 64, 8, 2, "accumulators take half the registers: 64 keys per tile, 192 KiB shared")]
+    return [
+        config(128, 64, 8, 2, "accumulators take half the registers, so a tile has 64 keys; 192 KiB of shared memory")
+    ]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Launch the kernel. It writes `out` [B, N, S, V], or [tokens, N, V] if packed.
+    """Launch the kernel, which writes `out` [B, N, S, V], or [tokens, N, V] if packed.
 
-    Return the log-sum-exp [B, N, S], or [N, tokens] if packed, twice: with base e and with base 2."""
+    Return the log-sum-exp with base e and with base 2. Both are [B, N, S], or [N, tokens] if packed.
+    """
     heads, kv_heads = q.shape[1], k.shape[1]
     batch, queries, keys = problem[:3]
     group, width, v_width, element = heads // kv_heads, q.shape[-1], v.shape[-1], q.element_size()

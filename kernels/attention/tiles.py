@@ -1,15 +1,15 @@
-"""Parts that attention's forward and backward kernels share: the visible keys, the scores' units, loading of tiles.
+"""Functions that attention's forward and backward kernels share: mask bounds, score factors, tile loads.
 
 Query i of S has position i + T - S, so the last query has the position of the last key. A query sees the keys from
-`before` in front of its position to `after` behind it:
+`before` positions before its own position to `after` positions after it:
 
     causal                  before = ∞            after = 0
     causal, window w        before = w - 1        after = 0
     full, window w          before = after = w // 2
     full                    before = after = ∞
 
-Conversely, the queries that see a key are those from `after` in front of it to `before` behind it, with the shift T - S
-negated. The backward pass loops over the queries of a key with these bounds.
+Conversely, the queries from `after` positions before a key to `before` positions after it see the key. The backward
+pass uses these bounds, with the shift T - S negated, to loop over the queries that see a key.
 
 S query length, T key length, H width of queries and keys, V width of values.
 """
@@ -42,34 +42,34 @@ __all__ = [
     "visible",
 ]
 
-FAR = 1 << 30  # longer than any sequence; a position plus FAR fits in 32 bits
+FAR = 1 << 30  # greater than any length; the sum of a position and FAR fits in 32 bits
 
 
 class Reach(NamedTuple):
-    """The number of keys that a query sees before and after its own position; None for all of them."""
+    """The number of keys that a query sees before its own position, and after it. None means all keys on that side."""
 
     before: int | None
     after: int | None
 
     @classmethod
     def from_mask(cls, causal: bool, window: int | None) -> Reach:
-        """The reach under a mask. `window` counts visible keys, the query's own included; without `causal`, half of
-        them are on either side."""
+        """Return the reach of a mask. `window` is the number of visible keys, including the query's own; without
+        `causal`, half of them are before the query and half after it."""
         if causal:
             return cls(None if window is None else window - 1, 0)
         return cls(None, None) if window is None else cls(window // 2, window // 2)
 
     def as_arguments(self) -> tuple[int, int]:
-        """`before` and `after` as kernel arguments; `FAR` for all keys."""
+        """Return `before` and `after` as integers for the kernels. FAR stands for None."""
         before, after = (FAR if keys is None else min(FAR, keys) for keys in self)
         return before, after
 
 
 def seen_pairs(queries: int, keys: int, reach: Reach) -> int:
-    """The exact number of query-key pairs that one head scores in one sequence."""
+    """Return the exact number of query-key pairs that one head scores in one sequence."""
 
     def sum_clipped(first: int, last: int) -> int:
-        """Σ min(max(p, 0), keys) for p from first to last."""
+        """Return Σ min(max(p, 0), keys) over the integers p from first to last."""
 
         def sum_to(p: int) -> int:
             if p <= 0:
@@ -107,28 +107,30 @@ class Problem(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether a score is a scaled product with at most a causal mask: no window, soft cap or slopes."""
+        """Whether the kernels only scale the scores and apply at most a causal mask. A problem with a window, a soft
+        cap or slopes is not plain."""
         return self.reach.before is None and self.soft_cap is None and self.slopes is None
 
     def strides(self, *tensors: Tensor) -> list[int]:
-        """Strides of sequences, heads and rows of each tensor [B, N, S, H], or [tokens, N, H] if packed."""
+        """Return the strides of sequences, heads and rows, in elements, for each tensor [B, N, S, H], or [tokens, N, H]
+        if packed."""
         if self.packed:
             return [stride for x in tensors for stride in (0, x.stride(1), x.stride(0))]
         return [x.stride(dim) for x in tensors for dim in range(3)]
 
     def row_strides(self, x: Tensor) -> tuple[int, int]:
-        """Strides of sequences and heads of a tensor [B, N, S], or [N, tokens] if packed."""
+        """Return the strides of sequences and heads, in elements, for a tensor [B, N, S], or [N, tokens] if packed."""
         return (0, x.stride(0)) if self.packed else (x.stride(0), x.stride(1))
 
     def factors(self) -> tuple[float, float]:
-        """Return the factors before and after the soft cap. They contain the scale and log2(e), so that exponentials
-        have base 2."""
+        """Return the factors that multiply a score before and after the soft cap. They contain the scale and log2(e),
+        so that exponentials have base 2."""
         if self.soft_cap is None:
             return self.scale * LOG2E.value, 0.0
         return self.scale / self.soft_cap, self.soft_cap * LOG2E.value
 
     def constants(self, width: int, v_width: int) -> dict[str, Any]:
-        """The constexpr arguments that all kernels share."""
+        """Return the constexpr arguments that all kernels share."""
         main, rest = split_width(width)
         return {
             "BEFORE": self.reach.before is not None,
@@ -145,13 +147,13 @@ class Problem(NamedTuple):
 
 
 def padded(width: int) -> int:
-    """The width rounded up to a power of two of at least 16, as matrix products require."""
+    """Return the width rounded up to a power of two of at least 16, as matrix products require."""
     return max(16, int(triton.next_power_of_2(width)))
 
 
 def split_width(width: int) -> tuple[int, int]:
-    """Split a width into two powers of two: 192 is computed as 128 + 64 and not as 256. The second is 0 if a split
-    saves nothing."""
+    """Split a width into two powers of two, so that 192 is computed as 128 + 64 and not as 256. The second number is 0
+    if a split saves nothing."""
     whole = padded(width)
     main = whole // 2
     rest = padded(width - main)
@@ -159,7 +161,8 @@ def split_width(width: int) -> tuple[int, int]:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x if its last stride is 1 and its address and other strides are multiples of 16 bytes, else a contiguous copy."""
+    """Return x if its last stride is 1 and its address and other strides are multiples of 16 bytes, else a contiguous
+    copy."""
     whole = 16 // x.element_size()
     if x.stride(-1) == 1 and 0 not in x.stride() and not any(n % whole for n in (*x.stride()[:-1], x.storage_offset())):
         return x
@@ -167,8 +170,8 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def concurrent_heads(bytes_per_head: int, heads: int) -> int:
-    """Return the number of heads that run at the same time, so that the data that their programs share stays in the L2
-    cache."""
+    """Return the number of heads that should run at the same time, so that the data that their programs share fits in
+    the L2 cache (32 MiB)."""
     return max(1, min(heads, (32 << 20) // max(1, bytes_per_head)))
 
 
@@ -176,8 +179,9 @@ def concurrent_heads(bytes_per_head: int, heads: int) -> int:
 def program_tile(tiles, heads, concurrent, REVERSED: tl.constexpr):
     """Return this program's tile and head.
 
-    `concurrent` heads run at the same time. The tiles with the most work come first: the last tiles if REVERSED, else
-    the first."""
+    `concurrent` heads run at the same time. The tiles with the most work start first. With REVERSED, these are the last
+    tiles.
+    """
     program = tl.program_id(0)
     first = program // (concurrent * tiles) * concurrent
     within = program - first * tiles
@@ -191,9 +195,11 @@ def program_tile(tiles, heads, concurrent, REVERSED: tl.constexpr):
 
 @triton.jit
 def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr):
-    """Return the bounds lo, a, b, hi of the columns that rows `first` to `last` see.
+    """Return the column bounds lo, a, b, hi for the rows `first` to `last`.
 
-    Tiles in [lo, a) and [b, hi) need the mask; every row sees all of the tiles in [a, b). Other tiles are skipped."""
+    Tiles of columns in [lo, a) and [b, hi) need the mask. Every row sees all columns in [a, b). No row sees the columns
+    outside [lo, hi), so their tiles are skipped.
+    """
     lo = first * 0
     whole_lo = lo
     hi = lo + length
@@ -213,8 +219,9 @@ def phases(first, last, shift, before, after, length, BLOCK: tl.constexpr, BEFOR
 def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.constexpr):
     """Return whether each key is visible from each position. `keys` and `positions` are broadcast against each other.
 
-    Each key is compared with the bounds of each position. The differences key - position are not computed: from tile to
-    tile they change only by a constant, so the compiler would keep a matrix of them in registers."""
+    Each key is compared with the bounds of each position. A comparison of the differences key - position would be
+    slower: they change only by a constant from tile to tile, so the compiler would keep a matrix of them in registers.
+    """
     seen = keys == keys
     if BEFORE:
         seen = seen & (keys >= positions - before)
@@ -225,8 +232,8 @@ def visible(keys, positions, before, after, BEFORE: tl.constexpr, AFTER: tl.cons
 
 @triton.jit
 def matrix_tiles(base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr, TMA: tl.constexpr):
-    """Return a matrix [rows, WIDTH] in the form that `load_tile` takes: a descriptor of tiles [BLOCK, PADDED] with TMA,
-    else its address."""
+    """Return a matrix [rows, WIDTH] in the form that `load_tile` takes: with TMA, a descriptor of tiles [BLOCK,
+    PADDED]; without TMA, the matrix's address."""
     if TMA:
         return tl.make_tensor_descriptor(base, [rows, WIDTH], [tl.cast(stride, tl.int64), 1], [BLOCK, PADDED])
     else:
@@ -245,7 +252,8 @@ def load_tile(
     TMA: tl.constexpr,
     INSIDE: tl.constexpr,
 ):
-    """Load the tile that begins at `row`, with zeros outside the matrix. INSIDE: all of its rows are in the matrix."""
+    """Load the tile that begins at `row`, with zeros outside the matrix. INSIDE: all rows of the tile are in the
+    matrix."""
     if TMA:
         return matrix.load([row, 0])
     else:
@@ -272,7 +280,8 @@ def head_tiles(
     PADDED: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Like `matrix_tiles`, with one descriptor for the matrices of several heads."""
+    """Return the matrices of several heads in the form that `load_head_tile` takes: with TMA, one descriptor for all
+    heads; without TMA, the address."""
     if TMA:
         return tl.make_tensor_descriptor(
             base,

@@ -2,20 +2,20 @@
 
     o = softmax(cap · tanh(q kᵀ · scale / cap) + slope · (key position - query position)) v,  with e^sink in the sum
 
-The G = N / K query heads of a KV head and their S queries are the rows of one tile, so each key is loaded once for all
-of them. Tiles of 16 or 32 rows use mma.sync, which is far from its limit at 2 · rows FLOPs per byte. Tiles of 64 rows
-use wgmma. The slots of a sequence are split over programs, and the splits are merged by their log-sum-exp:
-Flash-Decoding (Dao et al., PyTorch blog, 2023). Online softmax: Milakov and Gimelshein, arXiv 1805.02867. Pages: Kwon
-et al., arXiv 2309.06180. Sinks: gpt-oss. ALiBi: arXiv 2108.12409. The docstring of merge.py defines slots, positions,
-windows, chunks and splits; caches.py has the arguments that describe a cache.
+A KV head has G = N / K query heads. Their S queries are the rows of one tile, so each key is loaded once for all of
+these rows. Tiles of 16 or 32 rows use mma.sync. At 2 · rows FLOPs per byte, its rate is far from being the limit. Tiles
+of 64 rows use wgmma. The slots of a sequence are split over programs. The results of the splits are merged with their
+log-sum-exp as weights: Flash-Decoding (Dao et al., PyTorch blog, 2023). Online softmax: Milakov and Gimelshein, arXiv
+1805.02867. Pages: Kwon et al., arXiv 2309.06180. Sinks: gpt-oss. ALiBi: arXiv 2108.12409. The docstring of merge.py
+defines slots, positions, windows, chunks and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic is in fp32, products of fp32 rows are in tf32. Quantised rows: an int8 or e4m3 element is exact in fp16 and
-bf16. So the scale of a key multiplies its score, and the scale of a value multiplies its weight.
+Arithmetic is in fp32; fp32 rows are multiplied in tf32. An int8 or e4m3 element of a quantised row is exact in fp16 and
+bf16, so matrix products take the elements without their scales. The scale of a key multiplies its score, and the scale
+of a value multiplies its softmax weight.
 
 B batch, N query heads, K KV heads, S queries (1 to 8), T slots, H key width, V value width, P pages, M pages per
-sequence.
-Shapes: q [B, N, S, H]; k, v [B, K, T, H or V], or paged [P, page, K, H or V] with a table [B, M]; out [B, N, S, V].
-Forward only.
+sequence. Shapes: q [B, N, S, H]; k, v [B, K, T, H or V], or paged [P, page, K, H or V] with a table [B, M]; out [B, N,
+S, V]. Forward only.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def decode_split(
 ):  # fmt: skip
     """One program processes one split of the slots of one KV head and sequence, for BLOCK_M rows r = s · G + g.
 
-    Programs that read the same keys have adjacent numbers. WHOLE: there is only one split, so the program writes the
-    result."""
+    Row r is query s of head g in the group. Programs that read the same keys have adjacent numbers. WHOLE: there is
+    only one split, so the program writes the final result.
+    """
     rows_at, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, kv_head = (pair // kv_heads).to(tl.int64), (pair % kv_heads).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -102,7 +103,7 @@ def decode_split(
     for first in range(start, end, BLOCK_N):
         slot = first + tl.arange(0, BLOCK_N)
         key = load_key_positions(key_positions, batch, slot, slot < end, length, capacity, RING)
-        stored = key >= 0  # an empty slot may contain NaN, which a weight of 0 would not remove
+        stored = key >= 0  # an empty slot may contain NaN, and 0 · NaN is NaN
         k_at = k + row_offsets(page, slot, k_outer, k_slot, PAGE)[:, None] + wide[None, :]
         keys = tl.load(k_at, mask=stored[:, None] & (wide[None, :] < WIDTH), other=0.0)
         v_at = v + row_offsets(page, slot, v_outer, v_slot, PAGE)[:, None] + v_wide[None, :]
@@ -142,38 +143,41 @@ def decode_split(
 
 def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
     """Return the candidate configurations. `rows`: rows of a tile. `width`: the greater of H and V, as a power of two.
-    `itemsize` and `stored`: bytes per element as multiplied and as stored.
+    `itemsize`: bytes per element in the matrix products. `stored`: bytes per element in the cache.
 
-    The goal is enough bytes in flight: 4.8 TB/s for about 1 µs are 36 KB per multiprocessor. A tile of keys and one of
-    values have 16 KB each. With two such pairs per program and three programs per multiprocessor, most of 200 KB are in
-    flight while one program computes, and the programs overlap each other's starts and reductions. The compiler keeps
-    one pair fewer in flight than there are stages.
+    Enough bytes must be in flight: 4.8 TB/s times a latency of about 1 µs is 36 KB per multiprocessor. A tile of keys
+    and a tile of values have 16 KB each. With two such pairs per program and three programs per multiprocessor, most of
+    200 KB are in flight while one program computes. The programs also overlap each other's starts and reductions. With
+    n stages, the compiler keeps n - 1 pairs in flight.
     """
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     # Scores of 64 x 128 do not fit in registers together with the sums and the converted values.
     max_n = 128 if arch >= 90 and block_m == 16 else 64
     if block_m == 64 and itemsize == 4:
-        max_n = 32  # quantised rows are wider after conversion
+        max_n = 32  # quantised rows need more registers after conversion
     block_n = max(16, min(max_n, triton.next_power_of_2(16384 // (width * stored))))
     sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n}
     stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # 64 KB in flight
     if block_m == 64:
         half = {"BLOCK_M": 64, "BLOCK_N": max(16, block_n // 2)}
         small = Config(
-            **half, num_warps=4, num_stages=stages, note="2 or 3 programs: one multiplies while another waits"
+            **half,
+            num_warps=4,
+            num_stages=stages,
+            note="2 or 3 programs per multiprocessor: one multiplies while another waits",
         )
         large = Config(**sizes, num_warps=8, num_stages=3, note="2 warpgroups share the keys and the sums of 64 x 256")
         return [small, large] if width <= 128 else [large, small]
     return [
         Config(**sizes, num_warps=4, num_stages=stages, note="64 KB in flight; shared memory allows 3 programs"),
-        Config(**sizes, num_warps=4, num_stages=stages - 1, note="one pair fewer in flight, more programs"),
-        Config(**sizes, num_warps=4, num_stages=stages + 1, note="one pair more in flight, 2 programs"),
+        Config(**sizes, num_warps=4, num_stages=stages - 1, note="one pair of tiles fewer in flight, more programs"),
+        Config(**sizes, num_warps=4, num_stages=stages + 1, note="one pair of tiles more in flight, 2 programs"),
     ]
 
 
 def resident_programs(config: Config, width: int, stored: int, arch: int) -> int:
-    """Return the number of programs that run on a multiprocessor at the same time. Shared memory limits it: the tiles
-    in flight, and 8 KB for the rest."""
+    """Return the number of programs that run on a multiprocessor at the same time. Shared memory is the limit: a
+    program needs memory for the tiles in flight and 8 KB more."""
     pair = 2 * config["BLOCK_N"] * width * stored
     room = {80: 163, 90: 227, 100: 227}.get(arch, 99) << 10
     return max(1, min(4, room // (pair * (config.num_stages - 1) + (8 << 10))))
@@ -203,7 +207,7 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
-    """Compute out [B, N, S, V]. The arguments are those of `decode_attention`, checked and in contiguous memory."""
+    """Compute out [B, N, S, V]. `decode_attention` has checked the arguments and made them contiguous."""
     batch, heads, tokens, width = q.shape
     kv_heads, capacity, page = _sizes(k, table)
     v_width, group = v.shape[-1], heads // kv_heads
@@ -258,7 +262,8 @@ def _flops(q: Tensor, k: Tensor, v: Tensor, *others: Any, **_: Any) -> int:
 
 
 def _sizes(k: Tensor, table: Tensor | None) -> tuple[int, int, int]:
-    """Return the KV heads, the slots per sequence, and the slots per page, which are 0 for a cache without pages."""
+    """Return the number of KV heads, of slots per sequence, and of slots per page. The last is 0 for a cache without
+    pages."""
     if table is None:
         return k.shape[1], k.shape[2], 0
     return k.shape[2], table.shape[1] * k.shape[1], k.shape[1]
@@ -291,13 +296,14 @@ def decode_attention(
     """Return [B, N, S, V], the attention of q [B, N, S, H] on a KV cache.
 
     The cache is k [B, K, T, H] and v [B, K, T, V], or paged [P, page, K, H or V] with a `table` [B, M]. `lengths` [B]
-    are the tokens of each sequence, the S queries included. Without `lengths`, every slot is in use. The queries are
-    the last tokens, unless `query_positions` [B, S] are given. merge.py defines `key_positions` [B, T] and `ring`.
-    `sinks` and ALiBi's `slopes` are [N]. `k_scales` and `v_scales` of quantised rows have the shape of the cache
-    without its last dimension. A query that sees no key gets zeros. `splits` = 0 chooses a number of splits that fills
-    the device.
+    are the numbers of tokens of the sequences, including the S queries. Without `lengths`, every slot is in use. The
+    queries are the last tokens of their sequence, unless `query_positions` [B, S] are given. merge.py defines
+    `key_positions` [B, T] and `ring`. `sinks` and ALiBi's `slopes` are [N]. Quantised rows have `k_scales` and
+    `v_scales`, in the shape of the cache without its last dimension. A query that sees no key gets zeros. With `splits`
+    = 0, the op chooses a number of splits that fills the GPU.
 
-    Raises ValueError for shapes, dtypes or options that do not match, CannotRunError for fp8 rows on a GPU without fp8.
+    Raises ValueError for shapes, dtypes or options that do not match, and CannotRunError for fp8 rows on a GPU without
+    fp8.
     """
     kv_heads, capacity, _ = _sizes(k, table)
     if q.dim() != 4 or k.dim() != 4 or v.shape[:-1] != k.shape[:-1] or q.shape[-1] != k.shape[-1]:
@@ -375,8 +381,9 @@ def reference(
 
 
 class Case(NamedTuple):
-    """Lengths of the sequences, heads, widths and options; 0 and "" leave an option out. `layout` is "slots", "ring" or
-    "positions". `capacity` 0 means a few more slots than the longest sequence has tokens."""
+    """Lengths of the sequences, heads, widths and options. An option that is 0 or "" is not used. `layout` is "slots",
+    "ring" or "positions". `capacity` is the number of slots; 0 means a few more slots than the longest sequence has
+    tokens."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -397,7 +404,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Return queries and a cache whose unused slots are NaN and whose pages are in random order."""
+    """Return queries and a cache. Unused slots contain NaN, and pages are in random order."""
     slots = case.capacity or max(case.lengths) + 5
     cache, arguments = case_cache(random, case.lengths, slots, case.page, case.layout, case.queries, case.window)
     shapes = (case.kv_heads, case.head_dim), (case.kv_heads, case.value_dim or case.head_dim)
@@ -414,7 +421,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2 · (H + V) FLOPs per head and visible pair. Each visible key and value is read once, with its scale."""
+    """Return 2 · (H + V) FLOPs per head and visible pair. The bytes include each visible key and value once, with its
+    scale."""
     pairs, keys = count_visible(case.lengths, case.queries, case.window, case.chunk)
     wide = case.head_dim + (case.value_dim or case.head_dim)
     row = wide + 8 if case.storage else wide * dtype.itemsize

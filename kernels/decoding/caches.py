@@ -1,7 +1,8 @@
 """The caches that the decode kernels read: where rows are, which tokens they store, and which queries see them.
 
-This file is plain torch: arguments and their checks, the mask and the gather for the references, counts of pairs, and
-caches for test cases. The docstring of merge.py defines lengths, table, positions, ring, window and chunk.
+This file is plain torch. It checks the arguments, computes masks and gathers rows for the references, counts visible
+pairs, and creates caches for test cases. The docstring of merge.py defines lengths, table, positions, ring, window and
+chunk.
 
 B batch, S queries of a sequence, T slots, K KV heads, N query heads, W width of a row, M pages per sequence.
 """
@@ -41,7 +42,8 @@ __all__ = [
 
 
 class RowStrides(NamedTuple):
-    """Strides of a cache's rows in elements: from one sequence or page, head, or slot to the next."""
+    """Strides of a cache's rows, in elements: from one sequence or page to the next, from one head to the next, and
+    from one slot to the next."""
 
     outer: int
     head: int
@@ -49,13 +51,13 @@ class RowStrides(NamedTuple):
 
     @classmethod
     def from_rows(cls, rows: Tensor, paged: bool) -> RowStrides:
-        """The strides of rows [B, K, T, ...], or [pages, page, K, ...] if paged."""
+        """Return the strides of rows [B, K, T, ...], or [pages, page, K, ...] if paged."""
         outer, one, two = rows.stride()[:3]
         return cls(outer, two, one) if paged else cls(outer, one, two)
 
 
 def contiguous(values: Tensor | None) -> Tensor | None:
-    """The values in contiguous memory; a copy is cheap, because integers and sinks are small."""
+    """Return the values in contiguous memory. A copy is cheap, because the tensors are small: integers and sinks."""
     return None if values is None else values.contiguous()
 
 
@@ -72,9 +74,10 @@ def check_row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
 
 
 class CacheLayout(NamedTuple):
-    """The tokens that a cache stores, their slots, and their visibility: arguments of the ops.
+    """The tokens that a cache stores, their slots, and the mask of the queries. These are arguments of the ops.
 
-    Shapes: lengths [B], table [B, M], key_positions [B, T], query_positions [B, S]. merge.py defines them."""
+    Shapes: lengths [B], table [B, M], key_positions [B, T], query_positions [B, S]. merge.py defines them.
+    """
 
     lengths: Tensor | None = None
     table: Tensor | None = None
@@ -121,15 +124,16 @@ class CacheLayout(NamedTuple):
 
     @property
     def by_slot(self) -> bool:
-        """Whether the number of a slot is the position of its token."""
+        """Whether slot t stores the token at position t."""
         return not self.ring and self.key_positions is None
 
 
-# == Visibility in plain torch ==
+# == Masks in plain torch ==
 
 
 def readable_slots(layout: CacheLayout, tokens: int, capacity: int) -> int:
-    """The most slots that one sequence's queries may read, from shapes alone."""
+    """Return the greatest number of slots that the queries of one sequence may read. It depends only on shapes and
+    options."""
     within = [limit for limit in (layout.window, layout.chunk) if limit is not None]
     if not within or not layout.by_slot:
         return capacity
@@ -137,7 +141,7 @@ def readable_slots(layout: CacheLayout, tokens: int, capacity: int) -> int:
 
 
 def slot_positions(layout: CacheLayout, batch: int, capacity: int, device: torch.device) -> Tensor:
-    """Positions of the tokens in all slots [B, T]; negative for an empty slot."""
+    """Return the positions [B, T] of the tokens in all slots. An empty slot has a negative position."""
     slots = torch.arange(capacity, device=device).expand(batch, -1)
     lengths = layout.lengths
     if layout.key_positions is not None:
@@ -151,8 +155,8 @@ def slot_positions(layout: CacheLayout, batch: int, capacity: int, device: torch
 
 
 def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whether each query sees each key at `positions` [B, T], as [B, S, T], and return the queries' positions
-    [B, S]."""
+    """Return two tensors: whether each query sees each key at `positions` [B, T], as [B, S, T], and the positions of
+    the queries [B, S]."""
     if layout.query_positions is not None:
         queries = layout.query_positions.long()
     elif layout.lengths is not None:
@@ -173,8 +177,8 @@ def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor
 def count_visible(
     lengths: Sequence[int], tokens: int, window: int | None, chunk: int | None, *, causal: bool = True
 ) -> tuple[int, int]:
-    """Return the number of visible query-key pairs, and of distinct keys that a query sees. The last `tokens` tokens of
-    each sequence are the queries."""
+    """Return two numbers: the visible query-key pairs, and the keys that at least one query sees. The queries are the
+    last `tokens` tokens of each sequence."""
     if not causal:
         return sum(lengths) * tokens, sum(lengths)
     pairs = keys = 0
@@ -203,7 +207,8 @@ def count_pairs(layout: CacheLayout, batch: int, tokens: int, capacity: int) -> 
 def gather_rows(
     rows: Tensor, scales: Tensor | None, table: Tensor | None, positions: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """The rows of all slots as [B, K, T, W] in `dtype`; zero for empty slots, whose `positions` [B, T] are negative."""
+    """Return the rows of all slots as [B, K, T, W] in `dtype`. Rows of empty slots, whose `positions` [B, T] are
+    negative, are 0."""
     if scales is not None:
         wide = torch.promote_types(dtype, torch.float32)
         rows = (rows.to(wide) * scales[..., None]).to(dtype)
@@ -213,8 +218,8 @@ def gather_rows(
 
 
 def masked_softmax(scores: Tensor, pairs: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Return the attention weights [B, N, S, T] over the visible `pairs` [B, S, T], in fp32 or wider. They are 0 for a
-    query that sees no key."""
+    """Return the attention weights [B, N, S, T] over the visible `pairs` [B, S, T], in fp32 or wider. A query that sees
+    no key has weights of 0."""
     scores = scores.masked_fill(~pairs[:, None], -torch.inf)
     if sinks is not None:
         column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
@@ -235,9 +240,10 @@ class CaseCache(NamedTuple):
     paged: bool
 
     def rows(self, heads: int, width: int, storage: str = "") -> tuple[Tensor, Tensor | None]:
-        """Random rows [B, K, T, W] or [pages, page, K, W], and their scales if `storage` quantises them.
+        """Return random rows [B, K, T, W] or [pages, page, K, W], and their scales if `storage` quantises them.
 
-        Unused rows are NaN; an unused quantised row has NaN as its scale."""
+        Unused rows are NaN. If rows are quantised, the scales of unused rows are NaN.
+        """
         outer, inner = self.shape
         shape = (outer, inner, heads) if self.paged else (outer, heads, inner)
         rows = self.random.normal(*shape, width)
@@ -264,8 +270,10 @@ def case_cache(
 ) -> tuple[CaseCache, Inputs]:
     """Return a cache for a case, and the arguments that describe it.
 
-    `layout`: with "slots", tokens are in order; with "ring", in a ring of `window` slots; with "positions", in random
-    slots, of which some are empty. No sequence owns page 0, and unused entries of the table point to it."""
+    With `layout` "slots", tokens are stored in order. With "ring", they are stored in a ring of `window` slots. With
+    "positions", they are in random slots, and some slots are empty. No sequence owns page 0, and unused entries of the
+    table point to it.
+    """
     batch, device = len(lengths), random.device
     used_lengths = torch.tensor(lengths)
     arguments: Inputs = {"lengths": used_lengths.to(device, torch.int32)}

@@ -8,16 +8,16 @@ of a tile are queries of several heads, r = s · N + n. With 16 heads, memory ba
 work is 242 FLOPs per byte of a bf16 cache, and the tensor cores are the limit. The docstring of merge.py defines slots,
 positions, windows and splits; caches.py has the arguments that describe a cache.
 
-Arithmetic is in fp32, products of fp32 rows are in tf32. A quantised row has two scales: of the latent and of the
-rotated key. They multiply the two parts of a score, and the scale of the latent also multiplies the weight.
+Arithmetic is in fp32; fp32 rows are multiplied in tf32. A quantised row has two scales: one for the latent and one for
+the rotated key. The scale of the latent multiplies q_latent cᵀ and the softmax weight. The scale of the rotated key
+multiplies q_rope rᵀ.
 
 To attend to selected tokens only (DeepSeek-V3.2's indexer), pass a table of pages with one slot each, and
 `causal=False`.
 
 B batch, N heads, S queries (1 to 8), T slots, C latent width (kv_lora_rank), R rotated width, P pages, M pages per
-sequence.
-Shapes: q_latent [B, N, S, C], q_rope [B, N, S, R]; latent [B, T, C], rope [B, T, R], which may be views of one buffer,
-or paged [P, page, C or R] with a table [B, M]; out [B, N, S, C]. Forward only.
+sequence. Shapes: q_latent [B, N, S, C], q_rope [B, N, S, R]; latent [B, T, C], rope [B, T, R], which may be views of
+one buffer, or paged [P, page, C or R] with a table [B, M]; out [B, N, S, C]. Forward only.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ def mla_split(
 ):  # fmt: skip
     """One program processes one split of the slots of one sequence, for BLOCK_M rows r = s · N + n and BLOCK_C columns.
 
-    The columns are all C. With PARTS = 2 they are one half of C, and the program also reads the other half, `rest`, to
-    compute the scores. Programs that read the same slots have adjacent numbers. WHOLE: there is only one split, so the
-    program writes the result."""
+    Row r is query s of head n. With PARTS = 1, the columns are all C columns of the latents. With PARTS = 2, they are
+    one half of C. The program then also reads the other half, `rest`, because the scores need both halves. Programs
+    that read the same slots have adjacent numbers. WHOLE: there is only one split, so the program writes the final
+    result.
+    """
     rows_at, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     split, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -104,7 +106,7 @@ def mla_split(
     for first in range(start, end, BLOCK_N):
         slot = first + tl.arange(0, BLOCK_N)
         key = load_key_positions(key_positions, batch, slot, slot < end, length, capacity, RING)
-        stored = key >= 0  # an empty slot may contain NaN, which a weight of 0 would not remove
+        stored = key >= 0  # an empty slot may contain NaN, and 0 · NaN is NaN
         c_at = latent + row_offsets(page, slot, c_outer, c_slot, PAGE)[:, None]
         c = widened(tl.load(c_at + wide[None, :], mask=stored[:, None] & (wide[None, :] < WIDTH), other=0.0), queries)
         scores = dot(queries, tl.trans(c))
@@ -132,7 +134,8 @@ def mla_split(
     total = tl.where(sees_any, total, 1.0)
     written = valid[:, None] & (wide[None, :] < WIDTH)
     if not WHOLE:
-        writer = valid & (token * 0 + part == 0)  # only one part writes: the parts' sums may differ in the last digit
+        # Only part 0 writes the log-sum-exp, because the two parts may differ in the last digit.
+        writer = valid & (token * 0 + part == 0)
         tl.store(sums + at, tl.where(sees_any, top + tl.log2(total), -float("inf")), mask=writer)
         written = written & sees_any[:, None]
     tl.store(
@@ -144,15 +147,16 @@ def mla_split(
 
 
 def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. `rows`: rows of a tile. `width`: C as a power of two. `itemsize` and
-    `stored`: bytes per element as multiplied and as stored.
+    """Return the candidate configurations. `rows`: rows of a tile. `width`: C as a power of two. `itemsize`: bytes per
+    element in the matrix products. `stored`: bytes per element in the cache.
 
-    With few heads, memory is the limit. A tile of 32 latents and keys has 36 KB in bf16. Two programs run per
-    multiprocessor, and each has one tile in flight while it computes on another. With many heads, the tensor cores are
-    the limit, and sums of 64 x 512 would take all registers of a warpgroup. So two warpgroups have 64 rows each and
-    half of the columns, and the scores are computed twice: 65% of the products are useful. If the warpgroups of one
-    program divided the columns, the cost would be the same, but Triton would multiply in narrower steps, and registers
-    would spill.
+    With few heads, memory bandwidth is the limit. A tile of 32 latents and keys has 36 KB in bf16. Two programs run per
+    multiprocessor, and each has one tile in flight while it computes on another tile.
+
+    With many heads, the tensor cores are the limit, and sums of 64 x 512 would take all registers of a warpgroup. So
+    each of two warpgroups has 64 rows and half of the columns. The scores are then computed twice, so 65% of the
+    products are useful. If the warpgroups of one program divided the columns, the cost would be the same, but Triton
+    would multiply in narrower steps, and registers would spill.
     """
     if itemsize == 4 or arch < 90:  # fp32 rows have twice the bytes; GPUs before sm_90 have less shared memory
         warps = 8 if stored == 1 else 4  # the conversion of 8-bit elements needs registers
@@ -160,11 +164,11 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
         return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
         large_tile = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
-        small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries 144 KB, tiles of 18 KB, two in flight")
-        if arch >= 100 or stored == 1:  # sm_100: scores need shared memory; 8-bit: more registers
+        small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries take 144 KB; two tiles of 18 KB in flight")
+        if arch >= 100 or stored == 1:  # sm_100 keeps scores in shared memory; 8-bit rows need more registers
             return [small]
         return [
-            Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries 144 KB, tiles of 36 KB, one in flight"),
+            Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries take 144 KB; one tile of 36 KB in flight"),
             small,
         ]
     if rows > 64:
@@ -173,7 +177,10 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     small_tile = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
     return [
         Config(
-            **small_tile, BLOCK_N=32, num_stages=3 + wide, note="72 KB in flight for each of 2 programs, or 108 for one"
+            **small_tile,
+            BLOCK_N=32,
+            num_stages=3 + wide,
+            note="72 KB in flight per program if 2 run, 108 KB if one runs",
         ),
         Config(**small_tile, BLOCK_N=32, num_stages=2 + wide, note="one tile fewer in flight"),
         Config(**small_tile, BLOCK_N=64, num_stages=2, note="larger tiles, fewer iterations"),
@@ -200,7 +207,7 @@ def _decode(
     scale: float,
     splits: int,
 ) -> Tensor:
-    """Compute out [B, N, S, C]. The arguments are those of `mla_decode`, checked and in contiguous memory."""
+    """Compute out [B, N, S, C]. `mla_decode` has checked the arguments and made them contiguous."""
     batch, heads, tokens, width = q_latent.shape
     rotary_dim = q_rope.shape[-1]
     capacity, page = _sizes(latent, table)
@@ -251,7 +258,7 @@ def _flops(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Any, scales: 
 
 
 def _sizes(latent: Tensor, table: Tensor | None) -> tuple[int, int]:
-    """Return the slots per sequence, and the slots per page, which are 0 for a cache without pages."""
+    """Return the number of slots per sequence and of slots per page. The last is 0 for a cache without pages."""
     return (latent.shape[1], 0) if table is None else (table.shape[1] * latent.shape[1], latent.shape[1])
 
 
@@ -278,11 +285,12 @@ def mla_decode(
     """Return [B, N, S, C], the absorbed attention of q_latent [B, N, S, C] and q_rope [B, N, S, R] on a cache.
 
     The cache is latent [B, T, C] and rope [B, T, R], or paged [P, page, C or R] with a `table` [B, M]. `scale` has no
-    default, because it depends on the width of the heads before absorption. `scales` [B, T, 2] or [P, page, 2] of
-    quantised rows are those of the latent and of the rotated key. The other arguments are those of `decode_attention`.
-    A query that sees no key gets zeros.
+    default, because it depends on the width of the heads before absorption. Quantised rows have `scales` [B, T, 2] or
+    [P, page, 2]: one for the latent and one for the rotated key. `decode_attention` explains the other arguments. A
+    query that sees no key gets zeros.
 
-    Raises ValueError for shapes, dtypes or options that do not match, CannotRunError for fp8 rows on a GPU without fp8.
+    Raises ValueError for shapes, dtypes or options that do not match, and CannotRunError for fp8 rows on a GPU without
+    fp8.
     """
     match = q_latent.dim() == 4 and latent.dim() == 3 and q_latent.shape[:-1] == q_rope.shape[:-1]
     match = match and latent.shape[:-1] == rope.shape[:-1] and q_latent.dtype == q_rope.dtype
@@ -293,7 +301,8 @@ def mla_decode(
         raise ValueError(f"queries have {q_latent.shape[0]} sequences, but latents have {latent.shape[0]}")
     if q_latent.shape[-1] > 512 or not 1 <= q_rope.shape[-1] <= 64:
         raise ValueError(
-            f"latents of {q_latent.shape[-1]}, rotated keys of {q_rope.shape[-1]}: up to 512 and 1 to 64 are supported"
+            f"latents have width {q_latent.shape[-1]}, rotated keys {q_rope.shape[-1]}: "
+            "up to 512 and 1 to 64 are supported"
         )
     for rows in (latent, rope):
         check_row_type(rows, scales is not None, q_latent)
@@ -328,7 +337,7 @@ def reference(
     layout = CacheLayout(lengths, **cache)
     capacity, _ = _sizes(latent, layout.table)
     positions = slot_positions(layout, q_latent.shape[0], capacity, q_latent.device)
-    head = 1 if layout.table is None else 2  # where a dimension of heads is inserted
+    head = 1 if layout.table is None else 2  # index of the inserted head dimension
     parts = []
     for part, rows in enumerate((latent, rope)):
         part_scales = None if scales is None else scales[..., part].unsqueeze(head)
@@ -343,8 +352,8 @@ def reference(
 
 
 class Case(NamedTuple):
-    """Lengths of the sequences, heads, widths and options; 0 and "" leave an option out. `layout` is "slots", "ring" or
-    "positions". `apart` puts latents and rotated keys in two buffers."""
+    """Lengths of the sequences, heads, widths and options. An option that is 0 or "" is not used. `layout` is "slots",
+    "ring" or "positions". With `apart`, latents and rotated keys are in two buffers."""
 
     lengths: tuple[int, ...]
     heads: int
@@ -360,7 +369,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Return queries and a cache whose unused slots are NaN and whose pages are in random order."""
+    """Return queries and a cache. Unused slots contain NaN, and pages are in random order."""
     cache, arguments = case_cache(
         random, case.lengths, max(case.lengths) + 5, case.page, case.layout, case.queries, case.window
     )
@@ -382,8 +391,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2 · (2 C + R) FLOPs per head and visible pair. Each visible latent and key is read once, with its
-    scales."""
+    """Return 2 · (2 C + R) FLOPs per head and visible pair. The bytes include each visible latent and rotated key once,
+    with its scales."""
     pairs, keys = count_visible(case.lengths, case.queries, case.window, 0)
     row = case.latent + case.rope + 8 if case.storage else (case.latent + case.rope) * dtype.itemsize
     rows = len(case.lengths) * case.queries * case.heads

@@ -1,14 +1,14 @@
-"""Parts that both decode kernels share: visible slots, the split of the slots over programs, and the merge of splits.
+"""Functions that both decode kernels share: visible slots, the split of slots over programs, and the merge of splits.
 
 A cache stores a sequence's tokens in T slots. Slot t is in use if t < length, and stores the token at position
 
-    t                                                      in a cache in order
-    last - (last - t) mod T,  last = length - 1            in a ring, where a token overwrites the one T before it
-    key_positions[b, t]                                    if these are given; a negative position is an empty slot
+    t                                                      in a cache whose tokens are stored in order
+    last - (last - t) mod T,  last = length - 1            in a ring: token p overwrites token p - T
+    key_positions[b, t]                                    if given; a negative position means an empty slot
 
 In a paged cache, slot t is row t mod page of page table[b, t // page]. Unused slots may contain NaN, because kernels
-never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its chunk,
-p - p mod chunk.
+never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its chunk, p - p
+mod chunk.
 
 Split-KV: program j of n processes its share of the slots and stores o_j = softmax(s_j) v_j and l_j = log2 Σ exp2(s_j).
 The result is o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), after the maximum is subtracted from all
@@ -49,8 +49,8 @@ FAR = tl.constexpr(2**30)  # a position after every token
 
 @triton.jit
 def visible_range(query_positions, batch, token, length, tokens, window, chunk, CAUSAL: tl.constexpr):
-    """Return the position, the first and the last visible position of each query `token` [M]. Rows past the last query
-    see no position."""
+    """Return three positions [M] for each query `token` [M]: its own, the first that it sees, and the last that it
+    sees. Rows past the last query see no position."""
     if query_positions is None:
         position = length - tokens + token
     else:
@@ -68,7 +68,7 @@ def visible_range(query_positions, batch, token, length, tokens, window, chunk, 
 
 @triton.jit
 def load_key_positions(key_positions, batch, slot, inside, length, capacity, RING: tl.constexpr):
-    """Return the positions [N] of the tokens in `slot`; negative for an empty slot."""
+    """Return the positions [N] of the tokens in the slots `slot` [N]. An empty slot has a negative position."""
     if key_positions is not None:
         position = tl.load(key_positions + batch * capacity + slot, mask=inside, other=-1).to(tl.int32)
     elif RING:
@@ -82,7 +82,8 @@ def load_key_positions(key_positions, batch, slot, inside, length, capacity, RIN
 def split_range(low, high, length, capacity, split, splits, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Return the first slot and the end of one split. Whole tiles are divided among the splits as evenly as possible.
 
-    With SLOTS, a slot's number is the position of its token, and only the slots that a query sees are divided."""
+    With SLOTS, slot t stores the token at position t, so only the slots that a query sees are divided.
+    """
     first = length * 0
     end = tl.minimum(length, capacity)
     if SLOTS:
@@ -96,10 +97,11 @@ def split_range(low, high, length, capacity, split, splits, SLOTS: tl.constexpr,
 
 @triton.jit
 def load_pages(table, batch, slot, end, table_row, PAGE: tl.constexpr):
-    """Return the page of each slot [N], or the number of the sequence in a cache without pages.
+    """Return the page [N] of each slot. For a cache without pages, return the number of the sequence.
 
     A loop loads the pages of the next tile in advance, because rows cannot be prefetched if their addresses depend on a
-    load in the same iteration."""
+    load in the same iteration.
+    """
     page = batch.to(tl.int32)
     if PAGE:
         page = tl.load(table + batch * table_row + slot // PAGE, mask=slot < end, other=0)
@@ -108,7 +110,8 @@ def load_pages(table, batch, slot, end, table_row, PAGE: tl.constexpr):
 
 @triton.jit
 def row_offsets(page, slot, outer, inner, PAGE: tl.constexpr):
-    """Return the offsets [N] of rows, from the strides of pages or sequences (`outer`) and of slots (`inner`)."""
+    """Return the offsets [N] of rows in elements. `outer` is the stride of pages or sequences, `inner` the stride of
+    slots."""
     if PAGE:
         slot = slot % PAGE
     return page.to(tl.int64) * outer + slot.to(tl.int64) * inner
@@ -119,7 +122,8 @@ def softmax_step(scores, key, low, high, top, total):
     """Do one step of online softmax. Return the weights exp2(scores - top), the new top and total, and the factor for
     the old sums.
 
-    A row that has no visible key so far has top -inf and weights 0."""
+    For a row that has seen no visible key yet, top is -inf and the weights are 0.
+    """
     visible = (key[None, :] >= low[:, None]) & (key[None, :] <= high[:, None])
     scores = tl.where(visible, scores, -float("inf"))
     new = tl.maximum(top, tl.max(scores, 1))
@@ -133,8 +137,8 @@ def softmax_step(scores, key, low, high, top, total):
 def combine_splits(
     parts, sums, sinks, out, heads, tokens, splits, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program computes BLOCK columns of one row (b, n, s). A split without a visible key has written no part, so
-    none is read."""
+    """One program merges BLOCK columns of one row (b, n, s). A split without a visible key has not written its part of
+    the result, so that part is not read."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     split = tl.arange(0, SPLITS)
@@ -179,10 +183,10 @@ def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> N
 def split_count(programs: int, slots: int, block: int, resident: int) -> int:
     """Return the number of splits for `programs` programs of `slots` slots each, in tiles of `block` slots.
 
-    `resident` programs run at the same time. Time is counted in tiles: a program takes its tiles plus about two for its
-    start and end, and the merge takes about four. The total is the time of a program times the number of waves of
-    programs, plus the merge. Few long sequences are split until they fill the device, and many short ones are not
-    split.
+    `resident` programs run at the same time. The unit of time is the time of one tile. A program takes one unit per
+    tile, and about two units for its start and end. The merge takes about four units. The total is the time of one
+    program times the number of waves of programs, plus the merge. So few long sequences are split until they fill the
+    GPU, and many short sequences are not split.
     """
     tiles = max(1, triton.cdiv(slots, block))
 
