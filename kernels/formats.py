@@ -1,4 +1,4 @@
-"""Number formats by their short names, and the name of the GPU. Importing this file loads no kernel."""
+"""Short names of number formats, and the name of the GPU. Importing this file loads no kernel."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def short(dtype: torch.dtype) -> str:
-    """The short name of a dtype: bf16 for torch.bfloat16."""
+    """Return the short name of a dtype: bf16 for torch.bfloat16."""
     return next(name for name, known in FORMATS.items() if known == dtype)
 
 
 def gpu_name() -> str | None:
-    """The name of the current GPU; None without a GPU."""
+    """Return the name of the current GPU, or None without a GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""The type `Kernel`: an op and all that is needed to check, inspect and time it. Each kernel file ends with a
+"""The type `Kernel`: an op, and what is needed to check, inspect and time the op. Each kernel file ends with a
 `Kernel`."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Case(Protocol):
 
 
 def describe(case: Case) -> str:
-    """Return a case as text: the fields that differ from their defaults. A tuple of equal values is written as count ×
-    value."""
+    """Return a case as text: the fields that differ from their defaults. A tuple of equal values is written as "count ×
+    value"."""
     defaults: dict[str, Any] = getattr(case, "_field_defaults", {})
     fields = {name: value for name, value in case._asdict().items() if name not in defaults or value != defaults[name]}
     return ", ".join(f"{name}={_short_value(value)}" for name, value in fields.items())
@@ -37,7 +37,7 @@ def _short_value(value: Any) -> str:
 
 
 class Cost(NamedTuple):
-    """The least work of an op, whatever its implementation.
+    """The least FLOPs and bytes that an op needs in any implementation.
 
     `flops` counts a multiplication and an addition as two FLOPs. Attention counts only the (query, key) pairs that are
     not masked. `bytes` counts each input read once and each output written once. An op without a matrix product has 0
@@ -61,33 +61,38 @@ class Random:
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        """Normally distributed values with standard deviation `scale`."""
+        """Return normally distributed values with standard deviation `scale`."""
         if self.shapes_only:
             return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         values = torch.randn(shape, generator=self.generator, dtype=torch.float32) * scale
         return values.to(dtype or self.dtype).to(self.device)
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Uniform integers in [low, high). They are always written, because kernels may use them as addresses."""
+        """Return uniform integers in [low, high). They are always written, because kernels may use them as
+        addresses."""
         return torch.randint(low, high, shape, generator=self.generator).to(dtype).to(self.device)
 
     def permutation(self, count: int) -> Tensor:
-        """The integers from 0 to count - 1 in random order."""
+        """Return the integers from 0 to count - 1 in random order."""
         return torch.randperm(count, generator=self.generator).to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """An op with all that is needed to check and to measure it.
+    """An op, and what is needed to check and to measure the op.
 
     `run(**inputs)` is the public op. `reference(**inputs)` is the same computation in plain torch, in the dtype of its
     inputs. Each returns a tensor or a tuple of tensors. `differentiable` names the inputs whose gradients are checked.
-    `cases` are small and have odd sizes; `shapes` are those of real models, which `inspect` compiles and benchmarks
-    time. `allowances` maps each accepted fault to the reason why it is accepted. The key is "function: spills",
+    `cases` are small and have odd sizes; checks use them. `shapes` are the sizes of real models; `inspect` compiles
+    them, and benchmarks time them.
+
+    `allowances` maps each accepted fault to the reason for which it is accepted. A key is "function: spills",
     "function: serialised", or "function: mma.sync" with the instruction that the compiler used in place of the widest
-    one ("None" for no tensor-core instruction). A key such as "function: spills in fp32" accepts the fault in one
-    format only. Any other fault makes `inspect` fail. `reads_only`: whether the op writes almost nothing, so that the
-    rate of a read is its limit and not the rate of a copy.
+    one. The instruction is "None" if the compiler used no tensor-core instruction. A key such as
+    "function: spills in fp32" accepts the fault in one format only. Any other fault makes `inspect` fail.
+
+    `reads_only`: whether the op writes almost nothing. Its limit is then the rate of reading and not the rate of
+    copying.
     """
 
     name: str
@@ -104,5 +109,6 @@ class Kernel:
     reads_only: bool = False
 
     def formats(self, requested: Iterable[torch.dtype]) -> tuple[torch.dtype, ...]:
-        """The requested formats that the kernel supports, or all of its formats if it supports none of those."""
+        """Return the requested formats that the kernel supports. If the kernel supports none of them, return all of its
+        formats."""
         return tuple(dtype for dtype in requested if dtype in self.dtypes) or self.dtypes

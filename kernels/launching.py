@@ -68,7 +68,8 @@ class Config(Mapping[str, int]):
 class Launch:
     """A recorded launch: the kernel, its arguments by name, and the configuration.
 
-    `shipped`: whether this is the first candidate configuration, which runs unless `preferring` names another."""
+    `shipped`: whether the configuration is the first candidate, which runs unless `preferring` names another.
+    """
 
     kernel: Any
     arguments: dict[str, Any]
@@ -106,7 +107,7 @@ def _probe(x):
 
 
 def architecture(device: torch.device) -> int:
-    """Return the compute capability as one number: 80, 90 or 100. The interpreter counts as 90."""
+    """Return the compute capability as one number, such as 80, 90 or 100. The interpreter counts as 90."""
     if _capture is not None:
         return _capture.arch
     if device.type == "cuda":
@@ -116,8 +117,8 @@ def architecture(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Return the number of multiprocessors of the GPU; without a GPU, that of an A100, H100 or B200, depending on the
-    architecture."""
+    """Return the number of multiprocessors of the GPU. Without a GPU, return the number of an A100, H100 or B200,
+    depending on the architecture."""
     if _capture is None and device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
     return {80: 108, 90: 132}.get(architecture(device), 148)
@@ -131,8 +132,8 @@ def choose(name: str, candidates: Sequence[Config]) -> Config:
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an unwritten buffer on the device of `like`. Under `poisoned()`, it is filled with NaN, or with -1 for
-    integers."""
+    """Return an unwritten buffer on the device of `like`. Under `poisoned()`, the buffer is filled with NaN, or with -1
+    if its dtype is an integer."""
     buffer = torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
     if _poison:
         buffer.fill_(float("nan") if buffer.is_floating_point() else -1)
@@ -140,7 +141,7 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 
 
 def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any) -> None:
-    """Run `kernel` on `grid` with `args` by position and constexpr `constants` by name; `config` gives block sizes.
+    """Run `kernel` on `grid` with positional `args` and constexpr `constants`. `config` gives the block sizes.
 
     Raises CannotRunError for CPU tensors outside the interpreter.
     """
@@ -176,8 +177,8 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
 
 
 def _workspace(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Allocate memory for the tensor descriptors of a kernel. torch's allocator aligns to 512 bytes, respects the order
-    of the stream, and can be captured in a CUDA graph."""
+    """Allocate the memory that a kernel needs for its tensor descriptors. torch's allocator aligns to 512 bytes,
+    respects the order of the stream, and can be captured in a CUDA graph."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -194,13 +195,13 @@ def captured(arch: int) -> Iterator[Capture]:
 
 
 def capturing() -> bool:
-    """Whether launches are recorded now. Callers then skip torch's large matrix products too."""
+    """Whether launches are recorded and not run. If so, callers also skip torch's large matrix products."""
     return _capture is not None
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill every buffer with NaN, or -1 for integers, before a kernel writes it."""
+    """Fill every new buffer with NaN, or with -1 if its dtype is an integer."""
     global _poison
     before, _poison = _poison, True
     try:

@@ -1,7 +1,7 @@
 """Arithmetic that several kernels share: the base of exponentials, tanh, and conversions between number formats.
 
-Triton's interpreter computes with numpy, which has no bf16. If this matters, the functions first convert operands to
-fp32.
+Triton's interpreter computes with numpy, which has no bf16. Functions whose results would be wrong first convert bf16
+operands to fp32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from llmbench.kernels.launching import interpreted
 __all__ = ["INTERPRETED", "LOG2E", "narrowed", "quick_tanh", "tanh", "widened"]
 
 INTERPRETED = tl.constexpr(interpreted())
-LOG2E = tl.constexpr(1.4426950408889634)  # log2(e): exp(x) is exp2(x · LOG2E), and GPUs have an instruction for exp2
+# log2(e): exp(x) is computed as exp2(x · LOG2E), because GPUs have an instruction for exp2
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -29,10 +30,11 @@ def widened(x, like):
 
 @triton.jit
 def narrowed(x, dtype: tl.constexpr):
-    """Round fp32 to the nearest number of `dtype`; a tie goes to the even one.
+    """Round fp32 to the nearest number of `dtype`. If two numbers are equally near, take the one whose last bit is 0.
 
-    The interpreter truncates to bf16: the error is twice as large and always towards zero. Half of the last digit is
-    therefore added first."""
+    The interpreter truncates to bf16, so the error would be twice as large and always towards zero. Half of the last
+    digit is therefore added first.
+    """
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         odd = (bits >> 16) & 1
@@ -42,8 +44,8 @@ def narrowed(x, dtype: tl.constexpr):
 
 @triton.jit
 def quick_tanh(x, EXACT: tl.constexpr):
-    """Return tanh(x), computed from one exponential. Near 0 the quotient loses digits. With EXACT, which fp32 results
-    need, a series replaces the quotient there."""
+    """Return tanh(x), computed from one exponential as a quotient. Near 0, the quotient loses digits. With EXACT, which
+    fp32 results need, a series replaces the quotient near 0."""
     e = tl.exp2(tl.abs(x) * -2.8853900817779268)
     value = (1.0 - e) / (1.0 + e)
     if EXACT:

@@ -1,7 +1,8 @@
-"""Matrix products of all kernels: they use 16-bit operands unchanged, multiply fp32 operands in tf32, and sum in fp32.
+"""Matrix products of all kernels. 16-bit operands are multiplied as they are, fp32 operands in tf32, and sums are in
+fp32.
 
-Triton's interpreter would multiply the bit patterns of bf16 operands, so `dot` first converts them to fp32, which is
-exact.
+Triton's interpreter would multiply the bit patterns of bf16 operands. So `dot` first converts bf16 operands to fp32,
+which is exact.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def dot(a, b, acc=None):
 
 
 def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, plus: Tensor | None = None, alpha: float = 1.0) -> None:
-    """Compute out = plus + alpha · a @ b with torch's library, without a buffer; `plus` may be `out`.
+    """Compute out = plus + alpha · a @ b with torch's library, without a temporary. `plus` may be `out`.
 
-    torch's float32_matmul_precision decides how fp32 operands are multiplied. Nothing runs under `captured()`."""
+    torch's float32_matmul_precision decides how fp32 operands are multiplied. Nothing runs under `captured()`.
+    """
     if not capturing():
         torch.addmm(out if plus is None else plus, a, b, beta=0 if plus is None else 1, alpha=alpha, out=out)

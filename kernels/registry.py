@@ -1,4 +1,4 @@
-"""The kernels by name. A kernel's file is imported when it is requested, because that import loads Triton."""
+"""The kernels by name. A kernel's file is imported only on request, because the import loads Triton."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ KERNELS = {
     "cross_entropy": "loss.cross_entropy:KERNEL",
     "linear_cross_entropy": "loss.linear:KERNEL",
 }
-"""Each kernel's module in `llmbench.kernels` and the name of its `Kernel` there, in the order of a decoder layer."""
+"""The module in `llmbench.kernels` and the name of the `Kernel` in it, for each kernel, in the order of a decoder
+layer."""
 
 
 def load_kernel(name: str) -> Kernel:

@@ -3,7 +3,7 @@
 mixture.py has the whole mixture.
 
 Shapes: t tokens, k choices per token, R = t·k pairs, D hidden, F intermediate, E experts. Rows of [R, …] are sorted by
-expert; `order` [R] has the pair, token · k + slot, of each row (sorting.py).
+expert. `order` [R] has the pair of each row, as the number token · k + slot (sorting.py).
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _multiply_both(
 
 @triton.jit
 def _halves(x):
-    """Return the left and the right half of the columns of x [M, N]. The steps after the product process halves if
-    whole tiles would spill registers."""
+    """Return the left and the right half of the columns of x [M, N]. The steps after the product process one half at a
+    time if whole tiles would spill registers."""
     M: tl.constexpr = x.shape[0]
     N: tl.constexpr = x.shape[1]
     return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
@@ -79,8 +79,8 @@ def _store_gated(
     a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width,
     ACT: tl.constexpr,
 ):  # fmt: skip
-    """Add the biases to columns n of the two products, apply the activation, and store. `b` is used only with
-    `second`."""
+    """Add the biases to columns n of the products `a` and `b`, apply the activation, and store the result. `b` is used
+    only if there is a `second` matrix."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     if first_bias is not None:
@@ -107,7 +107,8 @@ def gated_forward(
 ):  # fmt: skip
     """One program computes a tile of h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or of act(x·firstᵀ) without `second`.
 
-    The products are saved in `kept` and `kept2` if given. Rows of x [t, D] are gathered."""
+    If `kept` and `kept2` are given, the two products are saved there. The program gathers its rows from x [t, D].
+    """
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -128,7 +129,7 @@ def gated_forward(
         )
     if SWAP:
         a, b = tl.trans(a), tl.trans(b)
-    corner = top.to(tl.int64) * width  # 64 bits; offsets from it fit in 32
+    corner = top.to(tl.int64) * width  # a 64-bit offset; offsets from the corner fit in 32 bits
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     bias = expert * width
     if HALVES:
@@ -143,7 +144,8 @@ def gated_forward(
 
 @triton.jit
 def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
-    """Compute and store da, db and w·h of columns n from dh. Return the sums of dh·h over these columns."""
+    """Compute da, db and w·h of columns n from dh, and store them. Return each row's sum of dh·h over these columns.
+    mixture.py has the formulas."""
     here = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     value, slope = gate_and_slope(tl.load(kept + corner + place, mask=here, other=0.0).to(tl.float32), ACT)
@@ -171,7 +173,8 @@ def gated_backward(
 ):  # fmt: skip
     """One program computes a tile of dh = dout · down, and from it da, db, w·h (`scaled`) and the sums of dh·h.
 
-    The sums over the tile's columns are one row of `sums` [⌈F / BLOCK_N⌉, R] in the order of pairs."""
+    The sums over the tile's columns are part of one row of `sums` [⌈F / BLOCK_N⌉, R], in the order of pairs.
+    """
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -186,7 +189,7 @@ def gated_backward(
     if SWAP:
         dh = tl.trans(dh)
     weight = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
-    corner = top.to(tl.int64) * width  # 64 bits; offsets from it fit in 32
+    corner = top.to(tl.int64) * width  # a 64-bit offset; offsets from the corner fit in 32 bits
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
@@ -203,8 +206,8 @@ def gated_backward(
 
 
 def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> list[Config]:
-    """Like `grouped.product_configurations`. Two matrices with BLOCK_N columns each count as one with twice as many
-    columns."""
+    """Return the candidate configurations. `grouped.product_configurations` gives the reasons. Two matrices with
+    BLOCK_N columns each need as many registers and bytes as one matrix with 2·BLOCK_N columns."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
@@ -213,12 +216,12 @@ def gated_configurations(tile: int, itemsize: int, arch: int, matrices: int) -> 
             HALVES=0,
             BLOCK_N=128 // matrices,
             num_stages=3,
-            note="64 sums per thread, 96 KB: two blocks per SM",
+            note="64 sums per thread, 96 KB of shared memory: two blocks per SM",
         )
         # 128 sums per thread and fp32 operands, or operands of mma.sync, can take too many registers.
         if arch < 90 or itemsize > 2:
             return [narrow]
-        note = "a warpgroup has 64 rows of both products, 128 sums per thread; rows of x are loaded once for both"
+        note = "a warpgroup has 64 rows of both products, 128 sums per thread; both products share the loaded rows of x"
         return [Config(**shape, HALVES=1, BLOCK_N=256 // matrices, num_stages=4, note=note), narrow]
     if tile == 64:
         note = "one warpgroup, 64 sums per thread, 24 KB per stage: two blocks per SM"
@@ -243,9 +246,11 @@ def gated(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the first half. Return h [R, F] and the two products: [R, F] if `keep`, else empty tensors.
+    """Launch the first half. Return h [R, F] and the two products. The products are [R, F] if `keep`, else empty
+    tensors.
 
-    `inner_matrices` are the first and the second matrix and their biases; without a second, h = act(x·firstᵀ)."""
+    `inner_matrices` are the first matrix, the second matrix and their two biases. Without a second, h = act(x·firstᵀ).
+    """
     first, second, first_bias, second_bias = inner_matrices
     rows, (_, width, inner) = len(order), first.shape
     h = empty(rows, width, like=x)
@@ -267,13 +272,16 @@ def gated(
 
 
 def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. After the product, the kernel reads two tensors and writes three, so its
-    tiles are narrower than those of a product alone."""
+    """Return the candidate configurations. After the product, the kernel reads two tensors and writes three. So its
+    tiles are narrower than those of a kernel that only computes a product."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "HALVES": 1, "GROUP": 8, "num_warps": 8}
         narrow = Config(
-            **shape, BLOCK_N=64, num_stages=3, note="72 KB: two blocks, one multiplies while the other stores"
+            **shape,
+            BLOCK_N=64,
+            num_stages=3,
+            note="72 KB of shared memory: two blocks, one multiplies while the other stores",
         )
         if itemsize > 2:  # fp32 values need twice the registers: 128 columns would spill
             return [narrow]

@@ -5,8 +5,8 @@
 
 The grid has the greatest possible number of tiles (sorting.py); a program without a tile ends at once. Programs take
 GROUP rows of tiles at a time, so that concurrent programs share weights and rows in the L2 cache. If experts have few
-rows, tiles have 16 or 32 rows and operands are exchanged (SWAP): the weights are then the 128 rows of the tensor-core
-instruction and the tokens its 16 or 32 columns, and every weight passes through shared memory once.
+rows, tiles have 16 or 32 rows, and the operands are exchanged (SWAP). The weights are then the 128 rows of the
+tensor-core instruction, and the tokens are its 16 or 32 columns. Every weight passes through shared memory once.
 
 fp32 operands are multiplied in tf32 on a GPU; sums are in fp32. There are no atomic additions, so results repeat
 exactly. Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. A matrix W[e] has fewer than 2³¹
@@ -37,8 +37,8 @@ __all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile
 
 @triton.jit
 def tile_at(tiles, limit, columns, GROUP: tl.constexpr):
-    """Return the expert, the first row and the first column of this program's tile. Consecutive programs have GROUP
-    tiles below each other, then the GROUP tiles to the right of these."""
+    """Return the expert, the first row and the column of this program's tile. Consecutive programs take GROUP tiles
+    below each other, then the GROUP tiles to the right of them."""
     program = tl.program_id(0)
     band = columns * GROUP
     top = program // band * GROUP
@@ -89,8 +89,9 @@ def grouped_product(
 ):  # fmt: skip
     """One program computes BLOCK_M × BLOCK_N elements of out [R, width]: (A·W[e]ᵀ + A2·W2[e]ᵀ + bias[e]) · scale.
 
-    With `order`, a row is written to the place of its pair, and its scale is read from that place. Without `order`, a
-    row keeps its place."""
+    With `order`, row r is written to row order[r] of out, and its scale is scale[order[r]]. Without `order`, row r is
+    written to row r.
+    """
     expert, first, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
         return
@@ -161,8 +162,8 @@ def grouped_weight_gradient(
 
 
 def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. An iteration takes 128 B of the inner dimension: a line of shared memory, or
-    16-byte loads of eight threads."""
+    """Return the candidate configurations. An iteration takes 128 B of the inner dimension, which is a line of shared
+    memory, or one 16-byte load of each of eight threads."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
@@ -216,8 +217,9 @@ def product(
     """Launch the product of a [R, K] and w [E, N, K] (w [E, K, N] if `transposed`), plus the product of the `second`
     pair. Return [R, N].
 
-    With `order`, row r is written to place order[r], and `scale` is in the order of places. All tensors are
-    contiguous."""
+    With `order`, row r of the product is written to row order[r] of the result. `scale` is in the order of the result's
+    rows. All tensors are contiguous.
+    """
     rows, inner = a.shape
     width = w.shape[2] if transposed else w.shape[1]
     out = empty(rows, width, like=a)
@@ -335,7 +337,7 @@ def reference(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 class Case(NamedTuple):
-    """Sizes of a grouped product. `empty`: the number of experts without rows."""
+    """Sizes of a grouped product. `empty` is the number of experts without rows."""
 
     rows: int
     experts: int
@@ -360,8 +362,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2·R·N·K FLOPs, and twice as many for the backward pass. Bytes: the rows read and written, and the weights
-    of experts that can have rows."""
+    """Return 2·R·N·K FLOPs for the forward pass, and twice as many for the backward pass. The bytes include the rows
+    that are read and written, and the weights of the experts that can have rows."""
     flops = 2 * case.rows * case.inner * case.width
     visited = min(case.experts - case.empty, case.rows)
     rows, matrices = case.rows * (case.inner + case.width), case.inner * case.width

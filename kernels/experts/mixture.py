@@ -1,21 +1,21 @@
 """A mixture of experts: out[i] = Σ over the k experts e of token i of w · down[e]·(act(gate[e]·x[i]) ∘ up[e]·x[i]).
 
-The forward pass sorts the pairs (token, slot) by expert (sorting.py), then has three launches:
+The forward pass sorts the pairs (token, slot) by expert (sorting.py). Then it makes three launches:
     gated     a, b = rows of x times gate[e] and up[e], gathered as they are loaded; h = act(a) ∘ b from sums in fp32
               (gated.py)
     down      w · down[e]·h, each row written to the place of its pair (grouped.py)
     combine   out[i] = the sum of token i's k rows, which are adjacent; no atomics, so it repeats exactly (sums.py)
-It saves a and b (2·R·F values) for the backward pass, but neither h nor the outputs of the experts. With y = down[e]·h,
-and dy the token's row of dout before its multiplication by w:
+The forward pass saves a and b (2·R·F values), but not h and not the outputs of the experts. In the backward pass, y is
+down[e]·h, and dy is the token's row of dout, not yet multiplied by w:
     dh = down[e]ᵀ·dy        dw = dy·y = dh·h, which needs no y        ddown[e] = Σ dy ⊗ w·h
     db = w·dh ∘ act(a),  da = w·dh ∘ b ∘ act'(a)        dgate[e] = Σ da ⊗ x,  dup[e] = Σ db ⊗ x
     dx[i] = the sum over its k pairs of gate[e]ᵀ·da + up[e]ᵀ·db
-Without gate, h = act(up[e]·x). An expert of number E or more is a zero-computation expert: its output is w · x[i].
+Without gate, h = act(up[e]·x). An expert index of E or more means a zero-computation expert: its output is w · x[i].
 
 Shapes: t tokens, k experts per token, R = t·k pairs, D hidden, F intermediate, E experts; x [t, D], weights [t, k] in
-any floating-point dtype, chosen [t, k]; gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D].
-fp32 operands are multiplied in tf32 on a GPU; sums and activations are in fp32.
-Mixtures: Shazeer et al., arXiv 1701.06538; dw from dh·h, and fused gathers: Guo et al., SonicMoE, arXiv 2512.14080.
+any floating-point dtype, chosen [t, k]; gate and up [E, F, D], down [E, D, F], biases [E, F], [E, F], [E, D]. fp32
+operands are multiplied in tf32 on a GPU; sums and activations are in fp32. Mixtures: Shazeer et al., arXiv 1701.06538;
+dw from dh·h, and fused gathers: Guo et al., SonicMoE, arXiv 2512.14080.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def _(
 
 @register_flop_formula(torch.ops.llmbench.moe)
 def _flops(x: Any, weights: Any, chosen: torch.Size, gate: Any, up: torch.Size, *_: Any, **__: Any) -> int:
-    """Count the FLOPs of all pairs. Pairs of zero-computation experts count too, because shapes do not show them."""
+    """Count the FLOPs of all pairs. Shapes do not show which pairs have zero-computation experts, so these pairs count
+    too."""
     return 2 * chosen.numel() * up[1] * up[2] * (2 if gate is None else 3)
 
 
@@ -162,7 +163,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     *tensors, ctx.activation, ctx.tile, _saved = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # avoids zero gradients as large as a and b
+    ctx.set_materialize_grads(False)  # otherwise autograd allocates zero gradients as large as a and b
 
 
 def _backward(ctx: Any, dout: Tensor, da: None, db: None) -> tuple[Tensor | None, ...]:
@@ -194,8 +195,8 @@ def moe(
     """Return the outputs of the chosen experts for x [t, D], weighted and summed: [t, D].
 
     `chosen` [t, k] are not negative, in int32 or int64. Raises KeyError for an activation that is not in ACTIVATIONS,
-    ValueError for shapes and dtypes that do not match. A model that applies the router weights to the experts' input,
-    which needs one expert per token, multiplies x by them and passes weights of 1.
+    and ValueError for shapes and dtypes that do not match. Some models with one expert per token apply the router
+    weight to the expert's input. Multiply x by the router weights for such a model, and pass weights of 1.
     """
     ACTIVATIONS[activation]
     if up.dim() != 3 or x.dim() != 2 or x.shape[1] != up.shape[2]:
@@ -268,7 +269,8 @@ def reference(
 
 
 class Case(NamedTuple):
-    """Sizes and options. Tokens choose among `used` experts (None: all) and `zero_experts` that compute nothing."""
+    """Sizes and options. Each token chooses among `used` experts (None: all experts) and `zero_experts` experts that
+    compute nothing."""
 
     tokens: int
     hidden: int
@@ -311,11 +313,13 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2·D·F FLOPs per matrix and pair, zero-computation experts included, and twice as many for the backward
-    pass.
+    """Return 2·D·F FLOPs per matrix and pair for the forward pass, and twice as many for the backward pass. Pairs with
+    zero-computation experts count too.
 
-    Forward reads and writes the tokens once, reads the choices once, and reads the weights of as many experts as the
-    pairs can visit. Backward reads the same data and dout, and writes the gradients of all experts."""
+    The forward pass reads and writes the tokens once, reads `chosen` and `weights` once, and reads the matrices of as
+    many experts as the pairs can visit. The backward pass reads the same tensors and dout, and writes the gradients of
+    all experts.
+    """
     pairs = case.tokens * case.k
     matrices = 3 if case.gated else 2
     flops = 2 * pairs * matrices * case.hidden * case.width

@@ -1,4 +1,4 @@
-"""Routing: the experts that a token visits, and their weights. One pass over the logits scores, selects and normalises.
+"""Routing: select the experts of each token, and compute their weights, in one pass over the logits.
 
     scores        softmax(l)                    "softmax"
                   σ(l)                          "sigmoid"
@@ -42,7 +42,7 @@ TINY = tl.constexpr(1e-20)  # avoids a division by zero if all chosen scores und
 
 @triton.jit
 def _scores(x, inside, KIND: tl.constexpr):
-    """Return the scores of logits [T, P] in fp32; 0 or -inf for places without an expert."""
+    """Return the scores of logits [T, P] in fp32. Entries that are no expert get 0 or -inf."""
     if KIND == SIGMOID:
         score = tl.where(inside, 1.0 / (1.0 + tl.exp(-x)), 0.0)
     elif KIND == SOFTMAX:
@@ -55,7 +55,8 @@ def _scores(x, inside, KIND: tl.constexpr):
 
 @triton.jit
 def _best(ranked, index):
-    """Return, for each row of `ranked` [T, P], the lowest `index` that has the greatest value, and this value."""
+    """Return two tensors: for each row of `ranked` [T, P], the lowest `index` that has the greatest value, and this
+    value."""
     value = tl.max(ranked, axis=1)
     best = tl.min(tl.where(ranked == value[:, None], index, NO_EXPERT), axis=1)
     return best, value
@@ -63,10 +64,11 @@ def _best(ranked, index):
 
 @triton.jit
 def _centred(values, share):
-    """Return `values` [T, P] minus their weighted mean. The weights are `share`, whose rows sum to 1.
+    """Return `values` [T, P] minus their weighted mean. Each row of the weights `share` sums to 1.
 
-    The value with the largest share is subtracted first. If that share is near 1, the value is nearly the mean, and the
-    difference from the mean would lose its digits."""
+    The value with the largest share is subtracted first. If that share is near 1, this value is nearly equal to the
+    mean, and the difference from the mean would lose its digits.
+    """
     largest = share == tl.max(share, axis=1)[:, None]
     count = tl.sum(tl.where(largest, 1.0, 0.0), axis=1)
     values = values - (tl.sum(tl.where(largest, values, 0.0), axis=1) / count)[:, None]
@@ -114,10 +116,11 @@ def route_forward(
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, KEPT: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
     GROUPS: tl.constexpr, GROUP_BLOCK: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """One program routes T tokens. It has all experts of a token, and picks the best remaining expert in each of K
+    """One program routes T tokens. It reads the logits of all experts, and picks the best remaining expert in each of K
     rounds.
 
-    A group of GROUP_BLOCK places has `group_size` experts."""
+    Each group takes GROUP_BLOCK entries of a row, of which `group_size` are experts.
+    """
     token = tl.program_id(0) * T + tl.arange(0, T)
     place = tl.arange(0, GROUPS * GROUP_BLOCK)
     inside = ((place // GROUP_BLOCK < groups) & (place % GROUP_BLOCK < group_size))[None, :]
@@ -159,8 +162,8 @@ def route_backward(
     KIND: tl.constexpr, NORMALIZE: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, EXPERTS: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """One program computes dlogits of T tokens. They are nonzero for the chosen experts, and with a softmax for all
-    experts."""
+    """One program computes dlogits of T tokens. With a softmax over all experts, all dlogits can be nonzero. Otherwise
+    only those of the chosen experts can be nonzero."""
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert = tl.arange(0, EXPERTS)[None, :]
     exists = (token < tokens)[:, None]
@@ -197,14 +200,14 @@ def route_backward(
 
 
 def configurations(places: int) -> list[Config]:
-    """Return the candidate configurations. One warp has all experts of a token, so that the K maxima need only warp
-    shuffles. A thread has 8 to 16 values."""
+    """Return the candidate configurations. One warp has all experts of a token, so that each of the K maxima needs only
+    warp shuffles. A thread has 8 to 16 values."""
     tokens = max(1, min(16, 2048 // places))
     return [
         Config(
             T=tokens, num_warps=4, note="2048 logits per program: 16 per thread and tensor, one or more rows per warp"
         ),
-        Config(T=max(1, tokens // 2), num_warps=2, note="as many values per thread, twice the programs"),
+        Config(T=max(1, tokens // 2), num_warps=2, note="equal number of values per thread, twice as many programs"),
     ]
 
 
@@ -222,7 +225,7 @@ def _route(
     n_group: int,
     topk_group: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return weights [t, k] and chosen [t, k]. The arguments are those of `moe_routing`, checked."""
+    """Return weights [t, k] and chosen [t, k]. `moe_routing` has checked the arguments."""
     logits = logits.contiguous()
     tokens, experts = logits.shape
     weights = empty(tokens, k, like=logits)
@@ -263,7 +266,7 @@ def _(logits: Tensor, correction: Any, k: int, *_: Any) -> tuple[Tensor, Tensor]
 def _route_backward(
     dweights: Tensor, chosen: Tensor, logits: Tensor, scores: str, normalize: bool, scale: float
 ) -> Tensor:
-    """The gradient of the logits [t, E]."""
+    """Return the gradient of the logits [t, E]."""
     dweights, logits = dweights.contiguous(), logits.contiguous()
     (tokens, experts), k = logits.shape, chosen.shape[1]
     dlogits = empty(tokens, experts, like=logits)
@@ -311,7 +314,7 @@ def moe_routing(
     """Return weights [t, k] in fp32 and chosen experts [t, k] in int64, from logits [t, E] in fp32.
 
     `softmax_topk` takes neither a correction nor groups, because no model combines them. Raises KeyError for scores
-    that are not in SCORES, ValueError for shapes, dtypes and options that do not match.
+    that are not in SCORES, and ValueError for shapes, dtypes and options that do not match.
     """
     kind = SCORES[scores]
     if logits.dim() != 2 or logits.dtype != torch.float32:
@@ -401,9 +404,11 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """There is no matrix product. Forward reads the logits; backward reads them again and writes their gradient.
+    """Return the bytes of both passes, and 0 FLOPs, because there is no matrix product. The forward pass reads the
+    logits. The backward pass reads them again and writes their gradient.
 
-    A chosen expert takes 12 bytes: its weight and its index."""
+    A chosen expert takes 12 bytes: its weight and its index.
+    """
     logit_bytes, chosen_bytes = 4 * case.tokens * case.experts, 12 * case.tokens * case.k
     correction_bytes = 4 * case.experts if case.corrected else 0
     return Cost(

@@ -3,15 +3,16 @@
 The host does not know the number of rows of an expert, only an upper bound.
 
     order    [R]         the pairs token · k + slot, sorted by expert, and within an expert in their original order
-    offsets  [E + 1]     expert e has the places offsets[e] to offsets[e + 1] of that order
-    tiles    [2, limit]  the expert and the first place of each tile; expert -1 if there is no tile
+    offsets  [E + 1]     expert e has the entries offsets[e] to offsets[e + 1] of `order`
+    tiles    [2, limit]  the expert and the first row of each tile; expert -1 if there is no tile
 
-The counting sort has two launches. First, every program counts a stretch of the pairs for a few experts. Then every
-program computes the start of its pairs from the counts of all stretches, and places them by a running count. There are
-no atomics, so the order is always the same. An expert with n rows has ⌈n / TILE⌉ tiles. R rows of E experts therefore
-have at most (R + min(E, R) · (TILE − 1)) / TILE tiles, which is the grid. Programs without a tile do nothing.
+The counting sort has two launches. A stretch is a run of consecutive pairs. In the first launch, each program counts
+the pairs of one stretch that chose one of a few experts. In the second launch, each program computes from the counts of
+all stretches where its pairs begin, and places them with a running count. There are no atomics, so the order is always
+the same. An expert with n rows has ⌈n / TILE⌉ tiles. R rows of E experts therefore have at most (R + min(E, R) · (TILE
+− 1)) / TILE tiles. This is the size of the grid. Programs without a tile do nothing.
 
-Pairs whose expert is E or more (zero-computation experts) have no place: the end of `order` stays unwritten.
+Pairs whose expert is E or more (zero-computation experts) are not in `order`, so the end of `order` stays unwritten.
 Shapes: chosen [t, k], R = t · k pairs, E experts.
 """
 
@@ -26,7 +27,7 @@ from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["max_tiles", "rows_per_tile", "sort_by_expert", "tiles_from_offsets"]
 
-STRETCHES = 32  # the most; each program reads the counts of all stretches
+STRETCHES = 32  # greatest number of stretches; each program reads the counts of all stretches
 
 
 # == Kernels ==
@@ -34,8 +35,8 @@ STRETCHES = 32  # the most; each program reads the counts of all stretches
 
 @triton.jit
 def _cut(tiles, expert, first, number, experts, limit, STEP: tl.constexpr, TILE: tl.constexpr, start):
-    """Write `number` tiles of each `expert` [X] into `tiles`, from index `first` on. Their rows begin at `start`. The
-    remaining entries become -1."""
+    """Write `number` tiles of each `expert` [X] into `tiles`, from index `first` on. The rows of an expert begin at
+    `start`. The entries after the last tile become -1."""
     number = tl.where(expert == experts, limit - first, number)
     tile_expert = tl.where(expert < experts, expert, -1)[:, None]
     for i in range(0, tl.max(number, axis=0), STEP):
@@ -47,7 +48,7 @@ def _cut(tiles, expert, first, number, experts, limit, STEP: tl.constexpr, TILE:
 
 @triton.jit
 def count_choices(chosen, counts, pairs, experts, stretch, BLOCK: tl.constexpr, SOME: tl.constexpr):
-    """One program counts the pairs of stretch c that chose expert e, as counts[c, e], for SOME experts."""
+    """One program counts, for stretch c and SOME experts e, the pairs that chose e. It writes them to counts[c, e]."""
     c = tl.program_id(0)
     expert = tl.program_id(1) * SOME + tl.arange(0, SOME)
     end = tl.minimum((c + 1) * stretch, pairs)
@@ -64,9 +65,10 @@ def place_choices(
     chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit,
     TILE: tl.constexpr, BLOCK: tl.constexpr, SOME: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
-    """One program places the pairs of stretch c that chose one of SOME experts.
+    """One program writes the pairs of stretch c that chose one of SOME experts to their places in `order`.
 
-    The programs of the first stretch also write offsets and tiles."""
+    The programs of the first stretch also write offsets and tiles.
+    """
     c = tl.program_id(0)
     expert = tl.program_id(1) * SOME + tl.arange(0, SOME)
     everyone = tl.arange(0, ALL)
@@ -97,7 +99,7 @@ def place_choices(
 
 @triton.jit
 def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.constexpr, ALL: tl.constexpr):
-    """One program writes the tiles of SOME experts from known offsets."""
+    """One program writes the tiles of SOME experts. The offsets are known."""
     expert = tl.program_id(0) * SOME + tl.arange(0, SOME)
     everyone = tl.arange(0, ALL)
     real = everyone < experts
@@ -113,19 +115,17 @@ def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.
 
 
 def configurations(all_experts: int) -> list[Config]:
-    """Return the candidate configurations. An iteration makes 4096 comparisons of a pair with an expert: 32 per thread.
-    It also has as many running counts."""
+    """Return the candidate configurations. An iteration compares 256 pairs with up to 16 experts. These are 4096
+    comparisons, 32 per thread. Each comparison also has a running count."""
     some = min(16, all_experts)
-    return [
-        Config(BLOCK=256, SOME=some, num_warps=4, note="16 experts read a pair at once; an iteration has 256 pairs")
-    ]
+    return [Config(BLOCK=256, SOME=some, num_warps=4, note="an iteration compares 256 pairs with 16 experts")]
 
 
 def rows_per_tile(rows: int, experts: int) -> int:
     """Return the rows of a tile: twice the mean number of rows per expert, as a power of two from 16 to 128.
 
     128 rows keep the tensor cores busy. Up to about 180 rows per expert on an H200, the time is spent on reading the
-    weights. With tiles for twice the mean, the weights of most experts are read once, and unused rows cost no time.
+    weights. Most experts then have one tile, so their weights are read once. The unused rows of a tile cost no time.
     """
     mean = -(-rows // max(1, min(rows, experts)))
     return int(max(16, min(128, triton.next_power_of_2(2 * mean))))
@@ -154,7 +154,7 @@ def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tens
     tiles = empty(2, limit, like=chosen, dtype=torch.int32)
     if not pairs:
         return order, offsets.zero_(), tiles
-    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # one more, which writes the last offset
+    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # for one index more than the experts, the last offset
     launch(count_choices, grid, config, chosen, counts, pairs, experts, stretch)
     arguments = chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit
     launch(place_choices, grid, config, *arguments, TILE=tile, ALL=everyone)

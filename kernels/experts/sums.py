@@ -25,14 +25,17 @@ __all__ = ["bias_gradient", "combine_rows", "pair_gradient"]
 def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexpr, BLOCK: tl.constexpr):
     """One program computes BLOCK columns of one token: the sum of its K rows of `rows` [t·k, D].
 
-    A zero-computation expert has no row in `rows`. It adds its weight times the token's row of `instead` [t, D]."""
+    A zero-computation expert has no row in `rows`. Such an expert adds its weight times the token's row of `instead`
+    [t, D].
+    """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
     acc = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(K):
         pair = token * K + slot
-        # The mask of one of the two loads below is empty.
+        # An expert has a row in `rows`, or is a zero-computation expert. So the mask of one of the two loads below is
+        # empty.
         stored = tl.where(tl.load(chosen + pair) < experts, hidden, 0)
         acc += tl.load(rows + pair * hidden + column, mask=column < stored, other=0.0).to(tl.float32)
         token_row = tl.load(instead + token * hidden + column, mask=column < hidden - stored, other=0.0).to(tl.float32)
@@ -88,7 +91,8 @@ def sum_rows(
 ):
     """One program computes BLOCK columns of out [E, width], the sum of an expert's rows.
 
-    With `order`, the rows are those of the expert's tokens, times their weights."""
+    With `order`, the sum is over the rows of the expert's tokens, times their weights.
+    """
     expert = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (column < width)[None, :]
@@ -116,7 +120,7 @@ def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor,
     tokens, hidden = instead.shape
     out = empty(tokens, hidden, like=instead)
     block = max(128, min(1024, triton.next_power_of_2(hidden)))
-    note = "8 elements per thread and row: a 16-byte load of each of the k rows in flight"
+    note = "8 elements per thread and row: one 16-byte load for each of the k rows in flight"
     config = Config(BLOCK=block, num_warps=max(1, block // 256), note=note)
     grid = tokens, triton.cdiv(hidden, block)
     launch(combine, grid, config, rows, instead, weights, chosen, out, hidden, experts, K=chosen.shape[1])
@@ -130,7 +134,10 @@ def pair_gradient(
     (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
     dweights = empty(*weights.shape, like=weights)
     config = Config(
-        PAIRS=32, BLOCK=128, num_warps=4, note="32 pairs read a line of `sums`; rows of D have 32 values per thread"
+        PAIRS=32,
+        BLOCK=128,
+        num_warps=4,
+        note="32 pairs read a whole line of `sums`; 32 values per thread from rows of D elements",
     )
     arguments = sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices
     launch(pair_weight_gradient, (triton.cdiv(pairs, 32),), config, *arguments)
@@ -142,11 +149,12 @@ def bias_gradient(
 ) -> Tensor:
     """Launch the sum of each expert's rows of p [R, N]. Return [E, N].
 
-    With `order` and `weights`, the rows are those of the expert's tokens in p [t, N], times their weights."""
+    With `order` and `weights`, the sum is over the rows of the expert's tokens in p [t, N], times their weights.
+    """
     experts, width = len(offsets) - 1, p.shape[1]
     out = empty(experts, width, like=p)
     config = Config(
-        ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B per iteration, the next in flight"
+        ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B per iteration, the next 64 rows in flight"
     )
     grid = experts, triton.cdiv(width, 128)
     launch(sum_rows, grid, config, p, order, weights, offsets, out, width, choices)

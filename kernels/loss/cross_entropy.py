@@ -4,17 +4,18 @@
     loss = z - (1 - ε) · l[target] - ε · mean(l) + ζ · z²      0 if target = ignore_index
     dloss/dl = (1 + 2ζz) · softmax(l) - (1 - ε) · [target] - ε / V
 
-ε is label smoothing, ζ the weight of the z-loss. A target outside [0, V) that is not ignore_index gives NaN, in the
-loss and in its gradients.
+ε is label smoothing, ζ the weight of the z-loss. A target that is outside [0, V) and is not ignore_index gives NaN in
+the loss and in its gradients.
 
-A program reads one row of logits. Its first loop computes the maximum and the sum. Each lane has its own, so that no
-iteration waits for another warp. For the gradient, a second loop reads the row backwards from its end, because the end
-is still in the cache. The gradient may overwrite the logits. The op reads the logits again in its backward pass, with
-two saved numbers per row. loss/linear.py uses the same kernel for the loss and the gradient at once.
+A program reads one row of logits. Its first loop computes the maximum and the sum. Each lane keeps its own maximum and
+sum, so that no iteration waits for another warp. For the gradient, a second loop reads the row from its end to its
+start, because the end is still in the cache. The gradient may overwrite the logits. The backward pass of the op reads
+the logits again, and two saved numbers per row. loss/linear.py uses the same kernel, and computes the loss and the
+gradient in one launch.
 
-Shapes: t tokens, V vocabulary; logits [t, V]. Arithmetic and losses in fp32.
-Smoothing: Szegedy et al., arXiv 1512.00567; z-loss: Chowdhery et al. (PaLM), 2204.02311, section 5; the soft cap:
-Gemma 2, 2408.00118; online softmax: Milakov and Gimelshein, 1805.02867.
+Shapes: t tokens, V vocabulary; logits [t, V]. Arithmetic and losses in fp32. Smoothing: Szegedy et al., arXiv
+1512.00567; z-loss: Chowdhery et al. (PaLM), 2204.02311, section 5; the soft cap: Gemma 2, 2408.00118; online softmax:
+Milakov and Gimelshein, 1805.02867.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("mean", "sum", "none")
-LOWEST = tl.constexpr(-1e30)  # below every finite logit, but finite: ∞ - ∞ would be NaN
+LOWEST = tl.constexpr(-1e30)  # below every finite logit, but finite, because -∞ - (-∞) is NaN
 
 
 class Options(NamedTuple):
@@ -61,12 +62,12 @@ class Options(NamedTuple):
 
     @property
     def arguments(self) -> tuple[float, float, float, float, int]:
-        """Return the options as kernel arguments. Without a cap, the value of the cap is 1 and CAPPED is false."""
+        """Return the options as kernel arguments. Without a cap, the cap is passed as 1, and CAPPED is false."""
         return self.logit_scale, self.soft_cap or 1.0, self.z_loss, self.label_smoothing, self.ignore_index
 
     @property
     def constants(self) -> dict[str, bool]:
-        """The constexpr arguments of the kernels."""
+        """Return the constexpr arguments of the kernels."""
         return {"CAPPED": self.soft_cap is not None, "SMOOTHED": self.label_smoothing > 0}
 
     def check(self, reduction: str) -> None:
@@ -84,7 +85,8 @@ class Options(NamedTuple):
 
 @triton.jit
 def logit_and_slope(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
-    """Return l in fp32 and its derivative dl/draw. The compiler drops the derivative if it is not used."""
+    """Return the scaled and capped logit l in fp32, and its derivative with respect to the raw logit. The compiler
+    drops the derivative if it is not used."""
     value = raw.to(tl.float32) * scale
     slope = scale
     if CAPPED:
@@ -96,14 +98,14 @@ def logit_and_slope(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def logit(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
-    """l in fp32."""
+    """Return the scaled and capped logit l in fp32."""
     value, _ = logit_and_slope(raw, scale, cap, CAPPED, EXACT)
     return value
 
 
 @triton.jit
 def token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED: tl.constexpr):
-    """Return the loss of a token. z = top + log_sum stays in two parts, so that top - l[target] loses no digits."""
+    """Return the loss of a token. z = top + log_sum is not added up, so that top - l[target] loses no digits."""
     loss = (top - at_target) + log_sum
     if SMOOTHED:
         loss += (at_target - mean) * smoothing
@@ -117,12 +119,13 @@ def cross_entropy_rows(
     width, lift, scale, cap, z_loss, smoothing, ignored,
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, KNOWN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program computes one row: its loss, its stats, and its gradient times weight · lift. Each is written if its
-    tensor is given.
+    """One program computes one row: its loss, its stats, and its gradient times weight · lift. The program writes each
+    of these only if its tensor is given.
 
-    stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: stats are read, not computed. `gradient` may
-    be `logits`. `width` columns are read and written, of which V are logits: a padded row is loaded in whole
-    vectors."""
+    stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: the stats are read and not computed.
+    `gradient` may be the same tensor as `logits`. The program reads and writes `width` columns, of which the first V
+    are logits. The padding lets every load take a whole vector.
+    """
     token = tl.program_id(0)
     row = token.to(tl.int64)
     logits += row * logits_row
@@ -133,7 +136,8 @@ def cross_entropy_rows(
         top = tl.load(stats + row)
         log_sum = tl.load(stats + tokens + row)
     else:
-        chosen = tl.load(logits + target, mask=valid, other=float("nan"))  # loaded before the gradient overwrites it
+        # loaded first, because the gradient may overwrite it
+        chosen = tl.load(logits + target, mask=valid, other=float("nan"))
         at_target = logit(chosen, scale, cap, CAPPED, EXACT)
         tops = tl.full([BLOCK], LOWEST, tl.float32)
         sums = tl.zeros([BLOCK], tl.float32)
@@ -172,7 +176,8 @@ def cross_entropy_rows(
             slant = tl.exp2(((value - top) - log_sum) * LOG2E) * pull - tl.where(column == target, 1.0 - smoothing, 0.0)
             if SMOOTHED:
                 slant -= smoothing / vocabulary
-            slant = tl.where(target == ignored, 0.0, slant * slope * weight)  # 0 even if the row contains NaN
+            # 0 for an ignored token, even if the row contains NaN
+            slant = tl.where(target == ignored, 0.0, slant * slope * weight)
             tl.store(gradient + column, narrowed(slant, gradient.dtype.element_ty), mask=column < width)
 
 
@@ -180,11 +185,11 @@ def cross_entropy_rows(
 
 
 def configurations(vocabulary: int, itemsize: int) -> list[Config]:
-    """Return the candidate configurations. A row of 128k logits in bf16 has 256 KB. 132 rows, one per multiprocessor,
-    stay in the L2 cache until their second reading; the 264 rows of two blocks per multiprocessor would not. 16 values
-    per thread take about 55 registers, so a block of 1024 threads fills a multiprocessor. It has 32 KB in flight, and
-    its share of the bandwidth requires 23 KB. In fp32, a block has half as many values.
-    """
+    """Return the candidate configurations. A row of 128k logits in bf16 has 256 KB. With one row per multiprocessor,
+    132 rows stay in the L2 cache until they are read again. With two blocks per multiprocessor, 264 rows would not.
+    With 16 values per thread, a thread takes about 55 registers, so a block of 1024 threads fills a multiprocessor.
+    This block has 32 KB in flight; a multiprocessor needs 23 KB in flight for its share of the bandwidth. In fp32, a
+    block has half as many values."""
     if vocabulary <= 8192:
         block = max(256, triton.next_power_of_2(vocabulary) // 2)
         return [
@@ -197,7 +202,7 @@ def configurations(vocabulary: int, itemsize: int) -> list[Config]:
         Config(
             BLOCK=whole,
             num_warps=whole // 512,
-            note="one row per multiprocessor: the second reading is from the L2 cache",
+            note="one row per multiprocessor, which is read again from the L2 cache",
         ),
         Config(BLOCK=whole // 2, num_warps=whole // 1024, note="two or more rows per multiprocessor"),
         Config(
@@ -223,8 +228,9 @@ def compute_rows(
 ) -> None:
     """Launch the kernel. It fills losses [t], stats [2, t] and gradient [t, V] if they are given.
 
-    The gradient is multiplied by weights [t] · lift. `known`: stats are read, not computed. `padded`: the number of
-    columns of a row that may be read, and that may be written in the gradient."""
+    The gradient is multiplied by weights [t] · lift. `known`: the stats are read and not computed. `padded`: the number
+    of columns that the kernel may read in a row of logits and write in a row of the gradient.
+    """
     tokens, vocabulary = logits.shape
     config = choose("cross_entropy_rows", configurations(vocabulary, logits.element_size()))
     launch(
@@ -244,7 +250,7 @@ def compute_rows(
 
 
 def _rows(logits: Tensor) -> Tensor:
-    """The logits with unit stride along a row, copied if necessary."""
+    """Return the logits with unit stride along a row, copied if necessary."""
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
@@ -284,7 +290,7 @@ def _cross_entropy_backward(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
-    """The gradient of the logits [t, V]."""
+    """Return the gradient of the logits [t, V]."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     gradient = empty(*logits.shape, like=logits)
     compute_rows(
@@ -329,8 +335,8 @@ def cross_entropy(
     """Return the cross-entropy in fp32 of logits [..., V] in fp16, bf16 or fp32 and targets [...] in int64 or int32.
 
     `reduction` is "mean" over the tokens that are not ignored, "sum" or "none". Raises ValueError for shapes, dtypes
-    and options that do not match. A target outside [0, V) that is not ignore_index gives NaN, because a check on the
-    host would wait for the GPU.
+    and options that do not match. A target that is outside [0, V) and is not ignore_index gives NaN and no error,
+    because a check on the host would wait for the GPU.
     """
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     options.check(reduction)
@@ -342,12 +348,13 @@ def cross_entropy(
 
 
 def count_targets(targets: Tensor, ignore_index: int) -> Tensor:
-    """The number of targets that are not ignored, as an fp32 tensor without dimensions."""
+    """Return the number of targets that are not ignored, as an fp32 tensor without dimensions."""
     return (targets != ignore_index).sum().to(torch.float32)
 
 
 def reduce_losses(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """Reduce losses [t]: "none", "sum", or "mean" over the targets that are not ignored (NaN if all are ignored)."""
+    """Reduce losses [t]. "none" returns them, "sum" their sum, and "mean" their mean over the targets that are not
+    ignored. The mean is NaN if all targets are ignored."""
     if reduction == "none":
         return losses.view(targets.shape)
     return losses.sum() / count_targets(targets, ignore_index) if reduction == "mean" else losses.sum()
@@ -407,7 +414,8 @@ class Case(NamedTuple):
 
 
 def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -> Tensor:
-    """Random targets with the first and the last token of the vocabulary among them; the last `ignored` are -100."""
+    """Return random targets. They include the first and the last token of the vocabulary, and the last `ignored`
+    targets are -100."""
     targets = random.integers(0, vocabulary, tokens)
     targets[:1], targets[1:2] = vocabulary - 1, 0
     targets[tokens - ignored :] = -100
@@ -415,7 +423,7 @@ def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Logits with a standard deviation of 3, similar to those of a model, and targets."""
+    """Return logits and targets. The logits have a standard deviation of 3, like those of a model."""
     return {
         "logits": random.normal(case.tokens, case.vocabulary, scale=3.0),
         "targets": random_targets(case.tokens, case.vocabulary, case.ignored, random),
@@ -424,7 +432,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """There is no matrix product. Each pass reads the logits, and backward writes their gradient. Targets are int64."""
+    """Return the bytes of both passes, and 0 FLOPs, because there is no matrix product. Each pass reads the logits, and
+    the backward pass writes their gradient. Targets are int64."""
     logits = case.tokens * case.vocabulary * dtype.itemsize
     out = 4 * case.tokens if case.reduction == "none" else 4
     targets = 8 * case.tokens

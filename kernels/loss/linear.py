@@ -2,28 +2,29 @@
 
 Options and their formulas are those of loss/cross_entropy.py. There are two methods:
 
-Losses alone (`linear_losses`): one product, whose tiles of logits stay in registers.
-    vocabulary_tiles  for each tile of BLOCK_M tokens by BLOCK_N of the vocabulary: each token's largest logit and
-                      Σ exp(l - largest), with smoothing also Σ l. This is 8 B (12 B with smoothing) per token and 256
-                      logits, a 64th of the logits in bf16
-    losses_of_tiles   merges a token's tiles. l[target] is computed again from x and one row of W, because the search
-                      for it in the tiles would take too many registers
+Losses without gradients (`linear_losses`): one matrix product; its tiles of logits stay in registers.
+    vocabulary_tiles  writes, for each tile of BLOCK_M tokens × BLOCK_N vocabulary entries, each token's largest logit
+                      and Σ exp(l - largest), with smoothing also Σ l. These are 8 B (12 B with smoothing) for 256
+                      logits of a token. The logits themselves would take 64 times as many bytes in bf16
+    losses_of_tiles   merges a token's tiles. It computes l[target] again from x and one row of W, because a search for
+                      l[target] in the tiles would take too many registers
     Only as many programs start as can run at the same time. They loop over the tiles, GROUP rows of tiles at a time, so
     that concurrent programs share x and W in the L2 cache. They load the next tile while they reduce the current tile.
 
-A mean or a sum with gradients (`chunked_gradients`): three products, all in the forward pass, one chunk of tokens after
-another. One buffer stores the logits of a chunk: at most an eighth of all logits, or 256 rows.
+A mean or a sum with gradients (`chunked_gradients`): three matrix products, all in the forward pass, for one chunk of
+tokens after another. One buffer stores the logits of a chunk: at most an eighth of all logits, or 256 rows.
     logits  c = x[chunk]·Wᵀ + bias, by torch's library
     rows    `cross_entropy_rows` computes the loss of each row of c and overwrites the row with its gradient g
     sums    dx[chunk] = g·W,  dW += gᵀ·x[chunk],  dbias += Σ g, by torch's library
     dW and dbias are rounded to their format once per chunk, about ten times. The backward pass multiplies the gradients
-    in place by the incoming gradient (nothing happens if this is 1). It can therefore run only once.
+    in place by the incoming gradient, or leaves them as they are if it is 1. The backward pass can therefore run only
+    once.
 
 Losses without a reduction use the first method in the forward pass and the second in the backward pass, where a fourth
 product computes the logits again.
 
-On a GPU, `linear_losses` multiplies fp32 operands in tf32, and torch's library as float32_matmul_precision says. Sums
-are in fp32. There are no atomic additions, so results repeat exactly.
+On a GPU, `linear_losses` multiplies fp32 operands in tf32. torch's library follows float32_matmul_precision. Sums are
+in fp32. There are no atomic additions, so results repeat exactly.
 Shapes: t tokens, D hidden, V vocabulary; x [t, D], W [V, D], bias [V], targets [t].
 Gradients in the forward pass: Hsu et al., Liger Kernel, arXiv 2410.10989. Losses without logits: Wijmans et al., Cut
 Your Losses, arXiv 2411.09009.
@@ -71,7 +72,12 @@ def vocabulary_tiles(
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write partials [2 or 3, tiles of the vocabulary, t]. Parameters that end in `_row` are strides in elements."""
+    """One program computes the partial results of its tiles of tokens × vocabulary: `partials` [2 or 3, tiles of the
+    vocabulary, t].
+
+    They are the largest logit, Σ exp(l - largest), and with smoothing Σ l. Parameters that end in `_row` are strides in
+    elements.
+    """
     down, across = tl.cdiv(tokens, BLOCK_M), tl.cdiv(vocabulary, BLOCK_N)
     sheet = across.to(tl.int64) * tokens
     if TMA:
@@ -117,7 +123,8 @@ def losses_of_tiles(
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program computes the losses of BLOCK_M tokens, BLOCK_T tiles at a time; lanes are merged after the loop."""
+    """One program computes the losses of BLOCK_M tokens. Its loop reads BLOCK_T tiles of the vocabulary at a time. The
+    lanes are merged after the loop."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < tokens
     sheet = tl.cast(across, tl.int64) * tokens
@@ -182,7 +189,7 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
         num_stages=3,
         note="64 sums per thread: two blocks per SM, one multiplies while the other reduces",
     )
-    # 256 columns would spill: mma.sync needs registers for its operands, and fp32 needs a longer tanh
+    # 256 columns would spill: mma.sync keeps its operands in registers, and fp32 needs a longer tanh
     if arch < 90 or itemsize == 4:
         return [half]
     note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
@@ -190,15 +197,15 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
 
 
 def join_configurations() -> list[Config]:
-    """Return the configuration of `losses_of_tiles`: two short passes over memory, a hundredth of the product's time.
-    16 tokens fill two 32-byte sectors of a tile, and 16k tokens are 1024 programs."""
+    """Return the configuration of `losses_of_tiles`. The kernel makes two short passes over memory, which take a
+    hundredth of the product's time. 16 tokens fill two 32-byte sectors of a tile, and 16k tokens are 1024 programs."""
     shape = {"BLOCK_T": 64, "BLOCK_K": 128}
     return [Config(**shape, BLOCK_M=16, num_warps=4, note="8 and 16 values per thread in the two passes")]
 
 
 def scaling_configurations() -> list[Config]:
-    """Return the candidate configurations. Memory is the limit: 16 values per thread, two 16-byte loads in bf16, about
-    40 registers."""
+    """Return the candidate configurations. Memory bandwidth is the limit. A thread has 16 values, which are two 16-byte
+    loads in bf16, and about 40 registers."""
     return [
         Config(BLOCK=4096, num_warps=8, note="16 values per thread"),
         Config(BLOCK=2048, num_warps=8, note="8 values per thread"),
@@ -206,26 +213,26 @@ def scaling_configurations() -> list[Config]:
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """x with unit last stride, copied if necessary."""
+    """Return x with a last stride of 1, copied if necessary."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _descriptor_fits(*matrices: Tensor) -> bool:
-    """Whether tensor descriptors can describe the matrices: addresses and row strides are multiples of 16 bytes."""
+    """Whether TMA descriptors can describe the matrices. Addresses and row strides must be multiples of 16 bytes."""
     return all(
         x.numel() and not any(n * x.element_size() % 16 for n in (x.stride(0), x.storage_offset())) for x in matrices
     )
 
 
 def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Launch the losses without logits. Return [t] in fp32."""
+    """Launch the losses without all logits in memory. Return the losses [t] in fp32."""
     x, weight = _unit_stride(x), _unit_stride(weight)
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
     arch = architecture(x.device)
     config = choose("vocabulary_tiles", tile_configurations(x.element_size(), arch))
     across = triton.cdiv(vocabulary, config["BLOCK_N"])
     tiles = triton.cdiv(tokens, config["BLOCK_M"]) * across
-    # One block with 256 columns runs per multiprocessor, or two with 128.
+    # With 256 columns, one block runs per multiprocessor. With 128 columns, two blocks run.
     programs = multiprocessors(x.device) * (256 // config["BLOCK_N"])
     smoothed = options.constants["SMOOTHED"]
     partials = empty(3 if smoothed else 2, across, tokens, like=x, dtype=torch.float32)
@@ -261,11 +268,11 @@ class Gradients(NamedTuple):
 
 
 def rows_per_chunk(tokens: int) -> int:
-    """Return the rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens.
+    """Return the rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens, but at least 256 rows.
 
-    With the other memory per token, a chunk then takes at most an eighth of the logits. It has at least 256 rows. A
-    chunk reads W twice and reads and writes dW, which are 8·V·D bytes in bf16, and has 6·V·D FLOPs per row. So 256 rows
-    have 192 FLOPs per byte, the ridge point of an H200.
+    The chunk and the other memory per token then take at most an eighth of the memory of all logits. For each chunk,
+    the products read W twice, and read and write dW. These are 8·V·D bytes in bf16. The products have 6·V·D FLOPs per
+    row. So 256 rows have 192 FLOPs per byte, the ridge point of an H200.
     """
     return max(256, (tokens - 1) // 1024 * 128)
 
@@ -284,9 +291,10 @@ def chunked_gradients(
     damp: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of Σ weights [t] · losses, one chunk after another. Return dx · lift, dweight · lift · damp
-    and dbias · lift · damp.
+    and dbias · lift · damp. `gradient_scales` explains these factors.
 
-    A gradient that is not needed is empty. `losses` [t] are filled if given."""
+    A gradient that is not needed is empty. `losses` [t] are filled if given.
+    """
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
     rows = min(tokens, rows_per_chunk(tokens))
     padded = triton.cdiv(vocabulary, 64) * 64  # every row begins at a multiple of 128 bytes
@@ -296,7 +304,7 @@ def chunked_gradients(
     if not tokens:
         return dx, dweight.zero_(), dbias[0].zero_()
     buffer = empty(rows, padded, like=x)
-    buffer[:, vocabulary:].zero_()  # the padding is loaded together with the logits
+    buffer[:, vocabulary:].zero_()  # kernels load the padding together with the logits
     ones = x.new_ones(1, rows) if needed.bias else None
     for start in range(0, tokens, rows):
         part = slice(start, min(tokens, start + rows))
@@ -323,10 +331,12 @@ def chunked_gradients(
 
 
 def gradient_scales(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[float, float]:
-    """Return the factors lift and damp of the stored gradients, which are powers of two.
+    """Return the factors lift and damp of the stored gradients. Both are powers of two, and 1 in formats other than
+    fp16.
 
-    In fp16, the gradients of a mean, about 1/t of those of a sum, would underflow, so they are stored t times as large.
-    dW, a sum over tokens, is stored √t times as large, so that it does not overflow."""
+    The gradients of a mean are about 1/t of those of a sum, and would underflow in fp16. So they are stored t times as
+    large. dW is a sum over tokens and could then overflow. So dW is stored only √t times as large.
+    """
     if dtype != torch.float16:
         return 1.0, 1.0
     power = math.ceil(math.log2(max(1, tokens)))
@@ -396,7 +406,7 @@ def _(dlosses: Any, x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, T
 
 
 def _empty_gradients(x: Tensor, weight: Tensor, options: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Unwritten gradients for fake tensors. `options` ends with the three flags of `Gradients`."""
+    """Return unwritten gradients for fake tensors. `options` ends with the three flags of `Gradients`."""
     tokens, (vocabulary, hidden) = x.shape[0], weight.shape
     needed = Gradients(*options[-3:])
     return (
@@ -423,8 +433,8 @@ def _linear_cross_entropy(
     for_weight: bool,
     for_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return Σ losses / divisor, and its gradients times `gradient_scales`. `divisor` [] is 1, or the number of tokens
-    for a mean."""
+    """Return Σ losses / divisor, and its gradients times `gradient_scales`. `divisor` [] is the number of tokens that
+    are not ignored for a mean, and 1 for a sum."""
     options = Options(logit_scale, soft_cap, z_loss, label_smoothing, ignore_index)
     tokens = len(x)
     losses = empty(tokens, like=x, dtype=torch.float32)
@@ -469,14 +479,14 @@ def _losses_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 @register_flop_formula(torch.ops.llmbench.linear_losses_backward)
 def _losses_backward_flops(dlosses: Any, x: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    """The logits that are computed again do not count as work of the loss."""
+    """Count the products of the gradients. The product that computes the logits again is no work of the loss."""
     needed = Gradients(*rest[-3:])
     return 2 * x[0] * weight[0] * weight[1] * (needed.x + needed.weight)
 
 
 @register_flop_formula(torch.ops.llmbench.linear_cross_entropy)
 def _flops(divisor: Any, x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    """Count the product of the logits. The products of the gradients count in the backward pass, as for other ops."""
+    """Count the product of the logits. The products of the gradients count in the backward pass, as in other ops."""
     return 2 * x[0] * weight[0] * weight[1]
 
 
@@ -507,8 +517,9 @@ _losses.register_autograd(_backward_of_losses, setup_context=_save_operands)
 class _ReducedLoss(torch.autograd.Function):
     """The autograd function of `_linear_cross_entropy`.
 
-    With register_autograd, the stored gradients would be results of the op. Here they are not, because callers must not
-    keep tensors that the backward pass multiplies in place."""
+    With register_autograd, the stored gradients would be results of the op, and callers could keep them. They must not,
+    because the backward pass multiplies the stored gradients in place.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rest: tuple[Any, ...]) -> Tensor:
@@ -602,7 +613,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """x and a weight whose logits have a standard deviation of 3, similar to those of a model."""
+    """Return x, weight and targets. The logits have a standard deviation of 3, like those of a model."""
     return {
         "x": random.normal(case.tokens, case.hidden),
         "weight": random.normal(case.vocabulary, case.hidden, scale=3 * case.hidden**-0.5),
@@ -613,8 +624,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """Return 2·t·D·V FLOPs, and twice as many for the backward pass. Bytes: operands are read once, losses or gradients
-    are written once; targets are int64."""
+    """Return 2·t·D·V FLOPs for the forward pass, and twice as many for the backward pass. The bytes include each
+    operand once, and each loss or gradient once. Targets are int64."""
     flops = 2 * case.tokens * case.hidden * case.vocabulary
     weights = (case.hidden + case.bias) * case.vocabulary
     operands = (case.tokens * case.hidden + weights) * dtype.itemsize

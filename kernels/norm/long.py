@@ -1,8 +1,9 @@
 """Norms of rows wider than a program's registers, one block of columns at a time. norm.py has the maths.
 
-The forward pass merges the mean and the squared deviations of the blocks (Chan, Golub and LeVeque, 1979), which does
-not cancel. Its second pass over the row reads from the L2 cache. The backward pass computes dx in two such passes. A
-separate kernel computes the sums over rows, in blocks of columns, and reads x and dout once more.
+The forward kernel reads a row twice. The first time, it merges the mean and the squared deviations of the blocks (Chan,
+Golub and LeVeque, 1979), which avoids cancellation. The second time, the row is still in the L2 cache. The backward
+kernel also reads a row twice, and computes dx. A separate kernel computes the sums over rows, in blocks of columns, and
+reads x and dout once more.
 """
 
 from __future__ import annotations
@@ -128,9 +129,11 @@ def norm_sums(
     dout, x, stats, partial, dout_outer, dout_inner, x_outer, x_inner, outer, inner, heads, width,
     CENTRED: tl.constexpr, WEIGHT_GRAD: tl.constexpr, BIAS_GRAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program sums BLOCK columns over every `programs`-th tile of ROWS rows, of one head or of all if heads is 1.
+    """One program sums BLOCK columns over every `programs`-th tile of ROWS rows. The rows are those of one head, or all
+    rows if `heads` is 1.
 
-    The results are partial [sums, programs, heads, W]."""
+    The program writes its sums to partial [sums, programs, heads, W].
+    """
     program, programs, head = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_row = column < width
@@ -168,7 +171,7 @@ def configurations() -> list[Config]:
 
 def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bool, bias_grad: bool) -> Tensor:
     """Launch the sums of dout · x̂ and of dout over rows. Return [1 or 2, programs, heads · W] for dout and x [O, N,
-    W]."""
+    W]. norm.py defines O, N and W."""
     outer, inner, width = x.shape
     note = "2 KiB of two rows; 16 values per thread and tensor"
     config = choose("norm_sums", [Config(ROWS=2, BLOCK=1024, num_warps=4, note=note)])

@@ -8,13 +8,13 @@ The forward pass saves x (or summed), and r and μ of each row. With g = dout ·
     dx = r · (g − x̂ · mean(g · x̂) − mean(g)) + dsummed        (mean(g) for LayerNorm only; dresidual = dx)
     dweight = Σ dout · x̂        dbias = Σ dout        over rows
 
-Statistics are in fp32. Each program first sums dweight and dbias over its rows; a second kernel then adds the sums of
-the programs in a fixed order, so the same inputs give the same bits. The kernels are in row.py for rows that fit in
-registers, and in long.py for wider ones.
+Statistics are in fp32. Each program first sums dweight and dbias over its rows. A second kernel then adds the sums of
+the programs in a fixed order, so equal inputs give equal bits. The kernels for rows that fit in registers are in
+row.py, and the kernels for wider rows are in long.py.
 
-Shapes: x [..., N, W] as [O, N, W] with one stride for O and one for N, so that heads can be a slice of a projection's
-result. weight and bias are [W], or [N, W] for a weight per head. RMSNorm: Zhang and Sennrich, arXiv 1910.07467;
-LayerNorm: Ba, Kiros and Hinton, arXiv 1607.06450.
+N heads, W width, O product of the other dimensions. Shapes: x [..., N, W] is read as [O, N, W] with one stride for O
+and one for N, so that heads can be a slice of a projection's result. weight and bias are [W], or [N, W] for a weight
+per head. RMSNorm: Zhang and Sennrich, arXiv 1910.07467; LayerNorm: Ba, Kiros and Hinton, arXiv 1607.06450.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ MAX_FORWARD_WIDTH = 32768
 """The widest row that a forward program keeps in registers: 64 values per thread of 16 warps."""
 
 MAX_BACKWARD_BYTES, MAX_TWO_SUMS_WIDTH = 32768, 8192
-"""The widest row that a backward program keeps in registers: in bytes if it also keeps one sum over rows, and in values
-if it keeps two sums."""
+"""The widest row that a backward program keeps in registers: in bytes if the program also keeps one sum over rows, and
+in values if it keeps two such sums."""
 
 
 # == Configurations and launcher ==
@@ -56,7 +56,9 @@ if it keeps two sums."""
 def _row_views(tensors: list[Tensor | None], per_head: bool) -> list[Tensor | None]:
     """Return the tensors as [O, N, W] with unit stride along a row, copied only if there is no such view.
 
-    N is 1 if no weight is per head and the rows of every tensor have one stride, else the last but one dimension."""
+    N is 1 if no weight is per head and the rows of every tensor have one stride. Otherwise N is the last but one
+    dimension.
+    """
     tensors = [x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
     if not per_head and all(x is None or _one_stride(x) for x in tensors):
         return [x if x is None else x.reshape(-1, 1, x.shape[-1]) for x in tensors]
@@ -86,8 +88,7 @@ def _forward(
     unit_offset: bool,
     centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel. Return out, summed (which is out if there is no residual), and stats [1 or 2,
-    rows]."""
+    """Launch the forward kernel. Return out, summed, and stats [1 or 2, rows]. Without a residual, summed is out."""
     per_head = _per_head(weight, bias)
     rows, added = _row_views([x, residual], per_head)
     assert rows is not None
@@ -110,11 +111,11 @@ def _forward(
 
 
 def _sum_partials(partial: Tensor, *sums: Tensor) -> None:
-    """Launch the kernel that adds the shares of all programs. It writes the tensors of `sums` that are not empty."""
+    """Launch the kernel that adds the sums of all programs. It writes the tensors of `sums` that are not empty."""
     wanted = [x for x in sums if x.numel()]
     _, programs, columns = partial.shape
     block = 32 if columns <= 4096 else 128
-    config = Config(ROWS=32, BLOCK=block, num_warps=4, note="whole lines of 32 shares at a time; many programs")
+    config = Config(ROWS=32, BLOCK=block, num_warps=4, note="whole lines of 32 sums at a time; many programs")
     grid = triton.cdiv(columns, block), len(wanted)
     if wanted:
         second = wanted[1] if len(wanted) > 1 else None
@@ -128,7 +129,7 @@ def _sum_partials(partial: Tensor, *sums: Tensor) -> None:
 def _norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, unit_offset: bool, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """out [..., W], and stats [1 or 2, rows]."""
+    """Return out [..., W] and stats [1 or 2, rows]."""
     out, _, stats = _forward(x, None, weight, bias, eps, unit_offset, centred)
     return out, stats
 
@@ -143,12 +144,12 @@ def _add_norm(
     unit_offset: bool,
     centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out and summed [..., W], and stats [1 or 2, rows]."""
+    """Return out and summed [..., W], and stats [1 or 2, rows]."""
     return _forward(x, residual, weight, bias, eps, unit_offset, centred)
 
 
 def _empty_results(x: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
-    """An unwritten out and stats, for fake tensors."""
+    """Return an unwritten out and unwritten stats for fake tensors."""
     return x.new_empty(x.shape), x.new_empty((1 + centred, math.prod(x.shape[:-1])), dtype=torch.float32)
 
 
@@ -199,7 +200,7 @@ def _norm_backward(
         if weight_grad or bias_grad:
             _sum_partials(long.row_sums(dy, rows, stats, heads, weight_grad, bias_grad), dweight, dbias)
         return dx, dweight, dbias
-    # A wide row leaves no registers for dbias. A separate kernel then computes dbias, and reads dout again.
+    # If a row is wide, no registers are left for dbias. A separate kernel then computes dbias, and reads dout again.
     separate = weight_grad and bias_grad and block > MAX_TWO_SUMS_WIDTH
     config = choose("norm_backward", candidates)
     tiles = triton.cdiv(outer if per_head else outer * inner, config["ROWS"])
@@ -235,12 +236,12 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Save the tensor that is normed, which is x or summed, the weights, and stats."""
+    """Save the input of the norm (x or summed), the weights, and stats."""
     *_, weight, bias, _eps, ctx.unit_offset, _centred = inputs
     normed = output[1] if len(output) > 2 else inputs[0]
     ctx.save_for_backward(normed, weight, bias, output[-1])
     ctx.mark_non_differentiable(output[-1])
-    ctx.set_materialize_grads(False)  # avoids zero gradients for results that are not used
+    ctx.set_materialize_grads(False)  # otherwise autograd allocates zero gradients for unused results
 
 
 def _backward(ctx: Any, dout: Tensor | None, dsummed: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -373,10 +374,11 @@ def reference(
 
 
 class Case(NamedTuple):
-    """x is [rows, heads, width], or [rows, width] if heads is 0.
+    """Sizes and options. x is [rows, heads, width], or [rows, width] if heads is 0.
 
-    The letters in `weights`: "w": a weight; "b": a bias; "h": weight and bias are per head; "o": a unit offset; "f":
-    they are in fp32. `sliced`: x is a slice of a tensor with more heads."""
+    `weights` contains letters. "w": there is a weight; "b": there is a bias; "h": weight and bias are per head; "o":
+    the factor is 1 + weight; "f": weight and bias are in fp32. `sliced`: x is a slice of a tensor with more heads.
+    """
 
     rows: int
     width: int
@@ -402,10 +404,11 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """There is no matrix product. Forward reads x and the weights and writes out; a residual adds one read and one
-    write.
+    """Return the bytes of both passes, and 0 FLOPs, because there is no matrix product. The forward pass reads x and
+    the weights, and writes out. With a residual, it reads and writes one tensor more.
 
-    Backward reads dout and x and writes dx; with a residual, it reads dsummed too."""
+    The backward pass reads dout and x, and writes dx. With a residual, it also reads dsummed.
+    """
     count = case.rows * max(1, case.heads) * case.width
     parts = case.width * (case.heads if "h" in case.weights else 1)
     parts *= 4 if "f" in case.weights else dtype.itemsize

@@ -1,9 +1,10 @@
 """Norms of rows that fit in a program's registers: kernels and configurations. norm.py has the maths.
 
 A program keeps a row, or several narrow rows, in registers. It computes the statistics in two passes over these
-registers, so LayerNorm's variance does not cancel. In the backward pass, a number of programs that depends only on the
-GPU loops over the rows. Each program keeps its own sums over rows, and `norm_column_sums` adds these in a fixed order.
-Loads are plain: a TMA load directly before a reduction is slower.
+registers, so LayerNorm's variance loses no digits by cancellation. In the backward pass, the number of programs depends
+only on shapes and the GPU, and each program loops over its rows. Each program keeps its own sums over rows, and
+`norm_column_sums` adds the sums of all programs in a fixed order. Loads do not use TMA, because a TMA load directly
+before a reduction is slower.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ RESIDENT = 16
 
 @triton.jit
 def _rows(tile, outer, inner, head, PER_HEAD: tl.constexpr, ROWS: tl.constexpr):
-    """Return for the rows of a tile, as [ROWS, 1], their index, their indices in O and N, and whether they exist.
+    """Return four values [ROWS, 1] for the rows of a tile: their index, their indices in O and N, and whether they
+    exist.
 
-    With a weight per head, all rows of a tile belong to one head."""
+    With a weight per head, all rows of a tile belong to one head.
+    """
     at = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     if PER_HEAD:
         return (at * inner + head).to(tl.int64), at.to(tl.int64), at * 0 + head, at < outer
@@ -46,9 +49,9 @@ def norm_forward(
     width, eps,
     CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program computes ROWS whole rows. stats [1 or 2, O·N] are r, then μ."""
+    """One program computes ROWS whole rows. stats [1 or 2, O·N] are r, and μ for LayerNorm."""
     tile, head = tl.program_id(0), 0
-    if PER_HEAD:  # heads of a token are adjacent in memory, so their programs are too
+    if PER_HEAD:  # heads of a token are adjacent in memory, so adjacent programs compute them
         tile, head = tile // inner, tile % inner
     row, at_outer, at_inner, exists = _rows(tile, outer, inner, head, PER_HEAD, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
@@ -60,9 +63,10 @@ def norm_forward(
         v = (v + r.to(tl.float32)).to(summed.dtype.element_ty)
         tl.store(summed + row * width + column, v, mask=inside)
         v = v.to(tl.float32)
-    # `part` has the layout of x, so the weight is loaded for every row; all rows but the first find it in the L1 cache.
+    # `part` has the layout of x, so the weight is loaded for every row. All rows but the first find the weight in the
+    # L1 cache.
     part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])
-    if weight is not None:  # loaded before the reduction, to overlap with it
+    if weight is not None:  # loaded before the reduction, so that the load overlaps with it
         w = tl.load(weight + part, mask=in_row, other=0.0)
     if bias is not None:
         b = tl.load(bias + part, mask=in_row, other=0.0)
@@ -85,7 +89,7 @@ def norm_forward(
 
 @triton.jit
 def _normed_and_g(v, dy, w, mean, rstd, UNIT_OFFSET: tl.constexpr):
-    """Return x̂ and dout · w. Past the end of a row dout is 0, so that x̂ there has no effect."""
+    """Return x̂ and dout · w. Past the end of a row, dout is 0, so x̂ has no effect there."""
     v, g = v.to(tl.float32) - mean, dy.to(tl.float32)
     if w is not None:
         w = w.to(tl.float32)
@@ -102,10 +106,11 @@ def norm_backward(
     CENTRED: tl.constexpr, UNIT_OFFSET: tl.constexpr, PER_HEAD: tl.constexpr, WEIGHT_GRAD: tl.constexpr,
     BIAS_GRAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
-    """One program computes dx of every `programs`-th tile of rows, and its share of the sums over rows.
+    """One program computes dx of every `programs`-th tile of rows, and the sums over these rows.
 
-    The shares are partial [sums, programs, N or 1, W]. HOLD: the weight stays in registers, and all loads of a row are
-    issued at once."""
+    The program writes its sums to partial [sums, programs, N or 1, W]. HOLD: the weight stays in registers, and all
+    loads of a row are issued at once.
+    """
     program, head, heads = tl.program_id(0), 0, 1
     if PER_HEAD:
         program, head, heads = program // inner, program % inner, inner
@@ -141,13 +146,14 @@ def norm_backward(
             dweight += dy.to(tl.float32) * normed
         if BIAS_GRAD:
             dbias += dy.to(tl.float32)
-        if CENTRED:  # one reduction of both sums; with two, g would stay in registers during the first
+        # One reduction computes both sums. With two reductions, g would stay in registers during the first.
+        if CENTRED:
             along, whole = tl.split(tl.sum(tl.join(g * normed, g), axis=1) / width)
             along, whole = along[:, None], whole[:, None]
         else:
             along, whole = tl.sum(g * normed, axis=1, keep_dims=True) / width, 0.0
-        # Load the row again, from the L1 cache. This load has a different cache policy, so that the compiler does not
-        # merge the two loads and keep the values in registers.
+        # Load the row again, from the L1 cache. The second load has a different cache policy, so that the compiler does
+        # not merge the two loads and keep the values in registers.
         if not HOLD:
             v = tl.load(x + x_place, mask=inside, other=0.0, eviction_policy="evict_first")
             dy = tl.load(dout + dout_place, mask=inside, other=0.0, eviction_policy="evict_first")
@@ -171,7 +177,8 @@ def norm_backward(
 
 @triton.jit
 def norm_column_sums(partial, first, second, programs, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum partial [sums, programs, columns] over the programs, into `first` and `second` [columns]."""
+    """Add the sums of all programs, partial [sums, programs, columns]. Write the results to `first` and `second`
+    [columns]."""
     index = tl.program_id(1)
     at = tl.arange(0, ROWS)[:, None]
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -191,9 +198,9 @@ def norm_column_sums(partial, first, second, programs, columns, ROWS: tl.constex
 
 
 def forward_configurations(width: int) -> list[Config]:
-    """Return the candidate configurations. 16 values per thread and tensor are two 16-byte loads in bf16 and about 40
-    registers. So 48 to 64 warps fit on a multiprocessor, each with 1 KiB in flight; the latency of memory requires
-    about 32 KiB in all."""
+    """Return the candidate configurations. With 16 values per thread and tensor, a thread has two 16-byte loads in bf16
+    and about 40 registers. So 48 to 64 warps fit on a multiprocessor, each with 1 KiB in flight. The latency of memory
+    requires about 32 KiB in flight per multiprocessor."""
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1  # half a warp or more per row: reductions cross few or no warps
     warps = max(1, min(16, rows * block // 512))
@@ -206,24 +213,31 @@ def forward_configurations(width: int) -> list[Config]:
 
 
 def backward_configurations(width: int, itemsize: int, tensors: int) -> list[Config]:
-    """Return the candidate configurations. Registers keep the sums over rows and a row. So a thread has 16 values in 80
+    """Return the candidate configurations. Registers keep a row and the sums over rows. So a thread has 16 values in 80
     to 128 registers, and 16 warps fit on a multiprocessor.
 
     16 warps are too few to hide the latency of memory. The next rows are therefore copied into shared memory in advance
-    (STAGES), within 96 KiB for all programs of a multiprocessor: 2 rows of x and of dout with 4096 bf16 values are 64
-    KiB in flight. With 32 values per thread (width 16384), or 16 of three fp32 tensors, neither the weight nor the row
-    stays in registers across the reduction: 116 registers and no spills."""
+    (STAGES), within 96 KiB for all programs of a multiprocessor. For example, 2 rows of x and of dout with 4096 bf16
+    values are 64 KiB in flight. With 32 values per thread (width 16384), or with 16 values of three fp32 tensors,
+    neither the weight nor the row stays in registers across the reduction. The kernel then needs 116 registers and does
+    not spill.
+    """
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
     if block > 8192 or block * itemsize * tensors > 65536:
-        note = f"{block // (32 * warps)} values per thread, read twice"
+        note = f"{block // (32 * warps)} values per thread; each row is read twice"
         return [Config(ROWS=1, BLOCK=block, STAGES=1, HOLD=0, num_warps=warps, note=note)]
     stages = max(1, min(3, (96 << 10) // (rows * block * itemsize * tensors * (RESIDENT // warps))))
-    note = "16 values per thread, the next rows in flight"
+    note = "16 values per thread; the next rows are in flight"
     return [
         Config(ROWS=rows, BLOCK=block, STAGES=stages, HOLD=1, num_warps=warps, note=note),
         Config(
-            ROWS=rows, BLOCK=block, STAGES=1, HOLD=1, num_warps=warps, note="no copies in advance: fewer instructions"
+            ROWS=rows,
+            BLOCK=block,
+            STAGES=1,
+            HOLD=1,
+            num_warps=warps,
+            note="no rows are copied in advance: fewer instructions",
         ),
     ]

@@ -55,9 +55,9 @@ def gate_and_slope(x, ACT: tl.constexpr):
         below = 0.5 * (1.0 + tl.erf(x * INV_SQRT2))
         value = x * below
         slope = below + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x)
-    elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z), which keeps its digits for a tanh near -1
+    elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z); σ keeps its digits where the tanh is near -1
         e = tl.exp(tl.minimum((x + x * x * x * CUBIC) * -TWICE_SQRT_2_PI, 80.0))
-        s = 1.0 / (1.0 + e)  # and 1 - s = e · s, which keeps its digits for s near 1
+        s = 1.0 / (1.0 + e)  # 1 - s = e · s keeps its digits for s near 1
         value = x * s
         slope = s + x * s * s * e * (1.0 + x * x * 3.0 * CUBIC) * TWICE_SQRT_2_PI
     elif ACT == RELU:
@@ -76,7 +76,8 @@ def gate_and_slope(x, ACT: tl.constexpr):
 
 @triton.jit
 def _place(blocks, BLOCK: tl.constexpr):
-    """This program's row and columns. Neighbouring programs have neighbouring columns, so that reads are contiguous."""
+    """Return the row and the columns of this program. Neighbouring programs have neighbouring columns, so that reads
+    are contiguous."""
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), program % blocks * BLOCK + tl.arange(0, BLOCK)
 
@@ -118,11 +119,13 @@ def glu_backward(
 
 
 def configurations(width: int) -> list[Config]:
-    """Return the candidate configurations. A thread has 16 values per tensor: two 16-byte loads in bf16. A program of
-    1024 columns has 4 KiB in flight.
+    """Return the candidate configurations. A thread has 16 values per tensor, which are two 16-byte loads in bf16. A
+    program of 1024 columns has 4 KiB in flight.
 
-    40 to 64 registers allow 32 or more warps per multiprocessor, with 64 KiB or more in flight, twice the amount that
-    the latency of memory requires. The block is the widest that leaves at most a tenth of a row's threads idle."""
+    A thread needs 40 to 64 registers, so 32 or more warps run per multiprocessor, with 64 KiB or more in flight. This
+    is twice the amount that the latency of memory requires. The first candidate has the widest block that leaves at
+    most a tenth of a row's threads idle.
+    """
 
     def idle_share(block: int) -> float:
         return triton.cdiv(width, block) * block / width - 1
@@ -132,12 +135,14 @@ def configurations(width: int) -> list[Config]:
     return [
         Config(BLOCK=whole, num_warps=max(1, whole // 512), note="16 values per thread and tensor"),
         Config(BLOCK=whole, num_warps=max(1, whole // 256), note="8 values per thread, more warps"),
-        Config(BLOCK=2048, num_warps=4, note="the longest contiguous reads; the last block may be mostly idle"),
+        Config(
+            BLOCK=2048, num_warps=4, note="the longest contiguous reads; most threads of a row's last block may be idle"
+        ),
     ]
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as [rows, F] with unit stride along a row, copied only if there is no such view."""
+    """Return x as [rows, F] with unit stride along a row. x is copied only if there is no such view."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
@@ -197,7 +202,7 @@ _glu.register_autograd(_backward, setup_context=_save)
 def glu(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
     """Return act(gate) · up, in contiguous memory. gate and up have the same shape [..., F] and the same dtype.
 
-    Raises KeyError for an activation that is not in ACTIVATIONS, ValueError if shapes or dtypes differ.
+    Raises KeyError for an activation that is not in ACTIVATIONS, and ValueError if shapes or dtypes differ.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(f"gate {tuple(gate.shape)} {gate.dtype} and up {tuple(up.shape)} {up.dtype} must not differ")
@@ -236,7 +241,7 @@ class Case(NamedTuple):
 
 
 def inputs(case: Case, random: Random) -> Inputs:
-    """Return gate and up with a standard deviation of 4, large enough to reach gpt-oss's limits."""
+    """Return gate and up with a standard deviation of 4, so that some values exceed gpt-oss's limits."""
     if case.merged:
         gate, up = random.normal(case.rows, 2 * case.width, scale=4.0).chunk(2, dim=-1)
     else:
@@ -245,7 +250,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """There is no matrix product. Forward reads two tensors and writes one; backward reads three and writes two."""
+    """Return the bytes of both passes, and 0 FLOPs, because there is no matrix product. The forward pass reads two
+    tensors and writes one. The backward pass reads three and writes two."""
     one = case.rows * case.width * dtype.itemsize
     return Cost(flops=0, bytes=3 * one, backward_bytes=5 * one)
 

@@ -2,14 +2,15 @@
 
     (first, second) -> (first · cos − second · sin, second · cos + first · sin)
 
-A pair is two of the first R dimensions of a head: one of each half, (i, i + R/2), or two neighbours, (2i, 2i + 1)
-(interleaved). The other H − R dimensions are copied. The transpose of a rotation is its inverse, so the backward pass
-is the same kernel with −sin, and only the tables are saved. The results are new tensors. This moves as many bytes as a
-rotation in place, changes no input that autograd has saved, and gives contiguous heads even if q and k are slices of
-one projection.
+A pair is two of the first R dimensions of a head: one of each half, (i, i + R/2), or two neighbours, (2i, 2i + 1), if
+interleaved. The other H − R dimensions are copied. The transpose of a rotation is its inverse, so the backward pass is
+the same kernel with −sin, and only the tables cos and sin are saved. The results are new tensors. A rotation in place
+would move as many bytes, and would change inputs that autograd may have saved. New tensors also have contiguous heads,
+even if q and k are slices of one projection.
 
-Shapes: q [B, S, N, H], k [B, S, K, H] with any strides if the last is 1; cos, sin [B or 1, S, R/2], which the caller
-computes once for all layers. Arithmetic in fp32. Su et al., arXiv 2104.09864.
+B batch, S sequence length, N query heads, K key heads, H head width. Shapes: q [B, S, N, H] and k [B, S, K, H] with a
+last stride of 1; cos and sin [B or 1, S, R/2], which the caller computes once for all layers. Arithmetic in fp32. Su et
+al., arXiv 2104.09864.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def _rotate(
     head_dim: tl.constexpr, rotary_dim: tl.constexpr, INTERLEAVED: tl.constexpr, HEADS: tl.constexpr,
     PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Rotate HEADS heads of one token. x and out point to the token's first head. cos and sin [1, PAIRS] are those of
-    the token's angles."""
+    """Rotate HEADS heads of one token. x and out point to the token's first head. cos and sin [1, PAIRS] belong to the
+    token's position."""
     head = (first_head + tl.arange(0, HEADS))[:, None]
     exists = head < heads
     x += head * head_stride
@@ -70,7 +71,7 @@ def rope_turn(
     HEAD_DIM: tl.constexpr, ROTARY_DIM: tl.constexpr, INTERLEAVED: tl.constexpr, Q_HEADS: tl.constexpr,
     K_HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """One program rotates a group of a token's query heads and the same group of key heads. `sign` is −1 in the
+    """One program rotates one group of a token's query heads and one group of its key heads. `sign` is −1 in the
     backward pass."""
     token, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     batch, at = (token // length).to(tl.int64), (token % length).to(tl.int64)
@@ -93,11 +94,12 @@ def rope_turn(
 
 
 def configurations(q_heads: int, k_heads: int, head_dim: int) -> list[Config]:
-    """Return the candidate configurations. A program has heads of one token, up to 4096 values of q, 32 per thread: 4
-    or 5 16-byte loads in flight in bf16.
+    """Return the candidate configurations. A program has heads of one token, with up to 4096 values of q. A thread has
+    32 of these values: 4 or 5 16-byte loads in flight in bf16.
 
-    It reads the angles once for all its heads. About 64 registers allow 32 warps per multiprocessor, with 40 KiB or
-    more in flight."""
+    A program reads the angles once for all its heads. About 64 registers per thread allow 32 warps per multiprocessor,
+    with 40 KiB or more in flight.
+    """
 
     def candidate(max_values: int, per_thread: int, note: str) -> Config:
         heads = max(1, min(triton.next_power_of_2(q_heads), max_values // triton.next_power_of_2(head_dim)))
@@ -107,14 +109,14 @@ def configurations(q_heads: int, k_heads: int, head_dim: int) -> list[Config]:
         return Config(Q_HEADS=heads, K_HEADS=k_group, num_warps=min(8, warps), note=note)
 
     return [
-        candidate(4096, 32, "a whole token of most models; 32 values of q per thread"),
+        candidate(4096, 32, "all heads of a token in most models; 32 values of q per thread"),
         candidate(4096, 16, "more warps, fewer values per thread"),
         candidate(2048, 32, "smaller programs; the angles are read twice"),
     ]
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """x with unit last stride, copied if necessary."""
+    """Return x with a last stride of 1, copied if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -167,9 +169,10 @@ _rope.register_autograd(_backward, setup_context=_save)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """Rotate q [B, S, N, H] and k [B, S, K, H] by the tables cos and sin [B or 1, S, R/2], in contiguous memory.
+    """Return q [B, S, N, H] and k [B, S, K, H], rotated by the angles of the tables cos and sin [B or 1, S, R/2].
 
-    The tables have no gradients. Raises ValueError for shapes and dtypes that do not match."""
+    The results are contiguous. The tables get no gradients. Raises ValueError for shapes and dtypes that do not match.
+    """
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32) or k.dtype != q.dtype:
         raise ValueError(f"q is {q.dtype} and k is {k.dtype}; both must have one dtype: float16, bfloat16 or float32")
     if q.dim() != 4 or k.dim() != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
@@ -189,7 +192,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = 
 
 
 def reference(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """Rotate in plain torch, in the dtype of the tables."""
+    """Rotate q and k in plain torch, in the dtype of the tables."""
     return _rotated(q, cos[:, :, None], sin[:, :, None], interleaved), _rotated(
         k, cos[:, :, None], sin[:, :, None], interleaved
     )
@@ -239,7 +242,8 @@ def inputs(case: Case, random: Random) -> Inputs:
 
 
 def cost(case: Case, dtype: torch.dtype) -> Cost:
-    """There is no matrix product. Each pass reads and writes q and k, and reads the tables."""
+    """Return the bytes of both passes, and 0 FLOPs, because there is no matrix product. Each pass reads and writes q
+    and k, and reads the tables."""
     count = case.batch * case.length * (case.q_heads + case.k_heads) * case.head_dim
     tables = (case.batch if case.own else 1) * case.length * (case.rotary_dim or case.head_dim) * 4
     total = 2 * count * dtype.itemsize + tables

@@ -1,15 +1,16 @@
-"""Check results against a reference in fp64. The error budget comes from plain torch in the same dtype. No Triton is
-needed.
+"""Check results against a reference in fp64. The error budget comes from plain torch in the same dtype. This file does
+not import Triton.
 
 The error of a result may be twice the error of plain torch in the same dtype, plus one rounding of the dtype. Both
 errors are measured over the whole tensor and at the worst element.
 
-In a sum, the errors of plain torch may cancel by chance, or the terms may cancel completely. The errors of another
-kernel need not cancel. Two kinds of results that exceed their budget are therefore checked again with the separate
-terms of their sums (`_Uncancelled`):
+In a sum, the errors of plain torch may cancel by chance, or the terms may cancel completely. The errors of our kernel
+may then not cancel, and exceed the budget. So two kinds of results that exceed their budget are checked again, with the
+separate terms of their sums (`_Uncancelled`):
 
 - a gradient smaller than one rounding of its terms, such as that of a softmax over a single key, which is 0;
-- a mean loss. Its error is at most the mean of its tokens' errors, and that mean is used as plain torch's error.
+- a mean loss. Plain torch's error is at most the mean of its tokens' errors, so this mean is used in place of its
+  error.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Op = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Weights(NamedTuple):
-    """Named tensors that the functions use besides their inputs, such as parameters. `values`: in the case's dtype.
-    `exact`: in fp64."""
+    """Named tensors that the functions use besides their inputs, such as parameters. `values` are in the dtype of the
+    case, and `exact` are in fp64."""
 
     values: Mapping[str, Tensor] = {}
     exact: Mapping[str, Tensor] = {}
@@ -41,8 +42,9 @@ class Weights(NamedTuple):
 class Verdict(NamedTuple):
     """The check of one tensor of one case.
 
-    `error` and `budget` are relative to the reference's norm or to its largest element, whichever is nearer to its
-    budget."""
+    `error` and `budget` are relative to the norm of the reference, or to its largest element. Of these two checks, the
+    verdict keeps the one that is nearer to its budget.
+    """
 
     tensor: str
     error: float
@@ -68,8 +70,8 @@ def compare(name: str, result: Tensor, plain: Tensor, exact: Tensor, *, factor: 
 
 
 def _verdict(name: str, error: Tensor, plain_error: Tensor, size: Tensor, rounding: float, factor: float) -> Verdict:
-    """Return the verdict from the elementwise errors of a result and of plain torch, relative to `size`; all in
-    fp64."""
+    """Return the verdict from the elementwise errors of a result and of plain torch, relative to `size`. All three
+    tensors are in fp64."""
     if not size.numel():
         return Verdict(name, 0.0, 0.0, 0.0, True)
     verdicts = []
@@ -77,7 +79,7 @@ def _verdict(name: str, error: Tensor, plain_error: Tensor, size: Tensor, roundi
         unit = measure(size) or 1.0
         relative, plain_relative = measure(error) / unit, measure(plain_error) / unit
         budget = factor * plain_relative + rounding
-        verdicts.append(Verdict(name, relative, plain_relative, budget, relative <= budget))  # a NaN fails
+        verdicts.append(Verdict(name, relative, plain_relative, budget, relative <= budget))  # False for NaN
     return max(verdicts, key=severity)
 
 
@@ -88,8 +90,8 @@ _MEASURES: tuple[Callable[[Tensor], float], ...] = (
 
 
 def _rounding(x: Tensor) -> float:
-    """Return one rounding of x's dtype. On a GPU, our kernels and plain torch multiply fp32 in tf32, so it is that of
-    tf32."""
+    """Return the relative size of one rounding in x's dtype. On a GPU, this is a rounding in tf32 for fp32, because our
+    kernels and plain torch multiply fp32 in tf32."""
     if x.is_cuda and x.dtype == torch.float32:
         return 2.0**-11
     return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
@@ -107,9 +109,10 @@ def check_against(
 ) -> list[Verdict]:
     """Check every output of `run`, and its gradients, against `reference`.
 
-    Gradients are those of the inputs named in `differentiable` and of `weights`. `reference` is in plain torch and
-    computes in the dtype of its inputs. `factor`: as in `compare`; 2 for our kernels. Kernels that sum in another order
-    may need more; torch's own kernels slightly exceed 2 in fp32."""
+    The checked gradients are those of the inputs named in `differentiable` and of `weights`. `reference` is in plain
+    torch and computes in the dtype of its inputs. `factor` multiplies the error of plain torch, as in `compare`. It is
+    2 for our kernels. Kernels that sum in another order may need more: torch's own kernels slightly exceed 2 in fp32.
+    """
     weights = weights or Weights()
     device = next((value.device for value in inputs.values() if isinstance(value, Tensor)), torch.device("cpu"))
 
@@ -133,8 +136,8 @@ def check_against(
     loss_errors = _difference(plain_sums.losses, sums.losses)
 
     def by_terms(verdict: Verdict) -> Verdict:
-        """Return the verdict from the terms of the sum if the tensor is of one of the two kinds, else the same
-        verdict."""
+        """Return a verdict from the terms of the sum if the tensor is a mean loss or a gradient that cancels. Otherwise
+        return `verdict`."""
         result = results[verdict.tensor]
         total, rounding = exact[verdict.tensor], _rounding(plain[verdict.tensor])
         if result.shape != total.shape or result.dtype != plain[verdict.tensor].dtype:
@@ -157,10 +160,11 @@ def _difference(plain: Tensor | None, exact: Tensor | None) -> Tensor | None:
 def _results(
     function: Op, inputs: Inputs, differentiable: Sequence[str], weights: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """Return the outputs and gradients by name.
+    """Return a dictionary of the outputs and gradients by name.
 
-    The incoming gradient is random, and the same in every dtype. An input that the outputs do not depend on has the
-    gradient 0."""
+    The gradients of the outputs are random, with equal values in every dtype. If the outputs do not depend on an input,
+    the gradient of this input is 0.
+    """
     copies = {name: inputs[name].detach().requires_grad_() for name in differentiable if inputs.get(name) is not None}
     leaves = {f"d{name}": leaf for name, leaf in copies.items()} | {f"d {name}": leaf for name, leaf in weights.items()}
     outputs = function(**(inputs | copies))
@@ -180,7 +184,7 @@ def _results(
 
 
 def _widened(inputs: Inputs) -> Inputs:
-    """The inputs with floating-point tensors in fp64."""
+    """Return the inputs with floating-point tensors in fp64."""
     return {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
@@ -196,10 +200,10 @@ class _Uncancelled(TorchDispatchMode):
     losses: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, or the replacement of a softmax's gradient."""
+        """Run `func`. For the gradient of a softmax, run its replacement."""
         if func is torch.ops.aten.nll_loss_forward.default:
             log_probabilities, targets, weight, _, ignored = args
-            self.losses, _ = func(log_probabilities, targets, weight, 0, ignored)  # 0: no reduction
+            self.losses, _ = func(log_probabilities, targets, weight, 0, ignored)  # reduction 0 means "none"
         if func is not torch.ops.aten._softmax_backward_data.default:
             return func(*args, **(kwargs or {}))
         grad, weights, dim, dtype = args
@@ -209,7 +213,8 @@ class _Uncancelled(TorchDispatchMode):
 
 @contextmanager
 def tf32_products(device: torch.device) -> Iterator[None]:
-    """Let torch multiply fp32 matrices on a GPU in tf32, as our kernels do, for all comparisons of results or times."""
+    """Let torch multiply fp32 matrices on a GPU in tf32, as our kernels do. All comparisons of results or times use
+    this."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
     try:

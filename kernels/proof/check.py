@@ -1,5 +1,5 @@
 """Check a kernel: compare each case with its reference in fp64, within the error budget of accuracy.py. Buffers start
-as NaN, so that a check finds elements that the kernel does not write."""
+as NaN, so that a check fails if a kernel leaves an element unwritten."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["CheckResult", "Verdict", "check", "check_all", "compare"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """All cases of one kernel in one format: the number of compared tensors, and the verdict that is nearest to its
-    budget."""
+    """The result of all cases of one kernel in one format. `checks` is the number of compared tensors, and `worst` is
+    the verdict that is nearest to its budget."""
 
     kernel: str
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class CheckResult:
 
 
 def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, device: str) -> Iterator[CheckResult]:
-    """Check every case of the named kernels, with `seeds` random inputs each; one result per kernel and format."""
+    """Check every case of the named kernels with `seeds` random inputs each. Yield one result per kernel and format."""
     for name in names:
         kernel = load_kernel(name)
         for dtype in kernel.formats(dtypes):

@@ -46,18 +46,18 @@ ARCHITECTURES = {
 }
 """Source: CUDA C++ programming guide, table of technical specifications per compute capability."""
 
-REGISTERS = 65536  # per multiprocessor, 32 bits each, allocated to warps in units of 256
+REGISTERS = 65536  # 32-bit registers per multiprocessor; a warp gets a multiple of 256
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A kernel function in one configuration, for one shape, format and architecture, in plain values.
+    """A compiled kernel function: one configuration for one shape, format and architecture. All fields are plain
+    values.
 
-    `shipped`: whether this configuration runs by default, or is only a candidate. `blocks`: the number of blocks that
-    fit on a multiprocessor at the same time. `instruction`: the widest tensor-core instruction in the PTX; None if
-    there is none. `loops`: the hot loops. `faults` make `inspect` fail; `allowed` are faults that the kernel accepts,
-    with its reasons.
+    `shipped`: whether this configuration runs by default. `blocks`: the number of blocks that fit on a multiprocessor
+    at the same time. `instruction`: the widest tensor-core instruction in the PTX, or None. `loops`: the hot loops.
+    `faults`: faults that make `inspect` fail. `allowed`: faults that the kernel accepts, each with its reason.
     """
 
     kernel: str
@@ -81,7 +81,7 @@ class Compiled:
 
     @property
     def occupancy(self) -> float:
-        """Resident warps as a share of the maximum of a multiprocessor."""
+        """Return the resident warps as a share of the most warps that a multiprocessor can have."""
         return self.blocks * self.num_warps / ARCHITECTURES[self.arch].warps
 
 
@@ -147,7 +147,7 @@ def launches(kernel: Kernel, case: Any, dtype: torch.dtype, arch: int) -> Iterat
 
 
 def _run_once(kernel: Kernel, case: Any, dtype: torch.dtype) -> None:
-    """Run a case forward and backward, on tensors without values."""
+    """Run the forward and backward pass of a case on tensors without values."""
     inputs = kernel.inputs(case, Random(0, dtype, torch.device("cpu"), shapes_only=True))
     leaves = [inputs[name].requires_grad_() for name in kernel.differentiable if isinstance(inputs.get(name), Tensor)]
     out = kernel.run(**inputs)
@@ -172,10 +172,11 @@ _TYPES = {
 
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
-    """Return the types, constants and divisibilities of the arguments, for which a launch on a GPU would compile the
-    kernel.
+    """Return the types, constants and divisibilities of the arguments. A launch on a GPU would compile the kernel for
+    these.
 
-    The values 1 and None are constants. Addresses and integers that are divisible by 16 are marked as divisible."""
+    The values 1 and None are constants. Addresses and integers that are divisible by 16 are marked as divisible.
+    """
     types: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -225,7 +226,8 @@ def _compiled(kernel: Kernel, case: Any, dtype: torch.dtype, launch: Launch, arc
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     try:
         result = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    except Exception as problem:  # compilers raise many errors, and the other kernels must still be inspected
+    # compilers raise many types of errors, and one failure must not stop the inspection of other kernels
+    except Exception as problem:
         return replace(row, faults=(f"does not compile: {str(problem).strip().splitlines()[-1]}",))
     registers, spilled = resources(result.asm["cubin"])
     shared = int(result.metadata.shared)
@@ -257,7 +259,7 @@ def _blocks(limits: Limits, registers: int, shared_bytes: int, num_warps: int) -
 
 
 def faults_of(row: Compiled, *, matrix: bool) -> dict[str, str]:
-    """Return the faults of a compiled kernel, under the keys with which `Kernel.allowances` accepts them."""
+    """Return the faults of a compiled kernel by key. `Kernel.allowances` uses these keys to accept faults."""
     limits = ARCHITECTURES[row.arch]
     faults = {}
     if row.shared_bytes > limits.shared_bytes_per_block:
