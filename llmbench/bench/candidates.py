@@ -1,4 +1,5 @@
-"""Build candidates: an implementation of a piece with its call, its check, its work and its prediction."""
+"""Build candidates. A candidate has the call that is timed, the check of its result, the work of the piece (FLOPs and
+bytes) and the predicted time."""
 
 from __future__ import annotations
 
@@ -46,8 +47,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """The description of one candidate: a piece at a setting, computed by the implementation `impl`. `label` is the
-    name of the candidate in its row. `extra` contains figures that an experiment adds to the row."""
+    """The description of one candidate: the piece, the setting, and the implementation `impl` that computes the piece.
+
+    `label`: the name of the candidate in its row. `extra`: figures that an experiment adds to the row.
+    """
 
     label: str
     piece: Piece
@@ -59,13 +62,14 @@ class Entry:
 def piece_group(
     piece: Piece, setting: Setting, impls: Sequence[str], *, case: Mapping[str, Scalar], pace: Pace
 ) -> Group:
-    """The group that compares these implementations of one piece."""
+    """Return the group that compares the implementations `impls` on one piece at one setting."""
     entries = [Entry(label=name, piece=piece, setting=setting, impl=name) for name in impls]
     return entry_group(entries, case=case, pace=pace)
 
 
 def entry_group(entries: Sequence[Entry], *, case: Mapping[str, Scalar], pace: Pace) -> Group:
-    """The group that compares these entries. Entries with the same piece and setting share inputs and weights."""
+    """Return the group that compares these entries. Entries with the same piece and the same setting share their inputs
+    and weights."""
     return Group(
         case=case,
         names=[entry.label for entry in entries],
@@ -77,12 +81,13 @@ def entry_group(entries: Sequence[Entry], *, case: Mapping[str, Scalar], pace: P
 
 
 def _ops(entry: Entry) -> list[Op]:
-    """The entry's ops as its implementation computes them."""
+    """Return the ops that the entry's implementation runs for the entry's piece."""
     return entry.piece.ops(entry.setting, traits_of(entry.impl))
 
 
 def _candidates(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
-    forget_compiled()  # drop the code of earlier groups; this group's code stays until the whole group is timed
+    # Drop the compiled code of earlier groups. All candidates of this group keep their compiled code.
+    forget_compiled()
     shared: dict[tuple[int, int], Callable[[], BuiltPiece]] = {}
     candidates = []
     for entry in entries:
@@ -105,7 +110,7 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
     ops = _ops(entry)
     need = need_bytes(ops, setting.direction, element_bytes=setting.format.itemsize)
     extra: dict[str, Scalar] = {"bandwidth": piece.bandwidth}
-    if need < ADDRESSABLE_BYTES:  # torch refuses larger tensors, even on the meta device
+    if need < ADDRESSABLE_BYTES:  # torch cannot create larger tensors, even on the meta device
         sized = piece.build(setting.changed(device=torch.device("meta")))
         extra |= {"input_bytes": sized.nbytes(setting.format)} | dict(sized.extra)
     return Candidate(
@@ -123,7 +128,8 @@ def _candidate(entry: Entry, built: Callable[[], BuiltPiece], references: Refere
 
 
 def check_direction(piece: Piece, setting: Setting) -> None:
-    """Raise LLMBenchError if the setting asks for the backward pass of a decoding piece, which has none."""
+    """Raise LLMBenchError if the setting asks for the backward pass of a decoding piece. Decoding pieces have no
+    backward pass."""
     if setting.backward and piece.phase == "decode":
         raise LLMBenchError(
             f"{piece.name}: only --pass forward is supported (a KV cache is inference-only)", hint="--pass forward"
@@ -131,8 +137,10 @@ def check_direction(piece: Piece, setting: Setting) -> None:
 
 
 def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
-    """Whether the candidate `name` computes the piece only with functions of `standard`. Raises CannotRunError if the
-    candidate cannot run on this machine."""
+    """Return whether the candidate `name` computes the piece only with functions of the implementation `standard`.
+
+    Raises CannotRunError if the candidate cannot run on this machine.
+    """
     if name in (STANDARD.name, COMPILED):
         return False
     implementation = implementation_of(name)
@@ -140,8 +148,8 @@ def same_as_standard(piece: Piece, setting: Setting, name: str) -> bool:
 
 
 def _functions_used(piece: Piece, setting: Setting) -> set[str]:
-    """The names of the implementation's functions that the piece calls. They are recorded on the meta device, with a
-    few tokens and one layer of each kind."""
+    """Return the names of the implementation's functions that the piece calls. To find them, run the piece on the meta
+    device, with a few tokens and one layer of each kind."""
     recorder = _Recorder()
     small = setting.changed(
         spec=layer_of_each_kind(setting.spec), batch=1, seq_len=min(setting.seq_len, 16), device=torch.device("meta")
@@ -152,7 +160,7 @@ def _functions_used(piece: Piece, setting: Setting) -> set[str]:
 
 
 class _Recorder:
-    """The implementation `standard`, which records the names of its functions that are used."""
+    """The implementation `standard`. It records the name of each of its functions that a piece uses."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -163,7 +171,7 @@ class _Recorder:
 
 
 def call_of(built: BuiltPiece, run: Callable[..., Any], setting: Setting) -> Call:
-    """The call that is timed: one pass of the piece, computed by `run(**inputs)`."""
+    """Return the call that is timed: one pass of the piece. `run(**inputs)` computes the piece's forward pass."""
     weights = built.parameters(setting.format).values() if setting.backward else ()
     return one_pass(run, built.inputs, setting.direction, differentiable=built.differentiable, weights=weights)
 
@@ -176,10 +184,11 @@ def one_pass(
     differentiable: Sequence[str] = (),
     weights: Iterable[Tensor] = (),
 ) -> Call:
-    """A call that runs one pass of `run(**inputs)`. `run` returns a tensor or a tuple of tensors.
+    """Return a call that runs one pass of `run(**inputs)`. `run` returns a tensor or a tuple of tensors.
 
-    A forward pass alone saves no activations. A backward pass alone starts from a finished forward pass. Gradients are
-    computed for `weights` and for the input tensors that `differentiable` names. The call discards the gradients.
+    `direction` "forward": the forward pass, without saved activations. "backward": only the backward pass; the forward
+    pass has already run. "both": the forward pass and then the backward pass. The gradients are those of `weights` and
+    of the input tensors that `differentiable` names. The call discards the gradients.
     """
     if direction == "forward":
 

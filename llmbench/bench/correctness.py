@@ -1,7 +1,8 @@
-"""Check an implementation of a piece against plain torch in fp64, at a size whose fp64 tensors fit into memory.
+"""Check an implementation of a piece against plain torch in fp64. The check runs at a smaller setting, so that the fp64
+tensors fit into memory.
 
-The checked model has one layer of each kind. It reads two sequences, so that the check detects a mix-up of sequences.
-The sequences are so long that windows and chunks mask some of the tokens.
+The checked model has one layer of each kind. It reads two sequences, so that the check detects an implementation that
+mixes them up. The sequences are longer than the windows and chunks, so that the masks hide some of the tokens.
 """
 
 from __future__ import annotations
@@ -22,29 +23,35 @@ from llmbench.spec.model import Layer
 __all__ = ["check_factor", "check_setting", "verdicts"]
 
 TORCH_FACTOR = 4.0
-"""The error budget of torch's fast kernels, as a multiple of the error of plain torch. These kernels sum in another
-order, which changes results in fp32. The Triton kernels of llmbench have a budget of 2."""
+"""The error budget of torch's fast kernels, as a multiple of the error of plain torch in the same format. These kernels
+add numbers in another order than plain torch, which changes results in fp32. The Triton kernels of llmbench have a
+budget of 2."""
 
 WIDEST = 1024
-"""The widest window or chunk, in tokens, that is checked unchanged. A wider one is checked at this width, because the
-same compiled kernels compute both widths. The fp64 scores of twice as many tokens take 34 MB per head."""
+"""The widest window or chunk, in tokens, that a check uses. A model with a wider window is checked with a window of
+this width, because the same compiled kernels compute both widths. A check needs about twice as many tokens as its
+window. Its fp64 scores take 34 MB per head."""
 
 MOST_HEADS = 2
-"""The most key heads in a check that needs long sequences because of a window. Scores take most of the memory of such a
-check. Two heads suffice, because heads are independent of each other."""
+"""The largest number of key heads in a check that needs long sequences because of a window. The attention scores take
+most of the memory of such a check. Two heads are enough, because heads are independent of each other."""
 
 MOST_TOKENS = 32_768
-"""The largest vocabulary in a check that needs long sequences because of a window. It keeps the logits small."""
+"""The largest vocabulary, in tokens, of a check that needs long sequences because of a window. A small vocabulary keeps
+the logits small."""
 
 
 def check_factor(impl: str, device: torch.device) -> float:
-    """The error budget of an implementation, as a multiple of the error of plain torch in the same format."""
+    """Return the error budget of an implementation, as a multiple of the error of plain torch in the same format."""
     return 2.0 if traits_of(impl).triton and device.type == "cuda" else TORCH_FACTOR
 
 
 def verdicts(piece: Piece, setting: Setting, impl: str, bind: Binder) -> list[Verdict]:
-    """Compare an implementation of the piece, bound by `bind`, with plain torch in fp64. The check covers the outputs
-    and, if the setting has a backward pass, the gradients of all inputs and weights."""
+    """Compare an implementation of the piece with plain torch in fp64. Return one verdict per tensor.
+
+    The check compares the outputs. If the setting has a backward pass, it also compares the gradients of all inputs and
+    weights. `bind`: the binder of the implementation (see `binder_of`).
+    """
     built = piece.build(check_setting(piece, setting))
     weights = None
     if setting.backward:
@@ -60,7 +67,8 @@ def verdicts(piece: Piece, setting: Setting, impl: str, bind: Binder) -> list[Ve
 
 
 def check_setting(piece: Piece, setting: Setting) -> Setting:
-    """The smaller setting at which the piece is checked."""
+    """Return the setting at which the piece is checked: a reduced model, at most two sequences, and shorter
+    sequences."""
     spec, length = layer_of_each_kind(setting.spec), piece.check_seq
     spans = [span for layer in spec.layers.values() for span in _spans(layer) if span < setting.seq_len]
     if spans and piece.phase == "train" and any(op.kind == "attention" for op in piece.ops_of(setting)):
@@ -72,13 +80,13 @@ def check_setting(piece: Piece, setting: Setting) -> Setting:
 
 
 def _spans(layer: Layer) -> list[int]:
-    """The lengths of a layer's windows and chunks, in tokens."""
+    """Return the widths of a layer's windows and chunks, in tokens."""
     spans = [mixer.span for mixer in branches(layer.mixer)]
     return [span for span in spans if span is not None]
 
 
 def _narrow(mixer: Mixer | None) -> Mixer | None:
-    """The mixer with at most MOST_HEADS key heads, and with windows and chunks of at most WIDEST tokens."""
+    """Return the mixer with at most MOST_HEADS key heads, and with windows and chunks of at most WIDEST tokens."""
     if not isinstance(mixer, AttentionKind):
         return mixer
     kv_heads = min(MOST_HEADS, mixer.num_key_value_heads)

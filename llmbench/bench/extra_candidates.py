@@ -1,8 +1,8 @@
-"""Candidates that are not implementations of a model, and the lookup of every name that `--impl` accepts.
+"""Candidates that are not implementations of a whole model, and functions that find a candidate by its `--impl` name.
 
-`compiled` is plain torch, compiled by torch.compile. `flex` is compiled FlexAttention with a block mask that is built
-once. `grouped` computes a mixture of experts with torch's grouped matrix products. `rope-fused` is `flash` with the
-fused kernel for rotary positions.
+`compiled` is plain torch, compiled by torch.compile. `flex` is compiled FlexAttention, which builds its block mask
+once. `grouped` computes a mixture of experts with torch's grouped matrix products. `rope-fused` is the implementation
+`flash` with the rotary kernel of `fused`.
 
 B batch, N query heads, S query length, T key length, H head dim, t tokens, D hidden, F intermediate, E experts, k
 experts per token.
@@ -44,20 +44,20 @@ __all__ = [
 # torch.compile
 
 COMPILED = "compiled"
-"""The name of plain torch, compiled by torch.compile. It is a candidate, but not an implementation of its own."""
+"""The name of the candidate that is plain torch, compiled by torch.compile."""
 
 Backend = str | Callable[..., Any]
-"""The argument `backend` of torch.compile: a compiler or its name."""
+"""The type of torch.compile's argument `backend`: a compiler or the name of a compiler."""
 
 
 def compiled(
     function: Callable[..., Any], *, backend: Backend = "inductor", fullgraph: bool = False
 ) -> Callable[..., Any]:
-    """Compile `function` with torch.compile, once for each input shape. The backward pass of the result can run more
-    than once. Raises CannotRunError if torch reaches its recompile limit, after which it would run the function
-    uncompiled.
+    """Compile `function` with torch.compile, once for each input shape. The backward pass of the compiled function can
+    run more than once.
 
-    This changes two settings of torch.compile for the whole process.
+    Raises CannotRunError if torch reaches its recompile limit, because torch would then run the function uncompiled.
+    This function changes two settings of torch.compile for the whole process.
     """
     _configure_compiler()
     fast: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, fullgraph=fullgraph)
@@ -77,9 +77,10 @@ def compiled(
 def _configure_compiler() -> None:
     """Forbid donated buffers, and make the recompile limit an error.
 
-    With donated buffers, a compiled backward pass overwrites the saved activations, so that it cannot run twice. We
-    change the default of the option, because a temporary change has two faults: torch's cache returns code that was
-    compiled with the other value, and other threads do not see the change. On a GPU, autograd runs in another thread.
+    With donated buffers, a compiled backward pass overwrites the saved activations, so that it cannot run twice. This
+    function changes the default of that option, because a temporary change would fail in two cases. torch's cache would
+    return code that was compiled with the other value. Other threads would not see the change, and on a GPU autograd
+    runs in another thread.
     """
     functorch.donated_buffer = False
     functorch._config["donated_buffer"].default = False  # type: ignore[attr-defined]
@@ -87,7 +88,8 @@ def _configure_compiler() -> None:
 
 
 def forget_compiled() -> None:
-    """Drop all compiled code, and torch's count of compilations. torch stops compiling a function after eight times."""
+    """Delete all compiled code, and reset torch's count of compilations. Without the reset, torch compiles no function
+    more than eight times."""
     torch._dynamo.reset()
 
 
@@ -95,8 +97,11 @@ def forget_compiled() -> None:
 
 
 def compiled_flex(compiler: Callable[..., Any] = compiled) -> Implementation:
-    """FlexAttention, compiled, for sequences without gaps. The block mask of each size is built once. (A model with
-    `impl="flex"` builds the block mask in every call.)"""
+    """Return an implementation that computes attention with compiled FlexAttention, for sequences without gaps.
+
+    The block mask is built once per pair of query length and key length. A model with `impl="flex"` builds the block
+    mask in every call instead.
+    """
     blocks: dict[tuple[int, int], Any] = {}
 
     @cache
@@ -153,9 +158,11 @@ def _alibi_score(slopes: Tensor | None) -> Any:
 
 
 def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, name: Activation) -> Tensor:
-    """Compute experts without biases on tokens [t, D]. The tokens are sorted by expert, each of the two or three weight
-    matrices needs one grouped product for all experts, and a weighted sum returns [t, D]. Nothing is copied to the
-    host. The temporaries have t·k rows."""
+    """Compute experts without biases on tokens [t, D], and return their weighted sum [t, D].
+
+    The tokens are sorted by expert. Then one grouped product per weight matrix (two matrices, or three with a gate)
+    computes all experts. Nothing is copied to the host. The temporaries have t·k rows.
+    """
     choices, order = chosen.flatten().sort(stable=True)
     numbers = torch.arange(len(experts.up), device=x.device, dtype=choices.dtype)
     ends = torch.searchsorted(choices, numbers, right=True).to(torch.int32)
@@ -171,8 +178,8 @@ def grouped_experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertW
 
 
 def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor:
-    """Compute a mixture with `grouped_experts`. Raises CannotRunError for biases, input-side router weights, zero
-    experts and an expert capacity."""
+    """Compute a mixture of experts with `grouped_experts`. Raises CannotRunError for a mixture with biases, input-side
+    router weights, zero experts or an expert capacity."""
     biases = experts.gate_bias, experts.up_bias, experts.down_bias
     if any(bias is not None for bias in biases) or moe.router.on_input:
         raise CannotRunError("grouped supports no biases and no input-side router weights", hint="use standard")
@@ -185,7 +192,7 @@ def _grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights,
 
 
 def _rope_fused() -> Implementation:
-    """`flash` with the rotation of `fused`, which rotates queries and keys in one launch."""
+    """Return the implementation `flash` with the rotation of `fused`, which rotates queries and keys in one launch."""
     fused = described("fused")
     return described("flash")._replace(name="rope-fused", rotate=fused.rotate, unavailable=fused.unavailable)
 
@@ -197,42 +204,43 @@ EXTRA_CANDIDATES: dict[str, Callable[[], Implementation]] = {
     "grouped": lambda: STANDARD._replace(name="grouped", experts=_grouped),
     "rope-fused": _rope_fused,
 }
-"""The functions that build the candidates of this file, by name. `flex` replaces the model's implementation of that
-name."""
+"""The functions that build the candidates of this file, by candidate name. In `profile` and `bench`, the name `flex`
+means the candidate of this file, not the implementation `flex` of a model."""
 
 
 def check_name(name: str) -> None:
-    """Raise UnknownNameError if no candidate has that name."""
+    """Raise UnknownNameError if there is no candidate with this name."""
     known = tuple(dict.fromkeys((*IMPLEMENTATIONS, COMPILED, *EXTRA_CANDIDATES)))
     if name not in known:
         raise unknown("implementation", name, known)
 
 
 def _described(name: str) -> Implementation:
-    """The implementation that the candidate `name` uses, even if it cannot run on this machine."""
+    """Return the implementation that the candidate `name` uses, even if it cannot run on this machine."""
     if name == COMPILED:
         return STANDARD
     return EXTRA_CANDIDATES[name]() if name in EXTRA_CANDIDATES else described(name)
 
 
 def implementation_of(name: str) -> Implementation:
-    """The implementation that the candidate `name` uses. Raises CannotRunError if it cannot run on this machine."""
+    """Return the implementation that the candidate `name` uses. Raises CannotRunError if it cannot run on this
+    machine."""
     return refuse_unavailable(_described(name))
 
 
 def traits_of(name: str) -> Traits:
-    """The properties of the candidate `name` that the op table needs, even if the candidate cannot run on this
+    """Return the properties of the candidate `name` that the op table needs, even if the candidate cannot run on this
     machine."""
     return _described(name).traits
 
 
 Binder = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""A function that turns a piece's `run(implementation, **inputs)` into `run(**inputs)`."""
+"""A function that takes a piece's `run(implementation, **inputs)` and returns the function `run(**inputs)`."""
 
 
 def binder_of(name: str) -> Binder:
-    """The `Binder` that computes a piece with the candidate `name`. Raises CannotRunError if the candidate cannot run
-    on this machine."""
+    """Return the `Binder` with which the candidate `name` computes a piece. Raises CannotRunError if the candidate
+    cannot run on this machine."""
     if name == COMPILED:
         return lambda run: compiled(partial(run, STANDARD))
     implementation = implementation_of(name)

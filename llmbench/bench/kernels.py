@@ -1,9 +1,10 @@
 """Time Triton kernels: each registered `Kernel` at its own shapes, next to its reference in plain torch.
 
-The file of a kernel defines its shapes, inputs, reference and cost. The kernel is checked at the timed shape. If the
-fp64 reference does not fit into memory at that shape, the kernel is checked in its small cases instead. In Triton's
-interpreter, one small case replaces the shapes. This is a rehearsal: it tests the measurement, and its times mean
-nothing.
+The file of a kernel defines its shapes, inputs, reference and cost. The kernel is checked at the shape at which it is
+timed. If the fp64 reference does not fit into memory at that shape, the kernel is checked in its small cases instead.
+
+A rehearsal runs the kernels in Triton's interpreter. It uses one small case instead of the shapes. A rehearsal tests
+the measuring code, and its times have no meaning.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KERNEL, REFERENCE = "kernel", "reference"
 
 
 class DeviceRandom(Random):
-    """Random tensors that are drawn on the device that uses them, because a CPU takes seconds to draw gigabytes. The
+    """Random tensors that are drawn on the device that uses them, because a CPU needs seconds to draw gigabytes. The
     same seed gives different values on different devices."""
 
     def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -43,18 +44,19 @@ class DeviceRandom(Random):
         self.device_generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        """Normally distributed values with standard deviation `scale`, drawn directly in the requested format."""
+        """Return normally distributed values with standard deviation `scale`, drawn directly in the requested
+        format."""
         values = torch.randn(shape, generator=self.device_generator, dtype=dtype or self.dtype, device=self.device)
         return values if scale == 1.0 else values.mul_(scale)
 
 
 def inputs_of(kernel: Kernel, case: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The kernel's inputs for a case, on the device."""
+    """Return the kernel's inputs for a case, on the device."""
     return kernel.inputs(case, DeviceRandom(seed, dtype, device))
 
 
 def work_of(cost: Cost, direction: Pass) -> tuple[int, int]:
-    """The FLOPs and bytes of one pass of a kernel with this cost."""
+    """Return the FLOPs and the bytes of one pass of a kernel with this cost."""
     if direction == "forward":
         return cost.flops, cost.bytes
     if direction == "backward":
@@ -71,8 +73,8 @@ def kernel_groups(
     pace: Pace,
     rehearsal: bool = False,
 ) -> list[Group]:
-    """One group for each shape of each kernel, in one format. With `rehearsal`, one group for the first small case of
-    each kernel."""
+    """Return one group for each shape of each kernel, in one number format. With `rehearsal`, return one group per
+    kernel, for the kernel's first small case."""
     return [
         _group(kernel, case, dtype, direction, device, pace)
         for kernel in kernels
@@ -143,8 +145,10 @@ def _candidates(
 
 
 def _verdicts(kernel: Kernel, inputs: Inputs, *, backward: bool) -> list[Verdict]:
-    """Compare the kernel with its reference in fp64: its outputs and, with `backward`, its gradients. New buffers
-    contain NaN, so that the check detects an element that the kernel does not write."""
+    """Compare the kernel's outputs with those of its fp64 reference. With `backward`, also compare the gradients.
+
+    New buffers are filled with NaN, so that the check detects an element that the kernel does not write.
+    """
     with poisoned():
         return check_against(
             kernel.run, kernel.reference, inputs, differentiable=kernel.differentiable if backward else ()
