@@ -26,18 +26,18 @@ PIECES: dict[str, tuple[str, str]] = {
     "block": ("blocks.BLOCK", "one layer of the model"),
     "model": ("blocks.MODEL", "the whole model: logits in a forward pass, the loss and gradients with a backward pass"),
 }
-"""Every piece by name: the file in this folder and the constant in it, and a description, which `--help` and the docs
-show."""
+"""Every piece, by name. The first text names the file in this folder and the constant in that file. The second text is
+the description that `--help` and the docs show."""
 
 
 def describe_piece(name: str) -> str:
-    """The description of the piece of that name."""
+    """Return the description of the piece with this name."""
     return PIECES[name][1]
 
 
 @cache
 def find_piece(name: str) -> Piece:
-    """The piece of that name. Raises UnknownNameError with the nearest name."""
+    """Return the piece with this name. Raises UnknownNameError, which suggests the most similar name."""
     if name not in PIECES:
         raise unknown("piece", name, PIECES)
     module, constant = PIECES[name][0].split(".")

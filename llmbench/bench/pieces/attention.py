@@ -1,5 +1,5 @@
-"""Attention without its projections: over whole sequences, for one new token on a cache, and for one new token on a
-cache of latents.
+"""Pieces that compute attention without its projections: over whole sequences, for one new token on a KV cache, and for
+one new token on a cache of MLA latents.
 
 B batch, N query heads, K KV heads, S query length, T key length, H head dim, C latent width, R rotated dims.
 """
@@ -26,12 +26,17 @@ __all__ = ["ATTENTION", "DECODE", "MLA", "Heads", "heads_of", "sequence_mask"]
 
 
 LONG_CACHE = 8192
-"""The number of cached tokens in a check. The cache is so long that the kernels split it. In fp64, the keys and values
-of one head of width 128 take 17 MB."""
+"""The number of cached tokens in a check. With so many tokens, the decoding kernels split the cache, so that the check
+covers the split. In fp64, the keys and values of one head of width 128 take 17 MB."""
 
 
 class Heads(NamedTuple):
-    """The head counts, head widths and mask of an attention, and the changes that it makes to its scores."""
+    """The head counts, the head widths and the mask of an attention, and the changes to its scores: scale, soft cap,
+    sinks and ALiBi.
+
+    `window`, `chunk`: widths in tokens; None without a window or chunks. `alibi`: the factor of ALiBi's slopes; None
+    without ALiBi.
+    """
 
     heads: int
     kv_heads: int
@@ -46,17 +51,20 @@ class Heads(NamedTuple):
     alibi: float | None
 
     def slopes(self, device: torch.device) -> Tensor | None:
-        """ALiBi's slopes, as a model computes them before its first layer; None without ALiBi."""
+        """Return ALiBi's slopes, one per query head, as a model computes them before its first layer. Return None
+        without ALiBi."""
         return None if self.alibi is None else alibi_slopes(self.heads, device) * self.alibi
 
     def scores(self, sinks: Tensor | None, slopes: Tensor | None) -> Scores:
-        """The argument `scores` of an implementation."""
+        """Return the argument `scores` that an implementation's `attend` takes."""
         return Scores(self.scale, self.soft_cap, sinks, slopes)
 
 
 def heads_of(spec: ModelSpec) -> Heads:
-    """The `Heads` of the attention in a model's first layer; for latent attention, of its expanded form. Raises
-    UnsupportedError for an attention that needs other parts of its layer, such as a relative bias or an indexer."""
+    """Return the `Heads` of the attention in a model's first layer. For MLA, these are the heads of its expanded form.
+
+    Raises UnsupportedError for an attention that needs other parts of its layer, such as a relative bias or an indexer.
+    """
     mixer = attention_of(spec)
     positions = spec.positions_of(mixer)
     if isinstance(positions, RelativeBias):
@@ -89,7 +97,7 @@ def heads_of(spec: ModelSpec) -> Heads:
 
 
 def sequence_mask(setting: Setting, heads: Heads) -> Mask:
-    """The mask of sequences without gaps."""
+    """Return the mask of sequences without gaps."""
     positions = setting.positions()
     return Mask(positions, positions, heads.causal, heads.window, heads.chunk, True)
 
@@ -109,7 +117,7 @@ def _attention(setting: Setting) -> BuiltPiece:
         "v": (heads.kv_heads, heads.value_dim),
     }
     inputs: dict[str, Tensor | None] = {
-        # the memory layout of a projection's result
+        # a projection returns this memory layout: [B, S, heads, width], transposed
         name: setting.normal(B, S, count, width, seed=seed).transpose(1, 2)
         for seed, (name, (count, width)) in enumerate(shapes.items())
     }
@@ -120,7 +128,7 @@ def _attention(setting: Setting) -> BuiltPiece:
 
 
 class _Cached(NamedTuple):
-    """Keys and values in a cache, in the form that implementations take (`Seen`)."""
+    """Keys and values of a cache, in the form that implementations read (`Seen`)."""
 
     k: Tensor
     v: Tensor
@@ -129,9 +137,12 @@ class _Cached(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """The slots in which the cache of a model (`llmbench.model.cache`) would store the tokens so far. All `tokens`
-    slots are in use. `mask` says which slots the newest token sees. With a window or a chunk, the cache is a ring with
-    at most as many slots as the window or chunk has tokens."""
+    """The slots of the cache in which a model (`llmbench.model.cache`) would store the tokens so far.
+
+    `tokens`: the number of slots; all of them are in use. `mask`: the slots that the newest token sees. `lengths`: the
+    tokens so far, per sequence. `ring`: whether new tokens overwrite old slots. With a window or a chunk, the cache is
+    a ring with at most as many slots as the window or chunk has tokens.
+    """
 
     tokens: int
     mask: Mask
@@ -139,7 +150,7 @@ class _Slots(NamedTuple):
     ring: bool
 
     def cached(self, k: Tensor, v: Tensor) -> _Cached:
-        """These keys and values, stored in the slots."""
+        """Return these keys and values, stored in the slots."""
         return _Cached(k, v, self.mask, Slots(k, v, None, None, self.lengths, ring=self.ring))
 
 

@@ -1,6 +1,7 @@
-"""Pieces that are modules of a model, with their weights: the loss, a layer, a layer's decoding step, a whole model.
+"""Pieces that are modules of a model, with their weights: the loss, a layer, the decoding step of a layer, and the
+whole model.
 
-B batch, S length, T tokens in the cache with the new token, D hidden, V vocabulary, t = B·S tokens.
+B batch, S length, T tokens in the cache (including the new token), D hidden, V vocabulary, t = B·S tokens.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from llmbench.spec.model import ModelSpec
 __all__ = ["BLOCK", "LOSS", "MODEL", "STEP", "decoder_of", "parameters_of"]
 
 Versions = Callable[[torch.dtype], Decoder]
-"""A function that returns the model in a given format. The weights are the same in all formats."""
+"""A function that takes a number format and returns the model in that format. All formats have the same weights."""
 
 Parameters = Callable[[torch.dtype], Mapping[str, Tensor]]
-"""A function that returns tensors by name, in a given format."""
+"""A function that takes a number format and returns tensors in that format, by name."""
 
 
 def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
-    """The model of a setting with random weights in its format, and the function that returns it in another format."""
+    """Return a setting's model with random weights, in the setting's format, and a function that returns the same model
+    in another format."""
     model = build(setting.spec, impl="standard", device=setting.device, dtype=setting.format)
     built = {setting.format: model}
 
@@ -50,7 +52,8 @@ def decoder_of(setting: Setting) -> tuple[Decoder, Versions]:
 
 
 def parameters_of(version: Versions, module: Callable[[Decoder], nn.Module]) -> Parameters:
-    """Return a function that gives the parameters of one module of the model, in a given format."""
+    """Return a function that takes a number format and returns the parameters of one module of the model in that
+    format."""
     return lambda dtype: dict(module(version(dtype)).named_parameters())
 
 
@@ -91,7 +94,8 @@ def _block(setting: Setting) -> BuiltPiece:
 
 
 def _filled_cache(setting: Setting, dtype: torch.dtype) -> Cache:
-    """The cache of the layer, filled with random rows. Each timed step overwrites the slot of the newest token."""
+    """Return a cache for the layer, filled with random rows. Each timed step overwrites the slot of the newest
+    token."""
     spec, mixer = setting.spec, attention_of(setting.spec)
     row = row_shape(mixer.cache_row, mixer.indexer_row)
     widths = (row.heads, sum(row.key)), (row.heads, sum(row.value))
@@ -142,12 +146,12 @@ def _model(setting: Setting) -> BuiltPiece:
     inputs = {
         "tokens": setting.tokens(*shape),
         "like": setting.normal(),
-    }  # the dtype of `like` sets the format of the computation
+    }  # the dtype of `like` selects the format of the model
     return BuiltPiece(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 
 def _decoder_only(spec: ModelSpec) -> ModelSpec:
-    """The model itself. Raises UnsupportedError for a model with an encoder."""
+    """Return the model unchanged. Raises UnsupportedError for a model with an encoder."""
     if spec.encoder is not None:
         raise UnsupportedError(
             f"{spec.name}: models with an encoder cannot be timed", hint="choose another model with --model"

@@ -1,5 +1,5 @@
-"""Pieces of a feed-forward, with their weights: the whole feed-forward, the router of a mixture, and its experts with
-given choices.
+"""Pieces of a feed-forward, with their weights: the whole feed-forward, the router of a mixture of experts, and the
+experts alone with fixed expert choices.
 
 B batch, S length, D hidden, t tokens, k experts per token.
 """
@@ -52,7 +52,8 @@ def _router(setting: Setting) -> BuiltPiece:
 
     def run(implementation: Implementation, x: Tensor) -> Tensor:
         _, weights, _ = _mixture_module(version(x.dtype)).router(x, implementation)
-        return cast(Tensor, weights.sum(-1))  # summed, because implementations order the chosen experts differently
+        # The weights are summed, because implementations order the chosen experts of a token differently.
+        return cast(Tensor, weights.sum(-1))
 
     x = setting.normal(setting.batch * setting.seq_len, setting.spec.hidden_size)
     parameters = parameters_of(version, lambda model: _mixture_module(model).router)
@@ -60,8 +61,10 @@ def _router(setting: Setting) -> BuiltPiece:
 
 
 def experts_piece(choose: Callable[[int, int, int], Tensor]) -> Piece:
-    """The piece of a mixture's experts without their router. `choose(experts, experts per token, tokens)` returns the
-    chosen experts [t, k]."""
+    """Return the piece that computes the experts of a mixture without their router.
+
+    `choose(experts, experts per token, tokens)` returns the chosen experts [t, k].
+    """
 
     def build(setting: Setting) -> BuiltPiece:
         model, version = decoder_of(setting)
@@ -94,7 +97,7 @@ def experts_piece(choose: Callable[[int, int, int], Tensor]) -> Piece:
 
 
 def busiest_share(chosen: Tensor, experts: int) -> float:
-    """The tokens of the busiest expert, divided by the mean tokens per expert."""
+    """Return the number of tokens of the busiest expert, divided by the mean number of tokens per expert."""
     return float(chosen.flatten().bincount(minlength=experts).max()) * experts / chosen.numel()
 
 

@@ -1,4 +1,5 @@
-"""A piece of a model, the setting at which the piece is measured, and the built piece in memory.
+"""The types `Setting` (the model and shape at which a piece is measured), `BuiltPiece` (a piece in memory) and `Piece`
+(a part of a model).
 
 B batch, S query length, T key length, D hidden, N query heads, K KV heads, H head dim.
 """
@@ -27,8 +28,11 @@ __all__ = ["BuiltPiece", "Piece", "Setting"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The model and shape at which a piece is measured: `batch` sequences of `seq_len` tokens. A decoding piece has
-    these tokens in its cache. `direction` is the pass that is timed."""
+    """The model and shape at which a piece is measured: `batch` sequences of `seq_len` tokens.
+
+    For a decoding piece, `seq_len` is the number of tokens in the cache per sequence, including the new token.
+    `direction`: the pass that is timed.
+    """
 
     spec: ModelSpec
     batch: int
@@ -39,7 +43,7 @@ class Setting:
 
     @property
     def format(self) -> torch.dtype:
-        """The number format, as torch's dtype."""
+        """The number format as a torch dtype."""
         return DTYPES[self.dtype]
 
     @property
@@ -48,11 +52,11 @@ class Setting:
         return self.direction != "forward"
 
     def changed(self, **changes: Any) -> Setting:
-        """The same setting with some fields replaced."""
+        """Return a copy of the setting with some fields replaced."""
         return replace(self, **changes)
 
     def normal(self, *shape: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of normally distributed values, drawn on the device. On the meta device, the tensor has no
+        """Return a tensor of normally distributed values, drawn on the device. On the meta device, the tensor has no
         values."""
         dtype = dtype or self.format
         if self.device.type == "meta":
@@ -61,25 +65,28 @@ class Setting:
         return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(dtype)
 
     def tokens(self, below: int, *shape: int, seed: int = 0) -> Tensor:
-        """A tensor of uniform random integers from 0 to `below` - 1. On the meta device, the tensor has no values."""
+        """Return a tensor of uniform random integers from 0 to `below` - 1. On the meta device, the tensor has no
+        values."""
         if self.device.type == "meta":
             return torch.empty(shape, dtype=torch.int64, device=self.device)
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(below, shape, generator=generator).to(self.device)
 
     def positions(self) -> Tensor:
-        """The positions 0 … S-1 of every sequence, [B, S]."""
+        """Return the positions 0 … S-1 of every sequence, [B, S]."""
         return torch.arange(self.seq_len, device=self.device).expand(self.batch, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPiece:
-    """A piece in memory, shared by all implementations that are compared on it.
+    """A piece in memory. All implementations that are compared on a piece share its inputs and weights.
 
-    `run(implementation, **inputs)` computes the piece, in fp64 if the inputs are in fp64. `differentiable` names the
-    inputs that have gradients. `parameters(format)` returns the weights in that format, by name. `model` is the module
-    that contains the piece, if there is one. `state_bytes` is the size of a cache that is not among the inputs. `extra`
-    contains figures for the rows, which were computed when the piece was built.
+    - `run(implementation, **inputs)` computes the piece, in fp64 if the inputs are in fp64.
+    - `differentiable`: the names of the inputs that get gradients.
+    - `parameters(format)` returns the weights in a number format, by name.
+    - `model`: the module that contains the piece; None if no module contains it.
+    - `state_bytes`: the bytes of a cache that is not among the inputs.
+    - `extra`: figures for the rows, computed when the piece was built.
     """
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
@@ -91,7 +98,7 @@ class BuiltPiece:
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
     def nbytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the inputs, of the parameters in that format, and of the cache."""
+        """Return the bytes of the inputs, of the parameters in the format `dtype`, and of the cache."""
         tensors = [value for value in self.inputs.values() if isinstance(value, Tensor)]
         return self.state_bytes + sum(tensor.nbytes for tensor in (*tensors, *self.parameters(dtype).values()))
 
@@ -100,14 +107,18 @@ class BuiltPiece:
 class Piece:
     """A part of a model that can be timed by itself.
 
-    `reduce(spec)` returns the smallest model that has the piece, usually with one layer. It raises LLMBenchError for a
-    model without the piece. `has(op)` says whether an op of that model belongs to the piece. `backward_only` names the
-    ops that a forward pass alone does not run. `outputs` names the ops, besides the last op, whose results other parts
-    of the model read. `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
-    `build(setting)` allocates the inputs and the weights. `phase` is the phase of the ops; a decoding piece has no
-    backward pass. `impl` is the default implementation on a GPU, `cpu_impl` on a CPU. `shapes` has the default shapes
-    for each: the model, changes to the model, the batch and the tokens per sequence. `check_seq` is the sequence length
-    of the check in fp64. `name` and `what`, the description, come from the registry if the piece is registered.
+    - `reduce(spec)` returns the smallest model that has the piece, usually with one layer. It raises LLMBenchError for a
+      model without the piece.
+    - `has(op)` returns whether an op of that model belongs to the piece.
+    - `build(setting)` allocates the inputs and the weights.
+    - `backward_only`: the names of ops that do not run in a forward pass alone.
+    - `outputs`: the names of ops whose results are read outside the piece. The last op is not listed.
+    - `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
+    - `phase`: the phase of the ops. A decoding piece has no backward pass.
+    - `impl`, `cpu_impl`: the default implementation on a GPU and on a CPU.
+    - `shapes`: the default shape on a GPU and on a CPU, as (model, changes to the model, batch, tokens per sequence).
+    - `check_seq`: the tokens per sequence in the fp64 check.
+    - `name`, `what`: the name and the description. The registry sets both for the pieces that it lists.
     """
 
     name: str = ""
@@ -126,28 +137,28 @@ class Piece:
 
     @property
     def bandwidth(self) -> Bandwidth:
-        """The reference measurement that limits the memory traffic. It is `read` for a decoding step, which writes
-        almost nothing."""
+        """The reference measurement with which the memory traffic of the piece is compared. A decoding step is compared
+        with `read`, because it writes almost nothing."""
         return "read" if self.phase == "decode" else "copy"
 
     def work(self, setting: Setting) -> Work:
-        """The work that every implementation must do."""
+        """Return the work (FLOPs and bytes) that every implementation must do."""
         return work(self.ops_of(setting), setting.direction, keeps=self.outputs)
 
     def predicted_s(self, setting: Setting, traits: Traits, limits: Limits) -> float:
-        """The least time of the ops that an implementation with these traits runs, one after the other. A piece that
-        the implementation runs in one kernel counts as one op."""
+        """Return the predicted time in seconds: the sum of the least times of the ops that an implementation with these
+        traits runs. If the implementation runs the whole piece in one kernel, the piece counts as one op."""
         if not (self.fuses and traits.fused_kernels):
             return least_s(self.ops(setting, traits), setting.direction, limits.least_s)
         passes: tuple[Pass, ...] = ("forward", "backward") if setting.direction == "both" else (setting.direction,)
         return sum(limits.least_s(*self.work(setting.changed(direction=direction))) for direction in passes)
 
     def ops(self, setting: Setting, traits: Traits) -> list[Op]:
-        """The ops of the piece, as an implementation with these traits computes them."""
+        """Return the ops of the piece that an implementation with these traits runs."""
         return self.ops_of(setting, **(traits.computed(self.phase) | traits.temporaries(setting.spec, setting.device)))
 
     def ops_of(self, setting: Setting, **options: Any) -> list[Op]:
-        """The ops of the piece for a workload with these options."""
+        """Return the ops of the piece for a workload with these options."""
         formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), setting.dtype)
         if self.phase == "decode":
             workload = Workload(

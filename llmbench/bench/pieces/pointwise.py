@@ -1,4 +1,4 @@
-"""Pieces without matrix products: norms, rotations and gates. Memory traffic limits their speed.
+"""Pieces without matrix products: norms, rotations and gates. Memory traffic limits the speed of these pieces.
 
 B batch, S length, D hidden, N query heads, K KV heads, H head dim, R rotated dims, F intermediate.
 """
@@ -51,8 +51,8 @@ def _add_norm(setting: Setting) -> BuiltPiece:
 
 
 def _with_norm(spec: ModelSpec) -> ModelSpec:
-    """The model reduced to its first layer with a mixer. If that layer has norms before and after the mixer, only the
-    norm before the mixer remains."""
+    """Return the model reduced to its first layer with a mixer. If that layer has norms before and after the mixer,
+    remove the norm after the mixer."""
     reduced = with_layer(spec, "norm of a mixer", lambda layer: layer.mixer is not None)
     ((name, layer),) = reduced.layers.items()
     if layer.placement != "sandwich":
@@ -118,7 +118,7 @@ ADD_NORM = Piece(
     name="add_norm",
     what="the sum of the residual stream, and its norm",
     reduce=_with_norm,
-    has=lambda op: op.name in (SUM, "final_norm"),  # in a layer without a feed-forward, the final norm reads the sum
+    has=lambda op: op.name in (SUM, "final_norm"),  # if the layer has no feed-forward, the final norm reads the sum
     outputs=(SUM,),
     fuses=True,
     build=_add_norm,

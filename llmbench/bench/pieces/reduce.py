@@ -1,4 +1,5 @@
-"""Reduce a model to the single layer that a piece needs."""
+"""Functions that reduce a model to the single layer that a piece needs, and functions that return parts of that
+layer."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ T = TypeVar("T")
 
 
 def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> ModelSpec:
-    """The model reduced to its first layer for which `fits` is true. Raises LLMBenchError if there is no such layer;
-    `what` names the missing part in the message."""
+    """Return the model reduced to its first layer for which `fits` returns true. Raises LLMBenchError if there is no
+    such layer. `what`: the name of the missing part in the error message."""
     name = next((name for name in spec.order if fits(spec.layers[name])), None)
     if name is None:
         raise LLMBenchError(
@@ -39,44 +40,47 @@ def with_layer(spec: ModelSpec, what: str, fits: Callable[[Layer], bool]) -> Mod
 
 
 def with_attention(spec: ModelSpec) -> ModelSpec:
-    """The model reduced to its first attention layer."""
+    """Return the model reduced to its first layer with attention."""
     return with_layer(spec, "attention", lambda layer: isinstance(layer.mixer, AttentionKind))
 
 
 def short_vocabulary(spec: ModelSpec) -> ModelSpec:
-    """The model with a vocabulary of 256 at most, for pieces that use no embedding and no head."""
+    """Return the model with a vocabulary of at most 256 tokens. Pieces without embedding and output head use it,
+    because they do not need a larger vocabulary."""
     return msgspec.structs.replace(spec, vocab_size=min(spec.vocab_size, 256))
 
 
 def layer_of_each_kind(spec: ModelSpec) -> ModelSpec:
-    """The model reduced to the first layer of each kind, or to two layers if all layers are of one kind. The reduced
-    model runs all parts of the whole model, including the transition from one layer to the next."""
+    """Return the model reduced to the first layer of each kind, or to two layers if all layers are of one kind.
+
+    The reduced model runs all parts of the whole model, including the transition from one layer to the next.
+    """
     kinds = list(dict.fromkeys(spec.order))
     names = kinds if len(kinds) > 1 else spec.order[:2]
     return msgspec.structs.replace(spec, pattern=" ".join(names), published_parameters=None)
 
 
 def layer_of(spec: ModelSpec) -> Layer:
-    """The first layer of the model."""
+    """Return the first layer of the model."""
     return spec.layers[spec.order[0]]
 
 
 def mixer_of(spec: ModelSpec, kind: type[T]) -> T:
-    """The mixer of the first layer, which must be of that kind."""
+    """Return the mixer of the first layer, which must be of type `kind`."""
     mixer = layer_of(spec).mixer
     assert isinstance(mixer, kind)
     return mixer
 
 
 def attention_of(spec: ModelSpec) -> AttentionKind:
-    """The mixer of the first layer, which must be an attention."""
+    """Return the mixer of the first layer, which must be an attention."""
     mixer = layer_of(spec).mixer
     assert isinstance(mixer, AttentionKind)
     return mixer
 
 
 def ffn_of(spec: ModelSpec, kind: type[T]) -> T:
-    """The feed-forward of the first layer, which must be of that kind."""
+    """Return the feed-forward of the first layer, which must be of type `kind`."""
     ffn = layer_of(spec).ffn
     assert isinstance(ffn, kind)
     return ffn

@@ -1,5 +1,5 @@
-"""Profile one piece: measure its time, its memory and its kernels, and compare them with the prediction and with plain
-torch."""
+"""Profile one piece: measure its time, its memory and its kernels, and compare the result with the prediction and with
+plain torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ __all__ = ["Profile", "candidate_names", "profile", "setting_of"]
 
 
 class Profile(NamedTuple):
-    """The result of `profile`: the rows of the candidates, with the requested candidate first, and the limits that the
-    rows are compared with. `ops` has the time of each op of the first candidate, and `recording` the profiler's record
-    of that candidate. Both are None if they were not requested, or if the recording failed for the reason
-    `unrecorded`."""
+    """The result of `profile`.
+
+    `rows`: the rows of the candidates; the requested candidate is first. `limits`: the limits with which the rows are
+    compared. `ops`: the time of each op of the first candidate. `recording`: the profiler's record of the first
+    candidate. Both `ops` and `recording` are None if they were not requested or if the recording failed. `unrecorded`:
+    the reason why the recording failed.
+    """
 
     rows: list[Row]
     limits: MachineLimits
@@ -55,8 +58,8 @@ def setting_of(
     direction: Pass,
     device: str,
 ) -> tuple[Setting, list[str]]:
-    """The setting at which a piece is timed, and notes on the defaults that were used. A GPU has larger default shapes
-    than a CPU, and the default format bf16 instead of fp32."""
+    """Return the setting at which a piece is timed, and notes about the defaults that were used. On a GPU, the default
+    shapes are larger than on a CPU, and the default format is bf16. On a CPU, the default format is fp32."""
     where = device_of(device)
     if where.type == "meta":
         raise LLMBenchError("--device meta cannot be timed: it allocates no memory", hint="choose cpu, cuda or auto")
@@ -85,14 +88,18 @@ def setting_of(
 
 
 def candidate_names(piece: Piece, impl: str | None, setting: Setting) -> list[str]:
-    """The requested implementation, or the piece's default on that device, followed by plain torch. The default is left
-    out if it computes the piece exactly as plain torch does. Raises UnknownNameError for an unknown name."""
+    """Return the names of the candidates: the requested implementation, or the piece's default on that device, and then
+    plain torch.
+
+    A default that computes the piece exactly as plain torch does is left out. Raises UnknownNameError for an unknown
+    name.
+    """
     if impl is not None:
         check_name(impl)
     first = impl or (piece.impl if setting.device.type == "cuda" else piece.cpu_impl) or "standard"
     try:
         same = same_as_standard(piece, setting, first)
-    except CannotRunError:  # the row of the candidate will give the reason
+    except CannotRunError:  # the candidate cannot run here; its row gives the reason
         same = False
     return ["standard"] if same and impl is None else list(dict.fromkeys([first, "standard"]))
 
@@ -107,8 +114,8 @@ def profile(
     clock: Clock | None = None,
     by_kernel: bool = False,
 ) -> Profile:
-    """Measure the candidates `names` of a piece. `sizes` are the sizes of the reference measurements. With `by_kernel`,
-    the time of each kernel of the first candidate is also recorded."""
+    """Measure the candidates `names` on a piece. `sizes`: the sizes of the reference measurements. `by_kernel`: whether
+    the time of each kernel of the first candidate is recorded too."""
     clock = clock or clock_for(setting.device)
     machine = environment(setting.device)
     references = measure_references(clock, setting.format, sizes=sizes)
@@ -146,11 +153,13 @@ def profile(
 
 
 def _recorded(piece: Piece, setting: Setting, name: str) -> Recording:
-    """The profiler's record of one call of that implementation. Each op runs in a profiler range with the op's name."""
+    """Return the profiler's record of one call with the implementation `name`. Each op runs in a profiler range that
+    has the op's name."""
     built = piece.build(setting)
     if name == COMPILED:
         return profiled(call_of(built, binder_of(name)(built.run), setting), setting.device)
-    # The forward pass is recorded too, because it shows which op a kernel of the backward pass belongs to.
+    # A backward pass is recorded together with its forward pass. The forward pass shows which op each kernel of the
+    # backward pass belongs to.
     whole = setting.changed(direction="both") if setting.backward else setting
     with in_ranges(built.model) as ranged:
         run = partial(built.run, ranged(implementation_of(name)))

@@ -1,10 +1,11 @@
-"""The time of each op of a call: torch's profiler records the kernels, and each kernel is assigned to the op that
+"""The time of each op of a call. torch's profiler records the kernels, and each kernel is assigned to the op that
 launched it.
 
-Each module, and each function of an implementation (attention, rotation, gate), runs inside a profiler range with the
-name of its op. A kernel belongs to the innermost range around its launch. A kernel of a backward pass belongs to the op
-whose forward pass created the kernel's autograd node; the profiler's sequence numbers identify that op. GPU kernels
-that the profiler cannot match with a launch have a row of their own, so that the rows sum to the time of all kernels.
+Each module, and each function of an implementation (attention, rotation, gate), runs inside a profiler range that has
+the name of its op. A kernel belongs to the innermost range around its launch. In a backward pass, a kernel belongs to
+the op whose forward pass created the kernel's autograd node. The profiler's sequence numbers identify that op. GPU
+kernels that the profiler cannot match with a launch get a separate row, so that the rows sum to the time of all
+kernels.
 """
 
 from __future__ import annotations
@@ -35,19 +36,23 @@ __all__ = ["Launch", "OpTime", "Recording", "in_ranges", "op_times", "profiled"]
 
 MARK = "llmbench.op "
 OTHER = "other"
-"""The name for work outside every module: sums of the residual stream at the end of a layer or model, and the loss."""
+"""The op name for work outside every module: the sums of the residual stream at the end of a layer or of the model, and
+the loss."""
 
 UNJOINED = "unjoined"
-"""The name for GPU kernels that the profiler cannot match with a launch."""
+"""The op name for GPU kernels that the profiler cannot match with a launch."""
 
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
-"""The functions of an implementation that compute an op without a module of its own, with the last part of the op's
+"""The functions of an implementation that compute an op without a module. The value is the last part of the op's
 name."""
 
 
 class Launch(NamedTuple):
-    """A kernel (on a CPU, an op of torch) with the op that launched it, the number of its runs and their total time.
-    `backward` says whether the kernel ran in the backward pass; None means unknown."""
+    """A kernel that an op launched. On a CPU, an op of torch takes the place of the kernel.
+
+    `op`: the name of the op that launched the kernel. `backward`: whether the kernel ran in the backward pass; None if
+    unknown. `runs`: how often the kernel ran. `total_s`: the seconds of all runs together.
+    """
 
     op: str
     backward: bool | None
@@ -57,8 +62,11 @@ class Launch(NamedTuple):
 
 
 class OpTime(NamedTuple):
-    """The time of an op, summed over all layers. `predicted_s` is None if the op table does not have the op. `launches`
-    is empty if the op runs inside another op's kernel."""
+    """The time of an op, summed over all layers.
+
+    `predicted_s`: the predicted seconds; None if the op table does not contain the op. `launches`: the kernels of the
+    op; empty if another op's kernel computes this op.
+    """
 
     op: str
     predicted_s: float | None
@@ -66,13 +74,13 @@ class OpTime(NamedTuple):
 
     @property
     def measured_s(self) -> float:
-        """The total time of the op's kernels."""
+        """The total time of the op's kernels, in seconds."""
         return sum(launch.total_s for launch in self.launches)
 
 
 class Recording(NamedTuple):
-    """The profiler's record of a call. `launches` are its kernels with their ops, slowest first. `profiler` has the
-    trace."""
+    """The profiler's record of a call. `launches`: the kernels with their ops, slowest first. `profiler`: the profiler,
+    which has the trace."""
 
     launches: list[Launch]
     profiler: profile
@@ -80,7 +88,8 @@ class Recording(NamedTuple):
     def save(self, path: Path) -> None:
         """Write the trace for Perfetto or chrome://tracing, gzipped if the name ends in .gz. A trace can be written
         only once. Raises LLMBenchError if the trace cannot be written."""
-        with TemporaryDirectory() as folder:  # the profiler deletes an existing file and reports no failure
+        # Write to a temporary file first. If the profiler fails, it deletes an existing file and reports no error.
+        with TemporaryDirectory() as folder:
             exported = Path(folder) / f"trace{path.suffix}"
             self.profiler.export_chrome_trace(str(exported))
             if not exported.is_file():
@@ -92,7 +101,7 @@ class Recording(NamedTuple):
 
 
 class _Ranges:
-    """The names of the profiler ranges that are open now, the innermost last."""
+    """The names of the profiler ranges that are open now. The innermost range is last."""
 
     def __init__(self) -> None:
         self.path: list[str] = [""]
@@ -109,8 +118,11 @@ class _Ranges:
 
 @contextmanager
 def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Implementation]]:
-    """A context in which every module of the model runs inside a profiler range with the module's name. It yields a
-    function that wraps an implementation, so that the functions of the implementation run in ranges too."""
+    """Run every module of the model inside a profiler range that has the module's name, for the duration of the `with`
+    block.
+
+    The block gets a function that wraps an implementation, so that the implementation's functions run in ranges too.
+    """
     ranges = _Ranges()
     with ExitStack() as undo:
         for name, module in _modules(model).items():
@@ -138,20 +150,25 @@ def in_ranges(model: nn.Module | None) -> Iterator[Callable[[Implementation], Im
 
 
 def _called(ranges: _Ranges, function: Callable[..., Any], last: str, *args: Any, **options: Any) -> Any:
-    """Call a function inside a profiler range, whose name is that of the current module followed by `last`."""
+    """Call a function inside a profiler range. The name of the range is the name of the current module, followed by
+    `last`."""
     with ranges.within(f"{ranges.path[-1]}.{last}".lstrip(".")):
         return function(*args, **options)
 
 
 def _modules(model: nn.Module | None) -> dict[str, nn.Module]:
-    """The modules of a model that get a profiler range, by name: all modules except lists and the model itself."""
+    """Return the modules of a model that get a profiler range, by name: all modules except module lists and the model
+    itself."""
     named = () if model is None else model.named_modules()
     return {name: module for name, module in named if name and not isinstance(module, nn.ModuleList)}
 
 
 def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
     """Run a call `CALLS` times under the profiler. Return the kernels with the median of their times, and the trace of
-    the last run. On a CPU, the profiler slows down the ops, so that only their shares of the time are meaningful."""
+    the last run.
+
+    On a CPU, the profiler slows down the ops. Only their shares of the total time are meaningful there.
+    """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     call()
@@ -159,7 +176,7 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
     for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
-        # without acc_events, torch 2.11 warns about several cycles, although there is only one
+        # torch 2.11 warns about several profiler cycles if acc_events is not set, although there is only one cycle
         with profile(activities=activities, acc_events=True) as profiler:
             call()
             if on_gpu:
@@ -173,14 +190,14 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
 CALLS = 5
 
 _Key: TypeAlias = tuple[str, bool | None, str]
-"""The name of an op, whether the kernel ran in the op's backward pass, and the name of the kernel."""
+"""The name of an op, whether the kernel ran in the op's backward pass (None if unknown), and the name of the kernel."""
 
 
 def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
-    """The number of runs and the total seconds of each kernel of a call.
+    """Return the number of runs and the total seconds of each kernel of a call.
 
-    The profiler attaches a kernel to the host event that launched it; that event may be a range. The profiler also
-    lists each range among the kernels of that range itself. Such an entry is skipped, because it is not a kernel.
+    The profiler attaches a kernel to the host event that launched it. That event may be a range. The profiler also
+    lists each range among its own kernels. Such an entry is skipped, because a range is not a kernel.
     """
     ran_on = {DeviceType.CPU: list[Any](), DeviceType.CUDA: list[Any]()}
     for event in recorded:
@@ -192,7 +209,7 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
-    }  # the last event with a sequence number created the autograd node
+    }  # later events replace earlier ones: the last event with a sequence number created the autograd node
     totals: dict[_Key, tuple[int, float]] = {}
     for event in events:
         node = _node(event)
@@ -206,8 +223,8 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
 
 
 def _ran(event: Any, on_gpu: bool) -> list[tuple[str, float]]:
-    """The kernels that a host event launched, with their microseconds. On a CPU, the event itself counts as a kernel,
-    unless it is a range."""
+    """Return the kernels that a host event launched, with their microseconds. On a CPU, the event itself counts as a
+    kernel, unless the event is a range."""
     if on_gpu:
         return [(kernel.name, kernel.duration) for kernel in event.kernels]
     return [] if event.name.startswith(MARK) else [(event.name, event.self_cpu_time_total)]
@@ -219,7 +236,8 @@ def _add(totals: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: f
 
 
 def _unjoined(on_gpu: list[Any], totals: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
-    """The runs and seconds, by kernel name, of the kernels on the GPU's timeline that are not in `totals`."""
+    """Return the kernels on the GPU's timeline that `totals` does not contain: their runs and seconds, by kernel
+    name."""
     joined: dict[str, tuple[int, float]] = {}
     for (_, _, name), (runs, total_s) in totals.items():
         before = joined.get(name, (0, 0.0))
@@ -233,7 +251,7 @@ def _unjoined(on_gpu: list[Any], totals: dict[_Key, tuple[int, float]]) -> dict[
 
 
 def _node(event: Any) -> Any:
-    """The event of the autograd node around an event; None outside a backward pass."""
+    """Return the event of the autograd node that ran this event, or None outside a backward pass."""
     while event is not None:
         if event.name.startswith("autograd::engine::evaluate_function"):
             return event
@@ -242,7 +260,8 @@ def _node(event: Any) -> Any:
 
 
 def _range(event: Any) -> str:
-    """The op of the innermost range around an event; `OTHER` outside every range."""
+    """Return the op whose range is the innermost range around an event, or `OTHER` if the event is outside every
+    range."""
     while event is not None:
         if event.name.startswith(MARK):
             return str(event.name.removeprefix(MARK))
@@ -251,12 +270,15 @@ def _range(event: Any) -> str:
 
 
 def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Limits) -> list[OpTime]:
-    """The times of the ops of the op table, from their kernels, slowest op first.
+    """Return the times of the ops, summed from their kernels, slowest op first.
 
-    If the op table has only one op, all kernels outside every range belong to it. Otherwise they belong to the loss,
-    which is not a module. Kernels whose launch is unknown also belong to the only op, unless they may come from a pass
-    that is not timed; in all other cases they have a row of their own. A range can be the name of a module that is not
-    an op. Such a range gets the predictions of those ops inside the module that ran no kernel of their own.
+    Kernels outside every range belong to the only op if the op table has only one op. Otherwise they belong to the
+    loss, which is not a module. If the op table has no loss, they get the row `OTHER`. Kernels whose launch is unknown
+    also belong to the only op, except in a backward pass: such a kernel may come from the forward pass, which is not
+    timed. In all other cases these kernels get a separate row.
+
+    A range can have the name of a module that is not an op. Such a range gets the predictions of the ops inside the
+    module that ran no kernel of their own.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER
@@ -279,7 +301,8 @@ def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Lim
 
 
 def _owner(name: str, ran: Container[str]) -> str:
-    """The innermost range that ran a kernel, from the op's own range outwards; the op itself if no range ran one."""
+    """Return the innermost range that ran a kernel, starting with the op's own range and going outwards. Return the
+    op's own name if none of these ranges ran a kernel."""
     owner = name
     while owner and owner not in ran:
         owner = owner.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The metrics of a row: rates, shares of the limits, memory, prediction error. All in base units."""
+"""The metrics of a row, in base units: rates, shares of the limits, memory and prediction error."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ __all__ = ["MachineLimits", "Metrics", "as_json", "metrics", "peak_bytes"]
 
 
 class MachineLimits(NamedTuple):
-    """The limits that rates are compared with: the reference measurements of this run, and the datasheet (None if the
-    device has none). `earlier` has the reference measurements of earlier sessions, by the keys of the rows measured in
-    them."""
+    """The limits that measured rates are compared with.
+
+    `references`: the reference measurements of this run. `datasheet`: the limits of the datasheet; None if the device
+    has no datasheet. `earlier`: the reference measurements of earlier sessions, by the key of each row that was
+    measured in those sessions.
+    """
 
     references: ReferenceMeasurements
     datasheet: Limits | None
@@ -36,18 +39,18 @@ class MachineLimits(NamedTuple):
         dtype: DType,
         earlier: Mapping[Key, ReferenceMeasurements] | None = None,
     ) -> MachineLimits:
-        """The limits of a machine for one number format."""
+        """Return the limits of a machine for one number format."""
         name = environment.datasheet
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
         return cls(references, datasheet, earlier or {})
 
     def of(self, row: Row) -> Limits:
-        """The roofline with which the prediction of the row was computed."""
+        """Return the limits from which the prediction of the row was computed."""
         references = self.earlier.get(row.key, self.references)
         return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
 
     def bound(self, row: Row) -> Literal["matrix products", "memory traffic"] | None:
-        """The resource that limits the row according to its roofline; None if the row's work is unknown."""
+        """Return the resource that limits the row according to its roofline, or None if the row's work is unknown."""
         if row.work_flops is None or row.work_bytes is None:
             return None
         limits = self.of(row)
@@ -55,9 +58,11 @@ class MachineLimits(NamedTuple):
         return "matrix products" if by_products else "memory traffic"
 
     def exceeded_by(self, row: Row) -> Literal["a cache", "the machine"] | None:
-        """The reason why a row exceeds 100% of its roofline; None if it does not. The data stayed in a cache if memory
-        traffic is the limit and the caches were not emptied between calls. Otherwise the machine was faster than during
-        the reference measurements."""
+        """Return the reason why a row exceeds 100% of its limit, or None if it does not exceed its limit.
+
+        "a cache": memory traffic is the limit and the caches were not emptied between calls, so the data stayed in a
+        cache. "the machine": the machine was faster than during the reference measurements.
+        """
         share = _share(row, self.of(row))
         if row.measurement is None or share is None or share <= 1:
             return None
@@ -66,12 +71,13 @@ class MachineLimits(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """The metrics of a row; None means unknown.
+    """The metrics of a row. None means unknown.
 
-    `share_of_limit`, `share_of_datasheet`: the least time by the roofline divided by the measured time. `peak_bytes`:
-    inputs and everything that the call allocated. `prediction_error`: (predicted - measured) / measured. `speedup`: the
-    median of the per-sample ratios of the baseline's time to the row's time; `speedup_p10` and `speedup_p90` are
-    percentiles of these ratios. `tokens_per_s` and `joules_per_token` need a row with a number of tokens.
+    `share_of_limit`, `share_of_datasheet`: the least time by the roofline, divided by the measured time. `peak_bytes`:
+    the bytes of the inputs and of everything that the call allocated at its peak. `prediction_error`: (predicted -
+    measured) / measured. `speedup`: the time of the baseline divided by the time of the row, as the median over pairs
+    of samples. `speedup_p10`, `speedup_p90`: percentiles of the same ratios. `tokens_per_s`, `joules_per_token`: known
+    only for a row with a number of tokens.
     """
 
     seconds: float | None = None
@@ -97,7 +103,7 @@ class Metrics(NamedTuple):
 
 
 def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Metrics:
-    """The metrics of one row. `baseline` is the row of the same group that this row is compared with."""
+    """Return the metrics of one row. `baseline`: the row of the same group with which this row is compared."""
     known = Metrics(need_bytes=row.need_bytes, predicted_s=row.predicted_s)
     if row.measurement is None or not row.seconds:
         return known
@@ -127,8 +133,8 @@ def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Met
 
 
 def peak_bytes(row: Row) -> int | None:
-    """Bytes of the inputs and of everything that the call allocated at its peak; None if the memory was not
-    measured."""
+    """Return the bytes of the inputs and of everything that the call allocated at its peak, or None if the memory was
+    not measured."""
     if row.memory is None:
         return None
     inputs = row.extra.get("input_bytes")
@@ -156,8 +162,9 @@ def as_json(
     baselines: Mapping[int, Row],
     derived: Callable[[Row, MachineLimits], Mapping[str, Scalar]] = lambda row, limits: {},
 ) -> list[dict[str, Any]]:
-    """Rows in JSON. Each has the fields of a results file and, under `derived`, the metrics and the figures of the
-    experiment's function `derived`. `baselines` has the baseline of each row, by the row's index."""
+    """Return the rows as JSON objects. Each object has the fields of a results file. Its field `derived` has the
+    metrics of the row and the figures that the experiment's function `derived` computes. `baselines`: the baseline of
+    each row, by the index of the row."""
     return [
         msgspec.to_builtins(row)
         | {"derived": metrics(row, limits, baselines.get(index))._asdict() | dict(derived(row, limits))}

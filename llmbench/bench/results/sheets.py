@@ -1,4 +1,5 @@
-"""The rows of an experiment as sheets (tables), with their baselines and remarks, and as curves."""
+"""Turn the rows of an experiment into sheets (one table each) with remarks, and into curves. Find the baseline of each
+row."""
 
 from __future__ import annotations
 
@@ -18,15 +19,15 @@ Case = Mapping[str, Scalar]
 
 
 class Sheet(NamedTuple):
-    """One table of an experiment: rows whose cases differ only in the chart's x. `title` names the fields in which this
-    table differs from the others."""
+    """One table of an experiment. The cases of its rows differ only in the field that is the chart's x axis. `title`:
+    the fields in which this table differs from the other tables, in words."""
 
     title: str
     rows: list[Row]
 
 
 def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
-    """The fields that all rows share, in words, and the sheets in the order of their first rows."""
+    """Return the fields that all rows share, in words, and the sheets in the order of their first rows."""
     common, titles = _titles([row.case for row in rows], chart)
     by_title: dict[str, list[Row]] = {}
     for title, row in zip(titles, rows, strict=True):
@@ -35,7 +36,8 @@ def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
 
 
 def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]:
-    """The fields that all cases share, in words, and for each case its remaining fields without the chart's x."""
+    """Return the fields that all cases share, in words. For each case, also return its other fields in words, without
+    the chart's x."""
     names = cases[0] if cases else {}
     shared = [name for name in names if len({str(case.get(name)) for case in cases}) == 1]
     hidden = {*shared, chart.x if chart else ""}
@@ -44,13 +46,14 @@ def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]
 
 
 def _x(case: Case, chart: Chart | None) -> float:
-    """The x value of a case; 0 if the case has none."""
+    """Return the x value of a case, or 0 if the case has no x value."""
     value = case.get(chart.x) if chart else None
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def baseline_of(rows: Sequence[Row], experiment: Experiment) -> dict[int, Row]:
-    """The baseline of each row in its group, by the row's index."""
+    """Return the baseline of each row: the row of `experiment.baseline` in the same group. The keys are the indices of
+    the rows."""
     by_case = {_case(row): row for row in rows if row.implementation == experiment.baseline}
     return {index: by_case[_case(row)] for index, row in enumerate(rows) if _case(row) in by_case}
 
@@ -60,8 +63,8 @@ def _case(row: Row) -> tuple[tuple[str, Scalar], ...]:
 
 
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines below a table: the reasons for rows without a time, remarks on the times, and the attention kernels
-    that ran. Candidates with the same remark share a line."""
+    """Yield the lines below a table: the reasons for rows without a time, remarks on the times, and the attention
+    kernels that ran. Candidates with the same remark share a line."""
     yield from merged_remarks(
         (
             row.implementation,
@@ -78,12 +81,12 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _short(kernel: str) -> str:
-    """A kernel's name without return type, template and arguments."""
+    """Return a kernel's name without its return type, template arguments and arguments."""
     return kernel.removeprefix("void ").partition("<")[0].partition("(")[0]
 
 
 def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
-    """Whether some sheet of these cases has at least two x values."""
+    """Return whether a sheet of these cases has at least two x values."""
     xs_by_title: dict[str, set[float]] = {}
     for title, case in zip(_titles(cases, chart)[1], cases, strict=True):
         xs_by_title.setdefault(title, set()).add(_x(case, chart))
@@ -91,8 +94,8 @@ def has_curves(cases: Sequence[Case], chart: Chart | None) -> bool:
 
 
 def curves(sheets: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
-    """Time and peak memory over the chart's x: two panels for each sheet with at least two x values. The label of a
-    candidate shows the status of its rows without a time."""
+    """Return the curves of time and of peak memory over the chart's x. Each sheet with at least two x values gives two
+    panels. The label of a candidate names the status of its rows without a time."""
     panels = []
     for sheet in sheets:
         rows = [row for row in sheet.rows if _x(row.case, chart) > 0]
@@ -111,7 +114,7 @@ def curves(sheets: Iterable[Sheet], chart: Chart | None) -> list[Panel]:
 
 
 def _missing(rows: Sequence[Row], chart: Chart) -> str:
-    """The statuses of a candidate's rows without a time, in words: "n/a", "OOM at 8,192, 16,384"."""
+    """Return the statuses of a candidate's rows without a time, in words. Examples: "n/a", "OOM at 8,192, 16,384"."""
     where: dict[str, list[str]] = {}
     for row in rows:
         if row.status != "ok":

@@ -1,4 +1,4 @@
-"""The fields of a case in words, for headings of tables and plots."""
+"""The fields of a case in words, for the headings of tables and plots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {
     "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all",
 }
-"""Values whose name in code differs from their usual name."""
+"""The usual names of values that have another name in the code."""
 
 
 def _value(value: Any) -> str:
@@ -48,10 +48,12 @@ FIELDS: dict[str, Callable[[Any], str]] = {
     "top_k": "{} per token".format,
     "trained_at": "trained at {:,} tokens".format,
 }
-"""Each field's value in words. A field that is not listed is shown as its name and value."""
+"""For each field of a case, the function that returns the field's value in words. A field that is not listed is shown
+as its name and value."""
 
 
 def in_words(case: Mapping[str, Scalar], names: Iterable[str] | None = None) -> list[str]:
-    """The fields of a case in words, all of them or only those in `names`: ["next token", "batch 4"]."""
+    """Return the fields of a case in words. `names`: the fields to show; None means all fields. Example: ["next token",
+    "batch 4"]."""
     chosen = case if names is None else names
     return [FIELDS.get(name, f"{name} {{}}".format)(case[name]) for name in chosen]
