@@ -24,12 +24,12 @@ EXPERIMENTS: dict[str, str] = {
     "collectives": "all-reduce, all-gather, reduce-scatter and all-to-all under torchrun, over tensor sizes",
     "textbook": "a textbook's claims on speed and memory, and whether they hold on this machine",
 }
-"""The description of every experiment by name, which `--help` and the docs show. A file or folder here has the same
-name and defines `EXPERIMENT`."""
+"""The description of every experiment, by name. `--help` and the docs show it. For each name, this folder has a file or
+folder of the same name that defines `EXPERIMENT`."""
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of that name. Raises UnknownNameError with the nearest name."""
+    """Return the experiment with this name. Raises UnknownNameError, which suggests the most similar name."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     experiment: Experiment = import_module(f"{__name__}.{name}").EXPERIMENT

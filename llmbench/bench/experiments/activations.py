@@ -28,7 +28,8 @@ GATED: dict[str, Activation] = {"GLU": "sigmoid", "ReGLU": "relu", "GEGLU": "gel
 
 
 def shapes(hidden: int) -> dict[str, tuple[FFN, str]]:
-    """Each feed-forward with its implementation, by label. Gated feed-forwards run with `standard` and with `fused`."""
+    """Return each feed-forward and its implementation, by label. A gated feed-forward runs with `standard` and with
+    `fused`."""
     width = 4 * hidden
     narrow = max(64, round(2 * width / 3 / 64) * 64)
     labelled: dict[str, tuple[FFN, str]] = {
@@ -41,7 +42,8 @@ def shapes(hidden: int) -> dict[str, tuple[FFN, str]]:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group per width and pass: the forward pass, and the forward and backward pass together."""
+    """Return one group per width and pass. The passes are the forward pass, and the forward and backward pass
+    together."""
     if ask.on_gpu:
         tokens, widths = (4096, (2048,)) if ask.quick else (8192, (2048, 4096))
     else:

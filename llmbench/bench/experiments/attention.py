@@ -21,8 +21,11 @@ IMPLS = ("standard", "flash", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficien
 
 @dataclass(frozen=True)
 class Plan:
-    """The shapes of a preset. `lengths` are the sequence lengths with the causal mask, `masked_lengths` those with a
-    window and with ALiBi."""
+    """The shapes of a preset.
+
+    `lengths`: the sequence lengths with the causal mask, in tokens. `masked_lengths`: the sequence lengths with a
+    window and with ALiBi.
+    """
 
     batch: int
     heads: int
@@ -34,8 +37,11 @@ class Plan:
 
 
 def plan(ask: Ask) -> Plan:
-    """The shapes of the preset, on a GPU with the heads of a 7B model. On a CPU, the quick preset leaves out kernels
-    that a CPU lacks (memory-efficient, cuDNN), and FlexAttention, whose compilation takes minutes there."""
+    """Return the shapes of the preset. On a GPU, the heads are those of a 7B model.
+
+    On a CPU, the quick preset omits three kernels. A CPU does not have the memory-efficient kernel and the cuDNN
+    kernel. The compilation of FlexAttention takes minutes on a CPU.
+    """
     if ask.on_gpu:
         if ask.quick:
             return Plan(4, 32, (128,), (512, 2048), (2048,))
@@ -50,12 +56,12 @@ MASKS: dict[str, tuple[dict[str, Any], Positions]] = {
     "window": ({"sliding_window": 0}, Rope()),
     "alibi": ({}, Alibi()),
 }
-"""The fields of the mixer and the positions for each mask. Every field listed here, such as a window, is set to an
-eighth of the sequence length."""
+"""For each mask, the changed fields of the mixer and the position encoding. `_group` sets every changed field, such as
+the window, to an eighth of the sequence length."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The groups with the causal mask over all lengths, then those with a window and with ALiBi."""
+    """Return the groups with the causal mask at all lengths, followed by the groups with a window and with ALiBi."""
     shape = plan(ask)
     sweep = [
         (dim, length, "causal", direction)

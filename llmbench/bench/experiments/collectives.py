@@ -1,8 +1,8 @@
 """How fast are all-reduce, all-gather, reduce-scatter and all-to-all between ranks, for each tensor size?
 
-A size has the same meaning as in the op table: the bytes of the whole tensor that is reduced, gathered or scattered, or
-the bytes that one rank sends in an all-to-all. Bandwidths are defined as in NVIDIA's nccl-tests (doc/PERFORMANCE.md in
-that repository).
+The size is defined as in the op table. For an all-reduce, all-gather or reduce-scatter, it is the bytes of the whole
+tensor. For an all-to-all, it is the bytes that one rank sends. The bandwidths are defined as in NVIDIA's nccl-tests
+(doc/PERFORMANCE.md in that repository).
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ __all__ = ["COLLECTIVES", "EXPERIMENT", "bandwidths", "derived", "group_of"]
 class Collective(NamedTuple):
     """A collective operation of n ranks on one whole tensor.
 
-    `input_share(n)` and `output_share(n)`: the size of one rank's input and output, as a share of the whole tensor.
-    `run(output, input)` runs the collective. `expected(n)`: the output of a rank if the input of rank r is filled with
-    r + 1; the list has one value for each equal part of the output. `sent_share(n)`: the least that a rank must send,
-    as a share of the whole tensor (Patarasu and Yuan 2009 for the all-reduce).
+    - `input_share(n)`, `output_share(n)`: the size of one rank's input and output, as a share of the whole tensor.
+    - `run(output, input)` runs the collective.
+    - `expected(n)`: the output of a rank if rank r fills its input with r + 1. The list has one value for each equal
+      part of the output.
+    - `sent_share(n)`: the least bytes that a rank must send, as a share of the whole tensor (Patarasu and Yuan 2009 for
+      the all-reduce).
     """
 
     input_share: Callable[[int], float]
@@ -59,7 +61,8 @@ def _one_per_rank(n: int) -> list[int]:
 
 
 def _all_reduce(output: Tensor, input: Tensor) -> None:
-    """Compute the maximum in place. A sum in place would grow from call to call until it is infinite."""
+    """Compute the maximum over the ranks, in place. A sum in place would grow from call to call until it is
+    infinite."""
     dist.all_reduce(input, dist.ReduceOp.MAX)
 
 
@@ -73,27 +76,29 @@ COLLECTIVES = {
     "reduce_scatter": Collective(_all, _part, reduce_scatter, lambda n: [n * (n + 1) // 2], _others),
     "all_to_all": Collective(_all, _all, dist.all_to_all_single, _one_per_rank, _others),
 }
-"""The collectives by their names in the op table."""
+"""The collectives, by their names in the op table."""
 
 
 def bandwidths(kind: str, whole_bytes: int, seconds: float, ranks: int) -> tuple[float, float]:
-    """The algorithm bandwidth and the bus bandwidth, in bytes per second. The algorithm bandwidth is the size of the
-    whole tensor divided by the time. The bus bandwidth is the bytes that a rank must send divided by the time; compare
-    it with the bandwidth of the rank's link."""
+    """Return the algorithm bandwidth and the bus bandwidth, in bytes per second.
+
+    The algorithm bandwidth is the bytes of the whole tensor divided by the time. The bus bandwidth is the bytes that a
+    rank must send divided by the time. The bus bandwidth can be compared with the bandwidth of the rank's link.
+    """
     algorithm = whole_bytes / seconds
     return algorithm, algorithm * COLLECTIVES[kind].sent_share(ranks)
 
 
 def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
-    """The group of one collective at one size. Its only candidate is the backend of the device: NCCL or gloo."""
+    """Return the group of one collective at one size. Its only candidate is the backend of the device: NCCL or gloo."""
     collective, ranks, dtype = COLLECTIVES[kind], ask.ranks, DTYPES[ask.dtype]
     n = ranks.size
-    whole = max(whole_bytes // dtype.itemsize // n, 1) * n  # a multiple of n, so that the parts are equal
+    whole = max(whole_bytes // dtype.itemsize // n, 1) * n  # a multiple of n, so that all ranks have equal parts
     inputs, outputs = (round(whole * share(n)) for share in (collective.input_share, collective.output_share))
     in_place = kind == "all_reduce"
 
     def tensors() -> tuple[Tensor, Tensor]:
-        """The output tensor of this rank, and its input tensor with random values."""
+        """Return the output tensor of this rank, and its input tensor with random values."""
         input = torch.rand(inputs, device=ask.device).to(dtype)
         return input if in_place else input.new_empty(outputs), input
 
@@ -110,7 +115,7 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
         error = float((output.view(len(parts), -1) - expected[:, None]).abs().max())
         return [
             Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))
-        ]  # every format represents small integers exactly
+        ]  # The error must be exactly 0, because every number format represents these small integers exactly.
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         need = (inputs + (0 if in_place else outputs)) * dtype.itemsize
@@ -133,7 +138,7 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
 
 
 def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
-    """The algorithm bandwidth and the bus bandwidth of a row."""
+    """Return the algorithm bandwidth and the bus bandwidth of a row, in bytes per second."""
     kind, size, ranks = row.case["collective"], row.case["bytes"], row.case["ranks"]
     assert isinstance(size, int)
     assert isinstance(ranks, int)
@@ -144,7 +149,8 @@ def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group per collective and size. Sizes grow by a factor of 4, in the quick preset by 16 (GPU) or 256 (CPU)."""
+    """Return one group per collective and size. Each size is 4 times the previous size. In the quick preset, the factor
+    is 16 on a GPU and 256 on a CPU."""
     if ask.on_gpu:
         sizes = [2**exponent for exponent in range(12, 33, 4 if ask.quick else 2)]
     else:

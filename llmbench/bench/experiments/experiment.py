@@ -1,8 +1,8 @@
 """Run an experiment: time its groups of candidates one after another, and store each row as soon as it is measured.
 
-A group contains the candidates that are compared in one case. They are built when their group starts, and freed before
-the next group starts. Their predictions use the reference measurements of this run. A failure in one group does not
-stop the other groups.
+A group contains the candidates that are compared in one case. The candidates are built when their group starts, and
+freed before the next group starts. Their predictions use the reference measurements of this run. A failure in one group
+does not stop the other groups.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = ["FULL", "QUICK", "Ask", "Chart", "Experiment", "Group", "Pace", "Summ
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The duration of the timing of a group. Each candidate is warmed up for `warmup_s` seconds. Then all candidates
-    together are sampled for `budget_s` seconds, with `min_samples` to `max_samples` samples per candidate."""
+    """How long a group is timed. Each candidate is warmed up for `warmup_s` seconds. Then the group is sampled for
+    `budget_s` seconds, so that each candidate has `min_samples` to `max_samples` samples."""
 
     budget_s: float = 1.0
     warmup_s: float = 0.1
@@ -43,19 +43,22 @@ class Pace:
     max_samples: int = 400
 
     def fixed(self, samples: int | None = None) -> Pace:
-        """The pace with a fixed number of samples, which does not depend on the speed. All ranks must make the same
-        number of calls, and a rehearsal must be short."""
+        """Return the pace with a fixed number of samples, which does not depend on the speed. Ranks need it, because
+        all ranks must make the same number of calls. Rehearsals need it, because they must be short."""
         samples = samples or self.min_samples
         return replace(self, budget_s=0.0, warmup_s=0.0, min_samples=samples, max_samples=samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The candidates that are compared in one case. `candidates(references)` builds them, in the order of `names`.
+    """The candidates that are compared in one case.
 
-    `graphs`: whether short candidates may be captured as CUDA graphs. A graph cannot contain a backward pass without
-    its forward pass. `attention`: whether the rows name the attention kernels that ran. `energy`: whether the energy is
-    measured, in joules. `Experiment.named` sets `experiment`.
+    - `candidates(references)` builds the candidates, in the order of `names`.
+    - `graphs`: whether short candidates may be captured as CUDA graphs. A graph cannot contain a backward pass without
+      its forward pass.
+    - `attention`: whether the rows name the attention kernels that ran.
+    - `energy`: whether the energy is measured, in joules.
+    - `experiment`: the name of the experiment. `Experiment.named` sets it.
     """
 
     case: Mapping[str, Scalar]
@@ -68,7 +71,7 @@ class Group:
     energy: bool = False
 
     def row_keys(self) -> list[Key]:
-        """The keys of the group's rows, which identify the rows in a results file."""
+        """Return the keys of the group's rows. A key identifies a row in a results file."""
         case = tuple(sorted(self.case.items()))
         return [(self.experiment, case, name) for name in self.names]
 
@@ -79,7 +82,7 @@ QUICK = Pace(budget_s=0.1, warmup_s=0.02, max_samples=50)
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """The user's request to an experiment: preset, device, number format, and the ranks that take part."""
+    """The user's request to an experiment: the preset, the device, the number format, and the ranks that take part."""
 
     quick: bool
     device: torch.device
@@ -88,30 +91,31 @@ class Ask:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the experiment runs on a GPU, with the larger shapes for a GPU."""
+        """Whether the experiment runs on a GPU. The shapes for a GPU are larger than those for a CPU."""
         return self.device.type == "cuda"
 
     @property
     def pace(self) -> Pace:
-        """The duration of the timing of each group."""
+        """How long each group is timed."""
         return QUICK if self.quick else FULL
 
     def setting(self, spec: ModelSpec, *, seq_len: int, batch: int = 1, direction: Pass = "forward") -> Setting:
-        """The setting of a piece of that model, on the device and in the format of the request."""
+        """Return the setting for a piece of the model `spec`, with the device and the number format of the request."""
         return Setting(
             spec=spec, batch=batch, seq_len=seq_len, dtype=self.dtype, device=self.device, direction=direction
         )
 
 
 class Chart(NamedTuple):
-    """The x axis of an experiment's plots: the name of a field of the case, and the label of the axis."""
+    """The x axis of an experiment's plots. `x`: the name of a field of the case. `label`: the label of the axis."""
 
     x: str
     label: str
 
 
 class Summary(NamedTuple):
-    """A summary of all rows of an experiment. Users see `table` with `lines` below it; JSON has `rows` under `key`."""
+    """A summary of all rows of an experiment. The terminal shows `table`, and `lines` below the table. JSON contains
+    `rows` under the key `key`."""
 
     key: str
     rows: list[dict[str, Any]]
@@ -121,12 +125,15 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question, and the groups that answer it.
+    """A question, and the groups of candidates that answer the question.
 
-    `baseline` is the candidate that the other candidates of a group are compared with. `columns` lists the extra
-    figures that the table shows, each as (key, heading, unit). `derived` computes further figures from a row's time,
-    and `summary` computes a table over all rows. `notes` are lines that explain the figures. `processes` says how many
-    processes the experiment runs in. `named` sets `name`.
+    - `baseline`: the candidate with which the other candidates of a group are compared.
+    - `columns`: the extra figures that the table shows, each as (key, heading, unit).
+    - `derived(row, limits)` computes more figures from the time of a row.
+    - `summary(ask, rows)` computes a table over all rows.
+    - `notes`: the lines that explain the figures below the table.
+    - `processes`: the number of processes in which the experiment can run.
+    - `name`: the name of the experiment. `named` sets it.
     """
 
     question: str
@@ -141,7 +148,7 @@ class Experiment:
     name: str = ""
 
     def named(self, name: str) -> Experiment:
-        """A copy of the experiment with that name. The groups of the copy have the name too."""
+        """Return a copy of the experiment with this name. The groups of the copy have the same name."""
 
         def groups(ask: Ask) -> list[Group]:
             return [replace(group, experiment=name) for group in self.groups(ask)]
@@ -157,14 +164,17 @@ def run(
     store: Store | Follower | None = None,
     started: Callable[[Group], None] = lambda group: None,
 ) -> Iterator[Row]:
-    """Time the groups and yield their rows. Each row is written to the store before it is yielded. `started` is called
-    with each group before its timing begins.
+    """Time the groups and yield their rows. Each row is written to the store before it is yielded.
 
-    A group whose rows are all in the store is skipped, and its old rows are not yielded. An interrupted group is timed
-    again as a whole, because its candidates are compared side by side. A candidate that ended an earlier session is
-    left out, because it would end this session too. An interruption loses only the rows of the current group. Raises
-    CannotRunError if a candidate destroyed the GPU's context or lost another rank; the row of that candidate is the
-    last row.
+    `started` is called with each group before the timing of the group begins.
+
+    If all rows of a group are already in the store, the group is skipped and its rows are not yielded. An interrupted
+    group is timed again as a whole, because its candidates are compared side by side. An interruption therefore loses
+    only the rows of the current group. A candidate that ended an earlier session is left out, because it would end this
+    session too.
+
+    Raises CannotRunError if a candidate destroyed the GPU's context or lost another rank. The row of that candidate is
+    the last row.
     """
     done, never = (set(), set()) if store is None else (store.done, store.ended_session)
     for group in groups:
@@ -196,7 +206,7 @@ def _measured(group: Group, clock: Clock, references: ReferenceMeasurements, nev
         assert [candidate.name for candidate in candidates] == list(group.names)
     except DeviceLostError:
         raise
-    except Exception as problem:  # no candidate can be built: each row gets the reason
+    except Exception as problem:  # no candidate could be built: each row gets the error as its reason
         candidates = [Candidate(name=name, prepare=_raising(problem)) for name in group.names]
     if isinstance(clock, CudaClock) and not group.graphs:
         clock = CudaClock(clock.device, graphs="never", cuda=clock.cuda)

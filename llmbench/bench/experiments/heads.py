@@ -1,10 +1,12 @@
-"""Compare MHA, GQA, MQA and MLA at equal hidden size: cache size, speed, and the number of sequences that fit.
+"""Compare MHA, GQA, MQA and MLA at equal hidden size: cache size, speed, and the number of sequences that fit into
+memory.
 
-The timed piece is the attention of one layer with its projections. `flash` computes it (on a CPU, `sdpa`). There are
-two phases: a prefill of whole sequences, and a decoding step on a cache. The columns `parameters` and `cache per token`
-are those of the timed layer. `largest batch` is the result of a calculation, the same as in `llmbench memory --phase
-inference`. It is for a whole model with the depth (32 layers) and the feed-forward ratio of LLaMA-2-7B, in the memory
-that was free at the start.
+The timed piece is the attention of one layer with its projections. The implementation is `flash` (on a CPU, `sdpa`).
+There are two phases: a prefill of whole sequences, and a decoding step with a cache. The columns `parameters` and
+`cache per token` describe the timed layer.
+
+The column `largest batch` is computed like `llmbench memory --phase inference`. It assumes a whole model with the depth
+(32 layers) and the feed-forward ratio of LLaMA-2-7B, and the memory that was free at the start.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ from llmbench.spec.mixer import LatentAttention, Mixer
 __all__ = ["EXPERIMENT", "kinds", "largest_batch"]
 
 LAYERS = 32
-"""The number of layers of the model that `largest batch` is computed for, as in LLaMA-2-7B."""
+"""The number of layers of the model for which `largest batch` is computed, as in LLaMA-2-7B."""
 
 
 def kinds(count: int, head_dim: int) -> dict[str, Mixer]:
-    """The four kinds of attention with `count` query heads, by name. The widths of MLA have the ratios of DeepSeek-V2
-    (arXiv 2405.04434, section 3.1.2): the latent is as wide as four heads, the rotated part as half a head."""
+    """Return the four kinds of attention with `count` query heads, by name.
+
+    The widths of MLA have the ratios of DeepSeek-V2 (arXiv 2405.04434, section 3.1.2): the latent is as wide as four
+    heads, and the rotated part is half as wide as a head.
+    """
     grouped = max(1, count // 4)
     return {
         "MHA": heads(count, count, head_dim),
@@ -58,7 +63,7 @@ CPU_STEPS: Shapes = tuple(product((1, 8), (1024, 4096)))
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group for each phase and each pair of batch and context."""
+    """Return one group for each phase and each pair of batch and context."""
     if ask.on_gpu:
         size = (32, 128)
         prefills, steps = (((1, 2048),), ((32, 4096),)) if ask.quick else (GPU_PREFILLS, GPU_STEPS)
@@ -66,14 +71,14 @@ def groups(ask: Ask) -> list[Group]:
         size = (8, 32) if ask.quick else (8, 64)
         prefills, steps = (((1, 64),), ((2, 128),)) if ask.quick else (CPU_PREFILLS, CPU_STEPS)
     cases = [("prefill", shape) for shape in prefills] + [("decode", shape) for shape in steps]
-    free = free_bytes(ask.device)  # read once, so that all kinds have the same free memory
+    free = free_bytes(ask.device)  # The free memory is read once, so that all kinds of attention get the same value.
     return [_group(ask, free, size, phase, batch, context) for phase, (batch, context) in cases]
 
 
 def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
     count, head_dim = size
     hidden = count * head_dim
-    impl = "flash" if ask.on_gpu else "sdpa"  # flash on a CPU refuses MLA, whose keys are wider than its values
+    impl = "flash" if ask.on_gpu else "sdpa"  # On a CPU, flash refuses MLA, because its keys are wider than its values.
     piece = find_piece("block") if phase == "prefill" else STEP
     entries = []
     for name, mixer in kinds(count, head_dim).items():
@@ -99,8 +104,10 @@ def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch:
 
 
 def largest_batch(ask: Ask, free: int | None, hidden: int, mixer: Mixer, context: int) -> int | None:
-    """The most sequences of `context` tokens that a whole model can serve at once in `free` bytes. The result is None
-    if `free` is unknown, and 0 if not even one sequence fits."""
+    """Return the largest number of sequences of `context` tokens that a whole model can serve at once in `free` bytes.
+
+    Return None if `free` is unknown, and 0 if not even one sequence fits.
+    """
     if free is None:
         return None
     ffn = Gated(intermediate_size=round(8 * hidden / 3 / 64) * 64)

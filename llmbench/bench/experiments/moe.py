@@ -1,9 +1,8 @@
 """How fast is a mixture of experts with each implementation, compared with dense feed-forwards?
 
-
-`loop` computes one expert after another in plain torch, `grouped` sorts the tokens and uses torch's grouped products,
-`fused` is the Triton kernel of llmbench. They are compared with two dense feed-forwards: `dense, active` is as wide as
-the experts that one token uses, `dense, total` as wide as all experts together.
+The implementation `loop` computes one expert after another in plain torch. `grouped` sorts the tokens and uses torch's
+grouped matrix products. `fused` is the Triton kernel of llmbench. All three are compared with two dense feed-forwards:
+`dense, active` is as wide as the experts that one token uses, and `dense, total` is as wide as all experts together.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ IMPLS = {"loop": "standard", "grouped": "grouped", "fused": "fused"}
 
 
 class _Shapes:
-    """The widths and token counts of a preset. `total` is the width of all experts together."""
+    """The widths and token counts of a preset. `total`: the width of all experts together. `experts`: the numbers of
+    experts. `top_k`: the numbers of experts per token."""
 
     def __init__(self, ask: Ask) -> None:
         if ask.on_gpu:
@@ -43,13 +43,13 @@ class _Shapes:
             self.experts, self.top_k = (8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
 
     def mixture(self, experts: int, top_k: int) -> MoE:
-        """A mixture whose experts have the width `total` together."""
+        """Return a mixture whose experts together have the width `total`."""
         return MoE(num_experts=experts, num_experts_per_tok=top_k, intermediate_size=self.total // experts)
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group with dense feed-forwards, and one with the router alone. One group for each number of experts, for each
-    number of experts per token, and for each routing."""
+    """Return five kinds of groups: one group with dense feed-forwards, one group for each number of experts, one for
+    each number of experts per token, one for each routing, and one group with the router alone."""
     shapes = _Shapes(ask)
     usual = shapes.mixture(8, 2)
     all_groups = [_against_dense(ask, shapes, usual)]
@@ -69,7 +69,7 @@ def _entry(
     spec = spec or model_of(label, shapes.hidden, ffn=ffn)
     setting = ask.setting(spec, seq_len=shapes.tokens)
     ops = piece.ops_of(setting)
-    extra: dict[str, Scalar] = {  # counts of the timed piece, not of the model that contains the piece
+    extra: dict[str, Scalar] = {  # The counts describe the timed piece, not the model that contains the piece.
         "parameters": sum(op.parameters for op in ops),
         "active_parameters": sum(op.active_parameters for op in ops),
         "tokens": shapes.tokens,
@@ -78,7 +78,8 @@ def _entry(
 
 
 def _mixtures(ask: Ask, shapes: _Shapes, moe: MoE, piece: Piece) -> list[Entry]:
-    """One entry per implementation of a mixture. The entries share the setting, and therefore the weights."""
+    """Return one entry per implementation of a mixture. The entries share the setting, so that they also share the
+    weights."""
     spec = model_of("mixture", shapes.hidden, ffn=moe)
     first, *others = (_entry(ask, shapes, label, moe, impl, piece, spec) for label, impl in IMPLS.items())
     return [first, *(replace(entry, setting=first.setting) for entry in others)]

@@ -18,12 +18,12 @@ __all__ = ["EXPERIMENT"]
 
 NORMS = {"LayerNorm": Norm(kind="layernorm", bias=True), "RMSNorm": Norm()}
 IMPLS = {"": "standard", " fused": "fused", " compiled": COMPILED}
-"""The implementations, by the suffix that the label of a norm gets."""
+"""The implementations. The key is the suffix that is added to the norm's label."""
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group per width and pass, alone and with the residual sum. A group compares both norms with every
-    implementation. On a GPU, the full preset has 16k tokens and the widths of real models."""
+    """Return one group per width and pass, with the norm alone and with the residual sum. A group compares LayerNorm
+    and RMSNorm with every implementation. On a GPU, the full preset has 16k tokens and the widths of real models."""
     widths: tuple[int, ...]
     if ask.on_gpu:
         tokens, widths = (4096, (4096,)) if ask.quick else (16384, (1024, 2048, 4096, 8192, 16384))
@@ -35,7 +35,8 @@ def groups(ask: Ask) -> list[Group]:
 
 def _group(ask: Ask, tokens: int, what: str, direction: Pass, width: int) -> Group:
     piece = find_piece("norm") if what == "alone" else ADD_NORM
-    # the quick preset does not compile, because compiling takes seconds per candidate and longer on a CPU
+    # The quick preset does not compile, because the compilation of one candidate takes seconds on a GPU and longer on a
+    # CPU.
     impls = {label: impl for label, impl in IMPLS.items() if impl != COMPILED or not ask.quick}
     entries = []
     for name, norm in NORMS.items():

@@ -1,8 +1,8 @@
 """How much does each position encoding cost: none, learned, sinusoidal, RoPE (fused or not), ALiBi?
 
-The same small model runs with each position encoding. `flash` computes its attention. Learned and sinusoidal positions
-are added once, to the embedding. RoPE rotates queries and keys in every layer. ALiBi adds a bias to the scores inside
-the attention.
+The same small model runs with each position encoding. Its attention uses `flash`. Learned and sinusoidal positions are
+added once, to the embedding. RoPE rotates queries and keys in every layer. ALiBi adds a bias to the attention scores in
+every layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["EXPERIMENT"]
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group per sequence length: a forward pass of the model with each position encoding."""
+    """Return one group per sequence length. A group times a forward pass of the model with each position encoding."""
     if ask.on_gpu:
         layers, hidden, dim = 4, 2048, 128
         lengths: tuple[int, ...] = (1024,) if ask.quick else (1024, 4096, 16384)

@@ -1,5 +1,4 @@
-"""Synthetic models and data for experiments: small models, a task that they learn in a few steps, and choices of
-experts.
+"""Synthetic models and data for experiments: small models, a task that they learn in a few steps, and expert choices.
 
 t tokens, k experts per token, B batch, S length.
 """
@@ -28,7 +27,7 @@ __all__ = ["ROUTINGS", "TAIL", "Routing", "choices", "heads", "model_of", "progr
 
 
 def heads(count: int, kv_heads: int, head_dim: int, **more: Any) -> Attention:
-    """Causal attention with `count` query heads and `kv_heads` key-value heads."""
+    """Return a causal attention with `count` query heads and `kv_heads` key-value heads."""
     return Attention(num_attention_heads=count, num_key_value_heads=kv_heads, head_dim=head_dim, **more)
 
 
@@ -43,8 +42,11 @@ def model_of(
     layers: int = 1,
     vocab: int = 256,
 ) -> ModelSpec:
-    """A model of equal pre-norm layers with these parts. The default norm is RMSNorm, the default positions are RoPE. A
-    layer has no mixer or no feed-forward if none is given."""
+    """Return a model of equal pre-norm layers with these parts.
+
+    The default norm is RMSNorm, and the default position encoding is RoPE. Without `mixer`, the layers have no mixer.
+    Without `ffn`, they have no feed-forward.
+    """
     base = load_bundled("llama2-7b")
     layer = Layer(mixer=mixer, ffn=ffn)
     return msgspec.structs.replace(
@@ -64,15 +66,15 @@ def model_of(
 # A task that a small model learns in a few steps
 
 TAIL = 10
-"""The number of last steps over which the final loss is averaged."""
+"""The final loss is the mean over this number of last steps."""
 
 
 def progressions(vocab_size: int, batch: int, length: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token sequences [B, S] and the next token of each position. A sequence is start, start + stride, … modulo the
-    vocabulary size, with a stride from 1 to 7.
+    """Return token sequences [B, S] and the next token of each position [B, S].
 
-    The task shows whether a model learns at all, and whether it can read sequences that are longer than those in
-    training. It does not show the quality of a model on text.
+    A sequence is start, start + stride, start + 2·stride, … modulo the vocabulary size, with a stride from 1 to 7. The
+    task shows whether a model learns at all, and whether the model can read longer sequences than those in training.
+    The task does not show the quality of a model on text.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(vocab_size, (batch, 1), generator=generator)
@@ -109,12 +111,12 @@ CPU = torch.device("cpu")
 
 
 def choices(routing: Routing, experts: int, top_k: int, tokens: int) -> Tensor:
-    """The chosen experts [t, k]; the k experts of a token differ. They are drawn on the CPU, so that every device gets
-    the same choices.
+    """Return the chosen experts [t, k]. The k experts of a token differ. They are drawn on the CPU, so that every
+    device gets the same choices.
 
-    `even` and `skewed`: drawn without replacement. `skewed` gives expert e, counted from 0, a chance proportional to 1
-    / (e + 1). `trained`: the choices of the last router of a small model that was trained for 100 steps on progressions
-    without a balance loss.
+    `even`: all experts have the same chance. `skewed`: expert e, counted from 0, has a chance proportional to 1 / (e +
+    1). Both draw without replacement. `trained`: the choices of the last router of a small model after 100 training
+    steps on progressions without a balance loss.
     """
     if routing != "trained":
         chances = torch.arange(1, experts + 1, dtype=torch.float64) ** -(1.0 if routing == "skewed" else 0.0)

@@ -107,8 +107,8 @@ class BuiltPiece:
 class Piece:
     """A part of a model that can be timed by itself.
 
-    - `reduce(spec)` returns the smallest model that has the piece, usually with one layer. It raises LLMBenchError for a
-      model without the piece.
+    - `reduce(spec)` returns the smallest model that has the piece, usually with one layer. It raises LLMBenchError for
+      a model without the piece.
     - `has(op)` returns whether an op of that model belongs to the piece.
     - `build(setting)` allocates the inputs and the weights.
     - `backward_only`: the names of ops that do not run in a forward pass alone.

@@ -49,9 +49,11 @@ Phase = Literal["first token", "next token", "answer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One timed request to a model, in one of three phases. "first token" reads prompts of `context` tokens and chooses
-    a token. "next token" chooses one more token after `context` tokens in the cache. "answer" reads prompts of
-    `context` tokens and chooses `new_tokens` tokens."""
+    """One timed request to a model. The request has one of three phases.
+
+    "first token": read prompts of `context` tokens and choose a token. "next token": choose one more token after
+    `context` tokens in the cache. "answer": read prompts of `context` tokens and choose `new_tokens` tokens.
+    """
 
     spec: ModelSpec
     dtype: Any
@@ -63,35 +65,37 @@ class Case:
 
     @property
     def capacity(self) -> int:
-        """The tokens per sequence that the cache must store. The last token of an answer is never appended to the
-        cache. In the phase "next token", the cache also stores the token that the step reads."""
+        """The number of tokens per sequence that the cache must store. The last token of an answer is never appended to
+        the cache. In the phase "next token", the cache also stores the token that the step reads."""
         return self.context + (1 if self.phase == "next token" else self.new_tokens - 1)
 
     @property
     def tokens(self) -> int:
-        """The tokens that the rate counts: the tokens read for "first token", otherwise the tokens generated."""
+        """The number of tokens from which tokens/s is computed. In the phase "first token", the tokens that are read
+        count. In the other phases, the tokens that are generated count."""
         return self.batch * (self.context if self.phase == "first token" else self.new_tokens)
 
     @property
     def bandwidth(self) -> Bandwidth:
-        """The reference measurement that limits the memory traffic. It is `read` for steps, which write almost nothing,
-        and for answers, which consist mostly of steps."""
+        """The reference measurement with which the memory traffic is compared. A decoding step is compared with `read`,
+        because it writes almost nothing. An answer is compared with `read` too, because it consists mostly of steps."""
         return "copy" if self.phase == "first token" else "read"
 
 
 class Stage(NamedTuple):
-    """A list of ops that runs `times` times, one run after the other."""
+    """A list of ops, and the number of times that the whole list runs."""
 
     ops: list[Op]
     times: float
 
 
 def stages(case: Case, impl: str | None = None) -> list[Stage]:
-    """The ops of a case as `impl` computes them. If `impl` is None, the ops that every implementation must compute.
+    """Return the ops of a case that the implementation `impl` runs. If `impl` is None, return the ops that every
+    implementation must compute.
 
-    An answer consists of a first token and of steps, whose cache grows by one token per step. The FLOPs and bytes of an
-    op grow linearly with the tokens in the cache. So half of the steps are counted like the first step, and half like
-    the last.
+    An answer consists of a first token and of decoding steps. The cache grows by one token per step, and the FLOPs and
+    bytes of an op grow linearly with the tokens in the cache. So half of the steps are counted like the first step, and
+    half like the last step.
     """
     formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), case.dtype)
 
@@ -107,7 +111,7 @@ def stages(case: Case, impl: str | None = None) -> list[Stage]:
     last = lower(case.spec, Workload.prefill(1, case.batch, **options("prefill")))
     after = 1 + max(
         index for index, op in enumerate(whole) if op.layer
-    )  # logits are computed for the last position only
+    )  # The logits are computed for the last position only.
     parts = [Stage(whole[:after] + last[after:], 1.0)]
     if case.new_tokens > 1:
         half = (case.new_tokens - 1) / 2
@@ -116,7 +120,8 @@ def stages(case: Case, impl: str | None = None) -> list[Stage]:
 
 
 def need_bytes(case: Case, impl: str) -> int:
-    """The bytes of the weights, the whole cache, and the activations of the op that reads and writes the most."""
+    """Return the sum of three sizes in bytes: the weights, the whole cache, and the activations of the op that reads
+    and writes the most."""
     parameters = count_parameters(case.spec)
     weights = bytes_of(parameters.total + parameters.buffers, case.dtype)
     cache = kv_cache(case.spec, case.capacity, batch=case.batch, kv_dtype=case.dtype)
@@ -124,8 +129,8 @@ def need_bytes(case: Case, impl: str) -> int:
 
 
 class Shared:
-    """The server and the figures that the candidates of a case share. They are built when the first candidate needs
-    them."""
+    """The server and the figures that all candidates of a case share. The server is built when the first candidate
+    needs it."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -133,7 +138,8 @@ class Shared:
 
     @cached_property
     def server(self) -> Server:
-        """The model with its cache. If only a step is timed, the cache starts with random keys and values."""
+        """The model with its cache. If the request is only a decoding step, the cache starts with random keys and
+        values."""
         case = self.case
         model = build(case.spec, impl="standard", device=case.device, dtype=DTYPES[case.dtype])
         length = 1 if case.phase == "next token" else case.context
@@ -145,7 +151,7 @@ class Shared:
         return server
 
     def call(self, impl: str, *, graph: bool) -> Call:
-        """The call that is timed. With `graph`, each step is captured as a CUDA graph."""
+        """Return the call that is timed. With `graph`, each decoding step is captured as a CUDA graph."""
         server, case, chosen = self.server, self.case, implementation(impl)
         if case.phase == "first token":
             return server.bound(chosen, server.first)
@@ -167,7 +173,8 @@ class Shared:
 
 
 def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Group:
-    """The group that compares these implementations in one case. On a GPU, each step runs eager and as a CUDA graph."""
+    """Return the group that compares the implementations `impls` in one case. On a GPU, each decoding step runs eager
+    and as a CUDA graph."""
     graphs = (False, True) if case.device.type == "cuda" and case.phase != "first token" else (False,)
     variants = {impl + " graph" * graph: (impl, graph) for impl in impls for graph in graphs}
     fields: dict[str, Scalar] = {
@@ -185,7 +192,8 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
         return [candidate(name, impl, graph, shared, references, checks) for name, (impl, graph) in variants.items()]
 
     answers = case.phase == "answer"
-    # An answer takes so long that three samples are enough. The rows of its steps name its attention kernels.
+    # Three samples of an answer are enough, because an answer takes long. The rows of an answer do not name its
+    # attention kernels, because the rows of single steps already name them.
     pace = replace(ask.pace, min_samples=3) if answers else ask.pace
     return Group(
         case=fields,
@@ -201,7 +209,7 @@ def group_of(case: Case, impls: Sequence[str], ask: Ask, checks: Checks) -> Grou
 def candidate(
     name: str, impl: str, graph: bool, shared: Shared, references: ReferenceMeasurements, checks: Checks
 ) -> Candidate:
-    """The candidate that computes a case with the implementation `impl`."""
+    """Return the candidate `name`, which computes a case with the implementation `impl`."""
     case = shared.case
     must, computed = stages(case), stages(case, impl)
     flops, moved = (sum(stage.times * work(stage.ops, "forward")[index] for stage in must) for index in (0, 1))
@@ -219,13 +227,13 @@ def candidate(
 
 
 class Checks:
-    """The verdicts on each implementation of each model. Each is computed once."""
+    """The verdicts on each implementation of each model. Each check runs only once."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, str, bool], list[Verdict]] = {}
 
     def __call__(self, case: Case, impl: str, graph: bool) -> list[Verdict]:
-        """The verdicts on that implementation of the case's model."""
+        """Return the verdicts on the implementation `impl` of the case's model."""
         key = case.spec.name, impl, graph
         if key not in self.known:
             self.known[key] = verdicts(case, impl, graph=graph)
@@ -233,8 +241,11 @@ class Checks:
 
 
 def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int = 6) -> list[Verdict]:
-    """Check an implementation on a reduced model with one layer of each kind. The logits of decoding token by token
-    with a cache are compared with the logits of one pass of plain torch over all tokens."""
+    """Check an implementation on a reduced model with one layer of each kind.
+
+    The implementation decodes token by token with a KV cache. Its logits are compared with the logits of plain torch,
+    which reads all tokens in one pass.
+    """
     spec = layer_of_each_kind(case.spec)
     setting = Setting(spec=spec, batch=2, seq_len=prompt + steps, dtype=case.dtype, device=case.device)
     _, version = decoder_of(setting)
@@ -265,14 +276,18 @@ def verdicts(case: Case, impl: str, *, graph: bool, prompt: int = 9, steps: int 
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The groups of all plans: on a GPU for a 7B model and for a model with latent attention and experts, on a CPU for
-    a small model."""
+    """Return the groups of all plans. On a GPU, the full preset has a 7B model and a model with MLA and a mixture of
+    experts. On a CPU, the presets have a small model."""
     checks = Checks()
     return [group_of(case, plan.impls, ask, checks) for plan in plans(ask) for case in plan.cases(ask)]
 
 
 class Plan(NamedTuple):
-    """A model with the (batch, context) pairs of its first tokens (`reads`), next tokens (`steps`) and answers."""
+    """A model with its implementations and shapes. The shapes are pairs (batch, context).
+
+    `reads`: the shapes of the phase "first token". `steps`: the shapes of the phase "next token". `answers`: the shapes
+    of the phase "answer". `new_tokens`: the number of generated tokens per answer.
+    """
 
     spec: ModelSpec
     impls: tuple[str, ...]
@@ -282,7 +297,7 @@ class Plan(NamedTuple):
     new_tokens: int
 
     def cases(self, ask: Ask) -> list[Case]:
-        """All cases of the plan."""
+        """Return all cases of the plan."""
         shapes_of: tuple[tuple[Phase, tuple[tuple[int, int], ...], int], ...] = (
             ("first token", self.reads, 1),
             ("next token", self.steps, 1),
@@ -304,7 +319,7 @@ class Plan(NamedTuple):
 
 
 def plans(ask: Ask) -> list[Plan]:
-    """The models and shapes of a preset. A CPU has neither the Triton kernels nor CUDA graphs."""
+    """Return the models and shapes of a preset. A CPU runs neither the Triton kernels nor CUDA graphs."""
     if not ask.on_gpu:
         impls = "standard", "sdpa", "flash"
         if ask.quick:

@@ -1,9 +1,9 @@
 """A whole decoder that generates the first token after a prompt, one more token or a whole answer, eager or as a CUDA
 graph.
 
-Every shape is static. The cache is allocated in full at the start, and a step reads and writes the same addresses at
-every context length. The host updates its record of the cache (sequence lengths, free slots) outside the graph. A
-replay of the graph updates only the lengths on the device.
+Every tensor has a static shape. The cache is allocated in full at the start. A decoding step reads and writes the same
+addresses at every context length. The host also has a record of the cache (sequence lengths, free slots), which it
+updates outside the graph. A replay of the graph updates only the lengths on the device.
 
 B batch, S prompt length, T tokens in the cache, V vocabulary.
 """
@@ -29,9 +29,10 @@ __all__ = ["Server"]
 class Server:
     """A model, prompts [B, S] and a cache for `capacity` tokens per sequence. Each pass chooses the most likely token.
 
-    Candidates may share a server: each call sets the cache length and the implementation. After a pass, `token` [B, 1]
-    is the chosen token and `logits` [B, 1, V] are its logits. `cuda` is torch.cuda. Raises UnsupportedError for a model
-    whose cache stores more than keys and values.
+    Candidates may share a server, because each call sets the cache length and the implementation. After a pass, `token`
+    [B, 1] contains the chosen tokens, and `logits` [B, 1, V] contains the logits from which they were chosen. `cuda`:
+    torch.cuda or a replacement for tests. Raises UnsupportedError for a model whose cache stores more than keys and
+    values.
     """
 
     def __init__(self, model: Decoder, prompts: Tensor, capacity: int, *, cuda: Any = torch.cuda) -> None:
@@ -55,7 +56,7 @@ class Server:
         return self.prompts.nbytes + self.cache.nbytes
 
     def fill(self, context: int) -> None:
-        """Put random keys and values of `context` tokens into the cache."""
+        """Write random keys and values of `context` tokens into the cache."""
         steps = torch.arange(context, device=self.lengths.device).expand(self.lengths.shape[0], -1)
         for state in self.states:
             keys, values = (
@@ -70,22 +71,23 @@ class Server:
         self.cache.host_lengths = [context] * len(self.cache.host_lengths)
 
     def first(self) -> None:
-        """Read the prompts into the emptied cache, and choose a token."""
+        """Empty the cache, read the prompts, and choose the first new token."""
         self.start(0)
         self._pass(self.prompts)
 
     def next(self) -> None:
-        """Append the last chosen token, and choose the next."""
+        """Append the token that was chosen last, and choose the next token."""
         self._pass(self.token)
 
     def answer(self, count: int, step: Call) -> None:
-        """Read the prompts and choose `count` tokens: the first after the prompts, each further one by a `step`."""
+        """Read the prompts and choose `count` tokens. The first token is chosen after the prompts. Each further token
+        needs one call of `step`."""
         self.first()
         for _ in range(count - 1):
             step()
 
     def bound(self, implementation: Implementation, call: Call) -> Call:
-        """A call that sets the model's implementation and then runs `call`."""
+        """Return a call that sets the model's implementation and then runs `call`."""
 
         def run() -> object:
             self.model.implementation = implementation
@@ -96,7 +98,7 @@ class Server:
     def captured(self, call: Call) -> Call:
         """Capture the call's work on the device as one CUDA graph. Raises CannotRunError if the call cannot be
         captured."""
-        call()  # the first run allocates workspaces and tunes kernels, which is not possible during a capture
+        call()  # The first run allocates workspaces and tunes kernels, which is not possible during a capture.
         return captured(call, self.lengths.device, f"a step of {self.model.spec.name}", cuda=self.cuda)
 
     def _pass(self, tokens: Tensor) -> None:
