@@ -173,8 +173,8 @@ EXPERIMENT = Experiment(
         "bytes: the size of the whole tensor that is reduced, gathered or scattered; in an all-to-all, the bytes that"
         " one rank sends",
         "algorithm: bytes divided by the time of the slowest rank",
-        "bus: the bytes that a rank must send divided by that time; compare it with the bandwidth of the rank's link."
-        " With n ranks, it is the algorithm bandwidth × 2(n−1)/n for an all-reduce, × (n−1)/n for the other"
-        " collectives",
+        "bus: the bytes that a rank must send, divided by the time of the slowest rank; compare bus with the bandwidth"
+        " of the rank's link. With n ranks, bus is algorithm × 2(n−1)/n for an all-reduce, and algorithm × (n−1)/n"
+        " for the other collectives",
     ),
 )

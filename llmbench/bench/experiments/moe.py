@@ -139,7 +139,7 @@ EXPERIMENT = Experiment(
     notes=(
         "busiest expert: the tokens of the busiest expert divided by the mean tokens per expert",
         "routing: even and skewed draw experts at random, with equal chances or with chances proportional to"
-        " 1 / (number of the expert); trained takes the choices of a small model's router after 100 training steps"
+        " 1 / (number of the expert); trained uses the choices of a small model's router after 100 training steps"
         " without a balance loss",
     ),
 )

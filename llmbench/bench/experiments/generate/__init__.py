@@ -353,7 +353,8 @@ EXPERIMENT = Experiment(
         "next token: the time to generate one more token for every sequence, after `context` tokens in the cache (time"
         " per output token)",
         "answer: the time to read a prompt and to choose `new_tokens` tokens, one after the other",
-        "tokens/s: counts all sequences together: the tokens read for `first token`, otherwise the tokens generated",
+        "tokens/s: tokens of all sequences together: for `first token`, the tokens that the model reads; otherwise, the"
+        " tokens that it generates",
         "graph: each step runs as one CUDA graph. Every cache is static; the host updates its record of the cache"
         " outside the graph",
     ),

@@ -1,4 +1,4 @@
-"""Do a textbook's claims about speed and memory hold on this machine? `claims` lists the claims, `runs` measures
+"""Do a textbook's claims about speed and memory hold on this machine? `claims` lists the claims, and `runs` measures
 them."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["EXPERIMENT", "outcomes"]
 
 
 def groups(ask: Ask) -> list[Group]:
-    """The groups of the runs that decide the measured claims."""
+    """Return the groups of the runs that decide the measured claims."""
     return [RUNS[name](ask) for name in dict.fromkeys(claim.run for claim in CLAIMS) if name is not None]
 
 
 def outcomes(rows: Sequence[Row]) -> list[Outcome]:
-    """The verdict on each claim, decided from these rows."""
+    """Return the outcome of each claim, decided from these rows."""
     by_run: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_run.setdefault(str(row.case["run"]), {})[row.implementation] = row
@@ -37,7 +37,8 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
-    """The table of the claims, with one line per claim."""
+    """Return the table of the claims, and lines below the table: the number of claims per verdict, and the reason for
+    each claim without a figure."""
     decided = [_as_json(decision, rows) for decision in outcomes(rows)]
     verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
@@ -59,12 +60,15 @@ FIELDS: tuple[Field[tuple[Claim, dict[str, Any]]], ...] = (
     Field("kind", "kind", value=lambda pair: pair[1]["kind"]),
     Field("setting", "setting", value=lambda pair: pair[1]["setting"], wraps=True),
 )
-"""The fields of the table. Each field reads a pair: a claim and its JSON object."""
+"""The fields of the table. Each field reads a pair: a claim, and the JSON object of the claim."""
 
 
 def _as_json(decision: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
-    """A claim with its outcome, as a JSON object. `unit` is the unit of its figures: a ratio, a share or change as a
-    fraction of 1, bytes, or "yes" with 1 for a model that runs and 0 for one that refuses."""
+    """Return a claim with its outcome as a JSON object.
+
+    The key `unit` contains the unit of `claimed` and `measured`. "ratio": a ratio of two times. "share", "change": a
+    fraction of 1. "bytes": bytes. "yes": 1 if the model runs, 0 if the model refuses to run.
+    """
     claim = decision.claim
     return {
         "claim": claim.name,
@@ -84,8 +88,8 @@ def _as_json(decision: Outcome, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _setting(claim: Claim, rows: Sequence[Row]) -> str:
-    """The setting of the claim's run, in words. It is the claim's own setting if the run used that setting, or if
-    nothing was run."""
+    """Return the setting of the claim's run in words. If there was no run, or if the run used the claim's own setting,
+    return `claim.at`."""
     case = next((row.case for row in rows if row.case["run"] == claim.run), None)
     if case is None or is_own(case):
         return claim.at
@@ -98,7 +102,7 @@ def _bounded(claim: Claim) -> str:
 
 
 def _shown(claim: Claim, value: float | None) -> str:
-    """The text of a figure, in the unit of the claim."""
+    """Return a figure as text, in the unit of the claim."""
     if value is None:
         return "–"
     return {
@@ -119,7 +123,8 @@ EXPERIMENT = Experiment(
     notes=(
         f"holds: the figure is within {NEAR:.0%} of the claimed ratio (a change of −25% is a ratio of 0.75); a speed-up"
         " or a saving may also be better than claimed; a bound (≥, ≤) must be respected",
-        "n/a here: not comparable, because the run was smaller than the setting of the claim; a GPU runs that setting",
+        "n/a here: not comparable, because the run was smaller than the setting of the claim; a run on a GPU has that"
+        " setting",
         "loss of guessing: the loss after a short training, as a share of the loss of uniform guessing; loss at length:"
         " the same share on the longer sequences that the model reads after the training",
     ),

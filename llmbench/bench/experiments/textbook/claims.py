@@ -1,7 +1,8 @@
 """A textbook's claims about the speed and memory of language models, and the rule that decides each claim.
 
-The claimed figures come from the textbook; `source` names the paper behind a claim. The op table decides an analytic
-claim. The rows of a run (see `runs`) decide a measured claim. On a GPU, a run uses the claim's own setting.
+The claimed figures come from the textbook. `source` names the paper behind a claim. The op table decides the analytic
+claims. The rows of a run (see `runs`) decide the measured claims. On a GPU, a run uses the setting that the claim
+states.
 """
 
 from __future__ import annotations
@@ -32,27 +33,28 @@ Rows = Mapping[str, Row]
 """The rows of a run, by the name of the candidate."""
 
 NEAR = 0.10
-"""The largest difference between a measured and a claimed figure that agree, as a share of the claimed figure. A
-claimed change is converted to a ratio first: −25% is 0.75."""
+"""The largest difference between a measured and a claimed figure that count as equal, as a share of the claimed figure.
+A claimed change is first converted to a ratio: a change of −25% is the ratio 0.75."""
 
 Verdict = Literal["holds", "does not", "n/a here", "n/a"]
 Bound = Literal["near", "or better", "at least", "at most"]
 
 
 class NoFigureError(Exception):
-    """Raised if a claim has no figure on this machine. The message is the reason."""
+    """The error for a claim that has no figure on this machine. The message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim of the textbook. `says` is the claim in words, `claimed` its figure, `at` its own setting, and `shown`
-    the unit of the figure.
+    """A claim of the textbook.
 
-    `bound` says how the measured figure must relate to `claimed`: near it, at least, or at most. "or better" is for a
-    gain (a speed-up above 1, a change below 0): the figure must be near `claimed`, or a larger gain. `run` names the
-    run whose rows decide the claim; it is None for an analytic claim. `value(rows)` computes the figure on this machine
-    and raises NoFigureError if there is none. `any_size`: a small model decides the claim as well as the claim's own
-    setting. `unavailable`: the reason why llmbench cannot decide the claim.
+    - `says`: the claim in words. `claimed`: its figure, in the unit `shown`. `at`: the setting that the claim states.
+    - `bound`: how the measured figure must relate to `claimed`. "near": within NEAR. "at least", "at most": a bound.
+      "or better": near `claimed`, or a larger gain. A gain is a speed-up above 1 or a change below 0.
+    - `run`: the name of the run whose rows decide the claim; None for an analytic claim.
+    - `value(rows)` computes the figure on this machine. It raises NoFigureError if there is none.
+    - `any_size`: whether a smaller model than the claim's also decides the claim.
+    - `unavailable`: the reason why llmbench cannot decide the claim.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Claim:
     unavailable: str = ""
 
     def holds(self, measured: float) -> bool:
-        """Whether the claim holds for this figure."""
+        """Return whether the claim holds for this measured figure."""
         assert self.claimed is not None
         near = abs(measured - self.claimed) <= NEAR * (self.claimed + (self.shown == "change"))
         more, less = measured >= self.claimed, measured <= self.claimed
@@ -77,9 +79,12 @@ class Claim:
 
 
 class Outcome(NamedTuple):
-    """The verdict on a claim: "holds" or "does not". It is "n/a here" if the figure is not comparable, because it was
-    measured at another setting than the claim's own, and "n/a" if there is no figure. `reason` explains these two
-    verdicts. `measured` has the unit of the claim."""
+    """The verdict on a claim, with the measured figure in the unit of the claim.
+
+    `verdict` "holds" or "does not": the claim is decided. "n/a here": the figure was measured at a smaller setting than
+    that of the claim, so the figures are not comparable. "n/a": there is no figure. `reason`: why the verdict is "n/a
+    here" or "n/a".
+    """
 
     claim: Claim
     measured: float | None
@@ -91,8 +96,8 @@ SMALLER = "not comparable: run at a smaller size than the claim"
 
 
 def outcome(claim: Claim, rows: Rows, *, own_setting: bool = True) -> Outcome:
-    """Decide a claim from the rows of its run, which are empty for an analytic claim. `own_setting`: whether the rows
-    were measured at the claim's own setting."""
+    """Decide a claim from the rows of its run. For an analytic claim, `rows` is empty. `own_setting`: whether the rows
+    were measured at the setting that the claim states."""
     if claim.value is None or claim.claimed is None:
         return Outcome(claim, None, "n/a", claim.unavailable)
     try:
@@ -118,7 +123,7 @@ def _timed(rows: Rows, name: str) -> Row:
 
 
 def time_ratio(numerator: str, denominator: str) -> Callable[[Rows], float]:
-    """Return a function of the rows: the median of the per-sample time ratios of two candidates."""
+    """Return a function of the rows that computes the median of the per-sample time ratios of two candidates."""
 
     def value(rows: Rows) -> float:
         above, below = (_timed(rows, name).measurement for name in (numerator, denominator))
@@ -133,15 +138,15 @@ def time_ratio(numerator: str, denominator: str) -> Callable[[Rows], float]:
 
 
 def time_change(name: str, baseline: str) -> Callable[[Rows], float]:
-    """Return a function of the rows: the change of time against a baseline, as a share of the baseline's time. It is
-    negative if the candidate `name` is faster."""
+    """Return a function of the rows that computes how much longer the candidate `name` takes than the candidate
+    `baseline`, as a share of the baseline's time. The result is negative if `name` is faster."""
     value = time_ratio(name, baseline)
     return lambda rows: value(rows) - 1
 
 
 def memory_change(name: str, baseline: str) -> Callable[[Rows], float]:
-    """Return a function of the rows: the change of peak memory (with weights) against a baseline, as a share of the
-    baseline's memory."""
+    """Return a function of the rows that computes how much more peak memory (with weights) the candidate `name` needs
+    than the candidate `baseline`, as a share of the baseline's memory."""
 
     def peak(row: Row) -> int:
         measured = peak_bytes(row)
@@ -153,12 +158,13 @@ def memory_change(name: str, baseline: str) -> Callable[[Rows], float]:
 
 
 def figure(name: str, key: str) -> Callable[[Rows], float]:
-    """Return a function of the rows: the extra figure `key` of the candidate `name`."""
+    """Return a function of the rows that returns the extra figure `key` of the candidate `name`."""
     return lambda rows: float(_timed(rows, name).extra[key] or 0.0)
 
 
 def runs(name: str) -> Callable[[Rows], float]:
-    """Return a function of the rows: 1 if the candidate `name` has a time, 0 if its model refused to run."""
+    """Return a function of the rows that returns 1 if the candidate `name` has a time, and 0 if its model refused to
+    run."""
 
     def value(rows: Rows) -> float:
         row = _row(rows, name)
@@ -170,7 +176,7 @@ def runs(name: str) -> Callable[[Rows], float]:
 
 
 def gpt2_small(num_positions: int) -> ModelSpec:
-    """GPT-2 (twelve layers of width 768) with `num_positions` learned positions."""
+    """Return GPT-2 (twelve layers of width 768) with `num_positions` learned positions."""
     return override(load_bundled("gpt2"), {"positions.num_positions": num_positions})
 
 
@@ -179,7 +185,8 @@ def _standard_bytes() -> float:
 
 
 def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
-    """The change in the size of GPT-2's cache with fewer key-value heads, as a share of its usual size."""
+    """Return the change in the size of GPT-2's KV cache if GPT-2 had fewer key-value heads (`kind`), as a share of the
+    size with all heads."""
     spec = load_bundled("gpt2")
     fewer = as_heads(spec, kind, groups=4)
     assert fewer is not None
@@ -187,8 +194,11 @@ def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
 
 
 def _mixture(top_k: int) -> Callable[[Rows], float]:
-    """Return a function: the FLOPs per token of a mixture of experts, divided by those of Mistral-7B. Each expert is as
-    wide as Mistral's feed-forward. The number of experts is chosen so that the mixture has ten times the parameters."""
+    """Return a function that computes the FLOPs per token of a mixture of experts, divided by those of Mistral-7B.
+
+    Each expert is as wide as Mistral's feed-forward. The number of experts is chosen so that the mixture has ten times
+    the parameters of Mistral-7B.
+    """
     spec = load_bundled("mistral-7b-v0.1")
     layer = spec.layers["block"]
     assert isinstance(layer.ffn, Gated)
@@ -237,7 +247,7 @@ CLAIMS = (
     ),
     Claim(
         name="standard 8192",
-        says="standard attention does not fit on 40 GB at 8,192 tokens",
+        says="standard attention does not fit into 40 GB at 8,192 tokens",
         claimed=40e9,
         at=f"{GPT2_TRAINING}, mixed precision",
         source=FLASH,
@@ -270,7 +280,7 @@ CLAIMS = (
             name=f"{kind} decode, batch {batch}",
             says=f"{kind} decodes {claimed - 1:.0%} faster than MHA, batch {batch}",
             claimed=claimed,
-            at=f"7B, 2,048 tokens; the textbook states no batch, {batch} is assumed",
+            at=f"7B, 2,048 tokens; the textbook states no batch size; batch {batch} is assumed",
             source=SHARED_HEADS,
             bound="or better",
             run=f"decode {batch}",
@@ -347,7 +357,7 @@ CLAIMS = (
     ),
     Claim(
         name="post-norm",
-        says="a post-norm model of more than about 24 layers does not train: its loss stays that of guessing",
+        says="a post-norm model of more than about 24 layers does not train: its loss stays at the loss of guessing",
         claimed=0.97,
         at="30 layers, no warm-up",
         shown="share",
@@ -358,7 +368,7 @@ CLAIMS = (
     ),
     Claim(
         name="pre-norm",
-        says="a pre-norm model of more than about 24 layers trains: its loss falls below that of guessing",
+        says="a pre-norm model of more than about 24 layers trains: its loss falls below the loss of guessing",
         claimed=0.97,
         at="30 layers, no warm-up",
         shown="share",
@@ -391,4 +401,4 @@ CLAIMS = (
         unavailable=NO_CORPUS,
     ),
 )
-"""Every claim. Claims with the same `run` are decided by the same rows."""
+"""All claims. The same rows decide all claims with the same `run`."""

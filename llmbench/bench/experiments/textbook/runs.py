@@ -1,7 +1,7 @@
-"""The runs that decide the textbook's measured claims. On a GPU, a run uses the claim's own setting. On a CPU, most
-runs are smaller.
+"""The runs that decide the textbook's measured claims. On a GPU, a run uses the setting that the claim states. On a
+CPU, most runs use a smaller setting.
 
-A run is a group with the candidates that a claim compares. The case of the group is the setting that was actually used.
+A run is a group with the candidates that a claim compares. The case of the group is the setting that the run used.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ def _case(run: str, ask: Ask, **setup: Scalar) -> dict[str, Scalar]:
 
 
 def flash(length: int, ask: Ask) -> Group:
-    """The forward and backward pass of GPT-2 at a sequence length. On a CPU, the model has two narrow layers, and the
-    length is an eighth (quick preset: a sixteenth)."""
+    """Return the group that times the forward and backward pass of GPT-2 at a sequence length.
+
+    On a CPU, the model has two narrow layers, and the sequence length is an eighth of `length` (quick preset: a
+    sixteenth).
+    """
     if ask.on_gpu:
         spec, batch, tokens = gpt2_small(8192), 8, length
     else:
@@ -64,8 +67,10 @@ def flash(length: int, ask: Ask) -> Group:
 
 
 def decode(batch: int, ask: Ask) -> Group:
-    """A decoding step of LLaMA-2-7B after 2,048 tokens, with MHA, GQA and MQA. On a CPU, the model has four narrow
-    layers, and the cache 256 tokens."""
+    """Return the group that times a decoding step of LLaMA-2-7B after 2,048 tokens, with MHA, GQA and MQA.
+
+    On a CPU, the model has four narrow layers, and the cache has 256 tokens.
+    """
     if ask.on_gpu:
         spec, context, impl = load_bundled("llama2-7b"), 2048, "flash"
     else:
@@ -83,7 +88,7 @@ def decode(batch: int, ask: Ask) -> Group:
 def _steps(
     case: dict[str, Scalar], specs: Mapping[str, ModelSpec], impl: str, batch: int, context: int, ask: Ask
 ) -> Group:
-    """The group that compares a decoding step of each model. On a GPU, the step is a CUDA graph."""
+    """Return the group that compares a decoding step of each model. On a GPU, the step runs as a CUDA graph."""
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         built = []
@@ -110,7 +115,7 @@ def _group(
 
 
 def norm(direction: Pass, ask: Ask) -> Group:
-    """The group that compares LayerNorm and RMSNorm in plain torch."""
+    """Return the group that compares LayerNorm and RMSNorm in plain torch."""
     batch, tokens, hidden = (32, 1024, 4096) if ask.on_gpu else (2, 32, 256) if ask.quick else (4, 256, 1024)
     entries = []
     for name, kind in (("LayerNorm", LAYER_NORM), ("RMSNorm", Norm())):
@@ -122,7 +127,7 @@ def norm(direction: Pass, ask: Ask) -> Group:
 
 
 def glu(direction: Pass, ask: Ask) -> Group:
-    """The group that compares a GELU and a SwiGLU feed-forward in plain torch."""
+    """Return the group that compares a GELU and a SwiGLU feed-forward in plain torch."""
     tokens, hidden = (8192, 4096) if ask.on_gpu else (32, 192) if ask.quick else (256, 768)
     shapes, entries = activations.shapes(hidden), []
     for name in ("GELU", "SwiGLU"):
@@ -134,8 +139,8 @@ def glu(direction: Pass, ask: Ask) -> Group:
 
 
 def _styles(layers: int) -> dict[str, ModelSpec]:
-    """A GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. Six GPT-2-style layers are the size of
-    nanoGPT's Shakespeare model."""
+    """Return a GPT-2-style and a LLaMA-style model with 1.8M parameters per layer. With six layers, the GPT-2-style
+    model has the size of nanoGPT's Shakespeare model."""
     gpt2: dict[str, Any] = {"mixer": heads(6, 6, 64), "ffn": Dense(intermediate_size=1536), "norm": LAYER_NORM}
     llama: dict[str, Any] = {"mixer": heads(6, 2, 64), "ffn": Gated(intermediate_size=1024), "norm": Norm()}
     gpt2["positions"], llama["positions"] = LearnedPositions(num_positions=256), Rope()
@@ -146,7 +151,8 @@ def _styles(layers: int) -> dict[str, ModelSpec]:
 
 
 def style_train(ask: Ask) -> Group:
-    """The group that compares a training step of a GPT-2-style and a LLaMA-style model, with torch's attention."""
+    """Return the group that compares a training step of a GPT-2-style and a LLaMA-style model, with torch's
+    attention."""
     layers, batch, tokens = (6, 64, 256) if ask.on_gpu else (2, 1, 64) if ask.quick else (6, 2, 128)
     specs = _styles(layers)
 
@@ -162,15 +168,15 @@ def style_train(ask: Ask) -> Group:
 
 
 def style_decode(ask: Ask) -> Group:
-    """The group that compares a decoding step of a GPT-2-style and a LLaMA-style model, near the end of their
-    context."""
+    """Return the group that compares a decoding step of a GPT-2-style and a LLaMA-style model. The cache is almost as
+    long as the context of the models."""
     layers = 2 if ask.quick and not ask.on_gpu else 6
     case = _case("style decode", ask, layers=layers, batch=1, context=255)
     return _steps(case, _styles(layers), "sdpa", 1, 255, ask)
 
 
 def depth(ask: Ask) -> Group:
-    """The group that compares short trainings of a pre-norm and a post-norm model."""
+    """Return the group that compares short trainings of a pre-norm and a post-norm model."""
     hidden, layers, steps = (64, 26, 60) if ask.quick and not ask.on_gpu else (64, 30, 120)
     names = {"pre-norm": "pre", "post-norm": "post"}
 
@@ -196,7 +202,7 @@ def depth(ask: Ask) -> Group:
 
 
 def length(ask: Ask) -> Group:
-    """The group of models that are trained on sequences of 32 tokens and then read 64 tokens."""
+    """Return the group of models that are trained on sequences of 32 tokens and then read sequences of 64 tokens."""
     kinds: dict[str, Positions] = {"learned": LearnedPositions(num_positions=32), "RoPE": Rope(), "ALiBi": Alibi()}
     steps = 30 if ask.quick and not ask.on_gpu else 200
 
@@ -212,9 +218,11 @@ def length(ask: Ask) -> Group:
 
 
 def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32) -> Candidate:
-    """A candidate whose model is trained on sequences of 32 tokens and then timed on sequences of `read` tokens. The
-    extra figure `loss_of_guessing` is the final training loss as a share of ln V, the loss of uniform guessing among V
-    tokens. `loss_at_length` is the same share for the sequences of `read` tokens."""
+    """Return a candidate that trains a model on sequences of 32 tokens and then times it on sequences of `read` tokens.
+
+    The row gets two extra figures. `loss_of_guessing`: the final training loss as a share of ln V, the loss of uniform
+    guessing among V tokens. `loss_at_length`: the loss on the sequences of `read` tokens, as a share of ln V.
+    """
     extra: dict[str, Scalar] = {}
     guessing = math.log(spec.vocab_size)
 
@@ -229,7 +237,7 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
 
         try:
             extra["loss_at_length"] = float(call()) / guessing
-        except LLMBenchError as refusal:  # the refusal decides the claim: the row must be n/a, not FAILED
+        except LLMBenchError as refusal:  # The row must be n/a and not FAILED, because the refusal decides the claim.
             raise CannotRunError(str(refusal)) from None
         return call
 
@@ -246,11 +254,12 @@ RUNS: dict[str, Callable[[Ask], Group]] = {
     "depth": depth,
     "length": length,
 }
-"""The runs by the names that claims use (`Claim.run`)."""
+"""The runs, by the names that claims use (`Claim.run`)."""
 
 
 def is_own(case: Setup) -> bool:
-    """Whether a case is the claims' own setting: the setting of the full preset on a GPU, in any number format."""
+    """Return whether a case is the setting that the claims state. That is the setting of the full preset on a GPU, in
+    any number format."""
     own = _own(str(case["run"]))
     return {name: value for name, value in case.items() if name != "dtype"} == own
 
@@ -259,5 +268,5 @@ def is_own(case: Setup) -> bool:
 def _own(run: str) -> dict[str, Scalar]:
     ask = Ask(
         quick=False, device=torch.device("cuda"), dtype="bf16"
-    )  # the group is described but not run, so that no GPU is needed
+    )  # This needs no GPU, because the group is described but not run.
     return {name: value for name, value in RUNS[run](ask).case.items() if name != "dtype"}

@@ -1,8 +1,9 @@
 """How fast does a model train, and how much memory does it need?
 
-The candidates are the implementations, with recomputation and with torch.compile. Under torchrun they are FSDP2 and
-tensor parallelism. MFU and HFU are defined as in PaLM (arXiv 2204.02311, appendix B) and Korthikanti 2022 (arXiv
-2205.05198, section 6.3), but count only the score pairs that the mask allows.
+Each candidate is a training step with one implementation, also with recomputation and with torch.compile. Under
+torchrun, the candidates use FSDP2 or tensor parallelism. MFU and HFU are defined as in PaLM (arXiv 2204.02311, appendix
+B) and Korthikanti 2022 (arXiv 2205.05198, section 6.3), except that only the score pairs that the mask allows are
+counted.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ __all__ = ["EXPERIMENT", "candidate", "derived", "group_of", "layout_of", "memor
 
 
 def layout_of(step: TrainStep, ranks: int) -> Layout:
-    """The parallel layout of a step on `ranks` GPUs."""
+    """Return the parallel layout of a step on `ranks` GPUs."""
     return {None: Layout(), "fsdp": Layout(dp=ranks, zero=3), "tp": Layout(tp=ranks)}[step.sharding]
 
 
 def workload(setting: Setting, step: TrainStep, ranks: int) -> Workload:
-    """The workload of one GPU in a step. Each data-parallel rank has an equal part of the batch."""
+    """Return the workload of one GPU in a step. Each data-parallel rank has an equal part of the batch."""
     batch = setting.batch // ranks if step.sharding == "fsdp" else setting.batch
     return _workload(setting, batch, **described(step.impl).traits.computed("train"))
 
@@ -58,8 +59,8 @@ def _workload(setting: Setting, batch: int, **options: Any) -> Workload:
 
 
 def memory_of(setting: Setting, step: TrainStep, ranks: int) -> Memory:
-    """The memory of the step, as `llmbench memory` predicts it. Weights, gradients and AdamW's states have the model's
-    format."""
+    """Return the memory of the step, as `llmbench memory` predicts it. The weights, the gradients and the states of
+    AdamW have the model's number format."""
     load = workload(setting, step, ranks)
     return training_memory(
         setting.spec,
@@ -74,21 +75,21 @@ def memory_of(setting: Setting, step: TrainStep, ranks: int) -> Memory:
 
 
 def flops_of(setting: Setting, step: TrainStep) -> Flops:
-    """The FLOPs of the whole batch, counting only the score pairs that the mask allows."""
+    """Return the FLOPs of a step on the whole batch. Only the score pairs that the mask allows are counted."""
     needed = _workload(setting, setting.batch, attention=workload(setting, step, 1).attention)
     return count_flops(setting.spec, needed, recompute="full" if step.recompute else "none")
 
 
 def bytes_of(setting: Setting) -> int:
-    """The least bytes that one GPU must move in a step of the whole batch, with any implementation. They are those of
+    """Return the least bytes that one GPU must move in a step on the whole batch, with any implementation: the bytes of
     the forward pass, the backward pass and AdamW."""
     ops = lower(setting.spec, _workload(setting, setting.batch))
     return work(ops, "both").bytes + _updated_bytes(ops, setting)
 
 
 def predicted_s(setting: Setting, step: TrainStep, ranks: int, references: ReferenceMeasurements) -> float:
-    """The sum of three least times: of the step's ops one after the other, of the second forward pass of recomputed
-    layers, and of one pass over the bytes that AdamW moves. Communication is not counted."""
+    """Return the predicted seconds of a step: the sum of the least times of the ops, of the second forward pass of
+    recomputed layers, and of AdamW's memory traffic. Communication is not counted."""
     layout, bound = layout_of(step, ranks), references.limits().least_s
     ops = lower(setting.spec, workload(setting, step, ranks), layout)
     recomputed = [op for op in ops if op.layer] if step.recompute else []
@@ -97,7 +98,7 @@ def predicted_s(setting: Setting, step: TrainStep, ranks: int, references: Refer
 
 
 def _updated_bytes(ops: Sequence[Op], setting: Setting) -> int:
-    """The bytes that AdamW moves for the weights of these ops."""
+    """Return the bytes that AdamW moves to update the weights of these ops."""
     recipe = training_precision(_precision(setting))
     return sum(op.count * update_bytes(op, "adamw", recipe) for op in ops)
 
@@ -107,8 +108,8 @@ def _precision(setting: Setting) -> PrecisionName:
 
 
 def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
-    """The group that compares these steps at one setting. The setting's batch is that of all ranks together. Steps with
-    the same sharding share a model."""
+    """Return the group that compares these steps at one setting. The batch of the setting is the batch of all ranks
+    together. Steps with the same sharding share a model."""
     case: dict[str, Scalar] = {
         "model": setting.spec.name,
         "dtype": setting.dtype,
@@ -119,7 +120,7 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         case["ranks"] = ask.ranks.size
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
-        forget_compiled()  # drop the code of other settings
+        forget_compiled()  # drop the compiled code of earlier groups
         trainer = cache(partial(trainer_of, setting, ask.ranks))
         return [candidate(setting, step, ask, references, trainer) for step in steps]
 
@@ -131,13 +132,14 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         pace=ask.pace if alone else ask.pace.fixed(),
         graphs=False,
         attention=True,
-        # an energy measurement repeats the call for a second, but all ranks must make the same number of calls
+        # The energy is measured only without other ranks, because an energy measurement repeats the call for a second,
+        # but all ranks must make the same number of calls.
         energy=alone and not ask.quick,
     )
 
 
 def trainer_of(setting: Setting, ranks: Ranks, sharding: Sharding | None) -> Trainer:
-    """The trainer of that setting: the model, sharded over the ranks, with tokens and targets."""
+    """Return the trainer of a setting: the model, sharded over the ranks, with its tokens and targets."""
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     tokens, targets = (setting.tokens(*shape, seed=seed) for seed in (0, 1))
     return Trainer(decoder_of(setting)[0], tokens, targets, sharding=sharding, ranks=ranks)
@@ -150,10 +152,12 @@ def candidate(
     references: ReferenceMeasurements,
     trainer: Callable[[Sharding | None], Trainer],
 ) -> Candidate:
-    """A training step as a candidate. `trainer` returns the model that steps with the same sharding share."""
+    """Return a training step as a candidate. `trainer(sharding)` returns the trainer that all steps with this sharding
+    share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
-    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]  # of cuBLAS, which a CPU does not have
+    # The prediction counts a workspace of cuBLAS. A CPU does not have it.
+    workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]
     extra: dict[str, Scalar] = {
         "tokens": setting.batch * setting.seq_len,
         "ranks": ranks,
@@ -166,7 +170,7 @@ def candidate(
 
     def prepare() -> Call:
         built, call = ask.ranks.agreed(build)
-        ask.ranks.agreed(call)  # the first step, in which AdamW allocates its states
+        ask.ranks.agreed(call)  # AdamW allocates its states in the first step
         extra["input_bytes"] = built.nbytes
         return call
 
@@ -184,8 +188,8 @@ def candidate(
 
 
 def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
-    """MFU and HFU of a row: shares of the datasheet's peak. Without a datasheet, they are shares of the matrix-product
-    rate that was measured on this machine."""
+    """Return MFU and HFU of a row, as shares of the datasheet's peak FLOP/s. Without a datasheet, return shares of the
+    matrix-product rate that was measured on this machine."""
     hardware_flops = row.extra.get("hardware_flops")
     if not row.seconds or row.work_flops is None or not isinstance(hardware_flops, int):
         return {}
@@ -195,20 +199,21 @@ def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """One group per shape of the preset. The total batch grows with the number of ranks."""
+    """Return one group per shape of the preset. The batch of all ranks together grows with the number of ranks."""
     if ask.dtype == "fp16":
         raise LLMBenchError("train: fp16 needs loss scaling, which is not implemented", hint="--dtype bf16 or fp32")
     spec, shapes = plan(ask)
     all_groups = []
     for index, (batch, seq_len) in enumerate(shapes):
         setting = ask.setting(spec, batch=batch * ask.ranks.size, seq_len=seq_len, direction="both")
-        # compiled steps run at the first shape only, because compiling takes minutes
+        # Compiled steps run at the first shape only, because their compilation takes minutes.
         all_groups.append(group_of(setting, [step for step in steps(ask) if not (step.compiled and index)], ask))
     return all_groups
 
 
 def plan(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
-    """The model of a preset, and its shapes (batch per rank, tokens per sequence)."""
+    """Return the model of a preset and its shapes. A shape is a pair: the batch per rank, and the tokens per
+    sequence."""
     if ask.on_gpu:
         shapes = ((1, 2048),) if ask.quick else ((4, 2048), (1, 8192))
         return load_bundled("llama3.2-1b"), shapes
@@ -219,8 +224,9 @@ def plan(ask: Ask) -> tuple[ModelSpec, tuple[tuple[int, int], ...]]:
 
 
 def steps(ask: Ask) -> list[TrainStep]:
-    """The steps that a preset compares: each implementation, then recomputed and compiled steps; under torchrun,
-    sharded steps. The quick preset compiles nothing, because compiling takes minutes on a CPU."""
+    """Return the steps that a preset compares: first each implementation, then steps with recomputation and compiled
+    steps. Under torchrun, return sharded steps instead. The quick preset has no compiled steps, because compilation
+    takes minutes on a CPU."""
     plain, recomputed = (partial(TrainStep, recompute=recompute) for recompute in (False, True))
     if ask.ranks.size > 1:
         impls = ("sdpa", "fused") if ask.on_gpu else ("sdpa",)

@@ -1,7 +1,7 @@
-"""Shard a model over processes, with FSDP2 or with tensor parallelism.
+"""Shard a model over processes with FSDP2 or with tensor parallelism.
 
-FSDP2 splits weights, gradients and optimizer states over data-parallel ranks. Tensor parallelism splits heads,
-feed-forward widths and the vocabulary, as Megatron does (arXiv 1909.08053, section 3).
+FSDP2 splits weights, gradients and optimizer states over the data-parallel ranks. Tensor parallelism splits the heads,
+the width of the feed-forward and the vocabulary, as Megatron does (arXiv 1909.08053, section 3).
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         "embedding": RowwiseParallel(input_layouts=Replicate()),
         "lm_head": ColwiseParallel(
             output_layouts=Shard(-1), use_local_output=False
-        ),  # the loss is computed on shards of the logits
+        ),  # Each rank keeps its shard of the logits, because the loss is computed on shards.
     }
     parallelize_module(model, mesh, ends)
-    if model.spec.tie_word_embeddings:  # tie the two again: both are split along the vocabulary
+    # Sharding has untied the two weights. Tie them again: both are split along the vocabulary.
+    if model.spec.tie_word_embeddings:
         model.lm_head.weight = model.embedding.weight
 
 
 def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
-    """Split queries, keys and values by head, and the feed-forward by width. Every rank has the whole input of a
-    sublayer. Two tensors are summed over the ranks: the result of the sublayer's last matrix product, and the gradient
-    of its input."""
+    """Split queries, keys and values by head, and the feed-forward by width.
+
+    Every rank has the whole input of a sublayer. Each sublayer sums two tensors over the ranks: the result of its last
+    matrix product, and the gradient of its input.
+    """
     plan: dict[str, Any] = {}
     for mixer in block.mixers:
         attention = block.get_submodule(mixer)
@@ -75,7 +78,7 @@ def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
 
 
 def _replicated(inputs: int) -> PrepareModuleInput:
-    """The style of a module with `inputs` inputs, whose first input is the same on all ranks."""
+    """Return the parallel style of a module with `inputs` inputs. All ranks have the same first input."""
     layouts = Replicate(), *[None] * (inputs - 1)
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts, use_local_output=False)
 
@@ -99,7 +102,8 @@ def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
 
 
 def _plain(attention: AttentionLayer) -> bool:
-    """Whether no parameter outside the projections belongs to single heads, and no operation spans all heads."""
+    """Return whether tensor parallelism supports the attention. It supports an attention without per-head parameters
+    outside the projections and without operations that span all heads."""
     mixer: Attention = attention.mixer
     per_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
     return not per_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))

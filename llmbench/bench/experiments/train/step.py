@@ -1,5 +1,5 @@
-"""A training step of a whole decoder: forward pass, loss, backward pass and AdamW. The step can recompute its layers,
-be compiled, and run on one device or sharded over ranks.
+"""A training step of a whole decoder: forward pass, loss, backward pass and AdamW. The step can use recomputation and
+torch.compile, and can run on one device or sharded over ranks.
 
 B batch, S length.
 """
@@ -37,9 +37,12 @@ __all__ = ["TrainStep", "Trainer", "verdicts"]
 
 
 class TrainStep(NamedTuple):
-    """One variant of a training step, computed by the implementation `impl`. `recompute`: the backward pass of each
-    layer first runs the layer's forward pass again from the layer's input (activation checkpointing). `compiled`:
-    torch.compile compiles the model. `sharding`: how the model is split over ranks."""
+    """One variant of a training step, computed by the implementation `impl`.
+
+    `recompute`: whether the backward pass of a layer first repeats the layer's forward pass (activation checkpointing).
+    `compiled`: whether torch.compile compiles the model. `sharding`: how the model is split over the ranks; None for
+    one device.
+    """
 
     impl: str
     recompute: bool = False
@@ -54,11 +57,11 @@ class TrainStep(NamedTuple):
 
 
 class Trainer:
-    """A model, its optimizer and a batch. Candidates with the same sharding may share one trainer: each step sets its
-    own implementation.
+    """A model, its optimizer and a batch. Candidates with the same sharding can share a trainer, because each step sets
+    its own implementation.
 
-    `model` is sharded in place. `tokens` [B, S] are the tokens of all ranks; each data-parallel rank takes an equal
-    part. The learning rate is 0, so that AdamW does all of its work but does not change the weights.
+    `model` is sharded in place. `tokens` [B, S] contains the tokens of all ranks, and each data-parallel rank takes an
+    equal part. The learning rate is 0, so that AdamW does all of its work but does not change the weights.
     """
 
     def __init__(
@@ -76,22 +79,23 @@ class Trainer:
         self.tokens, self.targets = tokens, targets
         if sharding:
             shard(model, sharding, init_device_mesh(tokens.device.type, (ranks.size,)))
-        # built once, because torch.compile would compile again for a new object
+        # These functions are built only once, because torch.compile would compile again for a new object.
         self._checkpointed_forwards = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
-        kinds = dict.fromkeys(map(type, self.parameters))  # a fused update needs tensors of one type: plain or DTensor
+        # A fused update needs tensors of one type, so plain tensors and DTensors are in separate groups.
+        kinds = dict.fromkeys(map(type, self.parameters))
         groups = [{"params": [weight for weight in self.parameters if type(weight) is kind]} for kind in kinds]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of weights and optimizer states on this rank."""
+        """The bytes of the weights and optimizer states on this rank."""
         states = (value for state in self.optimizer.state.values() for value in state.values())
         tensors = [*self.parameters, *(state for state in states if isinstance(state, Tensor))]
         return sum(_local(tensor).nbytes for tensor in tensors)
 
     def call(self, step: TrainStep) -> Call:
-        """The call that runs the step. No gradients exist before and after the call."""
+        """Return the call that runs the step. There are no gradients before and after the call."""
         loss = self.loss_call(step)
 
         def run() -> None:
@@ -103,13 +107,13 @@ class Trainer:
         return run
 
     def loss_call(self, step: TrainStep) -> Call:
-        """The call that computes the mean loss of this rank's tokens."""
+        """Return the call that computes the mean loss of this rank's tokens."""
         chosen = implementation(step.impl)
         if chosen.loss is not None and self.sharding == "tp":
             raise CannotRunError(
-                f"impl {step.impl} does not support a head that tensor parallelism splits", hint="use flash"
+                f"impl {step.impl} does not support an output head that tensor parallelism splits", hint="use flash"
             )
-        # fullgraph: a model that compiles only partly raises an error instead of running slowly
+        # With fullgraph, a model that torch cannot compile as a whole raises an error instead of running slowly.
         model: Any = compiled(self.model, fullgraph=True) if step.compiled else self.model
 
         def loss() -> Tensor:
@@ -128,11 +132,13 @@ class Trainer:
                 block.__dict__.pop("forward", None)
 
     def _context(self) -> AbstractContextManager[Any]:
-        """The context of a step: with tensor parallelism, the loss is computed on shards of the logits."""
+        """Return the context manager for a step. With tensor parallelism, the loss is computed on shards of the
+        logits."""
         return loss_parallel() if self.sharding == "tp" else nullcontext()
 
     def gradients(self, step: TrainStep) -> tuple[Tensor, Tensor]:
-        """The mean loss of the whole batch and the gradients of all weights as one vector, complete on each rank."""
+        """Return the mean loss of the whole batch, and the gradients of all weights as one vector. Both are complete on
+        each rank."""
         with self._context():
             mean = self.loss_call(step)()
             mean.backward()
@@ -150,24 +156,25 @@ def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any
     complete residual stream."""
 
     def run(x: Tensor, *rest: Any) -> Any:
-        return forward(Residual(x), *rest)  # created here, because torch.compile forbids changes of an outer object
+        # The Residual is created here, because torch.compile forbids changes of an object from outside this function.
+        return forward(Residual(x), *rest)
 
     return checkpoint(run, stream.whole(), *arguments, use_reentrant=False)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor
+    """Return this rank's part of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # only a DTensor has parts
 
 
 def _whole(tensor: Any) -> Tensor:
-    """The complete tensor, gathered from all ranks."""
+    """Return the complete tensor, gathered from all ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def verdicts(setting: Setting, step: TrainStep, ranks: Ranks = ALONE) -> list[Verdict]:
-    """Check a step on a reduced model with one layer of each kind: compare its loss and gradients with those of plain
-    torch in one process. The verdict on a tensor is the worst of all ranks."""
+    """Check a step on a reduced model with one layer of each kind. The loss and gradients of the step are compared with
+    those of plain torch in one process. The verdict on a tensor is the worst verdict of all ranks."""
     spec = layer_of_each_kind(setting.spec)
     small = setting.changed(spec=spec, batch=2 * ranks.size, seq_len=min(setting.seq_len, 64))
     model, version = decoder_of(small)
