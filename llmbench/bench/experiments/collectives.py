@@ -113,9 +113,8 @@ def group_of(kind: str, whole_bytes: int, ask: Ask) -> Group:
         parts = collective.expected(n)
         expected = torch.tensor(parts, dtype=dtype, device=ask.device)
         error = float((output.view(len(parts), -1) - expected[:, None]).abs().max())
-        return [
-            Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))
-        ]  # The error must be exactly 0, because every number format represents these small integers exactly.
+        # The error must be exactly 0, because every number format represents these small integers exactly.
+        return [Verdict("out", error, 0.0, 0.0, all(ranks.gathered(error == 0.0)))]
 
     def candidates(references: ReferenceMeasurements) -> list[Candidate]:
         need = (inputs + (0 if in_place else outputs)) * dtype.itemsize

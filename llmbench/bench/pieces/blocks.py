@@ -143,10 +143,8 @@ def _model(setting: Setting) -> BuiltPiece:
 
     shape = setting.spec.vocab_size, setting.batch, setting.seq_len
     targets = setting.tokens(*shape, seed=1)
-    inputs = {
-        "tokens": setting.tokens(*shape),
-        "like": setting.normal(),
-    }  # the dtype of `like` selects the format of the model
+    # The dtype of `like` selects the format of the model.
+    inputs = {"tokens": setting.tokens(*shape), "like": setting.normal()}
     return BuiltPiece(run=run, inputs=inputs, parameters=parameters_of(version, lambda model: model), model=model)
 
 

@@ -109,9 +109,8 @@ def stages(case: Case, impl: str | None = None) -> list[Stage]:
         return [Stage(step(case.context), 1.0)]
     whole = lower(case.spec, Workload.prefill(case.context, case.batch, **options("prefill")))
     last = lower(case.spec, Workload.prefill(1, case.batch, **options("prefill")))
-    after = 1 + max(
-        index for index, op in enumerate(whole) if op.layer
-    )  # The logits are computed for the last position only.
+    # The logits are computed for the last position only.
+    after = 1 + max(index for index, op in enumerate(whole) if op.layer)
     parts = [Stage(whole[:after] + last[after:], 1.0)]
     if case.new_tokens > 1:
         half = (case.new_tokens - 1) / 2

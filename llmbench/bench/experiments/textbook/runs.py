@@ -266,7 +266,6 @@ def is_own(case: Setup) -> bool:
 
 @cache
 def _own(run: str) -> dict[str, Scalar]:
-    ask = Ask(
-        quick=False, device=torch.device("cuda"), dtype="bf16"
-    )  # This needs no GPU, because the group is described but not run.
+    # This needs no GPU, because the group is described but not run.
+    ask = Ask(quick=False, device=torch.device("cuda"), dtype="bf16")
     return {name: value for name, value in RUNS[run](ask).case.items() if name != "dtype"}

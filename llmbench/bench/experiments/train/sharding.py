@@ -46,9 +46,8 @@ def shard(model: Decoder, sharding: Sharding, mesh: DeviceMesh) -> None:
         _split_layer(model.spec.name, block, mesh)
     ends: dict[str, Any] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
-        "lm_head": ColwiseParallel(
-            output_layouts=Shard(-1), use_local_output=False
-        ),  # Each rank keeps its shard of the logits, because the loss is computed on shards.
+        # Each rank keeps its shard of the logits, because the loss is computed on shards.
+        "lm_head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),
     }
     parallelize_module(model, mesh, ends)
     # Sharding has untied the two weights. Tie them again: both are split along the vocabulary.

@@ -164,7 +164,7 @@ def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any
 
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # only a DTensor has parts
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # only a DTensor has this method
 
 
 def _whole(tensor: Any) -> Tensor:
