@@ -1,15 +1,16 @@
 """Record every figure of the sizing commands, and compare two records value by value.
 
-A change of the code's structure must not change a figure. Record before and after it, then compare:
+A change of the code's structure must not change a figure. Make one record before the change and one after it, and
+compare the records:
 
     python benchmarks/figures.py record before.json [--configs FOLDER]
     python benchmarks/figures.py record after.json  [--configs FOLDER]
     python benchmarks/figures.py compare before.json after.json [--renamed OLD=NEW]...
 
-A record holds the JSON rows of each command for each bundled model and each config.json in FOLDER. `compare` prints
-each value that differs and exits with code 1 if there is one. `--renamed` maps a JSON key of the first record to its
-new name. Sentences (notes, messages) may differ in their words. It takes ten seconds on one
-core and needs no torch.
+A record contains the JSON output of each command for each bundled model and for each config in FOLDER (*.json).
+`compare` prints each value that differs, and exits with code 1 if there is one. `--renamed` gives the new name of a
+JSON key that the change has renamed. The wording of notes and messages is not compared. A record takes ten seconds on
+one core and does not need torch.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ COMMANDS: dict[str, list[str]] = {
     "memory inference": ["--phase", "inference", "--seq", "8192", "--batch", "4"],
     "compare": ["--seq", "4096"],
 }
-"""The recorded answers per model; the first word is the command."""
+"""The commands that are recorded for each model, with their options. The first word of a key is the command."""
 
 VARIABLE = ("environment", "inputs")
-"""Keys of an answer that have no figures."""
+"""Keys of the JSON output that contain no figures."""
 TEXTS = ("approximate_because", "batch_is", "feed_forward", "message", "notes", "schema")
-"""Keys whose values are texts or versions. Their words may change; only their presence is compared."""
+"""Keys whose values are texts or versions. Their words may change, so only their presence and the number of texts are
+compared."""
 
 
 def record(configs: Path | None) -> dict[str, Any]:
-    """Return the answer of every command for every model, by `model | command`; for a refusal, its message."""
+    """Return the JSON output of every command for every model, by `model | command`. If a command refuses a model,
+    return its exit code and its message instead."""
     models = [*bundled_models(), *(sorted(map(str, configs.glob("*.json"))) if configs else [])]
     answers: dict[str, Any] = {}
     for number, model in enumerate(models, 1):
@@ -71,7 +74,7 @@ def _answer(arguments: list[str]) -> Any:
 
 
 def differences(before: Any, after: Any, renamed: dict[str, str], at: str = "") -> Iterator[str]:
-    """Yield each place where two answers differ, with both values."""
+    """Yield one line for each place where two outputs differ, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         before = {renamed.get(key, key): value for key, value in before.items()}
         for key in sorted(before.keys() | after.keys()):
@@ -108,7 +111,7 @@ def main() -> int:
         return 0
     before, after = json.loads(options.before.read_text()), json.loads(options.after.read_text())
     lines = list(differences(before, after, dict(pair.split("=", 1) for pair in options.renamed)))
-    print("\n".join([*lines, f"{len(before):,} answers before, {len(after):,} after: {len(lines):,} differences"]))
+    print("\n".join([*lines, f"{len(before):,} outputs before, {len(after):,} after: {len(lines):,} differences"]))
     return 1 if lines else 0
 
 

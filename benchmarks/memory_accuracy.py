@@ -3,8 +3,9 @@
     python benchmarks/memory_accuracy.py             # published runs; no torch needed
     python benchmarks/memory_accuracy.py --traced    # steps on fake tensors; needs torch, takes a minute
 
-Prints one row per run: the measured memory, the prediction and the error. Nothing is fitted: a run is described only by
-its layout and recipe, and all runs of a source have the same precision and kernels.
+The script prints one row per run: the measured memory, the prediction and the error. No parameter is fitted to the
+measurements. A run is described only by its layout and recipe, and all runs of a source have the same precision and
+kernels.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from llmbench.spec.override import override
 from llmbench.spec.position import LearnedPositions
 
 BOUNDS = {"korthikanti": 0.02, "simumax": 0.05, "torchtitan": 0.10}
-"""The largest error that counts as a hit, by source."""
+"""The largest error of a good prediction, as a share of the measured memory, by source."""
 
 STACK = {"korthikanti": "fused", "simumax": "fused", "torchtitan": "eager"}
-"""The kernels that ran: Megatron's fused ones, or plain torch modules."""
+"""The kernels of the measured runs, by source: Megatron's fused kernels, or plain torch modules."""
 
 
 def model_of(described: dict[str, Any]) -> ModelSpec:
-    """Return the spec of a run: a GPT of given sizes, or a bundled model with fewer layers."""
+    """Return the spec of a run's model: a GPT with the given widths and depth, or a bundled model with fewer layers."""
     if described.get("preset") == "gpt":
         hidden, heads, layers = described["hidden_size"], described["heads"], described["num_hidden_layers"]
         mixer = Attention(
@@ -61,7 +62,7 @@ def model_of(described: dict[str, Any]) -> ModelSpec:
 
 
 def predict(run: dict[str, Any]) -> Memory:
-    """Return the prediction for a run."""
+    """Return the predicted memory of a run."""
     return training_memory(
         model_of(run["model"]),
         run["seq"],
@@ -80,7 +81,8 @@ def figure(run: dict[str, Any], memory: Memory) -> float:
     """Return the bytes of `memory` that correspond to the run's published figure."""
     if run["quantity"] == "activations":
         return memory.full_bytes["activations"]
-    if run["quantity"] == "states":  # the source counts 12·L·h² parameters, in equal parts on all stages
+    # The source counts 12·L·h² parameters (L layers, hidden size h), divided equally among all stages.
+    if run["quantity"] == "states":
         layout, sizes = Layout.parse(run["layout"]), run["model"]
         count = model_of(sizes)
         layers = training_memory(
@@ -121,7 +123,8 @@ TRACED_BOUND = 0.03
 
 
 def traced() -> Block:
-    """Compare peaks of steps traced on fake tensors with predictions. The tracer (tests/oracles) has no formulas."""
+    """Compare the peak memory of steps that are traced on fake tensors with the predictions. The tracer (tests/oracles)
+    uses no formulas."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.oracles.training_memory import trace
     from tests.oracles.training_transformer import Dims, Setup
@@ -161,7 +164,8 @@ def traced() -> Block:
             attention=attention,
             kernels="eager",  # type: ignore[arg-type]
         )
-        ours = memory.peak_bytes - memory.parts_bytes["overhead"]  # a trace has no library workspaces
+        # a trace does not contain the workspaces of libraries
+        ours = memory.peak_bytes - memory.parts_bytes["overhead"]
         errors.append(abs(ours / measured.peak_bytes - 1))
         rows.append(
             [
@@ -202,7 +206,7 @@ def traced() -> Block:
 
 
 def summary(errors: dict[str, list[float]]) -> list[str]:
-    """Summarise the errors by source."""
+    """Return one line per source: the number of good predictions, and the mean and largest error."""
     return [
         f"{source}: {sum(abs(error) <= BOUNDS[source] for error in runs)} of {len(runs)} within {BOUNDS[source]:.0%}, "
         f"mean error {sum(map(abs, runs)) / len(runs):.1%}, largest {max(runs, key=abs):+.1%}"
@@ -211,7 +215,7 @@ def summary(errors: dict[str, list[float]]) -> list[str]:
 
 
 def main() -> None:
-    """Print the comparison that was asked for."""
+    """Print the comparison that the command line asks for."""
     if "--traced" in sys.argv[1:]:
         show(traced())
         return

@@ -1,6 +1,7 @@
-"""Size 10,000 variants of a model through the Python API and print the seconds.
+"""Compute the parameter counts of 10,000 variants of a model through the Python API, and print the seconds that this
+takes.
 
-python benchmarks/sweep.py [MODEL]
+    python benchmarks/sweep.py [MODEL]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ VARIANTS = 10_000
 
 
 def variants() -> Iterator[dict[str, Any]]:
-    """Yield assignments as for `--set`: widths, depths, key-value heads, vocabularies."""
+    """Yield the assignments (as for `--set`) of each variant: widths, depth, key-value heads and vocabulary."""
     for hidden, width, layers, kv_heads, vocab in product(
         range(1024, 9216, 512),
         range(2048, 22528, 2048),
@@ -39,7 +40,7 @@ def variants() -> Iterator[dict[str, Any]]:
 
 
 def sweep(model: str) -> int:
-    """Return the sum of the parameters of all variants; the sum shows that none was left out."""
+    """Return the sum of the parameters of all variants. The sum shows that no variant was left out."""
     spec = find_model(model)
     return sum(count_parameters(override(spec, changes)).total for changes in islice(variants(), VARIANTS))
 

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu`, started by `benchmarks/gpu_check.sh`.
+"""The command `python -m benchmarks.gpu`. `benchmarks/gpu_check.sh` starts it.
 
-Exit codes: 0: the run ended, even if it missed goals; 1: a row is INCORRECT or FAILED; 2: wrong usage; 3: no GPU.
+Exit code 0: the run ended, even if it missed goals. 1: a row is INCORRECT or FAILED. 2: wrong usage. 3: no GPU.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the options."""
+    """Return the parser of the command-line options."""
     options = argparse.ArgumentParser(
-        prog="benchmarks/gpu_check.sh", description="Check and time our kernels on this GPU."
+        prog="benchmarks/gpu_check.sh", description="Check and time the kernels of llmbench on this GPU."
     )
     add = options.add_argument
     add(
@@ -37,16 +37,17 @@ def parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="FOLDER", help="folder of the result file (default: benchmarks/results/GPU)")
     add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
     add("--table", type=Path, metavar="FILE", help="only print the table of goals of a result file")
-    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # for the restart after a lost GPU context
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process gets its share
+    # a run that lost the GPU context continues its result file
+    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process compiles its share of the code
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command and return the exit code."""
     given = parser().parse_args(arguments)
     if given.quick:
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the import below loads the first kernel
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the import below loads the first kernel
     from benchmarks.gpu import run
     from llmbench.errors import LLMBenchError
 

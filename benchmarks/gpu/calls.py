@@ -1,4 +1,4 @@
-"""The type of a kernel's op in the GPU benchmarks, and copies of a kernel's inputs."""
+"""The type of an op that takes a kernel's inputs, and a function that copies these inputs."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ FORWARD_AND_BACKWARD: tuple[Pass, ...] = ("forward", "backward")
 
 
 def cloned(inputs: Inputs) -> Inputs:
-    """Return copies of the inputs, for an op that overwrites them."""
+    """Return copies of the inputs. An op that overwrites its inputs gets the copies."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}

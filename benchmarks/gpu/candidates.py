@@ -1,7 +1,8 @@
-"""The candidates that are compared with our kernels. Each takes the inputs of one of our kernels and returns the
-results of that kernel's reference.
+"""The candidates of the GPU benchmarks: the kernels of llmbench ("ours") and the implementations that they are compared
+with. Each candidate takes the inputs of one of our kernels and returns the results of that kernel's reference.
 
-If a candidate is not available on this machine, its builder raises CannotRunError, and its row is n/a.
+If a candidate is not available on this machine, its builder raises CannotRunError. The row of the candidate is then
+n/a.
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ __all__ = [
 ]
 
 OWN_FACTOR, OTHERS_FACTOR = 2.0, 8.0
-"""Error budgets of our kernels and of the other candidates, as multiples of plain torch's error. The budget of the
-other candidates is wider, because their check only has to show that they compute the same function."""
+"""The error budgets of our kernels and of the other candidates, as multiples of plain torch's error. The other
+candidates have a larger budget, because their check only has to show that they compute the same function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateKernel:
     """A kernel that takes part in a comparison.
 
-    `build(case, machine)` returns the kernel's op. `variant(case)` returns the case that the kernel runs in place of
-    the experiment's case. `overwrites_inputs`: whether the op overwrites its inputs. `factor`: the error budget as a
-    multiple of plain torch's error (see `kernels.proof.accuracy.compare`).
+    - `build(case, machine)` returns the kernel's op.
+    - `variant(case)` returns the case that the kernel runs instead of the experiment's case.
+    - `overwrites_inputs`: whether the op overwrites its inputs.
+    - `factor`: the error budget as a multiple of plain torch's error (see `kernels.proof.accuracy.compare`).
     """
 
     name: str
@@ -60,8 +62,8 @@ class CandidateKernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A call whose rate is a limit for a kernel: a reference measurement, or the matrix products that every
-    implementation needs. It does not compute the kernel's results, so it is not checked.
+    """A call whose rate limits the rate of a kernel: a reference measurement, or the matrix products that every
+    implementation needs. The call is not checked, because it does not compute the kernel's results.
 
     `prepare(case, machine)` returns the call. `work(case, machine)` returns the FLOPs and the bytes of the call.
     """
@@ -77,7 +79,7 @@ def ours(kernel: Kernel) -> CandidateKernel:
 
 
 def own(kernel: Kernel, name: str, variant: Callable[[Any], Any]) -> CandidateKernel:
-    """Return our kernel as a candidate that runs `variant(case)` in place of the experiment's case."""
+    """Return our kernel as a candidate that runs `variant(case)` instead of the experiment's case."""
     return CandidateKernel(name=name, build=lambda case, machine: kernel.run, variant=variant, factor=OWN_FACTOR)
 
 
@@ -88,14 +90,14 @@ def compiled(kernel: Kernel) -> CandidateKernel:
 
 def sdpa(backend: str | None = None) -> CandidateKernel:
     """Return torch's scaled_dot_product_attention as a candidate. It reads the inputs `q`, `k`, `v` and `causal`.
-    `backend`: the backend to use; None lets torch choose it."""
+    `backend`: the SDPA backend; None lets torch choose one."""
     name = f"sdpa-{backend}" if backend else "sdpa"
     return CandidateKernel(name=name, build=lambda case, machine: _attention(implementation_of(name)))
 
 
 def _attention(implementation: Implementation) -> Op:
-    """Return an implementation's attention as an op that takes our kernel's inputs: whole sequences, or all slots of a
-    cache. The first call builds the mask, and later calls use it again."""
+    """Return an implementation's attention as an op that takes the inputs of our kernel: whole sequences, or all slots
+    of a cache. The first call builds the mask, and later calls use the same mask."""
 
     @cache
     def mask(batch: int, queries: int, keys: int, device: torch.device, causal: bool, window: int | None) -> Mask:
@@ -122,7 +124,7 @@ def _flex(case: AttentionCase, machine: Machine) -> Op:
 
 
 flex = CandidateKernel(name="flex", build=_flex)
-"""FlexAttention, compiled, with the case's window or ALiBi slopes."""
+"""Compiled FlexAttention with the window or the ALiBi slopes of the case."""
 
 
 def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Tensor, down: Tensor, **_: Any) -> Tensor:
@@ -130,7 +132,7 @@ def _grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, gate: Tensor, up: Te
 
 
 grouped_mm = CandidateKernel(name="grouped_mm", build=lambda case, machine: _grouped_mm)
-"""A mixture of experts with torch's grouped matrix products. It supports SwiGLU without biases."""
+"""A mixture of experts that uses torch's grouped matrix products. It supports SwiGLU without biases."""
 
 
 def _copy(case: Any, machine: Machine) -> Callable[[], Any]:
@@ -152,4 +154,4 @@ def _matmul(case: Any, machine: Machine) -> Callable[[], Any]:
 copy = Limit(name=COPY, work=lambda case, machine: (0, 2 * machine.sizes.bytes), prepare=_copy)
 read = Limit(name=READ, work=lambda case, machine: (0, machine.sizes.bytes), prepare=_read)
 matmul = Limit(name=MATMUL, work=lambda case, machine: (2 * machine.sizes.matmul**3, 0), prepare=_matmul)
-"""The reference measurements of the run, timed again in the same rounds as the candidates."""
+"""The reference measurements of the run. They are timed again in the same rounds as the candidates."""

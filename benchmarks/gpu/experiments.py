@@ -1,4 +1,5 @@
-"""The experiments: the cases that the table of goals needs, and the candidates that run at each case."""
+"""The experiments of the GPU benchmarks. They contain the cases that the table of goals needs, and the candidates that
+run at each case."""
 
 from __future__ import annotations
 
@@ -43,12 +44,13 @@ __all__ = ["EXPERIMENTS", "Experiment", "chosen"]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One pass of a kernel at one or more cases, with its candidates. Our kernel is the first candidate. All cases use
+    """One pass of a kernel at one or more cases, with its candidates. The first candidate is our kernel. All cases use
     the same compiled code.
 
-    `check_case`: the case at which all candidates are checked. It is small enough for fp64 and uses the same compiled
-    code. With None, the candidates are checked at each case of `cases`. `tiny`: the case for a rehearsal. `extra(case,
-    dtype)` returns values that are added to each row.
+    - `check_case`: the case at which all candidates are checked. It is small enough for fp64 and uses the same compiled
+      code. None: the candidates are checked at each case of `cases`.
+    - `tiny`: the case for a rehearsal.
+    - `extra(case, dtype)` returns values that are added to each row.
     """
 
     name: str
@@ -69,7 +71,8 @@ def _first(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ATTENTION = replace(attention.KERNEL, run=_first(attention.KERNEL.run), reference=_first(attention.KERNEL.reference))
-"""Our attention kernel without the log-sum-exp of the scores, which the other candidates do not return."""
+"""Our attention kernel without its second result, the log-sum-exp of the scores. The other candidates do not return
+it."""
 
 
 def _attention() -> Iterator[Experiment]:
@@ -112,7 +115,8 @@ def _attention() -> Iterator[Experiment]:
 def _decoding() -> Iterator[Experiment]:
     kernel, case = decode_attention.KERNEL, decode_attention.Case
     tiny = case((40, 40), 4, 2, 16, capacity=40)
-    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)  # 512 MiB of cache; SDPA needs every slot in use
+    # 512 MiB of cache. SDPA has no sequence lengths, so every slot must be in use.
+    batch = case((4096,) * 32, 32, 8, 128, capacity=4096)
     yield Experiment(
         name="GQA decode",
         kernel=kernel,
@@ -145,8 +149,8 @@ def _decoding() -> Iterator[Experiment]:
 
 
 def _rows() -> Iterator[Experiment]:
-    """Yield norms, rotary positions and gated activations. Each case is checked at full size, because its fp64
-    reference fits into memory."""
+    """Yield the experiments of norms, rotary positions and gated activations. Each case is checked at full size,
+    because its fp64 reference fits into memory."""
     norm, rotary, gated = NormCase, rope.Case, glu.Case
     every: tuple[tuple[str, Kernel, Any, Any, CandidateKernel], ...] = (
         ("RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
@@ -193,7 +197,7 @@ def _mixtures() -> Iterator[Experiment]:
         direction="forward",
         cases=[
             case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, 1.1 GiB of weights
-            case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, 1.5 GiB
+            case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, 1.5 GiB of weights
         ],
         tiny=tiny._replace(tokens=5),
         candidates=(ours(kernel), copy, read),
@@ -201,8 +205,8 @@ def _mixtures() -> Iterator[Experiment]:
 
 
 def _three_products(case: Any, machine: Machine) -> Callable[[], None]:
-    """Return the call that computes the logits and the gradients of the hidden states and of the head's weight with
-    cuBLAS. Every loss with gradients needs at least these three products."""
+    """Return the call that computes three matrix products with cuBLAS: the logits, the gradient of the hidden states,
+    and the gradient of the head's weight. Every loss with gradients needs at least these products."""
     shapes = (case.tokens, case.hidden), (case.vocabulary, case.hidden), (case.tokens, case.vocabulary)
     x, weight, logits = (torch.randn(shape, device=machine.device, dtype=machine.dtype) for shape in shapes)
     dx, dweight = torch.empty_like(x), torch.empty_like(weight)
@@ -257,8 +261,8 @@ EXPERIMENTS = (*_attention(), *_decoding(), *_rows(), *_mixtures(), *_loss())
 
 
 def chosen(words: Sequence[str]) -> list[Experiment]:
-    """Return the experiments whose names contain one of `words`, or all experiments if `words` is empty. Raises
-    UnknownNameError if a word occurs in no experiment's name."""
+    """Return the experiments whose names contain at least one of `words`. If `words` is empty, return all experiments.
+    Raises UnknownNameError if no experiment's name contains a word."""
     for word in words:
         if not any(word.lower() in experiment.name.lower() for experiment in EXPERIMENTS):
             names = [experiment.name for experiment in EXPERIMENTS]

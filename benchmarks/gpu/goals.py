@@ -1,8 +1,9 @@
 """The goals of the kernels, and the outcome of each goal, computed from a result file.
 
-A goal is a bound on a ratio of two rates in one experiment: the rate of our kernel over the rate of another candidate
-or of a reference measurement. Both are timed in the same interleaved rounds. If the two calls do different work
-(attention with a window and without one, a kernel and a copy), each rate is computed from the work of its own call.
+A goal is a bound on a ratio of two rates in one experiment: the rate of our kernel, divided by the rate of another
+candidate or of a reference measurement. Both are timed in the same interleaved rounds. If the two calls do different
+work (attention with a window and without a window, a kernel and a copy), each rate is computed from the work of its own
+call.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ __all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome"
 
 OURS = "ours"
 COPY, READ, MATMUL = "copy (B)", "read", "cuBLAS (G)"
-"""Names of the reference measurements, which are timed like candidates: a device copy of 1 GiB, a sum over 1 GiB, a
-bf16 product of 8192³."""
+"""The names of the reference measurements, which are timed like candidates: a copy of 1 GiB on the device, a sum over 1
+GiB, and a bf16 matrix product of 8192³."""
 TESTS = "tests"
 """The experiment name in the rows of test runs."""
 
@@ -29,10 +30,12 @@ Verdict = Literal["moonshot", "pass", "MISS", "not yet", "–", "n/a", "INCORREC
 class Goal(NamedTuple):
     """A bound on our kernel in `experiment`, relative to `baseline`.
 
-    `by`: the work from which both rates are computed: "flops", "bytes", or "time" if both calls do the same work.
-    "memory" bounds the peak memory of a call without its results, as a share of the tensor that `baseline` names.
-    `must`: the bound that our kernel has to reach. `moonshot`: a more ambitious bound. Without both, the ratio is only
-    shown. `at_most`: whether the bounds are upper bounds, on a time or on a share.
+    - `by`: the work from which both rates are computed: "flops" or "bytes". "time": both calls do the same work.
+      "memory": the goal bounds the peak memory of a call without its results, as a share of the tensor that `baseline`
+      names.
+    - `must`: the bound that our kernel has to reach. `moonshot`: a more ambitious bound. If both are None, the table
+      only shows the ratio.
+    - `at_most`: whether the bounds are upper bounds on a time or on a share.
     """
 
     experiment: str
@@ -51,7 +54,7 @@ class Goal(NamedTuple):
         return f"speed-up over {self.baseline}" if self.by == "time" else f"share of {self.baseline}"
 
     def bound(self, value: float | None) -> str:
-        """Return a bound as text, such as ≥ 1.25; a dash for None."""
+        """Return a bound as text, such as ≥ 1.25. Return a dash for None."""
         return "–" if value is None else f"{'≤' if self.at_most else '≥'} {value:g}"
 
     def meets(self, value: float, bound: float) -> bool:
@@ -109,18 +112,20 @@ def _mixtures_and_loss() -> Iterator[Goal]:
     yield Goal(both, "logits", "memory", must=1 / 8, at_most=True)
     yield Goal(both, "liger", must=1.0)
     yield Goal(forward, MATMUL, "flops", moonshot=0.85)
-    # The goal is "no logits in HBM": the kernel may store partial sums of tiles, but no rows of logits.
+    # The goal is "no logits in HBM": the kernel may store partial sums of tiles, but it may not store rows of logits.
     yield Goal(forward, "logits", "memory", moonshot=0.01, at_most=True)
 
 
 GOALS = (*_attention(), *_memory_bound(), *_mixtures_and_loss())
-"""All goals, in the order of the table. The bounds were chosen for an H200; other GPUs are judged by the same
-bounds."""
+"""All goals, in the order of the table. The bounds were chosen for an H200, and they are the same on other GPUs."""
 
 
 class Outcome(NamedTuple):
-    """The outcome of a goal at one case. `value`: the measured ratio with its percentiles, or None. `note`: the reason
-    why there is no value, or a reason to doubt the value."""
+    """The outcome of a goal at one case.
+
+    `value`: the measured ratio with its percentiles, or None. `note`: the reason why there is no value, or a reason to
+    doubt the value.
+    """
 
     goal: Goal
     shape: str
@@ -130,8 +135,8 @@ class Outcome(NamedTuple):
 
 
 def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
-    """Judge the goals. Return one outcome per goal and case that has rows, and one "n/a" outcome for a goal without
-    rows."""
+    """Compare the rows with the goals. Return one outcome per goal and case that has rows. For a goal without rows,
+    return one "n/a" outcome."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
@@ -168,7 +173,7 @@ def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
 
 
 def _doubts(measurement: Measurement) -> str:
-    """Return the reasons to doubt a time: a throttled GPU, noisy samples."""
+    """Return the reasons to doubt a time: a throttled GPU, or noisy samples."""
     conditions = measurement.conditions
     throttled = (conditions.throttled if conditions is not None else None) or {}
     doubts = [f"throttled: {reason} {share:.0%}" for reason, share in throttled.items()]
@@ -176,8 +181,8 @@ def _doubts(measurement: Measurement) -> str:
 
 
 def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
-    """Return our rate over the other candidate's rate, computed from pairs of samples. With `at_most`, return the other
-    candidate's rate over ours."""
+    """Return our rate divided by the other candidate's rate, computed from pairs of samples. With `at_most`, return the
+    inverse ratio."""
     assert ours.measurement is not None
     assert other.measurement is not None
     work = {"time": (1, 1), "flops": (ours.work_flops, other.work_flops), "bytes": (ours.work_bytes, other.work_bytes)}
@@ -192,8 +197,8 @@ def _rate_ratio(goal: Goal, ours: Row, other: Row) -> Ratio:
 
 
 def _extra_memory(ours: Row) -> Ratio | None:
-    """Return the extra memory of a call (its peak minus its results) as a share of the logits' bytes, or None if
-    unknown."""
+    """Return the extra memory of a call as a share of the logits' bytes, or None if it is unknown. The extra memory is
+    the peak memory of the call minus its results."""
     logits, results = (ours.extra.get(name) for name in ("logits_bytes", "results_bytes"))
     if ours.memory is None or not isinstance(logits, int) or not isinstance(results, int):
         return None
@@ -210,7 +215,7 @@ def _verdict(goal: Goal, value: float) -> Verdict:
 
 
 def verdicts(outcomes: Iterable[Outcome]) -> dict[Verdict, int]:
-    """Count the outcomes by verdict."""
+    """Return the number of outcomes per verdict."""
     counts: dict[Verdict, int] = {}
     for outcome in outcomes:
         counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1

@@ -1,4 +1,5 @@
-"""Candidates that run Liger Kernel's Triton kernels on our kernels' inputs. They need liger-kernel 0.8 or later."""
+"""Candidates that run Liger Kernel's Triton kernels on the inputs of our kernels. They need liger-kernel 0.8 or
+later."""
 
 from __future__ import annotations
 
@@ -20,13 +21,14 @@ OLDEST = (0, 8)
 
 
 def _function(module: str, name: str, machine: Machine) -> Any:
-    """Return an autograd function of Liger. Raises CannotRunError if the function cannot run on this machine."""
+    """Return the `apply` function of one of Liger's autograd functions. Raises CannotRunError if it cannot run on this
+    machine."""
     try:
         installed = version("liger-kernel")
     except PackageNotFoundError:
         raise CannotRunError("liger-kernel is not installed") from None
     if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
-        raise CannotRunError(f"liger-kernel {installed} is too old: 0.8 or later is needed")
+        raise CannotRunError(f"liger-kernel {installed} is too old: the benchmark needs 0.8 or later")
     if machine.device.type != "cuda":
         raise CannotRunError("Liger's kernels need a GPU")
     try:
@@ -36,7 +38,8 @@ def _function(module: str, name: str, machine: Machine) -> Any:
 
 
 def _candidate(module: str, name: str, op: Callable[..., Any], *, overwrites_inputs: bool = False) -> CandidateKernel:
-    """Return the candidate that runs `op(apply, **inputs)` with the function `name` of `module`."""
+    """Return the candidate that runs `op(apply, **inputs)`. `apply` belongs to the autograd function `name` in Liger's
+    module `module`."""
 
     def build(case: Any, machine: Machine) -> Op:
         apply = _function(module, name, machine)
@@ -46,7 +49,8 @@ def _candidate(module: str, name: str, op: Callable[..., Any], *, overwrites_inp
 
 
 def _rms_norm(apply: Any, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
-    # False keeps the backward pass from overwriting the incoming gradients, which the next call uses again.
+    # The last argument, False, forbids the backward pass to overwrite the incoming gradients. The next call uses them
+    # again.
     out: Tensor = apply(x, weight, 1e-6, 0.0, "llama", False)
     return out
 
@@ -62,7 +66,8 @@ def _layer_norm(apply: Any, x: Tensor, weight: Tensor, bias: Tensor, **_: Any) -
 
 
 def _rope(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """Rotate with Liger's kernel, which expects the heads before the tokens and rotates in place."""
+    """Rotate queries and keys with Liger's kernel. The kernel expects the heads before the tokens and rotates in
+    place."""
     q, k = apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin, None, 1, 2 * cos.shape[-1])
     return q.transpose(1, 2), k.transpose(1, 2)
 
@@ -81,7 +86,7 @@ rms_norm = _candidate("rms_norm", "LigerRMSNormFunction", _rms_norm)
 add_rms_norm = _candidate("fused_add_rms_norm", "LigerFusedAddRMSNormFunction", _add_rms_norm)
 layer_norm = _candidate("layer_norm", "LigerLayerNormFunction", _layer_norm)
 rope = _candidate("rope", "LigerRopeFunction", _rope, overwrites_inputs=True)
-# The backward passes of SwiGLU and GEGLU write the gradients over `gate` and `up`.
+# The backward passes of SwiGLU and GEGLU overwrite `gate` and `up` with the gradients.
 swiglu = _candidate("swiglu", "LigerSiLUMulFunction", _glu, overwrites_inputs=True)
 geglu = _candidate("geglu", "LigerGELUMulFunction", _glu, overwrites_inputs=True)
 linear_cross_entropy = _candidate(

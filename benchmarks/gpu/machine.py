@@ -1,4 +1,4 @@
-"""The machine of a run: a GPU, or a CPU on which the run is rehearsed, with its time limits and sizes."""
+"""The machine of a run, with its time limits and sizes. It is a GPU, or a CPU on which the run is rehearsed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ __all__ = ["Deadline", "Machine", "OutOfTimeError", "open_gpu", "open_rehearsal"
 
 
 class OutOfTimeError(CannotRunError):
-    """A block of code took longer than its time limit."""
+    """The error for a block of code that took longer than its time limit."""
 
 
 @contextmanager
 def time_box(seconds: float, what: str) -> Iterator[None]:
-    """Raise OutOfTimeError in the block after `seconds`. The error interrupts Python code, such as a compiler, but not
-    a kernel that hangs."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+    """Raise OutOfTimeError if the `with` block takes longer than `seconds`. The error interrupts Python code, such as a
+    compiler. It does not interrupt a kernel that hangs."""
+    # Only the main thread gets signals, so other threads have no time limit.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -55,7 +56,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the time limit; negative after it."""
+        """The seconds until the time limit. After the time limit, the value is negative."""
         return self.at - time.monotonic()
 
 
@@ -63,10 +64,12 @@ class Deadline:
 class Machine:
     """A GPU, or a CPU on which a GPU run is rehearsed.
 
-    `sampling`: keyword arguments for `measure.clock.compare`. `seeds`: the number of random inputs with which each
-    candidate is checked. `candidate_s`: time limit in seconds for the check or the preparation of one candidate.
-    `compiler`: the backend of torch.compile. `sizes`: sizes of the reference measurements. `names_kernels`: whether the
-    profiler can name the kernels that ran.
+    - `sampling`: keyword arguments for `measure.clock.compare`.
+    - `seeds`: the number of random inputs with which each candidate is checked.
+    - `candidate_s`: the time limit, in seconds, for the check of one candidate and for its preparation.
+    - `compiler`: the backend of torch.compile.
+    - `sizes`: the sizes of the reference measurements.
+    - `names_kernels`: whether the profiler can name the kernels that ran.
     """
 
     name: str
@@ -95,10 +98,10 @@ class Machine:
 
 @contextmanager
 def open_gpu() -> Iterator[Machine]:
-    """Yield the current GPU.
+    """Yield the current GPU. Raises CannotRunError if there is no GPU.
 
-    Everything runs on a separate stream, because a graph cannot capture work of the default stream, and a backward pass
-    runs on the stream of its forward pass. Raises CannotRunError if there is no GPU.
+    Everything runs on a separate stream, because a CUDA graph cannot capture work on the default stream. A backward
+    pass runs on the stream of its forward pass, so the forward pass must run on the separate stream too.
     """
     if not torch.cuda.is_available():
         raise CannotRunError("no CUDA GPU here", hint="--quick rehearses on a CPU, without meaningful times")
@@ -122,8 +125,8 @@ def open_gpu() -> Iterator[Machine]:
 
 @contextmanager
 def open_rehearsal() -> Iterator[Machine]:
-    """Yield a CPU in place of a GPU: kernels run in Triton's interpreter, torch.compile generates no code, and
-    `CudaClock` reads a wall clock in place of CUDA events."""
+    """Yield a CPU in place of a GPU. The kernels run in Triton's interpreter, torch.compile generates no code, and
+    `CudaClock` reads a wall clock instead of CUDA events."""
     device = torch.device("cpu")
     with _settings():
         yield Machine(
@@ -141,8 +144,8 @@ def open_rehearsal() -> Iterator[Machine]:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Set the precision of fp32 products to that of the checks for the whole run, because torch.compile compiles again
-    after a change of this setting."""
+    """For the whole run, set the precision of fp32 matrix products that the checks use. If the checks changed this
+    setting later, torch.compile would compile everything again."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -152,16 +155,16 @@ def _settings() -> Iterator[None]:
 
 
 def _names_kernels(device: torch.device) -> tuple[bool, list[str]]:
-    """Return whether the profiler can name kernels on this machine, and a note if it cannot. Rows then have no kernel
-    names."""
+    """Return whether the profiler can name kernels on this machine. If it cannot, also return a note, and the rows have
+    no kernel names."""
     x = torch.randn(1, 1, 128, 64, device=device, dtype=torch.bfloat16)
     try:
         names = attention_kernels(lambda: torch.nn.functional.scaled_dot_product_attention(x, x, x), device)
-    except Exception as problem:  # CUPTI raises errors of many types on machines that forbid profiling
-        return False, [f"no kernel names: the profiler does not run here ({type(problem).__name__})"]
-    return bool(names), [] if names else ["no kernel names: the profiler sees no kernels here"]
+    except Exception as problem:  # If a machine forbids profiling, CUPTI raises errors of many types.
+        return False, [f"no kernel names: the profiler does not run on this machine ({type(problem).__name__})"]
+    return bool(names), [] if names else ["no kernel names: the profiler reports no kernels on this machine"]
 
 
 def slug(name: str) -> str:
-    """Return a device name as a part of file names: nvidia-h200 for NVIDIA H200."""
+    """Return a device name in the form for file names, such as nvidia-h200 for NVIDIA H200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

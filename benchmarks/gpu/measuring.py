@@ -1,5 +1,5 @@
-"""Measure an experiment: check every candidate, time the correct candidates in the same interleaved rounds, and yield a
-row for each."""
+"""Measure an experiment: check every candidate, time the correct candidates in the same interleaved rounds, and yield
+one row per candidate."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from llmbench.measure.results import Row, Scalar
 __all__ = ["LEAST_S", "candidates_of", "case_fields", "failed_row", "rows_of"]
 
 LEAST_S = 10.0
-"""A new case begins only if at least this many seconds are left."""
+"""The least number of seconds that must be left before a new case begins."""
 
 NAMED = ("attention", "decode_attention")
-"""Kernels for which a candidate can choose between several GPU kernels. The rows list the GPU kernels that ran."""
+"""The kernels for which a candidate can choose between several GPU kernels. Their rows list the GPU kernels that
+ran."""
 
 
 def case_fields(case: Any, dtype: torch.dtype) -> dict[str, Scalar]:
@@ -44,7 +45,8 @@ def failed_row(experiment: str, case: dict[str, Scalar], implementation: str, pr
 
 
 def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float]) -> Iterator[Row]:
-    """Yield the rows of all cases. A case for which fewer than `LEAST_S` seconds are left gets one "n/a" row."""
+    """Yield the rows of all cases. If fewer than `LEAST_S` seconds are left before a case, the case gets one "n/a"
+    row."""
     for case, candidates in candidates_of(experiment, machine):
         fields = case_fields(case, machine.dtype)
         if left_s() < LEAST_S:
@@ -63,7 +65,7 @@ def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float
 
 
 def candidates_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
-    """Yield each case with its candidates. Candidates are checked once for all cases that share a `check_case`."""
+    """Yield each case with its candidates. Cases with the same `check_case` share one check of each candidate."""
     checked: dict[str, list[Verdict]] = {}
     for case in [experiment.tiny] if machine.rehearsal else experiment.cases:
         check_case = case if machine.rehearsal or experiment.check_case is None else experiment.check_case
@@ -99,8 +101,8 @@ def _candidate(
     check_case: Any,
     checked: dict[str, list[Verdict]],
 ) -> Candidate:
-    """Return a kernel as a candidate that is checked and timed. `checked` stores the verdicts under the candidate's
-    name."""
+    """Return a kernel as a candidate that is checked and timed. The verdicts are stored in `checked`, under the
+    candidate's name."""
     title = f"{experiment.name}: {kernel.name}"
     build = cache(lambda at: kernel.build(at, machine))
     timed_case, checked_case = kernel.variant(case), kernel.variant(check_case)
@@ -129,8 +131,8 @@ def _candidate(
 
 
 def _prepared(machine: Machine, title: str, prepare: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-    """Prepare a call, run it once so that it is compiled, and return it. Raises OutOfTimeError after `candidate_s`
-    seconds."""
+    """Prepare a call, run it once so that its code is compiled, and return it. Raises OutOfTimeError if this takes
+    longer than `machine.candidate_s` seconds."""
     with time_box(machine.candidate_s, title):
         call = prepare()
         call()
@@ -138,8 +140,8 @@ def _prepared(machine: Machine, title: str, prepare: Callable[[], Callable[[], A
 
 
 def _verdicts(kernel: CandidateKernel, op: Op, experiment: Experiment, case: Any, machine: Machine) -> list[Verdict]:
-    """Check the outputs, and for a backward pass the gradients, with several seeds. The buffers that our kernels
-    allocate are filled with NaN, so that a kernel that leaves a part unwritten is INCORRECT."""
+    """Check the outputs with several random inputs. For a backward pass, also check the gradients. The buffers that our
+    kernels allocate are filled with NaN, so that a kernel that does not write all elements is INCORRECT."""
     forward = experiment.direction == "forward"
     verdicts = []
     for seed in range(machine.seeds):

@@ -1,8 +1,9 @@
-"""A pytest plugin: each of several processes runs its share of the tests within a time limit and records the outcomes.
+"""A pytest plugin with which several processes share the tests. Each process runs its share within a time limit and
+records the outcomes.
 
-Tests marked `gpu`, which try every configuration, come last. A test that does not begin in time is recorded as "not
-begun", never as passed. Environment variables give the share (such as 2/12), the time limit (seconds since the epoch)
-and the file for the outcomes. The module can be imported without pytest.
+Tests marked `gpu`, which try every configuration, run last. A test that does not begin in time is recorded as "not
+begun", never as passed. Environment variables contain the share (such as 2/12), the time limit (seconds since the
+epoch) and the name of the file for the outcomes. The module can be imported without pytest.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ NOT_BEGUN = "not begun: out of time"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select this process's share."""
+    """Keep only the tests of this process's share."""
     number, shares = map(int, os.environ[SHARE].split("/"))
-    # The sort is stable, so that all processes have the same order.
+    # The sort is stable, so that the tests have the same order in all processes.
     ordered = sorted(items, key=lambda item: item.get_closest_marker("gpu") is not None)
     kept = ordered[number::shares]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin no test after the time limit."""
+    """Skip the test if the time limit has passed."""
     import pytest
 
     if time.time() > float(os.environ[UNTIL]):
@@ -56,7 +57,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Record a file that cannot be loaded."""
+    """Record a test file that cannot be loaded."""
     if report.failed:
         _record(report.nodeid, "error", report)
 

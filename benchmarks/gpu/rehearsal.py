@@ -1,4 +1,4 @@
-"""A replacement for torch.cuda that reads a wall clock, so that the timing code for GPUs runs on a CPU."""
+"""A replacement for torch.cuda that reads a wall clock, so that the GPU timing code runs on a CPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class WallClockCuda:
         return 0
 
     def get_sync_debug_mode(self) -> int:
-        """Return 0: the mode in which ops that wait for the GPU raise no error."""
+        """Return 0: in this mode, ops that wait for the GPU raise no error."""
         return 0
 
     def set_sync_debug_mode(self, mode: int | str) -> None:

@@ -1,4 +1,5 @@
-"""A run of the GPU check: tests and compilers in parallel, then the experiments one by one, then the table of goals."""
+"""A run of the GPU check. It runs tests and compilers in parallel, then the experiments one by one, and prints the
+table of goals."""
 
 from __future__ import annotations
 
@@ -29,25 +30,25 @@ from llmbench.measure.results import Header, Row, Store, read
 __all__ = ["run"]
 
 WARMERS = 4
-"""Number of processes that compile the timed code while others run tests."""
+"""The number of processes that compile the timed code while other processes run the tests."""
 
 TESTS_SHARE, ALONE_SHARE, WARM_SHARE = 0.32, 0.05, 0.25
-"""Shares of the time limit: for tests and compilers together, for the tests that must be alone on the GPU, and for the
-compilers if no tests run."""
+"""Three shares of the time limit. TESTS_SHARE: for the tests and the compilers, which run together. ALONE_SHARE: for
+the tests that need the GPU alone. WARM_SHARE: for the compilers if no tests run."""
 
 LATE_S = 15.0
-"""If a run hangs in a kernel, faulthandler ends the process this many seconds after the time limit."""
+"""If a kernel hangs, faulthandler ends the process this many seconds after the time limit."""
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do the run that the options `given` describe, and return the exit code."""
+    """Run the check with the command-line options `given`, and return the exit code."""
     if given.table is not None:
         results = read(given.table)
         part = any(header.inputs.get("only") for header in results.headers)
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
         summary.table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ())
         return _code(results.rows)
-    chosen(given.only)  # raises an error for unknown names before the run starts
+    chosen(given.only)  # An unknown name raises its error here, before the run starts.
     kernels = [load_kernel(name) for name in given.tune or KERNELS]
     with open_rehearsal() if given.quick else open_gpu() as machine:
         if given.warm is not None:
@@ -62,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
-    """Run with a new result file, or continue the result file `given.resume`."""
+    """Run with a new result file, or continue the result file `given.resume`. Return the exit code."""
     header, path = _header(given, machine), given.resume or _path(given, machine)
     with Store(path, header, resume=given.resume is not None) as store:
         session = _Session(machine, store, deadline)
@@ -86,14 +87,15 @@ def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machi
 
 
 class _Session:
-    """A run in progress: its machine, result file, deadline and rows."""
+    """A run in progress, with its machine, result file, deadline and rows."""
 
     def __init__(self, machine: Machine, store: Store, deadline: Deadline) -> None:
         self.machine, self.store, self.deadline = machine, store, deadline
         self.rows = list(store.existing.rows) if store.existing else []
 
     def keep(self, row: Row, *, printed: bool = True) -> None:
-        """Write a row into the result file, so that an interrupted run keeps it, and print it if `printed`."""
+        """Write a row into the result file at once, so that an interruption does not lose it. If `printed`, print the
+        row too."""
         self.store.write([row])
         self.rows.append(row)
         if printed:
@@ -105,7 +107,8 @@ def _code(rows: Sequence[Row]) -> int:
 
 
 def _header(given: argparse.Namespace, machine: Machine) -> Header:
-    """Return the header: the environment, and the reference measurements, taken before other processes use the GPU."""
+    """Return the header of the result file: the environment and the reference measurements. The reference measurements
+    are taken before other processes use the GPU."""
     return Header(
         command="gpu_check",
         inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
@@ -118,7 +121,8 @@ def _header(given: argparse.Namespace, machine: Machine) -> Header:
 
 def _path(given: argparse.Namespace, machine: Machine) -> Path:
     folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(machine.name)
-    if machine.rehearsal and given.results is None:  # the times of a rehearsal are meaningless
+    # The times of a rehearsal have no meaning, so the file goes into a temporary folder.
+    if machine.rehearsal and given.results is None:
         folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     folder.mkdir(parents=True, exist_ok=True)
     name = "tune" if given.tune is not None else "gpu_check"
@@ -126,7 +130,7 @@ def _path(given: argparse.Namespace, machine: Machine) -> Path:
 
 
 def _prepare(given: argparse.Namespace, session: _Session) -> None:
-    """Run the tests and the compilers. With `--only`, `--tune` or `--no-tests`, run the compilers only."""
+    """Run the tests and the compilers. With `--only`, `--tune` or `--no-tests`, run only the compilers."""
     quick, cores = session.machine.rehearsal, os.cpu_count() or 1
     tested = not (given.only or given.no_tests or given.tune is not None)
     share = TESTS_SHARE if tested else WARM_SHARE
@@ -152,8 +156,8 @@ def _prepare(given: argparse.Namespace, session: _Session) -> None:
 
 
 def _asked(given: argparse.Namespace) -> list[str]:
-    """Return the arguments with which another process compiles the code of this run. A rehearsal compiles only one
-    experiment."""
+    """Return the arguments for a process that compiles the code of this run. For a rehearsal, the process compiles only
+    one experiment."""
     arguments = (
         ["--quick", "--only", "SwiGLU forward"] if given.quick and given.tune is None else ["--quick"] * given.quick
     )
@@ -163,9 +167,9 @@ def _asked(given: argparse.Namespace) -> list[str]:
 
 
 def _measure(given: argparse.Namespace, session: _Session) -> None:
-    """Measure every experiment that is not in the file yet.
+    """Measure every experiment that has no rows in the result file yet.
 
-    An experiment that raises an error gets a FAILED row, and the next experiment begins. If the GPU context is lost, a
+    If an experiment raises an error, it gets a FAILED row and the next experiment begins. If the GPU context is lost, a
     new process measures the remaining experiments.
     """
     begun = {row.experiment for row in session.rows}
@@ -188,7 +192,7 @@ def _measure(given: argparse.Namespace, session: _Session) -> None:
 
 
 def _alive(machine: Machine) -> bool:
-    """Return whether this process can still use the GPU. After an illegal memory access every CUDA call fails."""
+    """Return whether this process can still use the GPU. After an illegal memory access, every CUDA call fails."""
     try:
         if machine.device.type == "cuda":
             torch.cuda.synchronize(machine.device)
@@ -205,7 +209,7 @@ def _tune(kernels: Sequence[Kernel], session: _Session) -> None:
 
 
 def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> None:
-    """Compile the share `given.warm` (K/N) of the timed code."""
+    """Compile one share of the timed code. `given.warm` names the share as K/N."""
     number, shares = map(int, given.warm.split("/"))
     machine = replace(machine, seeds=1)
     for index, candidates in enumerate(_all_candidates(given, kernels, machine)):

@@ -1,4 +1,4 @@
-"""Printed output: one line per row as it is measured, and the table of goals at the end."""
+"""The printed output of a run: one line per measured row, and the table of goals at the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def heading(header: Header, notes: Sequence[str]) -> str:
 
 
 def line(row: Row, rehearsal: bool) -> str:
-    """Return a row as a line: its time and rates, or the reason why it has none."""
+    """Return a row as one line of text: its time and rates, or the reason why it has no time."""
     title = f"{row.experiment} · {row.case.get('shape', row.case.get('suite'))} · {row.implementation}"
     if row.measurement is None:
         return f"{title}: {row.status}: {row.reason}"
@@ -61,21 +61,21 @@ def line(row: Row, rehearsal: bool) -> str:
 
 
 def faults(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that make a run fail: INCORRECT and FAILED rows of every candidate, and OOM rows of our
+    """Return the rows that make a run fail: the INCORRECT and FAILED rows of all candidates, and the OOM rows of our
     kernels."""
     errors = ("INCORRECT", "FAILED")
     return [row for row in rows if row.status in errors or (row.status == "OOM" and row.implementation == OURS)]
 
 
 def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> None:
-    """Print the goals and their outcomes to stdout. `only`: the names of the experiments to show, all if empty. The
-    times of a rehearsal are meaningless and are not shown."""
+    """Print the goals and their outcomes to stdout. `only`: the names of the experiments to show; if empty, all
+    experiments are shown. The times of a rehearsal are not shown, because they have no meaning."""
     outcomes = [outcome for outcome in judge(rows) if not only or outcome.goal.experiment in only]
     headings = ("experiment", "case", "goal", "must", "moonshot", "measured (p10–p90)", "verdict", "note")
     columns: list[Field[str]] = [Field(heading, heading) for heading in headings]
     cells = [_cells(outcome, _distinguishing(outcome, outcomes), rehearsal) for outcome in outcomes]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts(outcomes).items() if verdict != "–")
-    lines = ["REHEARSAL: it ran; its times are meaningless" if rehearsal else counts or "no goals"]
+    lines = ["REHEARSAL: the run ended; its times have no meaning" if rehearsal else counts or "no goals"]
     lines += [line(row, rehearsal) for row in rows if row.experiment == TESTS]
     lines += [line(row, rehearsal) for row in faults(rows) if row.experiment != TESTS]
     block = Block(headline="goals", table=Table(columns=columns, rows=cells), lines=lines)
@@ -83,7 +83,8 @@ def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> 
 
 
 def _distinguishing(outcome: Outcome, others: Sequence[Outcome]) -> str:
-    """Return the parts of a shape that differ between the cases of its experiment; empty if there is one case."""
+    """Return the parts of a shape in which the cases of its experiment differ. If the experiment has only one case,
+    return an empty text."""
     shapes = [set(other.shape.split(", ")) for other in others if other.goal.experiment == outcome.goal.experiment]
     return ", ".join(part for part in outcome.shape.split(", ") if not all(part in shape for shape in shapes))
 

@@ -1,8 +1,9 @@
-"""Run the experiments of `llmbench bench` on this GPU one after another, each in its own process and with its own file.
+"""Run the experiments of `llmbench bench` on this GPU one after another. Each experiment has its own process and its
+own result file.
 
-A run has a time limit. First all cores compile the timed code, as in `workers`. Then each experiment gets a share of
-the remaining time. An experiment that takes longer is interrupted; its rows are kept, and the next run continues its
-file. An experiment is done when its table is written.
+A run has a time limit. First, all cores compile the timed code, as in `workers`. Then each experiment gets a share of
+the remaining time. If an experiment needs more time, it is interrupted. Its rows are kept, and the next run continues
+its result file. An experiment is done when its table is written.
 """
 
 from __future__ import annotations
@@ -33,23 +34,24 @@ from llmbench.model.formats import DTYPES
 __all__ = ["main", "warm"]
 
 SHARES = {"heads": 1.0, "moe": 1.0, "textbook": 1.5, "train": 2.0, "generate": 3.0, "attention": 4.0}
-"""The experiments, each with its weight when the time is shared. The weight grows with the number and size of the
-cases. Time that an experiment does not use goes to the later experiments."""
+"""The experiments, each with its weight. An experiment's share of the time is proportional to its weight. The weight
+grows with the number and the size of the cases. If an experiment does not use all of its time, the later experiments
+get the rest."""
 
 WARM_SHARE, WARMERS = 0.25, 8
-"""The compilers' share of the time limit, and the largest number of compiler processes. It is limited because they
-share the GPU's memory."""
+"""The compilers' share of the time limit, and the largest number of compiler processes. The number is limited because
+the processes share the GPU's memory."""
 
 LEAST_S, GRACE_S = 30.0, 25.0
-"""Seconds that an experiment needs at least to begin, and seconds that an interrupted experiment gets to write its
-rows."""
+"""LEAST_S: the least number of seconds that must be left before an experiment begins. GRACE_S: the number of seconds in
+which an interrupted experiment can write its rows."""
 
 PLAIN = ("standard", "loop", "dense, active", "dense, total")
-"""Slow candidates that need no compilation."""
+"""Slow candidates that need no compilation. The compiler processes do not run them."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the options."""
+    """Return the parser of the command-line options."""
     options = argparse.ArgumentParser(
         prog="benchmarks/gpu_bench.sh", description="Run the experiments of llmbench bench on this GPU."
     )
@@ -61,15 +63,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"run only these of {', '.join(SHARES)} (default: all that are not done)",
     )
-    add("--quick", action="store_true", help="use the quick preset; without a GPU, rehearse on a CPU")
+    add("--quick", action="store_true", help="use the quick preset; on a machine without a GPU, rehearse on the CPU")
     add("--results", type=Path, metavar="FOLDER", help="folder of the files (default: benchmarks/results/GPU)")
     add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process gets its share
+    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process compiles its share of the code
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command and return the exit code."""
     given = parser().parse_args(arguments)
     try:
         for name in given.only:
@@ -109,7 +111,7 @@ def _run(given: argparse.Namespace) -> int:
             print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {counts}", *faults, sep="\n  ", flush=True)
             wrong = wrong or bool(faults) or code not in (0, 130)
         else:
-            print(f"{name}: no time was left; run this again", flush=True)
+            print(f"{name}: not measured, because no time was left; run this command again", flush=True)
     return 1 if wrong else 0
 
 
@@ -118,8 +120,8 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
-    """Begin or continue an experiment. Return 0 if it is done, even with faulty rows, and 130 if it reached its time
-    limit."""
+    """Begin or continue an experiment. Return 0 if the experiment is done, even if rows are INCORRECT or FAILED. Return
+    130 if it reached its time limit."""
     table = _table(folder, name)
     table.unlink(missing_ok=True)
     unfinished = table.with_suffix(".unfinished.txt")
@@ -131,12 +133,13 @@ def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             try:
-                code = process.wait(GRACE_S) and 130  # 0: the process ended by itself
+                code = process.wait(GRACE_S) and 130  # code 0: the process ended by itself
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 code = 130
-    if code == 1 and _summary(folder, name)[1]:  # done; the caller reports the faulty rows
+    # The experiment is done. The caller reports the rows that are INCORRECT or FAILED.
+    if code == 1 and _summary(folder, name)[1]:
         code = 0
     if code == 0:
         unfinished.rename(table)
@@ -153,7 +156,7 @@ def _command(name: str, folder: Path, *, quick: bool) -> list[str]:
 
 
 def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
-    """Return the number of rows per status as text, and the rows that are INCORRECT or FAILED."""
+    """Return the number of rows per status as text, and one text for each row that is INCORRECT or FAILED."""
     path = folder / f"bench-{name}.jsonl"
     rows = list(read(path).by_key().values()) if path.exists() else []
     faults = [row for row in rows if row.status in ("INCORRECT", "FAILED")]
@@ -163,7 +166,7 @@ def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
 
 
 def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
-    """Compile the timed code of every `shares`-th group of cases, from group `number` on."""
+    """Compile every `shares`-th group of cases, starting with group `number`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
     references = measure_references(

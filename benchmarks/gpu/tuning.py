@@ -1,8 +1,9 @@
-"""Time every configuration of a kernel at its shapes, to see whether the shipped (first) configuration is the fastest.
+"""Time every configuration of a kernel at its shapes. The result shows whether the shipped configuration, which is the
+first one, is the fastest.
 
 Launchers choose configurations by name (`launching.choose`). For each name that a pass uses, the configurations of that
 name are timed in the same interleaved rounds. All other names use their shipped configurations. Every configuration
-must give the results of the shipped configuration within one rounding.
+must give the same results as the shipped configuration, within one rounding.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from llmbench.sizing.work import Pass
 __all__ = ["Choice", "candidates_of", "choices", "ranking", "tune"]
 
 ONCE = ("linear_cross_entropy",)
-"""Kernels whose backward pass cannot be repeated. Their backward pass is timed together with the forward pass."""
+"""Kernels whose backward pass cannot run twice after one forward pass. Their backward pass is timed together with the
+forward pass."""
 
 
 class Choice(NamedTuple):
     """The configurations that a launcher can choose for one name, in one pass over one case. `candidates`: the text of
-    each configuration, under its number."""
+    each configuration, by the configuration's number."""
 
     kernel: Kernel
     case: Any
@@ -66,9 +68,9 @@ def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
 
 
 def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]]) -> dict[int, str]:
-    """Return the text of the launch that each configuration changes, under the configuration's number. Number 0 has the
-    shipped configuration of that launch. A configuration that changes no launch is left out, because it is the same as
-    the last one."""
+    """Return the text of the launch that each configuration changes, by the configuration's number. Number 0 is the
+    shipped configuration of that launch. A configuration that changes no launch is left out, because it launches the
+    same kernels as the shipped configuration."""
     words: dict[int, str] = {}
     for index, configurations in others.items():
         changed = [pair for pair in zip(shipped, configurations, strict=False) if pair[0] != pair[1]]
@@ -81,8 +83,8 @@ def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]
 def _configurations(
     kernel: Kernel, case: Any, direction: Pass, machine: Machine, preferred: dict[str, int]
 ) -> tuple[list[str], dict[str, int]]:
-    """Return the configurations of all launches of a pass, and the number of configurations per name. A backward pass
-    includes the launches of its forward pass."""
+    """Return the configurations of all launches of a pass, and the number of configurations per name. The launches of a
+    backward pass include those of its forward pass."""
     inputs = kernel.inputs(case, Random(0, _format(kernel, machine), torch.device("cpu"), shapes_only=True))
     with captured(architecture(machine.device)) as capture, preferring(preferred):
         one_pass(
@@ -96,7 +98,7 @@ def _format(kernel: Kernel, machine: Machine) -> torch.dtype:
 
 
 def candidates_of(choice: Choice, machine: Machine) -> list[Candidate]:
-    """Return the candidates of a choice. All candidates share the same inputs."""
+    """Return the candidates of a choice. All candidates use the same input tensors."""
     kernel, dtype = choice.kernel, _format(choice.kernel, machine)
     flops, moved = work_of(kernel.cost(choice.case, dtype), choice.direction)
     calls: list[Callable[[], Any]] = []
@@ -132,8 +134,8 @@ def _tensors(results: Any) -> list[Tensor]:
 
 
 def _agreement(results: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator[Verdict]:
-    """Compare each result with that of the shipped configuration, within one rounding of its format, and yield the
-    verdict."""
+    """Compare each result with the result of the shipped configuration, within one rounding of its number format. Yield
+    one verdict per result."""
     for index, (result, expected) in enumerate(zip(results, shipped, strict=True)):
         yield compare(f"result {index}", result, expected, expected.double())
 
@@ -141,7 +143,7 @@ def _agreement(results: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator
 def tune(
     kernels: Sequence[Kernel], machine: Machine, left_s: Callable[[], float]
 ) -> Iterator[tuple[Choice, list[Row]]]:
-    """Yield each choice with its rows. A choice for which no time is left gets one "n/a" row."""
+    """Yield each choice with its rows. If no time is left for a choice, it gets one "n/a" row."""
     for choice in choices(kernels, machine):
         case = case_fields(choice.case, _format(choice.kernel, machine)) | {"choice": choice.name}
         if left_s() < LEAST_S:
@@ -162,8 +164,8 @@ def tune(
 
 
 def ranking(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
-    """Return the rows of a choice as text, the fastest first, each with its time relative to the shipped
-    configuration."""
+    """Return the rows of a choice as text, the fastest row first. Each line shows the time and its ratio to the time of
+    the shipped configuration."""
     lines = [f"{choice.experiment} · {describe(choice.case)} · {choice.name}"]
     shipped = next((row.seconds for row in rows if row.implementation.startswith("0:")), None)
     for row in sorted(rows, key=lambda row: row.seconds or float("inf")):

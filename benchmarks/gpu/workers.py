@@ -1,7 +1,7 @@
 """Run the tests and compile the timed code on all cores, before anything is timed.
 
-There are hundreds of kernels, and a compiler uses one core. The compiled code goes into the caches of Triton and torch,
-where the timing process finds it. The processes share the GPU, so nothing is timed while they run.
+There are hundreds of kernels, and a compiler uses only one core. The compiled code goes into the caches of Triton and
+torch, and the timing process reads it from there. The processes share the GPU, so nothing is timed while they run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["ROOT", "Suite", "SuiteRun", "run_once", "run_tests_and_compile"]
 
 ROOT = Path(__file__).parents[2]
 ONE_CORE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-"""Environment variables for processes that share the cores, so that each process compiles on one core."""
+"""Environment variables for processes that share the cores. With these variables, each process compiles on one core."""
 
 GRACE_S = 20.0
-"""Seconds after the time limit in which a test process may finish its current test."""
+"""The number of seconds after the time limit in which a test process may finish its current test."""
 
 
 class Suite(NamedTuple):
-    """Tests to run: the arguments of pytest, and the number of processes that share the tests."""
+    """Tests to run. `arguments`: the arguments of pytest. `shares`: the number of processes that share the tests."""
 
     name: str
     arguments: tuple[str, ...]
@@ -47,8 +47,8 @@ class Suite(NamedTuple):
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """The result of a suite: the number of tests per outcome, and each failure with its first line. `problem`: the
-    reason if nothing ran."""
+    """The result of a suite. `outcomes`: the number of tests per outcome. `failures`: each failed test with the first
+    line of its error. `problem`: the reason if no test ran."""
 
     suite: str
     seconds: float
@@ -57,7 +57,7 @@ class SuiteRun:
     problem: str | None = None
 
     def row(self) -> Row:
-        """Return the row for the result file: "ok" if some tests passed and none failed."""
+        """Return the row for the result file. The row is "ok" if at least one test passed and no test failed."""
         common: dict[str, Any] = {"experiment": TESTS, "case": {"suite": self.suite}, "implementation": "pytest"}
         common["extra"] = {name.replace(" ", "_"): count for name, count in sorted(self.outcomes.items())}
         if self.problem is not None:
@@ -70,8 +70,8 @@ class SuiteRun:
 
 
 class _Processes:
-    """Python processes, each with its own log file. The end of the `with` block kills the processes that still run, and
-    their children."""
+    """Python processes, each with its own log file. At the end of the `with` block, the processes that still run are
+    killed, with their child processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,8 +113,8 @@ class _Processes:
                 return
 
     def crashes(self, processes: Sequence[subprocess.Popen[bytes]]) -> list[str]:
-        """Return one text per crashed process. pytest's own exit codes are no crashes: 0 (all passed), 1 (some failed),
-        5 (no tests)."""
+        """Return one text per crashed process. These exit codes of pytest are not crashes: 0 (all tests passed), 1
+        (some tests failed), 5 (no tests)."""
         crashes = []
         for process in processes:
             if process.returncode not in (0, 1, 5) and process.pid not in self.ended:
@@ -129,10 +129,10 @@ class _Processes:
 def run_tests_and_compile(
     suite: Suite | None, warm: Sequence[Sequence[str]], box_s: float, *, module: str = "benchmarks.gpu"
 ) -> SuiteRun | None:
-    """Run a test suite, and compile in parallel, for at most `box_s` seconds.
+    """Run a test suite and, in parallel, compiler processes, for at most `box_s` seconds.
 
-    `warm`: the arguments of each compiler process, which runs `module`. The output of these processes is ignored. Code
-    that is not compiled in time is compiled later, by the timing process.
+    `warm`: the arguments of each compiler process, which runs `module`. The output of the compiler processes is
+    ignored. The timing process later compiles all code that is not compiled in time.
     """
     start = time.time()
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as name:
@@ -142,7 +142,7 @@ def run_tests_and_compile(
         with _Processes(Path(name)) as processes:
             for number in range(suite.shares if suite is not None and find_spec("pytest") else 0):
                 assert suite is not None
-                # pytest's cache is off, because the processes would overwrite each other's
+                # pytest does not use its cache, because the processes would overwrite each other's entries.
                 options = (
                     "-m",
                     "pytest",
@@ -159,7 +159,7 @@ def run_tests_and_compile(
             processes.wait(warmers, start + box_s)
         if suite is None:
             return None
-        # A killed process may leave an incomplete last line, which is dropped.
+        # A killed process may leave an incomplete last line. This line is dropped.
         whole, _, _ = notes.read_text(encoding="utf-8").rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines()]
         outcomes = Counter(line["outcome"] for line in lines)
@@ -175,8 +175,8 @@ def run_tests_and_compile(
 
 
 def run_once(candidate: Candidate) -> None:
-    """Check and run a candidate, so that its code is compiled. An error is only printed, because it will occur again
-    when the candidate is timed."""
+    """Check and run a candidate once, so that its code is compiled. If an error occurs, only print it, because the same
+    error will occur when the candidate is timed."""
     try:
         if candidate.check is not None:
             candidate.check()
