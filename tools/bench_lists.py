@@ -1,7 +1,7 @@
-"""Write the tables of pieces and experiments into docs/guides/profile-and-bench.md, between the markers of the page.
+"""Write the tables of pieces and experiments into docs/guides/profile-and-bench.md, between the markers of that page.
 
-python tools/bench_lists.py            # write them
-python tools/bench_lists.py --check    # compare; exit 1 if one is out of date
+python tools/bench_lists.py            # write the tables
+python tools/bench_lists.py --check    # compare; exit 1 if a table is out of date
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LISTS: dict[str, Mapping[str, str]] = {
 
 
 def current(text: str) -> str:
-    """The text of the page with up-to-date tables."""
+    """Return the text of the page with up-to-date tables."""
     for name, entries in LISTS.items():
         marked = re.compile(rf"(<!-- {name}: written by tools/bench_lists\.py -->\n).*?(<!-- end -->)", re.DOTALL)
         lines = ["| name | what it is |", "|---|---|", *(f"| `{key}` | {what} |" for key, what in entries.items())]
@@ -31,7 +31,7 @@ def current(text: str) -> str:
 
 
 def main() -> int:
-    """Write the tables. With `--check`, compare them and return 1 if one is out of date."""
+    """Write the tables. With `--check`, only compare them, and return 1 if a table is out of date."""
     text = PAGE.read_text(encoding="utf-8")
     if current(text) == text:
         return 0

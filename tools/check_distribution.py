@@ -1,9 +1,9 @@
-"""Compare a built sdist and wheel with the files of the repository that they were built from.
+"""Compare a built sdist and wheel with the files of the repository from which they were built.
 
     python tools/check_distribution.py dist/llmbench-0.1.0.tar.gz dist/llmbench-0.1.0-py3-none-any.whl
 
-The wheel must have only one top-level name, `llmbench`, and contain each spec and module of the repository once. The
-sdist must contain all files that a build needs, the license and the README.
+The wheel must have only one top-level name, `llmbench`, and must contain each spec and module of the repository once.
+The sdist must contain the license, the README and all files that a build needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def expected() -> set[str]:
-    """The names of the files that a wheel must contain."""
+    """Return the names of the files that a wheel must contain."""
     found = {f"llmbench/specs/{file.relative_to(ROOT / 'specs')}" for file in (ROOT / "specs").rglob("*.toml")}
     found |= {f"llmbench/kernels/{file.relative_to(ROOT / 'kernels')}" for file in (ROOT / "kernels").rglob("*.py")}
     for file in (ROOT / "llmbench").rglob("*.*"):
@@ -28,7 +28,8 @@ def expected() -> set[str]:
 
 
 def check_wheel(path: Path) -> list[str]:
-    """The problems of a wheel: other top-level names, and missing, repeated or unexpected files."""
+    """Return the problems of a wheel: top-level names other than llmbench, and missing, repeated or unexpected
+    files."""
     names = zipfile.ZipFile(path).namelist()
     own = [name for name in names if ".dist-info/" not in name]
     problems = [f"wheel: top-level name {name}" for name in {name.split("/")[0] for name in own} - {"llmbench"}]
@@ -39,7 +40,7 @@ def check_wheel(path: Path) -> list[str]:
 
 
 def check_sdist(path: Path) -> list[str]:
-    """The problems of an sdist: missing files."""
+    """Return the problems of an sdist: its missing files."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {name.replace("llmbench/specs/", "specs/").replace("llmbench/kernels/", "kernels/") for name in expected()}
@@ -48,12 +49,15 @@ def check_sdist(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print the problems. Returns 1 if there are any, else 0."""
+    """Print the problems. Return 1 if there is a problem, else 0."""
     problems = []
     for path in map(Path, sys.argv[1:]):
         problems += check_wheel(path) if path.suffix == ".whl" else check_sdist(path)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
-    print("\n".join(problems) or "both are complete, and the only top-level name of the wheel is llmbench")
+    print(
+        "\n".join(problems)
+        or "the sdist and the wheel are complete, and the only top-level name of the wheel is llmbench"
+    )
     return 1 if problems else 0
 
 

@@ -2,9 +2,9 @@
 
     path/to/bin/python tools/check_installed.py path/to/bin/llmbench
 
-Run it from a folder outside the repository, with the Python of that environment. It checks that torch, transformers and
-numpy are not installed, that llmbench is imported from the environment, that every command works in every format, and
-that the JSON is valid.
+Run this tool from a folder outside the repository, with the Python of that environment. The tool checks four facts:
+torch, transformers and numpy are not installed, llmbench is imported from the environment, every command works in every
+format, and the JSON is valid.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ COMMANDS = [
 
 
 def run(program: str, command: str, *, code: int = 0) -> str:
-    """The output of a command. If its exit code is not `code`, this tool exits with the output of the command."""
+    """Return the output of a command. If its exit code is not `code`, end this tool with the output of the command as
+    the message."""
     done = subprocess.run([program, *command.split()], capture_output=True, text=True, check=False)
     if done.returncode != code or (not code and not done.stdout and "-o" not in command.split()):
         sys.exit(f"llmbench {command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -58,7 +59,7 @@ def run(program: str, command: str, *, code: int = 0) -> str:
 
 
 def main() -> None:
-    """Run all commands, and print their number. Exits at the first problem."""
+    """Run all commands and print the number of commands. End at the first problem."""
     program = sys.argv[1]
     for module in ("torch", "triton", "transformers", "numpy", "pydantic"):
         assert importlib.util.find_spec(module) is None, f"{module} is installed in this environment"

@@ -32,7 +32,7 @@ stdout; errors, hints and progress go to stderr.
 
 
 def commands() -> Iterator[tuple[str, Any, str]]:
-    """The full name, the object and the help text of llmbench and of each command, in the order of the help."""
+    """Return the full name, the object and the help text of llmbench and of each command, in the order of the help."""
     yield from _walk(get_command(build([])), "llmbench", None)
 
 
@@ -46,7 +46,7 @@ def _walk(command: Any, name: str, parent: Any) -> Iterator[tuple[str, Any, str]
 
 
 def reference() -> str:
-    """The text of the whole page."""
+    """Return the text of the whole page."""
     parts = [HEAD]
     for name, _, text in commands():
         depth = "##" if name.count(" ") < 2 else "###"
@@ -55,7 +55,7 @@ def reference() -> str:
 
 
 def main() -> int:
-    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
+    """Write the page. With `--check`, only compare it, and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:

@@ -1,9 +1,8 @@
-"""Write the table of each page in docs/components/ that lists the bundled models that use each feature.
+"""Write the tables of docs/components/. The table of a page lists, for each feature, the bundled models that use it. It
+is between the two markers of the page.
 
-The table is between the two markers of a page.
-
-python tools/component_models.py            # write them
-python tools/component_models.py --check    # compare; exit 1 if one is out of date
+    python tools/component_models.py            # write the tables
+    python tools/component_models.py --check    # compare; exit 1 if a table is out of date
 """
 
 from __future__ import annotations
@@ -29,49 +28,49 @@ Uses = Callable[[ModelSpec], bool]
 
 
 def layers(spec: ModelSpec) -> list[Layer]:
-    """All kinds of layers of a model, including its encoder."""
+    """Return all kinds of layers of a model, including those of its encoder."""
     return [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
 
 
 def mixers(spec: ModelSpec, kind: type[Kind]) -> Iterator[Kind]:
-    """All mixers of a model that have the type `kind`."""
+    """Return all mixers of a model that have the type `kind`."""
     return (mixer for layer in layers(spec) for mixer in branches(layer.mixer) if isinstance(mixer, kind))
 
 
 def positions(spec: ModelSpec) -> list[Positions]:
-    """The position encodings of a model: its own, and that of each attention."""
+    """Return the position encodings of a model: the encoding of the whole model and that of each attention."""
     singles = [mixer for layer in layers(spec) for mixer in branches(layer.mixer)]
     attentions = [mixer for mixer in singles if isinstance(mixer, AttentionKind)]
     return [spec.positions, *(spec.positions_of(mixer) for mixer in attentions)]
 
 
 def has_mixer(kind: type[Kind], also: Callable[[Kind], object] = lambda mixer: True) -> Uses:
-    """Return a test for models that have a mixer of type `kind` that satisfies `also`."""
+    """Return a test for a model: does it have a mixer of type `kind` for which `also` returns true?"""
     return lambda spec: any(also(mixer) for mixer in mixers(spec, kind))
 
 
 def has_ffn(kind: type[Kind], also: Callable[[Kind], object] = lambda ffn: True) -> Uses:
-    """Return a test for models that have a feed-forward of type `kind` that satisfies `also`."""
+    """Return a test for a model: does it have a feed-forward of type `kind` for which `also` returns true?"""
     return lambda spec: any(isinstance(layer.ffn, kind) and also(layer.ffn) for layer in layers(spec))
 
 
 def has_rope(also: Callable[[Rope], object]) -> Uses:
-    """Return a test for models that have a rotary encoding that satisfies `also`."""
+    """Return a test for a model: does it have a rotary encoding for which `also` returns true?"""
     return lambda spec: any(isinstance(encoding, Rope) and also(encoding) for encoding in positions(spec))
 
 
 def has_norm(kind: str, *, bias: bool = False, weight: bool = True) -> Uses:
-    """Return a test for models whose norm has this kind, bias and weight."""
+    """Return a test for a model: does its norm have this kind, this bias and this weight?"""
     return lambda spec: (spec.norm.kind, spec.norm.bias, spec.norm.weight) == (kind, bias, weight)
 
 
 def placed(placement: str) -> Uses:
-    """Return a test for models that have a layer with this placement of norms."""
+    """Return a test for a model: does it have a layer with this placement of norms?"""
     return lambda spec: any(layer.placement == placement for layer in layers(spec))
 
 
 def scaled(kind: str) -> Uses:
-    """Return a test for models that have a rotary encoding with this kind of scaling."""
+    """Return a test for a model: does it have a rotary encoding with this kind of scaling?"""
     return has_rope(lambda rope: rope.scaling is not None and rope.scaling.kind == kind)
 
 
@@ -174,17 +173,18 @@ PAGES: dict[str, dict[str, Uses]] = {
         "encoder and decoder": lambda spec: spec.encoder is not None,
     },
 }
-"""The features that each page lists, with the test for models that use them."""
+"""The features that each page lists. Each feature has a test that tells whether a model uses it."""
 
 
 @cache
 def specs() -> tuple[ModelSpec, ...]:
-    """Every bundled model."""
+    """Return every bundled model."""
     return tuple(load_bundled(name) for name in bundled_models())
 
 
 def table(page: str) -> str:
-    """The table of a page: each feature with the models that use it. A feature without models is left out."""
+    """Return the table of a page: each feature with the models that use it. Features that no model uses are left
+    out."""
     lines = ["| feature | number | models |", "|---|---:|---|"]
     for feature, uses in PAGES[page].items():
         names = [spec.name for spec in specs() if uses(spec)]
@@ -194,12 +194,12 @@ def table(page: str) -> str:
 
 
 def current(path: Path) -> str:
-    """The text of a page with an up-to-date table."""
+    """Return the text of a page with an up-to-date table."""
     return MARKED.sub(lambda match: match[1] + table(path.stem) + match[2], path.read_text(encoding="utf-8"))
 
 
 def main() -> int:
-    """Write all pages. With `--check`, compare them and return 1 if one is out of date."""
+    """Write all pages. With `--check`, only compare them, and return 1 if a page is out of date."""
     stale = 0
     for path in (FOLDER / f"{page}.md" for page in PAGES):
         text = current(path)

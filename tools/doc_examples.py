@@ -3,10 +3,10 @@
     python tools/doc_examples.py            # write the actual output into the pages
     python tools/doc_examples.py --check    # compare; exit 1 and show the differences
 
-An example is a fenced block marked `console`. Its commands begin with `$ llmbench` or `$ python`. The output of a
-command (stdout, then stderr) follows the command. A line with only `…` stands for any number of lines. The examples of
-a page run in order, in one empty folder. A block marked `json file=NAME` or `toml file=NAME` is first written to a file
-in that folder.
+An example is a fenced block marked `console`. Each command in it begins with `$ llmbench` or `$ python`. The output of
+a command (stdout, then stderr) follows the command. A line that contains only `…` stands for any number of lines. The
+examples of a page run in order, in one temporary folder that is empty at first. A block marked `json file=NAME` or
+`toml file=NAME` is first written to the file NAME in that folder.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ANYTHING = "…"
 
 
 def pages() -> list[Path]:
-    """Every page that may have examples."""
+    """Return every page that may contain examples."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def output_of(command: str) -> str:
-    """The output of a command when it is piped.
+    """Return the output of a command when stdout is not a terminal.
 
     `llmbench ...` runs in this process, or in a new process if the command measures or compiles. `python FILE` runs a
     file of this repository.
@@ -46,7 +46,8 @@ def output_of(command: str) -> str:
         words = [sys.executable, *command.split()[1:]]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
-    if command.startswith(apart):  # their imports decide whether kernels are interpreted
+    # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
+    if command.startswith(apart):
         own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         words = [sys.executable, "-m", *shlex.split(command)]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
@@ -59,7 +60,7 @@ def output_of(command: str) -> str:
 
 
 def commands(body: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output that the page shows below it."""
+    """Return the commands of a console block, each with the output that the page shows below the command."""
     for part in re.split(r"^(?=\$ )", body, flags=re.MULTILINE):
         first, _, rest = part.partition("\n")
         if first.startswith("$ "):
@@ -79,7 +80,7 @@ def folder() -> Iterator[None]:
 
 
 def actual(page: str) -> str:
-    """The text of the page with the actual output of its examples."""
+    """Return the text of the page with the actual output of its examples."""
 
     def filled(match: re.Match[str]) -> str:
         info, body = match["info"].strip(), match["body"]
@@ -100,13 +101,13 @@ def actual(page: str) -> str:
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether the output on the page equals the printed output. A `…` line matches any number of lines."""
+    """Return whether the output on the page equals the printed output. A `…` line matches any number of lines."""
     parts = [re.escape(part) for part in re.split(rf"^{ANYTHING}\n", shown.rstrip() + "\n", flags=re.MULTILINE)]
     return re.fullmatch(r"(?:.*\n)*?".join(parts), printed.rstrip() + "\n") is not None
 
 
 def main() -> int:
-    """Write all pages. With `--check`, print the differences and return 1 if there are any."""
+    """Write all pages. With `--check`, only print the differences, and return 1 if there are any."""
     stale = 0
     for path in pages():
         if not path.exists():

@@ -1,24 +1,24 @@
 """Write llmbench/spec/huggingface/defaults.json: the default of each config key that a config.json may leave out.
 
     python tools/huggingface_defaults.py            # write the file from the installed transformers
-    python tools/huggingface_defaults.py --check    # compare; exit 1 and name the types that differ
+    python tools/huggingface_defaults.py --check    # compare; exit 1 and name the model types that differ
 
-A config.json leaves out each value that equals the default of its class, so an importer needs these defaults. This tool
-reads them from the configuration classes of one transformers release. It takes the declared defaults, before any
-``__post_init__`` derives one key from another. Each model type has one line. A composite is a config with several
-parts, for example text and vision.
+transformers leaves a value out of config.json if it equals the default of the configuration class. An importer
+therefore needs these defaults. This tool reads them from the configuration classes of one transformers release. It
+reads the defaults that the classes declare, before any ``__post_init__`` derives one key from another. The file has one
+line per model type. A composite is a config with several parts, for example text and vision.
 
 - ``class``: the language-model class. A text part that exists only inside a composite has none.
-- ``defaults``: each key that the class or its parents declare, with its default, without the keys that change no figure
-  (DROPPED below). ``tie_word_embeddings`` is always included. Its value comes from an instance with all defaults,
-  because a few classes override the field. The value of a composite may differ from that of its text part (mistral3 is
-  not tied). A nested configuration without its own model type is a nested object here.
+- ``defaults``: each key that the class or its parents declare, with its default. The keys that change no figure
+  (DROPPED below) are left out. ``tie_word_embeddings`` is always included. Its value comes from an instance with all
+  defaults, because a few classes override the field. The value of a composite may differ from the value of its text
+  part (mistral3 is not tied). A nested configuration without its own model type is a nested object here.
 - ``attribute_map``: for each standard name of a key, the name that the class uses. A config.json may have either name.
 - ``default_theta``: the base of rotary embeddings if the config has none: a number, or a number for each kind of layer.
 - ``undeclared``: keys that ``__post_init__`` reads although no field declares them, with their literal defaults.
-- ``text_config``: key and model type of the text part of a composite, and the values of that part if the config does
-  not contain it (``when_missing``).
-- ``sub_configs``: model types of the other parts that belong to the language model (the encoder of t5gemma).
+- ``text_config``: the key and the model type of the text part of a composite, and the values of that part if the config
+  does not contain it (``when_missing``).
+- ``sub_configs``: the model types of the other parts that belong to the language model (the encoder of t5gemma).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "5.23.0"
-"""The transformers release that the file describes."""
+"""The transformers release from which the file is written."""
 
 PATH = Path(__file__).resolve().parent.parent / "llmbench" / "spec" / "huggingface" / "defaults.json"
 
@@ -76,22 +76,22 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "
 DROPPED = re.compile(
     "|".join(
         [
-            # Token ids, because the size of a table comes from vocab_size.
+            # Token ids. The size of an embedding table comes from vocab_size.
             r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
             r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
-            # Regularisation, which is disabled when a model is sized, served or timed.
+            # Regularisation. It is disabled when a model is sized, served or timed.
             r"dropout|_pdrop$|layerdrop|^drop_|^label_smoothing$",
             # Initialisation of weights.
             r"initializer|init_std|init_scale|_init$|^init_device$|init_variance|^rescale_prenorm_residual$",
             r"^time_step_(min|max|floor|scale|init_scheme)$|^linear_(a_log|dt)_|^learnable_sink_init$|_std_dev$",
-            # Choice of the outputs of a forward pass, and settings of generation.
+            # Options that choose the outputs of a forward pass, and settings of generation.
             r"^use_cache$|^return_|^output_(attentions|hidden_states|router_logits|past)$|^num_logits_to_keep$|^id2label$",
             r"^label2id$|^forced_|^decoder_start|suppress_tokens$|^no_repeat|^encoder_no_repeat|^num_beams|^(start|end)_n_top$",
             # Training objectives.
             r"aux_loss|_loss_|_loss$|loss_coef|loss_weight|^z_loss|jitter|^mask_(time|feature)|^apply_spec_augment$",
             # Classification heads and the pooling before them.
             r"^classifier_(dropout|pooling|proj)|^summary_|^num_labels$|^problem_type$|^pooling$",
-            # Choice between kernels that give the same result.
+            # Options that choose between kernels with the same result.
             r"^use_(mamba_kernels|mambapy|falcon_mambapy|mem_eff_path|associative_scan|flash)|^slow_but_exact$",
             r"^pretraining_tp$|^model_parallel_size$|^(chunkwise|sequence|step)_kernel$|kernel_dtype$|^max_inference_chunksize$|^reorder_and_upcast",
             r"_in_fp32$|float32$|^(torch_)?dtype$|^chunk_size_(feed_forward|lm_head)$",
@@ -105,7 +105,7 @@ DROPPED = re.compile(
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    """The record of each model type, read from the installed transformers."""
+    """Return the record of each model type, read from the installed transformers."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -126,14 +126,17 @@ def facts() -> dict[str, dict[str, Any]]:
 
 
 def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any], list[type]]:
-    """The record of one model type, and the configuration classes of its parts, which get their own records."""
+    """Return the record of one model type, and the configuration classes of its parts. These parts get their own
+    records."""
     from transformers.configuration_utils import PreTrainedConfig
 
     try:
-        # Use vars and not getattr, because getattr raises an error for a key whose value differs between layers.
+        # Use vars instead of getattr. getattr raises an error for a key whose value differs between layers.
         instance = vars(config_class())
     except Exception:
-        instance = {}  # the defaults contradict each other; _declared reads them from the fields
+        # The defaults of this class contradict each other, so it has no instance. `_declared` reads the defaults from
+        # its fields.
+        instance = {}
     parts = {
         key: value
         for key, value in instance.items()
@@ -166,7 +169,7 @@ def _record(config_class: type, model_class: str | None) -> tuple[dict[str, Any]
 
 
 def _fields(config_class: type) -> dict[str, Any]:
-    """The fields that the class and its parents declare, without the fields of PreTrainedConfig."""
+    """Return the fields that the class and its parents declare, without the fields of PreTrainedConfig."""
     from transformers.configuration_utils import PreTrainedConfig
 
     common = set(PreTrainedConfig.__mro__)
@@ -176,7 +179,7 @@ def _fields(config_class: type) -> dict[str, Any]:
 
 
 def _declared(config_class: type) -> dict[str, Any]:
-    """The declared default of each key, without dropped keys and without values that JSON cannot express."""
+    """Return the declared default of each key, without dropped keys and without values that JSON cannot express."""
     defaults: dict[str, Any] = {}
     for name, f in _fields(config_class).items():
         value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
@@ -186,7 +189,8 @@ def _declared(config_class: type) -> dict[str, Any]:
 
 
 def _undeclared(config_class: type) -> dict[str, Any]:
-    """Keys that ``__post_init__`` reads from its ``kwargs``, with their defaults. A computed default is None."""
+    """Return the keys that ``__post_init__`` reads from its ``kwargs``, with their defaults. The value is None for a
+    default that is computed."""
     from transformers.configuration_utils import PreTrainedConfig
 
     defaults: dict[str, Any] = {}
@@ -241,7 +245,8 @@ def _plain(value: Any) -> Any:
 
 
 def render(records: dict[str, dict[str, Any]]) -> str:
-    """The text of the file: sorted, compact, and with one model type per line, so that a diff shows the type."""
+    """Return the text of the file. It is sorted and compact, with one model type per line, so that a diff shows which
+    types change."""
     lines = [
         f"{json.dumps(name)}:{json.dumps(record, sort_keys=True, separators=(',', ':'))}"
         for name, record in records.items()
@@ -250,7 +255,7 @@ def render(records: dict[str, dict[str, Any]]) -> str:
 
 
 def check() -> list[str]:
-    """The differences between the file and the installed transformers, one line per model type."""
+    """Return the differences between the file and the installed transformers, one line per model type."""
     fresh = json.loads(render(facts()))["types"]
     stored = json.loads(PATH.read_text(encoding="utf-8"))["types"]
     problems = [f"{name}: not in the file" for name in fresh.keys() - stored.keys()]
@@ -263,7 +268,7 @@ def check() -> list[str]:
 
 
 def main() -> int:
-    """Run the command line and return the exit status."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(description="Write or check llmbench/spec/huggingface/defaults.json.")
     parser.add_argument("--check", action="store_true", help="compare with the installed transformers")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Write the tables of JSON fields into docs/guides/read-the-json.md, between the markers of the page.
+"""Write the tables of JSON fields into docs/guides/read-the-json.md, between the markers of that page.
 
-python tools/json_reference.py            # write the tables
-python tools/json_reference.py --check    # compare; exit 1 if one is out of date
+    python tools/json_reference.py            # write the tables
+    python tools/json_reference.py --check    # compare; exit 1 if a table is out of date
 
-A marker names a module of llmbench.cli and its list of fields: `<!-- fields: params FIELDS -->`.
+A marker names a module of llmbench.cli and a list of fields in that module: `<!-- fields: params FIELDS -->`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MARKED = re.compile(r"(<!-- fields: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def reference() -> str:
-    """The text of the page with up-to-date tables."""
+    """Return the text of the page with up-to-date tables."""
     return MARKED.sub(_table, TARGET.read_text(encoding="utf-8"))
 
 
 def _table(match: re.Match[str]) -> str:
     fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.cli.{match[2]}"), match[3])
-    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:  # another table has these fields
+    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:  # another table describes these fields
         fields = fields[len(MODEL_FIELDS) :]
     lines = ["| field | content |", "|---|---|"]
     for field in fields:
@@ -38,7 +38,7 @@ def _table(match: re.Match[str]) -> str:
 
 
 def main() -> int:
-    """Write the tables. With `--check`, compare them and return 1 if one is out of date."""
+    """Write the tables. With `--check`, only compare them, and return 1 if a table is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         if TARGET.read_text(encoding="utf-8") == text:

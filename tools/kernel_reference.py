@@ -34,7 +34,7 @@ result of each configuration; `--format json` has the reasons for other formats 
 
 
 def section(kernel: Kernel) -> Iterator[str]:
-    """The lines about one kernel: its shapes, and a row for each configuration of each function."""
+    """Return the lines about one kernel: its shapes, and a table row for each configuration of each function."""
     passes = "forward and backward" if kernel.differentiable else "forward"
     yield f"\n## {kernel.name}\n\n{kernel.summary[:1].upper()}{kernel.summary[1:]}.\n"
     yield f"Formats: {', '.join(short(dtype) for dtype in kernel.dtypes)}; {passes}.\n\n"
@@ -55,12 +55,12 @@ def section(kernel: Kernel) -> Iterator[str]:
 
 
 def reference() -> str:
-    """The text of the whole page."""
+    """Return the text of the whole page."""
     return HEAD + "".join(line for name in KERNELS for line in section(load_kernel(name)))
 
 
 def main() -> int:
-    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
+    """Write the page. With `--check`, only compare it, and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""

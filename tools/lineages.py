@@ -1,7 +1,8 @@
-"""Write the list of model types that each file reads into llmbench/spec/huggingface/families/__init__.py.
+"""Write the list of model types into llmbench/spec/huggingface/families/__init__.py. The list names the model types
+that each file of that folder reads.
 
-python tools/lineages.py            # write the list
-python tools/lineages.py --check    # compare; exit 1 if the list is out of date
+    python tools/lineages.py            # write the list
+    python tools/lineages.py --check    # compare; exit 1 if the list is out of date
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MARKED = re.compile(r"(The list is written by tools/lineages\.py::\n\n).*?(\"\"\
 
 
 def lineages() -> dict[str, list[str]]:
-    """The model types that each file reads, sorted."""
+    """Return the model types that each file reads, sorted."""
     files: dict[str, list[str]] = {}
     for model_type, importer in FAMILIES.items():
         files.setdefault(importer.__module__.rpartition(".")[2], []).append(model_type)
@@ -26,7 +27,7 @@ def lineages() -> dict[str, list[str]]:
 
 
 def listed() -> str:
-    """The text of the file with an up-to-date list."""
+    """Return the text of families/__init__.py with an up-to-date list."""
     files = lineages()
     width = max(map(len, files)) + 2
     lines = []
@@ -34,12 +35,12 @@ def listed() -> str:
         text = textwrap.wrap(" ".join(model_types), 116 - width, break_on_hyphens=False)
         lines += [f"    {name:<{width}}{part}" for name, part in zip([file, *[""] * len(text)], text, strict=False)]
     current = TARGET.read_text(encoding="utf-8")
-    assert MARKED.search(current), f"{TARGET} has no place for the list"
+    assert MARKED.search(current), f"{TARGET} has no marker for the list of model types"
     return MARKED.sub(lambda place: place[1] + "\n".join(lines) + "\n" + place[2], current)
 
 
 def main() -> int:
-    """Write the list. With `--check`, compare it and return 1 if it is out of date."""
+    """Write the list. With `--check`, only compare it, and return 1 if it is out of date."""
     text = listed()
     if "--check" in sys.argv[1:]:
         if TARGET.read_text(encoding="utf-8") != text:

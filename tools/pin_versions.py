@@ -4,8 +4,9 @@
     python tools/pin_versions.py --check     # exit with code 1 if this environment has a package that is not pinned
 
 The packages are installed into a temporary environment, so the file does not depend on the environment of the caller.
-`CHOSEN` holds the few packages whose version is a decision; every other version is the newest one that works with them.
-Run the whole test suite after this command, because expected values in the tests depend on these versions.
+`CHOSEN` contains the few packages for which we choose the version. Every other package has the newest version that
+works with the chosen ones. Run the whole test suite after this command, because expected values in the tests depend on
+these versions.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ NOT_PINNED = {"llmbench", "pip"}
 
 
 def normalised(name: str) -> str:
-    """The name of a package in the form that pip compares: lower case, with hyphens."""
+    """Return the name of a package in the form that pip compares: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def resolve() -> dict[str, str]:
-    """Install the packages that the tests need into a new environment. Returns the version of each package."""
+    """Install the packages that the tests need into a new environment. Return the version of each package."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = f"{folder}/bin/pip"
@@ -58,12 +59,12 @@ def resolve() -> dict[str, str]:
 
 
 def write(versions: dict[str, str]) -> str:
-    """The text of the file: the chosen versions with their reasons, then all other packages by name."""
+    """Return the text of the file: first the chosen versions with their reasons, then all other packages by name."""
     lines = [HEADER]
     for name, (version, reason) in CHOSEN.items():
         lines.append(f"# {reason}\n{name}=={version}\n")
     rest = sorted(versions.keys() - CHOSEN.keys() - NOT_PINNED)
-    # The CUDA build of torch on PyPI requires packages of NVIDIA. They are left out, because torch itself pins them.
+    # On PyPI, the CUDA build of torch requires packages of NVIDIA. They are left out, because torch itself pins them.
     rest = [name for name in rest if not name.startswith(("nvidia-c", "nvidia-nc", "nvidia-nv", "cuda-"))]
     return (
         "".join(lines)
@@ -73,14 +74,14 @@ def write(versions: dict[str, str]) -> str:
 
 
 def not_pinned() -> list[str]:
-    """The packages of the current environment that the file does not pin."""
+    """Return the packages of the current environment that the file does not pin."""
     pinned = {line.split("==")[0] for line in FILE.read_text().splitlines() if "==" in line and line[0] != "#"}
     here = {normalised(item.metadata["Name"]) for item in distributions()}
     return sorted(here - pinned - NOT_PINNED)
 
 
 def main() -> int:
-    """Run the command line and return the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:

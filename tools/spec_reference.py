@@ -1,7 +1,8 @@
-"""Write docs/spec-fields.md from the types in llmbench/spec/: the fields of every type, with types and defaults.
+"""Write docs/spec-fields.md from the types in llmbench/spec/. The page lists the fields of every type, with their types
+and defaults.
 
-python tools/spec_reference.py            # write the page
-python tools/spec_reference.py --check    # compare; exit 1 if the page is out of date
+    python tools/spec_reference.py            # write the page
+    python tools/spec_reference.py --check    # compare; exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ WORDS = {
 
 
 def parts(module: ModuleType) -> list[type[msgspec.Struct]]:
-    """The spec types that a module or package defines, without base classes. ModelSpec is first."""
+    """Return the spec types that a module or package defines, without base classes. ModelSpec is first."""
     types = [value for value in vars(module).values() if isinstance(value, type)]
     own = [part for part in types if f"{part.__module__}.".startswith(f"{module.__name__}.")]
     return sorted(
@@ -64,12 +65,13 @@ def parts(module: ModuleType) -> list[type[msgspec.Struct]]:
 
 
 def is_concrete(part: type[msgspec.Struct]) -> bool:
-    """Whether a spec can contain this type, because it is not an abstract base class."""
+    """Return whether a spec can contain this type. An abstract base class cannot be in a spec."""
     return not any(getattr(getattr(part, name), "__isabstractmethod__", False) for name in dir(part))
 
 
 def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:
-    """The allowed values of each named list of values of a module (for example `Placement`), by name."""
+    """Return the allowed values of each named list of values in a module (for example `Placement`), by the name of the
+    list."""
     return {
         name: typing.get_args(value)
         for name, value in vars(module).items()
@@ -78,7 +80,7 @@ def choices(module: ModuleType) -> dict[str, tuple[str, ...]]:
 
 
 def descriptions(tree: ast.AST) -> dict[str, str]:
-    """The texts directly below assignments, by the assigned name."""
+    """Return the text that stands directly below each assignment, by the assigned name."""
     texts = {}
     for body in [getattr(node, "body", None) for node in ast.walk(tree)]:
         for before, after in itertools.pairwise(body) if isinstance(body, list) else ():
@@ -90,7 +92,7 @@ def descriptions(tree: ast.AST) -> dict[str, str]:
 
 
 def type_text(written: str) -> str:
-    """The type of a field in words: `size` for Annotated[int, …], `list of text` for tuple[str, ...]."""
+    """Return the type of a field in words: `size` for Annotated[int, …], `list of text` for tuple[str, ...]."""
     written = re.sub(r"\s+", " ", written).removesuffix(" | None").strip()
     if written in WORDS:
         return WORDS[written]
@@ -108,7 +110,7 @@ def type_text(written: str) -> str:
 
 
 def default_text(field: msgspec.structs.FieldInfo) -> str:
-    """The default of a field, in the notation of a spec file."""
+    """Return the default of a field, in the notation of a spec file."""
     if field.required:
         return "required"
     if field.default_factory is not msgspec.NODEFAULT or field.default == ():
@@ -125,7 +127,7 @@ def default_text(field: msgspec.structs.FieldInfo) -> str:
 
 
 def section(part: type[msgspec.Struct]) -> str:
-    """The section of the page about one type: its docstring and its fields."""
+    """Return the section of the page about one type: its docstring and its fields."""
     tag = part.__struct_config__.tag
     lines = [f"### {part.__name__}", ""]
     lines += [f'`kind = "{tag}"`', ""] if tag else []
@@ -144,7 +146,7 @@ def section(part: type[msgspec.Struct]) -> str:
 
 
 def reference() -> str:
-    """The text of the whole page."""
+    """Return the text of the whole page."""
     texts = [HEAD]
     for title, module in SECTIONS:
         texts += [f"## {title}\n", *(section(part) for part in parts(module))]
@@ -156,7 +158,7 @@ def reference() -> str:
 
 
 def main() -> int:
-    """Write the page. With `--check`, compare it and return 1 if it is out of date."""
+    """Write the page. With `--check`, only compare it, and return 1 if it is out of date."""
     text = reference()
     if "--check" in sys.argv[1:]:
         if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text:
