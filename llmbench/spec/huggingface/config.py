@@ -66,7 +66,7 @@ class Config:
     def __contains__(self, key: str) -> bool:
         """Return whether the config contains the key, under its standard name or under the name in its class.
 
-        A default of the class does not count.
+        A key that only has a default value in transformers is not contained.
         """
         return self._name(key) in self._values
 
@@ -241,8 +241,10 @@ class Config:
             self.notes.append(text)
 
     def doubt_unread(self) -> None:
-        """Mark the spec as approximate if a key that might change a figure was not read. Each such key is one
-        reason."""
+        """Mark the spec as approximate for each key that was not read and might change a figure.
+
+        Each of these keys gives one reason.
+        """
         for key, value in self._values.items():
             if key in self._read or key in HARMLESS_KEYS or key.startswith("_") or key.endswith(_TOKEN_KEYS):
                 continue

@@ -44,7 +44,7 @@ def ernie4_5(c: Config) -> ModelSpec:
 
 @family("ernie4_5_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl")
 def ernie4_5_moe(c: Config) -> ModelSpec:
-    """ERNIE 4.5 with experts has them in the layers from `moe_layer_start_index` to `moe_layer_end_index`.
+    """ERNIE 4.5 has experts in the layers from `moe_layer_start_index` to `moe_layer_end_index`.
 
     The router's bias for load balancing is a trained parameter. In vision-language models, only the experts for text
     are read.

@@ -49,7 +49,7 @@ _FORMS = {
 
 @family(*_FORMS)
 def bart(c: Config) -> ModelSpec:
-    """BART and its descendants: encoder, decoder and head use one common token table.
+    """In BART and its descendants, encoder, decoder and head use the same token table.
 
     Encoder and decoder have one position table each. Pegasus and Marian store sinusoidal positions as a table. M2M-100
     and NLLB compute sinusoidal positions. The bias of the logits is stored but not trained.

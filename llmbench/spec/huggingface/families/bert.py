@@ -27,7 +27,7 @@ Transform = Literal["bert", "roberta"]
 
 
 def _assume(c: Config, **defaults: Any) -> None:
-    """Set the value of each missing key. Model types that are not in `defaults.json` use it for their defaults."""
+    """Set default values for missing keys. It is for model types that are not in `defaults.json`."""
     for key, value in defaults.items():
         if key not in c:
             c.put(key, value)

@@ -43,7 +43,7 @@ def activation(c: Config, *keys: str, default: str = "silu") -> Activation:
     name = name if isinstance(name, str) else default
     name = _ACTIVATIONS.get(name, name)
     if name not in get_args(Activation):
-        c.unbuildable(f"the activation `{name}` is unknown and counted as `silu`")
+        c.unbuildable(f"the activation `{name}` is unknown and is replaced by `silu`")
         name = "silu"
     return cast(Activation, name)
 
@@ -330,7 +330,7 @@ def moe(
 def deepseek_router(c: Config, *, correction: str | None = "buffer", scores: str = "sigmoid") -> Router:
     """Return DeepSeek's router.
 
-    It selects groups of experts. Within these groups, it selects the experts with the largest sum of score and
+    The router selects groups of experts. In these groups, it selects the experts with the largest sum of score and
     load-balancing bias. DeepSeek-V2 with topk_method = greedy has no groups. The class of DeepSeek-V2 ignores
     norm_topk_prob, so the weights of the selected experts do not sum to one.
 
@@ -437,10 +437,12 @@ def _expect_kinds(c: Config, key: str, kinds: Iterable[Any], known: Sequence[str
 
 
 def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> list[bool]:
-    """Return one flag per layer: the layer has a sliding window. The flags come from the config key `layer_types`.
+    """Return one bool per layer: true if the layer has a sliding window.
 
-    - derived: the rule of the class in transformers, for configs without `layer_types`. It returns the flag for the
-      index of a layer.
+    The config key `layer_types` states which layers have a window.
+
+    - derived: the rule of the class in transformers, for configs without `layer_types`. It maps the index of a layer to
+      its bool.
     - kinds: the layer types with and without a window. The default is "sliding_attention" and "full_attention".
     """
     local, full = kinds or ("sliding_attention", "full_attention")
@@ -450,10 +452,10 @@ def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> l
 
 
 def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
-    """Return one flag per layer: the layer has experts. The flags come from the config key `mlp_layer_types`.
+    """Return one bool per layer: true if the layer has experts.
 
-    `derived`: the rule of the class in transformers, for configs without `mlp_layer_types`. It returns the flag for the
-    index of a layer.
+    The config key `mlp_layer_types` states which layers have experts. `derived`: the rule of the class in transformers,
+    for configs without `mlp_layer_types`. It maps the index of a layer to its bool.
     """
     count = num_layers(c)
     kinds = c.entries("mlp_layer_types", count)
@@ -464,11 +466,11 @@ def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
 
 
 def sparse_after_first(c: Config, default: int = 0) -> list[bool]:
-    """Return one flag per layer: the layer has experts. Without `mlp_layer_types`, DeepSeek's rule applies.
+    """Return one bool per layer: true if the layer has experts. Without `mlp_layer_types`, DeepSeek's rule applies.
 
     By this rule, the first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has
-    experts, or `moe_layer_freq` is a list of flags. `default`: the number of dense layers if the config does not state
-    it.
+    experts. If `moe_layer_freq` is a list, it has one entry per layer, which states whether the layer has experts.
+    `default`: the number of dense layers if the config does not state it.
     """
     first = c.count("first_k_dense_replace", default)
     frequency = c.get("moe_layer_freq")
@@ -498,7 +500,7 @@ def mixture_layers(
     """Return a pair (name, layer) for each layer of a model with experts.
 
     - mixers: one mixer for all layers, or a pair (name, mixer) per layer.
-    - sparse: one flag per layer. True means that the layer has experts.
+    - sparse: one bool per layer, true if the layer has experts.
     - experts: the feed-forward of the layers with experts.
     - dense: the feed-forward of the layers without experts. None means that all layers have experts.
     - extra: extra weights of each layer.

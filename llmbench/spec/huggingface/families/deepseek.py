@@ -60,7 +60,7 @@ def deepseek_model(
     - partial: the share of `positions_dim` that is rotated, if the config does not state a share.
     - bias: the feed-forwards have biases.
     - first: number of dense layers, if the config does not state it.
-    - sparse: one flag per layer that says whether it has experts. None: DeepSeek's rule above applies.
+    - sparse: one bool per layer, true if the layer has experts. None: DeepSeek's rule above applies.
     """
     ffn = deepseek_ffn(c, scores=scores, correction=correction, bias=bias)
     flags = sparse_after_first(c, first) if sparse is None else sparse
@@ -126,7 +126,9 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
     """DeepSeek-V3 and R1 have latent attention, and a sigmoid router with a stored bias for load balancing."""
     mixer = latent_attention(c)
     if c.table("rope_parameters").get("llama_4_scaling_beta"):
-        c.unbuildable("rope_parameters.llama_4_scaling_beta: the queries have a factor that grows with the position")
+        c.unbuildable(
+            "rope_parameters.llama_4_scaling_beta: a factor on the queries that grows with the position is unsupported"
+        )
     return deepseek_model(
         c,
         mixer,
@@ -141,8 +143,8 @@ def deepseek_v3(c: Config, *, scores: str = "sigmoid", correction: str | None = 
 def deepseek_v32(c: Config, *, reused: list[bool] | None = None, interleaved: bool = False) -> ModelSpec:
     """DeepSeek-V3.2 is DeepSeek-V3 with indexers. An indexer selects the keys that attention reads.
 
-    - reused: one flag per layer. True means that the layer reuses the keys that an earlier layer's indexer selected.
-      None: all layers have their own indexer.
+    - reused: one bool per layer, true if the layer reuses the keys that an earlier layer's indexer selected. None: all
+      layers have their own indexer.
     - interleaved: RoPE rotates pairs of neighbouring dimensions in the indexers.
     """
     count = num_layers(c)

@@ -373,9 +373,10 @@ def _as_bfloat16(x: float) -> float:
 
 @family("t5", "mt5", "umt5", "longt5", "switch_transformers")
 def t5(c: Config) -> ModelSpec:
-    """All versions of T5. LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer.
+    """T5 and its versions are encoder-decoders with a relative position bias.
 
-    n is the number of layers divided by the number of layers with experts. Encoder and decoder have their own n.
+    LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer, with its own n for encoder and
+    decoder. n is the number of layers divided by the number of layers with experts.
     """
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")

@@ -53,8 +53,10 @@ def granite_model(c: Config, layers: Layer | list[tuple[str, Layer]], head_dim: 
 
 @family("granite_swa")
 def granite_swa(c: Config) -> ModelSpec:
-    """This Granite has attention sinks. Three of four layers have a sliding window. Each layer can have its own RoPE
-    base."""
+    """Granite SWA is Granite 3 with attention sinks and a sliding window in three of four layers.
+
+    Each layer can have its own RoPE base.
+    """
     bias = c.flag("attention_bias")
     window = c.window()
     count = num_layers(c)
@@ -94,7 +96,7 @@ def layer_positions(c: Config, theta: object) -> Positions | None:
 
 @family("granitemoe", "granitemoeshared", "granitemoe_swa")
 def granitemoe(c: Config) -> ModelSpec:
-    """Granite 3 with experts is granitemoe. In granitemoeshared, each layer also has a shared expert.
+    """Granite 3 MoE is Granite 3 with experts in all layers. In granitemoeshared, each layer also has a shared expert.
 
     granitemoe_swa also has attention sinks, and a sliding window in three of four layers.
     """

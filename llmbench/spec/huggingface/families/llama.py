@@ -111,7 +111,7 @@ def mllama(c: Config) -> ModelSpec:
         for name in ("q_norm", "k_norm")
     )
     extra += tuple(ExtraWeight(name=name, shape=(1,), role="vector") for name in ("attention_gate", "ffn_gate"))
-    # The spec counts no mixer norm in a layer without mixer. The norm before the cross-attention is an extra weight.
+    # A Layer without mixer has no mixer norm, so the norm before the cross-attention is an extra weight.
     before = ExtraWeight(name="mixer_norm", shape=(hidden,), role="vector", component="norms")
     cross = Layer(ffn=ffn, extra=(before, *extra))
     layers: list[tuple[str, Layer]] = [

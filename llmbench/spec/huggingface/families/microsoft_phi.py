@@ -57,7 +57,9 @@ def phimoe(c: Config) -> ModelSpec:
         c.unbuildable("num_experts_per_tok is not 2, but Phi-3.5-MoE selects two experts in transformers")
     positions = rope(c, head_dim=mixer.head_dim)
     if positions.scaling is not None:
-        c.unbuildable("rope_scaling of Phi-3.5-MoE has separate attention factors for short and long contexts")
+        c.unbuildable(
+            "rope_scaling: the attention factors of Phi-3.5-MoE for short and long contexts are not supported"
+        )
     router = Router(scores="sparsemixer", jitter=c.number("router_jitter_noise", 0.01))
     ffn = moe(c, experts="num_local_experts", width="intermediate_size", router=router)
     return decoder(

@@ -31,7 +31,7 @@ MINISTRAL3_ROPE = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-"""The RoPE of a Ministral 3 config that has neither rope_parameters nor rope_scaling, as in transformers."""
+"""The default RoPE of Ministral 3 in transformers, for configs without rope_parameters and rope_scaling."""
 
 
 @family("mistral", "ministral3")

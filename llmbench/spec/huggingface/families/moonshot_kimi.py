@@ -120,9 +120,10 @@ def kda_layers(
 
 
 def _after_dense(c: Config, count: int) -> list[bool]:
-    """Return one flag per layer: the layer has experts.
+    """Return one bool per layer: true if the layer has experts.
 
-    The flags come from `mlp_layer_types`, or from `first_k_dense_replace` if the config has no `mlp_layer_types`.
+    The config key `mlp_layer_types` states these layers. Without it, the first `first_k_dense_replace` layers are
+    dense.
     """
     kinds, first = c.entries("mlp_layer_types", count), c.count("first_k_dense_replace", 1)
     return [index >= first if kinds is None else kinds[index] == "sparse" for index in range(count)]
@@ -131,7 +132,7 @@ def _after_dense(c: Config, count: int) -> list[bool]:
 def _deepseek_moe(c: Config, sparse: list[bool], experts: str) -> FFN | None:
     """Return DeepSeek's experts, or None if no layer has experts.
 
-    - sparse: one flag per layer. True means that the layer has experts.
+    - sparse: one bool per layer, true if the layer has experts.
     - experts: the config key of the number of routed experts.
     """
     if not any(sparse):

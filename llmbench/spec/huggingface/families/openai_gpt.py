@@ -48,7 +48,9 @@ def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
     c.ignore("num_key_value_heads")  # newer configs of StarCoder have this key in addition to multi_query
     scale = None if c.flag("scale_attn_weights", True) else 1.0
     if c.flag("scale_attn_by_inverse_layer_idx"):
-        c.unbuildable("scale_attn_by_inverse_layer_idx: attention scores are divided by the layer's number")
+        c.unbuildable(
+            "scale_attn_by_inverse_layer_idx: a factor on the scores that depends on the layer is not supported"
+        )
     kv_heads = num_key_value_heads or c.size("num_attention_heads")
     mixer = attention(c, num_key_value_heads=kv_heads, qkv_bias=True, output_bias=True, scale=scale)
     width = c.size("n_inner", 4 * c.size("hidden_size"))

@@ -113,7 +113,8 @@ def aria(c: Config) -> ModelSpec:
 
 @family("baichuan")
 def baichuan(c: Config) -> ModelSpec:
-    """Baichuan 1 and 2 are Llama with multi-head attention. The 13B models have ALiBi instead of RoPE."""
+    """Baichuan 1 and 2 have Llama's architecture with multi-head attention. The 13B models have ALiBi instead of
+    RoPE."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"))
     positions = Alibi() if c.size("hidden_size") == 5120 else rope(c, head_dim=mixer.head_dim)
     if c.size("vocab_size") == 125696:
@@ -129,7 +130,7 @@ def beam(c: Config) -> ModelSpec:
     """
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: a bias per channel of the output gate is counted, but the gate has none")
+        c.doubt("attention_bias = True: a bias per channel of the output gate is counted, but does not exist")
     window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
@@ -256,8 +257,8 @@ def hyperclovax(c: Config) -> ModelSpec:
 def inkling(c: Config) -> ModelSpec:
     """Inkling has short convolutions on keys, on values, and on the outputs of attention and feed-forward.
 
-    Instead of RoPE, attention adds learned logits to the scores. They depend on the distance of query and key. The
-    router also computes weights for the shared experts.
+    Instead of RoPE, attention adds learned logits to the scores. These logits depend on the distance between query and
+    key. The router also computes weights for the shared experts.
     """
     hidden = c.size("hidden_size")
     taps, rank, extent = c.size("conv_kernel_size"), c.size("d_rel"), c.size("rel_extent")
@@ -390,7 +391,7 @@ def kolibri(c: Config) -> ModelSpec:
 
 @family("laguna")
 def laguna(c: Config) -> ModelSpec:
-    """In Laguna, each layer has its own number of query heads. Attention has an output gate, a softplus.
+    """In Laguna, each layer has its own number of query heads. Attention has an output gate with softplus.
 
     The gate has one value per head, or one value per channel.
     """
@@ -398,7 +399,7 @@ def laguna(c: Config) -> ModelSpec:
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
     if bias and not headwise:
-        c.doubt("attention_bias = True: a bias of the output gate is counted, but the gate has none")
+        c.doubt("attention_bias = True: a bias of the output gate is counted, but this gate has no bias")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = windowed_layers(c, lambda index: False)
     window = c.window()
@@ -423,7 +424,7 @@ def laguna(c: Config) -> ModelSpec:
     shared = SharedExperts(intermediate_size=c.size("shared_expert_intermediate_size"))
     c.ignore("num_attention_heads", "swa_attention_sink_enabled")
     if c.number("moe_router_logit_softcapping", 0.0) > 0:
-        c.unbuildable("moe_router_logit_softcapping: the router's logits have a soft cap")
+        c.unbuildable("moe_router_logit_softcapping: a soft cap on the router's logits is not supported")
     router = Router(
         scores="sigmoid",
         correction="parameter",
@@ -597,8 +598,8 @@ def rwkv(c: Config) -> ModelSpec:
 
 @family("seed_oss")
 def seed_oss(c: Config) -> ModelSpec:
-    """Seed-OSS has Llama's architecture. One config key is for biases on q, k and v, another for the output
-    projection."""
+    """Seed-OSS has Llama's architecture, with biases on q, k and v (`attention_bias`), and on o
+    (`attention_out_bias`)."""
     mixer = attention(c, qkv_bias=c.flag("attention_bias"), output_bias=c.flag("attention_out_bias"))
     return decoder(c, block(mixer, gated(c)), norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
 

@@ -76,7 +76,7 @@ _HUNYUAN_KEYS = [
 
 @family("hunyuan_v1_dense")
 def hunyuan_dense(c: Config) -> ModelSpec:
-    """Hunyuan's dense models have norms on q and k, which stand after RoPE.
+    """Hunyuan's dense models have norms on q and k, which are applied after RoPE.
 
     Their configs also contain keys of Hunyuan's MoE models. These keys change nothing in a dense model.
     """
@@ -94,7 +94,7 @@ def hunyuan_dense(c: Config) -> ModelSpec:
 
 @family("hunyuan_v1_moe")
 def hunyuan_moe(c: Config) -> ModelSpec:
-    """Hunyuan-A13B has routed experts and a shared expert in each layer. Its norms on q and k stand after RoPE."""
+    """Hunyuan-A13B has routed experts and a shared expert in each layer. Norms on q and k are applied after RoPE."""
     bias = c.flag("attention_bias")
     c.require("use_qk_norm", True)
     c.ignore(
@@ -141,7 +141,7 @@ def hunyuan_moe(c: Config) -> ModelSpec:
 
 @family("hunyuan_vl_text")
 def hunyuan_vl(c: Config) -> ModelSpec:
-    """The text part of Hunyuan-VL is Llama with norms on each head of q and k, which stand after RoPE."""
+    """The text part of Hunyuan-VL is Llama with norms on each head of q and k, which are applied after RoPE."""
     bias = c.flag("attention_bias")
     c.ignore("use_qk_norm")
     c.require("use_qk_norm", True)

@@ -108,9 +108,9 @@ def glm_moe_dsa(c: Config) -> ModelSpec:
 
 
 def _shared_indexers(c: Config) -> list[bool]:
-    """Return one flag per layer: the layer reuses the keys that an earlier layer's indexer selected.
+    """Return one bool per layer: true if the layer reuses the keys that an earlier layer's indexer selected.
 
-    The config lists the layers, or it states the distance between layers that have their own indexer.
+    The config states the bool of each layer, or the distance between layers that have their own indexer.
     """
     count = num_layers(c)
     stated = c.entries("indexer_types", count)

@@ -30,7 +30,10 @@ from llmbench.spec.position import NoPositions
 
 @family("zamba")
 def zamba(c: Config) -> ModelSpec:
-    """Zamba has Mamba layers and one shared attention block. All hybrid layers use this block with the same weights."""
+    """Zamba has Mamba layers and one shared attention block.
+
+    Before each Mamba layer of type "hybrid", the shared block runs. Its weights are the same each time.
+    """
     hidden, count = c.size("hidden_size"), num_layers(c)
     rank = c.get("mamba_dt_rank")
     # The total size of x_proj and dt_proj does not depend on the number of Mamba heads. The spec describes one head.
@@ -63,15 +66,16 @@ def zamba(c: Config) -> ModelSpec:
 
 @family("zamba2")
 def zamba2(c: Config) -> ModelSpec:
-    """Zamba-2 has Mamba-2 layers and `num_mem_blocks` shared blocks. Hybrid layers use the shared blocks in turn.
+    """Zamba-2 has Mamba-2 layers and `num_mem_blocks` shared blocks.
 
-    Each use of a shared block has its own low-rank adapters.
+    Before each Mamba-2 layer of type "hybrid", one of the shared blocks runs, each block in turn. Each use of a shared
+    block has its own low-rank adapters.
     """
     hidden = c.size("hidden_size")
     kinds = [newer_layer_type(kind) for kind in c.entries("layers_block_type") or _ZAMBA2_LAYERS]
     heads, width = c.size("n_mamba_heads"), c.size("mamba_expand") * hidden
     if width % heads:
-        raise c.error("n_mamba_heads", f"{heads} does not divide mamba_expand × hidden_size {width}")
+        raise c.error("n_mamba_heads", f"{heads} must divide mamba_expand × hidden_size = {width}")
     ssm = Mamba2(
         num_heads=heads,
         head_dim=width // heads,
