@@ -64,7 +64,7 @@ class CannotRunError(LLMBenchError):
 
 def suggestion(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that is most similar to `word`, or None if no known word is similar."""
-    import difflib  # imported here, because only a failing command needs it
+    import difflib  # difflib is imported here, because only a failing command needs difflib
 
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return near[0] if near else None

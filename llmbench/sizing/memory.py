@@ -75,7 +75,7 @@ def fullest(peaks: list[Memory]) -> Memory:
 
 
 def widest_bytes(ops: list[Op]) -> int:
-    """Return the input and output bytes of the op for which their sum is largest.
+    """Return the input and output bytes of the widest op. The widest op is the op with the most such bytes.
 
     In addition to the weights, a forward pass needs at least this memory.
     """

@@ -196,8 +196,7 @@ class _Run(msgspec.Struct):
         return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
 
     def optimizer_moment(self, gradients: int) -> int:
-        """Return the bytes of the gradients at the optimizer step, without gradients that are allocated during the
-        whole step."""
+        """Return the bytes of the gradients that exist at the optimizer step but not during the whole training step."""
         return 0 if self.persistent else gradients
 
     def kept(self, op: Op, from_zero: int, size: int) -> int:
@@ -217,7 +216,7 @@ class _Run(msgspec.Struct):
         """Return the bytes of the weights that FSDP has gathered at the peak.
 
         These are the weights of the running layer and of the next layer, and the weights outside the layers (embedding
-        and head). Embedding and head count, because the peak is at the head if the vocabulary is large.
+        and head). Embedding and head are included, because the peak is at the head if the vocabulary is large.
         """
         layers = sorted(
             (
@@ -250,7 +249,7 @@ class _Run(msgspec.Struct):
         return checkpoint_bytes(layer, self.recompute, self.stream())
 
     def saved(self, chunk: Chunk) -> int:
-        """Return the bytes that a chunk saves for the backward pass of one micro-batch, without logits."""
+        """Return the bytes that a chunk saves in the forward pass of one micro-batch, without logits."""
         outside = sum(op.saved_bytes for op in (*chunk.before, *chunk.after) if op.kind != "loss")
         return outside + sum(map(self.checkpoint, chunk.layers))
 

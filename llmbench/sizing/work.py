@@ -96,7 +96,8 @@ def _lent_elements(ops: Iterable[Op]) -> int:
 
 
 def _given_bytes(ops: Sequence[Op]) -> int:
-    """Return the bytes of the activations that enter the first op that reads activations."""
+    """Return the bytes of the activations that enter the ops. They are the input of the first op that reads
+    activations."""
     first = next((op for op in ops if op.read_bytes), None)
     if first is None:
         return 0
@@ -166,8 +167,10 @@ def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
 
 
 def _gradient(op: Op) -> int:
-    """Return the number of gradient elements of an op's weights. A tied head also computes a gradient of the
-    embedding's matrix."""
+    """Return the number of gradient elements of an op's weights.
+
+    A tied head also computes a gradient of the embedding's matrix.
+    """
     return op.parameters + (op.matmul_elements if op.tied and op.kind != "embedding" else 0)
 
 

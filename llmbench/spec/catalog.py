@@ -96,7 +96,7 @@ def load_bundled(name: str) -> ModelSpec:
 @lru_cache(maxsize=64)
 def load_device(name: str) -> DeviceSpec:
     """Return the bundled device with exactly this name. Aliases and other spellings are not accepted."""
-    from llmbench.spec.device import DeviceSpec  # imported here, because most commands need no device
+    from llmbench.spec.device import DeviceSpec  # DeviceSpec is imported here, because most commands need no device
 
     return msgspec.toml.decode(_text("devices", name), type=DeviceSpec)
 
@@ -171,7 +171,7 @@ def _from_hub(repository: str) -> ModelSpec:
         ) from None
     import logging
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without this line, huggingface_hub logs every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # so that huggingface_hub does not log every retry
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:

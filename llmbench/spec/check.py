@@ -189,17 +189,20 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
     original = scaling.original_max_position_embeddings or trained_len
     if scaling.kind in ("dynamic", "yarn", "llama3", "longrope") and original is None:
         hint = "set max_position_embeddings or the scaling's original_max_position_embeddings"
-        yield Fault(at, f"{scaling.kind} needs the length that the model was trained on", hint)
+        yield Fault(at, f"{scaling.kind} needs the length of the longest training sequence", hint)
     if scaling.kind == "dynamic" and turned == 2:
         yield Fault(
             at,
-            "dynamic changes every pair of dimensions except the first, but there is only one",
+            "dynamic never changes the first pair of dimensions, but RoPE rotates only one pair",
             "rotate more dimensions",
         )
     if scaling.kind != "longrope":
         return
     if original == 1:
-        yield Fault(f"{at}.original_max_position_embeddings", "1 is too short: its logarithm is 0")
+        yield Fault(
+            f"{at}.original_max_position_embeddings",
+            "1 is too short, because longrope divides by the logarithm of this length",
+        )
     for field in ("short_factor", "long_factor"):
         count = len(getattr(scaling, field))
         if count != turned // 2:

@@ -52,4 +52,4 @@ def default_hint(part: Part, field: str) -> str | None:
     default = next(known.default for known in msgspec.structs.fields(part) if known.name == field)
     if default is msgspec.NODEFAULT:
         return None
-    return "it may be left out" if default in (None, ()) else f"its default is {default}"
+    return "this field may be left out" if default in (None, ()) else f"the default of this field is {default}"

@@ -254,7 +254,7 @@ class MoE(FFNKind, frozen=True, tag="moe"):
             yield Fault("expert_capacity", "cannot be combined with capacity_factor", "leave one of them out")
         factor = self.capacity_factor
         if factor is not None and not 0.001 <= factor <= 1000:
-            hint = "1.25 is usual; without capacity_factor, experts process all tokens"
+            hint = "1.25 is usual. Without capacity_factor, an expert processes all tokens that select it"
             yield Fault("capacity_factor", f"{factor} is not between 0.001 and 1000", hint)
         if not self.gated:
             yield from _two_matrices(self.activation)

@@ -130,7 +130,9 @@ class Layer(Part, frozen=True):
         cross = self.cross_attention
         if cross is not None and cross.span is not None:
             yield Fault(
-                "cross_attention", "must see the whole encoder", "leave out its sliding_window or attention_chunk_size"
+                "cross_attention",
+                "must see the whole encoder output",
+                "leave out sliding_window and attention_chunk_size of the cross-attention",
             )
 
 

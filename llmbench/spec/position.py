@@ -40,7 +40,7 @@ class RopeScaling(Part, frozen=True):
     - factor: new sequence length divided by the original sequence length.
     - original_max_position_embeddings: longest sequence of the training, in tokens.
     - low_freq_factor, high_freq_factor: limits of the frequency range in which "llama3" interpolates.
-    - beta_fast, beta_slow: limits of the frequency range in which "yarn" interpolates, in rotations.
+    - beta_fast, beta_slow: limits of the range in which "yarn" interpolates, as rotations per original sequence.
     - mscale, mscale_all_dim, attention_factor: parameters of the factor on queries and keys ("yarn", "longrope").
     - truncate: whether the limits of "yarn" are rounded to whole dimensions.
     - short_factor, long_factor: one factor per pair of dimensions, for short and for long sequences ("longrope").

@@ -262,7 +262,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "model", "--model", "t5-base"], ["with an encoder"]),
         (
             ["profile", "model", "--model", "gpt2", "--seq", "2048"],
-            ["its learned positions end at 1,024"],
+            ["its learned positions cover only 1,024"],
         ),
         (["profile", "norm", "--set", "hidden_size=8"], ["--set changes a model", "--model"]),
         (["profile", "norm", "--device", "meta"], ["cannot be timed"]),

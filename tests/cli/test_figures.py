@@ -194,7 +194,7 @@ def test_absorbed_latent_attention_is_noted(capsys: Capture) -> None:
 @pytest.mark.parametrize("command", ["flops", "kvcache", "memory", "compare"])
 @pytest.mark.parametrize("format", ["table", "markdown", "csv", "json"])
 def test_positions_that_end_are_noted(command: str, format: str, capsys: Capture) -> None:
-    note = "gpt2 cannot read 1,025 tokens: its learned positions end at 1,024"
+    note = "gpt2 cannot read 1,025 tokens: its learned positions cover only 1,024"
     assert note in answer(capsys, command, "gpt2", "--seq", "1025", "--format", format)
     assert "its learned positions" not in answer(capsys, command, "gpt2", "--seq", "1024", "--format", format)
 

@@ -110,9 +110,9 @@ def test_traced_beside_analytic(capsys: Capture) -> None:
         (
             ["gpt2", "--layers", "1", "--seq", "1025", "--device", "cpu"],
             2,
-            "cannot read 1,025 tokens: its learned positions end at 1,024",
+            "cannot read 1,025 tokens: its learned positions cover only 1,024",
         ),
-        (["gpt2", "--trace", "--seq", "1025"], 2, "cannot read 1,025 tokens: its learned positions end at 1,024"),
+        (["gpt2", "--trace", "--seq", "1025"], 2, "cannot read 1,025 tokens: its learned positions cover only 1,024"),
         (["llama3.1-8b", "--trace", "--seq", "2147483648"], 2, "the tensors of 1 × 2,147,483,648 tokens are too large"),
         (["llama3.1-8b", "--device", "meta", "--seq", "2147483648"], 2, "are too large for torch to count"),
         (["gpt2", "--trace", "--device", "cuda"], 2, "--trace takes no --device `cuda`"),

@@ -230,7 +230,7 @@ def test_refusals() -> None:
     model = small.model_of(small.SPECS["learned"])  # a table of 38 positions
     prompts = small.prompt(1, 8)
     assert generate(model, prompts, max_new_tokens=31).tokens.shape == (1, 31)
-    with pytest.raises(SpecError, match="cannot read 39 tokens: its learned positions end at 38"):
+    with pytest.raises(SpecError, match="cannot read 39 tokens: its learned positions cover only 38"):
         generate(model, prompts, max_new_tokens=32)
     for arguments, message in (
         ({"temperature": -1.0}, "temperature"),

@@ -283,5 +283,5 @@ def test_roberta_as_a_decoder_goes_on_where_it_stands(tmp_path: Path) -> None:
 
 def test_more_tokens_than_a_table_of_positions_has_rows(tmp_path: Path) -> None:
     saved(config_of("gpt2", {"max_position_embeddings": 12}), tmp_path)
-    with pytest.raises(SpecError, match="cannot read 20 tokens: its learned positions end at 12"):
+    with pytest.raises(SpecError, match="cannot read 20 tokens: its learned positions cover only 12"):
         models.load(tmp_path)(TOKENS)

@@ -44,7 +44,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "positions.scaling",
         "llama3 needs the length",
     ),
-    (DENSE, {"positions": {"kind": "rope", "rotary_dim": 2, "scaling": {"kind": "dynamic"}}}, "scaling", "every pair"),
+    (
+        DENSE,
+        {"positions": {"kind": "rope", "rotary_dim": 2, "scaling": {"kind": "dynamic"}}},
+        "scaling",
+        "only one pair",
+    ),
     # Other positions
     ("opt-125m", {"positions.offset": 5000}, "positions.offset", "5000 leaves no position"),
     ("roberta-like", {"positions": {"kind": "learned", "num_positions": 9, "uncounted": 1}}, "uncounted", "row before"),
@@ -177,7 +182,7 @@ def test_the_hint_names_valid_values() -> None:
     assert refusal.value.hint == "the nearest divisors are 2 and 4"
     with pytest.raises(SpecError) as refusal:
         override(load_bundled(DENSE), {f"{MIXER}.scale": 0})
-    assert refusal.value.hint == "it may be left out"
+    assert refusal.value.hint == "this field may be left out"
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def core(
     soft_cap: whether the scores have a soft cap.
     biased: whether a bias is added to the scores.
     masked: whether the mask hides pairs that a causal mask shows (see `_temporary_bytes`).
-    unsplit: extra width per head that plain PyTorch saves with flash attention. It saves more than V if V is a view of
-        a wider tensor.
+    unsplit: extra width per head that plain PyTorch saves with flash attention. If V is a view of a wider tensor,
+        PyTorch saves the wider tensor.
     """
     w = b.workload
     batch = w.batch

@@ -186,9 +186,11 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
             yield Fault("attention_chunk_size", "cannot be combined with sliding_window", "leave one of them out")
         if self.attention_chunk_size is not None and not self.causal:
             what = f"{self.attention_chunk_size} needs causal attention, but causal is false"
-            yield Fault("attention_chunk_size", what, "leave it out; only a sliding_window works in both directions")
+            hint = "leave out attention_chunk_size, or use sliding_window, which also works without causal attention"
+            yield Fault("attention_chunk_size", what, hint)
         if self.value_dim != self.head_dim and self.value_from_key:
-            yield Fault("v_head_dim", f"{self.value_dim} is not head_dim {self.head_dim}, but value_from_key is true")
+            what = f"{self.value_dim} differs from head_dim {self.head_dim}, but value_from_key uses the keys as values"
+            yield Fault("v_head_dim", what)
         if self.value_dim != self.head_dim and self.output_gate == "elementwise":
-            what = f'{self.value_dim} is not head_dim {self.head_dim}, the width of an output_gate "elementwise"'
+            what = f'{self.value_dim} differs from head_dim {self.head_dim}, but output_gate is "elementwise"'
             yield Fault("v_head_dim", what)

@@ -217,8 +217,8 @@ class AttentionKind(MixerKind, frozen=True):
 
     def faults(self) -> Iterator[Fault]:
         if self.positions is not None and self.positions.acts_on == "embedding":
-            hint = "set the positions of the model instead"
-            yield Fault("positions", f"`{self.positions.kind}` is added to the embedding, not used by a mixer", hint)
+            what = f"`{self.positions.kind}` is added to the embedding, so a mixer cannot use it"
+            yield Fault("positions", what, "set the positions of the model instead")
 
 
 class RecurrentKind(MixerKind, frozen=True):
