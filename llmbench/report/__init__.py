@@ -1,1 +1,1 @@
-"""Results as tables, JSON, CSV and Markdown. This package shows figures; it does not compute them."""
+"""Write results as tables, JSON, CSV or Markdown. This package computes no figures."""

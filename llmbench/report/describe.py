@@ -10,7 +10,10 @@ from llmbench.spec.model import ModelSpec
 
 
 def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
-    """A model in one line: `llama2-7b · 32 layers · hidden 4096 · 32 heads (MHA) · SwiGLU 11008 · …`."""
+    """Return a line that describes a model: `llama2-7b · 32 layers · hidden 4096 · 32 heads (MHA) · …`.
+
+    `approximate`: add "(approximate)" to the name, even if the spec itself is exact.
+    """
     layers = plural(spec.num_hidden_layers, "layer")
     if spec.encoder is not None:
         layers = f"{len(spec.encoder.order)} + {layers}"
@@ -27,7 +30,7 @@ def headline(spec: ModelSpec, *, approximate: bool = False) -> str:
 
 
 def cache_span(mixer: SingleMixer) -> str:
-    """The tokens that the cache of a mixer stores, as a text: `every token`, `the last 4,096`, `fixed size`."""
+    """Return a text for the tokens that a layer's cache stores: `every token`, `the last 4,096` or `fixed size`."""
     spans = ["every token" if row.span is None else f"the last {row.span:,}" for row in mixer.cache_rows]
     if mixer.fixed_state is not None:
         spans.append("fixed size")
@@ -35,5 +38,5 @@ def cache_span(mixer: SingleMixer) -> str:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """The texts without repetitions, in order of first appearance."""
+    """Return the texts without repetitions, in the order of their first appearance."""
     return list(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""The answer of a command: rows of plain values for programs, and tables of these values for people."""
+"""The answer of a command: rows of plain values for programs, and tables with the same values for people."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Item = TypeVar("Item")
 
 
 class Table(msgspec.Struct, kw_only=True):
-    """Rows of values under columns.
+    """A table: its columns, and rows with one value per column.
 
-    A value of None is unknown (never zero), and "" means that the column does not apply to the row. total: the last row
-    is a total, which is shown in bold.
+    None stands for an unknown value. "" means that the column does not apply to the row.
+    `total`: whether the last row is the total, which a terminal shows in bold.
     """
 
     columns: Sequence[Field[Any]]
@@ -28,7 +28,7 @@ class Table(msgspec.Struct, kw_only=True):
     total: bool = False
 
     def for_people(self) -> Table:
-        """The table for people: without columns that have no heading, and without empty columns marked `sparse`."""
+        """Return the table that people see. Columns without a heading and empty `sparse` columns are left out."""
 
         def seen(place: int, column: Field[Any]) -> bool:
             empty = column.sparse and all(row[place] is None for row in self.rows)
@@ -37,7 +37,7 @@ class Table(msgspec.Struct, kw_only=True):
         return self.only([seen(place, column) for place, column in enumerate(self.columns)])
 
     def only(self, chosen: Sequence[bool]) -> Table:
-        """The table with only the columns for which `chosen` is true."""
+        """Return the table with only some columns. `chosen`: for each column, whether it stays."""
         return Table(
             columns=list(compress(self.columns, chosen)),
             rows=[list(compress(row, chosen)) for row in self.rows],
@@ -45,11 +45,11 @@ class Table(msgspec.Struct, kw_only=True):
         )
 
     def headings(self) -> list[str]:
-        """The headings of the columns, with their units."""
+        """Return the headings of the columns, with their units."""
         return [heading(column.heading or "", column.unit) for column in self.columns]
 
     def texts(self) -> list[list[str]]:
-        """The texts of all cells, row by row."""
+        """Return the texts of all cells, row by row."""
         return [
             [
                 cell.text if isinstance(cell, Cell) else shown(cell, column.unit)
@@ -60,7 +60,7 @@ class Table(msgspec.Struct, kw_only=True):
 
 
 def table(fields: Sequence[Field[Item]], items: Iterable[Item], *, total: Item | None = None) -> Table:
-    """A table with a row for each item and a column for each field. total: an item for a last row with the total."""
+    """Return a table with a row for each item and a column for each field. `total`: the item of the last, total row."""
     every = [*items, *(() if total is None else (total,))]
     return Table(
         columns=fields, rows=[[field.cell(item) for field in fields] for item in every], total=total is not None
@@ -76,14 +76,17 @@ def listing(
     inputs: dict[str, Any] | None = None,
     lines: list[str] | None = None,
 ) -> Document:
-    """A document with one table that has the same rows as its JSON."""
+    """Return a document with one table. The table and the JSON have the same rows."""
     block = Block(table=table(fields, items), lines=lines or [])
     rows = records(fields, items)
     return Document(command=command, inputs=inputs or {}, rows_key=rows_key, rows=rows, blocks=[block])
 
 
 def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]]) -> Table:
-    """A table for people with a row for each field that has a heading, and a column for each (name, item) pair."""
+    """Return a table for people, with a row for each field and a column for each (name, item) pair.
+
+    Fields without a heading are left out.
+    """
     rows: list[list[Any]] = []
     for field in fields:
         if field.heading is not None:
@@ -93,10 +96,11 @@ def transposed(fields: Sequence[Field[Item]], items: Sequence[tuple[str, Item]])
 
 
 class Block(msgspec.Struct, kw_only=True):
-    """One part of an answer for people: a headline, a table, and lines of text under the table.
+    """One section of an answer for people: a headline, a table, and lines of text below the table.
 
-    about: values that all rows of the table share, for example the model. CSV repeats them in every row.
-    lines, notes: texts under the table. A note is a fact that a reader needs to interpret the figures correctly.
+    `about`: values that all rows of the table share, for example the model. CSV repeats these values in every row.
+    `lines`: texts below the table.
+    `notes`: texts below the lines. A note is a fact that a reader needs to interpret the figures correctly.
     """
 
     headline: str = ""
@@ -106,18 +110,20 @@ class Block(msgspec.Struct, kw_only=True):
     notes: list[str] = []
 
     def all_lines(self) -> list[str]:
-        """All texts under the table: the lines, then the notes."""
+        """Return all texts below the table: the lines, then the notes."""
         return [*self.lines, *(f"note: {note}" for note in self.notes)]
 
 
 class Document(msgspec.Struct, kw_only=True):
     """The answer of a command.
 
-    rows_key: the key of the rows in JSON ("models"). rows: mappings of plain values in base units.
-    environment: facts about the machine that measured figures depend on; JSON adds them to the versions.
-    also: other keys of the JSON object, next to the rows.
-    tables: the tables for CSV, if the tables of the blocks are only for people.
-    version: version of the JSON schema.
+    `rows_key`: the key of the rows in the JSON object, for example "models".
+    `rows`: the rows for JSON, with plain values in base units.
+    `version`: the version of the JSON schema.
+    `environment`: facts about the machine. Measured figures depend on them. The JSON key "environment" has these facts
+        and the versions of llmbench and Python.
+    `also`: further keys of the JSON object and their values.
+    `tables`: the tables for CSV. If the list is empty, CSV has the tables of the blocks.
     """
 
     command: str

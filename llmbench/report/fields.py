@@ -1,4 +1,4 @@
-"""`Field` describes one field of a row once; JSON, CSV, Markdown, tables and documentation all use it."""
+"""`Field` describes one field of a row. JSON, CSV, Markdown, tables and the documentation use this description."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Item = TypeVar("Item", contravariant=True)
 class Field(msgspec.Struct, Generic[Item], frozen=True):
     """One field of the rows of an answer.
 
-    name: the key in JSON and CSV. Values are in base units, and the name says the unit (`peak_bytes`, `forward_s`). A
-        name with a dot is a key in a nested JSON object: `parameters.total`.
-    heading: the heading of the column in a table, without its unit. None: tables do not show the field.
-    unit: the unit in which tables show the value.
-    value: a function that returns the value of an item. None: the item's key or attribute with the field's name.
-    text: a function that returns the text that tables show. None, or a result of None: tables show value and unit.
-    description: the meaning of the value, for the documentation.
-    in_json: whether JSON has the field. False: only tables have it.
-    scale: a name for a group of fields that are shown in the same unit (`fitted`).
-    wraps: whether a text may continue in the next line. unbroken: words are never split, even in a narrow terminal.
-    sparse: tables leave out the column if no row has a value.
-    spare: a narrow terminal leaves out columns with a number above 0, the largest number first.
+    `name`: the key in JSON and CSV. Values are in base units, and the name ends in the unit (`peak_bytes`,
+        `forward_s`). A name with a dot is a key in a nested JSON object: `parameters.total`.
+    `heading`: the heading of the column in a table, without the unit. None: tables do not show the field.
+    `unit`: the unit in which tables show the value.
+    `value`: a function that returns the value of an item. None: the value is the item's key or attribute `name`.
+    `text`: a function that returns the text that tables show for an item. If `text` is None or returns None, tables
+        show the value in `unit`.
+    `description`: the meaning of the value, for the documentation.
+    `in_json`: whether JSON has the field. False: only tables have the field.
+    `scale`: the name of a group of fields. `fitted` gives all fields of a group the same unit.
+    `wraps`: whether a long text may continue on the next line.
+    `unbroken`: whether words are never split, even in a narrow terminal.
+    `sparse`: whether tables leave out the column if no row has a value.
+    `spare`: a rank above 0 if a narrow terminal may leave out the column. The column with the highest rank goes first.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     spare: int = 0
 
     def of(self, item: Item) -> Any:
-        """The value of an item. If a mapping has no such key, the field does not apply, and the value is ""."""
+        """Return the value of an item. Return "" for a mapping without the key, because the field does not apply."""
         if self.value is not None:
             return self.value(item)
         if isinstance(item, Mapping):
@@ -54,20 +56,20 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
         return attrgetter(self.name)(item)
 
     def cell(self, item: Item) -> Any:
-        """The value of an item, and also the text for people if `text` gives one."""
+        """Return the value of an item. If `text` returns a text for the item, return a Cell with value and text."""
         text = None if self.text is None else self.text(item)
         return self.of(item) if text is None else Cell(self.of(item), text)
 
     def shown(self, item: Item) -> str:
-        """The text that people see for an item."""
+        """Return the text that people see for an item."""
         text = None if self.text is None else self.text(item)
         return shown(self.of(item), self.unit) if text is None else text
 
 
 def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
-    """The fields, changed so that each reads its value from the item's attribute `path`.
+    """Return the fields, changed to read their values from the object in the item's attribute `path`.
 
-    Fields that have a function `value` stay as they are.
+    A field that has a function `value` stays as it is.
     """
     return tuple(
         msgspec.structs.replace(field, value=attrgetter(f"{path}.{field.name}")) if field.value is None else field
@@ -76,14 +78,15 @@ def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
 
 
 class Cell(NamedTuple):
-    """A cell of a table whose value (for CSV) differs from the text that people see."""
+    """A cell of a table that shows people a text of its own. `value`: the value for CSV. `text`: the text for "
+    "people."""
 
     value: Any
     text: str
 
 
 def record(fields: Iterable[Field[Item]], item: Item) -> dict[str, Any]:
-    """The JSON object of an item."""
+    """Return the JSON object of an item."""
     row: dict[str, Any] = {}
     for field in fields:
         if field.in_json:
@@ -96,12 +99,13 @@ def record(fields: Iterable[Field[Item]], item: Item) -> dict[str, Any]:
 
 
 def records(fields: Sequence[Field[Item]], items: Iterable[Item]) -> list[dict[str, Any]]:
-    """The JSON objects of several items."""
+    """Return the JSON objects of several items."""
     return [record(fields, item) for item in items]
 
 
 def fitted(fields: Iterable[Field[Item]], items: Sequence[Item]) -> list[Field[Item]]:
-    """The fields with their units adapted to the values: fields with the same `scale` get the same unit."""
+    """Return the fields with units that suit the values of the items. Fields with the same `scale` get the same "
+    "unit."""
     fields = list(fields)
     values: dict[str, list[Any]] = {}
     for field in fields:

@@ -1,4 +1,4 @@
-"""Plots of curves, as text in a terminal or as a picture file by matplotlib. Both axes are logarithmic."""
+"""Plot curves as text for a terminal, or as a picture file with matplotlib. Both axes are logarithmic."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Panel", "Series", "check_plot", "save", "terminal"]
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""The palette of Okabe and Ito for colour-blind readers (https://jfly.uni-koeln.de/color), grey for yellow."""
+"""The palette of Okabe and Ito for colour-blind readers (https://jfly.uni-koeln.de/color). Grey replaces yellow."""
 MARKERS = "osD^vPX*"
 
 
 class Series(NamedTuple):
-    """A curve: its name, its points (x, y), which are all above zero, and a remark about missing points."""
+    """A curve. `points`: (x, y) pairs, in which x and y are above zero. `missing`: a remark about missing points."""
 
     name: str
     points: list[tuple[float, float]]
@@ -27,14 +27,15 @@ class Series(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The text for the legend."""
+        """The text of the curve in the legend."""
         return f"{self.name} ({self.missing})" if self.missing else self.name
 
 
 class Panel(NamedTuple):
-    """Curves in one pair of axes.
+    """A plot with one pair of axes and several curves.
 
-    y: name of the quantity. unit: its base unit, "s" or "B". x: label of the x axis. case: setting of the measurement.
+    `y`: the name of the plotted quantity, for example time. `unit`: the base unit of `y`: "s" or "B" (bytes).
+    `x`: the label of the x axis. `case`: the setting of the measurement.
     """
 
     y: str
@@ -45,12 +46,15 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The title of the axes."""
+        """The title of the plot."""
         return f"{self.y}, {self.case}" if self.case else self.y
 
 
 def check_plot(path: Path) -> None:
-    """Raise LLMBenchError if `save` cannot write this kind of file. Commands call it before they measure."""
+    """Raise LLMBenchError for an unknown picture format, and CannotRunError if matplotlib is not installed.
+
+    A command calls this function before it measures.
+    """
     if path.suffix not in SUFFIXES:
         raise LLMBenchError(
             f"--plot {path}: unknown picture format", hint=f"use a file name that ends in {', '.join(SUFFIXES)}"
@@ -62,11 +66,11 @@ def check_plot(path: Path) -> None:
 
 
 _SHOWN_IN: dict[str, Unit] = {"s": "ms", "B": "gib"}
-"""For each base unit, a unit of the same quantity. `fitting` starts with it."""
+"""The display unit of each base unit, before `fitting` adapts the display unit to the values."""
 
 
 def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "") -> None:
-    """Write all panels into one picture, two per row, with a title above and a caption below.
+    """Write all panels into one picture, two panels per row, with a title above and a caption below.
 
     Raises LLMBenchError if the file cannot be written.
     """
@@ -90,7 +94,7 @@ def save(panels: list[Panel], path: Path, *, title: str = "", caption: str = "")
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colour, marker and line style of curve `number`. Markers are not filled, because curves may overlap."""
+    """Return the colour, marker and line style of curve `number`. Markers are hollow, because curves may overlap."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -127,7 +131,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
 
 
 def _plain(number: str) -> str:
-    """The number without trailing zeros."""
+    """Return the text of a number without trailing zeros after the decimal point."""
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -135,12 +139,15 @@ _GRIDS: dict[str, tuple[tuple[int, tuple[float, ...]], ...]] = {
     "s": ((10, (1, 1.5, 2, 3, 4, 5, 6, 8)), (10, (1, 2, 5)), (10, (1,)), (100, (1,))),
     "B": ((2, (1, 1.5)), (2, (1,)), (4, (1,)), (16, (1,))),
 }
-"""Grids of tick values for an axis, the finest first. (base, digits): each digit times each power of the base."""
+"""Grids of tick values for each base unit, the finest grid first.
+
+A grid is a pair (base, digits). Its ticks are all products of a digit and a power of the base.
+"""
 MOST_TICKS = 9
 
 
 def _ticks(values: list[float], unit: str) -> list[float]:
-    """Tick values that enclose all values, from the finest grid that gives at most MOST_TICKS ticks."""
+    """Return tick values that enclose all `values`: the ticks of the finest grid with at most MOST_TICKS ticks."""
     low, high = min(values), max(values)
     ticks: list[float] = []
     for base, digits in _GRIDS[unit]:
@@ -155,7 +162,7 @@ def _ticks(values: list[float], unit: str) -> list[float]:
 
 
 def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
-    """The panel as lines of text. Each curve has a letter; `*` marks a point of several curves."""
+    """Return the panel as lines of text. A letter marks the points of each curve, and `*` marks overlapping points."""
     points = [point for series in panel.series for point in series.points]
     if not points:
         return []
@@ -179,13 +186,13 @@ def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """The logarithms of the smallest and the largest value. Equal values get a range of length 1 around them."""
+    """Return the logarithms of the smallest and the largest value. If they are equal, return a range of length 1."""
     low, high = math.log(min(values)), math.log(max(values))
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _amount(value: float, unit: str) -> str:
-    """The value with three digits, in the largest unit in which it is at least one."""
+    """Return the text of a value in seconds or bytes, in the largest unit in which the value is at least one."""
     if unit == "B":
         return size(value)
     for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):

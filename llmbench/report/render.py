@@ -1,4 +1,4 @@
-"""Writes a Document as a table, JSON, CSV or Markdown."""
+"""Write a Document as a table, JSON, CSV or Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Format = Literal["table", "json", "csv", "markdown"]
 
 
 def render(document: Document, format: Format, stream: TextIO) -> None:
-    """Write the document to `stream` in this format."""
+    """Write the document to `stream` in the given format."""
     if format == "json":
         stream.write(to_json(document))
     elif format == "csv":
@@ -30,7 +30,7 @@ def render(document: Document, format: Format, stream: TextIO) -> None:
 
 
 def to_json(document: Document) -> str:
-    """The JSON text: `{"schema": "llmbench.<command>/1", "inputs", "environment", …, "<rows>"}`.
+    """Return the JSON text: `{"schema": "llmbench.<command>/1", "inputs", "environment", …, "<rows>"}`.
 
     Values are in base units. An unknown value is null.
     """
@@ -51,10 +51,10 @@ def to_json(document: Document) -> str:
 
 
 def _csv(document: Document) -> str:
-    """The tables as CSV: values in base units, with the names of the fields as headings.
+    """Return the tables as CSV: values in base units, with the names of the fields as headings.
 
-    Each row also has the values of its block's `about`. Tables with the same columns are joined; an empty line
-    separates tables with different columns. Fields whose JSON value is an object are left out.
+    Each row also has the values of its block's `about`. Tables with the same columns are joined into one table. An
+    empty line separates tables with different columns. A field whose JSON value is an object is left out.
     """
     import csv
 
@@ -81,7 +81,7 @@ def _csv(document: Document) -> str:
 
 
 def _flat(table: Table) -> tuple[list[Field[Any]], list[list[Any]]]:
-    """Columns and rows for CSV, without columns whose values are objects."""
+    """Return the columns and rows for CSV. Columns whose values are JSON objects are left out."""
     rows = [[cell.value if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
     kept = [place for place in range(len(table.columns)) if not any(_nested(row[place]) for row in rows)]
     return [table.columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
@@ -92,7 +92,7 @@ def _nested(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value for CSV: an unknown value is empty, a bool is `true` or `false`, a list is joined with `; `."""
+    """Return a value for CSV: "" for None, `true` or `false` for a bool, and the elements of a list joined by `; `."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Prints tables with rich: chooses the widths of columns, and the columns to leave out in a narrow terminal."""
+"""Print tables with rich. In a narrow terminal, wrap texts and leave out the columns marked `spare`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TextIO
 from llmbench.report.document import Document, Table
 
 PIPED_WIDTH = 240
-"""Width in characters of output to a pipe or a file. Every table fits into it."""
+"""The width of output to a pipe or a file, in characters. Every table fits into this width."""
 INDENT = "  "
-"""The spaces at the start of each line of a table and of the texts below it."""
+"""The spaces at the start of each line of a table and of the texts below the table."""
 GAP = 2
-"""Spaces between two columns."""
+"""The number of spaces between two columns."""
 
 
 def print_tables(document: Document, stream: TextIO) -> None:
@@ -29,7 +29,7 @@ def print_tables(document: Document, stream: TextIO) -> None:
         markup=False,
     )
     _print(document, console)
-    if piped:  # rich pads each line to its width
+    if piped:  # rich fills each line with spaces up to the width, and rstrip removes them
         stream.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 
@@ -53,7 +53,7 @@ def _print(document: Document, console: Any) -> None:
 
 
 def _print_line(text: str, console: Any, style: str = "") -> None:
-    """Print an indented text. It wraps at the edge of the terminal and has no spaces at the end of its lines."""
+    """Print an indented text. Long lines wrap at the edge of the terminal. No line ends in spaces."""
     from rich.text import Text
 
     for line in Text(text, style=style).wrap(console, console.width - len(INDENT)):
@@ -83,16 +83,19 @@ def _print_table(table: Table, console: Any) -> None:
     for number, cells in enumerate(table.texts()):
         last = table.total and number == len(table.rows) - 1
         grid.add_row(*cells, style="bold" if last else None)
-    if widths is not None:  # do not cut numbers and names: lines may be longer than the terminal is wide
+    if widths is not None:  # a line may be longer than the terminal, because numbers and names are never cut
         console.width = max(terminal, sum(widths) + GAP * len(widths))
     console.print(Padding(grid, (0, 0, 0, len(INDENT))))
     console.width = terminal
     if left_out:
-        _print_line(f"too narrow for {', '.join(left_out)}", console, "dim")
+        _print_line(f"the terminal is too narrow for {', '.join(left_out)}", console, "dim")
 
 
 def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
-    """Leave out spare columns until the table fits into the terminal. Also returns the headings left out."""
+    """Leave out spare columns until the table fits. Return the table and the headings of the missing columns.
+
+    `terminal`: the width of the terminal in characters.
+    """
     left_out: list[str] = []
     while True:
         widths = _widths(table, terminal)
@@ -104,10 +107,10 @@ def _without_spare(table: Table, terminal: int) -> tuple[Table, list[str]]:
 
 
 def _widths(table: Table, terminal: int) -> list[int] | None:
-    """The width of each column if the table does not fit into the terminal, else None.
+    """Return the width of each column in characters, or None if the table fits into the terminal as it is.
 
-    The widest texts and headings wrap first. Numbers, names and words of headings are never split, so lines may be
-    longer than the terminal is wide.
+    The widest texts and headings wrap first. Numbers, names and words of headings are never split, so a line may be
+    longer than the terminal. `terminal`: the width of the terminal in characters.
     """
     from rich.cells import cell_len
 
@@ -120,7 +123,7 @@ def _widths(table: Table, terminal: int) -> list[int] | None:
         words = [*heading.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
         whole.append(max(widest, cell_len(heading)))
         least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
-    room = terminal - GAP * len(whole)  # subtract the indent and the gaps between columns
+    room = terminal - GAP * len(whole)  # the indent is as wide as one gap
     if sum(whole) <= room:
         return None
     room = max(room, sum(least))

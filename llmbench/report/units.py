@@ -1,4 +1,4 @@
-"""Formats numbers with their units, as texts for people."""
+"""Format numbers with their units as texts for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ Unit = Literal[
     "scientific",
     "parameters",
 ]
-"""The unit in which a table shows a value. Stored values are in bytes, FLOPs, joules, seconds or fractions of one."""
+"""The unit in which a table shows a value. Values are stored in bytes, FLOPs, joules or seconds, shares as "
+"fractions."""
 
 UNKNOWN = "–"
 _PREFIXES = (
@@ -61,7 +62,7 @@ _HEADING_UNITS: dict[Unit, str] = {
     "us": "µs",
     "ms": "ms",
 }
-"""The text of each unit that headings name."""
+"""The text that names a unit in a heading. Headings do not name the other units."""
 
 
 _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
@@ -69,13 +70,13 @@ _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
-"""Units of the same quantity, each with the smallest value for which it is used."""
+"""Groups of units for one quantity. Each unit stands with the smallest value, in base units, that it is used for."""
 
 
 def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
-    """The largest unit of the same quantity in which the geometric mean of the values is at least one.
+    """Return the unit for a column: the largest unit in which the geometric mean of the values is at least one.
 
-    With this unit, both the smallest and the largest value have few digits.
+    With this unit, both the smallest and the largest value have few digits. `unit`: any unit of the quantity.
     """
     amounts = [math.log2(value) for value in values if isinstance(value, (int, float)) and value > 0]
     kind = next((kind for kind in _SCALES if unit in (name for _, name in kind)), None)
@@ -86,13 +87,13 @@ def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
 
 
 def heading(title: str, unit: Unit) -> str:
-    """The heading of a column with its unit: `peak (GiB)`."""
+    """Return the heading of a column with its unit: `peak (GiB)`."""
     name = _HEADING_UNITS.get(unit)
     return f"{title} ({name})" if name else title
 
 
 def shown(value: Any, unit: Unit) -> str:
-    """The text of a value in this unit. An unknown value is `–`."""
+    """Return the text of a value in `unit`. The text of an unknown value (None) is `–`."""
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
@@ -105,12 +106,12 @@ def shown(value: Any, unit: Unit) -> str:
 
 
 def count(value: float) -> str:
-    """An integer with thousands separators: 6,738,415,616."""
+    """Format an integer with thousands separators: 6,738,415,616."""
     return f"{value:,.0f}"
 
 
 def size(value: float) -> str:
-    """A number of bytes in the largest unit in which it is at least one: 512.00 KiB, 12.55 GiB."""
+    """Format a number of bytes in the largest unit in which the number is at least one: 512.00 KiB, 12.55 GiB."""
     for scale, name in _BINARY:
         if abs(value) >= scale:
             return f"{value / scale:,.2f} {name}"
@@ -118,7 +119,7 @@ def size(value: float) -> str:
 
 
 def gib(value: float) -> str:
-    """A number of bytes in GiB, with two decimals, or three significant digits if it is small."""
+    """Format a number of bytes in GiB: with two decimals, or with three significant digits if below 0.1 GiB."""
     amount = value / 2**30
     if value and abs(amount) < 0.0995:
         return f"{amount:.3g}" if abs(amount) >= 1e-4 else f"{amount:.1e}"
@@ -126,7 +127,7 @@ def gib(value: float) -> str:
 
 
 def si(value: float, digits: int = 2) -> str:
-    """A number with an SI prefix: 1.85 T, 6.74 G."""
+    """Format a number with an SI prefix: 1.85 T, 6.74 G."""
     for scale, name in _PREFIXES:
         if abs(value) >= scale:
             return f"{value / scale:,.{digits}f} {name}"
@@ -134,7 +135,7 @@ def si(value: float, digits: int = 2) -> str:
 
 
 def billions(value: float) -> str:
-    """A number of parameters: 6.74 B, 494.0 M."""
+    """Format a number of parameters: 6.74 B, 494.0 M."""
     if abs(value) >= 1e12:
         return f"{value / 1e12:,.2f} T"
     if abs(value) >= 1e9:
@@ -143,17 +144,17 @@ def billions(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction of one in per cent: 4.4%, −53.3%."""
+    """Format a fraction in per cent: 0.044 is 4.4%."""
     return signed(f"{100 * value:.1f}%")
 
 
 def signed(text: str) -> str:
-    """A formatted number with a minus sign in place of the hyphen."""
+    """Replace the hyphen in a formatted number with a minus sign."""
     return text.replace("-", "−")
 
 
 def change(value: float, reference: float) -> str:
-    """The relative difference of `value` from `reference`, with its sign: −4.4%."""
+    """Format the relative difference (value − reference) / reference with its sign: −4.4%."""
     if not reference:
         return UNKNOWN
     difference = 100 * (value - reference) / reference
