@@ -1,5 +1,5 @@
-"""Measuring: clocks, memory, energy, reference measurements, the check of results, and result files.
+"""Measure the time, memory and energy of calls, check their results, and write and compare result files.
 
-`clock.compare` times candidates side by side, `check_and_time` checks them first and yields rows, `results.Store`
-writes the rows, and `regressions.diff` compares two files. `docs/concepts/measuring.md` explains the methods.
+`check_and_time` checks candidates, times them with `clock.compare`, and yields rows. `results.Store` writes the rows to
+a result file. `regressions.diff` compares two result files. `docs/concepts/measuring.md` explains the methods.
 """

@@ -1,9 +1,15 @@
-"""Check the candidates, time the correct candidates together, and yield one row per candidate.
+"""Check several candidates, time the correct candidates together, and yield one row per candidate.
 
-A row has one of these statuses: "ok" (correct and timed), "INCORRECT" (its error exceeds the budget; no time), "OOM"
-(out of memory; the row has the predicted memory), "n/a" (not available on this machine or for this shape, with the
-reason) or "FAILED" (any other error). A sweep goes on after every row, unless the GPU or another rank is lost. Rows
-without a time are yielded at once, so that an interrupted run keeps them in its file.
+A row has one of these statuses:
+
+- "ok": the result is correct, and the row has a time.
+- "INCORRECT": the error of the result exceeds the error budget. The candidate is not timed.
+- "OOM": the candidate ran out of memory. The row has the predicted memory.
+- "n/a": the candidate is not available on this machine or for this shape. The row has the reason.
+- "FAILED": the candidate raised another error.
+
+After an error the other candidates go on, unless the GPU or another rank is lost. A row without a time is yielded at
+once, so that the result file has the row even if the run is interrupted.
 """
 
 from __future__ import annotations
@@ -31,19 +37,22 @@ from llmbench.model.devices import free_bytes
 __all__ = ["ADDRESSABLE_BYTES", "Candidate", "check_and_time"]
 
 ADDRESSABLE_BYTES = 2**57
-"""The most bytes that today's widest addresses reach (57 bits: five-level paging on x86-64). Larger sizes overflow in
-torch."""
+"""The number of bytes that an x86-64 CPU can address with five-level paging (57-bit addresses). In torch, sizes above
+this limit can overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One implementation that takes part in a comparison.
 
-    `prepare()` creates the inputs and returns the call to time. Candidates may share inputs that exist before.
-    `check()` returns verdicts of `kernels.proof.accuracy`, at a size whose fp64 reference fits into memory; it is None
-    if there is nothing to check, as for the reference itself. `need_bytes`: predicted memory of the inputs and the
-    call. `compiled`: whether torch.compile compiled a part of the call. On a CPU the memory that compiled code
-    allocates cannot be counted. The other fields are copied into the row.
+    `prepare()` creates the inputs and returns the call to time.
+    `check()` compares a result with an fp64 reference and returns verdicts of `kernels.proof.accuracy`. The shapes of
+        the check are small enough for the memory of the fp64 reference. None: there is nothing to check.
+    `need_bytes`: the predicted memory of the inputs and the call, in bytes.
+    `compiled`: whether torch.compile compiled a part of the call. On a CPU, the memory that compiled code allocates
+        cannot be counted.
+
+    The other fields are copied into the row.
     """
 
     name: str
@@ -71,12 +80,13 @@ def check_and_time(
 ) -> Iterator[Row]:
     """Yield one row per candidate. The rows without a time come first.
 
-    `budget_s`: seconds of sampling for all candidates together; `sampling`: further arguments of `clock.compare`.
-    `energy`: run each candidate for one more second and read the GPU's energy counter. `attention`: record the names of
-    the attention kernels.
+    `budget_s`: the time for the samples of all candidates together, in seconds.
+    `energy`: whether each candidate runs for one more second to read the GPU's energy counter.
+    `attention`: whether the row has the names of the attention kernels that ran.
+    `sampling`: further arguments of `clock.compare`.
 
-    Raises DeviceLostError if the GPU or another rank is lost, after the row of the candidate that was running. The
-    candidates that were not timed yet get no row.
+    Raises DeviceLostError if the GPU or another rank is lost. Before that, the candidate that was running gets a row
+    with the status "FAILED". Candidates that were not timed yet get no row.
     """
 
     def row(candidate: Candidate, status: Status, extra: Mapping[str, Scalar] | None = None, **fields: Any) -> Row:
@@ -131,13 +141,15 @@ def check_and_time(
 
 
 def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
-    """Return the energy of the call, launched as it was timed: directly or as a CUDA graph. None if it cannot be
-    measured."""
+    """Return the energy of a call, or None if it cannot be measured.
+
+    If the call was timed as a CUDA graph, its energy is measured as a CUDA graph too.
+    """
     device = clock.device
     with tf32_products(device):
         try:
             return energy_of(captured(call, device, "it") if timed.clock == "cuda-graph" else call, device)
-        except CannotRunError:  # the call could be captured for timing, but not again
+        except CannotRunError:  # the call was captured once for timing, but a second capture failed
             return None
         except Exception:
             clock.check_device()
@@ -145,10 +157,10 @@ def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
 
 
 def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) -> tuple[Call, dict[str, Any]] | Fault:
-    """Check and run a candidate; return its call and the fields of its row, or its fault.
+    """Check a candidate and run it once. Return the call and the fields of the row, or a Fault if a step failed.
 
-    All ranks agree on each step before the next one. A rank that went on alone would wait for the other ranks in a step
-    that they never reach.
+    After each step, all ranks learn whether the step failed on any rank. Otherwise a rank could wait forever for ranks
+    that failed and never reach the next step.
     """
     device, agreed = clock.device, ranks.agreed
     checks: tuple[Check, ...] = ()
@@ -166,7 +178,7 @@ def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) ->
     except Exception as problem:
         fault = fault_of(problem)
         fault = fault._replace(checks=fault.checks or checks)
-    # This code stands outside the `except` block, because the error's stack frames keep the call's tensors alive there.
+    # This code is outside the `except` block. Inside the block, the error's stack frames keep the call's tensors alive.
     clock.check_device()
     if fault.status == "OOM":
         gc.collect()
@@ -176,21 +188,26 @@ def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) ->
 
 
 def _refuse_too_large(need_bytes: int | None, device: torch.device, processes: int) -> None:
-    """Raise MemoryError if `processes` processes cannot allocate `need_bytes` each at the same time. Only a CPU needs
-    this check: a GPU's allocator refuses a request without harm."""
+    """Raise MemoryError if `processes` processes cannot each allocate `need_bytes` bytes at the same time.
+
+    A GPU's allocator raises an error that torch can handle, so the free memory is checked only on a CPU.
+    """
     if need_bytes is None:
         return
     if need_bytes >= ADDRESSABLE_BYTES:
         raise MemoryError("not tried: larger than any machine can address")
     free = free_bytes(device) if device.type == "cpu" else None
     if free is not None and need_bytes * processes > free:
-        # Linux grants more memory than it has, and kills a process that uses it.
+        # Linux lets a process allocate more memory than is free, and kills the process when it uses the memory.
         shared = f" for {processes} processes" if processes > 1 else ""
         raise MemoryError(f"not tried: only {free:,} bytes are free{shared}")
 
 
 def _checked(candidate: Candidate) -> tuple[Check, ...]:
-    """Run the candidate's check. Raises IncorrectError if a tensor's error exceeds its budget."""
+    """Run the check of a candidate and return the checks of all tensors.
+
+    Raises IncorrectError if the error of a tensor exceeds its error budget.
+    """
     if candidate.check is None:
         return ()
     try:

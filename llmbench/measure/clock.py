@@ -1,8 +1,10 @@
-"""Clocks measure the time of calls. Candidates are timed side by side in one run: A B B A A B B A …
+"""Clocks measure the time of calls. Candidates A and B are timed in turn in one run: A B B A A B B A …
 
-On a GPU two events enclose each call, L2 is emptied before it, and short calls are captured as CUDA graphs, so that the
-gaps between launches are not timed. On a CPU a wall clock encloses enough calls for a reliable sample; the number of
-torch's threads is fixed and the garbage collector is off. Every sample is kept.
+On a GPU, the time of a call is the time between two CUDA events. The L2 cache is emptied before each call. Short calls
+are captured as CUDA graphs, so that the gaps between kernel launches are not timed.
+
+On a CPU, a wall clock measures several calls together. The number of torch's threads is fixed, and Python's garbage
+collector is off.
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ __all__ = [
 ]
 
 Call = Callable[[], Any]
-"""A function to time. Its inputs exist already, and its result is ignored."""
+"""A function to time, without arguments. The inputs of the computation exist already, and the result is ignored."""
 
 Graphs = Literal["auto", "always", "never"]
 T = TypeVar("T")
 
 
 class DeviceLostError(LLMBenchError):
-    """The GPU's context or another rank is gone: this process cannot measure any more.
+    """The GPU's context or another rank is lost, so that this process cannot measure any more.
 
-    Other errors end one candidate; this one ends the session. `candidate`: the name of the candidate that was running,
-    if it is known.
+    This error ends the session, while other errors end only one candidate. `candidate`: the name of the candidate that
+    was running, or None if the name is unknown.
     """
 
     exit_code = 3
@@ -58,7 +60,7 @@ class DeviceLostError(LLMBenchError):
 
 @contextmanager
 def attribute_loss(candidate: str) -> Iterator[None]:
-    """Store the candidate's name in a DeviceLostError that the block raises."""
+    """If the block raises a DeviceLostError, store the name of the candidate in the error."""
     try:
         yield
     except DeviceLostError as problem:
@@ -68,10 +70,15 @@ def attribute_loss(candidate: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopwatch:
-    """A candidate that is ready for timing: `sample()` runs it and returns the seconds of one call.
+    """A candidate that is ready for timing.
 
-    Each sample appends to two lists. `run_queue_shares`: the share of the sample's time that threads waited for a core,
-    if the system counts it. `barriers_s`: the barrier cost in seconds after the sample, if there are several threads.
+    `sample()` runs the candidate and returns the seconds per call.
+    `kind`: the kind of clock. `calls`: the number of calls in a sample.
+    `cold`: whether the GPU's L2 cache is emptied before each call.
+    `notes`: facts that a reader must know before using the times.
+    `run_queue_shares`: for each sample, the share of the time in which threads waited for a core. The list is empty if
+        the system does not count this time.
+    `barriers_s`: the barrier cost after each sample, in seconds. The list is empty for a single thread.
     """
 
     sample: Callable[[], float]
@@ -84,7 +91,7 @@ class Stopwatch:
 
 
 class Warm(NamedTuple):
-    """A candidate after its warm-up of `calls` calls, the fastest of which took `fastest_s` seconds."""
+    """A candidate after its warm-up. `calls`: the number of warm-up calls. `fastest_s`: seconds of the fastest call."""
 
     call: Call
     calls: int
@@ -109,11 +116,11 @@ class Clock(Protocol):
         ...
 
     def once(self, call: Call) -> float:
-        """Run one call to its end and return its approximate seconds."""
+        """Run one call, wait for its end, and return its approximate time in seconds."""
         ...
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready for timing, in the same way."""
+        """Make all candidates ready for timing. All candidates are timed by the same method."""
         ...
 
     def check_device(self) -> None:
@@ -122,7 +129,7 @@ class Clock(Protocol):
 
 
 def clock_for(device: torch.device, *, threads: int | None = None, graphs: Graphs = "auto") -> Clock:
-    """Return the clock of a device. `threads` applies to a CPU, `graphs` to a GPU."""
+    """Return the clock of a device. `threads` is used only on a CPU, and `graphs` only on a GPU."""
     return CudaClock(device, graphs=graphs) if device.type == "cuda" else CpuClock(threads=threads)
 
 
@@ -136,15 +143,15 @@ def compare(
     max_samples: int = 400,
     failed: dict[str, Exception] | None = None,
 ) -> dict[str, Measurement]:
-    """Time candidates in interleaved rounds. `calls` may also contain one call only.
+    """Time one or more candidates in interleaved rounds. `calls`: the call of each candidate, by name.
 
     Each candidate is warmed up for `warmup_s` seconds, with at least one call. A round takes one sample of each
-    candidate; every other round goes in reverse order. Rounds go on until `budget_s` seconds have passed and each
-    candidate has `min_samples` samples, or until `max_samples` rounds.
+    candidate. Every second round takes the candidates in reverse order. The rounds end when `budget_s` seconds have
+    passed and each candidate has `min_samples` samples, or after `max_samples` rounds.
 
-    Without `failed`, the first error of a candidate ends the comparison. With it, the error is stored in `failed` under
-    the candidate's name, and the other candidates go on. Raises DeviceLostError, with the candidate's name, if the
-    device is lost.
+    If `failed` is None, the first error of a candidate ends the comparison. If `failed` is a dict, errors are stored in
+    the dict under the names of the candidates, and the other candidates go on. Raises DeviceLostError with the name of
+    the candidate if the device is lost.
     """
     left = dict(calls)
 
@@ -209,8 +216,11 @@ def _warm(clock: Clock, call: Call, warmup_s: float) -> Warm:
 
 
 class CpuClock:
-    """A wall clock for calls on a CPU. A sample is as many calls as take `sample_s` seconds. Between the calls, inputs
-    stay in the CPU's caches if they fit. `threads`: the number of torch's threads; None keeps the current number."""
+    """A wall clock for calls on a CPU.
+
+    A sample has as many calls as run in `sample_s` seconds. Inputs that fit into the CPU's caches stay there between
+    the calls. `threads`: the number of torch's threads; None keeps the current number.
+    """
 
     device = torch.device("cpu")
 
@@ -233,11 +243,11 @@ class CpuClock:
                 gc.enable()
 
     def once(self, call: Call) -> float:
-        """Return the seconds of one call."""
+        """Run one call and return its time in seconds."""
         return _wall_s(call, 1)
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make each candidate ready, with its own number of calls per sample."""
+        """Make each candidate ready for timing. Each candidate has its own number of calls per sample."""
         barrier_s = barrier_timer(self.threads)
         return {name: self._stopwatch(candidate, barrier_s) for name, candidate in candidates.items()}
 
@@ -254,7 +264,8 @@ class CpuClock:
             seconds = _wall_s(candidate.call, count)
             after = run_queue_delay_s()
             if before is not None and after is not None and seconds > 0:
-                shares.append(min(max(after - before, 0.0) / seconds, 1.0))  # several waiting threads add up
+                # The delay is a sum over threads, so it can exceed the wall time.
+                shares.append(min(max(after - before, 0.0) / seconds, 1.0))
             if barrier_s is not None:
                 barriers.append(barrier_s())
             return seconds / count
@@ -272,9 +283,12 @@ def _wall_s(call: Call, count: int) -> float:
 class CudaClock:
     """A clock that times calls on a GPU with CUDA events, and empties the L2 cache before each call.
 
-    `graphs`: with "auto", all candidates are timed as CUDA graphs if one of them takes less than `SHORT_S` and all can
-    be captured. If one cannot be captured, no candidate is, and all of them get a note with the reason. "always" raises
-    that error instead; "never" captures nothing. `cuda`: torch.cuda or a replacement for it.
+    `graphs`: when calls are captured as CUDA graphs. All candidates are captured, or none.
+        "auto": if a call takes less than `SHORT_S` seconds. If the capture of a candidate fails, no candidate is timed
+        as a graph, and all candidates get a note with the reason.
+        "always": always. If the capture of a candidate fails, the error is raised.
+        "never": never.
+    `cuda`: torch.cuda, or a replacement for it in tests.
     """
 
     SHORT_S = 500e-6
@@ -282,23 +296,26 @@ class CudaClock:
 
     def __init__(self, device: torch.device, *, graphs: Graphs = "auto", cuda: Any = torch.cuda) -> None:
         self.device, self.graphs, self.cuda = device, graphs, cuda
-        # The buffer is four times as large as L2, because the replacement policy of L2 is unknown. It is read and not
-        # written, because written lines would go back to memory during the timed call.
+        # Reading this buffer empties L2. The buffer is four times as large as L2, because the replacement policy of L2
+        # is unknown. Writing the buffer instead would leave modified cache lines, which L2 would write to memory during
+        # the timed call.
         size = max(4 * int(cuda.get_device_properties(device).L2_cache_size), 2**20)
         self._flush = torch.zeros(size // 4, dtype=torch.float32, device=device)
         self._sink = torch.zeros((), dtype=torch.float32, device=device)
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Make the device current, wait for earlier work, and compute fp32 products in tf32 for all candidates."""
+        """Select the device, wait for earlier work, and let all candidates compute fp32 matrix products in tf32."""
         with self.cuda.device(self.device), tf32_products(self.device):
             self.check_device()
             yield
 
     def once(self, call: Call) -> float:
-        """Return the seconds of one call between two events."""
+        """Run one call between two CUDA events and return its time in seconds."""
         start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
-        torch.sum(self._flush, dim=0, out=self._sink)  # keeps the GPU busy while the CPU queues the call
+        torch.sum(
+            self._flush, dim=0, out=self._sink
+        )  # empties L2, and keeps the GPU busy while the CPU queues the call
         start.record()
         call()
         end.record()
@@ -306,7 +323,7 @@ class CudaClock:
         return float(start.elapsed_time(end)) * 1e-3
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready as CUDA graphs, or none of them."""
+        """Make all candidates ready for timing: either all as CUDA graphs, or all as direct calls."""
         notes: tuple[str, ...] = ()
         short = any(candidate.fastest_s < self.SHORT_S for candidate in candidates.values())
         if self.graphs == "always" or (self.graphs == "auto" and short):
@@ -320,7 +337,7 @@ class CudaClock:
         return {name: self._stopwatch(candidate.call, "cuda-events", notes) for name, candidate in candidates.items()}
 
     def check_device(self) -> None:
-        """Raise DeviceLostError if the CUDA context is lost. After an illegal memory access every driver call fails."""
+        """Raise DeviceLostError if the CUDA context is lost, as after an illegal memory access."""
         try:
             self.cuda.synchronize(self.device)
         except RuntimeError as problem:
@@ -334,7 +351,7 @@ class CudaClock:
             try:
                 replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
                 replay()
-                self.cuda.synchronize(self.device)  # else the next candidate would get an error of this replay
+                self.cuda.synchronize(self.device)  # raises an error of this replay now, not in the next candidate
             except Exception:
                 self.check_device()
                 raise

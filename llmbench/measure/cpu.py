@@ -1,4 +1,4 @@
-"""Two costs of a CPU measurement that the timed call does not cause: barrier cost and run-queue delay."""
+"""Measure two causes of slow CPU times that are not in the timed code: barrier cost and run-queue delay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["barrier_timer", "run_queue_delay_s"]
 
 CALLS = 16
 SIDE = 64
-"""Rows and columns of a product that takes a few microseconds and that BLAS still splits over threads."""
+"""The rows and columns of a matrix product that takes a few microseconds, but that BLAS still splits over threads."""
 
 TASKS = "/proc/self/task"
 
@@ -21,10 +21,12 @@ TASKS = "/proc/self/task"
 def barrier_timer(threads: int | None) -> Callable[[], float] | None:
     """Return a function that measures the barrier cost in seconds: the time that torch's threads take to synchronise.
 
-    Each measurement times two small parallel regions, whose work is negligible: a LayerNorm of one row per thread, in a
-    region of torch, and a 64×64 product, in a region of BLAS. Every multi-threaded call pays this cost. It changes with
-    the cores that the system, or its host, assigns: cores that share no cache synchronise several times as slowly.
-    Return None for one thread, and on a GPU, where `threads` is None.
+    A measurement times two small computations: a LayerNorm of one row per thread, which torch splits over threads, and
+    a 64×64 matrix product, which BLAS splits over threads. Most of their time is synchronisation. Every multi-threaded
+    call has this cost. The cost depends on the cores on which the system, or the host of a virtual machine, runs the
+    threads: cores that share no cache synchronise several times as slowly.
+
+    Return None for one thread. Return None for a GPU, which has `threads` = None.
     """
     if threads is None or threads < 2:
         return None
@@ -46,11 +48,10 @@ def barrier_timer(threads: int | None) -> Callable[[], float] | None:
 
 
 def run_queue_delay_s() -> float | None:
-    """Return the run-queue delay so far: the seconds that this process's threads were runnable but had no core, in
-    total.
+    """Return the run-queue delay so far: the seconds that runnable threads of this process waited for a core.
 
-    Source: the second field of Linux's /proc/self/task/*/schedstat, in nanoseconds. None if the system does not count
-    it.
+    The delays of all threads are added up. The source is the second field of Linux's /proc/self/task/*/schedstat, in
+    nanoseconds. Return None if the system does not count the delay.
     """
     total, counted = 0, False
     try:

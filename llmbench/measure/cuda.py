@@ -15,23 +15,24 @@ from llmbench.errors import CannotRunError
 
 __all__ = ["KernelTime", "attention_kernels", "captured", "kernel_times", "summed"]
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # at its default level the profiler writes to stderr when it starts
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # stops the profiler from writing to stderr when it starts
 
 
 def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: Any = torch.cuda) -> Callable[[], Any]:
-    """Capture `call` as a CUDA graph and return the function that replays it as one launch.
+    """Capture `call` as a CUDA graph and return a function that replays the graph with one launch.
 
-    `call` must have run before; it runs once more before the capture. `name`: the call's name in the error message.
-    `cuda`: torch.cuda or a replacement for it.
+    `call` must have run before. It runs once more before the capture.
+    `name`: the name of the call in the error message.
+    `cuda`: torch.cuda, or a replacement for it in tests.
 
-    Raises CannotRunError for a call that cannot be captured. Most of these calls wait for the GPU, because they copy a
-    number from it or to it. They are detected before the capture starts, because an aborted capture leaves torch's
-    allocator in capture mode. In that mode it frees no memory, and raises an error if it is asked to.
+    Raises CannotRunError if the call cannot be captured. Most of these calls wait for the GPU, because they copy a
+    number between host and GPU. Such a call is detected before the capture starts, because an aborted capture leaves
+    torch's allocator in capture mode. In this mode the allocator cannot free memory, and raises an error if it must.
     """
     try:
         _refuse_synchronising(call, cuda)
         graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
-        # An aborted capture does not restore the current stream, so this block does.
+        # An aborted capture does not restore the current stream. `cuda.stream` restores it.
         with (
             cuda.device(device),
             _released(pool, cuda),
@@ -47,7 +48,7 @@ def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: 
 
 
 def _refuse_synchronising(call: Callable[[], Any], cuda: Any) -> None:
-    """Run `call`; raise RuntimeError if an op of torch waits for the GPU."""
+    """Run `call`. Raises RuntimeError if an op of torch in the call waits for the GPU."""
     before = cuda.get_sync_debug_mode()
     cuda.set_sync_debug_mode("error")
     try:
@@ -69,8 +70,11 @@ def _released(pool: Any, cuda: Any) -> Iterator[None]:
 
 
 class KernelTime(NamedTuple):
-    """A kernel that a call launched: its driver name (on a CPU: the torch op's name), the number of launches, and their
-    total seconds under the profiler."""
+    """The launches of one kernel in a call.
+
+    `name`: the kernel's name in the driver, or on a CPU the name of the torch op. `runs`: the number of launches.
+    `total_s`: the seconds of all launches together, measured by the profiler.
+    """
 
     name: str
     runs: int
@@ -78,16 +82,16 @@ class KernelTime(NamedTuple):
 
 
 def kernel_times(call: Callable[[], Any], device: torch.device) -> list[KernelTime]:
-    """Run `call` under torch's profiler and return its kernels, the longest total time first.
+    """Run `call` under torch's profiler and return its kernels. The kernel with the longest total time comes first.
 
-    The profiler slows a CPU's ops noticeably. Shares of these times are meaningful; for absolute times use the clock.
+    The profiler makes ops on a CPU noticeably slower. Use these times only for the share of each kernel in the total.
+    Use a `Clock` for absolute times.
     """
-    # On a GPU only kernels are recorded. A whole model runs so many more torch ops that summing them would take
-    # minutes.
+    # On a GPU only kernels are recorded. A whole model runs so many torch ops that summing their events takes minutes.
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    # There is only one profiling cycle. Without acc_events, torch 2.11 warns that it drops the events of other cycles.
+    # Without acc_events, torch 2.11 warns that the events of earlier profiling cycles are lost. Here is only one cycle.
     with profile(activities=activities, acc_events=True) as profiler:
         call()
         if device.type == "cuda":
@@ -96,11 +100,11 @@ def kernel_times(call: Callable[[], Any], device: torch.device) -> list[KernelTi
 
 
 def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
-    """Sum profiler events by name, the longest total time first."""
+    """Sum the times of profiler events with the same name. The name with the longest total time comes first."""
     totals: dict[str, tuple[int, float]] = {}
     for event in events:
         if on_gpu != (event.device_type == DeviceType.CUDA) or getattr(event, "is_user_annotation", False):
-            continue  # the GPU's timeline also has annotations
+            continue  # the event belongs to the other device, or is an annotation and no kernel
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         runs, total = totals.get(event.name, (0, 0.0))
         totals[event.name] = (runs + 1, total + microseconds * 1e-6)
@@ -109,12 +113,13 @@ def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
 
 
 def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[str, ...]:
-    """Return the names of the attention kernels that `call` ran: of GPU kernels, or of torch ops on a CPU.
+    """Return the names of the attention kernels that `call` ran: GPU kernels, or torch ops on a CPU.
 
-    They show which backend scaled_dot_product_attention chose. Empty if plain matrix products and a softmax ran.
+    The names show which backend scaled_dot_product_attention chose. The result is empty if attention ran as matrix
+    products and a softmax.
     """
-    # Names of cuDNN's kernels contain sdpa, those of torch's memory-efficient kernel fmha. The last two are names of
-    # our kernels that split the cache.
+    # The names of cuDNN's kernels contain "sdpa". The name of torch's memory-efficient kernel contains "fmha". The last
+    # two names are our decoding kernels, which split the cache.
     marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
     dispatcher = "aten::scaled_dot_product_attention"  # this op only chooses the backend
     names = {row.name for row in kernel_times(call, device) if row.name != dispatcher}

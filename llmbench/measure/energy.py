@@ -1,4 +1,4 @@
-"""Energy of a call in joules, from the GPU's own counter."""
+"""Measure the energy of a call in joules with the GPU's energy counter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Energy", "energy_of"]
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Energy of the whole GPU, its idle power included, over `calls` calls in `seconds` seconds.
+    """The energy that the whole GPU used during `calls` calls in `seconds` seconds, including its idle power.
 
-    The calls run one after another, and inputs stay in the GPU's caches if they fit. A call that was timed as a CUDA
-    graph is replayed as a CUDA graph, so that the GPU is not idle between launches.
+    The calls run one after another. Inputs that fit into the GPU's caches stay there between the calls. A call that was
+    timed as a CUDA graph is replayed as a CUDA graph, so that the GPU is not idle between launches.
     """
 
     joules: float
@@ -27,17 +27,17 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def joules_per_call(self) -> float:
-        """Joules of one call."""
+        """The energy per call in joules."""
         return self.joules / self.calls
 
 
 def energy_of(
     call: Callable[[], Any], device: torch.device, *, least_s: float = 1.0, gpu: Gpu | None = None
 ) -> Energy | None:
-    """Run `call` for at least `least_s` seconds and read the energy counter before and after. Return None if the GPU
-    has no counter.
+    """Run `call` repeatedly for at least `least_s` seconds and return the energy, read from the GPU's energy counter.
 
-    The counter is updated every 20 to 100 ms, so one second is accurate to a few per cent.
+    The counter is updated every 20 to 100 ms, so the energy over one second is accurate to a few per cent. Return None
+    if the GPU has no energy counter, or if the counter did not increase.
     """
     gpu = gpu or gpu_of(device)
     if gpu is None or gpu.energy_j() is None:
@@ -58,7 +58,7 @@ def energy_of(
         calls += batch
         passed = time.perf_counter() - start
         if passed < least_s / 10:
-            batch = min(2 * batch, 256)  # a limit, so that the launch queue is not full for long
+            batch = min(2 * batch, 256)  # more calls could fill the launch queue, and `wait` would take long
     after = gpu.energy_j()
     if before is None or after is None or after <= before:
         return None

@@ -1,6 +1,6 @@
-"""The environment of a measurement: machine, driver, libraries, compilers, commit. No host name and no path.
+"""The environment of a measurement: machine, driver, libraries, compilers and commit, but no host name and no path.
 
-Importing this module does not load torch; `packages` and `gpus` do not need it.
+Importing this module does not import torch. `packages` and `gpus` work without torch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ PACKAGES = (
 
 
 class InstalledGpu(NamedTuple):
-    """A GPU as NVML reports it. `number`: NVML's index. `device`: the name of llmbench's device file that matches it,
-    or None."""
+    """A GPU as NVML reports it.
+
+    `number`: NVML's index of the GPU. `device`: the name of the device file in `specs/devices` that has the same GPU
+    name and memory, or None.
+    """
 
     number: int
     name: str
@@ -49,7 +52,10 @@ class InstalledGpu(NamedTuple):
 
 
 class Gpus(NamedTuple):
-    """The driver's version and its GPUs. `problem`: the reason if there are no GPUs."""
+    """The version of the GPU driver, and the GPUs that the driver reports.
+
+    `problem`: the reason why `gpus` is empty, or None.
+    """
 
     driver: str | None
     gpus: list[InstalledGpu]
@@ -57,7 +63,7 @@ class Gpus(NamedTuple):
 
 
 def packages() -> dict[str, str | None]:
-    """Return the versions of the packages that llmbench uses; None for one that is not installed."""
+    """Return the version of each package that llmbench uses. The version of a missing package is None."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -98,11 +104,14 @@ def _text(value: str | bytes) -> str:
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The machine and software that a measurement depends on. None means unknown or absent.
+    """The machine and the software that a measurement depends on. None means unknown or absent.
 
-    `device`: "cpu" or the GPU's name. `datasheet`: the name of llmbench's device file that matches the GPU. `ptxas`:
-    version of the assembler that Triton uses for this GPU. `commit`: the commit of the code if it is a git checkout,
-    with "+" appended if files differ from the commit; else the value of the variable LLMBENCH_COMMIT.
+    `device`: "cpu" or the name of the GPU.
+    `datasheet`: the name of the device file in `specs/devices` that matches the GPU.
+    `memory_bytes`: the memory of the GPU in bytes.
+    `ptxas`: the version of the assembler that Triton uses for the GPU.
+    `commit`: the commit of llmbench's git checkout. A "+" at the end means that files differ from the commit. Without a
+        checkout: the value of the environment variable LLMBENCH_COMMIT.
     """
 
     llmbench: str
@@ -156,7 +165,10 @@ def environment(device: torch.device) -> Environment:
 
 
 def commit(root: Path) -> str | None:
-    """Return the commit of a git checkout whose root is `root`, with "+" if tracked files changed; else None."""
+    """Return the commit of the git checkout in the folder `root`, or None if `root` is no checkout.
+
+    A "+" is appended if tracked files differ from the commit.
+    """
     if not (root / ".git").exists():
         return None
     head = _printed("git", "-C", str(root), "rev-parse", "HEAD")
@@ -167,7 +179,7 @@ def commit(root: Path) -> str | None:
 
 
 def cpu_model() -> str | None:
-    """Return the processor's name, if the system reports it."""
+    """Return the name of the processor, or None if the system does not report the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -177,10 +189,10 @@ def cpu_model() -> str | None:
 
 @cache
 def ptxas(arch: int) -> str | None:
-    """Return the version of the assembler that Triton uses for compute capability `arch` (90 for 9.0).
+    """Return the version of the assembler `ptxas` that Triton uses for compute capability `arch` (90 means 9.0).
 
-    The variable TRITON_PTXAS_PATH can name another assembler. Triton contains two. Triton 3.6 uses the newer one from
-    compute capability 10.0 on, and 3.9 from 9.0 on.
+    Triton contains two versions of ptxas. Triton 3.6 uses the newer version from compute capability 10.0 on, and Triton
+    3.9 from 9.0 on. The environment variable TRITON_PTXAS_PATH can name another assembler.
     """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
@@ -193,7 +205,7 @@ def ptxas(arch: int) -> str | None:
 
 
 def _printed(*command: str) -> str | None:
-    """Return a program's output; None if it is missing or fails."""
+    """Run a program and return its output. Return None if the program is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Derive the status of a row (INCORRECT, OOM, n/a or FAILED) from an error."""
+"""Derive the status of a row (INCORRECT, OOM, n/a or FAILED) from the error that a candidate raised."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""Texts of RuntimeErrors that mean out of memory. Errors of torch's GPU allocator have a type of their own."""
+"""Texts in a RuntimeError that mean out of memory. torch's GPU allocator raises torch.OutOfMemoryError instead."""
 
 
 class Fault(NamedTuple):
-    """The reason why a candidate has no time: the row's status and reason, and the checks if there are any."""
+    """The status of a candidate without a time, the reason, and the checks that ran before the error."""
 
     status: Status
     reason: str
     checks: tuple[Check, ...] = ()
 
     def with_others_holding(self, held_bytes: int) -> Fault:
-        """Add to an OOM's reason how many bytes the other candidates of the case were holding. All candidates of a case
-        stay in memory together, because they are timed in turn."""
+        """Add to the reason of an OOM that the other candidates of the case were holding `held_bytes` bytes.
+
+        All candidates of a case stay in memory together, because they are timed in turn.
+        """
         if self.status != "OOM" or not held_bytes:
             return self
         return self._replace(reason=f"{self.reason} (other candidates were holding {held_bytes:,} bytes)")
 
 
 class IncorrectError(Exception):
-    """A candidate's results differ from the reference by more than the error budget; `checks` has every tensor."""
+    """A candidate's result differs from the reference by more than the error budget. `checks`: one check per tensor."""
 
     def __init__(self, checks: tuple[Check, ...]) -> None:
         super().__init__(checks)
@@ -45,7 +47,7 @@ class IncorrectError(Exception):
 
 
 def fault_of(problem: Exception) -> Fault:
-    """Return the status and the reason for an error. The reason includes the notes that were added to the error."""
+    """Return the status and the reason that a row gets for an error. The reason includes the notes of the error."""
     notes = getattr(problem, "__notes__", ())
     if isinstance(problem, IncorrectError):
         return Fault("INCORRECT", "; ".join((_failed_checks(problem.checks), *notes)), problem.checks)
@@ -61,7 +63,7 @@ def fault_of(problem: Exception) -> Fault:
 
 
 def _failed_checks(checks: Sequence[Check], most: int = 3) -> str:
-    """Describe the first `most` checks that failed, and count the others."""
+    """Return a text with the first `most` failed checks, and with the number of further failed checks."""
     faults = [check.fault() for check in checks if not check.passed]
     more = f"; {len(faults) - most} more of {len(checks)} tensors" if len(faults) > most else ""
     return "; ".join(faults[:most]) + more

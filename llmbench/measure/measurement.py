@@ -1,4 +1,4 @@
-"""A measurement: the raw samples of a call and their statistics. This module imports no torch."""
+"""The raw time samples of a call, and the statistics of these samples. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from llmbench.measure.telemetry import Conditions
 __all__ = ["ClockKind", "Measurement", "Ratio", "merged_remarks", "quantile", "ratio"]
 
 ClockKind = Literal["cpu", "cuda-events", "cuda-graph"]
-"""`cpu`: a wall clock around several calls. `cuda-events`: two events around one call; the time includes the gaps
-between its launches. `cuda-graph`: two events around one replay of the call as a CUDA graph, which has no such gaps."""
+"""How a sample is timed.
+
+`cpu`: a wall clock around several calls.
+`cuda-events`: two CUDA events around one call. The time includes the gaps between the kernel launches of the call.
+`cuda-graph`: two CUDA events around one replay of the call as a CUDA graph. The time includes no gaps.
+"""
 
 NOISY_SPREAD = 0.10
 """A measurement with at least this spread gets the remark "noisy"."""
@@ -25,13 +29,18 @@ CONTENTION_SHARE = 0.02
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The time of one call: samples in seconds, in the order in which they were taken, and statistics of the samples.
+    """The time of one call: its samples in seconds, and the statistics of the samples.
 
-    A sample times `calls_per_sample` calls and is divided by their number. `cold`: whether the GPU's L2 cache was
-    emptied before each sample. `threads`: the number of torch's threads on a CPU. `run_queue_share`: the share of a
-    sample's time that runnable threads waited for a core, median over the samples; None on a GPU, and if the system
-    does not count it. `barrier_s`: the barrier cost in seconds, median of one reading per sample (see `measure.cpu`);
-    None for one thread and on a GPU. `conditions`: the GPU's state during the measurement; None if it is unknown.
+    `samples_s`: the samples in the order in which they were taken. A sample is the time of `calls_per_sample` calls,
+        divided by their number.
+    `warmup_calls`: the number of calls before the first sample.
+    `cold`: whether the GPU's L2 cache was emptied before each sample.
+    `threads`: the number of torch's threads on a CPU; None on a GPU.
+    `run_queue_share`: the share of the time in which runnable threads waited for a core, median over the samples. None
+        on a GPU, or if the system does not count this time.
+    `barrier_s`: the barrier cost in seconds (see `measure.cpu`), median over the samples. None on a GPU, or for one
+        thread.
+    `conditions`: the state of the GPU during the measurement. None if the state is unknown.
     `notes`: facts that a reader must know before using the figures.
     """
 
@@ -47,7 +56,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # msgspec turns a ValueError into a ValidationError that names the place in the file.
+        # msgspec turns a ValueError into a ValidationError, which names the position in the result file.
         if not self.samples_s:
             raise ValueError("a measurement needs at least one sample")
         if not all(0 <= sample < math.inf for sample in self.samples_s):
@@ -64,35 +73,35 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def median_s(self) -> float:
-        """The median in seconds: the figure to quote."""
+        """The median of the samples in seconds. Tables show this value as the time of the call."""
         return quantile(self.samples_s, 0.5)
 
     @property
     def p10_s(self) -> float:
-        """The 10th percentile in seconds."""
+        """The 10th percentile of the samples in seconds."""
         return quantile(self.samples_s, 0.1)
 
     @property
     def p90_s(self) -> float:
-        """The 90th percentile in seconds."""
+        """The 90th percentile of the samples in seconds."""
         return quantile(self.samples_s, 0.9)
 
     @property
     def iqr_s(self) -> float:
-        """The interquartile range in seconds."""
+        """The interquartile range of the samples in seconds."""
         return quantile(self.samples_s, 0.75) - quantile(self.samples_s, 0.25)
 
     @property
     def spread(self) -> float:
-        """The interquartile range as a share of the median; 0 if the median is 0."""
+        """The interquartile range of the samples as a share of their median; 0 if the median is 0."""
         return self.iqr_s / self.median_s if self.median_s else 0.0
 
     def remarks(self) -> tuple[str, ...]:
-        """Return the notes, and a remark if the samples are noisy, the CPU was contended or the GPU was throttled."""
+        """Return the notes, and remarks about noisy samples, CPU contention and GPU throttling if there were any."""
         return tuple(f"{kind}: {detail}" if detail else kind for kind, detail in self.remarks_by_kind().items())
 
     def remarks_by_kind(self) -> dict[str, str]:
-        """Return the remarks as kind → detail."""
+        """Return the same remarks as a dict from the kind of a remark to its detail."""
         remarks = dict.fromkeys(self.notes, "")
         if self.spread >= NOISY_SPREAD:
             remarks["noisy"] = f"IQR is {self.spread:.0%} of the median"
@@ -107,8 +116,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
-    """Yield one line per kind of remark, with the names of the measurements that have it: "a, b: noisy". The detail of
-    the remark is added if it is the same for all of them."""
+    """Yield one line per kind of remark, with the names of the measurements that have such a remark: "a, b: noisy".
+
+    `named`: the name of each measurement and its `remarks_by_kind()`. The line also has the detail of the remark if the
+    detail is equal for all these measurements.
+    """
     names: dict[str, list[str]] = {}
     details: dict[str, set[str]] = {}
     for name, remarks in named:
@@ -121,7 +133,7 @@ def merged_remarks(named: Iterable[tuple[str, Mapping[str, str]]]) -> Iterator[s
 
 
 class Ratio(NamedTuple):
-    """Time of one candidate divided by the time of another: median and percentiles over `n` pairs of samples."""
+    """The ratio of two candidates' times: median, 10th and 90th percentile over `n` pairs of samples."""
 
     median: float
     p10: float
@@ -130,13 +142,14 @@ class Ratio(NamedTuple):
 
 
 def ratio(of: Measurement, to: Measurement) -> Ratio:
-    """Return the time of `of` divided by the time of `to`, computed from pairs of samples.
+    """Return the time of `of` divided by the time of `to`. The ratio is computed for each pair of samples.
 
-    Samples are paired because a disturbance of the machine affects both samples of a pair. Raises LLMBenchError if the
-    two were not taken in one comparison.
+    Both samples of a pair are from the same round of `clock.compare`, so that a disturbance of the machine affects both
+    samples and not their ratio. Raises LLMBenchError if the two measurements have different numbers of samples, or if
+    all times of `to` are 0.
     """
     if of.n != to.n:
-        raise LLMBenchError(f"cannot pair {of.n} samples with {to.n}: they are not from one comparison")
+        raise LLMBenchError(f"cannot pair {of.n} samples with {to.n} samples: they are not from one comparison")
     pairs = [a / b for a, b in zip(of.samples_s, to.samples_s, strict=True) if b > 0]
     if not pairs:
         raise LLMBenchError("cannot compute a ratio to a time of zero")
@@ -144,7 +157,7 @@ def ratio(of: Measurement, to: Measurement) -> Ratio:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Return the `q` quantile (0 to 1), interpolated linearly between neighbours as numpy does by default."""
+    """Return the `q` quantile of the values (`q` from 0 to 1), with linear interpolation as in `numpy.quantile`."""
     ordered = sorted(values)
     place = q * (len(ordered) - 1)
     low = math.floor(place)

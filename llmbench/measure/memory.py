@@ -1,7 +1,8 @@
-"""Peak memory of a call, in addition to the memory that was allocated before the call.
+"""Measure the peak of the memory that a call allocates, without the memory that was allocated before the call.
 
-On a GPU torch's allocator counts it. A CPU has no such counter, so each storage that an op allocates is tracked until
-it is freed. The tracking misses scratch memory inside an op, and memory that compiled code allocates.
+On a GPU, torch's allocator counts the allocated bytes. On a CPU, torch does not count them, so `LiveTensors` tracks
+each storage from its allocation until it is freed. `LiveTensors` does not see scratch memory inside an op, or memory
+that compiled code allocates.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ __all__ = ["GraphedCall", "LiveTensors", "MemoryPeak", "RepeatableBackward", "pe
 
 
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Peak memory of a call in bytes. `added_bytes`: peak of the memory that the call added, its results included.
-    `resident_bytes`: memory that was allocated when the call began. `reserved_bytes`: the most memory that the
-    allocator has reserved so far. The last two are None on a CPU. `by`: the source of the numbers: the GPU's allocator
-    or tracked tensors."""
+    """The peak memory of a call, in bytes.
+
+    `added_bytes`: the peak of the memory that the call allocated, including its results.
+    `resident_bytes`: the memory that was allocated when the call began. None on a CPU.
+    `reserved_bytes`: the most memory that torch's GPU allocator has reserved so far. None on a CPU.
+    `by`: the source of the numbers: "allocator" (torch's GPU allocator) or "tensors" (`LiveTensors`).
+    """
 
     added_bytes: int
     resident_bytes: int | None = None
@@ -33,10 +37,11 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RepeatableBackward:
-    """A backward pass that can be repeated: it keeps the autograd graph of one forward pass.
+    """A backward pass that can be repeated, because it keeps the autograd graph of one forward pass.
 
-    `forward()` returns the saved outputs. `backward(saved, again)` runs the backward pass and, if `again` is true,
-    leaves `saved` usable. Saved activations count as memory of the call, although the call does not allocate them.
+    `forward()` returns the outputs of the forward pass, whose autograd graph has the saved activations.
+    `backward(outputs, again)` runs the backward pass. If `again` is true, it keeps the graph for the next call.
+    The peak memory of the call includes the saved activations, although the forward pass allocated them.
     """
 
     def __init__(self, forward: Callable[[], Any], backward: Callable[[Any, bool], Any]) -> None:
@@ -48,21 +53,20 @@ class RepeatableBackward:
         return self._backward(self._saved, True)
 
     def begin(self) -> None:
-        """Run the forward pass again, and keep its graph in place of the old one."""
+        """Run the forward pass again, and replace the old graph with the new graph."""
         self._saved = None
         self._saved = self._forward()
 
     def end(self) -> None:
-        """Run the backward pass and free the graph, as a single backward pass does. Call `begin` before the next
-        call."""
+        """Run the backward pass and free the graph. Call `begin` before the next call."""
         saved, self._saved = self._saved, None
         self._backward(saved, False)
 
 
 class GraphedCall:
-    """A call that replays CUDA graphs for all or a part of its work. `eager` is the same call without graphs.
+    """A call that replays CUDA graphs for all its work, or for a part. `eager` is the same call without CUDA graphs.
 
-    The peak memory of a replay cannot be counted, because a graph receives its memory when it is captured. The peak of
+    The peak memory of a replay cannot be counted, because a graph allocates its memory when it is captured. The peak of
     `eager` is counted instead.
     """
 
@@ -75,9 +79,9 @@ class GraphedCall:
 
 
 def reserved_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
-    """Return the GPU memory that torch reserves after it has freed its cached blocks; graphs' memory is included.
+    """Free torch's cached GPU blocks, and return the bytes that torch still reserves, including those of CUDA graphs.
 
-    0 on a CPU, where the memory of tensors cannot be separated from that of the process.
+    Return 0 on a CPU, because torch does not count the memory of CPU tensors.
     """
     if device.type != "cuda":
         return 0
@@ -86,10 +90,10 @@ def reserved_bytes(device: torch.device, *, cuda: Any = torch.cuda) -> int:
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = torch.cuda) -> MemoryPeak:
-    """Run the warmed-up `call` once and return its peak.
+    """Run `call` once and return its peak memory. The call must be warmed up.
 
-    For a `RepeatableBackward`, the saved activations of the forward pass count, and its temporaries do not. For a
-    `GraphedCall`, the eager call runs. `cuda`: torch.cuda or a replacement for it.
+    The peak of a `RepeatableBackward` includes the saved activations of the forward pass, but no temporaries of the
+    forward pass. For a `GraphedCall`, the eager call runs. `cuda`: torch.cuda, or a replacement for it in tests.
     """
     if isinstance(call, GraphedCall):
         call = call.eager
@@ -102,11 +106,11 @@ def peak_memory(call: Callable[[], Any], device: torch.device, *, cuda: Any = to
 
 
 def _nothing() -> None:
-    """Do nothing: the preparation of a call that needs no preparation."""
+    """Do nothing. This is the argument `begin` of `_peak` for a call that needs no preparation."""
 
 
 def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.device, cuda: Any) -> MemoryPeak:
-    """Return the peak during `call`, above what was allocated before `begin`."""
+    """Return the peak memory during `call`, minus the memory that was allocated before `begin` ran."""
     if device.type != "cuda":
         live = LiveTensors()
         with live:
@@ -116,7 +120,7 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
         return MemoryPeak(added_bytes=live.peak_bytes, by="tensors")
     gc.collect()
     cuda.synchronize(device)
-    cuda.empty_cache()  # blocks that earlier work left in the cache do not belong to this call
+    cuda.empty_cache()  # free the cached blocks of earlier work, which do not belong to this call
     resident = cuda.memory_allocated(device)
     begin()
     cuda.synchronize(device)
@@ -133,13 +137,16 @@ def _peak(begin: Callable[[], Any], call: Callable[[], Any], device: torch.devic
 
 
 class LiveTensors(TorchDispatchMode):
-    """Tracks the storages that ops allocate: `live_bytes` is their size now, `peak_bytes` the largest size so far."""
+    """Tracks the storages that torch's ops allocate.
 
-    supports_higher_order_operators = True  # FlexAttention is such an operator
+    `live_bytes`: the bytes of all storages that are allocated now. `peak_bytes`: the largest `live_bytes` so far.
+    """
+
+    supports_higher_order_operators = True  # FlexAttention is a higher-order operator
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Return True: torch.compile refuses to run under other modes."""
+        """Return True, because torch.compile refuses to run under a mode that is not an infra mode."""
         return True
 
     def __init__(self) -> None:
@@ -148,7 +155,7 @@ class LiveTensors(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` and count the storages of its results that belong to no argument."""
+        """Run `func`, and track the storages of its results. Storages of the arguments are not tracked again."""
         inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

@@ -1,10 +1,11 @@
-"""Ranks: the processes that torchrun started, and how they stay in step while they measure.
+"""Keep the ranks in step while they measure. The ranks are the processes that torchrun started.
 
-All ranks must call each collective equally often. Therefore all ranks use the time of the slowest rank, and the number
-of repetitions is fixed beforehand. After every step that may fail, the ranks exchange whether it failed. If it failed
-on one rank, all ranks abandon it. For these messages they use a separate control group on the hosts' CPUs, because an
-unfinished collective does not block it. If a rank waits in a collective until the timeout, the ranks are no longer in
-step, and the session ends. Only the first rank writes the file and prints the answer.
+All ranks must call each collective equally often. Therefore the number of repetitions is fixed before a measurement,
+and all ranks use the time of the slowest rank. After every step that may fail, the ranks tell each other whether the
+step failed. If the step failed on one rank, all ranks abandon the step. The ranks send these messages through a
+separate process group on the CPUs, the control group, because an unfinished collective does not block this group. If a
+rank waits in a collective until the timeout, the ranks are no longer in step, and the session ends. Only the first rank
+writes the result file and prints the answer.
 """
 
 from __future__ import annotations
@@ -33,22 +34,27 @@ from llmbench.measure.results import Header, Key, Results, Row, Store
 __all__ = ["ALONE", "Follower", "Processes", "RankedClock", "Ranks", "join"]
 
 Processes = Literal["one", "any", "several"]
-"""The number of processes that an experiment runs in."""
+"""The number of processes in which an experiment can run."""
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
-"""The time that a rank waits in a collective before it treats the other ranks as lost."""
+"""The time that a rank waits in a collective. After this time, the rank treats the other ranks as lost."""
 
 CONTROL_TIMEOUTS = 3
-"""The control group's timeout, as a multiple of `COLLECTIVE_TIMEOUT`. It is longer because ranks may reach their
-timeouts in collectives one after another."""
+"""The timeout of the control group, as a multiple of `COLLECTIVE_TIMEOUT`. The control group waits longer, because the
+other ranks may wait in collectives until their own timeouts, one rank after another."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number `rank` of `size` processes, of which `processes` run on this machine. `control`: the
-    process group in which the ranks exchange messages."""
+    """The position of this process among all ranks.
+
+    `rank`: the number of this process, from 0.
+    `size`: the number of all ranks.
+    `processes`: the number of ranks on this machine.
+    `control`: the process group through which the ranks exchange messages.
+    """
 
     rank: int = 0
     size: int = 1
@@ -57,15 +63,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the file and prints the answer."""
+        """Whether this is the first rank, which writes the result file and prints the answer."""
         return self.rank == 0
 
     def agreed(self, action: Callable[[], T]) -> T:
-        """Run `action` and return its result. If it raises on any rank, raise the first such error on all ranks.
+        """Run `action` on all ranks and return the result. If `action` fails on any rank, raise an error on all ranks.
 
-        Raises DeviceLostError if ranks fail with different errors. That happens when one rank leaves a collective in
-        which other ranks wait. Those ranks fail by timeout, and later messages would be matched with the wrong
-        collective.
+        The error is that of the first rank that failed. If ranks fail with different errors, DeviceLostError is raised,
+        because the ranks are no longer in step: one rank left a collective, and the other ranks waited in the
+        collective until the timeout.
         """
         if self.size == 1:
             return action()
@@ -80,7 +86,8 @@ class Ranks:
         return result
 
     def gathered(self, value: T) -> list[T]:
-        """Return the values of all ranks, in their order. Raises DeviceLostError if a rank does not answer."""
+        """Return the values of all ranks in the order of the ranks. Raises DeviceLostError if a rank does not "
+        "answer."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -91,13 +98,16 @@ class Ranks:
         return values
 
     def clock(self, device: torch.device) -> Clock:
-        """Return the clock of a device. With several ranks, the clock gives all ranks the same times, and captures no
-        CUDA graphs, because the wait for other ranks cannot be captured."""
+        """Return the clock of a device.
+
+        With several ranks, the clock gives all ranks the same times. It captures no CUDA graphs, because a graph cannot
+        include the wait for other ranks.
+        """
         return clock_for(device) if self.size == 1 else RankedClock(clock_for(device, graphs="never"), self)
 
     @contextmanager
     def store(self, path: Path, header: Header, *, resume: bool) -> Iterator[Store | Follower]:
-        """Open the first rank's file. The other ranks learn which rows it has, and write nothing."""
+        """Open the result file on the first rank. The other ranks write no file, but learn which rows the file has."""
         store = self.agreed(lambda: Store(path, header, resume=resume) if self.first else None)
         known = self.gathered((store.done, store.ended_session) if store is not None else (set(), set()))[0]
         if store is None:
@@ -113,7 +123,7 @@ NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 def _sendable(problem: Exception) -> Exception:
-    """Return the error if it can be pickled, else a RuntimeError with its type and first line."""
+    """Return the error if it can be pickled, else a RuntimeError with the type and the first line of the error."""
     try:
         copied: Exception = loads(dumps(problem))
     except Exception:  # an error may have any attributes
@@ -122,13 +132,16 @@ def _sendable(problem: Exception) -> Exception:
 
 
 def _common_error(problems: Mapping[int, Exception], size: int) -> Exception:
-    """Return the error of ranks that failed in the same way, with a note if other ranks did not fail. Return a
-    DeviceLostError if ranks failed with different errors."""
+    """Return one error for all ranks that failed.
+
+    `problems`: the error of each rank that failed. `size`: the number of all ranks. If only some ranks failed, the
+    error gets a note that names one of them. Return a DeviceLostError if the ranks failed with different errors.
+    """
     for problem in problems.values():
         if isinstance(problem, DeviceLostError):
             return problem
     faults = {rank: fault_of(problem) for rank, problem in problems.items()}
-    # Numbers are ignored: the same error names a different device, rank or address on each rank.
+    # Numbers are removed, because equal errors name a different device, rank or address on each rank.
     kinds = {NUMBER.sub("", fault.reason) if fault.status == "FAILED" else fault.status for fault in faults.values()}
     if len(kinds) > 1:
         reasons = "; ".join(f"rank {rank}: {fault.reason}" for rank, fault in faults.items())
@@ -144,7 +157,10 @@ def _first_line(problem: Exception) -> str:
 
 
 class Follower:
-    """Replaces the Store on the ranks that write no file."""
+    """Replaces the Store on all ranks but the first. A Follower writes no file.
+
+    `done`, `ended_session`: the keys of the rows as in `Store`.
+    """
 
     existing: Results | None = None
     notes: tuple[str, ...] = ()
@@ -153,7 +169,7 @@ class Follower:
         self.done, self.ended_session = done, ended_session
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Do nothing: the first rank writes."""
+        """Do nothing, because only the first rank writes rows."""
 
 
 def join(processes: Processes, device: torch.device, experiment: str) -> tuple[Ranks, torch.device]:
@@ -177,7 +193,11 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
-            raise CannotRunError(f"process {local} has no GPU: this machine has {torch.cuda.device_count()}")
+            raise CannotRunError(
+                f"process {local} has no GPU: torchrun started more processes than the machine has GPUs "
+                f"({torch.cuda.device_count()})",
+                hint="start at most one process per GPU",
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -189,7 +209,7 @@ def join(processes: Processes, device: torch.device, experiment: str) -> tuple[R
 
 @cache
 def _ranks() -> Ranks:
-    """Return the ranks of the default process group, with a new control group."""
+    """Return the ranks of torch's default process group, with a new control group."""
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUTS * COLLECTIVE_TIMEOUT)
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), control=control)
     host = platform.node()
@@ -197,20 +217,20 @@ def _ranks() -> Ranks:
 
 
 def _leave() -> None:
-    """Leave the groups before Python ends.
+    """Leave the process groups before Python ends.
 
-    A thread of gloo may still be releasing the tensors of the last message. If Python ends first, the thread aborts the
-    process. A finished barrier shows that the thread is done.
+    A thread of gloo may still be freeing the tensors of the last message. If Python ends before this thread is done,
+    the thread aborts the process. After a barrier, the thread is done.
     """
     for group in (None, _ranks().control):
         if dist.get_backend(group) == "gloo":
-            with suppress(RuntimeError):  # another rank may have ended already
+            with suppress(RuntimeError):  # the barrier fails if another rank has already ended
                 dist.barrier(group, async_op=True).wait(timeout=timedelta(seconds=5))
     dist.destroy_process_group()
 
 
 class RankedClock:
-    """A clock that returns the time of the slowest rank. All ranks begin a call together."""
+    """A clock that gives all ranks the time of the slowest rank. All ranks start each call at the same time."""
 
     def __init__(self, clock: Clock, ranks: Ranks) -> None:
         self.inner, self.ranks = clock, ranks
@@ -221,12 +241,14 @@ class RankedClock:
         return self.inner.session()
 
     def once(self, call: Call) -> float:
-        """Run one call to its end on all ranks, and return the seconds of the slowest rank."""
+        """Run one call on all ranks, wait for its end, and return the time of the slowest rank in seconds."""
         return self._slowest(partial(self.inner.once, call))
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready for timing. All ranks have the same fastest times, and therefore the same number of
-        calls per sample."""
+        """Make all candidates ready for timing.
+
+        All ranks have equal warm-up times, and therefore take the same number of calls per sample.
+        """
 
         def slowest(watch: Stopwatch) -> Stopwatch:
             return replace(watch, sample=partial(self._slowest, watch.sample))
@@ -234,11 +256,11 @@ class RankedClock:
         return {name: slowest(watch) for name, watch in self.inner.stopwatches(candidates).items()}
 
     def check_device(self) -> None:
-        """Raise DeviceLostError on all ranks if one rank has lost its device."""
+        """Raise DeviceLostError on all ranks if the device of one rank is lost."""
         self.ranks.agreed(self.inner.check_device)
 
     def _slowest(self, timed: Callable[[], float]) -> float:
-        """Run `timed` on all ranks together and return the longest time."""
+        """Run `timed` on all ranks at the same time and return the longest time in seconds."""
 
         def after_barrier() -> float:
             dist.barrier()

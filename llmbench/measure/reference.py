@@ -1,7 +1,7 @@
-"""Reference measurements: this machine's rates for a product, a copy, a read and a launch, measured in the same run.
+"""Reference measurements: the rates of this machine for a matrix product, a copy, a read and a kernel launch.
 
-A share of the datasheet's peak includes two losses: those of the kernel, and those of the machine at its present power
-and clocks. A share of a reference measurement includes only the losses of the kernel.
+They are measured in the same run as the candidates. A share of the datasheet's peak depends on the kernel, and on the
+present power and clocks of the machine. A share of a reference measurement depends only on the kernel.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ __all__ = [
 
 
 Bandwidth = Literal["copy", "read"]
-"""The reference measurement whose rate limits the bytes of a call."""
+"""The reference measurement that limits the memory traffic of a call."""
 
 
 class Limits(NamedTuple):
-    """A roofline: the highest rates that a call can reach."""
+    """A roofline: the highest FLOP/s and the highest bytes/s that a call can reach."""
 
     flops_per_s: float
     bytes_per_s: float
 
     def least_s(self, flops: float, bytes: float) -> float:
-        """Return the least seconds for this work, if products and memory traffic overlap: the longer of the two
-        times."""
+        """Return the least time in seconds for `flops` FLOPs and `bytes` bytes of memory traffic.
+
+        It is the longer of the two times, because computation and memory traffic can overlap.
+        """
         return max(flops / self.flops_per_s, bytes / self.bytes_per_s)
 
 
 class ReferenceMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One measured rate. `work`: FLOPs, bytes or launches of one call."""
+    """A measured rate. `work`: the FLOPs, bytes or launches of one call. `measurement`: the time of one call."""
 
     description: str
     work: int
@@ -53,19 +55,23 @@ class ReferenceMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     @property
     def per_s(self) -> float:
-        """Work per second, by the median."""
+        """The rate: `work` per second, computed from the median time."""
         return self.work / self.measurement.median_s
 
     @property
     def unit_s(self) -> float:
-        """Seconds per unit of work, as for one launch."""
+        """Seconds per unit of work, for example per launch."""
         return self.measurement.median_s / self.work
 
 
 class ReferenceMeasurements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The reference measurements of a run. `matmul`: FLOP/s of a square matrix product. `copy`: bytes/s of a copy, read
-    plus written. `read`: bytes/s of a sum over a buffer. `launch`: launches/s of ops on one element, one after
-    another."""
+    """The reference measurements of a run.
+
+    `matmul`: the FLOP/s of a square matrix product.
+    `copy`: the bytes/s of a copy of a buffer; read and written bytes both count.
+    `read`: the bytes/s of a sum over a buffer.
+    `launch`: the launches/s of many ops on one element, one op after another.
+    """
 
     matmul: ReferenceMeasurement
     copy: ReferenceMeasurement
@@ -73,14 +79,18 @@ class ReferenceMeasurements(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     launch: ReferenceMeasurement
 
     def limits(self, bandwidth: Bandwidth = "copy") -> Limits:
-        """Return the measured roofline. `bandwidth`: the rate for bytes; "read" suits work that hardly writes, as
-        decoding does."""
+        """Return the measured roofline. `bandwidth`: the reference measurement that gives the bytes/s.
+
+        "read" suits work that writes few bytes, such as decoding.
+        """
         return Limits(self.matmul.per_s, getattr(self, bandwidth).per_s)
 
 
 def datasheet_limits(device: DeviceSpec, dtype: DType) -> Limits | None:
-    """Return the datasheet's dense roofline; None if it lacks one of the two rates. fp32 uses the tf32 rate (see
-    `kernels.proof.accuracy.tf32_products`) if the device has tf32."""
+    """Return the datasheet's roofline without sparsity, or None if the datasheet lacks one of the two rates.
+
+    For fp32, the rate of tf32 is used if the device has tf32 (see `kernels.proof.accuracy.tf32_products`).
+    """
     flops, memory = device.peak_flops_per_s(dtype), device.memory_bandwidth_bytes_per_s
     if dtype == "fp32":
         flops = device.peak_flops_per_s("tf32") or flops
@@ -88,8 +98,11 @@ def datasheet_limits(device: DeviceSpec, dtype: DType) -> Limits | None:
 
 
 class Sizes(NamedTuple):
-    """Sizes of the reference measurements: rows and columns of the product, bytes of the buffer that is read and
-    copied, launches per call."""
+    """The sizes of the reference measurements.
+
+    `matmul`: rows and columns of the matrix product. `bytes`: bytes of the buffer that is read and copied. `launches`:
+    launches per call.
+    """
 
     matmul: int
     bytes: int
@@ -103,10 +116,10 @@ CPU = Sizes(matmul=1024, bytes=2**27, launches=1000)
 def measure_references(
     clock: Clock, dtype: torch.dtype, *, budget_s: float = 0.3, sizes: Sizes | None = None
 ) -> ReferenceMeasurements:
-    """Take the reference measurements, `budget_s` seconds each.
+    """Take the four reference measurements, in `budget_s` seconds each.
 
-    `dtype`: the run's number format, in which the product is computed. The values are random, because zeros need less
-    power and therefore run faster.
+    `dtype`: the number format of the run, in which the matrix product is computed. The values are random. A product of
+    zeros would need less power, and a GPU would therefore run it faster.
     """
     device = clock.device
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
@@ -118,8 +131,8 @@ def measure_references(
     a, b = _matrices(sizes.matmul, dtype, device)
     n, name = len(a), str(dtype).removeprefix("torch.")
     as_tf32 = " (in tf32)" if a.is_cuda and dtype == torch.float32 and torch.cuda.is_tf32_supported() else ""
-    # The second factor is transposed, as the weight of a layer is. In fp16 this makes a CPU ten times as fast, and a
-    # GPU no slower.
+    # The second factor is transposed, like the weight of a linear layer. In fp16, a CPU computes the transposed product
+    # ten times as fast. A GPU computes both at the same speed.
     matmul = timed(f"{name} {n}×{n}×{n} product{as_tf32}", 2 * n**3, lambda: a @ b.T)
     source = torch.randn(sizes.bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -127,22 +140,22 @@ def measure_references(
     copy = timed(f"copy of {size}, read and written", 2 * source.nbytes, lambda: target.copy_(source))
     read = timed(f"sum of {size}", source.nbytes, lambda: source.sum())
     one = torch.zeros(1, device=device)
-    # A wall clock measures the launches, because they cost time of the CPU, whether or not the GPU keeps up with them.
+    # A wall clock measures the launches, because a launch takes time on the CPU, even if the GPU is slower.
     launch = timed("x += 1 of one element", sizes.launches, lambda: _launches(one, sizes.launches), CpuClock())
     return ReferenceMeasurements(matmul=matmul, copy=copy, read=read, launch=launch)
 
 
 LONGEST_S = 0.1
-"""Seconds. A product that takes longer on a CPU is made smaller, which does not change its rate. This happens in fp16
-on CPUs without fp16 arithmetic. The fp32 product is never made smaller, because runs are compared by it, and a busy
-moment must not change its size."""
+"""The longest time of a matrix product on a CPU, in seconds. A slower product is made smaller, which does not change
+its FLOP/s. This happens in fp16 on CPUs without fp16 arithmetic. The size of the fp32 product is fixed, because
+`regressions` compares only products of equal size."""
 
 SMALLEST = 128
-"""Rows and columns of the smallest product."""
+"""The rows and columns of the smallest matrix product."""
 
 
 def _matrices(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the factors of a square product, [n, n] each, or smaller if a CPU is slow in `dtype`."""
+    """Return the two factors of a square matrix product, [n, n] each. They are smaller if a CPU is slow in `dtype`."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     while device.type == "cpu" and dtype != torch.float32 and len(a) > SMALLEST:
         start = time.perf_counter()

@@ -1,22 +1,24 @@
 """Compare two result files, and find the rows that became slower by more than the noise.
 
-A pair of medians is judged by the logarithm of their ratio, so that slow-downs and speed-ups are treated alike. The
-code is not the only cause of a change. The other causes, in the order of their size on a busy machine:
+The change of a row is the logarithm of the ratio of its two medians, so that slow-downs and speed-ups are treated
+alike. A change has several causes besides the code. On a busy machine, these causes are, the largest first:
 
-- Run-queue delay: other processes used the core. If threads waited for a share w of the time, the median may be too
+- Run-queue delay: other processes used the cores. If threads waited for a share w of the time, the median may be too
   long by a factor of 1 / (1 - w) (`run_queue_share`).
-- A common change: the machine was slower for a while. The candidates of a case are timed side by side, so all of them
-  become slower. If all candidates of a case changed by more than the whole sweep did, the cause is not one
-  implementation.
-- The whole session was slower. The reference measurements of both sessions show this; our code does not affect them.
-- Barrier cost: the host has moved the threads to cores that share no cache. Multi-threaded calls then take up to twice
-  as long, and this changes from second to second (`barrier_s`).
-- Causes that are not recorded: memory and code layout, clock frequency, other guests of the host (`NOISE_FLOOR`).
-- The sampling error of a median of n samples.
+- Common change: the machine was slower for a while. All candidates of a case are timed in turn, so all candidates
+  become slower. If all candidates of a case changed by more than the whole sweep, one implementation cannot be the
+  cause.
+- Slow session: the machine was slower for the whole session. The reference measurements of both sessions show this
+  change, because our code does not affect them.
+- Barrier cost: the host has moved the threads to cores that share no cache. Then multi-threaded calls take up to twice
+  as long. The barrier cost can change every second (`barrier_s`).
+- Unrecorded causes: memory and code layout, clock frequency, other guests of the host (`NOISE_FLOOR`).
+- Sampling error: the standard error of a median of n samples.
 
-The first four are known and are added, each in its direction. The last two are random and are added as squares. The
-sampling error is multiplied by a number of standard deviations, so that two runs of the same build almost never show a
-regression. This number grows with the number of rows.
+The noise is an interval of changes. The first four causes are measured. Each cause widens the interval in its own
+direction. The last two causes are random. They widen the interval on both sides by the root of the sum of their
+squares. The sampling error is multiplied by a quantile that grows with the number of rows, so that two runs of the same
+build almost never show a regression.
 """
 
 from __future__ import annotations
@@ -33,45 +35,50 @@ from llmbench.measure.results import Header, Key, Results, Row, differences
 __all__ = ["DETECTABLE", "NOISE_FLOOR", "Change", "Difference", "Noise", "diff", "noise"]
 
 DETECTABLE = 1.3
-"""The ratio that a comparison must be able to detect. A row is "same" only if such a change is ruled out."""
+"""The ratio of times that a comparison must detect. A row is "same" only if the noise cannot hide such a change."""
 
 NOISE_FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
-"""For each clock: the largest log ratio of the medians of two runs that needs no recorded cause.
+"""For each clock: the largest change between two runs that unrecorded causes explain, as the log ratio of the medians.
 
-CPU: over 576 pairs of rows in 36 pairs of runs on two shared cores, the changes minus the common change of their case
-had a root mean square of 0.022 and a maximum of 0.066. The link order or the size of the environment variables alone
-can cause as much (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong!"). GPU: an
-allowance for boost clocks and for differences between boards of one model; not measured yet."""
+CPU: we compared 576 pairs of rows from 36 pairs of runs on two shared cores. After subtracting the common change of the
+case, the changes had a root mean square of 0.022 and a maximum of 0.066. The link order or the size of the environment
+variables alone can cause such changes (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously
+wrong!"). GPU: an estimate for boost clocks and for differences between boards of one model; not measured yet."""
 
 FALSE_ALARMS = 0.005
-"""The largest share of comparisons of a build with itself in which the sampling error may report a regression. It is
-half of the 1% that is allowed for all causes together."""
+"""The largest share of false alarms from the sampling error, among comparisons of a build with itself. A false alarm is
+a comparison that reports a regression. All causes together may produce twice this share (1%)."""
 
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 2**20
-"""A memory peak that grew by more than both limits is a regression. Counted bytes have no noise, except for the
-allocator's block sizes (512 bytes to 2 MiB) and the workspaces that a library chooses."""
+"""A row is a regression if its memory peak grew by more than both limits. The counted bytes vary only with the block
+sizes of the allocator (512 bytes to 2 MiB) and with the workspaces that libraries choose."""
 
 FAULTS = ("INCORRECT", "FAILED")
-"""Statuses of an error. "OOM" and "n/a" are not errors."""
+"""The statuses of rows with an error. "OOM" and "n/a" do not count as errors."""
 
 MOST_COMMON_CHANGE = 2.0
-"""The largest common change of a case that counts as noise: the largest disturbance seen on shared cores. The rest of a
-larger change is attributed to the code that the candidates share."""
+"""The largest common change of a case that counts as noise, as a ratio of times. It is the largest disturbance that we
+saw on shared cores. If the common change is larger, the rest counts as a change of code that the candidates share."""
 
 MOST_BARRIER_CHANGE = 2.5
-"""The largest slow-down that slower barriers explain. Of 50 measured ops, the most affected took 2.4 times as long."""
+"""The largest slow-down that barrier cost can cause. The most affected of 50 measured ops took 2.4 times as long."""
 
 Verdict = Literal["slower", "faster", "same", "unclear", "broken", "fixed", "new", "gone"]
 Case = tuple[str, tuple[tuple[str, object], ...]]
 
 
 class Change(NamedTuple):
-    """One row before and after.
+    """The change of one row between two files: before and after.
 
-    `ratio`: time after divided by time before; None unless both rows have a time. `noise`: the largest relative change
-    in that direction that is still noise; None if it is unknown. `verdict`: "same": the change is within the noise, and
-    a change by `DETECTABLE` is ruled out; "unclear": the change is within the noise, and a change by `DETECTABLE` is
-    possible; "broken": the row lost its time, or became an error; "fixed": the row gained a time.
+    `ratio`: time after / time before; None unless both rows have a time.
+    `noise`: the largest relative change that can be noise, in the direction of `ratio`; None if unknown.
+    `verdict`: one of
+        "slower", "faster": the change is larger than the noise.
+        "same": the change is within the noise, and the noise is too small to hide a change by `DETECTABLE`.
+        "unclear": the change is within the noise, and the noise could hide a change by `DETECTABLE`.
+        "broken": only the row before has a time, or only the row after has an error.
+        "fixed": only the row after has a time.
+        "new", "gone": only the file after, or only the file before, has the row.
     """
 
     key: Key
@@ -83,53 +90,55 @@ class Change(NamedTuple):
 
     @property
     def added_bytes(self) -> tuple[int, int] | None:
-        """The call's memory at its peak, before and after, in bytes; None unless both are known."""
+        """The peaks of the call's added memory before and after, in bytes; None unless both peaks are known."""
         if self.before is None or self.after is None or self.before.memory is None or self.after.memory is None:
             return None
         return self.before.memory.added_bytes, self.after.memory.added_bytes
 
     @property
     def peak_ratio(self) -> float | None:
-        """The peak after over the peak before; None if it is unknown or was 0 before."""
+        """Memory peak after / memory peak before. None if a peak is unknown, or if the peak before is 0."""
         before, after = self.added_bytes or (0, 0)
         return after / before if before else None
 
     @property
     def memory_grew(self) -> bool:
-        """Whether the peak grew by more than `MEMORY_SHARE` and `MEMORY_BYTES`."""
+        """Whether the memory peak grew by more than `MEMORY_SHARE` and by more than `MEMORY_BYTES`."""
         before, after = self.added_bytes or (0, 0)
         return after - before > max(MEMORY_SHARE * before, MEMORY_BYTES)
 
     @property
     def worse(self) -> bool:
-        """Whether the row is a regression: slower, broken, or with a larger peak."""
+        """Whether the row is a regression: it is slower or broken, or its memory peak grew."""
         return self.verdict in ("slower", "broken") or self.memory_grew
 
 
 class Difference(NamedTuple):
-    """The changes of all rows of both files, and notes on the sessions: devices, versions, reference measurements."""
+    """The changes of all rows in two files, and notes on the sessions: devices, versions, reference measurements."""
 
     changes: list[Change]
     notes: list[str]
 
     @property
     def regressions(self) -> list[Change]:
-        """The rows that became slower, broke or need more memory, the worst first."""
+        """The rows that became slower, broke or need more memory. The row with the largest ratio comes first."""
         worse = [change for change in self.changes if change.worse]
         return sorted(worse, key=lambda change: -(change.ratio or math.inf))
 
 
 def diff(before: Results, after: Results) -> Difference:
-    """Pair the rows of two files by experiment, case and implementation, in the order of `before`, and judge each pair.
+    """Compare each row of `before` with the row of `after` that has the same experiment, case and implementation.
 
-    Raises LLMBenchError if the files have no row in common.
+    The changes stand in the order of `before`, followed by the rows that only `after` has. Raises LLMBenchError if the
+    files have no row in common.
     """
     old, new = before.by_key(), after.by_key()
     pairs = {key: (old[key], new[key]) for key in old if key in new}
     if not pairs:
         raise LLMBenchError(
             f"{before.path} and {after.path} have no row in common",
-            hint="rows pair by experiment, case and implementation: give two runs of one experiment and preset",
+            hint="rows are compared if experiment, case and implementation are equal: give two runs of one experiment "
+            "and preset",
         )
     changes = {key: log_ratio for key, pair in pairs.items() if (log_ratio := _log_ratio(*pair)) is not None}
     common = _common_changes(changes)
@@ -151,13 +160,13 @@ def diff(before: Results, after: Results) -> Difference:
 
 
 class Noise(NamedTuple):
-    """The log ratios from `low` to `high` are noise; 0 lies between them."""
+    """An interval of log ratios that count as noise. `low` is at most 0, and `high` is at least 0."""
 
     low: float
     high: float
 
     def verdict(self, log_ratio: float) -> Verdict:
-        """Judge the logarithm of time after over time before."""
+        """Return the verdict on a change. `log_ratio`: the logarithm of (time after / time before)."""
         if not self.low <= log_ratio <= self.high:
             return "slower" if log_ratio > 0 else "faster"
         farthest = max(log_ratio - self.low, self.high - log_ratio)
@@ -165,10 +174,10 @@ class Noise(NamedTuple):
 
 
 def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (), rows: int = 1) -> Noise:
-    """Return the interval in which two medians may differ without a change of the code.
+    """Return the interval of changes that two medians of unchanged code can show.
 
-    `known`: known changes of the machine as log ratios; each may have affected the row in full or not at all. `rows`:
-    the number of rows judged together.
+    `known`: known changes of the machine, as log ratios. Each change may affect the row fully, in part or not at all.
+    `rows`: the number of rows in the comparison.
     """
     changes = [*known, _delay(after), -_delay(before), _barrier_change(before, after)]
     error = math.hypot(_error_of_median(before), _error_of_median(after))
@@ -178,15 +187,15 @@ def noise(before: Measurement, after: Measurement, *, known: Iterable[float] = (
 
 
 def _delay(measurement: Measurement) -> float:
-    """Return the factor by which run-queue delay may have lengthened a median, as a logarithm."""
+    """Return the logarithm of the factor by which run-queue delay can have lengthened a median."""
     return -math.log1p(-min(measurement.run_queue_share or 0.0, 0.99))
 
 
 def _barrier_change(before: Measurement, after: Measurement) -> float:
-    """Return the log ratio of the barrier costs; 0 if they cannot be compared.
+    """Return the log ratio of the two barrier costs, limited to `MOST_BARRIER_CHANGE`; 0 if they cannot be compared.
 
-    It is the effect on a call that consists of barriers only, and so an upper bound for every call. The share of
-    barriers in a real call is unknown. The result is limited to `MOST_BARRIER_CHANGE`.
+    The time of a call that consists only of barriers changes by this ratio. The share of barriers in a real call is
+    unknown, so the ratio is an upper bound for the change of the call.
     """
     if before.barrier_s is None or after.barrier_s is None or before.threads != after.threads:
         return 0.0
@@ -195,15 +204,15 @@ def _barrier_change(before: Measurement, after: Measurement) -> float:
 
 
 EFFICIENCY = 0.37
-"""Efficiency of the interquartile range: from n samples it estimates the spread of a normal distribution as well as the
-standard deviation does from 0.37 n samples."""
+"""The efficiency of the interquartile range. The interquartile range of n samples estimates the spread of a normal
+distribution as precisely as the standard deviation of 0.37 n samples."""
 
 
 def _error_of_median(measurement: Measurement) -> float:
-    """Return the standard error of the median as a share of the median: 1.2533 σ / √n, if the middle samples are
-    normally distributed.
+    """Return the standard error of the median as a share of the median: 1.2533 σ / √n for n normal samples.
 
-    σ = IQR / 1.349, which outliers do not change. The error is infinite for a single sample.
+    σ is estimated as IQR / 1.349, because outliers do not change the interquartile range (IQR). The error is infinite
+    for a single sample.
     """
     if measurement.n < 2:
         return math.inf
@@ -218,16 +227,17 @@ def _student_quantile(share: float, freedom: float) -> float:
 
 
 def _log_ratio(before: Row, after: Row) -> float | None:
-    """Return the logarithm of time after divided by time before; None unless both rows have a time."""
+    """Return the logarithm of (time after / time before), or None unless both rows have a time."""
     return math.log(after.seconds / before.seconds) if before.seconds and after.seconds else None
 
 
 def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
     """Return the common change of each case minus the common change of the whole sweep, as a log ratio.
 
-    The common change of a case is the change of the row that changed least. It is 0 if rows changed in both directions
+    The common change of a case is the change of the row that changed least. It is 0 if rows changed in both directions,
     or if the case has only one row. The common change of the sweep is the median over all cases. It is subtracted,
-    because a change of all cases is not a passing disturbance. The result is limited to `MOST_COMMON_CHANGE`.
+    because a short disturbance of the machine does not change all cases. The result is limited to
+    `MOST_COMMON_CHANGE`.
     """
     most = math.log(MOST_COMMON_CHANGE)
     cases: dict[Case, list[float]] = {}
@@ -241,15 +251,16 @@ def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
 
 
 def _least(changes: list[float]) -> float:
-    """Return the change nearest to 0 if all changes have the same sign, else 0."""
+    """Return the change that is nearest to 0 if all changes have the same sign, else 0."""
     return max(min(changes), 0.0) + min(max(changes), 0.0)
 
 
 def _machine_change(measurement: Measurement, before: Header | None, after: Header | None) -> tuple[float, float]:
-    """Return the most negative and the most positive change of the reference measurements' times, as log ratios.
+    """Return the smallest and the largest change of the reference measurements' times, as log ratios.
 
-    The row's clock decides which reference measurements count. Calls on a CPU mostly find their inputs in its caches,
-    so copy and read do not count. In a CUDA graph launches cost nothing, so launch does not count.
+    The smallest change is at most 0, and the largest change is at least 0. The clock of the row decides which reference
+    measurements count. On a CPU, `copy` and `read` do not count, because the inputs of most calls are in the CPU's
+    caches. For a CUDA graph, `launch` does not count, because a replay has no launches of single kernels.
     """
     was = before.reference_measurements if before is not None else None
     now = after.reference_measurements if after is not None else None
@@ -265,20 +276,21 @@ def _machine_change(measurement: Measurement, before: Header | None, after: Head
 
 
 def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
-    """Judge a pair of which at least one row has no time."""
+    """Return the verdict on a pair in which at least one row has no time."""
     if before is None or after is None:
         return "new" if before is None else "gone"
     if before.status == after.status:
-        return "unclear" if before.status == "ok" else "same"  # two "ok" rows come here if a time is zero
+        return "unclear" if before.status == "ok" else "same"  # both rows are "ok" here only if a time is zero
     if "ok" in (before.status, after.status):
         return "broken" if before.status == "ok" else "fixed"
     return "broken" if after.status in FAULTS and before.status not in FAULTS else "same"
 
 
 def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs: list[tuple[Row, Row]]) -> list[str]:
-    """Return notes for the reader of the rows. The environments of the last sessions of both files are compared."""
+    """Return notes on both files: damaged lines, noise of the machine, and differences between the last two "
+    "sessions."""
     notes = [
-        f"{_counted(len(results.damaged), 'damaged line')} in {results.path} left out"
+        f"{_counted(len(results.damaged), 'damaged line')} of {results.path} left out"
         for results in (before, after)
         if results.damaged
     ]
@@ -286,7 +298,7 @@ def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs:
     notes += _note_of_barriers([(was.measurement, now.measurement) for was, now in pairs])
     if not before.headers or not after.headers:
         bare = ", ".join(results.path for results in (before, after) if not results.headers)
-        return [*notes, f"no header in {bare}: the machine and the inputs are unknown"]
+        return [*notes, f"no header in {bare}: the machine and the inputs of the run are unknown"]
     old, new = before.headers[-1], after.headers[-1]
     notes += differences(old.environment, new.environment)
     if old.inputs != new.inputs:
@@ -301,7 +313,7 @@ def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs:
 
 
 def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
-    """Return a note if all implementations of some cases changed together by a noticeable amount."""
+    """Return a note if there are cases in which all implementations became slower, or faster, by a noticeable ratio."""
     noticeable = [change for change in common.values() if abs(change) > math.log(DETECTABLE) / 2]
     if not noticeable:
         return []
@@ -314,7 +326,7 @@ def _note_of_common_changes(common: Mapping[Case, float]) -> list[str]:
 
 
 def _note_of_barriers(pairs: list[tuple[Measurement | None, Measurement | None]]) -> list[str]:
-    """Return a note if the barrier cost of some rows differs by a noticeable amount."""
+    """Return a note if there are rows whose barrier cost changed by a noticeable ratio."""
     changes = [abs(_barrier_change(was, now)) for was, now in pairs if was and now]
     noticeable = [change for change in changes if change > math.log(DETECTABLE) / 2]
     if not noticeable:

@@ -1,8 +1,10 @@
-"""Result files: JSON lines, written as rows are measured. `docs/concepts/measuring.md` documents the schema.
+"""Result files in JSON lines. Rows are written as soon as they are measured.
 
-A line is a header (one per session: command, environment and reference measurements) or a row (one implementation at
-one case). Values are in base units and include the raw samples; null is unknown. Every change of the fields gets a new
-`SCHEMA`; files of `OLDER_SCHEMAS` are still read.
+A line is a header or a row. A session writes one header, with command, environment and reference measurements. A row
+has the result of one implementation at one case, including the raw samples. Values are in base units, and null is
+unknown. `docs/concepts/measuring.md` documents the fields.
+
+If the fields change, `SCHEMA` gets a new version. Files of `OLDER_SCHEMAS` can still be read.
 """
 
 from __future__ import annotations
@@ -44,18 +46,21 @@ SCHEMA = "llmbench.results/2"
 OLDER_SCHEMAS = ("llmbench.results/1",)
 
 ENDED_SESSION = "ended_session"
-"""The key in `Row.extra` that marks the row of a candidate that lost the GPU or other ranks, which ended the
-session."""
+"""The key in `Row.extra` that marks the row that ended a session, because the candidate lost the GPU or other ranks."""
 
 Scalar: TypeAlias = bool | int | float | str | None
 Status = Literal["ok", "INCORRECT", "OOM", "n/a", "FAILED"]
 Key: TypeAlias = tuple[str, tuple[tuple[str, Scalar], ...], str]
-"""The identity of a row: experiment, case, implementation."""
+"""The key that identifies a row: experiment, case, implementation."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor compared with its reference. `error`, `plain_error` (that of plain torch) and `budget` are relative to
-    the reference's norm or largest element, as defined in `kernels.proof.accuracy`; None stands for NaN or infinity."""
+    """The comparison of one tensor with its reference.
+
+    `error`: the error of the candidate. `plain_error`: the error of plain torch. `budget`: the largest error that is
+    allowed. All three are relative to the norm or the largest element of the reference (see `kernels.proof.accuracy`).
+    None stands for NaN or infinity.
+    """
 
     tensor: str
     error: float | None
@@ -65,20 +70,20 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def of(cls, verdict: Any) -> Check:
-        """Make a check from a `Verdict` of `kernels.proof.accuracy`."""
+        """Return the check for a `Verdict` of `kernels.proof.accuracy`."""
         values = verdict._asdict()
         for name in ("error", "plain_error", "budget"):
             values[name] = values[name] if math.isfinite(values[name]) else None
         return cls(**values)
 
     def fault(self) -> str:
-        """Return the tensor's error and its budget as text."""
+        """Return a text with the tensor's error and error budget."""
         error, budget = (f"{x:.1e}" if x is not None else "not a number" for x in (self.error, self.budget))
         return f"{self.tensor}: error {error}, budget {budget}"
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="header"):
-    """The first line of a session; the rows below it belong to that session. `inputs`: the command's arguments."""
+    """The first line of a session in a result file. `inputs`: the arguments of the command."""
 
     schema: str = SCHEMA
     command: str
@@ -89,11 +94,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line", tag="row"):
-    """One implementation at one case: a measurement if its status is "ok", else the reason why there is none.
+    """The result of one implementation at one case.
 
-    `work_flops`, `work_bytes`: the work of one call according to the op table. `need_bytes`: predicted memory of the
-    inputs and the call. `kernels`: the attention kernels that ran. `extra`: values that an experiment adds, with units
-    in their names.
+    `measurement`: the time, if the status is "ok". `reason`: the reason why there is no time, for any other status.
+    `need_bytes`: the predicted memory of the inputs and the call, in bytes.
+    `work_flops`, `work_bytes`: the FLOPs and bytes of one call, from the op table.
+    `kernels`: the names of the attention kernels that ran.
+    `extra`: values that the experiment adds. Their names have units.
     """
 
     experiment: str
@@ -113,15 +120,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     extra: dict[str, Scalar] = {}
 
     def __post_init__(self) -> None:
-        # msgspec turns a ValueError into a ValidationError that names the place in the file.
+        # msgspec turns a ValueError into a ValidationError, which names the position in the result file.
         if (self.status == "ok") != (self.measurement is not None):
-            raise ValueError("a row needs a measurement if its status is ok, and must have none otherwise")
+            raise ValueError("a row must have a measurement if its status is ok, and no measurement otherwise")
         if (self.status == "ok") != (self.reason is None):
-            raise ValueError("a row needs a reason if its status is not ok, and must have none otherwise")
+            raise ValueError("a row must have a reason if its status is not ok, and no reason otherwise")
 
     @property
     def key(self) -> Key:
-        """The identity of the row: experiment, case, implementation."""
+        """The key that identifies the row: experiment, case, implementation."""
         return self.experiment, tuple(sorted(self.case.items())), self.implementation
 
     @property
@@ -131,17 +138,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     @property
     def seconds(self) -> float | None:
-        """The median in seconds; None without a measurement."""
+        """The median time in seconds; None without a measurement."""
         return None if self.measurement is None else self.measurement.median_s
 
     @property
     def flops_per_s(self) -> float | None:
-        """Achieved rate of the row's FLOPs; None for work without products."""
+        """The achieved rate in FLOP/s; None without a time or without FLOPs."""
         return self.work_flops / self.seconds if self.work_flops and self.seconds else None
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Achieved rate of the row's bytes."""
+        """The achieved memory traffic in bytes/s; None without a time or without bytes."""
         return self.work_bytes / self.seconds if self.work_bytes and self.seconds else None
 
 
@@ -149,7 +156,7 @@ Line: TypeAlias = Header | Row
 
 
 class Damage(NamedTuple):
-    """A line that cannot be read, by its number, and the problem."""
+    """A line of a result file that cannot be read. `line`: its number. `problem`: the error message of the decoder."""
 
     path: str
     line: int
@@ -160,15 +167,17 @@ class Damage(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A header and its rows. The header is None for rows at the beginning of a file that has no header there."""
+    """The rows of one session and their header. The header is None if the file does not begin with a header."""
 
     header: Header | None
     rows: list[Row]
 
 
 class Results(NamedTuple):
-    """The content of a file. `damaged`: the lines that were left out. If several rows have the same key, the last row
-    is valid, because it was measured again."""
+    """The content of a result file. `damaged`: the lines that cannot be read.
+
+    If several rows have the same key, only the last row is valid, because the row was measured again.
+    """
 
     path: str
     sessions: list[Session]
@@ -176,27 +185,27 @@ class Results(NamedTuple):
 
     @property
     def headers(self) -> list[Header]:
-        """The headers of all sessions that have one."""
+        """The headers of all sessions. Rows without a header add nothing."""
         return [session.header for session in self.sessions if session.header is not None]
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of all sessions, in the order written."""
+        """The rows of all sessions, in the order of the file."""
         return [row for session in self.sessions for row in session.rows]
 
     def by_key(self) -> dict[Key, Row]:
-        """The valid row of each key."""
+        """Return the valid row of each key."""
         return {row.key: row for row in self.rows}
 
     def headers_by_key(self) -> dict[Key, Header | None]:
-        """The header of the session that measured the valid row of each key."""
+        """Return, for each key, the header of the session that measured the valid row."""
         return {row.key: session.header for session in self.sessions for row in session.rows}
 
 
 def read(path: str | Path) -> Results:
-    """Read a file of the current schema or an older one. Damaged lines are listed with their numbers and left out.
+    """Read a result file of the current schema or of an older schema. Damaged lines are listed in `Results.damaged`.
 
-    Raises LLMBenchError for a file without results and for an unknown schema.
+    Raises LLMBenchError if the file cannot be read, has no results or has an unknown schema.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -220,24 +229,25 @@ def read(path: str | Path) -> Results:
     if not results.sessions:
         problem_text = str(results.damaged[0]) if results.damaged else f"{path} is empty"
         raise LLMBenchError(
-            f"no results: {problem_text}", hint="a result file has one JSON object per line, the first is a header"
+            f"no results: {problem_text}",
+            hint="a result file has one JSON object per line; the first object is a header",
         )
     return results
 
 
 def _decode(path: str, line: bytes) -> Line:
-    """Decode one line. Raises LLMBenchError for an unknown schema, DecodeError for a damaged line."""
+    """Decode one line of a result file. Raises LLMBenchError for an unknown schema, DecodeError for a damaged line."""
     fields = msgspec.json.decode(line)
     if isinstance(fields, dict):
         schema = fields.get("schema", SCHEMA)
         if schema not in (SCHEMA, *OLDER_SCHEMAS):
-            raise LLMBenchError(f"{path} has the schema {schema}; this llmbench reads {SCHEMA} and older")
+            raise LLMBenchError(f"{path} has the schema {schema}; this llmbench reads {SCHEMA} and older schemas")
         _rename_old_keys(fields)
     return msgspec.convert(fields, Line)
 
 
 def _rename_old_keys(fields: dict[str, Any]) -> None:
-    """Give the keys of llmbench.results/1 their present names. Lines of the current schema do not have the old keys."""
+    """Rename the keys of llmbench.results/1 to the present keys. A line of the current schema stays as it is."""
     _rename(fields, anchors="reference_measurements", figures="extra")
     if fields.get("schema") in OLDER_SCHEMAS:
         fields["schema"] = SCHEMA
@@ -253,7 +263,7 @@ def _rename_old_keys(fields: dict[str, Any]) -> None:
 
 
 def _rename(fields: Any, **names: str) -> None:
-    """Rename keys of a JSON object: `old=new`. Do nothing if `fields` is no object; the decoder refuses it."""
+    """Rename keys of a JSON object (`old=new`). Do nothing if `fields` is not an object: the decoder then raises."""
     if isinstance(fields, dict):
         for old, new in names.items():
             if old in fields:
@@ -261,19 +271,20 @@ def _rename(fields: Any, **names: str) -> None:
 
 
 class Store:
-    """A result file that rows are appended to.
+    """A result file that is open for appending rows.
 
-    `existing`: the file's content when it was opened. `notes`: warnings about rows of different sessions in one file.
+    `existing`: the content that the file had when it was opened; None for a new file.
+    `notes`: warnings that rows of different sessions may come from different code.
 
-    Each line is written in one call and is on disk before `write` returns. If a killed session left an incomplete last
-    line, new rows begin on the next line, and `read` reports the incomplete line as damaged.
+    The rows are on disk before `write` returns. If a killed session left an incomplete last line, new rows begin on a
+    new line, and `read` reports the incomplete line as damaged.
     """
 
     def __init__(self, path: str | Path, header: Header, *, resume: bool = False) -> None:
-        """Open the file and begin a session.
+        """Open the file, and write the header of a new session.
 
-        Raises LLMBenchError if the file exists and `resume` is false, or if it was measured with other inputs, on
-        another machine or by other code.
+        Raises LLMBenchError if the file has content and `resume` is false. Raises LLMBenchError if the existing rows
+        were measured with other inputs, on another machine or by other code.
         """
         self.path = Path(path)
         self.existing: Results | None = None
@@ -283,7 +294,7 @@ class Store:
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
                 raise LLMBenchError(
-                    f"{path} exists already", hint="continue it with --resume, or give another file name"
+                    f"{path} exists already", hint="continue the run with --resume, or give another file name"
                 )
             self.existing = read(path)
             self._refuse_mixture(header)
@@ -298,14 +309,16 @@ class Store:
 
     @property
     def done(self) -> set[Key]:
-        """Keys that need not be measured again: those of rows that did not fail, and those of rows that ended a
-        session. A candidate that ended a session is not tried again, because it would also end the new session."""
+        """The keys of the rows that are not measured again: rows that did not fail, and rows that ended a session.
+
+        A candidate that ended a session is not run again, because it would probably end the new session too.
+        """
         rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.status != "FAILED"} | self.ended_session
 
     @property
     def ended_session(self) -> set[Key]:
-        """Keys of the candidates that ended a session."""
+        """The keys of the rows that ended a session."""
         rows = self.existing.by_key().values() if self.existing else ()
         return {row.key for row in rows if row.ended_session}
 
@@ -326,7 +339,7 @@ class Store:
     def _append(self, lines: list[Any]) -> None:
         text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         try:
-            while text:  # the first write takes all unless the disk is full
+            while text:  # one write is enough, unless the disk is full
                 text = text[os.write(self._file, text) :]
             os.fsync(self._file)
         except OSError as problem:
@@ -345,14 +358,14 @@ class Store:
             if changes:
                 raise LLMBenchError(
                     f"{self.path} was measured on another machine or by other code: {'; '.join(changes)}",
-                    hint="the rows of one file must be comparable; begin another file with --output",
+                    hint="the rows of one file must be comparable; start a new file with --output",
                 )
             if any(place.commit is not None and place.commit.endswith("+") for place in (was, now)):
-                self.notes = [f"files differ from commit {_tree(now)}: earlier rows may come from other code"]
+                self.notes = [f"the code differs from commit {_tree(now)}: earlier rows may come from other code"]
 
 
 def differences(before: Environment, after: Environment) -> list[str]:
-    """List the fields in which two environments differ: "name: before → after"."""
+    """Return a text for each field in which two environments differ: "name: before → after"."""
     lines = []
     for name in before.__struct_fields__:
         was, now = (getattr(place, name) for place in (before, after))
@@ -362,10 +375,10 @@ def differences(before: Environment, after: Environment) -> list[str]:
 
 
 def _tree(place: Environment) -> str | None:
-    """Return the commit without the + that marks changed files."""
+    """Return the commit of an environment without the "+" that marks changed files."""
     return None if place.commit is None else place.commit.removesuffix("+")
 
 
 def _json(value: Any) -> str:
-    """Return the JSON text of a value. Tuples and lists give the same text."""
+    """Return the JSON text of a value. A tuple has the same text as a list."""
     return msgspec.json.encode(value, order="sorted").decode()

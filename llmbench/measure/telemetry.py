@@ -1,4 +1,7 @@
-"""A GPU's state through NVML: clocks, power, temperature, throttling, energy. An unknown value is None, never 0."""
+"""Read the state of a GPU through NVML: clocks, power, temperature, throttling and energy.
+
+An unknown value is None, never 0.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,16 @@ THROTTLE_REASONS = {
     0x40: "thermal slowdown (hardware)",
     0x80: "power brake",
 }
-"""NVML's bits for the reasons of low clocks (nvml.h, nvmlClocksEventReasons). 0x01, an idle GPU, is left out."""
+"""NVML's bits for the reasons why clocks are low (nvml.h, nvmlClocksEventReasons). Bit 0x01 is left out, because it
+means that the GPU is idle."""
 
 INTERVAL_S = 0.05
-"""Seconds between two readings. Shorter intervals give little more, because NVML updates its averages slowly. Each
-reading briefly blocks the interpreter."""
+"""The seconds between two readings. A shorter interval would add little information, because NVML updates its averages
+slowly. Each reading also blocks the Python interpreter for a short time."""
 
 
 class Reading(NamedTuple):
-    """One reading of a GPU's state; values that the driver does not report are None."""
+    """One reading of the state of a GPU. A value that the driver does not report is None."""
 
     sm_clock_hz: float | None
     memory_clock_hz: float | None
@@ -42,8 +46,11 @@ class Reading(NamedTuple):
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A GPU's state during a measurement, over `readings` readings; None is unknown. `throttled`: throttle reason →
-    share of the readings with it."""
+    """A summary of the state of a GPU during a measurement. None is unknown.
+
+    `readings`: the number of readings. `throttled`: for each reason why the clocks were low, the share of the readings
+    that had this reason.
+    """
 
     readings: int
     sm_clock_hz_min: float | None = None
@@ -56,7 +63,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Gpu:
-    """One GPU through NVML. `nvml` is the module pynvml, initialised."""
+    """One GPU, read through NVML. `nvml`: the module pynvml, already initialised. `handle`: NVML's handle of the "
+    "GPU."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self.nvml, self.handle = nvml, handle
@@ -74,18 +82,20 @@ class Gpu:
         )
 
     def energy_j(self) -> float | None:
-        """Return the energy in joules that the GPU has used since the driver was loaded; None if the GPU does not count
-        it."""
+        """Return the energy in joules that the GPU has used since the driver was loaded.
+
+        Return None if the GPU does not count its energy.
+        """
         return _scaled(self._ask("nvmlDeviceGetTotalEnergyConsumption"), 1e-3)
 
     def _throttle_reasons(self) -> tuple[str, ...] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
-        if bits is None:  # drivers before 535 only have the older name
+        if bits is None:  # drivers before 535 have this function only under its older name
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return None if bits is None else tuple(reason for bit, reason in THROTTLE_REASONS.items() if bits & bit)
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """Call an NVML function; return None if this driver or GPU does not support it."""
+        """Call an NVML function by name. Return None if the driver or the GPU does not support the function."""
         function = getattr(self.nvml, name, None)
         try:
             return None if function is None else function(self.handle, *arguments)
@@ -98,7 +108,7 @@ def _scaled(value: float | None, by: float) -> float | None:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """Return the NVML handle of a torch device; None for a CPU, and if NVML does not work."""
+    """Return the `Gpu` of a torch device. Return None for a CPU, or if NVML does not work."""
     if device.type != "cuda":
         return None
     import torch
@@ -108,8 +118,10 @@ def gpu_of(device: torch.device) -> Gpu | None:
 
 @cache
 def _gpu_by_uuid(uuid: str) -> Gpu | None:
-    """Find a GPU by UUID, because torch and NVML number GPUs differently under CUDA_VISIBLE_DEVICES. NVML stays
-    open."""
+    """Return the GPU with this UUID, or None if NVML does not work. NVML stays initialised.
+
+    The UUID is used, because torch and NVML number the GPUs differently if CUDA_VISIBLE_DEVICES is set.
+    """
     try:
         import pynvml
 
@@ -123,19 +135,19 @@ def _gpu_by_uuid(uuid: str) -> Gpu | None:
 
 
 class Watch:
-    """Readings of a GPU during a measurement; `conditions` summarises them."""
+    """The readings of a GPU during a measurement. `gpu` is None if there is no GPU to read."""
 
     def __init__(self, gpu: Gpu | None) -> None:
         self.gpu = gpu
         self.readings: list[Reading] = []
 
     def read(self) -> None:
-        """Take a reading, if there is a GPU."""
+        """Take a reading. Do nothing if there is no GPU."""
         if self.gpu is not None:
             self.readings.append(self.gpu.read())
 
     def conditions(self) -> Conditions | None:
-        """Return the summary; None without readings."""
+        """Return a summary of the readings, or None if there are no readings."""
         if not self.readings:
             return None
         power = self._known("power_w")
@@ -163,7 +175,7 @@ def _median(ordered: list[float]) -> float | None:
 
 @contextmanager
 def watching(device: torch.device) -> Iterator[Watch]:
-    """Read the GPU from a thread until the block ends, and once more at its end. On a CPU no thread starts."""
+    """Take readings of the GPU in a thread until the block ends, and one reading at the end. Do nothing on a CPU."""
     watch = Watch(gpu_of(device))
     if watch.gpu is None:
         yield watch
@@ -178,7 +190,7 @@ def watching(device: torch.device) -> Iterator[Watch]:
     thread.start()
     try:
         yield watch
-        watch.read()  # the GPU is still busy with the last call
+        watch.read()  # the GPU is still in the state of the last call
     finally:
         ended.set()
         thread.join()
