@@ -1,4 +1,7 @@
-"""The command line: one module per command, imported only if the command runs. No other package prints or exits."""
+"""The command line. Each command has one module, which is imported only if the command runs.
+
+No other package of llmbench prints text or ends the process.
+"""
 
 from __future__ import annotations
 
@@ -28,36 +31,37 @@ COMMANDS = {
     "diff": "llmbench.cli.diff",
     "env": "llmbench.cli.env",
 }
-"""Each command with its module, in the order of `llmbench --help`."""
+"""The module of each command. `llmbench --help` lists the commands in this order."""
 
 BUG = 101
-"""Exit code of an unexpected exception."""
+"""The exit code after an unexpected exception."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its exit code.
+    """Run one command and end the process with the exit code of the command.
 
-    0: done. 1: negative verdict. 2: wrong input. 3: cannot run here. 101: a bug in llmbench.
+    0: the command succeeded. 1: the verdict is negative. 2: the input is wrong. 3: the command cannot run on this
+    machine. 101: llmbench has a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
-            stream.reconfigure(errors="replace")  # prints ? for × if the terminal has no ×
+            stream.reconfigure(errors="replace")  # print ? for a character that the encoding lacks, such as ×
     raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return the exit code. Errors and hints go to stderr."""
+    """Run one command and return its exit code. Errors and hints are written to stderr."""
     try:
         code = _run(arguments)
         sys.stdout.flush()
         return code
     except (SystemExit, BrokenPipeError):  # typer raises SystemExit if the pipe is broken
         _leave_stdout()
-        return 0  # `llmbench … | head` closes the pipe early, which is no error
+        return 0  # a closed pipe is not an error: `llmbench … | head` closes it early
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as problem:
-        # An OSError without a file name comes from writing to stdout.
+        # An OSError without a file name means that writing to stdout failed.
         if isinstance(problem, OSError) and problem.filename is None and problem.strerror:
             _leave_stdout()
             _report(f"cannot write the answer to stdout: {problem.strerror}")
@@ -65,12 +69,12 @@ def run(arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        _report("this is a bug in llmbench", "please report it with the lines above and your command")
+        _report("this is a bug in llmbench", "please report the lines above and the command that you ran")
         return BUG
 
 
 def _run(arguments: list[str]) -> int:
-    # Typer does not export the base class of the parser's errors, so take it from the bases of an exported error.
+    # Typer does not export the base class of its usage errors. Take it from the base classes of an exported error.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
@@ -80,7 +84,7 @@ def _run(arguments: list[str]) -> int:
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
-        if message.startswith("Usage:"):  # the user gave no command, so the message is the help
+        if message.startswith("Usage:"):  # without a command, typer raises the help text as an error
             print(message)
             return 0
         _report(message, _usage_hint(problem))
@@ -90,7 +94,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _leave_stdout() -> None:
-    """Redirect stdout to the null device, so that writing its buffer does not fail again when the process ends."""
+    """Redirect stdout to the null device. Python flushes stdout when the process ends, which would fail again."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -98,7 +102,10 @@ def _leave_stdout() -> None:
 
 
 def build(arguments: list[str]) -> Any:
-    """Build the application with the one command that `arguments` name. For the help, build it with all commands."""
+    """Build the typer application with only the command that `arguments` name, so that no other module is imported.
+
+    If `arguments` name no command, the application has all commands, because the help lists them.
+    """
     app = typer.Typer(
         name="llmbench",
         help="Size, profile and benchmark language models. All figures come from one description of the model.",
@@ -146,4 +153,4 @@ def _usage_hint(problem: Any) -> str:
     message = problem.format_message()
     if message.startswith("No such command '"):
         return "`llmbench --help` lists all commands"
-    return f"`{path} --help` shows its arguments and options"
+    return f"`{path} --help` shows all arguments and options"

@@ -1,4 +1,4 @@
-"""`llmbench bench`: run an experiment, which compares candidates side by side."""
+"""`llmbench bench`: run an experiment, which checks, times and compares several implementations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Kept = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write each row to a new results file (JSON lines) as soon as it is measured.",
+        help="Write each row to a new result file (JSON lines) as soon as the row is measured.",
         show_default=False,
     ),
 ]
@@ -61,7 +61,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="FILE",
-        help="Continue an interrupted run: measure the rows that this results file does not have yet.",
+        help="Continue an interrupted run: measure the rows that its result file lacks, and append them to the file.",
         show_default=False,
     ),
 ]
@@ -83,14 +83,15 @@ def command(
     plot: Plot = None,
     format: As = "table",
 ) -> None:
-    """Run an experiment: check several candidates, time them, and compare each with its prediction.
+    """Run an experiment: check and time several implementations, and compare each time with its prediction.
 
     EXPERIMENT is one of
 
     {EXPERIMENTS}
 
-    A candidate that runs out of memory, is not available or is incorrect has a row too. Exit code 1 if a row is
-    INCORRECT or FAILED. --output stores each row when it is measured. `llmbench diff` compares two such files.
+    An implementation also gets a row if it runs out of memory (OOM), cannot run on this machine (n/a), gives a wrong
+    result (INCORRECT) or raises another error (FAILED). The exit code is 1 if a row is INCORRECT or FAILED. --output
+    writes the rows to a result file. `llmbench diff` compares two result files.
 
     Examples:
 
@@ -138,7 +139,7 @@ def command(
     common, parts = sheets(measured.rows, chosen.chart)
     panels = curves(parts, chosen.chart)
     if panels and plot is None:
-        more = [f"this is the first of {len(panels)} panels; --plot draws all of them"] if len(panels) > 1 else []
+        more = [f"only the first of {len(panels)} panels is shown; --plot draws all panels"] if len(panels) > 1 else []
         document.blocks.insert(-1, Block(lines=[*terminal(panels[0]), *more]))
     answer(document, format, None)
     if path is not None:
@@ -155,12 +156,14 @@ command.__doc__ = (command.__doc__ or "").replace("{EXPERIMENTS}", listed(EXPERI
 
 
 class _Measured(NamedTuple):
-    """The rows and facts that the answer is made from.
+    """The rows of a run, and the facts about the run that the answer shows.
 
-    rows: all rows in the order of their groups, including those that an earlier session wrote to the results file.
-    references, environment: the reference measurements and the machine of this session.
-    earlier: for each row of an earlier session, the reference measurements of that session.
-    notes: lines about the results file. interruption: the error that interrupted the run, or None.
+    `rows`: all rows, in the order of their groups. Rows that an earlier session wrote to the result file are included.
+    `references`: the reference measurements of this session.
+    `environment`: the machine and the software of this session.
+    `earlier`: for each row of an earlier session, the reference measurements of that earlier session.
+    `notes`: lines of text about the result file.
+    `interruption`: the error that interrupted the run, or None.
     """
 
     rows: list[Row]
@@ -174,7 +177,7 @@ class _Measured(NamedTuple):
 def _measured(
     groups: Sequence[Group], ask: Ask, inputs: dict[str, Any], path: Path | None, *, resume: bool
 ) -> _Measured:
-    """Measure the rows that the results file does not have yet. If the run is interrupted, earlier rows are kept."""
+    """Measure the rows that the result file does not have yet. If the run is interrupted, return the rows so far."""
     from llmbench.bench.experiments.experiment import run
     from llmbench.bench.results.words import in_words
     from llmbench.measure.clock import clock_for
@@ -214,8 +217,8 @@ def _measured(
                 interruption = problem
     if earlier:
         notes.append(
-            f"{plural(len(earlier), 'row')} of earlier sessions: their limits are the reference measurements of their "
-            "own session"
+            f"{plural(len(earlier), 'row')} of earlier sessions: the limit of each row comes from the reference "
+            "measurements of the session that measured the row"
         )
     order = {key: index for index, key in enumerate(key for group in groups for key in group.row_keys())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
@@ -223,9 +226,9 @@ def _measured(
 
 
 def _end(measured: _Measured, path: Path | None) -> None:
-    """Exit with the exit code of the run. Called after the answer is written."""
+    """End the command with the exit code of the run. Call this function after the answer is written."""
     if isinstance(measured.interruption, KeyboardInterrupt):
-        kept = f"`--resume {path}` continues" if path else "--output would have stored them"
+        kept = f"`--resume {path}` continues the run" if path else "they are in no file, because --output is missing"
         sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
         raise typer.Exit(130)
     if measured.interruption is not None:
@@ -234,20 +237,26 @@ def _end(measured: _Measured, path: Path | None) -> None:
 
 
 def _kept(output: Path | None, resume: Path | None) -> Path | None:
-    """The results file of the run, or None. Raises LLMBenchError if --output and --resume contradict each other."""
+    """Return the path of the result file, or None if the run writes no result file.
+
+    Raises LLMBenchError if both options are given, or if the file of --resume does not exist.
+    """
     if output is not None and resume is not None:
         raise LLMBenchError(
             "--output and --resume cannot be used together",
-            hint="--output starts a new results file, --resume continues an existing one",
+            hint="--output starts a new result file, --resume continues an existing result file",
         )
     if resume is not None and not resume.is_file():
-        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new results file")
+        raise LLMBenchError(f"--resume {resume}: no such file", hint="--output starts a new result file")
     return output or resume
 
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr if stderr is a terminal. The yielded function advances it and shows the next step."""
+    """Show a progress bar on stderr if stderr is a terminal.
+
+    Yield a function that advances the bar by one step and shows its argument, the name of the next step.
+    """
     if not sys.stderr.isatty():
         yield lambda text: None
         return
@@ -328,7 +337,7 @@ def _x_field(chart: Chart) -> Field[Line]:
 
 
 def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterator[str]:
-    """The notes about the preset, the candidates and the columns."""
+    """Yield notes about the preset, the implementations and the columns of the tables."""
     from llmbench.model.implementations import IMPLEMENTATIONS, described
     from llmbench.model.implementations.kernels import on_a_cpu
 
@@ -342,7 +351,7 @@ def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterato
 
 
 def _caption(common: str, environment: Environment) -> str:
-    """The caption of a plot: the fields that all rows share, the machine, and the version of llmbench."""
+    """Return the caption of a plot: the settings that all rows share, the machine, and the version of llmbench."""
     commit, code = environment.commit, f"llmbench {environment.llmbench}"
     if commit is not None:
         code += f" at {commit[:8]}{'+' * commit.endswith('+')}"

@@ -1,4 +1,4 @@
-"""`llmbench compare`: architectures side by side."""
+"""`llmbench compare`: show several models in one table, with a column for each model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from llmbench.spec.model import Layer, ModelSpec
 
 
 class Compared(AboutModel, kw_only=True):
-    """A model with its parameters, cache and FLOPs per token. decode_flops_per_token: None for an encoder."""
+    """A model with its parameters, KV cache and FLOPs per token.
+
+    `decode_flops_per_token` is None if the model has no decoder.
+    """
 
     parameters: Parameters
     cache: KVCache
@@ -30,17 +33,17 @@ class Compared(AboutModel, kw_only=True):
 
     @property
     def layers(self) -> list[Layer]:
-        """The kinds of layers of the decoder."""
+        """One layer of each kind in the decoder."""
         return list(self.spec.layers.values())
 
     @property
     def ffns(self) -> list[FFN]:
-        """The feed-forward of each kind of layer that has one."""
+        """The feed-forwards of `layers`. A layer without a feed-forward adds nothing."""
         return [layer.ffn for layer in self.layers if layer.ffn is not None]
 
 
 def _texts(name: str, heading: str, texts: Callable[[Compared], Iterable[str]], description: str) -> Field[Compared]:
-    """A field whose value is a list with the text of each kind of layer, without repetitions."""
+    """Return a field whose value is a list: one text per kind of layer, without repetitions."""
     return Field(
         name,
         heading,
@@ -52,89 +55,99 @@ def _texts(name: str, heading: str, texts: Callable[[Compared], Iterable[str]], 
 
 FIELDS: tuple[Field[Compared], ...] = (
     *(msgspec.structs.replace(field, heading=None) for field in MODEL_FIELDS),
-    Field("parameters", "parameters", "parameters", lambda row: row.parameters.total, description="trained elements"),
+    Field(
+        "parameters",
+        "parameters",
+        "parameters",
+        lambda row: row.parameters.total,
+        description="number of trained parameters",
+    ),
     Field(
         "active_parameters",
         "active parameters",
         "parameters",
         lambda row: row.parameters.active,
-        description="trained elements that one token uses",
+        description="number of trained parameters that one token uses",
     ),
     _texts(
         "positions",
         "positions",
         lambda row: (row.spec.positions_of(mixer).summary for mixer in row.spec.attentions),
-        "position encoding of the attention",
+        "position encodings of the attention layers",
     ),
     Field("norm", "norm", value=lambda row: _norm(row.spec), description="kind of norm"),
     _texts(
         "norm_placement",
         "norm placement",
         lambda row: (layer.placement.replace("_", " ") for layer in row.layers),
-        "place of the norms in a layer: `pre`, `post`, `output`, `sandwich`, `parallel`, …",
+        "placement of the norms in a layer: `pre`, `post`, `output`, `sandwich`, `parallel`, …",
     ),
     Field(
         "parallel_block",
         "parallel block",
         value=lambda row: any(layer.placement.startswith("parallel") for layer in row.layers),
-        description="whether the mixer and the feed-forward of a layer run in parallel",
+        description="whether the attention and the feed-forward of a layer run in parallel",
     ),
     _texts(
         "attention",
         "attention",
         lambda row: (layer.mixer.summary for layer in row.layers if layer.mixer is not None),
-        "summary of the mixer: heads, and kind of attention or recurrence",
+        "kinds of attention or recurrence, with their numbers of heads",
     ),
     Field(
         "head_dim",
         "head dim",
         value=lambda row: _numbers(mixer.key_dim for mixer in row.spec.attentions),
         text=lambda row: _joined(map(_heads, row.spec.attentions)),
-        description="width of a query or key head",
+        description="head dimension of queries and keys",
     ),
     Field(
         "v_head_dim",
         value=lambda row: _numbers(mixer.value_dim for mixer in row.spec.attentions),
-        description="width of a value head",
+        description="head dimension of values",
     ),
     Field(
         "window",
         "window",
         value=lambda row: _numbers(mixer.sliding_window for mixer in row.spec.attentions),
         text=lambda row: _joined(map(_window, row.spec.attentions)),
-        description="tokens that a query can see, its own included",
+        description="size of the sliding window: number of tokens that a query can see, including the query's own "
+        "token",
     ),
     Field(
         "attention_chunk_size",
         value=lambda row: _numbers(mixer.attention_chunk_size for mixer in row.spec.attentions),
-        description="tokens per chunk, if a query sees only keys of its own chunk",
+        description="tokens per chunk in chunked attention, where a query sees only the keys of its own chunk",
     ),
     _texts(
         "qk_norm",
         "QK norm",
         lambda row: (mixer.qk_norm.over if mixer.qk_norm else "none" for mixer in row.spec.attentions),
-        "norm of queries and keys: over each `head`, over all heads together (`full`), or over each head with its own "
-        "weights (`per_head`)",
+        "norm of queries and keys. `head`: over each head, with weights that all heads share. `per_head`: over each "
+        "head, with different weights per head. `full`: over all heads together",
     ),
-    Field("biases", "biases", value=lambda row: _biases(row.layers), description="projections that have a bias"),
+    Field(
+        "biases", "biases", value=lambda row: _biases(row.layers), description="names of the projections with a bias"
+    ),
     _texts(
         "feed_forward",
         "feed-forward",
         lambda row: (ffn.summary for ffn in row.ffns),
-        "summary of the feed-forward: kind and intermediate size",
+        "kind and intermediate size of each feed-forward",
     ),
     _texts(
         "activation",
         "activation",
         lambda row: (activation_name(ffn.activation) for ffn in row.ffns),
-        "activation function of the feed-forward",
+        "activation function of each feed-forward",
     ),
     Field(
         "moe",
         "experts",
         value=lambda row: _once(ffn.experts_summary or "none" for ffn in row.ffns),
         text=lambda row: _joined(ffn.experts_summary for ffn in row.ffns if ffn.experts_summary is not None),
-        description="number of experts per token, number of experts, and scoring function of the router",
+        description="mixture of experts: number of experts per token, total number of experts, and scoring function "
+        "of the router",
     ),
     Field(
         "layers",
@@ -142,14 +155,19 @@ FIELDS: tuple[Field[Compared], ...] = (
         "count",
         lambda row: row.spec.num_hidden_layers,
         lambda row: f"{len(row.spec.encoder.order)} + {row.spec.num_hidden_layers}" if row.spec.encoder else None,
-        description="number of layers of the decoder, or of the encoder if there is no decoder",
+        description="number of decoder layers, or of encoder layers if the model has no decoder",
     ),
     Field(
         "encoder_layers",
         value=lambda row: len(row.spec.encoder.order) if row.spec.encoder else None,
-        description="number of layers of the encoder of an encoder-decoder, else null",
+        description="number of encoder layers of an encoder-decoder model; null for other models",
     ),
-    Field("pattern", "pattern", value=lambda row: row.spec.pattern, description="order of the kinds of layers"),
+    Field(
+        "pattern",
+        "pattern",
+        value=lambda row: row.spec.pattern,
+        description="order of the kinds of layers in the model",
+    ),
     Field(
         "hidden_size",
         "hidden size",
@@ -169,7 +187,7 @@ FIELDS: tuple[Field[Compared], ...] = (
         "context",
         "count",
         lambda row: row.spec.max_position_embeddings,
-        description="maximum sequence length that the model's config states, in tokens, or null",
+        description="maximum sequence length that the model's config states, in tokens; null if it states none",
     ),
     Field(
         "kv_bytes_per_token",
@@ -235,7 +253,7 @@ def _compared(spec: ModelSpec, seq: int) -> Compared:
 
 
 def _block(rows: list[Compared], seq: int) -> Block:
-    """A table with a column for each model. A row is left out if it says "no" or "none" for every model."""
+    """Return a table with a column for each model. A field that is "no" or "none" for every model is left out."""
     fields = [
         field
         for field in FIELDS
@@ -253,7 +271,7 @@ def _block(rows: list[Compared], seq: int) -> Block:
 
 
 def _once(texts: Iterable[str]) -> list[str]:
-    """The texts without repetitions. If every text is "none", the list is empty."""
+    """Return the texts without repetitions, or an empty list if every text is "none"."""
     found = distinct(texts)
     return [] if found == ["none"] else found
 
@@ -263,7 +281,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def _numbers(values: Iterable[int | None]) -> list[int | None]:
-    """The values of all kinds of layers, without repetitions. If every value is None, the list is empty."""
+    """Return the values without repetitions, or an empty list if every value is None."""
     found = list(dict.fromkeys(values))
     return [] if found == [None] else found
 

@@ -20,20 +20,17 @@ if TYPE_CHECKING:
     from llmbench.measure.regressions import Change, Difference
     from llmbench.measure.results import Row
 
-Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file of `llmbench bench --output`.")]
-After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later result file of the same experiment.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file that `llmbench bench --output` wrote.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="The result file of a later run of the same experiment.")]
 Everything = Annotated[bool, typer.Option("--all", help="Also show rows that did not change.")]
 
 
-LARGEST_NOISE = 10.0
-"""Largest noise that a table shows. With noise above 1000% the samples give no information. JSON has every value."""
-
 NAMED = 3
-"""The most missing rows that the line about them names. JSON has all of them."""
+"""The largest number of missing rows that the line below the table names. JSON lists all missing rows."""
 
 
 def _side(row: Row | None) -> dict[str, Any] | None:
-    """The JSON object of a row of one result file."""
+    """Return the JSON object for the row of one result file, or None if the file has no such row."""
     if row is None:
         return None
     added = None if row.memory is None else row.memory.added_bytes
@@ -41,7 +38,7 @@ def _side(row: Row | None) -> dict[str, Any] | None:
 
 
 def _time(name: str, heading: str, side: Callable[[Change], Row | None]) -> Field[Change]:
-    """A table column with the time of the row in one file, or with the row's status if it has no time."""
+    """Return a table column with the time of a row in one file, or with the row's status if the row has no time."""
 
     def seconds(change: Change) -> float | None:
         row = side(change)
@@ -59,7 +56,7 @@ FIELDS: tuple[Field[Change], ...] = (
     Field(
         "case",
         value=lambda change: dict(change.key[1]),
-        description="setting of the measurement: an object with the fields of the case",
+        description="the case: an object with the settings of the measurement",
     ),
     Field("case", "case", value=lambda change: _case(change), wraps=True, unbroken=True, in_json=False),
     Field(
@@ -71,12 +68,17 @@ FIELDS: tuple[Field[Change], ...] = (
     ),
     _time("before_s", "before", lambda change: change.before),
     _time("after_s", "after", lambda change: change.after),
-    Field("ratio", "ratio", "ratio", description="time after / time before; null unless both have a time"),
+    Field(
+        "ratio",
+        "ratio",
+        "ratio",
+        description="time in the second file / time in the first file; null unless both rows have a time",
+    ),
     Field(
         "noise",
         "noise",
         "percent",
-        description="largest relative change, in the direction of `ratio`, that can be noise; null if unknown",
+        description="largest relative change that can be noise, in the direction of `ratio`; null if unknown",
     ),
     Field(
         "peak_ratio",
@@ -114,13 +116,13 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Compare two result files. Exit code 1 if a row became slower, broke or needs more memory.
+    """Compare two result files. The exit code is 1 if a row became slower, broke or needs more memory.
 
-    Rows are paired by experiment, case and implementation. The noise of a pair is estimated from its samples, the
-    reference measurements of both runs and the other implementations in the case. It is at least 10% on a CPU and 5% on
-    a GPU. A change within the noise is `same` if a change by 1.3× can be excluded, else `unclear`. Memory has grown if
-    the peak is larger by more than 5% and by more than 1 MiB. The notes list damaged lines, and differences between the
-    two machines.
+    A row of one file is compared with the row of the other file that has the same experiment, case and implementation.
+    The noise of such a pair is estimated from its samples, the reference measurements of both runs and the other
+    implementations in the case. The noise is at least 10% on a CPU and 5% on a GPU. A change within the noise is `same`
+    if the noise is too small to hide a change by 1.3×, else `unclear`. A row needs more memory if its peak grew by more
+    than 5% and by more than 1 MiB. The notes list damaged lines, and differences between the two machines.
 
     Examples:
 
@@ -160,7 +162,7 @@ def _block(difference: Difference, damaged: list[str], *, everything: bool) -> B
     gone = [f"{change.key[2]} at {_case(change)}" for change in difference.changes if change.verdict == "gone"]
     if gone:
         more = f"; and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        lines.append(f"gone (only in the first file, no verdict): {'; '.join(gone[:NAMED])}{more}")
+        lines.append(f"gone (only the first file has these rows): {'; '.join(gone[:NAMED])}{more}")
     if counts["unclear"]:
         lines.append("unclear: the noise could hide a change by 1.3×; measure again on an idle machine or for longer")
     changes = table(fitted(fields, shown), shown) if shown else None

@@ -20,7 +20,7 @@ GPU_FIELDS: tuple[Field[InstalledGpu], ...] = (
         "device",
         "datasheet",
         text=lambda gpu: gpu.device or "unknown GPU",
-        description="name of the device spec with this GPU name and memory, or null",
+        description="name of the datasheet in `llmbench specs list --devices` with this GPU name and memory, or null",
     ),
 )
 
@@ -52,7 +52,8 @@ FIELDS: tuple[Field[Machine], ...] = (
     Field(
         "gpus",
         value=lambda machine: records(GPU_FIELDS, machine.gpus.gpus),
-        description="for each GPU: `index`, `name`, `memory_bytes`, and `device` (name of the device spec, or null)",
+        description="list of GPUs, each with `index`, `name`, `memory_bytes` and `device` (name of the datasheet, or "
+        "null)",
     ),
     Field(
         "gpu_problem", value=lambda machine: machine.gpus.problem, description="reason why no GPU is listed, or null"
@@ -63,7 +64,8 @@ FIELDS: tuple[Field[Machine], ...] = (
 def command(format: As = "table", output: Output = None) -> None:
     """Show the software and the GPUs of this machine.
 
-    Each GPU is shown with the device spec that has the same name and memory. Without one it is an "unknown GPU".
+    For each GPU, the table names the datasheet of `llmbench specs list --devices` that has the same GPU name and
+    memory. If there is no such datasheet, the table shows "unknown GPU".
 
     Examples:
 

@@ -44,18 +44,19 @@ ScorePairs = Annotated[
     Literal["causal", "full"],
     typer.Option(
         "--attention",
-        help="causal: count the score pairs inside the mask. full: count all S×S score pairs, as FLOP counters do.",
+        help="causal: count only the (query, key) pairs that the mask allows. full: count all (query, key) pairs, as "
+        "FLOP counters do.",
     ),
 ]
 RecomputeOption = Annotated[
     Recompute,
     typer.Option(
         "--recompute",
-        help="Activations that the backward pass computes again. selective: attention scores. every-second: all except "
-        "attention and every second product. full: whole layers.",
+        help="Activations that the backward pass computes again. selective: attention scores. every-second: all "
+        "activations except those of attention and of every second matrix product. full: all activations of a layer.",
     ),
 ]
-By = Annotated[Literal["component", "op"], typer.Option("--by", help="Show a row for each component, or for each op.")]
+By = Annotated[Literal["component", "op"], typer.Option("--by", help="Show one row per component, or one row per op.")]
 
 
 class Counted(AboutModel, kw_only=True):
@@ -76,24 +77,25 @@ FIELDS: tuple[Field[Counted], ...] = (
     Field(
         "attention",
         value=lambda row: "full" if row.workload.masked_pairs else "causal",
-        description="value of `--attention`: which score pairs are counted, `causal` or `full`",
+        description="value of `--attention`: whether masked (query, key) pairs are counted too (`full`) or not "
+        "(`causal`)",
     ),
     Field(
         "absorbed_mla",
         value=lambda row: absorbs(row.spec, row.workload),
-        description="whether latent attention is counted in its absorbed form, which does not expand the latents "
-        "(`decode`)",
+        description="whether latent attention (MLA) is counted in its absorbed form, which does not expand the "
+        "latents; only decoding uses it",
     ),
     Field(
         "total_flops",
         value=lambda row: row.flops.total,
-        description="FLOPs of the step: of the forward pass, and in training also of the backward pass",
+        description="FLOPs of the step: the forward pass, and in training also the backward pass",
     ),
-    Field("matmul_flops", value=lambda row: row.flops.matmul, description="FLOPs of products with weights"),
+    Field("matmul_flops", value=lambda row: row.flops.matmul, description="FLOPs of matrix products with weights"),
     Field(
         "attention_flops",
         value=lambda row: row.flops.attention,
-        description="FLOPs of attention scores and of their products with the values",
+        description="FLOPs of the two products of attention: queries with keys, and scores with values",
     ),
     Field(
         "recurrent_flops", value=lambda row: row.flops.recurrent, description="FLOPs of recurrences and convolutions"
@@ -101,18 +103,19 @@ FIELDS: tuple[Field[Counted], ...] = (
     Field(
         "recompute_flops",
         value=lambda row: row.flops.recompute,
-        description="FLOPs that the backward pass computes a second time; not part of `total_flops`",
+        description="FLOPs of the forward pass that the backward pass computes again; not part of `total_flops`",
     ),
     Field(
         "tokens",
         value=lambda row: row.flops.tokens,
-        description="number of new tokens: `batch` × `seq_len`, or `batch` with `decode`",
+        description="number of tokens that the step computes: `batch` × `seq_len`, or `batch` in decoding",
     ),
     Field("flops_per_token", value=lambda row: row.flops.per_token, description="`total_flops` / `tokens`"),
     Field(
         "rule_of_thumb_flops",
         value=lambda row: row.flops.rule,
-        description="2·N FLOPs per token, or 6·N in training; N is the number of active parameters without embeddings",
+        description="FLOPs of the step by the rule of thumb: 2·N per token, or 6·N per token in training. N is the "
+        "number of active parameters without embeddings",
     ),
     Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
 )
@@ -133,8 +136,8 @@ def command(
 ) -> None:
     """Count the FLOPs of a prefill, a decoding step or a training step.
 
-    A multiply-add is 2 FLOPs. Logits are counted at every position. Only the experts that a token uses are counted.
-    Elementwise work (norms, activations, softmax) is not counted.
+    A multiply-add counts as 2 FLOPs. Logits are counted at every position. Only the experts that a token uses are
+    counted. Elementwise work (norms, activations, softmax) is not counted.
 
     Examples:
 
@@ -182,17 +185,17 @@ def command(
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
-    """The workload of a phase. `more` are other fields of the workload."""
+    """Return the workload of a phase. `more`: values of other fields of the workload."""
     return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 
 def absorbs(spec: ModelSpec, workload: Workload) -> bool:
-    """Whether the model has latent attention that this workload computes in its absorbed form."""
+    """Return whether the model has latent attention (MLA), and this workload computes it in its absorbed form."""
     return workload.absorbed_mla and any(mixer.absorbs for mixer in spec.mixers)
 
 
 def _length(workload: Workload) -> int:
-    """The value of --seq: tokens per sequence, or in decoding tokens in the cache."""
+    """Return the value of --seq: tokens per sequence, or cached tokens if the phase is decode."""
     return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
 
 
@@ -223,7 +226,7 @@ def _block(row: Counted, by: str, explain: bool) -> Block:
 
 def _context(w: Workload) -> str:
     step = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
-    pairs = "all S×S score pairs" if w.masked_pairs else "score pairs inside the mask"
+    pairs = "all (query, key) pairs" if w.masked_pairs else "(query, key) pairs inside the mask"
     return f"{step} {plural(_length(w), 'token')} · batch {w.batch:,} · {pairs}"
 
 
@@ -235,9 +238,9 @@ def _lines(row: Counted) -> list[str]:
         f"({change(flops.rule, flops.total)}), N: active parameters without embeddings"
     ]
     if absorbs(row.spec, w):
-        lines.append("latent attention is absorbed: it computes scores and values on the latent, without expanding it")
+        lines.append("latent attention (MLA) is counted in its absorbed form: it does not expand the latents")
     if flops.recompute:
-        source = "flash attention's scores" + (f" and recompute {row.recompute}" if row.recompute != "none" else "")
+        source = "flash attention's scores" + (f" and --recompute {row.recompute}" if row.recompute != "none" else "")
         lines.append(f"not in the total: {si(flops.recompute)}FLOPs that the backward pass computes again ({source})")
     if flops.recurrent:
         lines.append("recurrences are counted step by step; chunked kernels compute different products")
@@ -268,7 +271,7 @@ def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
 
 
 def _work(op: Op) -> str:
-    """The name of the table row that an op is counted in: attention scores, recurrence, or the op's component."""
+    """Return the name of the table row that includes an op: attention scores, recurrence, or the op's component."""
     names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
     return names.get(op.kind, op.component)
 

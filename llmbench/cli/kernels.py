@@ -41,8 +41,8 @@ DTypes = Annotated[
     typer.Option(
         "--dtype",
         metavar="LIST",
-        help="Formats, separated by commas: bf16, fp16, fp32. A kernel that supports none of them runs in the formats "
-        "that it supports.",
+        help="Number formats, separated by commas: bf16, fp16, fp32. A kernel that supports none of these formats runs "
+        "in all formats that it supports.",
     ),
 ]
 
@@ -54,7 +54,7 @@ LIST: tuple[Field[Kernel], ...] = (
         "dtypes",
         "formats",
         value=lambda kernel: [_short(dtype) for dtype in kernel.dtypes],
-        description="formats of inputs that the kernel supports",
+        description="number formats of the inputs that the kernel supports",
     ),
     Field(
         "backward",
@@ -78,7 +78,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "format",
         value=lambda row: str(row.dtype).removeprefix("torch."),
         text=lambda row: _short(row.dtype),
-        description="format of the inputs",
+        description="number format of the inputs",
     ),
     Field("checks", "checks", "count", description="number of tensors that were compared, over all cases and seeds"),
     Field(
@@ -86,29 +86,35 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "worst case",
         value=lambda row: row.case,
         wraps=True,
-        description="the case whose error is largest relative to its budget",
+        description="case with the largest error relative to its budget",
     ),
     Field(
         "tensor",
         "tensor",
         value=lambda row: row.worst.tensor,
-        description="the tensor with this error: an output or a gradient",
+        description="tensor with the largest error in the worst case: an output or a gradient",
     ),
     Field(
         "error",
         "error",
         "scientific",
         lambda row: row.worst.error,
-        description="error of this tensor, relative to the fp64 reference",
+        description="error of `tensor`, relative to the fp64 reference",
     ),
     Field(
         "plain_error",
         "plain torch",
         "scientific",
         lambda row: row.worst.plain_error,
-        description="error of plain torch for the same tensor in the same format",
+        description="error of plain torch for `tensor` in the same number format",
     ),
-    Field("budget", "budget", "scientific", lambda row: row.worst.budget, description="largest error that is allowed"),
+    Field(
+        "budget",
+        "budget",
+        "scientific",
+        lambda row: row.worst.budget,
+        description="largest error of `tensor` that the check accepts",
+    ),
     Field(
         "passed",
         "verdict",
@@ -119,7 +125,7 @@ CHECK: tuple[Field[CheckResult], ...] = (
 
 
 def _if_compiled(name: str, heading: str | None, unit: Unit, description: str) -> Field[Compiled]:
-    """A field with a figure of the compiled kernel. It is None if the compiler reported no registers."""
+    """Return a field with a figure of the compiled kernel. The value is None if the configuration was not compiled."""
     return Field(
         name, heading, unit, lambda row: getattr(row, name) if row.registers else None, description=description
     )
@@ -133,7 +139,7 @@ class LoopOf(NamedTuple):
 
 
 def _instructions(name: str, heading: str, description: str) -> Field[LoopOf]:
-    """A field with the instructions of one class, per warp and turn."""
+    """Return a field with the number of instructions of one class, per warp and loop iteration."""
     return Field(name, heading, "count", lambda row: row.loop.counts[name], description=description, spare=1)
 
 
@@ -145,57 +151,65 @@ LOOPS: tuple[Field[LoopOf], ...] = (
         "instructions",
         "count",
         lambda row: row.loop.instructions,
-        description="instructions that a warp executes in one turn of the loop",
+        description="number of instructions that a warp executes in one iteration of the loop",
     ),
-    _instructions("tensor", "tensor", "tensor-core instructions among them"),
-    _instructions("mufu", "MUFU", "exponentials, reciprocals and other special functions among them"),
-    _instructions("fp32", "fp32", "fp32 additions, products, comparisons and selections among them"),
-    _instructions("memory", "memory", "loads, stores and copies among them"),
-    _instructions("barrier", "barrier", "barriers and waits among them"),
-    _instructions("other", "other", "all other instructions: integers, addresses, conversions, jumps"),
+    _instructions("tensor", "tensor", "number of tensor-core instructions in `instructions`"),
+    _instructions("mufu", "MUFU", "number of exponentials, reciprocals and other special functions in `instructions`"),
+    _instructions("fp32", "fp32", "number of fp32 additions, products, comparisons and selections in `instructions`"),
+    _instructions("memory", "memory", "number of loads, stores and copies in `instructions`"),
+    _instructions("barrier", "barrier", "number of barriers and waits in `instructions`"),
+    _instructions("other", "other", "number of all other instructions: integers, addresses, conversions, jumps"),
     Field(
         "limit",
         "limited by",
         value=lambda row: row.loop.limit,
-        description="the unit that needs the most cycles: issue, special functions, tensor cores or shared memory",
+        description="the hardware unit that needs the most cycles: issue, special functions, tensor cores or shared "
+        "memory",
     ),
     Field(
         "limit_cycles",
         "cycles",
         "count",
         lambda row: round(row.loop.cycles[row.loop.limit]),
-        description="cycles of this unit for one turn of one block: the turn takes at least as long",
+        description="cycles that the unit `limit` needs for one iteration of one block; the iteration takes at least "
+        "as long",
     ),
     Field(
         "tensor_share",
         "tensor cores",
         "percent",
         lambda row: row.loop.cycles["tensor cores"] / row.loop.cycles[row.loop.limit],
-        description="largest possible utilisation of the tensor cores in this loop",
+        description="largest possible utilisation of the tensor cores in the loop",
     ),
-    Field("products", description="asynchronous matrix products in one turn", value=lambda row: row.loop.products),
-    Field("waits", description="instructions that wait for these products", value=lambda row: row.loop.waits),
+    Field(
+        "products",
+        description="number of asynchronous matrix products in one iteration",
+        value=lambda row: row.loop.products,
+    ),
+    Field(
+        "waits", description="number of instructions that wait for a matrix product", value=lambda row: row.loop.waits
+    ),
     Field(
         "serialised",
         "products",
         value=lambda row: row.loop.serialised,
         text=lambda row: "serialised" if row.loop.serialised else f"{row.loop.products}, {row.loop.waits} waits",
-        description="whether the compiler waits after nearly every product, so that products do not overlap",
+        description="whether the compiled loop waits after nearly every product, so that products do not overlap",
     ),
 )
 INSPECT: tuple[Field[Compiled], ...] = (
     Field("kernel", description="name of the kernel"),
     Field("function", "function", unbroken=True, description="name of the compiled function"),
     Field("case", description="the shape that the function was compiled for"),
-    Field("dtype", description="the format that the function was compiled for"),
+    Field("dtype", description="the number format that the function was compiled for"),
     Field("config", "configuration", wraps=True, description="the configuration: tile sizes and launch options"),
-    Field("note", description="reason for this configuration"),
+    Field("note", description="reason why the kernel has this configuration"),
     Field("arch", value=lambda row: f"sm_{row.arch}", description="the GPU architecture"),
     Field(
         "shipped",
         "shipped",
         text=lambda row: None if row.shipped else "",
-        description="whether launches use this configuration; false: it is only a candidate",
+        description="whether a launch uses this configuration by default; false for the other candidate configurations",
     ),
     Field("num_warps", description="warps per block"),
     Field("num_stages", description="stages of the software pipeline"),
@@ -210,26 +224,26 @@ INSPECT: tuple[Field[Compiled], ...] = (
         "occupancy",
         "occupancy",
         "percent",
-        "warps of these blocks, as a share of the most warps that a multiprocessor can run",
+        "number of warps in these blocks, as a share of the most warps that a multiprocessor can run",
     ),
     Field(
         "loops",
         value=lambda row: [record(LOOPS, LoopOf(row, loop)) for loop in row.loops],
-        description="the hot loops of the function, each with the fields of the next table",
+        description="list of the function's hot loops, each with the fields of the next table",
     ),
     Field("faults", value=lambda row: list(row.faults), description="faults that make `inspect` exit with code 1"),
     Field(
         "allowed",
         value=lambda row: list(row.allowed),
-        description="faults that the kernel allows, each with its reason, and configurations that the architecture "
-        "cannot run",
+        description="faults that the kernel allows, each with its reason; also a line for a configuration that the "
+        "architecture cannot run",
     ),
     Field("ptxas", value=lambda row: ptxas(row.arch), description="version of the assembler `ptxas`"),
 )
 
 
 def _short(dtype: Any) -> str:
-    """The short name of a torch format: bf16."""
+    """Return the short name of a torch dtype, for example bf16."""
     from llmbench.kernels.formats import short
 
     return short(dtype)
@@ -237,7 +251,10 @@ def _short(dtype: Any) -> str:
 
 @command.command("list")
 def list_kernels(format: As = "table", output: Output = None) -> None:
-    """List the kernels, with the function that each computes, its formats, and its numbers of cases and shapes.
+    """List the kernels, with the function that each kernel computes.
+
+    The table also shows the number formats of each kernel, the number of cases that `check` runs, and the number of
+    shapes that `inspect` compiles.
 
     Examples:
 
@@ -272,9 +289,9 @@ def check_kernels(
 ) -> None:
     """Compare the results and gradients of each kernel with a reference in fp64.
 
-    The error budget is twice the error of plain torch in the same format, plus one rounding. Output buffers are filled
-    with NaN first, so that a missing write is noticed. Without a GPU, kernels run in Triton's interpreter. Exit code 1
-    if a kernel exceeds its budget.
+    The error budget is twice the error of plain torch in the same number format, plus the error of one rounding. Output
+    buffers are filled with NaN first, so that the check finds missing writes. Without a GPU, kernels run in Triton's
+    interpreter. The exit code is 1 if a kernel exceeds its error budget.
 
     Examples:
 
@@ -295,7 +312,7 @@ def check_kernels(
     place = "cpu" if device == "cpu" or gpu is None else "cuda"
     if place == "cpu":
         need_interpreter()
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the first kernel is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the first kernel is imported
     from llmbench.kernels.proof.check import check_all
 
     rows = list(_with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
@@ -317,7 +334,7 @@ def inspect_kernels(
     ] = "sm_90",
     dtype: DTypes = "bf16",
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="Compile only configurations that launches use, not candidates.")
+        bool, typer.Option("--shipped", help="Compile only the configuration that each kernel uses by default.")
     ] = False,
     jobs: Annotated[
         int | None,
@@ -333,10 +350,10 @@ def inspect_kernels(
 ) -> None:
     """Compile the configurations of each kernel for the shapes of real models, without a GPU.
 
-    Shows registers, spilled bytes, shared memory, occupancy, and the instructions of each hot loop. Exit code 1 if a
-    configuration has a fault: it spills registers, needs more shared memory than a block can have, multiplies matrices
-    without the tensor-core instruction of the architecture, or waits after each matrix product. A kernel can allow a
-    fault and give a reason.
+    The table shows registers, spilled bytes, shared memory, occupancy, and the instructions of each hot loop. The exit
+    code is 1 if a configuration has a fault: it spills registers, needs more shared memory than a block can have,
+    multiplies matrices without the tensor-core instruction of the architecture, or waits after each matrix product. A
+    kernel can allow a fault with a reason. An allowed fault does not change the exit code.
 
     Examples:
 
@@ -345,7 +362,7 @@ def inspect_kernels(
       llmbench kernels inspect rope --arch sm_80,sm_90,sm_100
     """
     need_triton()
-    os.environ.pop("TRITON_INTERPRET", None)  # with this variable Triton interprets and does not compile
+    os.environ.pop("TRITON_INTERPRET", None)  # with this variable, Triton interprets kernels instead of compiling them
     from llmbench.kernels.proof.inspect import inspect
 
     arches = _arches(arch)
@@ -366,7 +383,7 @@ def inspect_kernels(
 
 
 def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
-    """A table for each kernel, shape, format and architecture, with a line under it for each fault."""
+    """Return a table for each kernel, shape, format and architecture. Lines below the table list the faults."""
     groups: dict[tuple[str, str, str, int], list[Compiled]] = {}
     for row in compiled:
         groups.setdefault((row.kernel, row.case, row.dtype, row.arch), []).append(row)
@@ -377,9 +394,9 @@ def _compiled_blocks(compiled: list[Compiled]) -> list[Block]:
         headline = f"{name} · {case} · {dtype} · sm_{number}"
         blocks.append(Block(headline=headline, table=table(INSPECT, rows), lines=lines))
         if loops := [LoopOf(row, loop) for row in rows for loop in row.loops]:
-            blocks.append(Block(headline="hot loops, per warp and turn", table=table(LOOPS, loops)))
+            blocks.append(Block(headline="hot loops: figures per warp and iteration", table=table(LOOPS, loops)))
     faulty = sum(bool(row.faults) for row in compiled)
-    total = f"{sum(bool(row.config) for row in compiled)} compiled, {faulty} with faults"
+    total = f"{sum(bool(row.config) for row in compiled)} configurations compiled, {faulty} with faults"
     arches = dict.fromkeys(row.arch for row in compiled)
     assemblers = ", ".join(f"ptxas {ptxas(number)} for sm_{number}" for number in arches)
     return [*blocks, Block(lines=[total, f"Triton {packages()['triton']}, {assemblers}"])]
@@ -397,12 +414,13 @@ def need_triton() -> None:
 
 
 def need_interpreter() -> None:
-    """Raise CannotRunError unless a numpy is installed that Triton's interpreter can use."""
+    """Raise CannotRunError if numpy is missing, or if Triton's interpreter cannot use the installed numpy."""
     from importlib import metadata
     from importlib.util import find_spec
 
     triton = metadata.version("triton")
-    old = triton.startswith("3.6.")  # numpy 2.4 does not convert the arrays that this interpreter uses as loop bounds
+    # The interpreter of Triton 3.6 uses arrays as loop bounds, which numpy 2.4 does not convert to integers.
+    old = triton.startswith("3.6.")
     hint = "pip install 'numpy<2.4'" if old else "pip install numpy"
     if find_spec("numpy") is None:
         raise CannotRunError("Triton's interpreter needs numpy, which is not installed", hint=hint)
@@ -412,7 +430,7 @@ def need_interpreter() -> None:
 
 
 def known_names(names: list[str] | None) -> tuple[str, ...]:
-    """The names, or those of all kernels if there are none. Raises UnknownNameError for an unknown name."""
+    """Return `names`, or the names of all kernels if `names` is empty. Raises UnknownNameError for an unknown name."""
     from llmbench.kernels.registry import KERNELS, load_kernel
 
     for name in names or ():
@@ -421,7 +439,7 @@ def known_names(names: list[str] | None) -> tuple[str, ...]:
 
 
 def named_formats(text: str) -> list[Any]:
-    """The torch formats of a comma-separated list. Raises SpecError for an unknown format."""
+    """Return the torch dtypes of a comma-separated list. Raises SpecError for an unknown format or an empty list."""
     from llmbench.kernels.formats import FORMATS
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -447,7 +465,7 @@ def _arches(text: str) -> list[int]:
 
 
 def _with_progress(work: Iterable[T], activity: str) -> Iterator[T]:
-    """Yield the items of `work`, and show their count on stderr if stderr is a terminal."""
+    """Yield the items of `work`. If stderr is a terminal, show the number of finished items there."""
     import sys
 
     if not sys.stderr.isatty():

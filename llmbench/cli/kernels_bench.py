@@ -21,18 +21,20 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME]...", help="Names of kernels. Default: all kernels.", show_default=False),
 ]
-DTypes = Annotated[str, typer.Option("--dtype", metavar="LIST", help="Formats, separated by commas: bf16, fp16, fp32.")]
+DTypes = Annotated[
+    str, typer.Option("--dtype", metavar="LIST", help="Number formats, separated by commas: bf16, fp16, fp32.")
+]
 Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="Pass to time.")]
 Device = Annotated[
     str,
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="GPU to use: auto, cuda, cuda:1, … cpu: a rehearsal in Triton's interpreter, without meaningful times.",
+        help="auto, cuda, cuda:1, …: the GPU to use. cpu: test run in Triton's interpreter; the times have no meaning.",
     ),
 ]
 
-REHEARSAL = "rehearsal in Triton's interpreter, one small case per kernel: the times have no meaning"
+REHEARSAL = "test run in Triton's interpreter, with one small case per kernel: the times have no meaning"
 
 
 def _case_field(name: str, heading: str, **options: Any) -> Field[Line]:
@@ -57,12 +59,12 @@ def bench_kernels(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Time each kernel at shapes of real models, and compare it with its reference in plain torch.
+    """Time each kernel with shapes of real models, and compare the time with that of a reference in plain torch.
 
-    Every kernel is first checked against its reference in fp64. The prediction is the least time that the reference
-    measurements of this run allow for the kernel's FLOPs and bytes. Needs a GPU. With --device cpu or
-    TRITON_INTERPRET=1, the command only rehearses: it runs one small case per kernel in Triton's interpreter. Exit code
-    1 if a row is INCORRECT or FAILED.
+    Every kernel is first checked against a reference in fp64. The prediction is the least time that the reference
+    measurements of this run allow for the kernel's FLOPs and bytes. The command needs a GPU. With --device cpu or
+    TRITON_INTERPRET=1, it only makes a test run: one small case per kernel in Triton's interpreter. The exit code is 1
+    if a row is INCORRECT or FAILED.
 
     Examples:
 
@@ -78,11 +80,11 @@ def bench_kernels(
     rehearsal = device == "cpu" or (device == "auto" and gpu_name() is None)
     if rehearsal and device == "auto" and os.environ.get("TRITON_INTERPRET") != "1":
         raise CannotRunError(
-            "`llmbench kernels bench` needs a GPU", hint="--device cpu runs a rehearsal in Triton's interpreter"
+            "`llmbench kernels bench` needs a GPU", hint="--device cpu makes a test run in Triton's interpreter"
         )
     if rehearsal:
         need_interpreter()
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when the first kernel is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the first kernel is imported
     elif os.environ.get("TRITON_INTERPRET") == "1":
         raise CannotRunError(
             "TRITON_INTERPRET=1 is set: kernels would not run on the GPU", hint="unset TRITON_INTERPRET"
@@ -113,7 +115,7 @@ def _measured(
     *,
     rehearsal: bool,
 ) -> Document:
-    """Time the kernels in each format. The reference measurements are repeated for each format."""
+    """Time the kernels in each number format. The reference measurements are repeated for each format."""
     import msgspec
 
     from llmbench.bench.experiments.experiment import FULL, run

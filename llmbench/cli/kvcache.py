@@ -1,4 +1,4 @@
-"""`llmbench kvcache`: the KV cache and the recurrent states of a model."""
+"""`llmbench kvcache`: compute the size of the KV cache and the recurrent states of a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BlockSize = Annotated[
     typer.Option(
         "--block-size",
         metavar="TOKENS",
-        help="Tokens per block in which an engine allocates the cache.",
+        help="Tokens per cache block. An inference engine allocates the cache in blocks.",
         parser=positive_integer,
     ),
 ]
@@ -77,29 +77,33 @@ FIELDS: tuple[Field[Cached], ...] = (
             "bytes_per_sequence",
             "per sequence",
             "gib",
-            description="bytes of keys and values of `seq_len` tokens, of which a layer with a window stores only the "
-            "newest; without the next three fields",
+            description="bytes of the keys and values of `seq_len` tokens. A layer with a sliding window stores only "
+            "the newest tokens. The bytes of the next three fields are not included",
         ),
         Field(
             "state_bytes_per_sequence",
             "fixed state",
             "gib",
             text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
-            description="bytes of recurrent and convolution states, which do not depend on the length",
+            description="bytes of recurrent and convolution states, which do not depend on the sequence length",
         ),
         Field(
             "indexer_bytes_per_sequence",
-            description="bytes of the keys of an indexer, which selects the tokens that attention reads",
+            description="bytes of the indexer's keys; in sparse attention, the indexer selects the tokens that a query "
+            "attends to",
         ),
-        Field("cross_bytes_per_sequence", description="bytes of keys and values of `seq_len` encoder tokens"),
+        Field(
+            "cross_bytes_per_sequence",
+            description="bytes of the keys and values of cross-attention for `seq_len` encoder tokens",
+        ),
         Field("bytes_total", "total", "gib", description="`batch` × the sum of the four fields above"),
         Field(
             "reserved_bytes",
             "reserved",
             "gib",
-            description="bytes that an engine without hybrid caches reserves: whole blocks, windows ignored",
+            description="bytes that an engine reserves if it allocates whole blocks and ignores sliding windows",
         ),
-        Field("layers", description="for each kind of layer, bytes per sequence, states included"),
+        Field("layers", description="bytes per sequence of each kind of layer, including its states"),
     ),
 )
 
@@ -117,8 +121,9 @@ def command(
 ) -> None:
     """Compute the size of the KV cache and the recurrent states of a model.
 
-    Shows bytes per token, per sequence and per batch. Sliding windows, latent attention and hybrid models are counted
-    exactly. Also shows the memory that an engine without hybrid caches reserves.
+    The table shows bytes per token, per sequence and per batch. Sliding windows, latent attention and hybrid models are
+    counted exactly. The table also shows the bytes that an engine reserves if it allocates whole blocks and ignores
+    sliding windows.
 
     Examples:
 
@@ -130,7 +135,7 @@ def command(
 
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
-    specs = [load(text, set) for text in models] if models else _bundled(set)
+    specs = [load(text, set) for text in models] if models else _built_in(set)
     rows = [
         Cached(spec=spec, tokens=seq, cache=kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size))
         for spec in specs
@@ -157,7 +162,7 @@ def command(
     answer(document, format, output)
 
 
-def _bundled(changes: list[str] | None) -> list[ModelSpec]:
+def _built_in(changes: list[str] | None) -> list[ModelSpec]:
     if changes:
         raise typer.BadParameter("--set needs a MODEL to change")
     return [load_bundled(name) for name in bundled_models()]
@@ -171,7 +176,10 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
     shown = rows
     if sorted_by_size:
         shown = sorted((row for row in rows if row.cache.bytes_total), key=lambda row: row.cache.bytes_total)
-    lines = ["total: with fixed states, indexer keys and cross-attention · reserved: whole blocks, windows ignored"]
+    lines = [
+        "total: includes fixed states, indexer keys and cross-attention",
+        "reserved: for an engine that allocates whole blocks and ignores sliding windows",
+    ]
     if len(shown) < len(rows):
         lines.append(f"{len(rows) - len(shown)} models without a cache (encoders) are left out")
     for row in shown:
@@ -183,7 +191,7 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
 
 
 def _no_cache(spec: ModelSpec) -> str:
-    reason = "reads all tokens at once" if not spec.decodes else "has no mixer that reads earlier tokens"
+    reason = "reads all tokens at once" if not spec.decodes else "has no layer that reads earlier tokens"
     return f"{spec.name} keeps no cache: it {reason}"
 
 
@@ -210,7 +218,8 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
             lines[0] += f" · {size(cache.bytes_total)} for {cache.batch:,} sequences"
         if cache.reserved_bytes != cache.bytes_total:
             lines.append(
-                f"an engine without hybrid caches reserves {size(cache.reserved_bytes)}: whole blocks, windows ignored"
+                f"an engine that allocates whole blocks and ignores sliding windows reserves "
+                f"{size(cache.reserved_bytes)}"
             )
     else:
         lines = [_no_cache(spec)]
@@ -222,8 +231,12 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
 
 
 def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
-    """The cache of one sequence: a row for each mixer of each kind of layer, for indexer keys, and cross-attention."""
-    from llmbench.report.describe import cache_span, distinct  # JSON has no such rows
+    """Return the table rows for the cache of one sequence.
+
+    Each mixer of each kind of layer has a row. The indexer keys and the keys and values of cross-attention have rows of
+    their own.
+    """
+    from llmbench.report.describe import cache_span, distinct  # only tables need these functions, JSON does not
     from llmbench.sizing.formula import cache_formula
 
     rows: list[dict[str, Any]] = []
@@ -248,13 +261,16 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
 
 
 def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
-    """The model in which a kind of layer has only this mixer, which is one of its parallel branches."""
+    """Return the model after one change: layers of kind `name` have only `mixer`, one of their parallel branches."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 
 
 def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
-    """A table with the cache of the same model with other numbers of key-value heads, or None if none can change."""
+    """Return a table with the cache size that the model would have as MHA, GQA and MQA.
+
+    Return None if the number of KV heads cannot be changed in any layer.
+    """
     rows: list[tuple[str, KVCache]] = []
     variants = (
         ("MHA", as_heads(spec, "mha")),

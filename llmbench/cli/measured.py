@@ -1,4 +1,4 @@
-"""Parts that the measuring commands share: options, checks of files, fields of a measured row, lines on the machine."""
+"""Code that the measuring commands share: options, checks of output files, fields of rows, lines about the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … auto: a GPU if there is one, else the CPU."),
+    typer.Option(
+        "--device", metavar="DEVICE", help="Device: cpu, cuda, cuda:1, … auto: a GPU if there is one, else the CPU."
+    ),
 ]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
@@ -32,7 +34,10 @@ DType = Annotated[
 
 
 def listed(names: Mapping[str, str]) -> str:
-    """A paragraph for a help text: a line per name with its description. `\\b` keeps typer from joining the lines."""
+    """Return a paragraph for a help text: one line per name, with the description of the name.
+
+    The first line is `\\b`, which stops typer from joining the lines.
+    """
     width = max(map(len, names)) + 2
     lines = [
         textwrap.fill(f"{name:{width}}{what}", 76, initial_indent=" " * 4, subsequent_indent=" " * (4 + width))
@@ -63,11 +68,14 @@ def _begins(path: Path, start: bytes) -> bool:
 
 
 RESULTS = b'{"line":"'
-"""The first bytes of every results file."""
+"""The first bytes of every result file."""
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise LLMBenchError if a file cannot be written or contains results. Commands call it before they measure."""
+    """Raise LLMBenchError if the file of `option` cannot be written, or if it contains results, which would be lost.
+
+    A command calls this function before it measures.
+    """
     if path is None:
         return
     try:
@@ -80,7 +88,7 @@ def check_file(option: str, path: Path | None) -> None:
             if path.is_file() and _begins(path, RESULTS):
                 raise LLMBenchError(
                     f"{option} {path} contains results, which would be lost",
-                    hint="use another file; `llmbench bench --resume` continues an existing results file",
+                    hint="use another file; `llmbench bench --resume` continues an existing result file",
                 )
         else:
             TemporaryFile(dir=path.absolute().parent).close()
@@ -92,7 +100,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 
 class Line(NamedTuple):
-    """A measured row, its metrics, and the figures that its experiment adds."""
+    """A measured row, its metrics, and the figures that the experiment adds."""
 
     row: Row
     metrics: Metrics
@@ -111,26 +119,30 @@ def _metric(
 
 
 def _status(line: Line) -> str | None:
-    """The status of a row that has no time. Tables show it in place of the time."""
+    """Return the status of a row without a time, which tables show in place of the time. Return None for other rows."""
     return None if line.row.status == "ok" else line.row.status
 
 
 METRICS: tuple[Field[Line], ...] = (
     _metric("tokens_per_s", "tokens per second; null if the row has no number of `tokens`", "tokens/s", "count"),
-    _metric("seconds", "median time of a call", "time", "ms", scale="time", sparse=False, text=_status),
+    _metric("seconds", "median time of one call", "time", "ms", scale="time", sparse=False, text=_status),
     _metric("p10_s", "10th percentile of the samples, in seconds"),
     _metric("p90_s", "90th percentile of the samples, in seconds"),
     _metric("iqr_s", "interquartile range of the samples, in seconds"),
     _metric("n", "number of samples"),
     _metric("spread", "interquartile range of the samples, as a share of the median", "spread", "percent", spare=4),
-    _metric("flops_per_s", "achieved rate: FLOPs of the setting / median time", "rate", "tflops_per_s", spare=1),
+    _metric("flops_per_s", "achieved rate: FLOPs of one call / median time", "rate", "tflops_per_s", spare=1),
     _metric(
-        "bytes_per_s", "achieved traffic: least bytes of the setting / median time", "traffic", "gb_per_s", spare=6
+        "bytes_per_s",
+        "achieved memory traffic: least bytes that one call must read and write / median time",
+        "traffic",
+        "gb_per_s",
+        spare=6,
     ),
     _metric(
         "share_of_limit",
-        "least time that the reference measurements allow (roofline) / median time; in a resumed file, the reference "
-        "measurements are those of the session that measured the row",
+        "least time that the reference measurements allow (roofline) / median time. The reference measurements come "
+        "from the session that measured the row",
         "share of limit",
         "percent",
     ),
@@ -143,28 +155,28 @@ METRICS: tuple[Field[Line], ...] = (
     ),
     _metric(
         "peak_bytes",
-        "peak memory of a call: its inputs and everything that it allocates",
+        "peak memory of one call: its inputs and everything that it allocates",
         "peak",
         "gib",
         scale="bytes",
     ),
     _metric(
-        "need_bytes", "peak memory of a call that the op table predicts", "analytic", "gib", spare=3, scale="bytes"
+        "need_bytes", "peak memory of one call that the op table predicts", "analytic", "gib", spare=3, scale="bytes"
     ),
     _metric(
         "predicted_s",
-        "predicted time: the least times of the implementation's ops, one after the other",
+        "predicted time: sum of the least times of the implementation's ops",
         "predicted",
         "ms",
         scale="time",
     ),
-    _metric("prediction_error", "(predicted − measured) / measured, of the time", "pred. error", "percent", spare=5),
+    _metric("prediction_error", "(predicted time − measured time) / measured time", "pred. error", "percent", spare=5),
     _metric("joules_per_call", "energy of the whole GPU board per call", "energy per call", "joules", spare=7),
     _metric("joules_per_token", "energy of the whole GPU board per token", "energy per token", "joules"),
     _metric("speedup_p10", "10th percentile of the speed-ups of single samples"),
     _metric("speedup_p90", "90th percentile of the speed-ups of single samples"),
 )
-"""The metrics of a measured row. A table shows `peak` and `analytic` in one unit, and `time` and `predicted` too."""
+"""The metrics of a measured row. Fields with the same `scale` are shown in the same unit."""
 
 IMPLEMENTATION: Field[Line] = Field(
     "implementation", "implementation", value=lambda line: line.row.implementation, unbroken=True
@@ -172,8 +184,8 @@ IMPLEMENTATION: Field[Line] = Field(
 
 
 def speed_up(heading: str) -> Field[Line]:
-    """The field for the speed-up: the time of the baseline / the time of the row."""
-    description = "time of the baseline / time of the row: the median of the ratios of single samples"
+    """Return the field for the speed-up: time of the baseline / time of the row."""
+    description = "time of the baseline / time of the row: median of the ratios of paired samples"
     return Field("speedup", heading, "ratio", lambda line: line.metrics.speedup, description=description, sparse=True)
 
 
@@ -182,12 +194,12 @@ DERIVED = (*METRICS, speed_up("speed-up"))
 
 
 def extra_field(key: str, heading: str, unit: Unit) -> Field[Line]:
-    """The field of a figure that only this experiment adds to its rows."""
+    """Return the field of a figure that one experiment adds to its rows, under `key` of `Line.extra`."""
     return Field(key, heading, unit, lambda line: line.extra.get(key), sparse=True)
 
 
 def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table:
-    """A table for CSV with all rows under the same columns: case, status, `extra` and metrics."""
+    """Return a table for CSV. All rows have the same columns: case, status, `extra` and metrics."""
 
     def case_field(name: str) -> Field[Line]:
         return Field(name, value=lambda line: line.row.case.get(name))
@@ -209,7 +221,7 @@ def one_table(lines: Sequence[Line], extra: Sequence[Field[Line]] = ()) -> Table
 
 
 def place(environment: Environment) -> str:
-    """The device and the version of torch, as a text."""
+    """Return a text with the device and the version of torch."""
     where = environment.device
     if where == "cpu":
         where = f"{environment.cpu or 'a CPU'}, {plural(environment.threads, 'thread')}"
@@ -217,7 +229,7 @@ def place(environment: Environment) -> str:
 
 
 def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row] = ()) -> list[str]:
-    """Lines about the machine: device, reference measurements, datasheet, and the reason if a row exceeds its limit."""
+    """Return lines about the device, the reference measurements, the datasheet, and rows that exceed their limit."""
     from llmbench.measure.measurement import merged_remarks
 
     references = limits.references
@@ -241,7 +253,9 @@ def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row]
         )
     causes = {limits.exceeded_by(row) for row in rows}
     if "a cache" in causes:
-        lines.append("above 100% of limit: the data stayed in a cache between calls, but the limit is that of memory")
+        lines.append(
+            "above 100% of limit: the data stayed in a cache between calls, but the limit assumes memory reads"
+        )
     if "the machine" in causes:
         lines.append(
             "above 100% of limit: the machine was faster than when its limits were measured (turbo or other load)"

@@ -40,7 +40,8 @@ MicroBatch = Annotated[
         "--batch",
         "--micro-batch",
         metavar="N",
-        help="Sequences per data-parallel replica: those of a micro-batch in training, or those served at once.",
+        help="Sequences per data-parallel replica. Training: sequences of one micro-batch. Inference: sequences that "
+        "are served at the same time.",
         parser=positive_integer,
     ),
 ]
@@ -48,7 +49,8 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(
         "--precision",
-        help="Formats of weights, gradients and optimizer states. Default: mixed in training, bf16 in inference.",
+        help="Number formats of weights, gradients and optimizer states. Default: mixed in training, bf16 in "
+        "inference.",
         show_default=False,
     ),
 ]
@@ -58,7 +60,8 @@ RecomputeOption = Annotated[
     typer.Option(
         "--recompute",
         help="Activations that the backward pass computes again (training only). selective: attention scores. "
-        "every-second: all except attention and every second product. full: whole layers.",
+        "every-second: all activations except those of attention and of every second matrix product. full: all "
+        "activations of a layer.",
     ),
 ]
 LayoutOption = Annotated[
@@ -87,7 +90,10 @@ CacheFormat = Annotated[
 
 
 class Sized(AboutModel, kw_only=True):
-    """A model, the memory of one GPU, and the options that gave it. An option of the other phase is None."""
+    """A model, the memory that one GPU needs for it, and the options of the command.
+
+    An option that applies only to the other phase is None.
+    """
 
     memory: Memory
     precision: PrecisionName
@@ -108,7 +114,7 @@ FIELDS: tuple[Field[Sized], ...] = (
     Field(
         "batch_is",
         value=lambda row: _batch_is(row.memory),
-        description="the sequences that `micro_batch` counts, in words",
+        description="text that says which sequences `micro_batch` counts",
     ),
     Field("precision", description="value of `--precision`, or the default of the phase"),
     Field("optimizer", description="value of `--optimizer`; null in inference"),
@@ -123,7 +129,7 @@ FIELDS: tuple[Field[Sized], ...] = (
         Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
         Field(
             "peak_bytes",
-            description="peak memory of a training step, or of serving, on the GPU with the highest peak",
+            description="peak memory of a training step or of serving, on the GPU with the highest peak",
         ),
         Field(
             "parts_bytes",
@@ -133,15 +139,24 @@ FIELDS: tuple[Field[Sized], ...] = (
         Field(
             "full_bytes",
             description="bytes of all weights, gradients and optimizer states, and of the activations at the start of "
-            "the backward pass; not all of them exist at the peak. With `zero=3` and a master copy, `weights` is 0, "
-            "because the fp32 shards count as `optimizer`",
+            "the backward pass. Not all of these bytes exist at the peak. With `zero=3` and a master copy, `weights` "
+            "is 0, because the fp32 shards count as `optimizer`",
         ),
         Field("reserved_bytes", description="memory that PyTorch's allocator reserves on the device"),
-        Field("context_bytes", value=lambda row: CONTEXT_BYTES, description="memory of a CUDA context, in addition"),
-        Field("moment", description="the op that runs at the peak, in its backward pass; or `optimizer`, or `prefill`"),
-        Field("stage", description="number of the pipeline stage with the highest peak, from 0"),
         Field(
-            "stage_peak_bytes", value=lambda row: list(row.memory.stage_peaks), description="peak memory of each stage"
+            "context_bytes",
+            value=lambda row: CONTEXT_BYTES,
+            description="memory of a CUDA context; not part of `reserved_bytes`",
+        ),
+        Field(
+            "moment",
+            description="work that runs at the peak: the op whose backward pass runs, or `optimizer`, or `prefill`",
+        ),
+        Field("stage", description="index of the pipeline stage with the highest peak; the first stage is 0"),
+        Field(
+            "stage_peak_bytes",
+            value=lambda row: list(row.memory.stage_peaks),
+            description="peak memory of each pipeline stage",
         ),
         Field(
             "fits_on",
@@ -170,8 +185,8 @@ def command(
 ) -> None:
     """Compute the peak memory of a GPU in training or serving, and list the devices that have enough memory.
 
-    A training step is followed op by op through its forward and backward pass. With pipeline parallelism, the stage
-    with the highest peak is shown.
+    The command follows a training step op by op through the forward and the backward pass. With pipeline parallelism,
+    it shows the stage with the highest peak.
 
     Examples:
 
@@ -243,7 +258,7 @@ def command(
 def _refuse_options_of_the_other_phase(
     phase: str, optimizer: str, recompute: str, kernels: str, kv_dtype: str | None, layout: Layout
 ) -> None:
-    """Raise LLMBenchError for an option that changes no figure of this phase."""
+    """Raise LLMBenchError if an option is set that has no effect in this phase."""
     if phase == "train":
         if kv_dtype is not None:
             raise LLMBenchError(
@@ -263,20 +278,20 @@ def _refuse_options_of_the_other_phase(
             )
     if layout.zero:
         raise LLMBenchError(
-            f"layout zero={layout.zero}: ZeRO splits the states of training, which serving does not have",
+            f"layout zero={layout.zero}: ZeRO splits training states, which do not exist in serving",
             hint="leave out zero; tp, pp and ep split the weights of a served model",
         )
 
 
 def _batch_is(memory: Memory) -> str:
-    """The sequences that --batch counts, in words."""
+    """Return a text that says which sequences --batch counts."""
     if memory.phase == "train":
         return "sequences in a micro-batch of each data-parallel replica"
     return "sequences served at once by each data-parallel replica"
 
 
 def fitting(memory: Memory) -> list[str]:
-    """The devices whose memory is large enough, smallest first."""
+    """Return the names of the devices that have enough memory. The device with the least memory comes first."""
     return [name for name, memory_bytes in device_memories() if memory_bytes >= memory.needed_bytes]
 
 
@@ -316,12 +331,12 @@ def _block(row: Sized) -> Block:
 
 
 def _only_shards(memory: Memory) -> bool:
-    """Whether the only permanent copy of the weights is the fp32 shards (FSDP with a master copy)."""
+    """Return whether the fp32 shards are the only permanent copy of the weights (FSDP with a master copy)."""
     return memory.layout.zero == 3 and not memory.full_bytes["weights"]
 
 
 def _context(row: Sized) -> str:
-    """The options that the figures depend on, in two lines."""
+    """Return two lines with the options that the figures depend on."""
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
     tokens, batch = plural(memory.seq_len, "token"), f"{memory.micro_batch:,}"
@@ -353,24 +368,24 @@ def _lines(memory: Memory) -> list[str]:
     if memory.phase == "train":
         moment = memory.moment.replace("{}.", "N.")
         step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
-        lines.append(f"the peak is in {step}{stage and ','}{stage}; not every part is in full then")
+        lines.append(f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak")
         if layout.pp > 1:
-            lines.append("the pipeline is full: it has twice as many micro-batches as stages")
+            lines.append("assumption: there are twice as many micro-batches as stages, which fill the pipeline")
         if layout.zero == 3:
             if _only_shards(memory):
-                lines.append("weights at the peak are gathered copies; their fp32 shards count with the optimizer")
+                lines.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")
         else:
             weights = 2 * memory.parameters
             lines.append(
-                f"{memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
+                f"the peak is {memory.peak_bytes / weights:.1f}× the bf16 weights on each GPU ({size(weights)}, "
                 f"{billions(memory.parameters)} parameters); textbooks say 12–16×"
             )
     elif stage:
-        lines.append(f"the fullest GPU is{stage}")
+        lines.append(f"the GPU with the highest peak is{stage}")
     names = fitting(memory)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} larger" if len(names) > 8 else "")
     lines.append(
         f"{size(memory.needed_bytes)} with a CUDA context of {size(CONTEXT_BYTES)}: "
-        + (f"fits on {shown}" if names else "fits on no bundled device")
+        + (f"fits on {shown}" if names else "fits on no built-in device")
     )
     return lines

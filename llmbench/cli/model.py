@@ -23,6 +23,7 @@ from llmbench.cli.options import (
     working,
 )
 from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, record, records
 from llmbench.report.units import change, size
@@ -38,13 +39,16 @@ Impl = Annotated[
     typer.Option(
         "--impl",
         metavar="NAME",
-        help="Implementation of the model: standard, sdpa, sdpa-flash, sdpa-cudnn, sdpa-efficient, flex, flash, fused.",
+        help=f"Implementation of the model: {', '.join(IMPLEMENTATIONS)}.",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, …, or meta (no memory). auto: a GPU if there is one."
+        "--device",
+        metavar="DEVICE",
+        help="Device: cpu, cuda, cuda:1, …, or meta (tensors without memory). auto: a GPU if there is one, else the "
+        "CPU.",
     ),
 ]
 DType = Annotated[
@@ -60,7 +64,8 @@ Traced = Annotated[
     bool,
     typer.Option(
         "--trace",
-        help="Trace the FLOPs and saved bytes of each op without allocating memory, and compare them with predictions.",
+        help="Trace the FLOPs and the saved activations of each op without allocating memory, and compare them with "
+        "the predictions.",
     ),
 ]
 
@@ -74,7 +79,7 @@ MODULES: tuple[Field[TreeRow], ...] = (
         description="name of the module; `{}` stands for the index of the layer",
     ),
     Field("module", "class", description="Python class of the module"),
-    Field("instances", description="number of modules of this kind, one per layer"),
+    Field("instances", description="number of instances of the module in the model, one per layer that has it"),
     Field("parameters", "parameters", "count", description="parameters of one instance, including its submodules"),
     Field("parameter_bytes", description="bytes of the parameters of one instance"),
     Field("model_parameters", "in the model", "count", lambda row: row.instances * row.parameters, in_json=False),
@@ -92,7 +97,7 @@ class Run(NamedTuple):
 
 
 BUILT: tuple[Field[Run], ...] = (
-    Field("device", value=lambda run: run.built.device, description="device that has the weights"),
+    Field("device", value=lambda run: run.built.device, description="device that stores the weights"),
     Field("impl", value=lambda run: run.plan.impl, description="value of `--impl`: the implementation"),
     Field(
         "weights",
@@ -103,17 +108,19 @@ BUILT: tuple[Field[Run], ...] = (
         "attention_kernels",
         value=lambda run: run.ran.kernels,
         description="attention kernels that ran in the forward pass; empty if attention ran as matrix products and a "
-        "softmax, or if there was no pass",
+        "softmax, or if no forward pass ran",
     ),
     Field(
-        "parameters", value=lambda run: run.built.parameters, description="number of parameters; tied ones count once"
+        "parameters",
+        value=lambda run: run.built.parameters,
+        description="number of parameters; tied parameters count once",
     ),
     Field("parameter_bytes", value=lambda run: run.built.parameter_bytes, description="bytes of all parameters"),
     Field(
         "memory_bytes",
         value=lambda run: run.built.memory_bytes,
-        description="growth of memory during the build: of torch's memory on a GPU, of the process's memory on a CPU; "
-        "null if unknown",
+        description="bytes that the build added to the memory of torch (on a GPU) or of the process (on a CPU); null "
+        "if unknown",
     ),
     Field("build_s", value=lambda run: run.built.build_s, description="seconds that the build took"),
     Field(
@@ -137,16 +144,21 @@ BUILT: tuple[Field[Run], ...] = (
 
 OPS: tuple[Field[TracedOp], ...] = (
     Field("name", "op", unbroken=True, description="name of the op; `{}` stands for the index of the layer"),
-    Field("layer", description="kind of layer that contains the op; empty outside layers"),
+    Field("layer", description="kind of layer that contains the op; empty if the op is outside the layers"),
     Field("instances", description="number of instances of the op in the model"),
     Field("recurrent", description="whether the op is a recurrence, whose FLOPs are counted step by step"),
     Field(
         "forward_flops",
         "forward",
         "flops",
-        description="FLOPs of the forward pass that the op table predicts; null if the op table has no such op",
+        description="predicted FLOPs of the op in the forward pass; null if the op table has no such op",
     ),
-    Field("traced_flops", "traced", "flops", description="FLOPs of the forward pass that torch's counter counts"),
+    Field(
+        "traced_flops",
+        "traced",
+        "flops",
+        description="FLOPs of the op in the forward pass, counted by torch's FlopCounterMode",
+    ),
     Field(
         "flops_difference",
         "difference",
@@ -158,13 +170,14 @@ OPS: tuple[Field[TracedOp], ...] = (
         "saved_bytes",
         "saved",
         "gib",
-        description="saved activations that the op table predicts for eager kernels; null if it has no such op",
+        description="predicted bytes of the op's saved activations with eager kernels; null if the op table has no "
+        "such op",
     ),
     Field(
         "traced_saved_bytes",
         "traced saved",
         "gib",
-        description="saved activations that autograd's hooks count",
+        description="bytes of the op's saved activations, counted by autograd's hooks",
     ),
     Field(
         "saved_difference",
@@ -175,11 +188,17 @@ OPS: tuple[Field[TracedOp], ...] = (
     ),
 )
 TRACE: tuple[Field[Trace], ...] = (
-    Field("layers_traced", description="number of layers that were traced; the others are like one of them"),
-    Field("forward_flops", value=lambda trace: _total(trace).forward_flops, description="sum over all ops"),
-    Field("traced_flops", value=lambda trace: _total(trace).traced_flops, description="sum over all ops"),
-    Field("saved_bytes", value=lambda trace: _total(trace).saved_bytes, description="sum over all ops"),
-    Field("traced_saved_bytes", value=lambda trace: _total(trace).traced_saved_bytes, description="sum over all ops"),
+    Field("layers_traced", description="number of traced layers; each other layer has the figures of a traced layer"),
+    Field(
+        "forward_flops", value=lambda trace: _total(trace).forward_flops, description="sum of this field over all ops"
+    ),
+    Field("traced_flops", value=lambda trace: _total(trace).traced_flops, description="sum of this field over all ops"),
+    Field("saved_bytes", value=lambda trace: _total(trace).saved_bytes, description="sum of this field over all ops"),
+    Field(
+        "traced_saved_bytes",
+        value=lambda trace: _total(trace).traced_saved_bytes,
+        description="sum of this field over all ops",
+    ),
     Field("ops", value=lambda trace: records(OPS, trace.ops), description="list of ops"),
 )
 
@@ -201,7 +220,7 @@ FIELDS: tuple[Field[Modelled], ...] = (
     Field(
         "layers",
         value=lambda row: row.spec.num_hidden_layers,
-        description="number of layers of the model, after `--layers`",
+        description="number of layers of the model; `--layers` can limit it",
     ),
     Field("dtype", description="value of `--dtype`: number format of weights and activations"),
     Field("seq_len", description="value of `--seq`: tokens per sequence"),
@@ -310,7 +329,10 @@ def command(
 
 
 def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
-    """(folder to read weights from, lines about weights that are not read). The folder is None for random weights."""
+    """Return the folder from which weights are read, and lines that say why the weights of `model` are not read.
+
+    The folder is None if the weights are random.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return None, []
@@ -322,7 +344,7 @@ def _weights(model: str, *, changed: bool) -> tuple[Path | None, list[str]]:
 
 
 def _origin(run: Run) -> str:
-    """The origin of the weights: `none`, `random` or a folder."""
+    """Return the origin of the weights: `none`, `random` or a folder."""
     if run.built.device == "meta":
         return "none"
     return "random" if run.plan.folder is None else str(run.plan.folder)
@@ -357,7 +379,10 @@ def _built_block(row: Modelled, run: Run) -> Block:
 
 
 def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: str) -> list[str]:
-    """Lines about the kernels that ran: those of attention, or all Triton kernels if the implementation is fused."""
+    """Return lines about the kernels that ran.
+
+    The lines name all Triton kernels if the implementation has fused kernels, else only the kernels of attention.
+    """
     from llmbench.model.implementations import described
 
     traits = described(impl).traits
@@ -377,14 +402,14 @@ def _kernel_lines(spec: ModelSpec, built: BuiltModel, ran: ForwardPass, impl: st
 
 
 def _where(built: BuiltModel) -> list[str]:
-    """On a CPU, a line about the code that runs in place of the Triton kernels."""
+    """Return a line about the code that replaces the Triton kernels on a CPU. Return no line on a GPU."""
     from llmbench.model.implementations.kernels import on_a_cpu
 
     return [on_a_cpu()] if built.device == "cpu" else []
 
 
 def _total(trace: Trace) -> TracedOp:
-    """A row with the sums over all ops."""
+    """Return a row with the sums over all ops."""
     from llmbench.model.trace import TracedOp
 
     return TracedOp(
@@ -404,12 +429,13 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
     flops = change(total.traced_flops, total.forward_flops or 0)
     saved = change(total.traced_saved_bytes, total.saved_bytes or 0)
     lines = [
-        f"traced against analytic: FLOPs {flops}, saved bytes {saved}; "
-        f"{trace.layers_traced} of {row.spec.num_hidden_layers} layers were traced, and stand for all",
-        "FLOPs of the forward pass, with all S×S score pairs; activations that eager kernels save",
+        f"traced relative to predicted: FLOPs {flops}, saved bytes {saved}",
+        f"{trace.layers_traced} of {row.spec.num_hidden_layers} layers were traced; each other layer has the figures "
+        "of a traced layer of its kind",
+        "FLOPs: forward pass with all (query, key) pairs; saved bytes: activations that eager kernels save",
     ]
     if total.recurrent:
-        lines.append("recurrences are counted step by step; torch computes them as other operations")
+        lines.append("the prediction counts recurrences step by step; torch computes them with other operations")
     return model_block(
         row,
         context=f"traced without memory · {row.batch} × {row.seq_len:,} tokens · {row.dtype}",
@@ -419,7 +445,10 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
 
 
 def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
-    """A table for people: a row names a kind of layer, and its ops follow. Ops without figures are left out."""
+    """Return a table for people. A row names a kind of layer, and the ops of this kind of layer follow.
+
+    Ops without figures are left out.
+    """
     rows: list[list[Any]] = []
     group: tuple[str, str] = ("", "")
     instances = 1

@@ -1,4 +1,4 @@
-"""Parts that several commands share: options, the reading of models, fields about a model, the writing of answers."""
+"""Code that several commands share: options, loading a model, fields about a model, and writing an answer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MODEL_HELP = (
     "hf:organisation/name."
 )
 LARGEST = 2**31
-"""The largest number that an option accepts."""
+"""The largest number that an option with a number accepts."""
 
 
 def positive_integer(text: str | int) -> int:
-    """Parse the value of an option: a whole number from 1 to LARGEST."""
+    """Parse the value of an option as a whole number. Raises BadParameter unless it is from 1 to LARGEST."""
     try:
         number = int(text)
     except ValueError:
@@ -54,7 +54,7 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Show each formula also with its numbers.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Also show each formula with its numbers filled in.")]
 Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer)]
 SEQ = 4096
 """The default of --seq, in tokens."""
@@ -63,11 +63,11 @@ Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequ
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:
-    """The spec of the model that `text` names, with the changes of `--set`."""
+    """Return the spec of the model that `text` names. `changes`: values of --set, which replace fields of the spec."""
     folder = Path(text)
     if not text.strip() or (folder.is_dir() and not (folder / "config.json").is_file()):
         problem = f"no config.json in the folder `{folder}` ({folder.absolute()})" if text.strip() else "MODEL is empty"
-        raise UnknownNameError(problem, hint="`llmbench specs list` shows the bundled models")
+        raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")
     spec = find_model(text)
     if changes:
         from llmbench.spec.override import override, parse_assignments
@@ -77,10 +77,10 @@ def load(text: str, changes: list[str] | None) -> ModelSpec:
 
 
 class AboutModel(msgspec.Struct, kw_only=True):
-    """A model with the reasons and notes that a reader needs to interpret its figures.
+    """A model, with the reasons and notes that a reader needs to interpret the figures of the model.
 
-    doubts: reasons why these figures are approximate, in addition to those of the spec. tokens: the sequence length
-    that the user asked for.
+    `doubts`: reasons why the figures of this command are approximate, in addition to the reasons in the spec.
+    `tokens`: the sequence length that the user asked for, in tokens.
     """
 
     spec: ModelSpec
@@ -89,17 +89,17 @@ class AboutModel(msgspec.Struct, kw_only=True):
 
     @property
     def approximate_because(self) -> list[str]:
-        """All reasons why the figures may be inexact: those of the spec, then `doubts`."""
+        """All reasons why the figures may be inexact: the reasons in the spec, then `doubts`."""
         return [*self.spec.approximate, *self.doubts]
 
     @property
     def notes(self) -> list[str]:
-        """The notes of the spec, and a note if the model cannot read so many tokens."""
+        """The notes of the spec, and a note if the model cannot read a sequence of `tokens` tokens."""
         return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
 
     @property
     def title(self) -> str:
-        """The name of the model, with "(approximate)" if its figures may be inexact."""
+        """The name of the model, with "(approximate)" if the figures of the model may be inexact."""
         return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
 
 
@@ -118,13 +118,16 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
         description="whether the figures may be inexact",
     ),
     Field("approximate_because", description="list of reasons why the figures may be inexact"),
-    Field("notes", description="list of notes: those of the spec, and one if the model cannot read so many tokens"),
+    Field(
+        "notes",
+        description="list of notes: the notes of the spec, and a note if the model cannot read so long a sequence",
+    ),
 )
 """The first fields of each row about a model."""
 
 
 def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
-    """A block about one model: its headline, the context of the figures, a table, lines, and the model's notes."""
+    """Return a block about one model: a headline, the context of the figures, a table, lines, and the model's notes."""
     from llmbench.report.describe import headline  # JSON has no headline
 
     reasons = [f"approximate: {reason}" for reason in about.approximate_because]
@@ -138,23 +141,23 @@ def model_block(about: AboutModel, *, table: Table | None, context: str = "", li
 
 
 def approximate_lines(spec: ModelSpec) -> list[str]:
-    """Lines with the reasons why figures of this spec may be inexact, and with its notes."""
+    """Return a line for each reason why figures of the spec may be inexact, and a line for each note of the spec."""
     return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
 
 
 def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
-    """A list with a note if the model cannot read so many tokens, else an empty list."""
+    """Return a list with a note if the model cannot read a sequence of `tokens` tokens, else an empty list."""
     reason = beyond_positions(spec, tokens)
     return [] if reason is None else [reason]
 
 
 def title(spec: ModelSpec, *, approximate: bool = False) -> str:
-    """The name of the model, with "(approximate)" if its figures may be inexact."""
+    """Return the name of the model, with "(approximate)" if the figures of the model may be inexact."""
     return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
 
 
 def working(activity: str) -> AbstractContextManager[object]:
-    """Show the current activity of a slow command on stderr, if stderr is a terminal."""
+    """Show on stderr what a slow command is doing, until the block ends. Do nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console
@@ -163,7 +166,7 @@ def working(activity: str) -> AbstractContextManager[object]:
 
 
 def answer(document: Document, format: Format, output: Path | None) -> None:
-    """Write a document to stdout, or to the file `output`."""
+    """Write a document to the file `output`, or to stdout if `output` is None."""
     if output is None:
         render(document, format, sys.stdout)
         return

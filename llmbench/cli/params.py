@@ -1,4 +1,4 @@
-"""`llmbench params`: the number of parameters of a model, by component, layer or op, and of those that a token uses."""
+"""`llmbench params`: count the parameters of a model, and the parameters that one token uses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_para
 from llmbench.spec.model import ModelSpec
 
 ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
-"""The components in the order of the table: as in the model, with the head last."""
+"""The components in the order of the table rows: the order of COMPONENTS, but with `lm_head` last."""
 
 By = Annotated[
     Literal["component", "layer", "op"],
-    typer.Option("--by", help="Show a row for each component, for each kind of layer, or for each op."),
+    typer.Option("--by", help="Show one row per component, per kind of layer, or per op."),
 ]
 
 
@@ -34,22 +34,25 @@ FIELDS: tuple[Field[Counted], ...] = (
     *MODEL_FIELDS,
     Field(
         "parameters.total",
-        description="trained elements; shared elements count once; without buffers and multi-token prediction",
+        description="number of trained parameters. Shared parameters count once. Buffers and modules for multi-token "
+        "prediction do not count",
     ),
     Field(
         "parameters.active",
-        description="elements that one token uses: of the experts in a layer, only those that the token selects",
+        description="number of parameters that one token uses; an expert counts only if the token is routed to it",
     ),
-    Field("parameters.active_no_embeddings", description="`active` without the embedding tables and the head"),
+    Field("parameters.active_no_embeddings", description="`active` without the embedding tables and the output head"),
     Field(
         "parameters.active_no_input_embedding",
-        description="`active_no_embeddings` plus the head (vocab × width, tied or not, and its bias)",
+        description="`active_no_embeddings` plus the output head: vocab × width, even if tied, and its bias",
     ),
-    Field("parameters.active_matmul", description="elements of the matrices that one token is multiplied with"),
+    Field(
+        "parameters.active_matmul", description="number of elements of the matrices that one token is multiplied with"
+    ),
     Field(
         "components",
         value=lambda row: row.parameters.components,
-        description="elements of each of the fourteen components; they add up to `parameters.total`",
+        description="number of parameters of each of the fourteen components; the sum is `parameters.total`",
     ),
     Field(
         "layers",
@@ -57,24 +60,29 @@ FIELDS: tuple[Field[Counted], ...] = (
             name: {"count": count, "parameters": row.parameters.layers.get(name, 0)}
             for name, count in _layer_counts(row.spec).items()
         },
-        description="for each kind of layer: `count` (number of layers) and `parameters` (elements of one layer)",
+        description="for each kind of layer: `count` (number of layers) and `parameters` (parameters of one layer)",
     ),
     Field(
         "persistent_buffers",
         value=lambda row: row.parameters.buffers,
-        description="elements that are stored but not trained (corrections of a router)",
+        description="number of elements that are stored with the model but not trained, such as the score corrections "
+        "of a router",
     ),
     Field(
         "next_token_prediction",
         value=lambda row: row.parameters.next_token_prediction,
-        description="elements of the modules for multi-token prediction",
+        description="number of parameters of the modules for multi-token prediction",
     ),
     Field(
         "published_parameters",
         value=lambda row: row.spec.published_parameters,
         description="number of parameters that the source of the spec publishes, or null",
     ),
-    Field("rule_12_l_d2", value=lambda row: row.parameters.rule_12_l_d2, description="rule of thumb 12·L·d²"),
+    Field(
+        "rule_12_l_d2",
+        value=lambda row: row.parameters.rule_12_l_d2,
+        description="number of parameters by the rule of thumb 12·L·d² (L layers, hidden size d)",
+    ),
     Field(
         "bf16_bytes",
         value=lambda row: 2 * row.parameters.total,
@@ -93,8 +101,8 @@ def command(
 ) -> None:
     """Count the parameters of a model exactly.
 
-    The table lists the parameters by component, by kind of layer or by op. The lines below the table give the number of
-    parameters that one token uses, and of parameters that are not in the total.
+    The table lists the parameters by component, by kind of layer or by op. The lines below the table show the number of
+    parameters that one token uses, and the number of parameters that are not in the total.
 
     Examples:
 
@@ -163,7 +171,7 @@ def _summary(spec: ModelSpec, counted: Parameters) -> str:
 
 
 def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """The formula of a component: its weights in one layer of each kind, and its weights that exist only once."""
+    """Return the formula of a component: weights in one layer of each kind, plus weights that exist only once."""
     texts: dict[str, list[str]] = {}
     once = [op for op in ops if _exists_once(op, spec)]
     for group, chosen in _groups([op for op in ops if op not in once]).items():
@@ -177,12 +185,12 @@ def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
 
 
 def _exists_once(op: Op, spec: ModelSpec) -> bool:
-    """Whether the weights of an op exist only once: outside the layers, or in one layer of several that share them."""
+    """Return whether the weights of an op exist only once: outside the layers, or shared by several layers."""
     return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
 
 
 def _groups(ops: list[Op]) -> dict[str, list[Op]]:
-    """The ops, grouped by kind of layer."""
+    """Return the ops of each kind of layer."""
     groups: dict[str, list[Op]] = {}
     for op in ops:
         groups.setdefault(layer_group(op), []).append(op)
@@ -190,7 +198,10 @@ def _groups(ops: list[Op]) -> dict[str, list[Op]]:
 
 
 def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
-    """The ops as one group if every name in their formulas has the same value in all stacks, else a group per stack."""
+    """Group the ops so that each name in the formulas of a group has one value.
+
+    Return all ops as one group if every name has the same value in encoder and decoder, else one group per stack.
+    """
     from llmbench.sizing.formula import values_of  # JSON needs no formulas
 
     stacks: dict[str, list[Op]] = {}
@@ -205,10 +216,10 @@ def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
 
 
 def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
-    """One formula for the weights of these ops.
+    """Return one formula for the weights of these ops.
 
-    Weights whose sizes have no field name in the spec are shown as an ellipsis. The formula is empty if this holds for
-    all weights.
+    A weight whose size is only a number, not a field of the spec, is shown as an ellipsis (…). The formula is empty if
+    all weights are of this type.
     """
     from llmbench.sizing.formula import simplify, values_of, with_numbers
 

@@ -44,8 +44,8 @@ Impl = Annotated[
         "--impl",
         metavar="NAME",
         help=f"Implementation: {', '.join(IMPLEMENTATIONS)}, compiled (standard with torch.compile), grouped (standard "
-        "with grouped products for experts), rope-fused (flash with fused rotations). Default: flash for attention, "
-        "for other pieces fused on a GPU and standard on a CPU.",
+        "with grouped products for experts), rope-fused (flash with the fused kernel for rotary positions). Default: "
+        "flash for attention; for other pieces, fused on a GPU and standard on a CPU.",
         show_default=False,
     ),
 ]
@@ -68,7 +68,7 @@ By = Annotated[
     Literal["kernel"] | None,
     typer.Option(
         "--by",
-        help="kernel: also show the predicted and the measured time of each op, and its kernels.",
+        help="kernel: also show each op with its predicted time, its measured time and its kernels.",
         show_default=False,
     ),
 ]
@@ -93,14 +93,15 @@ def command(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """Time one piece of a model and compare it with its prediction, the machine's limits and plain torch.
+    """Time one piece of a model, and compare the time with a prediction, the machine's limits and plain torch.
 
     PIECE is one of
 
     {PIECES}
 
-    The implementation is checked against plain torch in fp64 before it is timed. Exit code 1 if it is INCORRECT or
-    FAILED. The default shapes are smaller on a CPU.
+    The implementation is checked against plain torch in fp64 before it is timed. The exit code is 1 if the
+    implementation gives a wrong result (INCORRECT) or raises an error (FAILED). The default shapes are smaller on a
+    CPU.
 
     Examples:
 
@@ -121,7 +122,7 @@ def command(
     check_file("--trace", trace)
     check_file("--output", output)
     if trace is not None and output is not None and trace.absolute() == output.absolute():
-        raise LLMBenchError(f"--output and --trace are both {trace}", hint="use two different files")
+        raise LLMBenchError(f"--output and --trace name the same file: {trace}", hint="use two different files")
     target = find_piece(piece)
     spec = None if model is None else load(model, set)
     setting, notes = setting_of(target, spec, seq_len=seq, batch=batch, dtype=dtype, direction=direction, device=device)
@@ -158,7 +159,7 @@ command.__doc__ = (command.__doc__ or "").replace(
 
 
 def _save(measured: Profile, trace: Path) -> None:
-    """Write the trace after the answer, and report its path on stderr."""
+    """Write the Chrome trace to the file `trace`, and write its path to stderr."""
     if measured.recording is None:
         raise CannotRunError(f"no trace: {measured.unrecorded}")
     measured.recording.save(trace)
@@ -211,7 +212,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
 
 
 class OpLine(NamedTuple):
-    """A row of the table by op: an op, one of its kernels, or the total. A number is None if it does not apply."""
+    """A row of the table by op: an op, a kernel of an op, or the total. A number is None if it is unknown."""
 
     name: str
     runs: int | None
@@ -230,7 +231,7 @@ OP_FIELDS: tuple[Field[OpLine], ...] = (
 
 
 def _kernel_block(setting: Setting, measured: Profile) -> Block:
-    """A table with the ops, slowest first. The kernels of each op follow it."""
+    """Return a table with the ops, the slowest op first. Below each op stand the kernels that the op launched."""
     if measured.ops is None:
         return Block(lines=[f"no kernel times: {measured.unrecorded}"])
     total = sum(op.measured_s for op in measured.ops) or 1.0
@@ -254,11 +255,11 @@ def _kernel_block(setting: Setting, measured: Profile) -> Block:
         headline=f"time of {measured.rows[0].implementation} by op and kernel{slowed}",
         table=table(OP_FIELDS, lines, total=OpLine("total", None, predicted, total, 1.0)),
         lines=[
-            "predicted: least time by this run's reference measurements (roofline); –: not in the op table, or no "
-            "kernel of its own"
+            "predicted: least time that this run's reference measurements allow (roofline)",
+            "–: the op is not in the op table, or launched no kernel of its own",
         ],
     )
 
 
 SMALLEST_SHARE = 0.01
-"""Kernels with a smaller share of the time are added up in one row of the table. JSON has all kernels."""
+"""Kernels with a smaller share of the total time are summed in one row of the table. JSON lists all kernels."""

@@ -33,7 +33,7 @@ command = typer.Typer(no_args_is_help=True, help="List, show, import and check m
 
 
 class Listed(NamedTuple):
-    """A spec and its numbers of parameters. file: its path, for `specs check`."""
+    """A spec and its numbers of parameters. `file`: path of the spec, which only `specs check` sets."""
 
     spec: ModelSpec
     parameters: Parameters
@@ -51,14 +51,18 @@ MODELS: tuple[Field[Listed], ...] = (
     APPROXIMATE,
     Field("aliases", value=lambda row: list(row.spec.aliases), description="other names of the model"),
     Field(
-        "parameters", "parameters", "parameters", value=lambda row: row.parameters.total, description="trained elements"
+        "parameters",
+        "parameters",
+        "parameters",
+        value=lambda row: row.parameters.total,
+        description="number of trained parameters",
     ),
     Field(
         "active_parameters",
         "active",
         "parameters",
         value=lambda row: row.parameters.active,
-        description="trained elements that one token uses",
+        description="number of trained parameters that one token uses",
     ),
     Field("layers", "layers", "count", value=lambda row: row.spec.num_hidden_layers, description="number of layers"),
     Field(
@@ -73,14 +77,14 @@ MODELS: tuple[Field[Listed], ...] = (
         "family",
         value=lambda row: row.spec.family,
         text=lambda row: row.spec.family or UNKNOWN,
-        description="the model's `model_type` in its Hugging Face config, empty if it has none",
+        description="`model_type` of the model's Hugging Face config; empty if the model has no such config",
     ),
     Field(
         "source",
         "source",
         value=lambda row: row.spec.source,
         wraps=True,
-        description="publication or file that the spec was written from",
+        description="publication or file from which the spec was written",
     ),
 )
 
@@ -94,7 +98,13 @@ CHECK: tuple[Field[Listed], ...] = (
     Field("file", description="path of the checked file"),
     msgspec.structs.replace(NAME, heading="spec", text=lambda row: title(row.spec)),
     APPROXIMATE,
-    Field("parameters", "parameters", "count", lambda row: row.parameters.total, description="trained elements"),
+    Field(
+        "parameters",
+        "parameters",
+        "count",
+        lambda row: row.parameters.total,
+        description="number of trained parameters",
+    ),
     Field(
         "published_parameters",
         "published",
@@ -107,7 +117,7 @@ CHECK: tuple[Field[Listed], ...] = (
 
 
 def _value(figure: Figure | None) -> int | float | None:
-    """The number of a datasheet figure, or None if the datasheet does not have it."""
+    """Return the number of a datasheet figure, or None if the datasheet lacks the figure."""
     return None if figure is None else figure.value
 
 
@@ -153,7 +163,7 @@ MODEL_TYPES: tuple[Field[str], ...] = (
         "model_type",
         "model type",
         value=str,
-        description="a `model_type` of Hugging Face configs whose fields llmbench knows",
+        description="a `model_type` of Hugging Face configs that `specs import` supports",
     ),
 )
 
@@ -172,7 +182,7 @@ def list_specs(
     format: As = "table",
     output: Output = None,
 ) -> None:
-    """List the models or the devices that are bundled with llmbench, one per line.
+    """List the built-in models or devices, one per line.
 
     Examples:
 
@@ -206,7 +216,7 @@ def show(
     set: Set = None,
     output: Output = None,
 ) -> None:
-    """Show the spec of a model as TOML, with every field, or the datasheet of a device with its sources.
+    """Show the spec of a model as TOML with all fields, or the datasheet of a device with the source of each figure.
 
     Examples:
 
@@ -241,8 +251,8 @@ def import_config(
 ) -> None:
     """Convert a Hugging Face config to a spec file.
 
-    The spec and stderr list every part of the config that llmbench could not interpret exactly. With --output, the name
-    of the spec is the name of the file.
+    The spec lists every part of the config that llmbench could not interpret exactly, and the command also prints this
+    list to stderr. With --output, the spec gets the name of the file.
 
     Examples:
 
@@ -289,7 +299,7 @@ def check(
         if _is_device(file):
             raise SpecError(
                 f"{file} describes a device, not a model",
-                hint="`specs check` checks only models; `llmbench specs list --devices` shows the bundled devices",
+                hint="`specs check` checks only models; `llmbench specs list --devices` shows the built-in devices",
             ) from None
         raise
     row = Listed(spec, count_parameters(spec), str(file))

@@ -35,7 +35,7 @@ def group(number: int, *names: str, calls: Callable[[], Any] = lambda: None, hea
 
 
 def kept(path: Path, *, resume: bool = False) -> Store:
-    """A results file."""
+    """A result file."""
     return Store(path, header(), resume=resume)
 
 

@@ -87,7 +87,7 @@ def answer(folder: Path, name: str) -> dict[str, Any]:
 
 
 def as_rows(rows: list[dict[str, Any]]) -> list[Row]:
-    """JSON rows as rows of a results file."""
+    """JSON rows as rows of a result file."""
     return [msgspec.convert({k: v for k, v in row.items() if k != "derived"}, Row) for row in rows]
 
 
@@ -276,7 +276,7 @@ def refusal(capsys: Capture, *arguments: str, code: int = 2) -> str:
         (["profile", "norm", "--trace", "x" * 300], ["the file cannot be written"]),
         (
             ["bench", "norms", "-o", "a.jsonl", "--resume", "b.jsonl"],
-            ["--output and --resume cannot be used together", "--output starts a new results file"],
+            ["--output and --resume cannot be used together", "--output starts a new result file"],
         ),
         (["bench", "norms", "--resume", "nowhere.jsonl"], ["no such file", "--output"]),
         (["bench", "norms", "--plot", "curve.jpg"], ["unknown picture format", ".png"]),

@@ -114,7 +114,7 @@ def test_memory_that_grew_and_rows_that_are_gone(tmp_path: Path, capsys: Capture
     assert run(["diff", str(before), str(fewer)]) == 0
     text = capsys.readouterr().out
     assert "2 rows: 1 same, 1 gone; no regression" in text
-    assert "gone (only in the first file, no verdict): b at causal=True seq=512" in text
+    assert "gone (only the first file has these rows): b at causal=True seq=512" in text
 
 
 def test_noisy_samples_are_unclear(tmp_path: Path, capsys: Capture) -> None:
