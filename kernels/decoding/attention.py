@@ -1,4 +1,4 @@
-"""Attention of a few new queries on a KV cache. It reads every key once, so memory bandwidth limits it.
+"""Attention of a few new queries on a KV cache. Each key is read once, so memory bandwidth is the limit.
 
     o = softmax(cap · tanh(q kᵀ · scale / cap) + slope · (key position - query position)) v,  with e^sink in the sum
 
@@ -157,7 +157,7 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
         max_n = 32  # quantised rows need more registers after conversion
     block_n = max(16, min(max_n, triton.next_power_of_2(16384 // (width * stored))))
     sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n}
-    stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # 64 KB in flight
+    stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # keeps about 64 KB in flight
     if block_m == 64:
         half = {"BLOCK_M": 64, "BLOCK_N": max(16, block_n // 2)}
         small = Config(
@@ -459,6 +459,6 @@ KERNEL = Kernel(
         Case((8192,) * 16, 64, 8, 128, storage="fp8"),
     ],
     allowances={
-        "decode_split: mma.sync": "16 or 32 rows: 2 FLOPs per byte and row are a fifth of the rate of mma.sync",
+        "decode_split: mma.sync": "memory is the limit: 2 FLOPs per byte and row need a fifth of mma.sync's rate",
     },
 )

@@ -215,7 +215,7 @@ def product(
     scale: Tensor | None = None,
 ) -> Tensor:
     """Launch the product of a [R, K] and w [E, N, K] (w [E, K, N] if `transposed`), plus the product of the `second`
-    pair. Return [R, N].
+    pair of tensors. Return [R, N].
 
     With `order`, row r of the product is written to row order[r] of the result. `scale` is in the order of the result's
     rows. All tensors are contiguous.

@@ -350,8 +350,8 @@ KERNEL = Kernel(
     shapes=[
         Case(8192, 4096, 14336, 8, 2),  # Mixtral 8x7B, training
         Case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, decoding: tiles of 16 rows
-        Case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, decoding: tiles of 32, biases
-        Case(512, 2048, 768, 128, 8),  # a short prompt: tiles of 64
+        Case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, decoding: tiles of 32 rows, with biases
+        Case(512, 2048, 768, 128, 8),  # a short prompt: tiles of 64 rows
     ],
     differentiable=("x", "weights", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"),
 )

@@ -172,7 +172,7 @@ def route_backward(
     x = tl.load(logits + at, mask=exists & inside, other=0.0)
     x = tl.where(inside, x, float("-inf"))
     scores = _scores(x, inside, KIND)
-    dscores = tl.zeros([T, EXPERTS], tl.float32)  # dweights of the chosen experts, 0 for the others
+    dscores = tl.zeros([T, EXPERTS], tl.float32)  # dweights of the chosen experts, 0 for the other experts
     hits = tl.zeros([T, EXPERTS], tl.int32)
     pair = token.to(tl.int64) * K
     for j in tl.static_range(K):
@@ -200,8 +200,8 @@ def route_backward(
 
 
 def configurations(places: int) -> list[Config]:
-    """Return the candidate configurations. One warp has all experts of a token, so that each of the K maxima needs only
-    warp shuffles. A thread has 8 to 16 values."""
+    """Return the candidate configurations. One warp processes all experts of a token, so each of the K maxima needs
+    only warp shuffles. A thread has 8 to 16 values."""
     tokens = max(1, min(16, 2048 // places))
     return [
         Config(

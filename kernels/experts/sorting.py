@@ -154,7 +154,7 @@ def _sort(chosen: Tensor, experts: int, tile: int) -> tuple[Tensor, Tensor, Tens
     tiles = empty(2, limit, like=chosen, dtype=torch.int32)
     if not pairs:
         return order, offsets.zero_(), tiles
-    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # for one index more than the experts, the last offset
+    grid = (stretches, triton.cdiv(experts + 1, config["SOME"]))  # experts + 1 offsets: the last is the end of the rows
     launch(count_choices, grid, config, chosen, counts, pairs, experts, stretch)
     arguments = chosen, counts, order, offsets, tiles, pairs, experts, stretches, stretch, limit
     launch(place_choices, grid, config, *arguments, TILE=tile, ALL=everyone)

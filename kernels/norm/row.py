@@ -116,7 +116,7 @@ def norm_backward(
         program, head, heads = program // inner, program % inner, inner
     column = tl.arange(0, BLOCK)[None, :]
     in_row = column < width
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # has the layout of x
+    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # `part` has the layout of x, as in norm_forward
     w = None
     if HOLD and weight is not None:
         w = tl.load(weight + part, mask=in_row, other=0.0)
@@ -202,7 +202,9 @@ def forward_configurations(width: int) -> list[Config]:
     and about 40 registers. So 48 to 64 warps fit on a multiprocessor, each with 1 KiB in flight. The latency of memory
     requires about 32 KiB in flight per multiprocessor."""
     block = max(16, triton.next_power_of_2(width))
-    rows = max(1, 2048 // block) if block <= 512 else 1  # half a warp or more per row: reductions cross few or no warps
+    rows = (
+        max(1, 2048 // block) if block <= 512 else 1
+    )  # half a warp or more computes a row, so reductions cross few warps or none
     warps = max(1, min(16, rows * block // 512))
     return [
         Config(ROWS=rows, BLOCK=block, num_warps=warps, note="16 values per thread and tensor, up to 16 warps"),

@@ -57,7 +57,7 @@ def gate_and_slope(x, ACT: tl.constexpr):
         slope = below + x * INV_SQRT_2PI * tl.exp(-0.5 * x * x)
     elif ACT == GELU_TANH:  # (1 + tanh(z)) / 2 = σ(2z); σ keeps its digits where the tanh is near -1
         e = tl.exp(tl.minimum((x + x * x * x * CUBIC) * -TWICE_SQRT_2_PI, 80.0))
-        s = 1.0 / (1.0 + e)  # 1 - s = e · s keeps its digits for s near 1
+        s = 1.0 / (1.0 + e)  # 1 - s is computed as e · s, which keeps its digits for s near 1
         value = x * s
         slope = s + x * s * s * e * (1.0 + x * x * 3.0 * CUBIC) * TWICE_SQRT_2_PI
     elif ACT == RELU:
