@@ -28,7 +28,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """One pipeline stage. It has one chunk of layers, or `interleave` chunks."""
+    """One pipeline stage. It has one chunk of layers. With interleaving, it has `interleave` chunks."""
 
     index: int
     chunks: tuple[Chunk, ...]

@@ -168,9 +168,9 @@ class Head(Part, frozen=True):
     """The language-model head, which computes the logits.
 
     - bias: whether the logits have a bias.
-    - transform: whether a linear layer, an activation and a norm stand before the projection to the vocabulary, and how
-      the vocabulary bias is counted. "bert": the bias belongs to the transform. "roberta": the bias belongs to the
-      head. The two choices follow the weight names of the two models.
+    - transform: layers before the projection to the vocabulary: a linear layer, an activation and a norm. None: there
+      are no such layers. "bert" and "roberta" have the same layers. In "bert", the parameter table counts the bias of
+      the logits with the transform. In "roberta", it counts this bias with the head.
     - transform_bias: whether the linear layer of the transform has a bias.
     - soft_cap: soft limit of the logits, applied with tanh (Gemma-2).
     - scale: factor on the logits (Cohere, Granite).

@@ -81,8 +81,9 @@ def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> S
 
     elements: number of elements of x. data: bytes of x.
     weighted: whether the norm has a weight.
-    keeps: whether the fp32 tensors are saved. A norm that does not save them (OffsetRMSNorm) computes them again in its
-        backward pass. It then overwrites as many tensors as it computes again.
+    keeps: whether the fp32 tensors are saved. If false (OffsetRMSNorm), the backward pass computes them again. It needs
+        no more memory for them, because it reuses the memory of other tensors. Only the fp32 copy of x needs extra
+        memory.
     """
     wide = 4 * elements
     copy = 0 if data == wide else wide
