@@ -71,7 +71,7 @@ def norm(
     - kind: "rmsnorm" or "layernorm".
     - bias: the norm has a bias. None means no bias for RMSNorm and a bias for LayerNorm.
     - weight: the norm has a trained factor per channel.
-    - unit_offset: the norm multiplies by 1 + weight instead of weight (Gemma).
+    - unit_offset: the factor per channel is 1 + weight instead of weight (Gemma).
     """
     eps = c.first(
         "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon"

@@ -451,8 +451,8 @@ def t5(c: Config) -> ModelSpec:
     if switch and not c.flag("tie_word_embeddings"):
         c.doubt("tie_word_embeddings = False: transformers creates more token tables, which are not counted")
     c.put("num_hidden_layers", decoder_depth)
-    # In configs of transformers 5, the embeddings are always tied, and scale_decoder_outputs states the scale of the
-    # decoder's output. The output of mT5 is never scaled.
+    # In configs of transformers 5, the embeddings are always tied, and scale_decoder_outputs states whether the output
+    # of the decoder is scaled. The output of mT5 is never scaled.
     scaled = c.flag("scale_decoder_outputs", c.flag("tie_word_embeddings")) and c.model_type != "mt5"
     return decoder(
         c,
