@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Runs the experiments of `llmbench bench` on this GPU in their full preset, with tables and plots. A run takes less than
-# nine minutes; the next run continues where it ended.
+# Runs the full preset of the experiments of `llmbench bench` on this GPU, with tables and plots. A run takes less than
+# nine minutes. The next run continues where the last run ended.
 #
 #   benchmarks/gpu_bench.sh                       # all experiments that are not done yet
-#   benchmarks/gpu_bench.sh --only attention moe  # only these: missing rows, and new tables
+#   benchmarks/gpu_bench.sh --only attention moe  # only these two: missing rows and new tables
 #   benchmarks/gpu_bench.sh --quick               # rehearse with the quick preset, also on a CPU
 #   benchmarks/gpu_bench.sh --help
 #
-# It needs the packages of gpu_check.sh, and matplotlib for the plots. PYTHON and LLMBENCH_COMMIT mean the same as in
-# gpu_check.sh. Exit code 0: no errors, even if the time ran out; 1: a row is INCORRECT or FAILED; 3: no GPU.
+# This script needs the packages of gpu_check.sh, and matplotlib for the plots. PYTHON and LLMBENCH_COMMIT have the same
+# meaning as in gpu_check.sh. Exit code 0: no errors, even if the time ran out. 1: a row is INCORRECT or FAILED. 2:
+# wrong usage. 3: no GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Measures how long a sizing command takes as a whole process, compared with bare Typer apps in the same environment.
+# Measures how long a sizing command takes as a whole process, and compares it with minimal Typer apps in the same
+# environment.
 #
 #   benchmarks/startup.sh                    # the llmbench on PATH
 #   benchmarks/startup.sh path/to/venv/bin   # the llmbench in this folder
 #   RUNS=40 benchmarks/startup.sh            # more runs of each command (default 20)
 #
-# The baselines are a Typer app that prints one line and one that prints a rich table. The goals: --format json takes at
-# most 1.5× the first, a table at most 2× the second. Exit code 1 if a goal is missed. Uses hyperfine if it is installed,
-# else a loop that runs all commands in turn, so that a disturbance of the machine slows all of them.
+# The first Typer app prints one line, and the second prints a rich table. The goals: `--format json` takes at most 1.5×
+# the time of the first app, and a table takes at most 2× the time of the second app. Exit code 1 if a goal is missed.
+# The script uses hyperfine if it is installed. Otherwise, a loop runs all commands in turn, so that a disturbance of
+# the machine slows all commands equally.
 set -euo pipefail
 
-bin=${1:-$(dirname "$(command -v llmbench || { echo "no llmbench on PATH; give a bin folder" >&2; exit 3; })")}
+bin=${1:-$(dirname "$(command -v llmbench || { echo "no llmbench on PATH; name the bin folder of its environment" >&2; exit 3; })")}
 bin=$(cd "$bin" && pwd)
-[[ -x $bin/llmbench && -x $bin/python ]] || { echo "no llmbench and python in $bin" >&2; exit 3; }
+[[ -x $bin/llmbench && -x $bin/python ]] || { echo "$bin does not contain both llmbench and python" >&2; exit 3; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -99,14 +101,14 @@ times = by_hyperfine() if tool == "hyperfine" else by_loop()
 median = {name: statistics.median(values) for name, values in times.items()}
 print(f"whole process, median of {RUNS} runs by {tool}, Python {sys.version.split()[0]}, llmbench {importlib.metadata.version('llmbench')}")
 if is_editable():
-    print("editable install: its import hook adds to every llmbench time below; install a wheel to compare with the goals")
+    print("llmbench is an editable install, whose import hook lengthens every llmbench time below; install a wheel to compare with the goals")
 print(f"\n  {'command':<34}{'ms':>7}{'± ms':>7}{'ratio':>8}{'goal':>8}")
 missed = 0
 for name, values in times.items():
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     line = f"{1000 * median[name]:>7.0f}{1000 * spread:>7.0f}"
     if name in ("line", "table"):
-        title = {"line": "bare Typer app, one line", "table": "bare Typer app, a rich table"}[name]
+        title = {"line": "Typer app, one line", "table": "Typer app, a rich table"}[name]
         print(f"  {title:<34}{line}")
         continue
     command, kind = name.split()
@@ -115,6 +117,6 @@ for name, values in times.items():
     missed += ratio > goal
     title = f"llmbench {command} --format {kind}"
     print(f"  {title:<34}{line}{ratio:>7.2f}×{goal:>7.1f}×{'' if ratio <= goal else '  missed'}")
-print("\n  ratio: json to the one-line app, table to the table app" + (f"; {missed} missed" if missed else "; all goals met"))
+print("\n  ratio: the time of the command divided by the time of the Typer app (json: one line, table: a rich table)" + (f"; {missed} missed" if missed else "; all goals met"))
 sys.exit(1 if missed else 0)
 PYTHON
