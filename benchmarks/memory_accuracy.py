@@ -96,7 +96,7 @@ def figure(run: dict[str, Any], memory: Memory) -> float:
 
 
 TRACED = [
-    # model, --set, tokens, batch, attention, recompute, precision
+    # Each entry: (model, --set, tokens, batch, attention, recompute, precision).
     *[
         ("gpt2", {}, 1024, batch, attention, recompute, "mixed")
         for batch, attention, recompute in (

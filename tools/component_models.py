@@ -87,7 +87,7 @@ PAGES: dict[str, dict[str, Uses]] = {
         "learned table": lambda spec: isinstance(spec.positions, LearnedPositions),
         "ALiBi": lambda spec: any(isinstance(encoding, Alibi) for encoding in positions(spec)),
         "relative bias": lambda spec: any(isinstance(encoding, RelativeBias) for encoding in positions(spec)),
-        "layers with and layers without positions": lambda spec: (
+        "some layers with positions, some without": lambda spec: (
             len({isinstance(spec.positions_of(mixer), NoPositions) for mixer in mixers(spec, Attention)}) > 1
         ),
         "no positions": lambda spec: all(isinstance(encoding, NoPositions) for encoding in positions(spec)),

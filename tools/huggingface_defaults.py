@@ -53,7 +53,7 @@ ENCODERS = (
     "roberta",
     "xlm-roberta",
 )
-"""Model types that are read as masked language models."""
+"""Model types whose record describes the masked language model of transformers."""
 
 ENCODER_DECODERS = (
     "bart",
@@ -68,10 +68,10 @@ ENCODER_DECODERS = (
     "t5gemma",
     "umt5",
 )
-"""Model types that are read with encoder and decoder."""
+"""Model types whose record describes the encoder-decoder model of transformers."""
 
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
-"""Config keys of the text part of a composite. The first one that the config has is used."""
+"""Config keys of the text part of a composite. The tool uses the first of these keys that the config has."""
 
 DROPPED = re.compile(
     "|".join(
@@ -101,7 +101,8 @@ DROPPED = re.compile(
         ]
     )
 )
-"""Patterns of config keys that change neither a figure nor the results of the text model."""
+"""Patterns of config keys that the file leaves out, because they change neither a figure nor the results of the text
+model."""
 
 
 def facts() -> dict[str, dict[str, Any]]:
@@ -258,8 +259,8 @@ def check() -> list[str]:
     """Return the differences between the file and the installed transformers, one line per model type."""
     fresh = json.loads(render(facts()))["types"]
     stored = json.loads(PATH.read_text(encoding="utf-8"))["types"]
-    problems = [f"{name}: not in the file" for name in fresh.keys() - stored.keys()]
-    problems += [f"{name}: in the file, not in transformers" for name in stored.keys() - fresh.keys()]
+    problems = [f"{name}: in transformers, but not in the file" for name in fresh.keys() - stored.keys()]
+    problems += [f"{name}: in the file, but not in transformers" for name in stored.keys() - fresh.keys()]
     for name in fresh.keys() & stored.keys():
         if fresh[name] != stored[name]:
             parts = [p for p in {**fresh[name], **stored[name]} if fresh[name].get(p) != stored[name].get(p)]

@@ -25,11 +25,12 @@ HEAD = """\
 
 <!-- Written by tools/kernel_reference.py from kernels/. Do not edit; run it again. -->
 
-The configurations of each [kernel](concepts/kernels.md) at the shapes of real models, on Hopper (sm_90) in bf16, or in
-fp32 for a kernel without bf16. The reasons are calculations of registers, shared memory and occupancy; none has been
-timed. The column `shapes` has the numbers of the shapes that run with a configuration. Numbers in brackets are shapes
-for which it is a candidate, to be chosen by measurements on a GPU. `llmbench kernels inspect` shows the compiled
-result of each configuration; `--format json` has the reasons for other formats and architectures.
+This page lists the configurations of each [kernel](concepts/kernels.md) at the shapes of real models, on Hopper (sm_90)
+in bf16, or in fp32 for a kernel without bf16. The reasons come from calculations of registers, shared memory and
+occupancy. No configuration has been timed yet. The column `shapes` lists the numbers of the shapes that run with a
+configuration. A number in brackets is a shape for which the configuration is a candidate; a measurement on a GPU must
+decide. `llmbench kernels inspect` shows the compiled result of each configuration. `--format json` shows the reasons
+for other formats and architectures.
 """
 
 

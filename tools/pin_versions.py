@@ -68,7 +68,7 @@ def write(versions: dict[str, str]) -> str:
     rest = [name for name in rest if not name.startswith(("nvidia-c", "nvidia-nc", "nvidia-nv", "cuda-"))]
     return (
         "".join(lines)
-        + "# Everything else, at the version that was newest.\n"
+        + "# All other packages, each at the version that was newest.\n"
         + "".join(f"{name}=={versions[name]}\n" for name in rest)
     )
 
@@ -89,7 +89,7 @@ def main() -> int:
         return 0
     missing = not_pinned()
     if missing:
-        print(f"constraints.txt does not pin {', '.join(missing)}", file=sys.stderr)
+        print(f"constraints.txt does not pin {', '.join(missing)}: run python tools/pin_versions.py", file=sys.stderr)
     return 1 if missing else 0
 
 

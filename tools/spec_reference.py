@@ -28,7 +28,8 @@ HEAD = """\
 <!-- Written by tools/spec_reference.py from the types in llmbench/spec/. Do not edit; run it again. -->
 
 [Specs](concepts/specs.md) explains how the parts fit together. A *size* is a whole number from 1 to 2³¹. A *count* may
-also be 0. A field that is not required may be left out. llmbench refuses an unknown field and says where it stands.
+also be 0. A field that is not required may be left out. llmbench refuses an unknown field and names its place in the
+file.
 """
 
 SECTIONS = (

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="run only experiments whose names contain NAME, and no tests",
+        help="run only experiments whose names contain NAME; run no tests",
     )
     add(
         "--tune",

@@ -262,7 +262,7 @@ EXPERIMENTS = (*_attention(), *_decoding(), *_rows(), *_mixtures(), *_loss())
 
 def chosen(words: Sequence[str]) -> list[Experiment]:
     """Return the experiments whose names contain at least one of `words`. If `words` is empty, return all experiments.
-    Raises UnknownNameError if no experiment's name contains a word."""
+    Raises UnknownNameError for a word that no experiment's name contains."""
     for word in words:
         if not any(word.lower() in experiment.name.lower() for experiment in EXPERIMENTS):
             names = [experiment.name for experiment in EXPERIMENTS]

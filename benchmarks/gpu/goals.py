@@ -30,9 +30,9 @@ Verdict = Literal["moonshot", "pass", "MISS", "not yet", "–", "n/a", "INCORREC
 class Goal(NamedTuple):
     """A bound on our kernel in `experiment`, relative to `baseline`.
 
-    - `by`: the work from which both rates are computed: "flops" or "bytes". "time": both calls do the same work.
-      "memory": the goal bounds the peak memory of a call without its results, as a share of the tensor that `baseline`
-      names.
+    - `by`: the quantity that is compared. "time": the times; both calls do the same work. "flops", "bytes": the rates,
+      computed from the FLOPs or bytes of each call. "memory": the peak memory of our call without its results, as a
+      share of the tensor that `baseline` names.
     - `must`: the bound that our kernel has to reach. `moonshot`: a more ambitious bound. If both are None, the table
       only shows the ratio.
     - `at_most`: whether the bounds are upper bounds on a time or on a share.
@@ -160,7 +160,7 @@ def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
     if goal.by == "memory":
         value = _extra_memory(ours)
         if value is None:
-            return Outcome(goal, shape, None, "n/a", "memory is not counted on this device")
+            return Outcome(goal, shape, None, "n/a", "memory is not measured on this device")
     else:
         other = rows.get(goal.baseline)
         if other is None or other.measurement is None:

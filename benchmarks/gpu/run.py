@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
         summary.table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ())
         return _code(results.rows)
-    chosen(given.only)  # An unknown name raises its error here, before the run starts.
+    chosen(given.only)  # Look up the names before the run starts, so that an unknown name ends the command at once.
     kernels = [load_kernel(name) for name in given.tune or KERNELS]
     with open_rehearsal() if given.quick else open_gpu() as machine:
         if given.warm is not None:

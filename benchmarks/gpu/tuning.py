@@ -174,6 +174,8 @@ def ranking(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
         elif rehearsal:
             text = "rehearsed"
         else:
-            text = f"{row.seconds * 1e3:.4g} ms" + (f", {row.seconds / shipped:.3f} of the shipped" if shipped else "")
+            text = f"{row.seconds * 1e3:.4g} ms" + (
+                f", {row.seconds / shipped:.3f}× the time of the shipped configuration" if shipped else ""
+            )
         lines.append(f"  {row.implementation}: {text}")
     return "\n".join(lines)

@@ -28,9 +28,9 @@ add numbers in another order than plain torch, which changes results in fp32. Th
 budget of 2."""
 
 WIDEST = 1024
-"""The widest window or chunk, in tokens, that a check uses. A model with a wider window is checked with a window of
-this width, because the same compiled kernels compute both widths. A check needs about twice as many tokens as its
-window. Its fp64 scores take 34 MB per head."""
+"""The widest window or chunk, in tokens, that a check uses. A wider window is reduced to this width in the check,
+because the same compiled kernels compute both widths. A check needs about twice as many tokens as its window. The fp64
+scores of 2 × WIDEST tokens take 34 MB per head."""
 
 MOST_HEADS = 2
 """The largest number of key heads in a check that needs long sequences because of a window. The attention scores take

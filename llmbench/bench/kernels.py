@@ -135,7 +135,7 @@ def _candidates(
         try:
             verdicts = _verdicts(kernel, inputs(), backward=backward)
             extra["checked"] = "at this shape"
-        except (torch.OutOfMemoryError, MemoryError):  # the fp64 reference does not fit into memory
+        except (torch.OutOfMemoryError, MemoryError):  # the fp64 reference does not fit into memory at this shape
             small = (inputs_of(kernel, small_case, 0, dtype, device) for small_case in kernel.cases)
             verdicts = [verdict for tensors in small for verdict in _verdicts(kernel, tensors, backward=backward)]
             extra["checked"] = "in small cases"

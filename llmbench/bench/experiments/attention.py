@@ -56,8 +56,8 @@ MASKS: dict[str, tuple[dict[str, Any], Positions]] = {
     "window": ({"sliding_window": 0}, Rope()),
     "alibi": ({}, Alibi()),
 }
-"""For each mask, the changed fields of the mixer and the position encoding. `_group` sets every changed field, such as
-the window, to an eighth of the sequence length."""
+"""For each mask, the mixer fields that differ from plain causal attention, and the position encoding. `_group` sets
+each of these fields, such as the window, to an eighth of the sequence length."""
 
 
 def groups(ask: Ask) -> list[Group]:

@@ -138,8 +138,8 @@ EXPERIMENT = Experiment(
         ("largest_batch", "largest batch", "count"),
     ),
     notes=(
-        "parameters, cache per token: those of the timed attention layer with its projections",
-        f"largest batch: the most sequences of that context that a model of {LAYERS} such layers with LLaMA's"
-        " feed-forward can serve at once in the free memory; it is computed, not measured",
+        "parameters, cache per token: the values of the timed attention layer with its projections",
+        f"largest batch: the largest number of sequences of `context` tokens that a model of {LAYERS} such layers with"
+        " LLaMA's feed-forward can serve at once in the free memory. It is computed, not measured",
     ),
 )

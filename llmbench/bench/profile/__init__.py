@@ -141,12 +141,12 @@ def profile(
     if not by_kernel:
         return measured
     if rows[0].status != "ok":
-        return measured._replace(unrecorded=f"{names[0]} is {rows[0].status} and was not recorded")
+        return measured._replace(unrecorded=f"{names[0]} was not recorded, because its row is {rows[0].status}")
     try:
         recording = _recorded(piece, setting, names[0])
     except RuntimeError as problem:  # the profiler failed, but the measured times are valid
         text = str(problem).partition("\n")[0]
-        return measured._replace(unrecorded=f"{names[0]} does not run under the profiler: {text}")
+        return measured._replace(unrecorded=f"the profiler failed while it recorded {names[0]}: {text}")
     ops = piece.ops(setting, traits_of(names[0]))
     times = op_times(recording.launches, ops, setting.direction, references.limits(piece.bandwidth))
     return measured._replace(ops=times, recording=recording)

@@ -43,8 +43,8 @@ UNJOINED = "unjoined"
 """The op name for GPU kernels that the profiler cannot match with a launch."""
 
 _FUNCTIONS = {"attend": "core", "attend_latent": "core", "rotate": "rope", "glu": "act", "loss": "loss"}
-"""The functions of an implementation that compute an op without a module. The value is the last part of the op's
-name."""
+"""The functions of an implementation that compute an op for which the model has no module. The key is the name of the
+function. The value is the last part of the op's name."""
 
 
 class Launch(NamedTuple):
@@ -88,7 +88,8 @@ class Recording(NamedTuple):
     def save(self, path: Path) -> None:
         """Write the trace for Perfetto or chrome://tracing, gzipped if the name ends in .gz. A trace can be written
         only once. Raises LLMBenchError if the trace cannot be written."""
-        # Write to a temporary file first. If the profiler fails, it deletes an existing file and reports no error.
+        # The trace goes to a temporary file first, because the profiler deletes an existing file even if it then fails,
+        # and reports no error.
         with TemporaryDirectory() as folder:
             exported = Path(folder) / f"trace{path.suffix}"
             self.profiler.export_chrome_trace(str(exported))
@@ -176,7 +177,7 @@ def profiled(call: Callable[[], Any], device: torch.device) -> Recording:
     for _ in range(CALLS):
         if on_gpu:
             torch.cuda.synchronize(device)
-        # torch 2.11 warns about several profiler cycles if acc_events is not set, although there is only one cycle
+        # Without acc_events, torch 2.11 warns about several profiler cycles, although there is only one cycle.
         with profile(activities=activities, acc_events=True) as profiler:
             call()
             if on_gpu:
@@ -209,7 +210,7 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
-    }  # later events replace earlier ones: the last event with a sequence number created the autograd node
+    }  # If several events have the same sequence number, the last event created the autograd node.
     totals: dict[_Key, tuple[int, float]] = {}
     for event in events:
         node = _node(event)

@@ -94,8 +94,8 @@ def stages(case: Case, impl: str | None = None) -> list[Stage]:
     implementation must compute.
 
     An answer consists of a first token and of decoding steps. The cache grows by one token per step, and the FLOPs and
-    bytes of an op grow linearly with the tokens in the cache. So half of the steps are counted like the first step, and
-    half like the last step.
+    bytes of an op grow linearly with the tokens in the cache. Therefore the mean step costs as much as the mean of the
+    first and the last step, and each of these two is counted for half of the steps.
     """
     formats: dict[str, Any] = dict.fromkeys(("weight_dtype", "activation_dtype", "kv_dtype"), case.dtype)
 
@@ -354,7 +354,7 @@ EXPERIMENT = Experiment(
         "answer: the time to read a prompt and to choose `new_tokens` tokens, one after the other",
         "tokens/s: tokens of all sequences together: for `first token`, the tokens that the model reads; otherwise, the"
         " tokens that it generates",
-        "graph: each step runs as one CUDA graph. Every cache is static; the host updates its record of the cache"
-        " outside the graph",
+        "graph: each step runs as one CUDA graph. Every cache has a static size. The host updates its record of the"
+        " cache (lengths, free slots) outside the graph",
     ),
 )

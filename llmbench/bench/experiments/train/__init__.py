@@ -132,8 +132,8 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         pace=ask.pace if alone else ask.pace.fixed(),
         graphs=False,
         attention=True,
-        # The energy is measured only without other ranks, because an energy measurement repeats the call for a second,
-        # but all ranks must make the same number of calls.
+        # The energy is measured only in a run without other ranks. An energy measurement repeats the call for one
+        # second, so that ranks would make different numbers of calls.
         energy=alone and not ask.quick,
     )
 
@@ -156,7 +156,7 @@ def candidate(
     share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
-    # The prediction counts a workspace of cuBLAS. A CPU does not have it.
+    # memory.peak_bytes includes a workspace of cuBLAS, which a CPU does not have.
     workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]
     extra: dict[str, Scalar] = {
         "tokens": setting.batch * setting.seq_len,
@@ -252,7 +252,8 @@ EXPERIMENT = Experiment(
         "MFU: the FLOPs that the model needs (forward and backward pass, only score pairs that the mask allows),"
         " divided by the FLOPs that the device can do in the time of the step at its peak rate. The peak rate is that"
         " of the datasheet; without a datasheet, it is the rate of matrix products in this run",
-        "HFU: as MFU, with recomputed FLOPs (scores in the backward pass of flash attention, recomputed layers)",
+        "HFU: as MFU, but recomputed FLOPs count too: scores in the backward pass of flash attention, and recomputed"
+        " layers",
         "analytic: the peak memory that `llmbench memory` predicts; predicted: the sum of the roofline times of all"
         " ops, without communication",
         "batch: sequences of all ranks together; FSDP gives each rank an equal part, tensor parallelism (TP) gives the"

@@ -82,7 +82,7 @@ class Trainer:
         # These functions are built only once, because torch.compile would compile again for a new object.
         self._checkpointed_forwards = [(block, partial(_checkpointed, block.forward)) for block in model.layers]
         self.parameters = list(dict.fromkeys(model.parameters()))
-        # A fused update needs tensors of one type, so plain tensors and DTensors are in separate groups.
+        # A fused AdamW update needs tensors of one type, so plain tensors and DTensors are in separate groups.
         kinds = dict.fromkeys(map(type, self.parameters))
         groups = [{"params": [weight for weight in self.parameters if type(weight) is kind]} for kind in kinds]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
