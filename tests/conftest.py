@@ -1,5 +1,6 @@
 """Without a GPU, kernels run in Triton's interpreter, which must be chosen before the first of them is loaded."""
 
+import gc
 import os
 from typing import Any
 
@@ -27,8 +28,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
 
 
-TOGETHER = ("tests/cli/test_bench.py",)
-"""Files whose fixtures take a minute: one worker runs such a file whole, and makes them once. (With pytest 9.2 the mark
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """Freeze the objects that live at the start of each file, so that the garbage collector does not visit them again.
+
+    A worker has millions of them: modules, collected tests, and torch's tables. One collection of all of them takes a
+    second, and measurements collect garbage before each candidate."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free everything at its exit. Triton's bindings report what it leaves behind as a leak."""
+    gc.unfreeze()
+
+
+TOGETHER = ("tests/bench/test_ranks.py", "tests/cli/test_bench.py")
+"""Files with an expensive fixture: one worker runs such a file whole, and makes it once. (With pytest 9.2 the mark
 xdist_group has no effect.)"""
 
 
