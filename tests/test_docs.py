@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from msgspec.json import encode
 
 from llmbench.cli import run
 from tests.measure.rows import header, row
+from tests.own_process import run_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -47,6 +47,12 @@ HELP_EXAMPLES = sorted(
     }
 )
 relative = {path: str(path.relative_to(ROOT)) for path in PAGES}
+
+
+def in_own_process(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run `llmbench ...` in a process of its own."""
+    interpreting = "kernels"  # its subcommands choose whether they interpret, before they import Triton
+    return run_module(*words, imported="torch" if words[1] == interpreting else "torch._dynamo")
 
 
 @pytest.mark.parametrize("module", [reference, fields, answers], ids=["commands", "spec-fields", "read-the-json"])
@@ -95,8 +101,7 @@ def test_examples_of_the_help_run(
             (tmp_path / f"{name}.jsonl").write_bytes(b"".join(encode(line) + b"\n" for line in (header(), row())))
     own_process = ("llmbench kernels inspect", "llmbench profile", "llmbench bench")
     if example.startswith(own_process):  # this process may run kernels in the interpreter
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        subprocess.run([sys.executable, "-m", *shlex.split(example)], env=environment, check=True, capture_output=True)
+        in_own_process(shlex.split(example)).check_returncode()
         return
     assert run(shlex.split(example)[1:]) == 0, capsys.readouterr().err
 
@@ -104,6 +109,7 @@ def test_examples_of_the_help_run(
 @pytest.mark.parametrize("path", PAGES, ids=relative.get)
 def test_examples_of_the_pages_print_the_shown_output(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # a reader does not set it
+    monkeypatch.setattr(examples, "in_own_process", in_own_process)
     text = path.read_text(encoding="utf-8")
     for block in examples.BLOCK.finditer(text):
         if block["body"].startswith(examples.PROMPTS):

@@ -36,6 +36,12 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def in_own_process(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run `llmbench ...` in a process of its own."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=own)
+
+
 def output_of(command: str) -> str:
     """Return the output of a command when stdout is not a terminal.
 
@@ -48,9 +54,7 @@ def output_of(command: str) -> str:
     apart = ("llmbench kernels check", "llmbench kernels inspect", "llmbench profile", "llmbench bench")
     # The imports of these commands decide whether kernels run in the interpreter, so each command needs a new process.
     if command.startswith(apart):
-        own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        words = [sys.executable, "-m", *shlex.split(command)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
+        done = in_own_process(shlex.split(command))
         return done.stdout + done.stderr
     text = io.StringIO()
     problems = io.StringIO()

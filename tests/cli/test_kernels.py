@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 
 from llmbench.cli import run
+from tests.own_process import run_module
 
 pytest.importorskip("triton")
 
 
 def llmbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command without the variable that the tests themselves set."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "llmbench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=inherited | environment, check=False)
+    return run_module("llmbench", *arguments, **environment)
 
 
 def test_list_names_every_kernel() -> None:
