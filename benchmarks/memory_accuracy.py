@@ -199,7 +199,7 @@ def traced() -> Block:
         f"{sum(error <= TRACED_BOUND for error in errors)} of {len(errors)} within 3%, largest error {max(errors):.2%}"
     )
     return Block(
-        headline="training memory: steps of plain torch traced on fake tensors, AdamW, and predictions",
+        headline="training memory: predictions, and steps of plain torch with AdamW that are traced on fake tensors",
         table=Table(columns=columns, rows=rows),
         lines=[line],
     )

@@ -76,7 +76,7 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "
 DROPPED = re.compile(
     "|".join(
         [
-            # Token ids. The size of an embedding table comes from vocab_size.
+            # Token ids. They change no figure, because the size of an embedding table comes from vocab_size.
             r"_tokens?_ids?$|_token_index$|^(unk|mask)_index$|^vocabulary_map$|^languages$|_language$",
             r"^(image|slice|im|frame)_(start|end|patch|newline)_id$|^newline_id$|^model_type$",
             # Regularisation. It is disabled when a model is sized, served or timed.

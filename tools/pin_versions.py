@@ -26,7 +26,7 @@ CHOSEN = {
     "torch": ("2.13.0", "Any build of this version: for CUDA or for CPUs."),
     "triton": ("3.7.1", "The CUDA build of torch 2.13.0 requires exactly this version."),
     "transformers": ("5.23.0", "The tests compare parameter counts and logits with this version."),
-    "typer": ("0.28.0", "docs/commands.md contains the help texts in the layout of this version."),
+    "typer": ("0.28.0", "docs/commands.md shows the help texts as this version prints them."),
     "ruff": ("0.17.5", "Another version may format the code differently."),
     "mypy": ("2.4.1", "Another version may find other errors."),
 }

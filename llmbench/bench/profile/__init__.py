@@ -141,7 +141,7 @@ def profile(
     if not by_kernel:
         return measured
     if rows[0].status != "ok":
-        return measured._replace(unrecorded=f"{names[0]} was not recorded, because its row is {rows[0].status}")
+        return measured._replace(unrecorded=f"{names[0]} is {rows[0].status}, so its kernels were not recorded")
     try:
         recording = _recorded(piece, setting, names[0])
     except RuntimeError as problem:  # the profiler failed, but the measured times are valid
