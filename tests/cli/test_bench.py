@@ -41,19 +41,27 @@ TRACED = ["profile", "block", *SMALL, "--pass", "both", "--by", "kernel", "--tra
 BENCHES = {name: ["bench", name, "--output", f"{name}.jsonl"] for name in ALONE}
 
 MANY = """
-import contextlib, functools, json, sys
+import contextlib, functools, gc, json, sys, torch
 from llmbench.bench.experiments import experiment
 from llmbench.bench import profile
 from llmbench.cli import run
-from llmbench.measure import environment
+from llmbench.measure import environment, reference
+from llmbench.measure.clock import CpuClock
 environment.commit = lambda root: "0" * 40
 experiment.QUICK = experiment.QUICK.fixed(3)  # these tests read rows, not times
 profile.profile = functools.partial(profile.profile, pace=experiment.QUICK)
-profile.measure_references = functools.partial(profile.measure_references, budget_s=0.05)
+measured = reference.measure_references(CpuClock(), torch.float32, budget_s=0.05)
+def measure_references(clock, dtype, **options):
+    assert (clock.device.type, dtype) == ("cpu", torch.float32)
+    return measured  # one machine has the same rates in all commands
+reference.measure_references = profile.measure_references = measure_references
 for name, arguments in json.load(sys.stdin).items():
+    gc.collect()
+    gc.freeze()
     with open(name + ".out", "w") as out, contextlib.redirect_stdout(out):
         code = run(arguments)
     assert code == 0, (name, code)
+gc.unfreeze()
 """
 
 
