@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,16 @@ def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]
 
     A file must contain a field if its value differs from the default, or if `_ALWAYS` lists the field.
     """
-    defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
+    defaults = _defaults(type(part))
     always = _ALWAYS.get(type(part).__name__, set())
     pairs = [(name, getattr(part, name)) for name in names]
     return [(name, value) for name, value in pairs if name in always or value != defaults[name]]
+
+
+@cache
+def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the default values of the fields of a struct. msgspec evaluates all type hints for them, which is slow."""
+    return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
