@@ -346,7 +346,7 @@ def _about(experiment: Experiment, ask: Ask, lines: Collection[Line]) -> Iterato
     if not ask.on_gpu and any(described(name).traits.triton for name in timed & set(IMPLEMENTATIONS)):
         yield on_a_cpu()
     if any(line.metrics.speedup is not None for line in lines):
-        yield f"speed-up vs {experiment.baseline}: median of per-sample time ratios"
+        yield f"speed-up: time of {experiment.baseline} / time of the row, median over the pairs of samples"
     yield from experiment.notes
 
 

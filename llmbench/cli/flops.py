@@ -281,7 +281,7 @@ def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
     if name == "attention scores":
         return f"{times} × (d_qk + d_v) × pairs × heads"
     if name == "recurrence":
-        return f"{times} × state and taps × tokens"
+        return f"{times} × (state + convolution taps) × tokens"
     elements = sum(op.count * op.matmul_elements for op in ops)
     if explain:
         tokens = w.batch * w.query_len

@@ -147,7 +147,8 @@ def _measured(
         lines += [Line(row, metrics(row, limits, baselines[index]), row.extra) for index, row in enumerate(measured)]
         rows += as_json(measured, limits, baselines)
         below += [*machine(this_machine, limits, measured), *remarks(measured)]
-    below.append("predicted: least time for the kernel's FLOPs and bytes; speed-up: median of per-sample time ratios")
+    below.append("predicted: least time that the reference measurements allow for the kernel's FLOPs and bytes")
+    below.append("speed-up: time of the reference / time of the kernel, median over the pairs of samples")
     return Document(
         command="kernels.bench",
         inputs=inputs,

@@ -236,7 +236,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
     Each mixer of each kind of layer has a row. The indexer keys and the keys and values of cross-attention have rows of
     their own.
     """
-    from llmbench.report.describe import cache_span, distinct  # only tables need these functions, JSON does not
+    from llmbench.report.describe import cache_span, distinct  # imported here, because only tables need them
     from llmbench.sizing.formula import cache_formula
 
     rows: list[dict[str, Any]] = []
@@ -261,7 +261,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
 
 
 def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
-    """Return the model after one change: layers of kind `name` have only `mixer`, one of their parallel branches."""
+    """Return the model without the parallel branches of the layers of kind `name`, except the branch `mixer`."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 

@@ -124,7 +124,7 @@ def _status(line: Line) -> str | None:
 
 
 METRICS: tuple[Field[Line], ...] = (
-    _metric("tokens_per_s", "tokens per second; null if the row has no number of `tokens`", "tokens/s", "count"),
+    _metric("tokens_per_s", "tokens per second; null if the row has no value `tokens`", "tokens/s", "count"),
     _metric("seconds", "median time of one call", "time", "ms", scale="time", sparse=False, text=_status),
     _metric("p10_s", "10th percentile of the samples, in seconds"),
     _metric("p90_s", "90th percentile of the samples, in seconds"),
@@ -173,8 +173,8 @@ METRICS: tuple[Field[Line], ...] = (
     _metric("prediction_error", "(predicted time − measured time) / measured time", "pred. error", "percent", spare=5),
     _metric("joules_per_call", "energy of the whole GPU board per call", "energy per call", "joules", spare=7),
     _metric("joules_per_token", "energy of the whole GPU board per token", "energy per token", "joules"),
-    _metric("speedup_p10", "10th percentile of the speed-ups of single samples"),
-    _metric("speedup_p90", "90th percentile of the speed-ups of single samples"),
+    _metric("speedup_p10", "10th percentile of the speed-up over the pairs of samples"),
+    _metric("speedup_p90", "90th percentile of the speed-up over the pairs of samples"),
 )
 """The metrics of a measured row. Fields with the same `scale` are shown in the same unit."""
 

@@ -128,7 +128,7 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
 
 def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
     """Return a block about one model: a headline, the context of the figures, a table, lines, and the model's notes."""
-    from llmbench.report.describe import headline  # JSON has no headline
+    from llmbench.report.describe import headline  # imported here, because JSON has no headline
 
     reasons = [f"approximate: {reason}" for reason in about.approximate_because]
     return Block(

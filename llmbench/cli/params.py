@@ -202,7 +202,7 @@ def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
 
     Return all ops as one group if every name has the same value in encoder and decoder, else one group per stack.
     """
-    from llmbench.sizing.formula import values_of  # JSON needs no formulas
+    from llmbench.sizing.formula import values_of  # imported here, because JSON has no formulas
 
     stacks: dict[str, list[Op]] = {}
     for op in ops:

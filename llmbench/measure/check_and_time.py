@@ -159,8 +159,8 @@ def _energy(call: Call, timed: Measurement, clock: Clock) -> Energy | None:
 def _ready(candidate: Candidate, clock: Clock, attention: bool, ranks: Ranks) -> tuple[Call, dict[str, Any]] | Fault:
     """Check a candidate and run it once. Return the call and the fields of the row, or a Fault if a step failed.
 
-    After each step, all ranks learn whether the step failed on any rank. Otherwise a rank could wait forever for ranks
-    that failed and never reach the next step.
+    After each step, all ranks learn whether the step failed on any rank. Otherwise a rank could wait in the next step
+    for a rank that has failed.
     """
     device, agreed = clock.device, ranks.agreed
     checks: tuple[Check, ...] = ()
@@ -195,7 +195,7 @@ def _refuse_too_large(need_bytes: int | None, device: torch.device, processes: i
     if need_bytes is None:
         return
     if need_bytes >= ADDRESSABLE_BYTES:
-        raise MemoryError("not tried: larger than any machine can address")
+        raise MemoryError("not tried: the call needs more memory than any machine can address")
     free = free_bytes(device) if device.type == "cpu" else None
     if free is not None and need_bytes * processes > free:
         # Linux lets a process allocate more memory than is free, and kills the process when it uses the memory.

@@ -123,6 +123,6 @@ def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[st
     marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
     dispatcher = "aten::scaled_dot_product_attention"  # this op only chooses the backend
     names = {row.name for row in kernel_times(call, device) if row.name != dispatcher}
-    if device.type == "cpu":  # the profiler also lists the autograd nodes that ran the ops
+    if device.type == "cpu":  # drop the autograd nodes that ran the ops, because the profiler lists them too
         names = {name for name in names if "::" in name and not name.startswith("autograd::")}
     return tuple(sorted(name for name in names if any(mark in name.lower() for mark in marks)))

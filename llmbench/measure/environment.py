@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def gpus() -> Gpus:
-    """Ask NVML for the GPUs of this machine."""
+    """Return the driver version and the GPUs of this machine, as NVML reports them."""
     try:
         import pynvml
 

@@ -86,8 +86,7 @@ class Ranks:
         return result
 
     def gathered(self, value: T) -> list[T]:
-        """Return the values of all ranks in the order of the ranks. Raises DeviceLostError if a rank does not "
-        "answer."""
+        """Return the values of all ranks, in rank order. Raises DeviceLostError if a rank does not answer."""
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
@@ -126,7 +125,7 @@ def _sendable(problem: Exception) -> Exception:
     """Return the error if it can be pickled, else a RuntimeError with the type and the first line of the error."""
     try:
         copied: Exception = loads(dumps(problem))
-    except Exception:  # an error may have any attributes
+    except Exception:  # pickling calls methods of the error's class, which may raise any error
         return RuntimeError(f"{type(problem).__name__}: {_first_line(problem)}")
     return copied
 

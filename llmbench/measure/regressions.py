@@ -220,7 +220,10 @@ def _error_of_median(measurement: Measurement) -> float:
 
 
 def _student_quantile(share: float, freedom: float) -> float:
-    """Return the quantile of Student's t distribution (Abramowitz and Stegun 26.7.5, three terms)."""
+    """Return the `share` quantile of Student's t distribution with `freedom` degrees of freedom.
+
+    Source: Abramowitz and Stegun 26.7.5, with three terms.
+    """
     z = NormalDist().inv_cdf(share)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + (z**3 + z) / (4 * freedom) + second / freedom**2
@@ -287,8 +290,7 @@ def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
 
 
 def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs: list[tuple[Row, Row]]) -> list[str]:
-    """Return notes on both files: damaged lines, noise of the machine, and differences between the last two "
-    "sessions."""
+    """Return notes on both files: damaged lines, noise of the machine, and differences between the last sessions."""
     notes = [
         f"{_counted(len(results.damaged), 'damaged line')} of {results.path} left out"
         for results in (before, after)

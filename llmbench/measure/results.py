@@ -133,7 +133,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     @property
     def ended_session(self) -> bool:
-        """Whether this row ended its session, because its candidate lost the GPU or other ranks."""
+        """Whether the candidate of this row lost the GPU or other ranks, which ended the session."""
         return self.extra.get(ENDED_SESSION) is True
 
     @property

@@ -63,8 +63,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Gpu:
-    """One GPU, read through NVML. `nvml`: the module pynvml, already initialised. `handle`: NVML's handle of the "
-    "GPU."""
+    """One GPU, read through NVML. `nvml`: the initialised module pynvml. `handle`: NVML's handle of the GPU."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self.nvml, self.handle = nvml, handle

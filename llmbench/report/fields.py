@@ -78,8 +78,7 @@ def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
 
 
 class Cell(NamedTuple):
-    """A cell of a table that shows people a text of its own. `value`: the value for CSV. `text`: the text for "
-    "people."""
+    """A table cell with two contents. `value`: the value for CSV. `text`: the text that people see."""
 
     value: Any
     text: str
@@ -104,8 +103,7 @@ def records(fields: Sequence[Field[Item]], items: Iterable[Item]) -> list[dict[s
 
 
 def fitted(fields: Iterable[Field[Item]], items: Sequence[Item]) -> list[Field[Item]]:
-    """Return the fields with units that suit the values of the items. Fields with the same `scale` get the same "
-    "unit."""
+    """Return the fields with units that suit the values of the items. Fields of the same `scale` get the same unit."""
     fields = list(fields)
     values: dict[str, list[Any]] = {}
     for field in fields:

@@ -30,8 +30,7 @@ Unit = Literal[
     "scientific",
     "parameters",
 ]
-"""The unit in which a table shows a value. Values are stored in bytes, FLOPs, joules or seconds, shares as "
-"fractions."""
+"""The unit in which a table shows a value. Stored values are in bytes, FLOPs, joules, seconds or fractions of one."""
 
 UNKNOWN = "–"
 _PREFIXES = (

@@ -85,7 +85,7 @@ def test_a_fault_on_one_rank_is_found(found: dict[str, Any]) -> None:
 def test_a_failure_on_one_rank_is_a_failure_on_all(found: dict[str, Any]) -> None:
     rows = {row["implementation"]: (row["status"], row["reason"]) for row in found["faults"]}
     assert rows == {
-        "need": ("OOM", "not tried: larger than any machine can address; on rank 1"),
+        "need": ("OOM", "not tried: the call needs more memory than any machine can address; on rank 1"),
         "check": ("FAILED", "RuntimeError: OddError: odd; on rank 1"),
         "wrong": ("INCORRECT", "out: error 1.0e+00, budget 0.0e+00; on rank 1"),
         "made": ("OOM", "no room; on rank 1"),

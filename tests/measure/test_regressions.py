@@ -350,8 +350,8 @@ def test_other_differences_are_noted() -> None:
         damaged=[Damage("file.jsonl", 3, "truncated")], sessions=[Session(None, before.sessions[0].rows)]
     )
     assert diff(damaged, before).notes == [
-        "1 damaged line in file.jsonl left out",
-        "no header in file.jsonl: the machine and the inputs are unknown",
+        "1 damaged line of file.jsonl left out",
+        "no header in file.jsonl: the machine and the inputs of the run are unknown",
     ]
 
 

@@ -185,7 +185,7 @@ def test_files_that_differ_from_the_commit_are_noted(was: str, now: str, notes: 
     before, after = (msgspec.structs.replace(ENVIRONMENT, commit=commit) for commit in (was, now))
     Store(path, header(environment=before)).close()
     with Store(path, header(environment=after), resume=True) as store:
-        assert store.notes == ["files differ from commit abc: earlier rows may come from other code"] * notes
+        assert store.notes == ["the code differs from commit abc: earlier rows may come from other code"] * notes
 
 
 OLD_FILE = Path(__file__).parent / "data" / "results-1.jsonl"
