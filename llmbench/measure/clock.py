@@ -38,6 +38,7 @@ __all__ = [
     "attribute_loss",
     "clock_for",
     "compare",
+    "observing",
 ]
 
 Call = Callable[[], Any]
@@ -58,9 +59,29 @@ class DeviceLostError(LLMBenchError):
     candidate: str | None = None
 
 
+_observer: Callable[[str], None] | None = None
+
+
+@contextmanager
+def observing(observer: Callable[[str], None]) -> Iterator[None]:
+    """Until the block ends, call `observer` with the name of a candidate each time the candidate begins to run.
+
+    If the process hangs or dies, the last name tells which candidate was running.
+    """
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
 @contextmanager
 def attribute_loss(candidate: str) -> Iterator[None]:
-    """If the block raises a DeviceLostError, store the name of the candidate in the error."""
+    """Report that the candidate begins to run. If the block raises a DeviceLostError, store the candidate's name in the
+    error."""
+    if _observer is not None:
+        _observer(candidate)
     try:
         yield
     except DeviceLostError as problem:
@@ -120,7 +141,7 @@ class Clock(Protocol):
         ...
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready for timing. All candidates are timed by the same method."""
+        """Make all candidates ready for timing. If possible, all candidates are timed by the same method."""
         ...
 
     def check_device(self) -> None:
@@ -283,15 +304,15 @@ def _wall_s(call: Call, count: int) -> float:
 class CudaClock:
     """A clock that times calls on a GPU with CUDA events, and empties the L2 cache before each call.
 
-    `graphs`: when calls are captured as CUDA graphs. All candidates are captured, or none.
-        "auto": if a call takes less than `SHORT_S` seconds. If the capture of a candidate fails, no candidate is timed
-        as a graph, and all candidates get a note with the reason.
+    `graphs`: when calls are captured as CUDA graphs.
+        "auto": all calls, if one of them takes less than `SHORT_S` seconds. A candidate that cannot be captured is
+        timed with direct calls and gets a note with the reason. The others stay graphs.
         "always": always. If the capture of a candidate fails, the error is raised.
         "never": never.
     `cuda`: torch.cuda, or a replacement for it in tests.
     """
 
-    SHORT_S = 500e-6
+    SHORT_S = 2e-3
     threads: int | None = None
 
     def __init__(self, device: torch.device, *, graphs: Graphs = "auto", cuda: Any = torch.cuda) -> None:
@@ -323,18 +344,20 @@ class CudaClock:
         return float(start.elapsed_time(end)) * 1e-3
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready for timing: either all as CUDA graphs, or all as direct calls."""
-        notes: tuple[str, ...] = ()
+        """Make all candidates ready for timing, as CUDA graphs if one of them is short."""
         short = any(candidate.fastest_s < self.SHORT_S for candidate in candidates.values())
-        if self.graphs == "always" or (self.graphs == "auto" and short):
-            try:
-                replays = {name: self._captured(name, candidate.call) for name, candidate in candidates.items()}
-                return {name: self._stopwatch(replay, "cuda-graph", ()) for name, replay in replays.items()}
-            except CannotRunError as problem:
-                if self.graphs == "always":
-                    raise
-                notes = (str(problem),)
-        return {name: self._stopwatch(candidate.call, "cuda-events", notes) for name, candidate in candidates.items()}
+        graphs = self.graphs == "always" or (self.graphs == "auto" and short)
+        return {name: self._ready(name, candidate.call, graphs) for name, candidate in candidates.items()}
+
+    def _ready(self, name: str, call: Call, graphs: bool) -> Stopwatch:
+        if not graphs:
+            return self._stopwatch(call, "cuda-events", ())
+        try:
+            return self._stopwatch(self._captured(name, call), "cuda-graph", ())
+        except CannotRunError as problem:
+            if self.graphs == "always":
+                raise
+            return self._stopwatch(call, "cuda-events", (f"{problem}; this time includes gaps between launches",))
 
     def check_device(self) -> None:
         """Raise DeviceLostError if the CUDA context is lost, as after an illegal memory access."""
