@@ -86,7 +86,8 @@ def _ops(entry: Entry) -> list[Op]:
 
 
 def _candidates(entries: Sequence[Entry], references: ReferenceMeasurements) -> list[Candidate]:
-    # Drop the compiled code of earlier groups. All candidates of this group keep their compiled code.
+    # torch limits the number of compilations, so drop the compiled code of earlier groups. This happens once per group:
+    # all candidates of this group keep their compiled code.
     forget_compiled()
     shared: dict[tuple[int, int], Callable[[], BuiltPiece]] = {}
     candidates = []
@@ -160,7 +161,7 @@ def _functions_used(piece: Piece, setting: Setting) -> set[str]:
 
 
 class _Recorder:
-    """The implementation `standard`. It records the name of each of its functions that a piece uses."""
+    """A stand-in for the implementation `standard` that records the name of each function that a piece uses."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -202,7 +203,7 @@ def one_pass(
         if isinstance(value := inputs.get(name), Tensor):
             arguments[name] = value.detach().requires_grad_()
     targets = [arguments[name] for name in differentiable if isinstance(arguments.get(name), Tensor)] + list(weights)
-    assert targets, "neither the inputs nor the weights have gradients"
+    assert targets, "no backward pass to time: neither the inputs nor the weights need gradients"
     grads: list[Tensor] = []
 
     def outputs() -> list[Tensor]:

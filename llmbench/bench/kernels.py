@@ -56,7 +56,7 @@ def inputs_of(kernel: Kernel, case: Any, seed: int, dtype: torch.dtype, device: 
 
 
 def work_of(cost: Cost, direction: Pass) -> tuple[int, int]:
-    """Return the FLOPs and the bytes of one pass of a kernel with this cost."""
+    """Return the FLOPs and the bytes of the pass `direction` of a kernel. `cost`: the cost of the kernel."""
     if direction == "forward":
         return cost.flops, cost.bytes
     if direction == "backward":

@@ -82,7 +82,7 @@ def test_another_setting_decides_nothing() -> None:
     assert (found.verdict, found.measured, found.reason) == (
         "n/a here",
         3.0,
-        "not comparable: run at a smaller size than the claim",
+        "not comparable: the run was smaller than the setting of the claim",
     )
     assert outcome(replace(of, any_size=True), rows(SLOW, FAST), own_setting=False).verdict == "holds"
     assert outcome(replace(of, run=None), rows(SLOW, FAST), own_setting=False).verdict == "holds"  # analytic

@@ -16,11 +16,11 @@ EXPERIMENTS: dict[str, str] = {
     "attention": "all attention kernels, over sequence lengths, masks and passes",
     "norms": "LayerNorm and RMSNorm: plain, fused and compiled, alone and with the residual sum, over widths",
     "activations": "feed-forwards from ReLU to SwiGLU with equal parameter counts, plain and fused, over widths",
-    "positions": "a small model without positions and with learned, sinusoidal, RoPE and ALiBi positions",
+    "positions": "a small model with each position encoding: none, learned, sinusoidal, RoPE, ALiBi",
     "heads": "MHA, GQA, MQA and MLA at equal hidden size, in prefill and decoding: speed, cache, largest batch",
     "moe": "mixtures of experts in three implementations, compared with dense feed-forwards",
     "generate": "text generation: first token, next token and whole answer, eager and as a CUDA graph",
-    "train": "training steps, also recomputed and compiled; FSDP2 and tensor parallelism under torchrun",
+    "train": "training steps: plain, with recomputation, compiled; under torchrun, with FSDP2 or tensor parallelism",
     "collectives": "all-reduce, all-gather, reduce-scatter and all-to-all under torchrun, over tensor sizes",
     "textbook": "a textbook's claims on speed and memory, and whether they hold on this machine",
 }

@@ -56,8 +56,8 @@ MASKS: dict[str, tuple[dict[str, Any], Positions]] = {
     "window": ({"sliding_window": 0}, Rope()),
     "alibi": ({}, Alibi()),
 }
-"""For each mask, the mixer fields that differ from plain causal attention, and the position encoding. `_group` sets
-each of these fields, such as the window, to an eighth of the sequence length."""
+"""For each mask: the mixer fields that plain causal attention does not have, and the position encoding. The value 0 is
+a placeholder: `_group` sets these mixer fields to an eighth of the sequence length."""
 
 
 def groups(ask: Ask) -> list[Group]:
@@ -95,7 +95,8 @@ EXPERIMENT = Experiment(
     baseline="standard",
     chart=Chart("seq_len", "tokens per sequence"),
     notes=(
-        "window, alibi: standard and torch's kernels build their mask and bias in every call, as they do in a layer;"
-        " the flash kernel on a GPU needs no mask and no bias; flex builds its block mask before the timing",
+        "window, alibi: standard and torch's kernels build the mask and the bias in every call, as in a layer",
+        "window, alibi: on a GPU, the flash kernel needs no mask tensor and no bias tensor",
+        "window, alibi: flex builds its block mask before the timing",
     ),
 )

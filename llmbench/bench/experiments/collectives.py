@@ -31,8 +31,8 @@ class Collective(NamedTuple):
 
     - `input_share(n)`, `output_share(n)`: the size of one rank's input and output, as a share of the whole tensor.
     - `run(output, input)` runs the collective.
-    - `expected(n)`: the output of a rank if rank r fills its input with r + 1. The list has one value for each equal
-      part of the output.
+    - `expected(n)`: the values in a rank's output if each rank r fills its input with r + 1. The output consists of
+      equal parts. The list has one value per part.
     - `sent_share(n)`: the least bytes that a rank must send, as a share of the whole tensor (Patarasu and Yuan 2009 for
       the all-reduce).
     """

@@ -54,8 +54,8 @@ class Group:
     """The candidates that are compared in one case.
 
     - `candidates(references)` builds the candidates, in the order of `names`.
-    - `graphs`: whether short candidates may be captured as CUDA graphs. A graph cannot contain a backward pass without
-      its forward pass.
+    - `graphs`: whether a candidate whose call is short may be captured as a CUDA graph. A graph cannot contain a
+      backward pass without its forward pass.
     - `attention`: whether the rows name the attention kernels that ran.
     - `energy`: whether the energy is measured, in joules.
     - `experiment`: the name of the experiment. `Experiment.named` sets it.
@@ -148,7 +148,7 @@ class Experiment:
     name: str = ""
 
     def named(self, name: str) -> Experiment:
-        """Return a copy of the experiment with this name. The groups of the copy have the same name."""
+        """Return a copy of the experiment with this name. Each group of the copy has `experiment` = `name`."""
 
         def groups(ask: Ask) -> list[Group]:
             return [replace(group, experiment=name) for group in self.groups(ask)]
@@ -170,8 +170,8 @@ def run(
 
     If all rows of a group are already in the store, the group is skipped and its rows are not yielded. An interrupted
     group is timed again as a whole, because its candidates are compared side by side. An interruption therefore loses
-    only the rows of the current group. A candidate that ended an earlier session is left out, because it would end this
-    session too.
+    only the rows of the current group. A candidate that destroyed the GPU's context or lost another rank in an earlier
+    session is left out, because it would end this session too.
 
     Raises CannotRunError if a candidate destroyed the GPU's context or lost another rank. The row of that candidate is
     the last row.
@@ -195,7 +195,7 @@ def run(
             place = " at ".join(filter(None, (problem.candidate, where)))
             raise CannotRunError(
                 f"{problem}, at {place}",
-                hint="the rows measured before are in the --output file; --resume continues from there",
+                hint="the rows measured before this failure are in the --output file; --resume continues from there",
             ) from None
 
 

@@ -78,7 +78,7 @@ def groups(ask: Ask) -> list[Group]:
 def _group(ask: Ask, free: int | None, size: tuple[int, int], phase: str, batch: int, context: int) -> Group:
     count, head_dim = size
     hidden = count * head_dim
-    impl = "flash" if ask.on_gpu else "sdpa"  # On a CPU, flash refuses MLA, because its keys are wider than its values.
+    impl = "flash" if ask.on_gpu else "sdpa"  # On a CPU, flash refuses MLA: the keys of MLA are wider than the values.
     piece = find_piece("block") if phase == "prefill" else STEP
     entries = []
     for name, mixer in kinds(count, head_dim).items():

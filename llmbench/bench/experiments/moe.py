@@ -48,8 +48,14 @@ class _Shapes:
 
 
 def groups(ask: Ask) -> list[Group]:
-    """Return five kinds of groups: one group with dense feed-forwards, one group for each number of experts, one for
-    each number of experts per token, one for each routing, and one group with the router alone."""
+    """Return the groups of five comparisons.
+
+    - The implementations of a mixture with dense feed-forwards: one group.
+    - Numbers of experts: one group each.
+    - Numbers of experts per token: one group each. The quick preset omits them.
+    - Routings: one group each.
+    - The router alone: one group.
+    """
     shapes = _Shapes(ask)
     usual = shapes.mixture(8, 2)
     all_groups = [_against_dense(ask, shapes, usual)]
@@ -69,7 +75,7 @@ def _entry(
     spec = spec or model_of(label, shapes.hidden, ffn=ffn)
     setting = ask.setting(spec, seq_len=shapes.tokens)
     ops = piece.ops_of(setting)
-    extra: dict[str, Scalar] = {  # The counts describe the timed piece, not the model that contains the piece.
+    extra: dict[str, Scalar] = {  # The parameters of the timed piece, not of the whole model.
         "parameters": sum(op.parameters for op in ops),
         "active_parameters": sum(op.active_parameters for op in ops),
         "tokens": shapes.tokens,

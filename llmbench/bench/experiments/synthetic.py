@@ -66,7 +66,7 @@ def model_of(
 # A task that a small model learns in a few steps
 
 TAIL = 10
-"""The final loss is the mean over this number of last steps."""
+"""The final loss of a training is the mean loss of its last `TAIL` steps."""
 
 
 def progressions(vocab_size: int, batch: int, length: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def _router(setting: Setting) -> BuiltPiece:
 
     def run(implementation: Implementation, x: Tensor) -> Tensor:
         _, weights, _ = _mixture_module(version(x.dtype)).router(x, implementation)
-        # The weights are summed, because implementations order the chosen experts of a token differently.
+        # Implementations order the chosen experts of a token differently. A sum over these experts does not depend on
+        # their order, so the check can compare it.
         return cast(Tensor, weights.sum(-1))
 
     x = setting.normal(setting.batch * setting.seq_len, setting.spec.hidden_size)

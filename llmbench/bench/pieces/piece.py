@@ -111,7 +111,7 @@ class Piece:
       a model without the piece.
     - `has(op)` returns whether an op of that model belongs to the piece.
     - `build(setting)` allocates the inputs and the weights.
-    - `backward_only`: the names of ops that do not run in a forward pass alone.
+    - `backward_only`: the names of ops that run only if the timed pass includes a backward pass.
     - `outputs`: the names of ops whose results are read outside the piece. The last op is not listed.
     - `fuses`: whether implementations with fused kernels run all ops of the piece in one kernel.
     - `phase`: the phase of the ops. A decoding piece has no backward pass.

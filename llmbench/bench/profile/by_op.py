@@ -88,8 +88,8 @@ class Recording(NamedTuple):
     def save(self, path: Path) -> None:
         """Write the trace for Perfetto or chrome://tracing, gzipped if the name ends in .gz. A trace can be written
         only once. Raises LLMBenchError if the trace cannot be written."""
-        # The trace goes to a temporary file first, because the profiler deletes an existing file even if it then fails,
-        # and reports no error.
+        # If the profiler cannot write the trace, it deletes an existing file of that name and reports no error. So the
+        # trace is first written to a temporary file.
         with TemporaryDirectory() as folder:
             exported = Path(folder) / f"trace{path.suffix}"
             self.profiler.export_chrome_trace(str(exported))
@@ -197,8 +197,9 @@ _Key: TypeAlias = tuple[str, bool | None, str]
 def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, float]]:
     """Return the number of runs and the total seconds of each kernel of a call.
 
-    The profiler attaches a kernel to the host event that launched it. That event may be a range. The profiler also
-    lists each range among its own kernels. Such an entry is skipped, because a range is not a kernel.
+    The profiler attaches each kernel to the host event that launched the kernel. This event may be a range. The kernels
+    that the profiler attaches to a range also contain an entry for the range itself. This entry is skipped, because a
+    range is not a kernel.
     """
     ran_on = {DeviceType.CPU: list[Any](), DeviceType.CUDA: list[Any]()}
     for event in recorded:
@@ -210,7 +211,7 @@ def _launches(recorded: Iterable[Any], on_gpu: bool) -> dict[_Key, tuple[int, fl
         event.sequence_nr: _range(event)
         for event in sorted(events, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _node(event) is None
-    }  # If several events have the same sequence number, the last event created the autograd node.
+    }  # Of several events with the same sequence number, the last event created the autograd node. The dict keeps it.
     totals: dict[_Key, tuple[int, float]] = {}
     for event in events:
         node = _node(event)
@@ -237,8 +238,8 @@ def _add(totals: dict[_Key, tuple[int, float]], key: _Key, runs: int, total_s: f
 
 
 def _unjoined(on_gpu: list[Any], totals: dict[_Key, tuple[int, float]]) -> dict[str, tuple[int, float]]:
-    """Return the kernels on the GPU's timeline that `totals` does not contain: their runs and seconds, by kernel
-    name."""
+    """Return the runs on the GPU's timeline that `totals` does not contain. For each kernel name, the value is the
+    number of these runs and their seconds."""
     joined: dict[str, tuple[int, float]] = {}
     for (_, _, name), (runs, total_s) in totals.items():
         before = joined.get(name, (0, 0.0))
@@ -273,13 +274,16 @@ def _range(event: Any) -> str:
 def op_times(launches: list[Launch], ops: list[Op], direction: Pass, limits: Limits) -> list[OpTime]:
     """Return the times of the ops, summed from their kernels, slowest op first.
 
-    Kernels outside every range belong to the only op if the op table has only one op. Otherwise they belong to the
-    loss, which is not a module. If the op table has no loss, they get the row `OTHER`. Kernels whose launch is unknown
-    also belong to the only op, except in a backward pass: such a kernel may come from the forward pass, which is not
-    timed. In all other cases these kernels get a separate row.
+    A kernel that ran outside every range belongs to the only op if the op table has only one op. If the op table has
+    several ops, such a kernel belongs to the loss, which is not a module. If the op table has no loss, such a kernel
+    belongs to the row `OTHER`.
 
-    A range can have the name of a module that is not an op. Such a range gets the predictions of the ops inside the
-    module that ran no kernel of their own.
+    A kernel whose launch is unknown also belongs to the only op. There is one exception: if only the backward pass is
+    timed, the kernel gets a separate row, because it may come from the forward pass. If the op table has several ops,
+    the kernel also gets a separate row.
+
+    A range can have the name of a module that is not an op. Some ops inside this module may have no kernels of their
+    own. The range gets the predictions of these ops.
     """
     known = dict.fromkeys(op.name for op in ops)
     outside = next(iter(known)) if len(known) == 1 else "loss" if "loss" in known else OTHER

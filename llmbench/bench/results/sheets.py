@@ -36,8 +36,8 @@ def sheets(rows: Sequence[Row], chart: Chart | None) -> tuple[str, list[Sheet]]:
 
 
 def _titles(cases: Sequence[Case], chart: Chart | None) -> tuple[str, list[str]]:
-    """Return the fields that all cases share, in words. For each case, also return its other fields in words, without
-    the chart's x."""
+    """Return the fields that all cases share, in words. Also return the other fields of each case in words, except the
+    field of the chart's x axis."""
     names = cases[0] if cases else {}
     shared = [name for name in names if len({str(case.get(name)) for case in cases}) == 1]
     hidden = {*shared, chart.x if chart else ""}

@@ -20,7 +20,7 @@ _NAMES = {
     "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all",
 }
-"""The usual names of values that have another name in the code."""
+"""The text of each value that is not shown by its name in the code."""
 
 
 def _value(value: Any) -> str:

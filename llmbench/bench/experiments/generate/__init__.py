@@ -352,8 +352,8 @@ EXPERIMENT = Experiment(
         "next token: the time to generate one more token for every sequence, after `context` tokens in the cache (time"
         " per output token)",
         "answer: the time to read a prompt and to choose `new_tokens` tokens, one after the other",
-        "tokens/s: tokens of all sequences together: for `first token`, the tokens that the model reads; otherwise, the"
-        " tokens that it generates",
+        "tokens/s: the tokens of all sequences together per second. `first token` counts the tokens that the model"
+        " reads. `next token` and `answer` count the tokens that the model generates",
         "graph: each step runs as one CUDA graph. Every cache has a static size. The host updates its record of the"
         " cache (lengths, free slots) outside the graph",
     ),

@@ -37,8 +37,10 @@ def outcomes(rows: Sequence[Row]) -> list[Outcome]:
 
 
 def summary(ask: Ask, rows: Sequence[Row]) -> Summary:
-    """Return the table of the claims, and lines below the table: the number of claims per verdict, and the reason for
-    each claim without a figure."""
+    """Return the table of the claims and the lines below the table.
+
+    The first line counts the claims per verdict. Then one line for each claim with the verdict "n/a" gives the reason.
+    """
     decided = [_as_json(decision, rows) for decision in outcomes(rows)]
     verdicts = [line["verdict"] for line in decided]
     counted = (f"{name} {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
@@ -121,11 +123,13 @@ EXPERIMENT = Experiment(
     columns=(("loss_of_guessing", "loss of guessing", "percent"), ("loss_at_length", "loss at length", "percent")),
     summary=summary,
     notes=(
-        f"holds: the figure is within {NEAR:.0%} of the claimed ratio (a change of −25% is a ratio of 0.75); a speed-up"
-        " or a saving may also be better than claimed; a bound (≥, ≤) must be respected",
-        "n/a here: not comparable, because the run was smaller than the setting of the claim; a run on a GPU has that"
-        " setting",
-        "loss of guessing: the loss after a short training, as a share of the loss of uniform guessing; loss at length:"
-        " the same share on the longer sequences that the model reads after the training",
+        f"holds: the measured figure differs from the claimed figure by at most {NEAR:.0%}. Changes are compared as"
+        " ratios: −25% is the ratio 0.75",
+        "holds, for a speed-up or a saving: a measured gain that is larger than the claimed gain also counts",
+        "holds, for a bound (≥, ≤): the measured figure respects the bound",
+        "n/a here: the run was smaller than the setting of the claim, so its figure cannot decide the claim. A run on a"
+        " GPU uses the setting of the claim",
+        "loss of guessing: the loss at the end of a short training, divided by the loss of uniform guessing",
+        "loss at length: the loss on sequences longer than those in training, divided by the loss of uniform guessing",
     ),
 )

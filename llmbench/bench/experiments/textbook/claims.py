@@ -33,8 +33,8 @@ Rows = Mapping[str, Row]
 """The rows of a run, by the name of the candidate."""
 
 NEAR = 0.10
-"""The largest difference between a measured and a claimed figure that count as equal, as a share of the claimed figure.
-A claimed change is first converted to a ratio: a change of −25% is the ratio 0.75."""
+"""A measured figure is near the claimed figure if they differ by at most this share of the claimed figure. Changes are
+compared as ratios: a change of −25% is the ratio 0.75."""
 
 Verdict = Literal["holds", "does not", "n/a here", "n/a"]
 Bound = Literal["near", "or better", "at least", "at most"]
@@ -48,12 +48,14 @@ class NoFigureError(Exception):
 class Claim:
     """A claim of the textbook.
 
-    - `says`: the claim in words. `claimed`: its figure, in the unit `shown`. `at`: the setting that the claim states.
+    - `says`: the claim in words.
+    - `claimed`: the claimed figure. `shown`: the unit of this figure.
+    - `at`: the setting that the claim states.
     - `bound`: how the measured figure must relate to `claimed`. "near": within NEAR. "at least", "at most": a bound.
       "or better": near `claimed`, or a larger gain. A gain is a speed-up above 1 or a change below 0.
     - `run`: the name of the run whose rows decide the claim; None for an analytic claim.
     - `value(rows)` computes the figure on this machine. It raises NoFigureError if there is none.
-    - `any_size`: whether a smaller model than the claim's also decides the claim.
+    - `any_size`: whether a run with a smaller model than that of the claim also decides the claim.
     - `unavailable`: the reason why llmbench cannot decide the claim.
     """
 
@@ -92,7 +94,7 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-SMALLER = "not comparable: run at a smaller size than the claim"
+SMALLER = "not comparable: the run was smaller than the setting of the claim"
 
 
 def outcome(claim: Claim, rows: Rows, *, own_setting: bool = True) -> Outcome:
@@ -185,8 +187,8 @@ def _standard_bytes() -> float:
 
 
 def _cache_of(kind: Literal["gqa", "mqa"]) -> float:
-    """Return the change in the size of GPT-2's KV cache if GPT-2 had fewer key-value heads (`kind`), as a share of the
-    size with all heads."""
+    """Return how much the KV cache of GPT-2 changes if the attention is replaced by `kind`, as a share of the original
+    cache. The result is negative, because `kind` has fewer key-value heads."""
     spec = load_bundled("gpt2")
     fewer = as_heads(spec, kind, groups=4)
     assert fewer is not None
@@ -257,7 +259,7 @@ CLAIMS = (
     ),
     Claim(
         name="GQA cache",
-        says="grouped-query attention with 4 of 12 key-value heads has a cache 67% smaller",
+        says="the cache of grouped-query attention with 4 of 12 key-value heads is 67% smaller than that of MHA",
         claimed=-0.67,
         at="12 heads",
         source=SHARED_HEADS,
@@ -267,7 +269,7 @@ CLAIMS = (
     ),
     Claim(
         name="MQA cache",
-        says="multi-query attention has a cache 92% smaller",
+        says="the cache of multi-query attention is 92% smaller than that of MHA",
         claimed=-0.92,
         at="12 heads",
         source=SHARED_HEADS,

@@ -237,7 +237,8 @@ def _learner(name: str, spec: ModelSpec, steps: int, ask: Ask, *, read: int = 32
 
         try:
             extra["loss_at_length"] = float(call()) / guessing
-        except LLMBenchError as refusal:  # The row must be n/a and not FAILED, because the refusal decides the claim.
+        except LLMBenchError as refusal:
+            # A refusal is the result that decides the claim. CannotRunError makes the row n/a instead of FAILED.
             raise CannotRunError(str(refusal)) from None
         return call
 

@@ -1,9 +1,9 @@
 """How fast does a model train, and how much memory does it need?
 
-Each candidate is a training step with one implementation, also with recomputation and with torch.compile. Under
-torchrun, the candidates use FSDP2 or tensor parallelism. MFU and HFU are defined as in PaLM (arXiv 2204.02311, appendix
-B) and Korthikanti 2022 (arXiv 2205.05198, section 6.3), except that only the score pairs that the mask allows are
-counted.
+Each candidate is a training step with one implementation. Some candidates also use recomputation or torch.compile.
+Under torchrun, the candidates use FSDP2 or tensor parallelism. MFU and HFU are defined as in PaLM (arXiv 2204.02311,
+appendix B) and Korthikanti 2022 (arXiv 2205.05198, section 6.3), with one difference: only the score pairs that the
+mask allows are counted.
 """
 
 from __future__ import annotations
@@ -88,8 +88,11 @@ def bytes_of(setting: Setting) -> int:
 
 
 def predicted_s(setting: Setting, step: TrainStep, ranks: int, references: ReferenceMeasurements) -> float:
-    """Return the predicted seconds of a step: the sum of the least times of the ops, of the second forward pass of
-    recomputed layers, and of AdamW's memory traffic. Communication is not counted."""
+    """Return the predicted seconds of a step, without communication.
+
+    The prediction is the sum of three least times: the forward and backward pass of all ops, the second forward pass of
+    the recomputed layers, and the memory traffic of AdamW.
+    """
     layout, bound = layout_of(step, ranks), references.limits().least_s
     ops = lower(setting.spec, workload(setting, step, ranks), layout)
     recomputed = [op for op in ops if op.layer] if step.recompute else []
@@ -132,8 +135,8 @@ def group_of(setting: Setting, steps: Sequence[TrainStep], ask: Ask) -> Group:
         pace=ask.pace if alone else ask.pace.fixed(),
         graphs=False,
         attention=True,
-        # The energy is measured only in a run without other ranks. An energy measurement repeats the call for one
-        # second, so that ranks would make different numbers of calls.
+        # The energy is measured only in a run with one rank. An energy measurement repeats the call for one second. The
+        # ranks would make different numbers of calls in this second, and then wait for each other forever.
         energy=alone and not ask.quick,
     )
 
@@ -156,7 +159,7 @@ def candidate(
     share."""
     ranks = ask.ranks.size
     flops, memory = flops_of(setting, step), memory_of(setting, step, ranks)
-    # memory.peak_bytes includes a workspace of cuBLAS, which a CPU does not have.
+    # memory.peak_bytes includes the workspace of cuBLAS. A CPU has no such workspace, so it is subtracted there.
     workspace = 0 if ask.on_gpu else memory.parts_bytes["overhead"]
     extra: dict[str, Scalar] = {
         "tokens": setting.batch * setting.seq_len,
@@ -252,11 +255,11 @@ EXPERIMENT = Experiment(
         "MFU: the FLOPs that the model needs (forward and backward pass, only score pairs that the mask allows),"
         " divided by the FLOPs that the device can do in the time of the step at its peak rate. The peak rate is that"
         " of the datasheet; without a datasheet, it is the rate of matrix products in this run",
-        "HFU: as MFU, but recomputed FLOPs count too: scores in the backward pass of flash attention, and recomputed"
-        " layers",
-        "analytic: the peak memory that `llmbench memory` predicts; predicted: the sum of the roofline times of all"
-        " ops, without communication",
-        "batch: sequences of all ranks together; FSDP gives each rank an equal part, tensor parallelism (TP) gives the"
-        " whole batch to every rank",
+        "HFU: defined like MFU, but recomputed FLOPs count too. Recomputed are the scores in the backward pass of flash"
+        " attention, and layers with recomputation",
+        "analytic: the peak memory that `llmbench memory` predicts",
+        "predicted: the sum of the roofline times of all ops, without communication",
+        "batch: the number of sequences of all ranks together. FSDP gives each rank an equal part of the batch. Tensor"
+        " parallelism (TP) gives the whole batch to every rank",
     ),
 )

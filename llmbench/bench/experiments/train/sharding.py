@@ -77,7 +77,8 @@ def _split_layer(name: str, block: BlockParts, mesh: DeviceMesh) -> None:
 
 
 def _replicated(inputs: int) -> PrepareModuleInput:
-    """Return the parallel style of a module with `inputs` inputs. All ranks have the same first input."""
+    """Return the `PrepareModuleInput` of a module with `inputs` inputs. It says that every rank has the complete first
+    input."""
     layouts = Replicate(), *[None] * (inputs - 1)
     return PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts, use_local_output=False)
 
@@ -101,8 +102,11 @@ def _split_heads(name: str, attention: nn.Module, ranks: int) -> None:
 
 
 def _plain(attention: AttentionLayer) -> bool:
-    """Return whether tensor parallelism supports the attention. It supports an attention without per-head parameters
-    outside the projections and without operations that span all heads."""
+    """Return whether tensor parallelism supports the attention.
+
+    Tensor parallelism splits the projections by head, and nothing else. It therefore supports no attention with sinks,
+    an output gate, q/k norms, values computed from keys, ALiBi or a relative bias.
+    """
     mixer: Attention = attention.mixer
     per_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
     return not per_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))

@@ -156,7 +156,8 @@ def _checkpointed(forward: Callable[..., Any], stream: Residual, *arguments: Any
     complete residual stream."""
 
     def run(x: Tensor, *rest: Any) -> Any:
-        # The Residual is created here, because torch.compile forbids changes of an object from outside this function.
+        # `forward` changes the Residual. torch.compile does not allow a function to change an object that was created
+        # outside the function, so the Residual is created here.
         return forward(Residual(x), *rest)
 
     return checkpoint(run, stream.whole(), *arguments, use_reentrant=False)
