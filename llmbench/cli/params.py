@@ -198,9 +198,9 @@ def _groups(ops: list[Op]) -> dict[str, list[Op]]:
 
 
 def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
-    """Group the ops so that each name in the formulas of a group has one value.
+    """Group the ops by stack (encoder or decoder) if the formulas of the stacks have different numbers.
 
-    Return all ops as one group if every name has the same value in encoder and decoder, else one group per stack.
+    Return all ops as one group if each name in the formulas, such as `hidden`, has the same value in both stacks.
     """
     from llmbench.sizing.formula import values_of  # imported here, because JSON has no formulas
 

@@ -194,7 +194,7 @@ class Results(NamedTuple):
         return [row for session in self.sessions for row in session.rows]
 
     def by_key(self) -> dict[Key, Row]:
-        """Return the valid row of each key."""
+        """Return the valid row of each key: the last row in the file."""
         return {row.key: row for row in self.rows}
 
     def headers_by_key(self) -> dict[Key, Header | None]:
