@@ -348,7 +348,7 @@ def test_curves_are_drawn_after_the_answer(
     assert run(again) == 0
     out = capsys.readouterr().out
     assert "time, causal, forward" in out
-    assert "the first of 4 panels; --plot draws all of them" in out
+    assert "the first of 4 panels is shown; --plot draws all panels" in out
     assert "flash, sdpa ran aten::_scaled_dot_product_flash_attention_for_cpu\n" in out
     assert "autograd" not in out
     assert run([*again, "--plot", str(picture)]) == 0
