@@ -57,7 +57,7 @@ class LayoutError(LLMBenchError):
 
 
 class CannotRunError(LLMBenchError):
-    """The request is valid, but this machine cannot run it: it has no GPU, no network, or an extra is missing."""
+    """The request is valid, but this machine cannot run it. For example, it lacks a GPU, the network or an extra."""
 
     exit_code = 3
 

@@ -18,9 +18,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 """A dimension or a number of things, from 0 to 2³¹. Zero means that the model has no such part."""
 
 LARGEST = 1e30
-"""The largest absolute value of a number in a spec or a config. Numbers in real models are far smaller.
+"""The largest absolute value that a number in a spec or a config may have. Numbers in real models are far smaller.
 
-A product of larger numbers, or of numbers below 1 / LARGEST, can leave the range of fp32.
+A product of larger numbers can overflow fp32. A product of numbers below 1 / LARGEST can underflow.
 """
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -42,8 +42,8 @@ class Fault(NamedTuple):
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The base class of all parts of a spec.
 
-    A part is a frozen struct with named fields. An unknown field raises an error. A written spec file leaves out fields
-    that have their default value.
+    A part is a frozen struct with named fields. An unknown field raises an error. `write_spec` leaves out the
+    fields that have their default value.
     """
 
     def faults(self) -> Iterator[Fault]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SPECS = Path(__file__).parent.parent / "specs"
 """The folder that contains the bundled specs.
 
-This file does not use `importlib.resources`, because its import takes a tenth of the start time of a command.
+This file does not import `importlib.resources`, because that import takes a tenth of the start time of a command.
 """
 
 __all__ = ["bundled_devices", "bundled_models", "find_device", "find_model", "load_bundled", "load_device"]
@@ -104,8 +104,8 @@ def load_device(name: str) -> DeviceSpec:
 def device_memories() -> list[tuple[str, int]]:
     """Return the name and the memory in bytes of each bundled device, with the smallest memory first.
 
-    The memory is the total that the driver reports. If this total is unknown, it is the value of the datasheet. Boards
-    with two GPUs are skipped.
+    The memory is the total that the driver reports. If this total is unknown, the memory of the datasheet is
+    returned instead. Boards with two GPUs are skipped.
     """
     memories = []
     for name in bundled_devices():
@@ -126,9 +126,9 @@ def _text(kind: str, name: str) -> str:
 
 
 def _head(kind: str, name: str) -> dict[str, Any]:
-    """Parse the first paragraph of a spec file, which contains the names, and the memory of a device.
+    """Parse only the first paragraph of a spec file. It contains the names, and in a device file also the memory.
 
-    A search through all files needs only these fields. It is faster if the rest of each file is not parsed.
+    A search through all files needs only these fields. It would be slower if it parsed the whole files.
     """
     return tomllib.loads(_text(kind, name).partition("\n\n")[0])
 
@@ -171,7 +171,8 @@ def _from_hub(repository: str) -> ModelSpec:
         ) from None
     import logging
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # so that huggingface_hub does not log every retry
+    # Below this level, huggingface_hub logs every retry.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         file = hf_hub_download(repository, "config.json")
     except LLMBenchError:

@@ -61,11 +61,11 @@ def _faults(spec: ModelSpec) -> Iterator[Fault]:
             if layer.cross_attention is not None:
                 yield Fault(
                     f"encoder.layers.{name}.cross_attention",
-                    "must be absent, because an encoder layer has no other stack to attend to",
+                    "must be absent: only a decoder layer can attend to the output of an encoder",
                 )
     mtp = spec.next_token_prediction
     if mtp is not None and mtp.layer not in spec.layers:
-        yield Fault("next_token_prediction.layer", f"`{mtp.layer}` is not a kind of layer in layers")
+        yield Fault("next_token_prediction.layer", f"`layers` has no entry `{mtp.layer}`")
 
 
 def _parts(part: Part, at: str) -> Iterator[tuple[str, Part]]:
@@ -94,12 +94,13 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
         yield Fault(f"{at}pattern", "has no layers")
     for name in order:
         if name not in layers:
-            hint = f"{at}layers defines: {', '.join(layers) or 'nothing'}"
-            yield Fault(f"{at}pattern", f"`{name}` is not a kind of layer", hint)
+            names = ", ".join(f"`{key}`" for key in layers)
+            hint = f"choose from {names}, the entries of `{at}layers`" if names else f"`{at}layers` has no entries"
+            yield Fault(f"{at}pattern", f"`{at}layers` has no entry `{name}`", hint)
     used = set(order)
     for name, layer in layers.items():
         if name not in used:
-            yield Fault(f"{at}layers.{name}", f"is not used in {at}pattern")
+            yield Fault(f"{at}layers.{name}", f"is not used in `{at}pattern`")
         tag = layer.shared_weights
         if tag is not None and any(tag == other.shared_weights for key, other in layers.items() if key != name):
             what = f"another kind of layer also uses the name `{tag}`"
@@ -109,7 +110,7 @@ def _layer_faults(layers: dict[str, Layer], order: Sequence[str], at: str) -> It
 def _stack_faults(
     layers: dict[str, Layer], order: Sequence[str], positions: Positions, trained_len: int | None, at: str
 ) -> Iterator[Fault]:
-    """Yield contradictions between the mixers of a stack and its position encodings, and between its layers.
+    """Yield contradictions between mixers and position encodings of a stack, and between layers that share something.
 
     The layers of a stack can share a table of relative biases, or the keys that an indexer selected.
 
@@ -133,7 +134,7 @@ def _stack_faults(
 
 
 def _mixers(where: str, layer: Layer) -> list[_Placed]:
-    """Return the single mixers of a layer with their paths."""
+    """Return the mixers of a layer with their paths. A `Parallel` mixer is replaced by its branches."""
     singles = branches(layer.mixer)
     return [(where if mixer is layer.mixer else f"{where}.branches.{i}", mixer) for i, mixer in enumerate(singles)]
 
@@ -143,7 +144,8 @@ def _position_faults(
 ) -> Iterator[Fault]:
     """Yield contradictions between a mixer and its position encoding."""
     if _acts_in_mixers(positions) and type(positions) not in mixer.position_kinds:
-        what = f"`{positions.kind}` acts on {positions.acts_on}, but {where} ({mixer.label}) does not support it"
+        acts = f"`{positions.kind}` acts on {positions.acts_on}"
+        what = f"{acts}, but {where} ({mixer.label}) does not support this encoding"
         yield Fault(place, what, _choices(mixer.position_kinds))
     elif isinstance(positions, Rope):
         yield from _rotation_faults(where, mixer, place, positions, trained_len)
@@ -193,7 +195,7 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
     if scaling.kind == "dynamic" and turned == 2:
         yield Fault(
             at,
-            "dynamic never changes the first pair of dimensions, but RoPE rotates only one pair",
+            "dynamic has no effect: it never changes the first pair of dimensions, and RoPE rotates only this pair",
             "rotate more dimensions",
         )
     if scaling.kind != "longrope":
@@ -201,7 +203,7 @@ def _scaling_faults(at: str, scaling: RopeScaling, turned: int, trained_len: int
     if original == 1:
         yield Fault(
             f"{at}.original_max_position_embeddings",
-            "1 is too short, because longrope divides by the logarithm of this length",
+            "1 is too short: longrope divides by the logarithm of the length, and the logarithm of 1 is 0",
         )
     for field in ("short_factor", "long_factor"):
         count = len(getattr(scaling, field))
@@ -246,7 +248,7 @@ def _shared_table_faults(
         yield Fault(where, "needs the table of relative biases of the first layer, but that layer has none", hint)
     for at, mixer, used in users:
         if mixer.num_attention_heads != owner.num_attention_heads:
-            what = f"{mixer.num_attention_heads} differs from {owner.num_attention_heads} of {where}"
+            what = f"{mixer.num_attention_heads} differs from the {owner.num_attention_heads} heads of {where}"
             yield Fault(f"{at}.num_attention_heads", f"{what}, but both layers use one table of relative biases", hint)
         if used != table:
             yield Fault(at, f"its relative bias differs from that of {where}, but both layers use one table", hint)
@@ -270,9 +272,8 @@ def _shared_choice_faults(in_order: Sequence[_Placed]) -> Iterator[Fault]:
             return
         where, owner, chosen = chooser
         if indexer.top_k != chosen.top_k:
-            yield Fault(
-                f"{at}.indexer.top_k", f"{indexer.top_k} differs from {chosen.top_k} of {where}, which selects the keys"
-            )
+            what = f"{indexer.top_k} differs from top_k {chosen.top_k} of {where}, whose indexer selects the keys"
+            yield Fault(f"{at}.indexer.top_k", what)
         if mixer.span != owner.span:
-            what = f"{mixer.span} differs from {owner.span} of {where}, which selects the keys"
+            what = f"{mixer.span} differs from the window {owner.span} of {where}, whose indexer selects the keys"
             yield Fault(f"{at}.sliding_window", what)

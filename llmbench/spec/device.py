@@ -20,9 +20,9 @@ DType: TypeAlias = Literal["fp64", "fp64_tensor", "fp32", "tf32", "fp16", "bf16"
 (tensor cores, matrix cores).
 """
 
-# The reported total memory of one product varies by up to 7 %, because it depends on ECC, the driver version, and the
-# library (NVML or CUDA). Two products with the same name differ by far more (24 GB and a 48 GB rebuild, 96 GB and 141
-# GB).
+# The reported total memory of one board varies by up to 7 %, because it depends on ECC, the driver version, and the
+# library (NVML or CUDA). Boards with the same name but different memories differ by far more, for example a board with
+# 24 GB and its rebuild with 48 GB, or boards with 96 GB and 141 GB.
 MEMORY_TOLERANCE = 0.10
 
 _WHOLE = ("memory_bytes", "usable_memory_bytes", "l2_cache_bytes", "num_sms", "shared_memory_per_sm_bytes")

@@ -284,14 +284,17 @@ class MoE(FFNKind, frozen=True, tag="moe"):
         if size < 2 and router.correction is not None:
             yield Fault(
                 "router.n_group",
-                f"{router.n_group} leaves {size} expert per group, but the score of a group needs its two best experts",
+                f"{router.n_group} gives groups of {size} expert, but a router with correction adds the scores of the"
+                " two best experts of a group",
             )
 
 
 def _two_matrices(activation: Activation) -> Iterator[Fault]:
     if activation == "swiglu_oai":
         yield Fault(
-            "activation", f"{activation} needs a gate, but there are only two matrices", "choose another activation"
+            "activation",
+            f"{activation} needs a gate, but this feed-forward has only two matrices",
+            "choose another activation",
         )
 
 

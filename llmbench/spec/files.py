@@ -23,7 +23,7 @@ No bundled spec contains the placeholder.
 def parse_spec(text: str, where: str) -> ModelSpec:
     """Return the spec that a TOML text describes.
 
-    where: name of the text, with which error messages begin.
+    where: name of the text. Error messages begin with it.
 
     Raises SpecError if the text is not TOML or a field is invalid. The message names the field.
     """
@@ -92,7 +92,10 @@ def _written(part: msgspec.Struct, names: Iterable[str]) -> list[tuple[str, Any]
 
 @cache
 def _defaults(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the default values of the fields of a struct. msgspec evaluates all type hints for them, which is slow."""
+    """Return the default value of each field of a struct.
+
+    The result is cached, because msgspec evaluates all type hints of the struct, which is slow.
+    """
     return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 

@@ -149,7 +149,10 @@ def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None
 
 
 def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, Any], str]]:
-    """Return all fields that a path with dots and `*` names, each as (mapping that contains the field, field name)."""
+    """Return all fields that match a path, each as (mapping that contains the field, field name).
+
+    The path has dots, and `*` matches every name at its position.
+    """
     nodes = [tree]
     for step, part in enumerate(path[:-1]):
         found: list[Any] = []

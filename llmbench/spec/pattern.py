@@ -72,8 +72,10 @@ def _shown(text: str) -> str:
 def format_pattern(names: Sequence[str], *, heads: int = 3) -> str:
     """Return a short pattern for a sequence of layer names.
 
-    heads: the largest number of groups of equal layers that stand before the repeated part of the pattern (DeepSeek's
-        first dense layers). The rest of the pattern is a repeated sequence, or groups of equal layers.
+    A pattern can begin with groups of equal layers, such as DeepSeek's first dense layers. A repeated sequence of
+    layers, or more groups of equal layers, can follow.
+
+    heads: the largest number of groups before the repeated sequence.
     """
     plain = _runs(names)
     best = plain

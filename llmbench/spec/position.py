@@ -144,8 +144,8 @@ class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
     """Fixed sines and cosines that are added to the embedding ("Attention is all you need"). They have no parameters.
 
     - halves: whether all sines stand before all cosines (CTRL). If false, sines and cosines alternate.
-    - to_end: whether the slowest wave has a wavelength of exactly 2π · 10000 positions (fairseq, XGLM). If false, its
-      wavelength is one step shorter.
+    - to_end: whether the slowest wave has a wavelength of exactly 2π · 10000 positions (fairseq, XGLM). If false, the
+      geometric series of wavelengths ends one term before this value.
     - offset: position number of the first token.
     """
 
@@ -181,7 +181,7 @@ class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
     """T5's trained bias on the scores, with one value per head and bucket of distances.
 
     - num_buckets: number of buckets.
-    - max_distance: distance in tokens from which all longer distances share the last bucket.
+    - max_distance: a distance in tokens. All distances of at least max_distance share the last bucket.
     - per_layer: whether each layer has its own table (UMT5). If false, all layers of a stack use one table, which the
       first layer stores (T5).
     """

@@ -48,7 +48,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         DENSE,
         {"positions": {"kind": "rope", "rotary_dim": 2, "scaling": {"kind": "dynamic"}}},
         "scaling",
-        "only one pair",
+        "only this pair",
     ),
     # Other positions
     ("opt-125m", {"positions.offset": 5000}, "positions.offset", "5000 leaves no position"),
@@ -69,12 +69,17 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("t5-base", {f"encoder.{MIXER}.head_dim": 64, f"encoder.{MIXER}.scale": 0}, f"encoder.{MIXER}.scale", "0.0"),
     (LATENT, {"latent_eps": -1e-6}, "layers.dense.mixer.latent_eps", "below 0"),
     (LATENT, {"layers.*.mixer.indexer": SHARED_INDEXER}, "layers.dense.mixer.indexer.shared", "no earlier layer"),
-    ("glm-like", {"layers.second.mixer.indexer.top_k": 7}, "layers.second.mixer.indexer.top_k", "7 differs from 2048"),
+    (
+        "glm-like",
+        {"layers.second.mixer.indexer.top_k": 7},
+        "layers.second.mixer.indexer.top_k",
+        "7 differs from top_k 2048",
+    ),
     (
         "glm-like",
         {"layers.second.mixer.sliding_window": 7},
         "layers.second.mixer.sliding_window",
-        "7 differs from None",
+        "7 differs from the window None",
     ),
     (DENSE, {f"{MIXER}.scale": 1e-300}, f"{MIXER}.scale", "1e-300 is out of range"),
     # Recurrent mixers
@@ -112,7 +117,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 def like_glm() -> ModelSpec:
-    """Two layers with an indexer, of which the second takes the choice of the first (GLM-5)."""
+    """Two layers with an indexer. The second layer reuses the keys that the first layer selects (GLM-5)."""
     spec = load_bundled("deepseek-v3.2")
     first = spec.layers["dense"]
     assert isinstance(first.mixer, LatentAttention)
@@ -167,7 +172,7 @@ def test_a_shared_table_of_biases_needs_equal_head_counts() -> None:
     spec = load_bundled("t5-base")
     wide = {"kind": "attention", "num_attention_heads": 24, "num_key_value_heads": 24, "head_dim": 64}
     other = {"pattern": "block wide", "layers.wide": {"mixer": wide}}
-    with pytest.raises(SpecError, match=r"layers\.wide\.mixer\.num_attention_heads: 24 differs from 12"):
+    with pytest.raises(SpecError, match=r"layers\.wide\.mixer\.num_attention_heads: 24 differs from the 12 heads"):
         override(spec, other)
     assert override(spec, other | {"positions.per_layer": True})
     with pytest.raises(

@@ -25,9 +25,9 @@ __all__ = ["from_config", "load_config", "supported_model_types"]
 def load_config(path: Path, *, name: str | None = None) -> ModelSpec:
     """Return the spec of the config.json at `path`, or in the folder `path`.
 
-    `name`: the name of the spec. The default is the name of the folder, or the name of the file if it is not
-    config.json. Raises SpecError if the file cannot be read or is invalid, and UnsupportedError if no importer knows
-    its model type.
+    `name`: the name of the spec. The default is the name of the folder. If the file has another name than config.json,
+    the default is the name of the file. Raises SpecError if the file cannot be read or is invalid, and UnsupportedError
+    if no importer knows the model type.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -85,7 +85,7 @@ def _text(text: str) -> str:
 
 
 def validated(spec: ModelSpec) -> ModelSpec:
-    """Check the spec as strictly as a spec file, and return it. Raises SpecError if a check fails."""
+    """Apply the checks of a spec file to the spec, and return the spec. Raises SpecError if a check fails."""
     try:
         return msgspec.convert(msgspec.to_builtins(spec), ModelSpec).check()
     except msgspec.ValidationError as problem:

@@ -82,7 +82,8 @@ def text_part(values: dict[str, Any], notes: list[str], depth: int = 0) -> dict[
         raise UnsupportedError(f"config `{kind}`: the text part has no model_type, and transformers has no default")
     if part.get("use_mla") is False:
         raise UnsupportedError(f"config `{kind}`: its text part has use_mla = false, but only true is supported")
-    for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):  # keys of DeepSeek-VL2
+    # DeepSeek-VL2 has these keys. With these values, they change nothing.
+    for name, usual in (("use_mla", True), ("lm_head", True), ("rm_head", False)):
         if part.get(name) is usual:
             del part[name]
     stated = values.get("tie_word_embeddings")

@@ -28,7 +28,7 @@ class Config:
 
     - values: the keys of the config with their values.
     - defaults: the values of missing keys, from the model's config class in transformers.
-    - aliases: the name that this class uses for a key, by the standard name of the key (hidden_size: n_embd).
+    - aliases: maps the standard name of a key to its name in the model's config class (hidden_size: n_embd).
     - path: the prefix of key names in messages. It is empty, or the key of the nested object and a dot.
 
     Each method that returns a number, a string, a list or an object raises SpecError if the value has another type.
@@ -64,9 +64,9 @@ class Config:
         return self._standard.get(key, key)
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the config contains the key, under its standard name or under the name in its class.
+        """Return whether the config contains the key, under the standard name or under the name in the config class.
 
-        A key that only has a default value in transformers is not contained.
+        The result is false if the config lacks the key and only transformers has a default value for it.
         """
         return self._name(key) in self._values
 
@@ -124,8 +124,8 @@ class Config:
     def window(self, key: str = "sliding_window") -> int | None:
         """Return the sliding window: the most attention keys that a query can see. None means no window.
 
-        `key` is the config key of the window. The value 0 also returns None. transformers then hides all attention
-        keys, so the model is marked as not buildable.
+        `key` is the config key of the window. If its value is 0, transformers hides all attention keys from all
+        queries. The result is then None, and the model is marked as not buildable.
         """
         if self.get(key) == 0 and self.get(key) is not False:
             self.unbuildable(f"{key} = 0: transformers then hides all attention keys from all queries")
@@ -200,7 +200,7 @@ class Config:
     def sub(self, key: str, *, defaults: dict[str, Any] | None = None) -> Config:
         """Return the object under `key` as a Config of its own.
 
-        `defaults`: the values of its missing keys. Without this argument, the defaults of the transformers class apply.
+        `defaults`: the values of keys that the object lacks. Without this argument, transformers' defaults apply.
         The caller must call `doubt_unread` on the returned Config too.
         """
         nested = Config(

@@ -1,7 +1,7 @@
 """All mixers: kinds of attention, and recurrent mixers (state-space models, linear attention, convolutions).
 
-Spec fields have the names that Hugging Face uses. A spec states every width of a mixer. llmbench does not derive a
-width from `hidden_size`, because some models break each such rule (the head widths of Gemma, Mistral Nemo and T5-11B).
+Spec fields have the names that Hugging Face uses. A spec states every width of a mixer. llmbench does not derive
+widths from `hidden_size`. A rule such as head width = hidden_size / heads is wrong for Gemma, Mistral Nemo and T5-11B.
 
 Each kind of mixer is one class, and the union `SingleMixer` lists all of them. If a new class is in the union, mypy
 reports the two files that need a case for it: llmbench/sizing/lower/mixers.py (its ops) and llmbench/model/mixers.py

@@ -172,7 +172,7 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
     def training_doubt(self) -> str | None:
         if self.disentangled is None:
             return None
-        return "tensors that the scores for relative positions save for the backward pass are not counted"
+        return "llmbench does not count the tensors that scores for relative positions save for the backward pass"
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -192,5 +192,6 @@ class Attention(AttentionKind, frozen=True, tag="attention"):
             what = f"{self.value_dim} differs from head_dim {self.head_dim}, but value_from_key uses the keys as values"
             yield Fault("v_head_dim", what)
         if self.value_dim != self.head_dim and self.output_gate == "elementwise":
-            what = f'{self.value_dim} differs from head_dim {self.head_dim}, but output_gate is "elementwise"'
+            differs = f"{self.value_dim} differs from head_dim {self.head_dim}"
+            what = f'{differs}, but output_gate "elementwise" needs equal widths'
             yield Fault("v_head_dim", what)

@@ -19,7 +19,7 @@ from llmbench.spec.position import PositionKind, Positions
 if TYPE_CHECKING:
     from llmbench.spec.mixer.attention import Attention, QKNorm
 
-SAVED_BYTES_DIFFER = "implementations of recurrent and compressed mixers save different tensors for the backward pass"
+SAVED_BYTES_DIFFER = "the saved bytes of recurrent and compressed mixers differ between implementations"
 """The `training_doubt` of a mixer if no trace of its PyTorch module has confirmed the saved bytes."""
 
 

@@ -53,7 +53,9 @@ def olmo2(c: Config) -> ModelSpec:
         local_positions = Rope(theta=local_positions.theta, rotary_dim=local_positions.rotary_dim)
         expect_rope_type(c)
         if local_positions.theta != 500000.0:
-            c.unbuildable(f"rope_theta = {local_positions.theta:g}: OLMo 3 uses it only in layers without a window")
+            c.unbuildable(
+                f"rope_theta = {local_positions.theta:g}: in OLMo 3, transformers ignores it in layers with a window"
+            )
     ffn = gated(c, bias=False)
     local = attention(
         c, sliding_window=window, positions=None if local_positions == positions else local_positions, **common

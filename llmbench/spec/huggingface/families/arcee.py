@@ -42,7 +42,7 @@ def afmoe(c: Config) -> ModelSpec:
     """
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: a bias of the output gate is counted, but this gate has no bias")
+        c.doubt("attention_bias = True: llmbench counts a bias of the output gate, but the model has no such bias")
     every, window = c.size("global_attn_every_n_layers", 4), c.window()
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [

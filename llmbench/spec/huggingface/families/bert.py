@@ -27,14 +27,14 @@ Transform = Literal["bert", "roberta"]
 
 
 def _assume(c: Config, **defaults: Any) -> None:
-    """Set default values for missing keys. It is for model types that are not in `defaults.json`."""
+    """Set default values for missing keys of a model type that is not in `defaults.json`."""
     for key, value in defaults.items():
         if key not in c:
             c.put(key, value)
 
 
 def bidirectional(c: Config, **fields: Any) -> Attention:
-    """Return attention with biases on all projections. It is causal if the config key `is_decoder` is true."""
+    """Return attention with biases on all projections. The attention is causal only if `is_decoder` is true."""
     if c.flag("add_cross_attention"):
         c.doubt("add_cross_attention = True: cross-attention is not counted")
     causal = c.flag("is_decoder")
@@ -83,8 +83,8 @@ def masked_lm(c: Config, layer: Layer, transform: Transform, positions: Position
 
 
 def _extra_bias(c: Config, transform: Transform | None) -> tuple[ExtraWeight, ...]:
-    """Return the second bias of the masked-language-model head. The head has it only if it is not tied to the
-    embedding."""
+    """Return the second bias of the masked-language-model head. Only a head that is not tied to the embedding has this
+    bias."""
     if transform is None or c.flag("tie_word_embeddings"):
         return ()
     return (ExtraWeight(name="head.second_bias", shape=(c.size("vocab_size"),), role="vector"),)

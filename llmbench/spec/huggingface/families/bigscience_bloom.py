@@ -17,7 +17,9 @@ def bloom(c: Config) -> ModelSpec:
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     behind = c.flag("apply_residual_connection_post_layernorm")
     if c.flag("slow_but_exact") and hidden % c.size("pretraining_tp", 1):
-        c.unbuildable("slow_but_exact ignores some columns if hidden_size is not divisible by pretraining_tp")
+        c.unbuildable(
+            "slow_but_exact: transformers leaves out columns, because hidden_size is not divisible by pretraining_tp"
+        )
     ffn = dense(c, bias=True, width=4 * hidden, keys=("hidden_act",), default="gelu_tanh")
     return decoder(
         c,

@@ -125,7 +125,7 @@ def rope(
     elif alpha:
         c.unbuildable(f"rope_scaling.alpha = {alpha} is supported only for the dynamic RoPE of Hunyuan")
     if rotated % 2 or (head_dim and not rotated):
-        c.unbuildable(f"RoPE is stated for {rotated} dimensions per head, but it rotates pairs of dimensions")
+        c.unbuildable(f"the config states RoPE for {rotated} dimensions per head, but RoPE rotates pairs of dimensions")
     return Rope(
         theta=theta,
         rotary_dim=None if rotated == head_dim or rotated < 1 else rotated,
@@ -371,9 +371,10 @@ MOST_LAYERS = 10_000
 
 
 def num_layers(c: Config) -> int:
-    """Return the number of layers of the decoder, but at most 10,001.
+    """Return the number of layers of the decoder. A larger number than 10,001 is replaced by 10,001.
 
-    The bound limits the time and memory for lists with one entry per layer. `decoder` refuses more than 10,000 layers.
+    `decoder` refuses a model with 10,001 layers. Importers build lists with one entry per layer before that. The bound
+    keeps these lists short.
     """
     return min(c.size("num_hidden_layers"), MOST_LAYERS + 1)
 
@@ -441,8 +442,8 @@ def windowed_layers(c: Config, derived: Callable[[int], bool], *kinds: str) -> l
 
     The config key `layer_types` states which layers have a window.
 
-    - derived: the rule of the class in transformers, for configs without `layer_types`. It maps the index of a layer to
-      its bool.
+    - derived: the rule of the class in transformers, for configs without `layer_types`. This function gets the index of
+      a layer and returns true if the layer has a window.
     - kinds: the layer types with and without a window. The default is "sliding_attention" and "full_attention".
     """
     local, full = kinds or ("sliding_attention", "full_attention")
@@ -455,7 +456,8 @@ def sparse_layers(c: Config, derived: Callable[[int], bool]) -> list[bool]:
     """Return one bool per layer: true if the layer has experts.
 
     The config key `mlp_layer_types` states which layers have experts. `derived`: the rule of the class in transformers,
-    for configs without `mlp_layer_types`. It maps the index of a layer to its bool.
+    for configs without `mlp_layer_types`. This function gets the index of a layer and returns true if the layer has
+    experts.
     """
     count = num_layers(c)
     kinds = c.entries("mlp_layer_types", count)
@@ -596,5 +598,5 @@ def matrix(name: str, component: Any, outputs: int, inputs: int) -> ExtraWeight:
 
 
 def vector(name: str, component: Any, *shape: int) -> ExtraWeight:
-    """Return an extra weight of this shape whose elements are factors or summands."""
+    """Return an extra weight of shape `shape` whose elements are factors or summands."""
     return ExtraWeight(name=name, shape=shape, role="vector", component=component)

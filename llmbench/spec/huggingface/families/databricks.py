@@ -94,7 +94,7 @@ def dbrx(c: Config) -> ModelSpec:
         clip_qkv=inner.optional_number("clip_qkv"),
     )
     inner.ignore("attn_pdrop")
-    c.ignore("num_key_value_heads")  # newer configs state attn_config.kv_n_heads again under this name
+    c.ignore("num_key_value_heads")  # in newer configs, a copy of attn_config.kv_n_heads
     act = ffn.table("ffn_act_fn").get("name", "silu")
     ffn.ignore("uniform_expert_assignment", "hidden_size")
     power = ffn.get("moe_normalize_expert_weights")

@@ -50,8 +50,8 @@ def deepseek_model(
     """Return a model with DeepSeek's experts. All layers have the same mixer.
 
     The first `first_k_dense_replace` layers are dense. After them, every `moe_layer_freq`-th layer has experts. These
-    layers also have `n_shared_experts` shared experts of the same width. The model can have multi-token-prediction
-    modules.
+    layers also have `n_shared_experts` shared experts, which are as wide as the routed experts. The model can have
+    multi-token-prediction modules.
 
     - positions_dim: number of dimensions per head that can be rotated by RoPE.
     - scores: the scores of the router, "sigmoid" or "softmax", if the config does not state them.
@@ -270,7 +270,7 @@ def _compressed_layers(c: Config) -> list[tuple[str, int]]:
     if not isinstance(stated, list) or len(stated) < count or any(kind not in _KINDS for kind in stated[:count]):
         raise c.error(
             "layer_types" if ratios is None else "compress_ratios",
-            f"must have a known entry for each of {count} layers; known are "
+            f"must have one entry for each of {count} layers; known entries are "
             + ", ".join(_KINDS if ratios is None else (str(usual) for _, usual in _KINDS.values())),
         )
     layers = []

@@ -16,7 +16,8 @@ def gpt_neo(c: Config) -> ModelSpec:
     The config key `attention_types` states which layers have a sliding window.
     """
     count = num_layers(c)
-    listed = c.get("attention_layers")  # saved configs also have this list of layer types, and transformers reads it
+    # Configs that transformers has saved also contain attention_layers, with one type per layer. It has precedence.
+    listed = c.get("attention_layers")
     kinds: list[str] = []
     for item in c.entries("attention_types", nested=True) or [[["global", "local"], -(-count // 2)]]:
         if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and type(item[1]) is int):

@@ -140,7 +140,7 @@ def gemma3n(c: Config) -> ModelSpec:
     kinds = layer_types(c, ["full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(count)])
     widths = c.get("intermediate_size")
     if isinstance(widths, list) and len(widths) != count:
-        raise c.error("intermediate_size", f"must be a number, or a list of {count}, not of {len(widths)}")
+        raise c.error("intermediate_size", f"must be one number, or a list of {count} numbers, not of {len(widths)}")
     c.ignore(
         "query_pre_attn_scalar",
         "altup_lr_multiplier",
@@ -375,8 +375,8 @@ def _as_bfloat16(x: float) -> float:
 def t5(c: Config) -> ModelSpec:
     """T5 and its versions are encoder-decoders with a relative position bias.
 
-    LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer, with its own n for encoder and
-    decoder. n is the number of layers divided by the number of layers with experts.
+    LongT5 has a sliding window in the encoder. Switch has experts in every n-th layer. n is the number of layers
+    divided by the number of layers with experts. The encoder and the decoder can have different values of n.
     """
     hidden = c.size("hidden_size")
     heads, head_dim = c.size("num_attention_heads"), c.size("d_kv")
@@ -516,7 +516,7 @@ def t5gemma(c: Config) -> ModelSpec:
     """T5Gemma has a Gemma 2 as encoder and a Gemma 2 as decoder, each with its own token table and width."""
     module = facts()["t5_gemma_module"]["defaults"]
     inner, outer = c.sub("encoder", defaults=module), c.sub("decoder", defaults=module)
-    # The objects `encoder` and `decoder` contain the values of these keys, so the outer config is not read.
+    # The sizes are read from the objects `encoder` and `decoder`, not from the top level of the config.
     c.ignore("encoder", "decoder", "vocab_size", "hidden_size", "num_hidden_layers")
 
     def stack(side: Config, *, causal: bool) -> list[tuple[str, Layer]]:

@@ -83,8 +83,8 @@ def granite_swa(c: Config) -> ModelSpec:
 def layer_positions(c: Config, theta: object) -> Positions | None:
     """Return the position encoding of one layer. `theta` is the layer's entry in `layer_rope_theta`.
 
-    The entry 0 means no position encoding. For null, and for the RoPE base of the model, the result is None: the layer
-    then uses the position encoding of the model.
+    If `theta` is 0, the layer has no position encoding. If `theta` is null or equal to the model's RoPE base, the
+    result is None, and the layer uses the position encoding of the model.
     """
     if theta == 0:
         return NoPositions()
@@ -185,7 +185,7 @@ def bamba(c: Config) -> ModelSpec:
     full = attention(c, qkv_bias=bias, output_bias=bias)
     ssm = mamba2_mixer(c, c.size("mamba_expand") * c.size("hidden_size"))
     attends = set(c.entries("attn_layer_indices") or [])
-    # transformers ignores these keys. attn_layer_indices states the layer types. RoPE always rotates half of each head.
+    # transformers ignores these keys: it reads the layer types from attn_layer_indices, and always rotates half a head.
     c.ignore("layers_block_type", "layer_types", "z_loss_coefficient", "attn_rotary_emb", "partial_rotary_factor")
     ffn = gated(c)
     layers = []

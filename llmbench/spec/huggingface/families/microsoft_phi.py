@@ -81,7 +81,7 @@ def bitnet(c: Config) -> ModelSpec:
     mixer = attention(c, qkv_bias=bias, output_bias=bias, output_norm=True)
     if mixer.num_attention_heads * mixer.head_dim != c.size("hidden_size"):
         c.doubt(
-            "the norm in BitNet's attention has hidden_size weights, but its input has num_attention_heads × head_dim"
+            "the norm in BitNet's attention has hidden_size weights, but num_attention_heads × head_dim input channels"
         )
     ffn = gated(c, bias=False)
     inner = ExtraWeight(name="ffn.sub_norm", shape=(ffn.intermediate_size,), role="vector", component="norms")

@@ -78,7 +78,7 @@ def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
     layer_type = layer_type if hub else layer_type.replace("attention", "attn")
 
     def factor(part: str, name: str) -> float:
-        """Return the factor `name`, "alpha" or "beta", of `part`, which is an attention type or "mlp"."""
+        """Return the factor `name` ("alpha" or "beta") of the sublayer `part` (an attention type or "mlp")."""
         return c.number(f"layernorm_{part}_{name}" if hub else f"{part}_{name}_factor", 1.0)
 
     alpha, beta = (factor(layer_type, name) for name in ("alpha", "beta"))

@@ -32,8 +32,8 @@ def kimi_k2(c: Config) -> ModelSpec:
 def kimi_linear(c: Config) -> ModelSpec:
     """Kimi Linear has latent attention in every fourth layer, and delta attention in the other layers.
 
-    It has no position encoding. `linear_attn_config` can list the layers of each kind. It gives the first layer the
-    number 1.
+    The model has no position encoding. `linear_attn_config` can list the numbers of the layers of each kind. The first
+    layer has the number 1.
     """
     c.rename(
         num_experts="num_local_experts",

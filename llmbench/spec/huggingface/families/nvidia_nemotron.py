@@ -63,7 +63,7 @@ def nemotron_h(c: Config) -> ModelSpec:
     if kinds is None and isinstance(pattern, str):
         kinds = [letters.get(letter, letter) for letter in pattern]
     elif kinds is None:
-        kinds = ["mamba", "moe", "attention", "mlp"]  # the default in transformers
+        kinds = ["mamba", "moe", "attention", "mlp"]  # transformers uses these four layers by default
     if not kinds:
         raise c.error("hybrid_override_pattern", "has no layers")
     if isinstance(count, int) and count != len(kinds) and "num_hidden_layers" in c:

@@ -45,7 +45,8 @@ def gpt2(c: Config, *, num_key_value_heads: int | None = None) -> ModelSpec:
     `num_key_value_heads`: None means one key-value head per query head.
     """
     c.require("add_cross_attention", False)
-    c.ignore("num_key_value_heads")  # newer configs of StarCoder have this key in addition to multi_query
+    # Newer configs of StarCoder contain num_key_value_heads in addition to multi_query.
+    c.ignore("num_key_value_heads")
     scale = None if c.flag("scale_attn_weights", True) else 1.0
     if c.flag("scale_attn_by_inverse_layer_idx"):
         c.unbuildable(

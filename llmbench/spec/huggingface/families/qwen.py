@@ -39,7 +39,7 @@ def qwen(c: Config) -> ModelSpec:
     c.ignore("use_cache_kernel", "use_cache_quantization")
     if c.flag("use_dynamic_ntk", True) or c.flag("use_logn_attn", True):
         c.unbuildable(
-            "use_dynamic_ntk or use_logn_attn: RoPE or the queries change in sequences longer than seq_length"
+            "use_dynamic_ntk or use_logn_attn: the scaling of RoPE or queries above seq_length is not supported"
         )
     c.ignore("softmax_in_fp32", "onnx_safe", "params_dtype", "pos_emb", "tokenizer_type")
     if c.get("visual"):

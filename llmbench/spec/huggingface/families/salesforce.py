@@ -15,7 +15,9 @@ def ctrl(c: Config) -> ModelSpec:
     """CTRL has sinusoidal positions and norms before the sublayers. All projections and the head have biases."""
     mixer = attention(c, num_key_value_heads=c.size("num_attention_heads"), qkv_bias=True, output_bias=True)
     if c.number("layer_norm_epsilon", 1e-6) != 1e-6:
-        c.unbuildable("layer_norm_epsilon is not 1e-6, and transformers uses it only for CTRL's last norm")
+        c.unbuildable(
+            "layer_norm_epsilon is not 1e-6: CTRL's last norm has this epsilon, but all other norms have 1e-6"
+        )
     return decoder(
         c,
         block(mixer, dense(c, bias=True, width=c.size("dff"), keys=(), default="relu")),

@@ -130,7 +130,9 @@ def beam(c: Config) -> ModelSpec:
     """
     bias = c.flag("attention_bias")
     if bias:
-        c.doubt("attention_bias = True: a bias per channel of the output gate is counted, but does not exist")
+        c.doubt(
+            "attention_bias = True: llmbench counts an output-gate bias per channel, but the model has one per head"
+        )
     window, count = c.window(), num_layers(c)
     common = {"qkv_bias": bias, "output_bias": bias, "qk_norm": HEAD_NORM, "output_gate": "elementwise"}
     mixers = [
@@ -151,7 +153,7 @@ def doge(c: Config) -> ModelSpec:
     """Doge has norms on q and k, and a trained scale on each residual sum. Its attention mask is computed from the
     values."""
     if c.flag("is_moe"):
-        raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported; only false is")
+        raise UnsupportedError("config is_moe = true: Doge's cross-domain experts are not supported")
     bias = c.flag("attention_bias")
     c.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "norm_topk_prob", "expert_retrieval_size")
     mixer = attention(
@@ -399,7 +401,7 @@ def laguna(c: Config) -> ModelSpec:
     headwise = gating is True or gating == "per-head"
     count = num_layers(c)
     if bias and not headwise:
-        c.doubt("attention_bias = True: a bias of the output gate is counted, but this gate has no bias")
+        c.doubt("attention_bias = True: llmbench counts a bias of the output gate, but the model has no such bias")
     heads = c.entries("num_attention_heads_per_layer", count) or [c.size("num_attention_heads")] * count
     local = windowed_layers(c, lambda index: False)
     window = c.window()
@@ -470,7 +472,8 @@ def longcat_flash(c: Config) -> ModelSpec:
     )
     if zero:
         c.doubt(
-            f"FLOPs count {experts.num_experts_per_tok} experts per token, but {zero} of the experts compute nothing"
+            f"llmbench counts FLOPs of {experts.num_experts_per_tok} experts per token, but a token can select some of"
+            f" the {zero} experts that compute nothing"
         )
     layers: list[tuple[str, Layer]] = [("moe", block(mixer, experts)), ("dense", block(mixer, dense))] * count
     return decoder(c, layers, norm=norm(c), positions=rope(c, head_dim=mixer.qk_rope_head_dim, interleaved=True))

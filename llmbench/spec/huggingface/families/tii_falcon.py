@@ -25,7 +25,7 @@ def falcon(c: Config) -> ModelSpec:
         ("n_head", "num_attention_heads"),
         ("n_layer", "num_hidden_layers"),
     ):
-        if alias in c:  # Falcon's configs had these names before transformers had a class for Falcon
+        if alias in c:  # the config is older than the class of Falcon in transformers
             c.put(key, c.get(alias))
     if c.model_type != "falcon" and "tie_word_embeddings" not in c:
         c.put("tie_word_embeddings", True)

@@ -76,9 +76,10 @@ def mimo(c: Config) -> ModelSpec:
 
 
 def _mimo_rope(c: Config, kind: str) -> Rope:
-    """Return the RoPE of a layer type. If the config states no share, RoPE rotates a third of each head.
+    """Return the RoPE of a layer type.
 
-    If the config scales RoPE and states no share, RoPE rotates the whole head.
+    If the config does not state the rotated share of a head, the share depends on the scaling of RoPE. A scaled RoPE
+    rotates the whole head, and a RoPE without scaling rotates a third of it.
     """
     whole = rope(c, head_dim=head_dim_of(c), layer_type=kind)
     return whole if whole.scaling else rope(c, head_dim=head_dim_of(c), layer_type=kind, partial=0.334)

@@ -110,7 +110,7 @@ def glm_moe_dsa(c: Config) -> ModelSpec:
 def _shared_indexers(c: Config) -> list[bool]:
     """Return one bool per layer: true if the layer reuses the keys that an earlier layer's indexer selected.
 
-    The config states the bool of each layer, or the distance between layers that have their own indexer.
+    The config states for each layer whether it has its own indexer, or that every n-th layer has its own indexer.
     """
     count = num_layers(c)
     stated = c.entries("indexer_types", count)

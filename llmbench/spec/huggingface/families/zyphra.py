@@ -36,7 +36,7 @@ def zamba(c: Config) -> ModelSpec:
     """
     hidden, count = c.size("hidden_size"), num_layers(c)
     rank = c.get("mamba_dt_rank")
-    # The total size of x_proj and dt_proj does not depend on the number of Mamba heads. The spec describes one head.
+    # x_proj and dt_proj have the same total size for every number of Mamba heads. The spec describes a single head.
     ssm = Mamba(
         intermediate_size=c.size("mamba_expand") * hidden,
         state_size=c.size("mamba_d_state"),
@@ -68,7 +68,7 @@ def zamba(c: Config) -> ModelSpec:
 def zamba2(c: Config) -> ModelSpec:
     """Zamba-2 has Mamba-2 layers and `num_mem_blocks` shared blocks.
 
-    Before each Mamba-2 layer of type "hybrid", one of the shared blocks runs, each block in turn. Each use of a shared
+    Before each Mamba-2 layer of type "hybrid", a shared block runs. The shared blocks take turns. Each use of a shared
     block has its own low-rank adapters.
     """
     hidden = c.size("hidden_size")
@@ -200,7 +200,7 @@ def zaya(c: Config) -> ModelSpec:
     channels = (c.size("num_attention_heads") + kv_heads) * head_dim
     first, second = c.size("cca_time0"), c.size("cca_time1")
     c.doubt("short convolutions: their weights are counted, but not their FLOPs and their state")
-    c.doubt("FLOPs count one expert per token, although the router can select no expert for a token")
+    c.doubt("llmbench counts FLOPs of one expert per token, although the router may select no expert for a token")
     extra = (
         vector("attention.conv", "attention_extra", channels, first + 1),
         vector("attention.grouped_conv", "attention_extra", channels, head_dim * second + 1),
