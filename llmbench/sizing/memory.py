@@ -39,9 +39,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         peak_bytes.
     full_bytes: bytes of all weights, all gradients and all optimizer states, and of the activations that are saved when
         the backward pass starts. Not all of them need to exist at the peak.
-    reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are the peak, and with plain
-        cross-entropy also the block of the bf16 logits. That block is free at the peak, but the fp32 tensors that
-        follow are too large for it.
+    reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are equal to peak_bytes, except with
+        plain cross-entropy. Then the bytes of the bf16 logits are added: the logits are freed before the peak, but the
+        allocator cannot reuse their block for the larger fp32 tensors of the loss.
     approximate: reasons why these figures are not exact, in addition to the spec's own reasons.
     moment: name of the op that runs at the peak.
     stage: number of the pipeline stage with the highest peak, from 0. stage_peaks: peak bytes of every stage.

@@ -102,8 +102,8 @@ class _Run(msgspec.Struct):
         """Return the peak memory of one stage. The pipeline schedule gives the number of micro-batches in flight."""
         ops = stage.ops
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
-        # With a master copy, FSDP's shards of the weights are this fp32 copy, and the optimizer's bytes include it.
-        # FSDP gathers bf16 weights only for the layers that compute.
+        # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
+        # bf16 weights only for the layers that are running.
         weights = sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         if fsdp and self.recipe.master:
             weights = 0
@@ -178,8 +178,8 @@ class _Run(msgspec.Struct):
     def placeholders(self, ops: list[Op]) -> int:
         """Return the bytes of the placeholder gradients. They exist if the real gradients accumulate in an fp32 buffer.
 
-        Transformer Engine gives autograd a placeholder instead of the real gradient. It stores one placeholder per
-        weight shape. It has gate and up in one matrix, and q, k and v in another matrix.
+        Transformer Engine gives autograd a placeholder instead of the real gradient. All weights with the same shape
+        use one placeholder. Transformer Engine fuses gate and up into one matrix, and q, k and v into another matrix.
         """
         if not self.accumulates_in_place:
             return 0
@@ -192,7 +192,7 @@ class _Run(msgspec.Struct):
 
     @property
     def widening(self) -> int:
-        """Bytes of a stored gradient divided by its bytes when the backward pass computes it."""
+        """Bytes per element of a stored gradient, divided by bytes per element of a newly computed gradient."""
         return bits_of(self.gradient_dtype) // bits_of(self.recipe.weights) if self.layout.zero == 3 else 1
 
     def optimizer_moment(self, gradients: int) -> int:
@@ -326,13 +326,14 @@ class _Run(msgspec.Struct):
 
 
 def training_doubts(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the reasons why the training memory of this model is approximate. The result is empty if it is exact.
+    """Return the reasons why the predicted training memory of this model is approximate.
 
-    A trace of the PyTorch model confirms the memory of all other parts (tests/model/test_trace.py).
+    An empty tuple means that the prediction is exact. tests/model/test_trace.py compares the prediction for such models
+    with a trace of the PyTorch model.
     """
     layers = [*spec.layers.values(), *(spec.encoder.layers.values() if spec.encoder is not None else ())]
     mixers = [mixer for layer in layers for mixer in branches(layer.mixer)]
     doubts = list(dict.fromkeys(mixer.training_doubt for mixer in mixers if mixer.training_doubt is not None))
     if spec.extra or any(layer.extra for layer in layers) or spec.hyper_connections is not None:
-        doubts.append("extra weights and hyper-connections save activations that are not counted in full")
+        doubts.append("llmbench does not count all activations that extra weights and hyper-connections save")
     return tuple(doubts)

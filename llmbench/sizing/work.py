@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 def work(ops: Sequence[Op], direction: Pass, *, keeps: Collection[str] = ()) -> Work:
-    """Return the least FLOPs and bytes moved of one pass through these ops, with all their instances.
+    """Return the least FLOPs and the least bytes moved for one pass through all instances of these ops.
 
     The FLOPs are the sum over the ops. The bytes moved are weights, looked-up table rows, caches, the input of the
     first op and the output of the last op. A result that only another op reads may stay on the chip, so its bytes are

@@ -36,8 +36,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     attention: "flash" never stores the scores. "standard" stores them.
     kernels: "fused" has one kernel per norm, activation and loss, as in Megatron, Liger and llmbench's own kernels.
         "eager" uses PyTorch's modules. Only temporaries and saved activations differ.
-    dense_mask: whether flash attention gets a mask tensor for every mask that is not only causal, as PyTorch's SDPA
-        does.
+    dense_mask: whether flash attention reads its mask from a tensor, unless the mask is purely causal. PyTorch's SDPA
+        does this.
     on_cpu: whether PyTorch's ops run on a CPU. On a CPU, RMSNorm is computed in several steps. Flash attention needs no
         large fp32 buffer, and it does not expand the keys of grouped heads.
     dropout: whether the hidden states and the attention have dropout. The dropout masks are saved.

@@ -118,7 +118,7 @@ def _layer(b: Builder, layer: Layer) -> None:
         """Add the norm before or after a sublayer, if the layer's placement has a norm there."""
         where = ("pre", "sandwich", "parallel_two") if before else ("output", "sandwich")
         if layer.placement in where:
-            # the norm of the first sublayer has saved the same input
+            # Both norms of a parallel_two layer read the residual stream. The norm of the first sublayer saves it.
             saved = layer.placement == "parallel_two" and name != sublayers[0]
             b.norm(f"{'' if before else 'post_'}{name}_norm", "norms", b.hidden, norm, saves_input=not saved)
 
@@ -171,7 +171,7 @@ def _embedding(b: Builder) -> None:
             stream = b.stream_tokens * size.size
             b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
         case Rope() | Alibi() | RelativeBias() | NoPositions():
-            pass  # the mixers apply these position encodings
+            pass  # the mixers apply RoPE and the biases on scores
         case _:
             assert_never(spec.positions)
     if spec.embedding.token_types:
@@ -201,7 +201,7 @@ def _table(
         formula=f"{rows.label} × {size.label}",
         read_bytes=looked_up,
         written_bytes=looked_up,
-        saved_bytes=8 * b.tokens,  # the token ids in int64
+        saved_bytes=8 * b.tokens,  # the op saves the token ids in int64
     )
 
 
@@ -251,9 +251,8 @@ def _head(b: Builder) -> None:
         b.vector("head.bias", "other", vocab, shards=b.layout.tp)
     if b.workload.phase == "train":
         logits = b.tokens * share(vocab.size, b.layout.tp)
-        # A fused loss applies the soft cap when it reads the logits. Plain PyTorch saves the tanh. It has
-        # three tensors at a time: the logits, the divided logits and the tanh, and then the logits, the tanh and the
-        # result.
+        # A fused loss applies the soft cap when it reads the logits. Plain PyTorch computes the soft cap in steps and
+        # saves the tanh. At the peak, three tensors exist: the logits, the tanh, and the divided logits or the result.
         if spec.head.soft_cap is not None and not b.fused:
             b.elementwise(
                 "soft_cap", "lm_head", reads=logits, writes=logits, saves=logits, forward_bytes=b.act(3 * logits)
@@ -265,10 +264,10 @@ def _loss(b: Builder, logits: int) -> None:
     """Add the cross-entropy loss. logits: number of logits on this GPU.
 
     Plain PyTorch copies the logits to fp32 and saves an fp32 log-softmax. Its backward pass allocates two more fp32
-    tensors of this size. If the loss is split over a tensor-parallel group, the backward pass allocates three such
-    tensors, because PyTorch's loss_parallel computes it in several steps. A fused loss saves an fp32 softmax. Its
-    backward pass overwrites the softmax with the gradient, and allocates a copy of the gradient in the format of the
-    activations.
+    tensors with one element per logit. If the loss is split over a tensor-parallel group, the backward pass allocates
+    three such tensors, because PyTorch's loss_parallel computes it in several steps. A fused loss saves an fp32
+    softmax. Its backward pass overwrites the softmax with the gradient, and allocates a copy of the gradient in the
+    format of the activations.
     """
     plain_backward = 8 * logits if b.layout.tp == 1 else 12 * logits
     forward_bytes = b.act(logits)

@@ -192,8 +192,8 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
 
 def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
     rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
-    # Plain PyTorch looks up a bias for every (query, key) pair, and saves the table rows that it read (int64). With
-    # flash attention, it also saves the biases.
+    # Plain PyTorch looks up a bias for every (query, key) pair. It saves the row index of each pair (int64). With flash
+    # attention, it also saves the biases.
     w, looked_up = b.workload, 0
     if not b.fused:
         pairs = w.batch * b.query_len * b.kv_len

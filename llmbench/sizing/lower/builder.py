@@ -49,7 +49,7 @@ def token_cache(b: Builder, row: CacheRow | None, indexer_row: CacheRow | None =
     Tensor parallelism splits the heads of a row over GPUs. If there are more GPUs than heads, several GPUs have a copy
     of one head.
 
-    row, indexer_row: rows of the layer and of its indexer. None: there is no such row.
+    row, indexer_row: cache rows of the layer and of its indexer. None: the layer (or the indexer) caches nothing.
     """
 
     def local(row: CacheRow | None) -> int:

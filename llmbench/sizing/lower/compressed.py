@@ -1,7 +1,8 @@
 """The ops of DeepSeek-V4's compressed attention. A compressed entry is one vector for `rate` consecutive tokens.
 
 Symbols: D hidden size, N query heads, H head dimension, r_q width of the query latent, g groups of heads, r_o output
-width of a group's first matrix, n and h number and width of indexer heads. c is 2 if entries overlap, otherwise 1.
+width of a group's first matrix, n number of indexer heads, h width of an indexer head. c is 2 if entries overlap,
+otherwise 1.
 
 Elements of the weights per layer: D·r_q + r_q·N·H for queries, D·H for the single head that is both key and value, and
 N·H·r_o + g·r_o·D for the output. A layer with entries has two more projections of D·c·H elements each, and a bias of

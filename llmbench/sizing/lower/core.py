@@ -145,7 +145,7 @@ def _temporary_bytes(
 
     key_len: number of keys per sequence.
     biased: whether a bias is added to the scores.
-    masked: whether the mask is more than a causal mask.
+    masked: whether the mask hides pairs that a causal mask shows.
     """
     w = b.workload
     decode, absorbed = w.phase == "decode", w.absorbed_mla and kv_heads == 1

@@ -88,7 +88,7 @@ def _activation(
     else:
         tensors = (0 if gated and activation in _FROM_RESULT else _STEPS.get(activation, 1)) + (2 if gated else 0)
     saves, reads = elements * tensors, elements * (2 if gated else 1)
-    # with a gate, act(gate) is allocated together with the product
+    # A gated activation computes act(gate) and then act(gate) * up. Both tensors exist at the end.
     steps = 0 if b.fused else _STEPS.get(activation, int(gated))
     forward_bytes = b.act(reads + elements * (steps + 1))
     b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=forward_bytes)
@@ -207,10 +207,11 @@ def _router_network(b: Builder, width: Dim) -> Dim:
 def experts_read(moe: MoE, experts: int, tokens: int) -> float:
     """Return the expected number of experts whose weights are read: those that at least one of `tokens` tokens selects.
 
-    Each token is assumed to select k of E experts, with equal probability and independently of other tokens. A token
-    does not select a given expert with probability 1 − k/E. So the expected number is experts·(1 − (1 − k/E)^tokens).
-    The number for a router that was trained with load balancing is close to this. Other routers read fewer experts.
-    With a capacity factor, all experts are read, because each expert computes its whole buffer.
+    Assumption: each token selects k of all E experts, with equal probability and independently of other tokens. The
+    probability that a token does not select a given expert is 1 − k/E. So, of `experts` experts, the expected number is
+    experts·(1 − (1 − k/E)^tokens). A router that was trained with load balancing comes close to this number. Other
+    routers read fewer experts. With a capacity factor, all experts are read, because each expert computes its whole
+    buffer.
     """
     if moe.capacity_factor is not None:
         return experts

@@ -46,6 +46,7 @@ def stepwise_scores(
     bias, logits = (wide, wide) if biased else (0, own)
     rounded = 0 if own == wide else own
     converted = 0 if logits == wide else wide
+    # The comment on each line lists the tensors that exist at the same time in this step.
     return max(
         queries + keys + own,  # the product q kᵀ, and copies of its inputs
         3 * own if soft_cap else 2 * own,  # the scores before and after scaling; with a soft cap, also the tanh
@@ -60,9 +61,9 @@ def stepwise_scores(
 def dense_mask(squares: int, own: int, pairs: int, pair: int, *, biased: bool) -> int:
     """Return the peak bytes while the mask tensor for PyTorch's SDPA is computed.
 
-    Without a bias, each of `pairs` elements needs three values: a bool, the negated bool, and `pair` bytes of the mask.
-    With a bias, an fp32 bias of `squares` elements comes first, then its copy in the format of q (`own` bytes), then
-    the masked copy.
+    Without a bias, three tensors of `pairs` elements exist at the peak: a bool tensor, its negation, and the mask. With
+    a bias, PyTorch first allocates the fp32 bias with `squares` elements, then a copy of it in the format of q (`own`
+    bytes), and then the masked copy.
 
     squares: number of scores: batch × heads × queries × keys. own: bytes of the scores in the format of q.
     pairs: number of mask elements: batch × queries × keys. pair: bytes per mask element in the format of q.
@@ -81,9 +82,8 @@ def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> S
 
     elements: number of elements of x. data: bytes of x.
     weighted: whether the norm has a weight.
-    keeps: whether the fp32 tensors are saved. If false (OffsetRMSNorm), the backward pass computes them again. It needs
-        no more memory for them, because it reuses the memory of other tensors. Only the fp32 copy of x needs extra
-        memory.
+    keeps: whether the forward pass saves the fp32 tensors. If false (OffsetRMSNorm), the backward pass computes them
+        again. Then only the fp32 copy of x needs extra memory, because the other recomputed tensors reuse memory.
     """
     wide = 4 * elements
     copy = 0 if data == wide else wide
