@@ -30,6 +30,7 @@ __all__ = [
     "capturing",
     "choose",
     "empty",
+    "fits_descriptor",
     "interpreted",
     "launch",
     "multiprocessors",
@@ -38,6 +39,12 @@ __all__ = [
 ]
 
 Grid = tuple[int, ...]
+
+MAX_GRID = (2**31 - 1, 65535, 65535)
+"""The most programs in each dimension of a CUDA grid. Source: CUDA C++ programming guide, technical specifications."""
+
+MAX_LENGTH = 2**31 - 2**16
+"""The longest dimension of a tensor. Indices that are rounded up to whole tiles still fit in 32 bits."""
 
 
 class Config(Mapping[str, int]):
@@ -66,7 +73,7 @@ class Config(Mapping[str, int]):
 
 @dataclass(frozen=True)
 class Launch:
-    """A recorded launch: the kernel, its arguments by name, and the configuration.
+    """A recorded launch: the kernel, its arguments by name, the configuration, and the grid.
 
     `shipped`: whether the configuration is the first candidate, which runs unless `preferring` names another.
     """
@@ -74,6 +81,7 @@ class Launch:
     kernel: Any
     arguments: dict[str, Any]
     config: Config
+    grid: Grid
     shipped: bool = True
 
     @property
@@ -140,15 +148,41 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return buffer
 
 
+def fits_descriptor(x: Tensor) -> bool:
+    """Whether a TMA descriptor can describe x: its last stride is 1, its address and its other strides are multiples of
+    16 bytes, and no stride is 0.
+
+    The address counts, and not the storage offset, because memory that torch did not allocate can begin anywhere.
+    """
+    *outer, last = x.stride()
+    whole = x.data_ptr() % 16 == 0 and not any(stride * x.element_size() % 16 for stride in outer)
+    return whole and last == 1 and 0 not in outer
+
+
+def _check_sizes(kernel: Any, grid: Grid, args: Sequence[Any]) -> None:
+    """Raise CannotRunError if the grid or a dimension of a tensor exceeds its limit.
+
+    Kernels count rows, columns and tiles in 32 bits. Only products with strides, which give offsets, have 64 bits.
+    """
+    if any(programs > most for programs, most in zip(grid, MAX_GRID, strict=False)):
+        text = f"`{kernel.__name__}` needs a grid of {grid} programs; CUDA allows at most {MAX_GRID[: len(grid)]}"
+        raise CannotRunError(text, hint="split the batch, or the sequence, into several calls")
+    for x in args:  # numel first, because it is faster than a look at each dimension
+        if isinstance(x, Tensor) and x.numel() > MAX_LENGTH and max(x.shape) > MAX_LENGTH:
+            text = f"a tensor of shape {tuple(x.shape)} has a dimension above {MAX_LENGTH:,}"
+            raise CannotRunError(f"`{kernel.__name__}`: {text}", hint="split this dimension into several calls")
+
+
 def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any) -> None:
     """Run `kernel` on `grid` with positional `args` and constexpr `constants`. `config` gives the block sizes.
 
-    Raises CannotRunError for CPU tensors outside the interpreter.
+    Raises CannotRunError for CPU tensors outside the interpreter, and for sizes above the limits.
     """
+    _check_sizes(kernel, grid, args)
     constants.update(config)
     if _capture is not None:
         named = dict(zip(kernel.arg_names, args, strict=False))
-        _capture.launches.append(Launch(kernel, named | constants, config, shipped=not any(_preferred.values())))
+        _capture.launches.append(Launch(kernel, named | constants, config, grid, shipped=not any(_preferred.values())))
         return
     device = next(value.device for value in args if isinstance(value, Tensor))
     if interpreted():

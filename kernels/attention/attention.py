@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from llmbench.kernels.attention.backward import backward
+from llmbench.kernels.attention.backward import TALLEST, backward
 from llmbench.kernels.attention.forward import forward
-from llmbench.kernels.attention.tiles import Problem, Reach, aligned, seen_pairs
+from llmbench.kernels.attention.tiles import FAR, WIDEST_ROW, Problem, Reach, aligned, seen_pairs
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
 from llmbench.kernels.launching import empty
 
@@ -239,6 +239,12 @@ def attention(
                 "key_starts, max_queries and max_keys are for a packed batch, which needs query_starts too"
             )
         queries, keys = q.shape[2], k.shape[2]
+    if max(queries, keys) > FAR:
+        raise ValueError(f"{queries} queries and {keys} keys: a sequence has at most {FAR:,} of each")
+    # The backward pass addresses the log-sum-exps of the heads that share a key head with 32-bit offsets.
+    rows = queries + TALLEST.value if query_starts is None else q.shape[0] + TALLEST.value * len(query_starts)
+    if q.shape[1] // k.shape[1] * rows >= 1 << 31:
+        raise ValueError(f"q {tuple(q.shape)}: the heads that share a key head must have fewer than 2³¹ queries in all")
     out, lse, _ = _attention(
         q, k, v, sinks, slopes, query_starts, key_starts, queries, keys, float(scale), causal, window, soft_cap
     )
@@ -257,6 +263,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, sinks:
     for width in (q.shape[-1], v.shape[-1]):
         if width % 8 or not 0 < width <= MAX_WIDTH:
             raise ValueError(f"{shapes}: head widths must be multiples of 8 up to {MAX_WIDTH}")
+        if q.shape[1] * width >= WIDEST_ROW:
+            raise ValueError(f"{shapes}: the heads of a token must have fewer than {WIDEST_ROW:,} elements")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one dtype: fp16, bf16 or fp32")
     for name, x in (("slopes", slopes), ("sinks", sinks)):

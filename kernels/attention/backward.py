@@ -35,7 +35,7 @@ from llmbench.kernels.launching import Config, architecture, choose, empty, laun
 from llmbench.kernels.numeric import LOG2E, quick_tanh
 from llmbench.kernels.products import dot
 
-__all__ = ["backward"]
+__all__ = ["TALLEST", "backward"]
 
 TALLEST = tl.constexpr(128)  # rows of the tallest tile of queries; `level` and `delta` are padded to a multiple of this
 
@@ -47,6 +47,7 @@ TALLEST = tl.constexpr(128)  # rows of the tallest tile of queries; `level` and 
 def attention_delta(
     dout, out, lse, dlse, sinks, level, delta, dsinks, query_starts,
     d_batch, d_head, d_row, o_batch, o_head, o_row, lse_batch, lse_head, level_batch, level_head, queries, heads,
+    all_heads,
     PACKED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program computes `delta` and `level` of BLOCK_M rows of one head, and the share of these rows in the sink's
@@ -55,8 +56,9 @@ def attention_delta(
     `level` is the log-sum-exp with base 2, or ∞ for a query that sees no key. A sink is a key with value 0, so its ds
     is -p · delta.
     """
-    first = tl.program_id(1) * BLOCK_M
-    which = tl.cast(tl.program_id(0), tl.int64)
+    program = tl.program_id(0)
+    first = program // all_heads * BLOCK_M
+    which = tl.cast(program % all_heads, tl.int64)
     batch = which // heads
     head = which % heads
     dout += head * d_head
@@ -95,7 +97,7 @@ def attention_delta(
     tl.store(level + r, level_row, mask=kept)
     if sinks is not None:
         p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - level_row)
-        tl.store(dsinks + which * tl.num_programs(1) + tl.program_id(1), -tl.sum(p * value, 0))
+        tl.store(dsinks + program, -tl.sum(p * value, 0))
 
 
 @triton.jit
@@ -522,13 +524,13 @@ def backward(
     rows = max(16, min(128, 4096 // padded(v_width)))
     config = choose("attention_delta", [Config(BLOCK_M=rows, num_warps=4, note="32 values per thread and tensor")])
     blocks = triton.cdiv(queries, tallest) * (tallest // config["BLOCK_M"])
-    dsinks = None if problem.sinks is None else empty(batch, heads, blocks, like=lse)
+    dsinks = None if problem.sinks is None else empty(blocks, batch, heads, like=lse)
     launch(
         attention_delta,
-        (batch * heads, blocks),
+        (blocks * batch * heads,),
         config,
         *(dout, out, lse, dlse, problem.sinks, level, delta, dsinks, problem.query_starts),
-        *(*strides(dout, out), *problem.row_strides(lse), *level_strides, queries, heads),
+        *(*strides(dout, out), *problem.row_strides(lse), *level_strides, queries, heads, batch * heads),
         PACKED=problem.packed,
         VALUES=v_width,
         PADDED_VALUES=padded(v_width),
@@ -564,4 +566,4 @@ def backward(
         *(queries, keys, heads, batch * heads, tiles, concurrent, *options),
         **constants,
     )
-    return None if dsinks is None else dsinks.sum(dim=(0, 2))
+    return None if dsinks is None else dsinks.sum(dim=(0, 1))

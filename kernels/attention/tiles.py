@@ -23,9 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmbench.kernels.launching import fits_descriptor
 from llmbench.kernels.numeric import LOG2E
 
 __all__ = [
+    "FAR",
+    "WIDEST_ROW",
     "Problem",
     "Reach",
     "aligned",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 FAR = 1 << 30  # greater than any length; the sum of a position and FAR fits in 32 bits
+WIDEST_ROW = 1 << 24  # stride of rows in elements; the offsets within a tile of 128 rows then fit in 32 bits
 
 
 class Reach(NamedTuple):
@@ -161,10 +165,10 @@ def split_width(width: int) -> tuple[int, int]:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """Return x if its last stride is 1 and its address and other strides are multiples of 16 bytes, else a contiguous
-    copy."""
-    whole = 16 // x.element_size()
-    if x.stride(-1) == 1 and 0 not in x.stride() and not any(n % whole for n in (*x.stride()[:-1], x.storage_offset())):
+    """Return x if a TMA descriptor can describe it and its rows are less than WIDEST_ROW elements apart, else a
+    contiguous copy."""
+    rows_apart = x.stride(0 if x.dim() == 3 else 2)
+    if fits_descriptor(x) and rows_apart < WIDEST_ROW:
         return x
     return x.clone(memory_format=torch.contiguous_format)
 

@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
-from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
+from llmbench.kernels.launching import Config, architecture, choose, empty, fits_descriptor, launch, multiprocessors
 from llmbench.kernels.loss.cross_entropy import (
     LOWEST,
     Options,
@@ -217,13 +217,6 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _descriptor_fits(*matrices: Tensor) -> bool:
-    """Whether TMA descriptors can describe the matrices. Addresses and row strides must be multiples of 16 bytes."""
-    return all(
-        x.numel() and not any(n * x.element_size() % 16 for n in (x.stride(0), x.storage_offset())) for x in matrices
-    )
-
-
 def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
     """Launch the losses without all logits in memory. Return the losses [t] in fp32."""
     x, weight = _unit_stride(x), _unit_stride(weight)
@@ -244,7 +237,7 @@ def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | Non
         (min(tiles, programs),),
         config,
         *(x, weight, bias, partials, *sizes, scale, cap),
-        TMA=arch >= 90 and _descriptor_fits(x, weight),
+        TMA=arch >= 90 and all(matrix.numel() and fits_descriptor(matrix) for matrix in (x, weight)),
         **constants,
     )
     losses = empty(tokens, like=x, dtype=torch.float32)

@@ -188,7 +188,7 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
             continue
         if isinstance(value, Tensor):
             types[parameter.name] = "*" + _TYPES[value.dtype]
-            divisible = value.storage_offset() * value.element_size() % 16 == 0
+            divisible = value.data_ptr() % 16 == 0
         elif isinstance(value, bool):
             types[parameter.name], divisible = "i1", False
         elif isinstance(value, int):
