@@ -206,7 +206,7 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
             **constants,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
-            enable_fp_fusion=True,  # explicit, because the default changes in Triton 3.10
+            enable_fp_fusion=True,  # Triton 3.10 changes the default of this option
         )
 
 

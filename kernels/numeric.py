@@ -32,8 +32,8 @@ def widened(x, like):
 def narrowed(x, dtype: tl.constexpr):
     """Round fp32 to the nearest number of `dtype`. If two numbers are equally near, take the one whose last bit is 0.
 
-    The interpreter truncates to bf16, so the error would be twice as large and always towards zero. Half of the last
-    digit is therefore added first.
+    The interpreter truncates to bf16, so the error would be twice as large and always towards zero. In the interpreter,
+    half of the last bf16 digit is therefore added before the truncation.
     """
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
@@ -57,8 +57,11 @@ def quick_tanh(x, EXACT: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """Return tanh(x) with an error of at most 2 roundings. Near 0, where 1 - e loses its digits, an odd polynomial
-    (fitted on |x| ≤ 0.6) replaces the quotient."""
+    """Return tanh(x) with an error of at most 2 roundings.
+
+    With e = exp(-2|x|), |tanh(x)| is the quotient (1 - e) / (1 + e). Near 0, 1 - e loses its digits. There, an odd
+    polynomial (fitted on |x| ≤ 0.6) replaces the quotient.
+    """
     e = tl.exp(tl.abs(x) * -2.0)
     far = (1.0 - e) / (1.0 + e)
     u = x * x

@@ -28,9 +28,9 @@ HEAD = """\
 This page lists the configurations of each [kernel](concepts/kernels.md) at the shapes of real models, on Hopper (sm_90)
 in bf16, or in fp32 for a kernel without bf16. The reasons come from calculations of registers, shared memory and
 occupancy. No configuration has been timed yet. The column `shapes` lists the numbers of the shapes that run with a
-configuration. A number in brackets is a shape for which the configuration is a candidate; a measurement on a GPU must
-decide. `llmbench kernels inspect` shows the compiled result of each configuration. `--format json` shows the reasons
-for other formats and architectures.
+configuration. A number in brackets is a shape for which the configuration is another candidate. Only a measurement on a
+GPU can show which candidate is the fastest. `llmbench kernels inspect` shows the compiled result of each configuration.
+`--format json` shows the reasons for other formats and architectures.
 """
 
 

@@ -418,7 +418,7 @@ KERNEL = Kernel(
     ],
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
-        # one case with all options that need registers
+        # the window, the soft cap and ALiBi together need the most registers
         Case(1, 32, 8, 8192, 8192, 128, window=4096, soft_cap=30.0, alibi=True),
         Case(1, 64, 8, 8192, 8192, 64, window=128, sinks=True),
         Case(1, 128, 128, 8192, 8192, 192, 128),

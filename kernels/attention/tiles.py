@@ -9,7 +9,7 @@ Query i of S has position i + T - S, so the last query has the position of the l
     full                    before = after = ∞
 
 Conversely, the queries from `after` positions before a key to `before` positions after it see the key. The backward
-pass uses these bounds, with the shift T - S negated, to loop over the queries that see a key.
+pass uses these bounds to loop over the queries that see a key. There, the shift is S - T instead of T - S.
 
 S query length, T key length, H width of queries and keys, V width of values.
 """
@@ -174,8 +174,8 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def concurrent_heads(bytes_per_head: int, heads: int) -> int:
-    """Return the number of heads that should run at the same time, so that the data that their programs share fits in
-    the L2 cache (32 MiB)."""
+    """Return the number of heads that should run at the same time. All programs of a head read the same data. The data
+    of the concurrent heads must fit in the L2 cache (32 MiB)."""
     return max(1, min(heads, (32 << 20) // max(1, bytes_per_head)))
 
 

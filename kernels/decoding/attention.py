@@ -3,7 +3,7 @@
     o = softmax(cap · tanh(q kᵀ · scale / cap) + slope · (key position - query position)) v,  with e^sink in the sum
 
 A KV head has G = N / K query heads. Their S queries are the rows of one tile, so each key is loaded once for all of
-these rows. Tiles of 16 or 32 rows use mma.sync. At 2 · rows FLOPs per byte, its rate is far from being the limit. Tiles
+these rows. Tiles of 16 or 32 rows use mma.sync. They need 2 · rows FLOPs per byte, far less than mma.sync can do. Tiles
 of 64 rows use wgmma. The slots of a sequence are split over programs. The results of the splits are merged with their
 log-sum-exp as weights: Flash-Decoding (Dao et al., PyTorch blog, 2023). Online softmax: Milakov and Gimelshein, arXiv
 1805.02867. Pages: Kwon et al., arXiv 2309.06180. Sinks: gpt-oss. ALiBi: arXiv 2108.12409. The docstring of merge.py
@@ -459,6 +459,6 @@ KERNEL = Kernel(
         Case((8192,) * 16, 64, 8, 128, storage="fp8"),
     ],
     allowances={
-        "decode_split: mma.sync": "memory is the limit: 2 FLOPs per byte and row need a fifth of mma.sync's rate",
+        "decode_split: mma.sync": "memory is the limit: 2 FLOPs per byte and row take a fifth of mma.sync's rate",
     },
 )

@@ -104,7 +104,7 @@ class CacheLayout(NamedTuple):
         if self.lengths is None and self.key_positions is None and self.causal and self.query_positions is None:
             raise ValueError("the positions of the queries are unknown: give lengths or query_positions")
         if self.lengths is None and self.query_positions is None and self.causal:
-            raise ValueError("key_positions without lengths need query_positions")
+            raise ValueError("key_positions are given without lengths: give query_positions too")
         if self.window is not None and (self.window < 1 or not self.causal):
             raise ValueError(f"window={self.window} must be at least 1 and needs causal=True")
         if self.chunk is not None and (self.chunk < 1 or not self.causal):
@@ -155,8 +155,10 @@ def slot_positions(layout: CacheLayout, batch: int, capacity: int, device: torch
 
 
 def visible(layout: CacheLayout, tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two tensors: whether each query sees each key at `positions` [B, T], as [B, S, T], and the positions of
-    the queries [B, S]."""
+    """Return whether each query sees each key [B, S, T], and the positions of the queries [B, S].
+
+    `positions` [B, T] are the positions of the keys. `tokens`: the number of queries S.
+    """
     if layout.query_positions is not None:
         queries = layout.query_positions.long()
     elif layout.lengths is not None:

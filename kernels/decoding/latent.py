@@ -134,7 +134,8 @@ def mla_split(
     total = tl.where(sees_any, total, 1.0)
     written = valid[:, None] & (wide[None, :] < WIDTH)
     if not WHOLE:
-        # Only part 0 writes the log-sum-exp, because the two parts may differ in the last digit.
+        # Both parts compute the log-sum-exp, but the last digit may differ. Only part 0 writes its result, so that the
+        # result does not depend on the order of the writes.
         writer = valid & (token * 0 + part == 0)
         tl.store(sums + at, tl.where(sees_any, top + tl.log2(total), -float("inf")), mask=writer)
         written = written & sees_any[:, None]
@@ -158,21 +159,24 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     products are useful. If the warpgroups of one program divided the columns, the cost would be the same, but Triton
     would multiply in narrower steps, and registers would spill.
     """
-    if itemsize == 4 or arch < 90:  # fp32 rows have twice the bytes; GPUs before sm_90 have less shared memory
-        warps = 8 if stored == 1 else 4  # the conversion of 8-bit elements needs registers
+    # Only a small tile fits: fp32 rows have twice the bytes, and GPUs before sm_90 have less shared memory.
+    if itemsize == 4 or arch < 90:
+        # The conversion of 8-bit elements needs registers, so a program gets twice as many threads.
+        warps = 8 if stored == 1 else 4
         note = "2 tiles of 9 to 36 KB in flight"
         return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
         large_tile = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
         small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries take 144 KB; two tiles of 18 KB in flight")
-        if arch >= 100 or stored == 1:  # sm_100 keeps scores in shared memory; 8-bit rows need more registers
+        # The larger tile does not fit: sm_100 keeps scores in shared memory, and 8-bit rows need more registers.
+        if arch >= 100 or stored == 1:
             return [small]
         return [
             Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries take 144 KB; one tile of 36 KB in flight"),
             small,
         ]
     if rows > 64:
-        return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="sums of 64 x 256 at most")]
+        return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="at most 64 x 256 sums")]
     wide = rows > 16 or stored == 1
     small_tile = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
     return [
@@ -426,6 +430,6 @@ KERNEL = Kernel(
         Case((8192,) * 64, 128, page=64, storage="fp8"),
     ],
     allowances={
-        "mla_split: mma.sync": "memory is the limit: 30 FLOPs per byte for 16 rows need a third of mma.sync's rate",
+        "mla_split: mma.sync": "memory is the limit: 30 FLOPs per byte (16 rows) take a third of mma.sync's rate",
     },
 )

@@ -7,8 +7,8 @@ A cache stores a sequence's tokens in T slots. Slot t is in use if t < length, a
     key_positions[b, t]                                    if given; a negative position means an empty slot
 
 In a paged cache, slot t is row t mod page of page table[b, t // page]. Unused slots may contain NaN, because kernels
-never load them. A query at position p sees positions p - window + 1 to p, and none before the start of its chunk, p - p
-mod chunk.
+never load them. A query at position p sees the positions p - window + 1 to p. With chunks, the query sees no position
+before p - p mod chunk, the start of its chunk.
 
 Split-KV: program j of n processes its share of the slots and stores o_j = softmax(s_j) v_j and l_j = log2 Σ exp2(s_j).
 The result is o = Σ_j w_j o_j / (Σ_j w_j + exp2(sink)) with w_j = exp2(l_j), after the maximum is subtracted from all
@@ -49,8 +49,8 @@ FAR = tl.constexpr(2**30)  # a position after every token
 
 @triton.jit
 def visible_range(query_positions, batch, token, length, tokens, window, chunk, CAUSAL: tl.constexpr):
-    """Return three positions [M] for each query `token` [M]: its own, the first that it sees, and the last that it
-    sees. Rows past the last query see no position."""
+    """Return the position of each query `token` [M], the first position that the query sees, and the last position that
+    the query sees, each [M]. Rows past the last query see no position."""
     if query_positions is None:
         position = length - tokens + token
     else:

@@ -1,4 +1,4 @@
-"""The gated first half of a mixture of experts and its gradient: matrix products with a fused activation.
+"""The gate and up products of a mixture of experts, fused with the activation, and their gradient.
 
 mixture.py has the whole mixture.
 
@@ -39,7 +39,8 @@ def _multiply_both(
     SWAP: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Like `grouped.multiply`, with two matrices for the same rows."""
+    """Return the products of the same rows with two matrices, as two sums. `grouped.multiply` explains the arguments
+    and computes one product."""
     step = tl.arange(0, BLOCK_K)[None, :]
     a, w, w2 = a + step, w + step, w2 + step
     for k in range(0, inner, BLOCK_K):
@@ -173,7 +174,8 @@ def gated_backward(
 ):  # fmt: skip
     """One program computes a tile of dh = dout · down, and from it da, db, w·h (`scaled`) and the sums of dh·h.
 
-    The sums over the tile's columns are part of one row of `sums` [⌈F / BLOCK_N⌉, R], in the order of pairs.
+    Each sum is over the tile's columns. `sums` [⌈F / BLOCK_N⌉, R] has one row for each column of tiles. A program
+    writes the sum of a pair to the entry whose index is the number of the pair.
     """
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
@@ -246,10 +248,11 @@ def gated(
     activation: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the first half. Return h [R, F] and the two products. The products are [R, F] if `keep`, else empty
+    """Launch `gated_forward`. Return h [R, F] and the two products. The products are [R, F] if `keep`, else empty
     tensors.
 
-    `inner_matrices` are the first matrix, the second matrix and their two biases. Without a second, h = act(x·firstᵀ).
+    `inner_matrices` are the first matrix, the second matrix and their two biases. Without a second matrix, h is
+    act(x·firstᵀ).
     """
     first, second, first_bias, second_bias = inner_matrices
     rows, (_, width, inner) = len(order), first.shape
@@ -308,8 +311,10 @@ def gated_gradient(
     choices: int,
     activation: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Launch the gradient of the first half. Return da, db, w·h [R, F], and the partial sums of dw [columns of tiles,
-    R]."""
+    """Launch `gated_backward`. Return da, db and w·h, each [R, F], and the partial sums of dw.
+
+    The partial sums are [⌈F / BLOCK_N⌉, R]: one row for each column of tiles. `db` is None without a second matrix.
+    """
     rows, (_, inner, width) = len(order), down.shape
     da, scaled = empty(rows, width, like=dout), empty(rows, width, like=dout)
     db = None if kept2 is None else empty(rows, width, like=dout)

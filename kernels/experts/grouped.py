@@ -127,7 +127,8 @@ def grouped_weight_gradient(
 ):  # fmt: skip
     """One program computes BLOCK_I × BLOCK_J elements of out [E, high, wide]: Σ over an expert's rows of p[r] ⊗ q[r].
 
-    A gathered operand has one row per token: row r is the row of token order[r] // choices."""
+    P_GATHERED or Q_GATHERED: that operand has one row per token. Its row for r is the row of token order[r] // choices.
+    """
     rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
     tiles_per_expert = rows_of_tiles * columns_of_tiles
     expert = tl.program_id(0) // tiles_per_expert
@@ -162,8 +163,8 @@ def grouped_weight_gradient(
 
 
 def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. An iteration takes 128 B of the inner dimension, which is a line of shared
-    memory, or one 16-byte load of each of eight threads."""
+    """Return the candidate configurations. An iteration loads 128 B of the inner dimension per row. This is one line of
+    shared memory. Eight threads load the line with 16 bytes each."""
     k = 128 // itemsize
     if tile >= 128:
         shape: dict[str, int] = {"BLOCK_M": 128, "BLOCK_K": k, "SWAP": 0, "GROUP": 8, "num_warps": 8}
@@ -187,8 +188,8 @@ def product_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
 
 
 def gradient_configurations(itemsize: int, arch: int, gathered: bool) -> list[Config]:
-    """Return the candidate configurations for the weight gradient. The sum is over the rows of both operands, which are
-    contiguous in the other dimension."""
+    """Return the candidate configurations for the weight gradient. The product sums over the rows of both operands. In
+    memory, the operands are contiguous along their columns."""
     shape = {"BLOCK_I": 128, "BLOCK_K": 128 // itemsize, "GROUP": 8}
     extra = 1 if gathered else 0
     wide = (

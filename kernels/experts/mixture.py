@@ -163,7 +163,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     *tensors, ctx.activation, ctx.tile, _saved = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # otherwise autograd allocates zero gradients as large as a and b
+    ctx.set_materialize_grads(False)  # autograd must not allocate zero gradients for a and b
 
 
 def _backward(ctx: Any, dout: Tensor, da: None, db: None) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@
                   best expert, or with a correction by the sum of its two best
     weights       the scores of the k best, divided by their sum if `normalize`, times `scale`
 
-The backward pass recomputes the scores. With N = Σ of s over the chosen experts, and w = c·s/N (or c·s):
+The backward pass recomputes the scores s. With c = `scale`, N = Σ s over the chosen experts, and w = c·s/N (or c·s):
     ds = c/N · (dw − Σ dw·s / N)      dl = s·(ds − Σ ds·s)  for softmax,   ds·s·(1 − s)  for σ
 
 Shapes: logits [t, E] in fp32, t tokens, E experts, k chosen; weights [t, k] in fp32, chosen [t, k] in int64, best
@@ -42,7 +42,7 @@ TINY = tl.constexpr(1e-20)  # avoids a division by zero if all chosen scores und
 
 @triton.jit
 def _scores(x, inside, KIND: tl.constexpr):
-    """Return the scores of logits [T, P] in fp32. Entries that are no expert get 0 or -inf."""
+    """Return the scores of logits [T, P] in fp32. Entries without an expert (not `inside`) get the score 0 or -inf."""
     if KIND == SIGMOID:
         score = tl.where(inside, 1.0 / (1.0 + tl.exp(-x)), 0.0)
     elif KIND == SOFTMAX:
@@ -66,8 +66,8 @@ def _best(ranked, index):
 def _centred(values, share):
     """Return `values` [T, P] minus their weighted mean. Each row of the weights `share` sums to 1.
 
-    The value with the largest share is subtracted first. If that share is near 1, this value is nearly equal to the
-    mean, and the difference from the mean would lose its digits.
+    The value with the largest share is first subtracted from all values. If this share is near 1, the value is nearly
+    equal to the mean. A direct subtraction of the mean would then lose digits.
     """
     largest = share == tl.max(share, axis=1)[:, None]
     count = tl.sum(tl.where(largest, 1.0, 0.0), axis=1)
@@ -128,7 +128,8 @@ def route_forward(
     row = token.to(tl.int64)[:, None] * experts
     exists = (token < tokens)[:, None]
     x = tl.load(logits + row + expert, mask=exists & inside, other=float("-inf"))
-    x = tl.where(exists, x, tl.where(inside, 0.0, float("-inf")))  # keeps rows past the last token finite
+    # Rows past the last token get logits of 0. With -inf in all entries, their softmax would be NaN.
+    x = tl.where(exists, x, tl.where(inside, 0.0, float("-inf")))
     scores = _scores(x, inside, KIND)
     ranked = scores
     if correction is not None:

@@ -7,10 +7,10 @@ The host does not know the number of rows of an expert, only an upper bound.
     tiles    [2, limit]  the expert and the first row of each tile; expert -1 if there is no tile
 
 The counting sort has two launches. A stretch is a run of consecutive pairs. In the first launch, each program counts
-the pairs of one stretch that chose one of a few experts. In the second launch, each program computes from the counts of
-all stretches where its pairs begin, and places them with a running count. There are no atomics, so the order is always
-the same. An expert with n rows has ⌈n / TILE⌉ tiles. R rows of E experts therefore have at most (R + min(E, R) · (TILE
-− 1)) / TILE tiles. This is the size of the grid. Programs without a tile do nothing.
+the pairs of one stretch that chose one of a few experts. In the second launch, each program adds up these counts to
+find where the pairs of its stretch begin in `order`. It then writes its pairs there, one after another. There are no
+atomics, so the order is always the same. An expert with n rows has ⌈n / TILE⌉ tiles. R rows of E experts therefore have
+at most (R + min(E, R) · (TILE − 1)) / TILE tiles. This is the size of the grid. Programs without a tile do nothing.
 
 Pairs whose expert is E or more (zero-computation experts) are not in `order`, so the end of `order` stays unwritten.
 Shapes: chosen [t, k], R = t · k pairs, E experts.
@@ -99,7 +99,7 @@ def place_choices(
 
 @triton.jit
 def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.constexpr, ALL: tl.constexpr):
-    """One program writes the tiles of SOME experts. The offsets are known."""
+    """One program computes the tiles of SOME experts from `offsets`, and writes them."""
     expert = tl.program_id(0) * SOME + tl.arange(0, SOME)
     everyone = tl.arange(0, ALL)
     real = everyone < experts
@@ -116,7 +116,7 @@ def cut_into_tiles(offsets, tiles, experts, limit, TILE: tl.constexpr, SOME: tl.
 
 def configurations(all_experts: int) -> list[Config]:
     """Return the candidate configurations. An iteration compares 256 pairs with up to 16 experts. These are 4096
-    comparisons, 32 per thread. Each comparison also has a running count."""
+    comparisons, 32 per thread. A thread also keeps a cumulative count for each comparison."""
     some = min(16, all_experts)
     return [Config(BLOCK=256, SOME=some, num_warps=4, note="an iteration compares 256 pairs with 16 experts")]
 

@@ -34,8 +34,8 @@ def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexp
     acc = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(K):
         pair = token * K + slot
-        # An expert has a row in `rows`, or is a zero-computation expert. So the mask of one of the two loads below is
-        # empty.
+        # Either the pair has a row in `rows`, or its expert is a zero-computation expert. So one of the two loads below
+        # reads nothing.
         stored = tl.where(tl.load(chosen + pair) < experts, hidden, 0)
         acc += tl.load(rows + pair * hidden + column, mask=column < stored, other=0.0).to(tl.float32)
         token_row = tl.load(instead + token * hidden + column, mask=column < hidden - stored, other=0.0).to(tl.float32)

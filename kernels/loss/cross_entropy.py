@@ -105,7 +105,10 @@ def logit(raw, scale, cap, CAPPED: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def token_loss(target, top, log_sum, at_target, mean, z_loss, smoothing, ignored, SMOOTHED: tl.constexpr):
-    """Return the loss of a token. z = top + log_sum is not added up, so that top - l[target] loses no digits."""
+    """Return the loss of a token: z - l[target] with z = top + log_sum, and the terms of the options.
+
+    z - l[target] is computed as (top - l[target]) + log_sum, because z itself is rounded and loses digits.
+    """
     loss = (top - at_target) + log_sum
     if SMOOTHED:
         loss += (at_target - mean) * smoothing
@@ -119,12 +122,12 @@ def cross_entropy_rows(
     width, lift, scale, cap, z_loss, smoothing, ignored,
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, KNOWN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program computes one row: its loss, its stats, and its gradient times weight · lift. The program writes each
-    of these only if its tensor is given.
+    """One program computes one row: its loss, its stats, and its gradient, multiplied by the token's weight and by
+    `lift`. The program writes each of these only if its tensor is given.
 
     stats [2, t] are the largest logit and log Σ exp(l - largest). KNOWN: the stats are read and not computed.
-    `gradient` may be the same tensor as `logits`. The program reads and writes `width` columns, of which the first V
-    are logits. The padding lets every load take a whole vector.
+    `gradient` may be the same tensor as `logits`. The program reads and writes `width` columns. The first V columns are
+    logits, and the other columns are padding, so that every load reads a whole vector.
     """
     token = tl.program_id(0)
     row = token.to(tl.int64)
@@ -136,7 +139,7 @@ def cross_entropy_rows(
         top = tl.load(stats + row)
         log_sum = tl.load(stats + tokens + row)
     else:
-        # loaded first, because the gradient may overwrite it
+        # The target's logit is loaded here, because the gradient may overwrite it later.
         chosen = tl.load(logits + target, mask=valid, other=float("nan"))
         at_target = logit(chosen, scale, cap, CAPPED, EXACT)
         tops = tl.full([BLOCK], LOWEST, tl.float32)
@@ -154,7 +157,8 @@ def cross_entropy_rows(
                 total += tl.where(column < vocabulary, value, 0.0)
         top = tl.max(tops, 0)
         sum_exp = tl.sum(sums * tl.exp2((tops - top) * LOG2E), 0)
-        top = tl.where(target == ignored, 0.0, top)  # no logits were read for an ignored token
+        # The loop above reads no logits of an ignored token, so both stats are set to 0.
+        top = tl.where(target == ignored, 0.0, top)
         log_sum = tl.log(tl.where(target == ignored, 1.0, sum_exp))
         if losses is not None:
             mean = tl.sum(total, 0) / vocabulary
@@ -189,7 +193,7 @@ def configurations(vocabulary: int, itemsize: int) -> list[Config]:
     132 rows stay in the L2 cache until they are read again. With two blocks per multiprocessor, 264 rows would not.
     With 16 values per thread, a thread takes about 55 registers, so a block of 1024 threads fills a multiprocessor.
     This block has 32 KB in flight; a multiprocessor needs 23 KB in flight for its share of the bandwidth. In fp32, a
-    block has half as many values."""
+    block has half as many values and the same number of bytes."""
     if vocabulary <= 8192:
         block = max(256, triton.next_power_of_2(vocabulary) // 2)
         return [

@@ -72,11 +72,10 @@ def vocabulary_tiles(
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program computes the partial results of its tiles of tokens × vocabulary: `partials` [2 or 3, tiles of the
-    vocabulary, t].
+    """One program computes the partial results of its tiles of tokens × vocabulary.
 
-    They are the largest logit, Σ exp(l - largest), and with smoothing Σ l. Parameters that end in `_row` are strides in
-    elements.
+    `partials` [2 or 3, tiles of the vocabulary, t] contains, for each tile and token, the largest logit,
+    Σ exp(l - largest), and with smoothing Σ l. Parameters that end in `_row` are strides in elements.
     """
     down, across = tl.cdiv(tokens, BLOCK_M), tl.cdiv(vocabulary, BLOCK_N)
     sheet = across.to(tl.int64) * tokens
@@ -123,8 +122,8 @@ def losses_of_tiles(
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program computes the losses of BLOCK_M tokens. Its loop reads BLOCK_T tiles of the vocabulary at a time. The
-    lanes are merged after the loop."""
+    """One program computes the losses of BLOCK_M tokens. Its loop reads the partial results of BLOCK_T tiles of the
+    vocabulary at a time, and updates BLOCK_T running results per token. They are merged after the loop."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < tokens
     sheet = tl.cast(across, tl.int64) * tokens
@@ -180,8 +179,8 @@ def scaled_in_place(values, by, factor, count, BLOCK: tl.constexpr):
 
 
 def tile_configurations(itemsize: int, arch: int) -> list[Config]:
-    """Return the candidate configurations. An iteration takes 128 B of the hidden dimension, which is a line of shared
-    memory."""
+    """Return the candidate configurations. An iteration loads 128 B of the hidden dimension per row. This is one line
+    of shared memory."""
     shape = {"BLOCK_M": 128, "BLOCK_K": 128 // itemsize, "GROUP": 16, "num_warps": 8}
     half = Config(
         **shape,
@@ -189,7 +188,8 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
         num_stages=3,
         note="64 sums per thread: two blocks per SM, one multiplies while the other reduces",
     )
-    # 256 columns would spill: mma.sync keeps its operands in registers, and fp32 needs a longer tanh
+    # Registers would spill with 256 columns in two cases. Before sm_90, mma.sync keeps its operands in registers. In
+    # fp32, the soft cap's tanh also evaluates a series, which takes more registers.
     if arch < 90 or itemsize == 4:
         return [half]
     note = "two warpgroups of 64 × 256: 128 sums per thread, 85 FLOPs per byte of shared memory; 48 KB per stage"
@@ -198,7 +198,8 @@ def tile_configurations(itemsize: int, arch: int) -> list[Config]:
 
 def join_configurations() -> list[Config]:
     """Return the configuration of `losses_of_tiles`. The kernel makes two short passes over memory, which take a
-    hundredth of the product's time. 16 tokens fill two 32-byte sectors of a tile, and 16k tokens are 1024 programs."""
+    hundredth of the product's time. The partial results of 16 tokens in one tile fill two 32-byte sectors. 16k tokens
+    give 1024 programs."""
     shape = {"BLOCK_T": 64, "BLOCK_K": 128}
     return [Config(**shape, BLOCK_M=16, num_warps=4, note="8 and 16 values per thread in the two passes")]
 
@@ -297,7 +298,7 @@ def chunked_gradients(
     if not tokens:
         return dx, dweight.zero_(), dbias[0].zero_()
     buffer = empty(rows, padded, like=x)
-    buffer[:, vocabulary:].zero_()  # kernels load the padding together with the logits
+    buffer[:, vocabulary:].zero_()  # kernels load the padding too, so it must not be uninitialised
     ones = x.new_ones(1, rows) if needed.bias else None
     for start in range(0, tokens, rows):
         part = slice(start, min(tokens, start + rows))
@@ -324,11 +325,14 @@ def chunked_gradients(
 
 
 def gradient_scales(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[float, float]:
-    """Return the factors lift and damp of the stored gradients. Both are powers of two, and 1 in formats other than
-    fp16.
+    """Return `lift` and `damp`, the factors by which the stored gradients are multiplied. Outside fp16, both are 1.
 
-    The gradients of a mean are about 1/t of those of a sum, and would underflow in fp16. So they are stored t times as
-    large. dW is a sum over tokens and could then overflow. So dW is stored only √t times as large.
+    In fp16, both are powers of two:
+
+    - `lift` multiplies all gradients. For a mean, it is about t, because a mean divides the gradients by t and they
+      would underflow. For a sum, it is 1.
+    - `damp` also multiplies dweight and dbias. It is about 1/√t, because both are sums over t tokens and could
+      overflow.
     """
     if dtype != torch.float16:
         return 1.0, 1.0
@@ -472,7 +476,7 @@ def _losses_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 @register_flop_formula(torch.ops.llmbench.linear_losses_backward)
 def _losses_backward_flops(dlosses: Any, x: torch.Size, weight: torch.Size, *rest: Any, **_: Any) -> int:
-    """Count the products of the gradients. The product that computes the logits again is no work of the loss."""
+    """Count the products of the gradients. The second computation of the logits does not count."""
     needed = Gradients(*rest[-3:])
     return 2 * x[0] * weight[0] * weight[1] * (needed.x + needed.weight)
 
@@ -510,8 +514,8 @@ _losses.register_autograd(_backward_of_losses, setup_context=_save_operands)
 class _ReducedLoss(torch.autograd.Function):
     """The autograd function of `_linear_cross_entropy`.
 
-    With register_autograd, the stored gradients would be results of the op, and callers could keep them. They must not,
-    because the backward pass multiplies the stored gradients in place.
+    With register_autograd, the stored gradients would be results of the op, and a caller could keep them. No caller may
+    keep them, because the backward pass multiplies the stored gradients in place.
     """
 
     @staticmethod

@@ -173,7 +173,7 @@ def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bo
     """Launch the sums of dout · x̂ and of dout over rows. Return [1 or 2, programs, heads · W] for dout and x [O, N,
     W]. norm.py defines O, N and W."""
     outer, inner, width = x.shape
-    note = "2 KiB of two rows; 16 values per thread and tensor"
+    note = "two rows of 2 KiB per tile; 16 values per thread and tensor"
     config = choose("norm_sums", [Config(ROWS=2, BLOCK=1024, num_warps=4, note=note)])
     blocks = triton.cdiv(width, config["BLOCK"])
     tiles = triton.cdiv(outer * (inner // heads), config["ROWS"])

@@ -2,7 +2,7 @@
 
     out = x̂ · w + bias      x̂ = (x − μ) · r      r = 1/√(mean((x − μ)²) + ε)      μ = mean(x), or 0 for RMSNorm
     w = weight, or 1 + weight (unit_offset, Gemma), or 1
-    with a residual: summed = x + residual, rounded to its format as in plain torch, is normed in place of x
+    with a residual: summed = x + residual replaces x; it is rounded to its format first, as in plain torch
 
 The forward pass saves x (or summed), and r and μ of each row. With g = dout · w:
     dx = r · (g − x̂ · mean(g · x̂) − mean(g)) + dsummed        (mean(g) for LayerNorm only; dresidual = dx)
@@ -46,8 +46,8 @@ MAX_FORWARD_WIDTH = 32768
 """The widest row that a forward program keeps in registers: 64 values per thread of 16 warps."""
 
 MAX_BACKWARD_BYTES, MAX_TWO_SUMS_WIDTH = 32768, 8192
-"""The widest row that a backward program keeps in registers: in bytes if the program also keeps one sum over rows, and
-in values if it keeps two such sums."""
+"""The widest row that a backward program keeps in registers. With one sum over rows (dweight or dbias), the limit is in
+bytes. With both sums, the limit is in values."""
 
 
 # == Configurations and launcher ==
@@ -115,7 +115,7 @@ def _sum_partials(partial: Tensor, *sums: Tensor) -> None:
     wanted = [x for x in sums if x.numel()]
     _, programs, columns = partial.shape
     block = 32 if columns <= 4096 else 128
-    config = Config(ROWS=32, BLOCK=block, num_warps=4, note="whole lines of 32 sums at a time; many programs")
+    config = Config(ROWS=32, BLOCK=block, num_warps=4, note="whole lines, which hold 32 sums each; many programs")
     grid = triton.cdiv(columns, block), len(wanted)
     if wanted:
         second = wanted[1] if len(wanted) > 1 else None
@@ -241,7 +241,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     normed = output[1] if len(output) > 2 else inputs[0]
     ctx.save_for_backward(normed, weight, bias, output[-1])
     ctx.mark_non_differentiable(output[-1])
-    ctx.set_materialize_grads(False)  # otherwise autograd allocates zero gradients for unused results
+    ctx.set_materialize_grads(False)  # autograd must not allocate zero gradients for unused results
 
 
 def _backward(ctx: Any, dout: Tensor | None, dsummed: Tensor | None) -> tuple[Tensor | None, ...]:

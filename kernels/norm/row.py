@@ -146,7 +146,7 @@ def norm_backward(
             dweight += dy.to(tl.float32) * normed
         if BIAS_GRAD:
             dbias += dy.to(tl.float32)
-        # One reduction computes both sums. With two reductions, g would stay in registers during the first.
+        # One reduction computes both sums. With two reductions, g would stay in registers until the second reduction.
         if CENTRED:
             along, whole = tl.split(tl.sum(tl.join(g * normed, g), axis=1) / width)
             along, whole = along[:, None], whole[:, None]
@@ -202,9 +202,8 @@ def forward_configurations(width: int) -> list[Config]:
     and about 40 registers. So 48 to 64 warps fit on a multiprocessor, each with 1 KiB in flight. The latency of memory
     requires about 32 KiB in flight per multiprocessor."""
     block = max(16, triton.next_power_of_2(width))
-    rows = (
-        max(1, 2048 // block) if block <= 512 else 1
-    )  # half a warp or more computes a row, so reductions cross few warps or none
+    # Up to width 512, a program computes several rows, so that a reduction crosses few warps or none.
+    rows = max(1, 2048 // block) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
     return [
         Config(ROWS=rows, BLOCK=block, num_warps=warps, note="16 values per thread and tensor, up to 16 warps"),
@@ -220,9 +219,11 @@ def backward_configurations(width: int, itemsize: int, tensors: int) -> list[Con
 
     16 warps are too few to hide the latency of memory. The next rows are therefore copied into shared memory in advance
     (STAGES), within 96 KiB for all programs of a multiprocessor. For example, 2 rows of x and of dout with 4096 bf16
-    values are 64 KiB in flight. With 32 values per thread (width 16384), or with 16 values of three fp32 tensors,
-    neither the weight nor the row stays in registers across the reduction. The kernel then needs 116 registers and does
-    not spill.
+    values are 64 KiB in flight.
+
+    Two cases have too many values: 32 values per thread (width 16384), and three fp32 tensors of 16 values per thread.
+    In these cases, neither the weight nor the row stays in registers across the reduction. The kernel then needs 116
+    registers and does not spill.
     """
     block = max(16, triton.next_power_of_2(width))
     rows = max(1, 2048 // block) if block <= 512 else 1

@@ -9,8 +9,8 @@ may then not cancel, and exceed the budget. So two kinds of results that exceed 
 separate terms of their sums (`_Uncancelled`):
 
 - a gradient smaller than one rounding of its terms, such as that of a softmax over a single key, which is 0;
-- a mean loss. Plain torch's error is at most the mean of its tokens' errors, so this mean is used in place of its
-  error.
+- a mean loss. In plain torch, the errors of the tokens may cancel in the mean. The budget therefore comes from the mean
+  of the absolute errors of the tokens.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def compare(name: str, result: Tensor, plain: Tensor, exact: Tensor, *, factor: 
     """Compare `result` with `exact` in fp64. The budget is `factor` times the error of `plain`, plus one rounding."""
     if result.shape != exact.shape or result.dtype != plain.dtype:
         return Verdict(name, float("inf"), 0.0, 0.0, False)
-    exact = exact.double()  # torch computes no norm of integers
+    exact = exact.double()  # `exact` may have integers, of which torch computes no norm
     return _verdict(name, result.double() - exact, plain.double() - exact, exact, _rounding(result), factor)
 
 
@@ -192,10 +192,12 @@ def _widened(inputs: Inputs) -> Inputs:
 
 
 class _Uncancelled(TorchDispatchMode):
-    """Replay plain torch with sums that do not cancel, to bound the error of a cancellation.
+    """Run plain torch again, but with the absolute values of terms that may cancel. The results show the size of the
+    terms.
 
-    The gradient of a softmax p, p·dp - p·Σ p·dp, becomes the sum of the absolute values of these terms. `losses` are
-    the tokens' losses of the last mean cross-entropy."""
+    The gradient of a softmax p is p·dp - p·Σ p·dp. It is replaced by the sum of the absolute values of these terms.
+    `losses`: the losses of the single tokens in the last mean cross-entropy.
+    """
 
     losses: Tensor | None = None
 

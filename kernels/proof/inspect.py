@@ -124,7 +124,7 @@ def _compile_shape(name: str, index: int, dtype: torch.dtype, arch: int, shipped
             for launch in launches(kernel, case, dtype, arch)
             if launch.shipped or not shipped
         ]
-    except CannotRunError as refusal:  # the op does not support this architecture
+    except CannotRunError as refusal:  # The op does not support this architecture, which is not a fault.
         refused = _row(kernel, case, dtype, name, Config(num_warps=0, num_stages=0), arch)
         return [replace(refused, config="", allowed=(f"refused: {refusal}",))]
 
@@ -271,7 +271,7 @@ def faults_of(row: Compiled, *, matrix: bool) -> dict[str, str]:
     expected = limits.instruction if matrix else None
     if row.instruction != expected:
         faults[f"{row.function}: {row.instruction}"] = f"uses {row.instruction} instead of {expected}"
-    serialised = [f"{loop.waits} waits for {loop.products} products" for loop in row.loops if loop.serialised]
+    serialised = [f"{loop.products} products, {loop.waits} waits" for loop in row.loops if loop.serialised]
     if serialised:
         faults[f"{row.function}: serialised"] = f"serialises matrix products: {', '.join(serialised)}"
     return faults

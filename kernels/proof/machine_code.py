@@ -1,9 +1,10 @@
 """Read the machine code (SASS) of a compiled kernel: its hot loops, their instructions, and the unit that limits them.
 
 A hot loop is an innermost loop with tensor-core instructions, or, in a kernel without any, an innermost loop that
-reads or writes global memory. One turn of a loop is counted per warp. A model of the multiprocessor then gives the
-cycles that each unit needs for one turn of one block. The unit with the most cycles limits the loop. No other unit can
-be hidden behind a faster one, so the figure is a bound from below and not a predicted time.
+reads or writes global memory. A turn is one iteration of the loop, and its instructions are counted per warp. A model
+of the multiprocessor then gives the cycles that each unit needs for one turn of one block. The unit with the most
+cycles limits the loop. Even if all units work at the same time, a turn takes at least these cycles. So the figure is a
+lower bound and not a predicted time.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Loop:
     def serialised(self) -> bool:
         """Whether nearly every asynchronous product is followed by a wait, so that products do not overlap.
 
-        ptxas does this, with warning C7515, if it cannot prove that the registers of a product stay untouched."""
+        ptxas inserts these waits, with warning C7515, if it cannot prove that a product's registers stay untouched."""
         return self.products > 1 and self.waits >= SERIALISED_SHARE * self.products
 
 
@@ -161,7 +162,7 @@ def _matrix_work(instruction: Instruction, num_warps: int) -> tuple[float, float
         m, n, k = map(int, shape.groups())
         groups = num_warps // _WARPGROUP
         element = 4096 * 2 / _FLOPS[bits]
-        # The operand A is in registers if one stands before the descriptor: "R24, R188, gdesc[UR20], R24".
+        # Operand A is in registers if a second register precedes the descriptor: "R24, R188, gdesc[UR20], R24".
         registers = re.match(r"R\d+(\.\w+)*, R\d+", instruction.operands)
         elements = n * k if registers else (m + n) * k
         return 2 * m * n * k * groups / _FLOPS[bits], elements * element * groups
@@ -175,9 +176,10 @@ def _shared_access(instruction: Instruction) -> int:
     """Return the bytes of shared memory that a load or store moves in one warp."""
     parts = instruction.opcode.split(".")
     if instruction.name in ("LDSM", "STSM"):
-        return 128 * next((int(part) for part in reversed(parts) if part in ("1", "2", "4")), 1)  # matrices of 128 B
+        # These instructions move 1, 2 or 4 matrices of 128 B.
+        return 128 * next((int(part) for part in reversed(parts) if part in ("1", "2", "4")), 1)
     if instruction.name not in ("LDS", "STS", "LDGSTS") or instruction.operands.startswith("RZ, [RZ]"):
-        return 0  # a load into RZ only orders memory accesses
+        return 0  # a load into RZ moves no data, it only orders memory accesses
     bits = next((int(part) for part in parts if part in ("64", "128")), 32)
     return bits // 8 * _WARP
 
@@ -201,7 +203,8 @@ class _NaturalLoop(NamedTuple):
 
 
 def _body(blocks: dict[int, _Block], loop: _NaturalLoop) -> list[Instruction]:
-    """Return the instructions of a loop, without the code at the end of the kernel that waits for a barrier."""
+    """Return the instructions between the first and the last address of a loop. Code that waits for a barrier is left
+    out, because the compiler puts it at the end of the kernel."""
     inside = sorted(address for address in loop.blocks if loop.first <= address <= loop.last)
     return [instruction for address in inside for instruction in blocks[address].code]
 
@@ -236,8 +239,9 @@ def _target(instruction: Instruction) -> int | None:
 def _natural_loops(blocks: dict[int, _Block]) -> list[_NaturalLoop]:
     """Return the natural loops. A jump closes a loop if its target dominates the jump.
 
-    Code that waits for a barrier stands at the end of the kernel and jumps back. Its target does not dominate it, so it
-    closes no loop."""
+    Code that waits for a barrier stands at the end of the kernel and jumps back. This jump closes no loop, because its
+    target does not dominate the jump.
+    """
     dominators = _dominators(blocks)
     before: dict[int, list[int]] = {address: [] for address in blocks}
     for address in dominators:

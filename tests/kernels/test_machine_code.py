@@ -120,7 +120,7 @@ def test_a_serialised_loop_is_a_fault() -> None:
 
     plain = {"kernel": "k", "case": "", "dtype": "bfloat16", "config": "", "note": "", "arch": 90, "shipped": True}
     for wait, faults in (
-        ("WARPGROUP.DEPBAR.LE gsb0, 0x0", {"f: serialised": "serialises matrix products: 2 waits for 2 products"}),
+        ("WARPGROUP.DEPBAR.LE gsb0, 0x0", {"f: serialised": "serialises matrix products: 2 products, 2 waits"}),
         ("NOP ", {}),
     ):
         loops = (only_loop(PRODUCTS.format(wait=wait)),)
