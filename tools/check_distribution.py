@@ -32,7 +32,7 @@ def check_wheel(path: Path) -> list[str]:
     files."""
     names = zipfile.ZipFile(path).namelist()
     own = [name for name in names if ".dist-info/" not in name]
-    problems = [f"wheel: top-level name {name}" for name in {name.split("/")[0] for name in own} - {"llmbench"}]
+    problems = [f"wheel: bad top-level name {name}" for name in {name.split("/")[0] for name in own} - {"llmbench"}]
     problems += [f"wheel: contains {name} twice" for name in set(own) if own.count(name) > 1]
     problems += [f"wheel: {name} is missing" for name in sorted(expected() - set(own))]
     problems += [f"wheel: contains {name}, which is not in the repository" for name in sorted(set(own) - expected())]

@@ -79,7 +79,7 @@ def main() -> None:
     assert total == 6_738_415_616, total
     run(program, "params llama2-7b-no-such-model", code=2)
     run(program, "--version")
-    print(f"{len(COMMANDS)} commands in {len(FORMATS)} formats, without torch")
+    print(f"ran {len(COMMANDS)} commands in {len(FORMATS)} formats without torch")
 
 
 if __name__ == "__main__":

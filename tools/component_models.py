@@ -1,5 +1,5 @@
-"""Write the tables of docs/components/. The table of a page lists, for each feature, the bundled models that use it. It
-is between the two markers of the page.
+"""Write the tables of docs/components/. The table of a page lists, for each feature, the bundled models with this
+feature. The tool writes the table between the two markers of the page.
 
     python tools/component_models.py            # write the tables
     python tools/component_models.py --check    # compare; exit 1 if a table is out of date
@@ -87,10 +87,10 @@ PAGES: dict[str, dict[str, Uses]] = {
         "learned table": lambda spec: isinstance(spec.positions, LearnedPositions),
         "ALiBi": lambda spec: any(isinstance(encoding, Alibi) for encoding in positions(spec)),
         "relative bias": lambda spec: any(isinstance(encoding, RelativeBias) for encoding in positions(spec)),
-        "some layers with positions, some without": lambda spec: (
+        "a position encoding in some layers, none in others": lambda spec: (
             len({isinstance(spec.positions_of(mixer), NoPositions) for mixer in mixers(spec, Attention)}) > 1
         ),
-        "no positions": lambda spec: all(isinstance(encoding, NoPositions) for encoding in positions(spec)),
+        "no position encoding": lambda spec: all(isinstance(encoding, NoPositions) for encoding in positions(spec)),
     },
     "norms": {
         "RMSNorm": has_norm("rmsnorm"),

@@ -9,7 +9,7 @@ reads the defaults that the classes declare, before any ``__post_init__`` derive
 line per model type. A composite is a config with several parts, for example text and vision.
 
 - ``class``: the language-model class. A text part that exists only inside a composite has none.
-- ``defaults``: each key that the class or its parents declare, with its default. The keys that change no figure
+- ``defaults``: each key that the class or its parents declare, with its default. Keys that affect no result
   (DROPPED below) are left out. ``tie_word_embeddings`` is always included. Its value comes from an instance with all
   defaults, because a few classes override the field. The value of a composite may differ from the value of its text
   part (mistral3 is not tied). A nested configuration without its own model type is a nested object here.

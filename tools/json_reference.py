@@ -27,7 +27,8 @@ def reference() -> str:
 
 def _table(match: re.Match[str]) -> str:
     fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.cli.{match[2]}"), match[3])
-    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:  # another table describes these fields
+    # The fields of a model have their own table, so other tables leave them out.
+    if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:
         fields = fields[len(MODEL_FIELDS) :]
     lines = ["| field | content |", "|---|---|"]
     for field in fields:
