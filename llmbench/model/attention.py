@@ -37,7 +37,7 @@ class AttentionLayer(nn.Module):
     """
 
     projections_per_query: ClassVar[int] = 1
-    """The number of vectors [H] that q_proj computes per query head. It is 2 if q_proj also computes a gate."""
+    """How many vectors of H elements q_proj computes per query head: 1, the query, or 2, the query and its gate."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class AttentionLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output [B, S, D] of attention, and `shared`.
 
-        - `shared`: the relative bias of T5, which one layer computes and later layers read. Other models pass it on
-          unchanged.
+        - `shared`: T5's relative bias. One layer computes this bias, and later layers read it. In all other models, the
+          layer returns the argument `shared` unchanged.
         """
         q = self.queries(x)
         k, v = self.keys_values(x)

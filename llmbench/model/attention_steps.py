@@ -160,9 +160,9 @@ def position_scores(positions: Positions) -> PositionScores:
 
 
 def unchanged(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None) -> tuple[Scores, Tensor | None]:
-    """Return the scores unchanged. These position encodings do not change the scores.
+    """Return the scores unchanged, for models without a position bias.
 
-    They rotate the heads or change the embedding, or there are no positions.
+    Rotary positions rotate queries and keys instead. Learned and sinusoidal positions change the embedding.
     """
     return scores, shared
 
@@ -176,7 +176,7 @@ def alibi(layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | No
 def rounded_alibi(
     layer: AttentionLayer, scores: Scores, mask: Mask, shared: Tensor | None
 ) -> tuple[Scores, Tensor | None]:
-    """Add Falcon's ALiBi bias slope · t for a key at position t. Falcon rounds both factors to bf16."""
+    """Add Falcon's ALiBi bias slope · t for a key at position t. Falcon computes this product in bf16."""
     slopes = alibi_slopes(layer.mixer.num_attention_heads, mask.keys.device)
     bias = (slopes[None, :, None, None].bfloat16() * mask.keys[:, None, None, :]).float() * _alibi_factor(layer)
     return scores._replace(bias=bias.expand(-1, -1, mask.queries.shape[1], -1)), shared

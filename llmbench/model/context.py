@@ -63,8 +63,8 @@ def context(
         old = CachedKV(
             cache, Mask(queries, cache.token_positions(), causal, window, chunk, False), step.lengths, k.dtype
         )
-        # The mask keeps the padded keys. Real queries cannot see these keys, because padding comes after all real
-        # tokens. A padded query must see at least one key: a softmax over no keys would give NaN.
+        # The positions of padded keys stay in the mask. Real queries still cannot see these keys, because padding comes
+        # after all real tokens. A padded query needs these keys: a softmax over no keys would give NaN.
         mask = old.mask._replace(keys=torch.cat((old.mask.keys, queries), dim=1))
         seen = Given(torch.cat((old.k, k), dim=2), torch.cat((old.v, v), dim=2), mask)
         cache.fill(k, v, queries, step.valid)

@@ -90,8 +90,8 @@ class CrossAttentionLayer(nn.Module):
     def _keys_values(self, step: Step, state: CrossState | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return keys and values [B, K, E, H], and a mask [B, E] that is true for real encoder tokens (or None).
 
-        A forward pass that has the encoder output computes them and stores them in `state`. Later passes read them from
-        `state`.
+        If `step.memory` has the encoder output, computes keys and values from the encoder output, and stores them in
+        `state`. Otherwise, reads the stored keys and values from `state`.
         """
         if step.memory is not None:
             k, v = (

@@ -46,7 +46,10 @@ class Block(BlockParts):
 
 
 def build_block(spec: ModelSpec, layer: Layer, *, index: int, where: str) -> BlockParts:
-    """Build layer `index` of a stack. The placement of its norms decides the class. Raises UnsupportedError."""
+    """Build layer `index` of a stack. The placement of its norms decides the class.
+
+    Raises UnsupportedError if the PyTorch model does not implement the layer.
+    """
     kind = Block if is_plain(layer) else block_class(spec, layer, where=where)
     return kind(spec, layer, index=index, where=where)
 
@@ -90,8 +93,8 @@ class Decoder(Embeddings):
         - `lengths` [B]: the number of real tokens in each row. Padding follows the real tokens.
         - `cache`: contains the earlier tokens of the sequences. The pass adds the new tokens to it.
 
-        Raises CannotRunError or SpecError if the result would differ from the result of running each row alone in one
-        pass.
+        Each row gets the logits that it would get alone, in a pass without padding and without a cache. Raises
+        CannotRunError or SpecError if the model cannot compute these logits.
         """
         return self.run(tokens, cache, lengths, token_types, last_only=last_only, targets=targets)
 

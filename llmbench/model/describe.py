@@ -194,8 +194,8 @@ def _check_room(spec: ModelSpec, plan: Plan, device: torch.device, weights: int)
     """Raise CannotRunError if the free memory of the device is too small.
 
     The memory must hold the weights, and the widest op of a forward pass in addition. A forward pass can need more
-    memory than this sum, so a model that passes this check may still run out of memory. Tensors on meta need no memory,
-    but torch must be able to count their bytes.
+    memory than this sum, so a model that passes this check may still run out of memory. Tensors on meta need no memory.
+    For the device meta, raise SpecError if a tensor has more bytes than torch can count.
     """
     if device.type == "meta":
         refuse_beyond_counting(spec, plan.seq_len, plan.batch)

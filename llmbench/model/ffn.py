@@ -97,10 +97,10 @@ class ExpertsLayer(nn.Module):
         """Return the weighted sum [t, D] of the outputs of the selected experts, for tokens x [t, D].
 
         - `weights` [t, k], `chosen` [t, k]: the weights and indices of the selected experts. An index of num_experts or
-          more returns the token unchanged.
+          more names an expert without weights. The output of this expert is the token itself.
 
-        Each token is copied k times, and the copies are sorted by expert. Each expert computes its rows. The results
-        are then sorted back into the order of the tokens.
+        Each token is copied k times, and the copies are sorted by expert. Each expert computes the outputs of its
+        copies. The outputs are then sorted back into the order of the tokens.
         """
         if implementation.experts is not None:
             return implementation.experts(x, weights, chosen, self.weights, self.moe)
@@ -118,7 +118,8 @@ class ExpertsLayer(nn.Module):
     ) -> Tensor:
         """Compute the same sum as `forward`, for experts with a limited capacity.
 
-        Each token is copied k times. Each expert has a buffer of `room` rows, and computes all of them.
+        Each token is copied k times. Each expert has a buffer of `room` rows. An expert computes all rows of its
+        buffer, including empty rows.
 
         - `places` [t, k]: the row of each token copy in the buffer of its expert. A copy whose row is `room` or more
           has no place in the buffer, and adds nothing to the output.
@@ -145,8 +146,8 @@ class ExpertsLayer(nn.Module):
     def rows(self, choices: Tensor) -> list[int]:
         """Return the number of rows per expert, followed by the number of rows that no expert computes.
 
-        The numbers depend on the values of a tensor. A tensor on meta has no values, so even shares replace the
-        numbers. llmbench.model.trace replaces them too.
+        The router's selection decides these numbers. On meta, tensors have no values, so the result is an equal number
+        of rows for each expert. A trace replaces this method by a function that does the same (`model.trace`).
         """
         experts = self.moe.num_experts
         if choices.is_meta:

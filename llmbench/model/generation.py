@@ -57,8 +57,8 @@ def generate(
     - `lengths` [B]: the number of real tokens in each row. The rest of the row is padding.
     - `encoder_tokens` [B, E], `encoder_lengths` [B]: the input of an encoder-decoder, and its number of real tokens.
       The prompts are then the first tokens of the decoder.
-    - `temperature`: 0 takes the most likely token. Otherwise logits are divided by the temperature, and a token is
-      drawn.
+    - `temperature`: with 0, the most likely token is chosen. With any other number, logits are divided by this number,
+      and a token is drawn at random.
     - `top_k`: draw only from the `top_k` most likely tokens.
     - `top_p`: draw only from the fewest most likely tokens whose probabilities sum to at least `top_p`.
     - `seed`: equal seeds give equal tokens.
@@ -176,7 +176,7 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> _Sa
     if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
         raise SpecError(
             f"temperature must be 0, or at least {COLDEST:.1e} and finite, not {temperature}",
-            hint="temperature 0 takes the most likely token",
+            hint="with temperature 0, the most likely token is chosen",
         )
     if top_k is not None:
         top_k = whole_number("top_k", top_k, 1)

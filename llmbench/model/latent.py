@@ -6,7 +6,8 @@ The expanded form computes the keys and values of each head from the latents: k 
 it attends like ordinary attention. This form takes fewer FLOPs per pair of a query and a key.
 
 The absorbed form applies W_uk to the queries and W_uv to the result. The cached rows are then the keys of a single
-head, and their latents are its values. This form computes no keys or values again for cached tokens.
+head, and their latents are its values. The expanded form computes the keys and values of all cached tokens again in
+each decoding step. The absorbed form does not.
 
 Dimensions: B batch, S query length, T key length, D hidden size, N heads, C latent width (kv_lora_rank), R rotary dims
 of a key, P plain dims of a key, V value dims, I index head dim.

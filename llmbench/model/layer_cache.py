@@ -78,8 +78,9 @@ class SlotCache:
     """A cache with `capacity` slots per sequence.
 
     With `ring`, a token overwrites the token that is `capacity` positions before it. If a forward pass adds several
-    tokens, they attend to the old tokens before the new tokens overwrite these. Each sequence also has one slot for
-    tokens that are not kept: padding, and tokens that a later token of the same pass would overwrite.
+    tokens, they attend to the old tokens first, and then overwrite old tokens. Each sequence also has one more slot.
+    Tokens that need not be stored are written to this slot: padding, and tokens that a later token of the same pass
+    would overwrite.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class SlotCache:
         storage: Storage | None = None,
     ) -> None:
         self.ring, self.capacity = ring, capacity
-        place = (batch, row.heads, capacity + 1)  # one more slot, for tokens that are not kept
+        place = (batch, row.heads, capacity + 1)  # one more slot, for tokens that need not be stored
         self.keys = RowStorage(place, row.key, storage=storage, dtype=dtype, device=device)
         self.values = RowStorage(place, row.value, storage=storage, dtype=dtype, device=device)
         self.positions = torch.full((batch, capacity + 1), -1, dtype=torch.int64, device=device)
@@ -145,6 +146,6 @@ class SlotCache:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the slots of all sequences. The slot for tokens that are not kept does not count."""
+        """The bytes of the slots of all sequences. The slot for tokens that need not be stored does not count."""
         batch, heads, slots = self.keys.data.shape[:3]
         return batch * heads * (slots - 1) * (self.keys.row_bytes + self.values.row_bytes)

@@ -1,4 +1,4 @@
-"""Functions that create the module and the cache of each kind of mixer. mypy reports a kind that has no `case`.
+"""Functions that create the module and the cache of each kind of mixer. mypy reports a forgotten kind.
 
 A mixer is called as `mixer(x, step, state, shared)`, and returns its output [B, S, D] and `shared`.
 
@@ -99,7 +99,8 @@ def build_state(mixer: SingleMixer, store: Store) -> Any:
 def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
     """Return the shape of the rows in a cache.
 
-    A latent row has no value, so the value row stores the key of the indexer.
+    In latent attention, the value is a part of the key row, so no value is stored. The value row then stores the key of
+    the indexer.
     """
     if row.value:
         return RowShape(row.heads, row.key, row.value)
@@ -109,7 +110,7 @@ def row_shape(row: CacheRow, indexer_row: CacheRow | None) -> RowShape:
 def new_cache(spec: ModelSpec, batch: int, capacity: int, *, kind: str = "rolling", **where: Any) -> Cache:
     """Create an empty cache for a whole model. It has room for `capacity` tokens of each of `batch` sequences.
 
-    - `where`: dtype and device. For paged kinds also block_size and num_blocks.
+    - `where`: the arguments `dtype` and `device`, and for a paged cache also `block_size` and `num_blocks`.
     """
     store = open_store(kind, batch, capacity, **where)
     layers = []

@@ -149,10 +149,10 @@ class SequentialBlock(BlockParts):
 
 
 def _read(norm: NormLayer | None, implementation: Implementation) -> Read:
-    """Return the norm as a function whose only argument is the input of the norm."""
+    """Return a function of one argument that applies the norm to its argument."""
 
     def read(x: Residual | Tensor) -> Tensor:
-        assert norm is not None, "the placement has no norm here"
+        assert norm is not None, "the layer has no norm at this place"
         normed: Tensor = norm(x, implementation)
         return normed
 

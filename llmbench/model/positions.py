@@ -83,7 +83,7 @@ def _yarn(scaling: RopeScaling, frequencies: Tensor, theta: float, dim: int, ori
     factor = scaling.factor
 
     def correction(rotations: float) -> float:
-        """Return the dimension whose pair makes `rotations` full turns over the trained length."""
+        """Return the index of the pair of dims that makes `rotations` full turns over the trained length."""
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = correction(32.0 if scaling.beta_fast is None else scaling.beta_fast)

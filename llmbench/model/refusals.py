@@ -56,7 +56,8 @@ def refuse_step(
     cache: Cache | None,
     lengths: Tensor | None,
 ) -> None:
-    """Refuse a forward pass whose result would differ from the result of running each row alone in one pass.
+    """Refuse a forward pass in which the logits of a row would depend on other rows, on padding or on the use of a
+    cache.
 
     - `length`: the number of tokens per row, including padding.
     - `lengths` [B]: the number of real tokens in each row. None: no row has padding.
@@ -72,7 +73,8 @@ def refuse_step(
         refuse_mixed_frequencies(rotations, before, [old + more for old, more in zip(before, new, strict=True)])
     if lengths is not None and _limits_experts(spec) and bool((lengths < length).any()):
         raise CannotRunError(
-            f"{spec.name}: with a capacity_factor, padding would use capacity of the experts in place of real tokens",
+            f"{spec.name}: the rows need padding, and with a capacity_factor, padded tokens would take the "
+            "places of real tokens in the experts",
             hint="pass rows of one length",
         )
 

@@ -34,7 +34,7 @@ class Scopes(TorchFunctionMode):
     parameter it uses. If it uses no parameter, it belongs to the op that consists of this function, or to the op that
     follows the last child module.
 
-    - `outputs`: the storages that are the whole result of an op, each with the name of the op.
+    - `outputs`: maps the address of a storage to the name of the op whose output uses the storage.
     """
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
@@ -101,9 +101,9 @@ class Scopes(TorchFunctionMode):
 
     @property
     def own(self) -> str:
-        """The name of the op without a module that now runs in the innermost scope.
+        """The name of the op that now runs in the innermost scope, after the last child module of the scope.
 
-        If no such op runs, this is the name of the scope.
+        Such an op has no module of its own. If no such op runs, this property is the name of the scope.
         """
         return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 

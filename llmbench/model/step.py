@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     - `positions` [B, S]: the positions of the new tokens.
     - `valid` [B, S]: false for padding. None: no token is padding.
-    - `plain`: every sequence starts with this pass, at position 0. A cache is still empty.
+    - `plain`: whether every sequence starts with this pass, at position 0. If there is a cache, it is empty.
     - `tables`: the tables cos and sin of every rotation.
     - `lengths` [B]: the number of tokens per sequence in the cache, including the new tokens. None: there is no cache.
     - `memory` [B, E, D]: the output of an encoder. None: the cache has it, or the model has no encoder.

@@ -264,7 +264,9 @@ def _kernel(
 
 
 def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Act as a flash attention kernel that computes nothing. It saves q, k, v, its output, and a bias that is trained.
+    """Replace a flash attention kernel. Computes nothing, and saves what the kernel saves for the backward pass.
+
+    The saved tensors are q, k, v, the output, the log-sum-exp, and the position bias if the bias is trained.
 
     The output [B, N, S, Hv] is stored as [B, S, N, Hv].
     """
@@ -342,7 +344,7 @@ def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
 
 
 def _ops_without_module(scope: str) -> list[str]:
-    """Return candidates for the op that did work of the scope `scope`. These ops have no module of their own.
+    """Return the names of the ops without a module that the module `scope` may have run outside its child modules.
 
     The most likely op comes first.
     """

@@ -80,8 +80,8 @@ class Slots(NamedTuple):
     - `key_scales`, `value_scales`: the scales of quantised rows [..., segments]. None: rows are not quantised.
     - `lengths` [B]: the number of tokens per sequence. The content of later slots is undefined.
     - `table` [B, pages]: the pages of each sequence. None: the cache is not paged.
-    - `ring`: slot t stores the last token whose position modulo T is t. Otherwise, slot t stores the token at position
-      t.
+    - `ring`: whether new tokens overwrite old tokens. In a ring, slot t stores the last token whose position modulo T
+      is t. In other caches, slot t stores the token at position t.
     """
 
     keys: Tensor
@@ -216,7 +216,7 @@ class ExpertWeights(NamedTuple):
 class Experts(Protocol):
     """Compute the weighted sum [t, D] of the outputs of the experts `chosen` [t, k], for tokens x [t, D].
 
-    An index of E or more returns the token unchanged.
+    An index of E or more names an expert without weights. The output of this expert is the token itself.
     """
 
     def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, moe: MoE) -> Tensor: ...

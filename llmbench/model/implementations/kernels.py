@@ -105,7 +105,8 @@ def _options(scores: Scores) -> dict[str, Any]:
 def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """Compute attention over sequences of equal length without gaps.
 
-    Queries never see keys of another chunk, so each chunk runs as a sequence of its own.
+    With chunked attention, a query sees only keys of its own chunk, so the kernel gets each chunk as a sequence of its
+    own.
     """
     options = _options(scores) | {"causal": mask.causal, "window": mask.window}
     batch, _, length, _ = q.shape
@@ -123,15 +124,16 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tenso
 def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tensor:
     """Compute attention over sequences of different lengths, or over their chunks, packed one after the other.
 
-    Empty slots are left out, and the remaining keys are sorted by position. If positions show that a query comes after
-    the last key, the query is padding: it is left out, and its output is 0. The lengths are computed on the host.
+    Keys of empty slots are left out, and the remaining keys are sorted by position. Padded queries are left out too,
+    and their outputs are 0. The lengths of the sequences are computed on the host.
     """
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     far = torch.iinfo(mask.keys.dtype).max
     order = mask.keys.masked_fill(mask.keys < 0, far).argsort(dim=1)
     keys = mask.keys.gather(1, order)
-    # With a causal mask, a window or ALiBi, a query after the last key is padding. Otherwise, positions do not show
-    # padding.
+    # With a causal mask, a window or ALiBi, the last real query is at the position of the last key. A query at a later
+    # position is padding. With other masks, the positions of queries and keys may be unrelated, as in cross-attention,
+    # so no query is left out.
     if mask.causal or mask.window is not None or scores.slopes is not None:
         asked = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
@@ -189,7 +191,11 @@ def _decode(q: Tensor, slots: Slots, mask: Mask, scores: Scores) -> Tensor:
 
 
 def _window(slots: Slots, mask: Mask) -> int | None:
-    """Return the window of the mask. If a ring is as long as a chunk, the chunk acts as a window of that length."""
+    """Return the window of the mask.
+
+    A layer with chunked attention and no window stores only one chunk of tokens, in a ring. The kernel needs a window
+    for a ring, so the window is then the length of the chunk.
+    """
     return mask.chunk if slots.ring and mask.window is None else mask.window
 
 
@@ -197,7 +203,7 @@ _latent_on_cpu = latent_by(lambda q, seen, scores: _on_cpu(q, seen, scores))
 
 
 def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
-    """Compute absorbed latent attention of a few new tokens. The rows come from a cache or are given as tensors."""
+    """Compute absorbed latent attention of a few new tokens. The latents come from a cache or from tensors."""
     if not run_kernels(q_latent):
         return _latent_on_cpu(q_latent, q_rope, seen, scores)
     if scores.bias is not None:
@@ -301,7 +307,7 @@ def experts(x: Tensor, weights: Tensor, chosen: Tensor, experts: ExpertWeights, 
     if moe.router.on_input:
         if chosen.shape[1] != 1:
             raise CannotRunError(
-                "impl fused supports router weights on the input of experts only with one expert per token",
+                "impl fused cannot multiply the inputs of experts by router weights if a token has several experts",
                 hint="use flash",
             )
         x, weights = x * weights.to(x.dtype), torch.ones_like(weights)

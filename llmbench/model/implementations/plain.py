@@ -133,8 +133,8 @@ def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -
 class OffsetRMSNorm(torch.autograd.Function):
     """RMSNorm whose weight has an offset of 1: x / rms(x) · (1 + weight), in fp32.
 
-    This function saves x and one number per row for the backward pass. Autograd over the single ops would save two fp32
-    copies of x.
+    For the backward pass, this function saves x and one number per row. Without this function, autograd would save two
+    fp32 copies of x.
     """
 
     @staticmethod
@@ -187,8 +187,9 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
     """Select experts as Phi-3.5-MoE does, without its training noise.
 
-    Experts are selected one after another. The weight of an expert is its softmax over the remaining experts whose
-    logits are close to the best remaining logit.
+    Each step selects the expert with the highest logit among the experts that are not selected yet. The weight of this
+    expert comes from a softmax over these experts. Experts whose logits are far below the highest logit are left out of
+    the softmax.
     """
     left, found = logits, []
     for _ in range(top_k):

@@ -43,8 +43,9 @@ class BlockDiagonal(nn.Module):
 class RGLRULayer(nn.Module):
     """The RG-LRU of Griffin: h_t = a_t h_{t-1} + √(1 − a_t²) · i_t · u_t.
 
-    The gates r and i are computed from the input. r determines the decay a. A parallel GELU branch multiplies the
-    result. The factor √(1 − a_t²) is 1 for the first token of a sequence.
+    u is the output of a short convolution. The gates r and i are computed from u, and r determines the decay a. The
+    states h are multiplied by the output of a parallel GELU branch. The factor √(1 − a_t²) is 1 for the first token of
+    a sequence.
     """
 
     def __init__(self, spec: ModelSpec, mixer: RGLRU) -> None:

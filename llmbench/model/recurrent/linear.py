@@ -23,9 +23,9 @@ DELTA_CHUNK = 64
 class GatedDeltaNetLayer(nn.Module):
     """The gated delta net: S_t = a_t S_{t-1} + β_t k_tᵀ (v_t − k_t a_t S_{t-1}), y_t = q_t S_t.
 
-    Queries and keys have unit length, and queries are multiplied by N ** −0.5. The decay is a_t = exp(−exp(A)
-    softplus(a(x) + bias)). The rate is β = sigmoid(b(x)), or 2 · sigmoid(b(x)) if negative eigenvalues are allowed. The
-    output of each head passes through a norm, then through a gate.
+    Queries and keys have unit length, and queries are multiplied by N ** −0.5. The decay is a_t = exp(−exp(A) ·
+    softplus(a_proj(x) + bias)), with the weights A and bias of each head. The rate is β = sigmoid(b_proj(x)), or twice
+    this value if negative eigenvalues are allowed. The output of each head passes through a norm, then through a gate.
     """
 
     def __init__(self, spec: ModelSpec, mixer: GatedDeltaNet) -> None:
@@ -62,8 +62,8 @@ class GatedDeltaNetLayer(nn.Module):
         q, k = (l2_normalised(part.unflatten(-1, (mixer.num_key_heads, mixer.key_head_dim))) for part in (q, k))
         v = v.unflatten(-1, (mixer.num_value_heads, mixer.value_head_dim))
         time_step = self.a_proj(x).float() + self.dt_bias.float()
-        # The code computes log(1 + e^x) with logaddexp, because the compiled backward pass of F.softplus fails on its
-        # strides.
+        # logaddexp computes softplus(x) = log(1 + e^x). F.softplus is not used, because torch.compile fails on the
+        # strides in its backward pass.
         decay = -self.A_log.float().exp() * torch.logaddexp(time_step, time_step.new_zeros(()))
         rate = times(self.b_proj(x).float().sigmoid(), 2.0 if mixer.negative_eigenvalues else 1.0)
         decay, rate = zero_padding(decay, valid), zero_padding(rate, valid)
@@ -83,7 +83,7 @@ class GatedDeltaNetLayer(nn.Module):
 class LightningLayer(nn.Module):
     """Lightning attention: S_t = a S_{t-1} + k_tᵀ v_t, y_t = q_t S_t.
 
-    The decay a is a constant of each head, and is weaker in later layers. q, k and v pass through a SiLU. The output
+    Each head has a constant decay a. In later layers, a is closer to 1. q, k and v pass through a SiLU. The output
     passes through a norm over all heads, and through a sigmoid gate.
     """
 
@@ -98,7 +98,10 @@ class LightningLayer(nn.Module):
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:
-        """Return the decay rate of each head [H]: 2 ** (−8 i / H), times a factor that is smaller in later layers."""
+        """Return the decay rate −ln a of each head i = 1 … H: 2 ** (−8 i / H) times a factor.
+
+        The factor is about 1 in the first layer, and is smaller in later layers.
+        """
         heads = self.mixer.num_attention_heads
         return 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1, dtype=torch.float32, device=device)) * self.depth
 

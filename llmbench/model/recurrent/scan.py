@@ -22,8 +22,9 @@ from torch.nn import functional as F
 def elementwise_scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
     """Return all states h_t [B, S, ...] of h_t = decay_t · h_{t-1} + inputs_t. The first state h_0 is `start` [B, ...].
 
-    The sequence is split into about √S rows. All rows are computed in parallel, from a state of zero. Then the state
-    before each row is multiplied by the product of decays and added. This takes 2·√S steps instead of S.
+    The sequence is split into about √S rows. First, all rows are computed in parallel, as if each row started from a
+    state of zero. Then the last state of the previous row, multiplied by the decays since then, is added to each state
+    of a row. This takes 2·√S steps instead of S.
     """
     length = inputs.shape[1]
     width = math.isqrt(length - 1) + 1
@@ -118,7 +119,7 @@ def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute a causal depthwise convolution, [B, k − 1 + S, C] to [B, S, C].
 
-    The first k − 1 tokens of x come from before the sequence.
+    The first k − 1 tokens of x are the inputs before the S tokens: zeros, or the last inputs of the previous pass.
     """
     out = F.conv1d(x.transpose(1, 2), weight, bias, groups=weight.shape[0])
     return out.transpose(1, 2)

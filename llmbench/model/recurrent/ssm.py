@@ -30,7 +30,8 @@ TIME_STEPS = (1e-3, 1e-1)
 class MambaLayer(nn.Module):
     """Mamba: h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t, y_t = C_t h_t + D u_t, then a gate.
 
-    Δ, B and C are computed from the input.
+    u is the input of the recurrence, h its state, and y its output. Δ, B and C are computed from u. A and D are
+    weights.
     """
 
     def __init__(self, spec: ModelSpec, mixer: Mamba) -> None:

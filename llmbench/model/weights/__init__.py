@@ -1,8 +1,8 @@
 """Reading weights: copy the tensors of files with Hugging Face names into a model.
 
-`fill` finds the tensors of every parameter in the table of the model's family. It fails if a tensor in the files is not
-used, or if a parameter is not filled. A family gets a table only after a test shows that its logits equal those of
-transformers. Families without a table are refused.
+The table of the model's family says which tensors fill each parameter. `fill` copies these tensors. It raises an error
+if a tensor in the files is not used, or if a parameter is not filled. A family gets a table only after a test shows
+that its logits equal those of transformers. Families without a table are refused.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint:
                 tensor = TRANSFORMS[name](tensor, target)
             except (RuntimeError, IndexError):
                 raise SpecError(
-                    f"{checkpoint.folder}: {group[0]} has the shape {tuple(tensor.shape)}, from which {target.name} "
-                    "cannot be made with the sizes in the config"
+                    f"{checkpoint.folder}: {group[0]} has the shape {tuple(tensor.shape)}, which does not fit the "
+                    f"config: {target.name} cannot be made from this tensor"
                 ) from None
         tensors.append(tensor)
     return torch.stack(tensors) if rule.stacked else tensors[0]

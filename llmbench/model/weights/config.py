@@ -1,4 +1,4 @@
-"""Checks of a folder's config.json. They refuse a folder if our logits would differ from those of transformers."""
+"""Checks of a folder's config.json. They refuse a folder if our model would compute other logits than transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGenera
 
 
 def refuse_config(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a folder whose logits would differ from those of transformers, although the shapes in `spec` are right.
+    """Refuse a folder for which our model has the right shapes, but would compute other logits than transformers.
 
     Raises UnsupportedError for a folder that is refused, and SpecError for a wrong value in the config.
     """

@@ -227,7 +227,8 @@ def _swapped(x: Tensor, target: Target) -> Tensor:
 def _head_by_head(x: Tensor, target: Target) -> Tensor:
     """Reorder the rows of a fused projection.
 
-    The file has all queries, then all gates. The model has query and gate per head.
+    In the file, the rows of all queries come first, then the rows of all gates. In the model, the rows of a head's
+    query come before the rows of its gate, head by head.
 
     If the model has only one gate per head, the transform returns only the queries. The gates then have their own
     projection.

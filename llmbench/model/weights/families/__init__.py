@@ -1,9 +1,9 @@
 """The tables of all families. A table maps the tensors in the files of a family to the parameters of the model.
 
 `table("llama", ...)` registers a table for one or more model types. A family gets a table only after a test shows that
-its logits equal those of transformers, with weights that transformers wrote. A file here and the file in
-`llmbench.spec.huggingface.families` that imports the same configs have the same name. `common.py` has names that
-several families share.
+its logits equal those of transformers, with weights that transformers wrote. A file here has the same name as the file
+that imports the configs of these families, in `llmbench.spec.huggingface.families`. `common.py` has names that several
+families share.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NEVER_WEIGHTS = r".*\.rotary_emb\.inv_freq"
 class Table(NamedTuple):
     """The rules of a family.
 
-    - `ignored`: matches the names of tensors that are not read. The config determines them, or they do not change
-      logits.
+    - `ignored`: matches the names of tensors that are not read. The values of such tensors follow from the config, or
+      do not change the logits.
     - `partial_rotation`: the class in transformers can rotate only a part of each head. Every other class rotates whole
       heads if the rotation is not scaled, even if the config asks for a part.
     """

@@ -18,10 +18,11 @@ def _delta(target: Target) -> GatedDeltaNet:
 def _by_key_head(which: int, *, gates: bool) -> Transform:
     """Return a transform that cuts part `which` from a fused projection of Qwen3-Next.
 
-    Its rows are ordered by key head.
+    The rows of the projection are ordered by key head.
 
-    Without `gates`, the parts of a key head are: its query, its key, the values of its value heads, and the output
-    gates of its value heads. With `gates`, the parts of a key head are: the rates and the decays of its value heads.
+    - `gates`: false for in_proj_qkvz. Each key head then has four parts: its query, its key, the values of its value
+      heads, and the output gates of its value heads. True for in_proj_ba. Each key head then has two parts: the rates
+      and the decays of its value heads.
     """
 
     def cut(x: Tensor, target: Target) -> Tensor:
