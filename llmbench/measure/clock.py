@@ -374,7 +374,7 @@ class CudaClock:
             try:
                 replay = captured(call, self.device, f"`{name}`", cuda=self.cuda)
                 replay()
-                self.cuda.synchronize(self.device)  # raises an error of this replay now, not in the next candidate
+                self.cuda.synchronize(self.device)  # if the replay fails, this call raises the error
             except Exception:
                 self.check_device()
                 raise

@@ -142,7 +142,7 @@ class LiveTensors(TorchDispatchMode):
     `live_bytes`: the bytes of all storages that are allocated now. `peak_bytes`: the largest `live_bytes` so far.
     """
 
-    supports_higher_order_operators = True  # FlexAttention is a higher-order operator
+    supports_higher_order_operators = True  # without this, FlexAttention cannot run under the mode
 
     @classmethod
     def is_infra_mode(cls) -> bool:

@@ -5,11 +5,11 @@ alike. A change has several causes besides the code. On a busy machine, these ca
 
 - Run-queue delay: other processes used the cores. If threads waited for a share w of the time, the median may be too
   long by a factor of 1 / (1 - w) (`run_queue_share`).
-- Common change: the machine was slower for a while. All candidates of a case are timed in turn, so all candidates
-  become slower. If all candidates of a case changed by more than the whole sweep, one implementation cannot be the
-  cause.
+- Common change of a case: the machine was slower for a while. The candidates of a case are timed in turn, so all
+  candidates of the case become slower. If all of them changed more than the candidates of other cases did, the cause
+  is the machine, and not one implementation.
 - Slow session: the machine was slower for the whole session. The reference measurements of both sessions show this
-  change, because our code does not affect them.
+  change, because they do not run the code that is compared.
 - Barrier cost: the host has moved the threads to cores that share no cache. Then multi-threaded calls take up to twice
   as long. The barrier cost can change every second (`barrier_s`).
 - Unrecorded causes: memory and code layout, clock frequency, other guests of the host (`NOISE_FLOOR`).
@@ -40,10 +40,11 @@ DETECTABLE = 1.3
 NOISE_FLOOR = {"cpu": 0.10, "cuda-events": 0.05, "cuda-graph": 0.05}
 """For each clock: the largest change between two runs that unrecorded causes explain, as the log ratio of the medians.
 
-CPU: we compared 576 pairs of rows from 36 pairs of runs on two shared cores. After subtracting the common change of the
-case, the changes had a root mean square of 0.022 and a maximum of 0.066. The link order or the size of the environment
-variables alone can cause such changes (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously
-wrong!"). GPU: an estimate for boost clocks and for differences between boards of one model; not measured yet."""
+CPU: we compared 576 pairs of rows from 36 pairs of runs on two shared cores. We subtracted from each change the common
+change of its case (see the top of this file). The remaining changes had a root mean square of 0.022 and a maximum of
+0.066. The link order or the size of the environment variables alone can cause such changes (Mytkowicz et al. 2009,
+"Producing wrong data without doing anything obviously wrong!"). GPU: an estimate for boost clocks and for differences
+between boards of one model; not measured yet."""
 
 FALSE_ALARMS = 0.005
 """The largest share of false alarms from the sampling error, among comparisons of a build with itself. A false alarm is
@@ -57,8 +58,9 @@ FAULTS = ("INCORRECT", "FAILED")
 """The statuses of rows with an error. "OOM" and "n/a" do not count as errors."""
 
 MOST_COMMON_CHANGE = 2.0
-"""The largest common change of a case that counts as noise, as a ratio of times. It is the largest disturbance that we
-saw on shared cores. If the common change is larger, the rest counts as a change of code that the candidates share."""
+"""A limit for the common change of a case, as a ratio of times. The common change counts as noise up to this limit,
+which is the largest disturbance that we saw on shared cores. A larger change may come from code that all candidates of
+the case use, so the part above the limit does not count as noise."""
 
 MOST_BARRIER_CHANGE = 2.5
 """The largest slow-down that barrier cost can cause. The most affected of 50 measured ops took 2.4 times as long."""
@@ -74,8 +76,9 @@ class Change(NamedTuple):
     `noise`: the largest relative change that can be noise, in the direction of `ratio`; None if unknown.
     `verdict`: one of
         "slower", "faster": the change is larger than the noise.
-        "same": the change is within the noise, and the noise is too small to hide a change by `DETECTABLE`.
-        "unclear": the change is within the noise, and the noise could hide a change by `DETECTABLE`.
+        "same": the change is within the noise. The noise is too small to hide a change of time by the factor
+            `DETECTABLE`.
+        "unclear": the change is within the noise. The noise could hide a change of time by the factor `DETECTABLE`.
         "broken": only the row before has a time, or only the row after has an error.
         "fixed": only the row after has a time.
         "new", "gone": only the file after, or only the file before, has the row.
@@ -235,12 +238,12 @@ def _log_ratio(before: Row, after: Row) -> float | None:
 
 
 def _common_changes(changes: Mapping[Key, float]) -> dict[Case, float]:
-    """Return the common change of each case minus the common change of the whole sweep, as a log ratio.
+    """Return the common change of each case, as a log ratio. A positive number means slower.
 
-    The common change of a case is the change of the row that changed least. It is 0 if rows changed in both directions,
-    or if the case has only one row. The common change of the sweep is the median over all cases. It is subtracted,
-    because a short disturbance of the machine does not change all cases. The result is limited to
-    `MOST_COMMON_CHANGE`.
+    The least change of a case is the change of the row that changed least. If some rows of the case became slower and
+    others faster, the least change is 0. The common change of a case is the least change of the case, minus the median
+    of the least changes of all cases. The median is subtracted, because a short disturbance of the machine does not
+    change most cases. The common change is 0 for a case with only one row. It is limited to `MOST_COMMON_CHANGE`.
     """
     most = math.log(MOST_COMMON_CHANGE)
     cases: dict[Case, list[float]] = {}
@@ -310,7 +313,7 @@ def _notes(before: Results, after: Results, common: Mapping[Case, float], pairs:
             was, now = getattr(old.reference_measurements, name), getattr(new.reference_measurements, name)
             ratio = was.per_s / now.per_s if was.description == now.description else 1.0
             if abs(math.log(ratio)) > NOISE_FLOOR[was.measurement.clock]:
-                notes.append(f"reference measurement: {was.description} takes {ratio:.2f}× as long")
+                notes.append(f"reference measurement: {was.description} takes {ratio:.2f}× as long in the second file")
     return notes
 
 

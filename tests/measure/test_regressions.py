@@ -344,7 +344,7 @@ def test_other_differences_are_noted() -> None:
         "torch: 2.13.0 → 2.14.0",
         "triton: unknown → 3.9.0",
         "the two sessions have different inputs",
-        "reference measurement: product takes 1.50× as long",
+        "reference measurement: product takes 1.50× as long in the second file",
     ]
     damaged = before._replace(
         damaged=[Damage("file.jsonl", 3, "truncated")], sessions=[Session(None, before.sessions[0].rows)]
