@@ -40,8 +40,8 @@ BUG = 101
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process with the exit code of the command.
 
-    0: the command succeeded. 1: the verdict is negative. 2: the input is wrong. 3: the command cannot run on this
-    machine. 101: llmbench has a bug.
+    0: the command succeeded. 1: a result is wrong, an implementation failed, or `diff` found a regression. 2: the input
+    is wrong. 3: the command cannot run on this machine. 101: llmbench has a bug.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):

@@ -26,7 +26,7 @@ Everything = Annotated[bool, typer.Option("--all", help="Also show rows that did
 
 
 NAMED = 3
-"""The largest number of missing rows that the line below the table names. JSON lists all missing rows."""
+"""A line below the table names at most this many rows that only the first file has. JSON lists all of them."""
 
 
 def _side(row: Row | None) -> dict[str, Any] | None:
@@ -92,8 +92,8 @@ FIELDS: tuple[Field[Change], ...] = (
         "verdict",
         "verdict",
         text=lambda change: f"{change.verdict}, more memory" if change.memory_grew else None,
-        description="`slower`, `faster`, `same`, `unclear` (hidden by the noise), `broken` or `fixed` (the status "
-        "changed), `new` or `gone` (only one file has the row)",
+        description="`slower`, `faster`, `same`, `unclear` (the noise is too large for a verdict), `broken` or `fixed` "
+        "(the status changed), `new` or `gone` (only one file has the row)",
     ),
     Field(
         "memory_grew",

@@ -243,7 +243,7 @@ def _lines(row: Counted) -> list[str]:
         source = "flash attention's scores" + (f" and --recompute {row.recompute}" if row.recompute != "none" else "")
         lines.append(f"not in the total: {si(flops.recompute)}FLOPs that the backward pass computes again ({source})")
     if flops.recurrent:
-        lines.append("recurrences are counted step by step; chunked kernels compute different products")
+        lines.append("recurrences are counted token by token; kernels that compute chunks need another number of FLOPs")
     return lines
 
 

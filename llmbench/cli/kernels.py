@@ -235,8 +235,8 @@ INSPECT: tuple[Field[Compiled], ...] = (
     Field(
         "allowed",
         value=lambda row: list(row.allowed),
-        description="faults that the kernel allows, each with its reason; also a line for a configuration that the "
-        "architecture cannot run",
+        description="faults that the kernel allows, each with its reason; if the architecture cannot run the "
+        "configuration, a line that says so",
     ),
     Field("ptxas", value=lambda row: ptxas(row.arch), description="version of the assembler `ptxas`"),
 )

@@ -261,7 +261,7 @@ def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> li
 
 
 def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
-    """Return the model without the parallel branches of the layers of kind `name`, except the branch `mixer`."""
+    """Return the model with `mixer` as the only mixer in the layers of kind `name`."""
     layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
     return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
 

@@ -254,10 +254,10 @@ def machine(environment: Environment, limits: MachineLimits, rows: Iterable[Row]
     causes = {limits.exceeded_by(row) for row in rows}
     if "a cache" in causes:
         lines.append(
-            "above 100% of limit: the data stayed in a cache between calls, but the limit assumes memory reads"
+            "share of limit above 100%: the data stayed in a cache between calls, but the limit assumes memory reads"
         )
     if "the machine" in causes:
         lines.append(
-            "above 100% of limit: the machine was faster than when its limits were measured (turbo or other load)"
+            "share of limit above 100%: the machine was slower when its limits were measured (turbo or other load)"
         )
     return lines

@@ -370,7 +370,7 @@ def _lines(memory: Memory) -> list[str]:
         step = "the optimizer step" if moment == "optimizer" else f"the backward pass of {moment}"
         lines.append(f"the peak is in {step}{stage and ','}{stage}; not every part exists in full at the peak")
         if layout.pp > 1:
-            lines.append("assumption: there are twice as many micro-batches as stages, which fill the pipeline")
+            lines.append("assumption: twice as many micro-batches as pipeline stages, so that every stage has work")
         if layout.zero == 3:
             if _only_shards(memory):
                 lines.append("weights at the peak are gathered copies; the fp32 shards are counted with the optimizer")

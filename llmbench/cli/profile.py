@@ -212,7 +212,7 @@ def _block(piece: Piece, setting: Setting, measured: Profile, lines: list[Line],
 
 
 class OpLine(NamedTuple):
-    """A row of the table by op: an op, a kernel of an op, or the total. A number is None if it is unknown."""
+    """A row of the table of `--by kernel`: an op, a kernel of an op, or the total. An unknown number is None."""
 
     name: str
     runs: int | None

@@ -117,7 +117,7 @@ CHECK: tuple[Field[Listed], ...] = (
 
 
 def _value(figure: Figure | None) -> int | float | None:
-    """Return the number of a datasheet figure, or None if the datasheet lacks the figure."""
+    """Return the value of a figure in a datasheet. None if the datasheet does not state the figure."""
     return None if figure is None else figure.value
 
 
