@@ -31,7 +31,8 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     `wraps`: whether a long text may continue on the next line.
     `unbroken`: whether words are never split, even in a narrow terminal.
     `sparse`: whether tables leave out the column if no row has a value.
-    `spare`: a rank above 0 if a narrow terminal may leave out the column. The column with the highest rank goes first.
+    `spare`: a rank above 0 if a narrow terminal may leave out the column. The column with the highest rank is left out
+        first.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
 
 
 def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
-    """Return the fields, changed to read their values from the object in the item's attribute `path`.
+    """Return copies of the fields. A copy reads its value from the object `item.<path>` instead of `item`.
 
     A field that has a function `value` stays as it is.
     """

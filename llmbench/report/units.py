@@ -69,7 +69,8 @@ _SCALES: tuple[tuple[tuple[float, Unit], ...], ...] = (
     ((1e12, "tflops_per_s"), (0, "gflops_per_s")),
     ((1e-3, "ms"), (0, "us")),
 )
-"""Groups of units for one quantity. Each unit stands with the smallest value, in base units, that it is used for."""
+"""For each quantity, its units from the largest to the smallest. A number before a unit is the smallest value, in base
+units, that a table shows in this unit."""
 
 
 def fitting(unit: Unit, values: Iterable[Any]) -> Unit:
