@@ -140,8 +140,8 @@ class Router(Part, frozen=True):
       the selection. "softmax_topk": a softmax over the selected experts only. "sigmoid": a sigmoid of each logit,
       before the selection. "sigmoid_topk": the experts with the largest logits are selected, and the sigmoid of their
       logits is their weight (Kolibri). "sparsemixer": the experts are selected one after another (Phi-3.5-MoE, arXiv
-      2409.12136). Each selection applies a softmax to the remaining experts whose logits differ from the best logit by
-      at most 2 · `jitter`, relative to the best logit.
+      2409.12136). The weight of a selected expert is its softmax over the remaining experts. This softmax leaves out
+      experts whose logit differs from the best logit by a share of more than 2 · `jitter`.
     - bias: whether the projection to the logits has a bias.
     - correction: DeepSeek-V3's bias per expert, which balances the load of the experts without an auxiliary loss. A
       "buffer" is adjusted in training and stored in the checkpoint. A "parameter" is trained (ERNIE).

@@ -23,7 +23,7 @@ class PositionKind(Kind, frozen=True):
     def acts_on(self) -> Literal["embedding", "queries and keys", "scores", "nothing"]:
         """The tensor that the position encoding changes.
 
-        If it changes queries and keys, or scores, each mixer must support the encoding.
+        A mixer must support an encoding that changes queries and keys, or scores.
         """
 
 

@@ -78,7 +78,7 @@ class MixerKind(Kind, frozen=True):
     def position_kinds(self) -> tuple[type[PositionKind], ...]:
         """The position encodings that this mixer can apply to queries, keys or scores.
 
-        `check` refuses a spec that applies any other such encoding in this mixer.
+        `check` refuses a spec in which this mixer would have to apply another encoding.
         """
 
     @property

@@ -75,7 +75,7 @@ def ernie4_5_moe(c: Config) -> ModelSpec:
     )
     if c.number("moe_norm_min", 1e-12) > 1e-9:
         c.unbuildable(
-            "moe_norm_min > 1e-9: the weights of a token's experts are divided by a sum with this lower bound"
+            "moe_norm_min > 1e-9: the sum that divides the expert weights has this lower bound, which is not supported"
         )
     ffn = MoE(
         num_experts=c.size("moe_num_experts"),

@@ -239,8 +239,8 @@ def attention(c: Config, **fields: Any) -> Attention:
 def latent_attention(c: Config, **fields: Any) -> LatentAttention:
     """Return DeepSeek's multi-head latent attention (MLA) with the dimensions that the config states.
 
-    `fields` are other fields of LatentAttention. The field `bias` is special: it gives a bias to the projections to the
-    latents and to the output projection. Its default is the config key `attention_bias`.
+    `fields` are other fields of LatentAttention. `fields` can also contain `bias`: whether the output projection and
+    the projections to the latents have biases. The default of `bias` is the config key `attention_bias`.
     """
     bias = fields.pop("bias", None)
     bias = c.flag("attention_bias") if bias is None else bias

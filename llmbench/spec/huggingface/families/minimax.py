@@ -83,7 +83,7 @@ def _minimax_residual(c: Config, kind: str) -> dict[str, Any]:
 
     alpha, beta = (factor(layer_type, name) for name in ("alpha", "beta"))
     if (alpha, beta) != (factor("mlp", "alpha"), factor("mlp", "beta")):
-        c.unbuildable("the two residual sums of a layer have different factors")
+        c.unbuildable("the two residual sums of a layer have different factors, but only equal factors are supported")
     behind = c.flag("postnorm") if hub else True
     return {"skip_scale": alpha, "residual_scale": beta, "residual_from_norm": behind}
 
@@ -141,7 +141,7 @@ def minimax_m3(c: Config) -> ModelSpec:
     )
     c.put("rotary_dim", None)  # transformers ignores rotary_dim and reads partial_rotary_factor
     if (c.number("swiglu_alpha", 1.702), c.number("swiglu_limit", 7.0)) != (1.702, 7.0):
-        c.unbuildable("swiglu_alpha is not 1.702 or swiglu_limit is not 7.0, the only supported values")
+        c.unbuildable("only swiglu_alpha = 1.702 with swiglu_limit = 7.0 is supported")
     c.ignore("mtp_transformer_layers", "index_n_heads", "index_head_dim")
     stated = c.entries("layer_types", count)
     frequency = legacy.get("sparse_attention_freq")

@@ -628,7 +628,7 @@ def xverse(c: Config) -> ModelSpec:
         return llama(c)
     width = c.size("intermediate_size")
     mixer = attention(c)
-    c.unbuildable("no config key of XVERSE says whether the weights of the selected experts sum to one")
+    c.unbuildable("no config key of XVERSE says whether the router divides expert weights by their sum")
     ffn = MoE(
         num_experts=c.size("num_experts"),
         num_experts_per_tok=c.size("moe_top_k"),
