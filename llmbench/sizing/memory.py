@@ -35,8 +35,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Memory in bytes of the GPU with the highest peak.
 
     peak_bytes: largest number of bytes that are allocated at one moment.
-    parts_bytes: the bytes at this moment, divided into weights, gradients, optimizer and so on. Their sum is
-        peak_bytes.
+    parts_bytes: peak_bytes divided into weights, gradients, optimizer states, activations and so on.
     full_bytes: bytes of all weights, all gradients and all optimizer states, and of the activations that are saved when
         the backward pass starts. Not all of them need to exist at the peak.
     reserved_bytes: bytes that PyTorch's allocator reserves on the device. They are equal to peak_bytes, except with

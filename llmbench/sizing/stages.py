@@ -40,7 +40,9 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 def stages(spec: ModelSpec, ops: list[Op], layout: Layout) -> list[Stage]:
-    """Divide a model into pipeline stages with nearly equal numbers of layers. Earlier chunks get the remainder.
+    """Divide a model into pipeline stages with nearly equal numbers of layers.
+
+    If the layers cannot be divided evenly, earlier chunks have one layer more than later chunks.
 
     The embedding is in the chunk of the first layer, and the head is in the chunk of the last layer. An op between the
     encoder and the decoder is in the chunk of the next layer. With more than one stage, a tied head gets its own copy

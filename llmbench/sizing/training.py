@@ -65,8 +65,8 @@ def training_memory(
     """Compute the peak memory of a training step. The optimizer states already exist, so it is not the first step.
 
     micro_batches: number of forward and backward passes per optimizer step. If it is more than one, gradients stay
-        allocated between the passes. None: one micro-batch without pipeline stages, and twice as many micro-batches as
-        stages with pipeline stages.
+        allocated between the passes. None: one micro-batch. With more than one pipeline stage: twice as many
+        micro-batches as stages.
 
     Raises LayoutError if the model cannot be divided as the layout says.
     """

@@ -33,7 +33,7 @@ def work(ops: Sequence[Op], direction: Pass, *, keeps: Collection[str] = ()) -> 
     not counted. A backward pass reads inputs, weights and the gradients of results. It writes the gradients of inputs
     and weights. The result of a loss is one number, and its bytes are not counted.
 
-    keeps: names of ops whose results are counted nevertheless.
+    keeps: names of ops whose results are counted, although only another op reads them.
     """
     flops = sum(op.count * part.flops for op in ops for part in _passes(op, direction))
     if len(ops) == 1:

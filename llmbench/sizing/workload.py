@@ -96,7 +96,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pp: number of pipeline stages.
     interleave: number of chunks of layers per pipeline stage.
     dp: number of data-parallel replicas.
-    ep: number of GPUs per expert-parallel group, which splits the experts. The groups consist of the dp × cp ranks.
+    ep: number of GPUs per expert-parallel group, which splits the experts. The dp × cp ranks form these groups.
     cp: number of GPUs per context-parallel group, which splits the sequence.
     zero: ZeRO stage, which says what the replicas split among themselves. 0: nothing. 1: the optimizer states. 2: also
         the gradients. 3: also the weights, as in FSDP.

@@ -44,8 +44,8 @@ def core(
     soft_cap: whether the scores have a soft cap.
     biased: whether a bias is added to the scores.
     masked: whether the mask hides pairs that a causal mask shows (see `_temporary_bytes`).
-    unsplit: extra width per head that plain PyTorch saves with flash attention. If V is a view of a wider tensor,
-        PyTorch saves the wider tensor.
+    unsplit: width per head by which V's tensor is wider than V. If V is a view of a wider tensor, plain PyTorch with
+        flash attention saves the whole wider tensor.
     """
     w = b.workload
     batch = w.batch

@@ -132,8 +132,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
     inputs_saved = inputs_saved or not wide
     if moe.router.correction is not None:
         b.vector("ffn.router.correction", "router", choices, buffer=moe.router.correction == "buffer")
-    # The number of experts per token that have weights. If there are zero experts, which have no weights, this is the
-    # mean number, rounded up.
+    # `chosen` counts only experts with weights. LongCat also has experts without weights. There, `chosen` is the mean
+    # number per token, rounded up.
     chosen = share(moe.num_experts_per_tok * moe.num_experts, choices.size)
     rows = b.tokens * chosen
     inputs = b.hidden

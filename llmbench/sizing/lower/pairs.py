@@ -16,8 +16,8 @@ def visible_pairs(
 
     The queries have the last `query_len` of `kv_len` positions. Positions count from 0.
 
-    causal: a query at position p sees at most p + 1 keys. If false, a query sees every key, or with a window the keys
-        at a distance of at most window // 2 on both sides.
+    causal: a query at position p sees at most p + 1 keys. If false, a query sees every key. If false and with a window,
+        a query sees the keys on both sides up to a distance of window // 2.
     window: largest number of keys that a causal query sees, including its own.
     chunk: length of a chunk. A query sees only keys in its own chunk.
     masked_too: also count the pairs that the mask hides.

@@ -1,6 +1,6 @@
-"""Peak temporary memory of plain PyTorch if it computes in several steps what a fused kernel computes in one.
+"""Peak memory of functions that plain PyTorch computes in several steps and a fused kernel computes in one step.
 
-Each step allocates a tensor. The tensor stays allocated as long as a Python name refers to it. The functions follow
+Each step allocates a tensor. The tensor stays allocated as long as a Python name refers to it. This file follows
 llmbench/model/implementations/plain.py and sdpa.py line by line. The steps inside PyTorch are those of
 aten/src/ATen/native (2.11 to 2.13): SoftMax.cpp (a softmax into another format first copies its input to that format),
 LinearAlgebra.cpp (matmul copies inputs that are not contiguous), layer_norm.cpp (RMSNorm), transformers/attention.cpp
