@@ -167,7 +167,7 @@ def _check_sizes(kernel: Any, grid: Grid, args: Sequence[Any]) -> None:
     if any(programs > most for programs, most in zip(grid, MAX_GRID, strict=False)):
         text = f"`{kernel.__name__}` needs a grid of {grid} programs; CUDA allows at most {MAX_GRID[: len(grid)]}"
         raise CannotRunError(text, hint="split the batch, or the sequence, into several calls")
-    for x in args:  # numel first, because it is faster than a look at each dimension
+    for x in args:  # `numel` is tested first, because it is faster to read than `shape`
         if isinstance(x, Tensor) and x.numel() > MAX_LENGTH and max(x.shape) > MAX_LENGTH:
             text = f"a tensor of shape {tuple(x.shape)} has a dimension above {MAX_LENGTH:,}"
             raise CannotRunError(f"`{kernel.__name__}`: {text}", hint="split this dimension into several calls")

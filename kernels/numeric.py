@@ -22,7 +22,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def widened(x, like):
     """Convert 8-bit elements to the dtype of `like`, which represents them exactly.
 
-    The interpreter converts to bf16 from fp32 only."""
+    The interpreter converts only fp32 to bf16. So it first converts the elements to fp32."""
     if INTERPRETED:
         x = x.to(tl.float32)
     return x.to(like.dtype)

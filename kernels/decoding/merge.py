@@ -170,7 +170,8 @@ def combine_configurations(width: int, splits: int) -> list[Config]:
 
 
 def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> None:
-    """Launch the merge of parts [B, N, S, splits, V] and sums [B, N, S, splits] into out [B, N, S, V]."""
+    """Launch `combine_splits`, which merges parts [B, N, S, splits, V] into out [B, N, S, V]. `sums` [B, N, S, splits]
+    contains the log-sum-exp of each split, with base 2."""
     batch, heads, tokens, splits, width = parts.shape
     rounded = max(2, triton.next_power_of_2(splits))
     config = choose("combine_splits", combine_configurations(width, rounded))

@@ -130,7 +130,7 @@ def gated_forward(
         )
     if SWAP:
         a, b = tl.trans(a), tl.trans(b)
-    corner = top.to(tl.int64) * width  # a 64-bit offset; offsets from the corner fit in 32 bits
+    corner = top.to(tl.int64) * width  # The first row of the tile may need 64 bits; offsets in the tile fit in 32.
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     bias = expert * width
     if HALVES:
@@ -191,7 +191,7 @@ def gated_backward(
     if SWAP:
         dh = tl.trans(dh)
     weight = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
-    corner = top.to(tl.int64) * width  # a 64-bit offset; offsets from the corner fit in 32 bits
+    corner = top.to(tl.int64) * width  # The first row of the tile may need 64 bits; offsets in the tile fit in 32.
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)

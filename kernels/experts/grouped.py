@@ -215,8 +215,8 @@ def product(
     order: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Launch the product of a [R, K] and w [E, N, K] (w [E, K, N] if `transposed`), plus the product of the `second`
-    pair of tensors. Return [R, N].
+    """Return [R, N]: the product of a [R, K] and w [E, N, K] (w [E, K, N] if `transposed`), plus the product of the
+    `second` pair of tensors.
 
     With `order`, row r of the product is written to row order[r] of the result. `scale` is in the order of the result's
     rows. All tensors are contiguous.
@@ -241,7 +241,7 @@ def product(
 def weight_gradient(
     p: Tensor, q: Tensor, offsets: Tensor, order: Tensor | None, choices: int, *, gathered: str = ""
 ) -> Tensor:
-    """Launch the sums of p[r] ⊗ q[r] over each expert's rows. Return [E, I, J] for p [R, I] and q [R, J].
+    """Return Σ p[r] ⊗ q[r] over the rows of each expert, [E, I, J], for p [R, I] and q [R, J].
 
     `gathered` names the operand, "p" or "q", that has one row per token."""
     experts, high, wide = len(offsets) - 1, p.shape[1], q.shape[1]

@@ -116,7 +116,7 @@ def sum_rows(
 
 
 def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """Launch the sum of each token's rows [t·k, D]. Return [t, D]."""
+    """Return the sum of the k rows of each token, [t, D], from `rows` [t·k, D]."""
     tokens, hidden = instead.shape
     out = empty(tokens, hidden, like=instead)
     block = max(128, min(1024, triton.next_power_of_2(hidden)))
@@ -130,7 +130,7 @@ def combine_rows(rows: Tensor, instead: Tensor, weights: Tensor, chosen: Tensor,
 def pair_gradient(
     sums: Tensor, dout: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, down_bias: Tensor | None, experts: int
 ) -> Tensor:
-    """Launch the gradient of the weights. Return dw [t, k]."""
+    """Return dw [t, k], the gradient of the router weights."""
     (columns, pairs), choices, hidden = sums.shape, chosen.shape[1], x.shape[1]
     dweights = empty(*weights.shape, like=weights)
     config = Config(
@@ -147,7 +147,7 @@ def pair_gradient(
 def bias_gradient(
     p: Tensor, offsets: Tensor, order: Tensor | None = None, weights: Tensor | None = None, choices: int = 1
 ) -> Tensor:
-    """Launch the sum of each expert's rows of p [R, N]. Return [E, N].
+    """Return the sum of the rows of each expert, [E, N], from p [R, N].
 
     With `order` and `weights`, the sum is over the rows of the expert's tokens in p [t, N], times their weights.
     """

@@ -230,7 +230,7 @@ def compute_rows(
     lift: float = 1.0,
     padded: int | None = None,
 ) -> None:
-    """Launch the kernel. It fills losses [t], stats [2, t] and gradient [t, V] if they are given.
+    """Launch `cross_entropy_rows`, which fills losses [t], stats [2, t] and gradient [t, V] if they are given.
 
     The gradient is multiplied by weights [t] · lift. `known`: the stats are read and not computed. `padded`: the number
     of columns that the kernel may read in a row of logits and write in a row of the gradient.

@@ -123,7 +123,7 @@ def losses_of_tiles(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes the losses of BLOCK_M tokens. Its loop reads the partial results of BLOCK_T tiles of the
-    vocabulary at a time, and updates BLOCK_T running results per token. They are merged after the loop."""
+    vocabulary at a time, and updates BLOCK_T running results per token. It merges them after the loop."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < tokens
     sheet = tl.cast(across, tl.int64) * tokens
@@ -219,7 +219,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Launch the losses without all logits in memory. Return the losses [t] in fp32."""
+    """Return the losses [t] in fp32. Launch `vocabulary_tiles` and `losses_of_tiles`, which store no logits."""
     x, weight = _unit_stride(x), _unit_stride(weight)
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
     arch = architecture(x.device)
@@ -265,8 +265,8 @@ def rows_per_chunk(tokens: int) -> int:
     """Return the rows of a chunk: whole tiles of 128 rows, less than an eighth of the tokens, but at least 256 rows.
 
     The chunk and the other memory per token then take at most an eighth of the memory of all logits. For each chunk,
-    the products read W twice, and read and write dW. These are 8·V·D bytes in bf16. The products have 6·V·D FLOPs per
-    row. So 256 rows have 192 FLOPs per byte, the ridge point of an H200.
+    the products read W twice, read dW once, and write dW once. In bf16, this traffic is 8·V·D bytes. The products have
+    6·V·D FLOPs per row. So 256 rows have 192 FLOPs per byte, the ridge point of an H200.
     """
     return max(256, (tokens - 1) // 1024 * 128)
 
@@ -341,7 +341,7 @@ def gradient_scales(dtype: torch.dtype, tokens: int, *, mean: bool) -> tuple[flo
 
 
 def rescale(gradients: tuple[Tensor, Tensor, Tensor], by: Tensor, lift: float, damp: float) -> None:
-    """Launch the rescaling: multiply dx, dweight and dbias in place by `by` [], and divide them by lift and damp."""
+    """Multiply dx, dweight and dbias in place by `by` [], and divide them by the factors of `gradient_scales`."""
     config = choose("scaled_in_place", scaling_configurations())
     for gradient, factor in zip(gradients, (1 / lift, 1 / (lift * damp), 1 / (lift * damp)), strict=True):
         count = gradient.numel()

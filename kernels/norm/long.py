@@ -170,7 +170,7 @@ def configurations() -> list[Config]:
 
 
 def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bool, bias_grad: bool) -> Tensor:
-    """Launch the sums of dout · x̂ and of dout over rows. Return [1 or 2, programs, heads · W] for dout and x [O, N,
+    """Return the sums of dout · x̂ and of dout over rows, as [1 or 2, programs, heads · W], for dout and x [O, N,
     W]. norm.py defines O, N and W."""
     outer, inner, width = x.shape
     note = "two rows of 2 KiB per tile; 16 values per thread and tensor"
