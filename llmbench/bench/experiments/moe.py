@@ -50,10 +50,10 @@ class _Shapes:
 def groups(ask: Ask) -> list[Group]:
     """Return the groups of five comparisons.
 
-    - The implementations of a mixture with dense feed-forwards: one group.
-    - Numbers of experts: one group each.
-    - Numbers of experts per token: one group each. The quick preset omits them.
-    - Routings: one group each.
+    - A mixture in each implementation, and dense feed-forwards: one group.
+    - Different numbers of experts: one group per number.
+    - Different numbers of experts per token: one group per number, but none in the quick preset.
+    - Different routings: one group per routing.
     - The router alone: one group.
     """
     shapes = _Shapes(ask)
