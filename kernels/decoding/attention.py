@@ -154,7 +154,7 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     # Scores of 64 x 128 do not fit in registers together with the sums and the converted values.
     max_n = 128 if arch >= 90 and block_m == 16 else 64
     if block_m == 64 and itemsize == 4:
-        max_n = 32  # quantised rows need more registers after conversion
+        max_n = 32  # smaller tiles, because quantised rows need more registers after conversion
     block_n = max(16, min(max_n, triton.next_power_of_2(16384 // (width * stored))))
     sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n}
     stages = 1 + min(4, 65536 // (2 * block_n * width * stored))  # keeps about 64 KB in flight

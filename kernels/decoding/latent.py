@@ -305,8 +305,8 @@ def mla_decode(
         raise ValueError(f"queries have {q_latent.shape[0]} sequences, but latents have {latent.shape[0]}")
     if q_latent.shape[-1] > 512 or not 1 <= q_rope.shape[-1] <= 64:
         raise ValueError(
-            f"latents have width {q_latent.shape[-1]}, rotated keys {q_rope.shape[-1]}: "
-            "up to 512 and 1 to 64 are supported"
+            f"latents have width {q_latent.shape[-1]}, and may have up to 512; "
+            f"rotated keys have width {q_rope.shape[-1]} and may have 1 to 64"
         )
     for rows in (latent, rope):
         check_row_type(rows, scales is not None, q_latent)
