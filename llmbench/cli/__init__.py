@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
-            stream.reconfigure(errors="replace")  # print ? for a character that the encoding lacks, such as ×
+            stream.reconfigure(errors="replace")  # prints ? if the encoding lacks a character, such as ×
     raise SystemExit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -74,7 +74,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    # Typer does not export the base class of its usage errors. Take it from the base classes of an exported error.
+    # Typer does not export the base class of its usage errors, so we take the class from the bases of an exported
+    # error.
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         result = build(arguments)(args=arguments, prog_name="llmbench", standalone_mode=False)
@@ -84,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         return problem.exit_code
     except usage_error as problem:
         message = problem.format_message()
-        if message.startswith("Usage:"):  # without a command, typer raises the help text as an error
+        if message.startswith("Usage:"):  # if no command is given, typer raises the help text as an error
             print(message)
             return 0
         _report(message, _usage_hint(problem))

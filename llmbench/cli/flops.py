@@ -185,7 +185,7 @@ def command(
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
-    """Return the workload of a phase. `more`: values of other fields of the workload."""
+    """Return the workload of a phase. `more`: further fields of the workload and their values."""
     return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
 
 

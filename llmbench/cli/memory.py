@@ -92,7 +92,7 @@ CacheFormat = Annotated[
 class Sized(AboutModel, kw_only=True):
     """A model, the memory that one GPU needs for it, and the options of the command.
 
-    An option that applies only to the other phase is None.
+    An option that has no effect in the chosen phase is None.
     """
 
     memory: Memory

@@ -435,7 +435,9 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
         "FLOPs: forward pass with all (query, key) pairs; saved bytes: activations that eager kernels save",
     ]
     if total.recurrent:
-        lines.append("the prediction counts recurrences step by step; torch computes them with other operations")
+        lines.append(
+            "recurrences are predicted token by token; torch computes chunks or scans, with another number of FLOPs"
+        )
     return model_block(
         row,
         context=f"traced without memory · {row.batch} × {row.seq_len:,} tokens · {row.dtype}",
@@ -445,7 +447,7 @@ def _trace_block(row: Modelled, trace: Trace, *, by_stack: bool) -> Block:
 
 
 def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
-    """Return a table for people. A row names a kind of layer, and the ops of this kind of layer follow.
+    """Return a table for people. Above the ops of each kind of layer stands a row with the name of this kind.
 
     Ops without figures are left out.
     """

@@ -305,8 +305,8 @@ class CudaClock:
     """A clock that times calls on a GPU with CUDA events, and empties the L2 cache before each call.
 
     `graphs`: when calls are captured as CUDA graphs.
-        "auto": all calls, if one of them takes less than `SHORT_S` seconds. A candidate that cannot be captured is
-        timed with direct calls and gets a note with the reason. The others stay graphs.
+        "auto": if a call takes less than `SHORT_S` seconds, all calls are captured. A candidate that cannot be captured
+        is timed with direct calls, and gets a note with the reason. The other candidates are still timed as graphs.
         "always": always. If the capture of a candidate fails, the error is raised.
         "never": never.
     `cuda`: torch.cuda, or a replacement for it in tests.
@@ -334,9 +334,8 @@ class CudaClock:
     def once(self, call: Call) -> float:
         """Run one call between two CUDA events and return its time in seconds."""
         start, end = self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
-        torch.sum(
-            self._flush, dim=0, out=self._sink
-        )  # empties L2, and keeps the GPU busy while the CPU queues the call
+        # Reading the buffer empties L2. It also keeps the GPU busy while the CPU queues the call.
+        torch.sum(self._flush, dim=0, out=self._sink)
         start.record()
         call()
         end.record()
@@ -344,7 +343,7 @@ class CudaClock:
         return float(start.elapsed_time(end)) * 1e-3
 
     def stopwatches(self, candidates: Mapping[str, Warm]) -> dict[str, Stopwatch]:
-        """Make all candidates ready for timing, as CUDA graphs if one of them is short."""
+        """Make all candidates ready for timing, as CUDA graphs or as direct calls (see `graphs` of CudaClock)."""
         short = any(candidate.fastest_s < self.SHORT_S for candidate in candidates.values())
         graphs = self.graphs == "always" or (self.graphs == "auto" and short)
         return {name: self._ready(name, candidate.call, graphs) for name, candidate in candidates.items()}

@@ -38,7 +38,7 @@ def barrier_timer(threads: int | None) -> Callable[[], float] | None:
 
     def seconds() -> float:
         with torch.no_grad():
-            synchronise()  # wakes sleeping threads
+            synchronise()  # not timed, because this run wakes sleeping threads
             start = time.perf_counter()
             for _ in range(CALLS):
                 synchronise()
@@ -59,7 +59,7 @@ def run_queue_delay_s() -> float | None:
             try:
                 with open(f"{TASKS}/{task}/schedstat", "rb") as file:
                     ran, waited, _ = map(int, file.read().split())
-            except (FileNotFoundError, ProcessLookupError):  # the thread ended meanwhile
+            except (FileNotFoundError, ProcessLookupError):  # the thread ended after listdir
                 continue
             total, counted = total + waited, counted or ran > 0
     except (OSError, ValueError):

@@ -32,7 +32,7 @@ def captured(call: Callable[[], Any], device: torch.device, name: str, *, cuda: 
     try:
         _refuse_synchronising(call, cuda)
         graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
-        # An aborted capture does not restore the current stream. `cuda.stream` restores it.
+        # An aborted capture does not restore the stream that was current before. `cuda.stream` does.
         with (
             cuda.device(device),
             _released(pool, cuda),
@@ -63,7 +63,7 @@ def _released(pool: Any, cuda: Any) -> Iterator[None]:
     try:
         yield
     except Exception:
-        with suppress(RuntimeError):  # the allocator has already ended the capture
+        with suppress(RuntimeError):  # raised if the allocator has already ended the capture
             torch._C._cuda_endAllocateToPool(cuda.current_device(), pool)
             torch._C._cuda_releasePool(cuda.current_device(), pool)
         raise
@@ -91,7 +91,8 @@ def kernel_times(call: Callable[[], Any], device: torch.device) -> list[KernelTi
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    # Without acc_events, torch 2.11 warns that the events of earlier profiling cycles are lost. Here is only one cycle.
+    # Without acc_events, torch 2.11 warns that the events of earlier profiling cycles are lost. Only one cycle runs
+    # here.
     with profile(activities=activities, acc_events=True) as profiler:
         call()
         if device.type == "cuda":
@@ -104,7 +105,7 @@ def summed(events: Iterable[Any], *, on_gpu: bool) -> list[KernelTime]:
     totals: dict[str, tuple[int, float]] = {}
     for event in events:
         if on_gpu != (event.device_type == DeviceType.CUDA) or getattr(event, "is_user_annotation", False):
-            continue  # the event belongs to the other device, or is an annotation and no kernel
+            continue  # an event of the other device (CPU or GPU), or an annotation, which is no kernel
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         runs, total = totals.get(event.name, (0, 0.0))
         totals[event.name] = (runs + 1, total + microseconds * 1e-6)
@@ -118,11 +119,11 @@ def attention_kernels(call: Callable[[], Any], device: torch.device) -> tuple[st
     The names show which backend scaled_dot_product_attention chose. The result is empty if attention ran as matrix
     products and a softmax.
     """
-    # The names of cuDNN's kernels contain "sdpa". The name of torch's memory-efficient kernel contains "fmha". The last
-    # two names are our decoding kernels, which split the cache.
+    # The names of cuDNN's kernels contain "sdpa". The name of torch's memory-efficient kernel contains "fmha". Our
+    # decoding kernels, which split the cache, have the last two names.
     marks = ("attention", "fmha", "flash", "sdpa", "decode_split", "mla_split")
-    dispatcher = "aten::scaled_dot_product_attention"  # this op only chooses the backend
+    dispatcher = "aten::scaled_dot_product_attention"  # not a kernel: this op only chooses the backend
     names = {row.name for row in kernel_times(call, device) if row.name != dispatcher}
-    if device.type == "cpu":  # drop the autograd nodes that ran the ops, because the profiler lists them too
+    if device.type == "cpu":  # leave out the autograd nodes, which the profiler lists as well as their ops
         names = {name for name in names if "::" in name and not name.startswith("autograd::")}
     return tuple(sorted(name for name in names if any(mark in name.lower() for mark in marks)))

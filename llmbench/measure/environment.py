@@ -80,7 +80,7 @@ def gpus() -> Gpus:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception as problem:  # NVML raises its own classes, and OSError if the library is broken
+    except Exception as problem:  # NVML raises errors of its own classes, and OSError if the library is broken
         return Gpus(None, [], str(problem) or type(problem).__name__)
     try:
         devices = [load_device(name) for name in bundled_devices()]

@@ -101,7 +101,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return tuple(f"{kind}: {detail}" if detail else kind for kind, detail in self.remarks_by_kind().items())
 
     def remarks_by_kind(self) -> dict[str, str]:
-        """Return the same remarks as a dict from the kind of a remark to its detail."""
+        """Return the remarks as a dict: the keys are kinds of remarks, and the values are details."""
         remarks = dict.fromkeys(self.notes, "")
         if self.spread >= NOISY_SPREAD:
             remarks["noisy"] = f"IQR is {self.spread:.0%} of the median"

@@ -155,7 +155,7 @@ SMALLEST = 128
 
 
 def _matrices(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the two factors of a square matrix product, [n, n] each. They are smaller if a CPU is slow in `dtype`."""
+    """Return the two factors of a square matrix product, [n, n] each. If a CPU is slow in `dtype`, n is smaller."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     while device.type == "cpu" and dtype != torch.float32 and len(a) > SMALLEST:
         start = time.perf_counter()

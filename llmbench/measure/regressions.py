@@ -10,15 +10,15 @@ alike. A change has several causes besides the code. On a busy machine, these ca
   is the machine, and not one implementation.
 - Slow session: the machine was slower for the whole session. The reference measurements of both sessions show this
   change, because they do not run the code that is compared.
-- Barrier cost: the host has moved the threads to cores that share no cache. Then multi-threaded calls take up to twice
-  as long. The barrier cost can change every second (`barrier_s`).
+- Barrier cost: the host of a virtual machine has moved the threads to cores that share no cache. Then multi-threaded
+  calls take up to twice as long. The barrier cost can change every second (`barrier_s`).
 - Unrecorded causes: memory and code layout, clock frequency, other guests of the host (`NOISE_FLOOR`).
 - Sampling error: the standard error of a median of n samples.
 
-The noise is an interval of changes. The first four causes are measured. Each cause widens the interval in its own
-direction. The last two causes are random. They widen the interval on both sides by the root of the sum of their
-squares. The sampling error is multiplied by a quantile that grows with the number of rows, so that two runs of the same
-build almost never show a regression.
+The noise is an interval of changes. The first four causes are measured. Each of the four widens the interval in the
+direction of its change. The last two causes are random. They widen the interval on both sides by the root of the sum of
+their squares. The sampling error is multiplied by a quantile that grows with the number of rows, so that two runs of
+the same build almost never show a regression.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def _delay(measurement: Measurement) -> float:
 
 
 def _barrier_change(before: Measurement, after: Measurement) -> float:
-    """Return the log ratio of the two barrier costs, limited to `MOST_BARRIER_CHANGE`; 0 if they cannot be compared.
+    """Return the log ratio of the two barrier costs, limited to `MOST_BARRIER_CHANGE`; 0 if the two costs cannot be
+    compared.
 
     The time of a call that consists only of barriers changes by this ratio. The share of barriers in a real call is
     unknown, so the ratio is an upper bound for the change of the call.
@@ -286,7 +287,7 @@ def _verdict_of_statuses(before: Row | None, after: Row | None) -> Verdict:
     if before is None or after is None:
         return "new" if before is None else "gone"
     if before.status == after.status:
-        return "unclear" if before.status == "ok" else "same"  # both rows are "ok" here only if a time is zero
+        return "unclear" if before.status == "ok" else "same"  # if both rows are "ok", a time is 0
     if "ok" in (before.status, after.status):
         return "broken" if before.status == "ok" else "fixed"
     return "broken" if after.status in FAULTS and before.status not in FAULTS else "same"

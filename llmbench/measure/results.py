@@ -339,7 +339,7 @@ class Store:
     def _append(self, lines: list[Any]) -> None:
         text = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         try:
-            while text:  # one write is enough, unless the disk is full
+            while text:  # the first os.write writes the whole text, unless the disk is full
                 text = text[os.write(self._file, text) :]
             os.fsync(self._file)
         except OSError as problem:

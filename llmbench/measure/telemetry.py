@@ -125,7 +125,7 @@ def _gpu_by_uuid(uuid: str) -> Gpu | None:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # NVML raises its own classes, and OSError if the library is broken
+    except Exception:  # NVML raises errors of its own classes, and OSError if the library is broken
         return None
     try:
         return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}"))
@@ -189,7 +189,7 @@ def watching(device: torch.device) -> Iterator[Watch]:
     thread.start()
     try:
         yield watch
-        watch.read()  # the GPU is still in the state of the last call
+        watch.read()  # a last reading, while the GPU is still in the state of the last call
     finally:
         ended.set()
         thread.join()

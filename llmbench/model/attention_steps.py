@@ -1,7 +1,7 @@
 """Steps of attention that only some model families have. A layer selects its steps when it is built.
 
-A HeadStep changes queries, keys and values. A step before the rotation gets them as [B, S, heads, H]. A step after the
-rotation gets them as [B, heads, S, H]. A PositionScores function adds a position bias to the scores. The first argument
+A HeadStep changes queries, keys and values. A step before the rotation gets tensors [B, S, heads, H]. A step after the
+rotation gets tensors [B, heads, S, H]. A PositionScores function adds a position bias to the scores. The first argument
 of every step is the attention layer, because the layer owns the weights.
 
 Dimensions: B batch, S query length, T key length, N query heads, K KV heads, H head dim.

@@ -225,9 +225,10 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
     model, device = built.model, torch.device(built.device)
     tokens = _tokens(model.spec.vocab_size, (plan.batch, plan.seq_len), device)
     ops = _KernelOps()
-    flex = plan.impl == "flex"  # FlexAttention fails under a dispatch mode, because its first call compiles
+    # The first call of FlexAttention compiles. Compilation fails under a dispatch mode such as _KernelOps.
+    flex = plan.impl == "flex"
     with torch.no_grad(), warnings.catch_warnings():
-        # The command prints a note that says the same as this warning.
+        # The command prints a note in place of this warning.
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         with _reasons_in_errors(), nullcontext() if flex else ops:
             shape = list(run_once(model, tokens).shape)
@@ -238,7 +239,7 @@ def forward(built: BuiltModel, plan: Plan) -> ForwardPass:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         forward_s = time.perf_counter() - start
-        # isfinite(logits) would allocate a mask as large as the logits.
+        # This code calls aminmax first, because isfinite(logits) would allocate a mask as large as the logits.
         finite = all(bool(torch.isfinite(bound)) for bound in logits.aminmax())
     return ForwardPass(forward_s, ["flex_attention"] if flex else sorted(ops.names), shape, finite)
 

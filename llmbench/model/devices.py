@@ -43,7 +43,7 @@ def free_bytes(device: torch.device) -> int | None:
 def used_bytes(device: torch.device) -> int | None:
     """Return the bytes that this process uses on a device.
 
-    On a GPU, these are the bytes that torch allocated. On a CPU, they are the resident set of the process. None on
+    On a GPU, these are the bytes that torch allocated. On a CPU, the result is the resident set of the process. None on
     other devices.
     """
     if device.type == "cuda":

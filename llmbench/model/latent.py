@@ -100,7 +100,7 @@ class LatentLayer(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
 
     def _query_input(self, x: Tensor, implementation: Implementation) -> Tensor:
-        """Return the input of the query projections of the layer and of its indexer.
+        """Return the input from which the layer and its indexer project their queries.
 
         The input is x, or the latent [B, S, q_lora_rank] of the queries if the layer has one.
         """

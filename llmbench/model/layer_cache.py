@@ -103,7 +103,7 @@ class SlotCache:
     def fill(self, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor | None) -> None:
         """Store keys and values, as LayerCache.fill says.
 
-        If several tokens have the same slot of a ring, the last one is stored.
+        If several tokens belong to one slot of a ring, the last of these tokens is stored.
         """
         new = positions if valid is None else positions.masked_fill(~valid, -1)
         stored = new >= 0

@@ -1,4 +1,4 @@
-"""All layers except the plain layer. Their norms stand elsewhere, they lack a sublayer, or they scale the outputs.
+"""All layers except the plain layer. Such a layer has norms at other places, lacks a sublayer, or scales outputs.
 
 `Block` in decoder.py is the plain layer: x + mixer(norm(x)), then x + ffn(norm(x)). For every other layer,
 `block_class` selects one of these classes when a model is built:

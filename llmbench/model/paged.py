@@ -47,7 +47,7 @@ class BlockPool:
 
 
 class BlockTable:
-    """A table of the blocks of each sequence, in the order of its tokens."""
+    """A table that lists the blocks of each sequence, in the order of the tokens of the sequence."""
 
     def __init__(
         self, batch: int, max_blocks: int, pool: BlockPool, *, block_size: int, device: torch.device | str
@@ -57,7 +57,7 @@ class BlockTable:
         self.table = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
 
     def reserve(self, lengths: Sequence[int]) -> None:
-        """Allocate blocks until every sequence has enough of them for its length in `lengths`.
+        """Allocate blocks, so that each sequence has enough blocks for its number of tokens in `lengths`.
 
         Raises CannotRunError if the pool has too few free blocks. In this case, no sequence gets any block.
         """

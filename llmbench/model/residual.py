@@ -49,6 +49,6 @@ def _unflatten(tensors: Any, _: None) -> Residual:
     return Residual(*tensors)
 
 
-# FSDP must find the tensors in the inputs and outputs of a layer. torch 2.13 also searches dataclasses. torch 2.11
-# searches only pytrees.
+# FSDP must find the tensors in the inputs and outputs of a layer, which are of the type Residual. FSDP of torch 2.13
+# searches dataclasses. FSDP of torch 2.11 searches only pytrees, so Residual is registered as a pytree.
 register_pytree_node(Residual, _flatten, _unflatten)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 _OWN_FUNCTIONS: dict[Any, str] = {Tensor.clamp: "clip", F.rms_norm: "v_norm"}
-"""The ops that consist of a single torch function and have no module. Maps the function to the name of the op."""
+"""Maps a torch function to the name of the op that consists of this function. Such an op has no module."""
 
 _FOLLOWING = {
     "up_proj": "act",
@@ -24,7 +24,7 @@ _FOLLOWING = {
     "shared_gate": "shared_scale",
     "lm_head": "soft_cap",
 }
-"""The ops that have no module and run after a child module. Maps the name of the child module to the name of the op."""
+"""Maps the name of a child module to the name of the op that runs after this module. Such an op has no module."""
 
 
 class Scopes(TorchFunctionMode):

@@ -68,7 +68,10 @@ def dequantise(
 
 
 class RowStorage:
-    """Storage of rows of one width: a tensor [*place, W], and scales [*place, P] if the rows are quantised."""
+    """Storage of rows of one width: a tensor [*place, W], and scales [*place, P] if the rows are quantised.
+
+    - `place`: the dimensions that select a row, for example (batch, KV heads, slots).
+    """
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class RowStorage:
 
     @torch.no_grad()
     def write(self, index: Any, x: Tensor) -> None:
-        """Store rows x at `index` of the tensor. Quantises them if the storage is quantised."""
+        """Store rows x at `index` of the tensor. In a quantised storage, quantises the rows first."""
         if self.storage is None:
             self.data[index] = x.to(self.dtype)
             return

@@ -113,7 +113,7 @@ def trace(
 
 
 def refuse_beyond_counting(spec: ModelSpec, seq_len: int, batch: int) -> None:
-    """Raise SpecError if an op with materialised scores is larger than LARGEST_BYTES."""
+    """Raise SpecError if an op needs more than LARGEST_BYTES, with attention that materialises its scores."""
     work = Workload.prefill(seq_len, batch, attention="standard", activation_dtype="fp32")
     if widest_bytes(lower(spec, work)) > LARGEST_BYTES:
         raise SpecError(
@@ -188,7 +188,7 @@ def traced_saved_bytes(
 
 
 class _Saved:
-    """A tensor that autograd saved, and its scope. Autograd deletes this object when it no longer needs the tensor."""
+    """A tensor that autograd saved, and its scope. Autograd deletes the object when it frees the tensor."""
 
     def __init__(self, tensor: Tensor, scope: str) -> None:
         self.tensor, self.scope = tensor, scope

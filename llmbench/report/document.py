@@ -120,7 +120,8 @@ class Document(msgspec.Struct, kw_only=True):
     `rows_key`: the key of the rows in the JSON object, for example "models".
     `rows`: the rows for JSON, with plain values in base units.
     `version`: the version of the JSON schema.
-    `environment`: facts about the machine. Measured figures depend on them. The JSON key "environment" has these facts
+    `environment`: the facts about the machine on which measured figures depend. The JSON key "environment" has these
+    facts
         and the versions of llmbench and Python.
     `also`: further keys of the JSON object and their values.
     `tables`: the tables for CSV. If the list is empty, CSV has the tables of the blocks.

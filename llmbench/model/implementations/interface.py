@@ -165,8 +165,8 @@ class AttendLatent(Protocol):
 class Normalise(Protocol):
     """Compute the norm of x [..., W], or of the sum x + residual.
 
-    Returns the result, and the input of the norm: x or the sum. `weight` and `bias` have the shape [W]. For x [..., N,
-    W], they may also have the shape [N, W].
+    Returns the result, and the input of the norm: x or the sum. `weight` and `bias` have the shape [W], or [N, W]
+    for x [..., N, W].
     """
 
     def __call__(

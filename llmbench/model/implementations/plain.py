@@ -75,7 +75,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     if added is not None:
         logits = logits + added
     if not mask.everything:
-        # The masked scores are finite. A padded query may see no key, and a softmax over -inf alone would give NaN.
+        # Masked scores are set to a finite number, not to -inf. A padded query may see no key, and a softmax over only
+        # -inf would give NaN.
         logits = logits.masked_fill(~mask.allowed(), torch.finfo(logits.dtype).min)
     if scores.sinks is not None:
         column = scores.sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
@@ -89,8 +90,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 def latent_by(attend: Attend) -> AttendLatent:
     """Return a function that computes absorbed latent attention with the attention function `attend`.
 
-    The cache rows become the keys of a single head, and the latents in them its values. The N·S queries of all heads
-    become queries of this head, so that no row is copied per head.
+    The cache rows become the keys of a single head. The latents in the rows become the values of this head. The N·S
+    queries of all heads become queries of this head, so that no row is copied per head.
     """
 
     def attend_latent(q_latent: Tensor, q_rope: Tensor, seen: Seen, scores: Scores) -> Tensor:
@@ -185,7 +186,7 @@ def route(logits: Tensor, top_k: int, correction: Tensor | None, router: Router)
 
 
 def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
-    """Select experts as Phi-3.5-MoE does, without its training noise.
+    """Select experts as Phi-3.5-MoE does, without the noise that its router adds in training.
 
     Each step selects the expert with the highest logit among the experts that are not selected yet. The weight of this
     expert comes from a softmax over these experts. Experts whose logits are far below the highest logit are left out of

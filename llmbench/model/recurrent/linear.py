@@ -94,7 +94,7 @@ class LightningLayer(nn.Module):
         width = mixer.num_attention_heads * mixer.head_dim
         self.qkv_proj = nn.Linear(spec.hidden_size, 3 * width, bias=False)
         self.g_proj = nn.Linear(spec.hidden_size, width, bias=False)
-        self.norm = NormLayer(width, Norm(eps=1e-6))  # the eps of the model's other norms does not apply here
+        self.norm = NormLayer(width, Norm(eps=1e-6))  # this norm does not use the eps of the model's other norms
         self.out_proj = nn.Linear(width, spec.hidden_size, bias=False)
 
     def slopes(self, device: torch.device) -> Tensor:

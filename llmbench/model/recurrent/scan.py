@@ -7,7 +7,7 @@ Dimensions: B batch, S length, Q chunk length, H heads, N key (state) width, P v
 - The gated delta rule (arXiv 2412.06464): S_t = a_t · S_{t-1} + β_t · k_tᵀ (v_t − k_t (a_t · S_{t-1})), y_t = q_t S_t.
 
 Decays are computed from their logarithms, and all exponents are ≤ 0, so that nothing overflows. Padding must not change
-the state: its log-decay is 0, and its u, k or β is 0.
+the state: for a padded token, the log-decay is 0, and u, k or β is 0.
 """
 
 from __future__ import annotations

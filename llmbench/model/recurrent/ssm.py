@@ -171,7 +171,7 @@ class GatedNorm(nn.Module):
 
 
 def _draw_time_steps(bias: Tensor) -> None:
-    """Set biases so that their softplus lies in the range TIME_STEPS. The logarithms are distributed uniformly."""
+    """Set biases so that softplus(bias), the time step, lies in the range TIME_STEPS, uniform in its logarithm."""
     low, high = (math.log(limit) for limit in TIME_STEPS)
     with torch.no_grad():
         steps = torch.exp(torch.rand(bias.shape, dtype=torch.float32, device=bias.device) * (high - low) + low)

@@ -1,4 +1,4 @@
-"""The state that a recurrent mixer keeps between forward passes, and its short convolution.
+"""The state that a recurrent mixer keeps between forward passes, and the short convolution of such a mixer.
 
 Dimensions: B batch, S length, C channels, k taps of the convolution.
 """

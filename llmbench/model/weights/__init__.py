@@ -126,9 +126,9 @@ def _layer_of(spec: ModelSpec, name: str) -> Layer | None:
 def _sources(
     table: tuple[Rule, ...], target: Target, names: set[str], copies: int
 ) -> tuple[Rule, list[list[str]]] | None:
-    """Return the first rule for a parameter whose tensors exist in the files, and the names of these tensors.
+    """Return the first rule that fills the parameter `target` from tensors that the files have.
 
-    Returns None if there is no such rule.
+    Also returns the names of these tensors. Returns None if there is no such rule.
     """
     for rule in table:
         sources = rule.names(target.name, copies)
@@ -138,7 +138,7 @@ def _sources(
 
 
 def _assembled(rule: Rule, sources: list[list[str]], target: Target, checkpoint: Checkpoint) -> Tensor:
-    """Make the tensor of a parameter from the tensors of a rule. They are joined, transformed and stacked."""
+    """Make the tensor of a parameter: join, transform and stack the tensors that the rule names."""
     tensors = []
     for group in sources:
         joined = [checkpoint.tensor(name) for name in group]

@@ -117,7 +117,7 @@ def _index(path: Path) -> _Index:
         msgspec.DecodeError,
         UnicodeDecodeError,
         RecursionError,
-    ) as problem:  # msgspec 0.19 raises UnicodeDecodeError
+    ) as problem:  # msgspec 0.19 raises UnicodeDecodeError for invalid UTF-8
         raise SpecError(f"{path} is not an index of safetensors: {problem}") from None
 
 
@@ -137,8 +137,8 @@ def _opened(path: Path) -> safe_open:
             raise _refusal(path, str(problem)) from None
 
 
-# The next two functions name the faulty tensor. The messages of the package do not name it. Older versions of the
-# package give only codes.
+# The messages of the `safetensors` package do not name the faulty tensor, and older versions give only error codes. The
+# next two functions therefore read the header, and name the faulty tensor.
 
 
 def _refusal(path: Path, reason: str) -> SpecError:

@@ -6,7 +6,7 @@ from llmbench.model.weights.families import table
 from llmbench.model.weights.families.common import ATTENTION, EXPERTS, GATED, OUTPUT_NORMS, PRE_NORMS, QK_NORM, TOP
 
 # In OLMo Hybrid, layers with a delta net have norms before their sublayers. Layers with attention have norms after
-# them.
+# their sublayers.
 table(
     "olmo_hybrid",
     top=TOP,
