@@ -50,8 +50,8 @@ def attention_delta(
     all_heads,
     PACKED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One program computes `delta` and `level` of BLOCK_M rows of one head, and the share of these rows in the sink's
-    gradient.
+    """Compute `delta`, `level` and the sink's gradient. One program computes BLOCK_M rows of one head, and stores the
+    sum of the sink's gradient over these rows.
 
     `level` is the log-sum-exp with base 2, or ∞ for a query that sees no key. A sink is a key with value 0, so its ds
     is -p · delta.
@@ -92,7 +92,7 @@ def attention_delta(
     level_row = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
     # p = 2^(s - ∞) = 0 for a query that sees no key
     level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)
-    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # tiles of queries may read these rows
+    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # the next kernels read whole tiles
     tl.store(delta + r, value, mask=kept)
     tl.store(level + r, level_row, mask=kept)
     if sinks is not None:
@@ -102,12 +102,16 @@ def attention_delta(
 
 @triton.jit
 def _probabilities(
-    s, level, at_keys, positions, before, after, scale, cap, slope,
+    s, level, bias, at_keys, positions, before, after, scale, cap,
     MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
     """Return p and the derivative of the soft cap, computed from raw scores `s` = q kᵀ. The log-sum-exp `level` and the
-    positions of keys and queries are broadcast to the shape of the scores."""
+    positions of keys and queries are broadcast to the shape of the scores.
+
+    ALiBi's bias, slope · (key - position), is the sum of two parts. Each depends on one dimension of the tile. `bias`
+    is the first part. The caller has subtracted the second part from `level`, so one addition per score remains.
+    """
     cap_slope = 1.0
     if CAPPED:
         s = quick_tanh(s * scale, EXACT)
@@ -116,7 +120,7 @@ def _probabilities(
     else:
         s = s * scale
     if SLOPED:
-        s += (at_keys - positions).to(tl.float32) * slope
+        s += bias
     p = tl.exp2(s - level)
     if MASKED:
         p = tl.where(visible(at_keys, positions, before, after, BEFORE, AFTER), p, 0.0)
@@ -126,49 +130,60 @@ def _probabilities(
 @triton.jit
 def _over_queries(
     dk, dk_rest, dv, k, k_rest, v, q_tiles, q_rest_tiles, do_tiles, level, delta, slopes,
-    q_head, q_row, do_head, do_row, level_head, start, stop, queries, at_keys, before, after, scale, cap,
+    q_head, q_row, do_head, do_row, level_head, start, stop, queries, first_key, before, after, scale, cap,
     GROUP: tl.constexpr, MASKED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr,
     SLOPED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr,
-    PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, TMA: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr, DK: tl.constexpr,
+    DV: tl.constexpr,
 ):  # fmt: skip
     """Add the contributions of the queries from `start` to `stop` to dk and dv of a tile of keys.
 
-    Scores are transposed: [keys, queries]. `at_keys` are the keys' positions minus the first query's position."""
+    Scores are transposed: [keys, queries]. `first_key` is the position of the tile's first key minus the position of
+    the first query."""
     FIRST: tl.constexpr = WIDTH if REST == 0 else MAIN
     steps = tl.maximum(stop - start + BLOCK_M - 1, 0) // BLOCK_M
-    # A single loop covers all heads, so that the loads of the next head start before the current head ends.
-    for step in range(steps * GROUP):
-        member = 0
-        m = start + step * BLOCK_M
-        if GROUP > 1:
-            member = step // tl.maximum(steps, 1)
-            m -= member * steps * BLOCK_M
-        rows = m + tl.arange(0, BLOCK_M)
-        q = load_head_tile(q_tiles, member, m, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
-        s = dot(k, q.T)
-        q_rest = q
-        if REST > 0:
-            q_rest = load_head_tile(q_rest_tiles, member, m, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
-            s = dot(k_rest, q_rest.T, s)
-        do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
-        if DK:
-            dp = dot(v, do.T)  # computed before p, so that fewer values stay in registers
-        level_row = tl.load(level + member * level_head + rows)
-        slope = 0.0
-        if SLOPED:
-            slope = tl.load(slopes + member).to(tl.float32) * LOG2E
-        p, cap_slope = _probabilities(
-            s, level_row[None, :], at_keys[:, None], rows[None, :], before, after, scale, cap, slope,
-            MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
-        )  # fmt: skip
-        if DV:
-            dv = dot(p.to(do.dtype), do, dv)
-        if DK:
-            delta_row = tl.load(delta + member * level_head + rows)
-            ds = (p * (dp - delta_row[None, :]) * cap_slope).to(q.dtype)
-            dk = dot(ds, q, dk)
+    total = steps * GROUP
+    # The test keeps the path without a turn out of the loop's exit, where products still run. Otherwise ptxas waits for
+    # each product (C7515).
+    if total > 0:
+        # A single loop covers all heads, so that the loads of the next head start before the current head ends.
+        for step in range(total):
+            member = 0
+            m = start + step * BLOCK_M
+            if GROUP > 1:
+                member = step // tl.maximum(steps, 1)
+                m -= member * steps * BLOCK_M
+            rows = m + tl.arange(0, BLOCK_M)
+            q = load_head_tile(q_tiles, member, m, queries, q_head, q_row, FIRST, BLOCK_M, MAIN, TMA)
+            s = dot(k, q.T)
+            q_rest = q
             if REST > 0:
-                dk_rest = dot(ds, q_rest, dk_rest)
+                q_rest = load_head_tile(
+                    q_rest_tiles, member, m, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA
+                )
+                s = dot(k_rest, q_rest.T, s)
+            do = load_head_tile(do_tiles, member, m, queries, do_head, do_row, VALUES, BLOCK_M, PADDED_VALUES, TMA)
+            if DK:
+                dp = dot(v, do.T)  # before p is computed, so that fewer values stay in registers
+            level_row = tl.load(level + member * level_head + rows)
+            bias = 0.0
+            if SLOPED:
+                slope = tl.load(slopes + member).to(tl.float32) * LOG2E
+                bias = (tl.arange(0, BLOCK_N).to(tl.float32) * slope)[:, None]
+                level_row -= (first_key - rows).to(tl.float32) * slope
+            p, cap_slope = _probabilities(
+                s, level_row[None, :], bias, (first_key + tl.arange(0, BLOCK_N))[:, None], rows[None, :],
+                before, after, scale, cap,
+                MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
+            )  # fmt: skip
+            if DV:
+                dv = dot(p.to(do.dtype), do, dv)
+            if DK:
+                delta_row = tl.load(delta + member * level_head + rows)
+                ds = (p * (dp - delta_row[None, :]) * cap_slope).to(q.dtype)
+                dk = dot(ds, q, dk)
+                if REST > 0:
+                    dk_rest = dot(ds, q_rest, dk_rest)
     return dk, dk_rest, dv
 
 
@@ -181,7 +196,7 @@ def attention_backward_keys(
     GROUP: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     PACKED: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUES: tl.constexpr,
     PADDED_VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
-    PASSES: tl.constexpr, PASS: tl.constexpr,
+    PASSES: tl.constexpr, PASS: tl.constexpr, LOOPS: tl.constexpr,
 ):  # fmt: skip
     """One program computes dk and dv of BLOCK_N keys of one key head, from all queries of the heads that share it.
 
@@ -229,8 +244,9 @@ def attention_backward_keys(
         positions = first + tl.arange(0, BLOCK_N)
         shift = keys - queries
         last = tl.minimum(first + BLOCK_N, keys) - 1
-        # The queries from `after` before a key to `before` after it see the key, so the two bounds are exchanged. Rows
-        # past the last query are 0 and have level ∞, so their p is 0 without a mask.
+        # A key is seen by the queries from `after` positions before the key to `before` positions after the key.
+        # Therefore the call exchanges the two bounds. Rows past the last query are 0 and have level ∞, so their p is 0
+        # without a mask.
         lo, a, b, hi = phases(first, last, -shift, after, before, queries, BLOCK_M, AFTER, BEFORE)
         if not BEFORE:
             b = hi
@@ -248,16 +264,18 @@ def attention_backward_keys(
         q_rest_tiles = q_tiles
         if REST > 0:
             q_rest_tiles = head_tiles(q + MAIN, GROUP, queries, q_head, q_row, WIDTH - MAIN, BLOCK_M, REST, TMA)
-        for phase in tl.static_range(0 if AFTER else 1, 3 if BEFORE else 2):
-            begin = lo if phase == 0 else (a if phase == 1 else b)
-            end = a if phase == 0 else (b if phase == 1 else hi)
-            dk_sum, dk_rest_sum, dv_sum = _over_queries(
-                dk_sum, dk_rest_sum, dv_sum, k_tile, k_rest, v_tile, q_tiles, q_rest_tiles, do_tiles,
-                level, delta, slopes, q_head, q_row, do_head, do_row, level_head, begin, end, queries,
-                positions - shift, before, after, scale, cap, GROUP,
-                phase != 1, BEFORE, AFTER, CAPPED, SLOPED, WIDTH, MAIN, REST, VALUES, PADDED_VALUES, BLOCK_M, TMA,
-                DK, DV,
-            )  # fmt: skip
+        MASKED: tl.constexpr = BEFORE or AFTER
+        for loop in tl.static_range(LOOPS):
+            if LOOPS == 1 or loop == 1 or (loop == 0 and AFTER) or (loop == 2 and BEFORE):
+                begin = lo if loop == 0 else (a if loop == 1 else b)
+                end = hi if LOOPS == 1 or loop == 2 else (a if loop == 0 else b)
+                dk_sum, dk_rest_sum, dv_sum = _over_queries(
+                    dk_sum, dk_rest_sum, dv_sum, k_tile, k_rest, v_tile, q_tiles, q_rest_tiles, do_tiles,
+                    level, delta, slopes, q_head, q_row, do_head, do_row, level_head, begin, end, queries,
+                    first - shift, before, after, scale, cap, GROUP,
+                    MASKED and (LOOPS == 1 or loop != 1), BEFORE, AFTER, CAPPED, SLOPED, WIDTH, MAIN, REST, VALUES,
+                    PADDED_VALUES, BLOCK_M, BLOCK_N, TMA, DK, DV,
+                )  # fmt: skip
 
         # Addresses are computed here, after the loops, because the loops need every register.
         start = 0
@@ -301,8 +319,13 @@ def _over_keys(
             s = dot(q_rest, k_rest.T, s)
         v = load_tile(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
         dp = dot(do, v.T)
+        level = level_row
+        bias = 0.0
+        if SLOPED:
+            bias = (tl.arange(0, BLOCK_N).to(tl.float32) * slope)[None, :]
+            level -= (n - positions).to(tl.float32) * slope
         p, cap_slope = _probabilities(
-            s, level_row[:, None], columns[None, :], positions[:, None], before, after, scale, cap, slope,
+            s, level[:, None], bias, columns[None, :], positions[:, None], before, after, scale, cap,
             MASKED, BEFORE, AFTER, CAPPED, SLOPED, q.dtype == tl.float32,
         )  # fmt: skip
         if MASKED:
@@ -409,62 +432,60 @@ def _config(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, **
     return Config(BLOCK_M=m, BLOCK_N=n, TMA=tma, num_warps=warps, num_stages=stages, note=note, **more)
 
 
-def key_configurations(width: int, values: int, element: int, arch: int, plain: bool) -> list[Config]:
+def _keys(m: int, n: int, warps: int, stages: int, note: str, tma: int = 1, passes: int = 1, loops: int = 1) -> Config:
+    return _config(m, n, warps, stages, note, tma, PASSES=passes, LOOPS=loops)
+
+
+def key_configurations(width: int, values: int, element: int, arch: int, plain: bool, masked: bool) -> list[Config]:
     """Return the candidate configurations for dk and dv. `width` and `values` are padded widths; `element` is bytes per
-    element.
+    element; `plain` and `masked` describe the problem.
 
     The accumulators of dk and dv stay in registers for the whole loop, together with two tiles of scores. With 128 keys
     and 8 warps, a warpgroup has 64 rows. In a problem that is not `plain`, each score also needs a bound, a slope or
     the derivative of the soft cap. Then only half as many scores fit in registers.
+
+    The shipped configurations mask every tile. Separate loops (LOOPS=3) save the mask's instructions, but ptxas 12.8
+    then waits for each matrix product in most shapes, so they are candidates.
     """
+    wide = max(width, values)
+    two_passes = "dk and dv in separate passes, {} accumulators per thread: eight products in place of seven"
+    largest = "the largest tiles that fit in shared memory"
     if arch < 90 or element == 4:
         tma = int(arch >= 90)
-        if max(width, values) <= 128:
-            return [_config(32, 64, 8, 2, "the largest tiles that fit in shared memory", tma, PASSES=1)]
+        if wide <= 128:
+            return [_keys(32, 64, 8, 2, largest, tma)]
+        if wide > 256:
+            return [_keys(16, 16, 4, 1, largest, tma, passes=2)]
         if tma:
             stages = 1 if arch >= 100 else 2  # on sm_100, scores need shared memory too
-            return [_config(16, 64, 8, stages, "the largest fp32 tiles that fit in shared memory", PASSES=2)]
-        return [
-            _config(32 if element == 2 else 16, 32, 8, 1, "the largest tiles that fit in shared memory", tma, PASSES=2)
+            return [_keys(16, 64, 8, stages, largest, passes=2)]
+        return [_keys(32 if element == 2 else 16, 32, 8, 1, largest, tma, passes=2)]
+    if wide <= 64:
+        candidates = [
+            _keys(64, 128, 8, 2, "64 rows per warpgroup; half as many accumulators as for heads of 128"),
+            _keys(64, 64, 4, 2, "two blocks per multiprocessor: one computes a softmax while the other multiplies"),
         ]
-    if max(width, values) <= 64:
-        return [
-            _config(64, 128, 8, 2, "64 rows per warpgroup; half the registers that heads of 128 need", PASSES=1),
-            _config(
-                64,
-                64,
-                4,
-                2,
-                "two blocks per multiprocessor: one computes a softmax while the other multiplies",
-                PASSES=1,
-            ),
+    elif wide <= 128 and plain:
+        candidates = [_keys(64, 128, 8, 2, "64 + 64 accumulators and 32 + 32 scores per thread use all registers")]
+    elif wide <= 128:
+        candidates = [
+            _keys(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores, and bounds or slopes per thread"),
+            _keys(32, 64, 4, 2, "as many values per thread as with 128 keys; two blocks per multiprocessor"),
         ]
-    if max(width, values) <= 128 and plain:
-        return [
-            _config(64, 128, 8, 2, "64 + 64 accumulators and 32 + 32 scores per thread use all registers", PASSES=1)
-        ]
-    if max(width, values) <= 128:
-        return [
-            _config(32, 128, 8, 2, "64 + 64 accumulators, 16 + 16 scores, and bounds or slopes per thread", PASSES=1),
-            _config(32, 64, 4, 2, "equal number of values per thread; two blocks per multiprocessor", PASSES=1),
-        ]
-    if width <= 192 and values <= 128:
-        note = "dk and dv in separate loops, so that full tiles fit: eight products in place of seven"
-        candidates = [_config(64, 128, 8, 2, note, PASSES=2)]
+    elif width <= 192 and values <= 128:
+        candidates = [_keys(64, 128, 8, 2, two_passes.format("64 or 96"), passes=2)]
         if plain:
-            note = "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"
-            candidates.insert(0, _config(32, 64, 4, 2, note, PASSES=1))
-        return candidates
-    return [
-        _config(
-            16,
-            128,
-            8,
-            2,
-            "dk and dv in separate loops, 128 accumulators per thread: eight products in place of seven",
-            PASSES=2,
-        )
-    ]
+            candidates.insert(0, _keys(32, 64, 4, 2, "96 + 64 accumulators, 16 + 16 scores per thread; two blocks"))
+    elif wide <= 256:
+        return [_keys(16, 128, 8, 2, two_passes.format(128), passes=2)]
+    else:
+        return [_keys(16, 64, 8, 2, two_passes.format(128), passes=2)]
+    if masked:
+        first = candidates[0]
+        loops = "separate loops for tiles without a mask: fewer instructions, if ptxas does not serialise the products"
+        rows, keys = first["BLOCK_M"], first["BLOCK_N"]
+        candidates.append(_keys(rows, keys, first.num_warps, 2, loops, passes=first["PASSES"], loops=3))
+    return candidates
 
 
 def query_configurations(width: int, values: int, element: int, arch: int) -> list[Config]:
@@ -488,6 +509,8 @@ def query_configurations(width: int, values: int, element: int, arch: int) -> li
         ]
     if width <= 192 and values <= 128:
         return [_config(128, 64, 8, 2, "64 or 96 accumulators, 32 + 32 scores per thread")]
+    if wide > 256:
+        return [_config(64, 16, 8, 2, "128 accumulators per thread; q and do fill 128 KiB of shared memory")]
     return [_config(128, 16, 8, 2, "128 accumulators leave room for 8 + 8 scores per thread; 160 KiB of shared memory")]
 
 
@@ -538,7 +561,7 @@ def backward(
     options = (*problem.reach.as_arguments(), *problem.factors(), problem.scale)
     constants = {"GROUP": group, **problem.constants(width, v_width)}
 
-    config = choose("attention_backward_keys", key_configurations(*sizes, problem.plain))
+    config = choose("attention_backward_keys", key_configurations(*sizes, problem.plain, problem.masked))
     tiles = triton.cdiv(keys, config["BLOCK_N"])
     concurrent = concurrent_heads(queries * group * (width + v_width) * element, batch * kv_heads)
     for index in range(config["PASSES"]):

@@ -60,21 +60,26 @@ def _over_keys(
             s = dot(q_rest, k_rest.T, s)
         columns = n + tl.arange(0, BLOCK_N)
         factor = scale
-        if CAPPED or SLOPED:  # otherwise the multiply-add before the exponential applies the scale
+        if CAPPED or SLOPED:  # without them, the multiply-add in the argument of the exponential applies the scale
             s = s * scale
             factor = 1.0
             if CAPPED:
                 s = quick_tanh(s, q.dtype == tl.float32) * cap
             if SLOPED:
-                s += (columns[None, :] - positions[:, None]).to(tl.float32) * slope
+                s += (tl.arange(0, BLOCK_N).to(tl.float32) * slope)[None, :]
         if MASKED:
             seen = visible(columns[None, :], positions[:, None], before, after, BEFORE, AFTER)
             s = tl.where(seen & (columns[None, :] < keys), s, float("-inf"))
-        top = tl.maximum(m, tl.max(s, 1) * factor)
+        peak = tl.max(s, 1) * factor
+        shift = 0.0
+        if SLOPED:
+            shift = (n - positions).to(tl.float32) * slope
+            peak += shift
+        top = tl.maximum(m, peak)
         level = top
-        if MASKED:  # top is -∞ in a row that has seen no visible key yet
+        if MASKED:  # top is -∞ in a row that has no visible key so far
             level = tl.where(top == float("-inf"), 0.0, top)
-        p = tl.exp2(s * factor - level[:, None])
+        p = tl.exp2(s * factor - (level - shift)[:, None])
         shrink = tl.exp2(m - level)
         total = total * shrink + tl.sum(p, 1)
         v = load_tile(v_tiles, n, keys, v_row, VALUES, BLOCK_N, PADDED_VALUES, TMA, not MASKED)
@@ -165,7 +170,7 @@ def attention_forward(
         m += tl.log2(total)
         tl.store(level + rows, m, mask=inside)
         tl.store(lse + rows, m * LN_2, mask=inside)
-        o = o / total[:, None]
+        o = o * (1.0 / total)[:, None]  # one division per row and not per value
         c = tl.arange(0, PADDED_VALUES)
         place = out + rows[:, None] * tl.cast(out_row, tl.int64) + c[None, :]
         tl.store(place, o.to(out.dtype.element_ty), mask=inside[:, None] & (c[None, :] < VALUES))
@@ -190,6 +195,8 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
         tma = int(arch >= 90)
         if wide <= 128:
             return [config(128, 64 if element == 2 else 32, 8, 2, "the largest tiles that fit in shared memory", tma)]
+        if wide > 256:
+            return [config(32, 16, 4, 1, "the largest tiles that fit in shared memory", tma)]
         return [config(64, 32 if element == 2 else 16, 8, 2, "the largest tiles that fit in shared memory", tma)]
     if wide <= 64:
         return [
@@ -213,6 +220,8 @@ def configurations(width: int, values: int, element: int, arch: int) -> list[Con
         if width <= 128:
             candidates.append(config(128, 64, 8, 3, "cp.async in place of TMA: no descriptors to create", tma=0))
         return candidates
+    if wide > 256:
+        return [config(64, 32, 8, 2, "accumulators take half the registers; 192 KiB of shared memory")]
     return [
         config(128, 64, 8, 2, "accumulators take half the registers, so a tile has 64 keys; 192 KiB of shared memory")
     ]

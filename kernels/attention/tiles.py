@@ -110,6 +110,11 @@ class Problem(NamedTuple):
         return self.query_starts is not None
 
     @property
+    def masked(self) -> bool:
+        """Whether some keys are hidden from some queries: a causal mask or a window."""
+        return self.reach != Reach(None, None)
+
+    @property
     def plain(self) -> bool:
         """Whether the kernels only scale the scores and apply at most a causal mask. A problem with a window, a soft
         cap or slopes is not plain."""

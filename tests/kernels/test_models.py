@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmbench import model as models
+from llmbench.bench.pieces.reduce import layer_of_each_kind
 from llmbench.errors import CannotRunError
 from llmbench.kernels.proof.check import compare
 from llmbench.model.cache import CACHE_KINDS
@@ -27,7 +28,7 @@ from llmbench.model.residual import Residual
 from llmbench.model.step import Step
 from llmbench.sizing.lower import lower
 from llmbench.sizing.workload import Workload
-from llmbench.spec.catalog import load_bundled
+from llmbench.spec.catalog import bundled_models, load_bundled
 from llmbench.spec.ffn import FFN, Dense, Gated, MoE, Router, SharedExperts
 from llmbench.spec.mixer import Attention, LatentAttention, Mamba, Mamba2, Mixer, QKNorm
 from llmbench.spec.model import Head, Layer, ModelSpec, Norm
@@ -269,10 +270,32 @@ def test_unsupported_models_are_refused() -> None:
         (spec_of(gqa(head_dim=12)), "multiples of 8"),
         (spec_of(gqa(), Gated(intermediate_size=8, activation="mish")), "does not support the activation mish"),
         (spec_of(gqa(), moe(router=Router(scores="sparsemixer"))), "router scores sparsemixer"),
-        (spec_of(gqa(), moe(router=Router(on_input=True))), "only for top-1 routing"),
+        (spec_of(gqa(), moe(router=Router(on_input=True))), "only with one expert per token"),
     ):
         with pytest.raises(CannotRunError, match=message):
             built(spec, "fused")(tokens())
+
+
+RELATIVE_BIAS = {"glam-64b", "switch-base-128", *(f"t5-{size}" for size in ("small", "base", "11b"))} | {
+    f"flan-t5-{size}" for size in ("base", "xl", "xxl")
+}
+SELECTED_KEYS = {"deepseek-v3.2"}
+
+
+def test_flash_computes_the_attention_of_every_bundled_model() -> None:
+    """The exceptions add a bias to the scores: a learned bias per distance, or −∞ for keys that an indexer left out."""
+    refused = {}
+    for name in bundled_models():
+        spec = layer_of_each_kind(load_bundled(name))
+        given = torch.zeros((1, 16), dtype=torch.int64, device="meta")
+        more = {} if spec.encoder is None else {"encoder_tokens": given}
+        try:
+            with torch.no_grad():
+                models.build(spec, impl="flash", device="meta")(given, **more)
+        except CannotRunError as refusal:
+            refused[name] = str(refusal)
+    assert set(refused) == RELATIVE_BIAS | SELECTED_KEYS
+    assert set(refused.values()) == {"impl flash does not support a bias on scores"}
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="for a machine without a GPU")
