@@ -105,7 +105,11 @@ FIELDS: tuple[Field[Change], ...] = (
         description="the row in the first file: `status`, `median_s` and `added_bytes` (memory that the call added at "
         "its peak); null if the file has no such row",
     ),
-    Field("after", value=lambda change: _side(change.after), description="the row in the second file, as in `before`"),
+    Field(
+        "after",
+        value=lambda change: _side(change.after),
+        description="the row in the second file, with the keys of `before`",
+    ),
 )
 
 

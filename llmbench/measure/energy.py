@@ -58,7 +58,7 @@ def energy_of(
         calls += batch
         passed = time.perf_counter() - start
         if passed < least_s / 10:
-            batch = min(2 * batch, 256)  # more calls could fill the launch queue, and `wait` would take long
+            batch = min(2 * batch, 256)  # a longer batch could fill the launch queue, and `wait` would then take long
     after = gpu.energy_j()
     if before is None or after is None or after <= before:
         return None

@@ -263,7 +263,7 @@ def _rename_old_keys(fields: dict[str, Any]) -> None:
 
 
 def _rename(fields: Any, **names: str) -> None:
-    """Rename keys of a JSON object (`old=new`). Do nothing if `fields` is not an object: the decoder then raises."""
+    """Rename keys of a JSON object (`old=new`). Does nothing if `fields` is no object: the decoder reports that."""
     if isinstance(fields, dict):
         for old, new in names.items():
             if old in fields:

@@ -194,7 +194,7 @@ def score_scale(mixer: LatentAttention, positions: Positions) -> float:
 
 
 def set_latent_form(model: nn.Module, form: Form) -> None:
-    """Set the form of every latent attention layer in a model."""
+    """Set the form of every latent attention layer in a model: auto, expanded or absorbed."""
     for module in model.modules():
         if isinstance(module, LatentLayer):
             module.form = form

@@ -156,7 +156,7 @@ class PagedCache:
         return Slots(keys, values, key_scales, value_scales, lengths, table=self.table.used)
 
     def forget(self, row: int) -> None:
-        """Set the length of the sequence with the index `row` to 0. BlockTable.release returns its blocks."""
+        """Set the length of the sequence with the index `row` to 0. Does not free blocks: see BlockTable.release."""
         self.lengths[row] = 0
 
     @property

@@ -101,9 +101,10 @@ class Scopes(TorchFunctionMode):
 
     @property
     def own(self) -> str:
-        """The name of the op that now runs in the innermost scope, after the last child module of the scope.
+        """The name of the op that does the current work of the innermost scope, outside its child modules.
 
-        Such an op has no module of its own. If no such op runs, this property is the name of the scope.
+        If an op without a module follows the last child module, this is the name of that op. Otherwise, this is the
+        name of the scope.
         """
         return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
 

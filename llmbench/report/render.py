@@ -44,7 +44,7 @@ def to_json(document: Document) -> str:
     }
     try:
         return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
-    except UnicodeEncodeError:  # a command-line argument in `inputs` is not valid UTF-8
+    except UnicodeEncodeError:  # `inputs` has a command-line argument that is not valid UTF-8
         import json
 
         return json.dumps(content, indent=2) + "\n"

@@ -123,7 +123,7 @@ def _widths(table: Table, terminal: int) -> list[int] | None:
         words = [*heading.split(), *(word for cell in cells for word in cell.split() if column.unbroken)]
         whole.append(max(widest, cell_len(heading)))
         least.append(max(widest if column.unit != "text" else min(widest, 6), *map(cell_len, words), 0))
-    room = terminal - GAP * len(whole)  # n columns have n − 1 gaps, and the indent is as wide as a gap
+    room = terminal - GAP * len(whole)  # n − 1 gaps between n columns, and an indent of the same width
     if sum(whole) <= room:
         return None
     room = max(room, sum(least))

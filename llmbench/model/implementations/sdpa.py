@@ -45,7 +45,7 @@ def _with_backend(backend: str | None) -> Attend:
                     q, k, v, attn_mask=dense, is_causal=causal, scale=scores.scale, enable_gqa=grouped
                 )
             except (torch.OutOfMemoryError, torch.AcceleratorError):
-                raise  # RuntimeErrors too, but the cause is not that the backend lacks support
+                raise  # Both are RuntimeErrors, but neither means that the backend lacks support.
             except RuntimeError as problem:
                 reason = str(problem).splitlines()[0]
                 raise CannotRunError(
