@@ -15,7 +15,7 @@ from llmbench.spec.model import ModelSpec
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """FLOPs of one step over `tokens` new tokens. A multiply-add counts as 2 FLOPs.
 
-    total: FLOPs of the forward pass. In training, it includes the backward pass. It is matmul + attention + recurrent.
+    total: FLOPs of the forward pass, in training also of the backward pass: the sum matmul + attention + recurrent.
     matmul: FLOPs of products with weights.
     attention: FLOPs of the attention scores and of their products with the values.
     recurrent: FLOPs of convolutions and recurrences.

@@ -148,7 +148,7 @@ def cache_formula(mixer: SingleMixer, rows: Sequence[CacheRow], *, explain: bool
     explain: add the formula with numbers, and its value.
     """
     if mixer.shares_kv:
-        return "none, reads the cache of another layer"
+        return "none: the layer reads the cache of another layer"
     parts = [row.formula for row in rows] + ["a fixed state"] * (mixer.fixed_state is not None)
     text = ", + ".join(parts) or "none"
     if not explain or not rows:

@@ -83,7 +83,7 @@ def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> S
     elements: number of elements of x. data: bytes of x.
     weighted: whether the norm has a weight.
     keeps: whether the forward pass saves the fp32 tensors. If false (OffsetRMSNorm), the backward pass computes them
-        again. Then only the fp32 copy of x needs extra memory, because the other recomputed tensors reuse memory.
+        again. Then only the fp32 copy of x needs extra memory, because the other tensors reuse freed memory.
     """
     wide = 4 * elements
     copy = 0 if data == wide else wide

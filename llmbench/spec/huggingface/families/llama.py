@@ -198,6 +198,6 @@ def diffllama(c: Config) -> ModelSpec:
         )
         for name in ("q1", "k1", "q2", "k2")
     )
-    c.doubt("differential attention: FLOPs are counted for values of width head_dim, but the values are twice as wide")
+    c.doubt("differential attention: llmbench counts FLOPs for value width head_dim, but the values are twice as wide")
     layer = block(mixer, gated(c, bias=False), extra=extra)
     return decoder(c, layer, norm=norm(c), positions=rope(c, head_dim=mixer.head_dim))
