@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import typer
@@ -154,9 +155,23 @@ def command(
             f"--recompute {recompute}: --phase {phase} has no backward pass",
             hint="leave out --recompute, or use --phase train",
         )
-    specs = [load(text, set) for text in models]
     workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = [
+    rows = counted([load(text, set) for text in models], workload, recompute)
+    inputs = {
+        "models": models,
+        "phase": phase,
+        "seq_len": seq,
+        "batch": batch,
+        "attention": attention,
+        "recompute": recompute,
+        "set": set or [],
+    }
+    answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)
+
+
+def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none") -> list[Counted]:
+    """Return the models with the FLOPs of one step."""
+    return [
         Counted(
             spec=spec,
             tokens=workload.kv_len,
@@ -166,22 +181,19 @@ def command(
         )
         for spec in specs
     ]
-    document = Document(
+
+
+def document(
+    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
+    return Document(
         command="flops",
-        inputs={
-            "models": models,
-            "phase": phase,
-            "seq_len": seq,
-            "batch": batch,
-            "attention": attention,
-            "recompute": recompute,
-            "set": set or [],
-        },
+        inputs=inputs,
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=[_block(row, by, explain) for row in rows] if format != "json" else [],
+        blocks=[_block(row, by, explain) for row in rows] if tables else [],
     )
-    answer(document, format, output)
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -136,30 +137,49 @@ def command(
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
     specs = [load(text, set) for text in models] if models else _built_in(set)
-    rows = [
+    rows = cached(specs, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+    inputs = {
+        "models": models or [],
+        "seq_len": seq,
+        "batch": batch,
+        "kv_dtype": kv_dtype,
+        "block_size": block_size,
+        "set": set or [],
+    }
+    sizes = document(rows, inputs, explain=explain, sorted_by_size=not models, tables=format != "json")
+    answer(sizes, format, output)
+
+
+def cached(
+    specs: Iterable[ModelSpec], seq: int, *, batch: int = 1, kv_dtype: DType = "bf16", block_size: int = 16
+) -> list[Cached]:
+    """Return the models with the sizes of their caches."""
+    return [
         Cached(spec=spec, tokens=seq, cache=kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size))
         for spec in specs
     ]
-    document = Document(
-        command="kvcache",
-        inputs={
-            "models": models or [],
-            "seq_len": seq,
-            "batch": batch,
-            "kv_dtype": kv_dtype,
-            "block_size": block_size,
-            "set": set or [],
-        },
-        rows_key="models",
-        rows=records(FIELDS, rows),
-        blocks=[],
-    )
-    if format != "json":
-        if models and len(models) == 1:
-            document.blocks += _one(rows[0], kv_dtype, explain)
-        else:
-            document.blocks.append(_comparison(rows, sorted_by_size=not models))
-    answer(document, format, output)
+
+
+def document(
+    rows: list[Cached],
+    inputs: dict[str, Any],
+    *,
+    explain: bool = False,
+    sorted_by_size: bool = False,
+    tables: bool = True,
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it.
+
+    `sorted_by_size`: whether the table begins with the smallest cache.
+    """
+    sizes = Document(command="kvcache", inputs=inputs, rows_key="models", rows=records(FIELDS, rows), blocks=[])
+    if not tables:
+        return sizes
+    if len(rows) == 1:
+        sizes.blocks += _one(rows[0], rows[0].cache.kv_dtype, explain)
+    else:
+        sizes.blocks.append(_comparison(rows, sorted_by_size=sorted_by_size))
+    return sizes
 
 
 def _built_in(changes: list[str] | None) -> list[ModelSpec]:

@@ -23,13 +23,14 @@ from llmbench.cli.options import (
 )
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
-from llmbench.report.fields import Field, inside, record
+from llmbench.report.fields import Field, inside, records
 from llmbench.report.units import billions, plural, size
 from llmbench.sizing.memory import CONTEXT_BYTES, PARTS, Memory, inference_memory
 from llmbench.sizing.recipe import Optimizer, PrecisionName, training_precision
 from llmbench.sizing.training import training_memory
 from llmbench.sizing.workload import Layout, Recompute
 from llmbench.spec.catalog import device_memories
+from llmbench.spec.model import ModelSpec
 
 PhaseOption = Annotated[
     Literal["train", "inference"], typer.Option("--phase", help="train: a training step. inference: serving.")
@@ -200,9 +201,53 @@ def command(
 
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
+    row = sized(
+        load(model, set),
+        phase=phase,
+        seq=seq,
+        batch=batch,
+        precision=precision,
+        optimizer=optimizer,
+        recompute=recompute,
+        layout=layout,
+        kernels=kernels,
+        kv_dtype=kv_dtype,
+    )
+    inputs = {
+        "model": model,
+        "phase": phase,
+        "seq_len": seq,
+        "micro_batch": batch,
+        "precision": precision,
+        "optimizer": optimizer,
+        "recompute": recompute,
+        "layout": layout,
+        "kernels": kernels,
+        "kv_dtype": kv_dtype,
+        "set": set or [],
+    }
+    answer(document([row], inputs, tables=format != "json"), format, output)
+
+
+def sized(
+    spec: ModelSpec,
+    *,
+    phase: Literal["train", "inference"] = "train",
+    seq: int = SEQ,
+    batch: int = 1,
+    precision: PrecisionName | None = None,
+    optimizer: Optimizer = "adamw",
+    recompute: Recompute = "none",
+    layout: str = "",
+    kernels: Literal["fused", "eager", "standard"] = "fused",
+    kv_dtype: CacheType | None = None,
+) -> Sized:
+    """Return a model with the memory that one GPU needs for it.
+
+    Raises LLMBenchError for a layout that is not valid, and for an option that has no effect in the phase.
+    """
     parallel = Layout.parse(layout)
     _refuse_options_of_the_other_phase(phase, optimizer, recompute, kernels, kv_dtype, parallel)
-    spec = load(model, set)
     training = phase == "train"
     chosen: PrecisionName = precision or ("mixed" if training else "bf16")
     if training:
@@ -221,7 +266,7 @@ def command(
         memory = inference_memory(
             spec, seq, batch=batch, layout=parallel, precision=chosen, kv_dtype=kv_dtype or "bf16"
         )
-    row = Sized(
+    return Sized(
         spec=spec,
         doubts=memory.approximate,
         tokens=seq,
@@ -232,27 +277,18 @@ def command(
         kernels=kernels if training else None,
         kv_dtype=None if training else kv_dtype or "bf16",
     )
-    document = Document(
+
+
+def document(rows: list[Sized], inputs: dict[str, Any], *, tables: bool = True) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
+    return Document(
         command="memory",
         version=2,
-        inputs={
-            "model": model,
-            "phase": phase,
-            "seq_len": seq,
-            "micro_batch": batch,
-            "precision": precision,
-            "optimizer": optimizer,
-            "recompute": recompute,
-            "layout": layout,
-            "kernels": kernels,
-            "kv_dtype": kv_dtype,
-            "set": set or [],
-        },
+        inputs=inputs,
         rows_key="models",
-        rows=[record(FIELDS, row)],
-        blocks=[_block(row)] if format != "json" else [],
+        rows=records(FIELDS, rows),
+        blocks=[_block(row) for row in rows] if tables else [],
     )
-    answer(document, format, output)
 
 
 def _refuse_options_of_the_other_phase(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import typer
@@ -116,16 +117,27 @@ def command(
 
       llmbench params path/to/config.json --format json
     """
-    specs = [load(text, set) for text in models]
-    rows = [Counted(spec=spec, parameters=count_parameters(spec)) for spec in specs]
-    document = Document(
+    rows = counted([load(text, set) for text in models])
+    inputs = {"models": models, "set": set or []}
+    answer(document(rows, inputs, by=by, explain=explain, tables=format != "json"), format, output)
+
+
+def counted(specs: Iterable[ModelSpec]) -> list[Counted]:
+    """Return the models with their numbers of parameters."""
+    return [Counted(spec=spec, parameters=count_parameters(spec)) for spec in specs]
+
+
+def document(
+    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
+    return Document(
         command="params",
-        inputs={"models": models, "set": set or []},
+        inputs=inputs,
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=[_block(row, by, explain) for row in rows] if format != "json" else [],
+        blocks=[_block(row, by, explain) for row in rows] if tables else [],
     )
-    answer(document, format, output)
 
 
 def _layer_counts(spec: ModelSpec) -> dict[str, int]:

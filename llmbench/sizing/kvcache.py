@@ -41,7 +41,7 @@ class KVCache(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
     seq_len: int
     batch: int
-    kv_dtype: str
+    kv_dtype: DType
     block_size: int
     layers: dict[str, int]
 

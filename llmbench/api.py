@@ -1,0 +1,211 @@
+"""The Python interface: `import llmbench as lb`, then `lb.params("llama2-7b")`.
+
+Each function takes a model and returns an `Answer`. The model is a name, a path, or a spec that `load` returned. An
+answer has the typed figures (`value`), rows for a DataFrame, and the JSON and the tables of the command with the same
+name. A notebook shows the tables. Only `build` imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from llmbench.report.document import Document
+from llmbench.sizing.dtypes import DType
+from llmbench.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from llmbench.model.decoder import Decoder
+    from llmbench.sizing.flops import Flops
+    from llmbench.sizing.kvcache import KVCache
+    from llmbench.sizing.memory import Memory
+    from llmbench.sizing.params import Parameters
+    from llmbench.sizing.recipe import Optimizer, PrecisionName
+    from llmbench.sizing.workload import Phase, Recompute
+
+__all__ = ["Answer", "Model", "build", "flops", "kv_cache", "load", "memory", "params"]
+
+Value = TypeVar("Value")
+Model = str | ModelSpec
+"""A name from `llmbench specs list`, a path to a spec or a config, `hf:organisation/name`, or a spec."""
+
+
+class Answer(Generic[Value]):
+    """The figures of one or several models.
+
+    `values`: the typed figures of each model, in the order of the arguments.
+    `rows`: one flat dict per model in base units, for example for `pandas.DataFrame(answer.rows)`. A key with a dot
+        stands for a key of a nested object in the JSON.
+    """
+
+    def __init__(self, values: Sequence[Value], document: Document) -> None:
+        self.values = list(values)
+        self._document = document
+
+    @property
+    def value(self) -> Value:
+        """The typed figures of the only model. Raises ValueError if the answer is about several models."""
+        if len(self.values) != 1:
+            raise ValueError(f"this answer is about {len(self.values)} models: use `values`")
+        return self.values[0]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per model."""
+        return [dict(_flat(row)) for row in self._document.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the command as plain Python values."""
+        import json
+
+        content: dict[str, Any] = json.loads(self.to_json())
+        return content
+
+    def to_json(self) -> str:
+        """Return the text that the command prints with `--format json`."""
+        from llmbench.report.render import to_json
+
+        return to_json(self._document)
+
+    def __repr__(self) -> str:
+        return self._rendered("table")
+
+    def _repr_markdown_(self) -> str:
+        return self._rendered("markdown")
+
+    def _repr_html_(self) -> str:
+        from llmbench.report.html import to_html
+
+        return to_html(self._document)
+
+    def _rendered(self, format: Literal["table", "markdown"]) -> str:
+        from llmbench.report.render import render
+
+        text = io.StringIO()
+        render(self._document, format, text)
+        return text.getvalue()
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def load(model: Model, changes: Mapping[str, Any] | None = None) -> ModelSpec:
+    """Return the spec of a model. `changes` replaces fields, for example `{"num_key_value_heads": 8}`.
+
+    Raises LLMBenchError if there is no such model or field, or if a value is not valid.
+    """
+    from llmbench.cli.options import load as load_text
+
+    spec = model if isinstance(model, ModelSpec) else load_text(model, None)
+    if not changes:
+        return spec
+    from llmbench.spec.override import override
+
+    return override(spec, dict(changes))
+
+
+def params(
+    *models: Model, by: Literal["component", "layer", "op"] = "component", explain: bool = False
+) -> Answer[Parameters]:
+    """Count the parameters of models, as `llmbench params` does. `explain`: show the formulas with their numbers."""
+    from llmbench.cli.params import counted, document
+
+    rows = counted(map(load, models))
+    inputs = {"models": [row.spec.name for row in rows]}
+    return Answer([row.parameters for row in rows], document(rows, inputs, by=by, explain=explain))
+
+
+def flops(
+    *models: Model,
+    phase: Phase = "prefill",
+    seq: int = 4096,
+    batch: int = 1,
+    attention: Literal["causal", "full"] = "causal",
+    recompute: Recompute = "none",
+    by: Literal["component", "op"] = "component",
+    explain: bool = False,
+) -> Answer[Flops]:
+    """Count the FLOPs of one step, as `llmbench flops` does. `seq`: tokens per sequence. `batch`: sequences.
+
+    Raises LLMBenchError for a length or batch below 1, and for a recomputation without a backward pass.
+    """
+    from llmbench.cli.flops import counted, document, workload_of
+
+    workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
+    rows = counted(map(load, models), workload, recompute)
+    inputs = {
+        "models": [row.spec.name for row in rows],
+        "phase": phase,
+        "seq_len": seq,
+        "batch": batch,
+        "attention": attention,
+        "recompute": recompute,
+    }
+    return Answer([row.flops for row in rows], document(rows, inputs, by=by, explain=explain))
+
+
+def kv_cache(
+    *models: Model,
+    seq: int = 4096,
+    batch: int = 1,
+    kv_dtype: DType = "bf16",
+    block_size: int = 16,
+    explain: bool = False,
+) -> Answer[KVCache]:
+    """Compute the size of KV caches and recurrent states, as `llmbench kvcache` does. `seq`: tokens per sequence."""
+    from llmbench.cli.kvcache import cached, document
+
+    rows = cached(map(load, models), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+    inputs = {
+        "models": [row.spec.name for row in rows],
+        "seq_len": seq,
+        "batch": batch,
+        "kv_dtype": kv_dtype,
+        "block_size": block_size,
+    }
+    return Answer([row.cache for row in rows], document(rows, inputs, explain=explain))
+
+
+def memory(
+    model: Model,
+    *,
+    phase: Literal["train", "inference"] = "train",
+    seq: int = 4096,
+    batch: int = 1,
+    precision: PrecisionName | None = None,
+    optimizer: Optimizer = "adamw",
+    recompute: Recompute = "none",
+    layout: str = "",
+    kernels: Literal["fused", "eager", "standard"] = "fused",
+    kv_dtype: DType | None = None,
+) -> Answer[Memory]:
+    """Compute the peak memory of one GPU, as `llmbench memory` does. `layout`: for example "tp=8,pp=4,dp=2".
+
+    Raises LLMBenchError for a layout that is not valid, and for an option that has no effect in the phase.
+    """
+    from llmbench.cli.memory import document, sized
+
+    options: dict[str, Any] = {
+        "precision": precision,
+        "optimizer": optimizer,
+        "recompute": recompute,
+        "layout": layout,
+        "kernels": kernels,
+        "kv_dtype": kv_dtype,
+    }
+    row = sized(load(model), phase=phase, seq=seq, batch=batch, **options)
+    inputs = {"model": row.spec.name, "phase": phase, "seq_len": seq, "micro_batch": batch, **options}
+    return Answer([row.memory], document([row], inputs))
+
+
+def build(model: Model, **options: Any) -> Decoder:
+    """Build the PyTorch model of a spec. `options`: `impl`, `device`, `dtype` and `seed` of `llmbench.model.build`."""
+    from llmbench.model import build as build_model
+
+    return build_model(load(model), **options)

@@ -1,0 +1,38 @@
+"""Write a Document as HTML, for notebooks."""
+
+from __future__ import annotations
+
+from html import escape
+
+from llmbench.report.document import Document, Table
+
+__all__ = ["to_html"]
+
+
+def to_html(document: Document) -> str:
+    """Return the headlines, tables and lines of a document as HTML. All text is escaped."""
+    parts: list[str] = []
+    for block in document.blocks:
+        if block.headline:
+            parts.append(f"<p><strong>{_text(block.headline)}</strong></p>")
+        if block.table is not None:
+            parts.append(_table(block.table.for_people()))
+        if lines := block.all_lines():
+            parts.append(f"<p>{'<br>'.join(map(_text, lines))}</p>")
+    return "\n".join(parts)
+
+
+def _text(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def _table(table: Table) -> str:
+    styles = ["text-align:left" if column.unit == "text" else "text-align:right" for column in table.columns]
+
+    def line(cells: list[str], tag: str) -> str:
+        inside = (f'<{tag} style="{style}">{_text(cell)}</{tag}>' for cell, style in zip(cells, styles, strict=True))
+        return f"<tr>{''.join(inside)}</tr>"
+
+    rows = table.texts()
+    body = [line(cells, "th" if table.total and cells is rows[-1] else "td") for cells in rows]
+    return f"<table><thead>{line(table.headings(), 'th')}</thead><tbody>{''.join(body)}</tbody></table>"

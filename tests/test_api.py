@@ -1,0 +1,87 @@
+"""The Python interface: the figures of the commands, without their text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import llmbench as lb
+from llmbench.cli import run
+from llmbench.errors import LLMBenchError
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        (lb.params("llama2-7b", "mixtral-8x7b"), ("params", "llama2-7b", "mixtral-8x7b")),
+        (
+            lb.flops("gemma3-4b", phase="train", seq=8192, batch=2),
+            ["flops", "gemma3-4b", "--phase", "train", "--seq", "8192", "--batch", "2"],
+        ),
+        (lb.kv_cache("deepseek-v3", kv_dtype="fp8"), ("kvcache", "deepseek-v3", "--kv-dtype", "fp8")),
+        (lb.memory("llama3-8b", layout="tp=2,sp"), ("memory", "llama3-8b", "--layout", "tp=2,sp")),
+    ],
+)
+def test_answers_are_those_of_the_commands(
+    answer: lb.Answer[object], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repr(answer) == printed(capsys, *arguments)
+    assert answer._repr_markdown_() == printed(capsys, *arguments, "--format", "markdown")
+    of_command = json.loads(printed(capsys, *arguments, "--format", "json"))
+    assert answer.to_dict()["models"] == of_command["models"]
+    assert answer.to_dict()["schema"] == of_command["schema"]
+
+
+def test_values_are_typed_and_rows_are_flat() -> None:
+    answer = lb.params("llama2-7b")
+    assert answer.value.total == 6_738_415_616
+    [row] = answer.rows
+    assert row["model"] == "llama2-7b"
+    assert row["parameters.total"] == 6_738_415_616
+    assert not any(isinstance(value, dict) for value in row.values())
+    with pytest.raises(ValueError, match="about 2 models"):
+        _ = lb.params("llama2-7b", "llama3-8b").value
+
+
+def test_a_spec_with_changes() -> None:
+    spec = lb.load("llama2-7b", {"num_key_value_heads": 8})
+    assert lb.kv_cache(spec).value.bytes_total * 4 == lb.kv_cache("llama2-7b").value.bytes_total
+    assert lb.load(spec) is spec
+    with pytest.raises(LLMBenchError, match="no_such_field"):
+        lb.load("llama2-7b", {"no_such_field": 1})
+    with pytest.raises(LLMBenchError, match="llama9"):
+        lb.params("llama9")
+
+
+def test_html_is_a_table_without_markup_of_others() -> None:
+    spec = lb.load("llama2-7b", {"name": "a<b>&c"})
+    html = lb.params(spec)._repr_html_()
+    assert html.count("<table>") == 1
+    assert "a&lt;b&gt;&amp;c" in html
+    assert "<b>" not in html
+    assert "6,738,415,616" in html
+
+
+def test_build_gives_the_pytorch_model() -> None:
+    pytest.importorskip("torch")
+    model = lb.build("llama3.2-1b", device="meta")
+    assert sum(p.numel() for p in model.parameters()) == lb.params("llama3.2-1b").value.total
+
+
+def test_the_import_is_cheap() -> None:
+    script = "import sys, llmbench; print(sorted({'typer', 'rich', 'msgspec', 'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'parms'"):
+        _ = lb.parms  # type: ignore[attr-defined]
+    assert {"params", "build"} <= set(dir(lb))
