@@ -447,6 +447,8 @@ KERNEL = Kernel(
         Case((19, 6), 2, 2, 32, layout="positions", queries=2, chunk=8, splits=2),
         Case((40, 0), 4, 2, 32, storage="int8", splits=2),
         Case((21, 3), 2, 1, 32, storage="fp8", page=8),
+        Case((0, 2, 9), 4, 2, 16, queries=3),  # queries that see no key
+        Case((0, 2, 9), 4, 2, 16, queries=3, sinks=True),
     ],
     shapes=[
         Case((4096,) * 32, 32, 8, 128),

@@ -421,6 +421,7 @@ KERNEL = Kernel(
         Case((40, 0), 4, 32, 16, storage="int8", splits=2),
         Case((21, 3), 4, 32, 16, storage="fp8", page=8),
         Case((35,), 65),
+        Case((0, 2, 9), 3, 32, 16, queries=3),  # queries that see no key
     ],
     shapes=[
         Case((8192,) * 64, 128, page=64),

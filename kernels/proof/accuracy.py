@@ -65,15 +65,20 @@ def compare(name: str, result: Tensor, plain: Tensor, exact: Tensor, *, factor: 
     """Compare `result` with `exact` in fp64. The budget is `factor` times the error of `plain`, plus one rounding."""
     if result.shape != exact.shape or result.dtype != plain.dtype:
         return Verdict(name, float("inf"), 0.0, 0.0, False)
-    exact = exact.double()  # `exact` may have integers, of which torch computes no norm
-    return _verdict(name, result.double() - exact, plain.double() - exact, exact, _rounding(result), factor)
+    error, plain_error = _difference(result, exact), _difference(plain, exact)
+    return _verdict(name, error, plain_error, exact.double(), _rounding(result), factor)
 
 
 def _verdict(name: str, error: Tensor, plain_error: Tensor, size: Tensor, rounding: float, factor: float) -> Verdict:
     """Return the verdict from the elementwise errors of a result and of plain torch, relative to `size`. All three
-    tensors are in fp64."""
+    tensors are in fp64.
+
+    Infinite elements of `size` are left out, because every finite error is small next to them. Infinite errors of plain
+    torch are left out, because they would permit any error.
+    """
     if not size.numel():
         return Verdict(name, 0.0, 0.0, 0.0, True)
+    size, plain_error = (torch.where(x.isinf(), 0.0, x) for x in (size, plain_error))
     verdicts = []
     for measure in _MEASURES:
         unit = measure(size) or 1.0
@@ -133,7 +138,9 @@ def check_against(
         plain_terms = plain_results()
     with _Uncancelled() as sums:
         terms = exact_results()
-    loss_errors = _difference(plain_sums.losses, sums.losses)
+    loss_errors = None
+    if plain_sums.losses is not None and sums.losses is not None:
+        loss_errors = _difference(plain_sums.losses, sums.losses)
 
     def by_terms(verdict: Verdict) -> Verdict:
         """Return a verdict from the terms of the sum if the tensor is a mean loss or a gradient that cancels. Otherwise
@@ -142,7 +149,7 @@ def check_against(
         total, rounding = exact[verdict.tensor], _rounding(plain[verdict.tensor])
         if result.shape != total.shape or result.dtype != plain[verdict.tensor].dtype:
             return verdict
-        error = result.double() - total
+        error = _difference(result, total)
         if not total.dim() and loss_errors is not None:
             return _verdict(verdict.tensor, error, loss_errors.abs().mean(), total, rounding, factor)
         size = terms[verdict.tensor].double()
@@ -153,8 +160,11 @@ def check_against(
     return [verdict if verdict.passed else by_terms(verdict) for verdict in verdicts]
 
 
-def _difference(plain: Tensor | None, exact: Tensor | None) -> Tensor | None:
-    return None if plain is None or exact is None else plain.double() - exact
+def _difference(result: Tensor, exact: Tensor) -> Tensor:
+    """Return result - exact in fp64. Two equal infinities differ by 0, and an infinity differs from any other number by
+    an infinity."""
+    result, exact = result.double(), exact.double()  # they may have integers, of which torch computes no norm
+    return torch.where(result == exact, 0.0, result - exact)
 
 
 def _results(

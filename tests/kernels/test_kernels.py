@@ -123,6 +123,23 @@ def test_a_wrong_kernel_is_caught() -> None:
     assert not compare("out", plain[:999], plain, exact).passed
 
 
+@pytest.mark.parametrize("infinity", [float("inf"), -float("inf")])
+def test_equal_infinities_are_right(infinity: float) -> None:
+    """A query that sees no key has the log-sum-exp -∞. The errors of the other elements still count."""
+    exact = torch.randn(1000, dtype=torch.float64)
+    exact[17] = infinity
+    plain = exact.bfloat16()
+    assert compare("out", plain.clone(), plain, exact).passed
+    for index, value in ((17, 0.0), (17, -infinity), (17, float("nan")), (18, infinity), (18, plain[18] + 0.1)):
+        wrong = plain.clone()
+        wrong[index] = value
+        assert not compare("out", wrong, plain, exact).passed, (index, value)
+    overflowed = plain.clone()
+    overflowed[18] = infinity  # an infinity of plain torch permits no other error
+    assert compare("out", plain, overflowed, exact).passed
+    assert not compare("out", overflowed, overflowed, exact).passed
+
+
 def test_buffers_are_poisoned() -> None:
     like = torch.zeros(1)
     with launching.poisoned():
