@@ -171,7 +171,7 @@ def norm_backward(
     if WEIGHT_GRAD:
         tl.store(share, tl.sum(dweight, axis=0), mask=tl.arange(0, BLOCK) < width)
     if BIAS_GRAD:
-        share += WEIGHT_GRAD * programs.to(tl.int64) * heads * width
+        share += WEIGHT_GRAD * tl.cast(programs, tl.int64) * heads * width
         tl.store(share, tl.sum(dbias, axis=0), mask=tl.arange(0, BLOCK) < width)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,16 @@ def test_a_kernel_file_has_its_headings_in_order(module: str) -> None:
     found = re.findall(r"^# == (.*) ==$", text, re.MULTILINE)
     assert found == [heading for heading in HEADINGS if heading in found]
     assert found[-4:] == HEADINGS[-4:]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_convert_no_integer_argument_by_a_method(name: str) -> None:
+    """Triton compiles an argument of value 1 as a Python integer, which has no method `to`. `tl.cast` takes both."""
+    kernel = load_kernel(name)
+    with launching.captured(90) as capture:
+        for case in kernel.cases:
+            run_with_gradients(kernel, case, kernel.dtypes[-1], CPU)
+    for function in {launch.kernel.fn for launch in capture.launches}:
+        source, arguments = inspect.getsource(function), inspect.signature(function).parameters
+        converted = [name for name in arguments if re.search(rf"\b{name}\.to\(", source)]
+        assert not converted, function.__name__
