@@ -43,6 +43,7 @@ from llmbench.kernels.decoding.caches import (
     visible,
 )
 from llmbench.kernels.decoding.merge import (
+    check_splits,
     combine,
     load_key_positions,
     load_pages,
@@ -67,7 +68,7 @@ __all__ = ["KERNEL", "decode_attention", "reference"]
 def decode_split(
     q, k, v, k_scales, v_scales, out, sums, sinks, slopes, lengths, table, query_positions, key_positions,
     q_batch, q_head, q_token, k_outer, k_head, k_slot, v_outer, v_head, v_slot, s_outer, s_head, s_slot, table_row,
-    tokens, capacity, splits, kv_heads, scale, cap, window, chunk,
+    tiles, tokens, capacity, splits, kv_heads, scale, cap, window, chunk,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, PAGE: tl.constexpr, RING: tl.constexpr,
     CAUSAL: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -77,7 +78,7 @@ def decode_split(
     Row r is query s of head g in the group. Programs that read the same keys have adjacent numbers. WHOLE: there is
     only one split, so the program writes the final result.
     """
-    rows_at, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows_at, pair, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles, tl.program_id(1)
     batch, kv_head = (pair // kv_heads).to(tl.int64), (pair % kv_heads).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
@@ -90,7 +91,7 @@ def decode_split(
     SLOTS: tl.constexpr = key_positions is None and not RING
     start, end = split_range(low, high, length, capacity, split, splits, SLOTS, BLOCK_N)
 
-    q_at = q + batch * q_batch + head[:, None] * q_head + token[:, None] * q_token + wide[None, :]
+    q_at = q + batch * q_batch + head[:, None] * q_head + token.to(tl.int64)[:, None] * q_token + wide[None, :]
     queries = tl.load(q_at, mask=valid[:, None] & (wide[None, :] < WIDTH), other=0.0)
     if slopes is not None:
         slope = tl.load(slopes + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
@@ -235,12 +236,12 @@ def _decode(
     constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1}
     launch(
         decode_split,
-        (tiles, splits, batch * kv_heads),
+        (tiles * batch * kv_heads, splits),
         config,
         *(q, k, v, k_scales, v_scales, parts, sums, sinks if splits == 1 else None, slopes),
         *(lengths, table, query_positions, key_positions),
         *(*q.stride()[:3], *k_strides, *v_strides, *scale_strides, 0 if table is None else table.stride(0)),
-        *(tokens, capacity, splits, kv_heads, scale, soft_cap, window, chunk),
+        *(tiles, tokens, capacity, splits, kv_heads, scale, soft_cap, window, chunk),
         **constants,
     )
     if sums is not None:
@@ -328,6 +329,7 @@ def decode_attention(
             raise ValueError(
                 f"{name} has shape {tuple(values.shape)}, but must have one value for each of {q.shape[1]} heads"
             )
+    check_splits(splits)
     layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window, chunk)
     layout = layout.checked(q.shape[0], q.shape[2], capacity)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))

@@ -37,6 +37,8 @@ __all__ = [
     "visible",
 ]
 
+MAX_SLOTS = 1 << 30  # kernels use this position as one after every token
+
 
 # == Arguments ==
 
@@ -97,6 +99,8 @@ class CacheLayout(NamedTuple):
         ):
             if values is not None and tuple(values.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(values.shape)}, but must have {shape}")
+        if capacity > MAX_SLOTS:
+            raise ValueError(f"a sequence has {capacity:,} slots; at most {MAX_SLOTS:,} are supported")
         if self.table is not None and (self.table.dim() != 2 or self.table.shape[0] != batch):
             raise ValueError(f"table has shape {tuple(self.table.shape)}, but must have ({batch}, pages)")
         if self.table is not None and self.table.stride(-1) != 1:

@@ -43,6 +43,7 @@ from llmbench.kernels.decoding.caches import (
     visible,
 )
 from llmbench.kernels.decoding.merge import (
+    check_splits,
     combine,
     load_key_positions,
     load_pages,
@@ -67,7 +68,7 @@ __all__ = ["KERNEL", "mla_decode", "reference"]
 def mla_split(
     q, q_rope, latent, rope, scales, out, sums, lengths, table, query_positions, key_positions,
     q_batch, q_head, q_token, r_batch, r_head, r_token, c_outer, c_slot, k_outer, k_slot, s_outer, s_slot, table_row,
-    heads, tokens, capacity, splits, scale, window,
+    tiles, heads, tokens, capacity, splits, scale, window,
     WIDTH: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, RING: tl.constexpr, CAUSAL: tl.constexpr,
     WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     PARTS: tl.constexpr,
@@ -79,10 +80,11 @@ def mla_split(
     that read the same slots have adjacent numbers. WHOLE: there is only one split, so the program writes the final
     result.
     """
-    rows_at, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    split, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile, split = tl.program_id(0) % tiles, tl.program_id(1)
+    rows_at, part, batch = tile // PARTS, tile % PARTS, (tl.program_id(0) // tiles).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
     token, head = row // heads, (row % heads).to(tl.int64)
+    far_token = token.to(tl.int64)[:, None]
     wide, rotary = part * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     rest = (1 - part) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = token < tokens
@@ -93,11 +95,11 @@ def mla_split(
     SLOTS: tl.constexpr = key_positions is None and not RING
     start, end = split_range(low, high, length, capacity, split, splits, SLOTS, BLOCK_N)
 
-    q_at = q + batch * q_batch + head[:, None] * q_head + token[:, None] * q_token
+    q_at = q + batch * q_batch + head[:, None] * q_head + far_token * q_token
     queries = tl.load(q_at + wide[None, :], mask=valid[:, None] & (wide[None, :] < WIDTH), other=0.0)
     if PARTS == 2:
         q_rest = tl.load(q_at + rest[None, :], mask=valid[:, None] & (rest[None, :] < WIDTH), other=0.0)
-    r_at = q_rope + batch * r_batch + head[:, None] * r_head + token[:, None] * r_token + rotary[None, :]
+    r_at = q_rope + batch * r_batch + head[:, None] * r_head + far_token * r_token + rotary[None, :]
     q_rotary = tl.load(r_at, mask=valid[:, None] & (rotary[None, :] < ROPE), other=0.0)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -234,12 +236,12 @@ def _decode(
     constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1}
     launch(
         mla_split,
-        (tiles, splits, batch),
+        (tiles * batch, splits),
         config,
         *(q_latent, q_rope, latent, rope, scales, parts, sums, lengths, table, query_positions, key_positions),
         *(*q_latent.stride()[:3], *q_rope.stride()[:3], *latent.stride()[:2], *rope.stride()[:2]),
         *((0, 0) if scales is None else scales.stride()[:2]),
-        *(0 if table is None else table.stride(0), heads, tokens, capacity, splits, scale, window),
+        *(0 if table is None else table.stride(0), tiles, heads, tokens, capacity, splits, scale, window),
         **constants,
     )
     if sums is not None:
@@ -312,6 +314,7 @@ def mla_decode(
         check_row_type(rows, scales is not None, q_latent)
     if scales is not None and tuple(scales.shape) != (*latent.shape[:-1], 2):
         raise ValueError(f"scales has shape {tuple(scales.shape)}, but must have {(*latent.shape[:-1], 2)}")
+    check_splits(splits)
     layout = CacheLayout(lengths, table, key_positions, query_positions, ring, causal, window)
     layout = layout.checked(q_latent.shape[0], q_latent.shape[2], _sizes(latent, table)[0])
     q_latent, q_rope, latent, rope = (

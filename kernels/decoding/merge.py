@@ -30,6 +30,7 @@ from llmbench.kernels.launching import Config, choose, launch
 from llmbench.kernels.numeric import LOG2E
 
 __all__ = [
+    "check_splits",
     "combine",
     "load_key_positions",
     "load_pages",
@@ -178,6 +179,12 @@ def combine(parts: Tensor, sums: Tensor, sinks: Tensor | None, out: Tensor) -> N
     grid = (batch * heads * tokens, triton.cdiv(width, config["BLOCK"]))
     options = {"WIDTH": width, "SPLITS": rounded}
     launch(combine_splits, grid, config, parts, sums, sinks, out, heads, tokens, splits, **options)
+
+
+def check_splits(splits: int) -> None:
+    """Raise ValueError unless `splits` is a number of splits that the merge supports, or 0 for the op's own choice."""
+    if not 0 <= splits <= MAX_SPLITS:
+        raise ValueError(f"splits={splits} must be from 0 to {MAX_SPLITS}")
 
 
 @lru_cache(maxsize=4096)

@@ -134,8 +134,9 @@ def norm_sums(
 
     The program writes its sums to partial [sums, programs, heads, W].
     """
-    program, programs, head = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    block, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    program, programs = tl.program_id(1), tl.num_programs(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_row = column < width
     rows = outer * (inner // heads)
     dweight = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
@@ -181,6 +182,6 @@ def row_sums(dout: Tensor, x: Tensor, stats: Tensor, heads: int, weight_grad: bo
     partial = empty(weight_grad + bias_grad, programs, heads * width, like=x, dtype=float32)
     strides = dout.stride(0), dout.stride(1), x.stride(0), x.stride(1)
     flags = {"CENTRED": stats.shape[0] > 1, "WEIGHT_GRAD": weight_grad, "BIAS_GRAD": bias_grad}
-    grid = blocks, programs, heads
+    grid = blocks * heads, programs
     launch(norm_sums, grid, config, dout, x, stats, partial, *strides, outer, inner, heads, width, **flags)
     return partial
