@@ -118,7 +118,7 @@ def gated_forward(
     live = row < tl.load(offsets + expert + 1)
     token = tl.load(order + row, mask=live, other=0) // choices
     rows = x + token.to(tl.int64)[:, None] * inner
-    at = expert.to(tl.int64) * width * inner + (n * inner)[:, None]
+    at = expert.to(tl.int64) * width * inner + n.to(tl.int64)[:, None] * inner
     w_live = (n < width)[:, None]
     a = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if second is None:
@@ -132,7 +132,7 @@ def gated_forward(
         a, b = tl.trans(a), tl.trans(b)
     corner = top.to(tl.int64) * width  # The first row of the tile may need 64 bits; offsets in the tile fit in 32.
     place = (tl.arange(0, BLOCK_M) * width)[:, None]
-    bias = expert * width
+    bias = expert.to(tl.int64) * width
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
         a, right = _halves(a)

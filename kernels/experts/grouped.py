@@ -9,8 +9,8 @@ rows, tiles have 16 or 32 rows, and the operands are exchanged (SWAP). The weigh
 tensor-core instruction, and the tokens are its 16 or 32 columns. Every weight passes through shared memory once.
 
 fp32 operands are multiplied in tf32 on a GPU; sums are in fp32. There are no atomic additions, so results repeat
-exactly. Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. A matrix W[e] has fewer than 2³¹
-elements.
+exactly. Shapes: R rows, E experts; every row belongs to an expert, offsets[E] = R. N and K are at most MAX_WIDTH, so
+that offsets within a tile fit in 32 bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from llmbench.kernels.launching import Config, architecture, choose, empty, laun
 from llmbench.kernels.numeric import narrowed
 from llmbench.kernels.products import dot
 
-__all__ = ["KERNEL", "grouped_matmul", "multiply", "product", "reference", "tile_at", "weight_gradient"]
+__all__ = ["KERNEL", "MAX_WIDTH", "grouped_matmul", "multiply", "product", "reference", "tile_at", "weight_gradient"]
+
+MAX_WIDTH = 1 << 22
+"""The most rows and columns of an expert's matrix."""
 
 
 # == Kernels ==
@@ -102,14 +105,14 @@ def grouped_product(
     matrix = expert.to(tl.int64) * width * inner
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     w_live = (n < width)[:, None]
-    at = (n * w_row)[:, None]
+    at = n.to(tl.int64)[:, None] * w_row
     acc = multiply(acc, a + a_row, w + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
     if a2 is not None:
         acc = multiply(acc, a2 + a_row, w2 + matrix + at, live[:, None], w_live, inner, w_inner, EVEN, SWAP, BLOCK_K)
     if SWAP:
         acc = tl.trans(acc)
     if bias is not None:
-        acc += tl.load(bias + expert * width + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + expert.to(tl.int64) * width + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
     to = row
     if order is not None:
         to = tl.load(order + row, mask=live, other=0)
@@ -315,6 +318,8 @@ def grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """
     if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[2]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)}: they must be [R, K] and [E, N, K]")
+    if max(weight.shape[1:]) > MAX_WIDTH:
+        raise ValueError(f"weight {tuple(weight.shape)}: a matrix has at most {MAX_WIDTH:,} rows and columns")
     if x.dtype != weight.dtype or x.dtype not in KERNEL.dtypes:
         raise ValueError(f"x {x.dtype} and weight {weight.dtype}: both must have one dtype: fp16, bf16 or fp32")
     if offsets.shape != (weight.shape[0] + 1,) or offsets.dtype != torch.int32:

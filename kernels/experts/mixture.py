@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.experts.gated import gated, gated_gradient
-from llmbench.kernels.experts.grouped import product, weight_gradient
+from llmbench.kernels.experts.grouped import MAX_WIDTH, product, weight_gradient
 from llmbench.kernels.experts.sorting import rows_per_tile, sort_by_expert
 from llmbench.kernels.experts.sums import bias_gradient, combine_rows, pair_gradient
 from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
@@ -202,6 +202,8 @@ def moe(
     if up.dim() != 3 or x.dim() != 2 or x.shape[1] != up.shape[2]:
         raise ValueError(f"x {tuple(x.shape)} and up {tuple(up.shape)}: they must be [t, D] and [E, F, D]")
     experts, width, hidden = up.shape
+    if max(width, hidden) > MAX_WIDTH:
+        raise ValueError(f"up {tuple(up.shape)}: a matrix has at most {MAX_WIDTH:,} rows and columns")
     shapes = {
         "gate": (gate, (experts, width, hidden)),
         "down": (down, (experts, hidden, width)),

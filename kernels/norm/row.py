@@ -39,8 +39,8 @@ def _rows(tile, outer, inner, head, PER_HEAD: tl.constexpr, ROWS: tl.constexpr):
     """
     at = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     if PER_HEAD:
-        return (at * inner + head).to(tl.int64), at.to(tl.int64), at * 0 + head, at < outer
-    return at.to(tl.int64), (at // inner).to(tl.int64), at % inner, at < outer * inner
+        return (at * inner + head).to(tl.int64), at.to(tl.int64), (at * 0 + head).to(tl.int64), at < outer
+    return at.to(tl.int64), (at // inner).to(tl.int64), (at % inner).to(tl.int64), at < outer * inner
 
 
 @triton.jit
@@ -65,7 +65,11 @@ def norm_forward(
         v = v.to(tl.float32)
     # `part` has the layout of x, so the weight is loaded for every row. All rows but the first find the weight in the
     # L1 cache.
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])
+    part = tl.broadcast_to(column, [ROWS, BLOCK])
+    if PER_HEAD and weight is not None:
+        weight += tl.cast(head, tl.int64) * width
+    if PER_HEAD and bias is not None:
+        bias += tl.cast(head, tl.int64) * width
     if weight is not None:  # loaded before the reduction, so that the load overlaps with it
         w = tl.load(weight + part, mask=in_row, other=0.0)
     if bias is not None:
@@ -116,7 +120,9 @@ def norm_backward(
         program, head, heads = program // inner, program % inner, inner
     column = tl.arange(0, BLOCK)[None, :]
     in_row = column < width
-    part = tl.broadcast_to(head * width + column, [ROWS, BLOCK])  # `part` has the layout of x, as in norm_forward
+    part = tl.broadcast_to(column, [ROWS, BLOCK])  # `part` has the layout of x, as in norm_forward
+    if PER_HEAD and weight is not None:
+        weight += tl.cast(head, tl.int64) * width
     w = None
     if HOLD and weight is not None:
         w = tl.load(weight + part, mask=in_row, other=0.0)

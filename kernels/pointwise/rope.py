@@ -41,6 +41,7 @@ def _rotate(
     token's position."""
     head = (first_head + tl.arange(0, HEADS))[:, None]
     exists = head < heads
+    head = head.to(tl.int64)
     x += head * head_stride
     out += head * head_dim
     if INTERLEAVED:
