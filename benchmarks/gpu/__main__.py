@@ -1,6 +1,7 @@
 """The command `python -m benchmarks.gpu`. `benchmarks/gpu_check.sh` starts it.
 
-Exit code 0: the run ended, even if it missed goals. 1: a row is INCORRECT or FAILED. 2: wrong usage. 3: no GPU.
+Exit code 0: the run ended, even if it missed goals. 1: a row is INCORRECT or FAILED. 2: wrong usage. 3: no GPU, or a
+missing package.
 """
 
 from __future__ import annotations
@@ -11,41 +12,71 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu.packages import missing
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command-line options."""
     options = argparse.ArgumentParser(
         prog="benchmarks/gpu_check.sh", description="Check and time the kernels of llmbench on this GPU."
     )
-    add = options.add_argument
-    add(
+    what = options.add_argument_group("what to run")
+    what.add_argument(
+        "--first",
+        action="store_true",
+        help="the first run on a new machine: the most valuable results first, in at most 270 s, without tests",
+    )
+    what.add_argument(
         "--only",
         nargs="+",
         default=[],
-        metavar="NAME",
-        help="run only experiments whose names contain NAME; run no tests",
+        metavar="FAMILY",
+        help="run only these families, or experiments whose names contain FAMILY; run no tests",
     )
-    add(
+    what.add_argument(
+        "--since",
+        type=Path,
+        metavar="FILE",
+        help="run only experiments that missed a goal or failed in this result file or archive; run no tests",
+    )
+    what.add_argument(
         "--tune",
         nargs="*",
         default=None,
-        metavar="KERNEL",
-        help="rank the configurations of these kernels (default: all)",
+        metavar="FAMILY",
+        help="rank the configurations of the kernels of these families, or of these kernels (default: all)",
     )
-    add("--quick", action="store_true", help="rehearse on a CPU: tiny shapes in Triton's interpreter")
-    add("--no-tests", action="store_true", help="run no tests")
-    add("--results", type=Path, metavar="FOLDER", help="folder of the result file (default: benchmarks/results/GPU)")
-    add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
-    add("--table", type=Path, metavar="FILE", help="only print the table of goals of a result file")
-    # a run that lost the GPU context continues its result file
-    add("--resume", type=Path, metavar="FILE", help=argparse.SUPPRESS)
-    add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process compiles its share of the code
+    what.add_argument(
+        "--ptxas",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="run our kernels once per assembler; `default` is the one that Triton chooses (default family: attention)",
+    )
+    what.add_argument("--ours", action="store_true", help="run only our kernels and the reference measurements")
+    what.add_argument("--no-compiled", action="store_true", help="leave out torch.compile and FlexAttention")
+    what.add_argument("--no-tests", action="store_true", help="run no tests")
+    what.add_argument("--quick", action="store_true", help="rehearse on a CPU: tiny shapes in Triton's interpreter")
+    how = options.add_argument_group("how to run")
+    how.add_argument("--seeds", type=int, metavar="N", help="random inputs per check (default: 3; with --ptxas: 20)")
+    how.add_argument("--seconds", type=float, metavar="N", help="time limit of the whole run (default: 520, or 270)")
+    how.add_argument(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the results (default: $OUT, or benchmarks/results/GPU)",
+    )
+    how.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a result file or an archive")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     given = parser().parse_args(arguments)
+    lacking = missing()
+    if lacking is not None:
+        print(f"error: {lacking}", file=sys.stderr)
+        return 3
     if given.quick:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the import below loads the first kernel
     from benchmarks.gpu import run

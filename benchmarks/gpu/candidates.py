@@ -29,6 +29,7 @@ __all__ = [
     "Limit",
     "compiled",
     "copy",
+    "eager",
     "flex",
     "grouped_mm",
     "matmul",
@@ -50,14 +51,21 @@ class CandidateKernel:
     - `build(case, machine)` returns the kernel's op.
     - `variant(case)` returns the case that the kernel runs instead of the experiment's case.
     - `overwrites_inputs`: whether the op overwrites its inputs.
-    - `factor`: the error budget as a multiple of plain torch's error (see `kernels.proof.accuracy.compare`).
+    - `own`: whether it is a kernel of llmbench.
+    - `compiled`: whether torch.compile compiles the kernel, which takes many seconds.
     """
 
     name: str
     build: Callable[[Any, Machine], Op]
     variant: Callable[[Any], Any] = lambda case: case
     overwrites_inputs: bool = False
-    factor: float = OTHERS_FACTOR
+    own: bool = False
+    compiled: bool = False
+
+    @property
+    def factor(self) -> float:
+        """The error budget as a multiple of plain torch's error (see `kernels.proof.accuracy.compare`)."""
+        return OWN_FACTOR if self.own else OTHERS_FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +83,24 @@ class Limit:
 
 def ours(kernel: Kernel) -> CandidateKernel:
     """Return our kernel as a candidate, with its shipped configurations."""
-    return CandidateKernel(name=OURS, build=lambda case, machine: kernel.run, factor=OWN_FACTOR)
+    return CandidateKernel(name=OURS, build=lambda case, machine: kernel.run, own=True)
 
 
 def own(kernel: Kernel, name: str, variant: Callable[[Any], Any]) -> CandidateKernel:
     """Return our kernel as a candidate that runs `variant(case)` instead of the experiment's case."""
-    return CandidateKernel(name=name, build=lambda case, machine: kernel.run, variant=variant, factor=OWN_FACTOR)
+    return CandidateKernel(name=name, build=lambda case, machine: kernel.run, variant=variant, own=True)
 
 
 def compiled(kernel: Kernel) -> CandidateKernel:
     """Return the kernel's reference, compiled by torch.compile, as a candidate."""
-    return CandidateKernel(name="torch.compile", build=lambda case, machine: machine.compile(kernel.reference))
+    return CandidateKernel(
+        name="torch.compile", build=lambda case, machine: machine.compile(kernel.reference), compiled=True
+    )
+
+
+def eager(kernel: Kernel) -> CandidateKernel:
+    """Return the kernel's reference in plain torch as a candidate."""
+    return CandidateKernel(name="eager", build=lambda case, machine: kernel.reference)
 
 
 def sdpa(backend: str | None = None) -> CandidateKernel:
@@ -123,7 +138,7 @@ def _flex(case: AttentionCase, machine: Machine) -> Op:
     return _attention(compiled_flex(machine.compile))
 
 
-flex = CandidateKernel(name="flex", build=_flex)
+flex = CandidateKernel(name="flex", build=_flex, compiled=True)
 """Compiled FlexAttention with the window or the ALiBi slopes of the case."""
 
 

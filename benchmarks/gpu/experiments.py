@@ -16,6 +16,7 @@ from benchmarks.gpu.candidates import (
     Limit,
     compiled,
     copy,
+    eager,
     flex,
     grouped_mm,
     matmul,
@@ -39,7 +40,7 @@ from llmbench.kernels.pointwise import glu, rope
 from llmbench.measure.results import Scalar
 from llmbench.sizing.work import Pass
 
-__all__ = ["EXPERIMENTS", "Experiment", "chosen"]
+__all__ = ["EXPERIMENTS", "FAMILIES", "Experiment", "chosen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Experiment:
     """One pass of a kernel at one or more cases, with its candidates. The first candidate is our kernel. All cases use
     the same compiled code.
 
+    - `family`: the group of experiments that one child process measures.
+    - `first`: whether a first run on a new machine begins with this experiment.
     - `check_case`: the case at which all candidates are checked. It is small enough for fp64 and uses the same compiled
       code. None: the candidates are checked at each case of `cases`.
     - `tiny`: the case for a rehearsal.
@@ -56,6 +59,8 @@ class Experiment:
     name: str
     kernel: Kernel
     direction: Pass
+    family: str
+    first: bool = False
     cases: Sequence[Any]
     check_case: Any = None
     tiny: Any
@@ -85,6 +90,8 @@ def _attention() -> Iterator[Experiment]:
                     name=f"attention D{width} {'causal' if causal else 'full'} {direction}",
                     kernel=kernel,
                     direction=direction,
+                    family="attention",
+                    first=width == 128 and causal,
                     cases=[case(16384 // s, heads, heads, s, s, width, causal=causal) for s in lengths],
                     check_case=case(2, 2, 2, 2048, 2048, width, causal=causal),
                     tiny=case(1, 2, 2, 64, 64, 16, causal=causal),
@@ -96,6 +103,7 @@ def _attention() -> Iterator[Experiment]:
             name=f"attention window {direction}",
             kernel=kernel,
             direction=direction,
+            family="attention",
             cases=[case(1, 16, 16, 32768, 32768, 64, window=1024)],
             check_case=case(2, 2, 2, 4096, 4096, 64, window=1024),
             tiny=case(1, 2, 2, 64, 64, 16, window=20),
@@ -105,6 +113,7 @@ def _attention() -> Iterator[Experiment]:
             name=f"attention ALiBi {direction}",
             kernel=kernel,
             direction=direction,
+            family="attention",
             cases=[case(2, 16, 16, 8192, 8192, 128, alibi=True)],
             check_case=case(2, 2, 2, 2048, 2048, 128, alibi=True),
             tiny=case(1, 2, 2, 64, 64, 16, alibi=True),
@@ -121,6 +130,8 @@ def _decoding() -> Iterator[Experiment]:
         name="GQA decode",
         kernel=kernel,
         direction="forward",
+        family="decode",
+        first=True,
         cases=[batch],
         tiny=tiny,
         candidates=(ours(kernel), sdpa(), copy, read),
@@ -129,6 +140,7 @@ def _decoding() -> Iterator[Experiment]:
         name="GQA decode paged",
         kernel=kernel,
         direction="forward",
+        family="decode",
         cases=[case((131072,), 64, 8, 128, page=16)],  # one sequence with 512 MiB of cache
         tiny=tiny._replace(page=16),
         candidates=(ours(kernel), copy, read),
@@ -139,6 +151,8 @@ def _decoding() -> Iterator[Experiment]:
             name=f"MLA decode {heads} heads",
             kernel=kernel,
             direction="forward",
+            family="mla",
+            first=heads == 128,
             cases=[mla((8192,) * 64, heads)],
             # The check case has the same number of programs. Its sequences are shorter, because the reference copies
             # the cache for each head.
@@ -152,29 +166,32 @@ def _rows() -> Iterator[Experiment]:
     """Yield the experiments of norms, rotary positions and gated activations. Each case is checked at full size,
     because its fp64 reference fits into memory."""
     norm, rotary, gated = NormCase, rope.Case, glu.Case
-    every: tuple[tuple[str, Kernel, Any, Any, CandidateKernel], ...] = (
-        ("RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
+    every: tuple[tuple[str, str, Kernel, Any, Any, CandidateKernel], ...] = (
+        ("norm", "RMSNorm", RMS_NORM, norm(16384, 4096, "w"), norm(5, 64, "w"), liger.rms_norm),
         (
+            "norm",
             "add+RMSNorm",
             RMS_NORM,
             norm(16384, 4096, "w", residual=True),
             norm(5, 64, "w", residual=True),
             liger.add_rms_norm,
         ),
-        ("LayerNorm", LAYER_NORM, norm(16384, 4096, "wb"), norm(5, 64, "wb"), liger.layer_norm),
-        ("RoPE", rope.KERNEL, rotary(2, 8192, 32, 8, 128), rotary(1, 5, 4, 2, 16), liger.rope),
-        ("SwiGLU", glu.KERNEL, gated(16384, 11008), gated(5, 48), liger.swiglu),
-        ("GEGLU", glu.KERNEL, gated(16384, 14336, "gelu_tanh"), gated(5, 48, "gelu_tanh"), liger.geglu),
+        ("norm", "LayerNorm", LAYER_NORM, norm(16384, 4096, "wb"), norm(5, 64, "wb"), liger.layer_norm),
+        ("rope", "RoPE", rope.KERNEL, rotary(2, 8192, 32, 8, 128), rotary(1, 5, 4, 2, 16), liger.rope),
+        ("glu", "SwiGLU", glu.KERNEL, gated(16384, 11008), gated(5, 48), liger.swiglu),
+        ("glu", "GEGLU", glu.KERNEL, gated(16384, 14336, "gelu_tanh"), gated(5, 48, "gelu_tanh"), liger.geglu),
     )
-    for name, kernel, case, tiny, of_liger in every:
+    for family, name, kernel, case, tiny, of_liger in every:
         for direction in FORWARD_AND_BACKWARD:
             yield Experiment(
                 name=f"{name} {direction}",
                 kernel=kernel,
                 direction=direction,
+                family=family,
+                first=direction == "forward" and name in ("RMSNorm", "RoPE", "SwiGLU"),
                 cases=[case],
                 tiny=tiny,
-                candidates=(ours(kernel), compiled(kernel), of_liger, copy),
+                candidates=(ours(kernel), eager(kernel), compiled(kernel), of_liger, copy),
             )
 
 
@@ -186,6 +203,8 @@ def _mixtures() -> Iterator[Experiment]:
             name=f"MoE {direction}",
             kernel=kernel,
             direction=direction,
+            family="moe",
+            first=direction == "forward",
             cases=[case(8192, 4096, 14336, 8, 2)],  # Mixtral 8x7B
             check_case=case(2048, 4096, 2048, 8, 2),
             tiny=tiny,
@@ -195,6 +214,7 @@ def _mixtures() -> Iterator[Experiment]:
         name="MoE decode",
         kernel=kernel,
         direction="forward",
+        family="moe",
         cases=[
             case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, 1.1 GiB of weights
             case(128, 2880, 2880, 32, 4, "swiglu_oai", bias=True),  # gpt-oss-20b, 1.5 GiB of weights
@@ -236,6 +256,7 @@ def _loss() -> Iterator[Experiment]:
 
     common: dict[str, Any] = {
         "kernel": kernel,
+        "family": "loss",
         "cases": [case(16384, 4096, 128256)],  # Llama 3 8B
         "check_case": case(2048, 4096, 32768),
         "tiny": case(6, 32, 80),
@@ -243,7 +264,8 @@ def _loss() -> Iterator[Experiment]:
     yield Experiment(
         name="linear cross-entropy both",
         direction="both",
-        candidates=(ours(kernel), liger.linear_cross_entropy, three_products),
+        first=True,
+        candidates=(ours(kernel), eager(kernel), liger.linear_cross_entropy, three_products),
         extra=lambda case, dtype: sizes(case, dtype, True),
         **common,
     )
@@ -260,17 +282,23 @@ EXPERIMENTS = (*_attention(), *_decoding(), *_rows(), *_mixtures(), *_loss())
 """All experiments, in the order of the goals."""
 
 
+FAMILIES = tuple(dict.fromkeys(experiment.family for experiment in EXPERIMENTS))
+"""The families of experiments, in the order in which they are measured."""
+
+
 def chosen(words: Sequence[str]) -> list[Experiment]:
-    """Return the experiments whose names contain at least one of `words`. If `words` is empty, return all experiments.
-    Raises UnknownNameError for a word that no experiment's name contains."""
+    """Return the experiments whose families are in `words`, or whose names contain at least one of `words`. If `words`
+    is empty, return all experiments. Raises UnknownNameError for a word that fits no experiment."""
     for word in words:
-        if not any(word.lower() in experiment.name.lower() for experiment in EXPERIMENTS):
-            names = [experiment.name for experiment in EXPERIMENTS]
+        if not any(_fits(experiment, word) for experiment in EXPERIMENTS):
+            names = [*FAMILIES, *(experiment.name for experiment in EXPERIMENTS)]
             near = suggestion(word, names)
             hint = f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}"
             raise UnknownNameError(f"no experiment has `{word}` in its name", hint=hint)
-    return [
-        experiment
-        for experiment in EXPERIMENTS
-        if not words or any(word.lower() in experiment.name.lower() for word in words)
-    ]
+    return [experiment for experiment in EXPERIMENTS if not words or any(_fits(experiment, word) for word in words)]
+
+
+def _fits(experiment: Experiment, word: str) -> bool:
+    if word.lower() in FAMILIES:
+        return experiment.family == word.lower()
+    return word.lower() in experiment.name.lower()

@@ -8,18 +8,32 @@ call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from llmbench.measure.measurement import NOISY_SPREAD, Measurement, Ratio, ratio
 from llmbench.measure.results import Row
 
-__all__ = ["COPY", "GOALS", "MATMUL", "OURS", "READ", "TESTS", "Goal", "Outcome", "judge", "verdicts"]
+__all__ = [
+    "COPY",
+    "GOALS",
+    "MATMUL",
+    "OURS",
+    "READ",
+    "REFERENCES",
+    "TESTS",
+    "Goal",
+    "Outcome",
+    "judge",
+    "missed",
+    "verdicts",
+]
 
 OURS = "ours"
 COPY, READ, MATMUL = "copy (B)", "read", "cuBLAS (G)"
 """The names of the reference measurements, which are timed like candidates: a copy of 1 GiB on the device, a sum over 1
 GiB, and a bf16 matrix product of 8192³."""
+REFERENCES = frozenset({COPY, READ, MATMUL})
 TESTS = "tests"
 """The experiment name in the rows of test runs."""
 
@@ -139,7 +153,7 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
     return one "n/a" outcome."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
+        case = cases.setdefault(row.experiment, {}).setdefault(_shape(row), {})
         case[row.implementation] = row
     outcomes = []
     for goal in goals:
@@ -148,6 +162,12 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
         if not begun:
             outcomes.append(Outcome(goal, "–", None, "n/a", "not begun"))
     return outcomes
+
+
+def _shape(row: Row) -> str:
+    """Return the text that distinguishes the cases of an experiment: the shape, and the assembler if it was chosen."""
+    shape = str(row.case.get("shape", "–"))
+    return f"{shape}, ptxas {row.case['ptxas']}" if "ptxas" in row.case else shape
 
 
 def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:
@@ -212,6 +232,15 @@ def _verdict(goal: Goal, value: float) -> Verdict:
     if goal.must is not None:
         return "pass" if goal.meets(value, goal.must) else "MISS"
     return "–" if goal.moonshot is None else "not yet"
+
+
+def missed(rows: Sequence[Row]) -> set[str]:
+    """Return the names of the experiments that must be measured again: a goal is missed, our kernel has no time, or any
+    candidate is INCORRECT or FAILED."""
+    latest = {row.key: row for row in rows}.values()
+    again = {row.experiment for row in latest if row.status in ("INCORRECT", "FAILED")}
+    again |= {row.experiment for row in latest if row.implementation == OURS and row.measurement is None}
+    return again | {outcome.goal.experiment for outcome in judge(latest) if outcome.verdict == "MISS"}
 
 
 def verdicts(outcomes: Iterable[Outcome]) -> dict[Verdict, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +21,18 @@ from llmbench.measure.clock import Clock, CudaClock
 from llmbench.measure.cuda import attention_kernels
 from llmbench.measure.reference import GPU, Sizes
 
-__all__ = ["Deadline", "Machine", "OutOfTimeError", "open_gpu", "open_rehearsal", "slug", "time_box"]
+__all__ = [
+    "FIRST",
+    "FULL",
+    "Deadline",
+    "Machine",
+    "OutOfTimeError",
+    "Pace",
+    "open_gpu",
+    "open_rehearsal",
+    "slug",
+    "time_box",
+]
 
 
 class OutOfTimeError(CannotRunError):
@@ -49,15 +61,46 @@ def time_box(seconds: float, what: str) -> Iterator[None]:
 
 
 class Deadline:
-    """The time limit of a run: `seconds` after this object is created."""
+    """The time limit of a run: `seconds` after the run started.
+
+    The shell script that starts a run sets the environment variable GPU_CHECK_STARTED, so that the time of the imports
+    counts too. Without it, the run starts when this object is created.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self.at = time.monotonic() + seconds
+        started = float(os.environ.get("GPU_CHECK_STARTED") or time.time())
+        self.at = time.monotonic() + seconds - (time.time() - started)
 
     @property
     def left_s(self) -> float:
         """The seconds until the time limit. After the time limit, the value is negative."""
         return self.at - time.monotonic()
+
+
+class Pace(NamedTuple):
+    """The time limits of a run, in seconds, and the number of seeds.
+
+    - `total_s`: the whole run. `compile_s`: the compilation before anything is timed.
+    - `family_s`: all child processes of one family of experiments in one step.
+    - `stall_s`: a child process without progress is killed after this time. Progress is a row, or the next candidate.
+    - `candidate_s`: the check of one candidate, and its preparation.
+    - `samples_s`: the samples of all candidates of a case together.
+    - `least_s`: the least time that must be left before a family begins.
+    - `seeds`: the number of random inputs with which each candidate is checked.
+    """
+
+    total_s: float
+    compile_s: float
+    family_s: float
+    stall_s: float
+    candidate_s: float
+    samples_s: float
+    least_s: float = 6.0
+    seeds: int = 3
+
+
+FULL = Pace(520.0, 130.0, 520.0, 60.0, 40.0, 1.5, least_s=10.0)
+FIRST = Pace(270.0, 50.0, 40.0, 20.0, 15.0, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +140,9 @@ class Machine:
 
 
 @contextmanager
-def open_gpu() -> Iterator[Machine]:
-    """Yield the current GPU. Raises CannotRunError if there is no GPU.
+def open_gpu(pace: Pace = FULL, names_kernels: bool | None = None) -> Iterator[Machine]:
+    """Yield the current GPU. Raises CannotRunError if there is no GPU. `names_kernels`: whether the profiler can name
+    kernels on this machine; None: try.
 
     Everything runs on a separate stream, because a CUDA graph cannot capture work on the default stream. A backward
     pass runs on the stream of its forward pass, so the forward pass must run on the separate stream too.
@@ -107,15 +151,15 @@ def open_gpu() -> Iterator[Machine]:
         raise CannotRunError("no CUDA GPU here", hint="--quick rehearses on a CPU, without meaningful times")
     device = torch.device("cuda", torch.cuda.current_device())
     with torch.cuda.stream(torch.cuda.Stream(device)), _settings():
-        names, notes = _names_kernels(device)
+        names, notes = _names_kernels(device) if names_kernels is None else (names_kernels, [])
         yield Machine(
             name=torch.cuda.get_device_name(device),
             device=device,
             clock=CudaClock(device),
             rehearsal=False,
-            sampling={"budget_s": 1.5, "warmup_s": 0.05, "min_samples": 10, "max_samples": 100},
-            seeds=3,
-            candidate_s=40.0,
+            sampling={"budget_s": pace.samples_s, "warmup_s": 0.05, "min_samples": 10, "max_samples": 100},
+            seeds=pace.seeds,
+            candidate_s=pace.candidate_s,
             compiler="inductor",
             sizes=GPU,
             names_kernels=names,
@@ -124,22 +168,29 @@ def open_gpu() -> Iterator[Machine]:
 
 
 @contextmanager
-def open_rehearsal() -> Iterator[Machine]:
+def open_rehearsal(pace: Pace = FULL, names_kernels: bool | None = None) -> Iterator[Machine]:
     """Yield a CPU in place of a GPU. The kernels run in Triton's interpreter, torch.compile generates no code, and
     `CudaClock` reads a wall clock instead of CUDA events."""
     device = torch.device("cpu")
-    with _settings():
-        yield Machine(
-            name="rehearsal",
-            device=device,
-            clock=CudaClock(device, cuda=WallClockCuda()),
-            rehearsal=True,
-            sampling={"budget_s": 0.0, "warmup_s": 0.0, "min_samples": 2},
-            seeds=1,
-            candidate_s=20.0,
-            compiler="aot_eager",
-            sizes=Sizes(matmul=64, bytes=2**12, launches=10),
-        )
+    # A fork of a process whose threads have computed can hang if it computes with several threads.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _settings():
+            yield Machine(
+                name="rehearsal",
+                device=device,
+                clock=CudaClock(device, cuda=WallClockCuda()),
+                rehearsal=True,
+                sampling={"budget_s": 0.0, "warmup_s": 0.0, "min_samples": 2},
+                seeds=1,
+                candidate_s=pace.candidate_s,
+                compiler="aot_eager",
+                sizes=Sizes(matmul=64, bytes=2**12, launches=10),
+                names_kernels=names_kernels is not False,
+            )
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -3,7 +3,7 @@ one row per candidate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,10 +22,7 @@ from llmbench.kernels.proof.accuracy import Verdict, check_against
 from llmbench.measure.check_and_time import Candidate, check_and_time
 from llmbench.measure.results import Row, Scalar
 
-__all__ = ["LEAST_S", "candidates_of", "case_fields", "failed_row", "rows_of"]
-
-LEAST_S = 10.0
-"""The least number of seconds that must be left before a new case begins."""
+__all__ = ["candidates_of", "case_fields", "failed_row", "rows_of"]
 
 NAMED = ("attention", "decode_attention")
 """The kernels for which a candidate can choose between several GPU kernels. Their rows list the GPU kernels that
@@ -44,42 +41,30 @@ def failed_row(experiment: str, case: dict[str, Scalar], implementation: str, pr
     return Row(experiment=experiment, case=case, implementation=implementation, status="FAILED", reason=reason)
 
 
-def rows_of(experiment: Experiment, machine: Machine, left_s: Callable[[], float]) -> Iterator[Row]:
-    """Yield the rows of all cases. If fewer than `LEAST_S` seconds are left before a case, the case gets one "n/a"
-    row."""
-    for case, candidates in candidates_of(experiment, machine):
-        fields = case_fields(case, machine.dtype)
-        if left_s() < LEAST_S:
-            first, reason = candidates[0].name, "no time was left"
-            yield Row(experiment=experiment.name, case=fields, implementation=first, status="n/a", reason=reason)
-            continue
-        yield from check_and_time(
-            candidates,
-            experiment=experiment.name,
-            case=fields,
-            clock=machine.clock,
-            attention=machine.names_kernels and experiment.kernel.name in NAMED,
-            **machine.sampling,
-        )
-        machine.forget()
+def rows_of(
+    experiment: Experiment, case: Any, names: Sequence[str], machine: Machine, fields: Mapping[str, Scalar]
+) -> Iterator[Row]:
+    """Yield the rows of one case, one for each of the candidates `names`. `fields` describe the case in the rows."""
+    yield from check_and_time(
+        candidates_of(experiment, case, names, machine),
+        experiment=experiment.name,
+        case=fields,
+        clock=machine.clock,
+        attention=machine.names_kernels and experiment.kernel.name in NAMED,
+        **machine.sampling,
+    )
 
 
-def candidates_of(experiment: Experiment, machine: Machine) -> Iterator[tuple[Any, list[Candidate]]]:
-    """Yield each case with its candidates. Cases with the same `check_case` share one check of each candidate."""
-    checked: dict[str, list[Verdict]] = {}
-    for case in [experiment.tiny] if machine.rehearsal else experiment.cases:
-        check_case = case if machine.rehearsal or experiment.check_case is None else experiment.check_case
-        if check_case is case:
-            checked = {}
-        yield (
-            case,
-            [
-                _limit(candidate, experiment, machine, case)
-                if isinstance(candidate, Limit)
-                else _candidate(candidate, experiment, machine, case, check_case, checked)
-                for candidate in experiment.candidates
-            ],
-        )
+def candidates_of(experiment: Experiment, case: Any, names: Sequence[str], machine: Machine) -> list[Candidate]:
+    """Return the candidates `names` of an experiment at one case."""
+    check_case = case if machine.rehearsal or experiment.check_case is None else experiment.check_case
+    return [
+        _limit(candidate, experiment, machine, case)
+        if isinstance(candidate, Limit)
+        else _candidate(candidate, experiment, machine, case, check_case)
+        for candidate in experiment.candidates
+        if candidate.name in names
+    ]
 
 
 def _limit(limit: Limit, experiment: Experiment, machine: Machine, case: Any) -> Candidate:
@@ -99,10 +84,8 @@ def _candidate(
     machine: Machine,
     case: Any,
     check_case: Any,
-    checked: dict[str, list[Verdict]],
 ) -> Candidate:
-    """Return a kernel as a candidate that is checked and timed. The verdicts are stored in `checked`, under the
-    candidate's name."""
+    """Return a kernel as a candidate that is checked and timed."""
     title = f"{experiment.name}: {kernel.name}"
     build = cache(lambda at: kernel.build(at, machine))
     timed_case, checked_case = kernel.variant(case), kernel.variant(check_case)
@@ -115,10 +98,8 @@ def _candidate(
         )
 
     def check() -> list[Verdict]:
-        if kernel.name not in checked:
-            with time_box(machine.candidate_s, title):
-                checked[kernel.name] = _verdicts(kernel, build(checked_case), experiment, checked_case, machine)
-        return checked[kernel.name]
+        with time_box(machine.candidate_s, title):
+            return _verdicts(kernel, build(checked_case), experiment, checked_case, machine)
 
     return Candidate(
         name=kernel.name,

@@ -1,152 +1,233 @@
-"""A run of the GPU check. It runs tests and compilers in parallel, then the experiments one by one, and prints the
-table of goals."""
+"""A run of the GPU check: environment and reference measurements, compilation, experiments, table of goals, archive.
+
+The parent process never uses the GPU. Every step that uses the GPU runs in a child process with time limits.
+"""
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import os
-import sys
+import re
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from benchmarks.gpu import summary, tuning
-from benchmarks.gpu.experiments import chosen
-from benchmarks.gpu.machine import Deadline, Machine, open_gpu, open_rehearsal, slug
-from benchmarks.gpu.measuring import candidates_of, failed_row, rows_of
+from benchmarks.gpu import archive, summary, tuning
+from benchmarks.gpu.candidates import CandidateKernel, Limit
+from benchmarks.gpu.children import Child, Reporter, wait_for
+from benchmarks.gpu.compiling import compilers
+from benchmarks.gpu.experiments import Experiment, chosen
+from benchmarks.gpu.goals import REFERENCES, missed
+from benchmarks.gpu.jobs import Assembler, Job, first_steps, full_steps, tuning_steps
+from benchmarks.gpu.machine import FIRST, FULL, Deadline, Pace, open_gpu, open_rehearsal, slug
+from benchmarks.gpu.session import Description, Opener, Session, describe_machine
 from benchmarks.gpu.workers import ROOT, Suite, run_once, run_tests_and_compile
+from llmbench.errors import LLMBenchError
 from llmbench.kernels.kernel import Kernel
+from llmbench.kernels.launching import interpreted
 from llmbench.kernels.registry import KERNELS, load_kernel
-from llmbench.measure.check_and_time import Candidate
-from llmbench.measure.environment import environment
-from llmbench.measure.reference import measure_references
-from llmbench.measure.results import Header, Row, Store, read
+from llmbench.measure.results import Row, Store
 
 __all__ = ["run"]
 
+TESTS_SHARE, ALONE_SHARE = 0.32, 0.05
+"""Two shares of the time limit. TESTS_SHARE: for the tests and the compilers, which run together. ALONE_SHARE: for the
+tests that need the GPU alone."""
+
 WARMERS = 4
-"""The number of processes that compile the timed code while other processes run the tests."""
+"""The number of processes that run torch.compile ahead, and of processes that compile while others run the tests."""
 
-TESTS_SHARE, ALONE_SHARE, WARM_SHARE = 0.32, 0.05, 0.25
-"""Three shares of the time limit. TESTS_SHARE: for the tests and the compilers, which run together. ALONE_SHARE: for
-the tests that need the GPU alone. WARM_SHARE: for the compilers if no tests run."""
+RESERVE_S = 4.0
+"""The seconds at the end of the time limit that are kept for the table and the archive."""
 
-LATE_S = 15.0
-"""If a kernel hangs, faulthandler ends the process this many seconds after the time limit."""
+PTXAS_SEEDS = 20
+"""The number of seeds with which two assemblers are compared. A wrong assembler makes rare errors."""
 
 
 def run(given: argparse.Namespace) -> int:
     """Run the check with the command-line options `given`, and return the exit code."""
     if given.table is not None:
-        results = read(given.table)
-        part = any(header.inputs.get("only") for header in results.headers)
+        results = archive.read_results(given.table)
+        part = any(header.inputs.get("part") for header in results.headers)
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
-        summary.table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ())
+        only = [row.experiment for row in results.rows] if part else ()
+        print(summary.table(results.rows, rehearsal=quick, only=only))
         return _code(results.rows)
-    chosen(given.only)  # Look up the names before the run starts, so that an unknown name ends the command at once.
-    kernels = [load_kernel(name) for name in given.tune or KERNELS]
-    with open_rehearsal() if given.quick else open_gpu() as machine:
-        if given.warm is not None:
-            _warm(given, kernels, machine)
-            return 0
-        deadline = Deadline(given.seconds)
-        faulthandler.dump_traceback_later(given.seconds + LATE_S, exit=True, file=sys.__stderr__ or sys.stderr)
-        try:
-            return _run_into_a_file(given, kernels, machine, deadline)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    # Names and files are looked up before the run starts, so that a mistake ends the command at once.
+    experiments, kernels = _experiments(given), _kernels(given)
+    pace = _pace(given)
+    deadline = Deadline(pace.total_s - RESERVE_S)
+    opener: Opener = open_rehearsal if given.quick else open_gpu
+    with tempfile.TemporaryDirectory(prefix="gpu_check_") as name:
+        folder = Path(name)
+        inputs = {"part": _is_part(given), "tune": given.tune, "rehearsal": given.quick}
+        found = describe_machine(opener, pace, inputs, folder)
+        path = _path(given, found)
+        with Store(path, found.header) as store:
+            print(f"{summary.heading(found.header, found.notes)}\nresults: {path}\n", flush=True)
+            session = Session(opener, found, store, pace, deadline, folder)
+            code = _run_steps(given, experiments, kernels, found, session)
+        return _finish(given, experiments, session, path, folder) or code
 
 
-def _run_into_a_file(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine, deadline: Deadline) -> int:
-    """Run with a new result file, or continue the result file `given.resume`. Return the exit code."""
-    header, path = _header(given, machine), given.resume or _path(given, machine)
-    with Store(path, header, resume=given.resume is not None) as store:
-        session = _Session(machine, store, deadline)
-        print(f"{summary.heading(header, machine.notes)}\nresults: {path}\n", flush=True)
-        code = 0
-        try:
-            if given.resume is None:
-                _prepare(given, session)
-            if given.tune is not None:
-                _tune(kernels, session)
-            else:
-                _measure(given, session)
-        except KeyboardInterrupt:
-            print("\ninterrupted; the table shows the rows so far", flush=True)
-            code = 130
-        if given.tune is None:
-            print()
-            only = [experiment.name for experiment in chosen(given.only)]
-            summary.table(session.rows, rehearsal=machine.rehearsal, only=only)
-        return code or _code(session.rows)
+def _run_steps(
+    given: argparse.Namespace,
+    experiments: Sequence[Experiment],
+    kernels: Sequence[Kernel],
+    found: Description,
+    session: Session,
+) -> int:
+    """Compile and measure. Return the exit code 130 after Ctrl-C, else 0."""
+    try:
+        arch = int((found.header.environment.compute_capability or "9.0").replace(".", ""))
+        batches = _batches(given, experiments, kernels, arch, found)
+        _prepare(given, [job for batch in batches for job in batch], arch, session)
+        for batch in batches:
+            session.measure(batch)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the table shows the rows so far", flush=True)
+        return 130
+    return 0
 
 
-class _Session:
-    """A run in progress, with its machine, result file, deadline and rows."""
-
-    def __init__(self, machine: Machine, store: Store, deadline: Deadline) -> None:
-        self.machine, self.store, self.deadline = machine, store, deadline
-        self.rows = list(store.existing.rows) if store.existing else []
-
-    def keep(self, row: Row, *, printed: bool = True) -> None:
-        """Write a row into the result file at once, so that an interruption does not lose it. If `printed`, print the
-        row too."""
-        self.store.write([row])
-        self.rows.append(row)
-        if printed:
-            print(summary.line(row, self.machine.rehearsal), flush=True)
+def _finish(
+    given: argparse.Namespace, experiments: Sequence[Experiment], session: Session, path: Path, folder: Path
+) -> int:
+    """Print the table of goals or the rankings, and write the archive. Return the exit code."""
+    if given.tune is None:
+        only = [experiment.name for experiment in experiments] if _is_part(given) else ()
+        text = summary.table(session.rows, rehearsal=session.rehearsal, only=only)
+    else:
+        text = tuning.rankings(session.rows, rehearsal=session.rehearsal)
+    print(f"\n{text}")
+    (folder / "table.txt").write_text(text, encoding="utf-8")
+    target = path.with_suffix(".tar.gz")
+    notes = archive.pack(target, [path, folder / "table.txt", *sorted(folder.glob("*.log"))])
+    print(f"archive: {target}", *notes, sep="\n  ", flush=True)
+    return _code(session.rows)
 
 
 def _code(rows: Sequence[Row]) -> int:
     return 1 if summary.faults(rows) else 0
 
 
-def _header(given: argparse.Namespace, machine: Machine) -> Header:
-    """Return the header of the result file: the environment and the reference measurements. The reference measurements
-    are taken before other processes use the GPU."""
-    return Header(
-        command="gpu_check",
-        inputs={"only": given.only, "tune": given.tune, "rehearsal": machine.rehearsal},
-        environment=environment(machine.device),
-        reference_measurements=measure_references(
-            machine.clock, machine.dtype, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes
-        ),
-    )
+def _is_part(given: argparse.Namespace) -> bool:
+    """Whether the run leaves out experiments."""
+    return bool(given.only or given.since or given.ptxas)
 
 
-def _path(given: argparse.Namespace, machine: Machine) -> Path:
-    folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(machine.name)
+def _experiments(given: argparse.Namespace) -> list[Experiment]:
+    experiments = chosen(given.only or (["attention"] if given.ptxas else []))
+    if given.since is None or given.tune is not None:
+        return experiments
+    again = missed(archive.read_results(given.since).rows)
+    kept = [experiment for experiment in experiments if experiment.name in again]
+    if not kept:
+        raise LLMBenchError(f"nothing to run: in {given.since}, no chosen experiment missed a goal or failed")
+    return kept
+
+
+def _kernels(given: argparse.Namespace) -> list[Kernel]:
+    """Return the kernels to tune. A word is the name of a kernel, or of a family. With `--since`, only the kernels of
+    experiments that missed a goal or failed are tuned."""
+    if given.tune is None:
+        return []
+    names: list[str] = []
+    for word in given.tune:
+        if word in KERNELS:
+            names.append(word)
+        else:
+            names += [experiment.kernel.name for experiment in chosen([word])]
+    if given.since is not None:
+        again = missed(archive.read_results(given.since).rows)
+        kernels = [experiment.kernel.name for experiment in chosen([]) if experiment.name in again]
+        names = [name for name in kernels if not names or name in names]
+        if not names:
+            raise LLMBenchError(f"nothing to tune: in {given.since}, no chosen experiment missed a goal or failed")
+    return [load_kernel(name) for name in dict.fromkeys(names or KERNELS)]
+
+
+def _pace(given: argparse.Namespace) -> Pace:
+    pace = FIRST if given.first else FULL
+    seeds = given.seeds or (PTXAS_SEEDS if given.ptxas else pace.seeds)
+    total = pace.total_s if given.seconds is None else given.seconds
+    return pace._replace(total_s=total, seeds=seeds)
+
+
+def _batches(
+    given: argparse.Namespace,
+    experiments: Sequence[Experiment],
+    kernels: Sequence[Kernel],
+    arch: int,
+    found: Description,
+) -> list[list[Job]]:
+    if given.tune is not None:
+        return tuning_steps(kernels, arch, rehearsal=given.quick)
+
+    def choose(candidate: CandidateKernel | Limit) -> bool:
+        if isinstance(candidate, Limit):
+            return candidate.name in REFERENCES or not (given.ours or given.ptxas)
+        if given.ours or given.ptxas:
+            return candidate.own
+        return not (candidate.compiled and (given.first or given.no_compiled))
+
+    steps = first_steps if given.first else full_steps
+    batches = steps(experiments, choose, rehearsal=given.quick)
+    if not given.ptxas:
+        return batches
+    assemblers = [_assembler(path, found) for path in given.ptxas]
+    return [[job.under(assembler) for job in batch] for batch in batches for assembler in assemblers]
+
+
+def _assembler(path: str, found: Description) -> Assembler:
+    """Return the assembler at `path`, after asking it for its version."""
+    if path == "default":
+        return Assembler(found.header.environment.ptxas or "default", None)
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise LLMBenchError(f"cannot run the assembler {path}: {problem}") from None
+    version = re.search(r"V(\d+\.\d+\.\d+)", text)
+    if version is None:
+        raise LLMBenchError(f"{path} --version prints no version of ptxas")
+    return Assembler(version[1], str(Path(path).resolve()))
+
+
+def _path(given: argparse.Namespace, found: Description) -> Path:
+    folder: Path | None = given.results
+    if folder is None and os.environ.get("OUT"):
+        folder = Path(os.environ["OUT"])
     # The times of a rehearsal have no meaning, so the file goes into a temporary folder.
-    if machine.rehearsal and given.results is None:
+    if folder is None and given.quick:
         folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
+    if folder is None:
+        folder = ROOT / "benchmarks" / "results" / slug(found.header.environment.device)
     folder.mkdir(parents=True, exist_ok=True)
-    name = "tune" if given.tune is not None else "gpu_check"
-    return folder / f"{name}-{datetime.now(UTC):%Y-%m-%d-%H%M%S}.jsonl"
+    return folder / f"gpu_check-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
 
 
-def _prepare(given: argparse.Namespace, session: _Session) -> None:
-    """Run the tests and the compilers. With `--only`, `--tune` or `--no-tests`, run only the compilers."""
-    quick, cores = session.machine.rehearsal, os.cpu_count() or 1
-    tested = not (given.only or given.no_tests or given.tune is not None)
-    share = TESTS_SHARE if tested else WARM_SHARE
-    box_s = 20.0 if quick else share * session.deadline.left_s
-    warmers = 1 if quick else WARMERS if tested else max(1, cores - 2)
-    suite = None
-    if quick and tested:
-        suite = Suite(
-            "rehearsal", ("tests/kernels/test_kernels.py", "-k", "within_budget and (glu and relu or rope-2-3-4)"), 2
-        )
-    elif tested:
+def _prepare(given: argparse.Namespace, jobs: Sequence[Job], arch: int, session: Session) -> None:
+    """Compile the code of the jobs and, in a full run, run the tests of the kernels. Nothing is timed meanwhile."""
+    quick, cores = session.rehearsal, os.cpu_count() or 1
+    tested = not (given.first or given.no_tests or _is_part(given) or given.tune is not None)
+    box_s = 20.0 if quick else session.pace.compile_s
+    if tested and not quick:
+        box_s = TESTS_SHARE * session.deadline.left_s
+    children = [] if interpreted() else _compilers(jobs, arch, WARMERS if tested else max(1, cores - 2), session)
+    if tested:
         suite = Suite("kernels", ("tests/kernels",), max(1, min(12, cores - WARMERS)))
-    warm = [["--warm", f"{number}/{warmers}", *_asked(given)] for number in range(warmers)]
-    suite_run = run_tests_and_compile(suite, warm, box_s)
-    if suite_run is not None:
-        session.keep(suite_run.row())
+        if quick:
+            only = "within_budget and (glu and relu or rope-2-3-4)"
+            suite = Suite("rehearsal", ("tests/kernels/test_kernels.py", "-k", only), 2)
+        kernels = run_tests_and_compile(suite, [], box_s)
+        if kernels is not None:
+            session.keep(kernels.row())
+    problems = wait_for(children, 0.0 if tested else box_s)
+    if children:
+        print("\n".join([f"compiled; {session.deadline.left_s:.0f} s are left", *problems]), flush=True)
     if tested and not quick:
         alone = run_tests_and_compile(
             Suite("measure", ("tests/measure", "-m", "gpu"), 1), [], ALONE_SHARE * session.deadline.left_s
@@ -155,78 +236,25 @@ def _prepare(given: argparse.Namespace, session: _Session) -> None:
         session.keep(alone.row())
 
 
-def _asked(given: argparse.Namespace) -> list[str]:
-    """Return the arguments for a process that compiles the code of this run. For a rehearsal, the process compiles only
-    one experiment."""
-    arguments = (
-        ["--quick", "--only", "SwiGLU forward"] if given.quick and given.tune is None else ["--quick"] * given.quick
-    )
-    if given.tune is not None:
-        return [*arguments, "--tune", *given.tune]
-    return arguments if given.quick or not given.only else ["--only", *given.only]
+def _compilers(jobs: Sequence[Job], arch: int, processes: int, session: Session) -> list[Child]:
+    """Start the processes that compile: one group for each assembler, and one for the code of torch.compile."""
+    children: list[Child] = []
+    for assembler in dict.fromkeys(job.assembler for job in jobs):
+        launches = [launch for job in jobs if job.assembler == assembler for launch in job.launches(arch)]
+        for work in compilers(launches, arch, processes):
+            log = session.logs / f"compile-{len(children):02d}.log"
+            children.append(Child(work, log, environment=assembler.environment if assembler else None))
+    slow = [job for job in jobs if job.has_compiled]
+    for number in range(min(WARMERS, len(slow))):
+        work = partial(_compile_by_torch, slow[number::WARMERS], session.opener, session.pace)
+        children.append(Child(work, session.logs / f"torch-compile-{number:02d}.log"))
+    return children
 
 
-def _measure(given: argparse.Namespace, session: _Session) -> None:
-    """Measure every experiment that has no rows in the result file yet.
-
-    If an experiment raises an error, it gets a FAILED row and the next experiment begins. If the GPU context is lost, a
-    new process measures the remaining experiments.
-    """
-    begun = {row.experiment for row in session.rows}
-    for experiment in chosen(given.only):
-        if experiment.name in begun:
-            continue
-        try:
-            for row in rows_of(experiment, session.machine, lambda: session.deadline.left_s):
-                session.keep(row)
-        except Exception as problem:
-            session.keep(failed_row(experiment.name, {}, experiment.candidates[0].name, problem))
-        if not _alive(session.machine):
-            print("the GPU's context is lost; continuing in a new process", flush=True)
-            only = ["--only", *given.only] if given.only else []
-            left = f"{session.deadline.left_s:.0f}"
-            file = str(session.store.path)
-            os.execv(
-                sys.executable, [sys.executable, "-m", "benchmarks.gpu", "--resume", file, "--seconds", left, *only]
-            )
-
-
-def _alive(machine: Machine) -> bool:
-    """Return whether this process can still use the GPU. After an illegal memory access, every CUDA call fails."""
-    try:
-        if machine.device.type == "cuda":
-            torch.cuda.synchronize(machine.device)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _tune(kernels: Sequence[Kernel], session: _Session) -> None:
-    for choice, rows in tuning.tune(kernels, session.machine, lambda: session.deadline.left_s):
-        for row in rows:
-            session.keep(row, printed=False)
-        print(tuning.ranking(choice, rows, rehearsal=session.machine.rehearsal), flush=True)
-
-
-def _warm(given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine) -> None:
-    """Compile one share of the timed code. `given.warm` names the share as K/N."""
-    number, shares = map(int, given.warm.split("/"))
-    machine = replace(machine, seeds=1)
-    for index, candidates in enumerate(_all_candidates(given, kernels, machine)):
-        if index % shares != number:
-            continue
-        for candidate in candidates:
-            run_once(candidate)
-        machine.forget()
-
-
-def _all_candidates(
-    given: argparse.Namespace, kernels: Sequence[Kernel], machine: Machine
-) -> Iterator[list[Candidate]]:
-    if given.tune is not None:
-        for choice in tuning.choices(kernels, machine):
-            yield tuning.candidates_of(choice, machine)
-    else:
-        for experiment in chosen(given.only):
-            for _, candidates in candidates_of(experiment, machine):
-                yield candidates
+def _compile_by_torch(jobs: Sequence[Job], opener: Opener, pace: Pace, reporter: Reporter) -> None:
+    """Check and run every candidate of torch.compile once, so that its compiled code is in torch's cache."""
+    with opener(pace._replace(seeds=1), False) as machine:
+        for job in jobs:
+            for candidate in job.compiled(machine):
+                run_once(candidate)
+            machine.forget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Sequence
 
 from benchmarks.gpu.goals import OURS, TESTS, Outcome, judge, verdicts
@@ -38,6 +38,11 @@ def heading(header: Header, notes: Sequence[str]) -> str:
             f"read {references.read.per_s / 1e12:.2f} TB/s ({references.read.description})",
             f"launch {references.launch.unit_s * 1e6:.1f} µs",
         ]
+        state = references.matmul.measurement.conditions
+        if state is not None and state.sm_clock_hz_median is not None and state.power_w_max is not None:
+            lines.append(
+                f"in G: SM clock {state.sm_clock_hz_median / 1e9:.2f} GHz, power at most {state.power_w_max:.0f} W"
+            )
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
@@ -67,8 +72,8 @@ def faults(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status in errors or (row.status == "OOM" and row.implementation == OURS)]
 
 
-def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> None:
-    """Print the goals and their outcomes to stdout. `only`: the names of the experiments to show; if empty, all
+def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> str:
+    """Return the goals and their outcomes as text. `only`: the names of the experiments to show; if empty, all
     experiments are shown. The times of a rehearsal are not shown, because they have no meaning."""
     outcomes = [outcome for outcome in judge(rows) if not only or outcome.goal.experiment in only]
     headings = ("experiment", "case", "goal", "must", "moonshot", "measured (p10–p90)", "verdict", "note")
@@ -79,7 +84,9 @@ def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> 
     lines += [line(row, rehearsal) for row in rows if row.experiment == TESTS]
     lines += [line(row, rehearsal) for row in faults(rows) if row.experiment != TESTS]
     block = Block(headline="goals", table=Table(columns=columns, rows=cells), lines=lines)
-    render(Document(command="gpu_check", inputs={}, rows_key="goals", rows=[], blocks=[block]), "table", sys.stdout)
+    text = io.StringIO()
+    render(Document(command="gpu_check", inputs={}, rows_key="goals", rows=[], blocks=[block]), "table", text)
+    return text.getvalue().rstrip("\n")
 
 
 def _distinguishing(outcome: Outcome, others: Sequence[Outcome]) -> str:

@@ -9,23 +9,25 @@ must give the same results as the shipped configuration, within one rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.compiling import recorded
 from benchmarks.gpu.machine import Machine, time_box
-from benchmarks.gpu.measuring import LEAST_S, case_fields, failed_row
+from benchmarks.gpu.measuring import case_fields
 from llmbench.bench.candidates import one_pass
 from llmbench.bench.kernels import inputs_of, work_of
-from llmbench.kernels.kernel import Kernel, Random, describe
-from llmbench.kernels.launching import architecture, captured, poisoned, preferring
+from llmbench.kernels.kernel import Kernel
+from llmbench.kernels.launching import Capture, Launch, poisoned, preferring
 from llmbench.kernels.proof.accuracy import Verdict, compare
 from llmbench.measure.check_and_time import Candidate, check_and_time
-from llmbench.measure.results import Row
+from llmbench.measure.results import Row, Scalar
 from llmbench.sizing.work import Pass
 
-__all__ = ["Choice", "candidates_of", "choices", "ranking", "tune"]
+__all__ = ["Choice", "candidates_of", "choices", "fields_of", "rankings", "rows_of"]
 
 ONCE = ("linear_cross_entropy",)
 """Kernels whose backward pass cannot run twice after one forward pass. Their backward pass is timed together with the
@@ -34,13 +36,19 @@ forward pass."""
 
 class Choice(NamedTuple):
     """The configurations that a launcher can choose for one name, in one pass over one case. `candidates`: the text of
-    each configuration, by the configuration's number."""
+    each configuration, by the configuration's number. `launches`: the launches of all configurations."""
 
     kernel: Kernel
     case: Any
     direction: Pass
     name: str
     candidates: dict[int, str]
+    launches: Sequence[Launch]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the candidates: the number of a configuration and its text."""
+        return tuple(f"{index}: {text}" for index, text in self.candidates.items())
 
     @property
     def experiment(self) -> str:
@@ -48,23 +56,27 @@ class Choice(NamedTuple):
         return f"tune {self.kernel.name} {self.direction}"
 
 
-def choices(kernels: Sequence[Kernel], machine: Machine) -> Iterator[Choice]:
+def choices(kernels: Sequence[Kernel], arch: int, dtype: torch.dtype, *, rehearsal: bool) -> Iterator[Choice]:
     """Yield every choice between two or more configurations, without running the kernels."""
     for kernel in kernels:
-        for case in kernel.cases[:1] if machine.rehearsal else kernel.shapes:
+        for case in kernel.cases[:1] if rehearsal else kernel.shapes:
             known: set[str] = set()
             directions: tuple[Pass, ...] = ("forward", "both" if kernel.name in ONCE else "backward")
             for direction in directions if kernel.differentiable else directions[:1]:
-                shipped, counts = _configurations(kernel, case, direction, machine, {})
-                for name in [counted for counted in counts if counted not in known]:
-                    others = range(1, counts[name])
-                    configurations = {
-                        index: _configurations(kernel, case, direction, machine, {name: index})[0] for index in others
-                    }
-                    words = _changed_launches(shipped, configurations)
+                run = partial(recorded, kernel, case, direction, _format(kernel, dtype), arch)
+                shipped = run()
+                for name in [counted for counted in shipped.candidates if counted not in known]:
+                    others = {index: run({name: index}) for index in range(1, shipped.candidates[name])}
+                    words = _changed_launches(
+                        _configurations(shipped), {i: _configurations(o) for i, o in others.items()}
+                    )
                     if words:
-                        yield Choice(kernel, case, direction, name, words)
-                known |= counts.keys()
+                        launches = [
+                            *shipped.launches,
+                            *(launch for other in others.values() for launch in other.launches),
+                        ]
+                        yield Choice(kernel, case, direction, name, words, launches)
+                known |= shipped.candidates.keys()
 
 
 def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]]) -> dict[int, str]:
@@ -80,26 +92,17 @@ def _changed_launches(shipped: Sequence[str], others: Mapping[int, Sequence[str]
     return words
 
 
-def _configurations(
-    kernel: Kernel, case: Any, direction: Pass, machine: Machine, preferred: dict[str, int]
-) -> tuple[list[str], dict[str, int]]:
-    """Return the configurations of all launches of a pass, and the number of configurations per name. The launches of a
-    backward pass include those of its forward pass."""
-    inputs = kernel.inputs(case, Random(0, _format(kernel, machine), torch.device("cpu"), shapes_only=True))
-    with captured(architecture(machine.device)) as capture, preferring(preferred):
-        one_pass(
-            kernel.run, inputs, "forward" if direction == "forward" else "both", differentiable=kernel.differentiable
-        )()
-    return [str(launch.config) for launch in capture.launches], capture.candidates
+def _configurations(capture: Capture) -> list[str]:
+    return [str(launch.config) for launch in capture.launches]
 
 
-def _format(kernel: Kernel, machine: Machine) -> torch.dtype:
-    return kernel.formats([machine.dtype])[0]
+def _format(kernel: Kernel, dtype: torch.dtype) -> torch.dtype:
+    return kernel.formats([dtype])[0]
 
 
-def candidates_of(choice: Choice, machine: Machine) -> list[Candidate]:
-    """Return the candidates of a choice. All candidates use the same input tensors."""
-    kernel, dtype = choice.kernel, _format(choice.kernel, machine)
+def candidates_of(choice: Choice, names: Sequence[str], machine: Machine) -> list[Candidate]:
+    """Return the candidates `names` of a choice. All candidates use the same input tensors."""
+    kernel, dtype = choice.kernel, _format(choice.kernel, machine.dtype)
     flops, moved = work_of(kernel.cost(choice.case, dtype), choice.direction)
     calls: list[Callable[[], Any]] = []
 
@@ -126,7 +129,7 @@ def candidates_of(choice: Choice, machine: Machine) -> list[Candidate]:
             work_bytes=moved or None,
         )
 
-    return [candidate(index, text) for index, text in choice.candidates.items()]
+    return [candidate(index, text) for index, text in choice.candidates.items() if f"{index}: {text}" in names]
 
 
 def _tensors(results: Any) -> list[Tensor]:
@@ -140,33 +143,36 @@ def _agreement(results: Sequence[Tensor], shipped: Sequence[Tensor]) -> Iterator
         yield compare(f"result {index}", result, expected, expected.double())
 
 
-def tune(
-    kernels: Sequence[Kernel], machine: Machine, left_s: Callable[[], float]
-) -> Iterator[tuple[Choice, list[Row]]]:
-    """Yield each choice with its rows. If no time is left for a choice, it gets one "n/a" row."""
-    for choice in choices(kernels, machine):
-        case = case_fields(choice.case, _format(choice.kernel, machine)) | {"choice": choice.name}
-        if left_s() < LEAST_S:
-            first, reason = f"0: {choice.candidates[0]}", "no time was left"
-            row = Row(experiment=choice.experiment, case=case, implementation=first, status="n/a", reason=reason)
-            yield choice, [row]
-            continue
-        try:
-            candidates = candidates_of(choice, machine)
-            timed = check_and_time(
-                candidates, experiment=choice.experiment, case=case, clock=machine.clock, **machine.sampling
-            )
-            rows = list(timed)
-            machine.forget()
-        except Exception as problem:
-            rows = [failed_row(choice.experiment, case, f"0: {choice.candidates[0]}", problem)]
-        yield choice, rows
+def fields_of(choice: Choice, dtype: torch.dtype) -> dict[str, Scalar]:
+    """Return the fields that describe a choice in its rows."""
+    return case_fields(choice.case, _format(choice.kernel, dtype)) | {"choice": choice.name}
 
 
-def ranking(choice: Choice, rows: Sequence[Row], *, rehearsal: bool) -> str:
+def rows_of(choice: Choice, names: Sequence[str], machine: Machine) -> Iterator[Row]:
+    """Yield the rows of a choice, one per configuration of `names`."""
+    yield from check_and_time(
+        candidates_of(choice, names, machine),
+        experiment=choice.experiment,
+        case=fields_of(choice, machine.dtype),
+        clock=machine.clock,
+        **machine.sampling,
+    )
+
+
+def rankings(rows: Sequence[Row], *, rehearsal: bool) -> str:
+    """Return the rows of all choices as text, one ranking per choice."""
+    choices: dict[str, list[Row]] = {}
+    for row in rows:
+        if "choice" in row.case:
+            title = f"{row.experiment} · {row.case['shape']} · {row.case['choice']}"
+            choices.setdefault(title, []).append(row)
+    return "\n".join(_ranking(title, given, rehearsal=rehearsal) for title, given in choices.items())
+
+
+def _ranking(title: str, rows: Sequence[Row], *, rehearsal: bool) -> str:
     """Return the rows of a choice as text, the fastest row first. Each line shows the time and its ratio to the time of
     the shipped configuration."""
-    lines = [f"{choice.experiment} · {describe(choice.case)} · {choice.name}"]
+    lines = [title]
     shipped = next((row.seconds for row in rows if row.implementation.startswith("0:")), None)
     for row in sorted(rows, key=lambda row: row.seconds or float("inf")):
         if row.seconds is None:

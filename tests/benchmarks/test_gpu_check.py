@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +16,10 @@ from benchmarks.gpu import run, tuning
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.candidates import CandidateKernel
 from benchmarks.gpu.experiments import Experiment, chosen
-from benchmarks.gpu.goals import OURS
+from benchmarks.gpu.goals import COPY, OURS
 from benchmarks.gpu.machine import Machine, OutOfTimeError, open_gpu, open_rehearsal, slug, time_box
 from benchmarks.gpu.measuring import rows_of
+from benchmarks.gpu.session import Session
 from benchmarks.gpu.workers import Suite, run_tests_and_compile
 from llmbench.kernels import launching
 from llmbench.kernels.pointwise.glu import KERNEL as GLU
@@ -46,7 +45,7 @@ def replace_experiments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def results(folder: Path) -> Results:
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.jsonl")
     return read(path)
 
 
@@ -70,6 +69,7 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path, capsys: pytest.CaptureFixtu
     by_name = statuses(found.rows)
     assert {status for (_, name), status in by_name.items() if name == OURS} == {"ok"}
     assert {name for (_, name), status in by_name.items() if status != "ok"} == {"sdpa-cudnn", "liger"}
+    assert by_name["SwiGLU forward", "eager"] == "ok"
     assert by_name["attention window forward", "flex"] == by_name["SwiGLU backward", "torch.compile"] == "ok"
     ours = [row for row in found.rows if row.implementation == OURS]
     assert all(row.checks and row.measurement and row.measurement.cold for row in ours)
@@ -84,9 +84,10 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "MISS" not in text
     shown = [line for line in text[text.index("goals\n") :].splitlines() if "rehearsed" in line]
     assert len(shown) > 12
-    assert main(["--table", str(next(tmp_path.iterdir()))]) == 0
-    again = capsys.readouterr().out.splitlines()
-    assert [line for line in again if "rehearsed" in line] == shown
+    for kind in ("*.jsonl", "*.tar.gz"):
+        assert main(["--table", str(next(tmp_path.glob(kind)))]) == 0
+        again = capsys.readouterr().out.splitlines()
+        assert [line for line in again if "rehearsed" in line] == shown
 
 
 def incorrect(**inputs: Any) -> torch.Tensor:
@@ -101,7 +102,9 @@ def test_an_incorrect_kernel_has_no_time(
 ) -> None:
     given = experiment("SwiGLU forward")
     replace_experiments(
-        replace(given, candidates=[CandidateKernel(name=OURS, build=lambda *_: incorrect), *given.candidates[1:]])
+        replace(
+            given, candidates=[CandidateKernel(name=OURS, own=True, build=lambda *_: incorrect), *given.candidates[1:]]
+        )
     )
     assert main(["--quick", "--only", "SwiGLU", "--results", str(tmp_path)]) == 1
     by_name = statuses(results(tmp_path).rows)
@@ -126,45 +129,29 @@ def test_the_run_goes_on_after_a_broken_experiment(tmp_path: Path, replace_exper
     assert all(row.reason == "ZeroDivisionError: a planted fault" for row in rows if row.status == "FAILED")
 
 
-def test_a_new_process_goes_on_after_a_lost_context(
-    tmp_path: Path, replace_experiments: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It continues the same file with the next experiment."""
-    replace_experiments(experiment("RoPE forward"), experiment("RoPE backward"))
-    monkeypatch.setattr(run, "_alive", lambda machine: False)
-    monkeypatch.setattr(os, "execv", lambda program, arguments: sys.exit(",".join(arguments)))
-    with pytest.raises(SystemExit) as end:
-        main(["--quick", "--only", "RoPE", "--results", str(tmp_path)])
-    (path,) = tmp_path.iterdir()
-    command = str(end.value.code).split(",")
-    assert command[3:5] == ["--resume", str(path)]
-    assert command[-2:] == ["--only", "RoPE"]
-    monkeypatch.undo()
-    replace_experiments(experiment("RoPE forward"), experiment("RoPE backward"))
-    assert main(["--quick", "--only", "RoPE", "--resume", str(path)]) == 0
-    ours = [row.experiment for row in read(path).rows if row.implementation == OURS]
-    assert ours == ["RoPE forward", "RoPE backward"]
-
-
 def test_ctrl_c_prints_the_table(
-    tmp_path: Path, replace_experiments: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    replace_experiments: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: Any) -> Any:
-        raise KeyboardInterrupt
+    replace_experiments(experiment("RoPE forward"), experiment("SwiGLU forward"))
+    measure, begun = Session.measure, []
 
-    rope = experiment("RoPE backward")
-    replace_experiments(
-        experiment("RoPE forward"), replace(rope, candidates=[CandidateKernel(name=OURS, build=interrupt)])
-    )
-    assert main(["--quick", "--only", "RoPE", "--results", str(tmp_path)]) == 130
-    assert statuses(results(tmp_path).rows)["RoPE forward", OURS] == "ok"
+    def interrupted(session: Session, jobs: Any) -> None:
+        begun.append(jobs)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        measure(session, jobs)
+
+    monkeypatch.setattr(Session, "measure", interrupted)
+    assert main(["--quick", "--only", "rope", "--ours", "--results", str(tmp_path)]) == 130
+    assert statuses(results(tmp_path).rows) == {("RoPE forward", OURS): "ok", ("RoPE forward", COPY): "ok"}
     text = capsys.readouterr().out
-    assert "interrupted" in text
     assert text.index("goals\n") > text.index("interrupted")
 
 
-def test_the_time_limits(tmp_path: Path) -> None:
-    """A candidate that takes too long is n/a, and so is a case that is not begun."""
+def test_a_candidate_that_takes_too_long_is_not_measured() -> None:
     with pytest.raises(OutOfTimeError, match="a nap took more than"), time_box(0.05, "a nap"):
         time.sleep(5)
 
@@ -174,10 +161,8 @@ def test_the_time_limits(tmp_path: Path) -> None:
     rope = experiment("RoPE forward")
     given = replace(rope, candidates=[rope.candidates[0], CandidateKernel(name="slow", build=slow)])
     with open_rehearsal() as machine:
-        rows = list(rows_of(given, replace(machine, candidate_s=1.0), lambda: 100.0))
-        late = list(rows_of(given, machine, lambda: 1.0))
+        rows = list(rows_of(given, rope.tiny, [OURS, "slow"], replace(machine, candidate_s=1.0), {}))
     assert statuses(rows) == {(rope.name, OURS): "ok", (rope.name, "slow"): "n/a"}
-    assert [(row.implementation, row.reason) for row in late] == [(OURS, "no time was left")]
 
 
 def test_configurations_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,13 +182,14 @@ def test_an_incorrect_configuration_has_no_rank() -> None:
     def run_incorrectly(**inputs: Any) -> Any:
         out = GLU.run(**inputs)
         chosen = launching._preferred.get("glu_forward", 0)
-        return out * 1.1 if chosen else out  # type: ignore[operator]
+        return out * 1.1 if chosen and isinstance(out, torch.Tensor) else out
 
+    kernel = replace(GLU, run=run_incorrectly, differentiable=())
+    (choice,) = tuning.choices([kernel], 90, torch.bfloat16, rehearsal=True)
     with open_rehearsal() as machine:
-        kernel = replace(GLU, run=run_incorrectly, differentiable=())
-        ((choice, rows),) = tuning.tune([kernel], machine, lambda: 100.0)
+        rows = list(tuning.rows_of(choice, choice.names, machine))
     assert {row.implementation[0]: row.status for row in rows} == {"0": "ok", "2": "INCORRECT"}
-    assert "INCORRECT: result 0: error" in tuning.ranking(choice, rows, rehearsal=True)
+    assert "INCORRECT: result 0: error" in tuning.rankings(rows, rehearsal=True)
 
 
 SUITE = """
@@ -255,7 +241,11 @@ def test_a_dying_process_is_a_failure(tmp_path: Path) -> None:
 
 def test_wrong_input_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "ropes"]) == 2
-    assert "choose from attention D128 full forward" in capsys.readouterr().err
+    assert "did you mean `rope`?" in capsys.readouterr().err
+    assert main(["--only", "xyz"]) == 2
+    assert "choose from attention, decode, mla, norm, rope, glu, moe, loss, attention D128 full" in (
+        capsys.readouterr().err
+    )
     assert main([]) == 3
     assert "--quick rehearses on a CPU" in capsys.readouterr().err
     assert main(["--tune", "glue"]) == 2
