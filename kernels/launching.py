@@ -5,11 +5,13 @@ A launcher allocates its buffers with `empty`, picks a configuration with `choos
 - On a GPU, the kernel runs.
 - On a CPU, the kernel runs in Triton's interpreter only (`TRITON_INTERPRET=1` before this package is imported).
 - Under `captured()`, nothing runs. The launches are recorded, and `proof/inspect.py` compiles them without a GPU.
-- Under `poisoned()`, every buffer starts as NaN, so that a check fails if a kernel leaves an element unwritten.
+- Under `poisoned()`, every buffer starts as NaN, so that a check fails if a kernel leaves an element unwritten. A
+  margin around each buffer shows whether a kernel writes past its ends.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ __all__ = [
     "Capture",
     "Config",
     "Launch",
+    "OutsideBufferError",
     "architecture",
     "captured",
     "capturing",
@@ -45,6 +48,10 @@ MAX_GRID = (2**31 - 1, 65535, 65535)
 
 MAX_LENGTH = 2**31 - 2**16
 """The longest dimension of a tensor. Indices that are rounded up to whole tiles still fit in 32 bits."""
+
+
+class OutsideBufferError(Exception):
+    """A kernel wrote outside of a buffer of `empty`."""
 
 
 class Config(Mapping[str, int]):
@@ -99,8 +106,11 @@ class Capture:
     candidates: dict[str, int] = field(default_factory=dict)
 
 
+MARGIN = 256
+"""Elements before and after a poisoned buffer. The buffer's address stays a multiple of 16 bytes, as TMA needs."""
+
 _capture: Capture | None = None
-_poison = False
+_poisoned: list[Tensor] | None = None
 _preferred: dict[str, int] = {}
 
 
@@ -140,12 +150,15 @@ def choose(name: str, candidates: Sequence[Config]) -> Config:
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an unwritten buffer on the device of `like`. Under `poisoned()`, the buffer is filled with NaN, or with -1
-    if its dtype is an integer."""
-    buffer = torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
-    if _poison:
-        buffer.fill_(float("nan") if buffer.is_floating_point() else -1)
-    return buffer
+    """Return an unwritten buffer on the device of `like`. Under `poisoned()`, the buffer and a margin around it are
+    filled with NaN, or with -1 if its dtype is an integer."""
+    dtype = dtype or like.dtype
+    if _poisoned is None:
+        return torch.empty(shape, device=like.device, dtype=dtype)
+    poison = float("nan") if dtype.is_floating_point else -1
+    memory = torch.full((math.prod(shape) + 2 * MARGIN,), poison, device=like.device, dtype=dtype)
+    _poisoned.append(memory)
+    return memory[MARGIN : len(memory) - MARGIN].view(shape)
 
 
 def fits_descriptor(x: Tensor) -> bool:
@@ -235,13 +248,22 @@ def capturing() -> bool:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill every new buffer with NaN, or with -1 if its dtype is an integer."""
-    global _poison
-    before, _poison = _poison, True
+    """Fill every new buffer, and a margin around it, with NaN, or with -1 if its dtype is an integer.
+
+    Raises OutsideBufferError at the end if a kernel has written into a margin.
+    """
+    global _poisoned
+    before, _poisoned = _poisoned, []
     try:
         yield
+        for memory in _poisoned:
+            for margin in (memory[:MARGIN], memory[-MARGIN:]):
+                untouched = margin.isnan() if margin.is_floating_point() else margin == -1
+                if not untouched.all():
+                    size = len(memory) - 2 * MARGIN
+                    raise OutsideBufferError(f"a kernel wrote past an end of a buffer of {size} {memory.dtype}")
     finally:
-        _poison = before
+        _poisoned = before
 
 
 @contextmanager

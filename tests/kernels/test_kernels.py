@@ -148,6 +148,18 @@ def test_buffers_are_poisoned() -> None:
         assert (launching.empty(3, like=like, dtype=torch.int32) == -1).all()
 
 
+@pytest.mark.parametrize("at", [-1, 8])
+def test_a_write_past_an_end_of_a_buffer_is_found(at: int) -> None:
+    def write() -> None:
+        with launching.poisoned():
+            launching.empty(2, 4, like=torch.zeros(1)).as_strided((1,), (1,), launching.MARGIN + at).zero_()
+
+    with pytest.raises(launching.OutsideBufferError, match=r"buffer of 8 torch\.float32"):
+        write()
+    with launching.poisoned():
+        launching.empty(2, 4, like=torch.zeros(1)).zero_()
+
+
 def test_cases_as_text() -> None:
     """A text has the fields that differ from their defaults, and a repeated value as count × value."""
     lengths = load_kernel("decode_attention").shapes[0]
