@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, choose, empty, launch
 from llmbench.kernels.numeric import LOG2E, narrowed, quick_tanh
 
@@ -41,6 +41,7 @@ __all__ = [
     "count_targets",
     "cross_entropy",
     "logit",
+    "random_options",
     "random_targets",
     "reduce_losses",
     "reference",
@@ -395,7 +396,8 @@ def reference(
         logits = soft_cap * torch.tanh(logits / soft_cap)
     smoothed = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     losses = F.cross_entropy(logits, flat, reduction="none", **smoothed)  # type: ignore[arg-type]
-    losses = losses + z_loss * logits.logsumexp(-1).square() * (flat != ignore_index)
+    # masked, because 0 times the infinite gradient of a mean over no token would be NaN
+    losses = losses + (z_loss * logits.logsumexp(-1).square()).masked_fill(flat == ignore_index, 0.0)
     if reduction == "none":
         return losses.view(targets.shape)
     return losses.sum() / (flat != ignore_index).sum() if reduction == "mean" else losses.sum()
@@ -444,6 +446,24 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=0, bytes=logits + targets + out, backward_bytes=2 * logits + targets + out)
 
 
+def random_options(draw: Draw, tokens: int) -> dict[str, Any]:
+    """Return random values for the fields that the cases of both losses share. Sometimes all tokens are ignored."""
+    return {
+        "ignored": draw.choice((0, 0, draw.randint(0, tokens), tokens)),
+        "reduction": draw.choice(REDUCTIONS),
+        "logit_scale": draw.choice((1.0, 1.0, 0.5, 2.0)),
+        "soft_cap": draw.maybe(draw.choice((1.0, 5.0, 30.0))),
+        "z_loss": 1e-2 if draw.chance(0.3) else 0.0,
+        "label_smoothing": draw.choice((0.1, 1.0)) if draw.chance(0.3) else 0.0,
+    }
+
+
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    tokens = draw.size(30, least=0)
+    return Case(tokens, draw.size(20000 if draw.chance(0.1) else 1200), **random_options(draw, tokens))
+
+
 KERNEL = Kernel(
     name="cross_entropy",
     summary="cross-entropy of given logits: soft cap, z-loss, label smoothing",
@@ -455,7 +475,9 @@ KERNEL = Kernel(
         Case(5, 37, ignored=2),
         Case(3, 300, reduction="none", soft_cap=5.0, logit_scale=0.5),
         Case(4, 1000, ignored=1, reduction="sum", z_loss=1e-2, label_smoothing=0.1),
+        Case(3, 40, ignored=3, z_loss=1e-2),  # the mean over no token is NaN, and its gradient is 0, as in torch
     ],
+    random_case=random_case,
     shapes=[Case(16384, 128256), Case(16384, 256000, soft_cap=30.0)],  # Llama 3, Gemma 2
     differentiable=("logits",),
 )

@@ -43,7 +43,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, fits_descriptor, launch, multiprocessors
 from llmbench.kernels.loss.cross_entropy import (
     LOWEST,
@@ -52,6 +52,7 @@ from llmbench.kernels.loss.cross_entropy import (
     compute_rows,
     count_targets,
     logit,
+    random_options,
     random_targets,
     reduce_losses,
     token_loss,
@@ -631,6 +632,13 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops, operands + targets + losses, 2 * flops, 2 * operands + targets + losses)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case. Some cases have more tokens than a chunk has rows."""
+    tokens = 300 if draw.chance(0.05) else draw.size(40, least=0)
+    options = random_options(draw, tokens)
+    return Case(tokens, hidden=draw.size(100), vocabulary=draw.size(600), bias=draw.chance(), **options)
+
+
 KERNEL = Kernel(
     name="linear_cross_entropy",
     summary="loss and gradients of a head without its logits in memory",
@@ -644,7 +652,9 @@ KERNEL = Kernel(
         Case(8, 16, 33, "sum", z_loss=1e-2, label_smoothing=0.1, bias=True),
         Case(9, 64, 290, "none", ignored=1, soft_cap=5.0),
         Case(6, 21, 40, "none", bias=True, logit_scale=2.0, z_loss=1e-2, label_smoothing=0.1),
+        Case(3, 16, 40, ignored=3, bias=True),
     ],
+    random_case=random_case,
     shapes=[Case(16384, 4096, 128256), Case(16384, 3584, 256000, "none", soft_cap=30.0)],  # Llama 3 8B, Gemma 2 9B
     differentiable=("x", "weight", "bias"),
 )
