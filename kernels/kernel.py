@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Case", "Cost", "Inputs", "Kernel", "Random", "describe"]
+__all__ = ["Case", "Cost", "Draw", "Inputs", "Kernel", "Random", "describe", "distinct_fields"]
+
+T = TypeVar("T")
 
 Inputs = dict[str, Any]
 """The keyword arguments of a public op: tensors and plain values."""
@@ -25,9 +28,13 @@ class Case(Protocol):
 def describe(case: Case) -> str:
     """Return a case as text: the fields that differ from their defaults. A tuple of equal values is written as "count ×
     value"."""
+    return ", ".join(f"{name}={_short_value(value)}" for name, value in distinct_fields(case).items())
+
+
+def distinct_fields(case: Case) -> dict[str, Any]:
+    """Return the fields of a case that differ from their defaults."""
     defaults: dict[str, Any] = getattr(case, "_field_defaults", {})
-    fields = {name: value for name, value in case._asdict().items() if name not in defaults or value != defaults[name]}
-    return ", ".join(f"{name}={_short_value(value)}" for name, value in fields.items())
+    return {name: value for name, value in case._asdict().items() if name not in defaults or value != defaults[name]}
 
 
 def _short_value(value: Any) -> str:
@@ -77,14 +84,38 @@ class Random:
         return torch.randperm(count, generator=self.generator).to(self.device)
 
 
+class Draw(random.Random):
+    """Random sizes and options, from which a kernel makes a random `Case`. A seed always gives the same values."""
+
+    def chance(self, probability: float = 0.5) -> bool:
+        """Return True with the given probability."""
+        return self.random() < probability
+
+    def maybe(self, value: T, probability: float = 0.3) -> T | None:
+        """Return `value` with the given probability, else None."""
+        return value if self.chance(probability) else None
+
+    def size(self, most: int, least: int = 1) -> int:
+        """Return an integer from `least` to `most`. Its logarithm is uniform, so that small sizes are not rare. A third
+        of the sizes are next to a multiple of 16, where a kernel may change to another tile."""
+        value = int((max(1, least) + 1) * ((most + 1) / (max(1, least) + 1)) ** self.random()) - self.choice((0, 1))
+        if self.chance(1 / 3):
+            value = round(value / 16) * 16 + self.choice((-1, 0, 1))
+        return min(max(value, least), most)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """An op, and what is needed to check and to measure the op.
 
     `run(**inputs)` is the public op. `reference(**inputs)` is the same computation in plain torch, in the dtype of its
     inputs. Each returns a tensor or a tuple of tensors. `differentiable` names the inputs whose gradients are checked.
-    `cases` are small and have odd sizes; checks use them. `shapes` are the sizes of real models; `inspect` compiles
-    them, and benchmarks time them.
+    `cases` are small and have odd sizes; checks use them. `random_case(draw)` returns a small random case;
+    `kernels check --fuzz` uses it. `shapes` are the sizes of real models; `inspect` compiles them, and benchmarks time
+    them.
+
+    `unit_stride` names the inputs that the op accepts with a last stride of 1 only. `kernels check --fuzz` gives all
+    other tensors random strides.
 
     `allowances` maps each accepted fault to the reason for which it is accepted. A key is "function: spills",
     "function: serialised", or "function: mma.sync" with the instruction that the compiler used in place of the widest
@@ -102,8 +133,10 @@ class Kernel:
     inputs: Callable[[Any, Random], Inputs]
     cost: Callable[[Any, torch.dtype], Cost]
     cases: Sequence[Any]
+    random_case: Callable[[Draw], Any]
     shapes: Sequence[Any]
     differentiable: tuple[str, ...] = ()
+    unit_stride: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     allowances: Mapping[str, str] = field(default_factory=dict)
     reads_only: bool = False

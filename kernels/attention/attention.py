@@ -31,7 +31,7 @@ from torch.utils.flop_counter import register_flop_formula
 from llmbench.kernels.attention.backward import TALLEST, backward
 from llmbench.kernels.attention.forward import forward
 from llmbench.kernels.attention.tiles import FAR, WIDEST_ROW, Problem, Reach, aligned, seen_pairs
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import empty
 
 __all__ = ["KERNEL", "attention", "reference"]
@@ -245,6 +245,9 @@ def attention(
     rows = queries + TALLEST.value if query_starts is None else q.shape[0] + TALLEST.value * len(query_starts)
     if q.shape[1] // k.shape[1] * rows >= 1 << 31:
         raise ValueError(f"q {tuple(q.shape)}: the heads that share a key head must have fewer than 2³¹ queries in all")
+    slopes, sinks, query_starts, key_starts = (
+        None if x is None else x.contiguous() for x in (slopes, sinks, query_starts, key_starts)
+    )
     out, lse, _ = _attention(
         q, k, v, sinks, slopes, query_starts, key_starts, queries, keys, float(scale), causal, window, soft_cap
     )
@@ -396,6 +399,28 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     )
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case. In a packed batch, any sequence may have no queries, no keys, or neither."""
+    kv_heads = draw.size(3)
+    head_dim = 8 * draw.size(draw.choice((10, 10, 10, 32, 64)))
+    packed = draw.chance(0.3)
+    return Case(
+        batch=1 if packed else draw.size(2),
+        heads=kv_heads * draw.size(3),
+        kv_heads=kv_heads,
+        queries=1 if packed else draw.size(170),
+        keys=1 if packed else draw.size(220),
+        head_dim=head_dim,
+        v_dim=8 * draw.size(32 if draw.chance(0.2) else 10) if draw.chance() else 0,
+        causal=draw.chance(0.7),
+        window=draw.maybe(draw.size(150)),
+        soft_cap=draw.maybe(draw.choice((1.0, 5.0, 30.0))),
+        alibi=draw.chance(0.3),
+        sinks=draw.chance(0.3),
+        packed=tuple((draw.size(90, least=0), draw.size(140, least=0)) for _ in range(draw.size(4))) if packed else (),
+    )
+
+
 KERNEL = Kernel(
     name="attention",
     summary="flash attention: causal, window, ALiBi, soft cap, sinks, grouped heads, packed batches",
@@ -420,7 +445,10 @@ KERNEL = Kernel(
         # sequences without queries, without keys, and with more queries than keys
         Case(heads=2, kv_heads=1, head_dim=16, packed=((0, 5), (7, 0), (20, 9), (0, 0))),
         Case(heads=2, kv_heads=2, head_dim=16, causal=False, sinks=True, packed=((7, 0), (0, 4), (3, 9))),
+        Case(1, 2, 1, 40, 166, 16),  # the first query sees all keys of a tile but the last
+        Case(1, 2, 1, 3, 263, 16, window=134),  # the last query sees all keys of a tile but the first
     ],
+    random_case=random_case,
     shapes=[
         Case(1, 32, 8, 8192, 8192, 128),
         Case(1, 32, 32, 8192, 8192, 128),

@@ -38,6 +38,7 @@ from llmbench.kernels.decoding.caches import (
     count_visible,
     gather_rows,
     masked_softmax,
+    random_cache,
     readable_slots,
     slot_positions,
     visible,
@@ -53,7 +54,7 @@ from llmbench.kernels.decoding.merge import (
     split_range,
     visible_range,
 )
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
 from llmbench.kernels.numeric import LOG2E, tanh, widened
 from llmbench.kernels.products import dot
@@ -432,6 +433,23 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=2 * wide * case.heads * pairs, bytes=bytes_moved)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    kv_heads, head_dim = draw.size(3), draw.size(256 if draw.chance(0.2) else 90)
+    cache = random_cache(draw)
+    return Case(
+        heads=kv_heads * draw.size(24 if draw.chance(0.2) else 4),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=draw.size(90) if draw.chance(0.3) else 0,
+        chunk=draw.size(40) if draw.chance(0.2) else 0,
+        soft_cap=draw.choice((1.0, 5.0, 30.0)) if draw.chance(0.3) else 0.0,
+        sinks=draw.chance(0.3),
+        alibi=draw.chance(0.3),
+        **cache,
+    )
+
+
 KERNEL = Kernel(
     name="decode_attention",
     summary="attention of few queries on a cache: GQA, pages, windows, sinks, ALiBi, soft cap, quantised rows",
@@ -452,6 +470,8 @@ KERNEL = Kernel(
         Case((0, 2, 9), 4, 2, 16, queries=3),  # queries that see no key
         Case((0, 2, 9), 4, 2, 16, queries=3, sinks=True),
     ],
+    random_case=random_case,
+    unit_stride=("table",),
     shapes=[
         Case((4096,) * 32, 32, 8, 128),
         Case((131072,), 64, 8, 128, page=16),

@@ -10,7 +10,7 @@ B batch, S queries of a sequence, T slots, K KV heads, N query heads, W width of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from llmbench.errors import CannotRunError
-from llmbench.kernels.kernel import Inputs, Random
+from llmbench.kernels.kernel import Draw, Inputs, Random
 from llmbench.kernels.launching import architecture
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "count_visible",
     "gather_rows",
     "masked_softmax",
+    "random_cache",
     "readable_slots",
     "slot_positions",
     "visible",
@@ -269,6 +270,26 @@ class CaseCache(NamedTuple):
             else:
                 scales.masked_fill_(unused, torch.nan)
         return rows, scales
+
+
+def random_cache(draw: Draw) -> dict[str, Any]:
+    """Return random values for the fields that the cases of both decode kernels share. Some sequences have no tokens,
+    or fewer tokens than queries."""
+    lengths = tuple(draw.size(200, least=0) for _ in range(draw.size(4)))
+    layout = draw.choice(("slots", "slots", "ring", "positions"))
+    queries = draw.size(8) if draw.chance() else 1
+    window = draw.size(60) if layout != "ring" and draw.chance(0.4) else 0
+    if layout == "ring":  # a ring of `window` slots keeps what the window of its last query needs
+        queries, window = 1, draw.size(60)
+    return {
+        "lengths": lengths,
+        "queries": queries,
+        "page": draw.size(20) if layout == "slots" and draw.chance() else 0,
+        "layout": layout,
+        "window": window,
+        "storage": draw.choice(("", "", "int8", "fp8")),
+        "splits": draw.size(6, least=0),
+    }
 
 
 def case_cache(

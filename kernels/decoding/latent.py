@@ -38,6 +38,7 @@ from llmbench.kernels.decoding.caches import (
     count_visible,
     gather_rows,
     masked_softmax,
+    random_cache,
     readable_slots,
     slot_positions,
     visible,
@@ -53,7 +54,7 @@ from llmbench.kernels.decoding.merge import (
     split_range,
     visible_range,
 )
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch, multiprocessors
 from llmbench.kernels.numeric import LOG2E, widened
 from llmbench.kernels.products import dot
@@ -407,6 +408,17 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=2 * (2 * case.latent + case.rope) * case.heads * pairs, bytes=bytes_moved)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    return Case(
+        heads=draw.size(130 if draw.chance(0.2) else 20),
+        latent=draw.size(512 if draw.chance(0.2) else 80),
+        rope=draw.size(64),
+        apart=draw.chance(0.3),
+        **random_cache(draw),
+    )
+
+
 KERNEL = Kernel(
     name="mla_decode",
     summary="latent attention of few queries on a cache of latents, absorbed: pages, windows, quantised rows",
@@ -426,6 +438,8 @@ KERNEL = Kernel(
         Case((35,), 65),
         Case((0, 2, 9), 3, 32, 16, queries=3),  # queries that see no key
     ],
+    random_case=random_case,
+    unit_stride=("table",),
     shapes=[
         Case((8192,) * 64, 128, page=64),
         Case((8192,) * 64, 16),

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from llmbench.kernels.experts.sorting import rows_per_tile, tiles_from_offsets
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, architecture, choose, empty, launch
 from llmbench.kernels.numeric import narrowed
 from llmbench.kernels.products import dot
@@ -378,6 +378,18 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops, forward * dtype.itemsize, 2 * flops, backward * dtype.itemsize)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    experts = draw.size(12)
+    return Case(
+        rows=draw.size(300, least=0),
+        experts=experts,
+        inner=draw.size(160),
+        width=draw.size(280),
+        empty=draw.randrange(experts) if draw.chance() else 0,
+    )
+
+
 KERNEL = Kernel(
     name="grouped_matmul",
     summary="product of rows sorted by expert, each expert with its own matrix",
@@ -391,6 +403,7 @@ KERNEL = Kernel(
         Case(5, 9, 40, 33, empty=2),
         Case(80, 4, 30, 129),
     ],
+    random_case=random_case,
     shapes=[Case(65536, 256, 7168, 2048), Case(1024, 128, 2048, 768)],  # DeepSeek-V3 training; Qwen3-30B-A3B decoding
     differentiable=("x", "weight"),
 )

@@ -30,7 +30,7 @@ from llmbench.kernels.experts.gated import gated, gated_gradient
 from llmbench.kernels.experts.grouped import MAX_WIDTH, product, weight_gradient
 from llmbench.kernels.experts.sorting import rows_per_tile, sort_by_expert
 from llmbench.kernels.experts.sums import bias_gradient, combine_rows, pair_gradient
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.pointwise.glu import ACTIVATIONS
 from llmbench.kernels.pointwise.glu import reference as glu_reference
 
@@ -263,7 +263,7 @@ def reference(
             a = rows @ gate[e].T if gate_bias is None else torch.addmm(gate_bias[e], rows, gate[e].T)
             h = glu_reference(a, b, activation)
         outputs.append(h @ down[e].T if down_bias is None else torch.addmm(down_bias[e], h, down[e].T))
-    outputs_by_pair = torch.cat([*outputs, zero_copies])[order.argsort()].view(*chosen.shape, -1)
+    outputs_by_pair = torch.cat([*outputs, zero_copies])[order.argsort()].view(*chosen.shape, x.shape[1])
     return (outputs_by_pair * weights[..., None].to(outputs_by_pair.dtype)).sum(1)
 
 
@@ -334,6 +334,27 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops, forward, 2 * flops, backward)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case. Some experts get no token."""
+    experts = draw.size(10)
+    used = draw.maybe(draw.randrange(1, experts + 1))
+    zero_experts = draw.size(3) if draw.chance(0.3) else 0
+    gated = draw.chance(0.7)
+    activations = [name for name in ACTIVATIONS if gated or name != "swiglu_oai"]
+    return Case(
+        tokens=draw.size(80, least=0),
+        hidden=draw.size(120),
+        width=draw.size(150),
+        experts=experts,
+        k=draw.size(min(4, (used or experts) + zero_experts)),
+        activation=draw.choice(activations),
+        gated=gated,
+        bias=draw.chance(),
+        used=used,
+        zero_experts=zero_experts,
+    )
+
+
 KERNEL = Kernel(
     name="moe",
     summary="mixture of experts: outputs of the chosen experts, weighted and summed",
@@ -349,6 +370,7 @@ KERNEL = Kernel(
         Case(9, 20, 70, 3, 3, "gelu", used=2, zero_experts=2),
         Case(19, 40, 20, 3, 1, "sigmoid", used=1),
     ],
+    random_case=random_case,
     shapes=[
         Case(8192, 4096, 14336, 8, 2),  # Mixtral 8x7B, training
         Case(64, 2048, 768, 128, 8),  # Qwen3-30B-A3B, decoding: tiles of 16 rows

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["KERNEL", "SCORES", "moe_routing", "reference"]
@@ -417,6 +417,25 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     )
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    scores = draw.choice(list(SCORES))
+    plain = scores == "softmax_topk"
+    groups = 1 if plain or draw.chance() else draw.size(6)
+    experts = groups * draw.size(120 // groups, least=2)
+    kept = draw.size(groups)
+    return Case(
+        tokens=draw.size(60, least=0),
+        experts=experts,
+        k=draw.size(min(16, experts // groups * kept)),
+        scores=scores,
+        normalize=draw.chance(),
+        scale=draw.choice((1.0, 2.5)),
+        corrected=not plain and draw.chance(0.4),
+        groups=(groups, kept),
+    )
+
+
 KERNEL = Kernel(
     name="moe_routing",
     summary="experts of a token and their weights: softmax, sigmoid, groups, corrections",
@@ -433,6 +452,7 @@ KERNEL = Kernel(
         Case(4, 6, 6, "sigmoid", corrected=True),
         Case(33, 128, 3, "softmax_topk", scale=0.5),
     ],
+    random_case=random_case,
     shapes=[
         Case(16384, 256, 8, "sigmoid", True, 2.5, True, (8, 4)),  # DeepSeek-V3
         Case(16384, 128, 8, "softmax", True),  # Qwen3-MoE

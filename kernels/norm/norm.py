@@ -28,7 +28,7 @@ import torch
 import triton
 from torch import Tensor
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, choose, empty, launch, multiprocessors
 from llmbench.kernels.norm import long
 from llmbench.kernels.norm.row import (
@@ -418,6 +418,16 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=0, bytes=forward, backward_bytes=backward)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case. Few rows are long, because the interpreter needs more time for them."""
+    width = draw.size(40000 if draw.chance(0.05) else 1200)
+    heads = draw.size(5) if draw.chance(0.4) and width < 3000 else 0
+    options = "wb" + ("h" if heads else "") + "of"
+    weights = "".join(option for option in options if draw.chance(0.5))
+    rows = draw.size(max(1, min(60, 12000 // width)), least=0)
+    return Case(rows, width, weights, residual=draw.chance(), heads=heads, sliced=draw.chance(0.3))
+
+
 def _run_rms_norm(residual: Tensor | None = None, **others: Any) -> Tensor | tuple[Tensor, Tensor]:
     return rms_norm(**others) if residual is None else add_rms_norm(residual=residual, **others)
 
@@ -442,6 +452,7 @@ RMS_NORM = Kernel(
         Case(9, 24, "whf", heads=5, sliced=True),
         Case(5, 1000, "b", residual=True, heads=2, sliced=True),
     ],
+    random_case=random_case,
     shapes=[
         Case(16384, 4096, "w"),
         Case(16384, 4096, "w", residual=True),
@@ -466,6 +477,7 @@ LAYER_NORM = Kernel(
         Case(2, 5000, "wb", residual=True),
         Case(1, 33000, "wbo", residual=True),
     ],
+    random_case=random_case,
     shapes=[
         Case(16384, 4096, "wb"),
         Case(16384, 8192, "wb", residual=True),

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["ACTIVATIONS", "KERNEL", "glu", "reference"]
@@ -256,6 +256,12 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=0, bytes=3 * one, backward_bytes=5 * one)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    rows, width = draw.size(20, least=0), draw.size(2600)
+    return Case(rows, width, draw.choice(list(ACTIVATIONS)), merged=draw.chance(0.3))
+
+
 KERNEL = Kernel(
     name="glu",
     summary="act(gate) · up: SwiGLU, GEGLU, ReGLU, GLU and gpt-oss's",
@@ -269,6 +275,7 @@ KERNEL = Kernel(
         Case(1, 1, "gelu_tanh"),
         Case(5, 256, "gelu"),
     ],
+    random_case=random_case,
     shapes=[Case(16384, 11008, merged=True), Case(16384, 14336, "gelu"), Case(16384, 2880, "swiglu_oai")],
     differentiable=("gate", "up"),
 )

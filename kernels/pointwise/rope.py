@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmbench.kernels.kernel import Cost, Inputs, Kernel, Random
+from llmbench.kernels.kernel import Cost, Draw, Inputs, Kernel, Random
 from llmbench.kernels.launching import Config, choose, empty, launch
 
 __all__ = ["KERNEL", "reference", "rope"]
@@ -251,6 +251,22 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(flops=0, bytes=total, backward_bytes=total)
 
 
+def random_case(draw: Draw) -> Case:
+    """Return a random case."""
+    head_dim = draw.size(200, least=2)
+    return Case(
+        batch=draw.size(3, least=0),
+        length=draw.size(9, least=0),
+        q_heads=draw.size(40),
+        k_heads=draw.size(10),
+        head_dim=head_dim,
+        rotary_dim=2 * draw.size(head_dim // 2) if draw.chance() else 0,
+        interleaved=draw.chance(),
+        merged=draw.chance(0.3),
+        own=draw.chance(),
+    )
+
+
 KERNEL = Kernel(
     name="rope",
     summary="rotary positions of queries and keys in one launch: halves or neighbours, all dimensions or the first",
@@ -265,6 +281,7 @@ KERNEL = Kernel(
         Case(2, 3, 71, 1, 64, rotary_dim=24, interleaved=True, merged=True, own=True),
         Case(1, 2, 6, 9, 128),
     ],
+    random_case=random_case,
     shapes=[
         Case(2, 8192, 32, 8, 128, merged=True),
         Case(2, 8192, 128, 1, 64, interleaved=True),

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from llmbench.kernels.kernel import Kernel, Random, describe
+from llmbench.kernels.kernel import Inputs, Kernel, Random, describe
 from llmbench.kernels.launching import poisoned
-from llmbench.kernels.proof.accuracy import Verdict, check_against, compare, severity
+from llmbench.kernels.proof.accuracy import Op, Verdict, check_against, compare, severity
 from llmbench.kernels.registry import load_kernel
 
-__all__ = ["CheckResult", "Verdict", "check", "check_all", "compare"]
+__all__ = ["CheckResult", "Verdict", "check", "check_all", "check_inputs", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,5 +52,10 @@ def check_all(names: Sequence[str], dtypes: Sequence[torch.dtype], seeds: int, d
 def check(kernel: Kernel, case: Any, dtype: torch.dtype, seed: int, device: torch.device) -> list[Verdict]:
     """Run `case` once and compare every output, and every gradient of `kernel.differentiable`."""
     inputs = kernel.inputs(case, Random(seed, dtype, device))
+    return check_inputs(kernel.run, kernel.reference, inputs, kernel.differentiable, seed)
+
+
+def check_inputs(run: Op, reference: Op, inputs: Inputs, differentiable: Sequence[str], seed: int) -> list[Verdict]:
+    """Run an op once and compare every output, and the gradients of the inputs named in `differentiable`."""
     with poisoned():
-        return check_against(kernel.run, kernel.reference, inputs, differentiable=kernel.differentiable, seed=seed)
+        return check_against(run, reference, inputs, differentiable=differentiable, seed=seed)

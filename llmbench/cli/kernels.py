@@ -19,6 +19,7 @@ from llmbench.report.units import Unit
 if TYPE_CHECKING:
     from llmbench.kernels.kernel import Kernel
     from llmbench.kernels.proof.check import CheckResult
+    from llmbench.kernels.proof.fuzz import Failure, FuzzResult
     from llmbench.kernels.proof.inspect import Compiled
     from llmbench.kernels.proof.machine_code import Loop
 
@@ -120,6 +121,26 @@ CHECK: tuple[Field[CheckResult], ...] = (
         "verdict",
         text=lambda row: "within budget" if row.passed else "WRONG",
         description="whether all tensors are within their budgets",
+    ),
+)
+
+FAILURE: tuple[Field[Failure], ...] = (
+    Field("repeat", value=lambda failure: failure.trial.expression, description="Python expression that repeats it"),
+    Field("reason", description="the tensor that exceeds its budget, or the error that the kernel raised"),
+    Field(
+        "smaller",
+        value=lambda failure: failure.smaller.expression if failure.smaller else None,
+        description="Python expression for a smaller case that fails too; null if the search found none",
+    ),
+)
+FUZZ: tuple[Field[FuzzResult], ...] = (
+    *CHECK[:2],
+    Field("trials", "cases", "count", description="number of random cases that ran"),
+    *CHECK[2:],
+    Field(
+        "failures",
+        value=lambda row: records(FAILURE, row.failures),
+        description="list of the cases that failed, each with the fields of the next table",
     ),
 )
 
@@ -284,6 +305,16 @@ def check_kernels(
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", help="Number of random inputs per case.", parser=positive_integer)
     ] = 2,
+    fuzz: Annotated[
+        int | None,
+        typer.Option(
+            "--fuzz",
+            metavar="SECONDS",
+            help="Check random cases for this time, in place of the cases of each kernel.",
+            parser=positive_integer,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random cases of --fuzz.")] = 0,
     format: As = "table",
     output: Output = None,
 ) -> None:
@@ -293,11 +324,16 @@ def check_kernels(
     buffers are filled with NaN first, so that the check finds missing writes. Without a GPU, kernels run in Triton's
     interpreter. The exit code is 1 if a kernel exceeds its error budget.
 
+    With --fuzz, shapes, strides, number formats, masks and options are random. The same --seed gives the same cases.
+    For each failure, a line shows a Python expression that repeats the failure.
+
     Examples:
 
       llmbench kernels check glu
 
       llmbench kernels check rope --dtype bf16 --seeds 8
+
+      llmbench kernels check attention moe --fuzz 60 --seed 7
     """
     if device not in ("auto", "cpu", "cuda"):
         raise SpecError(f"--device {device}: unknown device", hint="choose from auto, cuda and cpu (the interpreter)")
@@ -313,15 +349,47 @@ def check_kernels(
     if place == "cpu":
         need_interpreter()
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the first kernel is imported
+    if fuzz is not None:
+        _fuzz(known_names(names), dtype, fuzz, seed, place, format, output)
+        return
     from llmbench.kernels.proof.check import check_all
 
     rows = list(_with_progress(check_all(known_names(names), named_formats(dtype), seeds, place), "checking"))
     wrong = [row for row in rows if not row.passed]
-    machine = "in Triton's interpreter" if place == "cpu" else gpu
+    machine = _machine(place)
     lines = [f"{len(rows) - len(wrong)} of {len(rows)} within budget, {machine}"]
     inputs = {"names": names or [], "device": place, "dtype": dtype, "seeds": seeds}
     answer(listing("kernels.check", "kernels", CHECK, rows, inputs=inputs, lines=lines), format, output)
     if wrong:
+        raise typer.Exit(1)
+
+
+def _machine(place: str) -> str | None:
+    """Return the name of what runs the kernels, for a sentence."""
+    from llmbench.kernels.formats import gpu_name
+
+    return "in Triton's interpreter" if place == "cpu" else gpu_name()
+
+
+def _fuzz(names: tuple[str, ...], dtype: str, seconds: int, seed: int, place: str, format: Any, output: Any) -> None:
+    """Check random cases, and show one row per kernel and format, and the failures."""
+    from llmbench.kernels.proof.fuzz import FuzzResult, fuzz
+
+    found = _with_progress(fuzz(names, named_formats(dtype), seconds, seed, place), "checking random cases")
+    rows = [item for item in found if isinstance(item, FuzzResult)]
+    failures = [failure for row in rows for failure in row.failures]
+    ran = sum(row.trials for row in rows)
+    lines = [f"{ran - len(failures)} of {ran} random cases within budget, seed {seed}, {_machine(place)}"]
+    for failure in failures:
+        lines += ["", f"WRONG {failure.trial.kernel}: {failure.reason}", f"  {failure.trial.expression}"]
+        lines += [f"  smaller: {failure.smaller.expression}"] if failure.smaller else []
+    if failures:
+        interpreted = "TRITON_INTERPRET=1 " if place == "cpu" else ""
+        call = "from llmbench.kernels.proof.fuzz import repeat; print(repeat(…))"
+        lines += ["", f'To repeat one: {interpreted}python -c "{call}"']
+    inputs = {"names": list(names), "device": place, "dtype": dtype, "fuzz_s": seconds, "seed": seed}
+    answer(listing("kernels.check", "kernels", FUZZ, rows, inputs=inputs, lines=lines), format, output)
+    if failures:
         raise typer.Exit(1)
 
 

@@ -70,7 +70,12 @@ def plant(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     fields = {"run": scaled_residual, "reference": reference, "inputs": inputs, "cost": cost} | changes
     module = ModuleType("llmbench.kernels.planted")
     module.KERNEL = Kernel(  # type: ignore[attr-defined]
-        name="scaled_residual", summary="x · scale + residual", cases=[Case(3, 37)], shapes=[Case(16, 256)], **fields
+        name="scaled_residual",
+        summary="x · scale + residual",
+        cases=[Case(3, 37)],
+        random_case=lambda draw: Case(3, draw.size(99)),
+        shapes=[Case(16, 256)],
+        **fields,
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(registry.KERNELS, "scaled_residual", "planted:KERNEL")

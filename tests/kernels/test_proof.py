@@ -153,6 +153,49 @@ def test_a_loss_need_not_be_as_exact_as_one_whose_errors_cancel() -> None:
     assert lucky  # otherwise nothing was tested
 
 
+# A sum whose roundings cancel in plain torch by chance
+
+
+def test_a_sum_need_not_be_as_exact_as_one_whose_roundings_cancel() -> None:
+    lucky = 0
+    for seed in range(40):
+        inputs = {"x": normal(20, 1, seed=seed) * 3 + 1}
+
+        def one_by_one(x: Tensor) -> Tensor:
+            total = torch.zeros_like(x[0])
+            for row in x:
+                total = total + row
+            return total
+
+        def at_once(x: Tensor) -> Tensor:
+            return x.sum(0)
+
+        def slightly_off(x: Tensor) -> Tensor:
+            return at_once(x) + 3e-5
+
+        first = compare("", one_by_one(**inputs), at_once(**inputs), at_once(inputs["x"].double()))
+        lucky += not first.passed
+        assert check_against(one_by_one, at_once, inputs)[0].passed
+        assert not check_against(slightly_off, at_once, inputs)[0].passed
+    assert lucky  # otherwise nothing was tested
+
+
+def test_infinite_results_and_nan_must_be_the_same() -> None:
+    exact = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float64)
+    right = exact.float()
+    assert compare("", right, right, exact).passed
+    for place, value in ((1, 1e30), (2, torch.inf), (2, torch.nan), (3, 0.0), (0, torch.inf), (0, torch.nan), (0, 1.1)):
+        wrong = right.clone()
+        wrong[place] = value
+        assert not compare("", wrong, right, exact).passed
+
+
+def test_a_number_too_large_for_its_format_must_be_infinite() -> None:
+    exact = torch.tensor([70000.0, 1.0], dtype=torch.float64)
+    assert compare("", exact.half(), exact.half(), exact).passed
+    assert not compare("", torch.tensor([65504.0, 1.0]).half(), exact.half(), exact).passed
+
+
 # Inspection, in a process of its own, where kernels are not interpreted
 
 FAULTY = """
@@ -188,7 +231,7 @@ def run(x, size):
 
 allowances = {"product: mma.sync": "few rows", "product: spills in fp32": "for another format"}
 kernel = Kernel(name="product", summary="", run=run, reference=run, cost=lambda *_: Cost(0, 0), cases=[],
-                shapes=[Case(1)], allowances=allowances,
+                random_case=Case, shapes=[Case(1)], allowances=allowances,
                 inputs=lambda case, random: {"x": random.normal(256, 256), "size": case.size})
 inspection.load_kernel = lambda name: kernel
 for row in inspection.inspect(["product"], [90, 80], [torch.bfloat16]):

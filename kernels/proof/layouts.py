@@ -1,0 +1,50 @@
+"""Tensors with equal values and other strides: permuted, with gaps, at another address, or expanded.
+
+An op must not depend on the layout of its inputs, nor on that of the gradients that it receives. Memory between the
+values contains NaN, or -1 in tensors of integers, so that an element which is read by mistake makes the result wrong.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmbench.kernels.kernel import Draw
+
+__all__ = ["expanded", "restrided"]
+
+
+def restrided(x: Tensor, draw: Draw, *, unit_stride: bool = False) -> Tensor:
+    """Return a copy of x in another random layout. `unit_stride`: the last stride stays 1.
+
+    The dimensions are stored in a random order. Each dimension may have unused elements before and after its values,
+    and between them.
+    """
+    order = list(range(x.dim()))
+    if draw.chance(0.6):
+        draw.shuffle(order)
+    if unit_stride and order:
+        order.remove(x.dim() - 1)
+        order.append(x.dim() - 1)
+    sizes, places = [], []
+    for position, dim in enumerate(order):
+        step = 2 if draw.chance(0.2) and not (unit_stride and position == len(order) - 1) else 1
+        before, after = (draw.choice((1, 3, 8)) if draw.chance(0.25) else 0 for _ in range(2))
+        end = before + x.shape[dim] * step
+        sizes.append(end + after)
+        places.append(slice(before, end, step))
+    memory = torch.full(sizes, float("nan") if x.is_floating_point() else -1, dtype=torch.float32, device=x.device)
+    view = memory.to(x.dtype)[tuple(places)].permute([order.index(dim) for dim in range(x.dim())])
+    return view.copy_(x)
+
+
+def expanded(x: Tensor, draw: Draw) -> Tensor:
+    """Return x with one random dimension expanded: all its values are those of its first index, at stride 0.
+
+    A tensor without dimensions or without elements stays as it is. So does one with NaN, which marks unused rows of a
+    cache, because other rows are unused in another sequence.
+    """
+    if not x.numel() or not x.dim() or not bool(x.float().isfinite().all()):
+        return x
+    dim = draw.randrange(x.dim())
+    return x.narrow(dim, 0, 1).expand_as(x)
