@@ -38,6 +38,19 @@ def positive_integer(text: str | int) -> int:
     return number
 
 
+def token_count(text: str | int) -> int:
+    """Parse the value of an option as a number of tokens. `128k` stands for 128 × 1024, and `1m` for 1024 × 1024.
+
+    Raises BadParameter unless the number is from 1 to LARGEST.
+    """
+    number, unit = str(text).strip(), 1
+    if number[-1:].lower() in ("k", "m"):
+        number, unit = number[:-1], {"k": 1024, "m": 1024**2}[number[-1].lower()]
+    if not number.isascii() or not number.isdigit():
+        raise typer.BadParameter(f"{text!r} is not a number of tokens, such as 8192 or 8k")
+    return positive_integer(int(number[:20]) * unit)
+
+
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
 OneModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Set = Annotated[
@@ -49,13 +62,40 @@ Set = Annotated[
         show_default=False,
     ),
 ]
-As = Annotated[Format, typer.Option("--format", "-f", help="Format of the answer.")]
+FORMAT_OF_SUFFIX: dict[str, Format] = {".json": "json", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
+"""The format of a file that --output names, if --format is not given."""
+
+
+def _format(context: typer.Context, value: Format) -> Format:
+    """Return the value of --format. If it is not given, the name of the file of --output decides."""
+    source = context.get_parameter_source("format")
+    output = context.params.get("output")
+    if output is None or source is None or source.name != "DEFAULT":
+        return value
+    return FORMAT_OF_SUFFIX.get(Path(output).suffix.lower(), value)
+
+
+As = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        "-f",
+        help="Format of the answer. With --output, the default follows the file name: .json, .csv or .md.",
+        callback=_format,
+    ),
+]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
+    # eager, because the callback of --format reads the value
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False, is_eager=True
+    ),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Also show each formula with its numbers filled in.")]
-Seq = Annotated[int, typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer)]
+Seq = Annotated[
+    int,
+    typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence, for example 8192 or 8k.", parser=token_count),
+]
 SEQ = 4096
 """The default of --seq, in tokens."""
 CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]

@@ -23,7 +23,18 @@ from llmbench.cli.measured import (
     one_table,
     speed_up,
 )
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, positive_integer, working
+from llmbench.cli.options import (
+    MODEL_HELP,
+    As,
+    Output,
+    Set,
+    answer,
+    approximate_lines,
+    load,
+    positive_integer,
+    token_count,
+    working,
+)
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.describe import headline
@@ -57,7 +68,13 @@ ModelName = Annotated[
 ]
 Tokens = Annotated[
     int | None,
-    typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence.", parser=positive_integer, show_default=False),
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens per sequence, for example 8192 or 8k.",
+        parser=token_count,
+        show_default=False,
+    ),
 ]
 Sequences = Annotated[
     int | None,

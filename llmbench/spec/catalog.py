@@ -51,13 +51,26 @@ def find_model(text: str) -> ModelSpec:
     names = bundled_models()
     name = _lookup(text, names, "models")
     if name is None:
-        near = suggestion(_plain(text), [_plain(known) for known in names])
-        guess = next((known for known in names if _plain(known) == near), None)
-        raise UnknownNameError(
-            f"spec `{text[:80]}` not found",
-            hint=(f"did you mean `{guess}`? " if guess else "") + "`llmbench specs list` shows all models",
-        )
+        raise UnknownNameError(f"spec `{text[:80]}` not found", hint=_model_hint(text, names))
     return load_bundled(name)
+
+
+def _model_hint(text: str, names: tuple[str, ...]) -> str:
+    """Return a hint for a text that names no model: the models that the user may mean."""
+    listed = "`llmbench specs list` shows all models"
+    if text.count("/") == 1:
+        return f"`hf:{text[:80]}` reads the config of a Hugging Face repository. {listed}"
+    device = _lookup(text, bundled_devices(), "devices")
+    if device is not None:
+        return f"`{device}` is a device: `llmbench specs show {device}` shows it. {listed}"
+    wanted = _plain(text)
+    family = [name for name in names if len(wanted) > 2 and _plain(name).startswith(wanted)]
+    if family:
+        more = f" and {len(family) - 6} more" if len(family) > 6 else ""
+        return f"models with this name: {', '.join(family[:6])}{more}. {listed}"
+    near = suggestion(wanted, [_plain(known) for known in names])
+    guess = next((known for known in names if _plain(known) == near), None)
+    return (f"did you mean `{guess}`? " if guess else "") + listed
 
 
 def find_device(text: str) -> DeviceSpec:

@@ -64,6 +64,10 @@ def override(spec: ModelSpec, assignments: Mapping[str, Any]) -> ModelSpec:
     """
     if not assignments:
         return spec
+    if type(assignments.get("layers")) is int:
+        raise SpecError(
+            "--set layers: `layers` names the kinds of layers, not their number", hint="use num_hidden_layers"
+        )
     try:
         return _changed(spec, assignments)
     except msgspec.ValidationError as problem:
@@ -134,7 +138,7 @@ def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None
     if len(path) == 1 and key not in ModelSpec.__struct_fields__:
         places = list(_places(tree, spec, key))
         if not places:
-            known = suggestion(key, _known_fields(spec))
+            known = _field_with_the_words_of(key, spec) or suggestion(key, _known_fields(spec))
             raise SpecError(
                 f"--set {key}: {spec.name} has no such field",
                 hint=f"did you mean `{known}`?" if known else f"`llmbench specs show {spec.name}` shows its fields",
@@ -197,6 +201,24 @@ def _fields_in(node: dict[str, Any], typed: Any, field: str) -> Iterable[tuple[d
         yield node, field
     for branch, inner in zip(node.get("branches", ()), getattr(typed, "branches", ()), strict=False):
         yield from _fields_in(branch, inner, field)
+
+
+_LONG_WORDS = {"kv": "key value", "vocabulary": "vocab", "attn": "attention", "ctx": "position", "dim": "size"}
+"""Words that users write, and the words that the names of fields contain instead."""
+
+
+def _field_with_the_words_of(key: str, spec: ModelSpec) -> str | None:
+    """Return the shortest field whose name contains all words of `key`, for example `num_key_value_heads` for
+    `kv_heads`. Return None if there is no such field."""
+
+    def words(name: str) -> set[str]:
+        parts = " ".join(_LONG_WORDS.get(part, part) for part in name.lower().replace("-", "_").split("_"))
+        return {part.rstrip("s") for part in parts.split()} - {"n", "num"}
+
+    wanted = words(key)
+    numbers = {"num_hidden_layers", *_known_fields(spec)} - {"layers", "head", "positions"}  # parts, not numbers
+    found = [name for name in numbers if wanted and wanted <= words(name) and name.endswith("s") >= key.endswith("s")]
+    return min(found, key=lambda name: (len(name), name), default=None)
 
 
 def _known_fields(spec: ModelSpec) -> set[str]:

@@ -265,6 +265,29 @@ def test_a_wrong_change_is_explained(change: str, says: list[str], capsys: Captu
         assert text in err
 
 
+@pytest.mark.parametrize(("text", "tokens"), [("8k", 8192), ("128K", 131072), ("1m", 2**20), ("500", 500)])
+def test_units_of_tokens(text: str, tokens: int, capsys: Capture) -> None:
+    assert rows(capsys, "kvcache", "llama2-7b", "--seq", text)[0]["seq_len"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "begins"),
+    [
+        ("x.csv", [], "model,"),
+        ("x.json", [], "{"),
+        ("x.md", [], "**llama2-7b"),
+        ("x.txt", [], "llama2-7b ·"),
+        ("x.csv", ["--format", "json"], "{"),
+        ("x.json", ["--format", "table"], "llama2-7b ·"),
+    ],
+)
+def test_the_format_follows_the_file_name(name: str, options: list[str], begins: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    for arguments in (["-o", str(file), *options], [*options, "-o", str(file)]):
+        assert run(["params", "llama2-7b", *arguments]) == 0
+        assert file.read_text(encoding="utf-8").startswith(begins)
+
+
 # Refusals
 
 
@@ -273,12 +296,21 @@ def test_a_wrong_change_is_explained(change: str, says: list[str], capsys: Captu
     [
         (["params", "lama2-7b"], 2, ["`lama2-7b` not found", "did you mean `llama2-7b`?", "specs list"]),
         (["params", "zzzz"], 2, ["`zzzz` not found", "specs list"]),
+        (["params", "llama3.1"], 2, ["models with this name: llama3.1-405b, llama3.1-70b, llama3.1-8b"]),
+        (["params", "deepseek"], 2, ["deepseek-v2-lite and ", " more"]),
+        (["params", "meta-llama/Llama-2-7b"], 2, ["`hf:meta-llama/Llama-2-7b` reads the config"]),
+        (["params", "h100"], 2, ["`h100-sxm` is a device"]),
+        (["params", "llama2-7b", "--set", "kv_heads=8"], 2, ["did you mean `num_key_value_heads`?"]),
+        (["params", "llama2-7b", "--set", "n_layers=2"], 2, ["did you mean `num_hidden_layers`?"]),
+        (["params", "llama2-7b", "--set", "heads=2"], 2, ["did you mean `num_attention_heads`?"]),
+        (["params", "llama2-7b", "--set", "layers=2"], 2, ["use num_hidden_layers"]),
         (["params", "./nothing.toml"], 2, ["file `./nothing.toml` not found"]),
         (["params", "nothing/at/all"], 2, ["nothing/at/all"]),
         (["params"], 2, ["MODEL"]),
         (["params", "gpt2", "--sequence", "4"], 2, ["--sequence"]),
         (["flops", "gpt2", "--seq", "0"], 2, ["--seq"]),
-        (["flops", "gpt2", "--seq", "x"], 2, ["--seq"]),
+        (["flops", "gpt2", "--seq", "x"], 2, ["--seq", "not a number of tokens, such as 8192 or 8k"]),
+        (["flops", "gpt2", "--seq", "9999999m"], 2, ["--seq", "is not between 1 and"]),
         (["flops", "gpt2", "--phase", "both"], 2, ["--phase", "prefill"]),
         (["parms", "gpt2"], 2, ["parms", "Did you mean 'params'?"]),
         (["memory", "gpt2", "--layout", "xp=3"], 2, ["unknown item `xp`", "tp"]),
