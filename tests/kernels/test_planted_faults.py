@@ -1,4 +1,6 @@
-"""Faults planted in copies of the kernels: the check must find each of them with the kernel's own cases."""
+"""Faults planted in copies of the kernels: the check must find each of them with the kernel's own cases.
+
+The test of far strides must find offsets that have 32 bits only."""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import torch
 from llmbench.kernels import launching
 from llmbench.kernels.proof.check import check
 from llmbench.kernels.registry import load_kernel
+from tests.kernels.test_offsets import CASES, Memory, check_far_strides
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not launching.interpreted(), reason="the copies run in Triton's interpreter")
@@ -135,6 +138,22 @@ FAULTS = {
 }
 
 
+FAR_FAULTS = {
+    "heads of rope": Fault("rope", "pointwise/rope.py", "head = head.to(tl.int64)", "head = head.to(tl.int32)"),
+    "heads of attention": Fault(
+        "attention",
+        "attention/forward.py",
+        "head = tl.cast(head % heads, tl.int64)",
+        "head = tl.cast(head % heads, tl.int32)",
+    ),
+    "slots of a cache": Fault(
+        "decode_attention", "decoding/merge.py", "slot.to(tl.int64) * inner", "slot.to(tl.int32) * inner"
+    ),
+    "rows of the loss": Fault("cross_entropy", "loss/cross_entropy.py", "row = token.to(tl.int64)", "row = token"),
+}
+"""Offsets that are computed in 32 bits."""
+
+
 def plant(fault: Fault, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the Triton functions of a file by those of a copy with the fault, in every module that uses them."""
     name = "llmbench.kernels." + fault.file.removesuffix(".py").replace("/", ".")
@@ -165,6 +184,22 @@ def load(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.mark.parametrize("name", FAR_FAULTS)
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_an_offset_of_32_bits_is_found(
+    name: str, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FAR_FAULTS[name]
+    plant(fault, tmp_path, monkeypatch)
+    with pytest.raises(AssertionError, match="not equal"):
+        check_far_strides(load_kernel(fault.kernel), CASES[fault.kernel][0], memory)
 
 
 @pytest.mark.parametrize("name", FAULTS)
