@@ -1,4 +1,5 @@
-"""The command `python -m benchmarks.gpu`. `benchmarks/gpu_check.sh` starts it.
+"""The command `python -m benchmarks.gpu`, which `benchmarks/gpu_check.sh` starts. If the first argument is `bench`, it
+is the command of `benchmarks/gpu_bench.sh`.
 
 Exit code 0: the run ended, even if it missed goals. 1: a row is INCORRECT or FAILED. 2: wrong usage. 3: no GPU, or a
 missing package.
@@ -72,11 +73,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    given = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    bench = list(arguments[:1]) == ["bench"]
+    given = None if bench else parser().parse_args(arguments)
     lacking = missing()
     if lacking is not None:
         print(f"error: {lacking}", file=sys.stderr)
         return 3
+    if given is None:
+        from benchmarks.gpu import sweeps
+
+        return sweeps.main(arguments[1:])
     if given.quick:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the import below loads the first kernel
     from benchmarks.gpu import run

@@ -1,9 +1,11 @@
 """Run the experiments of `llmbench bench` on this GPU one after another. Each experiment has its own process and its
 own result file.
 
-A run has a time limit. First, all cores compile the timed code, as in `workers`. Then each experiment gets a share of
-the remaining time. If an experiment needs more time, it is interrupted. Its rows are kept, and the next run continues
-its result file. An experiment is done when its table is written.
+A run is one slice of at most 240 s. It takes on the next experiments for which it has enough time. First, all cores
+compile their code, as in `workers`. Then each experiment gets a share of the remaining time. If an experiment needs
+more time, it is interrupted. Its rows are kept, and the next slice continues its result file. An experiment is done
+when its table is written. After each experiment, all files are packed into one archive, from which the next slice can
+go on, also on another machine.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.archive import pack, unpack
 from benchmarks.gpu.machine import Deadline, slug
 from benchmarks.gpu.workers import ROOT, run_once, run_tests_and_compile
 from llmbench.bench.experiments import find_experiment
@@ -42,9 +45,11 @@ WARM_SHARE, WARMERS = 0.25, 8
 """The compilers' share of the time limit, and the largest number of compiler processes. The number is limited because
 the processes share the GPU's memory."""
 
-LEAST_S, GRACE_S = 30.0, 25.0
-"""LEAST_S: the least number of seconds that must be left before an experiment begins. GRACE_S: the number of seconds in
-which an interrupted experiment can write its rows."""
+SLICE_S, LEAST_S, GRACE_S = 60.0, 30.0, 25.0
+"""SLICE_S: a run takes on one experiment per SLICE_S seconds. LEAST_S: the least number of seconds that must be left
+before an experiment begins. GRACE_S: the number of seconds in which an interrupted experiment can write its rows."""
+
+ARCHIVE = "gpu_bench.tar.gz"
 
 PLAIN = ("standard", "loop", "dense, active", "dense, total")
 """Slow candidates that need no compilation. The compiler processes do not run them."""
@@ -64,8 +69,19 @@ def parser() -> argparse.ArgumentParser:
         help=f"run only these of {', '.join(SHARES)} (default: all that are not done)",
     )
     add("--quick", action="store_true", help="use the quick preset; on a machine without a GPU, rehearse on the CPU")
-    add("--results", type=Path, metavar="FOLDER", help="folder of the files (default: benchmarks/results/GPU)")
-    add("--seconds", type=float, default=520.0, metavar="N", help="time limit of the whole run (default: 520)")
+    add(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the files (default: benchmarks/results/GPU, with the archive in $OUT if it is set)",
+    )
+    add("--seconds", type=float, default=240.0, metavar="N", help="time limit of the whole run (default: 240)")
+    add(
+        "--since",
+        type=Path,
+        metavar="ARCHIVE",
+        help="go on from the archive of an earlier run, also of another machine",
+    )
     add("--warm", metavar="K/N", help=argparse.SUPPRESS)  # a compiler process compiles its share of the code
     return options
 
@@ -94,7 +110,11 @@ def _run(given: argparse.Namespace) -> int:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "rehearsal"
     folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(gpu)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name in SHARES if (name in given.only if given.only else not _table(folder, name).exists())]
+    if given.since is not None:
+        unpack(given.since, folder)
+    undone = [name for name in SHARES if (name in given.only if given.only else not _table(folder, name).exists())]
+    most = max(1, int(((1 - WARM_SHARE) * deadline.left_s - GRACE_S) / SLICE_S))
+    names = undone[:most]
     quick = ["--quick"] * given.quick
     warmers = 1 if given.quick else max(1, min(WARMERS, (os.cpu_count() or 1) - 2))
     commands = [["--warm", f"{number}/{warmers}", *quick, "--only", *names] for number in range(warmers)]
@@ -102,17 +122,28 @@ def _run(given: argparse.Namespace) -> int:
         run_tests_and_compile(None, commands, WARM_SHARE * deadline.left_s, module="benchmarks.gpu.sweeps")
         print(f"compiled; {deadline.left_s:.0f} s are left", flush=True)
     wrong = False
-    for index, name in enumerate(names):
+    # If an experiment ends early, the rest of its time goes to the experiments after it.
+    for index, name in enumerate(undone):
         spare = deadline.left_s - GRACE_S
-        box_s = spare * SHARES[name] / sum(SHARES[other] for other in names[index:])
-        if box_s >= LEAST_S:
-            code = _bench(name, folder, box_s, quick=given.quick)
-            counts, faults = _summary(folder, name)
-            print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {counts}", *faults, sep="\n  ", flush=True)
-            wrong = wrong or bool(faults) or code not in (0, 130)
-        else:
-            print(f"{name}: not measured, because no time was left; run this command again", flush=True)
+        rivals = names[index:] or [name]
+        box_s = spare * SHARES[name] / sum(SHARES[other] for other in rivals)
+        if box_s < LEAST_S:
+            late = ", ".join(undone[index:])
+            print(f"not measured, because no time was left: {late}; run this command again", flush=True)
+            break
+        code = _bench(name, folder, box_s, quick=given.quick)
+        counts, faults = _summary(folder, name)
+        print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {counts}", *faults, sep="\n  ", flush=True)
+        wrong = wrong or bool(faults) or code not in (0, 130)
+        _pack(given, folder)
     return 1 if wrong else 0
+
+
+def _pack(given: argparse.Namespace, folder: Path) -> None:
+    """Pack all files into the archive. It is written after each experiment, so that a run that is killed leaves one."""
+    place = Path(os.environ["OUT"]) if given.results is None and os.environ.get("OUT") else folder
+    notes = pack(place / ARCHIVE, sorted(folder.glob("bench-*")))
+    print(f"archive: {place / ARCHIVE}", *notes, sep="\n  ", flush=True)
 
 
 def _table(folder: Path, name: str) -> Path:

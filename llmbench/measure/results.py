@@ -45,6 +45,9 @@ __all__ = [
 SCHEMA = "llmbench.results/2"
 OLDER_SCHEMAS = ("llmbench.results/1",)
 
+HOST = ("cpu", "cpu_count", "threads")
+"""The fields of `Environment` that describe the CPU. A file with rows of a GPU is continued although they differ."""
+
 ENDED_SESSION = "ended_session"
 """The key in `Row.extra` that marks the row that ended a session, because the candidate lost the GPU or other ranks."""
 
@@ -355,13 +358,18 @@ class Store:
             was, now = before.environment, header.environment
             same_commit = _tree(was) == _tree(now)
             changes = differences(was, msgspec.structs.replace(now, commit=was.commit) if same_commit else now)
+            if now.device != "cpu":  # a GPU of the same type in a machine with another CPU
+                hosts = [change for change in changes if change.partition(":")[0] in HOST]
+                self.notes += [f"earlier rows are from a machine with another CPU: {'; '.join(hosts)}"] * bool(hosts)
+                changes = [change for change in changes if change not in hosts]
             if changes:
                 raise LLMBenchError(
                     f"{self.path} was measured on another machine or by other code: {'; '.join(changes)}",
                     hint="the rows of one file must be comparable; start a new file with --output",
                 )
             if any(place.commit is not None and place.commit.endswith("+") for place in (was, now)):
-                self.notes = [f"the code differs from commit {_tree(now)}: earlier rows may come from other code"]
+                self.notes.append(f"the code differs from commit {_tree(now)}: earlier rows may come from other code")
+        self.notes = list(dict.fromkeys(self.notes))
 
 
 def differences(before: Environment, after: Environment) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import sweeps
+from benchmarks.gpu.__main__ import main as gpu_check
 from benchmarks.gpu.sweeps import main, warm
 from llmbench.measure.results import Row, Store
 from tests.measure.rows import header
@@ -21,12 +22,45 @@ Capture = pytest.CaptureFixture[str]
 def test_a_finished_experiment_is_not_run_again(tmp_path: Path, capsys: Capture) -> None:
     assert main(["--quick", "--only", "heads", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("heads: done; 8 ok")
-    assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.jsonl", "bench-heads.txt"}
+    names = {"bench-heads.jsonl", "bench-heads.txt", "gpu_bench.tar.gz"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert "MLA" in (tmp_path / "bench-heads.txt").read_text(encoding="utf-8")
     assert main(["--quick", "--seconds", "0", "--results", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    late = "not measured, because no time was left; run this command again"
-    assert lines == [f"{name}: {late}" for name in sweeps.SHARES if name != "heads"]
+    undone = ", ".join(name for name in sweeps.SHARES if name != "heads")
+    late = f"not measured, because no time was left: {undone}; run this command again\n"
+    assert capsys.readouterr().out == late
+    # Another machine goes on from the archive.
+    other = tmp_path / "other"
+    archive = ["--since", str(tmp_path / "gpu_bench.tar.gz"), "--results", str(other)]
+    assert main(["--quick", "--seconds", "0", *archive]) == 0
+    assert capsys.readouterr().out == late
+    assert {path.name for path in other.iterdir()} == names - {"gpu_bench.tar.gz"}
+    assert gpu_check(["bench", "--quick", "--since", str(tmp_path / "absent.tar.gz"), "--results", str(other)]) == 2
+    assert "cannot read the archive" in capsys.readouterr().err
+
+
+def test_a_slice_takes_on_only_what_it_has_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Each experiment gets a share of the time that is worth its start. The next slice begins with the next one."""
+    boxes: dict[str, float] = {}
+
+    def bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
+        boxes[name] = box_s
+        now[0] += box_s
+        (folder / f"bench-{name}.txt").write_text("done")
+        return 0
+
+    now = [0.0]
+    monkeypatch.setattr(sweeps, "_bench", bench)
+    monkeypatch.setattr("benchmarks.gpu.machine.time.monotonic", lambda: now[0])
+    assert main(["--quick", "--results", str(tmp_path)]) == 0
+    assert "not measured, because no time was left: textbook" in capsys.readouterr().out
+    assert set(boxes) == {"heads", "moe"}
+    assert all(60 <= box_s <= 180 for box_s in boxes.values())
+    assert sum(boxes.values()) <= 240 - sweeps.GRACE_S
+    assert main(["--quick", "--results", str(tmp_path)]) == 0
+    assert list(boxes) == ["heads", "moe", "textbook", "train"]
 
 
 def test_an_experiment_is_interrupted_at_its_time_limit(
@@ -36,7 +70,7 @@ def test_an_experiment_is_interrupted_at_its_time_limit(
     monkeypatch.setattr(sweeps, "_command", lambda *_, **__: ["sleep", "100"])
     assert main(["--quick", "--only", "heads", "--seconds", "0", "--results", str(tmp_path)]) == 0
     assert "heads: not done (130); no rows" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.unfinished.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.unfinished.txt", "gpu_bench.tar.gz"}
 
 
 def test_wrong_rows_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -179,6 +179,19 @@ def test_a_file_of_another_environment_is_not_resumed(field: str, was: Any, now:
     assert len(read(path).headers) == 1
 
 
+def test_a_file_of_a_gpu_is_resumed_beside_another_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    before = msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H200", threads=16, cpu="AMD EPYC")
+    after = msgspec.structs.replace(before, threads=8, cpu="Intel Xeon")
+    Store(path, header(environment=before)).close()
+    with Store(path, header(environment=after), resume=True) as store:
+        assert store.notes == [
+            "earlier rows are from a machine with another CPU: cpu: AMD EPYC → Intel Xeon; threads: 16 → 8"
+        ]
+    with pytest.raises(LLMBenchError, match=": driver: "):
+        Store(path, header(environment=msgspec.structs.replace(after, driver="580.2")), resume=True)
+
+
 @pytest.mark.parametrize(("was", "now", "notes"), [("abc", "abc", 0), ("abc", "abc+", 1), ("abc+", "abc+", 1)])
 def test_files_that_differ_from_the_commit_are_noted(was: str, now: str, notes: int, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
