@@ -653,6 +653,7 @@ KERNEL = Kernel(
         Case(9, 64, 290, "none", ignored=1, soft_cap=5.0),
         Case(6, 21, 40, "none", bias=True, logit_scale=2.0, z_loss=1e-2, label_smoothing=0.1),
         Case(3, 16, 40, ignored=3, bias=True),
+        Case(4, 54, 1, "none"),  # the loss is 0, the difference of two equal terms
     ],
     random_case=random_case,
     shapes=[Case(16384, 4096, 128256), Case(16384, 3584, 256000, "none", soft_cap=30.0)],  # Llama 3 8B, Gemma 2 9B

@@ -239,8 +239,11 @@ class _Rounded(TorchDispatchMode):
 
 
 def _inner_step(name: str, args: tuple[Any, ...]) -> Tensor | float:
-    """Return the size of the errors of the roundings inside of an op: of the partial sums of a matrix product or of a
-    sum, and of the two terms p·dp and p·Σ p·dp of the gradient of a softmax p. For other ops, return 0.
+    """Return the size of the errors of the roundings inside of an op. For ops that are not listed here, return 0.
+
+        matrix product, sum, mean    the partial sums
+        log-softmax of x             the two terms x and log Σ exp(x)
+        gradient of a softmax p      the two terms p·dp and p·Σ p·dp
 
     A partial sum of k independent terms t is about √(k · mean(t²)), and each is rounded to fp32. These errors are
     independent. So K terms, summed one after another, have the error eps/2 · √(K/2 · Σ t²). On a GPU, terms of products
@@ -257,6 +260,9 @@ def _inner_step(name: str, args: tuple[Any, ...]) -> Tensor | float:
         sums = squares.sum(dims, keepdim=keep)
         terms = squares.numel() / max(1, sums.numel())
         return (sums * (terms / 2)).sqrt() * half / (terms if name == "mean" else 1)
+    if name == "_log_softmax":
+        x = args[0].double()
+        return (x.abs() + x.logsumexp(args[1], keepdim=True).abs()) * half
     if name == "_softmax_backward_data":
         gradient, p, dim, _ = args
         terms = (gradient * p).double().abs()
