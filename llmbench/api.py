@@ -100,9 +100,9 @@ def load(model: Model, changes: Mapping[str, Any] | None = None) -> ModelSpec:
 
     Raises LLMBenchError if there is no such model or field, or if a value is not valid.
     """
-    from llmbench.cli.options import load as load_text
+    from llmbench.spec.catalog import find_model
 
-    spec = model if isinstance(model, ModelSpec) else load_text(model, None)
+    spec = model if isinstance(model, ModelSpec) else find_model(model)
     if not changes:
         return spec
     from llmbench.spec.override import override
@@ -114,7 +114,7 @@ def params(
     *models: Model, by: Literal["component", "layer", "op"] = "component", explain: bool = False
 ) -> Answer[Parameters]:
     """Count the parameters of models, as `llmbench params` does. `explain`: show the formulas with their numbers."""
-    from llmbench.cli.params import counted, document
+    from llmbench.answers.params import counted, document
 
     rows = counted(map(load, models))
     inputs = {"models": [row.spec.name for row in rows]}
@@ -135,7 +135,7 @@ def flops(
 
     Raises LLMBenchError for a length or batch below 1, and for a recomputation without a backward pass.
     """
-    from llmbench.cli.flops import counted, document, workload_of
+    from llmbench.answers.flops import counted, document, workload_of
 
     workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
     rows = counted(map(load, models), workload, recompute)
@@ -159,7 +159,7 @@ def kv_cache(
     explain: bool = False,
 ) -> Answer[KVCache]:
     """Compute the size of KV caches and recurrent states, as `llmbench kvcache` does. `seq`: tokens per sequence."""
-    from llmbench.cli.kvcache import cached, document
+    from llmbench.answers.kvcache import cached, document
 
     rows = cached(map(load, models), seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
     inputs = {
@@ -189,7 +189,7 @@ def memory(
 
     Raises LLMBenchError for a layout that is not valid, and for an option that has no effect in the phase.
     """
-    from llmbench.cli.memory import document, sized
+    from llmbench.answers.memory import document, sized
 
     options: dict[str, Any] = {
         "precision": precision,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
-from llmbench.cli.options import MODEL_FIELDS
+from llmbench.answers.about import MODEL_FIELDS
 from llmbench.report.fields import Field
 
 TARGET = Path(__file__).parent.parent / "docs" / "guides" / "read-the-json.md"
@@ -26,7 +27,8 @@ def reference() -> str:
 
 
 def _table(match: re.Match[str]) -> str:
-    fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.cli.{match[2]}"), match[3])
+    package = "answers" if find_spec(f"llmbench.answers.{match[2]}") else "cli"
+    fields: tuple[Field[object], ...] = getattr(import_module(f"llmbench.{package}.{match[2]}"), match[3])
     # The fields of a model have their own table, so other tables leave them out.
     if match[3] != "MODEL_FIELDS" and fields[0].name == MODEL_FIELDS[0].name:
         fields = fields[len(MODEL_FIELDS) :]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from llmbench.cli.options import MODEL_FIELDS, SEQ, AboutModel, As, Models, Output, Seq, Set, answer, length_notes, load
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes
+from llmbench.cli.options import SEQ, As, Models, Output, Seq, Set, answer, load
 from llmbench.report.describe import distinct
 from llmbench.report.document import Block, Document, table, transposed
 from llmbench.report.fields import Field, records

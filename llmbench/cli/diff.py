@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A result file that `llmbench bench --output` wrote.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="The result file of a later run of the same experiment.")]
 Everything = Annotated[bool, typer.Option("--all", help="Also show rows that did not change.")]
-
-
 NAMED = 3
 """A line below the table names at most this many rows that only the first file has. JSON lists all of them."""
 

@@ -46,8 +46,6 @@ DTypes = Annotated[
         "in all formats that it supports.",
     ),
 ]
-
-
 LIST: tuple[Field[Kernel], ...] = (
     Field("kernel", "kernel", value=lambda kernel: kernel.name, unbroken=True, description="name of the kernel"),
     Field("summary", "computes", wraps=True, description="the function that the kernel computes"),

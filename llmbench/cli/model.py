@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from llmbench.cli.options import (
-    MODEL_FIELDS,
-    AboutModel,
-    As,
-    Batch,
-    OneModel,
-    Output,
-    Seq,
-    Set,
-    answer,
-    load,
-    model_block,
-    positive_integer,
-    working,
-)
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, load, positive_integer, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.document import Block, Document, Table, table
@@ -68,8 +55,6 @@ Traced = Annotated[
         "the predictions.",
     ),
 ]
-
-
 MODULES: tuple[Field[TreeRow], ...] = (
     Field(
         "name",

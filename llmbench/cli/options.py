@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
 import typer
 
-from llmbench.errors import LLMBenchError, UnknownNameError
-from llmbench.report.document import Block, Document, Table
-from llmbench.report.fields import Field, record
+from llmbench.errors import LLMBenchError
+from llmbench.report.document import Document
 from llmbench.report.render import Format, render
-from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.catalog import find_model
 from llmbench.spec.model import ModelSpec
 
@@ -104,96 +100,12 @@ Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequ
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:
     """Return the spec of the model that `text` names. `changes`: values of --set, which replace fields of the spec."""
-    folder = Path(text)
-    if not text.strip() or (folder.is_dir() and not (folder / "config.json").is_file()):
-        problem = f"no config.json in the folder `{folder}` ({folder.absolute()})" if text.strip() else "MODEL is empty"
-        raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")
     spec = find_model(text)
     if changes:
         from llmbench.spec.override import override, parse_assignments
 
         spec = override(spec, parse_assignments(changes))
     return spec
-
-
-class AboutModel(msgspec.Struct, kw_only=True):
-    """A model, with the reasons and notes that a reader needs to interpret the figures of the model.
-
-    `doubts`: reasons why the figures of this command are approximate, in addition to the reasons in the spec.
-    `tokens`: the sequence length that the user asked for, in tokens.
-    """
-
-    spec: ModelSpec
-    doubts: tuple[str, ...] = ()
-    tokens: int = 0
-
-    @property
-    def approximate_because(self) -> list[str]:
-        """All reasons why the figures may be inexact: the reasons in the spec, then `doubts`."""
-        return [*self.spec.approximate, *self.doubts]
-
-    @property
-    def notes(self) -> list[str]:
-        """The notes of the spec, and a note if the model cannot read a sequence of `tokens` tokens."""
-        return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
-
-    @property
-    def title(self) -> str:
-        """The name of the model, with "(approximate)" if the figures of the model may be inexact."""
-        return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
-
-
-MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
-    Field(
-        "model",
-        "model",
-        value=lambda about: about.spec.name,
-        text=lambda about: about.title,
-        unbroken=True,
-        description="name of the spec",
-    ),
-    Field(
-        "approximate",
-        value=lambda about: bool(about.approximate_because),
-        description="whether the figures may be inexact",
-    ),
-    Field("approximate_because", description="list of reasons why the figures may be inexact"),
-    Field(
-        "notes",
-        description="list of notes: the notes of the spec, and a note if the model cannot read so long a sequence",
-    ),
-)
-"""The first fields of each row about a model."""
-
-
-def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
-    """Return a block about one model: a headline, the context of the figures, a table, lines, and the model's notes."""
-    from llmbench.report.describe import headline  # imported here, because JSON has no headline
-
-    reasons = [f"approximate: {reason}" for reason in about.approximate_because]
-    return Block(
-        headline="\n".join(filter(None, [headline(about.spec, approximate=bool(about.doubts)), context])),
-        about=record(MODEL_FIELDS, about),
-        table=table,
-        lines=[*lines, *reasons],
-        notes=about.notes,
-    )
-
-
-def approximate_lines(spec: ModelSpec) -> list[str]:
-    """Return a line for each reason why figures of the spec may be inexact, and a line for each note of the spec."""
-    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
-
-
-def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
-    """Return a list with a note if the model cannot read a sequence of `tokens` tokens, else an empty list."""
-    reason = beyond_positions(spec, tokens)
-    return [] if reason is None else [reason]
-
-
-def title(spec: ModelSpec, *, approximate: bool = False) -> str:
-    """Return the name of the model, with "(approximate)" if the figures of the model may be inexact."""
-    return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name
 
 
 def working(activity: str) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from llmbench.answers.about import approximate_lines
 from llmbench.bench.pieces import PIECES
 from llmbench.cli.measured import (
     IMPLEMENTATION,
@@ -23,18 +24,7 @@ from llmbench.cli.measured import (
     one_table,
     speed_up,
 )
-from llmbench.cli.options import (
-    MODEL_HELP,
-    As,
-    Output,
-    Set,
-    answer,
-    approximate_lines,
-    load,
-    positive_integer,
-    token_count,
-    working,
-)
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load, positive_integer, token_count, working
 from llmbench.errors import CannotRunError, LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.describe import headline

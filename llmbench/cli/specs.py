@@ -10,7 +10,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
-from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, approximate_lines, load, title
+from llmbench.answers.about import approximate_lines, title
+from llmbench.cli.options import MODEL_HELP, As, Output, Set, answer, load
 from llmbench.errors import LLMBenchError, SpecError
 from llmbench.report.describe import headline
 from llmbench.report.document import Block, Document, listing, table

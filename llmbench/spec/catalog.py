@@ -39,6 +39,9 @@ def find_model(text: str) -> ModelSpec:
     if text.startswith("hf:"):
         return _from_hub(text.removeprefix("hf:"))
     path = Path(text)
+    if not text.strip() or (path.is_dir() and not (path / "config.json").is_file()):
+        problem = f"no config.json in the folder `{path}` ({path.absolute()})" if text.strip() else "MODEL is empty"
+        raise UnknownNameError(problem, hint="`llmbench specs list` shows the built-in models")
     if text.endswith((".toml", ".json")) or "/" in text or path.is_dir():
         if path.suffix == ".toml" and path.is_file():
             return read_spec(path)

@@ -371,12 +371,12 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Pat
 
 
 def test_a_bug_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    import llmbench.cli.params
+    import llmbench.answers.params
 
     def broken(*_: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(llmbench.cli.params, "count_parameters", broken)
+    monkeypatch.setattr(llmbench.answers.params, "count_parameters", broken)
     assert run(["params", "gpt2"]) == 101
     out, err = capsys.readouterr()
     assert out == ""
@@ -419,7 +419,7 @@ OPTIONS = {
     "diff": "--all --format --output",
     "env": "--format --output",
     "kernels list": "--format --output",
-    "kernels check": "--device --dtype --seeds --format --output",
+    "kernels check": "--device --dtype --seeds --fuzz --seed --format --output",
     "kernels inspect": "--arch --dtype --shipped --jobs --format --output",
     "specs list": "--devices --model-types --format --output",
     "specs show": "--set --output",

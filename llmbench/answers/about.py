@@ -1,0 +1,92 @@
+"""What each answer says about its model: the name, the reasons why figures are approximate, and the notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from llmbench.report.document import Block, Table
+from llmbench.report.fields import Field, record
+from llmbench.sizing.lengths import beyond_positions
+from llmbench.spec.model import ModelSpec
+
+
+class AboutModel(msgspec.Struct, kw_only=True):
+    """A model, with the reasons and notes that a reader needs to interpret the figures of the model.
+
+    `doubts`: reasons why the figures of this command are approximate, in addition to the reasons in the spec.
+    `tokens`: the sequence length that the user asked for, in tokens.
+    """
+
+    spec: ModelSpec
+    doubts: tuple[str, ...] = ()
+    tokens: int = 0
+
+    @property
+    def approximate_because(self) -> list[str]:
+        """All reasons why the figures may be inexact: the reasons in the spec, then `doubts`."""
+        return [*self.spec.approximate, *self.doubts]
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes of the spec, and a note if the model cannot read a sequence of `tokens` tokens."""
+        return [*self.spec.notes, *length_notes(self.spec, self.tokens)]
+
+    @property
+    def title(self) -> str:
+        """The name of the model, with "(approximate)" if the figures of the model may be inexact."""
+        return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
+
+
+MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
+    Field(
+        "model",
+        "model",
+        value=lambda about: about.spec.name,
+        text=lambda about: about.title,
+        unbroken=True,
+        description="name of the spec",
+    ),
+    Field(
+        "approximate",
+        value=lambda about: bool(about.approximate_because),
+        description="whether the figures may be inexact",
+    ),
+    Field("approximate_because", description="list of reasons why the figures may be inexact"),
+    Field(
+        "notes",
+        description="list of notes: the notes of the spec, and a note if the model cannot read so long a sequence",
+    ),
+)
+"""The first fields of each row about a model."""
+
+
+def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:
+    """Return a block about one model: a headline, the context of the figures, a table, lines, and the model's notes."""
+    from llmbench.report.describe import headline  # imported here, because JSON has no headline
+
+    reasons = [f"approximate: {reason}" for reason in about.approximate_because]
+    return Block(
+        headline="\n".join(filter(None, [headline(about.spec, approximate=bool(about.doubts)), context])),
+        about=record(MODEL_FIELDS, about),
+        table=table,
+        lines=[*lines, *reasons],
+        notes=about.notes,
+    )
+
+
+def approximate_lines(spec: ModelSpec) -> list[str]:
+    """Return a line for each reason why figures of the spec may be inexact, and a line for each note of the spec."""
+    return [f"approximate: {reason}" for reason in spec.approximate] + [f"note: {note}" for note in spec.notes]
+
+
+def length_notes(spec: ModelSpec, tokens: int) -> list[str]:
+    """Return a list with a note if the model cannot read a sequence of `tokens` tokens, else an empty list."""
+    reason = beyond_positions(spec, tokens)
+    return [] if reason is None else [reason]
+
+
+def title(spec: ModelSpec, *, approximate: bool = False) -> str:
+    """Return the name of the model, with "(approximate)" if the figures of the model may be inexact."""
+    return f"{spec.name} (approximate)" if spec.approximate or approximate else spec.name

@@ -1,0 +1,211 @@
+"""Answers of `llmbench flops`: the FLOPs of one step of models, as rows and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.report.document import Block, Document, table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import change, plural, si
+from llmbench.sizing.flops import Flops, count_flops, step_flops
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.params import layer_group
+from llmbench.sizing.workload import Phase, Recompute, Workload
+from llmbench.spec.model import ModelSpec
+
+
+class Counted(AboutModel, kw_only=True):
+    """A model and the FLOPs of one step."""
+
+    flops: Flops
+    workload: Workload
+    recompute: Recompute
+
+
+FIELDS: tuple[Field[Counted], ...] = (
+    *MODEL_FIELDS,
+    Field(
+        "phase", value=lambda row: row.workload.phase, description="value of `--phase`: `prefill`, `decode` or `train`"
+    ),
+    Field("seq_len", value=lambda row: _length(row.workload), description="value of `--seq`: tokens per sequence"),
+    Field("batch", value=lambda row: row.workload.batch, description="value of `--batch`: number of sequences"),
+    Field(
+        "attention",
+        value=lambda row: "full" if row.workload.masked_pairs else "causal",
+        description="value of `--attention`: whether masked (query, key) pairs are counted too (`full`) or not "
+        "(`causal`)",
+    ),
+    Field(
+        "absorbed_mla",
+        value=lambda row: absorbs(row.spec, row.workload),
+        description="whether latent attention (MLA) is counted in its absorbed form, which does not expand the "
+        "latents; only decoding uses it",
+    ),
+    Field(
+        "total_flops",
+        value=lambda row: row.flops.total,
+        description="FLOPs of the step: the forward pass, and in training also the backward pass",
+    ),
+    Field("matmul_flops", value=lambda row: row.flops.matmul, description="FLOPs of matrix products with weights"),
+    Field(
+        "attention_flops",
+        value=lambda row: row.flops.attention,
+        description="FLOPs of the two products of attention: queries with keys, and scores with values",
+    ),
+    Field(
+        "recurrent_flops", value=lambda row: row.flops.recurrent, description="FLOPs of recurrences and convolutions"
+    ),
+    Field(
+        "recompute_flops",
+        value=lambda row: row.flops.recompute,
+        description="FLOPs of the forward pass that the backward pass computes again; not part of `total_flops`",
+    ),
+    Field(
+        "tokens",
+        value=lambda row: row.flops.tokens,
+        description="number of tokens that the step computes: `batch` × `seq_len`, or `batch` in decoding",
+    ),
+    Field("flops_per_token", value=lambda row: row.flops.per_token, description="`total_flops` / `tokens`"),
+    Field(
+        "rule_of_thumb_flops",
+        value=lambda row: row.flops.rule,
+        description="FLOPs of the step by the rule of thumb: 2·N per token, or 6·N per token in training. N is the "
+        "number of active parameters without embeddings",
+    ),
+    Field("components", value=lambda row: row.flops.components, description="FLOPs of each component"),
+)
+
+
+def counted(specs: Iterable[ModelSpec], workload: Workload, recompute: Recompute = "none") -> list[Counted]:
+    """Return the models with the FLOPs of one step."""
+    return [
+        Counted(
+            spec=spec,
+            tokens=workload.kv_len,
+            flops=count_flops(spec, workload, recompute=recompute),
+            workload=workload,
+            recompute=recompute,
+        )
+        for spec in specs
+    ]
+
+
+def document(
+    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
+    return Document(
+        command="flops",
+        inputs=inputs,
+        rows_key="models",
+        rows=records(FIELDS, rows),
+        blocks=[_block(row, by, explain) for row in rows] if tables else [],
+    )
+
+
+def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:
+    """Return the workload of a phase. `more`: further fields of the workload and their values."""
+    return {"prefill": Workload.prefill, "decode": Workload.decode, "train": Workload.train}[phase](seq, batch, **more)
+
+
+def absorbs(spec: ModelSpec, workload: Workload) -> bool:
+    """Return whether the model has latent attention (MLA), and this workload computes it in its absorbed form."""
+    return workload.absorbed_mla and any(mixer.absorbs for mixer in spec.mixers)
+
+
+def _length(workload: Workload) -> int:
+    """Return the value of --seq: tokens per sequence, or cached tokens if the phase is decode."""
+    return workload.kv_len - 1 if workload.phase == "decode" else workload.query_len
+
+
+def _block(row: Counted, by: str, explain: bool) -> Block:
+    flops, workload = row.flops, row.workload
+    ops = [op for op in lower(row.spec, workload) if step_flops(op, workload)]
+    rows = _by_op(ops, workload, explain) if by == "op" else _by_component(ops, workload, explain)
+    one_kind = len({layer_group(op) for op in ops if op.layer}) < 2
+    first: list[Field[dict[str, Any]]] = [
+        Field("op", "op", text=lambda part: f"{part['count']} × {part['op']}" if part.get("count", 1) > 1 else None),
+        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("count"),
+    ]
+    columns: list[Field[dict[str, Any]]] = [
+        *(first if by == "op" else [Field[dict[str, Any]]("component", "component")]),
+        Field("formula", "formula", wraps=True),
+        Field("flops_per_token", "per token", "flops", value=lambda part: part["flops"] / flops.tokens),
+        Field("flops", "step", "flops_whole"),
+        Field("share", "share", "percent", value=lambda part: part["flops"] / flops.total if flops.total else None),
+    ]
+    return model_block(
+        row,
+        context=_context(workload),
+        table=table(columns, rows, total={by: "total", "flops": flops.total}),
+        lines=_lines(row),
+    )
+
+
+def _context(w: Workload) -> str:
+    step = {"prefill": "prefill of", "train": "training step on", "decode": "one new token after"}[w.phase]
+    pairs = "all (query, key) pairs" if w.masked_pairs else "(query, key) pairs inside the mask"
+    return f"{step} {plural(_length(w), 'token')} · batch {w.batch:,} · {pairs}"
+
+
+def _lines(row: Counted) -> list[str]:
+    flops, w = row.flops, row.workload
+    rule = "6·N" if w.phase == "train" else "2·N"
+    lines = [
+        f"{si(flops.per_token)}FLOPs per token · rule of thumb {rule} = {si(flops.rule / flops.tokens)}FLOPs per token "
+        f"({change(flops.rule, flops.total)}), N: active parameters without embeddings"
+    ]
+    if absorbs(row.spec, w):
+        lines.append("latent attention (MLA) is counted in its absorbed form: it does not expand the latents")
+    if flops.recompute:
+        source = "flash attention's scores" + (f" and --recompute {row.recompute}" if row.recompute != "none" else "")
+        lines.append(f"not in the total: {si(flops.recompute)}FLOPs that the backward pass computes again ({source})")
+    if flops.recurrent:
+        lines.append("recurrences are counted token by token; kernels that compute chunks need another number of FLOPs")
+    return lines
+
+
+def _by_component(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
+    groups: dict[str, list[Op]] = {}
+    for op in ops:
+        groups.setdefault(_work(op), []).append(op)
+    return [
+        {"component": name, "formula": _text(name, group, w, explain), "flops": sum(step_flops(op, w) for op in group)}
+        for name, group in groups.items()
+    ]
+
+
+def _by_op(ops: list[Op], w: Workload, explain: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "op": op.name,
+            "layers": layer_group(op),
+            "count": op.count,
+            "formula": _text(_work(op), [op], w, explain),
+            "flops": step_flops(op, w),
+        }
+        for op in ops
+    ]
+
+
+def _work(op: Op) -> str:
+    """Return the name of the table row that includes an op: attention scores, recurrence, or the op's component."""
+    names = {"attention": "attention scores", "scan": "recurrence", "conv": "recurrence"}
+    return names.get(op.kind, op.component)
+
+
+def _text(name: str, ops: list[Op], w: Workload, explain: bool) -> str:
+    times = 6 if w.phase == "train" else 2
+    if name == "attention scores":
+        return f"{times} × (d_qk + d_v) × pairs × heads"
+    if name == "recurrence":
+        return f"{times} × (state + convolution taps) × tokens"
+    elements = sum(op.count * op.matmul_elements for op in ops)
+    if explain:
+        tokens = w.batch * w.query_len
+        return f"{times} × tokens × weights = {times} × {tokens:,} × {elements:,}"
+    return f"{times} × tokens × weights"

@@ -1,0 +1,231 @@
+"""Answers of `llmbench kvcache`: the sizes of KV caches and recurrent states, as rows and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes, model_block
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, inside, records
+from llmbench.report.units import UNKNOWN, plural, size
+from llmbench.sizing.dtypes import DType
+from llmbench.sizing.kvcache import KVCache, as_heads, kv_cache
+from llmbench.spec.mixer import SingleMixer, branches
+from llmbench.spec.model import ModelSpec
+
+
+class Cached(AboutModel, kw_only=True):
+    """A model and the size of its cache."""
+
+    cache: KVCache
+
+
+FIELDS: tuple[Field[Cached], ...] = (
+    *MODEL_FIELDS,
+    Field("kind", "kind", value=lambda row: _kinds(row.spec), wraps=True, in_json=False),
+    *inside(
+        "cache",
+        Field("seq_len", description="value of `--seq`: tokens per sequence"),
+        Field("batch", description="value of `--batch`: number of sequences"),
+        Field("kv_dtype", description="value of `--kv-dtype`: number format of the cache"),
+        Field("block_size", description="value of `--block-size`: tokens per cache block"),
+        Field(
+            "bytes_per_token",
+            "per token",
+            "bytes",
+            description="bytes that one more token adds, as long as no sliding window is full",
+        ),
+        Field(
+            "bytes_per_sequence",
+            "per sequence",
+            "gib",
+            description="bytes of the keys and values of `seq_len` tokens. A layer with a sliding window stores only "
+            "the newest tokens. The bytes of the next three fields are not included",
+        ),
+        Field(
+            "state_bytes_per_sequence",
+            "fixed state",
+            "gib",
+            text=lambda row: None if row.cache.state_bytes_per_sequence else UNKNOWN,
+            description="bytes of recurrent and convolution states, which do not depend on the sequence length",
+        ),
+        Field(
+            "indexer_bytes_per_sequence",
+            description="bytes of the indexer's keys; in sparse attention, the indexer selects the tokens that a query "
+            "attends to",
+        ),
+        Field(
+            "cross_bytes_per_sequence",
+            description="bytes of the keys and values of cross-attention for `seq_len` encoder tokens",
+        ),
+        Field("bytes_total", "total", "gib", description="`batch` × the sum of the four fields above"),
+        Field(
+            "reserved_bytes",
+            "reserved",
+            "gib",
+            description="bytes that an engine reserves if it allocates whole blocks and ignores sliding windows",
+        ),
+        Field("layers", description="bytes per sequence of each kind of layer, including its states"),
+    ),
+)
+
+
+def cached(
+    specs: Iterable[ModelSpec], seq: int, *, batch: int = 1, kv_dtype: DType = "bf16", block_size: int = 16
+) -> list[Cached]:
+    """Return the models with the sizes of their caches."""
+    return [
+        Cached(spec=spec, tokens=seq, cache=kv_cache(spec, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size))
+        for spec in specs
+    ]
+
+
+def document(
+    rows: list[Cached],
+    inputs: dict[str, Any],
+    *,
+    explain: bool = False,
+    sorted_by_size: bool = False,
+    tables: bool = True,
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it.
+
+    `sorted_by_size`: whether the table begins with the smallest cache.
+    """
+    sizes = Document(command="kvcache", inputs=inputs, rows_key="models", rows=records(FIELDS, rows), blocks=[])
+    if not tables:
+        return sizes
+    if len(rows) == 1:
+        sizes.blocks += _one(rows[0], rows[0].cache.kv_dtype, explain)
+    else:
+        sizes.blocks.append(_comparison(rows, sorted_by_size=sorted_by_size))
+    return sizes
+
+
+def _kinds(spec: ModelSpec) -> str:
+    return " + ".join(dict.fromkeys(mixer.label for mixer in spec.mixers)) or "none"
+
+
+def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
+    shown = rows
+    if sorted_by_size:
+        shown = sorted((row for row in rows if row.cache.bytes_total), key=lambda row: row.cache.bytes_total)
+    lines = [
+        "total: includes fixed states, indexer keys and cross-attention",
+        "reserved: for an engine that allocates whole blocks and ignores sliding windows",
+    ]
+    if len(shown) < len(rows):
+        lines.append(f"{len(rows) - len(shown)} models without a cache (encoders) are left out")
+    for row in shown:
+        if not row.cache.bytes_total:
+            lines.append(_no_cache(row.spec))
+        lines += [f"{row.spec.name} is approximate: {reason}" for reason in row.approximate_because]
+    notes = [] if sorted_by_size else [note for row in rows for note in length_notes(row.spec, row.tokens)]
+    return Block(headline=_context(rows[0].cache), table=table(FIELDS, shown), lines=lines, notes=notes)
+
+
+def _no_cache(spec: ModelSpec) -> str:
+    reason = "reads all tokens at once" if not spec.decodes else "has no layer that reads earlier tokens"
+    return f"{spec.name} keeps no cache: it {reason}"
+
+
+def _context(cache: KVCache) -> str:
+    tokens = plural(cache.seq_len, "token")
+    return f"KV cache · {tokens} · batch {cache.batch:,} · {cache.kv_dtype} · blocks of {cache.block_size:,}"
+
+
+def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
+    spec, cache = row.spec, row.cache
+    layers = _rows(spec, cache, kv_dtype, explain)
+    columns: tuple[Field[dict[str, Any]], ...] = (
+        Field("layers", "layers", unbroken=True),
+        Field("count", "count", "count"),
+        Field("kind", "kind"),
+        Field("elements_per_token", "elements per token", wraps=True),
+        Field("tokens_kept", "tokens kept"),
+        Field("bytes_per_sequence", "per sequence", "gib"),
+    )
+    total = {"layers": "total", "bytes_per_sequence": sum(layer["bytes_per_sequence"] for layer in layers)}
+    if cache.bytes_total:
+        lines = [f"{size(cache.bytes_per_token)} per token · {size(cache.bytes_total // cache.batch)} per sequence"]
+        if cache.batch > 1:
+            lines[0] += f" · {size(cache.bytes_total)} for {cache.batch:,} sequences"
+        if cache.reserved_bytes != cache.bytes_total:
+            lines.append(
+                f"an engine that allocates whole blocks and ignores sliding windows reserves "
+                f"{size(cache.reserved_bytes)}"
+            )
+    else:
+        lines = [_no_cache(spec)]
+    blocks = [model_block(row, context=_context(cache), table=table(columns, layers, total=total), lines=lines)]
+    variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
+    if variants is not None:
+        blocks.append(Block(about=blocks[0].about, table=variants))
+    return blocks
+
+
+def _rows(spec: ModelSpec, cache: KVCache, kv_dtype: DType, explain: bool) -> list[dict[str, Any]]:
+    """Return the table rows for the cache of one sequence.
+
+    Each mixer of each kind of layer has a row. The indexer keys and the keys and values of cross-attention have rows of
+    their own.
+    """
+    from llmbench.report.describe import cache_span, distinct  # imported here, because only tables need them
+    from llmbench.sizing.formula import cache_formula
+
+    rows: list[dict[str, Any]] = []
+    for name, layer in spec.layers.items():
+        mixers = branches(layer.mixer)
+        for mixer in mixers:
+            own = cache if len(mixers) == 1 else kv_cache(_alone(spec, name, mixer), cache.seq_len, kv_dtype=kv_dtype)
+            bytes_here = own.layers.get(name, 0)
+            elements = cache_formula(mixer, mixer.cache_rows, explain=explain)
+            row = {"layers": name, "count": spec.order.count(name), "kind": mixer.label}
+            row |= {"elements_per_token": elements, "tokens_kept": cache_span(mixer), "bytes_per_sequence": bytes_here}
+            rows.append(row)
+    if cache.indexer_bytes_per_sequence:
+        row = {"layers": "indexer keys", "elements_per_token": "index_head_dim", "tokens_kept": "every token"}
+        rows.append(row | {"bytes_per_sequence": cache.indexer_bytes_per_sequence})
+    if cache.cross_bytes_per_sequence:
+        crossing = [layer.cross_attention for layer in spec.layers.values() if layer.cross_attention is not None]
+        text = "; ".join(distinct(cache_formula(mixer, (mixer.cache_row,), explain=explain) for mixer in crossing))
+        row = {"layers": "cross-attention", "elements_per_token": text, "tokens_kept": "the encoder's tokens"}
+        rows.append(row | {"bytes_per_sequence": cache.cross_bytes_per_sequence})
+    return rows
+
+
+def _alone(spec: ModelSpec, name: str, mixer: SingleMixer) -> ModelSpec:
+    """Return the model with `mixer` as the only mixer in the layers of kind `name`."""
+    layer = msgspec.structs.replace(spec.layers[name], mixer=mixer)
+    return msgspec.structs.replace(spec, layers={**spec.layers, name: layer})
+
+
+def _variants(spec: ModelSpec, cache: KVCache, kv_dtype: DType) -> Table | None:
+    """Return a table with the cache size that the model would have as MHA, GQA and MQA.
+
+    Return None if the number of KV heads cannot be changed in any layer.
+    """
+    rows: list[tuple[str, KVCache]] = []
+    variants = (
+        ("MHA", as_heads(spec, "mha")),
+        ("GQA, 8 KV heads", as_heads(spec, "gqa")),
+        ("MQA", as_heads(spec, "mqa")),
+    )
+    for name, variant in variants:
+        if variant is not None:
+            variant_cache = kv_cache(
+                variant, cache.seq_len, batch=cache.batch, kv_dtype=kv_dtype, block_size=cache.block_size
+            )
+            rows.append((name, variant_cache))
+    if not rows:
+        return None
+    columns: tuple[Field[tuple[str, KVCache]], ...] = (
+        Field("attention", "if attention were", value=lambda row: row[0], unbroken=True),
+        Field("bytes_per_token", "per token", "bytes", value=lambda row: row[1].bytes_per_token),
+        Field("bytes_total", "total", "gib", value=lambda row: row[1].bytes_total),
+        Field("ratio", "ratio", "ratio", value=lambda row: row[1].bytes_total / cache.bytes_total),
+    )
+    return table(columns, [*rows, (f"as it is ({_kinds(spec)})", cache)])

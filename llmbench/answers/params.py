@@ -1,0 +1,281 @@
+"""Answers of `llmbench params`: the numbers of parameters of models, as rows and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.report.document import Block, Document, Table, table
+from llmbench.report.fields import Field, records
+from llmbench.report.units import billions, change, size
+from llmbench.sizing.lower import lower
+from llmbench.sizing.op import Op
+from llmbench.sizing.params import COMPONENTS, ONE_TOKEN, Parameters, count_parameters, layer_group
+from llmbench.spec.model import ModelSpec
+
+ROWS = (*(component for component in COMPONENTS if component != "lm_head"), "lm_head")
+"""The components in the order of the table rows: the order of COMPONENTS, but with `lm_head` last."""
+
+
+class Counted(AboutModel, kw_only=True):
+    """A model and its numbers of parameters."""
+
+    parameters: Parameters
+
+
+FIELDS: tuple[Field[Counted], ...] = (
+    *MODEL_FIELDS,
+    Field(
+        "parameters.total",
+        description="number of trained parameters. Shared parameters count once. Buffers and modules for multi-token "
+        "prediction do not count",
+    ),
+    Field(
+        "parameters.active",
+        description="number of parameters that one token uses; an expert counts only if the token is routed to it",
+    ),
+    Field("parameters.active_no_embeddings", description="`active` without the embedding tables and the output head"),
+    Field(
+        "parameters.active_no_input_embedding",
+        description="`active_no_embeddings` plus the output head: vocab × width, even if tied, and its bias",
+    ),
+    Field(
+        "parameters.active_matmul", description="number of elements of the matrices that one token is multiplied with"
+    ),
+    Field(
+        "components",
+        value=lambda row: row.parameters.components,
+        description="number of parameters of each of the fourteen components; the sum is `parameters.total`",
+    ),
+    Field(
+        "layers",
+        value=lambda row: {
+            name: {"count": count, "parameters": row.parameters.layers.get(name, 0)}
+            for name, count in _layer_counts(row.spec).items()
+        },
+        description="for each kind of layer: `count` (number of layers) and `parameters` (parameters of one layer)",
+    ),
+    Field(
+        "persistent_buffers",
+        value=lambda row: row.parameters.buffers,
+        description="number of elements that are stored with the model but not trained, such as the score corrections "
+        "of a router",
+    ),
+    Field(
+        "next_token_prediction",
+        value=lambda row: row.parameters.next_token_prediction,
+        description="number of parameters of the modules for multi-token prediction",
+    ),
+    Field(
+        "published_parameters",
+        value=lambda row: row.spec.published_parameters,
+        description="number of parameters that the source of the spec publishes, or null",
+    ),
+    Field(
+        "rule_12_l_d2",
+        value=lambda row: row.parameters.rule_12_l_d2,
+        description="number of parameters by the rule of thumb 12·L·d² (L layers, hidden size d)",
+    ),
+    Field(
+        "bf16_bytes",
+        value=lambda row: 2 * row.parameters.total,
+        description="bytes of the weights in bf16: 2 × `parameters.total`",
+    ),
+)
+
+
+def counted(specs: Iterable[ModelSpec]) -> list[Counted]:
+    """Return the models with their numbers of parameters."""
+    return [Counted(spec=spec, parameters=count_parameters(spec)) for spec in specs]
+
+
+def document(
+    rows: list[Counted], inputs: dict[str, Any], *, by: str = "component", explain: bool = False, tables: bool = True
+) -> Document:
+    """Return the answer for some models. `inputs`: the options. `tables`: whether people will read it."""
+    return Document(
+        command="params",
+        inputs=inputs,
+        rows_key="models",
+        rows=records(FIELDS, rows),
+        blocks=[_block(row, by, explain) for row in rows] if tables else [],
+    )
+
+
+def _layer_counts(spec: ModelSpec) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for prefix, order in (("", spec.order), ("encoder.", spec.encoder.order if spec.encoder else ())):
+        for name in order:
+            counts[prefix + name] = counts.get(prefix + name, 0) + 1
+    return counts
+
+
+def _block(row: Counted, by: str, explain: bool) -> Block:
+    spec, counted = row.spec, row.parameters
+    ops = [op for op in lower(spec, ONE_TOKEN) if op.parameters or op.buffers]
+    tables = {"component": _by_component, "layer": _by_layer, "op": _by_op}
+    lines = [_summary(spec, counted)]
+    if counted.active != counted.total:
+        lines.append(
+            f"active per token {counted.active:,} ({counted.active / counted.total:.1%}) · without embeddings "
+            f"{counted.active_no_embeddings:,} · without input embedding {counted.active_no_input_embedding:,}"
+        )
+    apart = []
+    if counted.buffers:
+        apart.append(f"stored buffers {counted.buffers:,}")
+    if counted.next_token_prediction:
+        apart.append(f"multi-token prediction {counted.next_token_prediction:,}")
+    if apart:
+        lines.append("not in the total: " + " · ".join(apart))
+    return model_block(row, table=tables[by](spec, ops, counted, explain), lines=lines)
+
+
+def _summary(spec: ModelSpec, counted: Parameters) -> str:
+    parts = [
+        f"bf16 weights {size(2 * counted.total)}",
+        f"rule of thumb 12·L·d² = {billions(counted.rule_12_l_d2)} ({change(counted.rule_12_l_d2, counted.total)})",
+    ]
+    published = spec.published_parameters
+    if published is not None:
+        difference = change(published, counted.total)
+        parts.append(
+            "as published" if published == counted.total else f"published {billions(published)} ({difference})"
+        )
+    return " · ".join(parts)
+
+
+def _formula(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
+    """Return the formula of a component: weights in one layer of each kind, plus weights that exist only once."""
+    texts: dict[str, list[str]] = {}
+    once = [op for op in ops if _exists_once(op, spec)]
+    for group, chosen in _groups([op for op in ops if op not in once]).items():
+        texts.setdefault(_sum(spec, chosen, explain), []).append(group)
+    named = {text: groups for text, groups in texts.items() if text}
+    inside = "; ".join(f"{', '.join(groups)}: {text}" if len(texts) > 1 else text for text, groups in named.items())
+    outside = " + ".join(filter(None, (_sum(spec, chosen, explain) for chosen in _by_stack(spec, once))))
+    if texts and outside:
+        return f"{inside}, + {outside} once" if inside else f"{outside} once"
+    return inside + outside
+
+
+def _exists_once(op: Op, spec: ModelSpec) -> bool:
+    """Return whether the weights of an op exist only once: outside the layers, or shared by several layers."""
+    return not op.layer or op.count < _layer_counts(spec)[layer_group(op)]
+
+
+def _groups(ops: list[Op]) -> dict[str, list[Op]]:
+    """Return the ops of each kind of layer."""
+    groups: dict[str, list[Op]] = {}
+    for op in ops:
+        groups.setdefault(layer_group(op), []).append(op)
+    return groups
+
+
+def _by_stack(spec: ModelSpec, ops: list[Op]) -> list[list[Op]]:
+    """Group the ops by stack (encoder or decoder) if the formulas of the stacks have different numbers.
+
+    Return all ops as one group if each name in the formulas, such as `hidden`, has the same value in both stacks.
+    """
+    from llmbench.sizing.formula import values_of  # imported here, because JSON has no formulas
+
+    stacks: dict[str, list[Op]] = {}
+    for op in ops:
+        stacks.setdefault(op.stack, []).append(op)
+    values_of_names: dict[str, set[int]] = {}
+    for op in ops:
+        for name, value in values_of(op, spec).items():
+            if name in op.formula:
+                values_of_names.setdefault(name, set()).add(value)
+    return [ops] if all(len(values) == 1 for values in values_of_names.values()) else list(stacks.values())
+
+
+def _sum(spec: ModelSpec, ops: list[Op], explain: bool) -> str:
+    """Return one formula for the weights of these ops.
+
+    A weight whose size is only a number, not a field of the spec, is shown as an ellipsis (…). The formula is empty if
+    all weights are of this type.
+    """
+    from llmbench.sizing.formula import simplify, values_of, with_numbers
+
+    named = [op for op in ops if any(map(str.isalpha, op.formula))]
+    if not named:
+        return ""
+    layers = spec.encoder.layers if named[0].stack == "encoder" and spec.encoder else spec.layers
+    text = simplify([op.formula for op in named], layers.get(named[0].layer), spec)
+    if explain:
+        values: dict[str, int] = {}
+        for op in named:
+            values |= values_of(op, spec)
+        numbers, total = with_numbers(text, values), f"{sum(op.parameters for op in named):,}"
+        text = f"{text} = {total}" if numbers.isdigit() else f"{text} = {numbers} = {total}"
+    return text if len(named) == len(ops) else f"{text} + …"
+
+
+LAYER_COLUMNS: tuple[Field[Any], ...] = (
+    Field("parameters_per_layer", "per layer", "count"),
+    Field("parameters", "model", "count"),
+    Field("share", "share", "percent"),
+)
+
+
+def _by_component(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+    rows: list[dict[str, Any]] = []
+    for component in ROWS:
+        chosen = [op for op in ops if op.component == component and op.parameters]
+        if not chosen:
+            continue
+        inside = _groups([op for op in chosen if not _exists_once(op, spec)])
+        sums = {sum(op.parameters for op in group) for group in inside.values()}
+        total = counted.components[component]
+        row: dict[str, Any] = {"component": component, "formula": _formula(spec, chosen, explain)}
+        if len(sums) == 1:
+            row["parameters_per_layer"] = sums.pop()
+        rows.append(row | {"parameters": total, "share": total / counted.total})
+    columns: tuple[Field[Any], ...] = (
+        Field("component", "component", unbroken=True),
+        Field("formula", "formula" if explain else "formula (per layer)", wraps=True),
+        *LAYER_COLUMNS,
+    )
+    return table(columns, rows, total={"component": "total", "parameters": counted.total, "share": 1.0})
+
+
+def _by_layer(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+    rows: list[dict[str, Any]] = []
+    counts = _layer_counts(spec)
+    for name, parameters in counted.layers.items():
+        total = parameters * counts[name]
+        row = {"layers": name, "count": counts[name], "parameters_per_layer": parameters}
+        rows.append(row | {"parameters": total, "share": total / counted.total})
+    rest = counted.total - sum(row["parameters"] for row in rows)
+    rows.append({"layers": "outside layers", "parameters": rest, "share": rest / counted.total})
+    columns: tuple[Field[Any], ...] = (
+        Field("layers", "layers", unbroken=True),
+        Field("count", "count", "count"),
+        *LAYER_COLUMNS,
+    )
+    last = {"layers": "total", "count": sum(counts.values()), "parameters": counted.total, "share": 1.0}
+    return table(columns, rows, total=last)
+
+
+def _by_op(spec: ModelSpec, ops: list[Op], counted: Parameters, explain: bool) -> Table:
+    from llmbench.sizing.formula import values_of, with_numbers
+
+    rows: list[dict[str, Any]] = []
+    for op in ops:
+        if op.parameters:
+            formula = op.formula
+            if explain and any(map(str.isalpha, formula)):
+                formula += f" = {with_numbers(formula, values_of(op, spec))}"
+            row = {"op": op.name, "layers": layer_group(op), "count": op.count, "formula": formula}
+            rows.append(row | {"parameters_each": op.parameters, "parameters": op.count * op.parameters})
+    one_kind = len({row["layers"] for row in rows if row["layers"]}) < 2
+    columns: tuple[Field[Any], ...] = (
+        Field("op", "op", wraps=True),
+        Field("layers", None if one_kind else "layers", unbroken=True),
+        Field("count", "count", "count"),
+        Field("formula", "formula", wraps=True),
+        Field("parameters_each", "each", "count"),
+        Field("parameters", "model", "count"),
+    )
+    return table(columns, rows, total={"op": "total", "parameters": counted.total})
