@@ -7,6 +7,7 @@ starts in milliseconds, while a new process needs seconds to import torch.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import mmap
@@ -30,6 +31,7 @@ KILLED_S = 5.0
 """The seconds to wait for the end of a killed child. A process whose kernel hangs may end late."""
 
 NAME_BYTES = 512
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Reporter:
@@ -174,14 +176,17 @@ def _run(work: Callable[[Reporter], None], reporter: Reporter, log: Path, enviro
     """Run `work` in the child and end the process. Errors go into the log."""
     code = 1
     try:
-        os.setsid()
+        # The child stays in the session of its parent, so that whoever ends the session ends the child too.
+        os.setpgid(0, 0)
+        _die_with_parent()
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (out, 1), (out, 2)):
             os.dup2(source, target)
         stream: IO[str] = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
         sys.stdout = sys.stderr = stream
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         faulthandler.enable(file=2)  # writes the stack at a segmentation fault
         faulthandler.register(signal.SIGUSR1, file=2)  # the parent asks for the stack of a child that hangs
         os.environ.update(environment)
@@ -194,6 +199,13 @@ def _run(work: Callable[[Reporter], None], reporter: Reporter, log: Path, enviro
             sys.stdout.flush()
         finally:
             os._exit(code)  # without the exit handlers of the parent
+
+
+def _die_with_parent() -> None:
+    """Let Linux kill this process when its parent dies, so that a kernel that hangs does not keep the GPU."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def wait_for(children: Sequence[Child], seconds: float) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ tests that need the GPU alone."""
 WARMERS = 4
 """The number of processes that run torch.compile ahead, and of processes that compile while others run the tests."""
 
-RESERVE_S = 4.0
+RESERVE_S = 8.0
 """The seconds at the end of the time limit that are kept for the table and the archive."""
 
 PTXAS_SEEDS = 20
@@ -80,7 +81,8 @@ def _run_steps(
     found: Description,
     session: Session,
 ) -> int:
-    """Compile and measure. Return the exit code 130 after Ctrl-C, else 0."""
+    """Compile and measure. Return the exit code 130 after Ctrl-C or SIGTERM, else 0."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arch = int((found.header.environment.compute_capability or "9.0").replace(".", ""))
         batches = _batches(given, experiments, kernels, arch, found)
@@ -90,6 +92,8 @@ def _run_steps(
     except KeyboardInterrupt:
         print("\ninterrupted; the table shows the rows so far", flush=True)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -158,7 +158,7 @@ def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
     unfinished = table.with_suffix(".unfinished.txt")
     with unfinished.open("wb") as out:
         command = _command(name, folder, quick=quick)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, process_group=0)
         try:
             code = process.wait(box_s)
         except subprocess.TimeoutExpired:
