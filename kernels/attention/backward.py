@@ -10,6 +10,10 @@ queries, the second computes dq. Together they compute 7 matrix products; a sing
 kernel would sum dq by atomic additions in fp32, whose order changes from run to run, or its programs would wait for
 each other. With two kernels, each gradient is written once in its own format, and the accumulators fit in registers.
 One program sums the gradients of all query heads that share a key head. Results therefore repeat exactly.
+
+A single kernel with atomic additions was compiled as a trial, for tiles of 64 queries and 128 keys and heads of 128.
+By the cycle model of `kernels inspect`, one tile needs 2,960 cycles with Triton 3.9.0 (40 B of spills per thread) and
+3,200 with 3.6.0 (296 B), compared with 3,584 for the two kernels. The model does not include the atomic additions.
 """
 
 from __future__ import annotations
