@@ -245,13 +245,19 @@ def _decode(path: str, line: bytes) -> Line:
         schema = fields.get("schema", SCHEMA)
         if schema not in (SCHEMA, *OLDER_SCHEMAS):
             raise LLMBenchError(f"{path} has the schema {schema}; this llmbench reads {SCHEMA} and older schemas")
-        _rename_old_keys(fields)
+        _rename_old_names(fields)
     return msgspec.convert(fields, Line)
 
 
-def _rename_old_keys(fields: dict[str, Any]) -> None:
-    """Rename the keys of llmbench.results/1 to the present keys. A line of the current schema stays as it is."""
+def _rename_old_names(fields: dict[str, Any]) -> None:
+    """Rename the keys and case values of llmbench.results/1 to the present names.
+
+    A line of the current schema stays as it is.
+    """
     _rename(fields, anchors="reference_measurements", figures="extra")
+    case = fields.get("case")
+    if isinstance(case, dict) and case.get("what") == "by experts a token":  # a sweep of `bench moe`
+        case["what"] = "by experts per token"
     if fields.get("schema") in OLDER_SCHEMAS:
         fields["schema"] = SCHEMA
     _rename(fields.get("memory"), held_bytes="resident_bytes")

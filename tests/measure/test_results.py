@@ -254,6 +254,20 @@ def test_an_old_file_is_compared_with_a_new_one(tmp_path: Path) -> None:
         assert difference.regressions == difference.notes == []
 
 
+def test_the_old_name_of_a_case_is_the_new_one(tmp_path: Path) -> None:
+    """`bench moe` named one of its sweeps "by experts a token". `diff` pairs its rows with the rows of today."""
+    lines = OLD_FILE.read_text().splitlines()
+    old_row = json.loads(lines[-1])
+    paths = []
+    for name in ("by experts a token", "by experts per token"):
+        old_row["case"] = {"what": name, "experts": 64, "top_k": 2}
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text(f"{lines[0]}\n{json.dumps(old_row)}\n")
+    before, after = map(read, paths)
+    assert before.rows == after.rows
+    assert [change.ratio for change in diff(before, after).changes] == [1.0]
+
+
 def test_each_row_belongs_to_its_session(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     with Store(path, header(reference_measurements=references())) as store:
