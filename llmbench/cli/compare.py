@@ -199,10 +199,11 @@ FIELDS: tuple[Field[Compared], ...] = (
     ),
     Field(
         "kv_bytes_per_sequence",
-        "KV cache per sequence",
+        "keys and values per sequence",
         value=lambda row: row.cache.bytes_per_sequence,
         text=lambda row: size(row.cache.bytes_per_sequence),
-        description="the same figure as `bytes_per_sequence` of `kvcache`",
+        description="bytes of the keys and values per sequence, as `bytes_per_sequence` of `kvcache`. Recurrent "
+        "states, the indexer's keys and cross-attention are not included; `kvcache` lists their bytes in other fields",
     ),
     Field(
         "prefill_flops_per_token",
