@@ -45,12 +45,15 @@ def rows_of(
     experiment: Experiment, case: Any, names: Sequence[str], machine: Machine, fields: Mapping[str, Scalar]
 ) -> Iterator[Row]:
     """Yield the rows of one case, one for each of the candidates `names`. `fields` describe the case in the rows."""
+    chosen = [candidate for candidate in experiment.candidates if candidate.name in names]
+    # If only our kernels run, the names of the GPU kernels say nothing new.
+    with_others = any(isinstance(candidate, CandidateKernel) and not candidate.own for candidate in chosen)
     yield from check_and_time(
         candidates_of(experiment, case, names, machine),
         experiment=experiment.name,
         case=fields,
         clock=machine.clock,
-        attention=machine.names_kernels and experiment.kernel.name in NAMED,
+        attention=machine.names_kernels and experiment.kernel.name in NAMED and with_others,
         **machine.sampling,
     )
 

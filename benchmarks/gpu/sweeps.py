@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import torch
 
 from benchmarks.gpu.archive import pack, unpack
@@ -31,7 +32,7 @@ from llmbench.bench.experiments.experiment import Ask
 from llmbench.errors import CannotRunError, LLMBenchError, unknown
 from llmbench.measure.clock import clock_for
 from llmbench.measure.reference import Sizes, measure_references
-from llmbench.measure.results import read
+from llmbench.measure.results import ENDED_SESSION, Row, read
 from llmbench.model.formats import DTYPES
 
 __all__ = ["main", "warm"]
@@ -169,12 +170,48 @@ def _bench(name: str, folder: Path, box_s: float, *, quick: bool) -> int:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 code = 130
+                _blame_hanging_group(name, folder, quick=quick)
     # The experiment is done. The caller reports the rows that are INCORRECT or FAILED.
     if code == 1 and _summary(folder, name)[1]:
         code = 0
     if code == 0:
         unfinished.rename(table)
     return code
+
+
+def _blame_hanging_group(name: str, folder: Path, *, quick: bool) -> None:
+    """Write FAILED rows for the group in which the process of an experiment hung, so that the next slice leaves it out.
+    It is the first group that lacks rows."""
+    path = folder / f"bench-{name}.jsonl"
+    if not path.exists():
+        return
+    latest = read(path).by_key()
+    done = {key for key, row in latest.items() if row.status != "FAILED" or row.ended_session}
+    for group in find_experiment(name).groups(_ask(quick)):
+        lacking = [key for key in group.row_keys() if key not in done]
+        if lacking:
+            names = ", ".join(group.names)
+            reason = f"the process did not end at its time limit; one of these hangs: {names}"
+            rows = [
+                Row(
+                    experiment=group.experiment,
+                    case=dict(group.case),
+                    implementation=implementation,
+                    status="FAILED",
+                    reason=reason,
+                    extra={ENDED_SESSION: True},
+                )
+                for _, _, implementation in lacking
+            ]
+            with path.open("ab") as file:
+                file.write(b"".join(b"\n" + msgspec.json.encode(row) for row in rows) + b"\n")
+            return
+
+
+def _ask(quick: bool) -> Ask:
+    """Return the request that `llmbench bench` makes of an experiment on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
 
 
 def _command(name: str, folder: Path, *, quick: bool) -> list[str]:
@@ -198,8 +235,8 @@ def _summary(folder: Path, name: str) -> tuple[str, list[str]]:
 
 def warm(names: Sequence[str], number: int, shares: int, *, quick: bool) -> None:
     """Compile every `shares`-th group of cases, starting with group `number`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ask = Ask(quick=quick, device=device, dtype="bf16" if device.type == "cuda" else "fp32")
+    ask = _ask(quick)
+    device = ask.device
     references = measure_references(
         clock_for(device), DTYPES[ask.dtype], budget_s=0.0, sizes=Sizes(matmul=64, bytes=2**12, launches=10)
     )

@@ -11,8 +11,9 @@ import torch
 from benchmarks.gpu import sweeps
 from benchmarks.gpu.__main__ import main as gpu_check
 from benchmarks.gpu.sweeps import main, warm
-from llmbench.measure.results import Row, Store
-from tests.measure.rows import header
+from llmbench.bench.experiments import find_experiment
+from llmbench.measure.results import Row, Store, read
+from tests.measure.rows import header, timed
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 
@@ -71,6 +72,29 @@ def test_an_experiment_is_interrupted_at_its_time_limit(
     assert main(["--quick", "--only", "heads", "--seconds", "0", "--results", str(tmp_path)]) == 0
     assert "heads: not done (130); no rows" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"bench-heads.unfinished.txt", "gpu_bench.tar.gz"}
+
+
+def test_a_group_that_hangs_is_left_out_of_the_next_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A process that ignores the interruption is killed. The first group without rows is blamed."""
+    path = tmp_path / "bench-heads.jsonl"
+    first, second, *_ = find_experiment("heads").groups(sweeps._ask(True))
+    timed_rows = [
+        Row(experiment="heads", case=dict(first.case), implementation=name, status="ok", measurement=timed(1.0))
+        for name in first.names
+    ]
+    with Store(path, header()) as store:
+        store.write(timed_rows)
+    monkeypatch.setattr(sweeps, "LEAST_S", -math.inf)
+    monkeypatch.setattr(sweeps, "GRACE_S", 0.3)
+    monkeypatch.setattr(sweeps, "_command", lambda *_, **__: ["sh", "-c", "trap '' INT; sleep 100"])
+    assert main(["--quick", "--only", "heads", "--seconds", "0.6", "--results", str(tmp_path)]) == 1
+    assert "one of these hangs" in capsys.readouterr().out
+    rows = read(path).rows
+    assert rows[: len(timed_rows)] == timed_rows
+    assert [row.key for row in rows[len(timed_rows) :]] == second.row_keys()
+    assert all(row.ended_session for row in rows[len(timed_rows) :])
 
 
 def test_wrong_rows_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
