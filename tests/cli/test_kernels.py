@@ -35,6 +35,27 @@ def test_check_on_a_cpu_is_interpreted() -> None:
     assert 0 < rows[0]["error"] <= rows[0]["budget"]
 
 
+def test_random_cases_are_checked() -> None:
+    found = llmbench("kernels", "check", "glu", "--device", "cpu", "--fuzz", "1", "--seed", "3", "--format", "json")
+    assert found.returncode == 0, found.stderr
+    answer = json.loads(found.stdout)
+    assert (answer["inputs"]["fuzz_s"], answer["inputs"]["seed"]) == (1, 3)
+    assert sum(row["trials"] for row in answer["kernels"]) >= 1
+    assert all(row["passed"] and row["failures"] == [] for row in answer["kernels"])
+
+
+def test_failures_of_random_cases_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmbench.kernels.proof import fuzz
+    from llmbench.kernels.proof.accuracy import Verdict
+
+    monkeypatch.setattr(fuzz, "_run", lambda *_: [Verdict("dq", 0.5, 1e-3, 2e-3, False)])
+    assert run(["kernels", "check", "glu", "--device", "cpu", "--fuzz", "1"]) == 1
+    text = capsys.readouterr().out
+    assert "WRONG glu: dq has the error 0.5, its budget is 0.002" in text
+    assert "  repeat('glu', '" in text
+    assert "  smaller: repeat('glu', '" in text
+
+
 def test_inspect_compiles_without_a_gpu() -> None:
     found = llmbench("kernels", "inspect", "glu", "--arch", "sm_80,sm_90", "--format", "json", TRITON_INTERPRET="1")
     assert found.returncode == 0, found.stderr
@@ -64,6 +85,7 @@ def test_inspect_of_shipped_configurations() -> None:
         (("inspect", "glu", "--dtype", "fp8"), 2, "choose from bf16, fp16, fp32"),
         (("check", "glu", "--device", "tpu"), 2, "choose from auto, cuda and cpu"),
         (("check", "glu", "--seeds", "0"), 2, "--seeds"),
+        (("check", "glu", "--fuzz", "0"), 2, "--fuzz"),
     ],
 )
 def test_wrong_arguments_are_explained(arguments: tuple[str, ...], code: int, said: str) -> None:
