@@ -33,12 +33,14 @@ def narrowed(x, dtype: tl.constexpr):
     """Round fp32 to the nearest number of `dtype`. If two numbers are equally near, take the one whose last bit is 0.
 
     The interpreter truncates to bf16, so the error would be twice as large and always towards zero. In the interpreter,
-    half of the last bf16 digit is therefore added before the truncation.
+    half of the last bf16 digit is therefore added before the truncation. Numbers below the smallest normal one, such as
+    0, stay as they are: the interpreter would convert 0 plus half of a digit to the smallest normal number.
     """
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         odd = (bits >> 16) & 1
-        x = tl.where(x == x, (bits + odd + 0x7FFF).to(tl.float32, bitcast=True), x)
+        normal = (x == x) & ((bits & 0x7F800000) != 0)
+        x = tl.where(normal, (bits + odd + 0x7FFF).to(tl.float32, bitcast=True), x)
     return x.to(dtype)
 
 
