@@ -222,6 +222,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 def linear_losses(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, options: Options) -> Tensor:
     """Return the losses [t] in fp32. Launch `vocabulary_tiles` and `losses_of_tiles`, which store no logits."""
     x, weight = _unit_stride(x), _unit_stride(weight)
+    bias = None if bias is None else bias.contiguous()
     (tokens, hidden), vocabulary = x.shape, weight.shape[0]
     arch = architecture(x.device)
     config = choose("vocabulary_tiles", tile_configurations(x.element_size(), arch))

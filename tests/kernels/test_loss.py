@@ -265,6 +265,24 @@ def test_a_second_backward_pass_is_refused() -> None:
         torch.autograd.grad(loss, parameters)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_bias_may_have_any_stride(reduction: str) -> None:
+    x, weight, targets = torch.randn(4, 16), torch.randn(40, 16), torch.arange(4)
+    x, weight, targets, bias = (tensor.to(DEVICE) for tensor in (x, weight, targets, torch.randn(40, 2)[:, 0]))
+    found = linear_cross_entropy(x, weight, targets, bias, reduction=reduction)
+    torch.testing.assert_close(found, linear_cross_entropy(x, weight, targets, bias.clone(), reduction=reduction))
+
+
+def test_a_gradient_of_0_stays_0_in_bf16() -> None:
+    """Triton's interpreter converts 0 plus half of the last digit to the smallest normal number."""
+    x = torch.zeros(0, 8, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    weight = torch.ones(5, 8, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    targets = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    linear_cross_entropy(x, weight, targets, reduction="sum").backward()
+    assert weight.grad is not None
+    assert weight.grad.count_nonzero() == 0
+
+
 def test_no_tokens() -> None:
     arguments = inputs(Case(4, 16, 30, "sum", bias=True))
     arguments["x"], arguments["targets"] = arguments["x"][:0], arguments["targets"][:0]
