@@ -39,12 +39,13 @@ def restrided(x: Tensor, draw: Draw, *, unit_stride: bool = False) -> Tensor:
 
 
 def expanded(x: Tensor, draw: Draw) -> Tensor:
-    """Return x with one random dimension expanded: all its values are those of its first index, at stride 0.
+    """Return x with one random dimension expanded: all its values are those of its first index, at stride 0. The last
+    dimension of a matrix is not expanded, because equal scores of experts have no order.
 
     A tensor without dimensions or without elements stays as it is. So does one with NaN, which marks unused rows of a
     cache, because other rows are unused in another sequence.
     """
     if not x.numel() or not x.dim() or not bool(x.float().isfinite().all()):
         return x
-    dim = draw.randrange(x.dim())
+    dim = draw.randrange(max(1, x.dim() - 1))
     return x.narrow(dim, 0, 1).expand_as(x)

@@ -105,11 +105,11 @@ def test_a_layout_keeps_the_values_and_surrounds_them_with_nan() -> None:
 
 
 def test_an_expanded_tensor_has_a_stride_of_0() -> None:
-    x = torch.arange(6.0).view(2, 3)
+    x = torch.arange(24.0).view(2, 3, 4)
     found = {expanded(x, Draw(seed)).stride() for seed in range(20)}
-    assert found == {(0, 1), (3, 0)}
+    assert found == {(0, 4, 1), (12, 0, 1)}
     unused = x.clone()
-    unused[1, 2] = torch.nan
+    unused[1, 2, 0] = torch.nan
     assert expanded(unused, Draw(0)) is unused
 
 
