@@ -44,7 +44,9 @@ def test_random_cases_are_checked() -> None:
     assert all(row["passed"] and row["failures"] == [] for row in answer["kernels"])
 
 
-def test_failures_of_random_cases_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_of_random_cases_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from llmbench.kernels.proof import fuzz
     from llmbench.kernels.proof.accuracy import Verdict
 
