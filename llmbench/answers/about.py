@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -10,6 +11,8 @@ from llmbench.report.document import Block, Table
 from llmbench.report.fields import Field, record
 from llmbench.sizing.lengths import beyond_positions
 from llmbench.spec.model import ModelSpec
+
+Item = TypeVar("Item")
 
 
 class AboutModel(msgspec.Struct, kw_only=True):
@@ -60,6 +63,19 @@ MODEL_FIELDS: tuple[Field[AboutModel], ...] = (
     ),
 )
 """The first fields of each row about a model."""
+
+
+def sweep_fields(
+    fields: Sequence[Field[Item]], items: Sequence[Item], headings: Mapping[str, str]
+) -> tuple[Field[Item], ...]:
+    """Return the fields of the table of a sweep. A field in `headings` becomes a column if the items differ in it."""
+
+    def column(field: Field[Item]) -> Field[Item]:
+        if field.name not in headings or len({field.of(item) for item in items}) == 1:
+            return field
+        return msgspec.structs.replace(field, heading=headings[field.name], unit="count")
+
+    return tuple(map(column, fields))
 
 
 def model_block(about: AboutModel, *, table: Table | None, context: str = "", lines: Sequence[str] = ()) -> Block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, records
 from llmbench.report.units import change, plural, si
@@ -102,8 +102,31 @@ def document(
         inputs=inputs,
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=[_block(row, by, explain) for row in rows] if tables else [],
+        blocks=_blocks(rows, by, explain) if tables else [],
     )
+
+
+def _blocks(rows: list[Counted], by: str, explain: bool) -> list[Block]:
+    """Return a block per model. A sweep over lengths or batches has one table, with a row per model and workload."""
+    if all(row.workload == rows[0].workload for row in rows):
+        return [_block(row, by, explain) for row in rows]
+    columns = (
+        *sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"}),
+        Field[Counted]("step_flops", "step", "flops_whole", lambda row: row.flops.total, in_json=False),
+        Field[Counted]("token_flops", "per token", "flops", lambda row: row.flops.per_token, in_json=False),
+        Field[Counted](
+            "attention_share", "attention", "percent", lambda row: row.flops.attention / row.flops.total, in_json=False
+        ),
+    )
+    lines = ["attention: share of the products of queries with keys and of scores with values"]
+    lines += dict.fromkeys(
+        f"{row.spec.name} is approximate: {reason}" for row in rows for reason in row.approximate_because
+    )
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    step = {"prefill": "prefill", "train": "training step", "decode": "one new token after cached tokens"}
+    return [
+        Block(headline=f"FLOPs · {step[rows[0].workload.phase]}", table=table(columns, rows), lines=lines, notes=notes)
+    ]
 
 
 def workload_of(phase: Phase, seq: int, batch: int, **more: Any) -> Workload:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes, model_block
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, length_notes, model_block, sweep_fields
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, inside, records
 from llmbench.report.units import UNKNOWN, plural, size
@@ -124,7 +124,12 @@ def _comparison(rows: list[Cached], *, sorted_by_size: bool) -> Block:
             lines.append(_no_cache(row.spec))
         lines += [f"{row.spec.name} is approximate: {reason}" for reason in row.approximate_because]
     notes = [] if sorted_by_size else [note for row in rows for note in length_notes(row.spec, row.tokens)]
-    return Block(headline=_context(rows[0].cache), table=table(FIELDS, shown), lines=lines, notes=notes)
+    return Block(
+        headline=_context([row.cache for row in rows]),
+        table=table(sweep_fields(FIELDS, rows, {"seq_len": "tokens", "batch": "batch"}), shown),
+        lines=list(dict.fromkeys(lines)),
+        notes=list(dict.fromkeys(notes)),
+    )
 
 
 def _no_cache(spec: ModelSpec) -> str:
@@ -132,9 +137,15 @@ def _no_cache(spec: ModelSpec) -> str:
     return f"{spec.name} keeps no cache: it {reason}"
 
 
-def _context(cache: KVCache) -> str:
-    tokens = plural(cache.seq_len, "token")
-    return f"KV cache · {tokens} · batch {cache.batch:,} · {cache.kv_dtype} · blocks of {cache.block_size:,}"
+def _context(caches: Sequence[KVCache]) -> str:
+    """Return a line with the options that the caches share."""
+    first = caches[0]
+    parts = ["KV cache"]
+    if all(cache.seq_len == first.seq_len for cache in caches):
+        parts.append(plural(first.seq_len, "token"))
+    if all(cache.batch == first.batch for cache in caches):
+        parts.append(f"batch {first.batch:,}")
+    return " · ".join([*parts, first.kv_dtype, f"blocks of {first.block_size:,}"])
 
 
 def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
@@ -160,7 +171,7 @@ def _one(row: Cached, kv_dtype: DType, explain: bool) -> list[Block]:
             )
     else:
         lines = [_no_cache(spec)]
-    blocks = [model_block(row, context=_context(cache), table=table(columns, layers, total=total), lines=lines)]
+    blocks = [model_block(row, context=_context([cache]), table=table(columns, layers, total=total), lines=lines)]
     variants = _variants(spec, cache, kv_dtype) if cache.bytes_total else None
     if variants is not None:
         blocks.append(Block(about=blocks[0].about, table=variants))

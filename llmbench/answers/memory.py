@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block, sweep_fields
 from llmbench.errors import LLMBenchError
 from llmbench.report.document import Block, Document, table
 from llmbench.report.fields import Field, inside, records
@@ -58,6 +58,8 @@ FIELDS: tuple[Field[Sized], ...] = (
         Field("num_gpus", value=lambda row: row.memory.layout.num_gpus, description="number of GPUs of the layout"),
         Field(
             "peak_bytes",
+            "peak",
+            "gib",
             description="peak memory of a training step or of serving, on the GPU with the highest peak",
         ),
         Field(
@@ -155,8 +157,38 @@ def document(rows: list[Sized], inputs: dict[str, Any], *, tables: bool = True) 
         inputs=inputs,
         rows_key="models",
         rows=records(FIELDS, rows),
-        blocks=[_block(row) for row in rows] if tables else [],
+        blocks=_blocks(rows) if tables else [],
     )
+
+
+def _blocks(rows: list[Sized]) -> list[Block]:
+    """Return the parts of the peak of one workload, or a table with a row per length and batch of a sweep."""
+    if len(rows) == 1:
+        return [_block(rows[0])]
+    first = rows[0]
+    names = _part_names(first.memory)
+
+    def part(name: str) -> Field[Sized]:
+        return Field(f"{name}_bytes", names[name], "gib", lambda row: row.memory.parts_bytes[name], in_json=False)
+
+    columns = (
+        *sweep_fields(FIELDS[len(MODEL_FIELDS) :], rows, {"seq_len": "tokens", "micro_batch": "batch"}),
+        *(part(name) for name in PARTS if any(row.memory.parts_bytes[name] for row in rows)),
+        Field[Sized]("smallest", "smallest device", value=_smallest, in_json=False),
+    )
+    same_tokens = all(row.memory.seq_len == first.memory.seq_len for row in rows)
+    same_batch = all(row.memory.micro_batch == first.memory.micro_batch for row in rows)
+    block = model_block(
+        first,
+        context=_context(first, tokens=same_tokens, batch=same_batch),
+        table=table(columns, rows),
+        lines=[
+            "smallest device: the built-in device with the least memory that is enough for the peak and a CUDA context "
+            f"of {size(CONTEXT_BYTES)}"
+        ],
+    )
+    block.notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    return [block]
 
 
 def _refuse_options_of_the_other_phase(
@@ -199,6 +231,10 @@ def fitting(memory: Memory) -> list[str]:
     return [name for name, memory_bytes in device_memories() if memory_bytes >= memory.needed_bytes]
 
 
+def _smallest(row: Sized) -> str:
+    return next(iter(fitting(row.memory)), "none")
+
+
 _PART_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
@@ -210,10 +246,13 @@ _PART_NAMES = {
 }
 
 
+def _part_names(memory: Memory) -> dict[str, str]:
+    return _PART_NAMES if memory.phase == "train" else _PART_NAMES | {"logits": "logits"}
+
+
 def _block(row: Sized) -> Block:
     memory = row.memory
-    training = memory.phase == "train"
-    names = _PART_NAMES if training else _PART_NAMES | {"logits": "logits"}
+    names = _part_names(memory)
     parts: list[dict[str, Any]] = []
     for part in PARTS:
         peak, full = memory.parts_bytes[part], memory.full_bytes.get(part)
@@ -239,15 +278,18 @@ def _only_shards(memory: Memory) -> bool:
     return memory.layout.zero == 3 and not memory.full_bytes["weights"]
 
 
-def _context(row: Sized) -> str:
-    """Return two lines with the options that the figures depend on."""
+def _context(row: Sized, *, tokens: bool = True, batch: bool = True) -> str:
+    """Return two lines with the options that the figures depend on. `tokens`, `batch`: whether to say their values."""
     memory, layout = row.memory, row.memory.layout
     gpus = f"{layout.num_gpus:,} GPUs: {layout}" if layout.num_gpus > 1 else "one GPU"
-    tokens, batch = plural(memory.seq_len, "token"), f"{memory.micro_batch:,}"
     replica = " per replica" if layout.dp > 1 else ""
+    sequences = "batch" if memory.phase == "inference" else "micro-batch"
+    workload = [plural(memory.seq_len, "token")] if tokens else []
+    workload += [f"{sequences} {memory.micro_batch:,}{replica}"] if batch else []
+    said = " · ".join([*workload, gpus])
     if memory.phase == "inference":
         formats = f"weights {row.precision} · cache {row.kv_dtype}"
-        return f"serving · {tokens} · batch {batch}{replica} · {gpus}\n{formats}"
+        return f"serving · {said}\n{formats}"
     recipe = training_precision(row.precision)
     formats = f"weights {recipe.weights}, gradients {recipe.gradients}"
     if layout.zero == 3 and recipe.master and recipe.gradients != "fp32":
@@ -259,10 +301,7 @@ def _context(row: Sized) -> str:
         "eager": "plain torch, flash attention",
         "standard": "plain torch, attention stores its scores",
     }[row.kernels or "fused"]
-    return (
-        f"training step · {tokens} · micro-batch {batch}{replica} · {gpus}\n"
-        f"{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
-    )
+    return f"training step · {said}\n{row.precision} precision: {formats} · {row.optimizer} · {recompute} · {kernels}"
 
 
 def _lines(memory: Memory) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmbench.answers.flops import counted, document, workload_of
-from llmbench.cli.options import SEQ, As, Batch, Explain, Models, Output, Seq, Set, answer, load
+from llmbench.cli.options import ONE, SEQS, As, Batches, Explain, Models, Output, Seqs, Set, answer, load
 from llmbench.errors import LLMBenchError
 from llmbench.sizing.workload import Phase, Recompute
 
@@ -41,8 +41,8 @@ By = Annotated[Literal["component", "op"], typer.Option("--by", help="Show one r
 def command(
     models: Models,
     phase: PhaseOption = "prefill",
-    seq: Seq = SEQ,
-    batch: Batch = 1,
+    seq: Seqs = SEQS,
+    batch: Batches = ONE,
     attention: ScorePairs = "causal",
     recompute: RecomputeOption = "none",
     by: By = "component",
@@ -64,6 +64,8 @@ def command(
 
       llmbench flops llama3-8b --phase train --recompute full --by op
 
+      llmbench flops llama3-8b --seq 1k..128k
+
       llmbench flops gemma3-27b --attention full --format json
     """
     if recompute != "none" and phase != "train":
@@ -71,13 +73,16 @@ def command(
             f"--recompute {recompute}: --phase {phase} has no backward pass",
             hint="leave out --recompute, or use --phase train",
         )
-    workload = workload_of(phase, seq, batch, masked_pairs=attention == "full")
-    rows = counted([load(text, set) for text in models], workload, recompute)
+    workloads = [
+        workload_of(phase, tokens, sequences, masked_pairs=attention == "full") for tokens in seq for sequences in batch
+    ]
+    specs = [load(text, set) for text in models]
+    rows = [row for spec in specs for workload in workloads for row in counted([spec], workload, recompute)]
     inputs = {
         "models": models,
         "phase": phase,
-        "seq_len": seq,
-        "batch": batch,
+        "seq_len": seq.as_input,
+        "batch": batch.as_input,
         "attention": attention,
         "recompute": recompute,
         "set": set or [],

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llmbench.answers.kvcache import cached, document
 from llmbench.cli.options import (
     MODEL_HELP,
-    SEQ,
+    ONE,
+    SEQS,
     As,
-    Batch,
+    Batches,
     CacheType,
     Explain,
     Output,
-    Seq,
+    Seqs,
     Set,
     answer,
     load,
@@ -44,8 +45,8 @@ BlockSize = Annotated[
 
 def command(
     models: OptionalModels = None,
-    seq: Seq = SEQ,
-    batch: Batch = 1,
+    seq: Seqs = SEQS,
+    batch: Batches = ONE,
     kv_dtype: CacheFormat = "bf16",
     block_size: BlockSize = 16,
     explain: Explain = False,
@@ -67,14 +68,23 @@ def command(
 
       llmbench kvcache deepseek-v3 --kv-dtype fp8 --explain
 
+      llmbench kvcache llama3-8b --seq 8k..128k --batch 1,8
+
       llmbench kvcache gemma3-27b jamba-v0.1 --seq 32768 --format markdown
     """
     specs = [load(text, set) for text in models] if models else _built_in(set)
-    rows = cached(specs, seq, batch=batch, kv_dtype=kv_dtype, block_size=block_size)
+    options: dict[str, Any] = {"kv_dtype": kv_dtype, "block_size": block_size}
+    rows = [
+        row
+        for spec in specs
+        for tokens in seq
+        for sequences in batch
+        for row in cached([spec], tokens, batch=sequences, **options)
+    ]
     inputs = {
         "models": models or [],
-        "seq_len": seq,
-        "batch": batch,
+        "seq_len": seq.as_input,
+        "batch": batch.as_input,
         "kv_dtype": kv_dtype,
         "block_size": block_size,
         "set": set or [],

@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 import typer
 
 from llmbench.answers.memory import document, sized
-from llmbench.cli.options import SEQ, As, CacheType, OneModel, Output, Seq, Set, answer, load, positive_integer
+from llmbench.cli.options import (
+    ONE,
+    SEQS,
+    As,
+    CacheType,
+    Counts,
+    OneModel,
+    Output,
+    Seqs,
+    Set,
+    answer,
+    load,
+    sequence_counts,
+)
 from llmbench.sizing.recipe import Optimizer, PrecisionName
 from llmbench.sizing.workload import Recompute
 
@@ -15,14 +28,14 @@ PhaseOption = Annotated[
     Literal["train", "inference"], typer.Option("--phase", help="train: a training step. inference: serving.")
 ]
 MicroBatch = Annotated[
-    int,
+    Counts,
     typer.Option(
         "--batch",
         "--micro-batch",
         metavar="N",
         help="Sequences per data-parallel replica. Training: sequences of one micro-batch. Inference: sequences that "
-        "are served at the same time.",
-        parser=positive_integer,
+        "are served at the same time. A sweep: 1,8,64, or 1..64, which doubles.",
+        parser=sequence_counts,
     ),
 ]
 Precision = Annotated[
@@ -72,8 +85,8 @@ CacheFormat = Annotated[
 def command(
     model: OneModel,
     phase: PhaseOption = "train",
-    seq: Seq = SEQ,
-    batch: MicroBatch = 1,
+    seq: Seqs = SEQS,
+    batch: MicroBatch = ONE,
     precision: Precision = None,
     optimizer: OptimizerOption = "adamw",
     recompute: RecomputeOption = "none",
@@ -99,25 +112,32 @@ def command(
 
       llmbench memory llama3-70b --phase inference --precision fp8 --batch 32 --layout tp=4
 
+      llmbench memory llama3-8b --phase inference --seq 8k,32k,128k --batch 1,16
+
       llmbench memory deepseek-v3 --layout pp=16,ep=64,dp=128,zero=1 --recompute full --format json
     """
-    row = sized(
-        load(model, set),
-        phase=phase,
-        seq=seq,
-        batch=batch,
-        precision=precision,
-        optimizer=optimizer,
-        recompute=recompute,
-        layout=layout,
-        kernels=kernels,
-        kv_dtype=kv_dtype,
-    )
+    spec = load(model, set)
+    rows = [
+        sized(
+            spec,
+            phase=phase,
+            seq=tokens,
+            batch=sequences,
+            precision=precision,
+            optimizer=optimizer,
+            recompute=recompute,
+            layout=layout,
+            kernels=kernels,
+            kv_dtype=kv_dtype,
+        )
+        for tokens in seq
+        for sequences in batch
+    ]
     inputs = {
         "model": model,
         "phase": phase,
-        "seq_len": seq,
-        "micro_batch": batch,
+        "seq_len": seq.as_input,
+        "micro_batch": batch.as_input,
         "precision": precision,
         "optimizer": optimizer,
         "recompute": recompute,
@@ -126,4 +146,4 @@ def command(
         "kv_dtype": kv_dtype,
         "set": set or [],
     }
-    answer(document([row], inputs, tables=format != "json"), format, output)
+    answer(document(rows, inputs, tables=format != "json"), format, output)

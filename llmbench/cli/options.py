@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,6 +46,47 @@ def token_count(text: str | int) -> int:
     if not number.isascii() or not number.isdigit():
         raise typer.BadParameter(f"{text!r} is not a number of tokens, such as 8192 or 8k")
     return positive_integer(int(number[:20]) * unit)
+
+
+class Counts(tuple[int, ...]):
+    """The values of an option that takes one number, or several numbers for a sweep."""
+
+    @property
+    def as_input(self) -> int | list[int]:
+        """The only number, or the list of the numbers. JSON repeats it in `inputs`."""
+        return self[0] if len(self) == 1 else list(self)
+
+
+MOST_STEPS = 64
+"""The largest number of values of one option in a sweep."""
+
+
+def _counts(text: str | Counts, parse: Callable[[str], int]) -> Counts:
+    """Parse `8,32`, or `8..64`, which doubles from the first number to the last: 8, 16, 32, 64."""
+    if isinstance(text, Counts):  # the default
+        return text
+    values: list[int] = []
+    for part in str(text).split(","):
+        first, dots, last = part.partition("..")
+        values.append(parse(first))
+        end = parse(last) if dots else 0
+        if dots and end < values[-1]:
+            raise typer.BadParameter(f"{part!r}: the range ends before it begins")
+        while values[-1] * 2 <= end:
+            values.append(values[-1] * 2)
+    if len(values) > MOST_STEPS:
+        raise typer.BadParameter(f"{len(values)} values are more than {MOST_STEPS}")
+    return Counts(dict.fromkeys(values))
+
+
+def token_counts(text: str | Counts) -> Counts:
+    """Parse one or several numbers of tokens: `8k`, `8k,32k`, or `8k..128k`."""
+    return _counts(text, token_count)
+
+
+def sequence_counts(text: str | Counts) -> Counts:
+    """Parse one or several numbers of sequences: `8`, `1,8,64`, or `1..64`."""
+    return _counts(text, positive_integer)
 
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP, show_default=False)]
@@ -92,10 +134,30 @@ Seq = Annotated[
     int,
     typer.Option("--seq", metavar="TOKENS", help="Tokens per sequence, for example 8192 or 8k.", parser=token_count),
 ]
+Seqs = Annotated[
+    Counts,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Tokens per sequence, for example 8192 or 8k. A sweep: 8k,32k,128k, or 8k..128k, which doubles.",
+        parser=token_counts,
+    ),
+]
 SEQ = 4096
 """The default of --seq, in tokens."""
+SEQS = Counts([SEQ])
+ONE = Counts([1])
 CacheType = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Number of sequences.", parser=positive_integer)]
+Batches = Annotated[
+    Counts,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        help="Number of sequences. A sweep: 1,8,64, or 1..64, which doubles.",
+        parser=sequence_counts,
+    ),
+]
 
 
 def load(text: str, changes: list[str] | None) -> ModelSpec:

@@ -440,3 +440,39 @@ def test_options_are_frozen(command: str) -> None:
     assert " ".join(names) == OPTIONS[command]
     assert len(names) <= 12
     assert all(option.help for option in options)
+
+
+# Sweeps
+
+
+def test_a_sweep_has_a_row_per_model_length_and_batch(capsys: Capture) -> None:
+    sweep = rows(capsys, "kvcache", "llama3-8b", "gemma3-4b", "--seq", "8k,32k", "--batch", "1,8")
+    alone = [
+        rows(capsys, "kvcache", model, "--seq", seq, "--batch", batch)[0]
+        for model in ("llama3-8b", "gemma3-4b")
+        for seq in ("8192", "32768")
+        for batch in ("1", "8")
+    ]
+    assert sweep == alone
+    table = answer(capsys, "kvcache", "llama3-8b", "--seq", "8k,32k")
+    assert table.splitlines()[2].split()[:3] == ["model", "kind", "tokens"]
+
+
+@pytest.mark.parametrize("command", ["flops", "memory"])
+def test_a_sweep_over_lengths(command: str, capsys: Capture) -> None:
+    sweep = rows(capsys, command, "llama3-8b", "--seq", "1k..8k")
+    assert [row["seq_len"] for row in sweep] == [1024, 2048, 4096, 8192]
+    assert sweep[1] == rows(capsys, command, "llama3-8b", "--seq", "2048")[0]
+    table = answer(capsys, command, "llama3-8b", "--seq", "1k..8k")
+    assert [line.split()[0 if command == "memory" else 1] for line in table.splitlines() if "8,192" in line] == [
+        "8,192"
+    ]
+    csv = answer(capsys, command, "llama3-8b", "--seq", "1k..8k", "--format", "csv").splitlines()
+    assert len(csv) == 5
+    assert len(set(csv[0].split(","))) == len(csv[0].split(","))
+
+
+def test_sweeps_that_make_no_sense(capsys: Capture) -> None:
+    assert "ends before it begins" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k..4k")
+    assert "not a number of tokens" in refusal(capsys, "kvcache", "llama3-8b", "--seq", "8k,")
+    assert "more than 64" in refusal(capsys, "kvcache", "llama3-8b", "--seq", ",".join(map(str, range(1, 67))))
