@@ -420,11 +420,11 @@ class Case(NamedTuple):
 
 
 def random_targets(tokens: int, vocabulary: int, ignored: int, random: Random) -> Tensor:
-    """Return random targets. They include the first and the last token of the vocabulary, and the last `ignored`
-    targets are -100."""
+    """Return random targets, of which `ignored` are -100. The first two are the last and the first token of the
+    vocabulary, unless they are ignored."""
     targets = random.integers(0, vocabulary, tokens)
     targets[:1], targets[1:2] = vocabulary - 1, 0
-    targets[tokens - ignored :] = -100
+    targets[random.permutation(tokens)[:ignored]] = -100
     return targets
 
 
