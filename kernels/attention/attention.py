@@ -430,6 +430,8 @@ KERNEL = Kernel(
     cost=cost,
     cases=[
         Case(2, 4, 2, 37, 37, 64, sinks=True),
+        Case(1, 2, 1, 40, 166, 16),  # the first query sees all keys of a tile but the last
+        Case(1, 2, 1, 3, 263, 16, window=134),  # the last query sees all keys of a tile but the first
         Case(1, 2, 1, 150, 150, 16),  # some tiles need no mask, and some lie on the diagonal
         Case(1, 1, 1, 70, 150, 64, causal=False),
         Case(1, 2, 2, 150, 203, 32, window=60),
@@ -445,8 +447,6 @@ KERNEL = Kernel(
         # sequences without queries, without keys, and with more queries than keys
         Case(heads=2, kv_heads=1, head_dim=16, packed=((0, 5), (7, 0), (20, 9), (0, 0))),
         Case(heads=2, kv_heads=2, head_dim=16, causal=False, sinks=True, packed=((7, 0), (0, 4), (3, 9))),
-        Case(1, 2, 1, 40, 166, 16),  # the first query sees all keys of a tile but the last
-        Case(1, 2, 1, 3, 263, 16, window=134),  # the last query sees all keys of a tile but the first
     ],
     random_case=random_case,
     shapes=[

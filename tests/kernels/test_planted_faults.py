@@ -35,11 +35,8 @@ FAULTS = {
     "swapped strides of rope": Fault(
         "rope", "pointwise/rope.py", "q + batch * q_batch + at * q_token", "q + batch * q_token + at * q_batch"
     ),
-    "swapped strides of keys in attention": Fault(
-        "attention",
-        "attention/forward.py",
-        "k += kv_head * k_head\n    v += kv_head * v_head",
-        "k += kv_head * v_head\n    v += kv_head * k_head",
+    "swapped strides of queries in attention": Fault(
+        "attention", "attention/forward.py", "q += batch * q_batch", "q += batch * q_head"
     ),
     "swapped strides of a cache": Fault(
         "decode_attention",
