@@ -153,7 +153,7 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
     return one "n/a" outcome."""
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        case = cases.setdefault(row.experiment, {}).setdefault(_shape(row), {})
+        case = cases.setdefault(row.experiment, {}).setdefault(str(row.case.get("shape", "–")), {})
         case[row.implementation] = row
     outcomes = []
     for goal in goals:
@@ -162,12 +162,6 @@ def judge(rows: Iterable[Row], goals: Iterable[Goal] = GOALS) -> list[Outcome]:
         if not begun:
             outcomes.append(Outcome(goal, "–", None, "n/a", "not begun"))
     return outcomes
-
-
-def _shape(row: Row) -> str:
-    """Return the text that distinguishes the cases of an experiment: the shape, and the assembler if it was chosen."""
-    shape = str(row.case.get("shape", "–"))
-    return f"{shape}, ptxas {row.case['ptxas']}" if "ptxas" in row.case else shape
 
 
 def _outcome(goal: Goal, shape: str, rows: Mapping[str, Row]) -> Outcome:

@@ -52,10 +52,9 @@ def run(given: argparse.Namespace) -> int:
     """Run the check with the command-line options `given`, and return the exit code."""
     if given.table is not None:
         results = archive.read_results(given.table)
-        part = any(header.inputs.get("part") for header in results.headers)
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
-        only = [row.experiment for row in results.rows] if part else ()
-        print(summary.table(results.rows, rehearsal=quick, only=only))
+        part = any(header.inputs.get("part") for header in results.headers)
+        print(_table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ()))
         return _code(results.rows)
     # Names and files are looked up before the run starts, so that a mistake ends the command at once.
     experiments, kernels = _experiments(given), _kernels(given)
@@ -100,18 +99,24 @@ def _run_steps(
 def _finish(
     given: argparse.Namespace, experiments: Sequence[Experiment], session: Session, path: Path, folder: Path
 ) -> int:
-    """Print the table of goals or the rankings, and write the archive. Return the exit code."""
-    if given.tune is None:
-        only = [experiment.name for experiment in experiments] if _is_part(given) else ()
-        text = summary.table(session.rows, rehearsal=session.rehearsal, only=only)
-    else:
-        text = tuning.rankings(session.rows, rehearsal=session.rehearsal)
+    """Print the result and write the archive. Return the exit code."""
+    only = [experiment.name for experiment in experiments] if _is_part(given) else ()
+    text = _table(session.rows, rehearsal=session.rehearsal, only=only)
     print(f"\n{text}")
     (folder / "table.txt").write_text(text, encoding="utf-8")
     target = path.with_suffix(".tar.gz")
     notes = archive.pack(target, [path, folder / "table.txt", *sorted(folder.glob("*.log"))])
     print(f"archive: {target}", *notes, sep="\n  ", flush=True)
     return _code(session.rows)
+
+
+def _table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str]) -> str:
+    """Return the result of a run: rankings of configurations, times under several assemblers, or the table of goals."""
+    if any("choice" in row.case for row in rows):
+        return tuning.rankings(rows, rehearsal=rehearsal)
+    if any("ptxas" in row.case for row in rows):
+        return summary.assemblers(rows, rehearsal=rehearsal)
+    return summary.table(rows, rehearsal=rehearsal, only=only)
 
 
 def _code(rows: Sequence[Row]) -> int:

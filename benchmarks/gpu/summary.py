@@ -11,7 +11,7 @@ from llmbench.report.document import Block, Document, Table
 from llmbench.report.fields import Field
 from llmbench.report.render import render
 
-__all__ = ["faults", "heading", "line", "table"]
+__all__ = ["assemblers", "faults", "heading", "line", "table"]
 
 
 def heading(header: Header, notes: Sequence[str]) -> str:
@@ -87,6 +87,26 @@ def table(rows: Sequence[Row], *, rehearsal: bool, only: Sequence[str] = ()) -> 
     text = io.StringIO()
     render(Document(command="gpu_check", inputs={}, rows_key="goals", rows=[], blocks=[block]), "table", text)
     return text.getvalue().rstrip("\n")
+
+
+def assemblers(rows: Sequence[Row], *, rehearsal: bool) -> str:
+    """Return the times of our kernels under each assembler as text, one line per case. Each time but the first has its
+    ratio to the first."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        if "ptxas" in row.case:
+            cases.setdefault(f"{row.experiment} · {row.case['shape']} · {row.implementation}", []).append(row)
+    lines = ["our kernels under each assembler"]
+    for title, compared in cases.items():
+        first = compared[0].seconds
+        texts: list[str] = []
+        for row in compared:
+            text = f"{row.status}: {row.reason}" if row.seconds is None else "rehearsed"
+            if row.seconds is not None and not rehearsal:
+                text = f"{row.seconds * 1e3:.4g} ms" + (f" ({row.seconds / first:.3f}×)" if texts and first else "")
+            texts.append(f"ptxas {row.case['ptxas']}: {text}")
+        lines.append(f"  {title}: {'; '.join(texts)}")
+    return "\n".join(lines)
 
 
 def _distinguishing(outcome: Outcome, others: Sequence[Outcome]) -> str:

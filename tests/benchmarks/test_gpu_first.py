@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import run
+from benchmarks.gpu import run, summary
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.archive import pack, read_results, unpack
 from benchmarks.gpu.candidates import CandidateKernel
@@ -209,7 +209,20 @@ def test_assemblers_are_compared(
         (OURS, "default", "none"),
         (OURS, "13.4.59", str(other)),
     ]
-    assert "ptxas 13.4.59" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"· ours: ptxas default: n/a: none; ptxas 13.4.59: n/a: {other}" in text
+    timed_rows = [
+        Row(
+            experiment="x",
+            case={"shape": "s", "ptxas": version},
+            implementation=OURS,
+            status="ok",
+            measurement=timed(s),
+        )
+        for version, s in (("12.8.93", 2e-3), ("13.4.59", 1.5e-3))
+    ]
+    (_, line) = summary.assemblers(timed_rows, rehearsal=False).splitlines()
+    assert line == "  x · s · ours: ptxas 12.8.93: 2 ms; ptxas 13.4.59: 1.5 ms (0.750×)"
     assert main(["--quick", "--ptxas", str(tmp_path / "absent"), "--results", str(tmp_path)]) == 2
     assert "cannot run the assembler" in capsys.readouterr().err
 
