@@ -112,6 +112,7 @@ MARGIN = 256
 _capture: Capture | None = None
 _poisoned: list[Tensor] | None = None
 _preferred: dict[str, int] = {}
+_others = 0
 
 
 def interpreted() -> bool:
@@ -146,7 +147,7 @@ def choose(name: str, candidates: Sequence[Config]) -> Config:
     """Return the configuration of the kernel `name`: the first candidate, unless `preferring` names another."""
     if _capture is not None:
         _capture.candidates[name] = max(len(candidates), _capture.candidates.get(name, 0))
-    return candidates[min(_preferred.get(name, 0), len(candidates) - 1)]
+    return candidates[min(_preferred.get(name, _others), len(candidates) - 1)]
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -195,7 +196,8 @@ def launch(kernel: Any, grid: Grid, config: Config, *args: Any, **constants: Any
     constants.update(config)
     if _capture is not None:
         named = dict(zip(kernel.arg_names, args, strict=False))
-        _capture.launches.append(Launch(kernel, named | constants, config, grid, shipped=not any(_preferred.values())))
+        shipped = not any((*_preferred.values(), _others))
+        _capture.launches.append(Launch(kernel, named | constants, config, grid, shipped=shipped))
         return
     device = next(value.device for value in args if isinstance(value, Tensor))
     if interpreted():
@@ -267,12 +269,12 @@ def poisoned() -> Iterator[None]:
 
 
 @contextmanager
-def preferring(choices: Mapping[str, int]) -> Iterator[None]:
+def preferring(choices: Mapping[str, int], *, others: int = 0) -> Iterator[None]:
     """Make `choose` return other candidates than the first. `choices` maps the name of a kernel to the index of a
-    candidate."""
-    global _preferred
-    before, _preferred = _preferred, dict(choices)
+    candidate. `others` is the index for all other kernels. An index past the end means the last candidate."""
+    global _preferred, _others
+    before, _preferred, _others = (_preferred, _others), dict(choices), others
     try:
         yield
     finally:
-        _preferred = before
+        _preferred, _others = before

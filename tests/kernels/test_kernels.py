@@ -46,20 +46,19 @@ def test_every_configuration_is_right(name: str) -> None:
     kernel = load_kernel(name)
     longest = 8  # at least the length of any list; a greater index takes its last candidate
     for index in range(longest):
-        with launching.preferring(_Always(index)):
+        with launching.preferring({}, others=index):
             for case in kernel.cases:
                 for verdict in check(kernel, case, torch.bfloat16, 0, DEVICE):
                     assert verdict.passed, (index, case, verdict)
 
 
-class _Always(dict[str, int]):
-    """The same choice for every kernel."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def get(self, name: str, default: Any = None) -> int:
-        return self.index
+def test_a_choice_can_hold_for_all_kernels() -> None:
+    first, second = (launching.Config(num_warps=warps) for warps in (4, 8))
+    for others, expected in ((0, first), (1, second), (7, second)):
+        with launching.preferring({"named": 0}, others=others):
+            assert launching.choose("other", [first, second]) is expected
+            assert launching.choose("named", [first, second]) is first
+    assert launching.choose("other", [first, second]) is first
 
 
 class Calls(TorchDispatchMode):
