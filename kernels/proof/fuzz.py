@@ -1,8 +1,9 @@
 """Check kernels on random cases: `kernels check --fuzz`.
 
 A trial is a kernel, a random case, a format and a seed. From the seed follow the values of the inputs, their strides,
-the inputs whose gradients are computed, and the outputs and strides of the gradients that arrive. The trials follow
-from the seed of the run, so that a run can be repeated, and a trial can be repeated by itself (`repeat`).
+the inputs whose gradients are computed, the outputs and strides of the gradients that arrive, and the configuration.
+The trials follow from the seed of the run, so that a run can be repeated, and a trial can be repeated by itself
+(`repeat`).
 
 A trial fails if a tensor exceeds its error budget, or if the op raises an error. The search for a smaller trial with
 the same failure replaces fields of the case, one at a time, by simpler values.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from llmbench.kernels.formats import FORMATS, short
 from llmbench.kernels.kernel import Draw, Inputs, Random, describe, distinct_fields
+from llmbench.kernels.launching import preferring
 from llmbench.kernels.proof.accuracy import Op, Verdict, severity
 from llmbench.kernels.proof.check import CheckResult, check_inputs
 from llmbench.kernels.proof.layouts import expanded, restrided
@@ -152,7 +154,8 @@ def _run(trial: Trial, device: str) -> list[Verdict]:
         run, reference = (_with_other_gradients(op, gradients) for op in (kernel.run, kernel.reference))
     else:
         run, reference = kernel.run, kernel.reference
-    return check_inputs(run, reference, inputs, differentiable, trial.seed)
+    with preferring({}, others=draw.choice((0, 0, 1, 2))):
+        return check_inputs(run, reference, inputs, differentiable, trial.seed)
 
 
 def _with_other_layouts(inputs: Inputs, unit_stride: Sequence[str], draw: Draw) -> Inputs:
