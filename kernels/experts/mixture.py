@@ -369,6 +369,7 @@ KERNEL = Kernel(
         Case(7, 48, 33, 4, 3, "swiglu_oai", bias=True, used=3),
         Case(9, 20, 70, 3, 3, "gelu", used=2, zero_experts=2),
         Case(19, 40, 20, 3, 1, "sigmoid", used=1),
+        Case(0, 24, 16, 3, 2),
     ],
     random_case=random_case,
     shapes=[
