@@ -1,61 +1,84 @@
 """Importers of Hugging Face configs. An importer is a function that converts configs of some model types to ModelSpecs.
 
 One file contains the importers of one lineage. A lineage is all models of one maker, or all models with one
-architecture that many makers use (bart, bert, mamba). Importers for makers with a single model are in `singletons.py`.
-`common.py` contains the functions that several importers use.
+architecture that many makers use (bart, bert, mamba). `common.py` contains the functions that several importers use.
 
 `@family("llama", ...)` registers an importer for model types. The list is written by tools/lineages.py::
 
-    adept_persimmon     fuyu persimmon
-    ai21_jamba          jamba
-    allenai_olmo        flex_olmo olmo olmo2 olmo3 olmo_hybrid olmoe
-    ant_bailing         bailing_hybrid bailing_moe bailing_moe_v2
-    arcee               afmoe arcee
-    baai                aquila Emu3 emu3_text_model
-    baidu_ernie         ernie ernie4_5 ernie4_5_moe ernie4_5_moe_vl ernie4_5_vl_moe_text paddleocr_vl_text
-    bart                bart blenderbot blenderbot-small m2m_100 marian mbart mvp nllb-moe pegasus plbart
-    bert                albert bert camembert data2vec-text deberta deberta-v2 distilbert electra eurobert megatron-bert
-                        modernbert modernbert-decoder mpnet nomic_bert roberta roberta-prelayernorm roformer xlm-roberta
-                        xlm-roberta-xl
-    bigcode_starcoder   gpt_bigcode starcoder2
-    bigscience_bloom    bloom
-    cohere              cohere cohere2 cohere2_moe cohere_compass_text
-    databricks          dbrx mpt
-    deepseek            deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
-    eleuther_gpt        gpt_neo gpt_neox gpt_neox_japanese gptj
-    google              gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text longt5 mt5 recurrent_gemma
-                        switch_transformers t5 t5gemma umt5 vaultgemma
-    huggingface_smollm  smollm3
-    ibm_granite         bamba granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared
-    inception_jais      btlm jais jais2
-    internlm            internlm internlm2 internlm3
-    lg_exaone           exaone exaone4 exaone_moe
-    liquid_lfm          lfm2 lfm2_moe lfm3
-    llama               diffllama llama llama4_text mllama_text_model
-    mamba               mamba mamba2
-    meta                cwm opt xglm
-    microsoft_phi       biogpt bitnet phi phi-msft phi3 phi3_v phi4_multimodal phi4mm phimoe
-    minimax             minimax minimax_m1 minimax_m2 minimax_m3 minimax_m3_vl_text minimax_text_01 MiniMaxText01
-    mistral             ministral ministral3 mistral mistral4 mixtral
-    moonshot_kimi       kimi_k2 kimi_linear
-    nvidia_nemotron     deci nemotron nemotron-nas nemotron_h
-    openai_gpt          gpt-sw3 gpt2 gpt_oss openai-gpt
-    openbmb_minicpm     minicpm minicpm3
-    qwen                qwen qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_5_moe_text
-                        qwen3_5_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text
-    rednote_dots        dots1 dots3_note_text
-    salesforce          codegen ctrl
-    singletons          apertus arctic aria_moe_lm aria_text baichuan beam doge flint grok-1 helium hyperclovax
-                        inkling_text iquestcoder jetmoe kolibri1 laguna longcat_flash mellum nanochat openelm orion rwkv
-                        seed_oss skywork solar_open xverse Yi
-    skt_axk             axk1 AXK1 axk2
-    stability_stablelm  stablelm stablelm_epoch
-    stepfun_step        step3p5
-    tencent_hunyuan     hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text hy_v3 hy_v4 youtu
-    tii_falcon          falcon falcon_h1 falcon_mamba RefinedWeb RefinedWebModel
-    xiaomi_mimo         mimo_v2_flash
-    zhipu_glm           chatglm glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm_moe_dsa glm_ocr_text
-    zyphra              zamba zamba2 zaya
+    adept_persimmon           fuyu persimmon
+    ai21_jamba                jamba
+    alephalpha_kolibri        kolibri1
+    allenai_olmo              flex_olmo olmo olmo2 olmo3 olmo_hybrid olmoe
+    ant_bailing               bailing_hybrid bailing_moe bailing_moe_v2
+    apple_openelm             openelm
+    arcee                     afmoe arcee
+    baai                      aquila Emu3 emu3_text_model
+    baichuan                  baichuan
+    baidu_ernie               ernie ernie4_5 ernie4_5_moe ernie4_5_moe_vl ernie4_5_vl_moe_text paddleocr_vl_text
+    bart                      bart blenderbot blenderbot-small m2m_100 marian mbart mvp nllb-moe pegasus plbart
+    bert                      albert bert camembert data2vec-text deberta deberta-v2 distilbert electra eurobert
+                              megatron-bert modernbert modernbert-decoder mpnet nomic_bert roberta roberta-prelayernorm
+                              roformer xlm-roberta xlm-roberta-xl
+    bigcode_starcoder         gpt_bigcode starcoder2
+    bigscience_bloom          bloom
+    bytedance_seed            seed_oss
+    cohere                    cohere cohere2 cohere2_moe cohere_compass_text
+    databricks                dbrx mpt
+    deepseek                  deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+    eleuther_gpt              gpt_neo gpt_neox gpt_neox_japanese gptj
+    google                    gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text longt5 mt5
+                              recurrent_gemma switch_transformers t5 t5gemma umt5 vaultgemma
+    huggingface_smollm        smollm3
+    ibm_granite               bamba granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared
+    inception_jais            btlm jais jais2
+    internlm                  internlm internlm2 internlm3
+    iquest_coder              iquestcoder
+    jetbrains_mellum          mellum
+    jetmoe                    jetmoe
+    karpathy_nanochat         nanochat
+    kyutai_helium             helium
+    lg_exaone                 exaone exaone4 exaone_moe
+    liquid_lfm                lfm2 lfm2_moe lfm3
+    llama                     diffllama llama llama4_text mllama_text_model
+    mamba                     mamba mamba2
+    meituan_longcat           longcat_flash
+    meta                      cwm opt xglm
+    microsoft_phi             biogpt bitnet phi phi-msft phi3 phi3_v phi4_multimodal phi4mm phimoe
+    minimax                   minimax minimax_m1 minimax_m2 minimax_m3 minimax_m3_vl_text minimax_text_01 MiniMaxText01
+    mistral                   ministral ministral3 mistral mistral4 mixtral
+    moonshot_kimi             kimi_k2 kimi_linear
+    naver_hyperclovax         hyperclovax
+    nvidia_nemotron           deci nemotron nemotron-nas nemotron_h
+    openai_gpt                gpt-sw3 gpt2 gpt_oss openai-gpt
+    openbmb_minicpm           minicpm minicpm3
+    orionstar_orion           orion
+    poolside_laguna           laguna
+    qwen                      qwen qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3
+                              qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen3_omni_moe_text qwen3_vl_moe_text
+                              qwen3_vl_text
+    recursive_flint           flint
+    rednote_dots              dots1 dots3_note_text
+    reflection_beam           beam
+    rhymes_aria               aria_moe_lm aria_text
+    rwkv                      rwkv
+    salesforce                codegen ctrl
+    skt_axk                   axk1 AXK1 axk2
+    skywork                   skywork
+    smalldoge                 doge
+    snowflake_arctic          arctic
+    stability_stablelm        stablelm stablelm_epoch
+    stepfun_step              step3p5
+    swissai_apertus           apertus
+    tencent_hunyuan           hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text hy_v3 hy_v4 youtu
+    thinkingmachines_inkling  inkling_text
+    tii_falcon                falcon falcon_h1 falcon_mamba RefinedWeb RefinedWebModel
+    upstage_solar             solar_open
+    xai_grok                  grok-1
+    xiaomi_mimo               mimo_v2_flash
+    xverse                    xverse
+    yi                        Yi
+    zhipu_glm                 chatglm glm glm4 glm4_moe glm4_moe_lite glm4v_moe_text glm4v_text glm_moe_dsa glm_ocr_text
+    zyphra                    zamba zamba2 zaya
 """
 
 from __future__ import annotations
