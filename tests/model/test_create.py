@@ -157,32 +157,43 @@ ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    "content",
     [
-        (b"", "is truncated"),
-        (b"\xff" * 8, "is truncated"),
-        (header("[]"), "not a safetensors file: its header is not an object"),
-        (header("{"), "not a safetensors file, or is damaged: its header is not JSON"),
-        (header(b'{"\xff": 1}'), "not UTF-8"),
-        (header('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"), "nested too deeply"),
-        (header('{"a": 3}'), "tensor a has an entry that is not an object"),
-        (header('{"a": {"dtype": "F32"}}'), "tensor a has no `shape`"),
-        (
-            header(f'{{"a": {ENTRY.replace("[1]", "[-1]")}}}'),
-            "tensor a has a shape that is not a list of whole numbers ≥ 0",
-        ),
-        (header(f'{{"a": {ENTRY.replace("[1]", "[2]")}}}'), "tensor a does not fit the file"),
-        (header(f'{{"a": {ENTRY.replace("4]", "8]")}}}'), "tensor a does not fit the file"),
-        (header(f'{{"a": {ENTRY.replace("F32", "C64")}}}'), "tensor a has the format C64, which is not supported"),
-        (header(f'{{"a": {ENTRY.replace("[0, 4]", "[0]")}}}'), "tensor a has data_offsets that are not two whole"),
-        (header(f'{{"a": {ENTRY}, "b": {ENTRY}}}'), "not a safetensors file, or is damaged: .*offset"),
-        (header(f'{{"a": {ENTRY}}}') + bytes(4), "not a safetensors file, or is damaged: "),
-        (header(f'{{"a": {ENTRY}}}')[:-1], "tensor a does not fit the file"),
-        (header(f'{{"a": {ENTRY}}}'), "no tensor for embedding.weight"),
+        b"",
+        b"\xff" * 8,
+        header("[]"),
+        header("{"),
+        header(b'{"\xff": 1}'),
+        header('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+        header('{"a": 3}'),
+        header('{"a": {"dtype": "F32"}}'),
+        header(f'{{"a": {ENTRY.replace("[1]", "[-1]")}}}'),
+        header(f'{{"a": {ENTRY.replace("[1]", "[2]")}}}'),
+        header(f'{{"a": {ENTRY.replace("4]", "8]")}}}'),
+        header(f'{{"a": {ENTRY.replace("F32", "X99")}}}'),
+        header(f'{{"a": {ENTRY.replace("[0, 4]", "[0]")}}}'),
+        header(f'{{"a": {ENTRY}, "b": {ENTRY}}}'),
+        header(f'{{"a": {ENTRY}}}') + bytes(4),
+        header(f'{{"a": {ENTRY}}}')[:-1],
     ],
 )
-def test_a_damaged_file(content: bytes, says: str, llama: Path) -> None:
-    (llama / "model.safetensors").write_bytes(content)
+def test_a_damaged_file(content: bytes, llama: Path) -> None:
+    file = llama / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(SpecError, match=f"{file} is not a safetensors file, or it is truncated or damaged: .") as raised:
+        models.load(llama)
+    assert raised.value.hint == "copy or download the file again"
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (ENTRY.replace("F32", "U16").replace("[1]", "[2]"), "tensor a has the format U16, which is not supported"),
+        (ENTRY, "no tensor for embedding.weight"),
+    ],
+)
+def test_a_file_without_the_right_tensors(entry: str, says: str, llama: Path) -> None:
+    (llama / "model.safetensors").write_bytes(header(f'{{"a": {entry}}}'))
     with pytest.raises(SpecError, match=says):
         models.load(llama)
 

@@ -6,13 +6,10 @@ when it is copied into the model. A faulty file is refused before any tensor is 
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -50,7 +47,7 @@ class Checkpoint:
     """The tensors in a folder, by name.
 
     Raises SpecError for a damaged or truncated file, for a tensor of an unknown format, and for a tensor that two files
-    contain. The message names the file and the tensor. Raises CannotRunError if `safetensors` is not installed.
+    contain. The message names the file. Raises CannotRunError if `safetensors` is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +61,11 @@ class Checkpoint:
                     raise SpecError(f"{path}: tensor {name} is also in another file of the folder")
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in _DTYPES:
-                    raise SpecError(f"{path}: tensor {name} {_unknown_format(dtype)}")
+                    known = ", ".join(_DTYPES)
+                    raise SpecError(
+                        f"{path}: tensor {name} has the format {dtype}, which is not supported"
+                        f" (supported formats: {known})"
+                    )
                 self._files[name], self._dtypes[name] = file, _DTYPES[dtype]
 
     @property
@@ -134,69 +135,7 @@ def _opened(path: Path) -> safe_open:
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as problem:
-            raise _refusal(path, str(problem)) from None
-
-
-# The messages of the `safetensors` package do not name the faulty tensor, and older versions give only error codes. The
-# next two functions therefore read the header, and name the faulty tensor.
-
-
-def _refusal(path: Path, reason: str) -> SpecError:
-    """Return the error for a file that the `safetensors` package refuses.
-
-    The error names the first tensor whose entry in the header is faulty.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size - 8:
-            return SpecError(f"{path} is not a safetensors file, or is truncated")
-        text = stream.read(length)
-    try:
-        header = json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError:
-        reason = "its header is not UTF-8"
-    except ValueError as problem:
-        reason = f"its header is not JSON: {problem}"
-    except RecursionError:
-        reason = "its header is nested too deeply"
-    else:
-        if not isinstance(header, dict):
-            return SpecError(f"{path} is not a safetensors file: its header is not an object")
-        for name, entry in header.items():
-            fault = None if name == "__metadata__" else _fault(entry, size - 8 - length)
-            if fault is not None:
-                return SpecError(f"{path}: tensor {name} {fault}")
-    return SpecError(f"{path} is not a safetensors file, or is damaged: {reason}")
-
-
-def _fault(entry: Any, data_bytes: int) -> str | None:
-    """Return the fault in the header entry of one tensor. None if there is none.
-
-    - `data_bytes`: the number of bytes after the header.
-    """
-    if not isinstance(entry, dict):
-        return "has an entry that is not an object"
-    missing = [key for key in ("dtype", "shape", "data_offsets") if key not in entry]
-    if missing:
-        return f"has no `{missing[0]}`"
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _DTYPES:
-        return _unknown_format(dtype)
-    if not _sizes(shape):
-        return "has a shape that is not a list of whole numbers ≥ 0"
-    if not _sizes(offsets) or len(offsets) != 2:
-        return "has data_offsets that are not two whole numbers ≥ 0"
-    start, end = offsets
-    if not start <= end <= data_bytes or end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
-        return "does not fit the file, which is truncated or damaged"
-    return None
-
-
-def _unknown_format(dtype: object) -> str:
-    return f"has the format {dtype}, which is not supported (supported formats: {', '.join(_DTYPES)})"
-
-
-def _sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+            raise SpecError(
+                f"{path} is not a safetensors file, or it is truncated or damaged: {problem}",
+                hint="copy or download the file again",
+            ) from None
