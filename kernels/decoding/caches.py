@@ -40,6 +40,9 @@ __all__ = [
 
 MAX_SLOTS = 1 << 30  # kernels use this position as one after every token
 
+QUANTISED = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+"""The formats of quantised rows that the kernels read, each with its largest value."""
+
 
 # == Arguments ==
 
@@ -68,7 +71,7 @@ def check_row_type(rows: Tensor, scaled: bool, like: Tensor) -> None:
     """Raise ValueError unless a cache's rows have the dtype of the queries, or are quantised and have scales.
 
     Raises CannotRunError if the GPU has no instructions for the rows' dtype."""
-    if scaled != (rows.dtype in (torch.int8, torch.float8_e4m3fn)):
+    if scaled != any(rows.dtype == dtype for dtype, _ in QUANTISED.values()):
         raise ValueError(f"a cache of {rows.dtype} {'takes no' if scaled else 'needs'} scales")
     if not scaled and rows.dtype != like.dtype:
         raise ValueError(f"queries are {like.dtype} but the cache is {rows.dtype}; both must have one dtype")
@@ -256,13 +259,13 @@ class CaseCache(NamedTuple):
         rows = self.random.normal(*shape, width)
         scales = None
         if storage:
-            most, dtype = {"int8": (127.0, torch.int8), "fp8": (448.0, torch.float8_e4m3fn)}[storage]
+            dtype, most = QUANTISED[storage]
             scales = self.random.normal(*shape, dtype=torch.float32)
             if self.random.shapes_only:
                 return rows.to(dtype), scales
             scales = rows.float().abs().amax(dim=-1) / most
             rows = rows.float() / scales[..., None]
-            rows = (rows.round() if storage == "int8" else rows).to(dtype)
+            rows = (rows if dtype.is_floating_point else rows.round()).to(dtype)
         if self.unused is not None:
             unused = self.unused[:, :, None] if self.paged else self.unused[:, None, :]
             if scales is None:
@@ -287,7 +290,7 @@ def random_cache(draw: Draw) -> dict[str, Any]:
         "page": draw.size(20) if layout == "slots" and draw.chance() else 0,
         "layout": layout,
         "window": window,
-        "storage": draw.choice(("", "", "int8", "fp8")),
+        "storage": draw.choice(("", "", *QUANTISED)),
         "splits": draw.size(6, least=0),
     }
 

@@ -34,6 +34,11 @@ class QuantisedFormat(NamedTuple):
     stored: torch.dtype
     largest: float
 
+    def converted(self, x: Tensor) -> Tensor:
+        """Return x in this format, rounded to the nearest value. x must lie within ± `largest`."""
+        nearest = x if self.dtype.is_floating_point else x.round()  # torch truncates when it converts to integers
+        return nearest.to(self.dtype)
+
 
 FORMATS: dict[Storage, QuantisedFormat] = {
     "int8": QuantisedFormat(torch.int8, torch.int8, 127.0),
@@ -51,10 +56,9 @@ def quantise(x: Tensor, storage: Storage, segments: tuple[int, ...]) -> tuple[Te
     for segment in x.to(torch.float32).split(segments, dim=-1):
         largest = segment.abs().amax(dim=-1, keepdim=True)
         scale = torch.where(largest > 0, largest / form.largest, 1.0)
-        scaled = (segment / scale).clamp(-form.largest, form.largest)
-        quantised.append(scaled.round() if storage == "int8" else scaled)
+        quantised.append(form.converted((segment / scale).clamp(-form.largest, form.largest)))
         scales.append(scale)
-    return torch.cat(quantised, dim=-1).to(form.dtype).view(form.stored), torch.cat(scales, dim=-1)
+    return torch.cat(quantised, dim=-1).view(form.stored), torch.cat(scales, dim=-1)
 
 
 def dequantise(
