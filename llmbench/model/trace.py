@@ -147,7 +147,7 @@ def traced_flops(model: Decoder, names: set[str], seq_len: int, batch: int) -> d
     flops: dict[str, int] = {}
     tokens = torch.zeros((batch, seq_len), dtype=torch.int64, device="meta")
     counter = FlopCounterMode(display=False)
-    with _prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, FlopsByScope(counter, scopes, flops):
+    with prepared(model, scopes, "standard"), torch.no_grad(), scopes, counter, FlopsByScope(counter, scopes, flops):
         run_once(model, tokens)
     return flops
 
@@ -173,7 +173,7 @@ def traced_saved_bytes(
             return saved
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
-        with _prepared(model, scopes, attention), hooks, _AsOnCuda(), scopes:
+        with prepared(model, scopes, attention), hooks, CudaNorms(), scopes:
             logits = run_once(model, tokens)
             with scopes.within("loss"):
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
@@ -200,17 +200,7 @@ def run_once(model: Decoder, tokens: Tensor) -> Tensor:
     return logits
 
 
-@contextmanager
-def as_on_cuda(model: Decoder) -> Iterator[None]:
-    """Prepare a model of fake tensors for a training step, in a `with` block.
-
-    Each expert gets an equal share of the rows, and norms save the tensors that CUDA kernels save.
-    """
-    with _prepared(model, Scopes(model, set()), "standard"), _AsOnCuda():
-        yield
-
-
-class _AsOnCuda(TorchFunctionMode):
+class CudaNorms(TorchFunctionMode):
     """A mode in which norms save the same tensors for the backward pass as torch's CUDA kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -282,7 +272,7 @@ def _flash(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
 
 
 @contextmanager
-def _prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
+def prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[None]:
     """Prepare a model for a trace, in a `with` block.
 
     Each module, each attention and each activation gets a scope. Each expert gets an equal share of the rows.

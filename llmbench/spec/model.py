@@ -113,16 +113,6 @@ class Layer(Part, frozen=True):
     shared_weights: Name | None = None
     extra: tuple[ExtraWeight, ...] = ()
 
-    @property
-    def num_norms(self) -> int:
-        """The number of norms over hidden_size channels in one layer."""
-        if self.placement == "none":
-            return 0
-        if self.placement == "parallel":
-            return 1
-        sublayers = sum(part is not None for part in (self.mixer, self.cross_attention, self.ffn))
-        return 2 * sublayers if self.placement == "sandwich" else sublayers
-
     def faults(self) -> Iterator[Fault]:
         yield from positive(self, "residual_scale", "skip_scale")
         if self.residual_from_norm and self.placement != "pre":

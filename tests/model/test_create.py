@@ -180,7 +180,9 @@ ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
 def test_a_damaged_file(content: bytes, llama: Path) -> None:
     file = llama / "model.safetensors"
     file.write_bytes(content)
-    with pytest.raises(SpecError, match=f"{file} is not a safetensors file, or it is truncated or damaged: .") as raised:
+    with pytest.raises(
+        SpecError, match=f"{file} is not a safetensors file, or it is truncated or damaged: ."
+    ) as raised:
         models.load(llama)
     assert raised.value.hint == "copy or download the file again"
 

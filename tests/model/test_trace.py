@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmbench import model as models
 from llmbench.model import trace as tracing
 from llmbench.model.create import materialise
+from llmbench.model.scopes import Scopes
 from llmbench.model.trace import (
     Attention,
+    CudaNorms,
     TracedOp,
-    as_on_cuda,
+    prepared,
     run_once,
     shortened,
     trace,
@@ -178,7 +180,7 @@ def test_peak_of_a_step(name: str, layers: int, seq_len: int) -> None:
         tokens, labels = (torch.zeros((BATCH, seq_len), dtype=torch.int64) for _ in range(2))
         for tensor in (*model.parameters(), *model.buffers(), tokens, labels):
             tracker.add(tensor, "given")
-        with as_on_cuda(model), tracker, cuda:
+        with prepared(model, Scopes(model, set()), "standard"), CudaNorms(), tracker, cuda:
             logits = run_once(model, tokens)
             loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
             del logits
