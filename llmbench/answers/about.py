@@ -39,7 +39,7 @@ class AboutModel(msgspec.Struct, kw_only=True):
     @property
     def title(self) -> str:
         """The name of the model, with "(approximate)" if the figures of the model may be inexact."""
-        return f"{self.spec.name} (approximate)" if self.approximate_because else self.spec.name
+        return title(self.spec, approximate=bool(self.doubts))
 
 
 MODEL_FIELDS: tuple[Field[AboutModel], ...] = (

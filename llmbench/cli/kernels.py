@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from llmbench.cli.kernels_bench import bench_kernels
+from llmbench.cli.measured import device_option
 from llmbench.cli.options import As, Output, answer, positive_integer
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.measure.environment import packages, ptxas
@@ -291,14 +292,7 @@ def list_kernels(format: As = "table", output: Output = None) -> None:
 @command.command("check")
 def check_kernels(
     names: Names = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device",
-            metavar="DEVICE",
-            help="cuda: run on the GPU. cpu: run in Triton's interpreter. auto: cuda if there is a GPU, else cpu.",
-        ),
-    ] = "auto",
+    device: Annotated[str, device_option("cuda, or cpu (Triton's interpreter)")] = "auto",
     dtype: DTypes = "bf16,fp16,fp32",
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", help="Number of random inputs per case.", parser=positive_integer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from llmbench.cli.measured import METRICS, Line, machine, one_table, speed_up
+from llmbench.cli.measured import METRICS, Line, device_option, machine, one_table, speed_up
 from llmbench.cli.options import As, Output, answer, working
 from llmbench.errors import CannotRunError, SpecError
 from llmbench.report.document import Block, Document, table
@@ -27,10 +27,8 @@ DTypes = Annotated[
 Direction = Annotated[Literal["forward", "backward", "both"], typer.Option("--pass", help="Pass to time.")]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cuda, cuda:1, …: the GPU to use. cpu: test run in Triton's interpreter; the times have no meaning.",
+    device_option(
+        "cuda, cuda:1, or cpu (a test run in Triton's interpreter; the times have no meaning)", auto="the GPU"
     ),
 ]
 

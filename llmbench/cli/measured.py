@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from llmbench.measure.environment import Environment
     from llmbench.measure.results import Row, Scalar
 
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device", metavar="DEVICE", help="Device: cpu, cuda, cuda:1, … auto: a GPU if there is one, else the CPU."
-    ),
-]
+
+def device_option(devices: str = "cpu, cuda or cuda:1", auto: str = "a GPU if there is one, else the CPU") -> Any:
+    """Return the option --device. `devices`: the devices that the command accepts. `auto`: the meaning of `auto`."""
+    return typer.Option("--device", metavar="DEVICE", help=f"Device: auto ({auto}), {devices}.")
+
+
+Device = Annotated[str, device_option()]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
     typer.Option("--dtype", help="Number format. Default: bf16 on a GPU, fp32 on a CPU.", show_default=False),

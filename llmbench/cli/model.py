@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from llmbench.answers.about import MODEL_FIELDS, AboutModel, model_block
+from llmbench.cli.measured import device_option, need_torch
 from llmbench.cli.options import As, Batch, OneModel, Output, Seq, Set, answer, load, positive_integer, working
-from llmbench.errors import CannotRunError, LLMBenchError
+from llmbench.errors import LLMBenchError
 from llmbench.model.implementations import IMPLEMENTATIONS
 from llmbench.report.document import Block, Document, Table, table
 from llmbench.report.fields import Field, record, records
@@ -29,15 +30,7 @@ Impl = Annotated[
         help=f"Implementation of the model: {', '.join(IMPLEMENTATIONS)}.",
     ),
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Device: cpu, cuda, cuda:1, …, or meta (tensors without memory). auto: a GPU if there is one, else the "
-        "CPU.",
-    ),
-]
+Device = Annotated[str, device_option("cpu, cuda, cuda:1 or meta (tensors without memory)")]
 DType = Annotated[
     Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Number format of weights and activations.")
 ]
@@ -262,14 +255,8 @@ def command(
         raise LLMBenchError(
             f"--trace takes no --device `{device}`: it allocates no memory on any device", hint="leave out --device"
         )
-    try:
-        from llmbench.model import describe
-    except ModuleNotFoundError as problem:
-        if problem.name is None or problem.name.partition(".")[0] != "torch":
-            raise
-        raise CannotRunError(
-            "`llmbench model` needs PyTorch, which is not installed", hint="pip install 'llmbench[gpu]'"
-        ) from None
+    need_torch("model")
+    from llmbench.model import describe
     from llmbench.model.implementations import implementation
 
     traits = implementation(impl).traits
