@@ -18,13 +18,13 @@ ROOT = Path(__file__).parent.parent
 
 def expected() -> set[str]:
     """Return the names of the files that a wheel must contain."""
-    found = {f"llmbench/specs/{file.relative_to(ROOT / 'specs')}" for file in (ROOT / "specs").rglob("*.toml")}
-    found |= {f"llmbench/kernels/{file.relative_to(ROOT / 'kernels')}" for file in (ROOT / "kernels").rglob("*.py")}
+    files = {f"llmbench/specs/{file.relative_to(ROOT / 'specs')}" for file in (ROOT / "specs").rglob("*.toml")}
+    files |= {f"llmbench/kernels/{file.relative_to(ROOT / 'kernels')}" for file in (ROOT / "kernels").rglob("*.py")}
     for file in (ROOT / "llmbench").rglob("*.*"):
         name = str(file.relative_to(ROOT))
         if file.suffix in (".py", ".json", ".typed") and not name.startswith(("llmbench/kernels/", "llmbench/specs/")):
-            found.add(name)
-    return found
+            files.add(name)
+    return files
 
 
 def check_wheel(path: Path) -> list[str]:

@@ -76,8 +76,8 @@ def write(versions: dict[str, str]) -> str:
 def not_pinned() -> list[str]:
     """Return the packages of the current environment that the file does not pin."""
     pinned = {line.split("==")[0] for line in FILE.read_text().splitlines() if "==" in line and line[0] != "#"}
-    here = {normalised(item.metadata["Name"]) for item in distributions()}
-    return sorted(here - pinned - NOT_PINNED)
+    installed = {normalised(item.metadata["Name"]) for item in distributions()}
+    return sorted(installed - pinned - NOT_PINNED)
 
 
 def main() -> int:

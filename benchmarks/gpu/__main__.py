@@ -58,16 +58,22 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--no-compiled", action="store_true", help="leave out torch.compile and FlexAttention")
     what.add_argument("--no-tests", action="store_true", help="run no tests")
     what.add_argument("--quick", action="store_true", help="rehearse on a CPU: tiny shapes in Triton's interpreter")
-    how = options.add_argument_group("how to run")
-    how.add_argument("--seeds", type=int, metavar="N", help="random inputs per check (default: 3; with --ptxas: 20)")
-    how.add_argument("--seconds", type=float, metavar="N", help="time limit of the whole run (default: 520, or 270)")
-    how.add_argument(
+    run_options = options.add_argument_group("how to run")
+    run_options.add_argument(
+        "--seeds", type=int, metavar="N", help="random inputs per check (default: 3; with --ptxas: 20)"
+    )
+    run_options.add_argument(
+        "--seconds", type=float, metavar="N", help="time limit of the whole run (default: 520, or 270)"
+    )
+    run_options.add_argument(
         "--results",
         type=Path,
         metavar="FOLDER",
         help="folder of the results (default: $OUT, or benchmarks/results/GPU)",
     )
-    how.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a result file or an archive")
+    run_options.add_argument(
+        "--table", type=Path, metavar="FILE", help="only print the table of a result file or an archive"
+    )
     return options
 
 
@@ -75,22 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     bench = list(arguments[:1]) == ["bench"]
-    given = None if bench else parser().parse_args(arguments)
+    options = None if bench else parser().parse_args(arguments)
     lacking = missing()
     if lacking is not None:
         print(f"error: {lacking}", file=sys.stderr)
         return 3
-    if given is None:
+    if options is None:
         from benchmarks.gpu import sweeps
 
         return sweeps.main(arguments[1:])
-    if given.quick:
+    if options.quick:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when the import below loads the first kernel
     from benchmarks.gpu import run
     from llmbench.errors import LLMBenchError
 
     try:
-        return run.run(given)
+        return run.run(options)
     except LLMBenchError as problem:
         print(f"error: {problem}" + (f"\n\nhint: {problem.hint}" if problem.hint else ""), file=sys.stderr)
         return problem.exit_code

@@ -94,7 +94,7 @@ def read_results(path: Path) -> Results:
     if path.suffix == ".jsonl":
         return read(path)
     with tempfile.TemporaryDirectory() as name:
-        found = [file for file in unpack(path, Path(name)) if file.suffix == ".jsonl"]
-        if len(found) != 1:
-            raise LLMBenchError(f"{path} contains {len(found)} result files (.jsonl); it must contain one")
-        return read(found[0])
+        files = [file for file in unpack(path, Path(name)) if file.suffix == ".jsonl"]
+        if len(files) != 1:
+            raise LLMBenchError(f"{path} contains {len(files)} result files (.jsonl); it must contain one")
+        return read(files[0])

@@ -138,18 +138,18 @@ class Child:
         if code is None:
             return "did not end"
         last = self.last_line()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{how}: {last}" if last else how
+        ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"{ending}: {last}" if last else ending
 
     def last_line(self) -> str:
         """Return the last line of the log that is not part of a stack, or an empty text."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
-        told = [
+        messages = [
             line.strip()
             for line in lines
             if line.strip() and not line.startswith((" ", "Extension modules", "Current"))
         ]
-        return told[-1][:300] if told else ""
+        return messages[-1][:300] if messages else ""
 
     def _signal(self, number: signal.Signals) -> None:
         try:

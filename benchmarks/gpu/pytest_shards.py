@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     number, shares = map(int, os.environ[SHARE].split("/"))
     # The sort is stable, so that the tests have the same order in all processes.
     ordered = sorted(items, key=lambda item: item.get_closest_marker("gpu") is not None)
-    kept = ordered[number::shares]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    shard = ordered[number::shares]
+    config.hook.pytest_deselected(items=[item for item in items if item not in shard])
+    items[:] = shard
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

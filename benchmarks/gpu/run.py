@@ -48,44 +48,44 @@ PTXAS_SEEDS = 20
 """The number of seeds with which two assemblers are compared. A wrong assembler makes rare errors."""
 
 
-def run(given: argparse.Namespace) -> int:
-    """Run the check with the command-line options `given`, and return the exit code."""
-    if given.table is not None:
-        results = archive.read_results(given.table)
+def run(options: argparse.Namespace) -> int:
+    """Run the check with the command-line `options`, and return the exit code."""
+    if options.table is not None:
+        results = archive.read_results(options.table)
         quick = any(header.inputs.get("rehearsal") for header in results.headers)
         part = any(header.inputs.get("part") for header in results.headers)
         print(_table(results.rows, rehearsal=quick, only=[row.experiment for row in results.rows] if part else ()))
         return _code(results.rows)
     # Names and files are looked up before the run starts, so that a mistake ends the command at once.
-    experiments, kernels = _experiments(given), _kernels(given)
-    pace = _pace(given)
+    experiments, kernels = _experiments(options), _kernels(options)
+    pace = _pace(options)
     deadline = Deadline(pace.total_s - RESERVE_S)
-    opener: Opener = open_rehearsal if given.quick else open_gpu
+    opener: Opener = open_rehearsal if options.quick else open_gpu
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as name:
         folder = Path(name)
-        inputs = {"part": _is_part(given), "tune": given.tune, "rehearsal": given.quick}
-        found = describe_machine(opener, pace, inputs, folder)
-        path = _path(given, found)
-        with Store(path, found.header) as store:
-            print(f"{summary.heading(found.header, found.notes)}\nresults: {path}\n", flush=True)
-            session = Session(opener, found, store, pace, deadline, folder)
-            code = _run_steps(given, experiments, kernels, found, session)
-        return _finish(given, experiments, session, path, folder) or code
+        inputs = {"part": _is_part(options), "tune": options.tune, "rehearsal": options.quick}
+        machine = describe_machine(opener, pace, inputs, folder)
+        path = _path(options, machine)
+        with Store(path, machine.header) as store:
+            print(f"{summary.heading(machine.header, machine.notes)}\nresults: {path}\n", flush=True)
+            session = Session(opener, machine, store, pace, deadline, folder)
+            code = _run_steps(options, experiments, kernels, machine, session)
+        return _finish(options, experiments, session, path, folder) or code
 
 
 def _run_steps(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     experiments: Sequence[Experiment],
     kernels: Sequence[Kernel],
-    found: Description,
+    machine: Description,
     session: Session,
 ) -> int:
     """Compile and measure. Return the exit code 130 after Ctrl-C or SIGTERM, else 0."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        arch = int((found.header.environment.compute_capability or "9.0").replace(".", ""))
-        batches = _batches(given, experiments, kernels, arch, found)
-        _prepare(given, [job for batch in batches for job in batch], arch, session)
+        arch = int((machine.header.environment.compute_capability or "9.0").replace(".", ""))
+        batches = _batches(options, experiments, kernels, arch, machine)
+        _prepare(options, [job for batch in batches for job in batch], arch, session)
         for batch in batches:
             session.measure(batch)
     except KeyboardInterrupt:
@@ -97,10 +97,10 @@ def _run_steps(
 
 
 def _finish(
-    given: argparse.Namespace, experiments: Sequence[Experiment], session: Session, path: Path, folder: Path
+    options: argparse.Namespace, experiments: Sequence[Experiment], session: Session, path: Path, folder: Path
 ) -> int:
     """Print the result and write the archive. Return the exit code."""
-    only = [experiment.name for experiment in experiments] if _is_part(given) else ()
+    only = [experiment.name for experiment in experiments] if _is_part(options) else ()
     text = _table(session.rows, rehearsal=session.rehearsal, only=only)
     print(f"\n{text}")
     (folder / "table.txt").write_text(text, encoding="utf-8")
@@ -123,78 +123,78 @@ def _code(rows: Sequence[Row]) -> int:
     return 1 if summary.faults(rows) else 0
 
 
-def _is_part(given: argparse.Namespace) -> bool:
+def _is_part(options: argparse.Namespace) -> bool:
     """Whether the run leaves out experiments."""
-    return bool(given.only or given.since or given.ptxas)
+    return bool(options.only or options.since or options.ptxas)
 
 
-def _experiments(given: argparse.Namespace) -> list[Experiment]:
-    experiments = chosen(given.only or (["attention"] if given.ptxas else []))
-    if given.since is None or given.tune is not None:
+def _experiments(options: argparse.Namespace) -> list[Experiment]:
+    experiments = chosen(options.only or (["attention"] if options.ptxas else []))
+    if options.since is None or options.tune is not None:
         return experiments
-    again = missed(archive.read_results(given.since).rows)
-    kept = [experiment for experiment in experiments if experiment.name in again]
-    if not kept:
-        raise LLMBenchError(f"nothing to run: in {given.since}, no chosen experiment missed a goal or failed")
-    return kept
+    again = missed(archive.read_results(options.since).rows)
+    remaining = [experiment for experiment in experiments if experiment.name in again]
+    if not remaining:
+        raise LLMBenchError(f"nothing to run: in {options.since}, no chosen experiment missed a goal or failed")
+    return remaining
 
 
-def _kernels(given: argparse.Namespace) -> list[Kernel]:
+def _kernels(options: argparse.Namespace) -> list[Kernel]:
     """Return the kernels to tune. A word is the name of a kernel, or of a family. With `--since`, only the kernels of
     experiments that missed a goal or failed are tuned."""
-    if given.tune is None:
+    if options.tune is None:
         return []
     names: list[str] = []
-    for word in given.tune:
+    for word in options.tune:
         if word in KERNELS:
             names.append(word)
         else:
             names += [experiment.kernel.name for experiment in chosen([word])]
-    if given.since is not None:
-        again = missed(archive.read_results(given.since).rows)
+    if options.since is not None:
+        again = missed(archive.read_results(options.since).rows)
         kernels = [experiment.kernel.name for experiment in chosen([]) if experiment.name in again]
         names = [name for name in kernels if not names or name in names]
         if not names:
-            raise LLMBenchError(f"nothing to tune: in {given.since}, no chosen experiment missed a goal or failed")
+            raise LLMBenchError(f"nothing to tune: in {options.since}, no chosen experiment missed a goal or failed")
     return [load_kernel(name) for name in dict.fromkeys(names or KERNELS)]
 
 
-def _pace(given: argparse.Namespace) -> Pace:
-    pace = FIRST if given.first else FULL
-    seeds = given.seeds or (PTXAS_SEEDS if given.ptxas else pace.seeds)
-    total = pace.total_s if given.seconds is None else given.seconds
+def _pace(options: argparse.Namespace) -> Pace:
+    pace = FIRST if options.first else FULL
+    seeds = options.seeds or (PTXAS_SEEDS if options.ptxas else pace.seeds)
+    total = pace.total_s if options.seconds is None else options.seconds
     return pace._replace(total_s=total, seeds=seeds)
 
 
 def _batches(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     experiments: Sequence[Experiment],
     kernels: Sequence[Kernel],
     arch: int,
-    found: Description,
+    machine: Description,
 ) -> list[list[Job]]:
-    if given.tune is not None:
-        return tuning_steps(kernels, arch, rehearsal=given.quick)
+    if options.tune is not None:
+        return tuning_steps(kernels, arch, rehearsal=options.quick)
 
     def choose(candidate: CandidateKernel | Limit) -> bool:
         if isinstance(candidate, Limit):
-            return candidate.name in REFERENCES or not (given.ours or given.ptxas)
-        if given.ours or given.ptxas:
+            return candidate.name in REFERENCES or not (options.ours or options.ptxas)
+        if options.ours or options.ptxas:
             return candidate.own
-        return not (candidate.compiled and (given.first or given.no_compiled))
+        return not (candidate.compiled and (options.first or options.no_compiled))
 
-    steps = first_steps if given.first else full_steps
-    batches = steps(experiments, choose, rehearsal=given.quick)
-    if not given.ptxas:
+    steps = first_steps if options.first else full_steps
+    batches = steps(experiments, choose, rehearsal=options.quick)
+    if not options.ptxas:
         return batches
-    assemblers = [_assembler(path, found) for path in given.ptxas]
+    assemblers = [_assembler(path, machine) for path in options.ptxas]
     return [[job.under(assembler) for job in batch] for batch in batches for assembler in assemblers]
 
 
-def _assembler(path: str, found: Description) -> Assembler:
+def _assembler(path: str, machine: Description) -> Assembler:
     """Return the assembler at `path`, after asking it for its version."""
     if path == "default":
-        return Assembler(found.header.environment.ptxas or "default", None)
+        return Assembler(machine.header.environment.ptxas or "default", None)
     try:
         text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as problem:
@@ -205,23 +205,23 @@ def _assembler(path: str, found: Description) -> Assembler:
     return Assembler(version[1], str(Path(path).resolve()))
 
 
-def _path(given: argparse.Namespace, found: Description) -> Path:
-    folder: Path | None = given.results
+def _path(options: argparse.Namespace, machine: Description) -> Path:
+    folder: Path | None = options.results
     if folder is None and os.environ.get("OUT"):
         folder = Path(os.environ["OUT"])
     # The times of a rehearsal have no meaning, so the file goes into a temporary folder.
-    if folder is None and given.quick:
+    if folder is None and options.quick:
         folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
     if folder is None:
-        folder = ROOT / "benchmarks" / "results" / slug(found.header.environment.device)
+        folder = ROOT / "benchmarks" / "results" / slug(machine.header.environment.device)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"gpu_check-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
 
 
-def _prepare(given: argparse.Namespace, jobs: Sequence[Job], arch: int, session: Session) -> None:
+def _prepare(options: argparse.Namespace, jobs: Sequence[Job], arch: int, session: Session) -> None:
     """Compile the code of the jobs and, in a full run, run the tests of the kernels. Nothing is timed meanwhile."""
     quick, cores = session.rehearsal, os.cpu_count() or 1
-    tested = not (given.first or given.no_tests or _is_part(given) or given.tune is not None)
+    tested = not (options.first or options.no_tests or _is_part(options) or options.tune is not None)
     box_s = 20.0 if quick else session.pace.compile_s
     if tested and not quick:
         box_s = TESTS_SHARE * session.deadline.left_s

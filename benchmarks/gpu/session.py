@@ -60,8 +60,8 @@ def describe_machine(opener: Opener, pace: Pace, inputs: dict[str, Any], folder:
                         machine.clock, machine.dtype, budget_s=0.0 if machine.rehearsal else 0.3, sizes=machine.sizes
                     ),
                 )
-                found = Description(header=header, notes=machine.notes, names_kernels=machine.names_kernels)
-                reporter.send(["found", msgspec.to_builtins(found)])
+                description = Description(header=header, notes=machine.notes, names_kernels=machine.names_kernels)
+                reporter.send(["found", msgspec.to_builtins(description)])
         except CannotRunError as problem:
             reporter.send(["cannot", [str(problem), problem.hint]])
 
@@ -76,10 +76,10 @@ def describe_machine(opener: Opener, pace: Pace, inputs: dict[str, Any], folder:
 class Session:
     """A run in progress: its machine, result file, time limits and rows."""
 
-    def __init__(self, opener: Opener, found: Description, store: Store, pace: Pace, deadline: Deadline, logs: Path):
-        self.opener, self.names_kernels = opener, found.names_kernels
+    def __init__(self, opener: Opener, machine: Description, store: Store, pace: Pace, deadline: Deadline, logs: Path):
+        self.opener, self.names_kernels = opener, machine.names_kernels
         self.store, self.pace, self.deadline, self.logs = store, pace, deadline, logs
-        self.rehearsal = bool(found.header.inputs.get("rehearsal"))
+        self.rehearsal = bool(machine.header.inputs.get("rehearsal"))
         self.rows: list[Row] = []
         self.never: set[Key] = set()  # candidates that failed, which are not tried again at the same case
         self._children = 0

@@ -89,35 +89,35 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    given = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        for name in given.only:
+        for name in options.only:
             if name not in SHARES:
                 raise unknown("experiment", name, SHARES)
-        if not (given.quick or torch.cuda.is_available()):
+        if not (options.quick or torch.cuda.is_available()):
             raise CannotRunError("no CUDA GPU here", hint="--quick rehearses on a CPU")
-        if given.warm is not None:
-            number, shares = map(int, given.warm.split("/"))
-            warm(given.only, number, shares, quick=given.quick)
+        if options.warm is not None:
+            number, shares = map(int, options.warm.split("/"))
+            warm(options.only, number, shares, quick=options.quick)
             return 0
-        return _run(given)
+        return _run(options)
     except LLMBenchError as problem:
         print(f"error: {problem}" + (f"\n\nhint: {problem.hint}" if problem.hint else ""), file=sys.stderr)
         return problem.exit_code
 
 
-def _run(given: argparse.Namespace) -> int:
-    deadline = Deadline(given.seconds)
+def _run(options: argparse.Namespace) -> int:
+    deadline = Deadline(options.seconds)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "rehearsal"
-    folder: Path = given.results or ROOT / "benchmarks" / "results" / slug(gpu)
+    folder: Path = options.results or ROOT / "benchmarks" / "results" / slug(gpu)
     folder.mkdir(parents=True, exist_ok=True)
-    if given.since is not None:
-        unpack(given.since, folder)
-    undone = [name for name in SHARES if (name in given.only if given.only else not _table(folder, name).exists())]
+    if options.since is not None:
+        unpack(options.since, folder)
+    undone = [name for name in SHARES if (name in options.only if options.only else not _table(folder, name).exists())]
     most = max(1, int(((1 - WARM_SHARE) * deadline.left_s - GRACE_S) / SLICE_S))
     names = undone[:most]
-    quick = ["--quick"] * given.quick
-    warmers = 1 if given.quick else max(1, min(WARMERS, (os.cpu_count() or 1) - 2))
+    quick = ["--quick"] * options.quick
+    warmers = 1 if options.quick else max(1, min(WARMERS, (os.cpu_count() or 1) - 2))
     commands = [["--warm", f"{number}/{warmers}", *quick, "--only", *names] for number in range(warmers)]
     if names and torch.cuda.is_available():
         run_tests_and_compile(None, commands, WARM_SHARE * deadline.left_s, module="benchmarks.gpu.sweeps")
@@ -132,17 +132,17 @@ def _run(given: argparse.Namespace) -> int:
             late = ", ".join(undone[index:])
             print(f"not measured, because no time was left: {late}; run this command again", flush=True)
             break
-        code = _bench(name, folder, box_s, quick=given.quick)
+        code = _bench(name, folder, box_s, quick=options.quick)
         counts, faults = _summary(folder, name)
         print(f"{name}: {'done' if code == 0 else f'not done ({code})'}; {counts}", *faults, sep="\n  ", flush=True)
         wrong = wrong or bool(faults) or code not in (0, 130)
-        _pack(given, folder)
+        _pack(options, folder)
     return 1 if wrong else 0
 
 
-def _pack(given: argparse.Namespace, folder: Path) -> None:
+def _pack(options: argparse.Namespace, folder: Path) -> None:
     """Pack all files into the archive. It is written after each experiment, so that a run that is killed leaves one."""
-    place = Path(os.environ["OUT"]) if given.results is None and os.environ.get("OUT") else folder
+    place = Path(os.environ["OUT"]) if options.results is None and os.environ.get("OUT") else folder
     notes = pack(place / ARCHIVE, sorted(folder.glob("bench-*")))
     print(f"archive: {place / ARCHIVE}", *notes, sep="\n  ", flush=True)
 

@@ -166,7 +166,7 @@ def rankings(rows: Sequence[Row], *, rehearsal: bool) -> str:
         if "choice" in row.case:
             title = f"{row.experiment} · {row.case['shape']} · {row.case['choice']}"
             choices.setdefault(title, []).append(row)
-    return "\n".join(_ranking(title, given, rehearsal=rehearsal) for title, given in choices.items())
+    return "\n".join(_ranking(title, rows, rehearsal=rehearsal) for title, rows in choices.items())
 
 
 def _ranking(title: str, rows: Sequence[Row], *, rehearsal: bool) -> str:

@@ -96,9 +96,9 @@ def attention_delta(
     level_row = tl.load(lse + at_lse + r, mask=exists, other=float("inf"))
     # p = 2^(s - ∞) = 0 for a query that sees no key
     level_row = tl.where(level_row == float("-inf"), float("inf"), level_row)
-    kept = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # the next kernels read whole tiles
-    tl.store(delta + r, value, mask=kept)
-    tl.store(level + r, level_row, mask=kept)
+    in_tile = r < (queries + TALLEST - 1) // TALLEST * TALLEST  # the next kernels read whole tiles
+    tl.store(delta + r, value, mask=in_tile)
+    tl.store(level + r, level_row, mask=in_tile)
     if sinks is not None:
         p = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - level_row)
         tl.store(dsinks + program, -tl.sum(p * value, 0))

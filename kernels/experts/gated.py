@@ -77,38 +77,39 @@ def _halves(x):
 
 @triton.jit
 def _store_gated(
-    a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width,
+    a, b, first_bias, second_bias, second, h, saved, saved2, bias, corner, place, n, live, width,
     ACT: tl.constexpr,
 ):  # fmt: skip
     """Add the biases to columns n of the products `a` and `b`, apply the activation, and store the result. `b` is used
     only if there is a `second` matrix."""
-    here = live[:, None] & (n < width)[None, :]
+    inside = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
     if first_bias is not None:
         a += tl.load(first_bias + bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
-    if kept is not None:
-        tl.store(kept + corner + place, narrowed(a, h.dtype.element_ty), mask=here)
+    if saved is not None:
+        tl.store(saved + corner + place, narrowed(a, h.dtype.element_ty), mask=inside)
     value, _slope = gate_and_slope(a, ACT)
     if second is not None:
         if second_bias is not None:
             b += tl.load(second_bias + bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
-        if kept2 is not None:
-            tl.store(kept2 + corner + place, narrowed(b, h.dtype.element_ty), mask=here)
+        if saved2 is not None:
+            tl.store(saved2 + corner + place, narrowed(b, h.dtype.element_ty), mask=inside)
         if ACT == OAI:
             b = tl.minimum(tl.maximum(b, -LIMIT), LIMIT) + 1.0
         value = value * b
-    tl.store(h + corner + place, narrowed(value, h.dtype.element_ty), mask=here)
+    tl.store(h + corner + place, narrowed(value, h.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def gated_forward(
-    x, first, second, first_bias, second_bias, h, kept, kept2, order, offsets, tiles, limit, width, inner, choices,
+    x, first, second, first_bias, second_bias, h, saved, saved2, order, offsets, tiles, limit, width, inner, choices,
     ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes a tile of h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or of act(x·firstᵀ) without `second`.
 
-    If `kept` and `kept2` are given, the two products are saved there. The program gathers its rows from x [t, D].
+    The two products are written to `saved` and `saved2`, if these are not None. The program gathers its rows from x
+    [t, D].
     """
     expert, top, column = tile_at(tiles, limit, tl.cdiv(width, BLOCK_N), GROUP)
     if expert < 0:
@@ -137,38 +138,39 @@ def gated_forward(
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
         a, right = _halves(a)
         b, right2 = _halves(b)
-        _store_gated(a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width, ACT)
+        _store_gated(a, b, first_bias, second_bias, second, h, saved, saved2, bias, corner, place, n, live, width, ACT)
         a, b = right, right2
         n += BLOCK_N // 2
-    _store_gated(a, b, first_bias, second_bias, second, h, kept, kept2, bias, corner, place, n, live, width, ACT)
+    _store_gated(a, b, first_bias, second_bias, second, h, saved, saved2, bias, corner, place, n, live, width, ACT)
 
 
 @triton.jit
-def _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
+def _gated_end(dh, weight, saved, saved2, da, db, scaled, corner, place, n, live, width, ACT: tl.constexpr):
     """Compute da, db and w·h of columns n from dh, and store them. Return each row's sum of dh·h over these columns.
     mixture.py has the formulas."""
-    here = live[:, None] & (n < width)[None, :]
+    inside = live[:, None] & (n < width)[None, :]
     place = place + n[None, :]
-    value, slope = gate_and_slope(tl.load(kept + corner + place, mask=here, other=0.0).to(tl.float32), ACT)
+    value, slope = gate_and_slope(tl.load(saved + corner + place, mask=inside, other=0.0).to(tl.float32), ACT)
     h = value
     dy = dh * weight[:, None]
-    if kept2 is not None:
-        b = tl.load(kept2 + corner + place, mask=here, other=0.0).to(tl.float32)
+    if saved2 is not None:
+        b = tl.load(saved2 + corner + place, mask=inside, other=0.0).to(tl.float32)
         dvalue = dy * value
         if ACT == OAI:
             dvalue = tl.where((b >= -LIMIT) & (b <= LIMIT), dvalue, 0.0)
             b = tl.minimum(tl.maximum(b, -LIMIT), LIMIT) + 1.0
-        tl.store(db + corner + place, narrowed(dvalue, db.dtype.element_ty), mask=here)
+        tl.store(db + corner + place, narrowed(dvalue, db.dtype.element_ty), mask=inside)
         h = value * b
         slope = slope * b
-    tl.store(da + corner + place, narrowed(dy * slope, da.dtype.element_ty), mask=here)
-    tl.store(scaled + corner + place, narrowed(h * weight[:, None], scaled.dtype.element_ty), mask=here)
+    tl.store(da + corner + place, narrowed(dy * slope, da.dtype.element_ty), mask=inside)
+    tl.store(scaled + corner + place, narrowed(h * weight[:, None], scaled.dtype.element_ty), mask=inside)
     return tl.sum(dh * h, axis=1)
 
 
 @triton.jit
 def gated_backward(
-    dout, down, kept, kept2, weights, da, db, scaled, sums, order, offsets, tiles, limit, width, inner, choices, pairs,
+    dout, down, saved, saved2, weights, da, db, scaled, sums, order, offsets, tiles, limit, width, inner, choices,
+    pairs,
     ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -196,11 +198,11 @@ def gated_backward(
     if HALVES:
         n = column * BLOCK_N + tl.arange(0, BLOCK_N // 2)
         left, right = _halves(dh)
-        part = _gated_end(left, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+        part = _gated_end(left, weight, saved, saved2, da, db, scaled, corner, place, n, live, width, ACT)
         n += BLOCK_N // 2
-        part += _gated_end(right, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+        part += _gated_end(right, weight, saved, saved2, da, db, scaled, corner, place, n, live, width, ACT)
     else:
-        part = _gated_end(dh, weight, kept, kept2, da, db, scaled, corner, place, n, live, width, ACT)
+        part = _gated_end(dh, weight, saved, saved2, da, db, scaled, corner, place, n, live, width, ACT)
     tl.store(sums + column.to(tl.int64) * pairs + pair, part, mask=live)
 
 
@@ -257,8 +259,8 @@ def gated(
     first, second, first_bias, second_bias = inner_matrices
     rows, (_, width, inner) = len(order), first.shape
     h = empty(rows, width, like=x)
-    kept = empty(rows, width, like=x) if keep else None
-    kept2 = empty(rows, width, like=x) if keep and second is not None else None
+    saved = empty(rows, width, like=x) if keep else None
+    saved2 = empty(rows, width, like=x) if keep and second is not None else None
     matrices = 1 if second is None else 2
     config = choose("gated_forward", gated_configurations(tile, x.element_size(), architecture(x.device), matrices))
     limit = tiles.shape[1]
@@ -266,12 +268,12 @@ def gated(
         gated_forward,
         (limit * triton.cdiv(width, config["BLOCK_N"]),),
         config,
-        *(x, first, second, first_bias, second_bias, h, kept, kept2),
+        *(x, first, second, first_bias, second_bias, h, saved, saved2),
         *(order, offsets, tiles, limit, width, inner, choices),
         ACT=ACTIVATIONS[activation],
         EVEN=inner % config["BLOCK_K"] == 0,
     )
-    return h, x.new_empty(0) if kept is None else kept, x.new_empty(0) if kept2 is None else kept2
+    return h, x.new_empty(0) if saved is None else saved, x.new_empty(0) if saved2 is None else saved2
 
 
 def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]:
@@ -301,8 +303,8 @@ def gradient_configurations(tile: int, itemsize: int, arch: int) -> list[Config]
 def gated_gradient(
     dout: Tensor,
     down: Tensor,
-    kept: Tensor,
-    kept2: Tensor | None,
+    saved: Tensor,
+    saved2: Tensor | None,
     weights: Tensor,
     order: Tensor,
     offsets: Tensor,
@@ -317,7 +319,7 @@ def gated_gradient(
     """
     rows, (_, inner, width) = len(order), down.shape
     da, scaled = empty(rows, width, like=dout), empty(rows, width, like=dout)
-    db = None if kept2 is None else empty(rows, width, like=dout)
+    db = None if saved2 is None else empty(rows, width, like=dout)
     config = choose("gated_backward", gradient_configurations(tile, dout.element_size(), architecture(dout.device)))
     columns, limit = triton.cdiv(width, config["BLOCK_N"]), tiles.shape[1]
     sums = empty(columns, rows, like=dout, dtype=torch.float32)
@@ -325,7 +327,7 @@ def gated_gradient(
         gated_backward,
         (limit * columns,),
         config,
-        *(dout, down, kept, kept2, weights, da, db, scaled, sums),
+        *(dout, down, saved, saved2, weights, da, db, scaled, sums),
         *(order, offsets, tiles, limit, width, inner, choices, rows),
         ACT=ACTIVATIONS[activation],
         EVEN=inner % config["BLOCK_K"] == 0,

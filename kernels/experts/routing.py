@@ -100,13 +100,13 @@ def _in_groups(
         value = first
     group = tl.arange(0, GROUPS)[None, :]
     value = tl.where(group < groups, value, float("-inf"))
-    kept = tl.zeros([T, GROUPS], tl.int32)
+    in_best = tl.zeros([T, GROUPS], tl.int32)
     for _ in tl.static_range(KEPT):
         best, _best_value = _best(value, group)
         hit = group == best[:, None]
-        kept = tl.where(hit, 1, kept)
+        in_best = tl.where(hit, 1, in_best)
         value = tl.where(hit, float("-inf"), value)
-    allowed = tl.reshape(tl.broadcast_to(kept[:, :, None], (T, GROUPS, GROUP_BLOCK)), (T, GROUPS * GROUP_BLOCK)) != 0
+    allowed = tl.reshape(tl.broadcast_to(in_best[:, :, None], (T, GROUPS, GROUP_BLOCK)), (T, GROUPS * GROUP_BLOCK)) != 0
     return tl.where(allowed & inside, ranked, float("-inf") if CORRECTED else tl.where(inside, 0.0, float("-inf")))
 
 
@@ -364,8 +364,8 @@ def reference(
     if n_group > 1:
         groups = ranked.unflatten(-1, (n_group, -1))
         strength = groups.amax(-1) if correction is None else groups.topk(2, dim=-1).values.sum(-1)
-        kept = torch.zeros_like(strength).scatter(-1, strength.topk(topk_group, dim=-1).indices, 1.0)
-        ranked = groups.masked_fill(kept[..., None] == 0, 0.0 if correction is None else float("-inf")).flatten(-2)
+        in_best = torch.zeros_like(strength).scatter(-1, strength.topk(topk_group, dim=-1).indices, 1.0)
+        ranked = groups.masked_fill(in_best[..., None] == 0, 0.0 if correction is None else float("-inf")).flatten(-2)
     chosen = ranked.topk(k, dim=-1).indices
     weights = value.gather(-1, chosen)
     if normalize:
@@ -423,16 +423,16 @@ def random_case(draw: Draw) -> Case:
     plain = scores == "softmax_topk"
     groups = 1 if plain or draw.chance() else draw.size(6)
     experts = groups * draw.size(120 // groups, least=2)
-    kept = draw.size(groups)
+    best_groups = draw.size(groups)
     return Case(
         tokens=draw.size(60, least=0),
         experts=experts,
-        k=draw.size(min(16, experts // groups * kept)),
+        k=draw.size(min(16, experts // groups * best_groups)),
         scores=scores,
         normalize=draw.chance(),
         scale=draw.choice((1.0, 2.5)),
         corrected=not plain and draw.chance(0.4),
-        groups=(groups, kept),
+        groups=(groups, best_groups),
     )
 
 

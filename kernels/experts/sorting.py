@@ -41,9 +41,9 @@ def _cut(tiles, expert, first, number, experts, limit, STEP: tl.constexpr, TILE:
     tile_expert = tl.where(expert < experts, expert, -1)[:, None]
     for i in range(0, tl.max(number, axis=0), STEP):
         tile = i + tl.arange(0, STEP)[None, :]
-        here = tile < number[:, None]
-        tl.store(tiles + first[:, None] + tile, tile_expert, mask=here)
-        tl.store(tiles + limit + first[:, None] + tile, start[:, None] + tile * TILE, mask=here)
+        inside = tile < number[:, None]
+        tl.store(tiles + first[:, None] + tile, tile_expert, mask=inside)
+        tl.store(tiles + limit + first[:, None] + tile, start[:, None] + tile * TILE, mask=inside)
 
 
 @triton.jit
@@ -92,8 +92,8 @@ def place_choices(
         choice = tl.load(chosen + pair, mask=pair < end, other=-1).to(tl.int32)
         hit = (choice[:, None] == expert[None, :]) & (expert < experts)[None, :]
         ones = hit.to(tl.int32)
-        here = place[None, :] + tl.cumsum(ones, axis=0) - 1
-        tl.store(order + here, pair[:, None], mask=hit)
+        position = place[None, :] + tl.cumsum(ones, axis=0) - 1
+        tl.store(order + position, pair[:, None], mask=hit)
         place += tl.sum(ones, axis=0)
 
 

@@ -91,7 +91,7 @@ def fuzz(
     for name in names:
         load_kernel(name)
     deadline = time.monotonic() + seconds  # the imports do not count
-    found: dict[tuple[str, torch.dtype], list[tuple[Verdict, Trial]]] = {}
+    failing: dict[tuple[str, torch.dtype], list[tuple[Verdict, Trial]]] = {}
     runs: dict[tuple[str, torch.dtype], int] = {}
     failures: dict[tuple[str, torch.dtype], list[Failure]] = {}
     for trial in trials(names, dtypes, seed):
@@ -101,18 +101,18 @@ def fuzz(
         key = trial.kernel, trial.dtype
         verdicts, reason = _outcome(trial, device)
         runs[key] = runs.get(key, 0) + 1
-        found.setdefault(key, []).extend((verdict, trial) for verdict in verdicts)
+        failing.setdefault(key, []).extend((verdict, trial) for verdict in verdicts)
         if reason:
             smaller = _smaller(trial, reason, device)
             failures.setdefault(key, []).append(Failure(trial=trial, reason=reason, smaller=smaller))
     for name, dtype in sorted(runs, key=lambda key: (names.index(key[0]), list(FORMATS.values()).index(key[1]))):
         key = name, dtype
         none = Verdict("", 0.0, 0.0, 0.0, True), Trial(kernel=name, dtype=dtype, seed=0, case=None)
-        worst, trial = max(found.get(key) or [none], key=lambda pair: severity(pair[0]))
+        worst, trial = max(failing.get(key) or [none], key=lambda pair: severity(pair[0]))
         yield FuzzResult(
             kernel=name,
             dtype=dtype,
-            checks=len(found.get(key, ())),
+            checks=len(failing.get(key, ())),
             case="" if trial.case is None else describe(trial.case),
             worst=worst,
             trials=runs[key],
@@ -216,8 +216,8 @@ def _smaller(trial: Trial, reason: str, device: str) -> Trial | None:
             if time.monotonic() > deadline:
                 break
             candidate = Trial(kernel=trial.kernel, dtype=trial.dtype, seed=trial.seed, case=case)
-            _, found = _outcome(candidate, device)
-            if found and kind(found) == kind(reason):
+            _, smaller_reason = _outcome(candidate, device)
+            if smaller_reason and kind(smaller_reason) == kind(reason):
                 smallest, searching = candidate, True
                 break
     return None if smallest is trial else smallest

@@ -71,7 +71,7 @@ def sweep_fields(
     """Return the fields of the table of a sweep. A field in `headings` becomes a column if the items differ in it."""
 
     def column(field: Field[Item]) -> Field[Item]:
-        if field.name not in headings or len({field.of(item) for item in items}) == 1:
+        if field.name not in headings or len({field.value_of(item) for item in items}) == 1:
             return field
         return msgspec.structs.replace(field, heading=headings[field.name], unit="count")
 

@@ -228,8 +228,10 @@ def _measured(
 def _end(measured: _Measured, path: Path | None) -> None:
     """End the command with the exit code of the run. Call this function after the answer is written."""
     if isinstance(measured.interruption, KeyboardInterrupt):
-        kept = f"`--resume {path}` continues the run" if path else "no file has these rows, because --output is missing"
-        sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {kept}\n")
+        next_step = (
+            f"`--resume {path}` continues the run" if path else "no file has these rows, because --output is missing"
+        )
+        sys.stderr.write(f"interrupted: {len(measured.rows)} rows were measured; {next_step}\n")
         raise typer.Exit(130)
     if measured.interruption is not None:
         raise measured.interruption

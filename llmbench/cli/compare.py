@@ -274,8 +274,8 @@ def _block(rows: list[Compared], seq: int) -> Block:
 
 def _once(texts: Iterable[str]) -> list[str]:
     """Return the texts without repetitions, or an empty list if every text is "none"."""
-    found = distinct(texts)
-    return [] if found == ["none"] else found
+    unique = distinct(texts)
+    return [] if unique == ["none"] else unique
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -284,8 +284,8 @@ def _joined(texts: Iterable[str]) -> str:
 
 def _numbers(values: Iterable[int | None]) -> list[int | None]:
     """Return the values without repetitions, or an empty list if every value is None."""
-    found = list(dict.fromkeys(values))
-    return [] if found == [None] else found
+    unique = list(dict.fromkeys(values))
+    return [] if unique == [None] else unique
 
 
 def _norm(spec: ModelSpec) -> str:

@@ -367,8 +367,8 @@ def _fuzz(names: tuple[str, ...], dtype: str, seconds: int, seed: int, place: st
     """Check random cases, and show one row per kernel and format, and the failures."""
     from llmbench.kernels.proof.fuzz import FuzzResult, fuzz
 
-    found = _with_progress(fuzz(names, named_formats(dtype), seconds, seed, place), "checking random cases")
-    rows = [item for item in found if isinstance(item, FuzzResult)]
+    results = _with_progress(fuzz(names, named_formats(dtype), seconds, seed, place), "checking random cases")
+    rows = [item for item in results if isinstance(item, FuzzResult)]
     failures = [failure for row in rows for failure in row.failures]
     ran = sum(row.trials for row in rows)
     lines = [f"{ran - len(failures)} of {ran} random cases within budget, seed {seed}, {_machine(place)}"]

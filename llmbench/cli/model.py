@@ -436,8 +436,8 @@ def _by_stack(trace: Trace, total: TracedOp, *, several: bool) -> Table:
             rows.append([f"{instances} × {stack}{kind}", *[""] * (len(OPS) - 1)])
         group = (stack, op.layer)
         count = f" × {op.instances}" if inside and op.instances != instances else ""
-        rows.append([("  " if inside else "") + name + count, *(field.of(op) for field in OPS[1:])])
-    rows.append([field.of(total) for field in OPS])
+        rows.append([("  " if inside else "") + name + count, *(field.value_of(op) for field in OPS[1:])])
+    rows.append([field.value_of(total) for field in OPS])
     return Table(columns=OPS, rows=rows, total=True)
 
 

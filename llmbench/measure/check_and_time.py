@@ -115,7 +115,7 @@ def check_and_time(
                 grown = max(reserved_bytes(clock.device) - before, 0)
             if isinstance(ready, Fault):
                 addressable = candidate.need_bytes is None or candidate.need_bytes < ADDRESSABLE_BYTES
-                fault = ready.with_others_holding(sum(holding.values()) if addressable else 0)
+                fault = ready.with_bytes_of_others(sum(holding.values()) if addressable else 0)
                 yield row(candidate, fault.status, reason=fault.reason, checks=fault.checks)
             else:
                 calls[candidate.name], checked[candidate.name] = ready
@@ -124,7 +124,7 @@ def check_and_time(
         for candidate in candidates:
             if candidate.name in failed:
                 others = sum(amount for name, amount in holding.items() if name != candidate.name)
-                fault = fault_of(failed.pop(candidate.name)).with_others_holding(others)
+                fault = fault_of(failed.pop(candidate.name)).with_bytes_of_others(others)
                 yield row(candidate, fault.status, reason=fault.reason, **checked[candidate.name])
             elif candidate.name in times:
                 with attribute_loss(candidate.name):
@@ -211,7 +211,7 @@ def _checked(candidate: Candidate) -> tuple[Check, ...]:
     if candidate.check is None:
         return ()
     try:
-        checks = tuple(Check.of(verdict) for verdict in candidate.check())
+        checks = tuple(Check.from_verdict(verdict) for verdict in candidate.check())
     except Exception as problem:
         fault = fault_of(problem)
         if fault.status == "OOM":

@@ -28,14 +28,14 @@ class Fault(NamedTuple):
     reason: str
     checks: tuple[Check, ...] = ()
 
-    def with_others_holding(self, held_bytes: int) -> Fault:
-        """Add to the reason of an OOM that the other candidates of the case were holding `held_bytes` bytes.
+    def with_bytes_of_others(self, other_bytes: int) -> Fault:
+        """Add to the reason of an OOM that the other candidates of the case were using `other_bytes` bytes.
 
         All candidates of a case stay in memory together, because they are timed in turn.
         """
-        if self.status != "OOM" or not held_bytes:
+        if self.status != "OOM" or not other_bytes:
             return self
-        return self._replace(reason=f"{self.reason} (other candidates were holding {held_bytes:,} bytes)")
+        return self._replace(reason=f"{self.reason} (other candidates were using {other_bytes:,} bytes)")
 
 
 class IncorrectError(Exception):

@@ -141,16 +141,18 @@ class Ratio(NamedTuple):
     n: int
 
 
-def ratio(of: Measurement, to: Measurement) -> Ratio:
-    """Return the time of `of` divided by the time of `to`. The ratio is computed for each pair of samples.
+def ratio(numerator: Measurement, denominator: Measurement) -> Ratio:
+    """Return the time of `numerator` divided by the time of `denominator`, for each pair of samples.
 
     Both samples of a pair are from the same round of `clock.compare`, so that a disturbance of the machine affects both
     samples and not their ratio. Raises LLMBenchError if the two measurements have different numbers of samples, or if
-    all times of `to` are 0.
+    all times of `denominator` are 0.
     """
-    if of.n != to.n:
-        raise LLMBenchError(f"cannot pair {of.n} samples with {to.n} samples: they are not from one comparison")
-    pairs = [a / b for a, b in zip(of.samples_s, to.samples_s, strict=True) if b > 0]
+    if numerator.n != denominator.n:
+        raise LLMBenchError(
+            f"cannot pair {numerator.n} samples with {denominator.n} samples: they are not from one comparison"
+        )
+    pairs = [a / b for a, b in zip(numerator.samples_s, denominator.samples_s, strict=True) if b > 0]
     if not pairs:
         raise LLMBenchError("cannot compute a ratio to a time of zero")
     return Ratio(quantile(pairs, 0.5), quantile(pairs, 0.1), quantile(pairs, 0.9), len(pairs))

@@ -72,7 +72,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     passed: bool
 
     @classmethod
-    def of(cls, verdict: Any) -> Check:
+    def from_verdict(cls, verdict: Any) -> Check:
         """Return the check for a `Verdict` of `kernels.proof.accuracy`."""
         values = verdict._asdict()
         for name in ("error", "plain_error", "budget"):

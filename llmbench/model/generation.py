@@ -215,7 +215,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, 
         return weights
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
-    kept = torch.where(before < top_p, ordered, 0.0)
-    kept[..., 0] = ordered[..., 0]
-    nucleus = torch.zeros_like(weights).scatter(-1, order, kept)
+    chosen = torch.where(before < top_p, ordered, 0.0)
+    chosen[..., 0] = ordered[..., 0]
+    nucleus = torch.zeros_like(weights).scatter(-1, order, chosen)
     return nucleus / nucleus.sum(dim=-1, keepdim=True)

@@ -52,7 +52,7 @@ class Scopes(TorchFunctionMode):
                 self.owners[parameter.untyped_storage()._cdata] = op
 
     @property
-    def here(self) -> str:
+    def innermost(self) -> str:
         """The name of the innermost scope."""
         return self.stack[-1]
 
@@ -64,7 +64,7 @@ class Scopes(TorchFunctionMode):
     def leave(self) -> None:
         """End the innermost scope. The scope around it becomes the innermost scope."""
         child = self.stack.pop().rpartition(".")[2]
-        self.last[self.here] = child
+        self.last[self.innermost] = child
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
@@ -84,7 +84,7 @@ class Scopes(TorchFunctionMode):
         for argument in args:
             if isinstance(argument, Tensor):
                 owner = self.owners.get(argument.untyped_storage()._cdata, owner)
-        if not owner.startswith(f"{self.here}."):
+        if not owner.startswith(f"{self.innermost}."):
             return func(*args, **(kwargs or {}))
         with self.within(owner):
             return func(*args, **(kwargs or {}))
@@ -106,11 +106,11 @@ class Scopes(TorchFunctionMode):
         If an op without a module follows the last child module, this is the name of that op. Otherwise, this is the
         name of the scope.
         """
-        return self._inside(_FOLLOWING.get(self.last.get(self.here, ""), "")) or self.here
+        return self._inside(_FOLLOWING.get(self.last.get(self.innermost, ""), "")) or self.innermost
 
     def _inside(self, child: str) -> str:
         """Return the full name of the op `child` in the innermost scope. Empty if the op table has no such op."""
-        name = f"{self.here}.{child}".lstrip(".")
+        name = f"{self.innermost}.{child}".lstrip(".")
         return name if name in self.names else ""
 
 
@@ -130,6 +130,6 @@ class FlopsByScope(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         added = self.counter.get_total_flops() - before
         if added:
-            here = self.scopes.here
-            self.flops[here] = self.flops.get(here, 0) + added
+            scope = self.scopes.innermost
+            self.flops[scope] = self.flops.get(scope, 0) + added
         return out

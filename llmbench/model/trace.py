@@ -282,12 +282,12 @@ def prepared(model: Decoder, scopes: Scopes, attention: Attention) -> Iterator[N
 
     def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
         if scores.bias is not None:
-            scopes.output(f"{scopes.here}.relative_bias", scores.bias)
-        with scopes.within(f"{scopes.here}.core"):
+            scopes.output(f"{scopes.innermost}.relative_bias", scores.bias)
+        with scopes.within(f"{scopes.innermost}.core"):
             return attend_with(q, seen, scores)
 
     def glu(gate: Tensor, up: Tensor, name: Activation) -> Tensor:
-        with scopes.within(f"{scopes.here}.act"):
+        with scopes.within(f"{scopes.innermost}.act"):
             return STANDARD.glu(gate, up, name)
 
     handles = []

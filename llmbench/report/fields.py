@@ -48,7 +48,7 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     sparse: bool = False
     spare: int = 0
 
-    def of(self, item: Item) -> Any:
+    def value_of(self, item: Item) -> Any:
         """Return the value of an item. Return "" for a mapping without the key, because the field does not apply."""
         if self.value is not None:
             return self.value(item)
@@ -59,12 +59,12 @@ class Field(msgspec.Struct, Generic[Item], frozen=True):
     def cell(self, item: Item) -> Any:
         """Return the value of an item. If `text` returns a text for the item, return a Cell with value and text."""
         text = None if self.text is None else self.text(item)
-        return self.of(item) if text is None else Cell(self.of(item), text)
+        return self.value_of(item) if text is None else Cell(self.value_of(item), text)
 
     def shown(self, item: Item) -> str:
         """Return the text that people see for an item."""
         text = None if self.text is None else self.text(item)
-        return shown(self.of(item), self.unit) if text is None else text
+        return shown(self.value_of(item), self.unit) if text is None else text
 
 
 def inside(path: str, *fields: Field[Any]) -> tuple[Field[Any], ...]:
@@ -94,7 +94,7 @@ def record(fields: Iterable[Field[Item]], item: Item) -> dict[str, Any]:
             place = row
             for key in path:
                 place = place.setdefault(key, {})
-            place[name] = field.of(item)
+            place[name] = field.value_of(item)
     return row
 
 
@@ -109,7 +109,7 @@ def fitted(fields: Iterable[Field[Item]], items: Sequence[Item]) -> list[Field[I
     values: dict[str, list[Any]] = {}
     for field in fields:
         if field.scale:
-            values.setdefault(field.scale, []).extend(map(field.of, items))
+            values.setdefault(field.scale, []).extend(map(field.value_of, items))
     return [
         msgspec.structs.replace(field, unit=fitting(field.unit, values[field.scale])) if field.scale else field
         for field in fields

@@ -172,8 +172,8 @@ def terminal(panel: Panel, *, width: int = 64, height: int = 14) -> list[str]:
         for x, y in series.points:
             column = round((math.log(x) - left) / (right - left) * (width - 1))
             row = height - 1 - round((math.log(y) - low) / (high - low) * (height - 1))
-            there = grid[row][column]
-            grid[row][column] = letter if there in (" ", letter) else "*"
+            mark = grid[row][column]
+            grid[row][column] = letter if mark in (" ", letter) else "*"
     labels = [""] * height
     labels[0], labels[-1] = (_amount(math.exp(end), panel.unit) for end in (high, low))
     edge = max(map(len, labels))

@@ -83,8 +83,8 @@ def _csv(document: Document) -> str:
 def _flat(table: Table) -> tuple[list[Field[Any]], list[list[Any]]]:
     """Return the columns and rows for CSV. Columns whose values are JSON objects are left out."""
     rows = [[cell.value if isinstance(cell, Cell) else cell for cell in row] for row in table.rows]
-    kept = [place for place in range(len(table.columns)) if not any(_nested(row[place]) for row in rows)]
-    return [table.columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+    shown = [place for place in range(len(table.columns)) if not any(_nested(row[place]) for row in rows)]
+    return [table.columns[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
 def _nested(value: Any) -> bool:

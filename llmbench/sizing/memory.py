@@ -67,7 +67,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         return self.reserved_bytes + CONTEXT_BYTES
 
 
-def fullest(peaks: list[Memory]) -> Memory:
+def highest_stage(peaks: list[Memory]) -> Memory:
     """Return the memory of the stage with the highest peak, together with the peaks of all stages."""
     top = max(peaks, key=lambda memory: memory.peak_bytes)
     return msgspec.structs.replace(top, stage_peaks=tuple(memory.peak_bytes for memory in peaks))
@@ -142,4 +142,4 @@ def inference_memory(
                 reserved_bytes=sum(parts.values()),
             )
         )
-    return fullest(peaks)
+    return highest_stage(peaks)

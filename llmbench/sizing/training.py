@@ -20,7 +20,7 @@ import msgspec
 
 from llmbench.sizing.dtypes import DType, bits_of, bytes_of
 from llmbench.sizing.lower import lower
-from llmbench.sizing.memory import WORKSPACE_BYTES, Memory, fullest
+from llmbench.sizing.memory import WORKSPACE_BYTES, Memory, highest_stage
 from llmbench.sizing.op import Op
 from llmbench.sizing.recipe import Optimizer, Precision, PrecisionName, state_bytes, training_precision
 from llmbench.sizing.recompute import checkpoint_bytes
@@ -84,7 +84,7 @@ def training_memory(
     )
     run = _Run(spec, workload, layout, recipe, optimizer, recompute, passes)
     peaks = [run.stage_peak(stage) for stage in stages(spec, lower(spec, workload, layout), layout)]
-    return fullest(peaks)
+    return highest_stage(peaks)
 
 
 class _Run(msgspec.Struct):
@@ -104,12 +104,12 @@ class _Run(msgspec.Struct):
         fsdp, fused = self.layout.zero == 3, self.workload.kernels == "fused"
         # With a master copy, FSDP stores only shards of the fp32 master copy, which `state_bytes` counts. It gathers
         # bf16 weights only for the layers that are running.
-        weights = sum(self.kept(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
+        weights = sum(self.stored_bytes(op, 3, bytes_of(op.parameters, self.recipe.weights)) for op in ops)
         if fsdp and self.recipe.master:
             weights = 0
-        states = sum(self.kept(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
+        states = sum(self.stored_bytes(op, 1, state_bytes(op, self.optimizer, self.recipe)) for op in ops)
         split_from = 4 if self.gathers_stage else 2
-        gradients = sum(self.kept(op, split_from, bytes_of(op.parameters, self.gradient_dtype)) for op in ops)
+        gradients = sum(self.stored_bytes(op, split_from, bytes_of(op.parameters, self.gradient_dtype)) for op in ops)
         saved = [self.saved(chunk) for chunk in stage.chunks]
         others = (in_flight(stage.index, self.layout, self.passes) - 1) * sum(saved) // len(saved)
         top = max((moment for chunk in stage.chunks for moment in self.moments(chunk)), key=lambda m: m.bytes)
@@ -199,7 +199,7 @@ class _Run(msgspec.Struct):
         """Return the bytes of the gradients that exist at the optimizer step but not during the whole training step."""
         return 0 if self.persistent else gradients
 
-    def kept(self, op: Op, from_zero: int, size: int) -> int:
+    def stored_bytes(self, op: Op, from_zero: int, size: int) -> int:
         """Return the bytes that each GPU stores of a tensor of `size` bytes.
 
         ZeRO splits the tensor from stage `from_zero` on, over all GPUs that have a copy of it. With expert parallelism,
@@ -307,7 +307,7 @@ class _Run(msgspec.Struct):
             logits -= size if is_logits else 0
             if not self.persistent:
                 whole += new
-                after += self.kept(op, 2, new * self.widening)
+                after += self.stored_bytes(op, 2, new * self.widening)
             elif self.layout.zero >= 2:
                 whole += new
         return after

@@ -76,17 +76,18 @@ def need_bytes(ops: list[Op], direction: Pass, *, element_bytes: int) -> int:
 
     element_bytes: bytes per element of weights and activations.
     """
-    trained = sum(op.count * op.parameters for op in ops) + _lent_elements(ops)
+    trained = sum(op.count * op.parameters for op in ops) + _tied_head_elements(ops)
     weights = element_bytes * (trained + sum(op.count * op.buffers for op in ops))
     if direction == "forward":
         return weights + max(
-            (beside + op.forward_bytes for op, beside in zip(ops, _beside(ops), strict=True)), default=0
+            (other_bytes + op.forward_bytes for op, other_bytes in zip(ops, _other_tensor_bytes(ops), strict=True)),
+            default=0,
         )
     backward = _backward_bytes(ops, element_bytes)
     return weights + (max(_saving_bytes(ops), backward) if direction == "both" else backward)
 
 
-def _lent_elements(ops: Iterable[Op]) -> int:
+def _tied_head_elements(ops: Iterable[Op]) -> int:
     """Return the number of elements in the matrix of a tied head, or 0 if the ops contain the embedding.
 
     The embedding owns this matrix, so the embedding's own parameters count it.
@@ -95,7 +96,7 @@ def _lent_elements(ops: Iterable[Op]) -> int:
     return 0 if any(op.kind == "embedding" for op in tied) else sum(op.matmul_elements for op in tied)
 
 
-def _given_bytes(ops: Sequence[Op]) -> int:
+def _input_bytes(ops: Sequence[Op]) -> int:
     """Return the bytes of the activations that enter the ops. They are the input of the first op that reads
     activations."""
     first = next((op for op in ops if op.read_bytes), None)
@@ -107,32 +108,32 @@ def _given_bytes(ops: Sequence[Op]) -> int:
     return first.read_bytes
 
 
-def _beside(ops: Sequence[Op]) -> list[int]:
+def _other_tensor_bytes(ops: Sequence[Op]) -> list[int]:
     """For each op of a forward pass, return the bytes of other tensors that exist while the op runs.
 
     These tensors are the input of the layer, the residual stream after the last sum, and the output of the norm before
     the running sublayer.
     """
-    given, stream, inner = _given_bytes(ops), 0, 0
-    beside: list[int] = []
+    input_bytes, stream, inner = _input_bytes(ops), 0, 0
+    other_bytes: list[int] = []
     for op in ops:
         norm = op.kind == "norm" and op.component == "norms" and ".post_" not in op.name
-        beside.append(0 if not beside else given if norm else given + stream + inner)
+        other_bytes.append(0 if not other_bytes else input_bytes if norm else input_bytes + stream + inner)
         if norm:
             inner = op.written_bytes
         elif op.name.endswith("_residual"):
             inner, stream = 0, 0 if op.name.endswith("ffn_residual") else op.written_bytes
-    return beside
+    return other_bytes
 
 
 def _saving_bytes(ops: Sequence[Op]) -> int:
     """Return the peak bytes of a forward pass that saves activations for the backward pass, without the weights."""
-    saved, fullest = _given_bytes(ops), 0
+    saved, peak = _input_bytes(ops), 0
     for index, op in enumerate(ops):
         before = saved + (op.count - 1) * op.saved_bytes - (saved if index == 0 else 0)
-        fullest = max(fullest, before + op.forward_bytes + op.copied_bytes)
+        peak = max(peak, before + op.forward_bytes + op.copied_bytes)
         saved += op.count * op.saved_bytes
-    return fullest
+    return peak
 
 
 def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
@@ -141,14 +142,14 @@ def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
     All layers of one kind are equal. From one layer to the next, the allocated bytes change by a constant. So the peak
     of these layers is in the first or in the last of them, and only these two are computed.
     """
-    given, last = _given_bytes(ops), ops[-1]
+    input_bytes, last = _input_bytes(ops), ops[-1]
     # The first op saves its input without a copy. So the input must not count twice.
-    own_input = min(given, ops[0].saved_bytes - ops[0].selective_bytes - ops[0].copied_bytes)
+    own_input = min(input_bytes, ops[0].saved_bytes - ops[0].selective_bytes - ops[0].copied_bytes)
     # the result of attention is already among its saved bytes
     result = 0 if last.kind in ("loss", "attention") else last.written_bytes
-    alive = given - own_input + sum(op.count * op.saved_bytes for op in ops) + result
+    alive = input_bytes - own_input + sum(op.count * op.saved_bytes for op in ops) + result
     stream = max((op.written_bytes for op in ops if op.name.endswith("_residual")), default=0)
-    gradients = fullest = 0
+    gradients = peak = 0
     for _, group in groupby(reversed(ops), key=lambda op: op.layers):
         layer = list(group)
         saved, gradient = sum(op.saved_bytes for op in layer), sum(_gradient(op) * element_bytes for op in layer)
@@ -159,11 +160,11 @@ def _backward_bytes(ops: Sequence[Op], element_bytes: int) -> int:
                 moment += _gradient(op) * element_bytes
                 temporary = op.backward_bytes - (op.written_bytes if op is last and not op.selective_bytes else 0)
                 temporary += stream if op.layers and not op.name.endswith("_residual") else 0
-                fullest = max(fullest, moment + temporary)
+                peak = max(peak, moment + temporary)
                 moment -= op.saved_bytes
         alive -= count * saved
         gradients += count * gradient
-    return fullest
+    return peak
 
 
 def _gradient(op: Op) -> int:

@@ -114,23 +114,23 @@ def _repeated(spec: ModelSpec, count: Any) -> str:
     if type(count) is not int or not 1 <= count <= 10_000:
         raise SpecError(f"--set num_hidden_layers: must be a whole number from 1 to 10000, not {count!r}")
     order = spec.order
-    kept = list(order[:count])
+    names = list(order[:count])
     if count > len(order):
         if len(set(order)) == 1:
-            kept += [order[0]] * (count - len(order))
+            names += [order[0]] * (count - len(order))
         else:
             raise SpecError(
                 f"--set num_hidden_layers: {spec.name} has {len(set(order))} kinds of layers in the order "
                 f"`{spec.pattern}`, so llmbench does not know the order of {count} layers",
                 hint="set the order: --set 'pattern=...'",
             )
-    missing = set(order) - set(kept)
+    missing = set(order) - set(names)
     if missing:
         raise SpecError(
             f"--set num_hidden_layers: the first {count} layers of `{spec.pattern}` contain no `{sorted(missing)[0]}`",
             hint="set the order: --set 'pattern=...', and remove the kinds of layers that it does not use",
         )
-    return format_pattern(kept)
+    return format_pattern(names)
 
 
 def _assign(spec: ModelSpec, tree: dict[str, Any], key: str, value: Any) -> None:
@@ -159,23 +159,23 @@ def _resolve(tree: Any, path: list[str], key: str) -> Iterable[tuple[dict[str, A
     """
     nodes = [tree]
     for step, part in enumerate(path[:-1]):
-        found: list[Any] = []
+        children: list[Any] = []
         for node in nodes:
             if isinstance(node, dict) and part == "*":
-                found += node.values()
+                children += node.values()
             elif isinstance(node, dict) and part in node:
-                found.append(node[part])
+                children.append(node[part])
             elif isinstance(node, list) and (part == "*" or (part.isdigit() and int(part) < len(node))):
-                found += node if part == "*" else [node[int(part)]]
-        if not found:
-            here = ".".join(path[: step + 1])
+                children += node if part == "*" else [node[int(part)]]
+        if not children:
+            prefix = ".".join(path[: step + 1])
             names = sorted({name for node in nodes if isinstance(node, dict) for name in node})
             near = suggestion(part, names)
             raise SpecError(
-                f"--set {key}: this spec has no `{here}`",
+                f"--set {key}: this spec has no `{prefix}`",
                 hint=f"did you mean `{near}`?" if near else f"choose from {', '.join(names)}" if names else None,
             )
-        nodes = found
+        nodes = children
     places = [(node, path[-1]) for node in nodes if isinstance(node, dict)]
     if not places:
         raise SpecError(f"--set {key}: `{'.'.join(path[:-1])}` has no fields")
@@ -217,8 +217,8 @@ def _field_with_the_words_of(key: str, spec: ModelSpec) -> str | None:
 
     wanted = words(key)
     numbers = {"num_hidden_layers", *_known_fields(spec)} - {"layers", "head", "positions"}  # parts, not numbers
-    found = [name for name in numbers if wanted and wanted <= words(name) and name.endswith("s") >= key.endswith("s")]
-    return min(found, key=lambda name: (len(name), name), default=None)
+    matches = [name for name in numbers if wanted and wanted <= words(name) and name.endswith("s") >= key.endswith("s")]
+    return min(matches, key=lambda name: (len(name), name), default=None)
 
 
 def _known_fields(spec: ModelSpec) -> set[str]:

@@ -119,8 +119,8 @@ FAULTS = {
     "the wrong group of experts": Fault(
         "moe_routing",
         "experts/routing.py",
-        "kept = tl.where(hit, 1, kept)",
-        "kept = tl.where(group == best[:, None] + 1, 1, kept)",
+        "in_best = tl.where(hit, 1, in_best)",
+        "in_best = tl.where(group == best[:, None] + 1, 1, in_best)",
     ),
     "a product without the router's weight": Fault(
         "moe",

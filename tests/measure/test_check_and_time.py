@@ -254,8 +254,8 @@ def test_out_of_memory_says_how_much_other_candidates_hold(monkeypatch: pytest.M
     assert {name: row.reason for name, row in found.items()} == {
         "first": "Tried to allocate 20 GiB",
         "a": None,
-        "b": "Tried to allocate 20 GiB (other candidates were holding 3,000 bytes)",
-        "vast": "Tried to allocate 20 GiB (other candidates were holding 7,000 bytes)",
+        "b": "Tried to allocate 20 GiB (other candidates were using 3,000 bytes)",
+        "vast": "Tried to allocate 20 GiB (other candidates were using 7,000 bytes)",
         "odd": "ValueError: odd",
     }
 

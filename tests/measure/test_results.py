@@ -315,9 +315,11 @@ def test_rates_of_a_row() -> None:
 
 
 def test_a_check_with_nan_or_infinity_survives_the_file() -> None:
-    check = Check.of(Verdict("out", math.nan, 1e-3, 2e-3, False))
+    check = Check.from_verdict(Verdict("out", math.nan, 1e-3, 2e-3, False))
     assert check.fault() == "out: error not a number, budget 2.0e-03"
-    incorrect = row("x", status="INCORRECT", checks=(check, Check.of(Verdict("dq", math.inf, 0.0, 0.0, False))))
+    incorrect = row(
+        "x", status="INCORRECT", checks=(check, Check.from_verdict(Verdict("dq", math.inf, 0.0, 0.0, False)))
+    )
     assert msgspec.json.decode(msgspec.json.encode(incorrect), type=Line) == incorrect
 
 

@@ -44,7 +44,7 @@ class MachineLimits(NamedTuple):
         datasheet = None if name is None else datasheet_limits(load_device(name), dtype)
         return cls(references, datasheet, earlier or {})
 
-    def of(self, row: Row) -> Limits:
+    def limits_of(self, row: Row) -> Limits:
         """Return the limits from which the prediction of the row was computed."""
         references = self.earlier.get(row.key, self.references)
         return references.limits("read" if row.extra.get("bandwidth") == "read" else "copy")
@@ -53,7 +53,7 @@ class MachineLimits(NamedTuple):
         """Return the resource that limits the row according to its roofline, or None if the row's work is unknown."""
         if row.work_flops is None or row.work_bytes is None:
             return None
-        limits = self.of(row)
+        limits = self.limits_of(row)
         by_products = row.work_flops / limits.flops_per_s > row.work_bytes / limits.bytes_per_s
         return "matrix products" if by_products else "memory traffic"
 
@@ -63,7 +63,7 @@ class MachineLimits(NamedTuple):
         "a cache": memory traffic is the limit and the caches were not emptied between calls, so the data stayed in a
         cache. "the machine": the machine was faster than during the reference measurements.
         """
-        share = _share(row, self.of(row))
+        share = _share(row, self.limits_of(row))
         if row.measurement is None or share is None or share <= 1:
             return None
         warm = not row.measurement.cold and self.bound(row) == "memory traffic"
@@ -122,7 +122,7 @@ def metrics(row: Row, limits: MachineLimits, baseline: Row | None = None) -> Met
         n=times.n,
         flops_per_s=row.flops_per_s,
         bytes_per_s=row.bytes_per_s,
-        share_of_limit=_share(row, limits.of(row)),
+        share_of_limit=_share(row, limits.limits_of(row)),
         share_of_datasheet=_share(row, limits.datasheet),
         peak_bytes=peak_bytes(row),
         prediction_error=row.predicted_s / row.seconds - 1 if row.predicted_s else None,

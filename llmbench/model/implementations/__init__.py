@@ -44,8 +44,8 @@ def described(name: str) -> Implementation:
     """
     if name not in IMPLEMENTATIONS:
         raise unknown("implementation", name, IMPLEMENTATIONS)
-    found: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
-    return found[name]
+    implementations: dict[str, Implementation] = import_module(f"{__name__}.{IMPLEMENTATIONS[name]}").IMPLEMENTATIONS
+    return implementations[name]
 
 
 def implementation(name: str) -> Implementation:

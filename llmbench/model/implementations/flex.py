@@ -51,8 +51,8 @@ def attend(q: Tensor, seen: Seen, scores: Scores) -> Tensor:
     if scores.sinks is None:
         return out
     assert aux.lse is not None
-    kept = torch.sigmoid(aux.lse - scores.sinks.to(aux.lse.dtype)[None, :, None])
-    return out * kept[..., None].to(out.dtype)
+    share = torch.sigmoid(aux.lse - scores.sinks.to(aux.lse.dtype)[None, :, None])
+    return out * share[..., None].to(out.dtype)
 
 
 FLEX = STANDARD._replace(name="flex", traits=Traits(), attend=attend, attend_latent=latent_by(attend))

@@ -135,30 +135,30 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scores: Scores) -> Tens
     # position is padding. With other masks, the positions of queries and keys may be unrelated, as in cross-attention,
     # so no query is left out.
     if mask.causal or mask.window is not None or scores.slopes is not None:
-        asked = mask.queries <= mask.keys.amax(1, keepdim=True)
+        real_queries = mask.queries <= mask.keys.amax(1, keepdim=True)
     else:
-        asked = torch.ones_like(mask.queries, dtype=torch.bool)
+        real_queries = torch.ones_like(mask.queries, dtype=torch.bool)
     chunks = 1 if mask.chunk is None else int(mask.queries.amax()) // mask.chunk + 1
-    of_query, of_key = (
+    query_sequence, key_sequence = (
         rows * chunks + positions.clamp(min=0) // (mask.chunk or far) for positions in (mask.queries, keys)
     )
-    queries = torch.bincount(of_query[asked], minlength=len(q) * chunks)
-    there = (keys >= 0) & (queries[of_key] > 0)
-    found = _called(
+    queries = torch.bincount(query_sequence[real_queries], minlength=len(q) * chunks)
+    real_keys = (keys >= 0) & (queries[key_sequence] > 0)
+    packed_out = _called(
         attention,
         "flash",
-        q.transpose(1, 2)[asked],
-        *(x.transpose(1, 2).flatten(0, 1)[(rows * keys.shape[1] + order)[there]] for x in (k, v)),
+        q.transpose(1, 2)[real_queries],
+        *(x.transpose(1, 2).flatten(0, 1)[(rows * keys.shape[1] + order)[real_keys]] for x in (k, v)),
         query_starts=_starts(queries),
-        key_starts=_starts(torch.bincount(of_key[there], minlength=len(q) * chunks)),
+        key_starts=_starts(torch.bincount(key_sequence[real_keys], minlength=len(q) * chunks)),
         max_queries=q.shape[2],
         max_keys=keys.shape[1],
         causal=mask.causal,
         window=mask.window,
         **_options(scores),
     )[0]
-    out = found.new_zeros(*asked.shape, *found.shape[1:])
-    return out.index_put((asked,), found).transpose(1, 2)
+    out = packed_out.new_zeros(*real_queries.shape, *packed_out.shape[1:])
+    return out.index_put((real_queries,), packed_out).transpose(1, 2)
 
 
 def _starts(sizes: Tensor) -> Tensor:

@@ -192,13 +192,13 @@ def _mixed(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
     expert comes from a softmax over these experts. Experts whose logits are far below the highest logit are left out of
     the softmax.
     """
-    left, found = logits, []
+    unselected, selections = logits, []
     for _ in range(top_k):
-        best, chosen = left.max(-1, keepdim=True)
+        best, chosen = unselected.max(-1, keepdim=True)
         far = (best - logits) / logits.abs().clamp(min=best) > 2 * router.jitter
-        found.append((left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen), chosen))
-        left = left.scatter(-1, chosen, float("-inf"))
-    return torch.cat([weight for weight, _ in found], -1), torch.cat([chosen for _, chosen in found], -1)
+        selections.append((unselected.masked_fill(far, float("-inf")).softmax(-1).gather(-1, chosen), chosen))
+        unselected = unselected.scatter(-1, chosen, float("-inf"))
+    return torch.cat([weight for weight, _ in selections], -1), torch.cat([chosen for _, chosen in selections], -1)
 
 
 def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
@@ -211,8 +211,8 @@ def _in_groups(ranked: Tensor, router: Router, *, balanced: bool) -> Tensor:
         return ranked
     groups = ranked.unflatten(-1, (router.n_group, -1))
     best = groups.topk(2, dim=-1).values.sum(-1) if balanced else groups.amax(-1)
-    kept = torch.zeros_like(best).scatter_(-1, best.topk(router.topk_group, dim=-1, sorted=False).indices, 1.0)
-    return groups.masked_fill(kept[..., None] == 0, float("-inf") if balanced else 0.0).flatten(-2)
+    in_best = torch.zeros_like(best).scatter_(-1, best.topk(router.topk_group, dim=-1, sorted=False).indices, 1.0)
+    return groups.masked_fill(in_best[..., None] == 0, float("-inf") if balanced else 0.0).flatten(-2)
 
 
 STANDARD = Implementation(

@@ -171,10 +171,10 @@ class Builder:
         flops = 2 * tokens * weights
         # With sequence parallelism, Megatron saves only this GPU's part of the input. It gathers the other parts again
         # in the backward pass. Plain PyTorch (DTensor) saves the gathered input.
-        kept = tokens * inside
+        saved = tokens * inside
         gathered = 0
         if gathers and self.layout.sp and self.fused:
-            kept, gathered = share(kept, self.layout.tp), kept
+            saved, gathered = share(saved, self.layout.tp), saved
         self.add(
             name,
             component,
@@ -191,7 +191,7 @@ class Builder:
             weight_bytes=bytes_of(weights + (outside if bias else 0), self.workload.weight_dtype),
             read_bytes=self.act(tokens * inside),
             written_bytes=self.act(tokens * outside),
-            saved_bytes=(self.act(kept) if saves_input else 0) + also_saved_bytes,
+            saved_bytes=(self.act(saved) if saves_input else 0) + also_saved_bytes,
             backward_bytes=self.act(tokens * (inside + outside) + gathered),
             collectives=self._collectives(split, tokens, inputs.size, outputs.size, gathers),
         )

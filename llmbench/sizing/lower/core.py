@@ -70,20 +70,20 @@ def core(
         # Plain PyTorch computes the softmax in fp32. It saves the fp32 result and a copy in the format of the
         # activations. SDPA without a flash kernel computes everything in fp32, so there is no copy.
         wide = w.dense_mask or w.activation_dtype == "fp32"
-        kept = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
-        selective = kept + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
+        saved_scores = b.act(square) if b.fused else 4 * square + (0 if wide else b.act(square))
+        selective = saved_scores + (b.act(square) if soft_cap else 0) + (square + b.act(square) if w.dropout else 0)
         expanded = queries * heads * qk_dim + keys * heads * (qk_dim + v_dim)
         saved = (4 * expanded if wide and not b.fused else b.act(expanded)) + selective
         # In the backward pass of the softmax, plain PyTorch has three fp32 tensors with one element per (query, key)
         # pair: the probabilities, their gradient, and the gradient of the scores. It also has the gradient of the
         # values. At this moment, the copy of the probabilities and the gradient of the output are already freed.
         value_gradient = b.act(keys * heads * v_dim)
-        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - kept + value_gradient
+        scratch = b.act(inputs + output) + 2 * b.act(square) if b.fused else 12 * square - saved_scores + value_gradient
         traffic_read, traffic_written = inputs + 2 * square, output + 2 * square
     new = 0 if cache is None else cache.per_token
     reads_cache = w.phase == "decode"
     kv_read = bytes_of(share(batch * seen, b.layout.cp) * read_per_token, w.kv_dtype) if reads_cache else 0
-    given = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
+    input_bytes = b.act(queries * heads * qk_dim) + kv_read if reads_cache else b.act(inputs)
     temporary, mask_saved, copied = _temporary_bytes(
         b,
         heads,
@@ -114,7 +114,7 @@ def core(
         written_bytes=b.act(traffic_written),
         kv_read_bytes=kv_read,
         kv_written_bytes=bytes_of(queries * new, w.kv_dtype) if w.phase != "train" else 0,
-        forward_bytes=given + temporary,
+        forward_bytes=input_bytes + temporary,
         saved_bytes=saved + mask_saved,
         copied_bytes=copied,
         selective_bytes=selective,
@@ -157,8 +157,10 @@ def _temporary_bytes(
     repeated = b.act(keys * heads * (qk_dim + v_dim)) if repeats else 0
     if w.attention == "standard" and w.dense_mask:
         sizes = queries * heads * qk_dim, keys * kv_heads * qk_dim, keys * kv_heads * v_dim
-        given = b.act(sum(sizes))
-        scores = sdpa_scores(squares, queries=sizes[0], keys=sizes[1], values=sizes[2], given=given, output=output)
+        input_bytes = b.act(sum(sizes))
+        scores = sdpa_scores(
+            squares, queries=sizes[0], keys=sizes[1], values=sizes[2], input_bytes=input_bytes, output=output
+        )
         return joined + scores, 0, 4 * sum(sizes)
     if w.attention == "standard":
         moved = 0 if decode or w.batch == 1 else heads

@@ -88,8 +88,8 @@ def stepwise_norm(elements: int, data: int, *, weighted: bool, keeps: bool) -> S
     wide = 4 * elements
     copy = 0 if data == wide else wide
     forward = data + copy + (2 * wide if weighted else wide + (data if copy else 0))
-    kept = copy + (wide if weighted else 0) if keeps else 0
-    return Steps(forward, kept, data + 4 * wide + (0 if keeps else copy))
+    saved = copy + (wide if weighted else 0) if keeps else 0
+    return Steps(forward, saved, data + 4 * wide + (0 if keeps else copy))
 
 
 def rotation(queries: int, keys: int, data: int, *, interleaved: bool) -> Steps:
@@ -110,14 +110,14 @@ def rotation(queries: int, keys: int, data: int, *, interleaved: bool) -> Steps:
     return Steps(data + forward, 0, data + max(back * keys, element * keys + back * queries))
 
 
-def sdpa_scores(squares: int, *, queries: int, keys: int, values: int, given: int, output: int) -> int:
+def sdpa_scores(squares: int, *, queries: int, keys: int, values: int, input_bytes: int, output: int) -> int:
     """Return the peak bytes of softmax(q kᵀ) v in PyTorch's SDPA without a flash kernel, without q, k and v.
 
     SDPA then computes in fp32. It copies 16-bit inputs to fp32, and makes scaled copies of q and k.
 
     squares: number of scores. queries, keys, values: numbers of elements of q, k and v.
-    given: bytes of q, k and v together. output: bytes of the result.
+    input_bytes: bytes of q, k and v together. output: bytes of the result.
     """
     elements = queries + keys + values
-    copies = 0 if given == 4 * elements else 4 * elements
+    copies = 0 if input_bytes == 4 * elements else 4 * elements
     return copies + 4 * (queries + keys) + max(2 * 4 * squares, 4 * squares + output)

@@ -78,7 +78,7 @@ class Parallel(Kind, frozen=True, tag="parallel"):
     @property
     def summary(self) -> str:
         """A short text about all branches for the headline of a table."""
-        return " beside ".join(branch.summary for branch in self.branches)
+        return " + ".join(branch.summary for branch in self.branches)
 
     def faults(self) -> Iterator[Fault]:
         if not self.branches:
@@ -108,5 +108,5 @@ def branches(mixer: Mixer | None) -> tuple[SingleMixer, ...]:
 def scales(mixer: Mixer | None) -> tuple[tuple[float, float], ...]:
     """Return the factors on the input and on the output of each mixer that `branches` returns."""
     ones = (1.0,) * len(branches(mixer))
-    given = (mixer.input_scales, mixer.output_scales) if isinstance(mixer, Parallel) else ((), ())
-    return tuple(zip(given[0] or ones, given[1] or ones, strict=True))
+    factors = (mixer.input_scales, mixer.output_scales) if isinstance(mixer, Parallel) else ((), ())
+    return tuple(zip(factors[0] or ones, factors[1] or ones, strict=True))

@@ -196,7 +196,7 @@ def derived(row: Row, limits: MachineLimits) -> Mapping[str, Scalar]:
     hardware_flops = row.extra.get("hardware_flops")
     if not row.seconds or row.work_flops is None or not isinstance(hardware_flops, int):
         return {}
-    peak = limits.datasheet or limits.of(row)
+    peak = limits.datasheet or limits.limits_of(row)
     flops = {"mfu": row.work_flops, "hfu": hardware_flops}
     return {name: count / row.seconds / peak.flops_per_s for name, count in flops.items()}
 

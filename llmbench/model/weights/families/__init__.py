@@ -56,11 +56,11 @@ def table(
     - `at`: the prefix of a layer's names in the files.
     - `ignored`, `partial_rotation`: see Table.
     """
-    found = rules(top) + rules(layers, ours="layers.{i}.", theirs=at)
+    all_rules = rules(top) + rules(layers, ours="layers.{i}.", theirs=at)
     pattern = re.compile(f"{_NEVER_WEIGHTS}|{ignored}" if ignored else _NEVER_WEIGHTS)
     for name in families:
         assert name not in TABLES, f"{name} has two tables"
-        TABLES[name] = Table(found, pattern, partial_rotation)
+        TABLES[name] = Table(all_rules, pattern, partial_rotation)
 
 
 for _module in pkgutil.iter_modules(__path__):  # Importing a module registers its tables.

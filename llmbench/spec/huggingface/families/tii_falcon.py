@@ -93,10 +93,10 @@ def falcon_h1(c: Config) -> ModelSpec:
 
 def _multipliers(c: Config, key: str, count: int) -> tuple[float, ...]:
     """Return the `count` factors in the list under `key`. If all of them are 1, return an empty tuple."""
-    given = c.entries(key) or []
-    if given and (len(given) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in given)):
+    factors = c.entries(key) or []
+    if factors and (len(factors) != count or not all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in factors)):
         raise c.error(key, f"must be a list of {count} numbers")
-    return _unless_one(*map(float, given))
+    return _unless_one(*map(float, factors))
 
 
 def _unless_one(*factors: float) -> tuple[float, ...]:
