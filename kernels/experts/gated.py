@@ -102,9 +102,9 @@ def _store_gated(
 
 @triton.jit
 def gated_forward(
-    x, first, second, first_bias, second_bias, h, saved, saved2, order, offsets, tiles, limit, width, inner, choices,
-    ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, first, second, first_bias, second_bias, h, saved, saved2, order, offsets, tiles, limit, width, inner,
+    CHOICES: tl.constexpr, ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes a tile of h [R, F] = act(x·firstᵀ) ∘ x·secondᵀ, or of act(x·firstᵀ) without `second`.
 
@@ -117,7 +117,7 @@ def gated_forward(
     row = top + tl.arange(0, BLOCK_M)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     live = row < tl.load(offsets + expert + 1)
-    token = tl.load(order + row, mask=live, other=0) // choices
+    token = tl.load(order + row, mask=live, other=0) // CHOICES
     rows = x + token.to(tl.int64)[:, None] * inner
     at = expert.to(tl.int64) * width * inner + n.to(tl.int64)[:, None] * inner
     w_live = (n < width)[:, None]
@@ -169,10 +169,9 @@ def _gated_end(dh, weight, saved, saved2, da, db, scaled, corner, place, n, live
 
 @triton.jit
 def gated_backward(
-    dout, down, saved, saved2, weights, da, db, scaled, sums, order, offsets, tiles, limit, width, inner, choices,
-    pairs,
-    ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    dout, down, saved, saved2, weights, da, db, scaled, sums, order, offsets, tiles, limit, width, inner, pairs,
+    CHOICES: tl.constexpr, ACT: tl.constexpr, EVEN: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes a tile of dh = dout · down, and from it da, db, w·h (`scaled`) and the sums of dh·h.
 
@@ -186,7 +185,7 @@ def gated_backward(
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     live = row < tl.load(offsets + expert + 1)
     pair = tl.load(order + row, mask=live, other=0)
-    rows = dout + (pair // choices).to(tl.int64)[:, None] * inner
+    rows = dout + (pair // CHOICES).to(tl.int64)[:, None] * inner
     at = down + expert.to(tl.int64) * width * inner + n[:, None]
     dh = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) if SWAP else tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     dh = multiply(dh, rows, at, live[:, None], (n < width)[:, None], inner, width, EVEN, SWAP, BLOCK_K)
@@ -269,7 +268,8 @@ def gated(
         (limit * triton.cdiv(width, config["BLOCK_N"]),),
         config,
         *(x, first, second, first_bias, second_bias, h, saved, saved2),
-        *(order, offsets, tiles, limit, width, inner, choices),
+        *(order, offsets, tiles, limit, width, inner),
+        CHOICES=choices,
         ACT=ACTIVATIONS[activation],
         EVEN=inner % config["BLOCK_K"] == 0,
     )
@@ -328,7 +328,8 @@ def gated_gradient(
         (limit * columns,),
         config,
         *(dout, down, saved, saved2, weights, da, db, scaled, sums),
-        *(order, offsets, tiles, limit, width, inner, choices, rows),
+        *(order, offsets, tiles, limit, width, inner, rows),
+        CHOICES=choices,
         ACT=ACTIVATIONS[activation],
         EVEN=inner % config["BLOCK_K"] == 0,
     )

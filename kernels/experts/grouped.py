@@ -124,13 +124,14 @@ def grouped_product(
 
 @triton.jit
 def grouped_weight_gradient(
-    p, q, out, order, offsets, high, wide, choices,
-    P_GATHERED: tl.constexpr, Q_GATHERED: tl.constexpr, GROUP: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
+    p, q, out, order, offsets, high, wide,
+    CHOICES: tl.constexpr, P_GATHERED: tl.constexpr, Q_GATHERED: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_I × BLOCK_J elements of out [E, high, wide]: Σ over an expert's rows of p[r] ⊗ q[r].
 
-    P_GATHERED or Q_GATHERED: that operand has one row per token. Its row for r is the row of token order[r] // choices.
+    P_GATHERED or Q_GATHERED: that operand has one row per token. Its row for r is the row of token order[r] // CHOICES.
+    CHOICES is a constant, because every row of the loop is divided by it.
     """
     rows_of_tiles, columns_of_tiles = tl.cdiv(high, BLOCK_I), tl.cdiv(wide, BLOCK_J)
     tiles_per_expert = rows_of_tiles * columns_of_tiles
@@ -148,7 +149,7 @@ def grouped_weight_gradient(
         live = row < end
         p_row, q_row = row, row
         if P_GATHERED or Q_GATHERED:
-            token = tl.load(order + row, mask=live, other=0) // choices
+            token = tl.load(order + row, mask=live, other=0) // CHOICES
             if P_GATHERED:
                 p_row = token
             if Q_GATHERED:
@@ -253,8 +254,8 @@ def weight_gradient(
         "grouped_weight_gradient", gradient_configurations(p.element_size(), architecture(p.device), gathered != "")
     )
     grid = (experts * triton.cdiv(high, config["BLOCK_I"]) * triton.cdiv(wide, config["BLOCK_J"]),)
-    constants = {"P_GATHERED": gathered == "p", "Q_GATHERED": gathered == "q"}
-    launch(grouped_weight_gradient, grid, config, p, q, out, order, offsets, high, wide, choices, **constants)
+    constants = {"CHOICES": choices, "P_GATHERED": gathered == "p", "Q_GATHERED": gathered == "q"}
+    launch(grouped_weight_gradient, grid, config, p, q, out, order, offsets, high, wide, **constants)
     return out
 
 

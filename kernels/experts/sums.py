@@ -45,8 +45,8 @@ def combine(rows, instead, weights, chosen, out, hidden, experts, K: tl.constexp
 
 @triton.jit
 def pair_weight_gradient(
-    sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices,
-    PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+    sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts,
+    CHOICES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program computes dw of PAIRS pairs: the sums of dh·h over all columns, plus dout·down_bias.
 
@@ -62,7 +62,7 @@ def pair_weight_gradient(
     needed = tl.max(zero_expert.to(tl.int32), axis=0)
     if down_bias is not None:
         needed = 1
-    token = (pair // choices).to(tl.int64)[:, None] * hidden
+    token = (pair // CHOICES).to(tl.int64)[:, None] * hidden
     for start in range(0, needed * hidden, BLOCK):
         column = start + tl.arange(0, BLOCK)[None, :]
         inside = column < hidden
@@ -85,7 +85,7 @@ def sum_rows(
     offsets,
     out,
     width,
-    choices,
+    CHOICES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -105,7 +105,7 @@ def sum_rows(
         if order is not None:
             pair = tl.load(order + row, mask=live, other=0)
             factor = tl.load(weights + pair, mask=live, other=0.0).to(tl.float32)
-            row = pair // choices
+            row = pair // CHOICES
         at = p + row.to(tl.int64)[:, None] * width + column[None, :]
         values = tl.load(at, mask=live[:, None] & inside, other=0.0).to(tl.float32)
         total += tl.sum(values * factor[:, None], axis=0)
@@ -139,8 +139,8 @@ def pair_gradient(
         num_warps=4,
         note="32 pairs read a whole line of `sums`; 32 values per thread from rows of D elements",
     )
-    arguments = sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts, choices
-    launch(pair_weight_gradient, (triton.cdiv(pairs, 32),), config, *arguments)
+    arguments = sums, dout, x, chosen, down_bias, dweights, pairs, columns, hidden, experts
+    launch(pair_weight_gradient, (triton.cdiv(pairs, 32),), config, *arguments, CHOICES=choices)
     return dweights
 
 
@@ -157,5 +157,5 @@ def bias_gradient(
         ROWS=64, BLOCK=128, num_warps=4, num_stages=3, note="64 rows of 256 B per iteration, the next 64 rows in flight"
     )
     grid = experts, triton.cdiv(width, 128)
-    launch(sum_rows, grid, config, p, order, weights, offsets, out, width, choices)
+    launch(sum_rows, grid, config, p, order, weights, offsets, out, width, CHOICES=choices)
     return out
