@@ -57,14 +57,16 @@ def visible_range(query_positions, batch, token, length, tokens, window, chunk, 
     else:
         at = query_positions + batch * tokens + token
         position = tl.load(at, mask=token < tokens, other=-1).to(tl.int32)
-    low = tl.maximum(position * 0, 0)
+    low = tl.zeros_like(position)
     if window is not None:
         low = tl.maximum(low, position - window + 1)
     if chunk is not None:
         low = tl.maximum(low, position // chunk * chunk)
     high = position if CAUSAL else position * 0 + FAR
     inside = token < tokens
-    return position, tl.where(inside, low, FAR), tl.where(inside, high, -1)
+    if window is not None or chunk is not None:
+        low = tl.where(inside, low, FAR)
+    return position, low, tl.where(inside, high, -1)
 
 
 @triton.jit
@@ -73,7 +75,9 @@ def load_key_positions(key_positions, batch, slot, inside, length, capacity, RIN
     if key_positions is not None:
         position = tl.load(key_positions + batch * capacity + slot, mask=inside, other=-1).to(tl.int32)
     elif RING:
-        position = tl.where(inside, length - 1 - (length - 1 - slot) % capacity, -1)
+        newest = (length - 1) % capacity  # the slot of the last token; one division before the loop
+        position = length - 1 - newest + slot - tl.where(slot > newest, capacity, 0)
+        position = tl.where(inside, position, -1)
     else:
         position = tl.where(inside, slot, -1)
     return position
