@@ -66,29 +66,39 @@ __all__ = ["KERNEL", "mla_decode", "reference"]
 
 
 @triton.jit
+def _query_of(row, heads, SINGLE: tl.constexpr):
+    """Return the query and the head of each row. SINGLE: each sequence has one query, so a row is a head."""
+    if SINGLE:
+        token, head = row * 0, row
+    else:
+        token, head = row // heads, row % heads
+    return token, head.to(tl.int64)
+
+
+@triton.jit
 def mla_split(
     q, q_rope, latent, rope, scales, out, sums, lengths, table, query_positions, key_positions,
     q_batch, q_head, q_token, r_batch, r_head, r_token, c_outer, c_slot, k_outer, k_slot, s_outer, s_slot, table_row,
     tiles, heads, tokens, capacity, splits, scale, window,
     WIDTH: tl.constexpr, ROPE: tl.constexpr, PAGE: tl.constexpr, RING: tl.constexpr, CAUSAL: tl.constexpr,
-    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr, SINGLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, PARTS: tl.constexpr, DIVIDE: tl.constexpr,
 ):  # fmt: skip
     """One program processes one split of the slots of one sequence, for BLOCK_M rows r = s · N + n and BLOCK_C columns.
 
     Row r is query s of head n. With PARTS = 1, the columns are all C columns of the latents. With PARTS = 2, they are
     one half of C. The program then also reads the other half, `rest`, because the scores need both halves. Programs
     that read the same slots have adjacent numbers. WHOLE: there is only one split, so the program writes the final
-    result.
+    result. DIVIDE: the two warpgroups of a program divide the columns of the scores, and then the columns of the sums.
     """
     tile, split = tl.program_id(0) % tiles, tl.program_id(1)
     rows_at, part, batch = tile // PARTS, tile % PARTS, (tl.program_id(0) // tiles).to(tl.int64)
     row = rows_at * BLOCK_M + tl.arange(0, BLOCK_M)
-    token, head = row // heads, (row % heads).to(tl.int64)
+    token, head = _query_of(row, heads, SINGLE)
     far_token = token.to(tl.int64)[:, None]
     wide, rotary = part * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_R)
     rest = (1 - part) * BLOCK_C + tl.arange(0, BLOCK_C)
-    valid = token < tokens
+    valid = row < heads * tokens
     length = capacity
     if lengths is not None:
         length = tl.load(lengths + batch).to(tl.int32)
@@ -105,33 +115,62 @@ def mla_split(
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    page = load_pages(table, batch, start + tl.arange(0, BLOCK_N), end, table_row, PAGE)
+    factor = scale * LOG2E
+    # Without a window, splits start at multiples of BLOCK_N, so that a tile lies in one page.
+    ONE_PAGE: tl.constexpr = PAGE > 0 and PAGE % BLOCK_N == 0 and window is None
+    ahead = start if ONE_PAGE else start + tl.arange(0, BLOCK_N)
+    page = load_pages(table, batch, ahead, end, table_row, PAGE)
     for first in range(start, end, BLOCK_N):
         slot = first + tl.arange(0, BLOCK_N)
         key = load_key_positions(key_positions, batch, slot, slot < end, length, capacity, RING)
-        stored = key >= 0  # an empty slot may contain NaN, and 0 · NaN is NaN
+        stored = (key >= 0)[:, None]  # an empty slot may contain NaN, and 0 · NaN is NaN
         c_at = latent + row_offsets(page, slot, c_outer, c_slot, PAGE)[:, None]
-        c = widened(tl.load(c_at + wide[None, :], mask=stored[:, None] & (wide[None, :] < WIDTH), other=0.0), queries)
-        scores = dot(queries, tl.trans(c))
+        c = widened(tl.load(c_at + wide[None, :], mask=stored & (wide[None, :] < WIDTH), other=0.0), queries)
         if PARTS == 2:
-            d = tl.load(c_at + rest[None, :], mask=stored[:, None] & (rest[None, :] < WIDTH), other=0.0)
-            scores = dot(q_rest, tl.trans(widened(d, queries)), scores)
+            d = tl.load(c_at + rest[None, :], mask=stored & (rest[None, :] < WIDTH), other=0.0)
+            d = widened(d, queries)
         k_at = rope + row_offsets(page, slot, k_outer, k_slot, PAGE)[:, None] + rotary[None, :]
-        k = widened(tl.load(k_at, mask=stored[:, None] & (rotary[None, :] < ROPE), other=0.0), queries)
+        k = widened(tl.load(k_at, mask=stored & (rotary[None, :] < ROPE), other=0.0), queries)
         if scales is None:
-            scores = dot(q_rotary, tl.trans(k), scores)
+            c_factor, k_factor = factor, factor
         else:
             s_at = scales + row_offsets(page, slot, s_outer, s_slot, PAGE)
-            c_scale = tl.load(s_at, mask=stored, other=0.0)
-            k_scale = tl.load(s_at + 1, mask=stored, other=0.0)
-            scores = scores * c_scale[None, :] + dot(q_rotary, tl.trans(k)) * k_scale[None, :]
-        weights, top, total, shrink = softmax_step(scores * (scale * LOG2E), key, low, high, top, total)
-        if scales is not None:
-            weights *= c_scale[None, :]
-        acc = dot(weights.to(queries.dtype), c, acc * shrink[:, None])
+            c_scale = tl.load(s_at, mask=key >= 0, other=0.0)[None, :]
+            k_scale = tl.load(s_at + 1, mask=key >= 0, other=0.0)[None, :]
+            c_factor, k_factor = c_scale * factor, k_scale * factor
+        if DIVIDE:
+            rotated = dot(q_rotary, tl.trans(k)) * k_factor
+            weights, shrink = rotated.to(queries.dtype), total
+            # The condition is always true. If the products of this tile were in one block of code, each warpgroup
+            # would compute all scores.
+            if first < end:
+                scores = dot(queries, tl.trans(c)) * c_factor + rotated
+                shares, top, total, shrink = softmax_step(scores, key, low, high, top, total)
+                if scales is not None:
+                    shares *= c_scale
+                weights = shares.to(queries.dtype)
+        else:
+            scores = dot(queries, tl.trans(c))
+            if PARTS == 2:
+                scores = dot(q_rest, tl.trans(d), scores)
+            if scales is None:
+                scores = dot(q_rotary, tl.trans(k), scores) * c_factor
+            else:
+                scores = scores * c_factor + dot(q_rotary, tl.trans(k)) * k_factor
+            shares, top, total, shrink = softmax_step(scores, key, low, high, top, total)
+            if scales is not None:
+                shares *= c_scale
+            weights = shares.to(queries.dtype)
+        acc = dot(weights, c, acc * shrink[:, None])
         if PAGE:
-            page = load_pages(table, batch, slot + BLOCK_N, end, table_row, PAGE)
+            ahead = first + BLOCK_N if ONE_PAGE else slot + BLOCK_N
+            page = load_pages(table, batch, ahead, end, table_row, PAGE)
 
+    # `total` is never negative, but the compiler does not know that. So it computes the rows again here. Otherwise, the
+    # rows would stay in registers during the loop, and registers would spill.
+    row = tl.where(total < 0.0, 0, row)
+    token, head = _query_of(row, heads, SINGLE)
+    valid = row < heads * tokens
     at = ((batch * heads + head) * tokens + token) * splits + split
     sees_any = total > 0.0
     total = tl.where(sees_any, total, 1.0)
@@ -157,31 +196,37 @@ def configurations(rows: int, width: int, itemsize: int, stored: int, arch: int)
     With few heads, memory bandwidth is the limit. A tile of 32 latents and keys has 36 KB in bf16. Two programs run per
     multiprocessor, and each has one tile in flight while it computes on another tile.
 
-    With many heads, the tensor cores are the limit, and sums of 64 x 512 would take all registers of a warpgroup. So
-    each of two warpgroups has 64 rows and half of the columns. The scores are then computed twice, so 65% of the
-    products are useful. If the warpgroups of one program divided the columns, the cost would be the same, but Triton
-    would multiply in narrower steps, and registers would spill.
+    With many heads, the tensor cores are the limit, and sums of 64 x 512 would take all registers of a warpgroup. With
+    DIVIDE, two warpgroups share 64 rows, and divide the columns of the scores and of the sums. No product is computed
+    twice. Shared memory then limits a tile of 64 keys: 97 cycles per token and 128 rows, of which the tensor cores need
+    68. With PARTS = 2, each of two warpgroups has 64 rows, and a program has half of the columns. The scores are then
+    computed twice: 142 cycles, of which the tensor cores need 104.
     """
     # Only a small tile fits: fp32 rows have twice the bytes, and GPUs before sm_90 have less shared memory.
     if itemsize == 4 or arch < 90:
         # The conversion of 8-bit elements needs registers, so a program gets twice as many threads.
         warps = 8 if stored == 1 else 4
         note = "2 tiles of 9 to 36 KB in flight"
-        return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, num_warps=warps, num_stages=3, note=note)]
+        return [Config(BLOCK_M=16, BLOCK_N=16, PARTS=1, DIVIDE=0, num_warps=warps, num_stages=3, note=note)]
     if rows > 64 and width == 512:
-        large_tile = {"BLOCK_M": 128, "PARTS": 2, "num_warps": 8}
-        small = Config(**large_tile, BLOCK_N=16, num_stages=3, note="queries take 144 KB; two tiles of 18 KB in flight")
-        # The larger tile does not fit: sm_100 keeps scores in shared memory, and 8-bit rows need more registers.
-        if arch >= 100 or stored == 1:
+        shared = {"BLOCK_M": 64, "PARTS": 1, "DIVIDE": 1, "num_warps": 8}
+        twice = {"BLOCK_M": 128, "PARTS": 2, "DIVIDE": 0, "num_warps": 8}
+        small = Config(**twice, BLOCK_N=16, num_stages=3, note="queries take 144 KB; two tiles of 18 KB in flight")
+        if arch >= 100:  # larger tiles do not fit, because sm_100 keeps scores in shared memory
             return [small]
-        return [
-            Config(**large_tile, BLOCK_N=32, num_stages=2, note="queries take 144 KB; one tile of 36 KB in flight"),
-            small,
-        ]
+        note = "scores once; the next tile of 72 KB is loaded only during the second product"
+        first = Config(**shared, BLOCK_N=64, num_stages=2, note=note)
+        note = "scores once, in products with fewer columns; two tiles in flight, so a tile loads during a whole turn"
+        second = Config(**shared, BLOCK_N=32, num_stages=3, note=note)
+        large = Config(**twice, BLOCK_N=32, num_stages=2, note="scores twice; one tile of 36 KB in flight")
+        # The conversion of 8-bit rows needs registers. With tiles of 64 keys, it would spill 104 B with Triton 3.9.
+        return [second, large, small] if stored == 1 else [first, second, large, small]
     if rows > 64:
-        return [Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, num_warps=4, num_stages=3, note="at most 64 x 256 sums")]
+        return [
+            Config(BLOCK_M=64, BLOCK_N=32, PARTS=1, DIVIDE=0, num_warps=4, num_stages=3, note="at most 64 x 256 sums")
+        ]
     wide = rows > 16 or stored == 1
-    small_tile = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "num_warps": 8 if wide else 4}
+    small_tile = {"BLOCK_M": 16 if rows <= 16 else 32, "PARTS": 1, "DIVIDE": 0, "num_warps": 8 if wide else 4}
     return [
         Config(
             **small_tile,
@@ -234,7 +279,7 @@ def _decode(
         parts = empty(batch, heads, tokens, splits, width, like=out, dtype=torch.float32)
         sums = empty(batch, heads, tokens, splits, like=out, dtype=torch.float32)
     constants = {"WIDTH": width, "ROPE": rotary_dim, "BLOCK_C": wide // config["PARTS"], "BLOCK_R": r_wide}
-    constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1}
+    constants |= {"PAGE": page, "RING": ring, "CAUSAL": causal, "WHOLE": splits == 1, "SINGLE": tokens == 1}
     launch(
         mla_split,
         (tiles * batch, splits),
@@ -436,6 +481,8 @@ KERNEL = Kernel(
         Case((40, 0), 4, 32, 16, storage="int8", splits=2),
         Case((21, 3), 4, 32, 16, storage="fp8", page=8),
         Case((35,), 65),
+        Case((70, 1, 130), 65, page=64, splits=2),
+        Case((21, 0, 40), 33, queries=2, page=32, storage="int8"),
         Case((0, 2, 9), 3, 32, 16, queries=3),  # queries that see no key
     ],
     random_case=random_case,
@@ -448,6 +495,8 @@ KERNEL = Kernel(
         Case((8192,) * 64, 128, page=64, storage="fp8"),
     ],
     allowances={
+        "mla_split: spills at most 64 B": "Triton 3.9 keeps 16 B of the descriptors of queries in local memory, "
+        "Triton 3.6 none; a tile of 32 keys spills nothing, but takes 1.4 times the cycles",
         "mla_split: mma.sync": "memory is the limit: 30 FLOPs per byte (16 rows) take a third of mma.sync's rate",
     },
 )

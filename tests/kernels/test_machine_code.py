@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("triton")
@@ -126,3 +130,31 @@ def test_a_serialised_loop_is_a_fault() -> None:
         loops = (only_loop(PRODUCTS.format(wait=wait)),)
         row = Compiled(**plain, function="f", num_warps=8, num_stages=2, instruction="wgmma", loops=loops)
         assert faults_of(row, matrix=True) == faults
+
+
+COMPILED = """
+import torch
+from llmbench.kernels.proof import inspect as inspection
+for name, function, shape in (("mla_decode", "mla_split", 0), ("moe", "grouped_weight_gradient", 0)):
+    kernel = inspection.load_kernel(name)
+    case = kernel.shapes[shape]
+    for launch in inspection.launches(kernel, case, torch.bfloat16, 90):
+        if launch.name == function and launch.shipped:
+            [loop] = inspection._compiled(kernel, case, torch.bfloat16, launch, 90).loops
+            print(launch.config.get("BLOCK_M"), launch.config.get("BLOCK_N"), loop.cycles["tensor cores"],
+                  loop.counts["mufu"], loop.serialised)
+"""
+
+
+def test_hot_loops_do_no_work_twice_and_do_not_divide() -> None:
+    """Latent decoding with 128 heads computes each product once. The loop of an expert's weight gradient has no
+    special function: an integer division by a value that the compiler does not know would have a reciprocal."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (rows, keys, cycles, _, serialised), *gradients = (line.split() for line in done.stdout.splitlines())
+    assert float(cycles) == 2 * int(rows) * int(keys) * (512 + 64 + 512) / 4096
+    assert [serialised, *(row[4] for row in gradients)] == ["False"] * 3
+    assert [row[3] for row in gradients] == ["0", "0"]
