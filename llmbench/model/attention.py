@@ -45,7 +45,7 @@ class AttentionLayer(nn.Module):
         mixer: Attention,
         *,
         positions: Positions,
-        owns_bias: bool = True,
+        first: bool = True,
         where: str = "attention",
     ) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class AttentionLayer(nn.Module):
         self.rotation = rotation_of(positions, mixer.head_dim, spec.max_position_embeddings)
         self.scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
         self.sinks = nn.Parameter(torch.empty(mixer.num_attention_heads)) if mixer.sinks else None
-        self.relative_bias = relative_bias_table(positions, mixer) if owns_bias else None
+        self.relative_bias = relative_bias_table(positions, mixer, first=first)
         self.add_projections(spec.hidden_size)
         self.q_norm, self.k_norm = head_norms(mixer, spec.norm)
         self.before_rotation = steps_before_rotation(mixer)

@@ -204,8 +204,17 @@ def relative_bias(
     return scores._replace(bias=shared), shared
 
 
-def relative_bias_table(positions: Positions, mixer: Attention) -> nn.Parameter | None:
-    """Create T5's bias table [buckets, N]. None for other position encodings."""
-    if not isinstance(positions, RelativeBias):
-        return None
-    return nn.Parameter(torch.empty(positions.num_buckets, mixer.num_attention_heads))
+def relative_bias_table(positions: Positions, mixer: Attention, *, first: bool) -> nn.Parameter | None:
+    """Create T5's bias table [buckets, N]. None for other position encodings, and for layers without a table.
+
+    - `first`: whether the layer is the first layer of its stack, which has the table that all layers share.
+    """
+    match positions:
+        case RelativeBias():
+            if not (first or positions.per_layer):
+                return None
+            return nn.Parameter(torch.empty(positions.num_buckets, mixer.num_attention_heads))
+        case Rope() | LearnedPositions() | SinusoidalPositions() | Alibi() | NoPositions():
+            return None
+        case _:
+            assert_never(positions)

@@ -5,6 +5,8 @@ Dimensions: B batch, S length, W embedding width, D hidden size.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,15 @@ from llmbench.model.implementations.interface import Implementation
 from llmbench.model.norms import NormLayer
 from llmbench.model.positions import sinusoids
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import LearnedPositions, SinusoidalPositions
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 
 class Embeddings(nn.Module):
@@ -30,10 +40,7 @@ class Embeddings(nn.Module):
         hidden, embedding = spec.hidden_size, spec.embedding
         self.embedding_width = width = embedding.size or hidden
         self.embedding = nn.Embedding(spec.vocab_size, width)
-        self.position_embedding: nn.Embedding | None = None
-        if isinstance(spec.positions, LearnedPositions):
-            position_width = hidden if embedding.positions_after else width
-            self.position_embedding = nn.Embedding(spec.positions.num_positions, position_width)
+        self.position_embedding = _position_table(spec.positions, hidden if embedding.positions_after else width)
         self.token_type_embedding = nn.Embedding(embedding.token_types, width) if embedding.token_types else None
         self.embedding_norm = NormLayer(width, spec.norm) if embedding.norm else None
         self.embedding_projection: nn.Linear | None = None
@@ -64,18 +71,33 @@ class Embeddings(nn.Module):
         return x if scale == 1.0 else x * torch.tensor(scale, dtype=x.dtype)
 
     def _position_vectors(self, tokens: Tensor, positions: Tensor, x: Tensor) -> Tensor | None:
-        """Return the vectors that learned or sinusoidal positions add to the embedding x.
+        """Return the vectors that the position encoding adds to the embedding x.
 
-        Returns None for other position encodings.
+        Returns None for position encodings that the mixers apply.
         """
         kind = self.spec.positions
-        if isinstance(kind, LearnedPositions):
-            assert self.position_embedding is not None
-            if kind.uncounted is not None:
-                counted = tokens != kind.uncounted
-                positions = torch.where(counted, positions[:, :1] + counted.cumsum(-1) - 1, -1)
-            rows: Tensor = self.position_embedding(positions + kind.offset)
-            return rows
-        if isinstance(kind, SinusoidalPositions):
-            return sinusoids(kind, positions, x.shape[-1], x.dtype)
-        return None
+        match kind:
+            case LearnedPositions():
+                assert self.position_embedding is not None
+                if kind.uncounted is not None:
+                    counted = tokens != kind.uncounted
+                    positions = torch.where(counted, positions[:, :1] + counted.cumsum(-1) - 1, -1)
+                rows: Tensor = self.position_embedding(positions + kind.offset)
+                return rows
+            case SinusoidalPositions():
+                return sinusoids(kind, positions, x.shape[-1], x.dtype)
+            case Rope() | Alibi() | RelativeBias() | NoPositions():
+                return None
+            case _:
+                assert_never(kind)
+
+
+def _position_table(positions: Positions, width: int) -> nn.Embedding | None:
+    """Create the table of learned positions. None for position encodings without a table."""
+    match positions:
+        case LearnedPositions():
+            return nn.Embedding(positions.num_positions, width)
+        case SinusoidalPositions() | Rope() | Alibi() | RelativeBias() | NoPositions():
+            return None
+        case _:
+            assert_never(positions)

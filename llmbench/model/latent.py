@@ -28,7 +28,7 @@ from llmbench.model.positions import rotate, rotation_of, yarn_scale
 from llmbench.model.step import Step
 from llmbench.spec.mixer import LatentAttention
 from llmbench.spec.model import ModelSpec, Norm
-from llmbench.spec.position import Positions, Rope
+from llmbench.spec.position import Positions
 
 Form = Literal["auto", "expanded", "absorbed"]
 
@@ -187,7 +187,8 @@ def score_scale(mixer: LatentAttention, positions: Positions) -> float:
     If YaRN has `mscale_all_dim`, the factor is also multiplied by the square of YaRN's temperature (DeepSeek).
     """
     scale = mixer.qk_head_dim**-0.5 if mixer.scale is None else mixer.scale
-    scaling = positions.scaling if isinstance(positions, Rope) else None
+    rotation = rotation_of(positions, mixer.qk_head_dim, None)
+    scaling = None if rotation is None else rotation.rope.scaling
     if scaling is not None and scaling.mscale_all_dim:
         scale *= yarn_scale(scaling.factor, scaling.mscale_all_dim) ** 2
     return scale

@@ -45,7 +45,6 @@ from llmbench.spec.mixer import (
     branches,
 )
 from llmbench.spec.model import ModelSpec
-from llmbench.spec.position import RelativeBias
 
 
 def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) -> nn.Module:
@@ -55,10 +54,8 @@ def build_mixer(spec: ModelSpec, mixer: SingleMixer, *, index: int, where: str) 
     """
     match mixer:
         case Attention():
-            positions = spec.positions_of(mixer)
-            owns_bias = index == 0 or (isinstance(positions, RelativeBias) and positions.per_layer)
             layer = attention_class(mixer)
-            return layer(spec, mixer, positions=positions, owns_bias=owns_bias, where=where)
+            return layer(spec, mixer, positions=spec.positions_of(mixer), first=index == 0, where=where)
         case LatentAttention():
             return LatentLayer(spec, mixer, positions=spec.positions_of(mixer))
         case Mamba():

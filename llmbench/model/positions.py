@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmbench.errors import CannotRunError
-from llmbench.spec.position import Positions, RelativeBias, Rope, RopeScaling, SinusoidalPositions
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    RopeScaling,
+    SinusoidalPositions,
+)
 
 
 def inverse_frequencies(
@@ -140,10 +149,14 @@ class Rotation(NamedTuple):
 
 
 def rotation_of(positions: Positions, width: int, max_positions: int | None) -> Rotation | None:
-    """Return the rotation of heads with `width` dims. None if the positions are not rotary."""
-    if not isinstance(positions, Rope) or not width:
-        return None
-    return Rotation(f"{positions} {width} {max_positions}", positions, width, max_positions)
+    """Return the rotation of heads with `width` dims. None if the position encoding rotates nothing."""
+    match positions:
+        case Rope():
+            return Rotation(f"{positions} {width} {max_positions}", positions, width, max_positions) if width else None
+        case LearnedPositions() | SinusoidalPositions() | Alibi() | RelativeBias() | NoPositions():
+            return None
+        case _:
+            assert_never(positions)
 
 
 Tables = dict[str, tuple[Tensor, Tensor]]

@@ -19,7 +19,7 @@ from llmbench.model.refusals import refuse_layers
 from llmbench.model.residual import Residual
 from llmbench.model.step import Step
 from llmbench.spec.model import ModelSpec, Stack
-from llmbench.spec.position import LearnedPositions, NoPositions, SinusoidalPositions
+from llmbench.spec.position import NoPositions
 
 
 class Encoder(nn.Module):
@@ -35,10 +35,9 @@ class Encoder(nn.Module):
                 f"{spec.name}: an encoder with separate embeddings is not implemented in the PyTorch model yet"
             )
         positions = NoPositions() if stack.positions is None else stack.positions
-        if isinstance(positions, (LearnedPositions, SinusoidalPositions)):
+        if positions.acts_on == "embedding":
             raise UnsupportedError(
-                f"{spec.name}: an encoder with learned or sinusoidal positions is not implemented in the "
-                "PyTorch model yet"
+                f"{spec.name}: an encoder with {positions.kind} positions is not implemented in the PyTorch model yet"
             )
         refuse_layers(spec.name, stack.layers, "encoder.")
         inner = msgspec.structs.replace(spec, positions=positions)

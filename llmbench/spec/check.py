@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never, get_args
 
 from llmbench.errors import SpecError
 from llmbench.spec.base import LARGEST, Fault, Part
 from llmbench.spec.faults import default_hint
 from llmbench.spec.mixer import AttentionKind, Indexer, SingleMixer, branches
 from llmbench.spec.position import (
+    Alibi,
     LearnedPositions,
     NoPositions,
     PositionKind,
@@ -147,10 +148,16 @@ def _position_faults(
         acts = f"`{positions.kind}` acts on {positions.acts_on}"
         what = f"{acts}, but {where} ({mixer.label}) does not support this encoding"
         yield Fault(place, what, _choices(mixer.position_kinds))
-    elif isinstance(positions, Rope):
-        yield from _rotation_faults(where, mixer, place, positions, trained_len)
-    elif isinstance(positions, RelativeBias):
-        yield from _bucket_faults(where, positions, causal=mixer.causal)
+        return
+    match positions:
+        case Rope():
+            yield from _rotation_faults(where, mixer, place, positions, trained_len)
+        case RelativeBias():
+            yield from _bucket_faults(where, positions, causal=mixer.causal)
+        case Alibi() | LearnedPositions() | SinusoidalPositions() | NoPositions():
+            pass
+        case _:
+            assert_never(positions)
 
 
 def _acts_in_mixers(positions: Positions) -> bool:
@@ -160,7 +167,7 @@ def _acts_in_mixers(positions: Positions) -> bool:
 
 def _choices(supported: Sequence[type[PositionKind]]) -> str:
     """Return a hint that lists the position encodings that a mixer supports."""
-    kinds: list[type[PositionKind]] = [*supported, LearnedPositions, SinusoidalPositions, NoPositions]
+    kinds = [*supported, *(kind for kind in get_args(Positions) if kind.acts_on in ("embedding", "nothing"))]
     tags = [f"`{kind.__struct_config__.tag}`" for kind in kinds]
     return f"choose {', '.join(tags[:-1])} or {tags[-1]}"
 

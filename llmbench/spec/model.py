@@ -14,7 +14,7 @@ from llmbench.spec.faults import not_negative, positive
 from llmbench.spec.ffn import FFN
 from llmbench.spec.mixer import Attention, AttentionKind, Mixer, SingleMixer, branches
 from llmbench.spec.pattern import MAX_LAYERS, parse_pattern
-from llmbench.spec.position import LearnedPositions, NoPositions, Positions
+from llmbench.spec.position import NoPositions, Positions
 
 Placement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_two", "none"]
 """The placement of the norms in a layer. A sublayer is the mixer, the cross-attention or the feed-forward.
@@ -322,12 +322,9 @@ class ModelSpec(Part, frozen=True):
 
     @property
     def position_limit(self) -> int | None:
-        """The longest sequence in tokens for which a table of learned positions has rows.
-
-        None: the model has no such table, so the length is not limited.
-        """
-        learned = self.positions
-        return learned.num_positions - learned.offset if isinstance(learned, LearnedPositions) else None
+        """The longest sequence in tokens for which the position encoding has positions. None: the length is not
+        limited."""
+        return self.positions.position_limit
 
     def positions_of(self, mixer: AttentionKind) -> Positions:
         """Return the position encoding that a mixer uses: its own encoding, or the model's encoding if the mixer has

@@ -26,6 +26,11 @@ class PositionKind(Kind, frozen=True):
         A mixer must support an encoding that changes queries and keys, or scores.
         """
 
+    @property
+    @abstractmethod
+    def position_limit(self) -> int | None:
+        """The longest sequence in tokens for which the encoding has positions. None: the length is not limited."""
+
 
 class RopeScaling(Part, frozen=True):
     """A change of RoPE's frequencies, so that a model can read longer sequences than in training.
@@ -89,6 +94,7 @@ class Rope(PositionKind, frozen=True, tag="rope"):
     scaling: RopeScaling | None = None
 
     acts_on = "queries and keys"
+    position_limit = None
 
     @property
     def summary(self) -> str:
@@ -127,8 +133,12 @@ class LearnedPositions(PositionKind, frozen=True, tag="learned"):
     acts_on = "embedding"
 
     @property
+    def position_limit(self) -> int:
+        return self.num_positions - self.offset
+
+    @property
     def summary(self) -> str:
-        return f"learned ({self.num_positions - self.offset})"
+        return f"learned ({self.position_limit})"
 
     def faults(self) -> Iterator[Fault]:
         if self.num_positions <= self.offset:
@@ -154,6 +164,7 @@ class SinusoidalPositions(PositionKind, frozen=True, tag="sinusoidal"):
     offset: Count = 0
 
     acts_on = "embedding"
+    position_limit = None
     summary = "sinusoidal"
 
 
@@ -173,6 +184,7 @@ class Alibi(PositionKind, frozen=True, tag="alibi"):
     rounded: bool = False
 
     acts_on = "scores"
+    position_limit = None
     summary = "ALiBi"
 
 
@@ -191,6 +203,7 @@ class RelativeBias(PositionKind, frozen=True, tag="relative_bias"):
     per_layer: bool = False
 
     acts_on = "scores"
+    position_limit = None
 
     @property
     def summary(self) -> str:
@@ -202,6 +215,7 @@ class NoPositions(PositionKind, frozen=True, tag="none"):
     """No position encoding: in NoPE layers, and with recurrent mixers, which read the tokens in order."""
 
     acts_on = "nothing"
+    position_limit = None
     summary = "none"
 
 

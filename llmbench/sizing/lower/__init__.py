@@ -22,7 +22,15 @@ from llmbench.sizing.op import Component, Op
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import branches
 from llmbench.spec.model import ExtraWeight, Layer, ModelSpec, Stack
-from llmbench.spec.position import Alibi, LearnedPositions, NoPositions, RelativeBias, Rope, SinusoidalPositions
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 __all__ = ["lower", "lower_next_token_prediction", "visible_pairs"]
 
@@ -163,23 +171,30 @@ def _embedding(b: Builder) -> None:
         _table(b, name, component, rows, size, shards=shards)
 
     _table(b, "embedding", "embedding", vocab, size, shards=tp, tied=spec.tie_word_embeddings)
-    match spec.positions:
-        case LearnedPositions(num_positions=rows):
-            width = b.hidden if spec.embedding.positions_after else size
-            _table(b, "position_embedding", "position_embedding", Dim(rows, "num_positions"), width)
-        case SinusoidalPositions():
-            stream = b.stream_tokens * size.size
-            b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
-        case Rope() | Alibi() | RelativeBias() | NoPositions():
-            pass  # the mixers apply RoPE and the biases on scores
-        case _:
-            assert_never(spec.positions)
+    _added_positions(b, spec.positions, b.hidden if spec.embedding.positions_after else size, "num_positions")
     if spec.embedding.token_types:
         table("token_type_embedding", "token_type_embedding", Dim(spec.embedding.token_types, "token_types"))
     if spec.embedding.norm:
         b.norm("embedding_norm", "norms", size, spec.norm)
     if spec.embedding.size is not None:
         b.linear("embedding_projection", "other", size, b.hidden, bias=spec.embedding.projection_bias)
+
+
+def _added_positions(b: Builder, positions: Positions, width: Dim, rows_label: str) -> None:
+    """Add the op of a position encoding that is added to the embedding.
+
+    width: width of the embedding. rows_label: name of the spec field that gives the rows of a table of positions.
+    """
+    match positions:
+        case LearnedPositions(num_positions=rows):
+            _table(b, "position_embedding", "position_embedding", Dim(rows, rows_label), width)
+        case SinusoidalPositions():
+            stream = b.stream_tokens * width.size
+            b.elementwise("position_encoding", "position_embedding", reads=stream, writes=stream)
+        case Rope() | Alibi() | RelativeBias() | NoPositions():
+            pass  # the mixers apply RoPE and the biases on scores
+        case _:
+            assert_never(positions)
 
 
 def _table(
@@ -214,9 +229,7 @@ def _encoder_embedding(b: Builder, stack: Stack) -> None:
     if stack.vocab_size is not None:
         rows = Dim(stack.vocab_size, "encoder.vocab_size")
         _table(b, "embedding", "embedding", rows, b.hidden, shards=b.layout.tp)
-    if isinstance(stack.positions, LearnedPositions):
-        rows = Dim(stack.positions.num_positions, "encoder.num_positions")
-        _table(b, "position_embedding", "position_embedding", rows, b.hidden)
+    _added_positions(b, b.spec.positions, b.hidden, "encoder.num_positions")
     if stack.embedding_norm:
         b.norm("embedding_norm", "norms", b.hidden, b.spec.norm)
 

@@ -7,6 +7,8 @@ cost 2·(d_qk + d_v) FLOPs per (query, key) pair and head. d_qk and d_v are the 
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from llmbench.errors import LayoutError
 from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
 from llmbench.sizing.lower.core import core
@@ -15,7 +17,15 @@ from llmbench.sizing.lower.temporaries import rotation
 from llmbench.sizing.op import Cache
 from llmbench.spec.mixer import Attention, DisentangledScores, QKNorm
 from llmbench.spec.model import Norm
-from llmbench.spec.position import Positions, RelativeBias, Rope
+from llmbench.spec.position import (
+    Alibi,
+    LearnedPositions,
+    NoPositions,
+    Positions,
+    RelativeBias,
+    Rope,
+    SinusoidalPositions,
+)
 
 
 def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: bool = False) -> None:
@@ -78,12 +88,9 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         b.elementwise(f"{name}.clip", "attention", reads=clipped, writes=clipped, saves=clipped)
     if mixer.sinks:
         b.vector(f"{name}.sinks", "attention_extra", heads, shards=tp)
-    positions = b.spec.positions_of(mixer)
-    if isinstance(positions, RelativeBias) and not cross and (positions.per_layer or 0 in b.layers):
-        _relative_bias(b, name, positions, heads, tp)
-    if isinstance(positions, Rope) and not cross:
-        both = local_heads, 0 if mixer.shares_kv else local_kv_heads
-        rope(b, name, positions, *(b.tokens * count * head_dim.size for count in both))
+    positions = NoPositions() if cross else b.spec.positions_of(mixer)
+    both = local_heads, 0 if mixer.shares_kv else local_kv_heads
+    apply_positions(b, name, positions, heads, *(b.tokens * count * head_dim.size for count in both))
     if mixer.disentangled is not None:
         _disentangled(b, name, mixer.disentangled, inputs, product(heads, head_dim))
     source_len = b.workload.encoder_len if cross else b.kv_len
@@ -114,7 +121,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
         read_per_token=row,
         soft_cap=mixer.logit_soft_cap is not None,
-        biased=positions.acts_on == "scores" and not cross,
+        biased=positions.acts_on == "scores",
         masked=mixer.span is not None and mixer.span < source_len,
     )
     width = product(heads, value_dim)
@@ -136,12 +143,30 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     )
 
 
-def rope(b: Builder, name: str, positions: Positions, queries: int, keys: int) -> None:
+def apply_positions(b: Builder, name: str, positions: Positions, heads: Dim, queries: int, keys: int) -> None:
+    """Add the ops with which an attention applies its position encoding to queries, keys or scores.
+
+    queries, keys: numbers of elements that RoPE rotates.
+    """
+    match positions:
+        case Rope():
+            _rope(b, name, positions, queries, keys)
+        case RelativeBias():
+            if positions.per_layer or 0 in b.layers:
+                _relative_bias(b, name, positions, heads)
+        case Alibi():
+            pass  # the core computes the bias: it has no op and no parameters
+        case LearnedPositions() | SinusoidalPositions() | NoPositions():
+            pass  # the attention does not apply them
+        case _:
+            assert_never(positions)
+
+
+def _rope(b: Builder, name: str, positions: Rope, queries: int, keys: int) -> None:
     """Add the rotation of queries and keys. queries, keys: numbers of rotated elements."""
     temporary = {}
     if not b.fused:
-        interleaved = isinstance(positions, Rope) and positions.interleaved
-        steps = rotation(queries, keys, b.act(queries + keys), interleaved=interleaved)
+        steps = rotation(queries, keys, b.act(queries + keys), interleaved=positions.interleaved)
         temporary = {"forward_bytes": steps.forward_bytes, "backward_bytes": steps.backward_bytes}
     b.elementwise(f"{name}.rope", "attention", reads=queries + keys, writes=queries + keys, **temporary)
 
@@ -190,7 +215,8 @@ def _disentangled(b: Builder, name: str, scores: DisentangledScores, inputs: Dim
     b.add(f"{name}.position_scores", "attention", "attention", forward_flops=flops, backward_flops=2 * flops)
 
 
-def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim, tp: int) -> None:
+def _relative_bias(b: Builder, name: str, positions: RelativeBias, heads: Dim) -> None:
+    tp = b.layout.tp
     rows = product(Dim(positions.num_buckets, "num_buckets"), heads)
     # Plain PyTorch looks up a bias for every (query, key) pair. It saves the row index of each pair (int64). With flash
     # attention, it also saves the biases.

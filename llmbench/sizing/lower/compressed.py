@@ -49,9 +49,10 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     pairs = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
     if mixer.compress_rate is not None:
         pairs += _compressor(b, mixer, mixer.compress_rate)
-    local = heads.size // tp
-    turned = b.tokens * (local + 1) * head_dim.size
-    b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
+    local, positions = heads.size // tp, b.spec.positions_of(mixer)
+    if positions.acts_on == "queries and keys":
+        turned = b.tokens * (local + 1) * head_dim.size
+        b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
     core(
         b,
         f"{name}.core",
@@ -64,6 +65,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
         cache=token_cache(b, mixer.cache_row),
         seen=min(b.kv_len, mixer.sliding_window + b.query_len - 1),
         read_per_token=head_dim.size,
+        biased=positions.acts_on == "scores",
     )
     rank = product(groups, Dim(mixer.output_lora_rank, "output_lora_rank"))
     # Each of the g groups has its own matrix with N·H/g inputs and r_o outputs. All groups together have N·H·r_o

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmbench.errors import LayoutError
 from llmbench.sizing.dtypes import bytes_of
-from llmbench.sizing.lower.attention import rope
+from llmbench.sizing.lower.attention import apply_positions
 from llmbench.sizing.lower.builder import Builder, Dim, product, share, token_cache
 from llmbench.sizing.lower.core import core
 from llmbench.sizing.lower.pairs import visible_pairs
@@ -50,9 +50,10 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         b.norm(f"{name}.kv_a_norm", "attention_norms", kv_rank, latent_norm, rows=b.tokens)
     expanded = product(heads, Dim(mixer.qk_nope_head_dim + mixer.v_head_dim, "(qk_nope_head_dim + v_head_dim)"))
     b.linear(f"{name}.kv_b_proj", "attention", kv_rank, expanded, split="column")
-    local = heads.size // tp
+    local, positions = heads.size // tp, b.spec.positions_of(mixer)
     if mixer.qk_rope_head_dim:
-        rope(b, name, b.spec.positions_of(mixer), *(b.tokens * count * mixer.qk_rope_head_dim for count in (local, 1)))
+        turned = (b.tokens * count * mixer.qk_rope_head_dim for count in (local, 1))
+        apply_positions(b, name, positions, heads, *turned)
     w = b.workload
     visible = visible_pairs(b.query_len, b.kv_len, window=mixer.sliding_window, masked_too=w.masked_pairs)
     indexer = mixer.indexer
@@ -74,6 +75,7 @@ def latent(b: Builder, mixer: LatentAttention) -> None:
         cache=token_cache(b, mixer.cache_row, mixer.indexer_row),
         seen=min(b.kv_len, mixer.sliding_window or b.kv_len, indexer.top_k if indexer else b.kv_len),
         read_per_token=compressed.size,
+        biased=positions.acts_on == "scores",
         unsplit=mixer.qk_nope_head_dim,  # one matrix computes the unrotated keys and the values
     )
     b.linear(

@@ -26,7 +26,6 @@ from llmbench.model.decoder import Decoder
 from llmbench.model.ffn import DenseLayer, GatedLayer
 from llmbench.model.norm_placements import BlockParts
 from llmbench.spec.mixer import Attention
-from llmbench.spec.position import Alibi, RelativeBias
 
 __all__ = ["Sharding", "shard"]
 
@@ -109,4 +108,4 @@ def _plain(attention: AttentionLayer) -> bool:
     """
     mixer: Attention = attention.mixer
     per_head = mixer.sinks or mixer.output_gate or mixer.qk_norm or mixer.value_from_key
-    return not per_head and not isinstance(attention.position_kind, (Alibi, RelativeBias))
+    return not per_head and attention.position_kind.acts_on != "scores"
