@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 import torch
@@ -48,7 +48,7 @@ from llmbench.model.scopes import FlopsByScope, Scopes
 from llmbench.sizing.lengths import refuse_beyond_positions
 from llmbench.sizing.lower import lower
 from llmbench.sizing.memory import widest_bytes
-from llmbench.sizing.op import Op
+from llmbench.sizing.op import Op, Role
 from llmbench.sizing.workload import Workload
 from llmbench.spec.ffn import Activation
 from llmbench.spec.model import ModelSpec
@@ -105,10 +105,11 @@ def trace(
         attention=attention,
         kernels="eager",
     )
-    names = {name for op in lower(short, work) for name in op.names()}
+    roles = {name: op.role for op in lower(short, work) for name in op.names()}
+    names = set(roles)
     model = build(short, impl="standard", device="meta", dtype=DTYPES[dtype])
-    flops = _by_op(traced_flops(model, names, seq_len, batch), names)
-    saved = _by_op(traced_saved_bytes(model, names, seq_len, batch, DTYPES[dtype], attention), names)
+    flops = _by_op(traced_flops(model, names, seq_len, batch), roles)
+    saved = _by_op(traced_saved_bytes(model, names, seq_len, batch, DTYPES[dtype], attention), roles)
     return Trace(_joined(lower(spec, work), spec, short, flops, saved), len(short.order))
 
 
@@ -318,29 +319,31 @@ def _even_rows(num_experts: int) -> Callable[[Tensor], list[int]]:
     return lambda choices: even_shares(choices.numel(), num_experts)
 
 
-def _by_op(by_scope: dict[str, int], names: set[str]) -> dict[str, int]:
-    """Convert figures by scope to figures by op.
+def _by_op(by_scope: dict[str, int], roles: Mapping[str, Role | None]) -> dict[str, int]:
+    """Convert figures by scope to figures by op. `roles`: the role of each op, by name.
 
     A scope is an op or a module. A module also does work outside its child modules, such as rotation, gates and sums.
     This work belongs to an op that has no module.
     """
     figures: dict[str, int] = {}
     for scope, figure in by_scope.items():
-        unused = names - set(by_scope)
-        op = scope if scope in names else next((name for name in _ops_without_module(scope) if name in unused), "")
+        unused = {name: role for name, role in roles.items() if role is not None and name not in by_scope}
+        op = scope if scope in roles else next(iter(_ops_without_module(scope, unused)), "")
         op = op or scope or "lm_head"
         figures[op] = figures.get(op, 0) + figure
     return figures
 
 
-def _ops_without_module(scope: str) -> list[str]:
-    """Return the names of the ops without a module that the module `scope` may have run outside its child modules.
+def _ops_without_module(scope: str, roles: Mapping[str, Role]) -> list[str]:
+    """Return those of these ops that the module `scope` may have run outside its child modules, the most likely op
+    first.
 
-    The most likely op comes first.
+    The experts of a mixture also run the `combine` of the mixture around them.
     """
+    inside = [name for name in roles if name.rpartition(".")[0] == scope]
     parent = scope.rpartition(".")[0]
-    inside = [f"{scope}.{child}" for child in ("act", "rope", "gate", "scan", "core", "combine", "shared_scale")]
-    return [*inside, f"{parent}.combine", f"{scope}.mixer_residual", f"{scope}.ffn_residual"]
+    around = [name for name, role in roles.items() if role == "combine" and name.rpartition(".")[0] == parent]
+    return sorted([*inside, *around], key=lambda name: get_args(Role).index(roles[name]))
 
 
 def _joined(

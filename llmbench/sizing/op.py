@@ -26,6 +26,19 @@ Component = Literal[
 
 OpKind = Literal["embedding", "matmul", "attention", "scan", "conv", "norm", "elementwise", "loss"]
 
+Role = Literal[
+    "act", "rope", "gate", "scan", "core", "indexer_core", "cross_core", "combine", "shared_scale", "residual"
+]
+"""The computations of ops that have no PyTorch module. The module around them computes them.
+
+`act`: an activation function. `rope`: the rotation of queries and keys. `gate`: the gate on the output of attention.
+`scan`: a recurrence. `core`: softmax(Q Kᵀ) V of a mixer. `indexer_core`: the scores of an indexer. `cross_core`:
+softmax(Q Kᵀ) V of cross-attention. `combine`: the weighted sum of the outputs of experts. `shared_scale`: the gate on
+the output of shared experts. `residual`: the sum of the residual stream and the output of a sublayer.
+
+If a module runs several of them, a trace tries them in this order.
+"""
+
 
 class Collective(msgspec.Struct, frozen=True):
     """The collective communication of one op.
@@ -71,6 +84,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     name: dotted name of the module. `{}` stands for the index of the layer.
     layers: indices of the layers that contain the op. Empty: the op is outside the layers.
     layer: name of the kind of layer that contains the op.
+    role: the computation of an op without a module. None: a module computes the op.
     parameters: trained elements on this GPU.
     active_parameters: trained elements that one token uses.
     matmul_elements: elements of the matrices with which one token is multiplied. A tied head counts here too.
@@ -100,6 +114,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[int, ...] = ()
     layer: str = ""
     stack: Literal["decoder", "encoder", "mtp"] = "decoder"
+    role: Role | None = None
     parameters: int = 0
     active_parameters: int = 0
     matmul_elements: int = 0

@@ -72,7 +72,7 @@ def test_widths_of_heads_agree_with_the_ops(name: str) -> None:
     spec = model(name)
     for layer in spec.layers:
         ops = [op for op in lower(spec, Workload.prefill(1)) if op.layer == layer and op.stack == "decoder"]
-        scored = [op for op in ops if op.name.endswith("attention.core") and "cross" not in op.name]
+        scored = [op for op in ops if op.role == "core"]
         attending = [m for m in branches(spec.layers[layer].mixer) if isinstance(m, AttentionKind)]
         assert len(scored) == len(attending)
         for op, mixer in zip(scored, attending, strict=True):

@@ -16,7 +16,6 @@ from llmbench.sizing.op import Op
 from llmbench.spec.ffn import Gated
 from llmbench.spec.mixer import AttentionKind
 from llmbench.spec.model import Layer, ModelSpec
-from llmbench.spec.position import Rope
 
 __all__ = ["ADD_NORM", "GLU", "NORM", "ROPE"]
 
@@ -90,9 +89,9 @@ def _rope(setting: Setting) -> BuiltPiece:
 def _with_rotation(spec: ModelSpec) -> ModelSpec:
     def rotates(layer: Layer) -> bool:
         mixer = layer.mixer
-        if not isinstance(mixer, AttentionKind) or not isinstance(spec.positions_of(mixer), Rope):
+        if not isinstance(mixer, AttentionKind) or mixer.rotated_heads is None:
             return False
-        return mixer.rotated_heads is not None and mixer.rotated_heads.width > 0
+        return rotation_of(spec.positions_of(mixer), mixer.rotated_heads.width, None) is not None
 
     return with_layer(spec, "rotary positions", rotates)
 
@@ -133,7 +132,7 @@ NORM = Piece(
 
 ROPE = Piece(
     reduce=_with_rotation,
-    has=lambda op: op.name == "layers.{}.attention.rope",
+    has=lambda op: op.role == "rope",
     build=_rope,
     shapes={"cuda": ("llama2-7b", {}, 4, 4096), "cpu": ("llama2-7b", {}, 1, 512)},
 )

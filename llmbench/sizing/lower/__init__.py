@@ -245,7 +245,7 @@ def _head(b: Builder) -> None:
     if spec.head.transform is not None:
         b.linear("head.transform", "other", b.hidden, size, bias=spec.head.transform_bias)
         inner = b.tokens * size.size
-        b.elementwise("head.act", "other", reads=inner, writes=inner, saves=inner)
+        b.elementwise("head.act", "other", reads=inner, writes=inner, saves=inner, role="act")
         b.norm("head.norm", "other", size, spec.norm)
     elif size is not b.hidden:
         b.linear("head.projection", "other", b.hidden, size)

@@ -120,6 +120,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
         cache=cache,
         seen=source_len if mixer.span is None else min(source_len, mixer.span + b.query_len - 1),
         read_per_token=row,
+        role="cross_core" if cross else "core",
         soft_cap=mixer.logit_soft_cap is not None,
         biased=positions.acts_on == "scores",
         masked=mixer.span is not None and mixer.span < source_len,
@@ -127,7 +128,7 @@ def attention(b: Builder, mixer: Attention, *, name: str = "attention", cross: b
     width = product(heads, value_dim)
     if mixer.output_gate is not None:
         gated = b.tokens * width.size // tp
-        b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated)
+        b.elementwise(f"{name}.gate", "attention", reads=2 * gated, writes=gated, saves=gated, role="gate")
     if mixer.output_norm:
         b.norm(f"{name}.o_norm", "attention_norms", width, b.spec.norm, rows=b.tokens, shards=tp)
     # The input of o_proj is usually the output of attention, which flash attention has already saved.
@@ -168,7 +169,8 @@ def _rope(b: Builder, name: str, positions: Rope, queries: int, keys: int) -> No
     if not b.fused:
         steps = rotation(queries, keys, b.act(queries + keys), interleaved=positions.interleaved)
         temporary = {"forward_bytes": steps.forward_bytes, "backward_bytes": steps.backward_bytes}
-    b.elementwise(f"{name}.rope", "attention", reads=queries + keys, writes=queries + keys, **temporary)
+    turned = queries + keys
+    b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned, role="rope", **temporary)
 
 
 def _qk_norm(b: Builder, norm: QKNorm, name: str, heads: Dim, head_dim: Dim, parts: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.temporaries import stepwise_norm
-from llmbench.sizing.op import Cache, Collective, Component, Op, OpKind
+from llmbench.sizing.op import Cache, Collective, Component, Op, OpKind, Role
 from llmbench.sizing.workload import Layout, Workload
 from llmbench.spec.mixer import CacheRow
 from llmbench.spec.model import ModelSpec, Norm
@@ -309,12 +309,14 @@ class Builder:
         writes: int,
         saves: int = 0,
         saved_bytes: int = 0,
+        role: Role | None = None,
         **temporary: int,
     ) -> None:
         """Add an elementwise function.
 
         reads, writes, saves: numbers of elements in the format of the activations.
         saved_bytes: bytes that are saved in other formats.
+        role: the computation of an op that has no module.
         temporary: forward_bytes and backward_bytes, if the function is computed in several steps.
         """
         self.add(
@@ -324,6 +326,7 @@ class Builder:
             read_bytes=self.act(reads),
             written_bytes=self.act(writes),
             saved_bytes=self.act(saves) + saved_bytes,
+            role=role,
             **temporary,
         )
 
@@ -339,4 +342,5 @@ class Builder:
             reads=2 * elements,
             writes=elements,
             saved_bytes=elements if self.workload.dropout else 0,
+            role="residual",
         )

@@ -52,7 +52,7 @@ def compressed(b: Builder, mixer: CompressedAttention) -> None:
     local, positions = heads.size // tp, b.spec.positions_of(mixer)
     if positions.acts_on == "queries and keys":
         turned = b.tokens * (local + 1) * head_dim.size
-        b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned)
+        b.elementwise(f"{name}.rope", "attention", reads=turned, writes=turned, role="rope")
     core(
         b,
         f"{name}.core",
@@ -93,7 +93,8 @@ def _compressor(b: Builder, mixer: CompressedAttention, rate: int) -> int:
         b.linear(f"{where}.weights_proj", "attention_extra", b.hidden, heads, saves_input=False)
         scored = compressed_pairs(b.query_len, b.kv_len, rate=rate, top_k=None, masked_too=w.masked_pairs)
         flops = 2 * indexer.num_heads * indexer.head_dim * share(w.batch * scored, b.layout.cp)
-        b.add(f"{where}.core", "attention_extra", "attention", forward_flops=flops, backward_flops=2 * flops)
+        costs = {"forward_flops": flops, "backward_flops": 2 * flops}
+        b.add(f"{where}.core", "attention_extra", "attention", role="indexer_core", **costs)
     b.add(
         f"{name}.compressed_kv",
         "attention_extra",

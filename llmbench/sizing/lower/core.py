@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmbench.sizing.dtypes import bytes_of
 from llmbench.sizing.lower.builder import Builder, share
 from llmbench.sizing.lower.temporaries import dense_mask, sdpa_scores, stepwise_scores
-from llmbench.sizing.op import Cache, Collective, Component
+from llmbench.sizing.op import Cache, Collective, Component, Role
 
 
 def core(
@@ -22,6 +22,7 @@ def core(
     seen: int,
     read_per_token: int,
     component: Component = "attention",
+    role: Role = "core",
     soft_cap: bool = False,
     biased: bool = False,
     masked: bool = False,
@@ -107,6 +108,7 @@ def core(
         name,
         component,
         "attention",
+        role=role,
         forward_flops=forward,
         backward_flops=2 * forward,
         recompute_flops=2 * qk_dim * scored if w.attention == "flash" else 0,

@@ -91,7 +91,15 @@ def _activation(
     # A gated activation computes act(gate) and then act(gate) * up. Both tensors exist at the end.
     steps = 0 if b.fused else _STEPS.get(activation, int(gated))
     forward_bytes = b.act(reads + elements * (steps + 1))
-    b.elementwise(f"{name}.act", component, reads=reads, writes=elements, saves=saves, forward_bytes=forward_bytes)
+    b.elementwise(
+        f"{name}.act",
+        component,
+        reads=reads,
+        writes=elements,
+        saves=saves,
+        role="act",
+        forward_bytes=forward_bytes,
+    )
     return not gated and activation in _FROM_RESULT
 
 
@@ -154,7 +162,8 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         if moe.shared.gate:
             b.linear("ffn.shared_gate", "shared_experts", b.hidden, Dim(1, "1"), saves_input=False)
             gated = b.tokens * b.hidden.size
-            b.elementwise("ffn.shared_scale", "shared_experts", reads=gated, writes=gated, saves=gated)
+            moved = {"reads": gated, "writes": gated, "saves": gated}
+            b.elementwise("ffn.shared_scale", "shared_experts", role="shared_scale", **moved)
     if moe.beside is not None:
         _dense(
             b,
@@ -175,6 +184,7 @@ def _mixture(b: Builder, moe: MoE, *, inputs_saved: bool) -> None:
         reads=rows * inputs.size,
         writes=combined,
         saves=rows + outputs,
+        role="combine",
         forward_bytes=forward_bytes,
     )
 

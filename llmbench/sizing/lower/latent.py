@@ -111,6 +111,7 @@ def _indexer(b: Builder, mixer: LatentAttention, pairs: int) -> None:
         f"{where}.core",
         "attention_extra",
         "attention",
+        role="indexer_core",
         forward_flops=flops,
         backward_flops=2 * flops,
         kv_read_bytes=bytes_of(w.batch * b.kv_len * head_dim.size, w.kv_dtype) if w.phase == "decode" else 0,

@@ -98,6 +98,7 @@ def _scan(b: Builder, mixer: RecurrentKind, *, inputs: int, outputs: int, terms:
         f"{mixer.module_name}.scan",
         "mixer_ssm",
         "scan",
+        role="scan",
         forward_flops=flops,
         backward_flops=2 * flops,
         read_bytes=b.act(b.tokens * share(inputs, tp)),
